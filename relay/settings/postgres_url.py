@@ -22,6 +22,7 @@ _PATHS = ("sslrootcert", "sslcert", "sslkey")
 _PARAMETERS = ("application_name", "connect_timeout", "host", "port", "sslmode", *_PATHS)
 _CONNECT_TIMEOUT_S = 10
 _SECONDS = range(1, 601)
+_NAME = re.compile(r"[a-z_]{1,40}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}")
 
@@ -52,14 +53,18 @@ class ServerOptions(Struct, frozen=True):
 
 def parse_postgres_url(text: str) -> ServerOptions:
     """Return what the URL says. Raises ValueError with what was expected."""
-    authority, _, rest = text.removeprefix(SCHEME).partition("/")
+    authority, slash, rest = text.removeprefix(SCHEME).partition("/")
     path, _, query = rest.partition("?")
     login, at, places = authority.rpartition("@")
     user, colon, password = login.partition(":")
-    parameters = _parameters(query)
-    named = parameters.get("host", "")
     if not text.startswith(SCHEME) or "?" in authority or "#" in text or (at and not user):
         raise ValueError(POSTGRES_EXPECTED)
+    if "@" in rest:  # no text may have what may be the rest of a password
+        raise ValueError(f'{POSTGRES_EXPECTED}, with "/" in a password as "%2F"')
+    if not slash or not path or "/" in path:
+        raise ValueError(f"{POSTGRES_EXPECTED}, with the name of a database")
+    parameters = _parameters(query)
+    named = parameters.get("host", "")
     if (places and named) or (not named and "port" in parameters):
         raise ValueError("the hosts with their ports either before the database, or in ?host=")
     if named:
@@ -67,8 +72,6 @@ def parse_postgres_url(text: str) -> ServerOptions:
         hosts = _named_hosts(named.split(","), ports)
     else:
         hosts = tuple(map(_host, places.split(","))) if places else ((_SOCKETS, _PORT),)
-    if not path or "/" in path:
-        raise ValueError(f"{POSTGRES_EXPECTED}, with the name of a database")
     return ServerOptions(
         hosts,
         _decoded(path),
@@ -83,14 +86,23 @@ def parse_postgres_url(text: str) -> ServerOptions:
     )
 
 
+def check_no_password(written: str) -> None:
+    """Raise ValueError if a URL, less its references, has a password that everybody could read who
+    reads the file.
+    """
+    login, _, _ = written.removeprefix(SCHEME).rpartition("@")
+    if written.startswith(SCHEME) and login.partition(":")[2]:
+        raise ValueError("the password as ${file:PATH} or ${env:NAME}")
+
+
 def _parameters(query: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
         if name not in _PARAMETERS:
             known = ", ".join(_PARAMETERS)
-            what = f"not {name}" if name.isascii() and name.isprintable() and name else "no others"
-            raise ValueError(f"the parameters {known} only, {what}")
+            what = f", not {name}" if equals and _NAME.fullmatch(name) else ""
+            raise ValueError(f"no other parameters than {known}{what}")
         if not equals or not value or name in found:
             raise ValueError(f"one value for the parameter {name}")
         found[name] = _decoded(value)

@@ -22,6 +22,7 @@ from relay.settings.document import (
     read_document,
     unknown_key,
 )
+from relay.settings.postgres_url import check_no_password
 from relay.settings.tree import Address, Between, Duration, Form, Secret, Settings, Size
 from relay.settings.validation import check_together
 from relay.settings.values import (
@@ -35,6 +36,7 @@ from relay.settings.values import (
     parse_http_listener,
     parse_size,
     referenced_files,
+    without_references,
 )
 
 _SECONDS_MAX = 10 * 366 * 86400.0
@@ -146,9 +148,12 @@ class DocumentReader:
         return tuple(items)
 
     def _leaf(self, hint: Any, raw: Any, path: KeyPath) -> Any:
-        is_secret = get_origin(hint) is Annotated and Secret in get_args(hint)
+        marks = get_args(hint) if get_origin(hint) is Annotated else ()
+        is_secret = Secret in marks
         try:
             value = raw
+            if Form.SPOOL_URL in marks and isinstance(raw, str):
+                check_no_password(without_references(raw))
             if self._environ is not None and isinstance(raw, str) and has_reference(raw):
                 if is_secret:
                     files = referenced_files(raw, base=self._base)
@@ -158,7 +163,8 @@ class DocumentReader:
                     value = _number_or_word(value)
             return read_leaf(hint, value, self._base)
         except ValueError as error:
-            found = "something else" if is_secret and not has_reference(str(raw)) else shown(raw)
+            is_shown = not is_secret or (has_reference(str(raw)) and not without_references(raw))
+            found = shown(raw) if is_shown else "something else"
             self._add_fault(path, f"found {found}, expected {error}")
             raise _InvalidValueError from None
 

@@ -46,6 +46,7 @@ class Form(StrEnum):
     SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
     IP = "IP address"
     SPOOL_URL = "spool url"
+    NODE_NAME = "node name"
     SELECTOR = "selector"
     DATE = "date"  # an ISO date, or ""
     SRS_KEY = "secret"
@@ -166,15 +167,21 @@ class PickupSettings:
     max_concurrent: Annotated[int, Between(1, 1000)] = 8
 
 
+_SPOOL_FILE: Final = "spool.sqlite"
+
+
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
     """The durable queue.
 
-    `url` is "sqlite:PATH" with PATH relative to state_dir. `keep_size` 0 is no limit.
-    `reserve_size` is the size of the reserve file.
+    `url` is "sqlite:PATH" with PATH relative to state_dir, or that of a PostgreSQL server
+    (relay/settings/postgres_url.py). `keep_size` 0 is no limit. `reserve_size` is the size of the
+    reserve file. `node` is this node's name there; "": the hostname.
     """
 
-    url: Annotated[str, Form.SPOOL_URL, Secret] = "sqlite:spool.sqlite"
+    url: Annotated[str, Form.SPOOL_URL, Secret] = f"sqlite:{_SPOOL_FILE}"
+    node: Annotated[str, Form.NODE_NAME] = ""
+    bodies: str = ""  # a directory that nodes share for large bodies; not supported yet
     keep: PositiveSeconds = 14 * 86400.0
     keep_size: Annotated[int, Size()] = 0
     reserve_size: Annotated[int, Size()] = 16 * 1024 * 1024
@@ -333,8 +340,14 @@ class Settings:
 
     @property
     def spool_file(self) -> Path:
-        """The file of the queue."""
-        return self.state_dir / self.spool.url.removeprefix("sqlite:")
+        """The file of the queue; of one on a server, the file that would be its own by default."""
+        kind, _, path = self.spool.url.partition(":")
+        return self.state_dir / (path if kind == "sqlite" else _SPOOL_FILE)
+
+    @property
+    def node(self) -> str:
+        """The name of this node."""
+        return self.spool.node or self.hostname
 
     @property
     def pickup_socket(self) -> Path:

@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
 from relay.settings.tree import Address, Form
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -26,6 +27,7 @@ _BYTES_PER_UNIT = {"b": 1} | {
 }
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b)", re.IGNORECASE | re.ASCII)
 _RATE = re.compile(r"(\d{1,7}) ?/ ?(.+)", re.ASCII)
+_NODE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9_])?")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN_LENGTH_MAX = 253
 _LOCAL_PART_BYTES_MAX = 64
@@ -236,11 +238,23 @@ def parse_ip(text: str) -> str:
 
 
 def parse_spool_url(text: str) -> str:
-    """Return "sqlite:PATH"; PATH must be in state_dir, whose lock protects it."""
+    """Return "sqlite:PATH" with a PATH in state_dir, whose lock protects it, or the URL of a
+    PostgreSQL server.
+    """
+    if text.startswith(SCHEME):
+        parse_postgres_url(text)
+        return text
     kind, _, path = text.partition(":")
     is_inside = not Path(path).is_absolute() and ".." not in Path(path).parts
     if kind != "sqlite" or not path or "\0" in path or not is_inside:
-        raise ValueError('"sqlite:PATH" with a PATH inside state_dir')
+        raise ValueError(f'"sqlite:PATH" with a PATH inside state_dir, or {POSTGRES_EXPECTED}')
+    return text
+
+
+def parse_node_name(text: str) -> str:
+    """Return the name of a node: one word, as in names of hosts."""
+    if not _NODE_NAME.fullmatch(text):
+        raise ValueError("a name of at most 63 letters, digits, dots, hyphens and underscores")
     return text
 
 
@@ -294,6 +308,7 @@ PARSERS = {
     Form.SELECTOR: parse_selector,
     Form.DATE: parse_date,
     Form.SPOOL_URL: parse_spool_url,
+    Form.NODE_NAME: parse_node_name,
     Form.SRS_KEY: parse_srs_key,
     Form.WEB_URL: parse_web_url,
 }
@@ -308,12 +323,24 @@ def has_reference(text: str) -> bool:
     return "${" in text
 
 
+def without_references(text: str) -> str:
+    """Return what is written in `text` itself."""
+    return _REFERENCE.sub("", text)
+
+
 def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
     """Return `text` with its references replaced; PATH is relative to `base`.
 
-    The last line ending of a file is removed. Raises ValueError.
+    The last line ending of a file is removed. In the URL of a server, a reference is one part, such
+    as the password, of any characters. Raises ValueError.
     """
-    return _REFERENCE.sub(lambda found: _resolve_reference(found[1], base, environ), text)
+    is_url = text.startswith(SCHEME)
+
+    def replacement(found: re.Match[str]) -> str:
+        value = _resolve_reference(found[1], base, environ)
+        return quote(value, safe="") if is_url else value
+
+    return _REFERENCE.sub(replacement, text)
 
 
 def referenced_files(text: str, *, base: Path) -> list[Path]:
