@@ -121,7 +121,9 @@ async def test_a_reroute_by_the_routes_holds_what_they_hold_unless_it_was_releas
         if one.detail.get("operation") == "reroute"
     ]  # fmt: skip
     assert list(detail["holds"].values()) == ["route r"]
-    assert {one.message.id for one in await due(spool, clock)} == {fresh, released}
+    assert states(await spool.journey(fresh)) == {"x@a.test": "held", "y@b.test": "queued"}
+    claims = await due(spool, clock)
+    assert {(one.message.id, one.extra.reason) for one in claims} == {(fresh, ""), (released, "")}
 
 
 async def test_held_mail_that_is_restored_stays_held_by_its_route(spool, make, clock) -> None:

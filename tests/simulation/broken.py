@@ -39,12 +39,12 @@ from relay.message.srs import Srs
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
-from relay.spool.common import accepted_rows, holds
+from relay.spool.common import accepted_rows, holds, queue_decisions, queued_entries
 from relay.spool.queue_commands import Operation
-from relay.spool.sqlite import maintenance, queue_changes, transactions, writer
+from relay.spool.sqlite import maintenance, queue_admin, transactions, writer
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
+from relay.spool.sqlite.queue_admin import SpoolQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer
@@ -228,11 +228,13 @@ def _same_epoch(original: Any) -> Any:
 
 
 def _released_in_its_epoch(original: Any) -> Any:
-    def release(self: Any, *args: Any) -> Any:
-        with patch.object(queue_changes, "_WAIT", _same_epoch(queue_changes._WAIT)):
-            return original(self, *args)
+    def change(transaction: Any, command: Any, *args: Any, **more: Any) -> Any:
+        if command.operation is not Operation.RELEASE:
+            return original(transaction, command, *args, **more)
+        with patch.object(queued_entries, "_WAIT", _same_epoch(queued_entries._WAIT)):
+            return original(transaction, command, *args, **more)
 
-    return release
+    return change
 
 
 def _still_tried(_original: Any) -> Any:
@@ -294,9 +296,9 @@ def _keys_end_early(original: Any) -> Any:
 
 
 def _held_without_end(original: Any) -> Any:
-    def wait(self: Any, key: Any, facts: Any, *, retry_us: Any) -> None:
+    def wait(self: Any, key: Any, facts: Any, *, retry_us: Any, **more: Any) -> None:
         is_hold = self._order.operation is Operation.HOLD
-        original(self, key, facts, retry_us=None if is_hold else retry_us)
+        original(self, key, facts, retry_us=None if is_hold else retry_us, **more)
 
     return wait
 
@@ -485,15 +487,11 @@ def _expiring_untried() -> Iterator[None]:
 
 
 def _whoever_has_it(original: Any) -> Any:
-    def facts_of(cursor: Any, key: Any) -> Any:
-        facts = original(cursor, key)
-        return None if facts is None else replace(facts, is_claimed=False)
-
-    return facts_of
+    return lambda row: replace(original(row), is_claimed=False)
 
 
 def _all_done(original: Any) -> Any:
-    async def execute(self: SqliteQueueAdmin, order: Any, **more: Any) -> Any:
+    async def execute(self: SpoolQueueAdmin, order: Any, **more: Any) -> Any:
         changed = await original(self, order, **more)
         for one in changed.entries:
             one["result"] = "done"
@@ -558,23 +556,23 @@ BROKEN = (
         _instead(WorldClock, "confirmed_us", _steady_time),
         "invariant 7", where=_leaps_ahead,
     ),
-    Broken("a hold keeps the epoch", _instead(queue_changes, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
+    Broken("a hold keeps the epoch", _instead(queued_entries, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
     Broken(
         "a release keeps the epoch",
-        _instead(queue_changes._EntryChanger, "_release", _released_in_its_epoch),
+        _instead(queue_admin, "change", _released_in_its_epoch),
         "invariant 3", where=conditions.operated,
     ),
     Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=conditions.operated),
-    Broken("what is held never ends", _instead(queue_changes, "earliest_due_us", _held_for_ever), "invariant 6", where=conditions.operated),
+    Broken("what is held never ends", _instead(queue_decisions, "earliest_due_us", _held_for_ever), "invariant 6", where=conditions.operated),
     Broken("retried at expiry only", _instead(RetrySchedule, "retry", _retry_at_expiry), "expected"),
     Broken("seen at expiry only", _instead(attempt_result, "_waiting", _seen_at_expiry), "looked at after"),
     Broken("always the first step", _instead(RetrySchedule, "_following", _first_step_again), "expected"),
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=conditions.never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=conditions.slower_than_expiry),
-    Broken("a cancel takes what is in flight", _instead(queue_changes, "read_entry_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
-    Broken("a cancel in flight is reported as done", _instead(SqliteQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
-    Broken("a release forgets when", _instead(queue_changes._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
-    Broken("a release forgets the attempts", _instead(queue_changes._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
+    Broken("a cancel takes what is in flight", _instead(queued_entries, "_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a cancel in flight is reported as done", _instead(SpoolQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a release forgets when", _instead(queue_decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
+    Broken("a release forgets the attempts", _instead(queue_decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
     Broken("each next hop is warned of", _instead(transactions, "_record_owed", _nothing), "invariant 6"),
     Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
@@ -589,7 +587,7 @@ BROKEN = (
     Broken("what was released is held again", _instead(holds, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
-    Broken("a timed hold is for ever", _instead(queue_changes._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
+    Broken("a timed hold is for ever", _instead(queue_decisions._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
     Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=conditions.held_and_never_anew),
     Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=conditions.without_rates),
     Broken("a slow transaction keeps its place", _instead(ConcurrencyLimit, "_slow", _nothing), "slow transactions", where=conditions.crowds),

@@ -59,13 +59,6 @@ def held_extra(text: str, reason: str, *, since_us: int) -> str:
     return changed_extra(text, reason=reason, since_us=since_us, rule="", silent=False)
 
 
-def change_extra(transaction: OpenTransaction, key: Key, **fields: Any) -> None:
-    """Set these fields of an entry's EntryExtra."""
-    row = transaction.fetch_one(_EXTRA, key)
-    if row is not None:
-        transaction.execute(_CHANGE, (changed_extra(row[1], **fields), *key))
-
-
 def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: int) -> None:
     """Record why an entry is held, and since when in wall clock time. No rule holds it now; one
     that did has its entry counted as that of an operator.

@@ -8,19 +8,28 @@ See docs/design.md 4; docs/names.md (Commands).
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-import apsw
+from msgspec import Struct
 
 from relay.clock import Clock
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.cancel_reports import NOTHING_PLANNED, CancelReports, PlannedReports
+from relay.spool.common.queue_changes import change
+from relay.spool.common.queue_decisions import (
+    IN_FLIGHT,
+    ChangeResult,
+    CommandTimes,
+    dry_run_entry,
+)
+from relay.spool.common.queue_engine import Leftovers, QueueEngine
+from relay.spool.common.queued_entries import load_entries, put_back
 from relay.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
@@ -34,20 +43,8 @@ from relay.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
-from relay.spool.sqlite.cancel_reports import CancelReports, PlannedReports
-from relay.spool.sqlite.database import Reader
-from relay.spool.sqlite.queue_changes import (
-    IN_FLIGHT,
-    NOTHING_PLANNED,
-    ChangeResult,
-    CommandTimes,
-    change,
-    dry_run_entry,
-    put_back,
-)
 from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
-from relay.spool.sqlite.receipts import SqliteReceipts
-from relay.spool.sqlite.writer import Batch, Writer
+from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import FIRST_KEY, Key, NewMessage, ReportWriter, Selector
 
 _AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
@@ -58,29 +55,25 @@ _PAUSE_S_MAX = 10.0
 _log = get_logger("spool")
 
 
-class SqliteQueueAdmin:
-    """A QueueAdmin on the spool's writer and a reader."""
+class SpoolQueueAdmin:
+    """A QueueAdmin on what a QueueEngine supplies."""
 
     def __init__(
         self,
-        writer: Writer,
-        reader: Reader,
-        reports: CancelReports,
+        engine: QueueEngine,
         *,
-        receipts: SqliteReceipts,
-        remove_files: Callable[[Sequence[str]], None],
+        follow: Callable[[QueueCommand], Awaitable[None]],
         clock: Clock,
         metrics: Metrics,
         shown_times: Callable[[], ShownTimes],
     ) -> None:
-        self._writer = writer
-        self._reader = reader
-        self._receipts = receipts
-        self._remove_files = remove_files
+        """`follow` is called with each command that is done."""
+        self._engine = engine
+        self._follow = follow
         self._clock = clock
         self._metrics = metrics
         self._shown_times = shown_times
-        self._reports = reports
+        self._reports = CancelReports(engine)
         self._delivery: ActiveClaims = NoActiveClaims()
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -102,12 +95,12 @@ class SqliteQueueAdmin:
             self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
         )
 
-        def look(cursor: apsw.Cursor) -> None:
-            for key in selection.step(cursor):
-                listing.add(cursor, key)
+        def look(tables: Tables) -> None:
+            for key in selection.step(_cursor(tables)):
+                listing.add(_cursor(tables), key)
 
         while not (selection.has_ended or listing.is_full):
-            await self._reader.run(look)
+            await self._engine.read(look)
         return EntryList(listing.entries, unknown=selection.unknown)
 
     async def execute(
@@ -119,7 +112,7 @@ class SqliteQueueAdmin:
         answer = _ReportBuilder(command, self._shown_times(), on_progress=on_progress)
         left: list[Key] = []
         while not selection.has_ended:
-            keys = left + await self._reader.run(selection.step)
+            keys = left + await self._engine.read(lambda tables: selection.step(_cursor(tables)))
             left = []
             if command.bounce and not selection.has_ended:  # the next step may have more of it
                 left = [key for key in keys if key[0] == keys[-1][0]]
@@ -130,7 +123,7 @@ class SqliteQueueAdmin:
                 else:
                     # a cancelled request must not lose withdrawn claims
                     await asyncio.shield(self._do(some, answer))
-        await self._receipts.follow(command)
+        await self._follow(command)
         return answer.changed(unknown=selection.unknown)
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
@@ -140,7 +133,7 @@ class SqliteQueueAdmin:
             _dry_run, command=answer.command, keys=keys, waiting=waiting,
             now_us=self._clock.queue_us(), listed=listed,
         )  # fmt: skip
-        answer.add(await self._reader.run(rehearse), listed)
+        answer.add(await self._engine.read(rehearse), listed)
         if answer.command.bounce:
             answer.reports += await self._reports.count(keys, taken=waiting)
 
@@ -156,26 +149,27 @@ class SqliteQueueAdmin:
                 if answer.command.operation is Operation.CANCEL:
                     planned = await self._reports.plan(left, answer.command, taken=taken)
                 write = partial(
-                    _write, command=answer.command, keys=left, taken=taken, times=self._times(),
-                    listing=answer.listing, planned=planned, captured=self._reports.captured,
+                    _write, command=answer.command, keys=left, engine=self._engine, taken=taken,
+                    times=self._times(), planned=planned, listing=answer.listing,
                 )  # fmt: skip
-                result, listed = await self._writer.submit(write)
+                done = await self._engine.change(write)
             except Exception:
                 self._release_later(taken)
                 await self._discard(planned, ())
                 raise
+            result = done.result
             await self._discard(planned, result.reports)
-            self._follow_up(result)
+            self._follow_up(done)
             answer.reports += len(result.reports)
             certain = (
                 one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
             )
-            answer.add(certain, listed)
+            answer.add(certain, done.listed)
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
                 return
         listed = answer.listing()
-        await self._reader.run(partial(_show_in_flight, keys=left, listed=listed))
+        await self._engine.read(partial(_show_in_flight, keys=left, listed=listed))
         answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
@@ -183,10 +177,10 @@ class SqliteQueueAdmin:
         ids = {one.facts.id for one in made}
         for one in planned.by_message.values():
             if any(report.facts.id in ids for report in one.plan.messages):
-                self._reports.committed(one.files)
+                self._engine.committed(one.stored)
                 self._metrics.accepted.labels(Source.REPORT).inc(len(one.plan.messages))
             else:
-                await self._reports.discard(one.files)
+                await self._engine.discard(one.stored)
 
     def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Return what _take() would take."""
@@ -202,12 +196,13 @@ class SqliteQueueAdmin:
             frozenset() if command.operation is Operation.RETRY else self._delivery.withdraw(keys)
         )
 
-    def _follow_up(self, result: ChangeResult) -> None:
+    def _follow_up(self, done: "_Done") -> None:
         """Run what follows a durable change."""
+        result = done.result
         if result.cancelled:
             self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
-        if result.files:
-            self._reader.later(partial(self._remove_files, result.files))
+        if done.left:
+            self._engine.remove(done.left)
         if result.next_hops:
             self._delivery.retry_now(result.next_hops)
         if result.due_us is not None:
@@ -224,7 +219,7 @@ class SqliteQueueAdmin:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                await self._writer.submit(partial(put_back, keys=taken))
+                await self._engine.change(partial(put_back, keys=taken))
             except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
                 # The next start releases them at the latest.
                 _log.warning(
@@ -278,31 +273,40 @@ class _ReportBuilder:
         )  # fmt: skip
 
 
+class _Done(Struct, frozen=True):
+    """What a transaction did, the entries as it left them, and what is to be removed after it."""
+
+    result: ChangeResult
+    listed: EntryListBuilder
+    left: Leftovers
+
+
 def _write(
-    batch: Batch,
+    transaction: OpenTransaction,
     *,
     command: QueueCommand,
     keys: Sequence[Key],
+    engine: QueueEngine,
     taken: Collection[Key],
     times: CommandTimes,
-    listing: Callable[[], EntryListBuilder],
     planned: PlannedReports,
-    captured: CapturedMail,
-) -> tuple[ChangeResult, EntryListBuilder]:
+    listing: Callable[[], EntryListBuilder],
+) -> _Done:
     """Change and list in one transaction, so that entries are shown as the change left them."""
     result = change(
-        batch, command, keys, taken=taken, times=times, planned=planned, captured=captured
+        transaction, command, keys, engine=engine, taken=taken, times=times, planned=planned
     )
     listed = listing()
     for key, (outcome, note) in result.results.items():
         if outcome is not CommandResult.IN_FLIGHT:
             for one in (key, *result.made.get(key, ())):
-                listed.add(batch.cursor, one, result=str(outcome), note=note)
-    return result, listed
+                listed.add(_cursor(transaction), one, result=str(outcome), note=note)
+    left = engine.entries_ended(transaction, result.ended) if result.ended else None
+    return _Done(result, listed, left)
 
 
 def _dry_run(
-    cursor: apsw.Cursor,
+    tables: Tables,
     *,
     command: QueueCommand,
     keys: Sequence[Key],
@@ -312,17 +316,22 @@ def _dry_run(
 ) -> list[CommandResult]:
     """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
     results = []
+    loaded = load_entries(tables, command, keys)
     for key in keys:
-        foreseen = dry_run_entry(cursor, command, key, waiting=waiting, now_us=now_us)
+        foreseen = dry_run_entry(loaded, command, key, waiting=waiting, now_us=now_us)
         if foreseen is not None:
             results.append(foreseen[0])
-            listed.add(cursor, key, result=str(foreseen[0]), note=foreseen[1])
+            listed.add(_cursor(tables), key, result=str(foreseen[0]), note=foreseen[1])
     return results
 
 
-def _show_in_flight(cursor: apsw.Cursor, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
+def _show_in_flight(tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
     for key in keys:
-        listed.add(cursor, key, result=str(CommandResult.IN_FLIGHT), note=IN_FLIGHT)
+        listed.add(_cursor(tables), key, result=str(CommandResult.IN_FLIGHT), note=IN_FLIGHT)
+
+
+def _cursor(tables: Any) -> Any:
+    return tables.cursor
 
 
 def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:

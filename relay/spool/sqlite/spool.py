@@ -31,7 +31,6 @@ from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
-from relay.spool.sqlite.cancel_reports import CancelReports
 from relay.spool.sqlite.claims import (
     find_due,
     late_recipients,
@@ -53,7 +52,8 @@ from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
-from relay.spool.sqlite.queue_admin import SqliteQueueAdmin
+from relay.spool.sqlite.queue_admin import SpoolQueueAdmin
+from relay.spool.sqlite.queue_engine import SqliteQueueEngine
 from relay.spool.sqlite.receipts import SqliteReceipts
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
@@ -167,9 +167,9 @@ class SqliteSpool:
             was_closed=self._last_commit.was_closed,
         )  # fmt: skip
         self.receipts = SqliteReceipts(self._writer, self._queries, self._connection)
-        self.queue_admin = SqliteQueueAdmin(
-            self._writer, self._queries, self._cancel_reports(), remove_files=self._files.remove,
-            receipts=self.receipts, clock=clock, metrics=metrics, shown_times=self._shown_times,
+        self.queue_admin = SpoolQueueAdmin(
+            self._queue_engine(), follow=self.receipts.follow, clock=clock, metrics=metrics,
+            shown_times=self._shown_times,
         )  # fmt: skip
 
     @property
@@ -177,10 +177,11 @@ class SqliteSpool:
         """SpoolEngine.development."""
         return self.maintenance
 
-    def _cancel_reports(self) -> CancelReports:
-        return CancelReports(
-            self._queries, read_content=self.read_content, store=self._store_reports,
-            discard=self._remove, committed=self._files.committed, captured=self._captured,
+    def _queue_engine(self) -> SqliteQueueEngine:
+        return SqliteQueueEngine(
+            self._writer, self._queries, self._files, captured=self._captured,
+            read_content=self.read_content, store_contents=self._store_reports,
+            discard=self._remove,
         )  # fmt: skip
 
     def _open(self) -> apsw.Connection:

@@ -25,14 +25,12 @@ from relay.spool.common.accepted_rows import (
 from relay.spool.common.holds import count_holds, has_room, note_hold
 from relay.spool.common.remote_reports import join_report
 from relay.spool.common.rows import (
-    ACCEPTED_COUNTER,
     LIVE_STATES,
     MESSAGE_COLUMNS,
     REMOVED_EVENTS,
     SEQUENCE_BASE,
     json_text,
     message_row,
-    recipient_row,
 )
 from relay.spool.common.settled_rows import SettledRows, owed_rows, settled_rows, waiting_columns
 from relay.spool.sqlite.content_files import StoredFile
@@ -46,9 +44,7 @@ from relay.spool.types import (
     Accepted,
     Claim,
     ContentKey,
-    Key,
     NewMessage,
-    NewRecipient,
     SentReceipt,
     Settlement,
 )
@@ -64,7 +60,7 @@ _ENTRY = (
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
-PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
 _OLDEST_RECEIPTS = (
@@ -195,7 +191,7 @@ def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
     if settlement.owed:
         cursor.executemany(_OWE, owed_rows(settlement))
     if settlement.pays:
-        cursor.execute(PAY, claim.key)
+        cursor.execute(_PAY, claim.key)
     if settlement.ends_warning:
         sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
         cursor.execute(sql, (claim.message.id,))
@@ -262,20 +258,6 @@ def add_reports(
     """Write reports, which wait unclaimed."""
     for message, names in zip(reports, files, strict=True):
         _insert_message(batch, message, names, claim=False, captured=captured)
-
-
-def add_recipients(batch: Batch, key: Key, recipients: Sequence[NewRecipient]) -> None:
-    """Add recipients to an entry that was made after the acceptance of its message."""
-    message_id, entry = key
-    last = fetch_one(
-        batch.cursor, "SELECT max(number) FROM recipient WHERE message_id = ?", (message_id,)
-    )
-    rows = [
-        recipient_row(message_id, recipient, entry=entry, number=number)
-        for number, recipient in enumerate(recipients, int(last[0] or 0) + 1)
-    ]
-    batch.cursor.executemany(_RECIPIENT, rows)
-    batch.counts[ACCEPTED_COUNTER] += len(rows)
 
 
 def _leave(cursor: apsw.Cursor, settlement: Settlement, rows: SettledRows) -> bool:

@@ -29,9 +29,7 @@ async def test_a_claim_made_during_a_command_is_withdrawn_too(
 
     monkeypatch.setattr(active_claims, "withdraw", ask)
     queue_admin = spool.queue_admin
-    monkeypatch.setattr(
-        queue_admin, "_writer", type("Late", (), {"submit": staticmethod(submit_after_claims)})
-    )
+    monkeypatch.setattr(queue_admin._engine, "change", submit_after_claims)
     answer = await queue_admin.execute(command("hold"))
     assert [one["result"] for one in answer.entries] == ["done"]
     assert len(asked) == 2

@@ -1,20 +1,19 @@
-"""Apply a queue command to single entries: retry, hold, release, cancel and reroute.
+"""Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
-Each call runs inside one transaction. A dry run and the change itself decide by the same
-functions. An entry that is being delivered is left alone. Every change raises the epoch, so that
-a claim made before cannot be settled; and it appends an event that says who changed the entry and
-why.
+A dry run and the change itself decide by the same functions, on values that were read before
+(relay/spool/common/queued_entries.py). An entry that is being delivered is left alone. Every change
+raises the epoch, so that a claim made before cannot be settled; and it has an event that says who
+changed the entry and why.
 
 See docs/design.md 4, invariants 1, 3 and 9.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import apsw
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -23,11 +22,9 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import Destination, HopKind, NextHop
-from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.holds import change_extra, count_holds, note_hold, note_release
-from relay.spool.common.rows import (
-    LIVE_STATES,
-)
+from relay.spool.common.holds import RELEASED, changed_extra, held_extra
+from relay.spool.common.queued_entries import EntryChanges, EntryFacts, LoadedEntries
+from relay.spool.common.rows import recipient_row
 from relay.spool.queue_commands import (
     CommandResult,
     Operation,
@@ -36,52 +33,39 @@ from relay.spool.queue_commands import (
     earliest_due_us,
     has_been_restored,
     state_after,
-    states_before,
 )
-from relay.spool.sqlite.cancel_reports import PlannedReports, to_be_planned
-from relay.spool.sqlite.database import (
-    fetch,
-    fetch_one,
-)
-from relay.spool.sqlite.entry_facts import EntryFacts, read_entry_facts
-from relay.spool.sqlite.queue_list import operations
-from relay.spool.sqlite.transactions import (
-    PAY,
-    add_recipients,
-    add_reports,
-    drop_content,
-)
-from relay.spool.sqlite.writer import Batch
-from relay.spool.types import RESTORED_US, Key, NewMessage, NewRecipient
+from relay.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient
 
 IN_FLIGHT = "it is being delivered"
-NOTHING_PLANNED = PlannedReports()
-_DONE = CommandResult.DONE
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
-_EXPIRE_AT = "UPDATE message SET expires_us = ? WHERE id = ?"
-_WAIT = (
-    "UPDATE entry SET state = ?, claimed = 0, epoch = epoch + 1, retry_us = ?, due_us = ?"
-    " WHERE message_id = ? AND number = ?"
-)
-_DUE = "UPDATE entry SET due_us = ?, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
-_END = (
-    "UPDATE entry SET state = 'final', claimed = 0, epoch = epoch + 1, retry_us = NULL,"
-    " due_us = NULL, warn_us = NULL WHERE message_id = ? AND number = ?"
-)
-# At another next hop, nothing was unreachable or deferred yet.
-_SET_NEXT_HOP = (
-    "UPDATE entry SET next_hop = ?, lane = priority, cause = '', cause_attempts = 0"
-    " WHERE message_id = ? AND number = ?"
-)
-_COPY = (
-    "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
-    " epoch, retry_us, lane, sender, warn_us, priority, extra)"
-    " SELECT message_id, ?, ?, content_id, state, 0, due_us, ?, 1, retry_us, priority,"
-    " sender, warn_us, priority, extra FROM entry WHERE message_id = ? AND number = ?"
-)
 _NEVER = frozenset((Notify.NEVER,))
+
+
+class CommandTimes(Struct, frozen=True):
+    """The present moment in queue time and in wall time."""
+
+    queue_us: int
+    wall_us: int
+
+    @property
+    def offset_us(self) -> int:
+        """How far the wall clock is ahead of queue time."""
+        return offset_us(wall_us=self.wall_us, queue_us=self.queue_us)
+
+
+@dataclass(slots=True)
+class ChangeResult:
+    """What one transaction did: a result and a note for each entry, new and ended entries."""
+
+    results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
+    made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
+    next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
+    due_us: int | None = None  # the earliest due time of a changed entry
+    ended: dict[Key, ContentKey] = field(default_factory=dict)  # entries, with their contents
+    cancelled: int = 0  # recipients
+    reports: list[NewMessage] = field(default_factory=list)  # to senders
 
 
 class RerouteTargets(Struct, frozen=True):
@@ -105,30 +89,70 @@ class RerouteTargets(Struct, frozen=True):
         return "none of its recipients has a mailbox or a next hop there"
 
 
-def reroute_targets(cursor: apsw.Cursor, key: Key, to: RouteLookup, *, now: str) -> RerouteTargets:
-    """Call `to` for each recipient of the entry whose next hop is `now`, as it is stored."""
+def dry_run_entry(
+    loaded: LoadedEntries,
+    command: QueueCommand,
+    key: Key,
+    *,
+    waiting: Collection[Key],
+    now_us: int,
+) -> tuple[CommandResult, str] | None:
+    """Return what `command` would do; of the claimed entries, `waiting` would be withdrawn. None:
+    the entry has ended.
+    """
+    facts = loaded.facts.get(key)
+    if facts is None:
+        return None
+    if facts.is_claimed and key not in waiting:
+        return CommandResult.IN_FLIGHT, IN_FLIGHT
+    note = (
+        command.inapplicable_reason(facts.state)
+        or _unchanged_reason(command, facts, now_us=now_us)
+        or _held_before(loaded, command, key)
+    )
+    is_rerouting = command.is_rerouting(facts.state) and not command.copy_to
+    if command.to is not None and is_rerouting and not note:
+        targets = _reroute_targets(loaded, key, command.to)
+        note = targets.inapplicable_reason(command.operation)
+    return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
+
+
+def decide(
+    loaded: LoadedEntries,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    *,
+    taken: Collection[Key],
+    times: CommandTimes,
+    planned: Mapping[Key, int | None],
+) -> tuple[ChangeResult, EntryChanges]:
+    """Return what `command` does to these entries; `taken` are entries whose claims were withdrawn.
+    `planned` are those for which reports are planned, with the epochs of then.
+    """
+    changer = _EntryChanger(loaded, command, taken=taken, times=times)
+    is_cancel = command.operation is Operation.CANCEL
+    passed_over = changer.changed_since(planned, keys) if is_cancel else frozenset[Key]()
+    return changer.run(keys, passed_over=passed_over), changer.changes
+
+
+def _reroute_targets(loaded: LoadedEntries, key: Key, to: RouteLookup) -> RerouteTargets:
+    """Call `to` for each recipient of the entry that is not final."""
     onward: dict[Destination, list[int]] = {}
     already: list[int] = []
     rejected: list[int] = []
-    facts = fetch_one(cursor, "SELECT reverse_path FROM message WHERE id = ?", (key[0],))
-    reverse_path = facts[0] if facts is not None else ""
-    for number, address in fetch(
-        cursor,
-        "SELECT number, address FROM recipient WHERE message_id = ? AND entry = ?"
-        f" AND state IN {LIVE_STATES} ORDER BY number",
-        key,
-    ):
-        found = to(address, reverse_path)
+    facts = loaded.facts[key]
+    for number, address in loaded.recipients.get(key, ()):
+        found = to(address, facts.reverse_path)
         if found is None or found.next_hop.kind is HopKind.CAPTURE:
             rejected.append(number)
-        elif found.next_hop.key == now:
+        elif found.next_hop.key == facts.next_hop:
             already.append(number)
         else:
             onward.setdefault(found, []).append(number)
     return RerouteTargets(onward, already, rejected)
 
 
-def unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
+def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
     """Return why a retry or a hold does not change the entry, "" where it does."""
     match command.operation:
         case Operation.RETRY if facts.retry_us is not None and facts.retry_us <= now_us:
@@ -143,153 +167,78 @@ def unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -
             return ""
 
 
-def _held_before(cursor: apsw.Cursor, command: QueueCommand, key: Key) -> str:
+def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
     """Return why a release of restored mail leaves an entry held, "" where it does not."""
     if command.operation is not Operation.RELEASE or not command.selector.restored:
         return ""
-    holds = (one for one in operations(cursor, key) if one["operation"] == Operation.HOLD)
-    is_of_restore = next(holds, {}).get("restored", False)
+    holds = (one for one in loaded.operations_on(key) if one["operation"] == Operation.HOLD)
+    is_of_restore = next(iter(holds), {}).get("restored", False)
     return "" if is_of_restore else "it was held before the backup, and stays held"
 
 
-def dry_run_entry(
-    cursor: apsw.Cursor, command: QueueCommand, key: Key, *, waiting: Collection[Key], now_us: int
-) -> tuple[CommandResult, str] | None:
-    """Return what `command` would do; of the claimed entries, `waiting` would be withdrawn. None:
-    the entry has ended.
-    """
-    facts = read_entry_facts(cursor, key)
-    if facts is None:
-        return None
-    if facts.is_claimed and key not in waiting:
-        return CommandResult.IN_FLIGHT, IN_FLIGHT
-    note = (
-        command.inapplicable_reason(facts.state)
-        or unchanged_reason(command, facts, now_us=now_us)
-        or _held_before(cursor, command, key)
-    )
-    is_rerouting = command.is_rerouting(facts.state) and not command.copy_to
-    if command.to is not None and is_rerouting and not note:
-        targets = reroute_targets(cursor, key, command.to, now=facts.next_hop)
-        note = targets.inapplicable_reason(command.operation)
-    return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
-
-
-class CommandTimes(Struct, frozen=True):
-    """The present moment in queue time and in wall time."""
-
-    queue_us: int
-    wall_us: int
-
-    @property
-    def offset_us(self) -> int:
-        """How far the wall clock is ahead of queue time."""
-        return offset_us(wall_us=self.wall_us, queue_us=self.queue_us)
-
-
-@dataclass(slots=True)
-class ChangeResult:
-    """What one transaction did: a result and a note for each entry, new entries, free files."""
-
-    results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
-    made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
-    next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
-    due_us: int | None = None  # the earliest due time of a changed entry
-    files: list[str] = field(default_factory=list)  # that no content needs any more
-    cancelled: int = 0  # recipients
-    reports: list[NewMessage] = field(default_factory=list)  # to senders
-
-
-def change(
-    batch: Batch,
-    command: QueueCommand,
-    keys: Sequence[Key],
-    *,
-    taken: Collection[Key],
-    times: CommandTimes,
-    planned: PlannedReports = NOTHING_PLANNED,
-    captured: CapturedMail | None = None,
-) -> ChangeResult:
-    """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
-
-    A withdrawn entry that is not changed is released; it is due as before. A cancel changes
-    messages with reports only if they are as `planned` knew them; `captured` is for their reports.
-    """
-    changer = _EntryChanger(batch, command, taken=taken, times=times)
-    if command.operation is not Operation.CANCEL:
-        return changer.run(keys)
-    assert captured is not None
-    result = changer.run(keys, passed_over=changer.changed_since(planned, keys))
-    for message_id in {key[0] for key, (done, _) in result.results.items() if done is _DONE}:
-        if (made := planned.by_message.get(message_id)) is not None:
-            add_reports(batch, made.plan.messages, made.files, captured=captured)
-            batch.append_events(message_id, made.plan.events)
-            batch.cursor.executemany(PAY, [key for key in planned.epochs if key[0] == message_id])
-            result.reports += made.plan.messages
-            result.due_us = times.queue_us
-    return result
-
-
-def put_back(batch: Batch, keys: Collection[Key]) -> None:
-    """Release claims that were withdrawn for an operation that was not done."""
-    batch.cursor.executemany(
-        "UPDATE entry SET claimed = 0, epoch = epoch + 1"
-        " WHERE message_id = ? AND number = ? AND claimed = 1 AND state <> 'final'",
-        keys,
-    )
-
-
 class _EntryChanger:
+    """Decides on the entries of one transaction, one after the other."""
+
     def __init__(
-        self, batch: Batch, command: QueueCommand, *, taken: Collection[Key], times: CommandTimes
+        self,
+        loaded: LoadedEntries,
+        command: QueueCommand,
+        *,
+        taken: Collection[Key],
+        times: CommandTimes,
     ) -> None:
-        self._batch = batch
-        self._cursor = batch.cursor
+        self.changes = EntryChanges()
+        self._loaded = loaded
         self._order = command
         self._taken = taken
         self._times = times
         self._work = ChangeResult()
+        self._last_numbers = dict(loaded.last_numbers)
         self._events: dict[str, dict[str, Any]] = {}  # by message
 
-    def changed_since(self, planned: PlannedReports, keys: Sequence[Key]) -> frozenset[Key]:
+    def changed_since(
+        self, planned: Mapping[Key, int | None], keys: Sequence[Key]
+    ) -> frozenset[Key]:
         """Return the entries that need a plan and have none, and all of messages that are not as
         planned.
         """
-        epochs, changed = planned.epochs, set()
-        for key, epoch in epochs.items():
-            facts = read_entry_facts(self._cursor, key)
+        changed = set()
+        for key, epoch in planned.items():
+            facts = self._loaded.facts.get(key)
             is_ours = facts is not None and (not facts.is_claimed or key in self._taken)
             if not is_ours or (facts is not None and epoch not in (None, facts.epoch)):
                 changed.add(key[0])
-        new = set(to_be_planned(self._cursor, keys, self._order)).difference(epochs)
+        new = set(self._loaded.to_be_planned).difference(planned)
         return frozenset(key for key in keys if key in new or key[0] in changed)
 
-    def run(
-        self, keys: Sequence[Key], *, passed_over: Collection[Key] = frozenset()
-    ) -> ChangeResult:
+    def run(self, keys: Sequence[Key], *, passed_over: Collection[Key]) -> ChangeResult:
         """Those that are passed over are in flight, for now."""
         for key in keys:
-            facts = read_entry_facts(self._cursor, key)
+            facts = self._facts(key)
             if facts is None:  # it has ended meanwhile
                 continue
             if facts.is_claimed and key not in self._taken:
                 self._result(key, CommandResult.IN_FLIGHT)
             elif key in passed_over:
                 self._result(key, CommandResult.IN_FLIGHT)
-                if facts.is_claimed:
-                    put_back(self._batch, [key])
-                    self._due_now(facts.next_hop)
+                self._put_back(key, facts)
             elif note := self._order.inapplicable_reason(facts.state) or self._do(key, facts):
                 self._result(key, CommandResult.UNCHANGED, note)
-                if facts.is_claimed:
-                    put_back(self._batch, [key])
-                    self._due_now(facts.next_hop)
+                self._put_back(key, facts)
             else:
                 self._result(key, CommandResult.DONE)
         for message_id, detail in self._events.items():
             event = Event(Step.DELIVERY, self._times.wall_us, detail)
-            self._batch.append_events(message_id, [event])
+            self.changes.events[message_id] = event
         return self._work
+
+    def _facts(self, key: Key) -> EntryFacts | None:
+        """Return the facts, with the expiry that the entries before have given to the message."""
+        facts = self._loaded.facts.get(key)
+        expires_us = self.changes.expiries.get(key[0])
+        if facts is None or expires_us is None or facts.ends_alone:
+            return facts
+        return replace(facts, expires_us=expires_us)
 
     def _do(self, key: Key, facts: EntryFacts) -> str:
         """Do it, or return why there is nothing to do."""
@@ -309,7 +258,7 @@ class _EntryChanger:
 
     def _retry(self, key: Key, facts: EntryFacts) -> str:
         self._due_now(facts.next_hop)
-        if note := unchanged_reason(self._order, facts, now_us=self._times.queue_us):
+        if note := _unchanged_reason(self._order, facts, now_us=self._times.queue_us):
             return note
         self._wait(key, facts, retry_us=self._times.queue_us)
         self._record(key)
@@ -317,7 +266,7 @@ class _EntryChanger:
 
     def _hold(self, key: Key, facts: EntryFacts) -> str:
         until_us = self._order.until_us
-        if note := unchanged_reason(self._order, facts, now_us=self._times.queue_us):
+        if note := _unchanged_reason(self._order, facts, now_us=self._times.queue_us):
             return note
         was_parked = facts.state is RecipientState.HELD and facts.retry_us is None
         if self._order.backed_up_us is not None:
@@ -329,7 +278,8 @@ class _EntryChanger:
             return "it was held before"
         detail = self._record(key)
         reason = ": ".join(filter(None, (self._order.who, self._order.why)))
-        note_hold(self._batch, key, reason, since_us=self._times.wall_us)
+        self._note_hold(key, facts, reason)
+        self.changes.held_by_rules -= bool(facts.rule)
         if self._order.backed_up_us is not None:
             detail["restored"] = True
         if until_us is not None:
@@ -361,19 +311,19 @@ class _EntryChanger:
         """Let an entry that a rule has held expire as late as new mail."""
         assert facts.extra is not None
         expires_us = self._times.queue_us + facts.extra.lifetime_us
-        change_extra(self._batch, key, expires_us=expires_us)
+        self._change_extra(key, facts, expires_us=expires_us)
         return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
 
     def _expire_at(self, key: Key, facts: EntryFacts, expires_us: int) -> None:
         if facts.ends_alone:
-            change_extra(self._batch, key, expires_us=expires_us)
+            self._change_extra(key, facts, expires_us=expires_us)
         else:
-            self._cursor.execute(_EXPIRE_AT, (expires_us, key[0]))
+            self.changes.expiries[key[0]] = expires_us
 
     def _release(self, key: Key, facts: EntryFacts) -> str:
         now_us = self._times.queue_us
-        if note := _held_before(self._cursor, self._order, key):
-            self._cursor.execute(_DUE, (self._with_end(key, facts).due_us, *key))
+        if note := _held_before(self._loaded, self._order, key):
+            self.changes.due.append((self._with_end(key, facts).due_us, *key))
             return note
         before_us = self._due_before(key) if self._order.as_before else now_us
         self._wait(key, facts, retry_us=max(before_us, now_us))
@@ -396,29 +346,24 @@ class _EntryChanger:
             onward.setdefault(to, []).append(address)
         made = []
         for to, addresses in onward.items():
-            made.append(copy := self._copied_entry(key, to, attempts=0))
-            paths = (ForwardPath(address, _NEVER) for address in addresses)
-            add_recipients(self._batch, copy, [NewRecipient(path) for path in paths])
+            made.append(copy := self._copied_entry(key, facts, to, attempts=0))
+            for address in addresses:
+                self._add_recipient(copy, NewRecipient(ForwardPath(address, _NEVER)))
             self._wait(copy, facts, retry_us=self._times.queue_us)
             self._due_now(to.next_hop.key)
         self._work.made[key] = made
         detail = self._record(*made)
         self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
         detail.setdefault("copies", []).extend(self._order.copy_to)
-        if facts.is_claimed:
-            put_back(self._batch, [key])
-            self._due_now(facts.next_hop)
+        self._put_back(key, facts)
         return ""
 
     def _cancel(self, key: Key, facts: EntryFacts) -> str:
         check_transition(facts.state, RecipientState.CANCELLED)
-        count_holds(self._batch, -bool(facts.rule))
-        self._cursor.execute(_END, key)
-        ended = self._recipients_to(key, RecipientState.CANCELLED)
-        self._batch.counts[RecipientState.CANCELLED] += ended
-        self._work.cancelled += ended
-        if file := drop_content(self._cursor, key[0], facts.content_id):
-            self._work.files.append(file)
+        self.changes.held_by_rules -= bool(facts.rule)
+        self.changes.ended.append(key)
+        self._recipients_to(key, RecipientState.CANCELLED)
+        self._work.ended[key] = facts.content_id
         detail = self._record(key)
         if self._order.bounce:
             detail |= {"bounce": True, **({"text": self._order.text} if self._order.text else {})}
@@ -426,7 +371,7 @@ class _EntryChanger:
 
     def _reroute(self, key: Key, facts: EntryFacts) -> str:
         assert self._order.to is not None
-        targets = reroute_targets(self._cursor, key, self._order.to, now=facts.next_hop)
+        targets = _reroute_targets(self._loaded, key, self._order.to)
         if reason := targets.inapplicable_reason(self._order.operation):
             return reason
         retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._times.queue_us
@@ -434,15 +379,14 @@ class _EntryChanger:
         if not (
             targets.rejected or targets.already
         ):  # no recipient stays: the entry gets the first next hop
-            self._cursor.execute(_SET_NEXT_HOP, (onward[0].next_hop.key, *key))
-            self._note_choice(key, onward[0])
+            self.changes.next_hops.append((onward[0].next_hop.key, *key))
+            self._note_choice(key, facts, onward[0])
             self._arrive(key, facts, onward[0], retry_us=retry_us)
             apart = onward[1:]
-        elif facts.is_claimed:
-            put_back(self._batch, [key])
-            self._due_now(facts.next_hop)
-        made = [self._split(key, to, targets.onward[to], attempts=facts.attempts) for to in apart]
-        count_holds(self._batch, len(made) * bool(facts.rule))
+        else:
+            self._put_back(key, facts)
+        made = [self._split(key, facts, to, numbers=targets.onward[to]) for to in apart]
+        self.changes.held_by_rules += len(made) * bool(facts.rule)
         for one, to in zip(made, apart, strict=True):
             self._arrive(one, facts, to, retry_us=retry_us)
         self._work.made[key] = made
@@ -458,33 +402,49 @@ class _EntryChanger:
         is_held = facts.is_held_by(to)
         self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
         if is_held:
-            note_hold(self._batch, key, to.held, since_us=self._times.wall_us)
+            self._note_hold(key, facts, to.held)
             detail = self._events.setdefault(key[0], self._new_detail())
             detail.setdefault("holds", {})[str(key[1])] = to.held
 
-    def _split(self, key: Key, to: Destination, numbers: Sequence[int], *, attempts: int) -> Key:
+    def _split(
+        self, key: Key, facts: EntryFacts, to: Destination, *, numbers: Sequence[int]
+    ) -> Key:
         """Move these recipients to a new entry."""
-        made = self._copied_entry(key, to, attempts=attempts)
-        self._cursor.executemany(
-            "UPDATE recipient SET entry = ? WHERE message_id = ? AND entry = ? AND number = ?",
-            [(made[1], *key, number) for number in numbers],
-        )
+        made = self._copied_entry(key, facts, to, attempts=facts.attempts)
+        self.changes.moved += [(made[1], *key, number) for number in numbers]
         return made
 
-    def _copied_entry(self, key: Key, to: Destination, *, attempts: int) -> Key:
+    def _copied_entry(self, key: Key, facts: EntryFacts, to: Destination, *, attempts: int) -> Key:
         """Make an entry with the content of another one, and no recipients yet."""
         message_id = key[0]
-        last = fetch_one(
-            self._cursor, "SELECT max(number) FROM entry WHERE message_id = ?", (message_id,)
-        )
-        made = (message_id, int(last[0]) + 1)
-        self._cursor.execute(_COPY, (made[1], to.next_hop.key, attempts, *key))
-        self._note_choice(made, to)
+        entry, recipient = self._last_numbers[message_id]
+        self._last_numbers[message_id] = (entry + 1, recipient)
+        made = (message_id, entry + 1)
+        self.changes.copies.append((made[1], to.next_hop.key, attempts, *key))
+        self._note_choice(made, facts, to)
         return made
 
-    def _note_choice(self, key: Key, to: Destination) -> None:
+    def _add_recipient(self, key: Key, recipient: NewRecipient) -> None:
+        message_id, entry = key
+        number = self._last_numbers[message_id][1] + 1
+        self._last_numbers[message_id] = (self._last_numbers[message_id][0], number)
+        row = recipient_row(message_id, recipient, entry=entry, number=number)
+        self.changes.added.append(row)
+
+    def _note_choice(self, key: Key, facts: EntryFacts, to: Destination) -> None:
         """Record whether the new next hop of an entry was chosen, or follows from the routes."""
-        change_extra(self._batch, key, chosen=to.chosen)
+        self._change_extra(key, facts, chosen=to.chosen)
+
+    def _change_extra(self, key: Key, facts: EntryFacts, **fields: Any) -> None:
+        """Change the EntryExtra of an entry, or of one that is made of it."""
+        extras = self.changes.extras
+        extras[key] = changed_extra(extras.get(key, facts.extra_text), **fields)
+
+    def _note_hold(self, key: Key, facts: EntryFacts, reason: str) -> None:
+        """Record why an entry is held; no rule holds it now."""
+        extras = self.changes.extras
+        text = extras.get(key, facts.extra_text)
+        extras[key] = held_extra(text, reason, since_us=self._times.wall_us)
 
     def _wait(
         self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
@@ -503,21 +463,24 @@ class _EntryChanger:
             if facts.state is RecipientState.HELD:
                 if facts.rule:
                     facts = self._with_lifetime(key, facts)
-                note_release(self._batch, key)
+                    self.changes.held_by_rules -= 1
+                self._change_extra(key, facts, **RELEASED)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
         end_us = facts.due_us if is_restored else facts.expires_us
         look = earliest_due_us(retry_us, warn_us=warn_us, end_us=end_us)
-        self._cursor.execute(_WAIT, (after, retry_us, look, *key))
+        self.changes.extras.setdefault(key, facts.extra_text)
+        self.changes.waiting[key] = (after, retry_us, look)
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
 
-    def _recipients_to(self, key: Key, after: RecipientState) -> int:
-        self._cursor.execute(
-            f"UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
-            f" AND state IN {_sql(states_before(after))}",
-            (after, *key),
-        )
-        return self._cursor.connection.changes()
+    def _recipients_to(self, key: Key, after: RecipientState) -> None:
+        self.changes.states.setdefault(after, []).append(key)
+
+    def _put_back(self, key: Key, facts: EntryFacts) -> None:
+        """Release a claim that was withdrawn, of an entry that is due as before."""
+        if facts.is_claimed:
+            self.changes.put_back.append(key)
+            self._due_now(facts.next_hop)
 
     def _is_deferred_again(self, facts: EntryFacts) -> bool:
         was_held = facts.state is RecipientState.HELD
@@ -525,7 +488,7 @@ class _EntryChanger:
 
     def _due_before(self, key: Key) -> int:
         """Return when an entry was due before its hold, 0 where that is not known."""
-        for detail in operations(self._cursor, key):
+        for detail in self._loaded.operations_on(key):
             recorded = detail.get("due", {}).get(str(key[1]))
             if detail["operation"] == Operation.HOLD and recorded:
                 with suppress(ValueError):
@@ -563,7 +526,3 @@ class _EntryChanger:
 
     def _result(self, key: Key, result: CommandResult, note: str = "") -> None:
         self._work.results[key] = (result, note)
-
-
-def _sql(states: Collection[RecipientState]) -> str:
-    return "(" + ", ".join(f"'{state}'" for state in states) + ")"

@@ -8,41 +8,36 @@ for the entries as they are, by their epochs: where one of them has changed, not
 is cancelled, and the command looks again.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 
-import apsw
-import msgspec
 from msgspec import Struct
 
-from relay.message.content import Content
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
-from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.queue_engine import QueueEngine, StoredContents
+from relay.spool.common.queued_entries import to_be_planned
 from relay.spool.queue_commands import QueueCommand
-from relay.spool.sqlite.claims import read_claims
-from relay.spool.sqlite.content_files import StoredFile
-from relay.spool.sqlite.database import Reader, fetch, fetch_one
-from relay.spool.types import Claim, Key, NewMessage, ReportPlan, ReportWriter, SpoolError
+from relay.spool.tables import Tables
+from relay.spool.types import Claim, Key, ReportPlan, ReportWriter, SpoolError
 
-_Files = Sequence[Sequence[StoredFile | None]]
 _STATUS = "5.0.0"  # RFC 3463 3.1: no other says that an operator ended it
 _TEXT = "cancelled by an operator of this relay"
-_OWING = (
-    "SELECT DISTINCT r.message_id, r.entry FROM json_each(?) k CROSS JOIN recipient r"
-    " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1 AND r.owed <> ''"
+_CLAIMED = (
+    "SELECT message_id, number, claimed FROM entry"
+    " WHERE message_id = ? AND number = ? AND state <> 'final'"
 )
 _log = get_logger("spool")
 
 
 class MessageReports(Struct, frozen=True):
-    """The reports about the cancelled entries of one message, with the files of their contents."""
+    """The reports about the cancelled entries of one message, with what is stored of them."""
 
     plan: ReportPlan
-    files: _Files
+    stored: StoredContents
 
 
 class PlannedReports(Struct, frozen=True):
@@ -52,29 +47,15 @@ class PlannedReports(Struct, frozen=True):
     by_message: Mapping[str, MessageReports] = {}
 
 
+NOTHING_PLANNED = PlannedReports()
+
+
 class CancelReports:
     """Plans reports. Without a writer there are none."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        *,
-        read_content: Callable[[int], Awaitable[Content]],
-        store: Callable[[Sequence[NewMessage]], Awaitable[_Files]],
-        discard: Callable[[_Files], Awaitable[None]],
-        committed: Callable[[_Files], None],
-        captured: CapturedMail,
-    ) -> None:
-        """`store`, `discard` and `committed` are for files of contents; `captured` is for reports
-        to captured domains.
-        """
+    def __init__(self, engine: QueueEngine) -> None:
         self.writer: ReportWriter | None = None
-        self._reader = reader
-        self._read_content = read_content
-        self._store = store
-        self.discard = discard
-        self.committed = committed
-        self.captured = captured
+        self._engine = engine
 
     async def plan(
         self, keys: Sequence[Key], command: QueueCommand, *, taken: Collection[Key]
@@ -82,19 +63,20 @@ class CancelReports:
         """Write the reports about those of these entries that need a plan; those that delivery has,
         but for `taken`, are left out. Raises SpoolError.
         """
-        claims, epochs = await self._reader.run(
-            lambda c: _entries(c, to_be_planned(c, keys, command), taken)
+        claims, epochs = await self._engine.read(
+            lambda tables: self._entries(tables, to_be_planned(tables, keys, command), taken)
         )
         by_message = {}
         for message_id, some in groupby(claims, lambda one: one.message.id):
             plan = await self._plan(tuple(some), command)
             if plan.messages or plan.events:
-                by_message[message_id] = MessageReports(plan, await self._store(plan.messages))
+                stored = await self._engine.store_contents(plan.messages)
+                by_message[message_id] = MessageReports(plan, stored)
         return PlannedReports(epochs, by_message)
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
         """How many reports there would be."""
-        claims, _ = await self._reader.run(lambda c: _entries(c, keys, taken))
+        claims, _ = await self._engine.read(lambda tables: self._entries(tables, keys, taken))
         groups = (tuple(some) for _, some in groupby(claims, lambda one: one.message.id))
         return sum(bool(self._reported(some, "")) for some in groups)
 
@@ -123,7 +105,7 @@ class CancelReports:
             return ReportPlan()
         message = claims[0].message
         try:
-            content = await self._read_content(claims[0].content_id)
+            content = await self._engine.read_content(claims[0].content_id)
         except SpoolError as error:
             _log.error("content unreadable for a report", qid=message.id, error=str(error))
             content = UNREADABLE
@@ -142,30 +124,17 @@ class CancelReports:
             tuple(one for plan in plans for one in plan.events),
         )
 
-
-def to_be_planned(
-    cursor: apsw.Cursor, keys: Sequence[Key], command: QueueCommand
-) -> Collection[Key]:
-    """Return which of these entries a cancel must not end without a plan. Without a report of the
-    failure that is nearly always none.
-    """
-    if command.bounce:
-        return keys
-    wanted = msgspec.json.encode(list(keys)).decode()
-    return dict.fromkeys(fetch(cursor, _OWING, (wanted,)))
-
-
-def _entries(
-    cursor: apsw.Cursor, keys: Iterable[Key], taken: Collection[Key]
-) -> tuple[tuple[Claim, ...], dict[Key, int | None]]:
-    """Return the entries that can be cancelled, in order, and their epochs."""
-    free = []
-    for key in keys:
-        sql = "SELECT claimed FROM entry WHERE message_id = ? AND number = ? AND state <> 'final'"
-        row = fetch_one(cursor, sql, key)
-        if row is not None and (not row[0] or key in taken):
-            free.append(key)
-    claims, damaged = read_claims(cursor, free)
-    epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
-    epochs |= dict.fromkeys(damaged)
-    return tuple(sorted(claims, key=lambda one: one.key)), epochs
+    def _entries(
+        self, tables: Tables, keys: Collection[Key], taken: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, int | None]]:
+        """Return the entries that can be cancelled, in order, and their epochs."""
+        rows = tables.fetch_each(_CLAIMED, keys) if keys else ()
+        free = [
+            (message_id, number)
+            for message_id, number, is_claimed in rows
+            if not is_claimed or (message_id, number) in taken
+        ]
+        claims, damaged = self._engine.read_claims(tables, free)
+        epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
+        epochs |= dict.fromkeys(damaged)
+        return sorted(claims, key=lambda one: one.key), epochs

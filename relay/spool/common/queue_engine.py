@@ -1,0 +1,71 @@
+"""What an engine supplies so that operators can list and change its queue."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from relay.message.content import Content
+from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.types import Claim, ContentKey, Key, NewMessage
+
+T = TypeVar("T")
+StoredContents = Any  # of some messages, as the engine names them
+Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
+
+
+class QueueEngine(Protocol):
+    """How queries and transactions of an engine run, and what contents, and entries that have
+    ended, are in it. All other rows are those of relay.spool.tables.
+
+    What gets tables or a transaction is called in its thread, and only while it is open; all else
+    in that of the event loop. Coroutines raise SpoolError.
+    """
+
+    async def read(self, query: Callable[[Tables], T]) -> T:
+        """Run a query; it never delays delivery."""
+        ...
+
+    async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
+        """Run an operation in a transaction, and return when that is durable. An operation that
+        raises changes nothing; it may be repeated.
+        """
+        ...
+
+    def read_claims(
+        self, tables: Tables, keys: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        """Return claims of these entries as they are, and what is wrong with the others."""
+        ...
+
+    async def read_content(self, key: ContentKey) -> Content:
+        """Read a content."""
+        ...
+
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
+        """Store of the contents of reports what must be there before their transaction."""
+        ...
+
+    def add_reports(
+        self, transaction: OpenTransaction, reports: Sequence[NewMessage], stored: StoredContents
+    ) -> None:
+        """Add reports, which wait unclaimed, to the transaction."""
+        ...
+
+    def committed(self, stored: StoredContents) -> None:
+        """The transaction that has these contents is durable."""
+        ...
+
+    async def discard(self, stored: StoredContents) -> None:
+        """Remove what was stored: no transaction has it."""
+        ...
+
+    def entries_ended(
+        self, transaction: OpenTransaction, ended: Mapping[Key, ContentKey]
+    ) -> Leftovers:
+        """Remove contents that no entry in the queue needs any more. The entries here are final
+        since this transaction, and listed: an engine that keeps none of these removes them.
+        """
+        ...
+
+    def remove(self, left: Leftovers) -> None:
+        """Remove what entries_ended() has returned, in the background; its commit is durable."""
+        ...
