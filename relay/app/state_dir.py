@@ -59,20 +59,22 @@ class OwnerLock:
 
 
 @contextlib.contextmanager
-def as_owner(*folders: Path) -> Iterator[None]:
-    """Run as the owner of the first of `folders` that belongs to another user, if this is root.
+def as_owner(settings: Settings, *others: Path) -> Iterator[None]:
+    """Run as the owner of state_dir, or the first of `others` that belongs to another user, if this
+    is root.
 
     All that a command writes there can then be written by the service. Call it before there are
     threads, and after what root alone may read was read. The owner may not be able to read Relay's
     own files either, so the spool's modules and all schemas are loaded before.
     """
+    folders = (settings.state_dir, *others)
     found = next((one.stat() for one in folders if one.exists() and one.stat().st_uid), None)
     if os.geteuid() or found is None:
         yield
         return
     from relay.mailbox.index.database import load_schema  # noqa: PLC0415 - slow
 
-    spool.load_engine()
+    spool.load_engine(settings)
     load_schema()
     groups, group = os.getgroups(), os.getegid()
     os.setgroups(_groups_of(found.st_uid))

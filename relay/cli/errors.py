@@ -23,7 +23,12 @@ from relay.client import (
 )
 from relay.development.folder import ForeignFolderError
 from relay.settings.document import SettingsError
-from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFormatError
+from relay.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFormatError,
+    SpoolUnsupportedError,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -62,6 +67,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (RejectedError, ExitCode.DATA),
     (SpoolDamagedError, ExitCode.DATA),
     (SpoolFormatError, ExitCode.CONFIGURATION),
+    (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
     (SpoolError, ExitCode.TRY_LATER),
     (TimeoutError, ExitCode.TRY_LATER),
     (PermissionError, ExitCode.NO_PERMISSION),

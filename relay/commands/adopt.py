@@ -42,7 +42,7 @@ def adopt(
     NotAdoptedError, AlreadyRunningError, SpoolError, OSError.
     """
     lock = OwnerLock(settings.run_dir)
-    with as_owner(settings.state_dir):
+    with as_owner(settings):
         if not spool.storage(settings).exists():
             raise NotAdoptedError(
                 "there is no spool yet: a start takes the mail root that is there"

@@ -97,6 +97,7 @@ def back_up(
 
     Raises NotEmptyError, SpoolError, OSError.
     """
+    spool.storage(settings).tools()
     root = settings.mailboxes.root
     for place in (settings.state_dir, root):
         if folder.resolve().is_relative_to(place.resolve()):
@@ -131,11 +132,11 @@ def _back_up(
     ]
     _submissions(submissions, copy)
     counts = _spool(settings, copy)
-    stored = spool.storage(settings)
+    tools = spool.storage(settings).tools()
     not_state = (settings.run_dir, root)
     copy.tree(
         settings.state_dir, Path(STATE),
-        skip=lambda path: path in not_state or stored.has_part(path),
+        skip=lambda path: path in not_state or tools.has_part(path),
     )  # fmt: skip
     copy.withhold_since(made_us)
     copy.path(Path(MAIL)).mkdir(mode=0o700)
@@ -146,7 +147,7 @@ def _back_up(
         )  # fmt: skip
     late: Iterator[str] = iter(())
     if counts:
-        late = stored.deliveries_since(copy.path(Path(SPOOL)), _submission_ids(copy))
+        late = tools.deliveries_since(copy.path(Path(SPOOL)), _submission_ids(copy))
     copy.settle({delivered_id(one) for one in late})
     return copy.finish(
         made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
@@ -183,7 +184,7 @@ def _spool(settings: Settings, copy: "_Copy") -> dict[str, Any]:
     folder.mkdir(mode=0o700)
     if not stored.exists():
         return {}
-    result = stored.back_up(folder, on_part=lambda *_: None)
+    result = stored.tools().back_up(folder, on_part=lambda *_: None)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             copy.written(path.relative_to(copy.folder))

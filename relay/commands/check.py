@@ -557,24 +557,26 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
-    stored = spool.storage(settings)
+    stored, exists = spool.storage(settings), False
     try:
-        if exists := stored.exists():
+        fault, failures = spool.left_behind(settings), list(stored.faults())
+        if not (fault or failures) and (exists := stored.exists()):
             stored.check(has_owner=is_running(settings.run_dir))
     except (SpoolError, OSError) as error:
         hint = "; see relay storage recover" if isinstance(error, SpoolDamagedError) else ""
-        yield CheckFinding("spool", CheckResult.FAULT, f"spool.url: {error}{hint}")
+        fault = f"spool.url: {error}{hint}"
+    if fault:
+        yield CheckFinding("spool", CheckResult.FAULT, fault)
         return
     if stored.is_marked_damaged():
-        text = f"{stored} is damaged and accepts no mail; see relay storage recover"
+        failures.append(f"{stored} is damaged and accepts no mail; see relay storage recover")
+    elif not is_usable:
+        failures.append(f"{stored} cannot be opened: see state_dir")
+    for text in failures:
         yield CheckFinding("spool", CheckResult.FAILED, text)
-        return
-    if not is_usable:
-        text = f"{stored} cannot be opened: see state_dir"
-        yield CheckFinding("spool", CheckResult.FAILED, text)
-        return
-    made = "" if exists else " (will be created)"
-    yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
+    if not failures:
+        made = "" if exists else " (will be created)"
+        yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
 
 
 async def _dns(

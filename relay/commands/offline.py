@@ -57,8 +57,6 @@ def with_spool_files(
     settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
     """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
-    if not spool.storage(settings).exists():
-        return nothing
 
     async def answer() -> T:
         engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
@@ -74,7 +72,9 @@ def with_spool_files(
             await engine.stop()
 
     lock = OwnerLock(settings.run_dir)
-    with as_owner(settings.state_dir):
+    with as_owner(settings):
+        if not spool.storage(settings).exists():
+            return nothing
         lock.take()
         try:
             return asyncio.run(answer())

@@ -98,6 +98,7 @@ def restore(
             _check_places(Path(manifest.state_dir.path), Path(manifest.root.path))
             written, kept = _restore_config(folder, manifest)
         settings = load(file, environ)
+        spool.storage(settings).tools()
         owner = _owner(settings, manifest)
         entries, submissions = _restore(
             folder, settings, manifest, clock=clock, owner=owner, who=who
@@ -269,7 +270,7 @@ def _restore(
         (state_dir / RESTORING).touch(0o600)
         fsync_path(state_dir)
         if manifest.spool:
-            spool.storage(settings).restore(folder / SPOOL)
+            spool.storage(settings).tools().restore(folder / SPOOL)
         for name, target in (
             (STATE, state_dir),
             (MAIL, root),
@@ -279,7 +280,7 @@ def _restore(
         if owner is not None:
             _give_away(state_dir, owner)
             _give_away(root, owner)
-        with as_owner(state_dir, root):
+        with as_owner(settings, root):
             held = asyncio.run(_hold(settings, manifest, clock=clock, who=who))
         sync_disk(root)
         sync_disk(state_dir)

@@ -29,7 +29,7 @@ from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, ke
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
 from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
-from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
+from relay.spool.engine import SpoolFinding, SpoolStorage, SpoolTools, VerifyMode
 from relay.spool.types import SpoolError
 
 _FINDINGS_MAX = 10_000  # of one document
@@ -95,7 +95,7 @@ def verify(
 
     with (
         closing(accounts),
-        as_owner(settings.state_dir, boxes.root),
+        as_owner(settings, boxes.root),
         _locked(settings, dry_run=options.dry_run) as is_owner,
     ):
         dependencies = VerifierDependencies(
@@ -157,7 +157,7 @@ def _verify_spool(
         counts.remaining += not finding.repaired
         found(finding)
 
-    return stored.verify(
+    return stored.tools().verify(
         mode=mode, full=options.full, recount=options.recount, clock=clock, report=report
     )
 
@@ -203,13 +203,14 @@ class NothingToRecoverError(SpoolError):
 def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
     """Recover a damaged spool and return the result. Raises NothingToRecoverError, SpoolError."""
     stored = spool.storage(settings)
-    with as_owner(settings.state_dir):
+    tools = stored.tools()
+    with as_owner(settings):
         if not stored.exists():
             raise NothingToRecoverError(f"there is no {stored}")
         lock = OwnerLock(settings.run_dir)
         lock.take()
         try:
-            found = stored.recover(stamp=_stamp(clock))
+            found = tools.recover(stamp=_stamp(clock))
         finally:
             lock.give_back()
     return dataclasses.asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
@@ -222,7 +223,7 @@ def recover_keys(settings: Settings, clock: Clock) -> dict[str, Any]:
     """
     root = settings.mailboxes.root
     path = keys_file(root)
-    with as_owner(settings.state_dir, root):
+    with as_owner(settings, root):
         if not has_traces(path):
             raise NothingToRecoverError(f"there is no {path}")
         lock = OwnerLock(settings.run_dir, submissions=root / ".submissions")
@@ -254,7 +255,7 @@ class BackupRefusedError(Exception):
 
 def extent(settings: Settings) -> dict[str, Any]:
     """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
-    found = _existing_spool(settings).backup_size()
+    found = _tools(settings).backup_size()
     dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
     return {
         "database": {"bytes": found.database_bytes},
@@ -274,12 +275,12 @@ def back_up(
 
     Raises BackupRefusedError, SpoolError, OSError.
     """
-    stored = _existing_spool(settings)
+    tools = _tools(settings)
     folder.mkdir(mode=0o700, exist_ok=True)
     if any(folder.iterdir()):
         raise BackupRefusedError(f"{folder} is not empty")
     made = rfc3339(clock.time_us())
-    copied = stored.back_up(folder, on_part=on_part)
+    copied = tools.back_up(folder, on_part=on_part)
     letters = _copy_letters(settings.state_dir / DEAD_LETTER, folder / DEAD_LETTER)
     files, content_bytes = _write_checksums(folder, contents=copied.contents)
     manifest = {
@@ -300,17 +301,21 @@ def back_up(
     return manifest
 
 
-def _existing_spool(settings: Settings) -> SpoolStorage:
+def _tools(settings: Settings) -> SpoolTools:
+    """Return the tools of a spool that exists and can be read."""
     stored = spool.storage(settings)
+    tools = _check_readable(stored)
     if not stored.exists():
         raise BackupRefusedError(f"there is no {stored}")
-    _check_readable(stored)
-    return stored
+    return tools
 
 
-def _check_readable(stored: SpoolStorage) -> None:
+def _check_readable(stored: SpoolStorage) -> SpoolTools:
+    """Return its tools, if the spool has any, and this user may read its files."""
+    tools = stored.tools()
     for file in stored.files():
         check_readable(file)
+    return tools
 
 
 def _letters(maildir: Path) -> Iterator[Path]:

@@ -186,6 +186,11 @@ class SpoolSettings:
     keep_size: Annotated[int, Size()] = 0
     reserve_size: Annotated[int, Size()] = 16 * 1024 * 1024
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the queue is a file in state_dir, and not on a server."""
+        return self.url.startswith("sqlite:")
+
 
 @dataclass(frozen=True, slots=True)
 class PressureSettings:
@@ -341,8 +346,8 @@ class Settings:
     @property
     def spool_file(self) -> Path:
         """The file of the queue; of one on a server, the file that would be its own by default."""
-        kind, _, path = self.spool.url.partition(":")
-        return self.state_dir / (path if kind == "sqlite" else _SPOOL_FILE)
+        path = self.spool.url.removeprefix("sqlite:") if self.spool.is_file else _SPOOL_FILE
+        return self.state_dir / path
 
     @property
     def node(self) -> str:

@@ -4,9 +4,9 @@ The SMTP server commits a message to the spool before it replies 250 (step 5). D
 entries, attempts them and settles the result (step 6). It touches only its own files. The spool
 keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
-`engine` says what an engine must do; open() and storage() return one. The only one is SQLite, and
-`spool.url` accepts no other scheme. It is imported on first use, so that a process that needs only
-the values does not load it.
+`engine` says what an engine must do; open() and storage() return one, SQLite's or PostgreSQL's by
+the scheme of `spool.url`. Each is imported on first use, so that a process that needs only the
+values does not load it, nor one engine the library of the other.
 """
 
 from typing import TYPE_CHECKING
@@ -33,6 +33,14 @@ def open(  # noqa: A001 - called as spool.open()
     attempt has that outcome; otherwise when it is accepted.
     Only the holder of the owner lock may call it. Raises SpoolError.
     """
+    if not settings.spool.is_file:
+        from relay.spool.postgres import require_driver  # noqa: PLC0415 - see above
+        from relay.spool.types import SpoolFormatError  # noqa: PLC0415
+
+        require_driver()
+        if text := left_behind(settings):
+            raise SpoolFormatError(text)
+        raise SpoolFormatError("spool.url: the engine for PostgreSQL is not there yet")
     from relay.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
     return open_engine(
@@ -40,18 +48,45 @@ def open(  # noqa: A001 - called as spool.open()
     )
 
 
-def load_engine() -> None:
+def load_engine(settings: "Settings") -> None:
     """Load the engine's modules and schema, for a process that gives up the rights to read them."""
     import relay.spool.sqlite.spool  # noqa: PLC0415 - see above
-    import relay.spool.sqlite.storage  # noqa: F401, PLC0415
+    import relay.spool.sqlite.storage  # noqa: PLC0415
     from relay.spool.sqlite import migrate  # noqa: PLC0415
 
     migrate.schema()
     migrate.migrations()
+    if not settings.spool.is_file:
+        from relay.spool.postgres import require_driver  # noqa: PLC0415
+
+        require_driver()
+        import relay.spool.postgres.server  # noqa: PLC0415
+        import relay.spool.postgres.storage  # noqa: F401, PLC0415
 
 
 def storage(settings: "Settings") -> "SpoolStorage":
     """Return the stored form of the spool; nothing is opened."""
+    if not settings.spool.is_file:
+        from relay.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
+
+        return PostgresStorage(settings.spool.url)
     from relay.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above
 
     return SqliteStorage(settings.spool_file)
+
+
+def left_behind(settings: "Settings") -> str:
+    """Return what keeps a queue on a server from being used: the entries that wait in a file of
+    state_dir; or "". Raises SpoolError.
+    """
+    if settings.spool.is_file or not settings.spool_file.exists():
+        return ""
+    from relay.spool.sqlite.storage import count_waiting  # noqa: PLC0415 - see above
+
+    if not (count := count_waiting(settings.spool_file)):
+        return ""
+    noun = "entry" if count == 1 else "entries"
+    return (
+        f"spool.url: {settings.spool_file} has {count} {noun} that no relay would deliver:"
+        f' deliver them first, with spool.url = "sqlite:{settings.spool_file.name}"'
+    )

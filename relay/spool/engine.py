@@ -288,29 +288,11 @@ class BackupResult(Struct, frozen=True):
     missing: Sequence[str] = ()
 
 
-class SpoolStorage(Protocol):
-    """The stored form of a spool: `relay storage` and `relay check` use it. Its text names it.
+class SpoolTools(Protocol):
+    """Checks, repairs and copies of the stored form.
 
     All methods raise SpoolError and OSError.
     """
-
-    def files(self) -> Sequence[Path]:
-        """Return the files that the owner of the spool reads and writes; some may not exist."""
-        ...
-
-    def exists(self) -> bool:
-        """Whether there is a spool, or anything that is left of one."""
-        ...
-
-    def is_marked_damaged(self) -> bool:
-        """Whether its owner has recorded that it is damaged."""
-        ...
-
-    def check(self, *, has_owner: bool) -> None:
-        """Check whether a start could open it, and change nothing. Raises SpoolFormatError,
-        SpoolDamagedError.
-        """
-        ...
 
     def verify(
         self,
@@ -356,4 +338,39 @@ class SpoolStorage(Protocol):
 
     def has_part(self, path: Path) -> bool:
         """Whether a file or directory belongs to the spool: back_up() copies what is needed."""
+        ...
+
+
+class SpoolStorage(Protocol):
+    """The stored form of a spool: `relay storage` and `relay check` use it. Its text names it.
+
+    All methods raise SpoolError and OSError.
+    """
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that the owner of the spool reads and writes; some may not exist."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is a spool, or anything that is left of one."""
+        ...
+
+    def is_marked_damaged(self) -> bool:
+        """Whether its owner has recorded that it is damaged."""
+        ...
+
+    def faults(self) -> Sequence[str]:
+        """Return why a relay that has started would not work, or could lose mail."""
+        ...
+
+    def check(self, *, has_owner: bool) -> None:
+        """Check whether a start could open it, and change nothing. Raises SpoolFormatError,
+        SpoolDamagedError.
+        """
+        ...
+
+    def tools(self) -> SpoolTools:
+        """Return its tools. Raises SpoolUnsupportedError, which names those of the database, where
+        they are left to it.
+        """
         ...

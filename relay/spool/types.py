@@ -111,6 +111,10 @@ class SpoolFullError(SpoolError):
     """There is no room on the disk: 452 4.3.1."""
 
 
+class SpoolUnsupportedError(SpoolError):
+    """The engine leaves this to the tools of its database; the text names them."""
+
+
 class SpoolUnavailableError(SpoolError):
     """The spool cannot be written now: 451 4.3.0."""
 

@@ -10,7 +10,8 @@ from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import DevelopmentSpool, SpoolEngine
+from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolTools
+from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 
@@ -49,3 +50,12 @@ def development(spool) -> DevelopmentSpool:
     if spool.development is None:
         pytest.skip("a development relay never has this engine")
     return spool.development
+
+
+@pytest.fixture
+def tools(settings: Settings) -> SpoolTools:
+    """The tools of an engine that does not leave them to its database."""
+    try:
+        return spools.storage(settings).tools()
+    except SpoolUnsupportedError as error:
+        pytest.skip(str(error))

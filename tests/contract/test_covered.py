@@ -10,6 +10,7 @@ from relay.spool.engine import (
     SpoolEngine,
     SpoolMaintenance,
     SpoolStorage,
+    SpoolTools,
 )
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import IncomingBody, Spool
@@ -17,7 +18,7 @@ from tests.support import spool_fixtures
 
 PROTOCOLS = (
     Spool, SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
-    SpoolStorage, DevelopmentSpool,
+    SpoolStorage, SpoolTools, DevelopmentSpool,
 )  # fmt: skip
 
 

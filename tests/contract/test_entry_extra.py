@@ -45,12 +45,12 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     await spool.stop()
 
 
-async def test_a_restored_entry_has_them(settings, spool, make, clock, tmp_path) -> None:
+async def test_a_restored_entry_has_them(settings, tools, spool, make, clock, tmp_path) -> None:
     await spool.accept(with_extra(make()), claim=False)
     copy, elsewhere = tmp_path / "copy", dataclasses.replace(settings, state_dir=tmp_path / "new")
     copy.mkdir()
-    spools.storage(settings).back_up(copy, on_part=lambda *_: None)
-    spools.storage(elsewhere).restore(copy)
+    tools.back_up(copy, on_part=lambda *_: None)
+    spools.storage(elsewhere).tools().restore(copy)
     again = spools.open(elsewhere, clock=clock, crash=CrashPoints(), metrics=Metrics())
     await again.start()
     (claim,) = (await again.claim_due(NOW, 9, DueQuery())).claims

@@ -36,14 +36,14 @@ async def is_due(spool, now_us: int) -> bool:
     return any(one.claims for one in found)
 
 
-async def test_a_copy_is_restored_where_no_spool_is(settings, spool, make, clock, tmp_path):
+async def test_a_copy_is_restored_where_no_spool_is(settings, tools, spool, make, clock, tmp_path):
     accepted = await spool.accept(make(content=LARGE), submission_key="k")
     copy, elsewhere = tmp_path / "copy", replace(settings, state_dir=tmp_path / "elsewhere")
     copy.mkdir()
-    spools.storage(settings).back_up(copy, on_part=lambda *_: None)
-    target = spools.storage(elsewhere)
+    tools.back_up(copy, on_part=lambda *_: None)
+    target = spools.storage(elsewhere).tools()
     target.restore(copy)
-    assert target.exists()
+    assert spools.storage(elsewhere).exists()
     assert all(target.has_part(one) for one in elsewhere.state_dir.iterdir())
     assert not target.has_part(elsewhere.state_dir / "token-key.json")
     files = [one for one in elsewhere.state_dir.rglob("*") if one.is_file()]
@@ -168,13 +168,13 @@ async def test_the_journey_says_who_restored_it(spool, make, clock) -> None:
     assert (held["who"], held["why"], held["restored"]) == ("olga", "restored", True)
 
 
-async def test_a_copy_tells_what_was_accepted_since(settings, spool, make, tmp_path) -> None:
+async def test_a_copy_tells_what_was_accepted_since(tools, spool, make, tmp_path) -> None:
     await spool.accept(make(), submission_key="before")
-    copy, storage = tmp_path / "copy", spools.storage(settings)
+    copy = tmp_path / "copy"
     copy.mkdir()
-    storage.back_up(copy, on_part=lambda *_: None)
+    tools.back_up(copy, on_part=lambda *_: None)
     message = make({"mx:a.test": ["x@a.test"], "local": ["y@b.test"]})
     queue_id = (await spool.accept(message, submission_key="since")).queue_id
-    found = storage.deliveries_since(copy, ["before", "since", "never"])
+    found = tools.deliveries_since(copy, ["before", "since", "never"])
     assert sorted(found) == [f"{queue_id}-1", f"{queue_id}-2"]
     assert sorted(one.name for one in copy.iterdir()) == ["spool.sqlite", "spool.sqlite-content"]

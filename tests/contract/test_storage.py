@@ -13,12 +13,10 @@ def storage(settings) -> SpoolStorage:
     return spools.storage(settings)
 
 
-def verified(storage, clock, mode: VerifyMode):
+def verified(tools, clock, mode: VerifyMode):
     """Return what was checked, and the findings."""
     findings = []
-    checked = storage.verify(
-        mode=mode, full=True, recount=False, clock=clock, report=findings.append
-    )
+    checked = tools.verify(mode=mode, full=True, recount=False, clock=clock, report=findings.append)
     return checked, findings
 
 
@@ -29,18 +27,17 @@ async def test_nothing_is_there_before_the_first_start(storage, open_spool) -> N
     assert not any(path.is_dir() for path in storage.files())
 
 
-async def test_a_spool_in_use_is_verified_and_copied(storage, spool, make, clock, tmp_path) -> None:
+async def test_a_spool_in_use_is_verified_and_copied(tools, spool, make, clock, tmp_path) -> None:
     await spool.accept(make(content=LARGE))
     await spool.accept(make(), submission_key="k")
-    storage.check(has_owner=True)
-    checked, findings = verified(storage, clock, VerifyMode.READ_ONLY)
+    checked, findings = verified(tools, clock, VerifyMode.READ_ONLY)
     assert (sum(checked.values()) > 0, findings) == (True, [])
-    size = storage.backup_size()
+    size = tools.backup_size()
     assert size.content_bytes >= len(LARGE) or size.database_bytes >= len(LARGE)
     folder = tmp_path / "copy"
     folder.mkdir()
     parts: list[tuple[int, int]] = []
-    copied = storage.back_up(folder, on_part=lambda done, of: parts.append((done, of)))
+    copied = tools.back_up(folder, on_part=lambda done, of: parts.append((done, of)))
     assert (list(copied.missing), copied.counts["recipients"]) == ([], 2)
     assert parts
     assert parts[-1][0] == parts[-1][1]
@@ -48,15 +45,21 @@ async def test_a_spool_in_use_is_verified_and_copied(storage, spool, make, clock
     assert (await spool.accept(make(), submission_key="k")).repeated
 
 
-async def test_a_spool_that_was_stopped_is_whole(storage, open_spool, make, clock) -> None:
+async def test_a_spool_can_be_checked_while_it_is_used(storage, spool, make) -> None:
+    await spool.accept(make())
+    storage.check(has_owner=True)
+    assert not storage.is_marked_damaged()
+
+
+async def test_a_spool_that_was_stopped_is_whole(storage, tools, open_spool, make, clock) -> None:
     spool = open_spool()
     await spool.start()
     claim = (await spool.accept(make(content=LARGE))).claims[0]
     await spool.stop()
     storage.check(has_owner=False)
     assert not storage.is_marked_damaged()
-    assert verified(storage, clock, VerifyMode.REPAIR)[1] == []
-    recovered = storage.recover(stamp="20260101T000000Z")
+    assert verified(tools, clock, VerifyMode.REPAIR)[1] == []
+    recovered = tools.recover(stamp="20260101T000000Z")
     assert (recovered.is_whole, recovered.aside, recovered.faults) == (True, "", [])
     again = open_spool()
     await again.start()

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from relay.signing.private_keys import new_key, write_pem
+from tests.integration.test_life import dev, environment
 from tests.integration.test_reload import hang_up
+from tests.support import relay_starts
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, RelayProcess, until
 
 NO_HTTP = {"http": {"listen": [], "pages": True}}
 ONLY_FOR_HTTP = re.compile(r"relay\.(pages|graph|internet)\b|(joserfc|cryptography|nh3)\b")
+FOR_POSTGRES = re.compile(r"asyncpg|relay\.spool\.postgres")
 ANONYMOUS_KIB_MAX = 64 * 1024  # 44 MiB with Python 3.11; the largest message of a rule test has 26
 
 
@@ -25,8 +28,19 @@ def test_without_http_listeners_a_relay_loads_neither_pages_nor_graph():
         names = set(re.findall(r"^import time: .*\| +(\S+)$", relay.log, re.MULTILINE))
         assert "relay.ingress.smtp_session" in names
         assert sorted(filter(ONLY_FOR_HTTP.match, names)) == []
+        assert "apsw" in names
+        assert sorted(filter(FOR_POSTGRES.match, names)) == []
         status = Path(f"/proc/{relay.process.pid}/status").read_text()
         assert int(re.search(r"RssAnon:\s+(\d+)", status)[1]) < ANONYMOUS_KIB_MAX
+
+
+def test_a_development_relay_loads_nothing_of_postgresql(tmp_path):
+    asked = environment(tmp_path) | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = relay_starts.run(dev(tmp_path, "--once"), cwd=tmp_path, env=asked)
+    assert done.returncode == 0, done.stderr
+    names = set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert "relay.spool.sqlite.spool" in names
+    assert sorted(filter(FOR_POSTGRES.match, names)) == []
 
 
 def test_the_library_for_keys_is_loaded_by_the_reload_that_brings_a_key(tmp_path):

@@ -4,7 +4,11 @@ See relay.spool.engine.SpoolStorage; each method calls the module that does it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Self
+
+import apsw
 
 from relay.clock import Clock
 from relay.last_commit import log_of
@@ -19,12 +23,18 @@ from relay.spool.sqlite.backup import back_up, backup_size, deliveries_since, re
 from relay.spool.sqlite.disk_space import RESERVE_FILE
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
-from relay.spool.sqlite.spool_files import damage_mark_of, put_aside_of, spool_has_traces
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
+from relay.spool.sqlite.spool_files import (
+    damage_mark_of,
+    is_openable,
+    put_aside_of,
+    spool_has_traces,
+)
 from relay.spool.sqlite.verify import SpoolVerifier
 
 
 class SqliteStorage:
-    """A SpoolStorage."""
+    """A SpoolStorage, and its SpoolTools."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -44,6 +54,14 @@ class SqliteStorage:
         """SpoolStorage.is_marked_damaged."""
         return damage_mark_of(self._database).exists()
 
+    def faults(self) -> tuple[str, ...]:
+        """SpoolStorage.faults."""
+        return ()
+
+    def tools(self) -> Self:
+        """SpoolStorage.tools."""
+        return self
+
     def check(self, *, has_owner: bool) -> None:
         """SpoolStorage.check."""
         check_files(self._database, has_owner=has_owner)
@@ -57,37 +75,51 @@ class SqliteStorage:
         clock: Clock,
         report: Callable[[SpoolFinding], None],
     ) -> dict[str, int]:
-        """SpoolStorage.verify."""
+        """SpoolTools.verify."""
         verifier = SpoolVerifier(
             self._database, mode=mode, full=full, recount=recount, clock=clock, report=report
         )
         return verifier.run()
 
     def recover(self, *, stamp: str) -> RecoveryResult:
-        """SpoolStorage.recover."""
+        """SpoolTools.recover."""
         return recover_spool(self._database, stamp=stamp)
 
     def backup_size(self) -> BackupSize:
-        """SpoolStorage.backup_size."""
+        """SpoolTools.backup_size."""
         return backup_size(self._database)
 
     def back_up(
         self, folder: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
     ) -> BackupResult:
-        """SpoolStorage.back_up."""
+        """SpoolTools.back_up."""
         return back_up(self._database, folder, on_part=on_part)
 
     def restore(self, folder: Path) -> None:
-        """SpoolStorage.restore."""
+        """SpoolTools.restore."""
         restore(self._database, folder)
 
     def deliveries_since(self, folder: Path, keys: Iterable[str]) -> Iterator[str]:
-        """SpoolStorage.deliveries_since."""
+        """SpoolTools.deliveries_since."""
         return deliveries_since(self._database, folder / self._database.name, keys)
 
     def has_part(self, path: Path) -> bool:
-        """SpoolStorage.has_part."""
+        """SpoolTools.has_part."""
         if path == put_aside_of(self._database):
             return False  # it may be all that is left of some mail
         names = (self._database.name, RESERVE_FILE)
         return path.parent == self._database.parent and path.name.startswith(names)
+
+
+def count_waiting(database: Path) -> int:
+    """Return how many entries of a spool are not final, whichever Relay made it."""
+    if not is_openable(database):
+        return 0
+    with translate_sqlite_errors(database):
+        connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+        with closing(connection):
+            connection.set_busy_timeout(5000)
+            if not connection.pragma("user_version"):
+                return 0
+            waiting = connection.execute("SELECT count(*) FROM entry WHERE state <> 'final'").get
+    return int(waiting)

@@ -390,5 +390,12 @@ def test_client_commands_do_not_import_the_daemon(shell, words):
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "relay.commands.operator_client" in loaded
-    assert not loaded & {"apsw", "asyncio", "logging", "relay.mailbox", "relay.spool.sqlite"}
+    assert not loaded & {
+        "apsw",
+        "asyncio",
+        "asyncpg",
+        "logging",
+        "relay.mailbox",
+        "relay.spool.sqlite",
+    }
     assert not loaded & {"argon2", "cryptography", "joserfc", "starlette", "tomlkit", "uvicorn"}

@@ -41,7 +41,7 @@ def root() -> Iterator[Path]:
 
 
 def test_root_acts_as_the_owner_of_the_mailboxes(root):
-    with as_owner(root):
+    with as_owner(Settings("relay.test", root)):
         (root / "made").mkdir()
         with pytest.raises(PermissionError):
             (root.parent / "made").mkdir()
@@ -54,7 +54,7 @@ def test_root_acts_as_the_owner_of_the_mailboxes(root):
 @pytest.mark.parametrize("name", ["own", "missing"])
 def test_the_user_stays_when_the_mailboxes_are_its_own(tmp_path, name):
     (tmp_path / "own").mkdir()
-    with as_owner(tmp_path / name):
+    with as_owner(Settings("relay.test", tmp_path / name)):
         (tmp_path / "made").touch()
     assert (tmp_path / "made").stat().st_uid == os.geteuid()
 

@@ -1,0 +1,121 @@
+"""Commands of a service whose queue is in PostgreSQL: what they leave to its tools, and what they say
+of a server that does not answer. No output has the password.
+"""
+
+import subprocess
+
+import pytest
+
+from tests.support import relay_starts
+from tests.support.ports import free_port
+from tests.support.postgres import PASSWORD, database_of
+from tests.support.spools import new_message, spool_on
+
+CONFIG = """\
+hostname = "relay.example.test"
+state_dir = "state"
+[http]
+listen = ["127.0.0.1:0"]
+[mailboxes]
+domains = ["example.test"]
+root = "mail"
+accounts = "accounts.toml"
+[policy]
+directory = "rules"
+[dns]
+nameservers = ["127.0.0.1:1"]
+timeout = "0.1s"
+[spool]
+url = "postgresql://relay:${file:pw}@127.0.0.1:PORT/DATABASE"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "accounts.toml").touch(0o600)
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "pw").write_text(f"{PASSWORD}\n")
+    (tmp_path / "pw").chmod(0o600)
+    return tmp_path
+
+
+def run(folder, *words, port=1, database="relay") -> subprocess.CompletedProcess[str]:
+    config = CONFIG.replace("PORT", str(port)).replace("DATABASE", database)
+    (folder / "relay.toml").write_text(config)
+    command = [*relay_starts.RELAY, *words, "--config", "relay.toml"]
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
+    assert "secret" not in done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("storage", "verify"),
+        ("storage", "verify", "--dry-run"),
+        ("storage", "backup", "copy"),
+        ("storage", "backup", "--dry-run", "copy"),
+        ("storage", "recover"),
+        ("backup", "copy"),
+    ],
+)
+def test_what_is_left_to_the_database(folder, words):
+    done = run(folder, *words)
+    assert done.returncode == 69
+    assert "pg_basebackup" in done.stderr
+    assert "sent again" in done.stderr
+    assert not (folder / "copy").exists()
+
+
+def test_a_backup_of_a_file_is_not_restored_into_a_server(folder):
+    (folder / "mail").mkdir()
+    sqlite = folder / "sqlite.toml"
+    sqlite.write_text(CONFIG.partition("[spool]")[0])
+    command = [*relay_starts.RELAY, "backup", "copy", "--config", "sqlite.toml"]
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
+    assert done.returncode == 0, done.stderr
+    done = run(folder, "restore", "copy")
+    assert (done.returncode, "pg_basebackup" in done.stderr) == (69, True)
+    assert not (folder / "state").exists()
+
+
+def test_the_records_of_keys_are_still_recovered(folder):
+    done = run(folder, "storage", "recover", "--keys")
+    assert (done.returncode, "there is no" in done.stderr) == (65, True)
+
+
+def test_check_without_the_server(folder):
+    port = free_port()
+    done = run(folder, "check", port=port)
+    assert done.returncode == 69
+    assert f"spool: postgresql://relay@127.0.0.1:{port}/relay: no connection" in done.stderr
+
+
+async def test_a_state_dir_in_which_mail_waits(folder):
+    (folder / "state").mkdir()
+    async with spool_on(folder / "state/spool.sqlite") as spool:
+        await spool.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)
+    for verb in ("check", "serve"):
+        done = run(folder, verb)
+        assert done.returncode == 78
+        assert "has 1 entry that no relay would deliver: deliver them first" in done.stderr
+
+
+def test_check_of_a_server_that_syncs_nothing(folder, postgres_server, postgres_url):
+    done = run(
+        folder, "check", port=postgres_server.port, database=database_of(postgres_url)
+    )  # fmt: skip
+    assert done.returncode == 69
+    assert done.stderr.count("fsync is off: a crash of the server loses accepted mail") == 1
+
+
+def test_check_with_a_wrong_password(folder, postgres_server, postgres_url):
+    (folder / "pw").write_text("wrong secret\n")
+    done = run(folder, "check", port=postgres_server.port, database=database_of(postgres_url))
+    assert done.returncode == 69
+    assert "the server refuses the password" in done.stderr
+
+
+def test_a_file_with_the_password_that_others_can_read(folder):
+    (folder / "pw").chmod(0o644)
+    assert "spool.url: found mode 0644 of" in run(folder, "check").stderr
