@@ -39,12 +39,18 @@ from relay.message.srs import Srs
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
-from relay.spool.common import accepted_rows, holds, queue_decisions, queued_entries
+from relay.spool.common import (
+    accepted_rows,
+    holds,
+    queue_admin,
+    queue_decisions,
+    queued_entries,
+)
+from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.queue_commands import Operation
-from relay.spool.sqlite import maintenance, queue_admin, transactions, writer
+from relay.spool.sqlite import maintenance, transactions, writer
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.queue_admin import SpoolQueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer

@@ -7,7 +7,7 @@ start. EntryListBuilder bounds the answer by entries and by recipients; its time
 See docs/names.md (Commands).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -49,7 +49,6 @@ _EVENTS = (
     "SELECT at_us, detail FROM event WHERE message_id = ? AND step = ?"
     " ORDER BY sequence DESC LIMIT ?"
 )
-KEYS_AT_ONCE = 20_000
 STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
 # Each live entry is in one of the two: it is claimed, or it has a due time.
@@ -61,6 +60,7 @@ _BY_ID = (
     "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
     " AND submission_id >= ? AND submission_id < ?"
 )
+_NO_MORE: Mapping[Key, Mapping[str, str]] = {}
 
 
 class EntryListBuilder:
@@ -77,12 +77,16 @@ class EntryListBuilder:
         """Whether no more entries are listed."""
         return len(self.entries) >= self._entries_max
 
-    def add(self, cursor: apsw.Cursor, key: Key, **more: str) -> None:
-        """Append the entry as it is in `cursor`'s transaction, with the fields `more`; nothing when
-        the list is full.
-        """
-        if self.is_full:
-            return
+    def add(
+        self, tables: Any, keys: Sequence[Key], more: Mapping[Key, Mapping[str, str]] = _NO_MORE
+    ) -> None:
+        """EntryListing.add."""
+        for key in keys:
+            if self.is_full:
+                return
+            self._add(tables.cursor, key, more.get(key, {}))
+
+    def _add(self, cursor: apsw.Cursor, key: Key, more: Mapping[str, str]) -> None:
         row = fetch_one(cursor, _ENTRY, key)
         if row is None:
             return
@@ -155,11 +159,6 @@ def _hold(
     return shown
 
 
-def operations(cursor: apsw.Cursor, key: Key) -> Iterator[dict[str, Any]]:
-    """Yield the operations on an entry, newest first."""
-    return (detail for _, detail in _details(cursor, key) if "operation" in detail)
-
-
 def _details(cursor: apsw.Cursor, key: Key) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield operations on an entry, and attempts that left it held, newest first; each with its
     time.
@@ -181,7 +180,7 @@ class EntrySelection:
         selector: Selector,
         *,
         now_us: int,
-        keys_at_once: int = KEYS_AT_ONCE,
+        keys_at_once: int,
         after: Key = FIRST_KEY,
     ) -> None:
         """`now_us` is queue time. Without ids, the scan begins behind the entry `after`."""
@@ -199,8 +198,9 @@ class EntrySelection:
         """Whether nothing is left."""
         return self._is_last and not self._keys
 
-    def step(self, cursor: apsw.Cursor) -> list[Key]:
+    def step(self, tables: Any) -> list[Key]:
         """Return some matching entries; an empty list is not the end: see has_ended."""
+        cursor = tables.cursor
         if not self._keys:
             self._fetch_keys(cursor)
         some, self._keys = self._keys[:STEP], self._keys[STEP:]

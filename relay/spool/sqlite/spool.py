@@ -28,6 +28,7 @@ from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import message_list, queries, recorded_events, transactions
@@ -52,7 +53,6 @@ from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
-from relay.spool.sqlite.queue_admin import SpoolQueueAdmin
 from relay.spool.sqlite.queue_engine import SqliteQueueEngine
 from relay.spool.sqlite.receipts import SqliteReceipts
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors

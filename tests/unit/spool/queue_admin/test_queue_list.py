@@ -5,6 +5,7 @@ from typing import Any
 import apsw
 import pytest
 
+from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.queue_list import EntrySelection
 from relay.spool.types import Key, Selector
 from tests.support.operator import ALL, command
@@ -26,7 +27,7 @@ async def test_a_scan_in_small_slices_finds_every_entry_once(spool, make, defer,
         found: list[Key] = []
         late = ""
         while not selection.has_ended:
-            found += await spool._queries.run(selection.step)
+            found += await spool._queries.read(selection.step)
             late = late or await defer({"mx:a.test": ["y@late.test"]})
         assert found == wanted
         await spool.queue_admin.execute(command("cancel", Selector(domain="late.test")))
@@ -43,7 +44,8 @@ async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selecto
     def look(cursor: apsw.Cursor) -> list[Key]:
         asked: list[tuple[str, Any]] = []
         cursor.exec_trace = lambda _, sql, values: asked.append((sql, values)) or True
-        found = EntrySelection(selector, now_us=0).step(cursor)
+        selection = EntrySelection(selector, now_us=0, keys_at_once=7)
+        found = selection.step(SqliteTables(cursor))
         cursor.exec_trace = None
         for sql, values in asked:
             if sql.startswith("SELECT message_id"):
@@ -57,7 +59,7 @@ async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selecto
 
 
 async def test_a_list_is_also_bounded_by_recipients(spool, make, monkeypatch) -> None:
-    monkeypatch.setattr("relay.spool.sqlite.queue_admin.RECIPIENTS_MAX", 5)
+    monkeypatch.setattr("relay.spool.common.queue_admin.RECIPIENTS_MAX", 5)
     many = {"mx:a.test": [f"{number}@a.test" for number in range(4)]}
     for _ in range(3):
         await spool.accept(make(many))

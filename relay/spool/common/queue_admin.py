@@ -28,7 +28,7 @@ from relay.spool.common.queue_decisions import (
     CommandTimes,
     dry_run_entry,
 )
-from relay.spool.common.queue_engine import Leftovers, QueueEngine
+from relay.spool.common.queue_engine import EntryListing, Leftovers, QueueEngine
 from relay.spool.common.queued_entries import load_entries, put_back
 from relay.spool.queue_commands import (
     LISTED_MAX,
@@ -43,10 +43,10 @@ from relay.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
-from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import FIRST_KEY, Key, NewMessage, ReportWriter, Selector
 
+KEYS_AT_ONCE = 20_000  # keys of one scan, in memory
 _AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
 _REPORTED_AT_ONCE = 20  # entries, or those of one message: their reports are in memory
 _ROUNDS = 3  # in which claims made meanwhile are withdrawn as well
@@ -88,16 +88,15 @@ class SpoolQueueAdmin:
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """QueueAdmin.list."""
         times = self._times()
-        selection = EntrySelection(
+        selection = self._engine.select(
             selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
         )
-        listing = EntryListBuilder(
+        listing = self._engine.listing(
             self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
         )
 
         def look(tables: Tables) -> None:
-            for key in selection.step(_cursor(tables)):
-                listing.add(_cursor(tables), key)
+            listing.add(tables, selection.step(tables))
 
         while not (selection.has_ended or listing.is_full):
             await self._engine.read(look)
@@ -108,11 +107,14 @@ class SpoolQueueAdmin:
     ) -> CommandReport:
         """QueueAdmin.execute."""
         times = self._times()
-        selection = EntrySelection(command.selector, now_us=times.queue_us)
-        answer = _ReportBuilder(command, self._shown_times(), on_progress=on_progress)
+        selection = self._engine.select(
+            command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
+        )
+        listing = partial(self._engine.listing, self._shown_times())
+        answer = _ReportBuilder(command, listing, on_progress=on_progress)
         left: list[Key] = []
         while not selection.has_ended:
-            keys = left + await self._engine.read(lambda tables: selection.step(_cursor(tables)))
+            keys = left + await self._engine.read(selection.step)
             left = []
             if command.bounce and not selection.has_ended:  # the next step may have more of it
                 left = [key for key in keys if key[0] == keys[-1][0]]
@@ -239,25 +241,28 @@ class _ReportBuilder:
     """Collects the results of a command's slices."""
 
     def __init__(
-        self, command: QueueCommand, times: ShownTimes, *, on_progress: ProgressCallback
+        self,
+        command: QueueCommand,
+        listing: Callable[..., EntryListing],
+        *,
+        on_progress: ProgressCallback,
     ) -> None:
         self.command = command
         self.reports = 0
         self._record = on_progress
-        self._times = times
+        self._listing = listing
         self._counts = dict.fromkeys(CommandResult, 0)
         self._entries: list[dict[str, Any]] = []
         self._recipients_left = RECIPIENTS_MAX
 
-    def listing(self) -> EntryListBuilder:
-        """Return a builder for what may still be listed; pass it to add()."""
-        return EntryListBuilder(
-            self._times,
+    def listing(self) -> EntryListing:
+        """Return a list for what may still be listed; pass it to add()."""
+        return self._listing(
             entries_max=LISTED_MAX - len(self._entries),
             recipients_max=self._recipients_left,
         )
 
-    def add(self, results: Iterable[CommandResult], listing: EntryListBuilder) -> None:
+    def add(self, results: Iterable[CommandResult], listing: EntryListing) -> None:
         """Add certain results."""
         for result in results:
             self._counts[result] += 1
@@ -277,7 +282,7 @@ class _Done(Struct, frozen=True):
     """What a transaction did, the entries as it left them, and what is to be removed after it."""
 
     result: ChangeResult
-    listed: EntryListBuilder
+    listed: EntryListing
     left: Leftovers
 
 
@@ -290,17 +295,20 @@ def _write(
     taken: Collection[Key],
     times: CommandTimes,
     planned: PlannedReports,
-    listing: Callable[[], EntryListBuilder],
+    listing: Callable[[], EntryListing],
 ) -> _Done:
     """Change and list in one transaction, so that entries are shown as the change left them."""
     result = change(
         transaction, command, keys, engine=engine, taken=taken, times=times, planned=planned
     )
     listed = listing()
-    for key, (outcome, note) in result.results.items():
-        if outcome is not CommandResult.IN_FLIGHT:
-            for one in (key, *result.made.get(key, ())):
-                listed.add(_cursor(transaction), one, result=str(outcome), note=note)
+    shown = {
+        one: {"result": str(outcome), "note": note}
+        for key, (outcome, note) in result.results.items()
+        if outcome is not CommandResult.IN_FLIGHT
+        for one in (key, *result.made.get(key, ()))
+    }
+    listed.add(transaction, list(shown), shown)
     left = engine.entries_ended(transaction, result.ended) if result.ended else None
     return _Done(result, listed, left)
 
@@ -312,26 +320,23 @@ def _dry_run(
     keys: Sequence[Key],
     waiting: Collection[Key],
     now_us: int,
-    listed: EntryListBuilder,
+    listed: EntryListing,
 ) -> list[CommandResult]:
     """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
-    results = []
+    results = {}
     loaded = load_entries(tables, command, keys)
     for key in keys:
         foreseen = dry_run_entry(loaded, command, key, waiting=waiting, now_us=now_us)
         if foreseen is not None:
-            results.append(foreseen[0])
-            listed.add(_cursor(tables), key, result=str(foreseen[0]), note=foreseen[1])
-    return results
+            results[key] = foreseen
+    shown = {key: {"result": str(one), "note": note} for key, (one, note) in results.items()}
+    listed.add(tables, list(shown), shown)
+    return [one for one, _ in results.values()]
 
 
-def _show_in_flight(tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
-    for key in keys:
-        listed.add(_cursor(tables), key, result=str(CommandResult.IN_FLIGHT), note=IN_FLIGHT)
-
-
-def _cursor(tables: Any) -> Any:
-    return tables.cursor
+def _show_in_flight(tables: Tables, *, keys: Sequence[Key], listed: EntryListing) -> None:
+    shown = {"result": str(CommandResult.IN_FLIGHT), "note": IN_FLIGHT}
+    listed.add(tables, keys, dict.fromkeys(keys, shown))
 
 
 def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:
