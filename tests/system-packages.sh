@@ -2,8 +2,8 @@
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
 # the sync before the 250, openssl for certificates, faketime to let a clock jump, Chromium and its driver
-# for the pages, nginx as a proxy in front of them, two readers of reports, a verifier of signatures. With "languages": those that run the programs in
-# docs/snippets.md.
+# for the pages, nginx as a proxy in front of them, two readers of reports, a verifier of signatures,
+# PostgreSQL. With "languages": those that run the programs in docs/snippets.md.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
 # one line says why and how to have them run.
@@ -29,6 +29,8 @@ if [ "${1:-}" = languages ]; then
     [ -e /usr/share/php/Symfony/Component/Mailer ] || missing+=(php-symfony-mailer)
     ruby -e 'require "mail"' 2>/dev/null || missing+=(ruby-mail)
 else
+    # a server whose programs are in no PATH, and which needs no cluster of the system's
+    compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)
     # swaks has TLS by a module that its package only recommends
     /usr/bin/perl -MNet::SSLeay -e 1 2>/dev/null || missing+=(libnet-ssleay-perl)
     # readers of reports
@@ -37,7 +39,7 @@ else
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
 # Unpacked into .system, not installed: tests start these servers by their paths. The LMTP server's
-# version must be Dovecot's; Exim excludes Postfix; OpenDKIM would start a service.
+# version must be Dovecot's; Exim excludes Postfix; OpenDKIM and PgBouncer would start a service.
 unpack() {
     local version
     version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
@@ -45,11 +47,14 @@ unpack() {
     unpack_one usr/sbin/exim4 exim4-daemon-light Exim
     unpack_one usr/sbin/opendkim opendkim OpenDKIM
     unpack_one usr/share/doc/libmilter1.0.1 libmilter1.0.1 OpenDKIM
+    unpack_one usr/sbin/pgbouncer pgbouncer PgBouncer
+    unpack_one usr/share/doc/libevent-2.1-7 libevent-2.1-7 PgBouncer
+    unpack_one usr/share/doc/libc-ares2 libc-ares2 PgBouncer
 }
 unpack_one() {
     local folder
     [ ! -e "/$1" ] && [ ! -e ".system/$1" ] || return 0
-    folder=$(mktemp -d)
+    folder=$(mktemp -d) || return 0
     (cd "$folder" && apt-get -q download "$2" && dpkg-deb -x "${2%%=*}"_*.deb .) &&
         mkdir -p .system && cp -r "$folder/usr" .system/ ||
         echo "tests of $3 are skipped: its package cannot be fetched" >&2
@@ -94,6 +99,11 @@ printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
 apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q
     -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60)
 "${apt[@]}" update || skip "the package lists cannot be fetched"
+if [[ " ${missing[*]} " == *" postgresql "* ]]; then
+    clusters=/etc/postgresql-common/createcluster.conf
+    "${apt[@]}" install -y --no-install-recommends --no-remove postgresql-common || true
+    "${as_root[@]}" sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' "$clusters" || true
+fi
 # --no-remove: a mail server that is already here stays
 "${apt[@]}" install -y --no-install-recommends --no-remove "${missing[@]}" ||
     skip "apt-get does not install them (another mail server may be in the way)"

@@ -62,7 +62,7 @@ class PostgresServer:
     ) -> None:
         self._programs = _programs()
         self._settings = _SETTINGS | (_SYNCED if is_synced else {}) | dict(settings or {})
-        self._owner = _owner() if os.geteuid() == 0 else {}
+        self._owner = process_owner()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._templates: dict[str, str] = {}
@@ -202,7 +202,8 @@ class PostgresServer:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return lines[0] == str(self._process.pid) and lines[-1].strip() == "ready"
+        is_own = lines[:1] == [str(self._process.pid)]
+        return is_own and len(lines) == 8 and lines[7].strip() == "ready"
 
 
 def database_of(url: str) -> str:
@@ -237,8 +238,10 @@ def _version(place: Path) -> int:
     return int(number[0]) if number else 0
 
 
-def _owner() -> dict[str, Any]:
-    """Return who runs it, as subprocess takes it."""
+def process_owner() -> dict[str, Any]:
+    """Return who runs a program that refuses to be root's, as subprocess takes it."""
+    if os.geteuid():
+        return {}
     for name in _NOBODIES:
         try:
             found = pwd.getpwnam(name)

@@ -53,8 +53,14 @@ _POOLER_ROUNDS = 3
 _POOLER_WAIT_S = 5.0
 _SETTINGS_THAT_LOSE_MAIL = ("fsync", "full_page_writes", "synchronous_commit")
 
+_POOLED = (
+    "a pooler gives each transaction another session (PgBouncer's pool_mode=transaction): connect"
+    " to the server itself, or set pool_mode=session"
+)
 # By SQLSTATE, or its class of two characters.
 _TEXTS = {
+    "26000": _POOLED,  # a session lacks what this one prepared, or has it already
+    "42P05": _POOLED,
     "28P01": "the server refuses the password",
     "28": "the server refuses the login",
     "3D000": "there is no such database",
@@ -75,6 +81,8 @@ _KINDS: Mapping[str, type[SpoolError]] = {
     "3D000": SpoolUnavailableError,
     "25006": SpoolUnavailableError,
     "42501": SpoolUnavailableError,
+    "26000": SpoolUnavailableError,
+    "42P05": SpoolUnavailableError,
     "42": SpoolFormatError,  # no such table or column, or one of another type
     "08": SpoolUnavailableError,
     "25": SpoolUnavailableError,
@@ -136,6 +144,8 @@ async def server_faults(options: ServerOptions, connection: asyncpg.Connection) 
     """Return what makes the server unsafe for mail, or unfit: a sentence for each."""
     faults = []
     with translate_postgres_errors(options):
+        if await _changes_backends(options, connection):
+            return [_POOLED]
         version = connection.get_server_version()
         if version.major < VERSION_MIN:
             faults.append(
@@ -155,11 +165,6 @@ async def server_faults(options: ServerOptions, connection: asyncpg.Connection) 
         faults.append(f"the encoding of the database is {values['server_encoding']}, expected UTF8")
     if values["transaction_read_only"] == "on":  # a standby as well
         faults.append(_TEXTS["25006"])
-    if await _changes_backends(options, connection):
-        faults.append(
-            "a pooler gives each transaction another session (PgBouncer's pool_mode=transaction):"
-            " connect to the server itself, or set pool_mode=session"
-        )
     return faults
 
 
@@ -169,23 +174,22 @@ async def _changes_backends(options: ServerOptions, connection: asyncpg.Connecti
     A pooler gives its clients process ids of its own. In its transaction mode, a session that one
     client has left is the next one's, and the first client then gets another, or waits for it.
     """
-    with translate_postgres_errors(options):
-        first = await connection.fetchval("SELECT pg_backend_pid()")
-        if first == connection.get_server_pid():
-            return False
-        other = await connect(options, purpose="check")
-        try:
-            for _ in range(_POOLER_ROUNDS):
-                async with other.transaction():
-                    taken = await other.fetchval("SELECT pg_backend_pid()")
-                    async with asyncio.timeout(_POOLER_WAIT_S):  # real time: the server
-                        now = await connection.fetchval("SELECT pg_backend_pid()")
-                if now != first or taken == first:
-                    return True
-        except (TimeoutError, asyncpg.PostgresConnectionError, asyncpg.ProtocolViolationError):
-            return True
-        finally:
-            other.terminate()
+    first = await connection.fetchval("SELECT pg_backend_pid()")
+    if first == connection.get_server_pid():
+        return False
+    other = await connect(options, purpose="check")
+    try:
+        for _ in range(_POOLER_ROUNDS):
+            async with other.transaction():
+                taken = await other.fetchval("SELECT pg_backend_pid()")
+                async with asyncio.timeout(_POOLER_WAIT_S):  # real time: the server
+                    now = await connection.fetchval("SELECT pg_backend_pid()")
+            if now != first or taken == first:
+                return True
+    except (TimeoutError, asyncpg.PostgresError):  # such as "no transactions in this mode"
+        return True
+    finally:
+        other.terminate()
     return False
 
 
