@@ -179,7 +179,7 @@ class SpoolSettings:
     reserve file. `node` is this node's name there; "": the hostname.
     """
 
-    url: Annotated[str, Form.SPOOL_URL, Secret] = f"sqlite:{_SPOOL_FILE}"
+    url: Annotated[str, Form.SPOOL_URL, Secret] = field(default=f"sqlite:{_SPOOL_FILE}", repr=False)
     node: Annotated[str, Form.NODE_NAME] = ""
     bodies: str = ""  # a directory that nodes share for large bodies; not supported yet
     keep: PositiveSeconds = 14 * 86400.0

@@ -124,6 +124,7 @@ async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection
                 password=options.password,
                 database=options.database,
                 ssl=tls,
+                direct_tls=False,
                 timeout=options.timeout_s,
                 server_settings={"application_name": f"{options.application_name} {purpose}"},
                 target_session_attrs="read-write",

@@ -170,6 +170,7 @@ def test_a_password_of_any_characters(tmp_path, password):
         file.write_text(f'{SMALL}url = "postgresql://u:{reference}@localhost/relay"')
         settings = load(file, {"SECRET": password})
         assert parse_postgres_url(settings.spool.url).password == password
+        assert "postgresql:" not in repr(settings)
 
 
 def test_a_whole_url_by_reference(tmp_path):

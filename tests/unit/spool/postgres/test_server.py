@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.postgres import server
 from relay.spool.postgres.server import connect, server_faults, translate_postgres_errors
 from relay.spool.types import (
     SpoolDamagedError,
@@ -21,7 +22,13 @@ from relay.spool.types import (
     SpoolUnavailableError,
 )
 from tests.support.ports import free_port
-from tests.support.postgres import PASSWORD, PostgresServer, database_of
+from tests.support.postgres import (
+    PASSWORD,
+    NoPostgresError,
+    PostgresServer,
+    database_of,
+    running_server,
+)
 from tests.support.relay_process import until
 from tests.support.tls import authority  # noqa: F401
 
@@ -75,11 +82,25 @@ async def test_a_wrong_password(postgres_server, postgres_url):
     assert "the server refuses the password" in await refusal(url)
 
 
-async def test_no_password(postgres_server, postgres_url, monkeypatch):
+async def test_no_password(postgres_server, postgres_url, monkeypatch, tmp_path):
     """None is taken from the environment."""
+    (tmp_path / "pgpass").write_text(f"*:*:*:*:{PASSWORD}\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     url = postgres_server.tcp_url(database_of(postgres_url), password="")
     assert "the server refuses the password" in await refusal(url)
+
+
+async def test_the_environment_does_not_count(postgres_url, tcp_url, monkeypatch):
+    for name in ("HOST", "PORT", "USER", "DATABASE", "OPTIONS", "SSLMODE", "TARGETSESSIONATTRS"):
+        monkeypatch.setenv(f"PG{name}", "1")
+    monkeypatch.setenv("PGSSLNEGOTIATION", "direct")
+    monkeypatch.setenv("PGSERVICE", "other")
+    for url in (postgres_url, tcp_url):
+        connection = await connect(parse_postgres_url(url), purpose="test")
+        assert await connection.fetchval("SELECT current_database()") == database_of(postgres_url)
+        await connection.close()
 
 
 async def test_no_such_database(postgres_server):
@@ -164,6 +185,13 @@ async def test_settings_that_lose_mail(safe_server, safe_url, name):
     finally:
         safe_server.configure(**{name: None})
         until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "on")
+
+
+async def test_an_older_server(safe_server, safe_url, monkeypatch):
+    monkeypatch.setattr(server, "VERSION_MIN", 99)
+    assert await faults_of(safe_url) == [
+        f"the server is PostgreSQL {safe_server.version}, expected 99 or newer"
+    ]
 
 
 async def test_another_encoding(safe_server):
@@ -264,6 +292,16 @@ async def test_a_server_that_stops(safe_server, safe_url):
     connection = await connect(parse_postgres_url(safe_url), purpose="test")
     assert await connection.fetchval("SELECT n FROM t") == 7
     await connection.close()
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_without_programs_tests_are_skipped_but_in_ci(tmp_path, monkeypatch, in_ci):
+    monkeypatch.setenv("RELAY_TEST_PG", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    if in_ci:
+        monkeypatch.setenv("CI", "true")
+    with pytest.raises(NoPostgresError if in_ci else pytest.skip.Exception, match="not installed"):
+        running_server()
 
 
 def test_a_server_ends_with_its_tests():
