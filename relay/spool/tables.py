@@ -15,7 +15,7 @@ Text is compared octet by octet, and lower() changes ASCII only.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class Tables(Protocol):
         """Return the first row of a query, or None."""
         ...
 
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """Yield the rows of a query, which are read only as far as needed."""
+        ...
+
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
         """Run a statement once for each of these values, and return the rows of all, in order."""
         ...
@@ -43,8 +47,26 @@ class Tables(Protocol):
         """
         ...
 
+    @property
+    def next_hop(self) -> str:
+        """The next hop of a recipient `r`, whose entry `e` may have ended: an expression."""
+        ...
+
     def snapshot(self) -> AbstractContextManager[None]:
         """All queries in the block read the same state. Not inside a transaction."""
+        ...
+
+    def begin_snapshot(self) -> None:
+        """From now on all queries read the same state, also those of later calls."""
+        ...
+
+    def end_snapshot(self) -> None:
+        """End begin_snapshot()."""
+        ...
+
+    @property
+    def is_in_snapshot(self) -> bool:
+        """Whether begin_snapshot() has not ended."""
         ...
 
 

@@ -28,7 +28,8 @@ from relay.spool.common.queue_decisions import (
     CommandTimes,
     dry_run_entry,
 )
-from relay.spool.common.queue_engine import EntryListing, Leftovers, QueueEngine
+from relay.spool.common.queue_engine import Leftovers, QueueEngine
+from relay.spool.common.queue_list import EntryListBuilder, EntrySelection
 from relay.spool.common.queued_entries import load_entries, put_back
 from relay.spool.queue_commands import (
     LISTED_MAX,
@@ -88,10 +89,10 @@ class SpoolQueueAdmin:
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """QueueAdmin.list."""
         times = self._times()
-        selection = self._engine.select(
+        selection = EntrySelection(
             selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
         )
-        listing = self._engine.listing(
+        listing = EntryListBuilder(
             self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
         )
 
@@ -107,10 +108,10 @@ class SpoolQueueAdmin:
     ) -> CommandReport:
         """QueueAdmin.execute."""
         times = self._times()
-        selection = self._engine.select(
+        selection = EntrySelection(
             command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
         )
-        listing = partial(self._engine.listing, self._shown_times())
+        listing = partial(EntryListBuilder, self._shown_times())
         answer = _ReportBuilder(command, listing, on_progress=on_progress)
         left: list[Key] = []
         while not selection.has_ended:
@@ -243,7 +244,7 @@ class _ReportBuilder:
     def __init__(
         self,
         command: QueueCommand,
-        listing: Callable[..., EntryListing],
+        listing: Callable[..., EntryListBuilder],
         *,
         on_progress: ProgressCallback,
     ) -> None:
@@ -255,14 +256,14 @@ class _ReportBuilder:
         self._entries: list[dict[str, Any]] = []
         self._recipients_left = RECIPIENTS_MAX
 
-    def listing(self) -> EntryListing:
+    def listing(self) -> EntryListBuilder:
         """Return a list for what may still be listed; pass it to add()."""
         return self._listing(
             entries_max=LISTED_MAX - len(self._entries),
             recipients_max=self._recipients_left,
         )
 
-    def add(self, results: Iterable[CommandResult], listing: EntryListing) -> None:
+    def add(self, results: Iterable[CommandResult], listing: EntryListBuilder) -> None:
         """Add certain results."""
         for result in results:
             self._counts[result] += 1
@@ -282,7 +283,7 @@ class _Done(Struct, frozen=True):
     """What a transaction did, the entries as it left them, and what is to be removed after it."""
 
     result: ChangeResult
-    listed: EntryListing
+    listed: EntryListBuilder
     left: Leftovers
 
 
@@ -295,7 +296,7 @@ def _write(
     taken: Collection[Key],
     times: CommandTimes,
     planned: PlannedReports,
-    listing: Callable[[], EntryListing],
+    listing: Callable[[], EntryListBuilder],
 ) -> _Done:
     """Change and list in one transaction, so that entries are shown as the change left them."""
     result = change(
@@ -320,7 +321,7 @@ def _dry_run(
     keys: Sequence[Key],
     waiting: Collection[Key],
     now_us: int,
-    listed: EntryListing,
+    listed: EntryListBuilder,
 ) -> list[CommandResult]:
     """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
     results = {}
@@ -334,7 +335,7 @@ def _dry_run(
     return [one for one, _ in results.values()]
 
 
-def _show_in_flight(tables: Tables, *, keys: Sequence[Key], listed: EntryListing) -> None:
+def _show_in_flight(tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
     shown = {"result": str(CommandResult.IN_FLIGHT), "note": IN_FLIGHT}
     listed.add(tables, keys, dict.fromkeys(keys, shown))
 

@@ -4,56 +4,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from relay.message.content import Content
-from relay.spool.queue_commands import ShownTimes
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import FIRST_KEY, Claim, ContentKey, Key, NewMessage, Selector
+from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
 T = TypeVar("T")
 StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
-
-
-class SelectedEntries(Protocol):
-    """The entries that a selector matches, in the order of their ids."""
-
-    @property
-    def unknown(self) -> Sequence[str]:
-        """The ids of the selector that match no entry."""
-        ...
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing is left."""
-        ...
-
-    def step(self, tables: Tables) -> list[Key]:
-        """Return the next of them; an empty list is not the end."""
-        ...
-
-
-class EntryListing(Protocol):
-    """A list of entries as the JSON of `queue list`."""
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """The list."""
-        ...
-
-    @property
-    def recipients_left(self) -> int:
-        """How many more recipients may be listed."""
-        ...
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more entries are listed."""
-        ...
-
-    def add(
-        self, tables: Tables, keys: Sequence[Key], more: Mapping[Key, Mapping[str, str]] = ...
-    ) -> None:
-        """Append these entries, as they are, each with the fields in `more`, until it is full."""
-        ...
 
 
 class QueueEngine(Protocol):
@@ -72,18 +28,6 @@ class QueueEngine(Protocol):
         """Run an operation in a transaction, and return when that is durable. An operation that
         raises changes nothing; it may be repeated.
         """
-        ...
-
-    def select(
-        self, selector: Selector, *, now_us: int, keys_at_once: int, after: Key = FIRST_KEY
-    ) -> SelectedEntries:
-        """Return the entries that are not final and match; of all but ids, those behind `after`.
-        `now_us` is queue time; `keys_at_once` bounds what is in memory.
-        """
-        ...
-
-    def listing(self, times: ShownTimes, *, entries_max: int, recipients_max: int) -> EntryListing:
-        """Return an empty list for so many entries and recipients."""
         ...
 
     def read_claims(

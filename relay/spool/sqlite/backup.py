@@ -16,14 +16,11 @@ from typing import Any
 import apsw
 
 from relay.files import disk_of, fsync_path, link_or_copy
+from relay.spool.common import stats
+from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.engine import BackupResult, BackupSize
-from relay.spool.sqlite import stats
-from relay.spool.sqlite.database import fetch, fetch_one, open_database
-from relay.spool.sqlite.spool_errors import (
-    integrity_errors,
-    translate_os_errors,
-    translate_sqlite_errors,
-)
+from relay.spool.sqlite.database import SqliteTables, fetch, fetch_one, open_database
+from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import contents_of, copy_database
 from relay.spool.sqlite.transactions import is_file_needed
 from relay.spool.types import SpoolDamagedError, SpoolFullError
@@ -140,7 +137,7 @@ def _counts(database: Path) -> dict[str, Any]:
             "schema": connection.pragma("user_version"),
             "messages": fetch_one(cursor, "SELECT count(*) FROM message")[0],
             "entries": dict(fetch(cursor, _LIVE_ENTRIES)),
-            "recipients": stats.waiting_by(stats.read_counters(cursor)),
+            "recipients": stats.waiting_by(stats.read_counters(SqliteTables(cursor))),
             "submissions": fetch_one(cursor, "SELECT count(*) FROM submission")[0],
         }
 

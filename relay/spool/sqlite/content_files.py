@@ -27,7 +27,7 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
 from relay.message.header import header_end
-from relay.spool.sqlite.spool_errors import translate_os_errors
+from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
 from relay.spool.types import SpoolError
 

@@ -18,9 +18,10 @@ from msgspec.structs import astuple
 from relay.clock import Anchor
 from relay.last_commit import RecordedCommit, has_log, read_recorded
 from relay.observe.logs import inherit
+from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.sqlite.commits import check_commits
 from relay.spool.sqlite.migrate import bring_to_version, check_version
-from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import check_presence, is_openable
 from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import SpoolDamagedError, SpoolError
@@ -103,6 +104,10 @@ class SqliteTables:
         """Tables.fetch_one."""
         return self.cursor.execute(sql, values).fetchone()
 
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """Tables.each, by a cursor of its own."""
+        return self.cursor.connection.execute(sql, values)
+
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
         """Tables.fetch_each."""
         return list(self.cursor.executemany(sql, values))
@@ -111,14 +116,32 @@ class SqliteTables:
         """Tables.among."""
         return f"{column} IN ({', '.join('?' * len(values))})", tuple(values)
 
+    @property
+    def next_hop(self) -> str:
+        """Tables.next_hop."""
+        return "e.next_hop"
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Tables.snapshot."""
-        self.cursor.execute("BEGIN")
+        self.begin_snapshot()
         try:
             yield
         finally:
-            self.cursor.execute("COMMIT")
+            self.end_snapshot()
+
+    def begin_snapshot(self) -> None:
+        """Tables.begin_snapshot."""
+        self.cursor.execute("BEGIN")
+
+    def end_snapshot(self) -> None:
+        """Tables.end_snapshot."""
+        self.cursor.execute("COMMIT")
+
+    @property
+    def is_in_snapshot(self) -> bool:
+        """Tables.is_in_snapshot."""
+        return self.cursor.connection.in_transaction
 
 
 def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -25,13 +25,14 @@ from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.observe.logs import get_logger
+from relay.spool.common import stats
 from relay.spool.common.holds import count_removed
+from relay.spool.common.recorded_events import last_sequence
 from relay.spool.common.rows import (
     LIVE_STATES,
     REMOVED_EVENTS,
 )
 from relay.spool.engine import Retention
-from relay.spool.sqlite import stats
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import (
@@ -42,7 +43,6 @@ from relay.spool.sqlite.database import (
 from relay.spool.sqlite.transactions import (
     is_content_lost,
     is_file_needed,
-    last_sequence,
     note_removed_events,
 )
 from relay.spool.sqlite.writer import Batch, Writer
@@ -145,7 +145,7 @@ def clear(batch: Batch) -> tuple[int, list[str]]:
     """
     (messages,) = fetch_one(batch.cursor, "SELECT count(*) FROM message WHERE source <> 'report'")
     files = fetch(batch.cursor, "SELECT file FROM content WHERE file IS NOT NULL")
-    note_removed_events(batch.cursor, last_sequence(batch.cursor))
+    note_removed_events(batch.cursor, last_sequence(batch))
     for table in (*(name for name, _ in _TABLES), "content", "submission", "owed_receipt"):
         batch.cursor.execute(f"DELETE FROM {table}")
     kept = (COMMITS_COUNTER, REMOVED_EVENTS)
@@ -304,11 +304,11 @@ class Maintenance:
         count = stats.QueueCounter()
         deadline = self._clock.real_s() + _COUNT_S_MAX
         try:
-            while await self._counting.run(count.step):
+            while await self._counting.read(count.step):
                 if self._clock.real_s() > deadline:
                     raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
         finally:
-            await self._counting.run(count.end)
+            await self._counting.read(count.end)
         if count.snapshots > 1:
             raise SpoolUnavailableError("the count was cut off")
         counts = count.result()
@@ -320,8 +320,8 @@ class Maintenance:
         if self._unaccounted is None:
             await self.counts()
         now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
-        figures = await self._queries.run(
-            lambda cursor: stats.stats(cursor, now_us=now_us, offset_us=offset_us)
+        figures = await self._queries.read(
+            lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
         )
         return figures | {"unaccounted": self._unaccounted}
 

@@ -6,14 +6,12 @@ from typing import Any, TypeVar
 
 from relay.message.content import Content
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite.claims import read_claims
 from relay.spool.sqlite.content_files import ContentFiles, StoredFile
 from relay.spool.sqlite.database import Reader, SqliteTables
-from relay.spool.sqlite.queue_list import EntryListBuilder, EntrySelection
 from relay.spool.sqlite.transactions import add_reports, drop_content
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.types import FIRST_KEY, Claim, ContentKey, Key, NewMessage, Selector
+from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
 T = TypeVar("T")
 _Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
@@ -48,18 +46,6 @@ class SqliteQueueEngine:
     async def change(self, operation: Callable[[Batch], T]) -> T:
         """QueueEngine.change."""
         return await self._writer.submit(operation)
-
-    def select(
-        self, selector: Selector, *, now_us: int, keys_at_once: int, after: Key = FIRST_KEY
-    ) -> EntrySelection:
-        """QueueEngine.select."""
-        return EntrySelection(selector, now_us=now_us, keys_at_once=keys_at_once, after=after)
-
-    def listing(
-        self, times: ShownTimes, *, entries_max: int, recipients_max: int
-    ) -> EntryListBuilder:
-        """QueueEngine.listing."""
-        return EntryListBuilder(times, entries_max=entries_max, recipients_max=recipients_max)
 
     def read_claims(
         self, tables: Any, keys: Collection[Key]

@@ -24,6 +24,7 @@ from relay.files import fsync_path, link_or_copy
 from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
 from relay.spool.common.holds import recount
+from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
@@ -38,11 +39,7 @@ from relay.spool.sqlite.database import (
     write_anchor,
 )
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
-from relay.spool.sqlite.spool_errors import (
-    integrity_errors,
-    translate_os_errors,
-    translate_sqlite_errors,
-)
+from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
     contents_of,
     damage_mark_of,

@@ -27,11 +27,13 @@ from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
+from relay.spool.common import message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.queue_admin import SpoolQueueAdmin
+from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import ShownTimes
-from relay.spool.sqlite import message_list, queries, recorded_events, transactions
+from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
     late_recipients,
@@ -50,11 +52,16 @@ from relay.spool.sqlite.content_files import (
     verify_checksum,
 )
 from relay.spool.sqlite.damage import Damage
-from relay.spool.sqlite.database import CAPTURED_KEEP_S, Reader, open_database, read_anchor
+from relay.spool.sqlite.database import (
+    CAPTURED_KEEP_S,
+    Reader,
+    SqliteTables,
+    open_database,
+    read_anchor,
+)
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.queue_engine import SqliteQueueEngine
-from relay.spool.sqlite.receipts import SqliteReceipts
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
@@ -166,11 +173,17 @@ class SqliteSpool:
             self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock,
             was_closed=self._last_commit.was_closed,
         )  # fmt: skip
-        self.receipts = SqliteReceipts(self._writer, self._queries, self._connection)
+        self.receipts = self._owed_receipts()
         self.queue_admin = SpoolQueueAdmin(
             self._queue_engine(), follow=self.receipts.follow, clock=clock, metrics=metrics,
             shown_times=self._shown_times,
         )  # fmt: skip
+
+    def _owed_receipts(self) -> ReceiptRecords:
+        receipts = ReceiptRecords(read=self._queries.read, change=self._writer.submit)
+        with translate_sqlite_errors(self._path):
+            receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
+        return receipts
 
     @property
     def development(self) -> Maintenance:
@@ -197,7 +210,7 @@ class SqliteSpool:
     def mail_root(self, store: str) -> RecordedRoot:
         """SpoolEngine.mail_root."""
         with translate_sqlite_errors(self._path):
-            return queries.mail_root(self._connection.cursor(), store)
+            return queries.mail_root(SqliteTables(self._connection.cursor()), store)
 
     async def record_mail_root(self, store: str, root_id: str) -> None:
         """SpoolEngine.record_mail_root."""
@@ -401,14 +414,14 @@ class SqliteSpool:
         return await self._queries.run(lambda c: self._kept(c, queue_id))
 
     def _kept(self, cursor: apsw.Cursor, queue_id: str) -> KeptMessage:
-        row = queries.kept_content(cursor, queue_id)
+        row = transactions.kept_content(cursor, queue_id)
         content = None
         try:
             content = None if row is None else self._opened(queue_id, row)
         except SpoolError:
-            if queries.kept_content(cursor, queue_id) is not None:
+            if transactions.kept_content(cursor, queue_id) is not None:
                 raise  # otherwise the last entry was settled in the meantime
-        return KeptMessage(content, queries.first_recipients(cursor, queue_id))
+        return KeptMessage(content, queries.first_recipients(SqliteTables(cursor), queue_id))
 
     async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
         """SpoolHistory.read_contents."""
@@ -416,7 +429,7 @@ class SqliteSpool:
 
     def _kept_contents(self, cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Content]:
         found: dict[str, Content] = {}
-        for queue_id, row in queries.kept_contents(cursor, queue_ids[:CONTENTS_MAX]).items():
+        for queue_id, row in transactions.kept_contents(cursor, queue_ids[:CONTENTS_MAX]).items():
             with suppress(SpoolError):  # damaged, or gone meanwhile
                 found[queue_id] = self._opened(queue_id, row)
         return found
@@ -430,7 +443,7 @@ class SqliteSpool:
     async def journey(self, queue_id: str) -> Journey | None:
         """SpoolHistory.journey."""
         times = self._shown_times()
-        return await self._queries.run(lambda c: queries.journey(c, queue_id, times))
+        return await self._queries.read(lambda c: queries.journey(c, queue_id, times))
 
     def _shown_times(self) -> ShownTimes:
         """Return how times are shown now. A development relay removes captured mail by real time,
@@ -443,7 +456,7 @@ class SqliteSpool:
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         """SpoolHistory.find_queue_ids."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
         )
 
@@ -451,7 +464,7 @@ class SqliteSpool:
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
     ) -> Sequence[FoundMessage]:
         """SpoolHistory.search."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: message_list.search(
                 c, wanted, account=account, since_us=since_us, limit=limit
             )
@@ -461,7 +474,7 @@ class SqliteSpool:
         self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
         """SpoolHistory.find_page."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: message_list.find_page(c, wanted, account=account, before=before, limit=limit)
         )
 
@@ -469,13 +482,13 @@ class SqliteSpool:
         self, queue_ids: Sequence[str], *, account: str | None
     ) -> Sequence[MessageSummary]:
         """SpoolHistory.summaries."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: message_list.summaries(c, queue_ids, account=account)
         )
 
     async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
         """SpoolHistory.accepted_submissions."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: message_list.accepted_submissions(c, submission_ids)
         )
 
@@ -483,20 +496,20 @@ class SqliteSpool:
         self, *, account: str | None, limit: int
     ) -> tuple[int, Mapping[str, int]]:
         """SpoolHistory.count_states."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: message_list.count_states(c, account=account, limit=limit)
         )
 
     async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
         """SpoolHistory.recent_addresses."""
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: message_list.recent_addresses(c, account=account, limit=limit)
         )
 
     async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
         """SpoolHistory.events_after."""
         at_once = not self._captured.is_delivered
-        return await self._queries.run(
+        return await self._queries.read(
             lambda c: recorded_events.events_after(
                 c, after, until, limit=limit, captures_at_once=at_once
             )
@@ -504,7 +517,7 @@ class SqliteSpool:
 
     async def last_event(self) -> int:
         """SpoolHistory.last_event."""
-        return await self._queries.run(recorded_events.last_event)
+        return await self._queries.read(recorded_events.last_event)
 
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access."""

@@ -4,7 +4,6 @@ Neither an apsw exception nor an OSError leaves the spool. The text of each erro
 """
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from relay.spool.types import (
 )
 
 _FAULTS_MAX = 100
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -48,14 +46,3 @@ def integrity_errors(connection: apsw.Connection, *, full: bool) -> list[str]:
     except (apsw.CorruptError, apsw.NotADBError) as error:
         return [str(error)]
     return [text for text in found if text != "ok"]
-
-
-@contextlib.contextmanager
-def translate_os_errors(place: Path) -> Iterator[None]:
-    """Turn an OSError into the spool's exceptions."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise SpoolFullError(f"{place}: the disk is full") from error
-        raise SpoolUnavailableError(f"{place}: {error.strerror or error}") from error

@@ -16,7 +16,8 @@ import apsw
 
 from relay.files import fsync_path
 from relay.last_commit import last_commit_of, log_bytes
-from relay.spool.sqlite.spool_errors import translate_os_errors, translate_sqlite_errors
+from relay.spool.common.os_errors import translate_os_errors
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.types import SpoolDamagedError, SpoolFormatError
 
 ARRIVING = "arriving-"  # the prefix of files that no message names

@@ -34,9 +34,7 @@ from relay.spool.common.rows import (
 )
 from relay.spool.common.settled_rows import SettledRows, owed_rows, settled_rows, waiting_columns
 from relay.spool.sqlite.content_files import StoredFile
-from relay.spool.sqlite.database import (
-    fetch_one,
-)
+from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     FIRST_EPOCH,
@@ -69,6 +67,7 @@ _OLDEST_RECEIPTS = (
 )
 _MARK_RECEIPT = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
 _END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
+_KEPT = "size, data, file, header, eight_bit, crc32"
 _IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
 
 
@@ -209,13 +208,6 @@ def note_removed_events(cursor: apsw.Cursor, last: int | None) -> None:
         )
 
 
-def last_sequence(cursor: apsw.Cursor) -> int | None:
-    """Return the sequence of the last event that was recorded and is kept."""
-    sql = f"SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}"
-    last: int | None = fetch_one(cursor, sql)[0]
-    return last
-
-
 def record_mail_root(batch: Batch, store: str, root_id: str) -> None:
     """SpoolEngine.record_mail_root."""
     batch.cursor.execute("INSERT OR REPLACE INTO mail_root VALUES (?,?)", (store, root_id))
@@ -332,3 +324,28 @@ def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
     assert file is not None
     found = crc32(content.header, file.crc32)
     return content.size, None, file.name, content.header, int(content.eight_bit), found
+
+
+def kept_content(cursor: apsw.Cursor, queue_id: str) -> Any:
+    """Return the row of the content of the first live entry, or None.
+
+    One statement, because the id of a content that is removed may be used again.
+    """
+    return fetch_one(
+        cursor,
+        f"SELECT {_KEPT} FROM entry JOIN content ON content.id = entry.content_id"
+        " WHERE message_id = ? AND state <> 'final' ORDER BY number LIMIT 1",
+        (queue_id,),
+    )
+
+
+def kept_contents(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Return the rows of kept_content() of several messages."""
+    marks = ", ".join("?" * len(queue_ids))
+    rows = fetch(
+        cursor,
+        f"SELECT message_id, {_KEPT} FROM entry JOIN content ON content.id = entry.content_id"
+        f" WHERE message_id IN ({marks}) AND state <> 'final' ORDER BY message_id, number DESC",
+        queue_ids,
+    )
+    return {queue_id: row for queue_id, *row in rows}  # of several entries that of the first

@@ -22,27 +22,25 @@ from relay.journeys.events import Event, Step
 from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
+from relay.spool.common import stats
 from relay.spool.common.holds import counted
 from relay.spool.common.holds import recount as recount_holds
+from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
 )
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
-from relay.spool.sqlite import stats
 from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import (
+    SqliteTables,
     fetch,
     fetch_one,
     open_database,
     read_anchor,
 )
-from relay.spool.sqlite.spool_errors import (
-    integrity_errors,
-    translate_os_errors,
-    translate_sqlite_errors,
-)
+from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
 from relay.spool.sqlite.transactions import (
     is_file_needed,
@@ -304,12 +302,12 @@ class SpoolVerifier:
             count.write_counts()
 
     def _check_counters(self, cursor: apsw.Cursor) -> int:
-        count = stats.QueueCounter()
+        count, tables = stats.QueueCounter(), SqliteTables(cursor)
         try:
-            while count.step(cursor):
+            while count.step(tables):
                 pass
         finally:
-            count.end(cursor)
+            count.end(tables)
         unaccounted = count.result().unaccounted
 
         def recount() -> None:

@@ -13,8 +13,8 @@ import asyncio
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
+from relay.spool.common.commit_timer import CommitTimer
 from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE, json_text
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
@@ -49,9 +50,6 @@ _EVENT = (
     f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), {SEQUENCE_BASE})),"
     " ?2, ?3, ?4)"
 )
-_COMMITS_MAX = 100
-_LAST_S = 30.0
-_PART = 0.95
 T = TypeVar("T")
 WAITING_MAX = 20_000
 _BATCH_MAX = 256
@@ -90,37 +88,6 @@ class Batch(SqliteTables):
         """Write the counters, and the number of this commit; called last before the commit."""
         self.counts[COMMITS_COUNTER] += 1
         self.cursor.executemany(_COUNT, self.counts.items())
-
-
-class CommitTimer:
-    """How long recent commits took, and the running one. One thread writes it, another reads.
-
-    One slow commit alone does not count once it has ended.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._ended: deque[tuple[float, float]] = deque(maxlen=_COMMITS_MAX)  # end, duration
-        self._began_s: float | None = None
-
-    @contextmanager
-    def commit(self) -> Iterator[None]:
-        """Time the block as one commit."""
-        began_s = self._began_s = self._clock.real_s()
-        try:
-            yield
-        finally:
-            now_s = self._clock.real_s()
-            self._ended.append((now_s, now_s - began_s))
-            self._began_s = None
-
-    def commit_s(self) -> float:
-        """Return the 95th percentile of recent commits, or the time of the running one."""
-        now_s, began_s = self._clock.real_s(), self._began_s
-        running_s = now_s - began_s if began_s is not None else 0.0
-        times = sorted(took for ended, took in self._ended.copy() if now_s - ended <= _LAST_S)
-        took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
-        return max(running_s, took_s)
 
 
 Operation = Callable[[Batch], T]

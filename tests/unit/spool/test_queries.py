@@ -3,14 +3,14 @@
 import apsw
 
 from relay.journeys.events import Event, Step
-from relay.spool.sqlite import queries
+from relay.spool.sqlite.database import SqliteTables
 
 
 async def test_a_journey_is_of_one_moment(spool, make, monkeypatch, tmp_path) -> None:
     """What is committed between two of its queries is in none of them."""
     message = make(events=(Event(Step.POLICY_AND_ROUTING, 1, {}),))
     await spool.accept(message, claim=False)
-    original, fetched = queries.fetch, []
+    original, fetched = SqliteTables.fetch, []
 
     def fetch(*words):
         rows = original(*words)
@@ -20,6 +20,6 @@ async def test_a_journey_is_of_one_moment(spool, make, monkeypatch, tmp_path) ->
         fetched.append(rows)
         return rows
 
-    monkeypatch.setattr(queries, "fetch", fetch)
+    monkeypatch.setattr(SqliteTables, "fetch", fetch)
     assert len((await spool.journey(message.facts.id)).steps) == 1
     assert (await spool.journey(message.facts.id)).steps == ()

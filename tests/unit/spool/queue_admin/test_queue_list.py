@@ -5,8 +5,8 @@ from typing import Any
 import apsw
 import pytest
 
+from relay.spool.common.queue_list import EntrySelection
 from relay.spool.sqlite.database import SqliteTables
-from relay.spool.sqlite.queue_list import EntrySelection
 from relay.spool.types import Key, Selector
 from tests.support.operator import ALL, command
 

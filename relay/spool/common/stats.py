@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import apsw
 import msgspec
 from msgspec import Struct
 
@@ -24,10 +23,7 @@ from relay.spool.common.rows import (
     ACCEPTED_COUNTER,
     LIVE_STATES,
 )
-from relay.spool.sqlite.database import (
-    fetch,
-    fetch_one,
-)
+from relay.spool.tables import Tables
 from relay.spool.types import PriorityLevel, QueueCounts
 
 ENTRY_STATES = (
@@ -41,9 +37,9 @@ HOPS_MAX = 20
 _WAITS = "claimed = 0 AND due_us IS NOT NULL"
 _SLICE = (
     "SELECT e.state, count(*), min(e.message_id),"
-    " sum((SELECT count(*) FROM recipient r WHERE r.message_id = e.message_id"
-    f" AND r.entry = e.number AND r.state IN {LIVE_STATES})"
-    " * EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)) FROM entry e"
+    " CAST(sum(CASE WHEN EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)"
+    " THEN (SELECT count(*) FROM recipient r WHERE r.message_id = e.message_id"
+    f" AND r.entry = e.number AND r.state IN {LIVE_STATES}) ELSE 0 END) AS BIGINT) FROM entry e"
 )
 _BY_LEVEL = (
     "SELECT lane, count(*), min(message_id), "
@@ -52,13 +48,14 @@ _BY_LEVEL = (
 )
 _BY_HOP = (
     "SELECT next_hop, number, in_delivery, tried, received_us FROM ("
-    "SELECT next_hop, sum(number) AS number, sum(in_delivery) AS in_delivery, sum(tried) AS tried,"
+    "SELECT next_hop, CAST(sum(number) AS BIGINT) AS number,"
+    " CAST(sum(in_delivery) AS BIGINT) AS in_delivery, CAST(sum(tried) AS BIGINT) AS tried,"
     " min(oldest) AS oldest FROM ("
     "SELECT next_hop, count(*) AS number, 0 AS in_delivery, 0 AS tried, min(message_id) AS oldest"
     f" FROM entry INDEXED BY entry_hop WHERE {_WAITS} GROUP BY next_hop UNION ALL"
     " SELECT next_hop, count(*), count(*), count(*) FILTER (WHERE state = 'deferred'),"
     " min(message_id) FROM entry INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY next_hop)"
-    f" GROUP BY next_hop ORDER BY number DESC, next_hop LIMIT {HOPS_MAX})"
+    f" AS part GROUP BY next_hop ORDER BY number DESC, next_hop LIMIT {HOPS_MAX}) AS hop"
     " LEFT JOIN message ON id = oldest ORDER BY number DESC, next_hop"
 )
 _LAST_ID = "~"  # after every id
@@ -67,16 +64,16 @@ _ENTRIES_SEEN, _ENTRIES_READ = 200, 10  # of a next hop that is not among them
 _EVENTS_OF_MESSAGE = 20
 _NEWEST_EVENTS = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event INDEXED BY event_sequence"
-    " WHERE sequence > 1000000 ORDER BY sequence DESC LIMIT ?) WHERE step = ?"
+    " WHERE sequence > 1000000 ORDER BY sequence DESC LIMIT ?) AS newest WHERE step = ?"
 )
 _TRIED_ENTRIES = (
     "SELECT message_id FROM (SELECT message_id, attempts, due_us FROM entry INDEXED BY entry_hop"
     f" WHERE {_WAITS} AND next_hop = ? ORDER BY lane DESC, sender DESC, due_us DESC LIMIT ?)"
-    " WHERE attempts > 0 ORDER BY due_us DESC LIMIT ?"
+    " AS seen WHERE attempts > 0 ORDER BY due_us DESC LIMIT ?"
 )
 _EVENTS_OF = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event WHERE message_id = ?"
-    " ORDER BY sequence DESC LIMIT ?) WHERE step = ?"
+    " ORDER BY sequence DESC LIMIT ?) AS newest WHERE step = ?"
 )
 
 
@@ -120,23 +117,23 @@ class QueueCounter:
     _scan: int = 0  # which of the scans comes next
     _reached: tuple[Any, ...] = ()  # where the scan continues
 
-    def step(self, cursor: apsw.Cursor) -> bool:
+    def step(self, tables: Tables) -> bool:
         """Count a slice; return False when everything is counted."""
-        if not cursor.connection.in_transaction:
-            cursor.execute("BEGIN")
+        if not tables.is_in_snapshot:
+            tables.begin_snapshot()
             self.snapshots += 1
-            self.counters = read_counters(cursor)
+            self.counters = read_counters(tables)
         if self._scan < len(_SCANS):
-            self._count_slice(cursor, _SCANS[self._scan])
+            self._count_slice(tables, _SCANS[self._scan])
             return True
-        row = fetch_one(cursor, "SELECT received_us FROM message WHERE id = ?", (self._oldest_id,))
+        row = tables.fetch_one("SELECT received_us FROM message WHERE id = ?", (self._oldest_id,))
         self.oldest_us = row[0] if row else None
         return False
 
-    def end(self, cursor: apsw.Cursor) -> None:
+    def end(self, tables: Tables) -> None:
         """Release the snapshot."""
-        if cursor.connection.in_transaction:
-            cursor.execute("COMMIT")
+        if tables.is_in_snapshot:
+            tables.end_snapshot()
 
     def result(self) -> QueueCounts:
         """Return the counts."""
@@ -146,19 +143,17 @@ class QueueCounter:
             unaccounted=waiting_by(self.counters) - self.recipients,
         )
 
-    def _count_slice(self, cursor: apsw.Cursor, scan: _IndexScan) -> None:
+    def _count_slice(self, tables: Tables, scan: _IndexScan) -> None:
         """Count the entries after what was reached, up to the next bound."""
         after = self._reached or scan.first
         marks = ", ".join("?" * len(after))
         source = f"INDEXED BY {scan.index} WHERE {scan.where} AND ({scan.columns})"
-        bound = fetch_one(
-            cursor,
+        bound = tables.fetch_one(
             f"SELECT {scan.columns} FROM entry {source} > ({marks})"
             f" ORDER BY {scan.columns} LIMIT 1 OFFSET {ENTRIES_AT_ONCE - 1}",
             after,
         )
-        rows = fetch(
-            cursor,
+        rows = tables.fetch(
             f"{_SLICE} {source} > ({marks}) AND ({scan.columns}) <= ({marks}) GROUP BY e.state",
             (*after, *(bound or scan.last)),
         )
@@ -171,9 +166,9 @@ class QueueCounter:
         self._scan += bound is None
 
 
-def read_counters(cursor: apsw.Cursor) -> dict[str, int]:
+def read_counters(tables: Tables) -> dict[str, int]:
     """Read the counters: recipients accepted, and final ones by state."""
-    return dict(fetch(cursor, "SELECT name, value FROM counter"))
+    return dict(tables.fetch("SELECT name, CAST(sum(value) AS BIGINT) FROM counter GROUP BY name"))
 
 
 def waiting_by(counters: Mapping[str, int]) -> int:
@@ -181,7 +176,7 @@ def waiting_by(counters: Mapping[str, int]) -> int:
     return counters.get(ACCEPTED_COUNTER, 0) - sum(counters.get(state, 0) for state in FINAL)
 
 
-def stats(cursor: apsw.Cursor, *, now_us: int, offset_us: int) -> dict[str, Any]:
+def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
     """Return the JSON of `queue stats`, from one snapshot; from index pages only, but for the last
     replies.
 
@@ -190,27 +185,23 @@ def stats(cursor: apsw.Cursor, *, now_us: int, offset_us: int) -> dict[str, Any]
     them, but are counted in their priorities and next hops, and there also as such. `oldest` is
     when the oldest entry was received, null where there is none.
     """
-    cursor.execute("BEGIN")
-    try:
-        counters = read_counters(cursor)
-        waiting = fetch(
-            cursor, f"{_BY_LEVEL} INDEXED BY entry_due WHERE {_WAITS} GROUP BY lane ORDER BY lane"
+    with tables.snapshot():
+        counters = read_counters(tables)
+        waiting = tables.fetch(
+            f"{_BY_LEVEL} INDEXED BY entry_due WHERE {_WAITS} GROUP BY lane ORDER BY lane"
         )
-        claimed = fetch(
-            cursor, f"{_BY_LEVEL} INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY lane"
+        claimed = tables.fetch(
+            f"{_BY_LEVEL} INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY lane"
         )
         groups = [*waiting, *claimed]
         oldest = min((row[2] for row in groups if row[2]), default=None)
-        received = fetch_one(cursor, "SELECT received_us FROM message WHERE id = ?", (oldest,))
-        due = fetch_one(
-            cursor,
+        received = tables.fetch_one("SELECT received_us FROM message WHERE id = ?", (oldest,))
+        due = tables.fetch_one(
             f"SELECT count(*) FROM entry INDEXED BY entry_due WHERE {_WAITS}"
             f" AND lane IN ({', '.join(str(int(one)) for one in PriorityLevel)}) AND due_us <= ?",
             (now_us,),
         )
-        hops = _next_hops(cursor, offset_us)
-    finally:
-        cursor.execute("COMMIT")
+        hops = _next_hops(tables, offset_us)
     return {
         "entries": {
             state: sum(row[3 + column] for row in groups)
@@ -236,10 +227,10 @@ def _priorities(
     return {level.name.lower(): counted for level, counted in counts.items()}
 
 
-def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
+def _next_hops(tables: Tables, offset_us: int) -> list[dict[str, Any]]:
     """The next hops with the most entries, and how many of these were deferred."""
-    rows = fetch(cursor, _BY_HOP)
-    last = _last_replies(cursor, [row[0] for row in rows])
+    rows = tables.fetch(_BY_HOP)
+    last = _last_replies(tables, [row[0] for row in rows])
     deferred = (
         "SELECT count(*) FROM entry INDEXED BY entry_hop"
         f" WHERE {_WAITS} AND next_hop = ? AND state = 'deferred'"
@@ -250,7 +241,7 @@ def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
             "route": hop.partition(" ")[2],
             "entries": number,
             "in_delivery": in_delivery,
-            "deferred": tried + fetch_one(cursor, deferred, (hop,))[0],
+            "deferred": tried + tables.fetch_one(deferred, (hop,))[0],
             "oldest": None if received_us is None else rfc3339(received_us + offset_us),
             "last": last.get(hop),
         }
@@ -258,19 +249,19 @@ def _next_hops(cursor: apsw.Cursor, offset_us: int) -> list[dict[str, Any]]:
     ]
 
 
-def _last_replies(cursor: apsw.Cursor, hops: Sequence[str]) -> dict[str, dict[str, str]]:
+def _last_replies(tables: Tables, hops: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the last reply of each next hop, by its key: from the newest events, or else from the
     events of a few entries that have had an attempt, of those that come last in the queue.
     """
     asked = [hop for hop in hops if hop != CAPTURE.key]  # captured mail gets no reply
     if not asked:
         return {}
-    found = _latest(fetch(cursor, _NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
+    found = _latest(tables.fetch(_NEWEST_EVENTS, (_EVENTS_READ, int(Step.DELIVERY))))
     for hop in asked:
         if hop not in found:
-            entries = fetch(cursor, _TRIED_ENTRIES, (hop, _ENTRIES_SEEN, _ENTRIES_READ))
+            entries = tables.fetch(_TRIED_ENTRIES, (hop, _ENTRIES_SEEN, _ENTRIES_READ))
             values = [(name, _EVENTS_OF_MESSAGE, int(Step.DELIVERY)) for (name,) in entries]
-            events = [event for one in values for event in fetch(cursor, _EVENTS_OF, one)]
+            events = [event for one in values for event in tables.fetch(_EVENTS_OF, one)]
             found = _latest(events) | found
     return {
         hop: {

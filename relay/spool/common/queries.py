@@ -9,7 +9,6 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import apsw
 import msgspec
 from msgspec import UNSET
 
@@ -25,13 +24,13 @@ from relay.spool.common.rows import (
 )
 from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
-from relay.spool.sqlite.database import fetch, fetch_one
+from relay.spool.tables import Tables
 from relay.spool.types import parse_entry_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _RECIPIENTS = (
     "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
-    " e.next_hop, r.entry, e.retry_us, e.due_us, e.extra FROM recipient r LEFT JOIN entry e"
+    " {}, r.entry, e.retry_us, e.due_us, e.extra FROM recipient r LEFT JOIN entry e"
     " ON e.message_id = r.message_id AND e.number = r.entry"
     " WHERE r.message_id = ? ORDER BY r.number"
 )
@@ -43,19 +42,16 @@ _COPY = re.compile(r"^l[a-z2-7]{15}$", re.ASCII)
 _LOOKUP_OF_COPY = (
     "SELECT message.id, account FROM message JOIN event ON event.message_id = message.id"
     " WHERE message.id IN (SELECT id FROM message ORDER BY id DESC LIMIT ?) AND step = ?"
-    " AND instr(detail, ?) LIMIT 1"
+    " AND detail LIKE ? LIMIT 1"
 )
 
 
-def journey(cursor: apsw.Cursor, queue_id: str, times: ShownTimes) -> Journey | None:
+def journey(tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
     """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
-    cursor.execute("BEGIN")  # one snapshot: the states, and the attempts that led to them
-    try:
-        row = fetch_one(cursor, _MESSAGE, (queue_id,))
-        recipients = fetch(cursor, _RECIPIENTS, (queue_id,))
-        events = fetch(cursor, _EVENTS, (queue_id,))
-    finally:
-        cursor.execute("COMMIT")
+    with tables.snapshot():  # the states, and the attempts that led to them
+        row = tables.fetch_one(_MESSAGE, (queue_id,))
+        recipients = tables.fetch(_RECIPIENTS.format(tables.next_hop), (queue_id,))
+        events = tables.fetch(_EVENTS, (queue_id,))
     if row is None:
         return None
     facts = read_facts(row)
@@ -185,16 +181,18 @@ def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Contain
     return True
 
 
-def find_queue_ids(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
+def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
     """Return ids, newest first, for any name in docs/names.md or an entry's ID-NUMBER."""
     key = _ENTRY.sub(r"\1", key)
-    rows = fetch(cursor, _lookup(key), _lookup_values(key)) if key != "last" else []
+    rows = tables.fetch(_lookup(key), _lookup_values(key)) if key != "last" else []
     if not rows and _COPY.match(key):
-        rows = fetch(cursor, _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'"graph_id":"{key}"'))
+        rows = tables.fetch(
+            _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
+        )
     found = [row[0] for row in rows if account in (None, row[1])]
     if found or (key != "last" and "@" not in key):
         return sorted(found, reverse=True)[:limit]
-    return _scan(cursor, key, account=account, limit=limit)
+    return _scan(tables, key, account=account, limit=limit)
 
 
 def _lookup(key: str) -> str:
@@ -216,11 +214,11 @@ def _lookup_values(key: str) -> tuple[str, ...]:
     return (key, key + ".", key + "/")  # "." to "/": every submission of a draft
 
 
-def _scan(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> list[str]:
+def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
     """Scan the newest messages by sender or recipient; older ones may be missed."""
     found: list[str] = []
     wanted = key.lower()
-    rows = cursor.connection.execute(  # a cursor of its own, read only as far as needed
+    rows = tables.each(
         "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
         " ORDER BY id DESC LIMIT ?",
         (SCAN_MAX,),
@@ -228,16 +226,15 @@ def _scan(cursor: apsw.Cursor, key: str, *, account: str | None, limit: int) -> 
     for queue_id, owner, reverse_path in rows:
         if account not in (None, owner):
             continue
-        if key == "last" or reverse_path.lower() == wanted or _is_for(cursor, queue_id, wanted):
+        if key == "last" or reverse_path.lower() == wanted or _is_for(tables, queue_id, wanted):
             found.append(queue_id)
             if len(found) == limit:
                 break
     return found
 
 
-def _is_for(cursor: apsw.Cursor, queue_id: str, address: str) -> bool:
-    row = fetch_one(
-        cursor,
+def _is_for(tables: Tables, queue_id: str, address: str) -> bool:
+    row = tables.fetch_one(
         "SELECT 1 FROM recipient WHERE message_id = ? AND lower(address) = ? AND added_by = ''",
         (queue_id, address),
     )
@@ -245,47 +242,20 @@ def _is_for(cursor: apsw.Cursor, queue_id: str, address: str) -> bool:
 
 
 _COPIES_MAX = 20
-_CONTENT = "size, data, file, header, eight_bit, crc32"
 
 
-def kept_content(cursor: apsw.Cursor, queue_id: str) -> Any:
-    """Return the row of the content of the first live entry, or None.
-
-    One statement, because the id of a content that is removed may be used again.
-    """
-    return fetch_one(
-        cursor,
-        f"SELECT {_CONTENT} FROM entry JOIN content ON content.id = entry.content_id"
-        " WHERE message_id = ? AND state <> 'final' ORDER BY number LIMIT 1",
-        (queue_id,),
-    )
-
-
-def kept_contents(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """Return the rows of kept_content() of several messages."""
-    marks = ", ".join("?" * len(queue_ids))
-    rows = fetch(
-        cursor,
-        f"SELECT message_id, {_CONTENT} FROM entry JOIN content ON content.id = entry.content_id"
-        f" WHERE message_id IN ({marks}) AND state <> 'final' ORDER BY message_id, number DESC",
-        queue_ids,
-    )
-    return {queue_id: row for queue_id, *row in rows}  # of several entries that of the first
-
-
-def first_recipients(cursor: apsw.Cursor, queue_id: str) -> list[tuple[int, str, str]]:
+def first_recipients(tables: Tables, queue_id: str) -> list[tuple[int, str, str]]:
     """Return number, address and state of the first recipients that policy has not added."""
-    return fetch(
-        cursor,
+    return tables.fetch(
         "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
         " ORDER BY state = 'delivered' DESC, number LIMIT ?",
         (queue_id, _COPIES_MAX),
     )
 
 
-def mail_root(cursor: apsw.Cursor, store: str) -> RecordedRoot:
+def mail_root(tables: Tables, store: str) -> RecordedRoot:
     """SpoolEngine.mail_root."""
-    row = fetch_one(cursor, "SELECT id FROM mail_root WHERE store = ?", (store,))
+    row = tables.fetch_one("SELECT id FROM mail_root WHERE store = ?", (store,))
     sql = "SELECT 1 FROM counter WHERE name = ? AND value > 0"
-    delivered = fetch_one(cursor, sql, (RecipientState.DELIVERED,))
+    delivered = tables.fetch_one(sql, (RecipientState.DELIVERED,))
     return RecordedRoot(row[0] if row is not None else "", was_used=delivered is not None)

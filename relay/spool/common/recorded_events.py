@@ -7,30 +7,26 @@ sequences, so that a reader that has seen a sequence never misses a smaller one.
 
 from typing import Any
 
-import apsw
 import msgspec
 
 from relay.journeys.events import Event, RecordedEvent, Step
 from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
+from relay.spool.common.queries import is_shown
 from relay.spool.common.rows import (
     REMOVED_EVENTS,
     SEQUENCE_BASE,
 )
 from relay.spool.queue_commands import Operation
-from relay.spool.sqlite.database import fetch, fetch_one
-from relay.spool.sqlite.queries import is_shown
-from relay.spool.sqlite.transactions import (
-    last_sequence,
-)
+from relay.spool.tables import Tables
 
 # SQLite takes the first of the conditions on an index as the start of the scan.
 _EVENTS = (
     "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"
     " FROM event e INDEXED BY event_sequence LEFT JOIN message m ON m.id = e.message_id"
-    f" WHERE e.sequence > ?1 AND e.sequence <= ?2 AND e.sequence > {SEQUENCE_BASE}"
-    " ORDER BY e.sequence LIMIT ?3"
+    f" WHERE e.sequence > ? AND e.sequence <= ? AND e.sequence > {SEQUENCE_BASE}"
+    " ORDER BY e.sequence LIMIT ?"
 )
 # Of the oldest message: its events are numbered from 1 if they were recorded before schema 5.
 _OLDEST = "SELECT sequence FROM event ORDER BY message_id, sequence LIMIT 1"
@@ -43,17 +39,17 @@ _STATES = {str(state): state for state in RecipientState} | {
 
 
 def events_after(
-    cursor: apsw.Cursor, after: int, until: int, *, limit: int, captures_at_once: bool
+    tables: Tables, after: int, until: int, *, limit: int, captures_at_once: bool
 ) -> SpoolEvents:
     """Return the first events behind the sequence `after`, up to `until`.
 
     `captures_at_once`: mail for the next hop "capture" is captured when it is accepted.
     """
-    leaves_out_older = after < SEQUENCE_BASE and _has_older(cursor)
+    leaves_out_older = after < SEQUENCE_BASE and _has_older(tables)
     known: dict[str, _Recipients] = {}
     found: list[tuple[int, RecordedEvent | None]] = []
     characters = 0
-    rows = cursor.connection.execute(_EVENTS, (after, until, limit))  # read as far as needed
+    rows = tables.each(_EVENTS, (after, until, limit))
     for sequence, queue_id, number, at_us, text, submission_id, account in rows:
         detail = msgspec.json.decode(text)
         detail.pop("client", None)
@@ -61,7 +57,7 @@ def events_after(
         shown = account is not None
         if shown and step is Step.DELIVERY:
             if queue_id not in known:
-                known[queue_id] = _recipients(cursor, queue_id)
+                known[queue_id] = _recipients(tables, queue_id)
             hidden, entries = known[queue_id]
             shown = is_shown(detail, hidden=hidden, entries=entries)
         recorded = None
@@ -72,27 +68,34 @@ def events_after(
         found.append((sequence, recorded))
         characters += len(text)
         if characters > _CHARACTERS_MAX or len(found) == limit:
-            return SpoolEvents(found, _removed_to(cursor), False, leaves_out_older)
-    return SpoolEvents(found, _removed_to(cursor), True, leaves_out_older)
+            return SpoolEvents(found, _removed_to(tables), False, leaves_out_older)
+    return SpoolEvents(found, _removed_to(tables), True, leaves_out_older)
 
 
-def last_event(cursor: apsw.Cursor) -> int:
+def last_event(tables: Tables) -> int:
     """Return the sequence behind which all later events are."""
-    return max(last_sequence(cursor) or SEQUENCE_BASE, _removed_to(cursor))
+    return max(last_sequence(tables) or SEQUENCE_BASE, _removed_to(tables))
 
 
-def _removed_to(cursor: apsw.Cursor) -> int:
-    row = fetch_one(cursor, "SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
+def last_sequence(tables: Tables) -> int | None:
+    """Return the sequence of the last event that was recorded and is kept."""
+    sql = f"SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}"
+    last: int | None = tables.fetch_one(sql)[0]
+    return last
+
+
+def _removed_to(tables: Tables) -> int:
+    row = tables.fetch_one("SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
     return int(row[0]) if row else 0
 
 
-def _has_older(cursor: apsw.Cursor) -> bool:
-    oldest = fetch_one(cursor, _OLDEST)
+def _has_older(tables: Tables) -> bool:
+    oldest = tables.fetch_one(_OLDEST)
     return oldest is not None and int(oldest[0]) <= SEQUENCE_BASE
 
 
-def _recipients(cursor: apsw.Cursor, queue_id: str) -> _Recipients:
-    rows = fetch(cursor, _RECIPIENTS, (queue_id,))
+def _recipients(tables: Tables, queue_id: str) -> _Recipients:
+    rows = tables.fetch(_RECIPIENTS, (queue_id,))
     return (
         frozenset(number for number, _, is_added in rows if is_added),
         frozenset(entry for _, entry, is_added in rows if not is_added),

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import apsw
-
 from relay.clock import first_id_after, id_time_us
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
@@ -30,7 +28,7 @@ from relay.journeys.message_search import (
     MessageSearch,
 )
 from relay.message.lifecycle import RecipientState, message_state
-from relay.spool.sqlite.database import fetch, fetch_one
+from relay.spool.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
@@ -44,14 +42,15 @@ _Recipients = Mapping[str, Sequence[_RecipientRow]]
 # A submission may be accepted long after it was made: its id is then newer than its place.
 _LATE = (
     f"SELECT {_FACTS} FROM (SELECT {_FACTS} FROM message"
-    " WHERE source <> 'report' AND id >= ?1 ORDER BY id LIMIT ?2)"
-    " WHERE submission_id <> '' AND (substr(submission_id, 17) = '.1' AND submission_id < ?1"
-    " OR substr(submission_id, 17) <> '.1' AND CAST(substr(submission_id, 18) AS INTEGER) <= ?3)"
+    " WHERE source <> 'report' AND id >= ? ORDER BY id LIMIT ?) AS later"
+    " WHERE submission_id <> '' AND (submission_id < ? OR submission_id NOT LIKE '%.1')"
 )
+_FIRST = ".1"  # the end of the id of a draft's first submission, behind the id of the draft
+_ID_LENGTH = 16
 
 
 def find_page(
-    cursor: apsw.Cursor,
+    tables: Tables,
     wanted: MessageSearch,
     *,
     account: str | None,
@@ -59,7 +58,7 @@ def find_page(
     limit: int,
 ) -> FoundPage:
     """Return the messages that match from a place on, without reports."""
-    page = _Page(cursor, wanted, account=account, before=before, limit=limit)
+    page = _Page(tables, wanted, account=account, before=before, limit=limit)
     return page.find()
 
 
@@ -89,14 +88,14 @@ class _Page:
 
     def __init__(
         self,
-        cursor: apsw.Cursor,
+        tables: Tables,
         wanted: MessageSearch,
         *,
         account: str | None,
         before: ListPosition | None,
         limit: int,
     ) -> None:
-        self._cursor = cursor
+        self._tables = tables
         self._wanted = wanted
         self._strict = wanted.without_content()
         self._account = account
@@ -110,8 +109,8 @@ class _Page:
         begin = _LATEST
         if self._before is not None:
             begin = first_id_after(self._before.at_us)
-            late = fetch(self._cursor, _LATE, (begin, SCAN_MAX, self._before.at_us))
-            self._take(late)
+            late = self._tables.fetch(_LATE, (begin, SCAN_MAX, begin))
+            self._take([row for row in late if _is_before(row[4], begin, self._before.at_us)])
         read = 0
         for chunk in self._chunks(begin):
             read += len(chunk)
@@ -130,8 +129,7 @@ class _Page:
     def _chunks(self, begin: str) -> Iterator[list[_Row]]:
         """Yield the rows with ids before `begin`, newest first."""
         while True:
-            rows = fetch(
-                self._cursor,
+            rows = self._tables.fetch(
                 f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id < ?"
                 " ORDER BY id DESC LIMIT ?",
                 (begin, _CHUNK),
@@ -167,12 +165,11 @@ class _Page:
         """Return the rows with a recipient in the state; for "final" all of them."""
         if self._wanted.state == FINAL_STATE:
             return rows
-        marks = ", ".join("?" * len(rows))
-        found = fetch(
-            self._cursor,
-            f"SELECT DISTINCT message_id FROM recipient WHERE message_id IN ({marks})"
-            " AND added_by = '' AND state = ?",
-            (*(row[0] for row in rows), self._wanted.state),
+        where, values = self._tables.among("message_id", [row[0] for row in rows])
+        found = self._tables.fetch(
+            f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND added_by = ''"
+            " AND state = ?",
+            (*values, self._wanted.state),
         )
         ids = {queue_id for (queue_id,) in found}
         return [row for row in rows if row[0] in ids]
@@ -186,11 +183,11 @@ class _Page:
         return found
 
     def _recipient_rows(self, ids: Sequence[str]) -> list[tuple[str, int, str, str]]:
-        return fetch(
-            self._cursor,
-            "SELECT message_id, number, address, state FROM recipient WHERE message_id IN"
-            f" ({', '.join('?' * len(ids))}) AND added_by = '' LIMIT ?",
-            (*ids, max(self._recipients_left, 0)),
+        where, values = self._tables.among("message_id", ids)
+        return self._tables.fetch(
+            f"SELECT message_id, number, address, state FROM recipient WHERE {where}"
+            " AND added_by = '' LIMIT ?",
+            (*values, max(self._recipients_left, 0)),
         )
 
     def _settle(self, until_us: int) -> None:
@@ -201,8 +198,18 @@ class _Page:
             self._found.append(heapq.heappop(self._waiting)[1])
 
 
+def _is_before(submission_id: str, begin: str, at_us: int) -> bool:
+    """Whether a submission was made before a place: a first one has its time in its id, a later one
+    behind the point.
+    """
+    suffix = submission_id[_ID_LENGTH:]
+    if suffix == _FIRST:
+        return submission_id < begin
+    return not suffix[1:].isdecimal() or int(suffix[1:]) <= at_us
+
+
 def search(
-    cursor: apsw.Cursor,
+    tables: Tables,
     wanted: MessageSearch,
     *,
     account: str | None,
@@ -213,7 +220,7 @@ def search(
     found: list[FoundMessage] = []
     strict = wanted.without_content()
     earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
-    rows = cursor.connection.execute(  # a cursor of its own, read only as far as needed
+    rows = tables.each(
         f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id > ?"
         " ORDER BY id DESC LIMIT ?",
         (earliest, SCAN_MAX),
@@ -229,12 +236,12 @@ def search(
             continue
         recipients: Sequence[_RecipientRow] = ()
         if strict.needs_recipients or wanted.needs_content:
-            recipients = _recipients_of(cursor, queue_id, limit=recipients_left)
+            recipients = _recipients_of(tables, queue_id, limit=recipients_left)
             recipients_left -= len(recipients)
             pairs = [(address, state) for _, address, state in recipients]
             if not strict.matches_all(reverse_path, subject, pairs):
                 continue
-        at_us = 0 if since_us is None else _accepted_us(cursor, queue_id)
+        at_us = 0 if since_us is None else _accepted_us(tables, queue_id)
         if since_us is not None and at_us <= since_us:
             continue
         found.append(_found_message(wanted, row, recipients, at_us=at_us))
@@ -243,18 +250,16 @@ def search(
     return found
 
 
-def _recipients_of(cursor: apsw.Cursor, queue_id: str, *, limit: int) -> list[_RecipientRow]:
-    return fetch(
-        cursor,
+def _recipients_of(tables: Tables, queue_id: str, *, limit: int) -> list[_RecipientRow]:
+    return tables.fetch(
         "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
         " LIMIT ?",
         (queue_id, limit),
     )
 
 
-def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
-    row = fetch_one(
-        cursor,
+def _accepted_us(tables: Tables, queue_id: str) -> int:
+    row = tables.fetch_one(
         "SELECT at_us FROM event WHERE message_id = ? AND step = ? ORDER BY sequence LIMIT 1",
         (queue_id, int(Step.POLICY_AND_ROUTING)),
     )
@@ -262,18 +267,17 @@ def _accepted_us(cursor: apsw.Cursor, queue_id: str) -> int:
 
 
 def summaries(
-    cursor: apsw.Cursor, queue_ids: Sequence[str], *, account: str | None
+    tables: Tables, queue_ids: Sequence[str], *, account: str | None
 ) -> list[MessageSummary]:
     """Return what the rows of these messages show, with `account` only of those of the account;
     those that are gone are left out.
     """
-    found = (_summary(cursor, one, account=account) for one in queue_ids)
+    found = (_summary(tables, one, account=account) for one in queue_ids)
     return [row for row in found if row is not None]
 
 
-def _summary(cursor: apsw.Cursor, queue_id: str, *, account: str | None) -> MessageSummary | None:
-    row = fetch_one(
-        cursor,
+def _summary(tables: Tables, queue_id: str, *, account: str | None) -> MessageSummary | None:
+    row = tables.fetch_one(
         "SELECT reverse_path, submission_id, message_id, subject, size, account FROM message"
         " WHERE id = ?",
         (queue_id,),
@@ -282,24 +286,21 @@ def _summary(cursor: apsw.Cursor, queue_id: str, *, account: str | None) -> Mess
         return None
     sender, submission_id, message_id, subject, size_bytes, _ = row
     counts: dict[str, int] = dict(
-        fetch(
-            cursor,
+        tables.fetch(
             "SELECT state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
             " GROUP BY state",
             (queue_id,),
         )
     )
     state = str(message_state([RecipientState(one) for one in counts]))
-    first: list[Any] = fetch(
-        cursor,
+    first: list[Any] = tables.fetch(
         "SELECT number, address, state, status, reply FROM recipient"
         " WHERE message_id = ? AND added_by = '' ORDER BY entry, number LIMIT ?",
         (queue_id, LISTED_MAX),
     )
     first.sort()
-    status, reply = _deciding(cursor, queue_id, state=state, first=first)
-    (retry_us,) = fetch_one(
-        cursor,
+    status, reply = _deciding(tables, queue_id, state=state, first=first)
+    (retry_us,) = tables.fetch_one(
         "SELECT min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'",
         (queue_id,),
     )
@@ -321,67 +322,59 @@ def _summary(cursor: apsw.Cursor, queue_id: str, *, account: str | None) -> Mess
 
 
 def _deciding(
-    cursor: apsw.Cursor, queue_id: str, *, state: str, first: Sequence[Any]
+    tables: Tables, queue_id: str, *, state: str, first: Sequence[Any]
 ) -> tuple[str, str]:
     """Return status and reply of a recipient in the state of the message."""
     for _, _, one_state, status, reply in first:
         if one_state == state:
             return status, reply
-    row = fetch_one(
-        cursor,
+    row = tables.fetch_one(
         "SELECT status, reply FROM recipient WHERE message_id = ? AND added_by = ''"
         " AND state = ? LIMIT 1",
         (queue_id, state),
     )
-    return row or ("", "")
+    return (row[0], row[1]) if row is not None else ("", "")
 
 
-def accepted_submissions(cursor: apsw.Cursor, submission_ids: Sequence[str]) -> list[str]:
+def accepted_submissions(tables: Tables, submission_ids: Sequence[str]) -> list[str]:
     """Return those of these submissions that the spool has."""
-    marks = ", ".join("?" * len(submission_ids))
-    rows = fetch(
-        cursor,
-        f"SELECT submission_id FROM message WHERE submission_id IN ({marks})"
-        " AND submission_id <> ''",
-        submission_ids,
+    where, values = tables.among("submission_id", submission_ids)
+    rows = tables.fetch(
+        f"SELECT submission_id FROM message WHERE {where} AND submission_id <> ''", values
     )
     return [name for (name,) in rows]
 
 
-def count_states(
-    cursor: apsw.Cursor, *, account: str | None, limit: int
-) -> tuple[int, dict[str, int]]:
+def count_states(tables: Tables, *, account: str | None, limit: int) -> tuple[int, dict[str, int]]:
     """Return the number of messages, at most `limit`, and in how many of them, the newest, a
     recipient is in each state.
     """
-    ids = _newest(cursor, account=account, limit=limit)
-    marks = ", ".join("?" * len(ids))
-    rows = fetch(
-        cursor,
+    ids = _newest(tables, account=account, limit=limit)
+    where, values = tables.among("message_id", ids)
+    rows = tables.fetch(
         "SELECT state, count(DISTINCT message_id) FROM recipient"
-        f" WHERE message_id IN ({marks}) AND added_by = '' GROUP BY state",
-        ids,
+        f" WHERE {where} AND added_by = '' GROUP BY state",
+        values,
     )
     return len(ids), dict(rows)
 
 
-def recent_addresses(cursor: apsw.Cursor, *, account: str | None, limit: int) -> list[str]:
+def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> list[str]:
     """Return the senders and recipients of the newest messages, the most frequent first."""
-    ids = _newest(cursor, account=account, limit=limit)
-    marks = ", ".join("?" * len(ids))
-    rows = fetch(
-        cursor,
-        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE message_id IN ({marks})"
-        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE id IN ({marks}))"
-        " WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
-        (*ids, *ids, _ADDRESSES_MAX),
+    ids = _newest(tables, account=account, limit=limit)
+    recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
+    rows = tables.fetch(
+        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
+        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
+        " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
+        (*recipients[1], *senders[1], _ADDRESSES_MAX),
     )
     return [address for (address,) in rows]
 
 
-def _newest(cursor: apsw.Cursor, *, account: str | None, limit: int) -> list[str]:
+def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
     """Return the ids of the newest messages, without reports."""
-    rows = cursor.connection.execute(  # read only as far as needed
+    rows = tables.each(
         "SELECT id, account FROM message WHERE source <> 'report' ORDER BY id DESC LIMIT ?",
         (SCAN_MAX if account else limit,),
     )

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import apsw
 import msgspec
 
 from relay.clock import ID_LENGTH, id_time_us, rfc3339
@@ -23,7 +22,7 @@ from relay.spool.queue_commands import (
     command_reason,
     has_been_restored,
 )
-from relay.spool.sqlite.database import fetch, fetch_one
+from relay.spool.tables import Tables
 from relay.spool.types import (
     FIRST_KEY,
     RESTORED_US,
@@ -36,19 +35,23 @@ from relay.spool.types import (
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
-    "SELECT m.reverse_path, m.subject, e.next_hop, e.state, e.retry_us, e.attempts, m.size,"
+    "SELECT e.message_id, e.number, m.reverse_path, m.subject, e.next_hop, e.state, e.retry_us,"
+    " e.attempts, m.size,"
     " e.claimed, e.lane, e.extra, m.expires_us, e.due_us, m.received_us"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
 _RECIPIENTS = (
-    "SELECT address, state, status, reply FROM recipient WHERE message_id = ? AND entry = ?"
-    " ORDER BY number LIMIT ?"
+    "SELECT message_id, entry, address, state, status, reply FROM recipient"
+    " WHERE message_id = ? AND entry = ? ORDER BY number LIMIT ?"
 )
 _EVENTS = (
     "SELECT at_us, detail FROM event WHERE message_id = ? AND step = ?"
     " ORDER BY sequence DESC LIMIT ?"
 )
+_AT_ONCE = 50  # entries that are read for a list
+_FEW = 20  # recipients of each of them at first
+_NOTHING: Mapping[Key, Mapping[str, str]] = {}
 STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
 # Each live entry is in one of the two: it is claimed, or it has a due time.
@@ -60,7 +63,6 @@ _BY_ID = (
     "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
     " AND submission_id >= ? AND submission_id < ?"
 )
-_NO_MORE: Mapping[Key, Mapping[str, str]] = {}
 
 
 class EntryListBuilder:
@@ -78,18 +80,38 @@ class EntryListBuilder:
         return len(self.entries) >= self._entries_max
 
     def add(
-        self, tables: Any, keys: Sequence[Key], more: Mapping[Key, Mapping[str, str]] = _NO_MORE
+        self,
+        tables: Tables,
+        keys: Sequence[Key],
+        more: Mapping[Key, Mapping[str, str]] = _NOTHING,
     ) -> None:
-        """EntryListing.add."""
-        for key in keys:
-            if self.is_full:
+        """Append these entries as they are in the transaction of `tables`, each with the fields in
+        `more`; none when the list is full.
+        """
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE][: self._entries_max - len(self.entries)]
+            if not some:
                 return
-            self._add(tables.cursor, key, more.get(key, {}))
+            recipients: dict[Key, list[Any]] = {}
+            for row in tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in some]):
+                recipients.setdefault((row[0], row[1]), []).append(row[2:])
+            for row in tables.fetch_each(_ENTRY, some):
+                key = (row[0], row[1])
+                people = recipients.get(key, [])
+                if len(people) > _FEW:
+                    rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
+                    people = [one[2:] for one in rows]
+                self._append(tables, row[2:], key=key, recipients=people, more=more.get(key, {}))
 
-    def _add(self, cursor: apsw.Cursor, key: Key, more: Mapping[str, str]) -> None:
-        row = fetch_one(cursor, _ENTRY, key)
-        if row is None:
-            return
+    def _append(
+        self,
+        tables: Tables,
+        row: Sequence[Any],
+        *,
+        key: Key,
+        recipients: Sequence[Any],
+        more: Mapping[str, str],
+    ) -> None:
         sender, subject, hop, state, retry_us, attempts, size, claimed, level, text, *ends = row
         next_hop, _, route = hop.partition(" ")  # NextHop.key
         expires_us, due_us, received_us = ends
@@ -98,7 +120,6 @@ class EntryListBuilder:
             extra = parse_entry_extra(text)
         if extra is not None and extra.expires_us:
             expires_us = extra.expires_us
-        recipients = fetch(cursor, _RECIPIENTS, (*key, self.recipients_left + 1))
         shown = recipients[: self.recipients_left]
         self.recipients_left -= len(shown)
         if state == "final":
@@ -128,7 +149,7 @@ class EntryListBuilder:
                     state, due_us=due_us, expires_us=expires_us, received_us=received_us
                 ),
                 "held_until": due if is_held else None,
-                **_hold(cursor, key, extra, accepted=received_us, times=self._times, held=is_held),
+                **_hold(tables, key, extra, accepted=received_us, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),
                 **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
                 **more,
@@ -137,7 +158,7 @@ class EntryListBuilder:
 
 
 def _hold(
-    cursor: apsw.Cursor,
+    tables: Tables,
     key: Key,
     extra: EntryExtra | None,
     *,
@@ -153,18 +174,18 @@ def _hold(
         since_us = extra.since_us
         since = times.wall_time(accepted or 0) if not since_us else rfc3339(since_us)
         return {"reason": extra.reason, "rule": extra.rule, "since": since}
-    for at_us, detail in _details(cursor, key):  # held before schema 9, or its fields are damaged
+    for at_us, detail in _details(tables, key):  # held before schema 9, or its fields are damaged
         if reason := command_reason(key[1], (detail,), Operation.HOLD):
             return shown | {"reason": reason, "since": rfc3339(at_us)}
     return shown
 
 
-def _details(cursor: apsw.Cursor, key: Key) -> Iterator[tuple[int, dict[str, Any]]]:
+def _details(tables: Tables, key: Key) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield operations on an entry, and attempts that left it held, newest first; each with its
     time.
     """
     message_id, number = key
-    for at_us, text in fetch(cursor, _EVENTS, (message_id, int(Step.DELIVERY), _EVENTS_MAX)):
+    for at_us, text in tables.fetch(_EVENTS, (message_id, int(Step.DELIVERY), _EVENTS_MAX)):
         if '"operation"' not in text and '"held"' not in text:
             continue
         detail = msgspec.json.decode(text, type=dict[str, Any])
@@ -198,62 +219,56 @@ class EntrySelection:
         """Whether nothing is left."""
         return self._is_last and not self._keys
 
-    def step(self, tables: Any) -> list[Key]:
+    def step(self, tables: Tables) -> list[Key]:
         """Return some matching entries; an empty list is not the end: see has_ended."""
-        cursor = tables.cursor
         if not self._keys:
-            self._fetch_keys(cursor)
+            self._fetch_keys(tables)
         some, self._keys = self._keys[:STEP], self._keys[STEP:]
         return [
             (row[0], row[1])
-            for row in cursor.executemany(
+            for row in tables.fetch_each(
                 "SELECT e.message_id, e.number FROM entry e LEFT JOIN message m"
                 f" ON m.id = e.message_id WHERE e.message_id = ? AND e.number = ?{self._condition}",
                 [(*key, *self._values) for key in some],
             )
         ]
 
-    def _fetch_keys(self, cursor: apsw.Cursor) -> None:
+    def _fetch_keys(self, tables: Tables) -> None:
         if self._selector.ids:
-            self._keys = self._named(cursor)
+            self._keys = self._named(tables)
             self._is_last = True
             return
-        cursor.execute("BEGIN")  # one snapshot: a claim moves an entry to the other index
-        try:
+        with tables.snapshot():  # a claim moves an entry to the other index
             if self._newest_id is None:
-                self._newest_id = fetch(cursor, "SELECT max(message_id) FROM entry")[0][0] or ""
+                self._newest_id = tables.fetch("SELECT max(message_id) FROM entry")[0][0] or ""
             found = {
                 (str(row[0]), int(row[1]))
                 for table, values in _tables(self._selector)
-                for row in fetch(
-                    cursor,
+                for row in tables.fetch(
                     f"SELECT message_id, number FROM {table} AND (message_id, number) > (?, ?)"
                     " AND message_id <= ? ORDER BY message_id, number LIMIT ?",
                     (*values, *self._after, self._newest_id, self._keys_at_once),
                 )
             }
-        finally:
-            cursor.execute("COMMIT")
         self._keys = sorted(found)[: self._keys_at_once]
         self._is_last = len(self._keys) < self._keys_at_once
         if self._keys:
             self._after = self._keys[-1]
 
-    def _named(self, cursor: apsw.Cursor) -> list[Key]:
+    def _named(self, tables: Tables) -> list[Key]:
         found: dict[Key, None] = {}
         for name in self._selector.ids:
-            keys = _entries_of(cursor, name)
+            keys = _entries_of(tables, name)
             if not keys:
                 self.unknown.append(name)
             found |= dict.fromkeys(keys)
         return sorted(found)
 
 
-def _entries_of(cursor: apsw.Cursor, name: str) -> list[Key]:
+def _entries_of(tables: Tables, name: str) -> list[Key]:
     """Return the live entries of a message by any of its ids, or one entry by ID-NUMBER."""
     where, values = _naming(name)
-    rows = fetch(
-        cursor,
+    rows = tables.fetch(
         "SELECT e.message_id, e.number FROM entry e WHERE e.state <> 'final' AND e.message_id IN"
         f" ({where}) LIMIT ?",
         (*values, _NAMED_MAX),
@@ -262,7 +277,7 @@ def _entries_of(cursor: apsw.Cursor, name: str) -> list[Key]:
     queue_id, dash, number = name.partition("-")
     if keys or not (dash and number.isascii() and number.isdecimal() and _is_id(queue_id)):
         return keys
-    return [key for key in _entries_of(cursor, queue_id) if key[1] == int(number)]
+    return [key for key in _entries_of(tables, queue_id) if key[1] == int(number)]
 
 
 def _naming(name: str) -> tuple[str, tuple[str, ...]]:
@@ -306,12 +321,14 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     conditions = ["", "e.state <> 'final'"]
     values: list[Any] = []
     if selector.sender:
-        conditions.append("lower(m.reverse_path) GLOB ?")
-        values.append(_glob(selector.sender.removeprefix("<").removesuffix(">")))
+        conditions.append("lower(m.reverse_path) LIKE ? ESCAPE '\\'")
+        values.append(_like(selector.sender.removeprefix("<").removesuffix(">")))
     if selector.next_hop:
         patterns = _hop_patterns(selector)
-        conditions.append("(" + " OR ".join(["e.next_hop GLOB ?"] * 2 * len(patterns)) + ")")
-        values += [_glob(one) + route for one in patterns for route in ("", " *")]
+        conditions.append(
+            "(" + " OR ".join(["e.next_hop LIKE ? ESCAPE '\\'"] * 2 * len(patterns)) + ")"
+        )
+        values += [_like(one) + route for one in patterns for route in ("", " %")]
     if selector.state:
         conditions.append("e.state = ?")
         values.append(selector.state)
@@ -325,12 +342,15 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         if pattern:
             conditions.append(
                 "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
-                " AND r.entry = e.number AND lower(r.address) GLOB ?)"
+                " AND r.entry = e.number AND lower(r.address) LIKE ? ESCAPE '\\')"
             )
-            values.append(_glob(pattern))
+            values.append(_like(pattern))
     return " AND ".join(conditions), values
 
 
-def _glob(pattern: str) -> str:
-    """Escape brackets: only `*` and `?` are wildcards, brackets are part of an address literal."""
-    return pattern.lower().replace("[", "[[]")
+def _like(pattern: str) -> str:
+    """Return a pattern for LIKE: `*` and `?` are its wildcards, and nothing else is."""
+    text = pattern.lower()
+    for one in "\\%_":
+        text = text.replace(one, f"\\{one}")
+    return text.replace("*", "%").replace("?", "_")
