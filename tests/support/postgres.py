@@ -33,8 +33,14 @@ OWNER, PASSWORD = "relay", "a%secret"  # the role that owns each database
 _PLACES = Path("/usr/lib/postgresql")  # Debian's
 _NOBODIES = ("postgres", "nobody")  # who runs it where the tests run as root, which it refuses
 _ADMIN = "postgres"
-# sh is the server from its `exec` on. What it leaves behind stops it where pytest was killed.
-_START = '((read _ <&3 || kill -INT $$) &) 3<&0; exec "$@" </dev/null'
+# sh is the server from its `exec` on. What it leaves behind ends it, and its folder, where pytest
+# was killed.
+_START = """\
+ended() { ! [ -e "$0/data/postmaster.pid" ]; }
+clean() { kill -INT $$; for _ in $(seq 100); do ended && break; sleep 0.1; done; rm -rf "$0"; }
+((read _ <&3 || clean) &) 3<&0
+exec "$@" </dev/null
+"""
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -102,7 +108,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         assert self._process is None, "it runs already"
-        command = ["sh", "-c", _START, "sh", str(self._programs / "postgres"), "-D", str(self.data)]
+        command = ["sh", "-c", _START, str(self.folder), str(self._programs / "postgres")]
+        command += ["-D", str(self.data)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
