@@ -1,8 +1,5 @@
 """What a new owner finds: claims of a dead one."""
 
-from pathlib import Path
-
-import pytest
 from msgspec.structs import replace
 
 from relay.message.outcome import Evidence, Relayed
@@ -11,11 +8,6 @@ from relay.spool.types import (
     EntrySchedule,
     Settlement,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
 
 
 async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, open_spool) -> None:

@@ -1,10 +1,7 @@
 """Queue commands of an operator, and a fake of delivery's claims in memory."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
-
-import apsw
 
 from relay.message.envelope import domain_of
 from relay.message.nexthop import Destination, HopKind, NextHop
@@ -58,16 +55,6 @@ class FakeActiveClaims:
 
     def due_at(self, due_us: int) -> None:
         self.due.append(due_us)
-
-
-async def columns(tmp_path: Path, *names: str) -> list[tuple[Any, ...]]:
-    """Return these columns of all entries, in key order."""
-    other = apsw.Connection(str(tmp_path / "spool.sqlite"))
-    try:
-        sql = f"SELECT {', '.join(names)} FROM entry ORDER BY message_id, number"
-        return other.execute(sql).fetchall()
-    finally:
-        other.close()
 
 
 async def operations(spool, queue_id: str) -> list[dict[str, Any]]:

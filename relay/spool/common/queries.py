@@ -210,7 +210,7 @@ def _lookup_values(key: str) -> tuple[str, ...]:
         bare = key.removeprefix("<").removesuffix(">")
         return (key, f"<{bare}>")
     if "." in key:  # a whole submission id
-        return (key, key, key + "\0")
+        return (key, key, key + "\1")
     return (key, key + ".", key + "/")  # "." to "/": every submission of a draft
 
 

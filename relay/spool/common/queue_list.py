@@ -287,7 +287,7 @@ def _naming(name: str) -> tuple[str, tuple[str, ...]]:
     if "@" in name or name.startswith("<"):
         bare = name.removeprefix("<").removesuffix(">")
         return _BY_MESSAGE_ID, (bare, f"<{bare}>")
-    low, high = (name, name + "\0") if "." in name else (name + ".", name + "/")
+    low, high = (name, name + "\1") if "." in name else (name + ".", name + "/")
     return _BY_ID, (name, low, high)
 
 
@@ -326,7 +326,7 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.next_hop:
         patterns = _hop_patterns(selector)
         conditions.append(
-            "(" + " OR ".join(["e.next_hop LIKE ? ESCAPE '\\'"] * 2 * len(patterns)) + ")"
+            "(" + " OR ".join(["lower(e.next_hop) LIKE ? ESCAPE '\\'"] * 2 * len(patterns)) + ")"
         )
         values += [_like(one) + route for one in patterns for route in ("", " %")]
     if selector.state:

@@ -17,6 +17,7 @@ from relay.spool.types import Selector
 
 T = TypeVar("T")
 TOTAL_MAX = 50_000  # later requests are not recorded
+RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _OWED = (
     "SELECT message_id, number, mailbox, copy_id, folder, owed_us, request, state"
     " FROM owed_receipt WHERE state <> 'held'"

@@ -23,6 +23,7 @@ from relay.spool.common.accepted_rows import (
     used_contents,
 )
 from relay.spool.common.holds import count_holds, has_room, note_hold
+from relay.spool.common.receipts import RECEIPTS_PER_MAILBOX_MAX
 from relay.spool.common.remote_reports import join_report
 from relay.spool.common.rows import (
     LIVE_STATES,
@@ -59,7 +60,6 @@ _ENTRY = (
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
-RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
 _OLDEST_RECEIPTS = (
     "DELETE FROM owed_receipt WHERE (message_id, number) IN (SELECT message_id, number"

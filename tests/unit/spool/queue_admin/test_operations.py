@@ -1,5 +1,10 @@
 """What retry, hold, release, cancel and reroute do to entries, and what is recorded."""
 
+from pathlib import Path
+from typing import Any
+
+import apsw
+
 from relay.clock import rfc3339
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
@@ -15,12 +20,22 @@ from tests.support.operator import (
     HOUR_US,
     LATER,
     OK,
-    columns,
     command,
     operations,
     own_mx,
     reroute,
 )
+
+
+async def columns(tmp_path: Path, *names: str) -> list[tuple[Any, ...]]:
+    """Return these columns of all entries, in key order."""
+    other = apsw.Connection(str(tmp_path / "spool.sqlite"))
+    try:
+        sql = f"SELECT {', '.join(names)} FROM entry ORDER BY message_id, number"
+        return other.execute(sql).fetchall()
+    finally:
+        other.close()
+
 
 # -- retry
 
