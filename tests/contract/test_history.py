@@ -306,3 +306,22 @@ async def test_contents_are_read_until_no_entry_needs_them(spool, make) -> None:
     await spool.settle(Settlement(claims[0], 5, {1: OK}))
     assert set(await spool.read_contents(ids)) == set(ids[1:])
     assert await spool.read_contents([]) == {}
+
+
+async def test_what_is_far_behind_newer_messages_is_found(spool, add) -> None:
+    """More messages than are read at once, on either side of one that matches."""
+    older = [await add() for _ in range(3)]
+    found = [await add("Eve@far.test", size=0) for _ in range(2)]
+    newer = [await add() for _ in range(230)]
+    assert await spool.find_queue_ids("eve@FAR.test", account=None, limit=5) == found[::-1]
+    assert await spool.find_queue_ids("eve@far.test", account=None, limit=1) == found[1:]
+    last = await spool.find_queue_ids("last", account=None, limit=234)
+    assert last == [*newer[::-1], *found[::-1], *older[::-1]][:234]
+    for limit, expected in ((5, found[::-1]), (1, found[1:])):
+        rows = await search(spool, MessageSearch(to="eve@far.test"), None, limit)
+        assert [one.queue_id for one in rows] == expected
+    assert await search(spool, MessageSearch(to="eve@far.test", larger_than_bytes=1), None, 5) == []
+    rows = await spool.summaries([*found, "0" * 16, older[0]], account=None)
+    addresses = ["Eve@far.test", "Eve@far.test", "x@a.test"]
+    assert [one.id for one in rows] == [*found, older[0]]
+    assert [one.recipients[0].address for one in rows] == addresses

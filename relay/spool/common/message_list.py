@@ -28,10 +28,12 @@ from relay.journeys.message_search import (
     MessageSearch,
 )
 from relay.message.lifecycle import RecipientState, message_state
+from relay.spool.common.rows import in_chunks
 from relay.spool.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
+_SEARCHED_AT_ONCE = 50
 _ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
 _FACTS = "id, account, reverse_path, subject, submission_id, size"
@@ -44,6 +46,22 @@ _LATE = (
     f"SELECT {_FACTS} FROM (SELECT {_FACTS} FROM message"
     " WHERE source <> 'report' AND id >= ? ORDER BY id LIMIT ?) AS later"
     " WHERE submission_id <> '' AND (submission_id < ? OR submission_id NOT LIKE '%.1')"
+)
+_SUMMARY = (
+    "SELECT id, reverse_path, submission_id, message_id, subject, size, account FROM message"
+    " WHERE id = ?"
+)
+_STATES = (
+    "SELECT message_id, state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
+    " GROUP BY message_id, state"
+)
+_FIRST_RECIPIENTS = (
+    "SELECT message_id, number, address, state, status, reply FROM recipient"
+    f" WHERE message_id = ? AND added_by = '' ORDER BY entry, number LIMIT {LISTED_MAX}"
+)
+_NEXT_ATTEMPT = (
+    "SELECT message_id, min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'"
+    " GROUP BY message_id"
 )
 _FIRST = ".1"  # the end of the id of a draft's first submission, behind the id of the draft
 _ID_LENGTH = 16
@@ -151,8 +169,9 @@ class _Page:
             rows = self._in_state(rows)
         recipients: _Recipients = {}
         if rows and (wanted.needs_recipients or self._wanted.needs_content):
-            recipients = self._recipients(rows)
-            rows = [row for row in rows if _matches(wanted, row, recipients[row[0]])]
+            recipients = _recipients_of(self._tables, rows, limit=self._recipients_left)
+            self._recipients_left -= sum(map(len, recipients.values()))
+            rows = [row for row in rows if _matches(wanted, row, recipients.get(row[0], ()))]
         for row in rows:
             position = position_of(row[0], row[4])
             if position.at_us < wanted.from_us:
@@ -173,22 +192,6 @@ class _Page:
         )
         ids = {queue_id for (queue_id,) in found}
         return [row for row in rows if row[0] in ids]
-
-    def _recipients(self, rows: Sequence[_Row]) -> _Recipients:
-        """Return the recipients by queue id, except those that policy added."""
-        found: dict[str, list[_RecipientRow]] = defaultdict(list)
-        for queue_id, number, address, state in self._recipient_rows([row[0] for row in rows]):
-            found[queue_id].append((number, address, state))
-            self._recipients_left -= 1
-        return found
-
-    def _recipient_rows(self, ids: Sequence[str]) -> list[tuple[str, int, str, str]]:
-        where, values = self._tables.among("message_id", ids)
-        return self._tables.fetch(
-            f"SELECT message_id, number, address, state FROM recipient WHERE {where}"
-            " AND added_by = '' LIMIT ?",
-            (*values, max(self._recipients_left, 0)),
-        )
 
     def _settle(self, until_us: int) -> None:
         """Move the messages whose places are after `until_us` into the page."""
@@ -226,44 +229,53 @@ def search(
         (earliest, SCAN_MAX),
     )
     recipients_left = _RECIPIENTS_MAX
-    for row in rows:
-        queue_id, owner, reverse_path, subject, submission_id, size = row
-        if account not in (None, owner) or not strict.matches_facts(reverse_path, subject):
-            continue
-        if strict.larger_than_bytes and size <= strict.larger_than_bytes:
-            continue
-        if strict.from_us and position_of(queue_id, submission_id).at_us < strict.from_us:
-            continue
-        recipients: Sequence[_RecipientRow] = ()
-        if strict.needs_recipients or wanted.needs_content:
-            recipients = _recipients_of(tables, queue_id, limit=recipients_left)
-            recipients_left -= len(recipients)
-            pairs = [(address, state) for _, address, state in recipients]
-            if not strict.matches_all(reverse_path, subject, pairs):
-                continue
-        at_us = 0 if since_us is None else _accepted_us(tables, queue_id)
-        if since_us is not None and at_us <= since_us:
-            continue
-        found.append(_found_message(wanted, row, recipients, at_us=at_us))
-        if len(found) == limit or recipients_left <= 0:
+    for some in in_chunks(rows, _SEARCHED_AT_ONCE):
+        chunk = [
+            row
+            for row in some
+            if account in (None, row[1])
+            and strict.matches_facts(row[2], row[3])
+            and row[5] > (strict.larger_than_bytes or -1)
+            and not position_of(row[0], row[4]).at_us < strict.from_us
+        ]
+        recipients: _Recipients = {}
+        if chunk and (strict.needs_recipients or wanted.needs_content):
+            recipients = _recipients_of(tables, chunk, limit=recipients_left)
+            recipients_left -= sum(map(len, recipients.values()))
+            chunk = [row for row in chunk if _matches(strict, row, recipients.get(row[0], ()))]
+        times = {} if since_us is None else _accepted_us(tables, [row[0] for row in chunk])
+        for row in chunk:
+            at_us = times.get(row[0], 0)
+            if since_us is None or at_us > since_us:
+                its_own = recipients.get(row[0], ())
+                found.append(_found_message(wanted, row, its_own, at_us=at_us))
+        if len(found) >= limit or recipients_left <= 0:
             break
+    return found[:limit]
+
+
+def _recipients_of(tables: Tables, rows: Sequence[_Row], *, limit: int) -> _Recipients:
+    """Return the recipients by queue id, except those that policy added."""
+    found: dict[str, list[_RecipientRow]] = defaultdict(list)
+    where, values = tables.among("message_id", [row[0] for row in rows])
+    for queue_id, number, address, state in tables.fetch(
+        f"SELECT message_id, number, address, state FROM recipient WHERE {where}"
+        " AND added_by = '' LIMIT ?",
+        (*values, max(limit, 0)),
+    ):
+        found[queue_id].append((number, address, state))
     return found
 
 
-def _recipients_of(tables: Tables, queue_id: str, *, limit: int) -> list[_RecipientRow]:
-    return tables.fetch(
-        "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
-        " LIMIT ?",
-        (queue_id, limit),
+def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:
+    """Return when each message was accepted."""
+    rows = tables.fetch_each(
+        "SELECT message_id, at_us FROM event WHERE message_id = ? AND step = ?"
+        " ORDER BY sequence LIMIT 1",
+        [(queue_id, int(Step.POLICY_AND_ROUTING)) for queue_id in queue_ids],
     )
-
-
-def _accepted_us(tables: Tables, queue_id: str) -> int:
-    row = tables.fetch_one(
-        "SELECT at_us FROM event WHERE message_id = ? AND step = ? ORDER BY sequence LIMIT 1",
-        (queue_id, int(Step.POLICY_AND_ROUTING)),
-    )
-    return row[0] if row else id_time_us(queue_id) or 0
+    known = dict(rows)
+    return {one: known.get(one, id_time_us(one) or 0) for one in queue_ids}
 
 
 def summaries(
@@ -272,38 +284,42 @@ def summaries(
     """Return what the rows of these messages show, with `account` only of those of the account;
     those that are gone are left out.
     """
-    found = (_summary(tables, one, account=account) for one in queue_ids)
-    return [row for row in found if row is not None]
-
-
-def _summary(tables: Tables, queue_id: str, *, account: str | None) -> MessageSummary | None:
-    row = tables.fetch_one(
-        "SELECT reverse_path, submission_id, message_id, subject, size, account FROM message"
-        " WHERE id = ?",
-        (queue_id,),
-    )
-    if row is None or account not in (None, row[5]):
-        return None
-    sender, submission_id, message_id, subject, size_bytes, _ = row
-    counts: dict[str, int] = dict(
-        tables.fetch(
-            "SELECT state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
-            " GROUP BY state",
-            (queue_id,),
+    rows = [
+        row
+        for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
+        if account in (None, row[6])
+    ]
+    keys = [(row[0],) for row in rows]
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for queue_id, state, number in tables.fetch_each(_STATES, keys):
+        counts[queue_id][state] = number
+    first: dict[str, list[Any]] = defaultdict(list)
+    for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
+        first[queue_id].append(recipient)
+    retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
+    return [
+        _summary(
+            tables,
+            row,
+            counts=counts[row[0]],
+            first=sorted(first[row[0]]),
+            retry_us=retries.get(row[0]),
         )
-    )
+        for row in rows
+    ]
+
+
+def _summary(
+    tables: Tables,
+    row: Sequence[Any],
+    *,
+    counts: Mapping[str, int],
+    first: Sequence[Any],
+    retry_us: int | None,
+) -> MessageSummary:
+    queue_id, sender, submission_id, message_id, subject, size_bytes, _ = row
     state = str(message_state([RecipientState(one) for one in counts]))
-    first: list[Any] = tables.fetch(
-        "SELECT number, address, state, status, reply FROM recipient"
-        " WHERE message_id = ? AND added_by = '' ORDER BY entry, number LIMIT ?",
-        (queue_id, LISTED_MAX),
-    )
-    first.sort()
     status, reply = _deciding(tables, queue_id, state=state, first=first)
-    (retry_us,) = tables.fetch_one(
-        "SELECT min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'",
-        (queue_id,),
-    )
     return MessageSummary(
         position=position_of(queue_id, submission_id),
         id=queue_id,

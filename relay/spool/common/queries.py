@@ -20,6 +20,7 @@ from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
 from relay.spool.common.rows import (
     MESSAGE_COLUMNS,
+    in_chunks,
     read_facts,
 )
 from relay.spool.engine import RecordedRoot
@@ -223,25 +224,28 @@ def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[
         " ORDER BY id DESC LIMIT ?",
         (SCAN_MAX,),
     )
-    for queue_id, owner, reverse_path in rows:
-        if account not in (None, owner):
-            continue
-        if key == "last" or reverse_path.lower() == wanted or _is_for(tables, queue_id, wanted):
-            found.append(queue_id)
-            if len(found) == limit:
-                break
-    return found
+    for some in in_chunks(rows, _SCANNED_AT_ONCE):
+        own = {row[0]: row[2].lower() for row in some if account in (None, row[1])}
+        named = set(own) if key == "last" else _sent_to(tables, tuple(own), wanted)
+        found += [one for one, sender in own.items() if sender == wanted or one in named]
+        if len(found) >= limit:
+            break
+    return found[:limit]
 
 
-def _is_for(tables: Tables, queue_id: str, address: str) -> bool:
-    row = tables.fetch_one(
-        "SELECT 1 FROM recipient WHERE message_id = ? AND lower(address) = ? AND added_by = ''",
-        (queue_id, address),
+def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]:
+    """Return those of these messages that have this recipient, not added by policy."""
+    where, values = tables.among("message_id", queue_ids)
+    rows = tables.fetch(
+        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) = ?"
+        " AND added_by = ''",
+        (*values, address),
     )
-    return row is not None
+    return {queue_id for (queue_id,) in rows}
 
 
 _COPIES_MAX = 20
+_SCANNED_AT_ONCE = 200
 
 
 def first_recipients(tables: Tables, queue_id: str) -> list[tuple[int, str, str]]:

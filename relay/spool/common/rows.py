@@ -1,7 +1,8 @@
 """Rows as all engines store them: their columns, and the values in them."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -9,6 +10,7 @@ from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.spool.types import NewRecipient, extra_text, parse_message_extra
 
+T = TypeVar("T")
 # The columns of a message, in the order of message_row() and read_facts().
 MESSAGE_COLUMNS = (
     "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
@@ -57,6 +59,12 @@ def recipient_row(
         path.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
         "\n".join(recipient.successors),
     )  # fmt: skip
+
+
+def in_chunks(rows: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yield rows in lists of this size, read only as far as needed."""
+    while some := list(islice(rows, size)):
+        yield some
 
 
 def json_text(detail: Any) -> str:
