@@ -91,6 +91,9 @@ class Disk(Struct, frozen=True):
         return min(wanted_bytes, self.size_bytes // RESERVE_PARTS)
 
 
+UNKNOWN_DISK = Disk(1 << 62, 1 << 62)  # of another machine: there it is watched
+
+
 class Measurements(Struct, frozen=True):
     """What is measured. `spool` and `mail` are None while their disks do not answer, or fail.
 

@@ -458,7 +458,11 @@ OUTDATED_WORDS = {
     "noteboard": (),
     "put aside": (),
     "salvage": ("relay/spool/sqlite/spool_files.py",),
-    "steady_us": ("relay/mailbox/submissions/on_disk.py", "relay/spool/sqlite/"),
+    "steady_us": (
+        "relay/mailbox/submissions/on_disk.py",
+        "relay/spool/sqlite/",
+        "relay/spool/postgres/",
+    ),
     "taken on": (),
     "takes on": (),
     "trembles": (),

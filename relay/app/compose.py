@@ -64,6 +64,7 @@ def compose(
                 [],
             ),
             keys=sources.keys,
+            takes_any_root=base.is_development,
         )
         undo.pop_all()
         return daemon

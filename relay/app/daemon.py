@@ -88,10 +88,12 @@ class Daemon:
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
     keys: Callable[[], KeyRing]  # that sign mail, those in force
+    takes_any_root: bool  # a development relay takes the mail root that is there
     on_fault: Callable[[], None] = lambda: (
         None
     )  # called when a task ended unexpectedly; see `fault`
     fault: str = ""  # which task ended unexpectedly, and why; "": none
+    lost_spool: SpoolError | None = None  # why the spool is not this node's any more; None: it is
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)  # those that run until the stop
     _pickup_task: asyncio.Task[None] | None = None  # ends before the listeners close
 
@@ -100,10 +102,12 @@ class Daemon:
         for server in self.http_servers:
             server.bind()
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
-        taken_over = await self.spool.start()
+        self.spool.on_lost = self._lost_spool
+        taken_over = await self.spool.start(may_wait=True)
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         attendant = MailRootAttendant(self.root, self.store, self.spool)
+        await attendant.open(takes_any=self.takes_any_root)
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()
         with suppress(StoreError):  # it is repeated each second
@@ -177,6 +181,13 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _lost_spool(self, error: SpoolError) -> None:
+        """Stop: another node owns the spool."""
+        self.lost_spool = error
+        self.readiness.reason = str(error)
+        _log.critical("the spool is lost to this node", error=str(error))
+        self.on_fault()
+
     def _sessions(self) -> int:
         return sum(server.sessions for server in self.transport.smtp_servers)
 
@@ -245,7 +256,8 @@ async def serve(
 
     SIGHUP reloads `active`.
 
-    Raises BrokenRelayError, after the stop, when a room has ended by itself.
+    Raises, after the stop, BrokenRelayError when a room has ended by itself, and SpoolError when
+    another node has the spool.
     """
     stop = asyncio.Event()
     daemon.on_fault = stop.set
@@ -273,6 +285,8 @@ async def serve(
         if reloader is not None:
             await reloader.end()
         await daemon.stop()
+    if daemon.lost_spool is not None:
+        raise daemon.lost_spool
     if daemon.fault:
         raise BrokenRelayError(daemon.fault)
     _log.info("stopped")

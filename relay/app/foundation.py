@@ -30,7 +30,7 @@ from relay.journeys.event_feed import EventFeed
 from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.mail_root import STORE, SUBMISSIONS, MailRoot
+from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
@@ -174,11 +174,6 @@ def open_foundation(
         if sources.development is None
         else RecentRefusals(changes.notify)
     )
-    if sources.development is not None:
-        root.open("", may_take=True)  # a development relay takes any mail root
-    else:
-        known = engine.mail_root(STORE)
-        root.open(known.id, may_take=not known.was_used)
     return Foundation(
         settings=settings, sources=sources, certificates=certificates,
         clock=clock, ids=ids, crash=crash, metrics=metrics,

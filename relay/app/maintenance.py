@@ -131,9 +131,34 @@ class MailRootAttendant:
         self._store = store
         self._spool = spool
         self._recorded = ""
+        self._is_known = False  # whether the root was compared with the id in the spool
+
+    async def open(self, *, takes_any: bool) -> None:
+        """Open the mail root that the spool knows; with `takes_any` the one that is there.
+
+        While the spool cannot say which it knows, a root with submissions is taken, so that mail is
+        taken from programs; record_id() then compares. Raises ForeignRootError.
+        """
+        if takes_any:
+            self._is_known = True
+            self._root.open("", may_take=True)
+            return
+        try:
+            known = await self._spool.mail_root(STORE)
+        except SpoolError:
+            self._root.open("", may_take=False)
+            return
+        self._is_known = True
+        self._root.open(known.id, may_take=not known.was_used)
 
     async def record_id(self) -> None:
-        """Record the id of the root in the spool, once it is known. Raises SpoolError."""
+        """Record the id of the root in the spool, once it is known. Raises SpoolError, and
+        ForeignRootError for another root than the one that the spool knows.
+        """
+        if not self._is_known and self._root.id:
+            known = await self._spool.mail_root(STORE)
+            self._root.check_id(known.id)
+            self._is_known = True
         if self._recorded != self._root.id:
             await self._spool.record_mail_root(STORE, self._root.id)
             self._recorded = self._root.id

@@ -27,6 +27,7 @@ from relay.spool.types import (
     SpoolDamagedError,
     SpoolError,
     SpoolFormatError,
+    SpoolInUseError,
     SpoolUnsupportedError,
 )
 
@@ -68,6 +69,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (SpoolDamagedError, ExitCode.DATA),
     (SpoolFormatError, ExitCode.CONFIGURATION),
     (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
+    (SpoolInUseError, ExitCode.UNAVAILABLE),
     (SpoolError, ExitCode.TRY_LATER),
     (TimeoutError, ExitCode.TRY_LATER),
     (PermissionError, ExitCode.NO_PERMISSION),

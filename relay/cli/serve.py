@@ -19,6 +19,7 @@ from relay.app.state_dir import foreign_state, unusable_state
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.clock import SystemClock
+from relay.mailbox.mail_root import ForeignRootError
 from relay.observe import logs
 from relay.settings.environment import read_environment
 
@@ -66,7 +67,10 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
         except ValueError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
         manager = ServiceManager(environment.notify_socket)
-        await run(daemon, manager, active=active, ready_file=ready_file)
+        try:
+            await run(daemon, manager, active=active, ready_file=ready_file)
+        except ForeignRootError as error:
+            raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
 
     try:
         uvloop.run(serve_until_stopped())

@@ -66,11 +66,11 @@ async def _adopt(
         raise NotAdoptedError(f"{path} has {has}")
     engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
     try:
-        known_id = engine.mail_root(STORE).id
+        await engine.start()
+        known_id = (await engine.mail_root(STORE)).id
         if not confirm(FoundRoot(str(path), found_id, known_id)):
             raise NotAdoptedError("nothing was changed")
         adopted = FoundRoot(str(path), found_id or write_id(path), known_id)
-        await engine.start()
         await engine.record_mail_root(STORE, adopted.id)
     finally:
         await engine.stop()

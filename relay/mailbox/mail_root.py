@@ -80,6 +80,12 @@ class MailRoot:
             self.trouble = error.strerror or str(error)
             _log.error("the mail root cannot be used", path=self._name, reason=self.trouble)
 
+    def check_id(self, known_id: str) -> None:
+        """Raise ForeignRootError if this is not the root with the id `known_id`; "" is any."""
+        if known_id and known_id != self.id:
+            self._known_id = known_id
+            raise self._foreign(f"it has the id {self.id}")
+
     def reopen(self) -> bool:
         """Open a root that was missing, if it is back. Raises what `take_lock` raises."""
         try:

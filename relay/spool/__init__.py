@@ -40,7 +40,11 @@ def open(  # noqa: A001 - called as spool.open()
         require_driver()
         if text := left_behind(settings):
             raise SpoolFormatError(text)
-        raise SpoolFormatError("spool.url: the engine for PostgreSQL is not there yet")
+        from relay.spool.postgres.spool import open_engine as open_on_server  # noqa: PLC0415
+
+        return open_on_server(
+            settings, clock=clock, crash=crash, metrics=metrics, delivers_captured=delivers_captured
+        )
     from relay.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
     return open_engine(
@@ -60,8 +64,12 @@ def load_engine(settings: "Settings") -> None:
         from relay.spool.postgres import require_driver  # noqa: PLC0415
 
         require_driver()
-        import relay.spool.postgres.server  # noqa: PLC0415
+        import relay.spool.postgres.spool  # noqa: PLC0415
         import relay.spool.postgres.storage  # noqa: F401, PLC0415
+        from relay.spool.postgres.rows import statement  # noqa: PLC0415
+
+        statement("commit.sql")
+        statement("schema.sql")
 
 
 def storage(settings: "Settings") -> "SpoolStorage":

@@ -38,7 +38,7 @@ from relay.journeys.spool_history import SpoolHistory
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
 from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
-from relay.spool.types import QueueCounts, Spool, SpoolLoad
+from relay.spool.types import QueueCounts, Spool, SpoolError, SpoolLoad
 
 
 class Retention(Struct, frozen=True):
@@ -170,16 +170,22 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         """The read receipts that are owed."""
         ...
 
-    def mail_root(self, store: str) -> RecordedRoot:
-        """Return what is recorded of the mail root of `store`; called before start()."""
+    async def mail_root(self, store: str) -> RecordedRoot:
+        """Return what is recorded of the mail root of `store`."""
         ...
 
     async def record_mail_root(self, store: str, root_id: str) -> None:
         """Record the id of the mail root of `store`, instead of any other."""
         ...
 
-    async def start(self) -> int:
-        """Release the claims of a dead owner; return their number."""
+    on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end
+
+    async def start(self, *, may_wait: bool = False) -> int:
+        """Connect, and release the claims of a dead owner; return their number.
+
+        With `may_wait` an engine whose server does not answer returns 0, and tries again until it
+        does; until then everything raises SpoolUnavailableError. Raises SpoolError.
+        """
         ...
 
     async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:

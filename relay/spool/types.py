@@ -119,6 +119,10 @@ class SpoolUnavailableError(SpoolError):
     """The spool cannot be written now: 451 4.3.0."""
 
 
+class SpoolInUseError(SpoolError):
+    """Another node owns the spool."""
+
+
 class HoldsFullError(SpoolError):
     """Rules hold as many entries as they may: 452 4.3.1."""
 

@@ -15,12 +15,13 @@ from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 
-URLS = {"sqlite": "sqlite:spool.sqlite"}
 
-
-@pytest.fixture(params=URLS)
+@pytest.fixture(params=["sqlite", "postgresql"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    return Settings("relay.test", tmp_path, spool=SpoolSettings(URLS[request.param]))
+    url = "sqlite:spool.sqlite"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    return Settings("relay.test", tmp_path, spool=SpoolSettings(url))
 
 
 @pytest.fixture

@@ -164,8 +164,9 @@ async def test_queue_time_continues_after_a_restart_with_a_wrong_wall_clock(
     now |= {"wall": START, "elapsed": DAY + 1_000_000}
     clock = SystemClock(machine)
     spool = open_spool(clock)
+    await spool.start()
     assert 900_000 <= clock.queue_us() - before_us <= 1_100_000
-    spool.close()
+    await spool.stop()
 
 
 async def test_old_mail_ends_on_a_machine_that_is_switched_off_every_night(open_spool) -> None:

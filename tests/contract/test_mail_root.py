@@ -9,15 +9,16 @@ DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
 
 async def test_the_id_of_each_store_is_kept(open_spool) -> None:
     spool = open_spool()
-    assert spool.mail_root("main") == RecordedRoot("", was_used=False)
     await spool.start()
+    assert await spool.mail_root("main") == RecordedRoot("", was_used=False)
     await spool.record_mail_root("main", "one")
     await spool.record_mail_root("other", "two")
     await spool.record_mail_root("main", "three")
     await spool.stop()
     again = open_spool()
-    found = {store: again.mail_root(store).id for store in ("main", "other", "third")}
-    again.close()
+    await again.start()
+    found = {store: (await again.mail_root(store)).id for store in ("main", "other", "third")}
+    await again.stop()
     assert found == {"main": "three", "other": "two", "third": ""}
 
 
@@ -29,6 +30,7 @@ async def test_a_local_delivery_is_remembered_without_its_history(open_spool, ma
     await spool.maintenance.prune_many(0)
     await spool.stop()
     again = open_spool()
-    found = again.mail_root("main")
-    again.close()
+    await again.start()
+    found = await again.mail_root("main")
+    await again.stop()
     assert found == RecordedRoot("", was_used=True)

@@ -115,11 +115,12 @@ async def test_it_outlives_the_history_of_its_message(spool, deliver, make, cloc
 
 
 @pytest.mark.parametrize("how", ["remove", "discard", "clear"])
-async def test_it_ends_with_its_message_in_a_development_relay(spool, deliver, clock, how) -> None:
+async def test_it_ends_with_its_message_in_a_development_relay(
+    spool, deliver, clock, development, how
+) -> None:
     queue_id = await deliver()
-    work = spool.maintenance
     given = {"remove": (queue_id,), "discard": (clock.time_us() + 10**9,), "clear": ()}
-    await getattr(work, how)(*given[how])
+    await getattr(development, how)(*given[how])
     assert await spool.receipts.owed() == []
 
 

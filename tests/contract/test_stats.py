@@ -4,6 +4,7 @@ import shutil
 
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.pressure import UNKNOWN_DISK
 from relay.spool.types import DueQuery, EntrySchedule, PriorityLevel, Settlement
 from tests.support.operator import deferred
 
@@ -141,6 +142,8 @@ async def test_the_load_has_the_entries_that_were_counted_last(spool, make) -> N
     assert spool.health() == ""
 
 
-async def test_the_disk_is_the_one_that_new_mail_fills(spool, tmp_path) -> None:
+async def test_the_disk_is_the_one_that_new_mail_fills_if_it_is_of_this_machine(
+    spool, tmp_path
+) -> None:
     free = shutil.disk_usage(tmp_path).free
-    assert abs(spool.disk().free_bytes - free) < free / 2
+    assert spool.disk() == UNKNOWN_DISK or abs(spool.disk().free_bytes - free) < free / 2

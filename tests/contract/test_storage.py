@@ -22,7 +22,9 @@ def verified(tools, clock, mode: VerifyMode):
 
 async def test_nothing_is_there_before_the_first_start(storage, open_spool) -> None:
     assert not storage.exists()
-    open_spool().close()
+    spool = open_spool()
+    await spool.start()
+    await spool.stop()
     assert storage.exists()
     assert not any(path.is_dir() for path in storage.files())
 

@@ -6,6 +6,7 @@ PostgreSQL's own tools. asyncpg is imported when the server is asked for somethi
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 class PostgresStorage:
-    """A SpoolStorage. Not for a thread in which an event loop runs."""
+    """A SpoolStorage."""
 
     def __init__(self, url: str) -> None:
         self._options = parse_postgres_url(url)
@@ -87,4 +88,5 @@ class PostgresStorage:
             finally:
                 connection.terminate()
 
-        return asyncio.run(answer())
+        with ThreadPoolExecutor(1) as thread:  # an event loop may run in the caller's
+            return thread.submit(asyncio.run, answer()).result()

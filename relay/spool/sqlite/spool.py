@@ -137,6 +137,7 @@ class SqliteSpool:
         no threads: the event loop runs everything.
         """
         self._path = path
+        self.on_lost: Callable[[SpoolError], None] = lambda _: None
         self._clock = clock
         self._metrics = metrics
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
@@ -176,8 +177,7 @@ class SqliteSpool:
         self.receipts = self._owed_receipts()
         self.queue_admin = SpoolQueueAdmin(
             self._queue_engine(), follow=self.receipts.follow, clock=clock, metrics=metrics,
-            shown_times=self._shown_times,
-        )  # fmt: skip
+            shown_times=self._shown_times)  # fmt: skip
 
     def _owed_receipts(self) -> ReceiptRecords:
         receipts = ReceiptRecords(read=self._queries.read, change=self._writer.submit)
@@ -207,10 +207,9 @@ class SqliteSpool:
             rewrite_log(self._path)
             return open_database(self._path, captured_keep_us=self._captured.keep_us)
 
-    def mail_root(self, store: str) -> RecordedRoot:
+    async def mail_root(self, store: str) -> RecordedRoot:
         """SpoolEngine.mail_root."""
-        with translate_sqlite_errors(self._path):
-            return queries.mail_root(SqliteTables(self._connection.cursor()), store)
+        return await self._queries.read(lambda tables: queries.mail_root(tables, store))
 
     async def record_mail_root(self, store: str, root_id: str) -> None:
         """SpoolEngine.record_mail_root."""
@@ -241,8 +240,8 @@ class SqliteSpool:
                 raise
         return WriteAheadLog(self._connection, self._last_commit)
 
-    async def start(self) -> int:
-        """Release the claims of a dead owner; return their number."""
+    async def start(self, *, may_wait: bool = False) -> int:  # noqa: ARG002 - a file is there
+        """SpoolEngine.start."""
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
         return await self.maintenance.take_over()

@@ -126,10 +126,10 @@ async def test_a_signal_during_the_start_stops_the_relay_after_it(
     daemon = composed(settings_with())
     start = daemon.spool.start
 
-    async def slow_start() -> int:
+    async def slow_start(**options) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0)
-        return await start()
+        return await start(**options)
 
     monkeypatch.setattr(daemon.spool, "start", slow_start)
     async with asyncio.timeout(SOON_S):

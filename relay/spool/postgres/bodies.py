@@ -1,0 +1,262 @@
+"""The bodies of messages over 1 MiB, as rows of 256 KB on a connection of their own.
+
+A body that arrives is written to the database in parts, each committed as it comes without waiting
+for the disk: the commit that accepts its message makes it durable as well. What no content names is
+a stray, and is swept. Here each body is a file without a name, so that nothing is left of it.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+from zlib import crc32
+
+from relay.files import Descriptor, OpenOctets, write_all
+from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
+from relay.settings.postgres_url import ServerOptions
+from relay.spool.common.accepted_rows import used_contents
+from relay.spool.common.os_errors import translate_os_errors
+from relay.spool.postgres.tables import ConnectionTables, ReadConnection
+from relay.spool.postgres.transactions import Bodies, StoredBody
+from relay.spool.types import NewMessage, SpoolError
+
+T = TypeVar("T")
+PART_BYTES = 256 * 1024
+_AT_ONCE = 200
+_INSERT = "INSERT INTO body (id, part, data) VALUES (?, ?, ?)"
+_CONTENT = (
+    "SELECT size, data, header, body, eight_bit, crc32 FROM content"
+    " WHERE message_id = ? AND number = ?"
+)
+_PART = "SELECT data FROM body WHERE id = ? AND part = ?"
+_REMOVE = "DELETE FROM body WHERE id = ? AND NOT EXISTS (SELECT FROM content c WHERE c.body = ?)"
+_STRAYS = (
+    "SELECT DISTINCT id FROM body b WHERE id > ? AND part = 0"
+    " AND NOT EXISTS (SELECT FROM content c WHERE c.body = b.id AND c.body <> '')"
+    " ORDER BY id LIMIT ?"
+)
+
+
+class ReceivedOctets(OpenOctets, frozen=True):
+    """All of a body that came in, and what took it."""
+
+    body: "IncomingParts"
+
+
+class IncomingParts:
+    """A spool.types.IncomingBody: a file without a name here, and rows in the database."""
+
+    def __init__(self, body_id: str, directory: Path, reader: ReadConnection) -> None:
+        self.id = body_id
+        self.crc32 = 0
+        self.is_accepted = False
+        self._directory = directory
+        self._reader = reader
+        self._file: Descriptor | None = None
+        self._left = b""  # not yet a whole part
+        self._parts = count(0)
+        self._discarded = False
+        self._lock = threading.Lock()
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """See IncomingBody."""
+        await self._reader.read(lambda tables: self._write(tables, b"".join(blocks)))
+
+    def octets(self) -> ReceivedOctets:
+        """See IncomingBody."""
+        file = self._opened()
+        return ReceivedOctets(file, 0, os.fstat(file.number).st_size, self)
+
+    async def finish(self) -> StoredBody:
+        """Write the last part."""
+        await self._reader.read(lambda tables: self._send(tables, at_least=1))
+        self.is_accepted = True
+        return StoredBody(self.id, self.crc32)
+
+    def discard(self) -> None:
+        """See IncomingBody."""
+        self._discarded = True
+        self._file = None
+        if not self.is_accepted:
+            self._reader.later(lambda tables: remove_bodies(tables, (self.id,)))
+
+    def _opened(self) -> Descriptor:
+        if self._file is None:
+            self._file = _new_file(self._directory)
+        return self._file
+
+    def _write(self, tables: ConnectionTables, octets: bytes) -> None:
+        if self._discarded:
+            return
+        with self._lock, translate_os_errors(self._directory):
+            write_all(self._opened().number, octets)
+        self.crc32 = crc32(octets, self.crc32)
+        self._left += octets
+        self._send(tables, at_least=PART_BYTES)
+
+    def _send(self, tables: ConnectionTables, *, at_least: int) -> None:
+        while len(self._left) >= at_least:
+            part, self._left = self._left[:PART_BYTES], self._left[PART_BYTES:]
+            tables.execute(_INSERT, (self.id, next(self._parts), part))
+
+
+class BodyStore:
+    """Takes and gives bodies. Its connection commits without waiting for the disk."""
+
+    def __init__(self, options: ServerOptions, directory: Path) -> None:
+        self._reader = ReadConnection(
+            options, purpose="bodies", settings="SET synchronous_commit = off"
+        )
+        self._directory = directory
+        self._numbers = count(1)
+        self._in_use: set[str] = set()
+        self.prefix = ""  # of the ids of this owner
+
+    def begin(self, incarnation: int) -> None:
+        """From now on bodies are those of this owner."""
+        self.prefix = f"{incarnation:x}-"
+
+    def incoming(self) -> IncomingParts:
+        """Return a body that is about to come in."""
+        return IncomingParts(self._new_id(), self._directory, self._reader)
+
+    async def store(self, message: NewMessage) -> Bodies:
+        """Store the bodies of a message; contents that differ only in their header share one.
+
+        Raises SpoolError, OSError.
+        """
+        used = used_contents(message)
+        stored: dict[tuple[Octets, ...], StoredBody] = {}
+        bodies: dict[int, StoredBody] = {}
+        for index, content in enumerate(message.contents):
+            if index in used and isinstance(content, LargeContent):
+                if content.body not in stored:
+                    stored[content.body] = await self._stored(content)
+                bodies[index] = stored[content.body]
+        return bodies
+
+    def accepted(self, bodies: Iterable[Bodies]) -> None:
+        """Contents name these bodies now."""
+        for some in bodies:
+            self._in_use.difference_update(one.id for one in some.values())
+
+    async def discard(self, bodies: Iterable[Bodies]) -> None:
+        """Remove bodies that no content names."""
+        ids = [one.id for some in bodies for one in some.values()]
+        if ids:
+            with suppress(SpoolError):  # they are swept
+                await self._reader.read(lambda tables: remove_bodies(tables, ids))
+            self._in_use.difference_update(ids)
+
+    async def read(self, message_id: str, number: int) -> Content:
+        """Return a content, a large one with its body in a file. Raises SpoolError."""
+        return await self._reader.read(lambda tables: self._read(tables, message_id, number))
+
+    def content_of(self, tables: ConnectionTables, name: str, row: Sequence[object]) -> Content:
+        """Return the content in a row: size, data, header, body, eight_bit and crc32. Raises
+        SpoolError.
+        """
+        size, data, header, body, eight_bit, checksum = row
+        if not body:
+            if not isinstance(data, bytes) or len(data) != size:
+                raise SpoolError(f"content {name} is damaged: expected {size} bytes")
+            _verify(name, crc32(data), checksum)
+            return data
+        assert isinstance(header, bytes)
+        with translate_os_errors(self._directory):
+            file = _new_file(self._directory)
+        found = written = 0
+        for number in count(0):
+            part = tables.fetch_one(_PART, (body, number))
+            if part is None:
+                break
+            with translate_os_errors(self._directory):
+                write_all(file.number, part[0])
+            written += len(part[0])
+            found = crc32(part[0], found)
+        if written + len(header) != size:
+            raise SpoolError(f"content {name} has {written + len(header)} bytes, expected {size}")
+        _verify(name, crc32(header, found), checksum)
+        return LargeContent(header, (OpenOctets(file, 0, written),), bool(eight_bit))
+
+    def _read(self, tables: ConnectionTables, message_id: str, number: int) -> Content:
+        row = tables.fetch_one(_CONTENT, (message_id, number))
+        if row is None:
+            raise SpoolError(f"content {message_id}/{number} is not in the spool")
+        return self.content_of(tables, f"{message_id}/{number}", tuple(row))
+
+    async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
+        """Run a short query of delivery."""
+        return await self._reader.read(query)
+
+    def remove_later(self, ids: Sequence[str]) -> None:
+        """Remove those of these bodies that no content names any more, in the background."""
+        if ids:
+            self._reader.later(lambda tables: remove_bodies(tables, ids))
+
+    async def sweep(self) -> int:
+        """Remove bodies without a content; return their number."""
+        return await self._reader.read(self._sweep)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._reader.close()
+
+    def _sweep(self, tables: ConnectionTables) -> int:
+        swept, after = 0, ""
+        while rows := tables.fetch(_STRAYS, (after, _AT_ONCE)):
+            after = rows[-1][0]
+            stale = [
+                name
+                for (name,) in rows
+                if name not in self._in_use and not name.startswith(self.prefix)
+            ]
+            remove_bodies(tables, stale)
+            swept += len(stale)
+        return swept
+
+    def _new_id(self) -> str:
+        body_id = f"{self.prefix}{next(self._numbers):x}"
+        self._in_use.add(body_id)
+        return body_id
+
+    async def _stored(self, content: LargeContent) -> StoredBody:
+        whole = content.body[0] if len(content.body) == 1 else None
+        if isinstance(whole, ReceivedOctets) and not whole.body.is_accepted and not whole.start:
+            return await whole.body.finish()
+        body_id = self._new_id()
+        return await self._reader.read(lambda tables: _upload(tables, body_id, content))
+
+
+def remove_bodies(tables: ConnectionTables, ids: Iterable[str]) -> None:
+    """Remove the parts of bodies that no content names."""
+    tables.execute_each(_REMOVE, [(one, one) for one in ids])
+
+
+def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> StoredBody:
+    found, parts, left = 0, count(0), b""
+    for block in octets_in_blocks(content.body):
+        found = crc32(block, found)
+        left += block
+        while len(left) >= PART_BYTES:
+            tables.execute(_INSERT, (body_id, next(parts), left[:PART_BYTES]))
+            left = left[PART_BYTES:]
+    if left:
+        tables.execute(_INSERT, (body_id, next(parts), left))
+    return StoredBody(body_id, found)
+
+
+def _verify(name: str, found: int, expected: object) -> None:
+    if found != expected:
+        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
+
+
+def _new_file(directory: Path) -> Descriptor:
+    """Return a new file without a name."""
+    number, name = tempfile.mkstemp(dir=directory)
+    Path(name).unlink()
+    return Descriptor(number)

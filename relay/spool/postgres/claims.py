@@ -1,0 +1,305 @@
+"""Find due entries and claim them, in one transaction of the writer.
+
+An entry that another transaction has locked is passed over. Facts and recipients are looked for by
+whole keys, as in commit.sql. See relay/spool/common/due_claims.py for what is chosen.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+
+from relay.journeys.events import Event, Step
+from relay.message.lifecycle import PARKED, RecipientState, check_transition
+from relay.observe.logs import get_logger
+from relay.spool.common import due_claims
+from relay.spool.common.due_claims import (
+    CLAIM_COLUMNS,
+    RECIPIENT_COLUMNS,
+    claim_of,
+    recipient_of,
+    scan_level,
+    scan_next_hop,
+)
+from relay.spool.common.holds import RELEASED, note_hold, note_release
+from relay.spool.common.rows import LIVE_STATES
+from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.writer import WriteTransaction
+from relay.spool.types import (
+    Claim,
+    ClaimedRecipient,
+    DueBatch,
+    DueQuery,
+    Key,
+    Position,
+    PriorityLevel,
+)
+
+_PAGE = 200  # rows of an index at once
+_WAITS = "claimed = 0 AND due_us IS NOT NULL AND"
+_AFTER = (
+    " AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)"
+    " ORDER BY due_us, message_id, number LIMIT ?"
+)
+_ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry WHERE"
+_OF_LEVEL = f"{_ROW} {_WAITS} lane = ?{_AFTER}"
+_OF_SENDER = f"{_ROW} {_WAITS} sender = ? AND lane = ?{_AFTER}"
+# A loose index scan: one seek to the next sender, one to its first due entry.
+_SENDERS = """
+WITH RECURSIVE turn (sender) AS (
+    (SELECT sender FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
+        AND next_hop = $1 AND lane = $2 AND sender > $3 ORDER BY sender LIMIT 1)
+    UNION ALL
+    SELECT (SELECT sender FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
+        AND next_hop = $1 AND lane = $2 AND sender > turn.sender ORDER BY sender LIMIT 1)
+    FROM turn WHERE turn.sender IS NOT NULL
+)
+SELECT sender, (SELECT due_us FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
+    AND next_hop = $1 AND lane = $2 AND sender = turn.sender ORDER BY due_us LIMIT 1)
+FROM turn WHERE sender IS NOT NULL LIMIT $4"""
+_OF_SENDER_FOR_HOP = (
+    f"SELECT message_id, number FROM entry WHERE {_WAITS}"
+    " next_hop = ? AND lane = ? AND sender = ? AND due_us <= ? ORDER BY due_us LIMIT ?"
+)
+_NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
+    f"(SELECT due_us FROM entry WHERE {_WAITS} lane = {int(level)} AND due_us > $1"
+    " ORDER BY due_us LIMIT 1)"
+    for level in PriorityLevel
+) + ") AS first"  # fmt: skip
+_KEYS = "unnest($1::text[], $2::integer[]) WITH ORDINALITY AS k (message_id, number, place)"
+_TAKE = f"""
+WITH chosen AS MATERIALIZED (
+    SELECT e.row FROM {_KEYS} CROSS JOIN LATERAL (
+        SELECT ctid AS row FROM entry
+        WHERE message_id = k.message_id AND number = k.number AND claimed = 0
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) e
+)
+UPDATE entry e SET claimed = 1, owner = $3, epoch = e.epoch + 1
+FROM chosen WHERE e.ctid = chosen.row RETURNING e.message_id, e.number"""
+_FACTS = f"""
+SELECT {CLAIM_COLUMNS}, e.content_id FROM {_KEYS}
+CROSS JOIN LATERAL (
+    SELECT * FROM entry WHERE message_id = k.message_id AND number = k.number OFFSET 0
+) e
+LEFT JOIN LATERAL (SELECT * FROM message WHERE id = k.message_id OFFSET 0) m ON true
+LEFT JOIN LATERAL (
+    SELECT size FROM content WHERE message_id = k.message_id AND number = e.content_id OFFSET 0
+) c ON true
+ORDER BY k.place"""
+_RECIPIENTS = f"""
+SELECT k.message_id, k.number, CASE WHEN r.owed = '' THEN '' ELSE r.state || ' ' || r.owed END,
+    {RECIPIENT_COLUMNS} FROM {_KEYS}
+CROSS JOIN LATERAL (
+    SELECT * FROM recipient WHERE message_id = k.message_id AND entry = k.number
+        AND (state IN {LIVE_STATES} OR owed <> '') OFFSET 0
+) r
+ORDER BY k.place, r.number"""
+_LATE = f"""
+SELECT r.entry, {RECIPIENT_COLUMNS} FROM entry e
+JOIN recipient r ON r.message_id = e.message_id AND r.entry = e.number AND r.state IN {LIVE_STATES}
+WHERE e.message_id = $1
+    AND (e.number = $2 OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')
+    AND EXISTS (SELECT FROM entry WHERE message_id = $1 AND number = $2 AND warn_us > 0)
+ORDER BY 1, 2"""
+NEVER_US = 1 << 62  # when a damaged entry is due
+_MOVE_RECIPIENTS = (
+    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+    " AND state IN ('queued', 'deferred', 'held')"
+)
+_HOLD_DAMAGED = (
+    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL, claimed = 0,"
+    " owner = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
+)
+_RELEASE = (
+    "UPDATE entry SET claimed = 0, owner = 0, epoch = epoch + 1"
+    " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1 AND owner = ?"
+)
+_CLAIMS_AT_ONCE = 500
+_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
+_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
+_log = get_logger("spool")
+
+
+def claim_due(
+    transaction: WriteTransaction, look: DueQuery, *, now_us: int, at_us: int, limit: int
+) -> DueBatch:
+    """Spool.claim_due; `at_us` is wall time.
+
+    A held entry that is due becomes queued. An entry that cannot be read is held, so that others
+    continue: this is in the log, in the journey and in the queue list.
+    """
+    scan = _scan_level if look.next_hop is None else _scan_next_hop
+    keys, seen = scan(transaction, look, now_us=now_us, limit=limit)
+    if not keys:
+        return seen
+    columns = (_ids(keys), _numbers(keys))
+    taken = transaction.fetch(_TAKE, (*columns, transaction.incarnation))
+    found = {(row[0], row[1]) for row in taken}
+    claims, damaged = read_claims(transaction, [key for key in keys if key in found])
+    for key, text in damaged.items():
+        _hold_damaged(transaction, key, text, at_us=at_us)
+    ready = tuple(_released(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
+    return replace(seen, claims=ready)
+
+
+def next_due_us(tables: ConnectionTables, after_us: int) -> int | None:
+    """Return when the first unclaimed entry after `after_us` is due."""
+    found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
+    return found
+
+
+def late_recipients(tables: ConnectionTables, key: Key) -> dict[int, list[ClaimedRecipient]]:
+    """Spool.late_recipients."""
+    found: dict[int, list[ClaimedRecipient]] = {}
+    for entry, *row in tables.fetch(_LATE, key):
+        found.setdefault(entry, []).append(recipient_of(row))
+    return found
+
+
+def read_claims(
+    tables: ConnectionTables, keys: Sequence[Key]
+) -> tuple[tuple[Claim, ...], dict[Key, str]]:
+    """Return claims of these entries as they are, and what is wrong with the others."""
+    if not keys:
+        return (), {}
+    columns = (_ids(keys), _numbers(keys))
+    recipients: dict[Key, list[Sequence[Any]]] = {}
+    for row in tables.fetch(_RECIPIENTS, columns):
+        recipients.setdefault((row[0], row[1]), []).append(row[2:])
+    claims: list[Claim] = []
+    damaged: dict[Key, str] = {}
+    for row in map(tuple, tables.fetch(_FACTS, columns)):
+        key = (row[0], row[1])
+        try:
+            claims.append(claim_of(row, recipients.get(key, ()), content_id=(row[0], row[-1])))
+        except (TypeError, ValueError) as error:
+            damaged[key] = str(error)
+    return tuple(claims), damaged
+
+
+def release_claims(transaction: WriteTransaction, claims: Sequence[Claim]) -> None:
+    """Release untried claims, unless their epoch has ended."""
+    values = [(*claim.key, claim.epoch, transaction.incarnation) for claim in claims]
+    transaction.execute_each(_RELEASE, values)
+
+
+def release_abandoned(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
+    """Record some claims of earlier owners as indeterminate attempts, due at once; return how many,
+    0 when none is left. As the SQLite engine does; `now_us` is queue time, `at_us` wall time.
+    """
+    claimed = transaction.fetch(
+        "SELECT message_id, number, next_hop, attempts + 1, state FROM entry"
+        f" WHERE claimed = 1 AND owner <> ? LIMIT {_CLAIMS_AT_ONCE}",
+        (transaction.incarnation,),
+    )
+    tried = [row for row in claimed if row[4] not in PARKED]
+    for message_id, entry, hop, attempt, _ in tried:
+        recipients = transaction.fetch(
+            "UPDATE recipient SET state = 'deferred', status = ?, reply = ?"
+            " WHERE message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
+            " RETURNING number, address",
+            (_LOST_STATUS, _NOT_RECORDED, message_id, entry),
+        )
+        attempted = [
+            {
+                "number": number,
+                "address": address,
+                "outcome": "indeterminate",
+                "status": _LOST_STATUS,
+                "reply": _NOT_RECORDED,
+            }
+            for number, address in recipients
+        ]
+        next_hop, _, route = hop.partition(" ")  # NextHop.key
+        detail = {"entry": entry, "attempt": attempt, "next_hop": next_hop, "recipients": attempted}
+        detail |= {"route": route} if route else {}
+        transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
+    transaction.execute_each(
+        "UPDATE entry SET state = 'deferred', due_us = least(due_us, ?), retry_us = ?,"
+        " attempts = attempts + 1 WHERE message_id = ? AND number = ?",
+        [(now_us, now_us, message_id, number) for message_id, number, *_ in tried],
+    )
+    transaction.execute_each(
+        "UPDATE entry SET claimed = 0, owner = 0, epoch = epoch + 1"
+        " WHERE message_id = ? AND number = ?",
+        [(row[0], row[1]) for row in claimed],
+    )
+    return len(claimed)
+
+
+def _scan_level(
+    tables: ConnectionTables, look: DueQuery, *, now_us: int, limit: int
+) -> tuple[list[Key], DueBatch]:
+    rows = _due_rows(tables, look, now_us=now_us, limit=limit)
+    return scan_level(rows, look, limit=limit)
+
+
+def _due_rows(
+    tables: ConnectionTables, look: DueQuery, *, now_us: int, limit: int
+) -> Iterator[Sequence[Any]]:
+    """Yield due entries of a level, or of a sender there, behind look.after, oldest first."""
+    whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
+    sql = _OF_LEVEL if look.sender is None else _OF_SENDER
+    after = look.after or Position(-1, "", 0)
+    left = due_claims.ROWS_MAX
+    while left > 0:
+        number = min(left, max(limit + 1, _PAGE))
+        place = (after.due_us, after.message_id, after.number)
+        rows = tables.fetch(sql, (*whose, now_us, *place, number))
+        yield from rows
+        if len(rows) < number:
+            return
+        left -= number
+        after = Position(rows[-1][0], rows[-1][1], rows[-1][2])
+
+
+def _scan_next_hop(
+    tables: ConnectionTables, look: DueQuery, *, now_us: int, limit: int
+) -> tuple[list[Key], DueBatch]:
+    assert look.next_hop is not None
+    hop = (look.next_hop.key, int(look.level))
+    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
+    take = partial(_due_of_sender, tables, hop, now_us)
+    return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
+
+
+def _due_of_sender(tables: ConnectionTables, hop: tuple[str, int], now_us: int, *of: int) -> Any:
+    sender, number = of
+    rows = tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
+    return [(row[0], row[1]) for row in rows]
+
+
+def _released(transaction: WriteTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:
+    """Return a claim; one whose hold ends now is queued."""
+    if claim.state is not RecipientState.HELD or claim.retry_us is None or claim.retry_us > now_us:
+        return claim
+    state = RecipientState.QUEUED
+    check_transition(claim.state, state)
+    note_release(transaction, claim.key)
+    transaction.execute(
+        "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
+    )
+    transaction.execute(_MOVE_RECIPIENTS, (state, *claim.key))
+    detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
+    transaction.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
+    return replace(claim, state=state, extra=replace(claim.extra, **RELEASED))
+
+
+def _hold_damaged(transaction: WriteTransaction, key: Key, text: str, *, at_us: int) -> None:
+    message_id, number = key
+    transaction.execute(_HOLD_DAMAGED, (NEVER_US, *key))
+    transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
+    note_hold(transaction, key, f"relay: damaged: {text}", since_us=at_us)
+    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
+    transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
+    _log.error("entry damaged", qid=message_id, entry=number, error=text)
+
+
+def _ids(keys: Sequence[Key]) -> list[str]:
+    return [message_id for message_id, _ in keys]
+
+
+def _numbers(keys: Sequence[Key]) -> list[int]:
+    return [number for _, number in keys]

@@ -1,0 +1,109 @@
+-- Everything that one group commit writes: new messages, results of claims, counters and the clock.
+-- Each table's values are arrays with one element for each row. The transaction fails with a
+-- division by zero where a result is of a claim that has ended. It returns the bodies that may not be
+-- needed any more.
+--
+-- A row is looked for by its whole key in a LATERAL query with OFFSET 0, and then changed by its
+-- ctid, so that no statistics lead to another plan (tests/unit/spool/postgres/test_plans.py).
+WITH new_message AS (
+    INSERT INTO message
+    SELECT * FROM unnest(
+        $1::text[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[],
+        $8::text[], $9::text[], $10::text[], $11::text[], $12::integer[], $13::integer[],
+        $14::text[], $15::text[], $16::text[], $17::text[])
+), new_content AS (
+    INSERT INTO content
+    SELECT * FROM unnest(
+        $18::text[], $19::integer[], $20::bigint[], $21::bytea[], $22::bytea[], $23::text[],
+        $24::integer[], $25::bigint[])
+), new_entry AS (
+    INSERT INTO entry (
+        message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, lane, sender,
+        warn_us, priority, extra, owner, attempts, epoch, cause, cause_attempts)
+    SELECT *, 0, 1, '', 0 FROM unnest(
+        $26::text[], $27::integer[], $28::text[], $29::integer[], $30::text[], $31::integer[],
+        $32::bigint[], $33::bigint[], $34::integer[], $35::bigint[], $36::bigint[],
+        $37::integer[], $38::text[], $39::bigint[])
+), new_recipient AS (
+    INSERT INTO recipient (
+        message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
+        successors, next_hop, owed)
+    SELECT *, '' FROM unnest(
+        $40::text[], $41::integer[], $42::integer[], $43::text[], $44::text[], $45::text[],
+        $46::text[], $47::text[], $48::text[], $49::text[], $50::text[], $51::text[])
+), new_event AS (
+    INSERT INTO event
+    SELECT * FROM unnest($52::text[], $53::bigint[], $54::integer[], $55::bigint[], $56::text[])
+), new_submission AS (
+    INSERT INTO submission SELECT * FROM unnest($57::text[], $58::text[], $59::bigint[])
+), claimed AS MATERIALIZED (
+    SELECT k.*, e.place, e.owned_by
+    FROM unnest(
+        $60::text[], $61::integer[], $62::bigint[], $63::integer[], $64::integer[], $65::text[],
+        $66::integer[], $67::bigint[], $68::bigint[], $69::integer[], $70::text[], $71::integer[],
+        $72::bigint[]
+    ) AS k (message_id, number, epoch, content_id, ends, state, attempts, due_us, retry_us, lane,
+            cause, cause_attempts, warn_us)
+    CROSS JOIN LATERAL (
+        SELECT ctid AS place, owner AS owned_by FROM entry
+        WHERE message_id = k.message_id AND number = k.number AND epoch = k.epoch
+            AND claimed = 1 AND owner = $73
+        OFFSET 0
+    ) e
+), ended AS (
+    DELETE FROM entry e USING claimed k WHERE e.ctid = k.place AND k.ends = 1
+), waiting AS (
+    UPDATE entry e SET
+        state = k.state, attempts = k.attempts, claimed = 0, owner = 0, epoch = e.epoch + 1,
+        due_us = k.due_us, retry_us = k.retry_us, lane = k.lane, cause = k.cause,
+        cause_attempts = k.cause_attempts,
+        warn_us = CASE WHEN e.warn_us IS NULL THEN NULL ELSE k.warn_us END
+    FROM claimed k WHERE e.ctid = k.place AND k.ends = 0
+), changed_recipient AS MATERIALIZED (
+    SELECT k.*, r.place
+    FROM unnest($74::text[], $75::text[], $76::text[], $77::text[], $78::integer[], $79::integer[])
+        AS k (state, status, reply, message_id, entry, number)
+    CROSS JOIN LATERAL (
+        SELECT ctid AS place FROM recipient
+        WHERE message_id = k.message_id AND entry = k.entry AND number = k.number
+            AND state IN ('queued', 'deferred', 'held', 'captured')
+        OFFSET 0
+    ) r
+), settled_recipient AS (
+    UPDATE recipient r SET state = k.state, status = k.status, reply = k.reply
+    FROM changed_recipient k WHERE r.ctid = k.place
+), unneeded AS MATERIALIZED (
+    SELECT c.place
+    FROM claimed k
+    CROSS JOIN LATERAL (
+        SELECT ctid AS place FROM content
+        WHERE message_id = k.message_id AND number = k.content_id
+        OFFSET 0
+    ) c
+    WHERE k.ends = 1 AND NOT EXISTS (
+        SELECT FROM (
+            SELECT message_id, number, content_id FROM entry WHERE message_id = k.message_id OFFSET 0
+        ) other
+        WHERE other.content_id = k.content_id
+            AND NOT EXISTS (
+                SELECT FROM claimed gone
+                WHERE gone.message_id = other.message_id AND gone.number = other.number
+                    AND gone.ends = 1
+            )
+    )
+), dropped AS (
+    DELETE FROM content c USING unneeded k WHERE c.ctid = k.place RETURNING c.body
+), counted AS (
+    INSERT INTO counter SELECT $80, * FROM unnest($81::text[], $82::bigint[])
+    ON CONFLICT (node, name) DO UPDATE SET value = counter.value + excluded.value
+), noted AS (
+    INSERT INTO clock SELECT 1, * FROM unnest(
+        $83::bigint[], $84::bigint[], $85::bigint[], $86::text[], $87::bigint[], $88::bigint[])
+    ON CONFLICT (id) DO UPDATE SET
+        steady_us = excluded.steady_us, wall_us = excluded.wall_us,
+        elapsed_us = excluded.elapsed_us, boot_id = excluded.boot_id,
+        doubtful_us = excluded.doubtful_us, doubt_ends_us = excluded.doubt_ends_us
+)
+SELECT
+    1 / CASE WHEN (SELECT count(*) FROM claimed) = cardinality($60::text[]) THEN 1 ELSE 0 END,
+    ARRAY(SELECT body FROM dropped WHERE body <> '')

@@ -1,0 +1,99 @@
+"""The rows that one group commit writes, as the arrays of commit.sql."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from relay.clock import Anchor
+from relay.journeys.events import Event
+from relay.spool.common.rows import json_text
+
+
+@lru_cache
+def statement(name: str) -> str:
+    """Return the SQL of a file of this package."""
+    return files(__package__).joinpath(name).read_text()
+
+
+class SettledEntry(Struct, frozen=True):
+    """What a result does to its entry, in the order of commit.sql."""
+
+    message_id: str  # of the entry
+    number: int  # of the entry
+    epoch: int  # that the claim has
+    content_id: int  # the number of the content, which goes if no other entry has it
+    ends: int  # 1: the entry is deleted; 0: it waits; 2: it stays claimed
+    state: str  # of an entry that waits
+    attempts: int  # of an entry that waits
+    due_us: int | None = None  # this and the following as in EntrySchedule
+    retry_us: int | None = None  # when it may be attempted
+    lane: int = 0  # its level
+    cause: str = ""  # of the last deferral
+    cause_attempts: int = 0  # in a row
+    warn_us: int | None = None  # of the delay warning
+
+
+class CommitRows:
+    """Collects the rows of a commit; arrays() are the parameters of commit.sql."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, ...]] = []
+        self.contents: list[tuple[Any, ...]] = []
+        self.entries: list[tuple[Any, ...]] = []
+        self.recipients: list[tuple[Any, ...]] = []
+        self.events: list[tuple[str, Event]] = []
+        self.submissions: list[tuple[str, str, int]] = []
+        self.settled: list[SettledEntry] = []
+        self.outcomes: list[tuple[Any, ...]] = []
+        self.counts: Counter[str] = Counter()
+
+    def arrays(
+        self, *, owner: int, node: str, last_event: int, anchor: Anchor | None
+    ) -> tuple[list[Any], int]:
+        """Return the parameters, and the sequence of the last event. Events follow `last_event`;
+        that of each is at least its time, so that after an older state was restored it is also
+        greater than those that this state lacks.
+        """
+        events = []
+        for message_id, event in self.events:
+            last_event = max(last_event + 1, event.at_us)
+            detail = json_text(event.detail)
+            events.append((message_id, last_event, int(event.step), event.at_us, detail))
+        counts = [one for one in sorted(self.counts.items()) if one[1]]
+        values = [
+            *_columns(self.messages, 17),
+            *_columns(self.contents, 8),
+            *_columns(self.entries, 14),
+            *_columns(self.recipients, 12),
+            *_columns(events, 5),
+            *_columns(self.submissions, 3),
+            *_columns([astuple(one) for one in self.settled], 13),
+            owner,
+            *_columns(self.outcomes, 6),
+            node,
+            *_columns(counts, 2),
+            *_columns([astuple(anchor)] if anchor is not None else (), 6),
+        ]
+        return values, last_event
+
+
+def without_nul(values: Iterable[Any]) -> list[Any]:
+    """Return the parameters with U+FFFD in place of U+0000, which PostgreSQL's text cannot have."""
+    return [_clean(value) for value in values]
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, (list, tuple)):
+        return [_clean(one) for one in value]
+    return value
+
+
+def _columns(rows: Sequence[Sequence[Any]], number: int) -> Sequence[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) if rows else ((),) * number

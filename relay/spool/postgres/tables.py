@@ -1,0 +1,174 @@
+"""One connection in a thread of its own, and the Tables that functions in this thread use.
+
+The thread has an event loop that runs only while a function waits for the server, so that what all
+engines share is plain code, and a long query delays neither mail nor the daemon's own loop.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from itertools import count
+from typing import Any, TypeVar
+
+from relay.observe.logs import inherit
+from relay.settings.postgres_url import ServerOptions
+from relay.spool.postgres.server import connect, translate_postgres_errors
+
+T = TypeVar("T")
+_PLACE = re.compile(r" INDEXED BY \w+|\?")
+_CHANGED = re.compile(r"(\d+)$")
+_PAGE = 200  # rows of a cursor at once
+_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+
+
+@lru_cache(maxsize=1024)
+def numbered(sql: str) -> str:
+    """Return a statement of relay.spool.tables in PostgreSQL's dialect."""
+    numbers = count(1)
+    return _PLACE.sub(lambda found: f"${next(numbers)}" if found[0] == "?" else "", sql)
+
+
+class ConnectionTables:
+    """The Tables of a connection, in its thread. Raises asyncpg's exceptions."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
+        self._loop = loop
+        self.connection = connection
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop of the thread."""
+        return self._loop.run_until_complete(work)
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Tables.fetch."""
+        return self.wait(self.connection.fetch(numbered(sql), *values))
+
+    def fetch_one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """Tables.fetch_one."""
+        return self.wait(self.connection.fetchrow(numbered(sql), *values))
+
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """Tables.each, by a cursor of the server; in a transaction, if there is none."""
+        is_own = not self.connection.is_in_transaction()
+        if is_own:
+            self.begin_snapshot()
+        try:
+            cursor = self.wait(self._cursor(numbered(sql), values))
+            while rows := self.wait(cursor.fetch(_PAGE)):
+                yield from rows
+        finally:
+            if is_own:
+                self.end_snapshot()
+
+    async def _cursor(self, sql: str, values: Sequence[Any]) -> Any:
+        return await self.connection.cursor(sql, *values)
+
+    def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
+        """Tables.fetch_each."""
+        each = list(values)
+        return self.wait(self.connection.fetchmany(numbered(sql), each)) if each else []
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """OpenTransaction.execute."""
+        found = _CHANGED.search(self.wait(self._status(numbered(sql), values)))
+        return int(found[1]) if found else 0
+
+    async def _status(self, sql: str, values: Sequence[Any]) -> str:
+        statement = await self.connection.prepare(sql)
+        await statement.fetch(*values)
+        return str(statement.get_statusmsg())
+
+    def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
+        """OpenTransaction.execute_each."""
+        if each := list(values):
+            self.wait(self.connection.executemany(numbered(sql), each))
+
+    def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+        """Tables.among."""
+        return f"{column} = ANY(?)", (list(values),)
+
+    @property
+    def next_hop(self) -> str:
+        """Tables.next_hop."""
+        return "coalesce(e.next_hop, nullif(r.next_hop, ''))"
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Tables.snapshot."""
+        self.begin_snapshot()
+        try:
+            yield
+        finally:
+            self.end_snapshot()
+
+    def begin_snapshot(self) -> None:
+        """Tables.begin_snapshot."""
+        self.wait(self.connection.execute(_SNAPSHOT))
+
+    def end_snapshot(self) -> None:
+        """Tables.end_snapshot."""
+        if not self.connection.is_closed():
+            self.wait(self.connection.execute("COMMIT"))
+
+    @property
+    def is_in_snapshot(self) -> bool:
+        """Tables.is_in_snapshot."""
+        return bool(self.connection.is_in_transaction())
+
+
+class ReadConnection:
+    """A connection that reads, with a thread of its own. Queries run in order. A connection that
+    is lost is opened again for the next query.
+    """
+
+    def __init__(self, options: ServerOptions, *, purpose: str, settings: str = "") -> None:
+        """`settings` are statements for each new connection."""
+        self._options = options
+        self._settings = settings
+        self._purpose = purpose
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix=f"spool-{purpose}", initializer=inherit()
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
+        self._tables: ConnectionTables | None = None
+
+    async def read(self, query: Callable[[ConnectionTables], T]) -> T:
+        """Run `query` in the reader's thread. Raises SpoolUnavailableError, SpoolError."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._ask, query)
+
+    def later(self, query: Callable[[ConnectionTables], object]) -> None:
+        """Run `query` in the reader's thread, without waiting for it."""
+        asyncio.get_running_loop().run_in_executor(self._executor, self._ask, query)
+
+    def _ask(self, query: Callable[[ConnectionTables], T]) -> T:
+        with translate_postgres_errors():
+            tables = self._tables
+            if tables is None or tables.connection.is_closed():
+                loop = self._loop = self._loop or asyncio.new_event_loop()
+                opened = connect(self._options, purpose=self._purpose)
+                tables = self._tables = ConnectionTables(loop, loop.run_until_complete(opened))
+                if self._settings:
+                    tables.wait(tables.connection.execute(self._settings))
+            try:
+                return query(tables)
+            except BaseException:
+                if tables.connection.is_in_transaction():
+                    with suppress(Exception):
+                        tables.wait(tables.connection.execute("ROLLBACK"))
+                raise
+
+    async def close(self) -> None:
+        """Close the connection once the running query has ended."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
+        self._executor.shutdown()
+
+    def _close(self) -> None:
+        if self._loop is None:
+            return
+        if self._tables is not None:
+            with suppress(Exception):  # the server may be gone
+                self._loop.run_until_complete(self._tables.connection.close(timeout=2))
+        self._loop.close()

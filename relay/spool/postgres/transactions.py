@@ -1,0 +1,233 @@
+"""Accept messages and settle delivery attempts: operations of the writer.
+
+What they decide is in relay.spool.common; ordinary mail only adds rows to the commit. accept() ends
+step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3 and 7.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+from msgspec import Struct
+
+from relay.message.content import Content
+from relay.message.receipt import ReceiptRequest
+from relay.spool.common.accepted_rows import (
+    CapturedMail,
+    accepted_rows,
+    parked_until_us,
+    used_contents,
+)
+from relay.spool.common.holds import count_holds, has_room, note_hold
+from relay.spool.common.receipts import RECEIPTS_PER_MAILBOX_MAX
+from relay.spool.common.remote_reports import join_report
+from relay.spool.common.rows import json_text, message_row
+from relay.spool.common.settled_rows import owed_rows, settled_rows, waiting_columns
+from relay.spool.postgres.rows import SettledEntry
+from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.writer import KnownKeyError, WriteTransaction
+from relay.spool.types import (
+    NEVER_US,
+    Accepted,
+    Claim,
+    NewMessage,
+    SentReceipt,
+    Settlement,
+)
+
+_ENDS, _WAITS, _GOES_ON = 1, 0, 2
+_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
+_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+_END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
+_RECEIPT = (
+    "INSERT INTO owed_receipt VALUES (?, ?, ?, ?, '', ?, 'owed', ?)"
+    " ON CONFLICT (message_id, number) DO NOTHING"
+)
+_OLDEST_RECEIPTS = (
+    "DELETE FROM owed_receipt WHERE (message_id, number) IN (SELECT message_id, number"
+    " FROM owed_receipt WHERE mailbox = ? ORDER BY owed_us DESC, message_id DESC OFFSET ?)"
+)
+_MARK_RECEIPT = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
+_END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
+_IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
+
+
+class StoredBody(Struct, frozen=True):
+    """A body whose parts are in the database, and the checksum of its octets."""
+
+    id: str
+    crc32: int
+
+
+Bodies = Mapping[int, StoredBody]  # by the index of the content in its message
+
+
+class RecordedResult(Struct, frozen=True):
+    """`claims` are those of the reports. `owes`: the settlement has added read receipts."""
+
+    claims: tuple[Claim, ...] = ()
+    owes: bool = False
+
+
+def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
+    """Whether an acceptance has to run alone, since it reads before it decides."""
+    return receipt is not None or (message.held_max is not None and bool(message.held_by_rules))
+
+
+def accept(
+    transaction: WriteTransaction,
+    messages: Sequence[NewMessage],
+    bodies: Sequence[Bodies],
+    *,
+    submission_key: str,
+    submission_expires_us: int,
+    captured: CapturedMail,
+    claim: bool,
+    receipt: SentReceipt | None = None,
+) -> Accepted | None:
+    """Write messages[0] and the reports that follow it; None, and nothing is done, where rules
+    would hold more entries than they may. The commit raises KnownKeyError for a known key.
+    """
+    first = messages[0]
+    if reads_first(first, receipt):
+        if receipt is not None:
+            sql = _MARK_RECEIPT if receipt.is_kept else _END_RECEIPT
+            transaction.execute(sql, receipt.key)
+        if submission_key and (known := accepted_as(transaction, submission_key)):
+            return Accepted(known, repeated=True)
+        if not has_room(transaction, first):
+            return None
+        if receipt is not None and transaction.fetch_one(_IS_KNOWN, receipt.key[:1]):
+            transaction.append_events(receipt.key[0], (receipt.event,))
+    if submission_key:
+        row = (submission_key, first.facts.id, submission_expires_us)
+        if any(one[0] == submission_key for one in transaction.rows.submissions):
+            raise KnownKeyError("the submission key is used twice in one commit")
+        transaction.rows.submissions.append(row)
+    claims: list[Claim] = []
+    for message, stored in zip(messages, bodies, strict=True):
+        claims += add_message(transaction, message, stored, claim=claim, captured=captured)
+    until_us = parked_until_us(messages, captured)
+    return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
+
+
+def accepted_as(tables: ConnectionTables, submission_key: str) -> str:
+    """Return the queue id of the message that was accepted with this key, "" for none."""
+    known = tables.fetch_one("SELECT message_id FROM submission WHERE key = ?", (submission_key,))
+    return str(known[0]) if known else ""
+
+
+def add_message(
+    transaction: WriteTransaction,
+    message: NewMessage,
+    bodies: Bodies,
+    *,
+    claim: bool,
+    captured: CapturedMail,
+) -> Sequence[Claim]:
+    """Add the rows of a message; return its claims."""
+    facts, rows = message.facts, transaction.rows
+    used = used_contents(message)
+    keys = {index: (facts.id, index) for index in used}
+    added = accepted_rows(message, keys, kept=used, claim=claim, captured=captured)
+    rows.messages.append(message_row(facts))
+    rows.contents += [
+        (facts.id, index, *_content_columns(content, bodies.get(index)))
+        for index, content in enumerate(message.contents)
+        if index in used
+    ]
+    rows.entries += [
+        (*row[:3], row[3][1], *row[4:], transaction.incarnation if row[5] else 0)
+        for row in added.entries
+    ]
+    hops = ["", *(entry.next_hop.key for entry in message.entries)]
+    rows.recipients += [(*row, hops[row[1]]) for row in added.recipients]
+    transaction.append_events(facts.id, message.events)
+    rows.counts.update(added.counts)
+    count_holds(transaction, len(message.held_by_rules))
+    return added.claims
+
+
+def settle(
+    transaction: WriteTransaction,
+    settlement: Settlement,
+    bodies: Sequence[Bodies],
+    *,
+    captured: CapturedMail,
+    claim_reports: bool,
+    now_us: int,
+) -> RecordedResult:
+    """Record outcomes; the commit raises StaleClaimError where the claim has ended. `now_us` is
+    queue time, or NEVER_US if no read receipts are to be recorded.
+    """
+    claim, rows = settlement.claim, transaction.rows
+    changed = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
+    ends = _ENDS if changed.is_finished else _GOES_ON if settlement.goes_on else _WAITS
+    entry = SettledEntry(
+        *claim.key, claim.epoch, claim.content_id[1], ends, changed.state, changed.attempts,
+        *waiting_columns(changed.waiting),
+    )  # fmt: skip
+    rows.settled.append(entry)
+    rows.outcomes += changed.recipients
+    rows.counts.update(changed.final)
+    count_holds(transaction, -int(changed.is_finished and claim.is_held_by_rule))
+    transaction.append_events(claim.message.id, settlement.events)
+    if runs_statements(settlement):
+        _record_owed(transaction, settlement)
+        if changed.held:
+            note_hold(transaction, claim.key, changed.held, since_us=settlement.at_us)
+        _record_receipts(transaction, claim, changed.receipts, now_us=now_us)
+        if settlement.remote_report is not None:
+            joined = join_report(transaction, settlement, settlement.remote_report)
+            if joined is not None:
+                transaction.append_events(joined.message_id, joined.events)
+    claims: list[Claim] = []
+    for message, stored in zip(settlement.reports, bodies, strict=True):
+        claims += add_message(transaction, message, stored, claim=claim_reports, captured=captured)
+    return RecordedResult(tuple(claims), owes=bool(changed.receipts))
+
+
+def runs_statements(settlement: Settlement) -> bool:
+    """Whether a settlement has to run alone, since it does more than add rows."""
+    return bool(
+        settlement.held
+        or settlement.owed
+        or settlement.pays
+        or settlement.ends_warning
+        or settlement.remote_report is not None
+        or any(one.evidence.receipt is not None for one in settlement.outcomes.values())
+    )
+
+
+def _record_owed(transaction: WriteTransaction, settlement: Settlement) -> None:
+    """Record what reports are owed, or no longer are."""
+    if settlement.owed:
+        transaction.execute_each(_OWE, owed_rows(settlement))
+    if settlement.pays:
+        transaction.execute(_PAY, settlement.claim.key)
+    if settlement.ends_warning:
+        transaction.execute(_END_WARNING, (settlement.claim.message.id,))
+
+
+def _record_receipts(
+    transaction: WriteTransaction,
+    claim: Claim,
+    receipts: Mapping[str, tuple[int, ReceiptRequest]],
+    *,
+    now_us: int,
+) -> None:
+    for copy_id, (number, request) in receipts.items():
+        transaction.execute(_OLDEST_RECEIPTS, (request.mailbox, RECEIPTS_PER_MAILBOX_MAX - 1))
+        row = (claim.message.id, number, request.mailbox, copy_id, now_us, json_text(request))
+        transaction.execute(_RECEIPT, row)
+
+
+def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ...]:
+    """Return size, data, header, body, eight_bit and crc32, which is that of the body continued
+    with the header.
+    """
+    if isinstance(content, bytes):
+        return len(content), content, None, "", 0, crc32(content)
+    assert body is not None
+    found = crc32(content.header, body.crc32)
+    return content.size, None, content.header, body.id, int(content.eight_bit), found

@@ -1,0 +1,472 @@
+"""Group commit on the write connection, and what becomes of a commit whose reply was lost.
+
+Operations that only add rows share one statement (commit.sql), which is a transaction of its own:
+one round trip and one fsync of the server for all that gathered during the last commit. Other
+operations run alone, in a transaction. Every answer is known before the commit is sent.
+
+Each commit raises the counter COMMITS. A connection that is lost leaves open whether its last
+commit took effect: the writer connects again, ends the old session, takes the lock again, and then
+the counter says which it was. A commit that took effect is answered; one that did not is sent once
+more. An acceptance that has waited too long for this is answered with an error, for then the
+message may be in the queue all the same: its sender's repetition is a duplicate, as after any lost
+connection (RFC 1047).
+"""
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+import asyncpg
+from msgspec import Struct
+
+from relay.clock import Anchor, Clock
+from relay.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.events import Event
+from relay.observe.logs import RepeatedError, get_logger
+from relay.observe.metrics import Metrics
+from relay.settings.postgres_url import ServerOptions
+from relay.spool.common.commit_timer import CommitTimer
+from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE
+from relay.spool.postgres.ownership import (
+    Owner,
+    bring_to_schema,
+    take,
+    take_again,
+)
+from relay.spool.postgres.rows import CommitRows, statement, without_nul
+from relay.spool.postgres.server import connect, translate_postgres_errors
+from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.types import SpoolError, SpoolInUseError, SpoolUnavailableError
+
+COMMITS = "commits"  # the counter
+WAITING_MAX = 20_000
+_BATCH_MAX = 256
+_BATCH_BYTES_MAX = 8 << 20
+_ANCHOR_S = 1.0  # between two anchors
+_AGAIN_S = 1.0  # between two attempts to connect
+_ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
+_STATEMENT_S = 60.0  # a server that does not answer counts as lost
+# What no statistics may change: see commit.sql.
+_PLANS = (
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
+    " SET plan_cache_mode = force_generic_plan; SET synchronous_commit = on"
+)
+_ANCHOR = "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
+T = TypeVar("T")
+_log = get_logger("spool")
+
+
+class WriteTransaction(ConnectionTables):
+    """An OpenTransaction. Rows that are added are written with its commit, after all else."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: Any, *, incarnation: int
+    ) -> None:
+        super().__init__(loop, connection)
+        self.rows = CommitRows()
+        self.incarnation = incarnation  # of the owner
+
+    @property
+    def counts(self) -> Counter[str]:
+        """OpenTransaction.counts."""
+        return self.rows.counts
+
+    def append_events(self, message_id: str, events: Sequence[Event]) -> None:
+        """OpenTransaction.append_events."""
+        self.rows.events += [(message_id, event) for event in events]
+
+
+Operation = Callable[[WriteTransaction], T]
+
+
+class _WaitingOperation(Struct, frozen=True):
+    operation: Operation[Any]
+    future: asyncio.Future[Any]
+    size: int  # of the octets that it writes, about
+    accepts: bool  # its caller does not wait for ever
+    alone: bool  # it reads, or runs statements
+    since_s: float  # when it was submitted
+
+
+class StaleClaimError(SpoolError):
+    """A result is of a claim that has ended."""
+
+
+class KnownKeyError(SpoolError):
+    """A message was accepted with this submission key before."""
+
+
+class _LostError(Exception):
+    """The connection was lost. If it was during the commit, its outcome is unknown, and `answers`
+    are those if it took effect.
+    """
+
+    def __init__(self, reason: str, answers: Sequence[Any]) -> None:
+        super().__init__(reason)
+        self.answers = answers
+
+
+class WriteConnection:
+    """Writes in a thread. submit() belongs to the event loop in which start() ran."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        home: str,
+        node: str,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        on_lost_ownership: Callable[[SpoolError], None],
+        on_dropped: Callable[[Sequence[str]], None],
+    ) -> None:
+        """`home` is the id of the state_dir. `on_lost_ownership` is called in the event loop when
+        another node owns the spool: this one must end. `on_dropped` is called there with bodies of
+        contents that were removed.
+        """
+        self._options = options
+        self._home, self._node = home, node
+        self._clock = clock
+        self._crash = crash
+        self._metrics = metrics
+        self._on_lost_ownership = on_lost_ownership
+        self._on_dropped = on_dropped
+        self.commit_timer = CommitTimer(clock)
+        self.owner: Owner | None = None
+        self.fault = ""  # why the database cannot be used now
+        self._said = RepeatedError()
+        self._last_event = SEQUENCE_BASE
+        self._commits = 0
+        self._anchored_s = -_ANCHOR_S
+        self._turn: list[_WaitingOperation] = []  # of the loop's present iteration
+        self._jobs: deque[_WaitingOperation] = deque()
+        self._wake = threading.Semaphore(0)
+        self._stopping = False
+        self._has_lost_ownership = False
+        self._home_loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
+        self._connection: Any = None
+        run = copy_context().run  # for the log
+        self._thread = threading.Thread(
+            target=run, args=(self._run,), name="spool-writer", daemon=True
+        )
+
+    async def start(self) -> None:
+        """Connect and become the owner. Raises SpoolError; then nothing runs."""
+        self._home_loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._open)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what waits, then close the connection."""
+        self._stopping = True
+        self._end_turn()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._close)
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for a commit."""
+        return len(self._turn) + len(self._jobs)
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this owner."""
+        assert self.owner is not None
+        return self.owner.incarnation
+
+    def submit(
+        self,
+        operation: Operation[T],
+        *,
+        accepts: bool = False,
+        alone: bool = False,
+        size: int = 0,
+    ) -> "asyncio.Future[T]":
+        """Queue `operation`; the future is done after the commit that contains it.
+
+        Unless `alone`, it only adds rows. Operations of the same iteration of the loop share a
+        commit. Raises SpoolUnavailableError when too many wait, or the writer is stopping, or the
+        database cannot be used.
+        """
+        assert self._home_loop is not None
+        if self.fault:
+            raise SpoolUnavailableError(self.fault)
+        if self._stopping or self.waiting >= WAITING_MAX:
+            raise SpoolUnavailableError(
+                "the spool is stopping" if self._stopping else "the spool is busy"
+            )
+        future: asyncio.Future[T] = self._home_loop.create_future()
+        self._turn.append(
+            _WaitingOperation(operation, future, size, accepts, alone, self._clock.real_s())
+        )
+        if len(self._turn) == 1:
+            self._home_loop.call_soon(self._end_turn)
+        return future
+
+    def _end_turn(self) -> None:
+        self._jobs += self._turn
+        self._turn.clear()
+        self._wake.release()
+
+    # In the thread.
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire(timeout=_AGAIN_S if self.fault else None)
+            if self.fault and not self._reconnect():
+                self._fail_queued()
+            while batch := self._gather():
+                with self.commit_timer.commit():
+                    self._write(batch)
+            if self._stopping and not self._jobs:
+                return
+
+    def _gather(self) -> list[_WaitingOperation]:
+        batch: list[_WaitingOperation] = []
+        size = 0
+        while self._jobs and len(batch) < _BATCH_MAX and size < _BATCH_BYTES_MAX:
+            if self._jobs[0].alone and batch:
+                break
+            batch.append(self._jobs.popleft())
+            size += batch[-1].size
+            if batch[-1].alone:
+                break
+        return batch
+
+    def _write(self, batch: Sequence[_WaitingOperation]) -> None:
+        began_s = self._clock.real_s()
+        try:
+            answers = self._commit(batch)
+        except _LostError as error:
+            self._lost(batch, error)
+            return
+        except Exception as error:  # noqa: BLE001 - passed to the callers
+            if len(batch) > 1:
+                for job in batch:  # the operation at fault fails alone
+                    self._write([job])
+            else:
+                self._answer([(batch[0].future, None, error)])
+            return
+        self._metrics.commit_seconds.observe(self._clock.real_s() - began_s)
+        self._metrics.commit_batch.observe(len(batch))
+        self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
+
+    def _commit(self, batch: Sequence[_WaitingOperation]) -> list[Any]:
+        if self._connection is None or self._connection.is_closed():
+            raise _LostError(self.fault or "the connection was closed", ())
+        accepts = any(job.accepts for job in batch)
+        assert self._loop is not None
+        transaction = WriteTransaction(self._loop, self._connection, incarnation=self.incarnation)
+        answers: list[Any] = []
+        with self._translated(answers):
+            try:
+                if batch[0].alone:
+                    transaction.wait(self._connection.execute("BEGIN"))
+                answers += [job.operation(transaction) for job in batch]
+                if accepts:
+                    self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
+                self._send(transaction)
+                if batch[0].alone:
+                    transaction.wait(self._connection.execute("COMMIT"))
+            except BaseException:
+                if not self._connection.is_closed() and self._connection.is_in_transaction():
+                    with suppress(Exception):
+                        transaction.wait(self._connection.execute("ROLLBACK", timeout=5))
+                raise
+        self._commits += 1
+        if accepts:
+            self._crash.reached(CrashPoint.SPOOL_COMMITTED)
+        return answers
+
+    def _send(self, transaction: WriteTransaction) -> None:
+        rows = transaction.rows
+        rows.counts[COMMITS] = 1
+        now_s = self._clock.monotonic()
+        is_anchored = now_s - self._anchored_s >= _ANCHOR_S
+        values, last_event = rows.arrays(
+            owner=self.incarnation, node=self._node, last_event=self._last_event,
+            anchor=self._clock.anchor() if is_anchored else None,
+        )  # fmt: skip
+        self._last_event = last_event  # of a commit that fails, some are left out
+        sql = statement("commit.sql")
+        send = self._connection.fetchrow
+        try:
+            row = transaction.wait(send(sql, *values, timeout=_STATEMENT_S))
+        except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError):
+            if transaction.connection.is_in_transaction():
+                raise
+            row = transaction.wait(send(sql, *without_nul(values), timeout=_STATEMENT_S))
+        if row[1]:
+            self._call(self._on_dropped, row[1])
+        if is_anchored:
+            self._anchored_s = now_s
+
+    @contextmanager
+    def _translated(self, answers: Sequence[Any]) -> Iterator[None]:
+        """Turn asyncpg's exceptions into those of an operation, or into _LostError."""
+        try:
+            with translate_postgres_errors(self._options):
+                try:
+                    yield
+                except asyncpg.DivisionByZeroError:
+                    raise StaleClaimError("the claim has ended") from None
+                except asyncpg.UniqueViolationError as error:
+                    if error.table_name == "submission":
+                        raise KnownKeyError("the submission key is known") from None
+                    raise
+                except asyncpg.ReadOnlySQLTransactionError:
+                    self._connection.terminate()  # a failover: another host takes writes
+                    raise
+        except SpoolUnavailableError as error:
+            if self._connection.is_closed() or isinstance(
+                error.__cause__, (OSError, TimeoutError, asyncpg.PostgresConnectionError)
+            ):
+                self._connection.terminate()
+                raise _LostError(str(error), answers) from error
+            raise
+
+    def _lost(self, batch: Sequence[_WaitingOperation], lost: _LostError) -> None:
+        """Find out whether the commit of a batch took effect, and answer it or send it once more.
+
+        Acceptances do not wait for this longer than _ANSWER_S; the others are results, which are
+        repeated only if they are not there.
+        """
+        expected = self._commits + 1
+        self.fault = str(lost)
+        _log.warning("the connection to the database of the spool was lost", error=self.fault)
+        waiting = list(enumerate(batch))
+        while not self._reconnect():
+            waiting = self._without_expired(waiting)
+            self._fail_queued()
+            if self._stopping or self._has_lost_ownership:
+                error = SpoolUnavailableError(self.fault)
+                self._answer([(job.future, None, error) for _, job in waiting])
+                return
+            self._wake.acquire(timeout=_AGAIN_S)
+        waiting = self._without_expired(waiting)
+        if self._commits == expected:
+            self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
+            return
+        for _, job in waiting:  # one by one: a part of the batch may be gone
+            try:
+                (answer,) = self._commit([job])
+            except _LostError as again:  # a second loss: its outcome is not looked for
+                self.fault = str(again)
+                self._answer([(job.future, None, SpoolUnavailableError(self.fault))])
+            except Exception as error:  # noqa: BLE001 - passed to the caller
+                self._answer([(job.future, None, error)])
+            else:
+                self._answer([(job.future, answer, None)])
+
+    def _without_expired(
+        self, waiting: list[tuple[int, _WaitingOperation]]
+    ) -> list[tuple[int, _WaitingOperation]]:
+        """Answer the acceptances that have waited too long, and return the other operations."""
+        before_s = self._clock.real_s() - _ANSWER_S
+        error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
+        expired = [job for _, job in waiting if job.accepts and job.since_s < before_s]
+        self._answer([(job.future, None, error) for job in expired])
+        return [one for one in waiting if one[1] not in expired]
+
+    def _fail_queued(self) -> None:
+        """Answer what was queued before the loss was known: it was not sent."""
+        error = SpoolUnavailableError(self.fault)
+        while self._jobs:
+            self._answer([(self._jobs.popleft().future, None, error)])
+
+    def _reconnect(self) -> bool:
+        """Connect again, as the same owner; False, with the reason in `fault`, if that fails."""
+        assert self.owner is not None
+        try:
+            with translate_postgres_errors(self._options):
+                tables = self._connect()
+                self.owner = take_again(tables, self.owner)
+                self._commits = _read_commits(tables, self._node)
+        except SpoolInUseError as error:
+            self.fault = str(error)
+            self._has_lost_ownership = True
+            self._call(self._on_lost_ownership, error)
+            return False
+        except SpoolError as error:
+            self.fault = str(error)
+            if self._said.is_new(error):
+                _log.error("the database of the spool cannot be used", error=self.fault)
+            return False
+        self.fault = ""
+        self._said.clear()
+        _log.info("the database of the spool is back")
+        return True
+
+    def _open(self) -> None:
+        """Connect, bring the tables to this schema, become the owner, and read where it was."""
+        with translate_postgres_errors(self._options):
+            tables = self._connect()
+            try:
+                now_us = self._clock.time_us()
+                bring_to_schema(tables, now_us=now_us)
+                tables.wait(self._connection.execute(_PLANS))
+                self.owner = take(tables, home=self._home, node=self._node, now_us=now_us)
+                row = tables.fetch_one(_ANCHOR)
+                self._clock.resume(Anchor(*row) if row is not None else None)
+                self._commits = _read_commits(tables, self._node)
+                self._last_event = _read_last_event(tables)
+            except BaseException:
+                self._connection.terminate()
+                raise
+
+    def _connect(self) -> ConnectionTables:
+        if self._connection is not None and not self._connection.is_closed():
+            self._connection.terminate()
+        loop = self._loop = self._loop or asyncio.new_event_loop()
+        opened = connect(self._options, purpose="writer")
+        self._connection = loop.run_until_complete(opened)
+        tables = ConnectionTables(loop, self._connection)
+        if self.owner is not None:
+            tables.wait(self._connection.execute(_PLANS))
+        return tables
+
+    def _close(self) -> None:
+        if self._loop is None:
+            return
+        if self._connection is not None and not self._connection.is_closed():
+            with suppress(Exception):  # the server may be gone
+                self._loop.run_until_complete(self._connection.close(timeout=2))
+        self._loop.close()
+
+    def _call(self, function: Callable[..., object], *values: object) -> None:
+        assert self._home_loop is not None
+        self._home_loop.call_soon_threadsafe(function, *values)
+
+    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+        if answers:
+            self._call(_settle_futures, answers)
+
+
+def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, answer, error in answers:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
+
+
+def _read_commits(tables: ConnectionTables, node: str) -> int:
+    row = tables.fetch_one("SELECT value FROM counter WHERE node = ? AND name = ?", (node, COMMITS))
+    return int(row[0]) if row is not None else 0
+
+
+def _read_last_event(tables: ConnectionTables) -> int:
+    """Return the sequence that the next event follows."""
+    (last,) = tables.fetch_one("SELECT coalesce(max(sequence), 0) FROM event")
+    sql = "SELECT coalesce(max(value), 0) FROM counter WHERE name = ?"
+    (removed,) = tables.fetch_one(sql, (REMOVED_EVENTS,))
+    return max(int(last), int(removed), SEQUENCE_BASE)
