@@ -127,8 +127,9 @@ async def test_the_mail_root_is_known_after_a_recovery(filled: Path, open_spool)
     damage(filled, pages_of(filled, "message")[1])
     recover_spool(filled, stamp="now")
     recovered = open_spool(filled)
-    assert recovered.mail_root("main").id == "the id"
-    recovered.close()
+    await recovered.start()
+    assert (await recovered.mail_root("main")).id == "the id"
+    await recovered.stop()
 
 
 def test_the_fields_by_which_no_query_selects_are_known_after_a_recovery(filled: Path) -> None:
