@@ -230,13 +230,16 @@ class ContentFiles:
         """Rows name these files now."""
         self._in_use.difference_update(file.name for some in files for file in some if file)
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove files that no row names; missing files are ignored."""
+    def remove(self, names: Iterable[str]) -> int:
+        """Remove files that no row names; return how many were there."""
+        removed = 0
         for name in names:
             if name:
                 with contextlib.suppress(OSError):
                     (self._directory / name).unlink()
+                    removed += 1
                 self._in_use.discard(name)
+        return removed
 
     def put_aside(self, names: Iterable[str]) -> None:
         """Move files that no row names to a directory of their own. Raises SpoolError."""

@@ -213,7 +213,7 @@ class Reader:
         """Run `query` in the reader's thread."""
         return await self.run(lambda cursor: query(SqliteTables(cursor)))
 
-    def later(self, task: Callable[[], None]) -> None:
+    def later(self, task: Callable[[], object]) -> None:
         """Run `task` in the reader's thread, without waiting for it."""
         asyncio.get_running_loop().run_in_executor(self._executor, task)
 

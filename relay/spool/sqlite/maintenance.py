@@ -372,8 +372,7 @@ class Maintenance:
             self._files.put_aside(aside)
             _log.warning("contents moved aside", files=len(aside), first=aside[0])
         stale = [name for name in left if name not in aside]
-        self._files.remove(stale)
-        return len(stale)
+        return self._files.remove(stale)  # a file that was just completed has another name
 
     def _may_be_needed(self, cursor: apsw.Cursor, name: str) -> bool:
         """Whether a file without a row may be all that is left of a message.
