@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from relay.settings.tree import Address
 from tests.support import relay_starts
@@ -60,6 +60,8 @@ def until(what: str, ready: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
 class RelayProcess:
     """One relay. People are alice, bob, carol and dave @example.test; token and password are the name."""
 
+    new_spool_url: ClassVar[Callable[[], str] | None] = None  # where each has its spool; None: in its folder
+
     def __init__(
         self,
         *,
@@ -77,6 +79,8 @@ class RelayProcess:
         self.ready: dict[str, Any] = {}
         self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
+        if self.new_spool_url is not None:
+            self.config = changed(self.config, {"spool": {"url": type(self).new_spool_url()}})
         self.write_config(self.config)
         usual = [account(name) for name in PEOPLE] + [account(OPERATOR, role="operate")]
         accounts_file = self.folder / "accounts.toml"
