@@ -60,7 +60,9 @@ def until(what: str, ready: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
 class RelayProcess:
     """One relay. People are alice, bob, carol and dave @example.test; token and password are the name."""
 
-    new_spool_url: ClassVar[Callable[[], str] | None] = None  # where each has its spool; None: in its folder
+    new_spool_url: ClassVar[Callable[[], str] | None] = (
+        None  # where each has its spool; None: in its folder
+    )
 
     def __init__(
         self,

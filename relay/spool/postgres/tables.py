@@ -171,4 +171,5 @@ class ReadConnection:
         if self._tables is not None:
             with suppress(Exception):  # the server may be gone
                 self._loop.run_until_complete(self._tables.connection.close(timeout=2))
+        self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()

@@ -219,8 +219,9 @@ class WriteConnection:
 
     def _run(self) -> None:
         while True:
-            self._wake.acquire(timeout=_AGAIN_S if self.fault else None)
-            if self.fault and not self._reconnect():
+            is_trying = self.fault and not self._has_lost_ownership
+            self._wake.acquire(timeout=_AGAIN_S if is_trying else None)
+            if self._has_lost_ownership or (self.fault and not self._reconnect()):
                 self._fail_queued()
             while batch := self._gather():
                 with self.commit_timer.commit():
@@ -438,6 +439,7 @@ class WriteConnection:
         if self._connection is not None and not self._connection.is_closed():
             with suppress(Exception):  # the server may be gone
                 self._loop.run_until_complete(self._connection.close(timeout=2))
+        self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()
 
     def _call(self, function: Callable[..., object], *values: object) -> None:

@@ -1,0 +1,204 @@
+"""What becomes of commits whose connection is lost, and who owns the spool afterwards."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from relay.clock import SystemClock
+from relay.crashpoints import CrashPoints
+from relay.message.outcome import Evidence, Relayed
+from relay.observe.metrics import Metrics
+from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.postgres import ownership
+from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.types import (
+    DueQuery,
+    Settlement,
+    SpoolError,
+    SpoolInUseError,
+    SpoolUnavailableError,
+)
+from tests.support.cutting_proxy import Cut, CuttingProxy
+from tests.support.postgres import PASSWORD, PostgresServer, database_of
+from tests.support.spools import new_message
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+TO_A = [("mx:a.test", "x@a.test")]
+NOW = 10**18  # after the due time of every entry
+SOON_S = 20
+
+
+@pytest.fixture
+def proxy(postgres_server: PostgresServer) -> Iterator[CuttingProxy]:
+    with CuttingProxy(("127.0.0.1", postgres_server.port)) as running:
+        yield running
+
+
+@pytest.fixture
+def at(proxy: CuttingProxy, postgres_url: str, tmp_path: Path) -> Callable[..., PostgresSpool]:
+    """Return a function that opens the spool behind the proxy, for the state_dir with this id."""
+
+    def at(
+        home: str = "home", node: str = "one.test", *, behind_proxy: bool = True
+    ) -> PostgresSpool:
+        user = f"relay:{quote(PASSWORD)}"
+        url = f"postgresql://{user}@127.0.0.1:{proxy.address[1]}/{database_of(postgres_url)}"
+        url = url if behind_proxy else postgres_url
+        place = SpoolPlace(parse_postgres_url(url), home, node, tmp_path)
+        return PostgresSpool(
+            place, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(),
+            submission_keep_s=86400, captured=CapturedMail(10**12),
+        )  # fmt: skip
+
+    return at
+
+
+@pytest.fixture
+async def spool(at: Callable[..., PostgresSpool]) -> AsyncIterator[PostgresSpool]:
+    spool = at()
+    await spool.start()
+    yield spool
+    await spool.stop()
+
+
+def messages(server: PostgresServer, url: str) -> int:
+    return int(server.sql("SELECT count(*) FROM message", database=database_of(url)))
+
+
+@pytest.mark.parametrize("cut", [Cut.REQUEST, Cut.REPLY], ids=lambda one: one.value)
+async def test_a_message_is_there_once_whatever_is_lost(
+    spool, proxy, postgres_server, postgres_url, cut
+) -> None:
+    proxy.lose("writer", cut)
+    accepted = await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+    assert proxy.losses == 1
+    assert messages(postgres_server, postgres_url) == 1
+    (claim,) = accepted.claims
+    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await spool.counts()).unaccounted == 0
+
+
+@pytest.mark.parametrize("cut", [Cut.REQUEST, Cut.REPLY], ids=lambda one: one.value)
+async def test_a_result_is_recorded_once_whatever_is_lost(spool, proxy, cut) -> None:
+    claims = [(await spool.accept(new_message(TO_A))).claims[0] for _ in range(3)]
+    proxy.lose("writer", cut)
+    settled = await asyncio.gather(*(spool.settle(Settlement(one, 5, {1: OK})) for one in claims))
+    assert [in_time for in_time, _ in settled] == [True] * 3
+    counts = await spool.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("cut", [Cut.REQUEST, Cut.REPLY], ids=lambda one: one.value)
+async def test_a_claim_is_not_lost_at_any_place(spool, proxy, place, cut) -> None:
+    """A claim is several statements in a transaction: each of them may be the last."""
+    queue_id = (await spool.accept(new_message(TO_A), claim=False)).queue_id
+    proxy.lose("writer", cut, after=place)
+    batch = await asyncio.wait_for(spool.claim_due(NOW, 10, DueQuery()), SOON_S)
+    if not batch.claims:  # a second look finds what the first one lost
+        batch = await spool.claim_due(NOW, 10, DueQuery())
+    (claim,) = batch.claims
+    assert claim.message.id == queue_id
+    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert sum((await spool.counts()).entries.values()) == 0
+
+
+async def test_an_old_session_that_still_works_is_ended_first(
+    spool, proxy, postgres_server, postgres_url
+) -> None:
+    """Its commit would take effect after it was looked for, and the message be there twice."""
+    database = database_of(postgres_url)
+    working = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%writer'"
+        f" AND datname = '{database}' AND wait_event_type = 'Lock'"
+    )
+    admin = await asyncpg.connect(
+        host=str(postgres_server.folder), port=postgres_server.port, user="postgres",
+        database=database,
+    )  # fmt: skip
+    before = spool._writer.owner.session.pid
+    await admin.execute("BEGIN; LOCK TABLE message IN SHARE MODE")
+    proxy.lose("writer", Cut.CLIENT)
+    accepting = asyncio.create_task(spool.accept(new_message(TO_A)))
+    await until(lambda: spool._writer.owner.session.pid != before)
+    await until(lambda: postgres_server.sql(working) == "1")  # the new session, and not the old one
+    await admin.close()
+    await asyncio.wait_for(accepting, SOON_S)
+    assert messages(postgres_server, postgres_url) == 1
+
+
+async def test_without_ending_the_old_session_the_spool_seems_to_be_in_use(
+    at, proxy, monkeypatch
+) -> None:
+    """What the end of the old session is for: the server does not know that its client is gone."""
+    spool = at()
+    await spool.start()
+    lost: list[SpoolError] = []
+    spool.on_lost = lost.append
+    monkeypatch.setattr(ownership, "end_session", lambda *_: None)
+    proxy.lose("writer", Cut.REQUEST_AND_CLIENT)
+    with pytest.raises(SpoolUnavailableError):
+        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+    await spool.stop()
+    assert [type(one) for one in lost] == [SpoolInUseError]
+
+
+async def test_a_start_ends_the_session_of_the_same_state_dir(at, proxy) -> None:
+    first = at()
+    await first.start()
+    accepted = await first.accept(new_message(TO_A))
+    proxy.is_refusing = True  # the first one cannot come back
+    proxy.lose("writer", Cut.REQUEST_AND_CLIENT)
+    lost = asyncio.create_task(first.accept(new_message(TO_A)))
+    await until(lambda: proxy.losses == 1)
+    second = at(behind_proxy=False)
+    assert await second.start() == 1
+    (claim,) = (await second.claim_due(NOW, 10, DueQuery())).claims
+    assert claim.message.id == accepted.queue_id
+    proxy.is_refusing = False
+    with pytest.raises(SpoolError):
+        await asyncio.wait_for(lost, SOON_S)
+    await first.stop()
+    await second.stop()
+
+
+async def test_a_second_node_changes_nothing(spool, at) -> None:
+    accepted = await spool.accept(new_message(TO_A))
+    other = at("other", "two.test")
+    with pytest.raises(
+        SpoolInUseError, match=r"in use by node one\.test since .*not supported yet"
+    ):
+        await other.start()
+    await other.stop()
+    assert (await spool.settle(Settlement(accepted.claims[0], 5, {1: OK})))[0]
+
+
+async def test_a_node_that_was_cut_off_ends_when_another_has_started(at, proxy) -> None:
+    first = at()
+    await first.start()
+    lost: list[SpoolError] = []
+    first.on_lost = lost.append
+    proxy.is_refusing = True
+    proxy.lose("writer", Cut.REQUEST)
+    accepting = asyncio.create_task(first.accept(new_message(TO_A)))
+    await until(lambda: proxy.losses == 1)
+    second = at("other", "two.test", behind_proxy=False)
+    await second.start()
+    proxy.is_refusing = False
+    with pytest.raises(SpoolUnavailableError):
+        await asyncio.wait_for(accepting, SOON_S)
+    await until(lambda: bool(lost))
+    assert "node two.test" in str(lost[0])
+    await first.stop()
+    await second.stop()
+
+
+async def until(ready: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not ready():
+            await asyncio.sleep(0.01)
