@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
+import asyncpg
+
 from relay.observe.logs import inherit
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.postgres.server import connect, translate_postgres_errors
@@ -144,21 +146,35 @@ class ReadConnection:
         asyncio.get_running_loop().run_in_executor(self._executor, self._ask, query)
 
     def _ask(self, query: Callable[[ConnectionTables], T]) -> T:
-        with translate_postgres_errors():
-            tables = self._tables
-            if tables is None or tables.connection.is_closed():
-                loop = self._loop = self._loop or asyncio.new_event_loop()
-                opened = connect(self._options, purpose=self._purpose)
-                tables = self._tables = ConnectionTables(loop, loop.run_until_complete(opened))
-                if self._settings:
-                    tables.wait(tables.connection.execute(self._settings))
+        with translate_postgres_errors(self._options):
+            is_old = self._tables is not None and not self._tables.connection.is_closed()
+            tables = self._opened()
             try:
-                return query(tables)
-            except BaseException:
-                if tables.connection.is_in_transaction():
-                    with suppress(Exception):
-                        tables.wait(tables.connection.execute("ROLLBACK"))
-                raise
+                return self._run(query, tables)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                if not (is_old and tables.connection.is_closed()):
+                    raise
+            return self._run(query, self._opened())  # the server has been away since
+
+    def _opened(self) -> ConnectionTables:
+        """Return the connection, a new one if it is closed."""
+        tables = self._tables
+        if tables is None or tables.connection.is_closed():
+            loop = self._loop = self._loop or asyncio.new_event_loop()
+            opened = connect(self._options, purpose=self._purpose)
+            tables = self._tables = ConnectionTables(loop, loop.run_until_complete(opened))
+            if self._settings:
+                tables.wait(tables.connection.execute(self._settings))
+        return tables
+
+    def _run(self, query: Callable[[ConnectionTables], T], tables: ConnectionTables) -> T:
+        try:
+            return query(tables)
+        except BaseException:
+            if not tables.connection.is_closed() and tables.connection.is_in_transaction():
+                with suppress(Exception):
+                    tables.wait(tables.connection.execute("ROLLBACK"))
+            raise
 
     async def close(self) -> None:
         """Close the connection once the running query has ended."""

@@ -1,0 +1,108 @@
+"""The server is stopped, started, set to read only, or away at a start."""
+
+import asyncio
+import time
+from smtplib import SMTPRecipientsRefused, SMTPResponseException
+
+import pytest
+
+from tests.support.long_tests import long
+from tests.support.postgres import PostgresServer
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+
+def ready_status(relay: RelayProcess) -> int:
+    return relay.request("GET", "/readyz").status
+
+
+def submit_code(relay: RelayProcess, number: int) -> int:
+    """Submit a message over SMTP; return the code of the refusal, 250 for none."""
+    with relay.smtp() as session:
+        try:
+            session.sendmail(
+                "alice@example.test", ["bob@example.test"], f"Subject: smtp {number}\r\n\r\nHi.\r\n"
+            )
+        except SMTPRecipientsRefused as error:
+            return error.recipients["bob@example.test"][0]
+        except SMTPResponseException as error:
+            return error.smtp_code
+    return 250
+
+
+@pytest.mark.parametrize("away_s", [3, pytest.param(40, marks=long)])
+def test_nothing_is_lost_while_the_server_is_away(server: PostgresServer, away_s: int) -> None:
+    with RelayProcess() as relay:
+        assert submit_code(relay, 0) == 250
+        until("delivered", lambda: len(relay.maildir("bob")) == 1)
+        server.stop(immediate=True)
+        codes = []
+        try:
+            identities = [relay.send_mail(to=["bob@example.test"], subject="graph")]
+            until_s = time.monotonic() + away_s
+            while time.monotonic() < until_s:
+                codes.append(submit_code(relay, len(codes) + 1))
+            until("not ready", lambda: ready_status(relay) == 503)
+            assert set(codes) == {451}
+            operator = {"Authorization": "Bearer operator"}
+            assert relay.request("GET", "/relay/v1/queue", headers=operator).status == 503
+            identities.append(relay.send_mail(to=["bob@example.test"], subject="graph"))
+        finally:
+            server.start()
+        until("ready again", lambda: ready_status(relay) == 200)
+        for identity in identities:
+            relay.until_final(identity)
+        assert sorted(relay.subjects("bob")) == ["graph", "graph", "smtp 0"]
+        assert submit_code(relay, 99) == 250
+        until("delivered", lambda: len(relay.maildir("bob")) == 4)
+        assert relay.metric("relay_queue_unaccounted") == 0
+        assert all("cannot be used" in line for line in relay.faults()), relay.faults()
+
+
+def test_a_start_without_the_server_takes_mail_from_programs(server: PostgresServer) -> None:
+    relay = RelayProcess()
+    try:
+        relay.start()
+        relay.stop()
+        server.stop()
+        try:
+            relay.start()
+            assert ready_status(relay) == 503
+            assert submit_code(relay, 1) == 451
+            identity = relay.send_mail(to=["bob@example.test"], subject="before the server")
+        finally:
+            server.start()
+        relay.until_final(identity)
+        assert relay.subjects("bob") == ["before the server"]
+        until("ready", lambda: ready_status(relay) == 200)
+        assert submit_code(relay, 2) == 250
+    finally:
+        relay.close()
+
+
+def test_results_that_cannot_be_recorded_wait(server: PostgresServer) -> None:
+    """What a host has accepted while the server was away is recorded afterwards, and not sent again."""
+    with Remotes() as remotes:
+        gate = asyncio.Event()
+        remote = remotes.start("a.test", gates={"DOT": gate})
+        with remotes.relay() as relay:
+            identity = relay.send_mail(to=["x@a.test"], subject="once")
+            until("it is being delivered", lambda: any(one["claimed"] for one in relay.queue()))
+            server.stop(immediate=True)
+            try:
+                remotes.open_gate(gate)
+                until("the host has it", lambda: len(remote.envelopes) == 1)
+            finally:
+                server.start()
+            until("ready", lambda: ready_status(relay) == 200)
+            relay.until_final(identity)
+            assert len(remote.envelopes) == 1
+
+
+def test_a_server_that_takes_no_writes_is_left_and_used_again(server: PostgresServer) -> None:
+    with RelayProcess() as relay:
+        server.configure(default_transaction_read_only="on")
+        until("refused", lambda: submit_code(relay, 1) == 451)
+        server.configure(default_transaction_read_only=None)
+        until("taken", lambda: submit_code(relay, 2) == 250)
+        until("delivered", lambda: relay.subjects("bob") == ["smtp 2"])
