@@ -41,9 +41,9 @@ WITH new_message AS (
     FROM unnest(
         $60::text[], $61::integer[], $62::bigint[], $63::integer[], $64::integer[], $65::text[],
         $66::integer[], $67::bigint[], $68::bigint[], $69::integer[], $70::text[], $71::integer[],
-        $72::bigint[]
+        $72::bigint[], $89::text[]
     ) AS k (message_id, number, epoch, content_id, ends, state, attempts, due_us, retry_us, lane,
-            cause, cause_attempts, warn_us)
+            cause, cause_attempts, warn_us, ended_with)
     CROSS JOIN LATERAL (
         SELECT ctid AS place, owner AS owned_by FROM entry
         WHERE message_id = k.message_id AND number = k.number AND epoch = k.epoch
@@ -85,11 +85,7 @@ WITH new_message AS (
             SELECT message_id, number, content_id FROM entry WHERE message_id = k.message_id OFFSET 0
         ) other
         WHERE other.content_id = k.content_id
-            AND NOT EXISTS (
-                SELECT FROM claimed gone
-                WHERE gone.message_id = other.message_id AND gone.number = other.number
-                    AND gone.ends = 1
-            )
+            AND other.number <> ALL (string_to_array(k.ended_with, ',')::integer[])
     )
 ), dropped AS (
     DELETE FROM content c USING unneeded k WHERE c.ctid = k.place RETURNING c.body

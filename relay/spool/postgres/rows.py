@@ -78,8 +78,18 @@ class CommitRows:
             node,
             *_columns(counts, 2),
             *_columns([astuple(anchor)] if anchor is not None else (), 6),
+            self._ended_with(),
         ]
         return values, last_event
+
+    def _ended_with(self) -> list[str]:
+        """Return for each result the numbers of the entries of its message that end here."""
+        ended: dict[str, str] = {}
+        for one in self.settled:
+            if one.ends == 1:
+                known = ended.get(one.message_id)
+                ended[one.message_id] = f"{known},{one.number}" if known else str(one.number)
+        return [ended.get(one.message_id, "") for one in self.settled]
 
 
 def without_nul(values: Iterable[Any]) -> list[Any]:
