@@ -10,6 +10,7 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
+from relay.message.outcome import Evidence, Relayed
 from relay.spool.types import (
     DueQuery,
     EntrySchedule,
@@ -192,3 +193,14 @@ async def test_an_entry_is_split_when_all_recipients_get_other_next_hops(spool, 
     answer = await spool.queue_admin.execute(command("reroute", to=own_mx, to_text="mx"))
     assert [one["next_hop"] for one in answer.entries] == ["mx:a.test", "mx:b.test"]
     assert [one["entry"] for one in answer.entries] == [1, 2]
+
+
+async def test_the_journey_of_what_was_rerouted_and_delivered_has_its_last_next_hop(
+    spool, make, active_claims
+) -> None:
+    queue_id = (await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)).queue_id
+    await spool.queue_admin.execute(reroute("smtp://c.test:25"))
+    (claim,) = (await spool.claim_due(10**18, 5, DueQuery())).claims
+    await spool.settle(Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250 2.0.0 ok"))}))
+    (recipient,) = (await spool.journey(queue_id)).recipients
+    assert (recipient.state, recipient.next_hop) == ("relayed", "smtp://c.test:25")

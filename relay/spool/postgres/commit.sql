@@ -61,8 +61,10 @@ WITH new_message AS (
     FROM claimed k WHERE e.ctid = k.place AND k.ends = 0
 ), changed_recipient AS MATERIALIZED (
     SELECT k.*, r.place
-    FROM unnest($74::text[], $75::text[], $76::text[], $77::text[], $78::integer[], $79::integer[])
-        AS k (state, status, reply, message_id, entry, number)
+    FROM unnest(
+        $74::text[], $75::text[], $76::text[], $77::text[], $78::integer[], $79::integer[],
+        $90::text[]
+    ) AS k (state, status, reply, message_id, entry, number, next_hop)
     CROSS JOIN LATERAL (
         SELECT ctid AS place FROM recipient
         WHERE message_id = k.message_id AND entry = k.entry AND number = k.number
@@ -70,7 +72,8 @@ WITH new_message AS (
         OFFSET 0
     ) r
 ), settled_recipient AS (
-    UPDATE recipient r SET state = k.state, status = k.status, reply = k.reply
+    UPDATE recipient r SET
+        state = k.state, status = k.status, reply = k.reply, next_hop = k.next_hop
     FROM changed_recipient k WHERE r.ctid = k.place
 ), unneeded AS MATERIALIZED (
     SELECT c.place

@@ -50,6 +50,7 @@ class CommitRows:
         self.submissions: list[tuple[str, str, int]] = []
         self.settled: list[SettledEntry] = []
         self.outcomes: list[tuple[Any, ...]] = []
+        self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
         self.counts: Counter[str] = Counter()
 
     def arrays(
@@ -79,6 +80,7 @@ class CommitRows:
             *_columns(counts, 2),
             *_columns([astuple(anchor)] if anchor is not None else (), 6),
             self._ended_with(),
+            self.hops,
         ]
         return values, last_event
 

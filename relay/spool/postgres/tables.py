@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from relay.observe.logs import inherit
+from relay.observe.logs import get_logger, inherit
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.postgres.server import connect, translate_postgres_errors
+from relay.spool.types import SpoolError
 
 T = TypeVar("T")
+_log = get_logger("spool")
 _PLACE = re.compile(r" INDEXED BY \w+|\?")
 _CHANGED = re.compile(r"(\d+)$")
 _PAGE = 200  # rows of a cursor at once
@@ -143,7 +145,13 @@ class ReadConnection:
 
     def later(self, query: Callable[[ConnectionTables], object]) -> None:
         """Run `query` in the reader's thread, without waiting for it."""
-        asyncio.get_running_loop().run_in_executor(self._executor, self._ask, query)
+        self._executor.submit(self._try, query)
+
+    def _try(self, query: Callable[[ConnectionTables], object]) -> None:
+        try:
+            self._ask(query)
+        except SpoolError as error:  # it is repeated by maintenance
+            _log.warning("not done in the database of the spool", error=str(error))
 
     def _ask(self, query: Callable[[ConnectionTables], T]) -> T:
         with translate_postgres_errors(self._options):

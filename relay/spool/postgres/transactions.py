@@ -169,6 +169,7 @@ def settle(
     )  # fmt: skip
     rows.settled.append(entry)
     rows.outcomes += changed.recipients
+    rows.hops += [claim.next_hop.key] * len(changed.recipients)
     rows.counts.update(changed.final)
     count_holds(transaction, -int(changed.is_finished and claim.is_held_by_rule))
     transaction.append_events(claim.message.id, settlement.events)

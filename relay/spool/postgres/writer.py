@@ -49,7 +49,7 @@ _BATCH_BYTES_MAX = 8 << 20
 _ANCHOR_S = 1.0  # between two anchors
 _AGAIN_S = 1.0  # between two attempts to connect
 _ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
-_STATEMENT_S = 60.0  # a server that does not answer counts as lost
+_STATEMENT_S = 10.0  # a server that does not answer counts as lost
 # What no statistics may change: see commit.sql.
 _PLANS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
@@ -138,7 +138,7 @@ class WriteConnection:
         self._on_dropped = on_dropped
         self.commit_timer = CommitTimer(clock)
         self.owner: Owner | None = None
-        self.fault = ""  # why the database cannot be used now
+        self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
         self._last_event = SEQUENCE_BASE
         self._commits = 0
@@ -160,6 +160,7 @@ class WriteConnection:
         """Connect and become the owner. Raises SpoolError; then nothing runs."""
         self._home_loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._open)
+        self.fault = ""
         self._thread.start()
 
     async def stop(self) -> None:
@@ -342,7 +343,7 @@ class WriteConnection:
         expected = self._commits + 1
         self.fault = str(lost)
         _log.warning("the connection to the database of the spool was lost", error=self.fault)
-        waiting = list(enumerate(batch))
+        waiting = self._without_expired(list(enumerate(batch)))
         while not self._reconnect():
             waiting = self._without_expired(waiting)
             self._fail_queued()
