@@ -18,7 +18,7 @@ from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.mail_root import STORE, MailRoot
+from relay.mailbox.mail_root import STORE, ForeignRootError, MailRoot
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
@@ -137,7 +137,8 @@ class MailRootAttendant:
         """Open the mail root that the spool knows; with `takes_any` the one that is there.
 
         While the spool cannot say which it knows, a root with submissions is taken, so that mail is
-        taken from programs; record_id() then compares. Raises ForeignRootError.
+        taken from programs; record_id() then compares. Any other is opened once the spool can.
+        Raises ForeignRootError.
         """
         if takes_any:
             self._is_known = True
@@ -146,7 +147,8 @@ class MailRootAttendant:
         try:
             known = await self._spool.mail_root(STORE)
         except SpoolError:
-            self._root.open("", may_take=False)
+            with suppress(ForeignRootError):
+                self._root.open("", may_take=False)
             return
         self._is_known = True
         self._root.open(known.id, may_take=not known.was_used)
@@ -168,6 +170,8 @@ class MailRootAttendant:
         fault = RepeatedError()
         while True:
             try:
+                if not (self._is_known or self._root.id):
+                    await self.open(takes_any=False)
                 await self._store.attend_root()
                 await self.record_id()
             except (AlreadyRunningError, StoreError, SpoolError) as error:

@@ -91,6 +91,11 @@ class PostgresServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped."""
+        return self._process is not None
+
+    @property
     def data(self) -> Path:
         """Its data directory."""
         return self.folder / "data"
