@@ -77,13 +77,9 @@ class ConnectionTables:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """OpenTransaction.execute."""
-        found = _CHANGED.search(self.wait(self._status(numbered(sql), values)))
+        status = self.wait(self.connection.execute(numbered(sql), *values))
+        found = _CHANGED.search(status)
         return int(found[1]) if found else 0
-
-    async def _status(self, sql: str, values: Sequence[Any]) -> str:
-        statement = await self.connection.prepare(sql)
-        await statement.fetch(*values)
-        return str(statement.get_statusmsg())
 
     def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """OpenTransaction.execute_each."""

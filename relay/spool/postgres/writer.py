@@ -51,7 +51,7 @@ _AGAIN_S = 1.0  # between two attempts to connect
 _ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
 _STATEMENT_S = 10.0  # a server that does not answer counts as lost
 # What no statistics may change: see commit.sql.
-_PLANS = (
+PLANS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
     " SET plan_cache_mode = force_generic_plan; SET synchronous_commit = on"
 )
@@ -413,7 +413,7 @@ class WriteConnection:
             try:
                 now_us = self._clock.time_us()
                 bring_to_schema(tables, now_us=now_us)
-                tables.wait(self._connection.execute(_PLANS))
+                tables.wait(self._connection.execute(PLANS))
                 self.owner = take(tables, home=self._home, node=self._node, now_us=now_us)
                 row = tables.fetch_one(_ANCHOR)
                 self._clock.resume(Anchor(*row) if row is not None else None)
@@ -431,7 +431,7 @@ class WriteConnection:
         self._connection = loop.run_until_complete(opened)
         tables = ConnectionTables(loop, self._connection)
         if self.owner is not None:
-            tables.wait(self._connection.execute(_PLANS))
+            tables.wait(self._connection.execute(PLANS))
         return tables
 
     def _close(self) -> None:
