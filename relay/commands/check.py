@@ -47,7 +47,7 @@ from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
 from relay.smtp.tls import certificate_matches, certificate_names
 from relay.sockets import LACKING_ADDRESS, has_address
-from relay.spool.types import SpoolDamagedError, SpoolError
+from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 
 SOON_S = 14 * 86400
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
@@ -557,11 +557,13 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
-    stored, exists = spool.storage(settings), False
+    stored, exists, fault, failures = spool.storage(settings), False, "", list[str]()
     try:
-        fault, failures = spool.left_behind(settings), list(stored.faults())
-        if not (fault or failures) and (exists := stored.exists()):
+        if not (fault := spool.left_behind(settings)) and (exists := stored.exists()):
             stored.check(has_owner=is_running(settings.run_dir))
+        failures += stored.faults()
+    except SpoolUnavailableError as error:
+        failures = [str(error)]
     except (SpoolError, OSError) as error:
         hint = "; see relay storage recover" if isinstance(error, SpoolDamagedError) else ""
         fault = f"spool.url: {error}{hint}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import relay, remotes, shared  # noqa: F401 - fixtures
-from tests.support.postgres import PostgresServer, running_server
+from tests.support.postgres import PostgresServer, database_of, running_server
 from tests.support.relay_process import RelayProcess
 
 
@@ -22,3 +22,13 @@ def every_relay(server: PostgresServer) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RelayProcess, "new_spool_url", staticmethod(server.create))
         yield
+
+
+@pytest.fixture
+def sql(server: PostgresServer):
+    """Return a function that runs a statement in the database of a relay."""
+
+    def sql(of: RelayProcess, statement: str) -> str:
+        return server.sql(statement, database=database_of(of.config["spool"]["url"]))
+
+    return sql

@@ -65,6 +65,7 @@ _TEXTS = {
     "28": "the server refuses the login",
     "3D000": "there is no such database",
     "42501": "the role lacks a right that the spool needs: the database's owner has it",
+    "3F": "the role has no schema for the spool: the database's owner has one",
     "25006": "the server takes no writes: it is a standby, or was set to read only",
     "53100": "the disk of the server is full",
     "53300": "the server has no connection left",
@@ -83,6 +84,7 @@ _KINDS: Mapping[str, type[SpoolError]] = {
     "42501": SpoolUnavailableError,
     "26000": SpoolUnavailableError,
     "42P05": SpoolUnavailableError,
+    "3F": SpoolUnavailableError,
     "42": SpoolFormatError,  # no such table or column, or one of another type
     "08": SpoolUnavailableError,
     "25": SpoolUnavailableError,

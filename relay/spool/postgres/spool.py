@@ -35,6 +35,7 @@ from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, late_recipients, next_due_us, release_claims
 from relay.spool.postgres.maintenance import PostgresMaintenance
 from relay.spool.postgres.queue_engine import PostgresQueueEngine
+from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies
 from relay.spool.postgres.writer import (
@@ -130,7 +131,7 @@ class PostgresSpool:
         """`submission_keep_s` is how long a submission key is remembered after its first use,
         `captured` what happens to captured mail.
         """
-        options = place.options
+        options = self._options = place.options
         self._clock = clock
         self._crash = crash
         self._metrics = metrics
@@ -182,12 +183,17 @@ class PostgresSpool:
 
     async def _start(self) -> int:
         await self._writer.start()
+        for one in await self._queries.read(self._faults_of):
+            _log.warning("the database of the spool is not safe for mail", error=one)
         self._bodies.begin(self._writer.incarnation)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
         return taken_over
+
+    def _faults_of(self, tables: ConnectionTables) -> Sequence[str]:
+        return tables.wait(server_faults(self._options, tables.connection))
 
     async def _start_later(self) -> None:
         fault = RepeatedError()

@@ -7,6 +7,7 @@ PostgreSQL's own tools. asyncpg is imported when the server is asked for somethi
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -15,9 +16,7 @@ from relay.spool.postgres import require_driver
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-    import asyncpg
+    from relay.spool.postgres.tables import ConnectionTables
 
 T = TypeVar("T")
 
@@ -38,10 +37,12 @@ class PostgresStorage:
     def exists(self) -> bool:
         """SpoolStorage.exists."""
 
-        async def has_tables(connection: "asyncpg.Connection") -> bool:
-            return bool(await connection.fetchval("SELECT to_regclass('message') IS NOT NULL"))
+        def is_there(tables: "ConnectionTables") -> bool:
+            from relay.spool.postgres.ownership import tables_there  # noqa: PLC0415 - see above
 
-        return self._ask(has_tables)
+            return bool(tables_there(tables))
+
+        return self._ask(is_there)
 
     def is_marked_damaged(self) -> bool:
         """SpoolStorage.is_marked_damaged."""
@@ -50,18 +51,27 @@ class PostgresStorage:
     def faults(self) -> Sequence[str]:
         """SpoolStorage.faults."""
 
-        async def found(connection: "asyncpg.Connection") -> Sequence[str]:
-            from relay.spool.postgres.server import server_faults  # noqa: PLC0415 - see above
+        def found(tables: "ConnectionTables") -> Sequence[str]:
+            from relay.spool.postgres.ownership import missing_rights  # noqa: PLC0415 - see above
+            from relay.spool.postgres.server import server_faults  # noqa: PLC0415
 
-            return await server_faults(self._options, connection)
+            faults = tables.wait(server_faults(self._options, tables.connection))
+            return [*faults, *missing_rights(tables)]
 
         try:
             return [f"{self}: {one}" for one in self._ask(found)]
         except SpoolError as error:
             return (str(error),)
 
-    def check(self, *, has_owner: bool) -> None:
-        """SpoolStorage.check."""
+    def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
+        """SpoolStorage.check: whether the tables are of this schema, or an older one."""
+
+        def look(tables: "ConnectionTables") -> None:
+            from relay.spool.postgres.ownership import schema_version  # noqa: PLC0415 - see above
+
+            schema_version(tables)
+
+        self._ask(look)
 
     def tools(self) -> NoReturn:
         """SpoolStorage.tools."""
@@ -72,21 +82,24 @@ class PostgresStorage:
             " mail that was accepted since is lost"
         )
 
-    def _ask(self, question: "Callable[[asyncpg.Connection], Awaitable[T]]") -> T:
-        """Ask the server by a connection of its own."""
+    def _ask(self, question: "Callable[[ConnectionTables], T]") -> T:
+        """Ask the server by a connection of its own. Raises SpoolError."""
         require_driver()
+        with ThreadPoolExecutor(1) as thread:  # an event loop may run in the caller's
+            return thread.submit(self._answer, question).result()
+
+    def _answer(self, question: "Callable[[ConnectionTables], T]") -> T:
         from relay.spool.postgres.server import (  # noqa: PLC0415 - see above
             connect,
             translate_postgres_errors,
         )
+        from relay.spool.postgres.tables import ConnectionTables  # noqa: PLC0415
 
-        async def answer() -> T:
-            connection = await connect(self._options, purpose="command")
+        with closing(asyncio.new_event_loop()) as loop:
+            connection = loop.run_until_complete(connect(self._options, purpose="command"))
             try:
                 with translate_postgres_errors(self._options):
-                    return await question(connection)
+                    return question(ConnectionTables(loop, connection))
             finally:
                 connection.terminate()
-
-        with ThreadPoolExecutor(1) as thread:  # an event loop may run in the caller's
-            return thread.submit(asyncio.run, answer()).result()
+                loop.run_until_complete(loop.shutdown_asyncgens())

@@ -84,6 +84,26 @@ def test_the_records_of_keys_are_still_recovered(folder):
     assert (done.returncode, "there is no" in done.stderr) == (65, True)
 
 
+@pytest.mark.parametrize("verb", ["check", "serve", "queue list"])
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://", "with the name of a database"),
+        ("postgresql://relay@localhost:70000/relay", "a port of 1 to 65535"),
+        ("mysql://relay@localhost/relay", '"sqlite:PATH"'),
+    ],
+)
+def test_a_url_of_no_spool(folder, verb, url, expected):
+    config = CONFIG.replace("postgresql://relay:${file:pw}@127.0.0.1:PORT/DATABASE", url)
+    (folder / "sqlite.toml").write_text(config)
+    command = [*relay_starts.RELAY, *verb.split(), "--config", "sqlite.toml"]
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
+    assert done.returncode == 78
+    line = 1 + config.splitlines().index(f'url = "{url}"')
+    assert f"sqlite.toml:{line}: spool.url: " in done.stderr
+    assert expected in done.stderr
+
+
 def test_check_without_the_server(folder):
     port = free_port()
     done = run(folder, "check", port=port)

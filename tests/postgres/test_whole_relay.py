@@ -1,0 +1,140 @@
+"""Large bodies, the commands while the service runs and while it is stopped, and pruning."""
+
+import base64
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import SharedRelay
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes, received
+from tests.support.reports import report_about
+
+OK = 0
+FILE = bytes(range(256)) * 12_000  # 3 MB
+HOURLY = {"delivery": {"retry": ["1h"]}}
+
+
+def until_counted(relay: RelayProcess) -> None:
+    """All recipients are accounted for, and the relay found no fault of its own."""
+    until("the queue is counted as empty", lambda: relay.metric("relay_queue_entries") == 0)
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []
+
+
+def test_there_is_no_spool_beside_the_server(shared: SharedRelay, sql) -> None:
+    shared.relay.until_final(shared.relay.send_mail(to=["here@a.test"]))
+    assert not list((shared.relay.folder / "state").glob("spool.sqlite*"))
+    assert int(sql(shared.relay, "SELECT count(*) FROM message")) > 0
+
+
+def test_a_large_attachment(shared: SharedRelay, sql) -> None:
+    """A body over 1 MiB is rows of its own, which go with the last delivery."""
+    attachment = {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": "large.bin",
+        "contentBytes": base64.b64encode(FILE).decode(),
+    }
+    relay = shared.relay
+    draft = relay.graph("POST", "/me/messages", message_to("large@a.test", "bob@example.test"))
+    assert draft.status == 201
+    place = f"/me/messages/{draft.json()['id']}"
+    answer = relay.graph("POST", f"{place}/attachments", attachment)
+    assert answer.status == 201, answer.body
+    assert relay.graph("POST", f"{place}/send").status == 202
+    came = [received(shared.a, "large@a.test").content]
+    until("delivered", lambda: [one for one in relay.maildir("bob") if one["subject"] == "large"])
+    came += [bytes(one) for one in relay.maildir("bob") if one["subject"] == "large"]
+    for content in came:
+        parsed = message_from_bytes(content, policy=policy.default)
+        assert isinstance(parsed, EmailMessage)
+        (file,) = parsed.iter_attachments()
+        assert file.get_content() == FILE
+    until("no part is left", lambda: sql(relay, "SELECT count(*) FROM body") == "0")
+
+
+def message_to(*addresses: str) -> dict[str, Any]:
+    to = [{"emailAddress": {"address": one}} for one in addresses]
+    return {"subject": "large", "toRecipients": to, "body": {"content": "x"}}
+
+
+def test_large_mail_by_smtp_survives_a_kill(remotes: Remotes, sql) -> None:
+    """Local and remote delivery, a bounce, and a body that is read again from the database."""
+    rcpt = {"x@a.test": "450 4.2.0 later", "nobody@a.test": "550 5.1.1 no such user"}
+    mx = remotes.start("a.test", rcpt=rcpt)
+    lines = b"".join(b"%07d ..............................\r\n" % n for n in range(60_000))
+    content = b"Subject: kept\r\n\r\n" + lines
+    with remotes.relay(config=HOURLY) as relay:
+        queue_id = relay.submit("alice@example.test", ["bob@example.test", "x@a.test"], content)
+        bounced = relay.submit("alice@example.test", ["nobody@a.test"])
+        relay.until_state(queue_id, "deferred")
+        relay.until_final(bounced)
+        report = report_about(relay, "nobody@a.test")
+        assert report.recipients["nobody@a.test"]["action"] == "failed"
+        assert sql(relay, "SELECT count(DISTINCT id) FROM body") == "1"
+        mx.rcpt.clear()
+        relay.restart()
+        assert relay.cli("queue", "retry", queue_id).returncode == OK
+        relay.until_final(queue_id)
+        assert received(mx, "x@a.test").content.endswith(lines)
+        (copy,) = [one for one in relay.maildir("bob") if one["subject"] == "kept"]
+        assert len(bytes(copy)) > len(lines) * 0.9
+        journey = relay.journey(queue_id)
+        assert {one["address"]: one["state"] for one in journey["recipients"]} == {
+            "bob@example.test": "delivered", "x@a.test": "relayed",
+        }  # fmt: skip
+        until("no part is left", lambda: sql(relay, "SELECT count(*) FROM body") == "0")
+        until_counted(relay)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["running", "stopped"])
+def test_queue_commands(remotes: Remotes, runs: bool) -> None:
+    """By the control socket, and by the command itself while no relay runs."""
+    live = remotes.start("live.test")
+    remotes.start("slow.test", rcpt={f"{n}@slow.test": "450 4.2.0 later" for n in range(5)})
+    with remotes.relay(config=HOURLY) as relay:
+        ids = [relay.submit("alice@example.test", [f"{n}@slow.test"]) for n in range(5)]
+        for one in ids:
+            relay.until_state(one, "deferred")
+        if not runs:
+            assert relay.stop() == OK
+        held = relay.cli_json("queue", "hold", *ids[:3], "--reason", "by hand")
+        assert [(one["result"], one["state"]) for one in held] == [("done", "held")] * 3
+        assert relay.cli("queue", "release", ids[0]).returncode == OK
+        assert relay.cli("queue", "cancel", ids[1]).returncode == OK
+        assert relay.cli("queue", "reroute", ids[3], "--to", "mx:live.test").returncode == OK
+        listed = {one["id"]: one["state"] for one in relay.cli_json("queue", "list")}
+        assert listed[ids[2]] == "held"
+        assert ids[1] not in listed
+        stats = relay.cli_json("queue", "stats")
+        assert stats["entries"]["held"] == 1
+        shown = relay.cli("trace", ids[1])
+        assert (shown.returncode, "cancelled" in shown.stdout) == (OK, True), shown.stderr
+        if not runs:
+            relay.start()
+        received(live, "3@slow.test")
+        assert relay.until_final(ids[1])["state"] == "cancelled"
+        assert relay.until_final(ids[3])["state"] == "relayed"
+        assert relay.cli("queue", "cancel", "--all").returncode == OK
+        for one in ids:
+            relay.until_final(one)
+        until_counted(relay)
+
+
+def test_pruning_and_a_new_mail_root(remotes: Remotes) -> None:
+    with remotes.relay() as relay:
+        sent = relay.until_final(relay.send_mail(to=["bob@example.test"]))["id"]
+        assert "removed 0 messages" in relay.cli("storage", "prune").stdout  # spool.keep is 14 days
+        assert relay.stop() == OK
+        pruned = relay.cli("storage", "prune", "--older-than", "0s", "--dry-run")
+        assert (pruned.returncode, "1 message" in pruned.stdout) == (OK, True), pruned.stdout
+        assert relay.cli("storage", "prune", "--older-than", "0s").returncode == OK
+        (relay.folder / "mail").rename(relay.folder / "mail-of-before")
+        (relay.folder / "mail").mkdir(mode=0o700)
+        relay.adopt_mail_root()
+        relay.start()
+        assert relay.graph("GET", f"/relay/v1/messages/{sent}", token="operator").status == 404
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject="after"))
+        assert relay.subjects("bob") == ["after"]
