@@ -41,6 +41,7 @@ from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
 from relay.spool.common import (
     accepted_rows,
+    claim_changes,
     holds,
     queue_admin,
     queue_decisions,
@@ -545,7 +546,7 @@ BROKEN = (
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=conditions.in_versions),
-    Broken("doubts are not reported", _instead(maintenance, "record_doubt", _nothing), "invariant 2"),
+    Broken("doubts are not reported", _instead(claim_changes, "record_doubt", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
         "a start takes the wall clock as steady time",

@@ -10,25 +10,26 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.journeys.events import Event, Step
-from relay.message.lifecycle import PARKED, RecipientState, check_transition
 from relay.observe.logs import get_logger
 from relay.spool.common import due_claims
+from relay.spool.common.claim_changes import (
+    CLAIMS_AT_ONCE,
+    end_hold,
+    hold_damaged,
+    release_abandoned,
+)
 from relay.spool.common.due_claims import (
     CLAIM_COLUMNS,
     RECIPIENT_COLUMNS,
     claim_of,
-    recipient_of,
     scan_level,
     scan_next_hop,
 )
-from relay.spool.common.holds import RELEASED, note_hold, note_release
 from relay.spool.common.rows import LIVE_STATES
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.writer import WriteTransaction
 from relay.spool.types import (
     Claim,
-    ClaimedRecipient,
     DueBatch,
     DueQuery,
     Key,
@@ -36,6 +37,10 @@ from relay.spool.types import (
     PriorityLevel,
 )
 
+_ABANDONED = (
+    "SELECT message_id, number, next_hop, attempts, state FROM entry"
+    " WHERE claimed = 1 AND owner <> ? LIMIT ?"
+)
 _PAGE = 200  # rows of an index at once
 _WAITS = "claimed = 0 AND due_us IS NOT NULL AND"
 _AFTER = (
@@ -96,29 +101,6 @@ CROSS JOIN LATERAL (
         AND (state IN {LIVE_STATES} OR owed <> '') OFFSET 0
 ) r
 ORDER BY k.place, r.number"""
-_LATE = f"""
-SELECT r.entry, {RECIPIENT_COLUMNS} FROM entry e
-JOIN recipient r ON r.message_id = e.message_id AND r.entry = e.number AND r.state IN {LIVE_STATES}
-WHERE e.message_id = $1
-    AND (e.number = $2 OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')
-    AND EXISTS (SELECT FROM entry WHERE message_id = $1 AND number = $2 AND warn_us > 0)
-ORDER BY 1, 2"""
-NEVER_US = 1 << 62  # when a damaged entry is due
-_MOVE_RECIPIENTS = (
-    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
-    " AND state IN ('queued', 'deferred', 'held')"
-)
-_HOLD_DAMAGED = (
-    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL, claimed = 0,"
-    " owner = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
-)
-_RELEASE = (
-    "UPDATE entry SET claimed = 0, owner = 0, epoch = epoch + 1"
-    " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1 AND owner = ?"
-)
-_CLAIMS_AT_ONCE = 500
-_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
-_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
 _log = get_logger("spool")
 
 
@@ -139,22 +121,14 @@ def claim_due(
     found = {(row[0], row[1]) for row in taken}
     claims, damaged = read_claims(transaction, [key for key in keys if key in found])
     for key, text in damaged.items():
-        _hold_damaged(transaction, key, text, at_us=at_us)
-    ready = tuple(_released(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
+        hold_damaged(transaction, key, text, at_us=at_us, is_claimed=True)
+    ready = tuple(end_hold(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
     return replace(seen, claims=ready)
 
 
 def next_due_us(tables: ConnectionTables, after_us: int) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due."""
     found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
-    return found
-
-
-def late_recipients(tables: ConnectionTables, key: Key) -> dict[int, list[ClaimedRecipient]]:
-    """Spool.late_recipients."""
-    found: dict[int, list[ClaimedRecipient]] = {}
-    for entry, *row in tables.fetch(_LATE, key):
-        found.setdefault(entry, []).append(recipient_of(row))
     return found
 
 
@@ -179,53 +153,10 @@ def read_claims(
     return tuple(claims), damaged
 
 
-def release_claims(transaction: WriteTransaction, claims: Sequence[Claim]) -> None:
-    """Release untried claims, unless their epoch has ended."""
-    values = [(*claim.key, claim.epoch, transaction.incarnation) for claim in claims]
-    transaction.execute_each(_RELEASE, values)
-
-
-def release_abandoned(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
-    """Record some claims of earlier owners as indeterminate attempts, due at once; return how many,
-    0 when none is left. As the SQLite engine does; `now_us` is queue time, `at_us` wall time.
-    """
-    claimed = transaction.fetch(
-        "SELECT message_id, number, next_hop, attempts + 1, state FROM entry"
-        f" WHERE claimed = 1 AND owner <> ? LIMIT {_CLAIMS_AT_ONCE}",
-        (transaction.incarnation,),
-    )
-    tried = [row for row in claimed if row[4] not in PARKED]
-    for message_id, entry, hop, attempt, _ in tried:
-        recipients = transaction.fetch(
-            "UPDATE recipient SET state = 'deferred', status = ?, reply = ?"
-            " WHERE message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
-            " RETURNING number, address",
-            (_LOST_STATUS, _NOT_RECORDED, message_id, entry),
-        )
-        attempted = [
-            {
-                "number": number,
-                "address": address,
-                "outcome": "indeterminate",
-                "status": _LOST_STATUS,
-                "reply": _NOT_RECORDED,
-            }
-            for number, address in recipients
-        ]
-        next_hop, _, route = hop.partition(" ")  # NextHop.key
-        detail = {"entry": entry, "attempt": attempt, "next_hop": next_hop, "recipients": attempted}
-        detail |= {"route": route} if route else {}
-        transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
-    transaction.execute_each(
-        "UPDATE entry SET state = 'deferred', due_us = least(due_us, ?), retry_us = ?,"
-        " attempts = attempts + 1 WHERE message_id = ? AND number = ?",
-        [(now_us, now_us, message_id, number) for message_id, number, *_ in tried],
-    )
-    transaction.execute_each(
-        "UPDATE entry SET claimed = 0, owner = 0, epoch = epoch + 1"
-        " WHERE message_id = ? AND number = ?",
-        [(row[0], row[1]) for row in claimed],
-    )
+def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
+    """Release some claims of earlier owners; return how many, 0 when none is left."""
+    claimed = transaction.fetch(_ABANDONED, (transaction.incarnation, CLAIMS_AT_ONCE))
+    release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
     return len(claimed)
 
 
@@ -269,32 +200,6 @@ def _due_of_sender(tables: ConnectionTables, hop: tuple[str, int], now_us: int, 
     sender, number = of
     rows = tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
     return [(row[0], row[1]) for row in rows]
-
-
-def _released(transaction: WriteTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:
-    """Return a claim; one whose hold ends now is queued."""
-    if claim.state is not RecipientState.HELD or claim.retry_us is None or claim.retry_us > now_us:
-        return claim
-    state = RecipientState.QUEUED
-    check_transition(claim.state, state)
-    note_release(transaction, claim.key)
-    transaction.execute(
-        "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
-    )
-    transaction.execute(_MOVE_RECIPIENTS, (state, *claim.key))
-    detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
-    transaction.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
-    return replace(claim, state=state, extra=replace(claim.extra, **RELEASED))
-
-
-def _hold_damaged(transaction: WriteTransaction, key: Key, text: str, *, at_us: int) -> None:
-    message_id, number = key
-    transaction.execute(_HOLD_DAMAGED, (NEVER_US, *key))
-    transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
-    note_hold(transaction, key, f"relay: damaged: {text}", since_us=at_us)
-    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
-    transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
-    _log.error("entry damaged", qid=message_id, entry=number, error=text)
 
 
 def _ids(keys: Sequence[Key]) -> list[str]:

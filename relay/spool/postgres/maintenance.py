@@ -17,7 +17,7 @@ from relay.spool.common import stats
 from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.engine import Retention
 from relay.spool.postgres.bodies import BodyStore
-from relay.spool.postgres.claims import release_abandoned
+from relay.spool.postgres.claims import take_over
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.writer import WriteConnection, WriteTransaction
 from relay.spool.types import QueueCounts, SpoolUnavailableError
@@ -79,7 +79,7 @@ class PostgresMaintenance:
         now_us, at_us = self._clock.queue_us(), self._clock.time_us()
         released = 0
         while number := await self._writer.submit(
-            lambda transaction: release_abandoned(transaction, now_us=now_us, at_us=at_us),
+            lambda transaction: take_over(transaction, now_us=now_us, at_us=at_us),
             alone=True,
         ):
             released += number

@@ -27,12 +27,13 @@ from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
 from relay.spool.common import message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.claim_changes import late_recipients, release_claims
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.engine import RecordedRoot
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
-from relay.spool.postgres.claims import claim_due, late_recipients, next_due_us, release_claims
+from relay.spool.postgres.claims import claim_due, next_due_us
 from relay.spool.postgres.maintenance import PostgresMaintenance
 from relay.spool.postgres.queue_engine import PostgresQueueEngine
 from relay.spool.postgres.server import server_faults

@@ -8,7 +8,7 @@ raises its epoch.
 See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import apsw
@@ -16,19 +16,16 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.journeys.events import Event, Step
-from relay.message.lifecycle import RecipientState, check_transition
 from relay.observe.logs import get_logger
 from relay.spool.common import due_claims
+from relay.spool.common.claim_changes import end_hold, hold_damaged
 from relay.spool.common.due_claims import (
     CLAIM_COLUMNS,
     RECIPIENT_COLUMNS,
     claim_of,
-    recipient_of,
     scan_level,
     scan_next_hop,
 )
-from relay.spool.common.holds import RELEASED, note_hold, note_release
 from relay.spool.common.rows import (
     LIVE_STATES,
 )
@@ -39,7 +36,6 @@ from relay.spool.sqlite.database import (
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,
-    ClaimedRecipient,
     DueBatch,
     DueQuery,
     Key,
@@ -87,26 +83,9 @@ _RECIPIENTS = (
     " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
     f" AND (r.state IN {LIVE_STATES} OR r.owed <> '') ORDER BY 1, 2, 4"
 )
-_LATE = (
-    f"SELECT r.entry, {RECIPIENT_COLUMNS} FROM entry e JOIN recipient r"
-    " ON r.message_id = e.message_id AND r.entry = e.number"
-    f" AND r.state IN {LIVE_STATES} WHERE e.message_id = ?1"
-    " AND (e.number = ?2 OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')"
-    " AND EXISTS (SELECT 1 FROM entry WHERE message_id = ?1 AND number = ?2 AND warn_us > 0)"
-    " ORDER BY 1, 2"
-)
-NEVER_US = 1 << 62  # when a damaged entry is due
 _TAKE = (
     "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
     " AND epoch = ? AND claimed = 0 RETURNING message_id, number"
-)
-_HOLD_DAMAGED = (
-    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL,"
-    " epoch = epoch + 1 WHERE message_id = ? AND number = ? AND claimed = 0 RETURNING number"
-)
-_MOVE_RECIPIENTS = (
-    "UPDATE recipient SET state = ?1 WHERE message_id = ?2 AND entry = ?3"
-    " AND state IN ('queued', 'deferred', 'held')"
 )
 
 
@@ -135,14 +114,6 @@ def find_due(cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int) ->
 def next_due_us(cursor: apsw.Cursor, after_us: int) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due."""
     found: int | None = fetch_one(cursor, _NEXT, (after_us,))[0]
-    return found
-
-
-def late_recipients(cursor: apsw.Cursor, key: Key) -> dict[int, list[ClaimedRecipient]]:
-    """Spool.late_recipients."""
-    found: dict[int, list[ClaimedRecipient]] = {}
-    for entry, *row in cursor.execute(_LATE, key):
-        found.setdefault(entry, []).append(recipient_of(row))
     return found
 
 
@@ -199,47 +170,10 @@ def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> 
     keys = [(*claim.key, claim.epoch) for claim in found.seen.claims]
     taken = set(batch.cursor.executemany(_TAKE, keys)) if keys else ()
     claims = [
-        _taken(batch, claim, now_us=now_us, at_us=at_us)
+        end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
         for claim in found.seen.claims
         if claim.key in taken
     ]
     for key, text in found.damaged.items():
-        _hold_damaged(batch, key, text, at_us=at_us)
+        hold_damaged(batch, key, text, at_us=at_us, is_claimed=False)
     return tuple(claims)
-
-
-def _taken(batch: Batch, claim: Claim, *, now_us: int, at_us: int) -> Claim:
-    """Return the claim as it is after it was taken."""
-    state, extra = claim.state, claim.extra
-    if state is RecipientState.HELD and claim.retry_us is not None and claim.retry_us <= now_us:
-        state = RecipientState.QUEUED
-        check_transition(claim.state, state)
-        note_release(batch, claim.key)
-        batch.cursor.execute(
-            "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?", (state, *claim.key)
-        )
-        batch.cursor.execute(_MOVE_RECIPIENTS, (state, *claim.key))
-        extra = replace(extra, **RELEASED)
-        detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
-        batch.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
-    return replace(claim, epoch=claim.epoch + 1, state=state, extra=extra)
-
-
-def _hold_damaged(batch: Batch, key: Key, text: str, *, at_us: int) -> None:
-    if fetch_one(batch.cursor, _HOLD_DAMAGED, (NEVER_US, *key)) is None:
-        return
-    message_id, number = key
-    batch.cursor.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
-    note_hold(batch, key, f"relay: damaged: {text}", since_us=at_us)
-    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
-    batch.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
-    _log.error("entry damaged", qid=message_id, entry=number, error=text)
-
-
-def release_claims(cursor: apsw.Cursor, claims: Iterable[Claim]) -> None:
-    """Release untried claims, unless their epoch has ended."""
-    cursor.executemany(
-        "UPDATE entry SET claimed = 0, epoch = epoch + 1"
-        " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1",
-        [(*claim.key, claim.epoch) for claim in claims],
-    )

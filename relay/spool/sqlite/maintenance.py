@@ -21,11 +21,11 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from relay.clock import Clock, first_id_after, id_time_us, wall_offset_us
-from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient
-from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.spool.common import stats
+from relay.spool.common.claim_changes import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.common.holds import count_removed
 from relay.spool.common.recorded_events import last_sequence
 from relay.spool.common.rows import (
@@ -62,11 +62,11 @@ _TABLES = (
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
 _COUNT_S_MAX = 30.0
 _FRESH_US = 3600 * 1_000_000  # of history that is kept even where the file is too large
-_CLAIMS_AT_ONCE = 500
-_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
-_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
+_ABANDONED = (
+    "SELECT message_id, number, next_hop, attempts, state"
+    " FROM entry INDEXED BY entry_claimed WHERE claimed = 1 LIMIT ?"
+)
 _log = get_logger("spool")
-_WAITING = "message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
 
 
 class Prunable(Struct, frozen=True):
@@ -247,7 +247,7 @@ class Maintenance:
         now_us, at_us = self._clock.queue_us(), self._clock.time_us()
         released = 0
         while number := await self._writer.submit(
-            lambda batch: release_abandoned(batch, now_us=now_us, at_us=at_us)
+            lambda batch: _take_over(batch, now_us=now_us, at_us=at_us)
         ):
             released += number
         return released
@@ -396,54 +396,8 @@ def _before_us(cursor: apsw.Cursor, keep: Retention, *, now_us: int) -> int:
     return before_us
 
 
-def release_abandoned(batch: Batch, *, now_us: int, at_us: int) -> int:
-    """Record some abandoned claims as indeterminate attempts, due at once; return how many, 0 when
-    none is left.
-
-    An entry keeps its earlier due time, so that it is attempted although it may have expired
-    meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
-    queue time, `at_us` wall time.
-    """
-    cursor = batch.cursor
-    claimed = fetch(
-        cursor,
-        "SELECT message_id, number, next_hop, attempts + 1, state"
-        f" FROM entry INDEXED BY entry_claimed WHERE claimed = 1 LIMIT {_CLAIMS_AT_ONCE}",
-    )
-    tried = [row for row in claimed if row[4] not in PARKED]
-    for message_id, entry, hop, attempt, _ in tried:
-        recipients = fetch(
-            cursor,
-            f"UPDATE recipient SET state = 'deferred', status = ?, reply = ? WHERE {_WAITING}"
-            " RETURNING number, address",
-            (_LOST_STATUS, _NOT_RECORDED, message_id, entry),
-        )
-        attempted = [
-            {
-                "number": number,
-                "address": address,
-                "outcome": "indeterminate",
-                "status": _LOST_STATUS,
-                "reply": _NOT_RECORDED,
-            }
-            for number, address in recipients
-        ]
-        next_hop, _, route = hop.partition(" ")  # NextHop.key
-        detail = {"entry": entry, "attempt": attempt, "next_hop": next_hop, "recipients": attempted}
-        detail |= {"route": route} if route else {}
-        record_doubt(batch, message_id, Event(Step.DELIVERY, at_us, detail))
-    cursor.executemany(
-        "UPDATE entry SET state = 'deferred', due_us = min(due_us, ?1), retry_us = ?1,"
-        " attempts = attempts + 1 WHERE message_id = ?2 AND number = ?3",
-        [(now_us, message_id, number) for message_id, number, *_ in tried],
-    )
-    cursor.executemany(
-        "UPDATE entry SET claimed = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?",
-        [(message_id, number) for message_id, number, *_ in claimed],
-    )
+def _take_over(batch: Batch, *, now_us: int, at_us: int) -> int:
+    """Release some abandoned claims; return how many, 0 when none is left."""
+    claimed = batch.fetch(_ABANDONED, (CLAIMS_AT_ONCE,))
+    release_abandoned(batch, claimed, now_us=now_us, at_us=at_us)
     return len(claimed)
-
-
-def record_doubt(batch: Batch, message_id: str, attempt: Event) -> None:
-    """Record an attempt of which nobody knows how it ended."""
-    batch.append_events(message_id, [attempt])

@@ -29,6 +29,7 @@ from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.common import message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.claim_changes import late_recipients, release_claims
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.engine import RecordedRoot
@@ -36,9 +37,7 @@ from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
-    late_recipients,
     next_due_us,
-    release_claims,
     take_claims,
 )
 from relay.spool.sqlite.commits import commits_of
@@ -362,7 +361,7 @@ class SqliteSpool:
 
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
         """Spool.late_recipients."""
-        return await self._delivery.run(lambda c: late_recipients(c, key))
+        return await self._delivery.read(lambda tables: late_recipients(tables, key))
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""
@@ -381,7 +380,7 @@ class SqliteSpool:
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
-        await self._writer.submit(lambda b: release_claims(b.cursor, claims))
+        await self._writer.submit(lambda b: release_claims(b, claims))
 
     def incoming_body(self) -> IncomingFile:
         """Spool.incoming_body."""

@@ -7,9 +7,9 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.common import due_claims
+from relay.spool.common.claim_changes import NEVER_US
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
-from relay.spool.sqlite.claims import NEVER_US
 from relay.spool.types import (
     DueQuery,
     EntrySchedule,

@@ -62,7 +62,7 @@ async def test_abandoned_held_and_captured_entries_keep_their_state(
 async def test_many_abandoned_claims_are_released_in_small_transactions(
     path: Path, make, clock, open_spool, monkeypatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "_CLAIMS_AT_ONCE", 7)
+    monkeypatch.setattr(maintenance, "CLAIMS_AT_ONCE", 7)
     dead = open_spool(path)
     await dead.start()
     await asyncio.gather(*(dead.accept(make()) for _ in range(30)))
