@@ -101,7 +101,7 @@ def without_nul(values: Iterable[Any]) -> list[Any]:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return value.replace("\0", "\ufffd")
+        return value.replace("\0", "\ufffd") if "\0" in value else value
     if isinstance(value, (list, tuple)):
         return [_clean(one) for one in value]
     return value

@@ -17,6 +17,7 @@ import asyncpg
 
 from relay.observe.logs import get_logger, inherit
 from relay.settings.postgres_url import ServerOptions
+from relay.spool.postgres.rows import without_nul
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.types import SpoolError
 
@@ -36,7 +37,10 @@ def numbered(sql: str) -> str:
 
 
 class ConnectionTables:
-    """The Tables of a connection, in its thread. Raises asyncpg's exceptions."""
+    """The Tables of a connection, in its thread. Raises asyncpg's exceptions.
+
+    A text of its values has U+FFFD in place of U+0000, also one that is looked for.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
         self._loop = loop
@@ -48,11 +52,11 @@ class ConnectionTables:
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Tables.fetch."""
-        return self.wait(self.connection.fetch(numbered(sql), *values))
+        return self.wait(self.connection.fetch(numbered(sql), *without_nul(values)))
 
     def fetch_one(self, sql: str, values: Sequence[Any] = ()) -> Any:
         """Tables.fetch_one."""
-        return self.wait(self.connection.fetchrow(numbered(sql), *values))
+        return self.wait(self.connection.fetchrow(numbered(sql), *without_nul(values)))
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """Tables.each, by a cursor of the server; in a transaction, if there is none."""
@@ -60,7 +64,7 @@ class ConnectionTables:
         if is_own:
             self.begin_snapshot()
         try:
-            cursor = self.wait(self._cursor(numbered(sql), values))
+            cursor = self.wait(self._cursor(numbered(sql), without_nul(values)))
             while rows := self.wait(cursor.fetch(_PAGE)):
                 yield from rows
         finally:
@@ -72,12 +76,12 @@ class ConnectionTables:
 
     def fetch_each(self, sql: str, values: Iterable[Sequence[Any]]) -> list[Any]:
         """Tables.fetch_each."""
-        each = list(values)
+        each = [without_nul(one) for one in values]
         return self.wait(self.connection.fetchmany(numbered(sql), each)) if each else []
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """OpenTransaction.execute."""
-        status = self.wait(self.connection.execute(numbered(sql), *values))
+        status = self.wait(self.connection.execute(numbered(sql), *without_nul(values)))
         found = _CHANGED.search(status)
         return int(found[1]) if found else 0
 

@@ -299,10 +299,12 @@ class WriteConnection:
         self._last_event = last_event  # of a commit that fails, some are left out
         sql = statement("commit.sql")
         send = self._connection.fetchrow
+        if self._connection.is_in_transaction():  # which an error would end
+            values = without_nul(values)
         try:
             row = transaction.wait(send(sql, *values, timeout=_STATEMENT_S))
-        except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError):
-            if transaction.connection.is_in_transaction():
+        except asyncpg.CharacterNotInRepertoireError:
+            if self._connection.is_in_transaction():
                 raise
             row = transaction.wait(send(sql, *without_nul(values), timeout=_STATEMENT_S))
         if row[1]:
