@@ -1,0 +1,66 @@
+"""The tables and columns of both engines have the same names. Where one has more, the reason is here."""
+
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+
+from relay import spool as spools
+from relay.clock import SystemClock
+from relay.crashpoints import CrashPoints
+from relay.observe.metrics import Metrics
+from relay.settings.tree import Settings, SpoolSettings
+from tests.support.postgres import PostgresServer, database_of
+from tests.support.spools import spool_on
+
+ONLY_SQLITE = {
+    "content.id": "the key of a content is its message and its number there",
+    "content.file": "a large body is rows of the table body, and no file",
+    "migration.name": "a schema of the server is known by its number alone",
+    "migration.checksum": "all tables are made in one transaction: none is half migrated",
+}
+ONLY_POSTGRES = {
+    "body": "a large body is rows, since nodes share no directory",
+    "content.message_id": "no number is given by the database: a commit is one statement",
+    "content.number": "as message_id",
+    "content.body": "the body that a content names",
+    "counter.node": "one row for each node: they do not wait for each other",
+    "entry.owner": "a claim is the incarnation's that made it; a file has one owner by its lock",
+    "migration.at_us": "when",
+    "owner": "who owns the spool, and its session: a file is locked",
+    "recipient.next_hop": "an entry that has ended is deleted, and its next hop stays here",
+}
+
+
+def names(rows: list[tuple[str, str]], others: list[tuple[str, str]]) -> set[str]:
+    """TABLE.COLUMN where the others have the table, else TABLE."""
+    tables = {table for table, _ in others}
+    return {f"{table}.{column}" if table in tables else table for table, column in rows}
+
+
+async def test_both_schemas_have_the_same_names(
+    tmp_path: Path, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    async with spool_on(tmp_path / "spool.sqlite"):
+        pass
+    with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
+        sqlite = list(
+            connection.execute(
+                "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c"
+                " WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'"
+            )
+        )
+    settings = Settings("relay.test", tmp_path / "node", spool=SpoolSettings(postgres_url))
+    engine = spools.open(
+        settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics()
+    )  # fmt: skip
+    await engine.start()
+    await engine.stop()
+    answer = postgres_server.sql(
+        "SELECT table_name, column_name FROM information_schema.columns"
+        " WHERE table_schema = 'public'",
+        database=database_of(postgres_url),
+    )
+    postgres = [(table, column) for table, column in (line.split("|") for line in answer.split())]
+    assert names(sqlite, postgres) - names(postgres, sqlite) == set(ONLY_SQLITE)
+    assert names(postgres, sqlite) - names(sqlite, postgres) == set(ONLY_POSTGRES)
