@@ -11,6 +11,7 @@
 #   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
 #   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
 #   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
+#   make bench-spool         the spool on PostgreSQL beside SQLite's, each figure beside its bound; SMALL=1, ARGS
 #   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
 #   make bench-rules         what an evaluation of no, the shipped, and 1,000 mail-flow rules costs
 #   make bench-signed        what DKIM signatures cost, beside the same relay without keys; ARGS
@@ -48,7 +49,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox bench-signed \
-	bench-memory bench-pages bench-picture bench-queue bench-rules bench-stages bench-streams \
+	bench-memory bench-pages bench-picture bench-queue bench-rules bench-spool bench-stages bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
 run: .venv/installed
@@ -140,6 +141,9 @@ bench-mail: .venv/development
 
 bench-queue: .venv/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
+
+bench-spool: .venv/development
+	$(BIN)/python -m tests.bench.spool $(ARGS)
 
 bench-rules: .venv/development
 	$(BIN)/python -m tests.bench.rules $(ARGS)

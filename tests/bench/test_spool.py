@@ -1,0 +1,34 @@
+"""The bench of the spool on PostgreSQL measures what it says."""
+
+import argparse
+import asyncio
+
+from relay.spool.types import DueQuery
+from tests.bench.spool import Bench, Cost, batch, cost, ratio, use
+
+
+def test_a_filled_database_has_its_queue_and_is_used(postgres_server, tmp_path) -> None:
+    bench = Bench(argparse.Namespace(scale=1.0), postgres_server, tmp_path)
+    url = bench.filled(30)
+
+    async def look() -> Cost:
+        async with bench.spool(url) as spool:
+            found = await spool.claim_due(1 << 60, 20, DueQuery())
+            assert len({one.sender for one in found.claims}) == 20
+            await use(spool, batch(50))
+            counts = await spool.counts()
+            assert (sum(counts.entries.values()), counts.unaccounted) == (30, 0)
+            return await cost(spool, postgres_server, 50)
+
+    found = asyncio.run(look())
+    assert found.node_us > 0
+    assert found.server_us > 0
+    postgres_server.drop(url)
+
+
+def test_a_ratio_is_that_of_neighbouring_rounds() -> None:
+    found = {
+        "new": [Cost(2.0, 0, 1.0, 1), Cost(30.0, 0, 1.0, 1), Cost(4.0, 0, 1.0, 1)],
+        "old": [Cost(1.0, 0, 1.0, 1), Cost(10.0, 0, 1.0, 1), Cost(1.0, 0, 1.0, 1)],
+    }
+    assert ratio(found, "new", "old", lambda one: one.node_us) == 3.0
