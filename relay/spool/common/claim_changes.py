@@ -12,7 +12,7 @@ from relay.spool.common.due_claims import RECIPIENT_COLUMNS, recipient_of
 from relay.spool.common.holds import RELEASED, note_hold, note_release
 from relay.spool.common.rows import LIVE_STATES
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import Claim, ClaimedRecipient, Key
+from relay.spool.types import Claim, ClaimedRecipient, Key, Settlement
 
 NEVER_US = 1 << 62  # when a damaged entry is due
 CLAIMS_AT_ONCE = 500
@@ -38,6 +38,9 @@ _MOVE_RECIPIENTS = (
     "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
     " AND state IN ('queued', 'deferred', 'held')"
 )
+_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
+PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+_END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
 _SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
 _DOUBT = (
     "UPDATE recipient SET state = 'deferred', status = ?, reply = ?"
@@ -58,6 +61,21 @@ def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient
     for entry, *row in tables.fetch(_LATE, (*key, *key)):
         found.setdefault(entry, []).append(recipient_of(row))
     return found
+
+
+def record_owed(transaction: OpenTransaction, settlement: Settlement) -> None:
+    """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
+    key = settlement.claim.key
+    if settlement.owed:
+        evidence = {number: settlement.outcomes[number].evidence for number in settlement.owed}
+        rows = [
+            (f"{settlement.at_us} {one.host}", *key, number) for number, one in evidence.items()
+        ]
+        transaction.execute_each(_OWE, rows)
+    if settlement.pays:
+        transaction.execute(PAY, key)
+    if settlement.ends_warning:
+        transaction.execute(_END_WARNING, key[:1])
 
 
 def release_claims(transaction: OpenTransaction, claims: Iterable[Claim]) -> None:

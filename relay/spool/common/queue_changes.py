@@ -7,14 +7,13 @@ See relay/spool/common/queued_entries.py and relay/spool/common/queue_decisions.
 from collections.abc import Collection, Sequence
 
 from relay.spool.common.cancel_reports import NOTHING_PLANNED, PlannedReports
+from relay.spool.common.claim_changes import PAY
 from relay.spool.common.queue_decisions import ChangeResult, CommandTimes, decide
 from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.queued_entries import load_entries, store_changes
 from relay.spool.queue_commands import CommandResult, QueueCommand
 from relay.spool.tables import OpenTransaction
 from relay.spool.types import Key
-
-_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
 
 
 def change(
@@ -43,7 +42,7 @@ def change(
             engine.add_reports(transaction, made.plan.messages, made.stored)
             transaction.append_events(message_id, made.plan.events)
             paid = [key for key in planned.epochs if key[0] == message_id]
-            transaction.execute_each(_PAY, paid)
+            transaction.execute_each(PAY, paid)
             result.reports += made.plan.messages
             result.due_us = times.queue_us
     return result

@@ -4,16 +4,17 @@ Settlements add them, and acceptances of notifications end them (transactions.py
 with each of these, so that who has them in memory reads them again only when needed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
+from relay.spool.common.rows import json_text
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import Selector
+from relay.spool.types import Selector, SentReceipt
 
 T = TypeVar("T")
 TOTAL_MAX = 50_000  # later requests are not recorded
@@ -22,6 +23,17 @@ _OWED = (
     "SELECT message_id, number, mailbox, copy_id, folder, owed_us, request, state"
     " FROM owed_receipt WHERE state <> 'held'"
 )
+_ADD = (
+    "INSERT INTO owed_receipt VALUES (?, ?, ?, ?, '', ?, 'owed', ?)"
+    " ON CONFLICT (message_id, number) DO NOTHING"
+)
+_REMOVE_OLDEST = (
+    "DELETE FROM owed_receipt WHERE (message_id, number) IN (SELECT message_id, number"
+    " FROM owed_receipt WHERE mailbox = ? ORDER BY owed_us DESC, message_id DESC"
+    f" LIMIT {TOTAL_MAX} OFFSET {RECEIPTS_PER_MAILBOX_MAX - 1})"
+)
+_MARK = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
+_END = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
 _AT_ONCE = 100
 _RESTORED = Selector(restored=True)
 _CHANGES = {
@@ -119,6 +131,31 @@ class ReceiptRecords:
         if sql is not None:
             await self._change(lambda transaction: transaction.execute_each(sql, [()]))
             self.version += 1
+
+
+def add_receipts(
+    transaction: OpenTransaction,
+    message_id: str,
+    receipts: Mapping[str, tuple[int, ReceiptRequest]],
+    *,
+    now_us: int,
+) -> None:
+    """Record what recipients of a message owe, by the copy, each with its number."""
+    for copy_id, (number, request) in receipts.items():
+        transaction.execute(_REMOVE_OLDEST, (request.mailbox,))
+        row = (message_id, number, request.mailbox, copy_id, now_us, json_text(request))
+        transaction.execute(_ADD, row)
+
+
+def record_sent(transaction: OpenTransaction, receipt: SentReceipt) -> None:
+    """Record that a receipt is sent, in the transaction that accepts it."""
+    transaction.execute(_MARK if receipt.is_kept else _END, receipt.key)
+
+
+def note_receipt(transaction: OpenTransaction, receipt: SentReceipt) -> None:
+    """Append the event to the journey of the message that asked, if it is still known."""
+    if transaction.fetch_one("SELECT 1 FROM message WHERE id = ?", receipt.key[:1]):
+        transaction.append_events(receipt.key[0], (receipt.event,))
 
 
 def count_receipts(tables: Tables) -> int:

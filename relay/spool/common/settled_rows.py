@@ -70,18 +70,6 @@ def settled_rows(
     )  # fmt: skip
 
 
-def owed_rows(settlement: Settlement) -> list[tuple[Any, ...]]:
-    """Return what is owed to the sender about recipients: the value, and the key of each."""
-    return [
-        (
-            f"{settlement.at_us} {settlement.outcomes[number].evidence.host}",
-            *settlement.claim.key,
-            number,
-        )
-        for number in settlement.owed
-    ]
-
-
 def _waiting(
     settlement: Settlement, captured: CapturedMail
 ) -> tuple[RecipientState, EntrySchedule | None]:

@@ -11,18 +11,18 @@ from zlib import crc32
 from msgspec import Struct
 
 from relay.message.content import Content
-from relay.message.receipt import ReceiptRequest
 from relay.spool.common.accepted_rows import (
     CapturedMail,
     accepted_rows,
     parked_until_us,
     used_contents,
 )
+from relay.spool.common.claim_changes import record_owed
 from relay.spool.common.holds import count_holds, has_room, note_hold
-from relay.spool.common.receipts import RECEIPTS_PER_MAILBOX_MAX
+from relay.spool.common.receipts import add_receipts, note_receipt, record_sent
 from relay.spool.common.remote_reports import join_report
-from relay.spool.common.rows import json_text, message_row
-from relay.spool.common.settled_rows import owed_rows, settled_rows, waiting_columns
+from relay.spool.common.rows import message_row
+from relay.spool.common.settled_rows import settled_rows, waiting_columns
 from relay.spool.postgres.rows import SettledEntry
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.writer import KnownKeyError, WriteTransaction
@@ -36,20 +36,6 @@ from relay.spool.types import (
 )
 
 _ENDS, _WAITS, _GOES_ON = 1, 0, 2
-_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
-_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
-_END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
-_RECEIPT = (
-    "INSERT INTO owed_receipt VALUES (?, ?, ?, ?, '', ?, 'owed', ?)"
-    " ON CONFLICT (message_id, number) DO NOTHING"
-)
-_OLDEST_RECEIPTS = (
-    "DELETE FROM owed_receipt WHERE (message_id, number) IN (SELECT message_id, number"
-    " FROM owed_receipt WHERE mailbox = ? ORDER BY owed_us DESC, message_id DESC OFFSET ?)"
-)
-_MARK_RECEIPT = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
-_END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
-_IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
 
 
 class StoredBody(Struct, frozen=True):
@@ -91,14 +77,13 @@ def accept(
     first = messages[0]
     if reads_first(first, receipt):
         if receipt is not None:
-            sql = _MARK_RECEIPT if receipt.is_kept else _END_RECEIPT
-            transaction.execute(sql, receipt.key)
+            record_sent(transaction, receipt)
         if submission_key and (known := accepted_as(transaction, submission_key)):
             return Accepted(known, repeated=True)
         if not has_room(transaction, first):
             return None
-        if receipt is not None and transaction.fetch_one(_IS_KNOWN, receipt.key[:1]):
-            transaction.append_events(receipt.key[0], (receipt.event,))
+        if receipt is not None:
+            note_receipt(transaction, receipt)
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
         if any(one[0] == submission_key for one in transaction.rows.submissions):
@@ -174,10 +159,10 @@ def settle(
     count_holds(transaction, -int(changed.is_finished and claim.is_held_by_rule))
     transaction.append_events(claim.message.id, settlement.events)
     if runs_statements(settlement):
-        _record_owed(transaction, settlement)
+        record_owed(transaction, settlement)
         if changed.held:
             note_hold(transaction, claim.key, changed.held, since_us=settlement.at_us)
-        _record_receipts(transaction, claim, changed.receipts, now_us=now_us)
+        add_receipts(transaction, claim.message.id, changed.receipts, now_us=now_us)
         if settlement.remote_report is not None:
             joined = join_report(transaction, settlement, settlement.remote_report)
             if joined is not None:
@@ -198,29 +183,6 @@ def runs_statements(settlement: Settlement) -> bool:
         or settlement.remote_report is not None
         or any(one.evidence.receipt is not None for one in settlement.outcomes.values())
     )
-
-
-def _record_owed(transaction: WriteTransaction, settlement: Settlement) -> None:
-    """Record what reports are owed, or no longer are."""
-    if settlement.owed:
-        transaction.execute_each(_OWE, owed_rows(settlement))
-    if settlement.pays:
-        transaction.execute(_PAY, settlement.claim.key)
-    if settlement.ends_warning:
-        transaction.execute(_END_WARNING, (settlement.claim.message.id,))
-
-
-def _record_receipts(
-    transaction: WriteTransaction,
-    claim: Claim,
-    receipts: Mapping[str, tuple[int, ReceiptRequest]],
-    *,
-    now_us: int,
-) -> None:
-    for copy_id, (number, request) in receipts.items():
-        transaction.execute(_OLDEST_RECEIPTS, (request.mailbox, RECEIPTS_PER_MAILBOX_MAX - 1))
-        row = (claim.message.id, number, request.mailbox, copy_id, now_us, json_text(request))
-        transaction.execute(_RECEIPT, row)
 
 
 def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ...]:

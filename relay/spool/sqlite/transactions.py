@@ -22,18 +22,22 @@ from relay.spool.common.accepted_rows import (
     parked_until_us,
     used_contents,
 )
+from relay.spool.common.claim_changes import record_owed
 from relay.spool.common.holds import count_holds, has_room, note_hold
-from relay.spool.common.receipts import RECEIPTS_PER_MAILBOX_MAX
+from relay.spool.common.receipts import (
+    add_receipts,
+    note_receipt,
+    record_sent,
+)
 from relay.spool.common.remote_reports import join_report
 from relay.spool.common.rows import (
     LIVE_STATES,
     MESSAGE_COLUMNS,
     REMOVED_EVENTS,
     SEQUENCE_BASE,
-    json_text,
     message_row,
 )
-from relay.spool.common.settled_rows import SettledRows, owed_rows, settled_rows, waiting_columns
+from relay.spool.common.settled_rows import SettledRows, settled_rows, waiting_columns
 from relay.spool.sqlite.content_files import StoredFile
 from relay.spool.sqlite.database import fetch, fetch_one
 from relay.spool.sqlite.writer import Batch
@@ -58,17 +62,7 @@ _ENTRY = (
     f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
-_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
-_PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
-_RECEIPT = "INSERT OR IGNORE INTO owed_receipt VALUES (?,?,?,?,'',?,'owed',?)"
-_OLDEST_RECEIPTS = (
-    "DELETE FROM owed_receipt WHERE (message_id, number) IN (SELECT message_id, number"
-    " FROM owed_receipt WHERE mailbox = ? ORDER BY owed_us DESC, message_id DESC LIMIT -1 OFFSET ?)"
-)
-_MARK_RECEIPT = "UPDATE owed_receipt SET state = 'sent' WHERE message_id = ? AND number = ?"
-_END_RECEIPT = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
 _KEPT = "size, data, file, header, eight_bit, crc32"
-_IS_KNOWN = "SELECT 1 FROM message WHERE id = ?"
 
 
 class Recorded(Struct, frozen=True):
@@ -99,8 +93,7 @@ def accept(
     `files[i][j]` is the file of messages[i].contents[j], None where it is inline.
     """
     if receipt is not None:
-        sql = _MARK_RECEIPT if receipt.is_kept else _END_RECEIPT
-        batch.cursor.execute(sql, receipt.key)
+        record_sent(batch, receipt)
     first = messages[0]
     if submission_key and (known := accepted_as(batch.cursor, submission_key)):
         return Accepted(known, repeated=True)
@@ -114,8 +107,8 @@ def accept(
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim, captured=captured)
-    if receipt is not None and fetch_one(batch.cursor, _IS_KNOWN, receipt.key[:1]):
-        batch.append_events(receipt.key[0], (receipt.event,))
+    if receipt is not None:
+        note_receipt(batch, receipt)
     until_us = parked_until_us(messages, captured)
     return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
 
@@ -162,18 +155,14 @@ def settle(
         f" AND state IN {LIVE_STATES}",
         rows.recipients,
     )
-    _record_owed(batch.cursor, settlement)
+    record_owed(batch, settlement)
     if rows.held:
         note_hold(batch, claim.key, rows.held, since_us=settlement.at_us)
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id)
     batch.append_events(claim.message.id, settlement.events)
-    for copy_id, (number, request) in rows.receipts.items():
-        oldest = (request.mailbox, RECEIPTS_PER_MAILBOX_MAX - 1)
-        batch.cursor.execute(_OLDEST_RECEIPTS, oldest)
-        row = (claim.message.id, number, request.mailbox, copy_id, now_us, json_text(request))
-        batch.cursor.execute(_RECEIPT, row)
+    add_receipts(batch, claim.message.id, rows.receipts, now_us=now_us)
     if settlement.remote_report is not None:
         joined = join_report(batch, settlement, settlement.remote_report)
         if joined is not None:
@@ -182,18 +171,6 @@ def settle(
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
     return Recorded(True, tuple(claims), unneeded, owes=bool(rows.receipts))
-
-
-def _record_owed(cursor: apsw.Cursor, settlement: Settlement) -> None:
-    """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
-    claim = settlement.claim
-    if settlement.owed:
-        cursor.executemany(_OWE, owed_rows(settlement))
-    if settlement.pays:
-        cursor.execute(_PAY, claim.key)
-    if settlement.ends_warning:
-        sql = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
-        cursor.execute(sql, (claim.message.id,))
 
 
 def note_removed_events(cursor: apsw.Cursor, last: int | None) -> None:
