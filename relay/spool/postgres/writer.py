@@ -242,7 +242,7 @@ class WriteConnection:
                 break
         return batch
 
-    def _write(self, batch: Sequence[_WaitingOperation]) -> None:
+    def _write(self, batch: Sequence[_WaitingOperation], *, again: bool = False) -> None:
         began_s = self._clock.real_s()
         try:
             answers = self._commit(batch)
@@ -250,9 +250,10 @@ class WriteConnection:
             self._lost(batch, error)
             return
         except Exception as error:  # noqa: BLE001 - passed to the callers
-            if len(batch) > 1:
+            is_in_the_way = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
+            if len(batch) > 1 or (is_in_the_way and not again):
                 for job in batch:  # the operation at fault fails alone
-                    self._write([job])
+                    self._write([job], again=True)
             else:
                 self._answer([(batch[0].future, None, error)])
             return
