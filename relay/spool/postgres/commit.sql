@@ -1,5 +1,6 @@
 -- Everything that one group commit writes: new messages, results of claims, counters and the clock.
--- Each table's values are arrays with one element for each row. The transaction fails with a
+-- Each table's values are arrays with one element for each row. One whose values are all the same has
+-- it once, or none for NULL: unnest() fills it up with NULL (rows.py). The transaction fails with a
 -- division by zero where a result is of a claim that has ended. It returns the bodies that may not be
 -- needed any more.
 --
@@ -7,30 +8,64 @@
 -- ctid, so that no statistics lead to another plan (tests/unit/spool/postgres/test_plans.py).
 WITH new_message AS (
     INSERT INTO message
-    SELECT * FROM unnest(
+    SELECT
+        id, coalesce(reverse_path, ($2::text[])[1]), coalesce(source, ($3::text[])[1]),
+        coalesce(trusted, ($4::integer[])[1]), received_us, expires_us, size,
+        coalesce(account, ($8::text[])[1]), coalesce(submission_id, ($9::text[])[1]),
+        coalesce(envid, ($10::text[])[1]), coalesce(ret, ($11::text[])[1]),
+        coalesce(smtputf8, ($12::integer[])[1]), coalesce(eight_bit, ($13::integer[])[1]),
+        coalesce(client, ($14::text[])[1]), message_id, subject, coalesce(extra, ($17::text[])[1])
+    FROM unnest(
         $1::text[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[],
         $8::text[], $9::text[], $10::text[], $11::text[], $12::integer[], $13::integer[],
-        $14::text[], $15::text[], $16::text[], $17::text[])
+        $14::text[], $15::text[], $16::text[], $17::text[]
+    ) AS k (
+        id, reverse_path, source, trusted, received_us, expires_us, size, account, submission_id,
+        envid, ret, smtputf8, eight_bit, client, message_id, subject, extra)
 ), new_content AS (
     INSERT INTO content
-    SELECT * FROM unnest(
+    SELECT
+        message_id, coalesce(number, ($19::integer[])[1]), size, data, header,
+        coalesce(body, ($23::text[])[1]), coalesce(eight_bit, ($24::integer[])[1]), crc32
+    FROM unnest(
         $18::text[], $19::integer[], $20::bigint[], $21::bytea[], $22::bytea[], $23::text[],
-        $24::integer[], $25::bigint[])
+        $24::integer[], $25::bigint[]
+    ) AS k (
+        message_id, number, size, data, header, body, eight_bit, crc32)
 ), new_entry AS (
     INSERT INTO entry (
         message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, lane, sender,
         warn_us, priority, extra, owner, attempts, epoch, cause, cause_attempts)
-    SELECT *, 0, 1, '', 0 FROM unnest(
+    SELECT
+        message_id, coalesce(number, ($27::integer[])[1]), coalesce(next_hop, ($28::text[])[1]),
+        coalesce(content_id, ($29::integer[])[1]), coalesce(state, ($30::text[])[1]),
+        coalesce(claimed, ($31::integer[])[1]), due_us, retry_us,
+        coalesce(lane, ($34::integer[])[1]), coalesce(sender, ($35::bigint[])[1]), warn_us,
+        coalesce(priority, ($37::integer[])[1]), coalesce(extra, ($38::text[])[1]),
+        coalesce(owner, ($39::bigint[])[1]), 0, 1, '', 0
+    FROM unnest(
         $26::text[], $27::integer[], $28::text[], $29::integer[], $30::text[], $31::integer[],
-        $32::bigint[], $33::bigint[], $34::integer[], $35::bigint[], $36::bigint[],
-        $37::integer[], $38::text[], $39::bigint[])
+        $32::bigint[], $33::bigint[], $34::integer[], $35::bigint[], $36::bigint[], $37::integer[],
+        $38::text[], $39::bigint[]
+    ) AS k (
+        message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, lane, sender,
+        warn_us, priority, extra, owner)
 ), new_recipient AS (
     INSERT INTO recipient (
         message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
         successors, next_hop, owed)
-    SELECT *, '' FROM unnest(
+    SELECT
+        message_id, coalesce(entry, ($41::integer[])[1]), coalesce(number, ($42::integer[])[1]),
+        address, coalesce(notify, ($44::text[])[1]), coalesce(orcpt, ($45::text[])[1]),
+        coalesce(state, ($46::text[])[1]), coalesce(status, ($47::text[])[1]),
+        coalesce(reply, ($48::text[])[1]), coalesce(added_by, ($49::text[])[1]),
+        coalesce(successors, ($50::text[])[1]), coalesce(next_hop, ($51::text[])[1]), ''
+    FROM unnest(
         $40::text[], $41::integer[], $42::integer[], $43::text[], $44::text[], $45::text[],
-        $46::text[], $47::text[], $48::text[], $49::text[], $50::text[], $51::text[])
+        $46::text[], $47::text[], $48::text[], $49::text[], $50::text[], $51::text[]
+    ) AS k (
+        message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
+        successors, next_hop)
 ), new_event AS (
     INSERT INTO event
     SELECT * FROM unnest($52::text[], $53::bigint[], $54::integer[], $55::bigint[], $56::text[])
@@ -38,12 +73,24 @@ WITH new_message AS (
     INSERT INTO submission SELECT * FROM unnest($57::text[], $58::text[], $59::bigint[])
 ), claimed AS MATERIALIZED (
     SELECT k.*, e.place, e.owned_by
-    FROM unnest(
-        $60::text[], $61::integer[], $62::bigint[], $63::integer[], $64::integer[], $65::text[],
-        $66::integer[], $67::bigint[], $68::bigint[], $69::integer[], $70::text[], $71::integer[],
-        $72::bigint[], $89::text[]
-    ) AS k (message_id, number, epoch, content_id, ends, state, attempts, due_us, retry_us, lane,
+    FROM (
+        SELECT
+            message_id, coalesce(number, ($61::integer[])[1]) AS number,
+            coalesce(epoch, ($62::bigint[])[1]) AS epoch,
+            coalesce(content_id, ($63::integer[])[1]) AS content_id,
+            coalesce(ends, ($64::integer[])[1]) AS ends, coalesce(state, ($65::text[])[1]) AS state,
+            coalesce(attempts, ($66::integer[])[1]) AS attempts, due_us, retry_us,
+            coalesce(lane, ($69::integer[])[1]) AS lane, coalesce(cause, ($70::text[])[1]) AS cause,
+            coalesce(cause_attempts, ($71::integer[])[1]) AS cause_attempts, warn_us,
+            coalesce(ended_with, ($89::text[])[1]) AS ended_with
+        FROM unnest(
+            $60::text[], $61::integer[], $62::bigint[], $63::integer[], $64::integer[], $65::text[],
+            $66::integer[], $67::bigint[], $68::bigint[], $69::integer[], $70::text[],
+            $71::integer[], $72::bigint[], $89::text[]
+        ) AS k (
+            message_id, number, epoch, content_id, ends, state, attempts, due_us, retry_us, lane,
             cause, cause_attempts, warn_us, ended_with)
+    ) k
     CROSS JOIN LATERAL (
         SELECT ctid AS place, owner AS owned_by FROM entry
         WHERE message_id = k.message_id AND number = k.number AND epoch = k.epoch
@@ -61,10 +108,20 @@ WITH new_message AS (
     FROM claimed k WHERE e.ctid = k.place AND k.ends = 0
 ), changed_recipient AS MATERIALIZED (
     SELECT k.*, r.place
-    FROM unnest(
-        $74::text[], $75::text[], $76::text[], $77::text[], $78::integer[], $79::integer[],
-        $90::text[]
-    ) AS k (state, status, reply, message_id, entry, number, next_hop)
+    FROM (
+        SELECT
+            coalesce(state, ($74::text[])[1]) AS state,
+            coalesce(status, ($75::text[])[1]) AS status,
+            coalesce(reply, ($76::text[])[1]) AS reply, message_id,
+            coalesce(entry, ($78::integer[])[1]) AS entry,
+            coalesce(number, ($79::integer[])[1]) AS number,
+            coalesce(next_hop, ($90::text[])[1]) AS next_hop
+        FROM unnest(
+            $74::text[], $75::text[], $76::text[], $77::text[], $78::integer[], $79::integer[],
+            $90::text[]
+        ) AS k (
+            state, status, reply, message_id, entry, number, next_hop)
+    ) k
     CROSS JOIN LATERAL (
         SELECT ctid AS place FROM recipient
         WHERE message_id = k.message_id AND entry = k.entry AND number = k.number

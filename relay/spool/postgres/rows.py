@@ -20,6 +20,21 @@ def statement(name: str) -> str:
     return files(__package__).joinpath(name).read_text()
 
 
+# For each column of a table, what is passed of it: the whole of it, one value for all rows if they
+# have the same, or nothing if all have NULL. Most columns have one value in nearly all mail, and an
+# element of an array takes more time than anything else here.
+_MESSAGE = "wooowwwooooooowwo"
+_CONTENT = "wowwnoow"
+_ENTRY = "wooooonnoonooo"
+_RECIPIENT = "woowoooooooo"
+_EVENT = "wwwww"
+_SUBMISSION = "www"
+_SETTLED = "woooooonnooon"
+_OUTCOME = "ooowoo"
+_COUNT = "ww"
+_ANCHOR = "wwwwww"
+
+
 class SettledEntry(Struct, frozen=True):
     """What a result does to its entry, in the order of commit.sql."""
 
@@ -67,20 +82,20 @@ class CommitRows:
             events.append((message_id, last_event, int(event.step), event.at_us, detail))
         counts = [one for one in sorted(self.counts.items()) if one[1]]
         values = [
-            *_columns(self.messages, 17),
-            *_columns(self.contents, 8),
-            *_columns(self.entries, 14),
-            *_columns(self.recipients, 12),
-            *_columns(events, 5),
-            *_columns(self.submissions, 3),
-            *_columns([astuple(one) for one in self.settled], 13),
+            *_columns(self.messages, _MESSAGE),
+            *_columns(self.contents, _CONTENT),
+            *_columns(self.entries, _ENTRY),
+            *_columns(self.recipients, _RECIPIENT),
+            *_columns(events, _EVENT),
+            *_columns(self.submissions, _SUBMISSION),
+            *_columns([astuple(one) for one in self.settled], _SETTLED),
             owner,
-            *_columns(self.outcomes, 6),
+            *_columns(self.outcomes, _OUTCOME),
             node,
-            *_columns(counts, 2),
-            *_columns([astuple(anchor)] if anchor is not None else (), 6),
-            self._ended_with(),
-            self.hops,
+            *_columns(counts, _COUNT),
+            *_columns([astuple(anchor)] if anchor is not None else (), _ANCHOR),
+            _once(self._ended_with()),
+            _once(self.hops),
         ]
         return values, last_event
 
@@ -107,5 +122,24 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _columns(rows: Sequence[Sequence[Any]], number: int) -> Sequence[Sequence[Any]]:
-    return list(zip(*rows, strict=True)) if rows else ((),) * number
+def _columns(rows: Sequence[Sequence[Any]], kinds: str) -> Iterable[Sequence[Any]]:
+    """Return the arrays of columns of these kinds."""
+    if not rows:
+        return ((),) * len(kinds)
+    columns = zip(*rows, strict=True)
+    return [_KINDS[kind](column) for kind, column in zip(kinds, columns, strict=True)]
+
+
+def _once(column: Sequence[Any]) -> Sequence[Any]:
+    return column[:1] if column and column.count(column[0]) == len(column) else column
+
+
+def _none(column: Sequence[Any]) -> Sequence[Any]:
+    return () if column.count(None) == len(column) else column
+
+
+def _whole(column: Sequence[Any]) -> Sequence[Any]:
+    return column
+
+
+_KINDS = {"w": _whole, "o": _once, "n": _none}

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 import asyncpg
+import uvloop
 
 from relay.observe.logs import get_logger, inherit
 from relay.settings.postgres_url import ServerOptions
@@ -168,7 +169,7 @@ class ReadConnection:
         """Return the connection, a new one if it is closed."""
         tables = self._tables
         if tables is None or tables.connection.is_closed():
-            loop = self._loop = self._loop or asyncio.new_event_loop()
+            loop = self._loop = self._loop or uvloop.new_event_loop()
             opened = connect(self._options, purpose=self._purpose)
             tables = self._tables = ConnectionTables(loop, loop.run_until_complete(opened))
             if self._settings:

@@ -21,6 +21,7 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 import asyncpg
+import uvloop
 from msgspec import Struct
 
 from relay.clock import Anchor, Clock
@@ -429,7 +430,7 @@ class WriteConnection:
     def _connect(self) -> ConnectionTables:
         if self._connection is not None and not self._connection.is_closed():
             self._connection.terminate()
-        loop = self._loop = self._loop or asyncio.new_event_loop()
+        loop = self._loop = self._loop or uvloop.new_event_loop()
         opened = connect(self._options, purpose="writer")
         self._connection = loop.run_until_complete(opened)
         tables = ConnectionTables(loop, self._connection)
