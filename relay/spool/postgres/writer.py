@@ -160,7 +160,11 @@ class WriteConnection:
     async def start(self) -> None:
         """Connect and become the owner. Raises SpoolError; then nothing runs."""
         self._home_loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open)
+        try:
+            await asyncio.to_thread(self._open)
+        except SpoolError as error:
+            self.fault = str(error)
+            raise
         self.fault = ""
         self._thread.start()
 
