@@ -22,7 +22,7 @@ from relay.spool.common.accepted_rows import used_contents
 from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies, StoredBody
-from relay.spool.types import NewMessage, SpoolError
+from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError
 
 T = TypeVar("T")
 PART_BYTES = 256 * 1024
@@ -58,7 +58,8 @@ class IncomingParts:
         self._reader = reader
         self._file: Descriptor | None = None
         self._left = b""  # not yet a whole part
-        self._parts = count(0)
+        self._parts = 0
+        self._begun_on: ConnectionTables | None = None
         self._discarded = False
         self._lock = threading.Lock()
 
@@ -75,7 +76,7 @@ class IncomingParts:
         """Write the last part."""
         await self._reader.read(lambda tables: self._send(tables, at_least=1))
         self.is_accepted = True
-        return StoredBody(self.id, self.crc32)
+        return StoredBody(self.id, self.crc32, self._parts)
 
     def discard(self) -> None:
         """See IncomingBody."""
@@ -92,6 +93,7 @@ class IncomingParts:
     def _write(self, tables: ConnectionTables, octets: bytes) -> None:
         if self._discarded:
             return
+        self._check_connection(tables)
         with self._lock, translate_os_errors(self._directory):
             write_all(self._opened().number, octets)
         self.crc32 = crc32(octets, self.crc32)
@@ -99,9 +101,21 @@ class IncomingParts:
         self._send(tables, at_least=PART_BYTES)
 
     def _send(self, tables: ConnectionTables, *, at_least: int) -> None:
+        self._check_connection(tables)
         while len(self._left) >= at_least:
             part, self._left = self._left[:PART_BYTES], self._left[PART_BYTES:]
-            tables.execute(_INSERT, (self.id, next(self._parts), part))
+            tables.execute(_INSERT, (self.id, self._parts, part))
+            self._parts += 1
+
+    def _check_connection(self, tables: ConnectionTables) -> None:
+        """Raise SpoolUnavailableError on another connection than that of the first part: whether
+        the last part is there is not known, and a server that crashed may have lost others.
+        """
+        self._begun_on = self._begun_on or tables
+        if tables is not self._begun_on:
+            raise SpoolUnavailableError(
+                "the connection to the database was lost while the message came in"
+            )
 
 
 class BodyStore:
@@ -238,16 +252,17 @@ def remove_bodies(tables: ConnectionTables, ids: Iterable[str]) -> None:
 
 
 def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> StoredBody:
-    found, parts, left = 0, count(0), b""
+    found, parts, left = 0, 0, b""
     for block in octets_in_blocks(content.body):
         found = crc32(block, found)
         left += block
         while len(left) >= PART_BYTES:
-            tables.execute(_INSERT, (body_id, next(parts), left[:PART_BYTES]))
-            left = left[PART_BYTES:]
+            tables.execute(_INSERT, (body_id, parts, left[:PART_BYTES]))
+            left, parts = left[PART_BYTES:], parts + 1
     if left:
-        tables.execute(_INSERT, (body_id, next(parts), left))
-    return StoredBody(body_id, found)
+        tables.execute(_INSERT, (body_id, parts, left))
+        parts += 1
+    return StoredBody(body_id, found, parts)
 
 
 def _verify(name: str, found: int, expected: object) -> None:

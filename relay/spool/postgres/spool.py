@@ -263,8 +263,8 @@ class PostgresSpool:
 
         try:
             accepted = await self._writer.submit(
-                write, accepts=True, alone=transactions.reads_first(message, receipt),
-                size=_size_of(messages),
+                write, accepts=True, size=_size_of(messages),
+                alone=transactions.reads_first(message, receipt) or transactions.has_bodies(bodies),
             )  # fmt: skip
         except KnownKeyError:
             await self._bodies.discard(bodies)
@@ -307,7 +307,7 @@ class PostgresSpool:
                     transaction, settlement, bodies, captured=self._captured,
                     claim_reports=claim_reports, now_us=now_us,
                 ),
-                alone=transactions.runs_statements(settlement),
+                alone=transactions.runs_statements(settlement) or transactions.has_bodies(bodies),
                 size=_size_of(settlement.reports),
             )  # fmt: skip
         except StaleClaimError:

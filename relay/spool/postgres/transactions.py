@@ -33,16 +33,19 @@ from relay.spool.types import (
     NewMessage,
     SentReceipt,
     Settlement,
+    SpoolUnavailableError,
 )
 
 _ENDS, _WAITS, _GOES_ON = 1, 0, 2
+_PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
 
 
 class StoredBody(Struct, frozen=True):
-    """A body whose parts are in the database, and the checksum of its octets."""
+    """A body in the database: the checksum of its octets, and the number of its parts."""
 
     id: str
     crc32: int
+    parts: int
 
 
 Bodies = Mapping[int, StoredBody]  # by the index of the content in its message
@@ -53,6 +56,11 @@ class RecordedResult(Struct, frozen=True):
 
     claims: tuple[Claim, ...] = ()
     owes: bool = False
+
+
+def has_bodies(stored: Sequence[Bodies]) -> bool:
+    """Whether an operation has to run alone, since it looks for the parts of bodies."""
+    return any(stored)
 
 
 def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
@@ -112,6 +120,7 @@ def add_message(
 ) -> Sequence[Claim]:
     """Add the rows of a message; return its claims."""
     facts, rows = message.facts, transaction.rows
+    _check_parts(transaction, bodies)
     used = used_contents(message)
     keys = {index: (facts.id, index) for index in used}
     added = accepted_rows(message, keys, kept=used, claim=claim, captured=captured)
@@ -131,6 +140,18 @@ def add_message(
     rows.counts.update(added.counts)
     count_holds(transaction, len(message.held_by_rules))
     return added.claims
+
+
+def _check_parts(transaction: WriteTransaction, bodies: Bodies) -> None:
+    """Raise SpoolUnavailableError if a part is not there: they were not synced, and the server may
+    have crashed since. What this transaction sees is durable with its commit.
+    """
+    if not bodies:
+        return
+    expected = {(one.id, one.parts) for one in bodies.values()}
+    ids = [(body_id,) for body_id, _ in expected]
+    if {tuple(row) for row in transaction.fetch_each(_PARTS, ids)} != expected:
+        raise SpoolUnavailableError("the server has lost a part of the message")
 
 
 def settle(
