@@ -97,7 +97,7 @@ quick: .venv/development
 	@$(MAKE) -j 2 --output-sync=target check quick-tests
 
 quick-tests: .venv/development
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(QUICK)
+	RELAY_TEST_ENGINES=sqlite $(BIN)/python -m pytest -q -n 2 --dist worksteal $(QUICK)
 
 lint: .venv/development
 	$(BIN)/ruff check .

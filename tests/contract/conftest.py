@@ -1,5 +1,6 @@
 """What any spool engine must do (relay/spool/engine.py); each test runs on each engine."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 
+ENGINES = os.environ.get("RELAY_TEST_ENGINES", "sqlite postgresql").split()  # make quick: the first
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+
+@pytest.fixture(params=ENGINES)
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     url = "sqlite:spool.sqlite"
     if request.param == "postgresql":
