@@ -1,12 +1,23 @@
 -- Everything that one group commit writes: new messages, results of claims, counters and the clock.
 -- Each table's values are arrays with one element for each row. One whose values are all the same has
 -- it once, or none for NULL: unnest() fills it up with NULL (rows.py). The transaction fails with a
--- division by zero where a result is of a claim that has ended. It returns the bodies that may not be
--- needed any more.
+-- division by zero where a result is of a claim that has ended. With results, it returns the bodies that
+-- may not be needed any more.
+--
+-- Only the parts that a commit needs are sent, since each part takes time without a row as well.
 --
 -- A row is looked for by its whole key in a LATERAL query with OFFSET 0, and then changed by its
 -- ctid, so that no statistics lead to another plan (tests/unit/spool/postgres/test_plans.py).
-WITH new_message AS (
+-- always:
+WITH new_event AS (
+    INSERT INTO event
+    SELECT * FROM unnest($52::text[], $53::bigint[], $54::integer[], $55::bigint[], $56::text[])
+), counted AS (
+    INSERT INTO counter SELECT $80, * FROM unnest($81::text[], $82::bigint[])
+    ON CONFLICT (node, name) DO UPDATE SET value = counter.value + excluded.value
+)
+-- accepted:
+, new_message AS (
     INSERT INTO message
     SELECT
         id, coalesce(reverse_path, ($2::text[])[1]), coalesce(source, ($3::text[])[1]),
@@ -66,12 +77,13 @@ WITH new_message AS (
     ) AS k (
         message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
         successors, next_hop)
-), new_event AS (
-    INSERT INTO event
-    SELECT * FROM unnest($52::text[], $53::bigint[], $54::integer[], $55::bigint[], $56::text[])
-), new_submission AS (
+)
+-- submitted:
+, new_submission AS (
     INSERT INTO submission SELECT * FROM unnest($57::text[], $58::text[], $59::bigint[])
-), claimed AS MATERIALIZED (
+)
+-- settled:
+, claimed AS MATERIALIZED (
     SELECT k.*, e.place, e.owned_by
     FROM (
         SELECT
@@ -149,10 +161,9 @@ WITH new_message AS (
     )
 ), dropped AS (
     DELETE FROM content c USING unneeded k WHERE c.ctid = k.place RETURNING c.body
-), counted AS (
-    INSERT INTO counter SELECT $80, * FROM unnest($81::text[], $82::bigint[])
-    ON CONFLICT (node, name) DO UPDATE SET value = counter.value + excluded.value
-), noted AS (
+)
+-- noted:
+, noted AS (
     INSERT INTO clock SELECT 1, * FROM unnest(
         $83::bigint[], $84::bigint[], $85::bigint[], $86::text[], $87::bigint[], $88::bigint[])
     ON CONFLICT (id) DO UPDATE SET
@@ -160,6 +171,8 @@ WITH new_message AS (
         elapsed_us = excluded.elapsed_us, boot_id = excluded.boot_id,
         doubtful_us = excluded.doubtful_us, doubt_ends_us = excluded.doubt_ends_us
 )
-SELECT
-    1 / CASE WHEN (SELECT count(*) FROM claimed) = cardinality($60::text[]) THEN 1 ELSE 0 END,
+-- always:
+SELECT 1
+-- settled:
+    / CASE WHEN (SELECT count(*) FROM claimed) = cardinality($60::text[]) THEN 1 ELSE 0 END,
     ARRAY(SELECT body FROM dropped WHERE body <> '')

@@ -1,5 +1,6 @@
 """The rows that one group commit writes, as the arrays of commit.sql."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -20,6 +21,7 @@ def statement(name: str) -> str:
     return files(__package__).joinpath(name).read_text()
 
 
+_PARAMETER = re.compile(r"\$(\d+)")
 # For each column of a table, what is passed of it: the whole of it, one value for all rows if they
 # have the same, or nothing if all have NULL. Most columns have one value in nearly all mail, and an
 # element of an array takes more time than anything else here.
@@ -53,8 +55,26 @@ class SettledEntry(Struct, frozen=True):
     warn_us: int | None = None  # of the delay warning
 
 
+class Statement(Struct, frozen=True):
+    """The parts of commit.sql that a commit needs, and its values."""
+
+    sql: str
+    values: Sequence[Any]
+    last_event: int  # the sequence of the last event
+
+
+@lru_cache
+def _parts(*names: str) -> tuple[str, Sequence[int]]:
+    """Return these parts of commit.sql, and which of its parameters they have."""
+    _, *pieces = re.split(r"^-- (\w+):\n", statement("commit.sql"), flags=re.MULTILINE)
+    parts = zip(pieces[::2], pieces[1::2], strict=True)
+    text = "".join(sql for name, sql in parts if name in names)
+    used = sorted({int(one) for one in _PARAMETER.findall(text)})
+    return _PARAMETER.sub(lambda one: f"${1 + used.index(int(one[1]))}", text), used
+
+
 class CommitRows:
-    """Collects the rows of a commit; arrays() are the parameters of commit.sql."""
+    """Collects the rows of a commit."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Any, ...]] = []
@@ -68,12 +88,11 @@ class CommitRows:
         self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
         self.counts: Counter[str] = Counter()
 
-    def arrays(
+    def statement(
         self, *, owner: int, node: str, last_event: int, anchor: Anchor | None
-    ) -> tuple[list[Any], int]:
-        """Return the parameters, and the sequence of the last event. Events follow `last_event`;
-        that of each is at least its time, so that after an older state was restored it is also
-        greater than those that this state lacks.
+    ) -> Statement:
+        """Return what to send. Events follow `last_event`; that of each is at least its time, so
+        that after an older state was restored it is also greater than those that this state lacks.
         """
         events = []
         for message_id, event in self.events:
@@ -97,7 +116,14 @@ class CommitRows:
             _once(self._ended_with()),
             _once(self.hops),
         ]
-        return values, last_event
+        sql, used = _parts(
+            "always",
+            "accepted" if self.messages else "",
+            "submitted" if self.submissions else "",
+            "settled" if self.settled else "",
+            "noted" if anchor is not None else "",
+        )
+        return Statement(sql, [values[one - 1] for one in used], last_event)
 
     def _ended_with(self) -> list[str]:
         """Return for each result the numbers of the entries of its message that end here."""

@@ -38,7 +38,7 @@ from relay.spool.postgres.ownership import (
     take,
     take_again,
 )
-from relay.spool.postgres.rows import CommitRows, statement, without_nul
+from relay.spool.postgres.rows import CommitRows, without_nul
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.types import SpoolError, SpoolInUseError, SpoolUnavailableError
@@ -298,12 +298,12 @@ class WriteConnection:
         rows.counts[COMMITS] = 1
         now_s = self._clock.monotonic()
         is_anchored = now_s - self._anchored_s >= _ANCHOR_S
-        values, last_event = rows.arrays(
+        made = rows.statement(
             owner=self.incarnation, node=self._node, last_event=self._last_event,
             anchor=self._clock.anchor() if is_anchored else None,
         )  # fmt: skip
-        self._last_event = last_event  # of a commit that fails, some are left out
-        sql = statement("commit.sql")
+        self._last_event = made.last_event  # of a commit that fails, some are left out
+        sql, values = made.sql, made.values
         send = self._connection.fetchrow
         if self._connection.is_in_transaction():  # which an error would end
             values = without_nul(values)
@@ -313,7 +313,7 @@ class WriteConnection:
             if self._connection.is_in_transaction():
                 raise
             row = transaction.wait(send(sql, *without_nul(values), timeout=_STATEMENT_S))
-        if row[1]:
+        if len(row) > 1 and row[1]:
             self._call(self._on_dropped, row[1])
         if is_anchored:
             self._anchored_s = now_s

@@ -5,6 +5,7 @@ the server logs while the operations of a spool run; each is planned as the writ
 it, without its values.
 """
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -125,7 +126,11 @@ def is_of_one_message(node: dict[str, Any]) -> bool:
 async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> None:
     """Run what changes a spool, each at least once."""
     claims = [*(await spool.accept(make({hop: ["x@a.test", "y@a.test"]}))).claims]
-    await spool.accept(make(), submission_key="once")
+    (claim,) = (await spool.accept(make(), submission_key="once")).claims
+    await asyncio.gather(  # all parts of a commit
+        spool.accept(make(), submission_key="twice"),
+        spool.settle(Settlement(claim, 5, {1: SENT})),
+    )
     await spool.renew_submission_keys(["once"])
     await spool.record_mail_root("store", "id")
     reached = Evidence("2.0.0", "250 ok", remote=True)
