@@ -134,10 +134,11 @@ def add_message(
         (*row[:3], row[3][1], *row[4:], transaction.incarnation if row[5] else 0)
         for row in added.entries
     ]
-    hops = ["", *(entry.next_hop.key for entry in message.entries)]
+    hops = ["", *(row[2] for row in added.entries)]
     rows.recipients += [(*row, hops[row[1]]) for row in added.recipients]
     transaction.append_events(facts.id, message.events)
-    rows.counts.update(added.counts)
+    for name, number in added.counts.items():  # faster than update()
+        rows.counts[name] += number
     count_holds(transaction, len(message.held_by_rules))
     return added.claims
 
