@@ -5,7 +5,6 @@ whole keys, as in commit.sql. See relay/spool/common/due_claims.py for what is c
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -115,6 +114,7 @@ def claim_due(
     scan = _scan_level if look.next_hop is None else _scan_next_hop
     keys, seen = scan(transaction, look, now_us=now_us, limit=limit)
     if not keys:
+        transaction.has_changed = False
         return seen
     columns = (_ids(keys), _numbers(keys))
     taken = transaction.fetch(_TAKE, (*columns, transaction.incarnation))
@@ -192,14 +192,12 @@ def _scan_next_hop(
     assert look.next_hop is not None
     hop = (look.next_hop.key, int(look.level))
     senders = tables.fetch(_SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
-    take = partial(_due_of_sender, tables, hop, now_us)
+
+    def take(sender: int, number: int) -> list[Key]:
+        rows = tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
+        return [(row[0], row[1]) for row in rows]
+
     return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
-
-
-def _due_of_sender(tables: ConnectionTables, hop: tuple[str, int], now_us: int, *of: int) -> Any:
-    sender, number = of
-    rows = tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
-    return [(row[0], row[1]) for row in rows]
 
 
 def _ids(keys: Sequence[Key]) -> list[str]:

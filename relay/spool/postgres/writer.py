@@ -70,6 +70,7 @@ class WriteTransaction(ConnectionTables):
         super().__init__(loop, connection)
         self.rows = CommitRows()
         self.incarnation = incarnation  # of the owner
+        self.has_changed = True  # an operation that runs alone and changes nothing says so
 
     @property
     def counts(self) -> Counter[str]:
@@ -280,6 +281,9 @@ class WriteConnection:
                 answers += [job.operation(transaction) for job in batch]
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
+                if not transaction.has_changed:
+                    transaction.wait(self._connection.execute("ROLLBACK"))
+                    return answers
                 self._send(transaction)
                 if batch[0].alone:
                     transaction.wait(self._connection.execute("COMMIT"))
