@@ -64,7 +64,7 @@ INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due
         {1} + n, 1, 1, n % 1000 FROM generate_series(1, {0}) n;
 INSERT INTO recipient SELECT 'q' || lpad(n::text, 9, '0'), 1, 1, 'x@a.test', '', '', 'deferred', '4.0.0',
     '', '', '' FROM generate_series(1, {0}) n;
-INSERT INTO counter VALUES ('bench', 'accepted', {0});
+INSERT INTO counter VALUES ('bench', 0, 'accepted', {0});
 """
 
 

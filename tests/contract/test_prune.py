@@ -55,6 +55,32 @@ async def test_history_over_its_size_limit_is_pruned_early(spool, make, clock) -
     assert await spool.journey(young) is not None  # younger than one hour
 
 
+async def test_a_size_limit_removes_the_oldest_history_only(spool, make, clock) -> None:
+    """What was removed does not count any more, though the files have not become smaller."""
+    keep = Retention(1e9, size_bytes=2_000_000)
+    names: list[str] = []
+
+    async def add(number: int) -> None:
+        for _ in range(number // 100):
+            names.extend(await asyncio.gather(*(finished(spool, make) for _ in range(100))))
+            clock.advance(1)
+
+    async def kept() -> int:
+        clock.advance(HOUR_S + 60)
+        while await spool.maintenance.prune(keep):
+            pass
+        there = [await spool.journey(name) is not None for name in names]
+        assert there == sorted(there)
+        return sum(there)
+
+    await add(3000)
+    first = await kept()
+    assert 600 < first < 2600
+    await add(600)
+    again = await kept()
+    assert abs(again - first) <= 400
+
+
 async def test_a_submission_key_is_pruned_when_it_expires(spool, make, clock) -> None:
     first = await spool.accept(make(), submission_key="draft.1")
     clock.advance(KEY_KEPT_S - 1)

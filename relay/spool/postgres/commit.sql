@@ -13,8 +13,7 @@ WITH new_event AS (
     INSERT INTO event
     SELECT * FROM unnest($52::text[], $53::bigint[], $54::integer[], $55::bigint[], $56::text[])
 ), counted AS (
-    INSERT INTO counter SELECT $80, * FROM unnest($81::text[], $82::bigint[])
-    ON CONFLICT (node, name) DO UPDATE SET value = counter.value + excluded.value
+    INSERT INTO counter SELECT $80, $91, * FROM unnest($81::text[], $82::bigint[])
 )
 -- accepted:
 , new_message AS (

@@ -40,9 +40,29 @@ _COUNT = (
     f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
     f" FROM message m WHERE id < ? AND received_us < ? AND NOT {_IS_IN_QUEUE}"
 )
+# Of what a table holds, without the room of dead rows: as many rows as there are, each as large as
+# the newest ones, with their share of the indexes.
+_BYTES = (
+    "SELECT CAST(CASE WHEN s.n_live_tup > 0 THEN s.n_live_tup ELSE greatest(c.reltuples, 0) END"
+    " * (28 + coalesce((SELECT avg(size) FROM (SELECT {size} AS size FROM {table} t"
+    " ORDER BY {key} DESC LIMIT 100) AS newest), 0)) * (1 + CAST(pg_indexes_size(c.oid) AS float8)"
+    " / greatest(pg_table_size(c.oid), 8192)) AS BIGINT)"
+    " FROM pg_class c JOIN pg_stat_user_tables s ON s.relid = c.oid"
+    " WHERE c.oid = CAST('{table}' AS regclass)"
+)
+_DATA = "coalesce(pg_column_size({}), 0)"  # of a column that is stored outside of its row
+_TABLES = {
+    "message": ("id", "pg_column_size(t)"),
+    "recipient": ("message_id", "pg_column_size(t)"),
+    "event": ("message_id", "pg_column_size(t)"),
+    "entry": ("message_id", "pg_column_size(t)"),
+    "content": ("message_id", f"100 + {_DATA.format('data')} + {_DATA.format('header')}"),
+    "body": ("id", f"100 + {_DATA.format('data')}"),
+}
+_COUNT_ROWS_NOW = "SELECT pg_stat_force_next_flush()"  # n_live_tup of this session's changes
 _REMOVED = (
-    "INSERT INTO counter VALUES ('', ?, ?)"
-    " ON CONFLICT (node, name) DO UPDATE SET value = greatest(counter.value, excluded.value)"
+    "INSERT INTO counter VALUES ('', 0, ?, ?)"
+    " ON CONFLICT (node, number, name) DO UPDATE SET value = greatest(counter.value, excluded.value)"
 )
 
 
@@ -89,10 +109,10 @@ class PostgresMaintenance:
         """SpoolMaintenance.prune. Time that is in doubt makes nothing old."""
         now_us, offset_us = self._clock.confirmed_us(), wall_offset_us(self._clock)
         before_us = now_us - int(keep.age_s * 1_000_000)
+        keys = await self._writer.submit(lambda one: _prune_keys(one, now_us), alone=True)
         if keep.size_bytes and await self._queries.read(_used_bytes) > keep.size_bytes:
             before_us = max(before_us, now_us - _FRESH_US)
         end = first_id_after(before_us + max(0, offset_us))
-        keys = await self._writer.submit(lambda one: _prune_keys(one, now_us), alone=True)
 
         def prune_some(transaction: WriteTransaction) -> int:
             return self._prune(transaction, before_us, end)
@@ -154,6 +174,7 @@ class PostgresMaintenance:
         rows = transaction.fetch(_PRUNABLE, (before_us, self._pruned_to, end, AT_ONCE))
         self._pruned_to = rows[-1][0] if len(rows) == AT_ONCE else ""
         ids = [row[0] for row in rows if row[1]]
+        transaction.fetch(_COUNT_ROWS_NOW)
         _remove_messages(transaction, ids)
         return len(ids)
 
@@ -172,6 +193,7 @@ def _remove_messages(transaction: WriteTransaction, ids: Sequence[str]) -> None:
 
 def _prune_keys(transaction: WriteTransaction, now_us: int) -> int:
     """Remove some expired submission keys; return how many."""
+    transaction.fetch(_COUNT_ROWS_NOW)
     sql = "SELECT key FROM submission WHERE expires_us < ? ORDER BY expires_us LIMIT ?"
     keys = [key for (key,) in transaction.fetch(sql, (now_us, AT_ONCE))]
     where, values = transaction.among("key", keys)
@@ -185,4 +207,8 @@ def _removable(tables: ConnectionTables, before_us: int, *, now_us: int, end: st
 
 
 def _used_bytes(tables: ConnectionTables) -> int:
-    return int(tables.fetch_one("SELECT pg_database_size(current_database())")[0])
+    parts = (
+        tables.fetch_one(_BYTES.format(table=table, key=key, size=size))
+        for table, (key, size) in _TABLES.items()
+    )
+    return sum(int(one[0]) for one in parts)

@@ -89,10 +89,11 @@ class CommitRows:
         self.counts: Counter[str] = Counter()
 
     def statement(
-        self, *, owner: int, node: str, last_event: int, anchor: Anchor | None
+        self, *, owner: int, node: str, number: int, last_event: int, anchor: Anchor | None
     ) -> Statement:
-        """Return what to send. Events follow `last_event`; that of each is at least its time, so
-        that after an older state was restored it is also greater than those that this state lacks.
+        """Return what to send as the commit with this number of this node. Events follow
+        `last_event`; that of each is at least its time, so that after an older state was restored
+        it is also greater than those that this state lacks.
         """
         events = []
         for message_id, event in self.events:
@@ -115,6 +116,7 @@ class CommitRows:
             *_columns([astuple(anchor)] if anchor is not None else (), _ANCHOR),
             _once(self._ended_with()),
             _once(self.hops),
+            number,
         ]
         sql, used = _parts(
             "always",

@@ -126,13 +126,16 @@ CREATE TABLE submission (
 );
 CREATE INDEX submission_expiry ON submission (expires_us);
 
--- One row for each node and name.
+-- A counter is the sum of its rows. Each commit adds rows with its number, and changes none: while
+-- anybody holds a snapshot, a row that is changed all the time has ever more versions, which each
+-- change reads. From time to time the rows of a node are added up in those with the number 0.
 CREATE TABLE counter (
-    node  text COLLATE "C" NOT NULL,
-    name  text COLLATE "C" NOT NULL,
-    value bigint NOT NULL,
-    PRIMARY KEY (node, name)
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+    node   text COLLATE "C" NOT NULL,
+    number bigint NOT NULL,
+    name   text COLLATE "C" NOT NULL,
+    value  bigint NOT NULL,
+    PRIMARY KEY (node, number, name)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 
 CREATE TABLE clock (
     id            integer PRIMARY KEY CHECK (id = 1),

@@ -4,9 +4,9 @@ Operations that only add rows share one statement (commit.sql), which is a trans
 one round trip and one fsync of the server for all that gathered during the last commit. Other
 operations run alone, in a transaction. Every answer is known before the commit is sent.
 
-Each commit raises the counter COMMITS. A connection that is lost leaves open whether its last
-commit took effect: the writer connects again, ends the old session, takes the lock again, and then
-the counter says which it was. A commit that took effect is answered; one that did not is sent once
+Each commit has a number, which its rows of `counter` have. A connection that is lost leaves open
+whether its last commit took effect: the writer connects again, ends the old session, takes the lock
+again, and then the greatest number says which it was. A commit that took effect is answered; one that did not is sent once
 more. An acceptance that has waited too long for this is answered with an error, for then the
 message may be in the queue all the same: its sender's repetition is a duplicate, as after any lost
 connection (RFC 1047).
@@ -43,18 +43,25 @@ from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.types import SpoolError, SpoolInUseError, SpoolUnavailableError
 
-COMMITS = "commits"  # the counter
+COMMITS = "commits"  # the counter that each commit raises
 WAITING_MAX = 20_000
 _BATCH_MAX = 256
 _BATCH_BYTES_MAX = 8 << 20
 _ANCHOR_S = 1.0  # between two anchors
 _AGAIN_S = 1.0  # between two attempts to connect
+_ADD_UP_AFTER = 256  # commits
 _ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
 _STATEMENT_S = 10.0  # a server that does not answer counts as lost
 # What no statistics may change: see commit.sql.
 PLANS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
     " SET plan_cache_mode = force_generic_plan; SET synchronous_commit = on"
+)
+_ADD_UP = (
+    "WITH gone AS (DELETE FROM counter WHERE node = ? AND number > ? AND number <= ?"
+    " RETURNING node, name, value)"
+    " INSERT INTO counter SELECT node, 0, name, sum(value) FROM gone GROUP BY node, name"
+    " ON CONFLICT (node, number, name) DO UPDATE SET value = counter.value + excluded.value"
 )
 _ANCHOR = "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
 T = TypeVar("T")
@@ -143,7 +150,8 @@ class WriteConnection:
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
         self._last_event = SEQUENCE_BASE
-        self._commits = 0
+        self._commits = 0  # the number of the last one
+        self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -_ANCHOR_S
         self._turn: list[_WaitingOperation] = []  # of the loop's present iteration
         self._jobs: deque[_WaitingOperation] = deque()
@@ -233,8 +241,27 @@ class WriteConnection:
             while batch := self._gather():
                 with self.commit_timer.commit():
                     self._write(batch)
+                if self._commits - self._added_up_to >= _ADD_UP_AFTER:
+                    self._add_up()
             if self._stopping and not self._jobs:
                 return
+
+    def _add_up(self) -> None:
+        """Add up the counters of the commits since the last time. What fails stays as it is."""
+        first, self._added_up_to = self._added_up_to, self._commits
+        values = (self._node, first, self._added_up_to)
+        assert self._home_loop is not None
+        future = self._home_loop.create_future()
+        future.add_done_callback(lambda done: done.exception())
+        self._write(
+            [
+                _WaitingOperation(
+                    lambda transaction: transaction.execute(_ADD_UP, values),
+                    future,
+                    size=0, accepts=False, alone=True, since_s=self._clock.real_s(),
+                )
+            ]
+        )  # fmt: skip
 
     def _gather(self) -> list[_WaitingOperation]:
         batch: list[_WaitingOperation] = []
@@ -303,7 +330,8 @@ class WriteConnection:
         now_s = self._clock.monotonic()
         is_anchored = now_s - self._anchored_s >= _ANCHOR_S
         made = rows.statement(
-            owner=self.incarnation, node=self._node, last_event=self._last_event,
+            owner=self.incarnation, node=self._node, number=self._commits + 1,
+            last_event=self._last_event,
             anchor=self._clock.anchor() if is_anchored else None,
         )  # fmt: skip
         self._last_event = made.last_event  # of a commit that fails, some are left out
@@ -475,8 +503,8 @@ def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | No
 
 
 def _read_commits(tables: ConnectionTables, node: str) -> int:
-    row = tables.fetch_one("SELECT value FROM counter WHERE node = ? AND name = ?", (node, COMMITS))
-    return int(row[0]) if row is not None else 0
+    sql = "SELECT coalesce(max(number), 0) FROM counter WHERE node = ?"
+    return int(tables.fetch_one(sql, (node,))[0])
 
 
 def _read_last_event(tables: ConnectionTables) -> int:
