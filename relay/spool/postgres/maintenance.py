@@ -62,7 +62,8 @@ _TABLES = {
 _COUNT_ROWS_NOW = "SELECT pg_stat_force_next_flush()"  # n_live_tup of this session's changes
 _REMOVED = (
     "INSERT INTO counter VALUES ('', 0, ?, ?)"
-    " ON CONFLICT (node, number, name) DO UPDATE SET value = greatest(counter.value, excluded.value)"
+    " ON CONFLICT (node, number, name) DO UPDATE"
+    " SET value = greatest(counter.value, excluded.value)"
 )
 
 

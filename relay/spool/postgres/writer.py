@@ -6,10 +6,10 @@ operations run alone, in a transaction. Every answer is known before the commit 
 
 Each commit has a number, which its rows of `counter` have. A connection that is lost leaves open
 whether its last commit took effect: the writer connects again, ends the old session, takes the lock
-again, and then the greatest number says which it was. A commit that took effect is answered; one that did not is sent once
-more. An acceptance that has waited too long for this is answered with an error, for then the
-message may be in the queue all the same: its sender's repetition is a duplicate, as after any lost
-connection (RFC 1047).
+again, and then the greatest number says which it was. A commit that took effect is answered; one
+that did not is sent once more. An acceptance that has waited too long for this is answered with an
+error, for then the message may be in the queue all the same: its sender's repetition is a
+duplicate, as after any lost connection (RFC 1047).
 """
 
 import asyncio
