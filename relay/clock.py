@@ -3,7 +3,7 @@
 There are three times. Wall time is only recorded and shown. Timers use the monotonic clock. What
 is due and what expires is compared in queue time, which does not jump when the wall clock is
 changed: neither while the process runs nor between two processes, because a start continues from
-an anchor on disk.
+an anchor on disk. Nodes that share a spool have the wall clock of its database.
 
 Relay waits for a time only through the Clock, so that a clock that can be advanced
 (relay/advanceable_clock.py) needs to replace nothing but its `call_later`. Real time is apart from
@@ -102,6 +102,14 @@ class Clock(Protocol):
         """Return the present moment, to be stored."""
         ...
 
+    def sample_wall(self, read: Callable[[], int]) -> None:
+        """Follow the wall clock of another machine, which `read` asks for its time.
+
+        Call it before resume(), before any time is used, and from time to time: in between, that
+        clock is computed from the time that passes on this machine.
+        """
+        ...
+
     def resume(self, anchor: Anchor | None) -> None:
         """Continue from an anchor, if there is one; call it before any time is used."""
         ...
@@ -122,7 +130,12 @@ class Clock(Protocol):
         ...
 
     def file_time_us(self) -> int:
-        """Wall clock in real time, with which the times of files are compared."""
+        """Wall clock of this machine in real time, with which the times of files are compared."""
+        ...
+
+    @property
+    def advanced_s(self) -> float:
+        """By how many seconds the clock was advanced; 0 where it is not a development relay's."""
         ...
 
     def busy_s(self) -> float:
@@ -221,6 +234,7 @@ class SystemClock(LoopTimers):
     def __init__(self, machine: Machine | None = None) -> None:
         """Without `machine`, the clocks are those of this machine."""
         self._machine = machine or this_machine()
+        self._reference = ReferenceWall()
         self._queue_time = QueueTime(
             wall_us=self._machine.wall_us(),
             elapsed_us=self._machine.elapsed_us(),
@@ -235,13 +249,19 @@ class SystemClock(LoopTimers):
 
     def time_us(self) -> int:
         """Wall clock, microseconds since 1970-01-01 UTC."""
-        return self._machine.wall_us()
+        return self._wall_us()
+
+    def _wall_us(self) -> int:
+        offset_us = self._reference.offset_us
+        if offset_us is None:
+            return self._machine.wall_us()
+        return self._machine.elapsed_us() + offset_us
 
     def queue_us(self) -> int:
         """See Clock."""
         with self._lock:  # called several times for each message
             elapsed_us = self._machine.elapsed_us()
-            return self._queue_time.read(wall_us=self._machine.wall_us(), elapsed_us=elapsed_us)
+            return self._queue_time.read(wall_us=self._wall_us(), elapsed_us=elapsed_us)
 
     def confirmed_us(self) -> int:
         """See Clock."""
@@ -252,7 +272,18 @@ class SystemClock(LoopTimers):
         """See Clock."""
         with self._lock:
             elapsed_us = self._machine.elapsed_us()
-            return self._queue_time.anchor(wall_us=self._machine.wall_us(), elapsed_us=elapsed_us)
+            return self._queue_time.anchor(wall_us=self._wall_us(), elapsed_us=elapsed_us)
+
+    def sample_wall(self, read: Callable[[], int]) -> None:
+        """See Clock. The first sample is before any time counts: queue time begins with it."""
+        began_us = self._machine.elapsed_us()
+        wall_us = read()
+        ended_us = self._machine.elapsed_us()
+        with self._lock:
+            is_first = self._reference.offset_us is None
+            self._reference.take(wall_us, began_us=began_us, ended_us=ended_us)
+            if is_first:
+                self._queue_time.begin(wall_us=self._wall_us(), elapsed_us=ended_us)
 
     def resume(self, anchor: Anchor | None) -> None:
         """See Clock."""
@@ -260,7 +291,7 @@ class SystemClock(LoopTimers):
             return
         with self._lock:
             elapsed_us = self._machine.elapsed_us()
-            self._queue_time.resume(anchor, wall_us=self._machine.wall_us(), elapsed_us=elapsed_us)
+            self._queue_time.resume(anchor, wall_us=self._wall_us(), elapsed_us=elapsed_us)
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
@@ -274,9 +305,32 @@ class SystemClock(LoopTimers):
         """See Clock."""
         return self._machine.wall_us()
 
+    @property
+    def advanced_s(self) -> float:
+        """See Clock."""
+        return 0.0
+
     def busy_s(self) -> float:
         """See Clock."""
         return time.thread_time()
+
+
+class ReferenceWall:
+    """The wall clock of another machine, as an offset from the time that passes on this one.
+
+    A sample says between which two moments that clock was read, hence between which two values the
+    offset is. It moves only as far as it must, so that a sample that took long changes little, and
+    one that is missing nothing.
+    """
+
+    def __init__(self) -> None:
+        self.offset_us: int | None = None  # from elapsed time; None before the first sample
+
+    def take(self, wall_us: int, *, began_us: int, ended_us: int) -> None:
+        """Take a sample: that clock was `wall_us` between these two elapsed times."""
+        least_us, most_us = wall_us - ended_us, wall_us - began_us
+        now_us = (least_us + most_us) // 2 if self.offset_us is None else self.offset_us
+        self.offset_us = max(least_us, min(most_us, now_us))
 
 
 class QueueTime:
@@ -319,10 +373,16 @@ class QueueTime:
     def resume(self, anchor: Anchor, *, wall_us: int, elapsed_us: int) -> None:
         """Continue from this anchor, and from those that were given before."""
         self._anchors.append(anchor)
-        self.resumed = resumed(
-            self._anchors, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=self._boot_id
-        )
-        self._now_us, self._elapsed_us = self.resumed.queue_us, elapsed_us
+        self.begin(wall_us=wall_us, elapsed_us=elapsed_us)
+
+    def begin(self, *, wall_us: int, elapsed_us: int) -> None:
+        """Begin at the anchors, or else at this wall clock; before any time is used."""
+        self._now_us, self._elapsed_us = wall_us, elapsed_us
+        if self._anchors:
+            self.resumed = resumed(
+                self._anchors, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=self._boot_id
+            )
+            self._now_us = self.resumed.queue_us
 
 
 def resumed(
@@ -330,15 +390,26 @@ def resumed(
 ) -> ResumedTime:
     """Return how a start continues from at least one anchor, read at these times.
 
-    An anchor of this boot takes precedence; among equals the latest. The result is never before any
-    anchor's own time.
+    An anchor of this boot takes precedence; among equals the latest, since a wall clock may have
+    jumped since an earlier one. The result is never before any anchor's own time, which brings its
+    doubt along.
     """
-    found = max(
-        (_resumed(one, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id) for one in anchors),
-        key=lambda one: (one.is_exact, one.queue_us),
+    latest = max(anchors, key=lambda one: one.queue_us)
+    found, _ = max(
+        (
+            (_resumed(one, wall_us=wall_us, elapsed_us=elapsed_us, boot_id=boot_id), one.queue_us)
+            for one in anchors
+        ),
+        key=lambda pair: (pair[0].is_exact, pair[1]),
     )
-    floor_us = max(one.queue_us for one in anchors)
-    return replace(found, queue_us=max(found.queue_us, floor_us))
+    if found.queue_us >= latest.queue_us:
+        return found
+    return replace(
+        found,
+        queue_us=latest.queue_us,
+        doubtful_us=max(found.doubtful_us, latest.doubtful_us),
+        doubt_ends_us=max(found.doubt_ends_us, latest.doubt_ends_us),
+    )
 
 
 def _resumed(anchor: Anchor, *, wall_us: int, elapsed_us: int, boot_id: str) -> ResumedTime:
@@ -397,8 +468,7 @@ def now_at_least_us(clock: Clock) -> int:
 
 def advanced_us(clock: Clock) -> int:
     """Return how far the clock was advanced, to the second; a service's never is."""
-    ahead_us = clock.time_us() - clock.file_time_us()
-    return max(0, round(ahead_us / 1_000_000) * 1_000_000)
+    return round(clock.advanced_s) * 1_000_000
 
 
 class Ids:

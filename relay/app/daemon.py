@@ -101,9 +101,9 @@ class Daemon:
         """Start everything. Raises OSError, SpoolError; stop() must be called even then."""
         for server in self.http_servers:
             server.bind()
-        log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         self.spool.on_lost = self._lost_spool
         taken_over = await self.spool.start(may_wait=True)
+        log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         attendant = MailRootAttendant(self.root, self.store, self.spool)

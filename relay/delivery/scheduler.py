@@ -200,6 +200,7 @@ class DeliveryScheduler:
 
     async def run(self) -> None:
         """Fetch due claims and expire waiting ones, until cancelled."""
+        self._started_us = self._delayed_us = self._clock.queue_us()  # the spool has set the clock
         while True:
             try:
                 async with self._scan_lock:

@@ -100,7 +100,7 @@ class HealthPage:
             "running": duration_text(running_s),
             "started": rfc3339(started_us),
             "version": __version__,
-            "is_advanced": dependencies.clock.time_us() - dependencies.clock.file_time_us() > 1e6,
+            "is_advanced": dependencies.clock.advanced_s > 1,
         }  # fmt: skip
 
 

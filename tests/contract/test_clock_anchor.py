@@ -25,6 +25,9 @@ class SiteClock(SystemClock):
         super().__init__(machine)
         self._machine = machine
 
+    def sample_wall(self, read: Callable[[], int]) -> None:
+        super().sample_wall(self._machine.wall_us)  # the database has the clock of this machine
+
     def monotonic(self) -> float:
         return self._machine.elapsed_us() / 1_000_000
 

@@ -1,5 +1,6 @@
 """A clock that a test advances."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.clock import Anchor, LoopTimers, ResumedTime
@@ -32,6 +33,9 @@ class ManualClock(LoopTimers):
         """See Clock."""
         return Anchor(self.now_us, self.time_us(), int(self.now_s * 1_000_000), "manual")
 
+    def sample_wall(self, read: Callable[[], int]) -> None:
+        """See Clock: a test sets the time."""
+
     def resume(self, anchor: Anchor | None) -> None:
         """See Clock: a test sets the time."""
 
@@ -46,6 +50,11 @@ class ManualClock(LoopTimers):
     def file_time_us(self) -> int:
         """See Clock: a test advances it as well."""
         return self.time_us() - self.advanced_us
+
+    @property
+    def advanced_s(self) -> float:
+        """See Clock."""
+        return self.advanced_us / 1_000_000
 
     def busy_s(self) -> float:
         """See Clock: always 0."""

@@ -163,9 +163,9 @@ WITH new_event AS (
 )
 -- noted:
 , noted AS (
-    INSERT INTO clock SELECT 1, * FROM unnest(
+    INSERT INTO clock SELECT $80, * FROM unnest(
         $83::bigint[], $84::bigint[], $85::bigint[], $86::text[], $87::bigint[], $88::bigint[])
-    ON CONFLICT (id) DO UPDATE SET
+    ON CONFLICT (node) DO UPDATE SET
         steady_us = excluded.steady_us, wall_us = excluded.wall_us,
         elapsed_us = excluded.elapsed_us, boot_id = excluded.boot_id,
         doubtful_us = excluded.doubtful_us, doubt_ends_us = excluded.doubt_ends_us

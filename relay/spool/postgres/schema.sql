@@ -137,8 +137,9 @@ CREATE TABLE counter (
     PRIMARY KEY (node, number, name)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 
+-- A node's anchor: `wall_us` is the wall clock of this server, `elapsed_us` that of the node's machine.
 CREATE TABLE clock (
-    id            integer PRIMARY KEY CHECK (id = 1),
+    node          text COLLATE "C" PRIMARY KEY,
     steady_us     bigint NOT NULL,
     wall_us       bigint NOT NULL,
     elapsed_us    bigint NOT NULL,

@@ -63,7 +63,12 @@ _ADD_UP = (
     " INSERT INTO counter SELECT node, 0, name, sum(value) FROM gone GROUP BY node, name"
     " ON CONFLICT (node, number, name) DO UPDATE SET value = counter.value + excluded.value"
 )
-_ANCHOR = "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
+# A node continues from its own anchor if its machine was not rebooted, else from the latest.
+_ANCHORS = (
+    "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
+    " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
+)
+_WALL = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 T = TypeVar("T")
 _log = get_logger("spool")
 
@@ -431,6 +436,7 @@ class WriteConnection:
                 tables = self._connect()
                 self.owner = take_again(tables, self.owner)
                 self._commits = _read_commits(tables, self._node)
+                self.sample_wall(tables)
         except SpoolInUseError as error:
             self.fault = str(error)
             self._has_lost_ownership = True
@@ -451,17 +457,22 @@ class WriteConnection:
         with translate_postgres_errors(self._options):
             tables = self._connect()
             try:
+                self.sample_wall(tables)
                 now_us = self._clock.time_us()
                 bring_to_schema(tables, now_us=now_us)
                 tables.wait(self._connection.execute(PLANS))
                 self.owner = take(tables, home=self._home, node=self._node, now_us=now_us)
-                row = tables.fetch_one(_ANCHOR)
-                self._clock.resume(Anchor(*row) if row is not None else None)
+                for row in tables.fetch(_ANCHORS, (self._node,)):
+                    self._clock.resume(Anchor(*row))
                 self._commits = _read_commits(tables, self._node)
                 self._last_event = _read_last_event(tables)
             except BaseException:
                 self._connection.terminate()
                 raise
+
+    def sample_wall(self, tables: ConnectionTables) -> None:
+        """Set the clock by the server's, which all nodes use; in the writer's thread."""
+        self._clock.sample_wall(lambda: int(tables.fetch_one(_WALL)[0]))
 
     def _connect(self) -> ConnectionTables:
         if self._connection is not None and not self._connection.is_closed():

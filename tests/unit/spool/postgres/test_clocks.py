@@ -1,0 +1,141 @@
+"""Nodes have the time of the server, whatever their machines' clocks say, and continue from it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from relay.clock import Ids, Machine, SystemClock, id_time_us
+from relay.crashpoints import CrashPoints
+from relay.observe.metrics import Metrics
+from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from tests.support.cutting_proxy import Cut, CuttingProxy
+from tests.support.postgres import PostgresServer, database_of
+from tests.support.spools import message_of
+
+SECOND, HOUR = 1_000_000, 3_600_000_000
+NEAR = 2 * SECOND  # what the steps of a test may take
+
+
+def real_us() -> int:
+    """The time of the server, which is on this machine."""
+    return time.time_ns() // 1000
+
+
+@dataclass
+class Node:
+    """A machine with a wall clock of its own. `slept_us` passed for it alone."""
+
+    name: str
+    skew_us: int = 0
+    boot_id: str = "boot"
+    slept_us: int = 0
+
+    def clock(self) -> SystemClock:
+        begun_us = real_us() - HOUR
+        return SystemClock(
+            Machine(
+                wall_us=lambda: real_us() + self.skew_us,
+                elapsed_us=lambda: real_us() - begun_us + self.slept_us,
+                boot_id=self.boot_id,
+            )
+        )
+
+
+@pytest.fixture
+def open_at(postgres_url: str, tmp_path: Path) -> Callable[..., PostgresSpool]:
+    """Return a function that opens the spool as a node, with its clock."""
+
+    def open_at(node: Node, clock: SystemClock, url: str = postgres_url) -> PostgresSpool:
+        place = SpoolPlace(parse_postgres_url(url), node.name, node.name, tmp_path)
+        return PostgresSpool(
+            place, clock=clock, crash=CrashPoints(), metrics=Metrics(),
+            submission_keep_s=86400, captured=CapturedMail(10**12),
+        )  # fmt: skip
+
+    return open_at
+
+
+async def accept(spool: PostgresSpool, clock: SystemClock) -> str:
+    """Accept a message of this moment; return its id."""
+    message = message_of(
+        [("mx:a.test", ["x@a.test"])], queue_id=Ids(clock).new(), now_us=clock.time_us()
+    )
+    return (await spool.accept(message)).queue_id
+
+
+def anchors(server: PostgresServer, url: str) -> dict[str, tuple[int, int]]:
+    """Return queue time and wall clock of each node's anchor."""
+    rows = server.sql("SELECT node, steady_us, wall_us FROM clock", database=database_of(url))
+    fields = (row.split("|") for row in rows.splitlines())
+    return {node: (int(steady), int(wall)) for node, steady, wall in fields}
+
+
+async def test_nodes_whose_clocks_are_two_hours_apart_have_the_same_times(
+    open_at, postgres_server, postgres_url
+) -> None:
+    for node in (Node("one.test", HOUR, "there"), Node("two.test", -HOUR)):
+        clock = node.clock()
+        spool = open_at(node, clock)
+        await spool.start()
+        assert abs(clock.time_us() - real_us()) < NEAR
+        assert abs(clock.queue_us() - real_us()) < NEAR
+        queue_id = await accept(spool, clock)
+        assert abs((id_time_us(queue_id) or 0) - real_us()) < NEAR
+        await spool.stop()
+    found = anchors(postgres_server, postgres_url)
+    assert found.keys() == {"one.test", "two.test"}
+    assert all(abs(one - real_us()) < 10 * SECOND for both in found.values() for one in both)
+
+
+@pytest.mark.parametrize("skew", [HOUR, -HOUR])
+async def test_a_restart_continues(open_at, skew) -> None:
+    node = Node("one.test", skew)
+    clock = node.clock()
+    spool = open_at(node, clock)
+    await spool.start()
+    await accept(spool, clock)
+    await spool.stop()
+    before_us = clock.queue_us()
+
+    node.slept_us = HOUR  # the server's clock is now behind by an hour
+    clock = node.clock()
+    spool = open_at(node, clock)
+    await spool.start()
+    assert clock.resumed is not None
+    assert clock.resumed.is_exact
+    assert abs(clock.queue_us() - before_us - HOUR + HOUR // 10) < NEAR
+    assert abs(clock.time_us() - real_us()) < NEAR
+    await accept(spool, clock)
+    await spool.stop()
+
+    other = Node("two.test", boot_id="there")
+    clock = other.clock()
+    spool = open_at(other, clock)
+    await spool.start()
+    assert clock.resumed is not None
+    assert not clock.resumed.is_exact
+    assert abs(clock.queue_us() - before_us - HOUR + HOUR // 10) < NEAR  # with the first
+    await spool.stop()
+
+
+async def test_a_new_connection_samples_the_servers_clock(
+    open_at, postgres_server, postgres_url
+) -> None:
+    with CuttingProxy(("127.0.0.1", postgres_server.port)) as proxy:
+        url = postgres_server.tcp_url(database_of(postgres_url))
+        url = url.replace(f":{postgres_server.port}/", f":{proxy.address[1]}/")
+        node = Node("one.test")
+        clock = node.clock()
+        spool = open_at(node, clock, url)
+        await spool.start()
+        node.slept_us = HOUR  # its elapsed time is wrong by this
+        assert clock.time_us() - real_us() > HOUR - NEAR
+        proxy.lose("writer", Cut.REPLY)
+        await accept(spool, clock)
+        assert abs(clock.time_us() - real_us()) < NEAR
+        await spool.stop()
