@@ -90,7 +90,7 @@ class IndexCheck:
         for _ in range(_COMPARISONS - 1):
             if not found:
                 break
-            self._quiet_period.wait_since(self._clock.time_us() / 1_000_000)
+            self._quiet_period.wait_since(self._clock.file_time_us() / 1_000_000)
             found &= self._differences(mailbox)
         return sorted(found)
 

@@ -48,6 +48,7 @@ WAITING_MAX = 20_000
 _BATCH_MAX = 256
 _BATCH_BYTES_MAX = 8 << 20
 _ANCHOR_S = 1.0  # between two anchors
+_CLOCK_DIFFERS_S = 60.0
 _AGAIN_S = 1.0  # between two attempts to connect
 _ADD_UP_AFTER = 256  # commits
 _ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
@@ -458,6 +459,7 @@ class WriteConnection:
             tables = self._connect()
             try:
                 self.sample_wall(tables)
+                self._tell_difference()
                 now_us = self._clock.time_us()
                 bring_to_schema(tables, now_us=now_us)
                 tables.wait(self._connection.execute(PLANS))
@@ -473,6 +475,13 @@ class WriteConnection:
     def sample_wall(self, tables: ConnectionTables) -> None:
         """Set the clock by the server's, which all nodes use; in the writer's thread."""
         self._clock.sample_wall(lambda: int(tables.fetch_one(_WALL)[0]))
+
+    def _tell_difference(self) -> None:
+        ahead_s = (self._clock.file_time_us() - self._clock.time_us()) / 1_000_000
+        if abs(ahead_s) > _CLOCK_DIFFERS_S:
+            _log.warning(
+                "this machine's clock differs from the database's, which counts", seconds=ahead_s
+            )
 
     def _connect(self) -> ConnectionTables:
         if self._connection is not None and not self._connection.is_closed():

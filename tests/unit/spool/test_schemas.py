@@ -27,6 +27,7 @@ ONLY_POSTGRES = {
     "content.number": "as message_id",
     "content.body": "the body that a content names",
     "counter.node": "one row for each node: they do not wait for each other",
+    "counter.number": "of the commit: rows are added, since a row that changes has many versions",
     "entry.owner": "a claim is the incarnation's that made it; a file has one owner by its lock",
     "migration.at_us": "when",
     "owner": "who owns the spool, and its session: a file is locked",
