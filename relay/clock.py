@@ -114,6 +114,12 @@ class Clock(Protocol):
         """Continue from an anchor, if there is one; call it before any time is used."""
         ...
 
+    def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
+        """Continue from the anchors of nodes that share a spool. If there is one, those given
+        before do not count: this node may have had only its own clock then.
+        """
+        ...
+
     @property
     def resumed(self) -> ResumedTime | None:
         """How this start continues from its anchors; None without any."""
@@ -293,6 +299,13 @@ class SystemClock(LoopTimers):
             elapsed_us = self._machine.elapsed_us()
             self._queue_time.resume(anchor, wall_us=self._wall_us(), elapsed_us=elapsed_us)
 
+    def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
+        """See Clock."""
+        if anchors:
+            self._queue_time.forget_anchors()
+        for anchor in anchors:
+            self.resume(anchor)
+
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
         return time.monotonic()
@@ -374,6 +387,10 @@ class QueueTime:
         """Continue from this anchor, and from those that were given before."""
         self._anchors.append(anchor)
         self.begin(wall_us=wall_us, elapsed_us=elapsed_us)
+
+    def forget_anchors(self) -> None:
+        """Leave out the anchors that were given before, once others are."""
+        self._anchors.clear()
 
     def begin(self, *, wall_us: int, elapsed_us: int) -> None:
         """Begin at the anchors, or else at this wall clock; before any time is used."""

@@ -313,6 +313,7 @@ class QueueScanner:
                     self.due_at(due_us)
         except BaseException:  # the result of a query was lost
             self.restart()
+            self._rescan_us = 0  # the start of the spool may set the clock
             raise
 
     def stop(self) -> None:

@@ -200,8 +200,10 @@ class DeliveryScheduler:
 
     async def run(self) -> None:
         """Fetch due claims and expire waiting ones, until cancelled."""
-        self._started_us = self._delayed_us = self._clock.queue_us()  # the spool has set the clock
+        has_scanned = False
         while True:
+            if not has_scanned:  # the start of the spool may set the clock
+                self._started_us = self._delayed_us = self._clock.queue_us()
             try:
                 async with self._scan_lock:
                     self._expire_waiting()
@@ -216,6 +218,7 @@ class DeliveryScheduler:
                 await self._clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
                 self._fault.clear()
+                has_scanned = True
             await self._wait()
             self._wake.clear()
             if self._wake_timer is not None:

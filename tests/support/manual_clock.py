@@ -1,6 +1,6 @@
 """A clock that a test advances."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.clock import Anchor, LoopTimers, ResumedTime
@@ -37,6 +37,9 @@ class ManualClock(LoopTimers):
         """See Clock: a test sets the time."""
 
     def resume(self, anchor: Anchor | None) -> None:
+        """See Clock: a test sets the time."""
+
+    def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
         """See Clock: a test sets the time."""
 
     def monotonic(self) -> float:

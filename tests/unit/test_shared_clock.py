@@ -84,8 +84,7 @@ class Node:
     def start(self, *anchors: Anchor) -> None:
         """Do as an engine does when it opens."""
         self.sample()
-        for one in anchors:
-            self.clock.resume(one)
+        self.clock.resume_as_node(anchors)
 
     def read(self) -> int:
         """Return queue time, and remember it."""
@@ -275,6 +274,26 @@ def test_a_new_node_is_not_behind_what_others_have_used():
     node = Node(world)
     node.start(other.clock.anchor())
     assert node.clock.queue_us() == other.read()
+
+
+@pytest.mark.parametrize("skew", [400 * DAY, -400 * DAY])
+def test_a_time_without_the_database_is_forgotten(skew):
+    """A node that was rebooted had its own clock only, and left its time in its mail root."""
+    world = World()
+    node, other = Node(world, skew), Node(world, boot_id="there")
+    other.start()
+    alone = node.clock.anchor()
+    world.now_us += MINUTE
+    others = other.clock.anchor()
+    node.restart()
+    node.clock.resume(alone)
+    assert node.clock.queue_us() == alone.queue_us + MINUTE
+    node.start(others)
+    assert node.clock.queue_us() == other.read()
+    node.restart()
+    node.clock.resume(alone)
+    node.start()  # an empty database has no better
+    assert abs(node.clock.queue_us() - alone.queue_us - MINUTE) <= MINUTE // 10
 
 
 def test_a_time_that_is_taken_over_brings_its_doubt():

@@ -464,8 +464,8 @@ class WriteConnection:
                 bring_to_schema(tables, now_us=now_us)
                 tables.wait(self._connection.execute(PLANS))
                 self.owner = take(tables, home=self._home, node=self._node, now_us=now_us)
-                for row in tables.fetch(_ANCHORS, (self._node,)):
-                    self._clock.resume(Anchor(*row))
+                rows = tables.fetch(_ANCHORS, (self._node,))
+                self._clock.resume_as_node([Anchor(*row) for row in rows])
                 self._commits = _read_commits(tables, self._node)
                 self._last_event = _read_last_event(tables)
             except BaseException:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
-from relay.delivery.queue_scanner import PriorityScan, QueueScanner
+from relay.delivery.queue_scanner import RESCAN_US, PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
 from relay.spool.common import due_claims
 from relay.spool.sqlite.claims import find_due, next_due_us, take_claims
@@ -323,3 +323,23 @@ async def test_a_spool_error_loses_no_entry() -> None:
     scanned.is_awake = True
     await scanned.run()
     assert len(scanned.claimed) == 5
+
+
+async def test_a_clock_that_is_set_back_before_the_first_scan_delays_no_other() -> None:
+    scanned = ScannedQueue(claims_max=20)
+    scanned.queue.add("mx:a.test", "ann", due_us=1)
+
+    def fail() -> None:
+        scanned.queue.meanwhile = lambda: None
+        raise apsw.BusyError("locked")
+
+    scanned.queue.meanwhile = fail
+    with pytest.raises(apsw.BusyError):
+        await scanned.run()
+    scanned.clock.advance(-3600)
+    scanned.is_awake = True
+    await scanned.run()
+    scanned.queue.add("mx:b.test", "bob", due_us=1)  # by another process: this one is not told
+    scanned.clock.advance(RESCAN_US / 1_000_000)
+    await scanned.run()
+    assert len(scanned.claimed) == 2

@@ -8,12 +8,19 @@ from msgspec import structs
 from relay.delivery import local_delivery, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import EntrySchedule, PriorityLevel, Selector, Settlement
+from relay.spool.types import (
+    EntrySchedule,
+    PriorityLevel,
+    Selector,
+    Settlement,
+    SpoolUnavailableError,
+)
 from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
 SOON_S = 30.0
+HOUR_US = 3_600_000_000
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 
 
@@ -160,6 +167,32 @@ async def test_mail_that_came_due_while_the_relay_was_down_gets_one_attempt(deli
         waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
         await delivery.spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
         await delivery.start()
+        journey = await settled(delivery, queue_id)
+        assert outcomes(journey, "x@a.test") == ["relayed"]
+
+
+async def test_the_start_of_the_spool_may_set_the_clock(delivery, monkeypatch) -> None:
+    """What came due before it has one attempt, as after any time without a relay."""
+    async with RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.open()
+        queue_id = await delivery.send("x@a.test", claim=False, expire_s=0.0)
+        (claim,) = await delivery.claim_due()
+        due_us = delivery.clock.queue_us() + HOUR_US // 2
+        await delivery.spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
+        delivery.compose()
+        scanner = delivery.scheduler._scanner
+        scan = scanner.run
+
+        async def fail_once() -> None:
+            monkeypatch.setattr(scanner, "run", scan)
+            wall_us = delivery.clock.time_us() + HOUR_US
+            delivery.clock.sample_wall(lambda: wall_us)
+            raise SpoolUnavailableError("the database is away")
+
+        monkeypatch.setattr(scanner, "run", fail_once)
+        monkeypatch.setattr(scheduler, "_AFTER_FAULT_S", 0.001)
+        delivery.run()
         journey = await settled(delivery, queue_id)
         assert outcomes(journey, "x@a.test") == ["relayed"]
 
