@@ -221,6 +221,11 @@ class Machine(Struct, frozen=True):
     boot_id: str
 
 
+def boot_s() -> float:
+    """Return seconds of real time since the boot, also those in which the machine was suspended."""
+    return time.clock_gettime(_ELAPSED)
+
+
 def this_machine() -> Machine:
     """Return the clocks of this machine."""
     try:

@@ -102,6 +102,7 @@ class Daemon:
         for server in self.http_servers:
             server.bind()
         self.spool.on_lost = self._lost_spool
+        self.spool.on_work = self.transport.scheduler.look_for_work
         taken_over = await self.spool.start(may_wait=True)
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         if taken_over:

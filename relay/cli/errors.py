@@ -24,6 +24,7 @@ from relay.client import (
 from relay.development.folder import ForeignFolderError
 from relay.settings.document import SettingsError
 from relay.spool.types import (
+    NodeNameError,
     SpoolDamagedError,
     SpoolError,
     SpoolFormatError,
@@ -69,6 +70,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (SpoolDamagedError, ExitCode.DATA),
     (SpoolFormatError, ExitCode.CONFIGURATION),
     (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
+    (NodeNameError, ExitCode.CONFIGURATION),
     (SpoolInUseError, ExitCode.UNAVAILABLE),
     (SpoolError, ExitCode.TRY_LATER),
     (TimeoutError, ExitCode.TRY_LATER),

@@ -44,6 +44,10 @@ class Scheduler(Protocol):
         """Release claims that were not attempted, at a stop. Never raises."""
         ...
 
+    def may_finish(self) -> bool:
+        """Spool.may_finish."""
+        ...
+
     def run_in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run it in the background; a stop waits for it."""
         ...

@@ -22,8 +22,9 @@ from relay.delivery.site_limits import Pushback, is_pushback
 from relay.message.content import Content, edit_header
 from relay.message.envelope import Envelope
 from relay.message.nexthop import HopKind
-from relay.message.outcome import Evidence, Indeterminate, Outcome, Success
+from relay.message.outcome import Evidence, Indeterminate, Outcome, SessionFailure, Success
 from relay.observe.logs import get_logger
+from relay.smtp.client_protocol import SmtpProtocolError
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection, OnReplies
 from relay.smtp.transaction import Transaction, TransactionResult
@@ -253,6 +254,9 @@ class OutboundSession:
     async def _before_dot(self) -> None:
         if self._unsettled is not None and not self._unsettled.done():
             await asyncio.shield(self._unsettled)
+        if not self._scheduler.may_finish():
+            text = "the database of the spool has not heard of this node for too long"
+            raise SmtpProtocolError(SessionFailure.LOST, text)
         self._in_doubt = True
 
     async def _quit_when_worn(self) -> None:

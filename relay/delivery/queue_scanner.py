@@ -316,6 +316,10 @@ class QueueScanner:
             self._rescan_us = 0  # the start of the spool may set the clock
             raise
 
+    def newly_due(self) -> None:
+        """Record that entries may have come due."""
+        self._has_newly_due = True
+
     def stop(self) -> None:
         """Fetch no more."""
         self._is_stopped = True

@@ -145,6 +145,19 @@ class DeliveryScheduler:
         self._scanner.restart()
         self._wake.set()
 
+    def may_finish(self) -> bool:
+        """Spool.may_finish."""
+        return self._spool.may_finish()
+
+    def look_for_work(self, *, anew: bool) -> None:
+        """Scan the spool for what other nodes may have left there: with `anew` also for what was
+        due before.
+        """
+        if anew:
+            self._scanner.restart()
+        self._scanner.newly_due()
+        self._wake.set()
+
     def due_at(self, due_us: int) -> None:
         """Report a due time that an operator has set."""
         if due_us <= self._clock.queue_us():

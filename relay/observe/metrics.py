@@ -77,6 +77,17 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=registry,
         )
+        self.lost_commits = Counter(
+            "relay_spool_lost_commits",
+            "Commits that the database of the spool has lost.",
+            registry=registry,
+        )
+        self.takeovers = Counter(
+            "relay_spool_takeovers",
+            "Claims of dead nodes that this node has ended.",
+            registry=registry,
+        )
+        self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(
             "relay_pressure_level",

@@ -147,6 +147,18 @@ class ReceiptLedger(Protocol):
         ...
 
 
+class OnWork(Protocol):
+    """Looks for entries to claim."""
+
+    def __call__(self, *, anew: bool) -> None:
+        """Look; with `anew` also for entries that were due before."""
+        ...
+
+
+def no_work(*, anew: bool) -> None:
+    """Ignore it."""
+
+
 class SpoolEngine(Spool, SpoolHistory, Protocol):
     """An open spool, as its owner uses it. Call start() once, then stop() once."""
 
@@ -179,6 +191,7 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         ...
 
     on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end
+    on_work: "OnWork"  # called when other nodes may have left entries to claim
 
     async def start(self, *, may_wait: bool = False) -> int:
         """Connect, and release the claims of a dead owner; return their number.

@@ -123,6 +123,10 @@ class SpoolInUseError(SpoolError):
     """Another node owns the spool."""
 
 
+class NodeNameError(SpoolError):
+    """Another node uses the name of this one."""
+
+
 class HoldsFullError(SpoolError):
     """Rules hold as many entries as they may: 452 4.3.1."""
 
@@ -319,6 +323,7 @@ class Claim(Struct, frozen=True):
     # recipients that a host accepted in this attempt or before, and whose sender is owed a report
     owed: tuple[ReportedRecipient, ...] = ()
     extra: EntryExtra = NO_EXTRA  # fields by which no query selects
+    owner: int = 0  # the incarnation of the node that has claimed it, where several share a spool
 
     def __repr__(self) -> str:  # without the content, which is not for a log
         return f"Claim({self.message.id}, entry_id={self.entry_id}, epoch={self.epoch})"
@@ -501,6 +506,12 @@ class Spool(Protocol):
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
         epoch has ended.
+        """
+        ...
+
+    def may_finish(self) -> bool:
+        """Whether an attempt of a claim may still go as far as to hand the message over: no other
+        node has the claim.
         """
         ...
 

@@ -21,13 +21,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from msgspec.structs import replace
 
 from relay import spool as spools
-from relay.clock import SystemClock
+from relay.clock import Ids, SystemClock
 from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
@@ -68,6 +70,11 @@ INSERT INTO counter VALUES ('bench', 0, 'accepted', {0});
 """
 
 
+_NUMBERS = count()
+# Random ones would meet: a benchmark makes more in a millisecond than any relay.
+IDS = Ids(SystemClock(), lambda length: (next(_NUMBERS) % (1 << 32)).to_bytes(length, "big"))
+
+
 class Cost:
     """What some messages took: processor time of this process, of the server, and real time."""
 
@@ -106,7 +113,10 @@ async def opened(folder: Path, url: str) -> AsyncIterator[SpoolEngine]:
 
 def batch(number: int) -> list[NewMessage]:
     content = b"Subject: s\r\n\r\n" + b"x" * 990 + b"\r\n"
-    return [new_message([("mx:a.test", "x@a.test")], contents=(content,)) for _ in range(number)]
+    messages = [
+        new_message([("mx:a.test", "x@a.test")], contents=(content,)) for _ in range(number)
+    ]
+    return [replace(one, facts=replace(one.facts, id=IDS.new())) for one in messages]
 
 
 async def use(spool: SpoolEngine, messages: Sequence[NewMessage]) -> None:

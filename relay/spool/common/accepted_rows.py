@@ -73,9 +73,10 @@ def accepted_rows(
     kept: Collection[int],
     claim: bool,
     captured: CapturedMail,
+    owner: int = 0,
 ) -> AcceptedRows:
     """Return what a message adds. `content_keys` are the keys of its contents, by their index;
-    claims have those in `kept` with them. With `claim` its queued entries are claimed.
+    claims have those in `kept` with them. With `claim` its queued entries are claimed, by `owner`.
     """
     facts = message.facts
     counts: Counter[str] = Counter()
@@ -119,7 +120,7 @@ def accepted_rows(
                     recipients=tuple(people), attempts=0, content_id=content_key,
                     content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
                     level=level, sender=message.sender_key, warn_us=warn_us,
-                    priority=message.priority, extra=entry.extra,
+                    priority=message.priority, extra=entry.extra, owner=owner,
                 )
             )  # fmt: skip
     counts[ACCEPTED_COUNTER] += len(recipients)

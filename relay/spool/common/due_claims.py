@@ -110,7 +110,11 @@ def scan_next_hop(
 
 
 def claim_of(
-    row: Sequence[Any], recipients: Sequence[Sequence[Any]], *, content_id: ContentKey
+    row: Sequence[Any],
+    recipients: Sequence[Sequence[Any]],
+    *,
+    content_id: ContentKey,
+    owner: int = 0,
 ) -> Claim:
     """Return the claim in a row of CLAIM_COLUMNS, and rows of its recipients: what is owed, "" for
     one that is not final, and RECIPIENT_COLUMNS. Raises TypeError or ValueError for inconsistent
@@ -129,7 +133,7 @@ def claim_of(
         sender=row[10], cause=row[11], cause_attempts=row[12], warn_us=row[13],
         priority=PriorityLevel(row[14]),
         owed=tuple(_owed(row, one) for one in recipients if one[0]),
-        extra=parse_entry_extra(row[15]),
+        extra=parse_entry_extra(row[15]), owner=owner,
     )  # fmt: skip
 
 

@@ -68,13 +68,13 @@ def events_after(
         found.append((sequence, recorded))
         characters += len(text)
         if characters > _CHARACTERS_MAX or len(found) == limit:
-            return SpoolEvents(found, _removed_to(tables), False, leaves_out_older)
-    return SpoolEvents(found, _removed_to(tables), True, leaves_out_older)
+            return SpoolEvents(found, removed_to(tables), False, leaves_out_older)
+    return SpoolEvents(found, removed_to(tables), True, leaves_out_older)
 
 
 def last_event(tables: Tables) -> int:
     """Return the sequence behind which all later events are."""
-    return max(last_sequence(tables) or SEQUENCE_BASE, _removed_to(tables))
+    return max(last_sequence(tables) or SEQUENCE_BASE, removed_to(tables))
 
 
 def last_sequence(tables: Tables) -> int | None:
@@ -84,7 +84,8 @@ def last_sequence(tables: Tables) -> int | None:
     return last
 
 
-def _removed_to(tables: Tables) -> int:
+def removed_to(tables: Tables) -> int:
+    """Return the greatest sequence that was removed."""
     row = tables.fetch_one("SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
     return int(row[0]) if row else 0
 

@@ -26,6 +26,7 @@ from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError
 
 T = TypeVar("T")
 PART_BYTES = 256 * 1024
+_ALIVE = "SELECT incarnation FROM node WHERE state = 'alive'"
 _AT_ONCE = 200
 _INSERT = "INSERT INTO body (id, part, data) VALUES (?, ?, ?)"
 _CONTENT = (
@@ -132,7 +133,7 @@ class BodyStore:
 
     def begin(self, incarnation: int) -> None:
         """From now on bodies are those of this owner."""
-        self.prefix = f"{incarnation:x}-"
+        self.prefix = _prefix(incarnation)
 
     def incoming(self) -> IncomingParts:
         """Return a body that is about to come in."""
@@ -224,10 +225,12 @@ class BodyStore:
         swept, after = 0, ""
         while rows := tables.fetch(_STRAYS, (after, _AT_ONCE)):
             after = rows[-1][0]
+            # Read after them: one that is in use is that of a node which had joined before.
+            alive = tuple(_prefix(one) for (one,) in tables.fetch(_ALIVE))
             stale = [
                 name
                 for (name,) in rows
-                if name not in self._in_use and not name.startswith(self.prefix)
+                if name not in self._in_use and not name.startswith(alive)
             ]
             remove_bodies(tables, stale)
             swept += len(stale)
@@ -244,6 +247,10 @@ class BodyStore:
             return await whole.body.finish()
         body_id = self._new_id()
         return await self._reader.read(lambda tables: _upload(tables, body_id, content))
+
+
+def _prefix(incarnation: int) -> str:
+    return f"{incarnation:x}-"
 
 
 def remove_bodies(tables: ConnectionTables, ids: Iterable[str]) -> None:

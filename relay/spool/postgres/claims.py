@@ -36,9 +36,20 @@ from relay.spool.types import (
     PriorityLevel,
 )
 
+# A loose index scan: one seek to the next owner. An owner that is not among the nodes is dead too.
+_DEAD_OWNERS = """
+WITH RECURSIVE turn (owner) AS (
+    (SELECT owner FROM entry WHERE claimed = 1 ORDER BY owner LIMIT 1)
+    UNION ALL
+    SELECT (SELECT owner FROM entry WHERE claimed = 1 AND owner > turn.owner ORDER BY owner LIMIT 1)
+    FROM turn WHERE turn.owner IS NOT NULL
+)
+SELECT owner FROM turn WHERE owner IS NOT NULL AND NOT EXISTS (
+    SELECT FROM node WHERE incarnation = turn.owner AND state = 'alive')"""
 _ABANDONED = (
     "SELECT message_id, number, next_hop, attempts, state FROM entry"
-    " WHERE claimed = 1 AND owner <> ? LIMIT ?"
+    " WHERE claimed = 1 AND owner = ? ORDER BY message_id, number LIMIT ?"
+    " FOR NO KEY UPDATE SKIP LOCKED"
 )
 _PAGE = 200  # rows of an index at once
 _WAITS = "claimed = 0 AND due_us IS NOT NULL AND"
@@ -83,7 +94,7 @@ WITH chosen AS MATERIALIZED (
 UPDATE entry e SET claimed = 1, owner = $3, epoch = e.epoch + 1
 FROM chosen WHERE e.ctid = chosen.row RETURNING e.message_id, e.number"""
 _FACTS = f"""
-SELECT {CLAIM_COLUMNS}, e.content_id FROM {_KEYS}
+SELECT {CLAIM_COLUMNS}, e.owner, e.content_id FROM {_KEYS}
 CROSS JOIN LATERAL (
     SELECT * FROM entry WHERE message_id = k.message_id AND number = k.number OFFSET 0
 ) e
@@ -147,17 +158,32 @@ def read_claims(
     for row in map(tuple, tables.fetch(_FACTS, columns)):
         key = (row[0], row[1])
         try:
-            claims.append(claim_of(row, recipients.get(key, ()), content_id=(row[0], row[-1])))
+            people = recipients.get(key, ())
+            content_id = (row[0], row[-1])
+            claims.append(claim_of(row[:-2], people, content_id=content_id, owner=row[-2]))
         except (TypeError, ValueError) as error:
             damaged[key] = str(error)
     return tuple(claims), damaged
 
 
 def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
-    """Release some claims of earlier owners; return how many, 0 when none is left."""
-    claimed = transaction.fetch(_ABANDONED, (transaction.incarnation, CLAIMS_AT_ONCE))
-    release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
-    return len(claimed)
+    """Release some claims of owners that do not live; return how many, 0 when none is left."""
+    for (owner,) in dead_owners(transaction):
+        claimed = transaction.fetch(_ABANDONED, (owner, CLAIMS_AT_ONCE))
+        if claimed:
+            release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
+            return len(claimed)
+    transaction.has_changed = False
+    return 0
+
+
+def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[int]]:
+    """Return the owners of claims that do not live: a row for each.
+
+    A node that wakes up late still accepts as its dead incarnation, so this is not looked for once
+    for each that dies.
+    """
+    return tables.fetch(_DEAD_OWNERS)
 
 
 def _scan_level(

@@ -6,14 +6,19 @@
 --
 -- Only the parts that a commit needs are sent, since each part takes time without a row as well.
 --
+-- Another node may have taken over a claim in the meantime: epoch and owner are compared once more
+-- where its entry changes, and what has changed is counted.
+--
 -- A row is looked for by its whole key in a LATERAL query with OFFSET 0, and then changed by its
 -- ctid, so that no statistics lead to another plan (tests/unit/spool/postgres/test_plans.py).
 -- always:
-WITH new_event AS (
-    INSERT INTO event
-    SELECT * FROM unnest($52::text[], $53::bigint[], $54::integer[], $55::bigint[], $56::text[])
+WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
+    INSERT INTO event (message_id, sequence, step, at_us, detail)
+    SELECT message_id, nextval('event_number'), step, at_us, detail
+    FROM own CROSS JOIN unnest($52::text[], $53::integer[], $54::bigint[], $55::text[]) AS k (
+        message_id, step, at_us, detail)
 ), counted AS (
-    INSERT INTO counter SELECT $80, $91, * FROM unnest($81::text[], $82::bigint[])
+    INSERT INTO counter SELECT $72, $90, * FROM unnest($80::text[], $81::bigint[])
 )
 -- accepted:
 , new_message AS (
@@ -79,57 +84,66 @@ WITH new_event AS (
 )
 -- submitted:
 , new_submission AS (
-    INSERT INTO submission SELECT * FROM unnest($57::text[], $58::text[], $59::bigint[])
+    INSERT INTO submission SELECT * FROM unnest($56::text[], $57::text[], $58::bigint[])
 )
 -- settled:
 , claimed AS MATERIALIZED (
-    SELECT k.*, e.place, e.owned_by
+    SELECT k.*, e.place
     FROM (
         SELECT
-            message_id, coalesce(number, ($61::integer[])[1]) AS number,
-            coalesce(epoch, ($62::bigint[])[1]) AS epoch,
-            coalesce(content_id, ($63::integer[])[1]) AS content_id,
-            coalesce(ends, ($64::integer[])[1]) AS ends, coalesce(state, ($65::text[])[1]) AS state,
-            coalesce(attempts, ($66::integer[])[1]) AS attempts, due_us, retry_us,
-            coalesce(lane, ($69::integer[])[1]) AS lane, coalesce(cause, ($70::text[])[1]) AS cause,
-            coalesce(cause_attempts, ($71::integer[])[1]) AS cause_attempts, warn_us,
-            coalesce(ended_with, ($89::text[])[1]) AS ended_with
+            message_id, coalesce(number, ($60::integer[])[1]) AS number,
+            coalesce(epoch, ($61::bigint[])[1]) AS epoch,
+            coalesce(content_id, ($62::integer[])[1]) AS content_id,
+            coalesce(ends, ($63::integer[])[1]) AS ends, coalesce(state, ($64::text[])[1]) AS state,
+            coalesce(attempts, ($65::integer[])[1]) AS attempts, due_us, retry_us,
+            coalesce(lane, ($68::integer[])[1]) AS lane, coalesce(cause, ($69::text[])[1]) AS cause,
+            coalesce(cause_attempts, ($70::integer[])[1]) AS cause_attempts, warn_us,
+            coalesce(ended_with, ($88::text[])[1]) AS ended_with,
+            coalesce(owner, ($79::bigint[])[1]) AS owner
         FROM unnest(
-            $60::text[], $61::integer[], $62::bigint[], $63::integer[], $64::integer[], $65::text[],
-            $66::integer[], $67::bigint[], $68::bigint[], $69::integer[], $70::text[],
-            $71::integer[], $72::bigint[], $89::text[]
+            $59::text[], $60::integer[], $61::bigint[], $62::integer[], $63::integer[], $64::text[],
+            $65::integer[], $66::bigint[], $67::bigint[], $68::integer[], $69::text[],
+            $70::integer[], $71::bigint[], $88::text[], $79::bigint[]
         ) AS k (
             message_id, number, epoch, content_id, ends, state, attempts, due_us, retry_us, lane,
-            cause, cause_attempts, warn_us, ended_with)
+            cause, cause_attempts, warn_us, ended_with, owner)
     ) k
     CROSS JOIN LATERAL (
-        SELECT ctid AS place, owner AS owned_by FROM entry
+        SELECT ctid AS place FROM entry
         WHERE message_id = k.message_id AND number = k.number AND epoch = k.epoch
-            AND claimed = 1 AND owner = $73
+            AND claimed = 1 AND owner = k.owner
         OFFSET 0
     ) e
 ), ended AS (
-    DELETE FROM entry e USING claimed k WHERE e.ctid = k.place AND k.ends = 1
+    DELETE FROM entry e USING claimed k
+    WHERE e.ctid = k.place AND k.ends = 1 AND e.epoch = k.epoch AND e.owner = k.owner
+    RETURNING 1
+), going_on AS (
+    UPDATE entry e SET owner = k.owner FROM claimed k
+    WHERE e.ctid = k.place AND k.ends = 2 AND e.epoch = k.epoch AND e.owner = k.owner
+    RETURNING 1
 ), waiting AS (
     UPDATE entry e SET
         state = k.state, attempts = k.attempts, claimed = 0, owner = 0, epoch = e.epoch + 1,
         due_us = k.due_us, retry_us = k.retry_us, lane = k.lane, cause = k.cause,
         cause_attempts = k.cause_attempts,
         warn_us = CASE WHEN e.warn_us IS NULL THEN NULL ELSE k.warn_us END
-    FROM claimed k WHERE e.ctid = k.place AND k.ends = 0
+    FROM claimed k
+    WHERE e.ctid = k.place AND k.ends = 0 AND e.epoch = k.epoch AND e.owner = k.owner
+    RETURNING 1
 ), changed_recipient AS MATERIALIZED (
     SELECT k.*, r.place
     FROM (
         SELECT
-            coalesce(state, ($74::text[])[1]) AS state,
-            coalesce(status, ($75::text[])[1]) AS status,
-            coalesce(reply, ($76::text[])[1]) AS reply, message_id,
-            coalesce(entry, ($78::integer[])[1]) AS entry,
-            coalesce(number, ($79::integer[])[1]) AS number,
-            coalesce(next_hop, ($90::text[])[1]) AS next_hop
+            coalesce(state, ($73::text[])[1]) AS state,
+            coalesce(status, ($74::text[])[1]) AS status,
+            coalesce(reply, ($75::text[])[1]) AS reply, message_id,
+            coalesce(entry, ($77::integer[])[1]) AS entry,
+            coalesce(number, ($78::integer[])[1]) AS number,
+            coalesce(next_hop, ($89::text[])[1]) AS next_hop
         FROM unnest(
-            $74::text[], $75::text[], $76::text[], $77::text[], $78::integer[], $79::integer[],
-            $90::text[]
+            $73::text[], $74::text[], $75::text[], $76::text[], $77::integer[], $78::integer[],
+            $89::text[]
         ) AS k (
             state, status, reply, message_id, entry, number, next_hop)
     ) k
@@ -163,8 +177,8 @@ WITH new_event AS (
 )
 -- noted:
 , noted AS (
-    INSERT INTO clock SELECT $80, * FROM unnest(
-        $83::bigint[], $84::bigint[], $85::bigint[], $86::text[], $87::bigint[], $88::bigint[])
+    INSERT INTO clock SELECT $91, * FROM unnest(
+        $82::bigint[], $83::bigint[], $84::bigint[], $85::text[], $86::bigint[], $87::bigint[])
     ON CONFLICT (node) DO UPDATE SET
         steady_us = excluded.steady_us, wall_us = excluded.wall_us,
         elapsed_us = excluded.elapsed_us, boot_id = excluded.boot_id,
@@ -173,5 +187,6 @@ WITH new_event AS (
 -- always:
 SELECT 1
 -- settled:
-    / CASE WHEN (SELECT count(*) FROM claimed) = cardinality($60::text[]) THEN 1 ELSE 0 END,
+    / CASE WHEN (SELECT count(*) FROM ended) + (SELECT count(*) FROM waiting)
+        + (SELECT count(*) FROM going_on) = cardinality($59::text[]) THEN 1 ELSE 0 END,
     ARRAY(SELECT body FROM dropped WHERE body <> '')

@@ -61,7 +61,7 @@ _TABLES = {
 }
 _COUNT_ROWS_NOW = "SELECT pg_stat_force_next_flush()"  # n_live_tup of this session's changes
 _REMOVED = (
-    "INSERT INTO counter VALUES ('', 0, ?, ?)"
+    "INSERT INTO counter VALUES (0, 0, ?, ?)"
     " ON CONFLICT (node, number, name) DO UPDATE"
     " SET value = greatest(counter.value, excluded.value)"
 )

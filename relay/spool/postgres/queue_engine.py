@@ -47,7 +47,7 @@ class PostgresQueueEngine:
 
     async def change(self, operation: Callable[[WriteTransaction], T]) -> T:
         """QueueEngine.change."""
-        return await self._writer.submit(operation, alone=True)
+        return await self._writer.submit(operation, alone=True, is_order=True)
 
     def read_claims(
         self, tables: Any, keys: Collection[Key]

@@ -29,9 +29,9 @@ _MESSAGE = "wooowwwooooooowwo"
 _CONTENT = "wowwnoow"
 _ENTRY = "wooooonnoonooo"
 _RECIPIENT = "woowoooooooo"
-_EVENT = "wwwww"
+_EVENT = "wwww"
 _SUBMISSION = "www"
-_SETTLED = "woooooonnooon"
+_SETTLED = "woooooonnooon"  # the owner is a column of its own
 _OUTCOME = "ooowoo"
 _COUNT = "ww"
 _ANCHOR = "wwwwww"
@@ -60,7 +60,6 @@ class Statement(Struct, frozen=True):
 
     sql: str
     values: Sequence[Any]
-    last_event: int  # the sequence of the last event
 
 
 @lru_cache
@@ -84,22 +83,21 @@ class CommitRows:
         self.events: list[tuple[str, Event]] = []
         self.submissions: list[tuple[str, str, int]] = []
         self.settled: list[SettledEntry] = []
+        self.owners: list[int] = []  # that have the claims of the results
         self.outcomes: list[tuple[Any, ...]] = []
         self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
         self.counts: Counter[str] = Counter()
 
     def statement(
-        self, *, owner: int, node: str, number: int, last_event: int, anchor: Anchor | None
+        self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
     ) -> Statement:
-        """Return what to send as the commit with this number of this node. Events follow
-        `last_event`; that of each is at least its time, so that after an older state was restored
-        it is also greater than those that this state lacks.
+        """Return what to send as the commit with this number of this incarnation; `name` is that of
+        the node.
         """
-        events = []
-        for message_id, event in self.events:
-            last_event = max(last_event + 1, event.at_us)
-            detail = json_text(event.detail)
-            events.append((message_id, last_event, int(event.step), event.at_us, detail))
+        events = [
+            (message_id, int(event.step), event.at_us, json_text(event.detail))
+            for message_id, event in self.events
+        ]
         counts = [one for one in sorted(self.counts.items()) if one[1]]
         values = [
             *_columns(self.messages, _MESSAGE),
@@ -109,14 +107,15 @@ class CommitRows:
             *_columns(events, _EVENT),
             *_columns(self.submissions, _SUBMISSION),
             *_columns([astuple(one) for one in self.settled], _SETTLED),
-            owner,
+            incarnation,
             *_columns(self.outcomes, _OUTCOME),
-            node,
+            _once(self.owners),
             *_columns(counts, _COUNT),
             *_columns([astuple(anchor)] if anchor is not None else (), _ANCHOR),
             _once(self._ended_with()),
             _once(self.hops),
             number,
+            name,
         ]
         sql, used = _parts(
             "always",
@@ -125,7 +124,7 @@ class CommitRows:
             "settled" if self.settled else "",
             "noted" if anchor is not None else "",
         )
-        return Statement(sql, [values[one - 1] for one in used], last_event)
+        return Statement(sql, [values[one - 1] for one in used])
 
     def _ended_with(self) -> list[str]:
         """Return for each result the numbers of the entries of its message that end here."""

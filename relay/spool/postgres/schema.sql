@@ -82,7 +82,7 @@ CREATE TABLE entry (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0
 );
-CREATE INDEX entry_claimed ON entry (message_id, number) WHERE claimed = 1;
+CREATE INDEX entry_claimed ON entry (owner, message_id, number) WHERE claimed = 1;
 CREATE INDEX entry_due ON entry (lane, due_us, message_id, number, next_hop, sender, state)
     WHERE claimed = 0 AND due_us IS NOT NULL;
 CREATE INDEX entry_hop ON entry (next_hop, lane, sender, due_us)
@@ -108,7 +108,11 @@ CREATE TABLE recipient (
     PRIMARY KEY (message_id, entry, number)
 ) WITH (fillfactor = 80);
 
--- The owner gives the sequence: it is greater than that of each event before.
+-- The numbers of events: a transaction takes its own id before it takes any of them, so that a
+-- reader can tell which are final (relay/spool/postgres/final_events.py). They go on from the time at
+-- which a node joins, so that after an older state was restored none is given again.
+CREATE SEQUENCE event_number AS bigint CACHE 1;
+
 CREATE TABLE event (
     message_id text COLLATE "C" NOT NULL,
     sequence   bigint NOT NULL,
@@ -128,9 +132,10 @@ CREATE INDEX submission_expiry ON submission (expires_us);
 
 -- A counter is the sum of its rows. Each commit adds rows with its number, and changes none: while
 -- anybody holds a snapshot, a row that is changed all the time has ever more versions, which each
--- change reads. From time to time the rows of a node are added up in those with the number 0.
+-- change reads. From time to time the rows of a node are added up in those with the number 0. `node`
+-- is an incarnation; those of the ones that have ended are added up in the node 0.
 CREATE TABLE counter (
-    node   text COLLATE "C" NOT NULL,
+    node   bigint NOT NULL,
     number bigint NOT NULL,
     name   text COLLATE "C" NOT NULL,
     value  bigint NOT NULL,
@@ -172,15 +177,19 @@ CREATE TABLE migration (
     at_us   bigint NOT NULL
 );
 
--- One row: who owns the spool, or owned it last. `pid` and `begun` are those of the backend of its
--- write connection in pg_stat_activity, `system` is the identifier of the cluster.
-CREATE TABLE owner (
-    id          integer PRIMARY KEY CHECK (id = 1),
-    incarnation bigint NOT NULL,
+-- Each time that a node joined: see nodes.py. `pid` and `begun` are those of the backend of its write
+-- connection in pg_stat_activity, `timeline` has the identifier of the cluster as well.
+CREATE TABLE node (
+    incarnation bigint PRIMARY KEY,
+    name        text COLLATE "C" NOT NULL,
+    state       text COLLATE "C" NOT NULL,   -- alive, stopped or dead
+    beat        bigint NOT NULL,
     home        text COLLATE "C" NOT NULL,   -- the id of its state_dir
-    node        text COLLATE "C" NOT NULL,
+    place       text COLLATE "C" NOT NULL,   -- machine, boot, device and inode of its state_dir
+    version     text COLLATE "C" NOT NULL,
+    store       text COLLATE "C" NOT NULL,   -- whose mail root it holds; '' is none
     since_us    bigint NOT NULL,
     pid         integer NOT NULL,
     begun       text COLLATE "C" NOT NULL,
-    system      text COLLATE "C" NOT NULL
-);
+    timeline    text COLLATE "C" NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);

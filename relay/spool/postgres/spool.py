@@ -1,4 +1,4 @@
-"""The engine on PostgreSQL: one node owns the queue.
+"""The engine on PostgreSQL: nodes share one queue.
 
 A coroutine returns after the server's commit, synchronous_commit = on. See docs/design.md 4.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.clock import Clock, advanced_us, wall_offset_us
+from relay import __version__
+from relay.clock import Clock, advanced_us, boot_s, wall_offset_us
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import replace_file
 from relay.journeys.document import Journey
@@ -30,11 +31,15 @@ from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.claim_changes import late_recipients, release_claims
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
-from relay.spool.engine import RecordedRoot
+from relay.spool.common.rows import SEQUENCE_BASE
+from relay.spool.engine import OnWork, RecordedRoot, no_work
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us
+from relay.spool.postgres.final_events import FinalEvents
+from relay.spool.postgres.keeper import NodeKeeper
 from relay.spool.postgres.maintenance import PostgresMaintenance
+from relay.spool.postgres.nodes import NodeIdentity, place_of
 from relay.spool.postgres.queue_engine import PostgresQueueEngine
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
@@ -94,10 +99,11 @@ def open_engine(
     """See relay.spool.open(). Nothing is connected."""
     directory = settings.state_dir / _BODIES
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place = SpoolPlace(
-        parse_postgres_url(settings.spool.url), _home(settings.state_dir / _HOME_FILE),
-        settings.node, directory,
+    identity = NodeIdentity(
+        settings.node, _home(settings.state_dir / _HOME_FILE),
+        place_of(settings.state_dir, clock.anchor().boot_id), __version__,
     )  # fmt: skip
+    place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(
         place, clock=clock, crash=crash, metrics=metrics,
         submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
@@ -106,13 +112,12 @@ def open_engine(
 
 
 class SpoolPlace(Struct, frozen=True):
-    """Where the spool is, and who uses it. `home` is the id of the state_dir of the node, and
-    `directory` is for bodies that are being received or sent.
+    """Where the spool is, and who uses it. `directory` is for bodies that are being received or
+    sent.
     """
 
     options: ServerOptions
-    home: str
-    node: str
+    identity: NodeIdentity
     directory: Path
 
 
@@ -128,9 +133,10 @@ class PostgresSpool:
         metrics: Metrics,
         submission_keep_s: float,
         captured: CapturedMail,
+        elapsed_s: Callable[[], float] = boot_s,
     ) -> None:
         """`submission_keep_s` is how long a submission key is remembered after its first use,
-        `captured` what happens to captured mail.
+        `captured` what happens to captured mail. Leases are counted by `elapsed_s`.
         """
         options = self._options = place.options
         self._clock = clock
@@ -139,11 +145,13 @@ class PostgresSpool:
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
         self._captured = captured
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
+        self.on_work: OnWork = no_work
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(options, place.directory)
         self._writer = WriteConnection(
-            options, home=place.home, node=place.node, clock=clock, crash=crash, metrics=metrics,
+            options, identity=place.identity, clock=clock, crash=crash, metrics=metrics,
             on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
+            elapsed_s=elapsed_s,
         )  # fmt: skip
         self._entries = 0
         self._connecting: asyncio.Task[None] | None = None
@@ -155,6 +163,12 @@ class PostgresSpool:
         self._engine = PostgresQueueEngine(
             self._writer, self._queries, self._bodies, captured=captured
         )
+        self._keeper = NodeKeeper(
+            self._writer, options, clock=clock, take_over=self._take_over,
+            on_work=self._work, on_joined=self._bodies.begin,
+            on_lost=self._lost,
+        )  # fmt: skip
+        self._final_events = FinalEvents()
         self.receipts = ReceiptRecords(read=self._engine.read, change=self._engine.change)
         self.queue_admin = SpoolQueueAdmin(
             self._engine, follow=self.receipts.follow, clock=clock, metrics=metrics,
@@ -189,9 +203,19 @@ class PostgresSpool:
         self._bodies.begin(self._writer.incarnation)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
+        self._keeper.start()
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
         return taken_over
+
+    def _work(self, *, anew: bool) -> None:
+        self.on_work(anew=anew)
+
+    async def _take_over(self) -> int:
+        taken = await self.maintenance.take_over()
+        self._metrics.takeovers.inc(taken)
+        self.on_work(anew=True)
+        return taken
 
     def _faults_of(self, tables: ConnectionTables) -> Sequence[str]:
         return tables.wait(server_faults(self._options, tables.connection))
@@ -217,6 +241,7 @@ class PostgresSpool:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
+        await self._keeper.stop()
         await self._writer.stop()
         for one in (self._queries, self._counting, self._bodies):
             await one.close()
@@ -278,6 +303,8 @@ class PostgresSpool:
             raise HoldsFullError("rules hold as many entries as they may")
         if receipt is not None:
             self.receipts.version += 1
+        if not claim:
+            self._keeper.tell(anew=False)
         if not accepted.repeated:
             self._bodies.accepted(bodies)
             for one in messages:
@@ -323,6 +350,10 @@ class PostgresSpool:
             self._metrics.accepted_by(report.facts.source).inc()
         return True, recorded.claims
 
+    def may_finish(self) -> bool:
+        """Spool.may_finish."""
+        return self._writer.may_finish()
+
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
         """Spool.late_recipients."""
         return await self._bodies.ask(lambda tables: late_recipients(tables, key))
@@ -331,8 +362,9 @@ class PostgresSpool:
         """Spool.claim_due."""
         at_us = self._clock.time_us()
         return await self._writer.submit(
-            lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit), alone=True
-        )
+            lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit),
+            leased=True, alone=True,
+        )  # fmt: skip
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
@@ -341,6 +373,7 @@ class PostgresSpool:
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
         await self._engine.change(lambda one: release_claims(one, claims))
+        self._keeper.tell(anew=True)
 
     def incoming_body(self) -> IncomingParts:
         """Spool.incoming_body."""
@@ -453,15 +486,23 @@ class PostgresSpool:
     async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
         """SpoolHistory.events_after."""
         at_once = not self._captured.is_delivered
-        return await self._queries.read(
-            lambda t: recorded_events.events_after(
-                t, after, until, limit=limit, captures_at_once=at_once
+
+        def read(tables: ConnectionTables) -> SpoolEvents:
+            last = min(until, self._last_event(tables))
+            return recorded_events.events_after(
+                tables, after, last, limit=limit, captures_at_once=at_once
             )
-        )
+
+        return await self._queries.read(read)
 
     async def last_event(self) -> int:
         """SpoolHistory.last_event."""
-        return await self._queries.read(recorded_events.last_event)
+        return await self._queries.read(self._last_event)
+
+    def _last_event(self, tables: ConnectionTables) -> int:
+        return max(
+            self._final_events.read(tables), recorded_events.removed_to(tables), SEQUENCE_BASE
+        )
 
     def load(self) -> SpoolLoad:
         """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""

@@ -38,7 +38,7 @@ class PostgresStorage:
         """SpoolStorage.exists."""
 
         def is_there(tables: "ConnectionTables") -> bool:
-            from relay.spool.postgres.ownership import tables_there  # noqa: PLC0415 - see above
+            from relay.spool.postgres.schema import tables_there  # noqa: PLC0415 - see above
 
             return bool(tables_there(tables))
 
@@ -52,7 +52,7 @@ class PostgresStorage:
         """SpoolStorage.faults."""
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.spool.postgres.ownership import missing_rights  # noqa: PLC0415 - see above
+            from relay.spool.postgres.schema import missing_rights  # noqa: PLC0415 - see above
             from relay.spool.postgres.server import server_faults  # noqa: PLC0415
 
             faults = tables.wait(server_faults(self._options, tables.connection))
@@ -67,7 +67,7 @@ class PostgresStorage:
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""
 
         def look(tables: "ConnectionTables") -> None:
-            from relay.spool.postgres.ownership import schema_version  # noqa: PLC0415 - see above
+            from relay.spool.postgres.schema import schema_version  # noqa: PLC0415 - see above
 
             schema_version(tables)
 

@@ -123,7 +123,9 @@ def add_message(
     _check_parts(transaction, bodies)
     used = used_contents(message)
     keys = {index: (facts.id, index) for index in used}
-    added = accepted_rows(message, keys, kept=used, claim=claim, captured=captured)
+    added = accepted_rows(
+        message, keys, kept=used, claim=claim, captured=captured, owner=transaction.incarnation
+    )
     rows.messages.append(message_row(facts))
     rows.contents += [
         (facts.id, index, *_content_columns(content, bodies.get(index)))
@@ -175,6 +177,7 @@ def settle(
         *waiting_columns(changed.waiting),
     )  # fmt: skip
     rows.settled.append(entry)
+    rows.owners.append(claim.owner)
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
     rows.counts.update(changed.final)

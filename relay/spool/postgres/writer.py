@@ -5,11 +5,11 @@ one round trip and one fsync of the server for all that gathered during the last
 operations run alone, in a transaction. Every answer is known before the commit is sent.
 
 Each commit has a number, which its rows of `counter` have. A connection that is lost leaves open
-whether its last commit took effect: the writer connects again, ends the old session, takes the lock
-again, and then the greatest number says which it was. A commit that took effect is answered; one
-that did not is sent once more. An acceptance that has waited too long for this is answered with an
-error, for then the message may be in the queue all the same: its sender's repetition is a
-duplicate, as after any lost connection (RFC 1047).
+whether its last commit took effect: the writer connects again, ends the old session, and then the
+greatest number says which it was. A commit that took effect is answered; one that did not is sent
+once more. An acceptance that has waited too long for this is answered with an error, for then the
+message may be in the queue all the same: its sender's repetition is a duplicate, as after any lost
+connection (RFC 1047).
 """
 
 import asyncio
@@ -31,17 +31,28 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.common.commit_timer import CommitTimer
-from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE
-from relay.spool.postgres.ownership import (
-    Owner,
-    bring_to_schema,
-    take,
-    take_again,
+from relay.spool.postgres.nodes import (
+    Lease,
+    NodeIdentity,
+    NodeRow,
+    join,
+    lease_from,
+    leave,
+    lock_shared,
+    namesakes,
+    return_to,
+    still_alive,
 )
 from relay.spool.postgres.rows import CommitRows, without_nul
+from relay.spool.postgres.schema import bring_to_schema
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.types import SpoolError, SpoolInUseError, SpoolUnavailableError
+from relay.spool.types import (
+    NodeNameError,
+    SpoolError,
+    SpoolInUseError,
+    SpoolUnavailableError,
+)
 
 COMMITS = "commits"  # the counter that each commit raises
 WAITING_MAX = 20_000
@@ -50,6 +61,7 @@ _BATCH_BYTES_MAX = 8 << 20
 _ANCHOR_S = 1.0  # between two anchors
 _CLOCK_DIFFERS_S = 60.0
 _AGAIN_S = 1.0  # between two attempts to connect
+_TIMES_MAX = 5  # that an operation is repeated which others were in the way of
 _ADD_UP_AFTER = 256  # commits
 _ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
 _STATEMENT_S = 10.0  # a server that does not answer counts as lost
@@ -70,6 +82,7 @@ _ANCHORS = (
     " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
 )
 _WALL = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+_OF_MESSAGES = {"message", "content", "entry", "recipient"}  # keys begin with a queue id
 T = TypeVar("T")
 _log = get_logger("spool")
 
@@ -82,7 +95,7 @@ class WriteTransaction(ConnectionTables):
     ) -> None:
         super().__init__(loop, connection)
         self.rows = CommitRows()
-        self.incarnation = incarnation  # of the owner
+        self.incarnation = incarnation  # of this node
         self.has_changed = True  # an operation that runs alone and changes nothing says so
 
     @property
@@ -103,8 +116,15 @@ class _WaitingOperation(Struct, frozen=True):
     future: asyncio.Future[Any]
     size: int  # of the octets that it writes, about
     accepts: bool  # its caller does not wait for ever
+    leased: bool  # it is refused once the lease of this node has ended
     alone: bool  # it reads, or runs statements
+    is_order: bool  # see submit()
     since_s: float  # when it was submitted
+
+    @property
+    def begin(self) -> str:
+        """What begins its transaction, if it runs alone."""
+        return "BEGIN ISOLATION LEVEL REPEATABLE READ" if self.is_order else "BEGIN"
 
 
 class StaleClaimError(SpoolError):
@@ -132,31 +152,34 @@ class WriteConnection:
         self,
         options: ServerOptions,
         *,
-        home: str,
-        node: str,
+        identity: NodeIdentity,
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
         on_lost_ownership: Callable[[SpoolError], None],
         on_dropped: Callable[[Sequence[str]], None],
+        elapsed_s: Callable[[], float],
     ) -> None:
-        """`home` is the id of the state_dir. `on_lost_ownership` is called in the event loop when
-        another node owns the spool: this one must end. `on_dropped` is called there with bodies of
-        contents that were removed.
+        """`on_lost_ownership` is called in the event loop when another node has this one's name, or
+        the spool for itself: this one must end. `on_dropped` is called there with bodies of
+        contents that were removed. A lease is counted by
+        `elapsed_s`, which a suspend does not stop.
         """
         self._options = options
-        self._home, self._node = home, node
+        self.identity = identity
+        self.elapsed_s = elapsed_s
         self._clock = clock
         self._crash = crash
         self._metrics = metrics
         self._on_lost_ownership = on_lost_ownership
         self._on_dropped = on_dropped
         self.commit_timer = CommitTimer(clock)
-        self.owner: Owner | None = None
+        self.own: NodeRow | None = None  # this incarnation
+        self.lease = Lease(0.0)
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
-        self._last_event = SEQUENCE_BASE
         self._commits = 0  # the number of the last one
+        self._found = 0  # the number of the last one when the connection was back
         self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -_ANCHOR_S
         self._turn: list[_WaitingOperation] = []  # of the loop's present iteration
@@ -199,22 +222,38 @@ class WriteConnection:
     @property
     def incarnation(self) -> int:
         """The number of this owner."""
-        assert self.owner is not None
-        return self.owner.incarnation
+        assert self.own is not None
+        return self.own.incarnation
+
+    def may_finish(self) -> bool:
+        """Whether what ends an attempt may begin: the lease goes on for long enough."""
+        return self.lease.may_finish(self.elapsed_s())
+
+    def confirm(self, sent_s: float) -> None:
+        """Take note that the server has recorded a beat of this incarnation that was sent then."""
+        self.lease = lease_from(sent_s)
+
+    async def rejoin(self) -> None:
+        """Join as the next incarnation, after this one was declared dead. Raises SpoolError."""
+        await self.submit(self._join_again, alone=True)
 
     def submit(
         self,
         operation: Operation[T],
         *,
         accepts: bool = False,
+        leased: bool = False,
         alone: bool = False,
+        is_order: bool = False,
         size: int = 0,
     ) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that contains it.
 
         Unless `alone`, it only adds rows. Operations of the same iteration of the loop share a
-        commit. Raises SpoolUnavailableError when too many wait, or the writer is stopping, or the
-        database cannot be used.
+        commit. An order, which runs alone, reads one state of the queue, and is repeated if another
+        node has changed what it changes. One that is `leased` or `accepts` is refused after the end
+        of the lease. Raises SpoolUnavailableError when too many wait, or the writer is stopping, or
+        the database cannot be used.
         """
         assert self._home_loop is not None
         if self.fault:
@@ -225,7 +264,10 @@ class WriteConnection:
             )
         future: asyncio.Future[T] = self._home_loop.create_future()
         self._turn.append(
-            _WaitingOperation(operation, future, size, accepts, alone, self._clock.real_s())
+            _WaitingOperation(
+                operation, future, size, accepts, leased or accepts, alone, is_order,
+                self._clock.real_s(),
+            )
         )
         if len(self._turn) == 1:
             self._home_loop.call_soon(self._end_turn)
@@ -255,7 +297,7 @@ class WriteConnection:
     def _add_up(self) -> None:
         """Add up the counters of the commits since the last time. What fails stays as it is."""
         first, self._added_up_to = self._added_up_to, self._commits
-        values = (self._node, first, self._added_up_to)
+        values = (self.incarnation, first, self._added_up_to)
         assert self._home_loop is not None
         future = self._home_loop.create_future()
         future.add_done_callback(lambda done: done.exception())
@@ -264,7 +306,8 @@ class WriteConnection:
                 _WaitingOperation(
                     lambda transaction: transaction.execute(_ADD_UP, values),
                     future,
-                    size=0, accepts=False, alone=True, since_s=self._clock.real_s(),
+                    size=0, accepts=False, leased=False, alone=True, is_order=False,
+                    since_s=self._clock.real_s(),
                 )
             ]
         )  # fmt: skip
@@ -281,7 +324,7 @@ class WriteConnection:
                 break
         return batch
 
-    def _write(self, batch: Sequence[_WaitingOperation], *, again: bool = False) -> None:
+    def _write(self, batch: Sequence[_WaitingOperation], *, times: int = 0) -> None:
         began_s = self._clock.real_s()
         try:
             answers = self._commit(batch)
@@ -290,9 +333,9 @@ class WriteConnection:
             return
         except Exception as error:  # noqa: BLE001 - passed to the callers
             is_in_the_way = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
-            if len(batch) > 1 or (is_in_the_way and not again):
+            if len(batch) > 1 or (is_in_the_way and times < _TIMES_MAX):
                 for job in batch:  # the operation at fault fails alone
-                    self._write([job], again=True)
+                    self._write([job], times=times + 1)
             else:
                 self._answer([(batch[0].future, None, error)])
             return
@@ -304,13 +347,15 @@ class WriteConnection:
         if self._connection is None or self._connection.is_closed():
             raise _LostError(self.fault or "the connection was closed", ())
         accepts = any(job.accepts for job in batch)
+        if any(job.leased for job in batch) and not self.lease.may_claim(self.elapsed_s()):
+            raise SpoolUnavailableError("the database has not heard of this node for too long")
         assert self._loop is not None
         transaction = WriteTransaction(self._loop, self._connection, incarnation=self.incarnation)
         answers: list[Any] = []
         with self._translated(answers):
             try:
                 if batch[0].alone:
-                    transaction.wait(self._connection.execute("BEGIN"))
+                    transaction.wait(self._connection.execute(batch[0].begin))
                 answers += [job.operation(transaction) for job in batch]
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
@@ -336,11 +381,9 @@ class WriteConnection:
         now_s = self._clock.monotonic()
         is_anchored = now_s - self._anchored_s >= _ANCHOR_S
         made = rows.statement(
-            owner=self.incarnation, node=self._node, number=self._commits + 1,
-            last_event=self._last_event,
+            incarnation=self.incarnation, name=self.identity.name, number=self._commits + 1,
             anchor=self._clock.anchor() if is_anchored else None,
         )  # fmt: skip
-        self._last_event = made.last_event  # of a commit that fails, some are left out
         sql, values = made.sql, made.values
         send = self._connection.fetchrow
         if self._connection.is_in_transaction():  # which an error would end
@@ -368,6 +411,9 @@ class WriteConnection:
                 except asyncpg.UniqueViolationError as error:
                     if error.table_name == "submission":
                         raise KnownKeyError("the submission key is known") from None
+                    if error.table_name in _OF_MESSAGES:  # two nodes have made the same id
+                        text = "the queue id is that of another message: try again"
+                        raise SpoolUnavailableError(text) from None
                     raise
                 except asyncpg.ReadOnlySQLTransactionError:
                     self._connection.terminate()  # a failover: another host takes writes
@@ -399,7 +445,7 @@ class WriteConnection:
                 return
             self._wake.acquire(timeout=_AGAIN_S)
         waiting = self._without_expired(waiting)
-        if self._commits == expected:
+        if self._found == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return
         for _, job in waiting:  # one by one: a part of the batch may be gone
@@ -430,15 +476,16 @@ class WriteConnection:
             self._answer([(self._jobs.popleft().future, None, error)])
 
     def _reconnect(self) -> bool:
-        """Connect again, as the same owner; False, with the reason in `fault`, if that fails."""
-        assert self.owner is not None
+        """Connect again, as the same incarnation if it still lives; False, with the reason in
+        `fault`, if that fails.
+        """
+        assert self.own is not None
         try:
             with translate_postgres_errors(self._options):
                 tables = self._connect()
-                self.owner = take_again(tables, self.owner)
-                self._commits = _read_commits(tables, self._node)
                 self.sample_wall(tables)
-        except SpoolInUseError as error:
+                self._return(tables, self.own)
+        except (NodeNameError, SpoolInUseError) as error:
             self.fault = str(error)
             self._has_lost_ownership = True
             self._call(self._on_lost_ownership, error)
@@ -453,21 +500,53 @@ class WriteConnection:
         _log.info("the database of the spool is back")
         return True
 
+    def _return(self, tables: ConnectionTables, own: NodeRow) -> None:
+        at_us = self._clock.time_us()
+        there = return_to(tables, own, at_us=at_us)
+        known, self._found = self._commits, _read_commits(tables, own.incarnation)
+        self._say_lost(known - self._found)
+        if there is None:
+            self._join(tables, own=own.incarnation)
+        else:
+            self.own, self._commits = there, self._found
+
+    def _say_lost(self, commits: int) -> None:
+        """Say how many commits the database has lost, as a standby that was promoted may have."""
+        if commits > 0:
+            _log.error("the database of the spool has lost commits", commits=commits)
+            self._metrics.lost_commits.inc(commits)
+
+    def _join(
+        self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[NodeRow] = ()
+    ) -> None:
+        sent_s = self.elapsed_s()
+        at_us = self._clock.time_us()
+        self.own = join(tables, self.identity, at_us=at_us, silent=silent, own=own)
+        self._commits = self._added_up_to = 0
+        self.confirm(sent_s)
+
+    def _join_again(self, transaction: WriteTransaction) -> None:
+        """Join in the transaction of an operation; the rows of its commit have the new number."""
+        transaction.wait(self._connection.execute("ROLLBACK"))
+        self._join(transaction, own=self.incarnation)
+        transaction.wait(self._connection.execute("BEGIN"))
+        transaction.incarnation = self.incarnation
+
     def _open(self) -> None:
-        """Connect, bring the tables to this schema, become the owner, and read where it was."""
+        """Connect, bring the tables to this schema, join, and read the clock."""
         with translate_postgres_errors(self._options):
             tables = self._connect()
             try:
                 self.sample_wall(tables)
                 self._tell_difference()
-                now_us = self._clock.time_us()
-                bring_to_schema(tables, now_us=now_us)
+                bring_to_schema(tables, now_us=self._clock.time_us())
                 tables.wait(self._connection.execute(PLANS))
-                self.owner = take(tables, home=self._home, node=self._node, now_us=now_us)
-                rows = tables.fetch(_ANCHORS, (self._node,))
+                lock_shared(tables)
+                left = namesakes(tables, self.identity)
+                silent = still_alive(tables, left, sleep=asyncio.sleep)
+                self._join(tables, silent=silent)
+                rows = tables.fetch(_ANCHORS, (self.identity.name,))
                 self._clock.resume_as_node([Anchor(*row) for row in rows])
-                self._commits = _read_commits(tables, self._node)
-                self._last_event = _read_last_event(tables)
             except BaseException:
                 self._connection.terminate()
                 raise
@@ -490,8 +569,9 @@ class WriteConnection:
         opened = connect(self._options, purpose="writer")
         self._connection = loop.run_until_complete(opened)
         tables = ConnectionTables(loop, self._connection)
-        if self.owner is not None:
+        if self.own is not None:
             tables.wait(self._connection.execute(PLANS))
+            lock_shared(tables)
         return tables
 
     def _close(self) -> None:
@@ -499,6 +579,8 @@ class WriteConnection:
             return
         if self._connection is not None and not self._connection.is_closed():
             with suppress(Exception):  # the server may be gone
+                if self.own is not None:
+                    leave(ConnectionTables(self._loop, self._connection), self.own)
                 self._loop.run_until_complete(self._connection.close(timeout=2))
         self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()
@@ -522,14 +604,6 @@ def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | No
             future.set_result(answer)
 
 
-def _read_commits(tables: ConnectionTables, node: str) -> int:
+def _read_commits(tables: ConnectionTables, incarnation: int) -> int:
     sql = "SELECT coalesce(max(number), 0) FROM counter WHERE node = ?"
-    return int(tables.fetch_one(sql, (node,))[0])
-
-
-def _read_last_event(tables: ConnectionTables) -> int:
-    """Return the sequence that the next event follows."""
-    (last,) = tables.fetch_one("SELECT coalesce(max(sequence), 0) FROM event")
-    sql = "SELECT coalesce(max(value), 0) FROM counter WHERE name = ?"
-    (removed,) = tables.fetch_one(sql, (REMOVED_EVENTS,))
-    return max(int(last), int(removed), SEQUENCE_BASE)
+    return int(tables.fetch_one(sql, (incarnation,))[0])

@@ -32,7 +32,7 @@ from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.claim_changes import late_recipients, release_claims
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
-from relay.spool.engine import RecordedRoot
+from relay.spool.engine import OnWork, RecordedRoot, no_work
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
@@ -137,6 +137,7 @@ class SqliteSpool:
         """
         self._path = path
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
+        self.on_work: OnWork = no_work
         self._clock = clock
         self._metrics = metrics
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
@@ -362,6 +363,10 @@ class SqliteSpool:
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
         """Spool.late_recipients."""
         return await self._delivery.read(lambda tables: late_recipients(tables, key))
+
+    def may_finish(self) -> bool:
+        """Spool.may_finish: nobody else has the file."""
+        return True
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""

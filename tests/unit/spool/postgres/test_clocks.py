@@ -12,6 +12,7 @@ from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
 from relay.spool.types import DueQuery
 from tests.support.cutting_proxy import Cut, CuttingProxy
@@ -64,7 +65,7 @@ def open_at(postgres_url: str, tmp_path: Path) -> Callable[..., PostgresSpool]:
     """Return a function that opens the spool as a node, with its clock."""
 
     def open_at(node: Node, clock: SystemClock, url: str = postgres_url) -> PostgresSpool:
-        place = SpoolPlace(parse_postgres_url(url), node.name, node.name, tmp_path)
+        place = SpoolPlace(parse_postgres_url(url), NodeIdentity(node.name, node.name), tmp_path)
         return PostgresSpool(
             place, clock=clock, crash=CrashPoints(), metrics=Metrics(),
             submission_keep_s=86400, captured=CapturedMail(10**12),

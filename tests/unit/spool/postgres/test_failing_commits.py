@@ -11,6 +11,7 @@ from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.support.postgres import PostgresServer, database_of
@@ -32,7 +33,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON message FOR EACH ROW EXECUTE FUNCTION ref
 
 @pytest.fixture
 async def spool(postgres_url: str, tmp_path: Path) -> AsyncIterator[PostgresSpool]:
-    place = SpoolPlace(parse_postgres_url(postgres_url), "home", "one.test", tmp_path)
+    place = SpoolPlace(parse_postgres_url(postgres_url), NodeIdentity("one.test", "home"), tmp_path)
     spool = PostgresSpool(
         place, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(),
         submission_keep_s=86400, captured=CapturedMail(10**12),
@@ -77,7 +78,7 @@ async def test_a_commit_that_was_in_the_way_of_another_is_repeated(spool, refuse
 
 
 async def test_a_commit_that_stays_in_the_way_fails(spool, refuse) -> None:
-    refuse("40P01", 2)
+    refuse("40P01", 7)
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(message("refused"))
     assert sum((await spool.counts()).entries.values()) == 0

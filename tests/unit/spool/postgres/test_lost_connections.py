@@ -14,14 +14,12 @@ from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.postgres import ownership
+from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
 from relay.spool.types import (
     DueQuery,
     Settlement,
     SpoolError,
-    SpoolInUseError,
-    SpoolUnavailableError,
 )
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.postgres import PASSWORD, PostgresServer, database_of
@@ -49,7 +47,7 @@ def at(proxy: CuttingProxy, postgres_url: str, tmp_path: Path) -> Callable[..., 
         user = f"relay:{quote(PASSWORD)}"
         url = f"postgresql://{user}@127.0.0.1:{proxy.address[1]}/{database_of(postgres_url)}"
         url = url if behind_proxy else postgres_url
-        place = SpoolPlace(parse_postgres_url(url), home, node, tmp_path)
+        place = SpoolPlace(parse_postgres_url(url), NodeIdentity(node, home), tmp_path)
         return PostgresSpool(
             place, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(),
             submission_keep_s=86400, captured=CapturedMail(10**12),
@@ -111,7 +109,7 @@ async def test_a_claim_is_not_lost_at_any_place(spool, proxy, place, cut) -> Non
 async def test_an_old_session_that_still_works_is_ended_first(
     spool, proxy, postgres_server, postgres_url
 ) -> None:
-    """Its commit would take effect after it was looked for, and the message be there twice."""
+    """Its commit would take effect after it was looked for, and the second one be refused."""
     database = database_of(postgres_url)
     working = (
         "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%writer'"
@@ -121,31 +119,15 @@ async def test_an_old_session_that_still_works_is_ended_first(
         host=str(postgres_server.folder), port=postgres_server.port, user="postgres",
         database=database,
     )  # fmt: skip
-    before = spool._writer.owner.session.pid
+    before = spool._writer.own.session.pid
     await admin.execute("BEGIN; LOCK TABLE message IN SHARE MODE")
     proxy.lose("writer", Cut.CLIENT)
     accepting = asyncio.create_task(spool.accept(new_message(TO_A)))
-    await until(lambda: spool._writer.owner.session.pid != before)
+    await until(lambda: spool._writer.own.session.pid != before)
     await until(lambda: postgres_server.sql(working) == "1")  # the new session, and not the old one
     await admin.close()
     await asyncio.wait_for(accepting, SOON_S)
     assert messages(postgres_server, postgres_url) == 1
-
-
-async def test_without_ending_the_old_session_the_spool_seems_to_be_in_use(
-    at, proxy, monkeypatch
-) -> None:
-    """What the end of the old session is for: the server does not know that its client is gone."""
-    spool = at()
-    await spool.start()
-    lost: list[SpoolError] = []
-    spool.on_lost = lost.append
-    monkeypatch.setattr(ownership, "end_session", lambda *_: None)
-    proxy.lose("writer", Cut.REQUEST_AND_CLIENT)
-    with pytest.raises(SpoolUnavailableError):
-        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
-    await spool.stop()
-    assert [type(one) for one in lost] == [SpoolInUseError]
 
 
 async def test_a_start_ends_the_session_of_the_same_state_dir(at, proxy) -> None:
@@ -163,37 +145,6 @@ async def test_a_start_ends_the_session_of_the_same_state_dir(at, proxy) -> None
     proxy.is_refusing = False
     with pytest.raises(SpoolError):
         await asyncio.wait_for(lost, SOON_S)
-    await first.stop()
-    await second.stop()
-
-
-async def test_a_second_node_changes_nothing(spool, at) -> None:
-    accepted = await spool.accept(new_message(TO_A))
-    other = at("other", "two.test")
-    with pytest.raises(
-        SpoolInUseError, match=r"in use by node one\.test since .*not supported yet"
-    ):
-        await other.start()
-    await other.stop()
-    assert (await spool.settle(Settlement(accepted.claims[0], 5, {1: OK})))[0]
-
-
-async def test_a_node_that_was_cut_off_ends_when_another_has_started(at, proxy) -> None:
-    first = at()
-    await first.start()
-    lost: list[SpoolError] = []
-    first.on_lost = lost.append
-    proxy.is_refusing = True
-    proxy.lose("writer", Cut.REQUEST)
-    accepting = asyncio.create_task(first.accept(new_message(TO_A)))
-    await until(lambda: proxy.losses == 1)
-    second = at("other", "two.test", behind_proxy=False)
-    await second.start()
-    proxy.is_refusing = False
-    with pytest.raises(SpoolUnavailableError):
-        await asyncio.wait_for(accepting, SOON_S)
-    await until(lambda: bool(lost))
-    assert "node two.test" in str(lost[0])
     await first.stop()
     await second.stop()
 

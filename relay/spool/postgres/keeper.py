@@ -1,0 +1,166 @@
+"""Keep this node alive for the others, take over from those that died, and wake them for new work.
+
+The beat is a commit of the write connection, so that it says that this node can write. Messages to
+other nodes go by a connection of their own, since a transaction with one in it takes a lock of the
+whole server: at most NOTIFY_PER_S of them, and a look each POLL_S does without.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+
+from relay.clock import Clock
+from relay.observe.logs import RepeatedError, get_logger
+from relay.settings.postgres_url import ServerOptions
+from relay.spool.engine import OnWork
+from relay.spool.postgres.claims import dead_owners
+from relay.spool.postgres.nodes import BEAT_S, NodeRow, Watch, beat, declare_dead
+from relay.spool.postgres.server import connect, translate_postgres_errors
+from relay.spool.postgres.writer import WriteConnection, WriteTransaction
+from relay.spool.types import NodeNameError, SpoolError
+
+POLL_S = 5.0
+NOTIFY_PER_S = 20
+_AGAIN_S = 1.0
+_CHANNEL, _ANEW = "relay_spool", "anew"
+_log = get_logger("spool")
+
+
+class NodeKeeper:
+    """Runs in the event loop of the daemon."""
+
+    def __init__(
+        self,
+        writer: WriteConnection,
+        options: ServerOptions,
+        *,
+        clock: Clock,
+        take_over: Callable[[], Awaitable[int]],
+        on_work: OnWork,
+        on_joined: Callable[[int], None],
+        on_lost: Callable[[SpoolError], None],
+    ) -> None:
+        """`take_over` frees the claims of dead nodes. `on_work` is called when there may be entries
+        to claim, `on_joined` with the number of another incarnation of this node, `on_lost` when
+        another node has this one's name.
+        """
+        self._writer = writer
+        self._options = options
+        self._clock = clock
+        self._take_over = take_over
+        self._on_work = on_work
+        self._on_joined = on_joined
+        self._on_lost = on_lost
+        self._watch = Watch()
+        self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
+        self._tasks: list[asyncio.Task[None]] = []
+        self._has_news = asyncio.Event()
+        self._is_anew = False  # whether the news are about entries that were due before
+
+    def start(self) -> None:
+        """Begin to beat and to listen."""
+        for run in (self._keep_alive, self._keep_in_touch):
+            self._tasks.append(asyncio.create_task(run(), name=f"spool-{run.__name__[6:]}"))
+
+    async def stop(self) -> None:
+        """End both."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks.clear()
+
+    def tell(self, *, anew: bool) -> None:
+        """Tell the other nodes soon that there may be entries to claim, as OnWork."""
+        self._is_anew = self._is_anew or anew
+        self._has_news.set()
+
+    async def _keep_alive(self) -> None:
+        fault = RepeatedError()
+        while True:
+            try:
+                await self.beat()
+                fault.clear()
+            except SpoolError as error:
+                if fault.is_new(error):
+                    _log.warning("the other nodes do not hear of this one", error=str(error))
+            self._on_work(anew=False)  # also what a lost message was about
+            await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
+
+    async def beat(self) -> None:
+        """Say that this node lives, look at the others, and take over from the dead. Raises
+        SpoolError.
+        """
+        sent_s = self._writer.elapsed_s()
+        try:
+            seen = await self._writer.submit(self._look, alone=True)
+        except NodeNameError as error:
+            self._on_lost(error)
+            raise
+        if seen is None:
+            await self._writer.rejoin()
+            self._on_joined(self._writer.incarnation)
+            _log.warning("this node was taken for dead and has joined again")
+            return
+        self._writer.confirm(sent_s)
+        self.nodes, has_dead = seen
+        now_s = self._writer.elapsed_s()
+        silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
+        if silent:
+            died = await self._writer.submit(lambda one: declare_dead(one, silent), alone=True)
+            for row in died:
+                _log.warning("a node is dead", node=row.identity.name, incarnation=row.incarnation)
+        if (silent or has_dead) and (taken := await self._take_over()):
+            _log.warning("claims of dead nodes taken over", entries=taken)
+
+    def _look(self, transaction: WriteTransaction) -> tuple[Sequence[NodeRow], bool] | None:
+        own = self._writer.own
+        assert own is not None
+        rows = beat(transaction, own)
+        self._writer.sample_wall(transaction)
+        return None if rows is None else (rows, bool(dead_owners(transaction)))
+
+    async def _keep_in_touch(self) -> None:
+        fault = RepeatedError()
+        while True:
+            try:
+                with translate_postgres_errors(self._options):
+                    connection = await connect(self._options, purpose="messages")
+                    try:
+                        await self._talk(connection)
+                    finally:
+                        connection.terminate()
+            except SpoolError as error:
+                if fault.is_new(error):
+                    _log.warning(
+                        "messages of other nodes do not come: each looks for work by itself",
+                        error=str(error), every_s=POLL_S,
+                    )  # fmt: skip
+            await asyncio.sleep(_AGAIN_S)  # real time: the server
+
+    async def _talk(self, connection: asyncpg.Connection) -> None:
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: ended.set())
+        await connection.add_listener(_CHANNEL, self._heard)
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(self._tell(connection))
+            await ended.wait()
+            telling.cancel()
+
+    async def _tell(self, connection: asyncpg.Connection) -> None:
+        while True:
+            await self._has_news.wait()
+            text = _ANEW if self._is_anew else ""
+            self._is_anew = False
+            self._has_news.clear()
+            with translate_postgres_errors(self._options), suppress(SpoolError):
+                await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, text)
+            await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
+
+    def _heard(self, connection: Any, pid: int, _channel: str, text: object) -> None:
+        if pid != connection.get_server_pid():
+            self._on_work(anew=text == _ANEW)

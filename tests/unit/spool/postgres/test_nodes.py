@@ -1,0 +1,364 @@
+"""Several nodes on one spool: names, beats, leases, and what becomes of the claims of dead nodes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from relay.clock import SystemClock
+from relay.crashpoints import CrashPoints
+from relay.journeys.events import Event, Step
+from relay.message.outcome import Evidence, Relayed
+from relay.observe.metrics import Metrics
+from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S, NodeIdentity, Watch
+from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
+from relay.spool.types import (
+    DueQuery,
+    NodeNameError,
+    Selector,
+    Settlement,
+    SpoolUnavailableError,
+)
+from tests.support.postgres import PostgresServer, database_of
+from tests.support.spools import new_message
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+TO_A = [("mx:a.test", "x@a.test")]
+ROUTED = Event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
+ATTEMPT = Event(Step.DELIVERY, 6, {"entry": 1, "recipients": []})
+NOW = 10**18  # after the due time of every entry
+
+
+class Elapsed:
+    """The real time of one node, as a test sets it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Return a function that starts a node; all are stopped."""
+    started: list[PostgresSpool] = []
+
+    async def at(
+        name: str, home: str = "", place: str = "", elapsed: Elapsed | None = None
+    ) -> PostgresSpool:
+        identity = NodeIdentity(name, home or name, place)
+        node = PostgresSpool(
+            SpoolPlace(parse_postgres_url(postgres_url), identity, tmp_path),
+            clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(), submission_keep_s=86400,
+            captured=CapturedMail(10**12), elapsed_s=elapsed or Elapsed(),
+        )  # fmt: skip
+        started.append(node)
+        await node.start()
+        await node._keeper.stop()  # the test beats
+        return node
+
+    yield at
+    for node in started:
+        if not node._writer._stopping:
+            await node.stop()
+
+
+@pytest.fixture
+def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
+    return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
+
+
+async def connected(server: PostgresServer, url: str) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        host=str(server.folder), port=server.port, user="postgres", database=database_of(url)
+    )
+
+
+async def beats(node: PostgresSpool, elapsed: Elapsed, seconds: float) -> None:
+    """Let a node beat for some time."""
+    until_s = elapsed.now_s + seconds
+    while elapsed.now_s < until_s:
+        await node._keeper.beat()
+        elapsed.now_s += BEAT_S
+    await node._keeper.beat()
+
+
+async def test_nodes_share_one_queue(at) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    own = (await one.accept(new_message(TO_A))).claims
+    waiting = (await one.accept(new_message(TO_A), claim=False)).queue_id
+    (claim,) = (await two.claim_due(NOW, 10, DueQuery())).claims
+    assert claim.message.id == waiting  # the other one is claimed
+    assert (await one.claim_due(NOW, 10, DueQuery())).claims == ()
+    for node, some in ((one, own[0]), (two, claim)):
+        assert (await node.settle(Settlement(some, 5, {1: OK})))[0]
+    for node in (one, two):
+        counts = await node.counts()
+        assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
+        assert (await node.journey(waiting)).state == "relayed"
+
+
+async def test_claims_of_a_dead_node_are_taken_over(at) -> None:
+    times = Elapsed(), Elapsed()
+    one, two = await at("one.test", elapsed=times[0]), await at("two.test", elapsed=times[1])
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    await beats(two, times[1], DEAD_S - BEAT_S)
+    assert (await two.claim_due(NOW, 10, DueQuery())).claims == ()
+    await beats(two, times[1], 2 * BEAT_S)
+    (taken,) = (await two.claim_due(NOW, 10, DueQuery())).claims
+    assert taken.key == claim.key
+    assert taken.attempts == 1
+    assert (await two.journey(claim.message.id)).recipients[0].attempts[0].outcome == "indeterminate"
+    assert two._metrics.takeovers._value.get() == 1
+    assert (await one.settle(Settlement(claim, 5, {1: OK}))) == (False, ())
+    assert (await two.settle(Settlement(taken, 5, {1: OK})))[0]
+    counts = await two.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
+
+
+async def test_a_node_that_wakes_up_joins_again_and_its_claims_are_freed(at, sql) -> None:
+    """It still accepts as a dead incarnation, until it knows."""
+    times = Elapsed(), Elapsed()
+    one, two = await at("one.test", elapsed=times[0]), await at("two.test", elapsed=times[1])
+    first = one._writer.incarnation
+    await beats(two, times[1], DEAD_S + BEAT_S)
+    late = (await one.accept(new_message(TO_A))).queue_id  # its own lease has not ended
+    await beats(two, times[1], BEAT_S)
+    (taken,) = (await two.claim_due(NOW, 10, DueQuery())).claims
+    assert taken.message.id == late
+    await one._keeper.beat()
+    assert one._writer.incarnation > first
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    await two._keeper.beat()
+    assert [row.is_alive for row in two._keeper.nodes] == [True, True]
+    assert (await two.counts()).unaccounted == 0
+
+
+async def test_the_lease_ends_what_a_node_may_do(at) -> None:
+    elapsed = Elapsed()
+    node = await at("one.test", elapsed=elapsed)
+    await node._keeper.beat()
+    (claim,) = (await node.accept(new_message(TO_A))).claims
+    elapsed.now_s += DEAD_S - NO_DOT_S - 0.1
+    assert node.may_finish()
+    elapsed.now_s += 0.2
+    assert not node.may_finish()
+    await node.accept(new_message(TO_A))
+    elapsed.now_s += NO_DOT_S
+    for refused in (node.accept(new_message(TO_A)), node.claim_due(NOW, 10, DueQuery())):
+        with pytest.raises(SpoolUnavailableError, match="has not heard of this node"):
+            await refused
+    assert (await node.settle(Settlement(claim, 5, {1: OK})))[0]  # it is fenced by its owner
+    await node._keeper.beat()
+    assert node.may_finish()
+    await node.accept(new_message(TO_A))
+
+
+async def test_a_name_that_another_node_has_is_refused_while_that_one_beats(at) -> None:
+    elapsed = Elapsed()
+    one = await at("one.test", elapsed=elapsed)
+
+    async def keep_alive() -> None:
+        while True:
+            await one._keeper.beat()
+            await asyncio.sleep(0.2)  # real time: the other one watches
+
+    beating = asyncio.create_task(keep_alive())
+    with pytest.raises(NodeNameError, match=r"has the name one\.test since .* \[spool\] node"):
+        await at("one.test", home="other")
+    beating.cancel()
+    await one.accept(new_message(TO_A))
+
+
+async def test_a_silent_name_may_be_taken_and_its_node_ends_when_it_wakes(at) -> None:
+    one = await at("one.test")
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    two = await at("one.test", home="other")
+    assert (await two.claim_due(NOW, 10, DueQuery())).claims == ()  # the lease goes on
+    lost: list[Exception] = []
+    one.on_lost = lost.append
+    with pytest.raises(NodeNameError):
+        await one._keeper.beat()
+    assert [type(error) for error in lost] == [NodeNameError]
+    with pytest.raises(SpoolUnavailableError):
+        await one.settle(Settlement(claim, 5, {1: OK}))
+
+
+@pytest.mark.parametrize(("place", "is_itself"), [("here", True), ("elsewhere", False)])
+async def test_a_start_frees_the_claims_of_its_own_place_at_once(at, sql, place, is_itself) -> None:
+    one = await at("one.test", home="home", place="here")
+    queue_id = (await one.accept(new_message(TO_A))).queue_id
+    one._writer._connection.terminate()
+    two = await at("one.test", home="home", place=place)
+    claims = (await two.claim_due(NOW, 10, DueQuery())).claims
+    assert [claim.message.id for claim in claims] == ([queue_id] if is_itself else [])
+
+
+async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
+    one = await at("one.test")
+    queue_id = (await one.accept(new_message(TO_A))).queue_id
+    sql("DELETE FROM node")
+    before = one._writer.incarnation
+    await one._keeper.beat()
+    assert one._writer.incarnation > before
+    await one._keeper.beat()
+    (claim,) = (await one.claim_due(NOW, 10, DueQuery())).claims
+    assert claim.message.id == queue_id
+    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await one.counts()).unaccounted == 0
+
+
+async def test_a_node_that_was_stopped_is_no_dead_one(at, sql) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    await one.stop()
+    await two._keeper.beat()
+    assert {row.identity.name: row.state for row in two._keeper.nodes} == {
+        "one.test": "stopped", "two.test": "alive",
+    }  # fmt: skip
+
+
+async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
+    """Each entry is either claimed or held, whichever was first."""
+    one, two = await at("one.test"), await at("two.test")
+    for _ in range(20):
+        queue_id = (await one.accept(new_message(TO_A), claim=False)).queue_id
+        hold = QueueCommand(Operation.HOLD, Selector(ids=(queue_id,)), "test")
+        batch, report = await asyncio.gather(
+            two.claim_due(SystemClock().queue_us(), 10, DueQuery()), one.queue_admin.execute(hold)
+        )
+        assert len(batch.claims) + report.counts[CommandResult.DONE] == 1
+        for claim in batch.claims:
+            assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await one.counts()).unaccounted == 0
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_result_that_meets_a_takeover_is_not_recorded(
+    at, postgres_server, postgres_url, sql, goes_on
+) -> None:
+    """It has found its claim, and waits for the row that the other node changes."""
+    node = await at("one.test")
+    (claim,) = (await node.accept(new_message(TO_A))).claims
+    admin = await connected(postgres_server, postgres_url)
+    await admin.execute("BEGIN; UPDATE entry SET epoch = epoch + 1, claimed = 0, owner = 0")
+    settlement = Settlement(claim, 5, {1: OK}, goes_on=goes_on)
+    settling = asyncio.create_task(node.settle(settlement))
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    while sql(waits) == "0":
+        await asyncio.sleep(0)
+    await admin.execute("COMMIT")
+    await admin.close()
+    assert await settling == (False, ())
+    assert (await node.journey(claim.message.id)).state == "queued"
+    assert (await node.counts()).unaccounted == 0
+
+
+async def test_followers_on_each_node_see_the_same_events(at) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    done = asyncio.Event()
+
+    async def follow(index: int, node: PostgresSpool) -> None:
+        after = 0
+        while True:
+            ended = done.is_set()
+            batch = await node.events_after(after, NOW, limit=500)
+            numbers = [sequence for sequence, _ in batch.events]
+            seen[index] += numbers
+            after = max([after, *numbers])
+            if ended and not numbers:
+                return
+
+    async def work(node: PostgresSpool) -> None:
+        for _ in range(60):
+            some = [new_message(TO_A, events=(ROUTED,)) for _ in range(5)]
+            for accepted in await asyncio.gather(*map(node.accept, some)):
+                await node.settle(Settlement(accepted.claims[0], 5, {1: OK}, events=(ATTEMPT,)))
+
+    followers = [asyncio.create_task(follow(*pair)) for pair in enumerate((one, two))]
+    await asyncio.gather(work(one), work(two), work(one), work(two))
+    done.set()
+    await asyncio.gather(*followers)
+    assert seen[0] == seen[1] == sorted(set(seen[0]))
+    assert await one.last_event() >= seen[0][-1]
+    everything = await one.events_after(0, NOW, limit=100_000)
+    assert [sequence for sequence, _ in everything.events] == seen[0]
+    assert len(seen[0]) == 4 * 60 * 5 * 2
+
+
+async def test_no_event_is_passed_over_while_an_earlier_one_is_not_committed(
+    at, postgres_server, postgres_url
+) -> None:
+    node = await at("one.test")
+    admin = await connected(postgres_server, postgres_url)
+    await admin.execute(
+        "BEGIN; SELECT pg_current_xact_id();"
+        "INSERT INTO event VALUES ('late', nextval('event_number'), 5, 0, '{}')"
+    )
+    later = (await node.accept(new_message(TO_A, events=(ROUTED,)))).queue_id
+    assert (await node.events_after(0, NOW, limit=10)).events == []
+    before = await node.last_event()
+    await admin.execute("COMMIT")
+    await admin.close()
+    (first, _), (second, event) = (await node.events_after(before, NOW, limit=10)).events
+    assert before < first < second == await node.last_event()
+    assert event.queue_id == later
+
+
+async def test_news_of_another_node_come_at_once(at) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    heard: asyncio.Queue[bool] = asyncio.Queue()
+
+    def on_work(*, anew: bool) -> None:
+        heard.put_nowait(anew)
+
+    two.on_work = on_work
+    for node in (one, two):
+        node._keeper.start()
+    while not heard.empty():
+        heard.get_nowait()
+    told = False
+    for _ in range(100):
+        await one.accept(new_message(TO_A), claim=False)
+        try:
+            await asyncio.wait_for(heard.get(), 1)
+            told = True
+            break
+        except TimeoutError:  # it does not listen yet
+            continue
+    assert told
+
+
+class TestWatch:
+    """Without a server."""
+
+    def row(self, incarnation: int, beat: int) -> Any:
+        from relay.spool.postgres.nodes import NodeRow, ServerSession
+
+        identity = NodeIdentity(f"{incarnation}.test", "home")
+        return NodeRow(incarnation, "alive", beat, identity, 0, ServerSession(1, "", "1/1"))
+
+    def test_the_same_beat_for_too_long(self) -> None:
+        watch = Watch()
+        for now_s in range(0, 30, 5):
+            assert watch.silent([self.row(1, 7), self.row(2, now_s)], 3, now_s=now_s) == []
+        assert watch.silent([self.row(1, 7), self.row(2, 30)], 3, now_s=30) == [self.row(1, 7)]
+
+    def test_a_gap_in_the_readings_begins_anew(self) -> None:
+        watch = Watch()
+        for now_s in (0, 5, 10, 15, 40, 50, 60):
+            assert watch.silent([self.row(1, 7)], 3, now_s=now_s) == []
+        assert watch.silent([self.row(1, 7)], 3, now_s=70) == [self.row(1, 7)]
+
+    def test_its_own_row_is_not_watched(self) -> None:
+        watch = Watch()
+        for now_s in range(0, 100, 5):
+            assert watch.silent([self.row(3, 7)], 3, now_s=now_s) == []
