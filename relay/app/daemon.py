@@ -107,7 +107,10 @@ class Daemon:
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
-        attendant = MailRootAttendant(self.root, self.store, self.spool)
+        attendant = MailRootAttendant(
+            self.root, self.store, self.spool,
+            name=self.settings.mailboxes.store, is_shared=not self.settings.spool.is_file,
+        )  # fmt: skip
         await attendant.open(takes_any=self.takes_any_root)
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()

@@ -18,7 +18,7 @@ from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
 from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.mail_root import STORE, ForeignRootError, MailRoot
+from relay.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
@@ -126,10 +126,15 @@ async def _repeat(
 class MailRootAttendant:
     """Keeps the store on the mail root of which the spool has the id."""
 
-    def __init__(self, root: MailRoot, store: FileStore, spool: SpoolEngine) -> None:
+    def __init__(
+        self, root: MailRoot, store: FileStore, spool: SpoolEngine, *, name: str, is_shared: bool
+    ) -> None:
+        """`name` is that of the root in the spool. `is_shared`: other roots may be there too."""
         self._root = root
         self._store = store
         self._spool = spool
+        self._name = name
+        self._is_shared = is_shared
         self._recorded = ""
         self._is_known = False  # whether the root was compared with the id in the spool
 
@@ -145,24 +150,33 @@ class MailRootAttendant:
             self._root.open("", may_take=True)
             return
         try:
-            known = await self._spool.mail_root(STORE)
+            known = await self._spool.mail_root(self._name)
         except SpoolError:
             with suppress(ForeignRootError):
                 self._root.open("", may_take=False)
             return
         self._is_known = True
-        self._root.open(known.id, may_take=not known.was_used)
+        try:
+            self._root.open(known.id, may_take=not known.was_used)
+        except ForeignRootError as error:
+            if not self._is_shared:
+                raise
+            text = (
+                f"{error}; if it is another one on the same spool, give it a name of its own:"
+                f' [mailboxes] store = "second", not "{self._name}"'
+            )
+            raise ForeignRootError(text) from None
 
     async def record_id(self) -> None:
         """Record the id of the root in the spool, once it is known. Raises SpoolError, and
         ForeignRootError for another root than the one that the spool knows.
         """
         if not self._is_known and self._root.id:
-            known = await self._spool.mail_root(STORE)
+            known = await self._spool.mail_root(self._name)
             self._root.check_id(known.id)
             self._is_known = True
         if self._recorded != self._root.id:
-            await self._spool.record_mail_root(STORE, self._root.id)
+            await self._spool.record_mail_root(self._name, self._root.id)
             self._recorded = self._root.id
 
     async def run(self) -> None:

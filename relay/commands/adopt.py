@@ -13,7 +13,7 @@ from relay import spool
 from relay.app.state_dir import OwnerLock, as_owner
 from relay.clock import Clock
 from relay.crashpoints import CrashPoints
-from relay.mailbox.mail_root import NEW_ID, STORE, read_id, write_id
+from relay.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
@@ -67,11 +67,11 @@ async def _adopt(
     engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
     try:
         await engine.start()
-        known_id = (await engine.mail_root(STORE)).id
+        known_id = (await engine.mail_root(settings.mailboxes.store)).id
         if not confirm(FoundRoot(str(path), found_id, known_id)):
             raise NotAdoptedError("nothing was changed")
         adopted = FoundRoot(str(path), found_id or write_id(path), known_id)
-        await engine.record_mail_root(STORE, adopted.id)
+        await engine.record_mail_root(settings.mailboxes.store, adopted.id)
     finally:
         await engine.stop()
     _log.warning("mail root adopted", path=adopted.path, id=adopted.id, before=known_id)

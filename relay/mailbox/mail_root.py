@@ -23,7 +23,6 @@ from relay.files import replace_file
 from relay.mailbox.maildir import MissingRootError, make_directory, remove, write_synced
 from relay.observe.logs import get_logger
 
-STORE = "main"  # the name of the only store
 SUBMISSIONS = ".submissions"
 NEW_ID = "new"
 _ID_FILE = "id"

@@ -152,6 +152,8 @@ class MailboxSettings:
 
     domains: tuple[Domain, ...] = ()
     root: Path = Path("mail")
+    # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
+    store: Annotated[str, Form.NODE_NAME] = "main"
     accounts: Path = Path("accounts.toml")
     catch_all: Mailbox = ""
     postmaster: Mailbox = ""

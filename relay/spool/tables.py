@@ -52,6 +52,13 @@ class Tables(Protocol):
         """The next hop of a recipient `r`, whose entry `e` may have ended: an expression."""
         ...
 
+    @property
+    def entry_columns(self) -> str:
+        """The columns of an entry that are this engine's only and are copied with it, each after a
+        comma.
+        """
+        ...
+
     def snapshot(self) -> AbstractContextManager[None]:
         """All queries in the block read the same state. Not inside a transaction."""
         ...

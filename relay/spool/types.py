@@ -324,6 +324,7 @@ class Claim(Struct, frozen=True):
     owed: tuple[ReportedRecipient, ...] = ()
     extra: EntryExtra = NO_EXTRA  # fields by which no query selects
     owner: int = 0  # the incarnation of the node that has claimed it, where several share a spool
+    store: int = 0  # the number of the mail root for its local mail, where several share a spool
 
     def __repr__(self) -> str:  # without the content, which is not for a log
         return f"Claim({self.message.id}, entry_id={self.entry_id}, epoch={self.epoch})"

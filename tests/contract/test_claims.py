@@ -89,3 +89,8 @@ async def test_a_query_with_limit_0_claims_nothing(spool, make, clock) -> None:
     query = DueQuery(PriorityLevel.NORMAL, next_hop=NextHop.parse("mx:a.test"))
     assert (await spool.claim_due(clock.queue_us(), 0, query)).claims == ()
     assert len((await spool.claim_due(clock.queue_us(), 1, query)).claims) == 1
+
+
+async def test_a_claim_that_nobody_else_has_may_be_finished(spool, make) -> None:
+    await spool.accept(make())
+    assert spool.may_finish()

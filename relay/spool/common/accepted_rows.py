@@ -74,9 +74,11 @@ def accepted_rows(
     claim: bool,
     captured: CapturedMail,
     owner: int = 0,
+    store: int = 0,
 ) -> AcceptedRows:
     """Return what a message adds. `content_keys` are the keys of its contents, by their index;
-    claims have those in `kept` with them. With `claim` its queued entries are claimed, by `owner`.
+    claims have those in `kept` with them. With `claim` its queued entries are claimed, by `owner`;
+    `store` is where its local mail goes.
     """
     facts = message.facts
     counts: Counter[str] = Counter()
@@ -121,6 +123,7 @@ def accepted_rows(
                     content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
                     level=level, sender=message.sender_key, warn_us=warn_us,
                     priority=message.priority, extra=entry.extra, owner=owner,
+                    store=store,
                 )
             )  # fmt: skip
     counts[ACCEPTED_COUNTER] += len(recipients)

@@ -115,6 +115,7 @@ def claim_of(
     *,
     content_id: ContentKey,
     owner: int = 0,
+    store: int = 0,
 ) -> Claim:
     """Return the claim in a row of CLAIM_COLUMNS, and rows of its recipients: what is owed, "" for
     one that is not final, and RECIPIENT_COLUMNS. Raises TypeError or ValueError for inconsistent
@@ -133,7 +134,7 @@ def claim_of(
         sender=row[10], cause=row[11], cause_attempts=row[12], warn_us=row[13],
         priority=PriorityLevel(row[14]),
         owed=tuple(_owed(row, one) for one in recipients if one[0]),
-        extra=parse_entry_extra(row[15]), owner=owner,
+        extra=parse_entry_extra(row[15]), owner=owner, store=store,
     )  # fmt: skip
 
 

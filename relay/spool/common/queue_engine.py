@@ -45,9 +45,14 @@ class QueueEngine(Protocol):
         ...
 
     def add_reports(
-        self, transaction: OpenTransaction, reports: Sequence[NewMessage], stored: StoredContents
+        self,
+        transaction: OpenTransaction,
+        reports: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        original: str,
     ) -> None:
-        """Add reports, which wait unclaimed, to the transaction."""
+        """Add reports about the message `original`, which wait unclaimed, to the transaction."""
         ...
 
     def committed(self, stored: StoredContents) -> None:

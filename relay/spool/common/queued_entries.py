@@ -50,9 +50,9 @@ _OWING = (
 )
 _COPY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"
-    " epoch, retry_us, lane, sender, warn_us, priority, extra)"
+    " epoch, retry_us, lane, sender, warn_us, priority, extra{columns})"
     " SELECT message_id, ?, ?, content_id, state, 0, due_us, ?, 1, retry_us, priority,"
-    " sender, warn_us, priority, extra FROM entry WHERE message_id = ? AND number = ?"
+    " sender, warn_us, priority, extra{columns} FROM entry WHERE message_id = ? AND number = ?"
 )
 _MOVE_RECIPIENT = "UPDATE recipient SET entry = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _ADD_RECIPIENT = (
@@ -272,7 +272,7 @@ def _last_numbers(tables: Tables, message_ids: Collection[str]) -> dict[str, tup
 def _store_copies(transaction: OpenTransaction, changes: EntryChanges) -> None:
     """Make new entries, of the others as they were, with recipients of these, or further ones."""
     for statement, rows in (
-        (_COPY, changes.copies),
+        (_COPY.format(columns=transaction.entry_columns), changes.copies),
         (_MOVE_RECIPIENT, changes.moved),
         (_ADD_RECIPIENT, changes.added),
     ):

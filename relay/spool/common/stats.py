@@ -103,9 +103,15 @@ _SCANS = (
 )
 
 
+# All live entries in the order of their keys, where no index has the levels apart.
+WHOLE = (_IndexScan("entry_key", "true", "message_id, number", ("", 0), (_LAST_ID, 0)),)
+
+
 @dataclass
 class QueueCounter:
     """A count in steps: call step() until it returns False, and end() in any case."""
+
+    scans: Sequence[_IndexScan] = _SCANS
 
     entries: Counter[str] = field(default_factory=Counter)  # by state
     recipients: int = 0  # that are not final
@@ -123,8 +129,8 @@ class QueueCounter:
             tables.begin_snapshot()
             self.snapshots += 1
             self.counters = read_counters(tables)
-        if self._scan < len(_SCANS):
-            self._count_slice(tables, _SCANS[self._scan])
+        if self._scan < len(self.scans):
+            self._count_slice(tables, self.scans[self._scan])
             return True
         row = tables.fetch_one("SELECT received_us FROM message WHERE id = ?", (self._oldest_id,))
         self.oldest_us = row[0] if row else None

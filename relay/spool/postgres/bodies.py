@@ -228,9 +228,7 @@ class BodyStore:
             # Read after them: one that is in use is that of a node which had joined before.
             alive = tuple(_prefix(one) for (one,) in tables.fetch(_ALIVE))
             stale = [
-                name
-                for (name,) in rows
-                if name not in self._in_use and not name.startswith(alive)
+                name for (name,) in rows if name not in self._in_use and not name.startswith(alive)
             ]
             remove_bodies(tables, stale)
             swept += len(stale)

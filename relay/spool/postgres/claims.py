@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from relay.message.nexthop import HopKind
 from relay.observe.logs import get_logger
 from relay.spool.common import due_claims
 from relay.spool.common.claim_changes import (
@@ -25,6 +26,7 @@ from relay.spool.common.due_claims import (
     scan_next_hop,
 )
 from relay.spool.common.rows import LIVE_STATES
+from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.writer import WriteTransaction
 from relay.spool.types import (
@@ -53,48 +55,49 @@ _ABANDONED = (
 )
 _PAGE = 200  # rows of an index at once
 _WAITS = "claimed = 0 AND due_us IS NOT NULL AND"
-_AFTER = (
-    " AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)"
-    " ORDER BY due_us, message_id, number LIMIT ?"
-)
-_ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry WHERE"
-_OF_LEVEL = f"{_ROW} {_WAITS} lane = ?{_AFTER}"
-_OF_SENDER = f"{_ROW} {_WAITS} sender = ? AND lane = ?{_AFTER}"
+# Of each turn in the order of its index, then of all that were found.
+_DUE_ROWS = f"""
+SELECT e.* FROM unnest(?::integer[]) AS t (turn) CROSS JOIN LATERAL (
+    SELECT due_us, message_id, number, next_hop, sender FROM entry
+    WHERE {_WAITS} {{}} turn = t.turn AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)
+    ORDER BY due_us, message_id, number LIMIT ?
+) e ORDER BY e.due_us, e.message_id, e.number LIMIT ?"""
+_OF_LEVEL, _OF_SENDER = _DUE_ROWS.format(""), _DUE_ROWS.format("sender = ? AND")
 # A loose index scan: one seek to the next sender, one to its first due entry.
 _SENDERS = """
 WITH RECURSIVE turn (sender) AS (
     (SELECT sender FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
-        AND next_hop = $1 AND lane = $2 AND sender > $3 ORDER BY sender LIMIT 1)
+        AND next_hop = $1 AND turn = $2 AND sender > $3 ORDER BY sender LIMIT 1)
     UNION ALL
     SELECT (SELECT sender FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
-        AND next_hop = $1 AND lane = $2 AND sender > turn.sender ORDER BY sender LIMIT 1)
+        AND next_hop = $1 AND entry.turn = $2 AND sender > turn.sender ORDER BY sender LIMIT 1)
     FROM turn WHERE turn.sender IS NOT NULL
 )
 SELECT sender, (SELECT due_us FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
-    AND next_hop = $1 AND lane = $2 AND sender = turn.sender ORDER BY due_us LIMIT 1)
+    AND next_hop = $1 AND entry.turn = $2 AND sender = turn.sender ORDER BY due_us LIMIT 1)
 FROM turn WHERE sender IS NOT NULL LIMIT $4"""
 _OF_SENDER_FOR_HOP = (
     f"SELECT message_id, number FROM entry WHERE {_WAITS}"
-    " next_hop = ? AND lane = ? AND sender = ? AND due_us <= ? ORDER BY due_us LIMIT ?"
+    " next_hop = ? AND turn = ? AND sender = ? AND due_us <= ? ORDER BY due_us LIMIT ?"
 )
-_NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
-    f"(SELECT due_us FROM entry WHERE {_WAITS} lane = {int(level)} AND due_us > $1"
-    " ORDER BY due_us LIMIT 1)"
-    for level in PriorityLevel
-) + ") AS first"  # fmt: skip
+_NEXT = f"""
+SELECT min(e.due_us) FROM unnest($2::integer[]) AS t (turn) CROSS JOIN LATERAL (
+    SELECT due_us FROM entry WHERE {_WAITS} turn = t.turn AND due_us > $1 ORDER BY due_us LIMIT 1
+) e"""
 _KEYS = "unnest($1::text[], $2::integer[]) WITH ORDINALITY AS k (message_id, number, place)"
+# Another node may have changed what was found: a held entry is due later.
 _TAKE = f"""
 WITH chosen AS MATERIALIZED (
     SELECT e.row FROM {_KEYS} CROSS JOIN LATERAL (
         SELECT ctid AS row FROM entry
-        WHERE message_id = k.message_id AND number = k.number AND claimed = 0
+        WHERE message_id = k.message_id AND number = k.number AND claimed = 0 AND due_us <= $4
         FOR NO KEY UPDATE SKIP LOCKED
     ) e
 )
 UPDATE entry e SET claimed = 1, owner = $3, epoch = e.epoch + 1
 FROM chosen WHERE e.ctid = chosen.row RETURNING e.message_id, e.number"""
 _FACTS = f"""
-SELECT {CLAIM_COLUMNS}, e.owner, e.content_id FROM {_KEYS}
+SELECT {CLAIM_COLUMNS}, e.owner, e.store, e.content_id FROM {_KEYS}
 CROSS JOIN LATERAL (
     SELECT * FROM entry WHERE message_id = k.message_id AND number = k.number OFFSET 0
 ) e
@@ -128,7 +131,7 @@ def claim_due(
         transaction.has_changed = False
         return seen
     columns = (_ids(keys), _numbers(keys))
-    taken = transaction.fetch(_TAKE, (*columns, transaction.incarnation))
+    taken = transaction.fetch(_TAKE, (*columns, transaction.incarnation, now_us))
     found = {(row[0], row[1]) for row in taken}
     claims, damaged = read_claims(transaction, [key for key in keys if key in found])
     for key, text in damaged.items():
@@ -137,9 +140,10 @@ def claim_due(
     return replace(seen, claims=ready)
 
 
-def next_due_us(tables: ConnectionTables, after_us: int) -> int | None:
-    """Return when the first unclaimed entry after `after_us` is due."""
-    found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
+def next_due_us(tables: ConnectionTables, after_us: int, stores: Stores) -> int | None:
+    """Return when the first unclaimed entry after `after_us` is due that this node may claim."""
+    turns = [turn for level in PriorityLevel for turn in stores.turns(level)]
+    found: int | None = tables.fetch_one(_NEXT, (after_us, turns))[0]
     return found
 
 
@@ -160,7 +164,10 @@ def read_claims(
         try:
             people = recipients.get(key, ())
             content_id = (row[0], row[-1])
-            claims.append(claim_of(row[:-2], people, content_id=content_id, owner=row[-2]))
+            owner, store = row[-3:-1]
+            claims.append(
+                claim_of(row[:-3], people, content_id=content_id, owner=owner, store=store)
+            )
         except (TypeError, ValueError) as error:
             damaged[key] = str(error)
     return tuple(claims), damaged
@@ -187,24 +194,25 @@ def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[int]]:
 
 
 def _scan_level(
-    tables: ConnectionTables, look: DueQuery, *, now_us: int, limit: int
+    transaction: WriteTransaction, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
-    rows = _due_rows(tables, look, now_us=now_us, limit=limit)
+    rows = _due_rows(transaction, look, now_us=now_us, limit=limit)
     return scan_level(rows, look, limit=limit)
 
 
 def _due_rows(
-    tables: ConnectionTables, look: DueQuery, *, now_us: int, limit: int
+    transaction: WriteTransaction, look: DueQuery, *, now_us: int, limit: int
 ) -> Iterator[Sequence[Any]]:
     """Yield due entries of a level, or of a sender there, behind look.after, oldest first."""
-    whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
+    turns = transaction.stores.turns(look.level)
+    whose = (turns,) if look.sender is None else (turns, look.sender)
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     after = look.after or Position(-1, "", 0)
     left = due_claims.ROWS_MAX
     while left > 0:
         number = min(left, max(limit + 1, _PAGE))
         place = (after.due_us, after.message_id, after.number)
-        rows = tables.fetch(sql, (*whose, now_us, *place, number))
+        rows = transaction.fetch(sql, (*whose, now_us, *place, number, number))
         yield from rows
         if len(rows) < number:
             return
@@ -213,14 +221,18 @@ def _due_rows(
 
 
 def _scan_next_hop(
-    tables: ConnectionTables, look: DueQuery, *, now_us: int, limit: int
+    transaction: WriteTransaction, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
     assert look.next_hop is not None
-    hop = (look.next_hop.key, int(look.level))
-    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
+    is_local = look.next_hop.kind is HopKind.LOCAL
+    turns = transaction.stores.turns(look.level, is_local=is_local)
+    if not turns:
+        return [], DueBatch(ended=True)
+    hop = (look.next_hop.key, *turns)
+    senders = transaction.fetch(_SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
 
     def take(sender: int, number: int) -> list[Key]:
-        rows = tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
+        rows = transaction.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
         return [(row[0], row[1]) for row in rows]
 
     return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)

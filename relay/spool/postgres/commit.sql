@@ -50,21 +50,21 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 ), new_entry AS (
     INSERT INTO entry (
         message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, lane, sender,
-        warn_us, priority, extra, owner, attempts, epoch, cause, cause_attempts)
+        warn_us, priority, extra, owner, store, attempts, epoch, cause, cause_attempts)
     SELECT
         message_id, coalesce(number, ($27::integer[])[1]), coalesce(next_hop, ($28::text[])[1]),
         coalesce(content_id, ($29::integer[])[1]), coalesce(state, ($30::text[])[1]),
         coalesce(claimed, ($31::integer[])[1]), due_us, retry_us,
         coalesce(lane, ($34::integer[])[1]), coalesce(sender, ($35::bigint[])[1]), warn_us,
         coalesce(priority, ($37::integer[])[1]), coalesce(extra, ($38::text[])[1]),
-        coalesce(owner, ($39::bigint[])[1]), 0, 1, '', 0
+        coalesce(owner, ($39::bigint[])[1]), coalesce(store, ($92::integer[])[1]), 0, 1, '', 0
     FROM unnest(
         $26::text[], $27::integer[], $28::text[], $29::integer[], $30::text[], $31::integer[],
         $32::bigint[], $33::bigint[], $34::integer[], $35::bigint[], $36::bigint[], $37::integer[],
-        $38::text[], $39::bigint[]
+        $38::text[], $39::bigint[], $92::integer[]
     ) AS k (
         message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, lane, sender,
-        warn_us, priority, extra, owner)
+        warn_us, priority, extra, owner, store)
 ), new_recipient AS (
     INSERT INTO recipient (
         message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,

@@ -146,7 +146,7 @@ class PostgresMaintenance:
         """Count entries and unaccounted recipients. Raises SpoolUnavailableError when this takes so
         long that the snapshot would keep the server from removing dead rows.
         """
-        count = stats.QueueCounter()
+        count = stats.QueueCounter(stats.WHOLE)
         deadline_s = self._clock.real_s() + _COUNT_S_MAX
         try:
             while await self._counting.read(count.step):

@@ -95,7 +95,8 @@ class NodeIdentity(Struct, frozen=True):
     home: str  # the id of its state_dir
     place: str = ""  # see place_of()
     version: str = ""  # of Relay
-    store: str = ""  # whose mail root it holds; "": none
+    store: str = "main"  # the name of the mail root to which its local mail goes
+    holds_store: bool = True  # whether it has this mail root itself
 
 
 class NodeRow(Struct, frozen=True):
@@ -114,6 +115,34 @@ class NodeRow(Struct, frozen=True):
         return self.state == _ALIVE
 
 
+class Stores(Struct, frozen=True):
+    """The numbers of mail roots: that of this node's, and whether it holds it."""
+
+    own: int = 0
+    is_held: bool = True
+
+    def is_held_by_us(self, store: int) -> bool:
+        """Whether this node delivers local mail of this store."""
+        return self.is_held and store == self.own
+
+    def turns(self, level: int, *, is_local: bool | None = None) -> list[int]:
+        """Return which turns of `entry` this node claims of a priority level; with `is_local` only
+        those of local mail, or only others.
+        """
+        local = [level + 8 * self.own] if self.is_held else []
+        others = [level]
+        if is_local is None:
+            return others + local
+        return local if is_local else others
+
+
+def number_of(tables: ConnectionTables, store: str) -> int:
+    """Return the number of the mail root of a store, also if none has come yet."""
+    add = "INSERT INTO mail_root (store, id) VALUES (?, '') ON CONFLICT DO NOTHING"
+    tables.execute(add, (store,))
+    return int(tables.fetch_one("SELECT number FROM mail_root WHERE store = ?", (store,))[0])
+
+
 def place_of(state_dir: Path, boot_id: str) -> str:
     """Return where a state_dir is: the machine, its boot, and device and inode of the directory. A
     copy on another machine, or beside it, is in another place.
@@ -130,7 +159,8 @@ def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
     """Return all incarnations that are kept, oldest first."""
     return [
         NodeRow(
-            row[0], row[2], row[3], NodeIdentity(row[1], *row[4:8]), row[8],
+            row[0], row[2], row[3],
+            NodeIdentity(row[1], row[4], row[5], row[6], row[7], holds_store=bool(row[7])), row[8],
             ServerSession(*row[9:12]),
         )
         for row in map(tuple, tables.fetch(f"{_NODES} ORDER BY incarnation"))
@@ -219,7 +249,8 @@ def join(
         _JOIN,
         (
             incarnation, identity.name, identity.home, identity.place, identity.version,
-            identity.store, at_us, session.pid, session.begun, session.timeline,
+            identity.store if identity.holds_store else "", at_us,
+            session.pid, session.begun, session.timeline,
         ),
     )  # fmt: skip
     jump_events(tables, at_us)

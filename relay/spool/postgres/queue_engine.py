@@ -18,6 +18,7 @@ _DROP = (
     "DELETE FROM content c WHERE message_id = ? AND number = ? AND NOT EXISTS (SELECT FROM entry e"
     " WHERE e.message_id = c.message_id AND e.content_id = c.number) RETURNING body"
 )
+_STORE = "SELECT coalesce(max(store), 0) FROM entry WHERE message_id = ?"
 # A command may have given live entries another next hop.
 _NEXT_HOPS = (
     "UPDATE recipient r SET next_hop = e.next_hop FROM entry e WHERE e.message_id = r.message_id"
@@ -64,11 +65,19 @@ class PostgresQueueEngine:
         return [await self._bodies.store(one) for one in reports]
 
     def add_reports(
-        self, transaction: Any, reports: Sequence[NewMessage], stored: Sequence[Bodies]
+        self,
+        transaction: Any,
+        reports: Sequence[NewMessage],
+        stored: Sequence[Bodies],
+        *,
+        original: str,
     ) -> None:
         """QueueEngine.add_reports."""
+        (store,) = transaction.fetch_one(_STORE, (original,))
         for report, bodies in zip(reports, stored, strict=True):
-            add_message(transaction, report, bodies, claim=False, captured=self._captured)
+            add_message(
+                transaction, report, bodies, claim=False, captured=self._captured, store=store
+            )
 
     def committed(self, stored: Sequence[Bodies]) -> None:
         """QueueEngine.committed."""

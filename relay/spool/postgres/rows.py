@@ -79,6 +79,7 @@ class CommitRows:
         self.messages: list[tuple[Any, ...]] = []
         self.contents: list[tuple[Any, ...]] = []
         self.entries: list[tuple[Any, ...]] = []
+        self.stores: list[int] = []  # of the entries: the number of the mail root
         self.recipients: list[tuple[Any, ...]] = []
         self.events: list[tuple[str, Event]] = []
         self.submissions: list[tuple[str, str, int]] = []
@@ -116,6 +117,7 @@ class CommitRows:
             _once(self.hops),
             number,
             name,
+            _once(self.stores),
         ]
         sql, used = _parts(
             "always",

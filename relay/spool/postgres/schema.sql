@@ -57,7 +57,9 @@ CREATE TABLE body (
 );
 ALTER TABLE body ALTER COLUMN data SET STORAGE EXTERNAL;
 
--- `content_id` is the number of its content, `owner` the incarnation that has claimed it.
+-- `content_id` is the number of its content, `owner` the incarnation that has claimed it. `store` is the
+-- number of the mail root in which the local mail of its message belongs; only the node that holds this
+-- root claims local entries, so that `turn`, by which they are found, keeps those of each root apart.
 CREATE TABLE entry (
     message_id     text COLLATE "C" NOT NULL,
     number         integer NOT NULL,
@@ -77,17 +79,20 @@ CREATE TABLE entry (
     warn_us        bigint,
     priority       integer NOT NULL DEFAULT 1,
     extra          text COLLATE "C" NOT NULL DEFAULT '',
+    store          integer NOT NULL DEFAULT 0,
+    turn           integer GENERATED ALWAYS AS (
+                       lane + CASE WHEN next_hop = 'local' THEN 8 * store ELSE 0 END) STORED,
     PRIMARY KEY (message_id, number)
 ) WITH (
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0
 );
 CREATE INDEX entry_claimed ON entry (owner, message_id, number) WHERE claimed = 1;
-CREATE INDEX entry_due ON entry (lane, due_us, message_id, number, next_hop, sender, state)
+CREATE INDEX entry_due ON entry (turn, due_us, message_id, number, next_hop, sender, state)
     WHERE claimed = 0 AND due_us IS NOT NULL;
-CREATE INDEX entry_hop ON entry (next_hop, lane, sender, due_us)
+CREATE INDEX entry_hop ON entry (next_hop, turn, sender, due_us)
     WHERE claimed = 0 AND due_us IS NOT NULL;
-CREATE INDEX entry_sender ON entry (sender, lane, due_us, message_id, number, next_hop)
+CREATE INDEX entry_sender ON entry (sender, turn, due_us, message_id, number, next_hop)
     WHERE claimed = 0 AND due_us IS NOT NULL;
 
 -- `next_hop` is that of its entry, also when that has ended; '' without one.
@@ -154,8 +159,9 @@ CREATE TABLE clock (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 CREATE TABLE mail_root (
-    store text COLLATE "C" PRIMARY KEY,
-    id    text COLLATE "C" NOT NULL
+    store  text COLLATE "C" PRIMARY KEY,
+    id     text COLLATE "C" NOT NULL,   -- '': none has come yet
+    number integer GENERATED ALWAYS AS IDENTITY UNIQUE
 );
 
 CREATE TABLE owed_receipt (

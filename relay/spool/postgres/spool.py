@@ -83,8 +83,10 @@ _KEPT = (
 )
 _RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
 _RECORD_ROOT = (
-    "INSERT INTO mail_root VALUES (?, ?) ON CONFLICT (store) DO UPDATE SET id = excluded.id"
+    "INSERT INTO mail_root (store, id) VALUES (?, ?)"
+    " ON CONFLICT (store) DO UPDATE SET id = excluded.id"
 )
+_OTHER_ROOT = "SELECT 1 FROM mail_root WHERE store <> ? AND id <> ''"
 _log = get_logger("spool")
 
 
@@ -102,6 +104,7 @@ def open_engine(
     identity = NodeIdentity(
         settings.node, _home(settings.state_dir / _HOME_FILE),
         place_of(settings.state_dir, clock.anchor().boot_id), __version__,
+        settings.mailboxes.store,
     )  # fmt: skip
     place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(
@@ -251,7 +254,14 @@ class PostgresSpool:
 
     async def mail_root(self, store: str) -> RecordedRoot:
         """SpoolEngine.mail_root."""
-        return await self._queries.read(lambda tables: queries.mail_root(tables, store))
+
+        def read(tables: ConnectionTables) -> RecordedRoot:
+            found = queries.mail_root(tables, store)
+            if found.id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
+                return found
+            return RecordedRoot("", was_used=False)  # the others were
+
+        return await self._queries.read(read)
 
     async def record_mail_root(self, store: str, root_id: str) -> None:
         """SpoolEngine.record_mail_root."""
@@ -368,7 +378,8 @@ class PostgresSpool:
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
-        return await self._bodies.ask(lambda tables: next_due_us(tables, after_us))
+        stores = self._writer.stores
+        return await self._bodies.ask(lambda tables: next_due_us(tables, after_us, stores))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""

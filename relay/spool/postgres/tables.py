@@ -100,6 +100,11 @@ class ConnectionTables:
         """Tables.next_hop."""
         return "coalesce(e.next_hop, nullif(r.next_hop, ''))"
 
+    @property
+    def entry_columns(self) -> str:
+        """Tables.entry_columns."""
+        return ", store"
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Tables.snapshot."""

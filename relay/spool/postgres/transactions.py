@@ -11,6 +11,7 @@ from zlib import crc32
 from msgspec import Struct
 
 from relay.message.content import Content
+from relay.message.nexthop import HopKind
 from relay.spool.common.accepted_rows import (
     CapturedMail,
     accepted_rows,
@@ -117,15 +118,21 @@ def add_message(
     *,
     claim: bool,
     captured: CapturedMail,
+    store: int = 0,
 ) -> Sequence[Claim]:
-    """Add the rows of a message; return its claims."""
+    """Add the rows of a message; return its claims. Its local mail goes to the mail root `store`,
+    if it is given, else to that of this node.
+    """
     facts, rows = message.facts, transaction.rows
     _check_parts(transaction, bodies)
     used = used_contents(message)
     keys = {index: (facts.id, index) for index in used}
+    store = store or transaction.stores.own
+    claim = claim and (transaction.stores.is_held_by_us(store) or not _is_local(message))
     added = accepted_rows(
-        message, keys, kept=used, claim=claim, captured=captured, owner=transaction.incarnation
-    )
+        message, keys, kept=used, claim=claim, captured=captured, owner=transaction.incarnation,
+        store=store,
+    )  # fmt: skip
     rows.messages.append(message_row(facts))
     rows.contents += [
         (facts.id, index, *_content_columns(content, bodies.get(index)))
@@ -136,6 +143,7 @@ def add_message(
         (*row[:3], row[3][1], *row[4:], transaction.incarnation if row[5] else 0)
         for row in added.entries
     ]
+    rows.stores += [store] * len(added.entries)
     hops = ["", *(row[2] for row in added.entries)]
     rows.recipients += [(*row, hops[row[1]]) for row in added.recipients]
     transaction.append_events(facts.id, message.events)
@@ -143,6 +151,10 @@ def add_message(
         rows.counts[name] += number
     count_holds(transaction, len(message.held_by_rules))
     return added.claims
+
+
+def _is_local(message: NewMessage) -> bool:
+    return any(entry.next_hop.kind is HopKind.LOCAL for entry in message.entries)
 
 
 def _check_parts(transaction: WriteTransaction, bodies: Bodies) -> None:
@@ -194,7 +206,9 @@ def settle(
                 transaction.append_events(joined.message_id, joined.events)
     claims: list[Claim] = []
     for message, stored in zip(settlement.reports, bodies, strict=True):
-        claims += add_message(transaction, message, stored, claim=claim_reports, captured=captured)
+        claims += add_message(
+            transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
+        )
     return RecordedResult(tuple(claims), owes=bool(changed.receipts))
 
 

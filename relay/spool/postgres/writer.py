@@ -35,11 +35,13 @@ from relay.spool.postgres.nodes import (
     Lease,
     NodeIdentity,
     NodeRow,
+    Stores,
     join,
     lease_from,
     leave,
     lock_shared,
     namesakes,
+    number_of,
     return_to,
     still_alive,
 )
@@ -91,11 +93,17 @@ class WriteTransaction(ConnectionTables):
     """An OpenTransaction. Rows that are added are written with its commit, after all else."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, connection: Any, *, incarnation: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: Any,
+        *,
+        incarnation: int,
+        stores: Stores,
     ) -> None:
         super().__init__(loop, connection)
         self.rows = CommitRows()
         self.incarnation = incarnation  # of this node
+        self.stores = stores
         self.has_changed = True  # an operation that runs alone and changes nothing says so
 
     @property
@@ -176,6 +184,7 @@ class WriteConnection:
         self.commit_timer = CommitTimer(clock)
         self.own: NodeRow | None = None  # this incarnation
         self.lease = Lease(0.0)
+        self.stores = Stores()
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
         self._commits = 0  # the number of the last one
@@ -265,7 +274,13 @@ class WriteConnection:
         future: asyncio.Future[T] = self._home_loop.create_future()
         self._turn.append(
             _WaitingOperation(
-                operation, future, size, accepts, leased or accepts, alone, is_order,
+                operation,
+                future,
+                size,
+                accepts,
+                leased or accepts,
+                alone,
+                is_order,
                 self._clock.real_s(),
             )
         )
@@ -350,7 +365,9 @@ class WriteConnection:
         if any(job.leased for job in batch) and not self.lease.may_claim(self.elapsed_s()):
             raise SpoolUnavailableError("the database has not heard of this node for too long")
         assert self._loop is not None
-        transaction = WriteTransaction(self._loop, self._connection, incarnation=self.incarnation)
+        transaction = WriteTransaction(
+            self._loop, self._connection, incarnation=self.incarnation, stores=self.stores
+        )
         answers: list[Any] = []
         with self._translated(answers):
             try:
@@ -545,6 +562,8 @@ class WriteConnection:
                 left = namesakes(tables, self.identity)
                 silent = still_alive(tables, left, sleep=asyncio.sleep)
                 self._join(tables, silent=silent)
+                number = number_of(tables, self.identity.store)
+                self.stores = Stores(number, self.identity.holds_store)
                 rows = tables.fetch(_ANCHORS, (self.identity.name,))
                 self._clock.resume_as_node([Anchor(*row) for row in rows])
             except BaseException:

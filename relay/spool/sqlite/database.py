@@ -121,6 +121,11 @@ class SqliteTables:
         """Tables.next_hop."""
         return "e.next_hop"
 
+    @property
+    def entry_columns(self) -> str:
+        """Tables.entry_columns."""
+        return ""
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Tables.snapshot."""

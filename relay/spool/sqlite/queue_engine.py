@@ -61,7 +61,14 @@ class SqliteQueueEngine:
         """QueueEngine.store_contents."""
         return await self._store_contents(reports)
 
-    def add_reports(self, transaction: Any, reports: Sequence[NewMessage], stored: _Files) -> None:
+    def add_reports(
+        self,
+        transaction: Any,
+        reports: Sequence[NewMessage],
+        stored: _Files,
+        *,
+        original: str,  # noqa: ARG002 - there is one mail root
+    ) -> None:
         """QueueEngine.add_reports."""
         add_reports(transaction, reports, stored, captured=self._captured)
 

@@ -26,11 +26,14 @@ ONLY_POSTGRES = {
     "content.message_id": "no number is given by the database: a commit is one statement",
     "content.number": "as message_id",
     "content.body": "the body that a content names",
-    "counter.node": "one row for each node: they do not wait for each other",
+    "counter.node": "rows for each node: they do not wait for each other",
     "counter.number": "of the commit: rows are added, since a row that changes has many versions",
     "entry.owner": "a claim is the incarnation's that made it; a file has one owner by its lock",
+    "entry.store": "each mail root has its own local mail",
+    "entry.turn": "as entry.store",
+    "mail_root.number": "as entry.store",
     "migration.at_us": "when",
-    "owner": "who owns the spool, and its session: a file is locked",
+    "node": "who uses the spool, and their sessions: a file is locked",
     "recipient.next_hop": "an entry that has ended is deleted, and its next hop stays here",
 }
 

@@ -11,6 +11,7 @@ import pytest
 from relay.clock import SystemClock
 from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
+from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
@@ -30,6 +31,7 @@ from tests.support.spools import new_message
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 TO_A = [("mx:a.test", "x@a.test")]
+LOCAL = [("local", "bob@example.test")]
 ROUTED = Event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
 ATTEMPT = Event(Step.DELIVERY, 6, {"entry": 1, "recipients": []})
 NOW = 10**18  # after the due time of every entry
@@ -51,9 +53,9 @@ async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., A
     started: list[PostgresSpool] = []
 
     async def at(
-        name: str, home: str = "", place: str = "", elapsed: Elapsed | None = None
+        name: str, home: str = "", place: str = "", elapsed: Elapsed | None = None, **more: Any
     ) -> PostgresSpool:
-        identity = NodeIdentity(name, home or name, place)
+        identity = NodeIdentity(name, home or name, place, **more)
         node = PostgresSpool(
             SpoolPlace(parse_postgres_url(postgres_url), identity, tmp_path),
             clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(), submission_keep_s=86400,
@@ -238,6 +240,45 @@ async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
         for claim in batch.claims:
             assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
     assert (await one.counts()).unaccounted == 0
+
+
+async def test_local_mail_is_claimed_where_its_mail_root_is(at) -> None:
+    """Neither by a node without one, nor by one that has another; a report goes with its mail."""
+    transport = await at("relay.test", holds_store=False)
+    holder, other = await at("main.test"), await at("second.test", store="second")
+    accepted = await transport.accept(new_message([*LOCAL, *TO_A]))
+    assert accepted.claims == ()
+    (remote,) = (await other.claim_due(NOW, 10, DueQuery())).claims
+    assert remote.next_hop.kind == "mx"
+    for hop in (None, NextHop.parse("local")):
+        for node in (transport, other):
+            batch = await node.claim_due(NOW, 10, DueQuery(next_hop=hop))
+            assert (batch.claims, await node.next_due_us()) == ((), None)
+    report = new_message(LOCAL)
+    settled = Settlement(remote, 5, {1: OK}, reports=(report,))
+    assert await other.settle(settled) == (True, ())
+    (local,) = (await holder.claim_due(NOW, 1, DueQuery())).claims
+    (told,) = (await holder.claim_due(NOW, 10, DueQuery(next_hop=NextHop.parse("local")))).claims
+    assert {local.message.id, told.message.id} == {accepted.queue_id, report.facts.id}
+    own = (await other.accept(new_message(LOCAL))).claims[0]
+    for node, claim in ((holder, local), (holder, told), (other, own)):
+        outcomes = {one.id: OK for one in claim.recipients}
+        assert (await node.settle(Settlement(claim, 5, outcomes)))[0]
+    assert (await other.counts()).unaccounted == 0
+
+
+async def test_parts_of_a_message_stay_with_its_mail_root(at) -> None:
+    """A reroute splits an entry, and a report of a cancellation is local mail."""
+    holder, other = await at("main.test"), await at("second.test", store="second")
+    queue_id = (await holder.accept(new_message(TO_A), claim=False)).queue_id
+    to_local = QueueCommand(
+        Operation.REROUTE, Selector(ids=(queue_id,)), "test",
+        to=lambda *_: Destination(NextHop.parse("local"), chosen=True), to_text="local",
+    )  # fmt: skip
+    await other.queue_admin.execute(to_local)
+    assert (await other.claim_due(NOW, 10, DueQuery())).claims == ()
+    (claim,) = (await holder.claim_due(NOW, 10, DueQuery())).claims
+    assert claim.next_hop.kind == "local"
 
 
 @pytest.mark.parametrize("goes_on", [False, True])

@@ -1,0 +1,110 @@
+"""Several relays on one spool: each takes and delivers mail, and one may end at any time."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.support.long_tests import long
+from tests.support.postgres import PostgresServer
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+LEASE_S = 60  # and what a takeover takes
+StartNode = Callable[..., RelayProcess]
+
+
+@pytest.fixture
+def node(server: PostgresServer, remotes: Remotes) -> Iterator[StartNode]:
+    """Return a function that starts a relay on the spool of the test."""
+    url = server.create()
+    with ExitStack() as stack:
+
+        def node(name: str, *, wait: bool = True, **mailboxes: Any) -> RelayProcess:
+            config = {"spool": {"node": name}, "mailboxes": {"store": name} | mailboxes}
+            relay = remotes.relay(config=config)
+            stack.callback(relay.close)
+            relay.config["spool"]["url"] = url
+            relay.write_config(relay.config)
+            return relay.start(wait=wait)
+
+        yield node
+
+
+def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
+    mx = remotes.start("a.test", rcpt={"later@a.test": "451 4.2.0 later"})
+    one, two = node("one"), node("two")
+    sent = [one.send_mail(to=["bob@example.test", "x@a.test"], subject="of one")]
+    sent += [two.send_mail(to=["bob@example.test", "x@a.test"], subject="of two")]
+    waiting = one.submit("alice@example.test", ["later@a.test"])
+    for sender, identity in zip((one, two), sent, strict=True):
+        sender.until_final(identity)
+    until("both hosts have it", lambda: len(mx.envelopes) == 2)
+    one.until_state(waiting, "deferred")
+    assert one.subjects("bob") == ["of one"]
+    assert two.subjects("bob") == ["of two"]
+    assert two.journey(waiting) == one.journey(waiting)
+    assert [entry["id"] for entry in two.queue()] == [waiting]
+    assert two.cli("queue", "hold", waiting).returncode == 0
+    assert one.queue()[0]["state"] == "held"
+    mx.rcpt.clear()
+    assert one.cli("queue", "release", waiting).returncode == 0
+    two.until_state(waiting, "relayed")
+    for relay in (one, two):
+        until("counted", lambda relay=relay: relay.metric("relay_queue_entries") == 0)
+        assert relay.metric("relay_queue_unaccounted") == 0
+        assert relay.stop() == 0
+
+
+def test_another_mail_root_needs_another_name(node: StartNode) -> None:
+    one = node("one", store="main")
+    one.until_final(one.send_mail(to=["bob@example.test"], subject="first"))
+    two = node("two", wait=False, store="main")
+    assert two.wait_end() == 78
+    assert '[mailboxes] store = "second", not "main"' in two.log
+
+
+def test_a_name_is_that_of_one_node(node: StartNode) -> None:
+    node("one")
+    two = node("one", wait=False, store="second")
+    assert two.wait_end() == 78
+    assert "another node has the name one since 20" in two.log
+    assert "[spool] node" in two.log
+
+
+def test_a_killed_node_takes_its_spool_again_at_once(server: PostgresServer) -> None:
+    """The server may not know yet that the client of the old session is gone."""
+    with RelayProcess() as relay:
+        identity = relay.send_mail(to=["x@nowhere.test"], subject="waits")
+        until("it is in the queue", lambda: len(relay.queue()) == 1)
+        relay.restart()
+        (entry,) = relay.queue()
+        assert entry["recipients"][0]["address"] == "x@nowhere.test"
+        assert relay.journey(identity)["state"] in ("queued", "deferred")
+
+
+@long
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_node_that_dies_is_followed_by_another(
+    remotes: Remotes, node: StartNode, how: signal.Signals
+) -> None:
+    """Its mail is delivered; only an attempt of which nobody knows how it ended may be repeated."""
+    mx = remotes.start("a.test", gates={"DOT": remotes.gate()})
+    one, two = node("one"), node("two")
+    queue_id = one.submit("alice@example.test", ["x@a.test"])
+    remotes.run(mx.reached("DOT"))
+    assert one.process is not None
+    one.process.send_signal(how)
+    mx.gates.clear()
+    until("another node delivers it", lambda: two.journey(queue_id)["state"] == "relayed",
+          timeout_s=LEASE_S)  # fmt: skip
+    assert two.metric("relay_spool_takeovers_total") == 1
+    if how is signal.SIGSTOP:
+        one.process.send_signal(signal.SIGCONT)
+        until("it has joined again", lambda: "joined again" in one.log)
+        again = one.submit("alice@example.test", ["y@a.test"])
+        one.until_state(again, "relayed")
+        assert one.stop() == 0
+    assert two.metric("relay_queue_unaccounted") == 0
