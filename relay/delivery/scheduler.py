@@ -149,11 +149,11 @@ class DeliveryScheduler:
         """Spool.may_finish."""
         return self._spool.may_finish()
 
-    def look_for_work(self, *, anew: bool) -> None:
-        """Scan the spool for what other nodes may have left there: with `anew` also for what was
-        due before.
+    def look_for_work(self, *, from_start: bool) -> None:
+        """Scan the spool for what other nodes may have left there, with `from_start` also for what
+        was due before.
         """
-        if anew:
+        if from_start:
             self._scanner.restart()
         self._scanner.newly_due()
         self._wake.set()

@@ -38,17 +38,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         gauge = partial(Gauge, registry=registry)
-        self.accepted = Counter(
-            "relay_messages_accepted",
-            "Messages accepted into the spool.",
-            ["via"],
-            registry=registry,
+        counter = partial(Counter, registry=registry)
+        self.accepted = counter(
+            "relay_messages_accepted", "Messages accepted into the spool.", ["via"]
         )
-        self.recipients = Counter(
-            "relay_recipients",
-            "Recipients that reached a final state.",
-            ["outcome"],
-            registry=registry,
+        self.recipients = counter(
+            "relay_recipients", "Recipients that reached a final state.", ["outcome"]
         )
         self.queue_entries = gauge("relay_queue_entries", "Entries in the queue.", ["state"])
         self.queue_oldest = gauge("relay_queue_oldest_seconds", "Age of the oldest queued entry.")
@@ -77,16 +72,8 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=registry,
         )
-        self.lost_commits = Counter(
-            "relay_spool_lost_commits",
-            "Commits that the database of the spool has lost.",
-            registry=registry,
-        )
-        self.takeovers = Counter(
-            "relay_spool_takeovers",
-            "Claims of dead nodes that this node has ended.",
-            registry=registry,
-        )
+        self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
+        self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(

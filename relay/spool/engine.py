@@ -150,12 +150,12 @@ class ReceiptLedger(Protocol):
 class OnWork(Protocol):
     """Looks for entries to claim."""
 
-    def __call__(self, *, anew: bool) -> None:
-        """Look; with `anew` also for entries that were due before."""
+    def __call__(self, *, from_start: bool) -> None:
+        """Look; with `from_start` also for entries that were due before."""
         ...
 
 
-def no_work(*, anew: bool) -> None:
+def no_work(*, from_start: bool) -> None:
     """Ignore it."""
 
 

@@ -73,14 +73,13 @@ def accepted_rows(
     kept: Collection[int],
     claim: bool,
     captured: CapturedMail,
-    owner: int = 0,
-    store: int = 0,
+    claimed_by: tuple[int, int] = (0, 0),
 ) -> AcceptedRows:
     """Return what a message adds. `content_keys` are the keys of its contents, by their index;
-    claims have those in `kept` with them. With `claim` its queued entries are claimed, by `owner`;
-    `store` is where its local mail goes.
+    claims have those in `kept` with them. With `claim` its queued entries are claimed;
+    `claimed_by` is Claim.owner and Claim.store.
     """
-    facts = message.facts
+    facts, (owner, store) = message.facts, claimed_by
     counts: Counter[str] = Counter()
     entries, recipients, claims = [], [], []
     numbers = _numbers(message)
@@ -122,8 +121,7 @@ def accepted_rows(
                     recipients=tuple(people), attempts=0, content_id=content_key,
                     content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
                     level=level, sender=message.sender_key, warn_us=warn_us,
-                    priority=message.priority, extra=entry.extra, owner=owner,
-                    store=store,
+                    priority=message.priority, extra=entry.extra, owner=owner, store=store,
                 )
             )  # fmt: skip
     counts[ACCEPTED_COUNTER] += len(recipients)

@@ -39,9 +39,7 @@ def change(
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
         if (made := planned.by_message.get(message_id)) is not None:
-            engine.add_reports(
-                transaction, made.plan.messages, made.stored, original=message_id
-            )
+            engine.add_reports(transaction, made.plan.messages, made.stored, original=message_id)
             transaction.append_events(message_id, made.plan.events)
             paid = [key for key in planned.epochs if key[0] == message_id]
             transaction.execute_each(PAY, paid)

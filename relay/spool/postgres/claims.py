@@ -28,7 +28,7 @@ from relay.spool.common.due_claims import (
 from relay.spool.common.rows import LIVE_STATES
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.postgres.writer import WriteTransaction
+from relay.spool.postgres.write_transaction import WriteTransaction
 from relay.spool.types import (
     Claim,
     DueBatch,

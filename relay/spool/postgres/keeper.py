@@ -6,26 +6,28 @@ whole server: at most NOTIFY_PER_S of them, and a look each POLL_S does without.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import asyncpg
 
-from relay.clock import Clock
 from relay.observe.logs import RepeatedError, get_logger
+from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import OnWork
 from relay.spool.postgres.claims import dead_owners
-from relay.spool.postgres.nodes import BEAT_S, NodeRow, Watch, beat, declare_dead
+from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
-from relay.spool.postgres.writer import WriteConnection, WriteTransaction
+from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.postgres.writer import WriteConnection
 from relay.spool.types import NodeNameError, SpoolError
 
 POLL_S = 5.0
 NOTIFY_PER_S = 20
 _AGAIN_S = 1.0
-_CHANNEL, _ANEW = "relay_spool", "anew"
+_CHANNEL, _FROM_START = "relay_spool", "from_start"
 _log = get_logger("spool")
 
 
@@ -37,7 +39,7 @@ class NodeKeeper:
         writer: WriteConnection,
         options: ServerOptions,
         *,
-        clock: Clock,
+        metrics: Metrics,
         take_over: Callable[[], Awaitable[int]],
         on_work: OnWork,
         on_joined: Callable[[int], None],
@@ -49,7 +51,7 @@ class NodeKeeper:
         """
         self._writer = writer
         self._options = options
-        self._clock = clock
+        self._metrics = metrics
         self._take_over = take_over
         self._on_work = on_work
         self._on_joined = on_joined
@@ -58,7 +60,7 @@ class NodeKeeper:
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
         self._tasks: list[asyncio.Task[None]] = []
         self._has_news = asyncio.Event()
-        self._is_anew = False  # whether the news are about entries that were due before
+        self._is_from_start = False  # whether the news are about entries that were due before
 
     def start(self) -> None:
         """Begin to beat and to listen."""
@@ -74,9 +76,9 @@ class NodeKeeper:
                 await task
         self._tasks.clear()
 
-    def tell(self, *, anew: bool) -> None:
+    def tell(self, *, from_start: bool) -> None:
         """Tell the other nodes soon that there may be entries to claim, as OnWork."""
-        self._is_anew = self._is_anew or anew
+        self._is_from_start = self._is_from_start or from_start
         self._has_news.set()
 
     async def _keep_alive(self) -> None:
@@ -88,7 +90,7 @@ class NodeKeeper:
             except SpoolError as error:
                 if fault.is_new(error):
                     _log.warning("the other nodes do not hear of this one", error=str(error))
-            self._on_work(anew=False)  # also what a lost message was about
+            self._on_work(from_start=False)  # also what a lost message was about
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:
@@ -108,6 +110,9 @@ class NodeKeeper:
             return
         self._writer.confirm(sent_s)
         self.nodes, has_dead = seen
+        states = Counter(row.state for row in self.nodes)
+        for state in STATES:
+            self._metrics.nodes.labels(state).set(states[state])
         now_s = self._writer.elapsed_s()
         silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
         if silent:
@@ -154,13 +159,14 @@ class NodeKeeper:
     async def _tell(self, connection: asyncpg.Connection) -> None:
         while True:
             await self._has_news.wait()
-            text = _ANEW if self._is_anew else ""
-            self._is_anew = False
+            text = _FROM_START if self._is_from_start else ""
+            self._is_from_start = False
             self._has_news.clear()
             with translate_postgres_errors(self._options), suppress(SpoolError):
                 await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, text)
             await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
 
-    def _heard(self, connection: Any, pid: int, _channel: str, text: object) -> None:
+    def _heard(self, *message: Any) -> None:
+        connection, pid, _, text = message
         if pid != connection.get_server_pid():
-            self._on_work(anew=text == _ANEW)
+            self._on_work(from_start=text == _FROM_START)

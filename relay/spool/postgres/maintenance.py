@@ -19,7 +19,8 @@ from relay.spool.engine import Retention
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import take_over
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
-from relay.spool.postgres.writer import WriteConnection, WriteTransaction
+from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.postgres.writer import WriteConnection
 from relay.spool.types import QueueCounts, SpoolUnavailableError
 
 AT_ONCE = 200

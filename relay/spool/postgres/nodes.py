@@ -10,9 +10,9 @@ it alone. The session of a node's write connection is in its row: a session that
 be committing, so its successor ends it first, and waits until it has gone.
 """
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -49,7 +49,7 @@ _NODES = (
     "SELECT incarnation, name, state, beat, home, place, version, store, since_us, pid, begun,"
     " timeline FROM node"
 )
-_ALIVE, _STOPPED, _DEAD = "alive", "stopped", "dead"
+STATES = _ALIVE, _STOPPED, _DEAD = "alive", "stopped", "dead"
 _FIRST_FREE = "SELECT greatest(coalesce(max(incarnation), 0) + 1, ?) FROM node"
 _JOIN = f"INSERT INTO node VALUES (?, ?, '{_ALIVE}', 0, ?, ?, ?, ?, ?, ?, ?, ?)"
 _END_STATE = f"UPDATE node SET state = ? WHERE incarnation = ? AND state = '{_ALIVE}'"
@@ -205,17 +205,13 @@ def namesakes(tables: ConnectionTables, identity: NodeIdentity) -> list[NodeRow]
     return left
 
 
-def still_alive(
-    tables: ConnectionTables,
-    left: Sequence[NodeRow],
-    sleep: Callable[[float], Coroutine[Any, Any, None]],
-) -> Sequence[NodeRow]:
+def still_alive(tables: ConnectionTables, left: Sequence[NodeRow]) -> Sequence[NodeRow]:
     """Watch living nodes that have this node's name; return them if they are silent. Raises
     NodeNameError for one that is not.
     """
     seen = {row.incarnation: row.beat for row in left}
     for _ in range(_LOOKS if left else 0):
-        tables.wait(sleep(_WATCH_S / _LOOKS))
+        tables.wait(asyncio.sleep(_WATCH_S / _LOOKS))  # real time: the other one beats
         for row in read_nodes(tables):
             if row.is_alive and seen.get(row.incarnation, row.beat) != row.beat:
                 raise name_taken(row)
@@ -329,7 +325,7 @@ class Watch:
     def silent(self, rows: Iterable[NodeRow], own: int, *, now_s: float) -> list[NodeRow]:
         """Take a reading of all nodes at `now_s`, seconds since the boot; return those that have
         been silent so long that they count as dead. After a gap between readings, in which this
-        node or the server may have been away, all begin anew.
+        node or the server may have been away, all start again.
         """
         if now_s - self._read_s > _GAP_S:
             self._since_s = {}

@@ -9,7 +9,8 @@ from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import read_claims
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies, add_message
-from relay.spool.postgres.writer import WriteConnection, WriteTransaction
+from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.postgres.writer import WriteConnection
 from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
 T = TypeVar("T")

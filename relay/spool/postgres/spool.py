@@ -44,13 +44,8 @@ from relay.spool.postgres.queue_engine import PostgresQueueEngine
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies
-from relay.spool.postgres.writer import (
-    WAITING_MAX,
-    KnownKeyError,
-    StaleClaimError,
-    WriteConnection,
-    WriteTransaction,
-)
+from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
+from relay.spool.postgres.writer import WAITING_MAX, WriteConnection
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.types import (
     NEVER_US,
@@ -167,7 +162,7 @@ class PostgresSpool:
             self._writer, self._queries, self._bodies, captured=captured
         )
         self._keeper = NodeKeeper(
-            self._writer, options, clock=clock, take_over=self._take_over,
+            self._writer, options, metrics=metrics, take_over=self._take_over,
             on_work=self._work, on_joined=self._bodies.begin,
             on_lost=self._lost,
         )  # fmt: skip
@@ -211,13 +206,13 @@ class PostgresSpool:
         self._fault = ""
         return taken_over
 
-    def _work(self, *, anew: bool) -> None:
-        self.on_work(anew=anew)
+    def _work(self, *, from_start: bool) -> None:
+        self.on_work(from_start=from_start)
 
     async def _take_over(self) -> int:
         taken = await self.maintenance.take_over()
         self._metrics.takeovers.inc(taken)
-        self.on_work(anew=True)
+        self.on_work(from_start=True)
         return taken
 
     def _faults_of(self, tables: ConnectionTables) -> Sequence[str]:
@@ -314,7 +309,7 @@ class PostgresSpool:
         if receipt is not None:
             self.receipts.version += 1
         if not claim:
-            self._keeper.tell(anew=False)
+            self._keeper.tell(from_start=False)
         if not accepted.repeated:
             self._bodies.accepted(bodies)
             for one in messages:
@@ -384,7 +379,7 @@ class PostgresSpool:
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
         await self._engine.change(lambda one: release_claims(one, claims))
-        self._keeper.tell(anew=True)
+        self._keeper.tell(from_start=True)
 
     def incoming_body(self) -> IncomingParts:
         """Spool.incoming_body."""

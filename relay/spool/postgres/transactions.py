@@ -26,7 +26,7 @@ from relay.spool.common.rows import message_row
 from relay.spool.common.settled_rows import settled_rows, waiting_columns
 from relay.spool.postgres.rows import SettledEntry
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.postgres.writer import KnownKeyError, WriteTransaction
+from relay.spool.postgres.write_transaction import KnownKeyError, WriteTransaction
 from relay.spool.types import (
     NEVER_US,
     Accepted,
@@ -130,8 +130,8 @@ def add_message(
     store = store or transaction.stores.own
     claim = claim and (transaction.stores.is_held_by_us(store) or not _is_local(message))
     added = accepted_rows(
-        message, keys, kept=used, claim=claim, captured=captured, owner=transaction.incarnation,
-        store=store,
+        message, keys, kept=used, claim=claim, captured=captured,
+        claimed_by=(transaction.incarnation, store),
     )  # fmt: skip
     rows.messages.append(message_row(facts))
     rows.contents += [

@@ -14,7 +14,7 @@ connection (RFC 1047).
 
 import asyncio
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -22,11 +22,9 @@ from typing import Any, TypeVar
 
 import asyncpg
 import uvloop
-from msgspec import Struct
 
 from relay.clock import Anchor, Clock
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.events import Event
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
@@ -45,10 +43,17 @@ from relay.spool.postgres.nodes import (
     return_to,
     still_alive,
 )
-from relay.spool.postgres.rows import CommitRows, without_nul
+from relay.spool.postgres.rows import without_nul
 from relay.spool.postgres.schema import bring_to_schema
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.write_transaction import (
+    KnownKeyError,
+    Operation,
+    StaleClaimError,
+    WaitingOperation,
+    WriteTransaction,
+)
 from relay.spool.types import (
     NodeNameError,
     SpoolError,
@@ -87,60 +92,6 @@ _WALL = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 _OF_MESSAGES = {"message", "content", "entry", "recipient"}  # keys begin with a queue id
 T = TypeVar("T")
 _log = get_logger("spool")
-
-
-class WriteTransaction(ConnectionTables):
-    """An OpenTransaction. Rows that are added are written with its commit, after all else."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        connection: Any,
-        *,
-        incarnation: int,
-        stores: Stores,
-    ) -> None:
-        super().__init__(loop, connection)
-        self.rows = CommitRows()
-        self.incarnation = incarnation  # of this node
-        self.stores = stores
-        self.has_changed = True  # an operation that runs alone and changes nothing says so
-
-    @property
-    def counts(self) -> Counter[str]:
-        """OpenTransaction.counts."""
-        return self.rows.counts
-
-    def append_events(self, message_id: str, events: Sequence[Event]) -> None:
-        """OpenTransaction.append_events."""
-        self.rows.events += [(message_id, event) for event in events]
-
-
-Operation = Callable[[WriteTransaction], T]
-
-
-class _WaitingOperation(Struct, frozen=True):
-    operation: Operation[Any]
-    future: asyncio.Future[Any]
-    size: int  # of the octets that it writes, about
-    accepts: bool  # its caller does not wait for ever
-    leased: bool  # it is refused once the lease of this node has ended
-    alone: bool  # it reads, or runs statements
-    is_order: bool  # see submit()
-    since_s: float  # when it was submitted
-
-    @property
-    def begin(self) -> str:
-        """What begins its transaction, if it runs alone."""
-        return "BEGIN ISOLATION LEVEL REPEATABLE READ" if self.is_order else "BEGIN"
-
-
-class StaleClaimError(SpoolError):
-    """A result is of a claim that has ended."""
-
-
-class KnownKeyError(SpoolError):
-    """A message was accepted with this submission key before."""
 
 
 class _LostError(Exception):
@@ -191,8 +142,8 @@ class WriteConnection:
         self._found = 0  # the number of the last one when the connection was back
         self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -_ANCHOR_S
-        self._turn: list[_WaitingOperation] = []  # of the loop's present iteration
-        self._jobs: deque[_WaitingOperation] = deque()
+        self._turn: list[WaitingOperation] = []  # of the loop's present iteration
+        self._jobs: deque[WaitingOperation] = deque()
         self._wake = threading.Semaphore(0)
         self._stopping = False
         self._has_lost_ownership = False
@@ -273,7 +224,7 @@ class WriteConnection:
             )
         future: asyncio.Future[T] = self._home_loop.create_future()
         self._turn.append(
-            _WaitingOperation(
+            WaitingOperation(
                 operation,
                 future,
                 size,
@@ -318,7 +269,7 @@ class WriteConnection:
         future.add_done_callback(lambda done: done.exception())
         self._write(
             [
-                _WaitingOperation(
+                WaitingOperation(
                     lambda transaction: transaction.execute(_ADD_UP, values),
                     future,
                     size=0, accepts=False, leased=False, alone=True, is_order=False,
@@ -327,8 +278,8 @@ class WriteConnection:
             ]
         )  # fmt: skip
 
-    def _gather(self) -> list[_WaitingOperation]:
-        batch: list[_WaitingOperation] = []
+    def _gather(self) -> list[WaitingOperation]:
+        batch: list[WaitingOperation] = []
         size = 0
         while self._jobs and len(batch) < _BATCH_MAX and size < _BATCH_BYTES_MAX:
             if self._jobs[0].alone and batch:
@@ -339,7 +290,7 @@ class WriteConnection:
                 break
         return batch
 
-    def _write(self, batch: Sequence[_WaitingOperation], *, times: int = 0) -> None:
+    def _write(self, batch: Sequence[WaitingOperation], *, times: int = 0) -> None:
         began_s = self._clock.real_s()
         try:
             answers = self._commit(batch)
@@ -358,7 +309,7 @@ class WriteConnection:
         self._metrics.commit_batch.observe(len(batch))
         self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
 
-    def _commit(self, batch: Sequence[_WaitingOperation]) -> list[Any]:
+    def _commit(self, batch: Sequence[WaitingOperation]) -> list[Any]:
         if self._connection is None or self._connection.is_closed():
             raise _LostError(self.fault or "the connection was closed", ())
         accepts = any(job.accepts for job in batch)
@@ -443,7 +394,7 @@ class WriteConnection:
                 raise _LostError(str(error), answers) from error
             raise
 
-    def _lost(self, batch: Sequence[_WaitingOperation], lost: _LostError) -> None:
+    def _lost(self, batch: Sequence[WaitingOperation], lost: _LostError) -> None:
         """Find out whether the commit of a batch took effect, and answer it or send it once more.
 
         Acceptances do not wait for this longer than _ANSWER_S; the others are results, which are
@@ -477,8 +428,8 @@ class WriteConnection:
                 self._answer([(job.future, answer, None)])
 
     def _without_expired(
-        self, waiting: list[tuple[int, _WaitingOperation]]
-    ) -> list[tuple[int, _WaitingOperation]]:
+        self, waiting: list[tuple[int, WaitingOperation]]
+    ) -> list[tuple[int, WaitingOperation]]:
         """Answer the acceptances that have waited too long, and return the other operations."""
         before_s = self._clock.real_s() - _ANSWER_S
         error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
@@ -560,7 +511,7 @@ class WriteConnection:
                 tables.wait(self._connection.execute(PLANS))
                 lock_shared(tables)
                 left = namesakes(tables, self.identity)
-                silent = still_alive(tables, left, sleep=asyncio.sleep)
+                silent = still_alive(tables, left)
                 self._join(tables, silent=silent)
                 number = number_of(tables, self.identity.store)
                 self.stores = Stores(number, self.identity.holds_store)

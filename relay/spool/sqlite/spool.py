@@ -136,8 +136,6 @@ class SqliteSpool:
         no threads: the event loop runs everything.
         """
         self._path = path
-        self.on_lost: Callable[[SpoolError], None] = lambda _: None
-        self.on_work: OnWork = no_work
         self._clock = clock
         self._metrics = metrics
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
@@ -162,8 +160,9 @@ class SqliteSpool:
             metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
             reserve_file=self.reserve_file,
         )  # fmt: skip
-        self._entries = 0
-        reader = partial(Reader, path, on_damage=self._found_damage)
+        self.on_lost: Callable[[SpoolError], None] = lambda _: None
+        self.on_work: OnWork = no_work
+        self._entries, reader = 0, partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()
         self._counting = reader()
