@@ -56,7 +56,7 @@ from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RefusalStore
 from relay.settings.tree import Settings
 from relay.signing.keys import KeyRing
-from relay.spool.engine import Retention, SpoolEngine
+from relay.spool.engine import News, Retention, SpoolEngine
 from relay.spool.types import SpoolError
 
 _log = get_logger("app")
@@ -102,7 +102,7 @@ class Daemon:
         for server in self.http_servers:
             server.bind()
         self.spool.on_lost = self._lost_spool
-        self.spool.on_work = self.transport.scheduler.look_for_work
+        self.spool.on_news = self._hear
         taken_over = await self.spool.start(may_wait=True)
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         if taken_over:
@@ -184,6 +184,12 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _hear(self, news: News) -> None:
+        """Look for what other nodes may have done."""
+        self.changes.notify()
+        if news & (News.DUE | News.RELEASED):
+            self.transport.scheduler.look_for_work(from_start=News.RELEASED in news)
 
     def _lost_spool(self, error: SpoolError) -> None:
         """Stop: another node owns the spool."""

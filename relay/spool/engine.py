@@ -26,7 +26,7 @@ The caller holds the owner lock of the state_dir, so that a queue has one owner.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import Enum, Flag, StrEnum, auto
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,16 +147,12 @@ class ReceiptLedger(Protocol):
         ...
 
 
-class OnWork(Protocol):
-    """Looks for entries to claim."""
+class News(Flag):
+    """What other nodes that share the spool may have done."""
 
-    def __call__(self, *, from_start: bool) -> None:
-        """Look; with `from_start` also for entries that were due before."""
-        ...
-
-
-def no_work(*, from_start: bool) -> None:
-    """Ignore it."""
+    RECORDED = auto()  # a step of a journey
+    DUE = auto()  # entries have come due
+    RELEASED = auto()  # entries that were due before may be claimed
 
 
 class SpoolEngine(Spool, SpoolHistory, Protocol):
@@ -191,7 +187,7 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         ...
 
     on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end
-    on_work: "OnWork"  # called when other nodes may have left entries to claim
+    on_news: Callable[[News], None]  # called with what other nodes may have done
 
     async def start(self, *, may_wait: bool = False) -> int:
         """Connect, and release the claims of a dead owner; return their number.

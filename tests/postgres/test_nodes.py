@@ -45,7 +45,7 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     one.until_state(waiting, "deferred")
     assert one.subjects("bob") == ["of one"]
     assert two.subjects("bob") == ["of two"]
-    assert two.journey(waiting) == one.journey(waiting)
+    until("both tell the same", lambda: two.journey(waiting) == one.journey(waiting))
     assert [entry["id"] for entry in two.queue()] == [waiting]
     assert two.cli("queue", "hold", waiting).returncode == 0
     assert one.queue()[0]["state"] == "held"

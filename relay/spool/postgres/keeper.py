@@ -16,7 +16,7 @@ import asyncpg
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.engine import OnWork
+from relay.spool.engine import News
 from relay.spool.postgres.claims import dead_owners
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
@@ -27,7 +27,7 @@ from relay.spool.types import NodeNameError, SpoolError
 POLL_S = 5.0
 NOTIFY_PER_S = 20
 _AGAIN_S = 1.0
-_CHANNEL, _FROM_START = "relay_spool", "from_start"
+_CHANNEL = "relay_spool"
 _log = get_logger("spool")
 
 
@@ -41,26 +41,26 @@ class NodeKeeper:
         *,
         metrics: Metrics,
         take_over: Callable[[], Awaitable[int]],
-        on_work: OnWork,
+        on_news: Callable[[News], None],
         on_joined: Callable[[int], None],
         on_lost: Callable[[SpoolError], None],
     ) -> None:
-        """`take_over` frees the claims of dead nodes. `on_work` is called when there may be entries
-        to claim, `on_joined` with the number of another incarnation of this node, `on_lost` when
+        """`take_over` frees the claims of dead nodes. `on_news` is called with what other nodes may
+        have done, `on_joined` with the number of another incarnation of this node, `on_lost` when
         another node has this one's name.
         """
         self._writer = writer
         self._options = options
         self._metrics = metrics
         self._take_over = take_over
-        self._on_work = on_work
+        self._on_news = on_news
         self._on_joined = on_joined
         self._on_lost = on_lost
         self._watch = Watch()
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
         self._tasks: list[asyncio.Task[None]] = []
         self._has_news = asyncio.Event()
-        self._is_from_start = False  # whether the news are about entries that were due before
+        self._news = News(0)  # to tell
 
     def start(self) -> None:
         """Begin to beat and to listen."""
@@ -76,9 +76,9 @@ class NodeKeeper:
                 await task
         self._tasks.clear()
 
-    def tell(self, *, from_start: bool) -> None:
-        """Tell the other nodes soon that there may be entries to claim, as OnWork."""
-        self._is_from_start = self._is_from_start or from_start
+    def tell(self, news: News) -> None:
+        """Tell the other nodes soon."""
+        self._news |= news
         self._has_news.set()
 
     async def _keep_alive(self) -> None:
@@ -90,7 +90,7 @@ class NodeKeeper:
             except SpoolError as error:
                 if fault.is_new(error):
                     _log.warning("the other nodes do not hear of this one", error=str(error))
-            self._on_work(from_start=False)  # also what a lost message was about
+            self._on_news(News.RECORDED | News.DUE)  # a message may have been lost
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:
@@ -159,14 +159,13 @@ class NodeKeeper:
     async def _tell(self, connection: asyncpg.Connection) -> None:
         while True:
             await self._has_news.wait()
-            text = _FROM_START if self._is_from_start else ""
-            self._is_from_start = False
+            news, self._news = self._news, News(0)
             self._has_news.clear()
             with translate_postgres_errors(self._options), suppress(SpoolError):
-                await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, text)
+                await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, str(news.value))
             await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
 
     def _heard(self, *message: Any) -> None:
         connection, pid, _, text = message
         if pid != connection.get_server_pid():
-            self._on_work(from_start=text == _FROM_START)
+            self._on_news(News(int(text)))

@@ -32,7 +32,7 @@ from relay.spool.common.claim_changes import late_recipients, release_claims
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.common.rows import SEQUENCE_BASE
-from relay.spool.engine import OnWork, RecordedRoot, no_work
+from relay.spool.engine import News, RecordedRoot
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us
@@ -143,7 +143,7 @@ class PostgresSpool:
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
         self._captured = captured
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
-        self.on_work: OnWork = no_work
+        self.on_news: Callable[[News], None] = lambda _: None
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(options, place.directory)
         self._writer = WriteConnection(
@@ -163,7 +163,7 @@ class PostgresSpool:
         )
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
-            on_work=self._work, on_joined=self._bodies.begin,
+            on_news=self._hear, on_joined=self._bodies.begin,
             on_lost=self._lost,
         )  # fmt: skip
         self._final_events = FinalEvents()
@@ -206,13 +206,13 @@ class PostgresSpool:
         self._fault = ""
         return taken_over
 
-    def _work(self, *, from_start: bool) -> None:
-        self.on_work(from_start=from_start)
+    def _hear(self, news: News) -> None:
+        self.on_news(news)
 
     async def _take_over(self) -> int:
         taken = await self.maintenance.take_over()
         self._metrics.takeovers.inc(taken)
-        self.on_work(from_start=True)
+        self.on_news(News.RECORDED | News.RELEASED)
         return taken
 
     def _faults_of(self, tables: ConnectionTables) -> Sequence[str]:
@@ -308,8 +308,7 @@ class PostgresSpool:
             raise HoldsFullError("rules hold as many entries as they may")
         if receipt is not None:
             self.receipts.version += 1
-        if not claim:
-            self._keeper.tell(from_start=False)
+        self._keeper.tell(News.RECORDED if accepted.claims else News.RECORDED | News.DUE)
         if not accepted.repeated:
             self._bodies.accepted(bodies)
             for one in messages:
@@ -353,6 +352,7 @@ class PostgresSpool:
         self._bodies.accepted(bodies)
         for report in settlement.reports:
             self._metrics.accepted_by(report.facts.source).inc()
+        self._keeper.tell(News.RECORDED)
         return True, recorded.claims
 
     def may_finish(self) -> bool:
@@ -379,7 +379,7 @@ class PostgresSpool:
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
         await self._engine.change(lambda one: release_claims(one, claims))
-        self._keeper.tell(from_start=True)
+        self._keeper.tell(News.RELEASED)
 
     def incoming_body(self) -> IncomingParts:
         """Spool.incoming_body."""

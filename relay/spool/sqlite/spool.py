@@ -32,7 +32,7 @@ from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.claim_changes import late_recipients, release_claims
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
-from relay.spool.engine import OnWork, RecordedRoot, no_work
+from relay.spool.engine import News, RecordedRoot
 from relay.spool.queue_commands import ShownTimes
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
@@ -161,7 +161,7 @@ class SqliteSpool:
             reserve_file=self.reserve_file,
         )  # fmt: skip
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
-        self.on_work: OnWork = no_work
+        self.on_news: Callable[[News], None] = lambda _: None  # nobody shares a file
         self._entries, reader = 0, partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.engine import News
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S, NodeIdentity, Watch
 from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
@@ -357,26 +359,27 @@ async def test_no_event_is_passed_over_while_an_earlier_one_is_not_committed(
 
 async def test_news_of_another_node_come_at_once(at) -> None:
     one, two = await at("one.test"), await at("two.test")
-    heard: asyncio.Queue[bool] = asyncio.Queue()
-
-    def on_work(*, from_start: bool) -> None:
-        heard.put_nowait(from_start)
-
-    two.on_work = on_work
+    heard: asyncio.Queue[News] = asyncio.Queue()
+    two.on_news = heard.put_nowait
     for node in (one, two):
         node._keeper.start()
-    while not heard.empty():
-        heard.get_nowait()
-    told = False
-    for _ in range(100):
-        await one.accept(new_message(TO_A), claim=False)
-        try:
-            await asyncio.wait_for(heard.get(), 1)
-            told = True
+
+    async def hear(wanted: News) -> None:
+        while wanted not in await heard.get():
+            pass
+
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    for _ in range(100):  # until it listens
+        one._keeper.tell(News.RELEASED)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hear(News.RELEASED), 0.2)
             break
-        except TimeoutError:  # it does not listen yet
-            continue
-    assert told
+    await one.accept(new_message(TO_A), claim=False)
+    await asyncio.wait_for(hear(News.DUE), 3)  # the next beat comes later
+    await one.settle(Settlement(claim, 5, {1: OK}))
+    await asyncio.wait_for(hear(News.RECORDED), 3)
+    await one.release((await one.claim_due(NOW, 10, DueQuery())).claims)
+    await asyncio.wait_for(hear(News.RELEASED), 3)
 
 
 class TestWatch:
