@@ -66,7 +66,7 @@ INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due
         {1} + n, 1, 1, n % 1000 FROM generate_series(1, {0}) n;
 INSERT INTO recipient SELECT 'q' || lpad(n::text, 9, '0'), 1, 1, 'x@a.test', '', '', 'deferred', '4.0.0',
     '', '', '' FROM generate_series(1, {0}) n;
-INSERT INTO counter VALUES ('bench', 0, 'accepted', {0});
+INSERT INTO counter VALUES (0, 0, 'accepted', {0});
 """
 
 
@@ -180,9 +180,11 @@ class Bench:
             async with opened(self.folder / database_of(url), url):
                 pass
             connection = await connect(parse_postgres_url(url), purpose="bench")
-            await connection.execute(FILL.format(number, 10**15))
-            await connection.execute("VACUUM ANALYZE")
-            await connection.close()
+            try:
+                await connection.execute(FILL.format(number, 10**15))
+                await connection.execute("VACUUM ANALYZE")
+            finally:
+                await connection.close()
 
         asyncio.run(make())
         return url
