@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from relay.clock import Ids, Machine, SystemClock, id_time_us
-from relay.crashpoints import CrashPoints
-from relay.observe.metrics import Metrics
-from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.postgres.nodes import NodeIdentity
-from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.types import DueQuery
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.logs import capture_logs
 from tests.support.postgres import PostgresServer, database_of
+from tests.support.spool_nodes import open_node
 from tests.support.spools import message_of
 
 SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000
@@ -65,11 +62,7 @@ def open_at(postgres_url: str, tmp_path: Path) -> Callable[..., PostgresSpool]:
     """Return a function that opens the spool as a node, with its clock."""
 
     def open_at(node: Node, clock: SystemClock, url: str = postgres_url) -> PostgresSpool:
-        place = SpoolPlace(parse_postgres_url(url), NodeIdentity(node.name, node.name), tmp_path)
-        return PostgresSpool(
-            place, clock=clock, crash=CrashPoints(), metrics=Metrics(),
-            submission_keep_s=86400, captured=CapturedMail(10**12),
-        )  # fmt: skip
+        return open_node(url, tmp_path, NodeIdentity(node.name, node.name), clock=clock)
 
     return open_at
 

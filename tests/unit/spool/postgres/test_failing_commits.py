@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
-from relay.observe.metrics import Metrics
-from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.postgres.nodes import NodeIdentity
-from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.support.postgres import PostgresServer, database_of
+from tests.support.spool_nodes import open_node
 from tests.support.spools import new_message
 
 # A sequence counts how often it was asked, also in transactions that were rolled back.
@@ -33,11 +29,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON message FOR EACH ROW EXECUTE FUNCTION ref
 
 @pytest.fixture
 async def spool(postgres_url: str, tmp_path: Path) -> AsyncIterator[PostgresSpool]:
-    place = SpoolPlace(parse_postgres_url(postgres_url), NodeIdentity("one.test", "home"), tmp_path)
-    spool = PostgresSpool(
-        place, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(),
-        submission_keep_s=86400, captured=CapturedMail(10**12),
-    )  # fmt: skip
+    spool = open_node(postgres_url, tmp_path, NodeIdentity("one.test", "home"))
     await spool.start()
     yield spool
     await spool.stop()

@@ -8,14 +8,9 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
-from relay.observe.metrics import Metrics
-from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.postgres.nodes import NodeIdentity
-from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.types import (
     DueQuery,
     Settlement,
@@ -23,6 +18,7 @@ from relay.spool.types import (
 )
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.postgres import PASSWORD, PostgresServer, database_of
+from tests.support.spool_nodes import open_node
 from tests.support.spools import new_message
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -47,11 +43,7 @@ def at(proxy: CuttingProxy, postgres_url: str, tmp_path: Path) -> Callable[..., 
         user = f"relay:{quote(PASSWORD)}"
         url = f"postgresql://{user}@127.0.0.1:{proxy.address[1]}/{database_of(postgres_url)}"
         url = url if behind_proxy else postgres_url
-        place = SpoolPlace(parse_postgres_url(url), NodeIdentity(node, home), tmp_path)
-        return PostgresSpool(
-            place, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(),
-            submission_keep_s=86400, captured=CapturedMail(10**12),
-        )  # fmt: skip
+        return open_node(url, tmp_path, NodeIdentity(node, home))
 
     return at
 

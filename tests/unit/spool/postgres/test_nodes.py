@@ -10,16 +10,12 @@ import asyncpg
 import pytest
 
 from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Evidence, Relayed
-from relay.observe.metrics import Metrics
-from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.engine import News
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S, NodeIdentity, Watch
-from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.spool.types import (
     DueQuery,
@@ -29,6 +25,7 @@ from relay.spool.types import (
     SpoolUnavailableError,
 )
 from tests.support.postgres import PostgresServer, database_of
+from tests.support.spool_nodes import Elapsed, beats, open_node
 from tests.support.spools import new_message
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -37,16 +34,6 @@ LOCAL = [("local", "bob@example.test")]
 ROUTED = Event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
 ATTEMPT = Event(Step.DELIVERY, 6, {"entry": 1, "recipients": []})
 NOW = 10**18  # after the due time of every entry
-
-
-class Elapsed:
-    """The real time of one node, as a test sets it."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -58,11 +45,7 @@ async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., A
         name: str, home: str = "", place: str = "", elapsed: Elapsed | None = None, **more: Any
     ) -> PostgresSpool:
         identity = NodeIdentity(name, home or name, place, **more)
-        node = PostgresSpool(
-            SpoolPlace(parse_postgres_url(postgres_url), identity, tmp_path),
-            clock=SystemClock(), crash=CrashPoints(), metrics=Metrics(), submission_keep_s=86400,
-            captured=CapturedMail(10**12), elapsed_s=elapsed or Elapsed(),
-        )  # fmt: skip
+        node = open_node(postgres_url, tmp_path, identity, elapsed_s=elapsed or Elapsed())
         started.append(node)
         await node.start()
         await node._keeper.stop()  # the test beats
@@ -83,15 +66,6 @@ async def connected(server: PostgresServer, url: str) -> asyncpg.Connection:
     return await asyncpg.connect(
         host=str(server.folder), port=server.port, user="postgres", database=database_of(url)
     )
-
-
-async def beats(node: PostgresSpool, elapsed: Elapsed, seconds: float) -> None:
-    """Let a node beat for some time."""
-    until_s = elapsed.now_s + seconds
-    while elapsed.now_s < until_s:
-        await node._keeper.beat()
-        elapsed.now_s += BEAT_S
-    await node._keeper.beat()
 
 
 async def test_nodes_share_one_queue(at) -> None:
