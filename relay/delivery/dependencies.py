@@ -44,7 +44,7 @@ class Scheduler(Protocol):
         """Release claims that were not attempted, at a stop. Never raises."""
         ...
 
-    def may_finish(self) -> bool:
+    def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""
         ...
 

@@ -11,6 +11,7 @@ the same attempt.
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -157,7 +158,8 @@ class OutboundSession:
             paths = tuple(one.path for one in left)
             transaction = Transaction(envelope, paths, content)
             try:
-                result = await self._transact(transaction, self._on_replies_for(attempt, left))
+                on_replies = self._on_replies_for(attempt, left)
+                result = await self._transact(claim, transaction, on_replies)
             except ConnectError as error:
                 if not attempt.outcomes and not attempt.settled:
                     raise
@@ -190,13 +192,13 @@ class OutboundSession:
             self._settle_in_order(self._scheduler.settle_some(attempted, taken, took_s=self.took_s))
 
     async def _transact(
-        self, transaction: Transaction, on_replies: OnReplies | None
+        self, claim: Claim, transaction: Transaction, on_replies: OnReplies | None
     ) -> TransactionResult:
         """Run one transaction, on a new connection if the old one turns out to be closed."""
         while True:
             connection = await self._connected()
             result = await connection.transact(
-                transaction, before_dot=self._before_dot, on_replies=on_replies
+                transaction, before_dot=partial(self._before_dot, claim), on_replies=on_replies
             )
             self._in_doubt = False
             if not result.reusable:
@@ -251,10 +253,10 @@ class OutboundSession:
             reused = replace(session, connect_ms=None, tls_ms=0.0)
             connection.peer = replace(connection.peer, session=reused)
 
-    async def _before_dot(self) -> None:
+    async def _before_dot(self, claim: Claim) -> None:
         if self._unsettled is not None and not self._unsettled.done():
             await asyncio.shield(self._unsettled)
-        if not self._scheduler.may_finish():
+        if not self._scheduler.may_finish(claim):
             text = "the database of the spool has not heard of this node for too long"
             raise SmtpProtocolError(SessionFailure.LOST, text)
         self._in_doubt = True

@@ -145,9 +145,9 @@ class DeliveryScheduler:
         self._scanner.restart()
         self._wake.set()
 
-    def may_finish(self) -> bool:
+    def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""
-        return self._spool.may_finish()
+        return self._spool.may_finish(claim)
 
     def look_for_work(self, *, from_start: bool) -> None:
         """Scan the spool for what other nodes may have left there, with `from_start` also for what

@@ -510,7 +510,7 @@ class Spool(Protocol):
         """
         ...
 
-    def may_finish(self) -> bool:
+    def may_finish(self, claim: Claim) -> bool:
         """Whether an attempt of a claim may still go as far as to hand the message over: no other
         node has the claim.
         """

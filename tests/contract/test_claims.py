@@ -92,5 +92,5 @@ async def test_a_query_with_limit_0_claims_nothing(spool, make, clock) -> None:
 
 
 async def test_a_claim_that_nobody_else_has_may_be_finished(spool, make) -> None:
-    await spool.accept(make())
-    assert spool.may_finish()
+    (claim,) = (await spool.accept(make())).claims
+    assert spool.may_finish(claim)

@@ -31,6 +31,7 @@ class _Loss:
     purpose: str
     cut: Cut
     after: int  # what it sends before
+    of: bytes  # only what contains these octets counts
 
 
 class CuttingProxy:
@@ -56,10 +57,12 @@ class CuttingProxy:
             for one in self._open:
                 _close(one)
 
-    def lose(self, purpose: str, cut: Cut, *, after: int = 0) -> None:
-        """Cut the connection of this purpose when it has sent something `after` times."""
+    def lose(self, purpose: str, cut: Cut, *, after: int = 0, of: bytes = b"") -> None:
+        """Cut the connection of this purpose when it has sent something `after` times, with these
+        octets in it.
+        """
         with self._lock:
-            self._next.append(_Loss(purpose, cut, after))
+            self._next.append(_Loss(purpose, cut, after, of))
 
     def _accept(self) -> None:
         while True:
@@ -92,7 +95,7 @@ class CuttingProxy:
                 if not purpose and b"application_name\0" in octets:
                     name = octets.partition(b"application_name\0")[2].partition(b"\0")[0].decode()
                     purpose = name.rpartition(" ")[2]
-                if (loss := self._take(purpose)) is None:
+                if (loss := self._take(purpose, octets)) is None:
                     server.sendall(octets)
                     continue
                 self.losses += 1
@@ -127,14 +130,15 @@ class CuttingProxy:
         answered.set()
         _close(client)
 
-    def _take(self, purpose: str) -> _Loss | None:
+    def _take(self, purpose: str, octets: bytes) -> _Loss | None:
         with self._lock:
             for one in self._next:
-                if one.purpose == purpose and one.after:
-                    one.after -= 1
-                elif one.purpose == purpose:
+                if one.purpose != purpose or one.of not in octets:
+                    continue
+                if not one.after:
                     self._next.remove(one)
                     return one
+                one.after -= 1
         return None
 
 

@@ -1,6 +1,6 @@
 """What claims change in rows, apart from how an engine finds and locks them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -25,10 +25,6 @@ _LATE = (
     " AND (e.number = ? OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')"
     " AND EXISTS (SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND warn_us > 0)"
     " ORDER BY 1, 2"
-)
-_RELEASE = (
-    "UPDATE entry SET claimed = 0, epoch = epoch + 1"
-    " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
 )
 _HOLD_DAMAGED = (
     "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL, claimed = 0,"
@@ -76,11 +72,6 @@ def record_owed(transaction: OpenTransaction, settlement: Settlement) -> None:
         transaction.execute(PAY, key)
     if settlement.ends_warning:
         transaction.execute(_END_WARNING, key[:1])
-
-
-def release_claims(transaction: OpenTransaction, claims: Iterable[Claim]) -> None:
-    """Release untried claims, unless their epoch has ended."""
-    transaction.execute_each(_RELEASE, [(*claim.key, claim.epoch) for claim in claims])
 
 
 def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:

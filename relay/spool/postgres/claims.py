@@ -4,7 +4,7 @@ An entry that another transaction has locked is passed over. Facts and recipient
 whole keys, as in commit.sql. See relay/spool/common/due_claims.py for what is chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -114,6 +114,10 @@ CROSS JOIN LATERAL (
         AND (state IN {LIVE_STATES} OR owed <> '') OFFSET 0
 ) r
 ORDER BY k.place, r.number"""
+_RELEASE = (
+    "UPDATE entry SET claimed = 0, epoch = epoch + 1"
+    " WHERE message_id = ? AND number = ? AND epoch = ? AND owner = ? AND claimed = 1"
+)
 _log = get_logger("spool")
 
 
@@ -171,6 +175,11 @@ def read_claims(
         except (TypeError, ValueError) as error:
             damaged[key] = str(error)
     return tuple(claims), damaged
+
+
+def release_claims(tables: ConnectionTables, claims: Iterable[Claim]) -> None:
+    """Release untried claims, unless they have ended."""
+    tables.execute_each(_RELEASE, [(*one.key, one.epoch, one.owner) for one in claims])
 
 
 def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:

@@ -28,14 +28,14 @@ from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
 from relay.spool.common import message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.claim_changes import late_recipients, release_claims
+from relay.spool.common.claim_changes import late_recipients
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.common.rows import SEQUENCE_BASE
 from relay.spool.engine import News, RecordedRoot
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
-from relay.spool.postgres.claims import claim_due, next_due_us
+from relay.spool.postgres.claims import claim_due, next_due_us, release_claims
 from relay.spool.postgres.final_events import FinalEvents
 from relay.spool.postgres.keeper import NodeKeeper
 from relay.spool.postgres.maintenance import PostgresMaintenance
@@ -355,9 +355,9 @@ class PostgresSpool:
         self._keeper.tell(News.RECORDED)
         return True, recorded.claims
 
-    def may_finish(self) -> bool:
+    def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""
-        return self._writer.may_finish()
+        return claim.owner == self._writer.incarnation and self._writer.may_finish()
 
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
         """Spool.late_recipients."""

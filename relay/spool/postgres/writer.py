@@ -15,7 +15,7 @@ connection (RFC 1047).
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.common.commit_timer import CommitTimer
+from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
     Lease,
     NodeIdentity,
@@ -55,6 +56,7 @@ from relay.spool.postgres.write_transaction import (
     WriteTransaction,
 )
 from relay.spool.types import (
+    Claim,
     NodeNameError,
     SpoolError,
     SpoolInUseError,
@@ -121,8 +123,7 @@ class WriteConnection:
     ) -> None:
         """`on_lost_ownership` is called in the event loop when another node has this one's name, or
         the spool for itself: this one must end. `on_dropped` is called there with bodies of
-        contents that were removed. A lease is counted by
-        `elapsed_s`, which a suspend does not stop.
+        contents that were removed. A lease is counted by `elapsed_s`, which no suspend stops.
         """
         self._options = options
         self.identity = identity
@@ -140,6 +141,7 @@ class WriteConnection:
         self._said = RepeatedError()
         self._commits = 0  # the number of the last one
         self._found = 0  # the number of the last one when the connection was back
+        self._unanswered: list[Claim] = []  # may be recorded, and nobody has them
         self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -_ANCHOR_S
         self._turn: list[WaitingOperation] = []  # of the loop's present iteration
@@ -225,16 +227,10 @@ class WriteConnection:
         future: asyncio.Future[T] = self._home_loop.create_future()
         self._turn.append(
             WaitingOperation(
-                operation,
-                future,
-                size,
-                accepts,
-                leased or accepts,
-                alone,
-                is_order,
+                operation, future, size, accepts, leased or accepts, alone, is_order,
                 self._clock.real_s(),
             )
-        )
+        )  # fmt: skip
         if len(self._turn) == 1:
             self._home_loop.call_soon(self._end_turn)
         return future
@@ -403,16 +399,18 @@ class WriteConnection:
         expected = self._commits + 1
         self.fault = str(lost)
         _log.warning("the connection to the database of the spool was lost", error=self.fault)
-        waiting = self._without_expired(list(enumerate(batch)))
+        waiting = self._without_expired(list(enumerate(batch)), lost)
         while not self._reconnect():
-            waiting = self._without_expired(waiting)
+            waiting = self._without_expired(waiting, lost)
             self._fail_queued()
             if self._stopping or self._has_lost_ownership:
                 error = SpoolUnavailableError(self.fault)
                 self._answer([(job.future, None, error) for _, job in waiting])
                 return
             self._wake.acquire(timeout=_AGAIN_S)
-        waiting = self._without_expired(waiting)
+        waiting = self._without_expired(waiting, lost)
+        with suppress(SpoolError):  # else when the connection is back once more
+            self._release_unanswered(self._tables())
         if self._found == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return
@@ -421,6 +419,7 @@ class WriteConnection:
                 (answer,) = self._commit([job])
             except _LostError as again:  # a second loss: its outcome is not looked for
                 self.fault = str(again)
+                self._note_unanswered(again.answers)
                 self._answer([(job.future, None, SpoolUnavailableError(self.fault))])
             except Exception as error:  # noqa: BLE001 - passed to the caller
                 self._answer([(job.future, None, error)])
@@ -428,14 +427,28 @@ class WriteConnection:
                 self._answer([(job.future, answer, None)])
 
     def _without_expired(
-        self, waiting: list[tuple[int, WaitingOperation]]
+        self, waiting: list[tuple[int, WaitingOperation]], lost: _LostError
     ) -> list[tuple[int, WaitingOperation]]:
         """Answer the acceptances that have waited too long, and return the other operations."""
         before_s = self._clock.real_s() - _ANSWER_S
         error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
-        expired = [job for _, job in waiting if job.accepts and job.since_s < before_s]
-        self._answer([(job.future, None, error) for job in expired])
-        return [one for one in waiting if one[1] not in expired]
+        expired = [one for one in waiting if one[1].accepts and one[1].since_s < before_s]
+        self._answer([(job.future, None, error) for _, job in expired])
+        self._note_unanswered(lost.answers[index] for index, _ in expired if lost.answers)
+        return [one for one in waiting if one not in expired]
+
+    def _note_unanswered(self, answers: Iterable[Any]) -> None:
+        """Take note of claims that nobody gets, although their commit may have taken effect."""
+        self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
+
+    def _release_unanswered(self, tables: ConnectionTables) -> None:
+        """Release claims that nobody has. Raises SpoolError.
+
+        This comes before any other claim by this incarnation, which could have the same epoch.
+        """
+        with translate_postgres_errors(self._options):
+            release_claims(tables, self._unanswered)
+        self._unanswered.clear()
 
     def _fail_queued(self) -> None:
         """Answer what was queued before the loss was known: it was not sent."""
@@ -471,6 +484,7 @@ class WriteConnection:
     def _return(self, tables: ConnectionTables, own: NodeRow) -> None:
         at_us = self._clock.time_us()
         there = return_to(tables, own, at_us=at_us)
+        self._release_unanswered(tables)
         known, self._found = self._commits, _read_commits(tables, own.incarnation)
         self._say_lost(known - self._found)
         if there is None:
@@ -535,14 +549,18 @@ class WriteConnection:
     def _connect(self) -> ConnectionTables:
         if self._connection is not None and not self._connection.is_closed():
             self._connection.terminate()
-        loop = self._loop = self._loop or uvloop.new_event_loop()
+        self._loop = self._loop or uvloop.new_event_loop()
         opened = connect(self._options, purpose="writer")
-        self._connection = loop.run_until_complete(opened)
-        tables = ConnectionTables(loop, self._connection)
+        self._connection = self._loop.run_until_complete(opened)
+        tables = self._tables()
         if self.own is not None:
             tables.wait(self._connection.execute(PLANS))
             lock_shared(tables)
         return tables
+
+    def _tables(self) -> ConnectionTables:
+        assert self._loop is not None
+        return ConnectionTables(self._loop, self._connection)
 
     def _close(self) -> None:
         if self._loop is None:
@@ -550,7 +568,7 @@ class WriteConnection:
         if self._connection is not None and not self._connection.is_closed():
             with suppress(Exception):  # the server may be gone
                 if self.own is not None:
-                    leave(ConnectionTables(self._loop, self._connection), self.own)
+                    leave(self._tables(), self.own)
                 self._loop.run_until_complete(self._connection.close(timeout=2))
         self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()

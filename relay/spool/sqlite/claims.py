@@ -8,7 +8,7 @@ raises its epoch.
 See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -43,6 +43,10 @@ from relay.spool.types import (
     PriorityLevel,
 )
 
+_RELEASE = (
+    "UPDATE entry SET claimed = 0, epoch = epoch + 1"
+    " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
+)
 _log = get_logger("spool")
 
 _AFTER = (
@@ -159,6 +163,11 @@ def _scan_next_hop(
         return fetch(cursor, _OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
 
     return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
+
+
+def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
+    """Release untried claims, unless their epoch has ended."""
+    batch.execute_each(_RELEASE, [(*claim.key, claim.epoch) for claim in claims])
 
 
 def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> tuple[Claim, ...]:

@@ -29,7 +29,7 @@ from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.common import message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.claim_changes import late_recipients, release_claims
+from relay.spool.common.claim_changes import late_recipients
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.engine import News, RecordedRoot
@@ -38,6 +38,7 @@ from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
     next_due_us,
+    release_claims,
     take_claims,
 )
 from relay.spool.sqlite.commits import commits_of
@@ -363,7 +364,7 @@ class SqliteSpool:
         """Spool.late_recipients."""
         return await self._delivery.read(lambda tables: late_recipients(tables, key))
 
-    def may_finish(self) -> bool:
+    def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
         """Spool.may_finish: nobody else has the file."""
         return True
 

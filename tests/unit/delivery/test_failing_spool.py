@@ -123,14 +123,14 @@ async def test_a_final_dot_waits_for_every_settlement_of_its_connection(
             overtaken.set()
         return answer
 
-    async def watched(session) -> None:
+    async def watched(session, claim) -> None:
         if not mx.envelopes:
-            await before_dot(session)
+            await before_dot(session, claim)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):  # long enough, where nothing keeps them in order
                 await overtaken.wait()
-        waiting = asyncio.create_task(before_dot(session))
+        waiting = asyncio.create_task(before_dot(session, claim))
         await asyncio.wait({waiting}, timeout=0.1)
         waited.append(not waiting.done())
         again.set()

@@ -1,7 +1,8 @@
 """What becomes of commits whose connection is lost, and who owns the spool afterwards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,12 +10,15 @@ import asyncpg
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
+from relay.spool.postgres import writer
 from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.types import (
+    Claim,
     DueQuery,
     Settlement,
     SpoolError,
+    SpoolUnavailableError,
 )
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.postgres import PASSWORD, PostgresServer, database_of
@@ -52,6 +56,7 @@ def at(proxy: CuttingProxy, postgres_url: str, tmp_path: Path) -> Callable[..., 
 async def spool(at: Callable[..., PostgresSpool]) -> AsyncIterator[PostgresSpool]:
     spool = at()
     await spool.start()
+    await spool._keeper.stop()  # its beats are operations as well, which a cut may meet
     yield spool
     await spool.stop()
 
@@ -96,6 +101,39 @@ async def test_a_claim_is_not_lost_at_any_place(spool, proxy, place, cut) -> Non
     assert claim.message.id == queue_id
     assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
     assert sum((await spool.counts()).entries.values()) == 0
+
+
+async def test_a_message_that_was_answered_with_an_error_is_free_all_the_same(
+    spool, proxy, monkeypatch
+) -> None:
+    """Its commit took effect, but nobody has its claim."""
+    monkeypatch.setattr(writer, "_ANSWER_S", 0.2)
+    await spool.accept(new_message([]))  # its statement is prepared
+    proxy.lose("writer", Cut.REPLY)
+    proxy.is_refusing = True
+    with pytest.raises(SpoolUnavailableError):
+        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+    proxy.is_refusing = False
+    assert len(await claims_of(spool)) == 1
+
+
+async def test_a_claim_that_is_lost_twice_is_free(spool, proxy) -> None:
+    """The second loss leaves its outcome open: nobody has it."""
+    await spool.accept(new_message(TO_A), claim=False)
+    for cut in (Cut.REQUEST, Cut.REPLY):
+        proxy.lose("writer", cut, of=b"COMMIT\0")
+    with pytest.raises(SpoolUnavailableError):
+        await asyncio.wait_for(spool.claim_due(NOW, 10, DueQuery()), SOON_S)
+    assert len(await claims_of(spool)) == 1
+
+
+async def claims_of(spool: PostgresSpool) -> Sequence[Claim]:
+    """Return what can be claimed once the database is back."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            with suppress(SpoolUnavailableError):
+                return (await spool.claim_due(NOW, 10, DueQuery())).claims
+            await asyncio.sleep(0.05)
 
 
 async def test_an_old_session_that_still_works_is_ended_first(
