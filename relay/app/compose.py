@@ -64,6 +64,7 @@ def compose(
                 [],
             ),
             keys=sources.keys,
+            holds_root=base.holds_root,
             takes_any_root=base.is_development,
         )
         undo.pop_all()
@@ -79,7 +80,7 @@ def _pressure_monitor(base: Foundation, pickup: Pickup) -> PressureMonitor:
     }
     monitor = PressureMonitor(
         base.pressure, base.spool, bounds=bounds_of(base.settings),
-        mailboxes=base.settings.mailboxes.root, metrics=base.metrics, clock=base.clock,
+        mailboxes=base.root.path, metrics=base.metrics, clock=base.clock,
         on_change=lambda state: pickup.limit_concurrency(allowed[state.queue]),
     )  # fmt: skip
     monitor.on_measured = base.history.keep

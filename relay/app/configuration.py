@@ -29,7 +29,7 @@ from relay.routing.route_table import Confinement, RouteTable, ascii_domain_of, 
 from relay.settings.document import Fault, SettingsError, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
-from relay.settings.tree import CertificateFiles, Settings
+from relay.settings.tree import CertificateFiles, NodeRole, Settings
 from relay.settings.validation import name_of, next_hops_by_name
 from relay.settings.values import parse_domain
 from relay.signing.key_files import load_keys
@@ -59,10 +59,17 @@ class ListenerCertificates(Struct, frozen=True):
 class ActiveConfiguration:
     """The configuration of the last successful load, and an AccountDirectory on top of it."""
 
-    def __init__(self, file: Path, environ: Mapping[str, str], *, clock: Clock) -> None:
+    def __init__(
+        self,
+        file: Path,
+        environ: Mapping[str, str],
+        *,
+        clock: Clock,
+        role: NodeRole = NodeRole.ALL,
+    ) -> None:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
-        self._file, self._environ, self._clock = file, environ, clock
-        settings = load(file, environ)
+        self._file, self._environ, self._clock, self._role = file, environ, clock, role
+        settings = load(file, environ, role=role)
         self._now = self._with_files(settings, routes=settings)
         self.certificates = server_certificates(settings)
         self.route_places = route_places(file, settings)
@@ -92,7 +99,7 @@ class ActiveConfiguration:
         `on_restart_key` is called with each changed key that needs a restart, even if a later file
         has a fault. Raises SettingsError; then nothing has changed.
         """
-        before, read = self._now, load(self._file, self._environ)
+        before, read = self._now, load(self._file, self._environ, role=self._role)
         settings, changes = apply_reloadable(before.settings, read)
         for change in changes:
             on_restart_key(change)

@@ -88,6 +88,7 @@ class Daemon:
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
     keys: Callable[[], KeyRing]  # that sign mail, those in force
+    holds_root: bool  # False: nothing needs the mail root, which is missing
     takes_any_root: bool  # a development relay takes the mail root that is there
     on_fault: Callable[[], None] = lambda: (
         None
@@ -107,6 +108,35 @@ class Daemon:
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
+        if self.holds_root:
+            await self._attend_root()
+        await self.pressure.measure()  # a full relay rejects from the first connection on
+        self._spawn(self.pressure.run(), "pressure")
+        self._spawn(self.transport.scheduler.run(), "delivery")
+        if self.holds_root:
+            await self.transport.pickup_server.start()
+        for smtp_server in self.transport.smtp_servers:
+            await smtp_server.start()
+        if self.holds_root:
+            self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
+        figures = MaintenanceGauges(self._sessions, lambda: self.store.ready.timer.count)
+        self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
+        keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
+        dead_letters = self.settings.state_dir / DEAD_LETTER
+        pruned = PrunedHistory(self.spool, self.store_log, self.refusals, dead_letters)
+        self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
+        self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
+        self._spawn(warn_of_ending_keys(self.keys, self.clock), "signing-keys")
+        self.readiness.reason = ""
+        for server in self.http_servers:
+            await server.start()
+        if self.holds_root:
+            self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")
+            self._spawn(self.transport.receipts.run(), "receipts")
+            self._spawn(self.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
+
+    async def _attend_root(self) -> None:
+        """Open the mail root, and keep an eye on it. Raises ForeignRootError."""
         attendant = MailRootAttendant(
             self.root, self.store, self.spool,
             name=self.settings.mailboxes.store, is_shared=not self.settings.spool.is_file,
@@ -118,30 +148,9 @@ class Daemon:
             await self.store.submissions.remove_unfinished()
         keys_note = KeysNote(self.settings.state_dir, self.store.keys, is_there=self.root.is_there)
         await asyncio.to_thread(keys_note.attend)
-        await self.pressure.measure()  # a full relay rejects from the first connection on
-        self._spawn(self.pressure.run(), "pressure")
         self._spawn(attendant.run(), "mail-root")
         self._spawn(write_clock_anchor(self.store), "clock")
         self._spawn(settle_keys(self.store, keys_note), "keys")
-        self._spawn(self.transport.scheduler.run(), "delivery")
-        await self.transport.pickup_server.start()
-        for smtp_server in self.transport.smtp_servers:
-            await smtp_server.start()
-        self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
-        figures = MaintenanceGauges(self._sessions, lambda: self.store.ready.timer.count)
-        self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
-        keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
-        dead_letters = self.settings.state_dir / DEAD_LETTER
-        pruned = PrunedHistory(self.spool, self.store_log, self.refusals, dead_letters)
-        self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
-        self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
-        self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")
-        self._spawn(warn_of_ending_keys(self.keys, self.clock), "signing-keys")
-        self.readiness.reason = ""
-        for server in self.http_servers:
-            await server.start()
-        self._spawn(self.transport.receipts.run(), "receipts")
-        self._spawn(self.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
 
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""

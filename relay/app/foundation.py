@@ -53,6 +53,9 @@ if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does 
     from relay.http.authentication import HttpAuthentication
 
 
+_NO_ROOT = "no-mail-root"
+
+
 class Readiness:
     """Why the relay is not ready; "" when it is."""
 
@@ -81,6 +84,7 @@ class RelayDependencies:
     # what is different on a listener of a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
     release_to: NextHop | None = None  # where released mail goes
+    holds_root: bool = True  # False: the node has no mailboxes, no pickup and no front door
     log_role: str = "relay"  # names the files of the submission log
     # with it, the front door answers only requests for these, for loopback names and for
     # http.public_url
@@ -122,6 +126,11 @@ class Foundation:
     refusals: RefusalStore  # what SMTP sessions refused
 
     @property
+    def holds_root(self) -> bool:
+        """Whether this node has mailboxes."""
+        return self.sources.holds_root
+
+    @property
     def is_development(self) -> bool:
         """Whether this is a development relay."""
         return self.sources.development is not None
@@ -138,6 +147,17 @@ def _confinement(sources: RelayDependencies) -> Confinement | None:
     )
 
 
+def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
+    """Return the mail root. That of a node without mailboxes is missing for good: nothing opens it,
+    and nothing is at its path.
+    """
+    if sources.holds_root:
+        return MailRoot(settings.mailboxes.root, take_lock=lock_file)
+    root = MailRoot(settings.state_dir / _NO_ROOT)
+    root.trouble = "this node has no mailboxes"
+    return root
+
+
 def open_foundation(
     settings: Settings, sources: RelayDependencies, *, clock: Clock, undo: ExitStack
 ) -> Foundation:
@@ -148,7 +168,7 @@ def open_foundation(
     certificates = sources.certificates or server_certificates(settings)
     ids, crash, metrics = Ids(clock), CrashPoints(sources.crash_at), Metrics()
     changes = ChangeNotifier()
-    root = MailRoot(settings.mailboxes.root, take_lock=lock_file)
+    root = _mail_root(settings, sources)
     undo.callback(root.close)
     table = route_table(settings, sources.accounts, confinement=_confinement(sources))
     log_directory = root.path / SUBMISSIONS / "log"
@@ -166,7 +186,7 @@ def open_foundation(
     )  # fmt: skip
     engine = spool.open(
         settings, clock=clock, crash=crash, metrics=metrics,
-        delivers_captured=sources.development is not None,
+        delivers_captured=sources.development is not None, holds_store=sources.holds_root,
     )  # fmt: skip
     undo.callback(engine.close)
     refusals = (

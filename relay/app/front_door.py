@@ -129,7 +129,7 @@ def _means(
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
         reason = base.readiness() or base.spool.health()
-        if not reason and (trouble := base.root.trouble):
+        if not reason and base.holds_root and (trouble := base.root.trouble):
             return f"the mail root {base.root.path} is missing: {trouble}"
         return reason
 

@@ -8,16 +8,18 @@ answer.
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options
+from relay.cli.options import CommandContext, common_options, role_option
 from relay.cli.output import flush, print_json, printable
 from relay.clock import SystemClock
 from relay.commands.check import CheckFinding, CheckResult, check_file
 from relay.settings.environment import read_environment
+from relay.settings.tree import NodeRole
 
 
 @click.command()
+@role_option
 @common_options
-def check(context: CommandContext) -> None:
+def check(context: CommandContext, role: NodeRole) -> None:
     """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
 
     Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
@@ -25,7 +27,8 @@ def check(context: CommandContext) -> None:
     Run it as the user of the service.
     """
     environ = read_environment().variables
-    findings = list(check_file(context.found_config_file(), environ, SystemClock()))
+    file = context.found_config_file()
+    findings = list(check_file(file, environ, SystemClock(), role=role))
     if context.json:
         print_json(
             [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]

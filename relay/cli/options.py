@@ -24,7 +24,7 @@ from relay.files import check_readable
 from relay.phrases import shown
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
-from relay.settings.tree import Settings
+from relay.settings.tree import NodeRole, Settings
 from relay.settings.values import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +90,18 @@ def common_options(command: F) -> F:
 def group_options(command: F) -> F:
     """Add --config and --json to a group, for its verbs."""
     return _with_context(command, keep=True)
+
+
+def role_option(command: F) -> F:
+    """Add --role to a verb, as the argument `role`."""
+    return click.option(
+        "--role",
+        type=click.Choice([one.value for one in NodeRole]),
+        default=NodeRole.ALL.value,
+        show_default=True,
+        callback=lambda _context, _option, value: NodeRole(value),
+        help="What the service does: transport is all but mailboxes and what they need.",
+    )(command)
 
 
 class Key(click.ParamType[str]):

@@ -17,11 +17,12 @@ from relay.app.foundation import RelayDependencies
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.app.state_dir import foreign_state, unusable_state
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options
+from relay.cli.options import CommandContext, common_options, role_option
 from relay.clock import SystemClock
 from relay.mailbox.mail_root import ForeignRootError
 from relay.observe import logs
 from relay.settings.environment import read_environment
+from relay.settings.tree import NodeRole
 
 
 @click.command()
@@ -30,16 +31,21 @@ from relay.settings.environment import read_environment
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the pid and the addresses in use to this file as JSON when everything listens.",
 )
+@role_option
 @common_options
-def serve(context: CommandContext, ready_file: Path | None) -> None:
+def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> None:
     """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process.
+
+    With --role transport it has SMTP, delivery and reports, but no mailboxes, and no HTTP except
+    health and metrics: a node of a PostgreSQL spool, where local mail waits for the node that has
+    the mailboxes.
 
     SIGHUP reloads rules, accounts and some keys of relay.toml; the log names changed keys that need
     a restart. A file with faults is logged and changes nothing.
     """
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
-    active = ActiveConfiguration(file, environment.variables, clock=clock)
+    active = ActiveConfiguration(file, environment.variables, clock=clock, role=role)
     settings = active.settings
     if fault := unusable_state(settings) or foreign_state(settings):
         active.close()
@@ -58,6 +64,7 @@ def serve(context: CommandContext, ready_file: Path | None) -> None:
         route_places=active.route_places,
         crash_at=environment.crash_at,
         certificates=active.certificates,
+        holds_root=role is NodeRole.ALL,
     )
 
     async def serve_until_stopped() -> None:

@@ -4,13 +4,9 @@ Checks read only and start nothing. Each result names what was checked; no check
 """
 
 import asyncio
-import errno
 import os
-import socket
 import ssl
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -23,10 +19,11 @@ from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
 from relay.app.srs_key import srs_in
-from relay.app.state_dir import is_running, owner_of, unusable_state, unwritable
+from relay.app.state_dir import is_running, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
 from relay.commands.check_keys import key_warnings, record_warnings
+from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.files import open_to_others
 from relay.phrases import counted
 from relay.policy.rule_files import PolicyError, load_rules, slow_patterns
@@ -41,19 +38,16 @@ from relay.settings.document import (
     read_document,
 )
 from relay.settings.reader import load, secret_files
-from relay.settings.tree import Address, CertificateFiles, Settings
+from relay.settings.tree import Address, CertificateFiles, NodeRole, Settings
 from relay.settings.validation import hidden_routes, host_of, is_loopback, next_hops_by_name
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
 from relay.smtp.tls import certificate_matches, certificate_names
-from relay.sockets import LACKING_ADDRESS, has_address
+from relay.sockets import has_address
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 
 SOON_S = 14 * 86400
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
-_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
-_LISTENING_UNIX = "00010000"  # SO_ACCEPTCON in /proc/net/unix
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 class CheckedListener(Struct, frozen=True):
@@ -90,128 +84,6 @@ def smtp_listeners(settings: Settings) -> list[CheckedListener]:
         CheckedListener(("smtp", number, "listen"), one.listen, one.tls, ("smtp", number, "tls"))
         for number, one in enumerate(settings.smtp)
     ]
-
-
-# -- ports
-def port_fault(address: Address, run_dir: Path) -> str:
-    """Return what is expected if a relay cannot listen at `address`, or "".
-
-    An address used by the running relay of this `run_dir` is not a fault.
-    """
-    if address.path:
-        return _unix_fault(Path(address.path), run_dir)
-    if not address.port:
-        return ""
-    try:
-        places = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
-        )  # fmt: skip
-    except (OSError, UnicodeError):
-        return "an address of this machine, or a name that has one"
-    lacking = []
-    for family, _, _, _, place in places:
-        error = _bind_error(family, place)
-        if error == errno.EADDRINUSE:
-            if _is_own(run_dir, _holders(str(place[0]), address.port)):
-                continue
-            hint = f"`ss -Hltnp 'sport = :{address.port}'` as root shows which"
-            return f"a free address: another program listens there ({hint})"
-        if error in (errno.EACCES, errno.EPERM):
-            return (
-                "a port that this user may bind: a port below 1024 needs the capability "
-                "CAP_NET_BIND_SERVICE, which the shipped unit gives"
-            )
-        if error in LACKING_ADDRESS:
-            lacking.append(error)
-        elif error:
-            return f"an address of this machine ({os.strerror(error).lower()})"
-    if len(lacking) == len(places):
-        return f"an address of this machine ({os.strerror(lacking[0]).lower()})"
-    return ""
-
-
-def _bind_error(family: int, place: Any) -> int:
-    """Bind as the servers do, without listening; return the errno, 0 on success."""
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(place)
-    except OSError as error:
-        return 0 if error.errno == errno.EAFNOSUPPORT else error.errno or errno.EINVAL
-    return 0
-
-
-def _unix_fault(path: Path, run_dir: Path) -> str:
-    if not path.parent.exists() and path.parent in (run_dir, run_dir.parent):
-        return ""  # created at start
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-        return f"a socket in a directory that this user can write, which {path.parent} is not"
-    if not path.exists():
-        return ""
-    if not path.is_socket():
-        return "the path of a socket, or a path that does not exist"
-    holders = _unix_holders(path)
-    if not holders or _is_own(run_dir, holders):  # a start replaces an unused socket
-        return ""
-    return "a free socket: another program listens there"
-
-
-def _is_own(run_dir: Path, inodes: set[str]) -> bool:
-    """Whether the relay of this `run_dir` holds these sockets.
-
-    True if it runs and this user cannot read its open files.
-    """
-    pid = owner_of(run_dir)
-    if pid is None:
-        return False
-    held = set()
-    try:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                held.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
-    except OSError:
-        return True
-    return inodes <= held
-
-
-def _holders(host: str, port: int) -> set[str]:
-    """Return the inodes of sockets that listen at `host` and `port`, else at an overlapping one."""
-    exact, overlapping = set(), set()
-    for line in (*_lines("/proc/net/tcp"), *_lines("/proc/net/tcp6")):
-        if len(line) < 10 or line[3] != _LISTENING:
-            continue
-        place, _, number = line[1].partition(":")
-        if int(number, 16) != port:
-            continue
-        there = _address(place)
-        if there == host:
-            exact.add(line[9])
-        elif there in _WILDCARDS or host in _WILDCARDS:
-            overlapping.add(line[9])
-    return exact or overlapping
-
-
-def _unix_holders(path: Path) -> set[str]:
-    return {
-        line[6]
-        for line in _lines("/proc/net/unix", columns=8)
-        if line[-1] == str(path) and line[3] == _LISTENING_UNIX
-    }
-
-
-def _lines(file: str, *, columns: int = 0) -> Iterator[Sequence[str]]:
-    with suppress(OSError):
-        for line in Path(file).read_text().splitlines()[1:]:
-            yield line.split(maxsplit=columns - 1)
-
-
-def _address(written: str) -> str:
-    """Parse an address of /proc/net/tcp: words of four bytes in the byte order of the machine."""
-    words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
-    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 # -- certificates
@@ -266,7 +138,7 @@ def _names(listener: CheckedListener, hostname: str) -> list[str]:
     """Return the names that clients may use for the listener."""
     names = [hostname]
     host = listener.address.host
-    if host and host not in _WILDCARDS:
+    if host and host not in WILDCARDS:
         names.append(host)
     if not listener.is_open:
         names.append("localhost")
@@ -290,10 +162,12 @@ class CheckFinding(Struct, frozen=True):
     text: str
 
 
-def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator[CheckFinding]:
+def check_file(
+    file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole = NodeRole.ALL
+) -> Iterator[CheckFinding]:
     """Check a configuration and, if it can be loaded, everything that it names."""
     try:
-        settings = load(file, environ)
+        settings = load(file, environ, role=role)
     except SettingsError as error:
         yield from _faults("configuration", error)
         return
@@ -306,11 +180,13 @@ def check_file(file: Path, environ: Mapping[str, str], clock: Clock) -> Iterator
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
-    root = settings.mailboxes.root
     yield _folder("state_dir", settings.state_dir, unusable)
-    yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
-    yield from _permissions(settings, place, environ)
-    yield from _token_key(settings)
+    folders: dict[KeyPath, Path] = {("state_dir",): settings.state_dir}
+    if role is NodeRole.ALL:
+        root = folders["mailboxes", "root"] = settings.mailboxes.root
+        yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
+        yield from _token_key(settings)
+    yield from _permissions(settings, place, environ, folders=folders)
     yield from _srs_key(settings)
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
@@ -359,9 +235,13 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
 
 
 def _permissions(
-    settings: Settings, place: Document, environ: Mapping[str, str]
+    settings: Settings,
+    place: Document,
+    environ: Mapping[str, str],
+    *,
+    folders: Mapping[KeyPath, Path],
 ) -> Iterator[CheckFinding]:
-    """Yield a warning for each file or directory whose permissions are too wide."""
+    """Yield a warning for each file, and each of `folders`, whose permissions are too wide."""
     secrets = list(secret_files(place, environ))
     secrets += [
         (("route", number, "auth", "password_file"), route.auth.password_file)
@@ -375,14 +255,10 @@ def _permissions(
     ]
     if settings.http.tls is not None:
         secrets.append((("http", "tls", "key"), settings.http.tls.key))
-    folders: list[tuple[KeyPath, Path]] = [
-        (("state_dir",), settings.state_dir),
-        (("mailboxes", "root"), settings.mailboxes.root),
-    ]
     for key, path in secrets:
         if text := open_to_others(path, to_read=True):
             yield _warning("permissions", place.fault(key, text))
-    for key, path in folders:
+    for key, path in folders.items():
         if text := open_to_others(path):
             yield _warning("permissions", place.fault(key, text))
 

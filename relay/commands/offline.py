@@ -59,7 +59,9 @@ def with_spool_files(
     """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
 
     async def answer() -> T:
-        engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
+        engine = spool.open(
+            settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=False
+        )
         log = SubmissionLog(
             settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock
         )

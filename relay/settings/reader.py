@@ -23,7 +23,16 @@ from relay.settings.document import (
     unknown_key,
 )
 from relay.settings.postgres_url import check_no_password
-from relay.settings.tree import Address, Between, Duration, Form, Secret, Settings, Size
+from relay.settings.tree import (
+    Address,
+    Between,
+    Duration,
+    Form,
+    NodeRole,
+    Secret,
+    Settings,
+    Size,
+)
 from relay.settings.validation import check_together
 from relay.settings.values import (
     DURATION_EXPECTED,
@@ -42,6 +51,8 @@ from relay.settings.values import (
 _SECONDS_MAX = 10 * 366 * 86400.0
 _SIZE_MAX = 1 << 50
 _WORDS = {"true": True, "false": False}
+# sections that have no meaning for this role
+_NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}, "pickup": {}}
 
 
 class _InvalidValueError(Exception):
@@ -266,10 +277,10 @@ def _number_or_word(text: str) -> str | float | bool:
     return text
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Settings:
+def load(path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL) -> Settings:
     """Return the settings in the file `path`; `environ` is what ${env:NAME} may name.
 
-    Raises SettingsError.
+    The sections of what a service of this `role` does not have are not read. Raises SettingsError.
     """
     document = read_document(path)
     base = path.absolute().parent
@@ -279,8 +290,12 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         message = f"found the directory {shown(str(base))}, expected a name in UTF-8"
         raise SettingsError([Fault(path, 0, "", message)]) from None
     reader = DocumentReader(document, base=base, environ=environ)
-    values = reader.fields(Settings, document.table, ())
+    is_transport = role is NodeRole.TRANSPORT
+    table = {**document.table, **(_NOT_OF_TRANSPORT if is_transport else {})}
+    values = reader.fields(Settings, table, ())
     faults = list(reader.faults)
+    if is_transport and getattr(values.get("spool"), "is_file", False):
+        faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
     for place, expected in check_together(reader.read, values.get("state_dir")):
         inside = (f"{dotted(place)}[", f"{dotted(place)}.")
         if any(fault.key.startswith(inside) for fault in reader.faults):
@@ -290,6 +305,12 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     if faults:
         raise SettingsError(faults)
     return Settings(**values)
+
+
+_TRANSPORT_EXPECTED = (
+    "found a spool of this machine alone, expected the URL of a PostgreSQL server: with --role"
+    " transport, local mail waits there for the node that has the mailboxes"
+)
 
 
 def secret_files(document: Document, environ: Mapping[str, str]) -> Sequence[tuple[KeyPath, Path]]:

@@ -54,6 +54,13 @@ class Form(StrEnum):
     WEB_URL = "web url"  # without a slash at its end
 
 
+class NodeRole(StrEnum):
+    """What a service does: all, or all that needs no mail root."""
+
+    ALL = "all"
+    TRANSPORT = "transport"  # SMTP, delivery and reports: a node of a PostgreSQL spool
+
+
 class Secret:
     """Marks a text that is never shown in a fault."""
 

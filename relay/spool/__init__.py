@@ -26,11 +26,13 @@ def open(  # noqa: A001 - called as spool.open()
     crash: "CrashPoints",
     metrics: "Metrics",
     delivers_captured: bool = False,
+    holds_store: bool = True,
 ) -> "SpoolEngine":
     """Open the spool, create it, or migrate it, and resume `clock` from it.
 
     With `delivers_captured` captured mail is queued like other mail, and is captured once an
-    attempt has that outcome; otherwise when it is accepted.
+    attempt has that outcome; otherwise when it is accepted. Without `holds_store` the mail root of
+    `mailboxes.store` is that of another node of the spool, which claims all local mail.
     Only the holder of the owner lock may call it. Raises SpoolError.
     """
     if not settings.spool.is_file:
@@ -43,8 +45,9 @@ def open(  # noqa: A001 - called as spool.open()
         from relay.spool.postgres.spool import open_engine as open_on_server  # noqa: PLC0415
 
         return open_on_server(
-            settings, clock=clock, crash=crash, metrics=metrics, delivers_captured=delivers_captured
-        )
+            settings, clock=clock, crash=crash, metrics=metrics,
+            delivers_captured=delivers_captured, holds_store=holds_store,
+        )  # fmt: skip
     from relay.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
     return open_engine(

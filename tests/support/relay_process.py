@@ -79,6 +79,7 @@ class RelayProcess:
         self.config_file = self.folder / "relay.toml"
         self.process: relay_starts.Started | None = None
         self.ready: dict[str, Any] = {}
+        self.serve_options: Sequence[str] = ()
         self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
         if self.new_spool_url is not None:
@@ -381,7 +382,7 @@ class RelayProcess:
         return path
 
     def _start_command(self) -> list[str]:
-        return self._command("serve")
+        return self._command("serve", *self.serve_options)
 
     def _command(self, *words: str) -> list[str]:
         config = () if "--config" in words else ("--config", str(self.config_file))

@@ -92,6 +92,7 @@ def open_engine(
     crash: CrashPoints,
     metrics: Metrics,
     delivers_captured: bool = False,
+    holds_store: bool = True,
 ) -> "PostgresSpool":
     """See relay.spool.open(). Nothing is connected."""
     directory = settings.state_dir / _BODIES
@@ -99,7 +100,7 @@ def open_engine(
     identity = NodeIdentity(
         settings.node, _home(settings.state_dir / _HOME_FILE),
         place_of(settings.state_dir, clock.anchor().boot_id), __version__,
-        settings.mailboxes.store,
+        settings.mailboxes.store, holds_store,
     )  # fmt: skip
     place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(

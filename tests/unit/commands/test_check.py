@@ -14,7 +14,7 @@ import pytest
 
 from relay.app.state_dir import OwnerLock
 from relay.clock import SystemClock
-from relay.commands import check
+from relay.commands import check, check_ports
 from relay.commands.check import CheckResult, check_file
 from relay.signing.private_keys import new_key, read_pem, write_pem
 from relay.signing.record import key_record, txt_strings
@@ -301,7 +301,7 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
     config = CONFIG.replace("127.0.0.1:0", taken)
     with running(files.folder / "state"):  # this process, which listens there
         assert files.faults(config) == []
-        monkeypatch.setattr(check, "owner_of", lambda _run_dir: "1")  # which does not
+        monkeypatch.setattr(check_ports, "owner_of", lambda _run_dir: "1")  # which does not
         assert len(files.faults(config)) == (1 if os.geteuid() == 0 else 0)
     monkeypatch.undo()
     monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)
@@ -334,7 +334,7 @@ sys.stdin.read()
 
 
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
-    monkeypatch.setattr(check, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    monkeypatch.setattr(check_ports, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
     ((what, text),) = files.faults(CONFIG.replace(":0", ":25"))
     assert what == "listeners"
     assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
