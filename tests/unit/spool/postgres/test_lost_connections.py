@@ -57,6 +57,7 @@ async def spool(at: Callable[..., PostgresSpool]) -> AsyncIterator[PostgresSpool
     spool = at()
     await spool.start()
     await spool._keeper.stop()  # its beats are operations as well, which a cut may meet
+    await spool._keeper.beat()  # behind one that it has begun
     yield spool
     await spool.stop()
 
