@@ -168,7 +168,31 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
             host = f"{last['host']}, " if last["host"] else ""
             age = _age(last["at"], now_us)
             table[number] += f"  {age} ago, {host}for {last['domain']}: {last['reply']}"
-    return [printable(line) for line in ([*lines, "", *table] if hops else lines)]
+    if hops:
+        lines += ["", *table]
+    if nodes := stats.get("nodes"):
+        lines += ["", *_node_lines(nodes)]
+    return [printable(line) for line in lines]
+
+
+def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the nodes of a spool as a table, and whether those that live have one version."""
+    rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
+        (
+            one["name"] + (" (this)" if one["is_this"] else ""), one["state"], one["version"],
+            f"{_duration(one['beat_age_s'])} ago", str(one["claims"]),
+        )
+        for one in nodes
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+    versions = sorted({one["version"] for one in nodes if one["state"] == "alive"})
+    if len(versions) > 1:
+        lines.append(f"living nodes have several versions: {', '.join(versions)}")
+    return lines
 
 
 def finding_line(one: Mapping[str, Any]) -> str:
@@ -295,7 +319,10 @@ def _age(at: str | None, now_us: int) -> str:
     """Return the age of an RFC 3339 time in its two largest units."""
     if at is None:
         return "-"
-    left_s = max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp()))
+    return _duration(max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp())))
+
+
+def _duration(left_s: int) -> str:
     parts: list[str] = []
     for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         number, left_s = divmod(left_s, unit_s)

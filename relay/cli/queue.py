@@ -145,10 +145,21 @@ def show(context: CommandContext, key: str) -> None:
 @queue.command()
 @common_options
 def stats(context: CommandContext) -> None:
-    """Count the queue: by state, by priority, by next hop."""
+    """Count the queue: by state, by priority, by next hop.
+
+    The nodes that share a PostgreSQL spool are listed too.
+    """
     clock = SystemClock()
     found = OperatorClient(context.settings(), clock).stats()
     context.show(found, lambda: stats_lines(found, now_us=clock.time_us()))
+
+
+@click.command(hidden=True, context_settings={"ignore_unknown_options": True})
+@click.argument("_words", nargs=-1, type=click.UNPROCESSED)
+def nodes(_words: Sequence[str]) -> None:
+    """Say where the nodes of a spool are listed."""
+    text = "relay nodes: `relay queue stats` lists the nodes of a PostgreSQL spool"
+    raise CommandError(ExitCode.UNAVAILABLE, text)
 
 
 @queue.command()

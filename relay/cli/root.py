@@ -36,9 +36,11 @@ _VERBS = {
     "policy": "Check and try the mail-flow rules.",
     "dkim": "Make keys that sign mail, and show those in use.",
 }
+_UNLISTED = ("nodes",)
 # Other verbs are in the module of their name, by that name.
 _MODULES = {
     "wait": "trace", "import": "mail_files", "export": "mail_files", "restore": "backup",
+    "nodes": "queue",
 }  # fmt: skip
 _CALLED = ("sendmail",)  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "export": "export_mail"}
@@ -55,7 +57,7 @@ class _Verbs(click.Group):
         ctx: click.Context,  # noqa: ARG002 - click's signature
         cmd_name: str,
     ) -> click.Command | None:
-        if cmd_name not in _VERBS:
+        if cmd_name not in (*_VERBS, *_UNLISTED):
             return None
         module = _MODULES.get(cmd_name, cmd_name)
         name = _NAMES.get(cmd_name, cmd_name)

@@ -203,7 +203,7 @@ class OperatorClient:
         try:
             stats: dict[str, Any] = self._client.get("/queue/stats")
         except ControlUnavailableError as silent:
-            return self._offline(silent, lambda files: files.spool.stats(), nothing={})
+            return self._offline(silent, _stats, nothing={})
         return stats
 
     def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
@@ -295,6 +295,14 @@ class OperatorClient:
             return with_spool_files(self._settings, self._clock, ask, nothing=nothing)
         except AlreadyRunningError as running:
             raise ControlUnavailableError(f"{reason}, but {running}") from None
+
+
+async def _stats(files: "SpoolFiles") -> dict[str, Any]:
+    found = await files.spool.stats()
+    for one in found.get("nodes", ()):
+        if one["is_this"]:  # it lives for this command only
+            one["state"] = "stopped"
+    return found
 
 
 async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:

@@ -230,7 +230,7 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         ...
 
     async def stats(self) -> dict[str, Any]:
-        """The JSON of `queue stats`."""
+        """The JSON of `queue stats`; `nodes` are those that share the queue, if several may."""
         ...
 
 

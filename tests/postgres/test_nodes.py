@@ -1,5 +1,6 @@
 """Several relays on one spool: each takes and delivers mail, and one may end at any time."""
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -55,7 +56,16 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     for relay in (one, two):
         until("counted", lambda relay=relay: relay.metric("relay_queue_entries") == 0)
         assert relay.metric("relay_queue_unaccounted") == 0
-        assert relay.stop() == 0
+    assert states_of_nodes(two) == {"one": "alive", "two": "alive"}
+    assert one.stop() == 0
+    assert states_of_nodes(two) == {"one": "stopped", "two": "alive"}
+    assert states_of_nodes(one) == {"one": "stopped", "two": "alive"}
+    assert two.stop() == 0
+
+
+def states_of_nodes(relay: RelayProcess) -> dict[str, str]:
+    nodes = json.loads(relay.cli("queue", "stats", "--json").stdout)["nodes"]
+    return {one["name"]: one["state"] for one in nodes}
 
 
 def test_another_mail_root_needs_another_name(node: StartNode) -> None:

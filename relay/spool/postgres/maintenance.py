@@ -18,6 +18,7 @@ from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.engine import Retention
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import take_over
+from relay.spool.postgres.node_list import node_list
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.write_transaction import WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
@@ -169,7 +170,8 @@ class PostgresMaintenance:
         figures = await self._queries.read(
             lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
         )
-        return figures | {"unaccounted": self._unaccounted}
+        nodes = await self._queries.read(lambda one: node_list(one, self._writer.incarnation))
+        return figures | {"unaccounted": self._unaccounted, "nodes": nodes}
 
     def _prune(self, transaction: WriteTransaction, before_us: int, end: str) -> int:
         """Remove the finished messages of a slice; return their number."""

@@ -49,11 +49,16 @@ _NODES = (
     "SELECT incarnation, name, state, beat, home, place, version, store, since_us, pid, begun,"
     " timeline FROM node"
 )
+# The time of the server.
+WALL = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 STATES = _ALIVE, _STOPPED, _DEAD = "alive", "stopped", "dead"
 _FIRST_FREE = "SELECT greatest(coalesce(max(incarnation), 0) + 1, ?) FROM node"
-_JOIN = f"INSERT INTO node VALUES (?, ?, '{_ALIVE}', 0, ?, ?, ?, ?, ?, ?, ?, ?)"
+_JOIN = f"INSERT INTO node VALUES (?, ?, '{_ALIVE}', 0, ?, ?, ?, ?, ?, ?, ?, ?, {WALL})"
 _END_STATE = f"UPDATE node SET state = ? WHERE incarnation = ? AND state = '{_ALIVE}'"
-_BEAT = f"UPDATE node SET beat = beat + 1 WHERE incarnation = ? AND state = '{_ALIVE}'"
+_BEAT = (
+    f"UPDATE node SET beat = beat + 1, beat_us = {WALL}"
+    f" WHERE incarnation = ? AND state = '{_ALIVE}'"
+)
 _DECLARE_DEAD = (
     f"UPDATE node SET state = '{_DEAD}' WHERE incarnation = ? AND beat = ? AND state = '{_ALIVE}'"
 )

@@ -197,5 +197,6 @@ CREATE TABLE node (
     since_us    bigint NOT NULL,
     pid         integer NOT NULL,
     begun       text COLLATE "C" NOT NULL,
-    timeline    text COLLATE "C" NOT NULL
+    timeline    text COLLATE "C" NOT NULL,
+    beat_us     bigint NOT NULL              -- when the last beat was: it is only shown
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);

@@ -31,6 +31,7 @@ from relay.settings.postgres_url import ServerOptions
 from relay.spool.common.commit_timer import CommitTimer
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
+    WALL,
     Lease,
     NodeIdentity,
     NodeRow,
@@ -90,7 +91,6 @@ _ANCHORS = (
     "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
     " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
 )
-_WALL = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 _OF_MESSAGES = {"message", "content", "entry", "recipient"}  # keys begin with a queue id
 T = TypeVar("T")
 _log = get_logger("spool")
@@ -537,7 +537,7 @@ class WriteConnection:
 
     def sample_wall(self, tables: ConnectionTables) -> None:
         """Set the clock by the server's, which all nodes use; in the writer's thread."""
-        self._clock.sample_wall(lambda: int(tables.fetch_one(_WALL)[0]))
+        self._clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {WALL}")[0]))
 
     def _tell_difference(self) -> None:
         ahead_s = (self._clock.file_time_us() - self._clock.time_us()) / 1_000_000

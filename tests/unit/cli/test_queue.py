@@ -335,6 +335,32 @@ def test_ages_have_two_units():
     assert lines[-1].endswith("  1m0s ago, mx.b.test, for b.test: 450 4.2.0 later?")
 
 
+def test_the_nodes_of_a_spool():
+    node = {"state": "alive", "version": "0.10", "beat_age_s": 3, "claims": 12, "is_this": True}
+    reported = {
+        "entries": {}, "recipients": 0, "due": 0, "in_delivery": 0, "unaccounted": 0, "priorities": {},
+        "oldest": None, "next_hops": [],
+        "nodes": [
+            node | {"name": "one"},
+            node | {"name": "two", "state": "dead", "beat_age_s": 3700, "version": "0.9", "is_this": False},
+        ],
+    }  # fmt: skip
+    lines = stats_lines(reported, now_us=0)
+    assert lines[-3:] == [
+        "NODE        STATE  VERSION  LAST BEAT  CLAIMS",
+        "one (this)  alive  0.10     3s ago     12",
+        "two         dead   0.9      1h1m ago   12",
+    ]
+    reported["nodes"][1]["state"] = "alive"
+    assert stats_lines(reported, now_us=0)[-1] == "living nodes have several versions: 0.10, 0.9"
+
+
+def test_a_verb_that_points_to_the_list_of_nodes():
+    ended = CliRunner().invoke(cli, ["nodes", "--json"])
+    assert ended.exception.code == 69
+    assert "`relay queue stats` lists the nodes" in str(ended.exception)
+
+
 def test_a_queue_command_in_a_journey_reads_as_a_sentence():
     detail = {
         "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",

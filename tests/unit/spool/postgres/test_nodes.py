@@ -206,6 +206,27 @@ async def test_a_node_that_was_stopped_is_no_dead_one(at, sql) -> None:
     }  # fmt: skip
 
 
+async def test_each_node_lists_the_nodes(at, sql) -> None:
+    one = await at("one.test", version="0.1")
+    two, three = await at("two.test", store="second"), await at("three.test")
+    await two.accept(new_message(TO_A))
+    await three.stop()
+    sql("UPDATE node SET beat_us = beat_us - 3600000000 WHERE name = 'one.test'")
+    (first, third, second) = (await two.stats())["nodes"]
+    assert first.pop("since").startswith("20")
+    assert 3600 <= first.pop("beat_age_s") < 3700
+    assert first == {
+        "name": "one.test", "state": "alive", "version": "0.1", "store": "main", "claims": 0,
+        "is_this": False,
+    }  # fmt: skip
+    assert (second["name"], second["store"], second["claims"]) == ("two.test", "second", 1)
+    assert second["is_this"]
+    assert second["beat_age_s"] < 60
+    assert (third["name"], third["state"]) == ("three.test", "stopped")
+    await one._keeper.beat()
+    assert (await two.stats())["nodes"][0]["beat_age_s"] < 60
+
+
 async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
     """Each entry is either claimed or held, whichever was first."""
     one, two = await at("one.test"), await at("two.test")
