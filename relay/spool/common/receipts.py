@@ -4,11 +4,12 @@ Settlements add them, and acceptances of notifications end them (transactions.py
 with each of these, so that who has them in memory reads them again only when needed.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import asdict
 
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
 from relay.spool.common.rows import json_text
@@ -61,9 +62,15 @@ class RunOperation(Protocol):
 class ReceiptRecords:
     """A ReceiptLedger."""
 
-    def __init__(self, *, read: RunQuery, change: RunOperation) -> None:
+    def __init__(
+        self, *, read: RunQuery, change: RunOperation, store: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`store` returns the number of the mail root whose mailboxes owe what is returned: those
+        of another one are watched by the node that has it.
+        """
         self._read = read
         self._change = change
+        self._store = store
         self.count = 0  # how many are owed, held ones included
         self.version = 0
 
@@ -86,7 +93,12 @@ class ReceiptRecords:
         """ReceiptLedger.owed."""
         rows = await self._read(lambda tables: tables.fetch(_OWED))
         self.count = await self._read(count_receipts)
-        return [_receipt(row) for row in rows]
+        return self._own(rows)
+
+    def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
+        store = self._store()
+        asked = ((row, msgspec.json.decode(row[6], type=_Asked)) for row in rows)
+        return [_receipt(row, to) for row, to in asked if to.store == store]
 
     async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
         """ReceiptLedger.find."""
@@ -94,7 +106,7 @@ class ReceiptRecords:
         for start in range(0, len(copy_ids), _AT_ONCE):
             some = copy_ids[start : start + _AT_ONCE]
             found += await self._read(partial(_of_copies, mailbox=mailbox, copy_ids=some))
-        return [_receipt(row) for row in found]
+        return self._own(found)
 
     async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
         """ReceiptLedger.request."""
@@ -139,11 +151,15 @@ def add_receipts(
     receipts: Mapping[str, tuple[int, ReceiptRequest]],
     *,
     now_us: int,
+    store: int,
 ) -> None:
-    """Record what recipients of a message owe, by the copy, each with its number."""
+    """Record what recipients of a message owe, by the copy, each with its number. `store` is that
+    of the claim that delivered it.
+    """
     for copy_id, (number, request) in receipts.items():
         transaction.execute(_REMOVE_OLDEST, (request.mailbox,))
-        row = (message_id, number, request.mailbox, copy_id, now_us, json_text(request))
+        asked = json_text(asdict(request) | ({"store": store} if store else {}))
+        row = (message_id, number, request.mailbox, copy_id, now_us, asked)
         transaction.execute(_ADD, row)
 
 
@@ -171,11 +187,11 @@ def _of_copies(tables: Tables, *, mailbox: str, copy_ids: Sequence[str]) -> list
 class _Asked(msgspec.Struct):
     to: str = ""
     is_trusted: bool = False
+    store: int = 0
 
 
-def _receipt(row: Sequence[Any]) -> OwedReceipt:
-    message_id, number, mailbox, copy_id, folder, owed_us, request, state = row
-    asked = msgspec.json.decode(request, type=_Asked)
+def _receipt(row: Sequence[Any], asked: _Asked) -> OwedReceipt:
+    message_id, number, mailbox, copy_id, folder, owed_us, _, state = row
     return OwedReceipt(
         (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.to,
         is_trusted=asked.is_trusted, is_sent=state == "sent",

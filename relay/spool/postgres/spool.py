@@ -168,7 +168,10 @@ class PostgresSpool:
             on_lost=self._lost,
         )  # fmt: skip
         self._final_events = FinalEvents()
-        self.receipts = ReceiptRecords(read=self._engine.read, change=self._engine.change)
+        self.receipts = ReceiptRecords(
+            read=self._engine.read, change=self._engine.change,
+            store=lambda: self._writer.stores.own,
+        )  # fmt: skip
         self.queue_admin = SpoolQueueAdmin(
             self._engine, follow=self.receipts.follow, clock=clock, metrics=metrics,
             shown_times=self._shown_times,

@@ -199,7 +199,9 @@ def settle(
         record_owed(transaction, settlement)
         if changed.held:
             note_hold(transaction, claim.key, changed.held, since_us=settlement.at_us)
-        add_receipts(transaction, claim.message.id, changed.receipts, now_us=now_us)
+        add_receipts(
+            transaction, claim.message.id, changed.receipts, now_us=now_us, store=claim.store
+        )
         if settlement.remote_report is not None:
             joined = join_report(transaction, settlement, settlement.remote_report)
             if joined is not None:

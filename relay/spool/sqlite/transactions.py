@@ -162,7 +162,7 @@ def settle(
     if rows.is_finished:
         unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id)
     batch.append_events(claim.message.id, settlement.events)
-    add_receipts(batch, claim.message.id, rows.receipts, now_us=now_us)
+    add_receipts(batch, claim.message.id, rows.receipts, now_us=now_us, store=0)
     if settlement.remote_report is not None:
         joined = join_report(batch, settlement, settlement.remote_report)
         if joined is not None:

@@ -12,7 +12,8 @@ import pytest
 from relay.clock import SystemClock
 from relay.journeys.events import Event, Step
 from relay.message.nexthop import Destination, NextHop
-from relay.message.outcome import Evidence, Relayed
+from relay.message.outcome import Delivered, Evidence, Relayed
+from relay.message.receipt import ReceiptRequest
 from relay.spool.engine import News
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S, NodeIdentity, Watch
 from relay.spool.postgres.spool import PostgresSpool
@@ -279,6 +280,21 @@ async def test_parts_of_a_message_stay_with_its_mail_root(at) -> None:
     assert (await other.claim_due(NOW, 10, DueQuery())).claims == ()
     (claim,) = (await holder.claim_due(NOW, 10, DueQuery())).claims
     assert claim.next_hop.kind == "local"
+
+
+async def test_read_receipts_are_owed_where_the_mailbox_is(at) -> None:
+    """Elsewhere the copy would be missed, and the sender told that nobody has read it."""
+    holder, other = await at("main.test"), await at("second.test", store="second")
+    (claim,) = (await other.accept(new_message(LOCAL))).claims
+    asked = ReceiptRequest("bob@example.test", "alice@example.test", "bob@example.test")
+    evidence = Evidence("2.1.5", "250 2.1.5 ok", graph_id="copy", receipt=asked)
+    await other.settle(Settlement(claim, 5, {1: Delivered(evidence)}))
+    (owed,) = await other.receipts.owed()
+    assert [owed] == await other.receipts.find("bob@example.test", ["copy"])
+    assert await other.receipts.request(owed.key) == asked
+    for node in (holder, await at("third.test", store="third")):
+        assert await node.receipts.owed() == []
+        assert await node.receipts.find("bob@example.test", ["copy"]) == []
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
