@@ -1,6 +1,6 @@
 """The spool on PostgreSQL beside the one on SQLite: both in one run, in turn, each figure beside its bound.
 
-    python -m tests.bench.spool                          all parts but `relay`, five minutes
+    python -m tests.bench.spool                          all parts but `relay`, some ten minutes
     SMALL=1 python -m tests.bench.spool                  a twentieth of it
     python -m tests.bench.spool --only cpu,claims
     python -m tests.bench.spool --only relay --peers ../shared/peers
