@@ -35,7 +35,7 @@ from relay.cli.output import (
 from relay.client import ControlError
 from relay.clock import SystemClock
 from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
-from relay.journeys.wording import changed_line
+from relay.journeys.wording import changed_line, named
 from relay.phrases import shown
 from relay.spool.types import Selector
 
@@ -253,8 +253,10 @@ def _change(
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:
         flush()
-        text = f"relay queue {operation}: all selected entries are in flight; try again later"
-        raise CommandError(ExitCode.TRY_LATER, text)
+        text = f"relay queue {operation}: all selected entries are in flight{{}}; try again later"
+        nodes = answer.get("in_flight_at", {})
+        at = f" at {named(list(nodes))}" if sum(nodes.values()) == answer["in_flight"] else ""
+        raise CommandError(ExitCode.TRY_LATER, text.format(at))
 
 
 def _with_option(text: str) -> str:

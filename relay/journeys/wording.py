@@ -159,8 +159,13 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
     parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
     if unchanged := answer["unchanged"]:
         parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
-    if answer["in_flight"]:
-        parts.append(f"{answer['in_flight']} in flight")
+    elsewhere = answer.get("in_flight_at", {})
+    if here := answer["in_flight"] - sum(elsewhere.values()):
+        parts.append(f"{here} in flight")
+    parts += [f"{number} in flight at {node}" for node, number in elsewhere.items()]
     if (reports := answer.get("reports")) is not None:
         parts.append(f"{counted(reports, 'report')} to senders")
-    return ", ".join(parts)
+    line = ", ".join(parts)
+    if others := answer.get("other_nodes"):
+        line += f"; failures of hosts are forgotten on this node only, not on {named(others)}"
+    return line

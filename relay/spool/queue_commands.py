@@ -114,7 +114,8 @@ class CommandReport:
 
     Each listed entry has its `result` and, where that is not "done", a `note`. `unknown` are ids of
     the selector that match no entry in the queue. `reports` are those to senders, None if the
-    command makes none.
+    command makes none. `in_flight_at` counts entries in flight at other nodes, by node;
+    `other_nodes` still know the host failures that this node has forgotten.
     """
 
     counts: dict[CommandResult, int] = field(
@@ -124,6 +125,8 @@ class CommandReport:
     unknown: tuple[str, ...] = ()
     dry_run: bool = False
     reports: int | None = None
+    in_flight_at: Mapping[str, int] = field(default_factory=dict)
+    other_nodes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The response of /relay/v1/queue/{operation}."""
@@ -136,6 +139,8 @@ class CommandReport:
             "unknown": list(self.unknown),
             "entries": self.entries,
             **({} if self.reports is None else {"reports": self.reports}),
+            **({"in_flight_at": dict(self.in_flight_at)} if self.in_flight_at else {}),
+            **({"other_nodes": list(self.other_nodes)} if self.other_nodes else {}),
         }
 
 

@@ -1,13 +1,14 @@
 """List and count the queue, and execute operator commands.
 
-An entry that is being delivered is not changed; the result says so. A large command runs in slices
-of one transaction each, and mail continues between them. When a slice fails with a SpoolError, the
-slices before it remain done.
+An entry that is being delivered is not changed; the result says so, and at which other node. A
+large command runs in slices of one transaction each, and mail continues between them. When a slice
+fails with a SpoolError, the slices before it remain done.
 
 See docs/design.md 4; docs/names.md (Commands).
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -23,10 +24,10 @@ from relay.observe.metrics import Metrics
 from relay.spool.common.cancel_reports import NOTHING_PLANNED, CancelReports, PlannedReports
 from relay.spool.common.queue_changes import change
 from relay.spool.common.queue_decisions import (
-    IN_FLIGHT,
     ChangeResult,
     CommandTimes,
     dry_run_entry,
+    in_flight_note,
 )
 from relay.spool.common.queue_engine import Leftovers, QueueEngine
 from relay.spool.common.queue_list import EntryListBuilder, EntrySelection
@@ -114,6 +115,9 @@ class SpoolQueueAdmin:
         listing = partial(EntryListBuilder, self._shown_times())
         answer = _ReportBuilder(command, listing, on_progress=on_progress)
         left: list[Key] = []
+        others: Sequence[str] = ()
+        if command.operation is Operation.RETRY:  # which forgets the failures that this node knows
+            others = await self._engine.other_nodes()
         while not selection.has_ended:
             keys = left + await self._engine.read(selection.step)
             left = []
@@ -127,16 +131,17 @@ class SpoolQueueAdmin:
                     # a cancelled request must not lose withdrawn claims
                     await asyncio.shield(self._do(some, answer))
         await self._follow(command)
-        return answer.changed(unknown=selection.unknown)
+        return answer.changed(unknown=selection.unknown, other_nodes=others)
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         listed = answer.listing()
         waiting = self._waiting(answer.command, keys)
         rehearse = partial(
             _dry_run, command=answer.command, keys=keys, waiting=waiting,
-            now_us=self._clock.queue_us(), listed=listed,
+            now_us=self._clock.queue_us(), listed=listed, engine=self._engine,
         )  # fmt: skip
-        answer.add(await self._engine.read(rehearse), listed)
+        results, elsewhere = await self._engine.read(rehearse)
+        answer.add(results, listed, elsewhere)
         if answer.command.bounce:
             answer.reports += await self._reports.count(keys, taken=waiting)
 
@@ -172,8 +177,9 @@ class SpoolQueueAdmin:
             if not left:
                 return
         listed = answer.listing()
-        await self._engine.read(partial(_show_in_flight, keys=left, listed=listed))
-        answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
+        show = partial(_show_in_flight, keys=left, listed=listed, engine=self._engine)
+        elsewhere = await self._engine.read(show)
+        answer.add([CommandResult.IN_FLIGHT] * len(left), listed, elsewhere)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
@@ -222,7 +228,7 @@ class SpoolQueueAdmin:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                await self._engine.change(partial(put_back, keys=taken))
+                await self._engine.change(partial(_put_back, keys=taken, engine=self._engine))
             except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
                 # The next start releases them at the latest.
                 _log.warning(
@@ -253,6 +259,7 @@ class _ReportBuilder:
         self._record = on_progress
         self._listing = listing
         self._counts = dict.fromkeys(CommandResult, 0)
+        self._elsewhere: Counter[str] = Counter()
         self._entries: list[dict[str, Any]] = []
         self._recipients_left = RECIPIENTS_MAX
 
@@ -263,19 +270,26 @@ class _ReportBuilder:
             recipients_max=self._recipients_left,
         )
 
-    def add(self, results: Iterable[CommandResult], listing: EntryListBuilder) -> None:
-        """Add certain results."""
+    def add(
+        self,
+        results: Iterable[CommandResult],
+        listing: EntryListBuilder,
+        elsewhere: Iterable[str] = (),
+    ) -> None:
+        """Add certain results; `elsewhere` are the nodes at which entries are in flight."""
+        self._elsewhere.update(elsewhere)
         for result in results:
             self._counts[result] += 1
         self._entries += listing.entries
         self._recipients_left = listing.recipients_left
         self._record(self._counts[CommandResult.DONE])
 
-    def changed(self, *, unknown: Sequence[str]) -> CommandReport:
+    def changed(self, *, unknown: Sequence[str], other_nodes: Sequence[str]) -> CommandReport:
         """Return the report."""
         return CommandReport(
             self._counts, self._entries, tuple(unknown), dry_run=self.command.dry_run,
             reports=self.reports if self.command.bounce else None,
+            in_flight_at=dict(sorted(self._elsewhere.items())), other_nodes=tuple(other_nodes),
         )  # fmt: skip
 
 
@@ -322,22 +336,43 @@ def _dry_run(
     waiting: Collection[Key],
     now_us: int,
     listed: EntryListBuilder,
-) -> list[CommandResult]:
-    """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
+    engine: QueueEngine,
+) -> tuple[list[CommandResult], Collection[str]]:
+    """Return what would be done, and at which other nodes entries are in flight; of the claimed
+    entries, `waiting` would be withdrawn.
+    """
     results = {}
     loaded = load_entries(tables, command, keys)
+    claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
+    elsewhere = engine.elsewhere(tables, claimed) if claimed else {}
+    waiting = [key for key in waiting if key not in elsewhere]
     for key in keys:
         foreseen = dry_run_entry(loaded, command, key, waiting=waiting, now_us=now_us)
         if foreseen is not None:
             results[key] = foreseen
     shown = {key: {"result": str(one), "note": note} for key, (one, note) in results.items()}
+    shown |= {key: _in_flight(node) for key, node in elsewhere.items()}
     listed.add(tables, list(shown), shown)
-    return [one for one, _ in results.values()]
+    return [one for one, _ in results.values()], elsewhere.values()
 
 
-def _show_in_flight(tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder) -> None:
-    shown = {"result": str(CommandResult.IN_FLIGHT), "note": IN_FLIGHT}
-    listed.add(tables, keys, dict.fromkeys(keys, shown))
+def _show_in_flight(
+    tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder, engine: QueueEngine
+) -> Collection[str]:
+    """List entries in flight; return the other nodes at which they are."""
+    elsewhere = engine.elsewhere(tables, keys)
+    listed.add(tables, keys, {key: _in_flight(elsewhere.get(key, "")) for key in keys})
+    return elsewhere.values()
+
+
+def _in_flight(node: str) -> dict[str, str]:
+    result = {"result": str(CommandResult.IN_FLIGHT), "note": in_flight_note(node)}
+    return result | ({"node": node} if node else {})
+
+
+def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
+    elsewhere = engine.elsewhere(transaction, keys)  # these were taken over since
+    put_back(transaction, [key for key in keys if key not in elsewhere])
 
 
 def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:

@@ -29,12 +29,16 @@ def change(
     """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
 
     A withdrawn entry that is not changed is released; it is due as before. A cancel changes
-    messages with reports only if they are as `planned` knew them.
+    messages with reports only if they are as `planned` knew them. What another node has claimed is
+    left alone.
     """
     loaded = load_entries(transaction, command, keys)
+    # what was withdrawn may have been taken over since, by the node that delivers it now
+    elsewhere = engine.elsewhere(transaction, taken) if taken else {}
     result, changes = decide(
-        loaded, command, keys, taken=taken, times=times, planned=planned.epochs
-    )
+        loaded, command, keys, taken=[key for key in taken if key not in elsewhere],
+        times=times, planned=planned.epochs,
+    )  # fmt: skip
     result.cancelled = store_changes(transaction, changes)
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):

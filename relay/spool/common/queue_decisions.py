@@ -36,7 +36,7 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient
 
-IN_FLIGHT = "it is being delivered"
+_IN_FLIGHT = "it is being delivered"
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
@@ -104,7 +104,7 @@ def dry_run_entry(
     if facts is None:
         return None
     if facts.is_claimed and key not in waiting:
-        return CommandResult.IN_FLIGHT, IN_FLIGHT
+        return CommandResult.IN_FLIGHT, in_flight_note()
     note = (
         command.inapplicable_reason(facts.state)
         or _unchanged_reason(command, facts, now_us=now_us)
@@ -115,6 +115,11 @@ def dry_run_entry(
         targets = _reroute_targets(loaded, key, command.to)
         note = targets.inapplicable_reason(command.operation)
     return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
+
+
+def in_flight_note(node: str = "") -> str:
+    """Return why an entry that delivery has is left alone; `node` is another one that has it."""
+    return f"{_IN_FLIGHT} at {node}" if node else _IN_FLIGHT
 
 
 def decide(

@@ -20,6 +20,14 @@ _DROP = (
     " WHERE e.message_id = c.message_id AND e.content_id = c.number) RETURNING body"
 )
 _STORE = "SELECT coalesce(max(store), 0) FROM entry WHERE message_id = ?"
+_ELSEWHERE = (
+    "SELECT e.message_id, e.number, coalesce(n.name, 'a node that is gone') FROM entry e"
+    " LEFT JOIN node n ON n.incarnation = e.owner"
+    " WHERE e.message_id = ? AND e.number = ? AND e.claimed = 1 AND e.owner <> ?"
+)
+_OTHER_NODES = (
+    "SELECT name FROM node WHERE state = 'alive' AND incarnation <> ? ORDER BY name LIMIT 100"
+)
 # A command may have given live entries another next hop.
 _NEXT_HOPS = (
     "UPDATE recipient r SET next_hop = e.next_hop FROM entry e WHERE e.message_id = r.message_id"
@@ -56,6 +64,18 @@ class PostgresQueueEngine:
     ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
         """QueueEngine.read_claims."""
         return read_claims(tables, tuple(keys))
+
+    def elsewhere(self, tables: Any, keys: Collection[Key]) -> Mapping[Key, str]:
+        """QueueEngine.elsewhere."""
+        own = self._writer.incarnation
+        rows = tables.fetch_each(_ELSEWHERE, [(*key, own) for key in keys])
+        return {(row[0], row[1]): row[2] for row in rows}
+
+    async def other_nodes(self) -> Sequence[str]:
+        """QueueEngine.other_nodes."""
+        own = (self._writer.incarnation,)
+        rows = await self._reader.read(lambda tables: tables.fetch(_OTHER_NODES, own))
+        return [name for (name,) in rows]
 
     async def read_content(self, key: ContentKey) -> Content:
         """QueueEngine.read_content."""

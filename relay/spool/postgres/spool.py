@@ -46,7 +46,7 @@ from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WAITING_MAX, WriteConnection
-from relay.spool.queue_commands import ShownTimes
+from relay.spool.queue_commands import QueueCommand, ShownTimes
 from relay.spool.types import (
     NEVER_US,
     Accepted,
@@ -173,7 +173,7 @@ class PostgresSpool:
             store=lambda: self._writer.stores.own,
         )  # fmt: skip
         self.queue_admin = SpoolQueueAdmin(
-            self._engine, follow=self.receipts.follow, clock=clock, metrics=metrics,
+            self._engine, follow=self._follow, clock=clock, metrics=metrics,
             shown_times=self._shown_times,
         )  # fmt: skip
 
@@ -209,6 +209,10 @@ class PostgresSpool:
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
         return taken_over
+
+    async def _follow(self, command: QueueCommand) -> None:
+        await self.receipts.follow(command)
+        self._keeper.tell(News.RECORDED | News.DUE)
 
     def _hear(self, news: News) -> None:
         self.on_news(news)

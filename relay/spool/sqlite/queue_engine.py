@@ -53,6 +53,18 @@ class SqliteQueueEngine:
         """QueueEngine.read_claims."""
         return read_claims(tables.cursor, keys)
 
+    def elsewhere(
+        self,
+        tables: Any,  # noqa: ARG002 - there is one node
+        keys: Collection[Key],  # noqa: ARG002
+    ) -> Mapping[Key, str]:
+        """QueueEngine.elsewhere."""
+        return {}
+
+    async def other_nodes(self) -> Sequence[str]:
+        """QueueEngine.other_nodes."""
+        return ()
+
     async def read_content(self, key: ContentKey) -> Content:
         """QueueEngine.read_content."""
         return await self._read_content(key)

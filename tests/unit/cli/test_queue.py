@@ -278,6 +278,24 @@ def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, 
     assert (ended.exception.code if ended.exception else None) == code
 
 
+def test_the_nodes_that_deliver_what_is_in_flight_are_named(relay, monkeypatch):
+    answer = {
+        "matched": 2, "done": 0, "unchanged": 0, "in_flight": 2, "unknown": [], "dry_run": False,
+        "entries": [], "in_flight_at": {"two": 2},
+    }  # fmt: skip
+    monkeypatch.setattr(OperatorClient, "change", lambda *_args, **_more: answer)
+    ended = relay("hold", "--all")
+    assert ended.stdout == "held 0 of 2 entries, 2 in flight at two\n"
+    assert "all selected entries are in flight at two; try again later" in str(ended.exception)
+    answer["in_flight_at"] = {"two": 1}
+    answer["other_nodes"] = ["two", "three"]
+    ended = relay("retry", "--all")
+    assert ended.stdout == (
+        "tried now: 0 of 2 entries, 1 in flight, 1 in flight at two; failures of hosts are forgotten"
+        " on this node only, not on two, three\n"
+    )
+
+
 def test_stats(relay, queued):
     relay("hold", queued[0])
     reported = json.loads(relay("stats", "--json").stdout)

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from relay.journeys.events import Event, Step
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Delivered, Evidence, Relayed
 from relay.message.receipt import ReceiptRequest
+from relay.spool.common.queue_admin import _put_back
 from relay.spool.engine import News
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S, NodeIdentity, Watch
 from relay.spool.postgres.spool import PostgresSpool
@@ -25,6 +28,7 @@ from relay.spool.types import (
     Settlement,
     SpoolUnavailableError,
 )
+from tests.support.operator import FakeActiveClaims, command, reroute
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats, open_node
 from tests.support.spools import new_message
@@ -241,6 +245,46 @@ async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
         for claim in batch.claims:
             assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
     assert (await one.counts()).unaccounted == 0
+
+
+COMMANDS = [command("hold"), command("cancel"), command("cancel", bounce=True), command("release"),
+            reroute("mx:b.test"), command("retry")]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", COMMANDS, ids=lambda one: f"{one.operation} {one.bounce}")
+async def test_what_another_node_delivers_is_left_alone_and_the_answer_names_it(at, order) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    (claim,) = (await two.accept(new_message(TO_A))).claims
+    for dry_run in (True, False):
+        answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
+        assert answer.counts[CommandResult.IN_FLIGHT] == 1
+        assert answer.as_json()["in_flight_at"] == {"two.test": 1}
+        (entry,) = answer.entries
+        assert (entry["result"], entry["node"]) == ("in flight", "two.test")
+        assert entry["note"] == "it is being delivered at two.test"
+    told = ("two.test",) if order.operation is Operation.RETRY else ()
+    assert answer.other_nodes == told
+    assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
+    answer = await two.queue_admin.execute(order)
+    assert "in_flight_at" not in answer.as_json()
+
+
+@pytest.mark.parametrize("order", COMMANDS[:-1], ids=lambda one: f"{one.operation} {one.bounce}")
+async def test_a_withdrawn_claim_that_was_taken_over_is_left_alone(at, sql, order) -> None:
+    """This node was cut off for so long that another one delivers what waits in its memory."""
+    times = Elapsed(), Elapsed()
+    one, two = await at("one.test", elapsed=times[0]), await at("two.test", elapsed=times[1])
+    waiting = FakeActiveClaims()
+    one.queue_admin.attend(waiting)
+    (before,) = (await one.accept(new_message(TO_A))).claims
+    await beats(two, times[1], DEAD_S + BEAT_S)
+    (claim,) = (await two.claim_due(NOW, 10, DueQuery())).claims
+    for dry_run in (True, False):
+        waiting.waiting.add(before.key)
+        answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
+        assert answer.in_flight_at == {"two.test": 1}
+    await one._engine.change(partial(_put_back, keys=[claim.key], engine=one._engine))
+    assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
 
 
 async def test_local_mail_is_claimed_where_its_mail_root_is(at) -> None:
