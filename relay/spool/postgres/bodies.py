@@ -122,18 +122,16 @@ class IncomingParts:
 class BodyStore:
     """Takes and gives bodies. Its connection commits without waiting for the disk."""
 
-    def __init__(self, options: ServerOptions, directory: Path) -> None:
+    def __init__(
+        self, options: ServerOptions, directory: Path, *, incarnation: Callable[[], int]
+    ) -> None:
         self._reader = ReadConnection(
             options, purpose="bodies", settings="SET synchronous_commit = off"
         )
         self._directory = directory
         self._numbers = count(1)
         self._in_use: set[str] = set()
-        self.prefix = ""  # of the ids of this owner
-
-    def begin(self, incarnation: int) -> None:
-        """From now on bodies are those of this owner."""
-        self.prefix = _prefix(incarnation)
+        self._incarnation = incarnation  # of this owner now
 
     def incoming(self) -> IncomingParts:
         """Return a body that is about to come in."""
@@ -235,7 +233,7 @@ class BodyStore:
         return swept
 
     def _new_id(self) -> str:
-        body_id = f"{self.prefix}{next(self._numbers):x}"
+        body_id = f"{_prefix(self._incarnation())}{next(self._numbers):x}"
         self._in_use.add(body_id)
         return body_id
 

@@ -42,19 +42,16 @@ class NodeKeeper:
         metrics: Metrics,
         take_over: Callable[[], Awaitable[int]],
         on_news: Callable[[News], None],
-        on_joined: Callable[[int], None],
         on_lost: Callable[[SpoolError], None],
     ) -> None:
         """`take_over` frees the claims of dead nodes. `on_news` is called with what other nodes may
-        have done, `on_joined` with the number of another incarnation of this node, `on_lost` when
-        another node has this one's name.
+        have done, `on_lost` when another node has this one's name.
         """
         self._writer = writer
         self._options = options
         self._metrics = metrics
         self._take_over = take_over
         self._on_news = on_news
-        self._on_joined = on_joined
         self._on_lost = on_lost
         self._watch = Watch()
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
@@ -105,7 +102,6 @@ class NodeKeeper:
             raise
         if seen is None:
             await self._writer.rejoin()
-            self._on_joined(self._writer.incarnation)
             _log.warning("this node was taken for dead and has joined again")
             return
         self._writer.confirm(sent_s)
@@ -161,7 +157,7 @@ class NodeKeeper:
             await self._has_news.wait()
             news, self._news = self._news, News(0)
             self._has_news.clear()
-            with translate_postgres_errors(self._options), suppress(SpoolError):
+            with suppress(SpoolError), translate_postgres_errors(self._options):
                 await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, str(news.value))
             await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
 

@@ -234,8 +234,9 @@ def join(
     """Join as the next incarnation, in a transaction of its own, and return its row.
 
     `silent` are living nodes of this name whose beat was watched, `own` is the last incarnation of
-    this process. Raises NodeNameError where another node uses the name. Events that are recorded
-    from now on have greater numbers than any before, also those that a standby may have lost.
+    this process, which is dead from now on. Raises NodeNameError where another node uses the name.
+    Events that are recorded after it have greater numbers than any before, also those that a
+    standby may have lost.
     """
     known = {(row.incarnation, row.beat) for row in silent}
     tables.execute("BEGIN")
@@ -244,6 +245,7 @@ def join(
         is_namesake = row.is_alive and row.identity.name == identity.name
         if is_namesake and (row.incarnation, row.beat) not in known and row.incarnation != own:
             raise name_taken(row)
+    tables.execute(_END_STATE, (_DEAD, own))
     session = session_of(tables)
     incarnation = int(tables.fetch_one(_FIRST_FREE, (max(at_us, own + 1),))[0])
     tables.execute(

@@ -146,7 +146,10 @@ class PostgresSpool:
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
         self.on_news: Callable[[News], None] = lambda _: None
         self._fault = "the spool was not started yet"
-        self._bodies = BodyStore(options, place.directory)
+        self._bodies = BodyStore(
+            options, place.directory,
+            incarnation=lambda: self._writer.own.incarnation if self._writer.own else 0,
+        )  # fmt: skip
         self._writer = WriteConnection(
             options, identity=place.identity, clock=clock, crash=crash, metrics=metrics,
             on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
@@ -164,8 +167,7 @@ class PostgresSpool:
         )
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
-            on_news=self._hear, on_joined=self._bodies.begin,
-            on_lost=self._lost,
+            on_news=self._hear, on_lost=self._lost,
         )  # fmt: skip
         self._final_events = FinalEvents()
         self.receipts = ReceiptRecords(
@@ -202,7 +204,6 @@ class PostgresSpool:
         await self._writer.start()
         for one in await self._queries.read(self._faults_of):
             _log.warning("the database of the spool is not safe for mail", error=one)
-        self._bodies.begin(self._writer.incarnation)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         self._keeper.start()

@@ -486,17 +486,13 @@ class WriteConnection:
         there = return_to(tables, own, at_us=at_us)
         self._release_unanswered(tables)
         known, self._found = self._commits, _read_commits(tables, own.incarnation)
-        self._say_lost(known - self._found)
-        if there is None:
+        if (lost := known - self._found) > 0:  # as a standby that was promoted may have
+            _log.error("the database of the spool has lost commits", commits=lost)
+            self._metrics.lost_commits.inc(lost)
+        if there is None or lost > 0:  # claims whose end was lost are nobody's
             self._join(tables, own=own.incarnation)
         else:
             self.own, self._commits = there, self._found
-
-    def _say_lost(self, commits: int) -> None:
-        """Say how many commits the database has lost, as a standby that was promoted may have."""
-        if commits > 0:
-            _log.error("the database of the spool has lost commits", commits=commits)
-            self._metrics.lost_commits.inc(commits)
 
     def _join(
         self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[NodeRow] = ()

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
+from relay.spool.engine import News
 from relay.spool.postgres import writer
 from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool
@@ -178,6 +179,31 @@ async def test_a_start_ends_the_session_of_the_same_state_dir(at, proxy) -> None
         await asyncio.wait_for(lost, SOON_S)
     await first.stop()
     await second.stop()
+
+
+async def test_a_connection_that_is_lost_while_a_node_tells_the_others(at, proxy) -> None:
+    """It tells them on the next one."""
+    one, two = at(), at("other", "two.test", behind_proxy=False)
+    for node in (one, two):
+        await node.start()
+    heard: asyncio.Queue[News] = asyncio.Queue()
+    two.on_news = heard.put_nowait
+
+    async def hear() -> None:
+        while News.RELEASED not in await heard.get():
+            pass
+
+    proxy.lose("messages", Cut.REQUEST, of=b"pg_notify")
+    while not proxy.losses:
+        one._keeper.tell(News.RELEASED)
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(SOON_S):
+        hearing = asyncio.create_task(hear())
+        while not hearing.done():
+            one._keeper.tell(News.RELEASED)
+            await asyncio.wait([hearing], timeout=0.1)
+    for node in (one, two):
+        await node.stop()
 
 
 async def until(ready: Callable[[], bool]) -> None:

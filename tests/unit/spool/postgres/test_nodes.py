@@ -202,6 +202,32 @@ async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
     assert (await one.counts()).unaccounted == 0
 
 
+async def test_what_a_server_has_lost_is_counted_and_its_claims_are_freed(at, sql) -> None:
+    """A result that was lost leaves a claim that its node has forgotten."""
+    one = await at("one.test")
+    before, known = one._writer.incarnation, one._writer._commits
+    queue_id = (await one.accept(new_message(TO_A))).queue_id
+    lost = one._writer._commits - known
+    sql(f"DELETE FROM counter WHERE node = {before} AND number > {known}")
+    one._writer._connection.terminate()
+    await one.accept(new_message(TO_A), claim=False)
+    assert one._metrics.lost_commits._value.get() == lost > 0
+    assert one._writer.incarnation > before
+    await one._keeper.beat()
+    claims = (await one.claim_due(NOW, 10, DueQuery())).claims
+    assert queue_id in [claim.message.id for claim in claims]
+    assert {row.identity.name for row in one._keeper.nodes if row.is_alive} == {"one.test"}
+
+
+async def test_bodies_are_those_of_the_incarnation_that_lives(at, sql) -> None:
+    """Others remove those of the dead."""
+    one = await at("one.test")
+    sql("DELETE FROM node")
+    one._writer._connection.terminate()
+    await one.accept(new_message(TO_A))
+    assert one.incoming_body().id.startswith(f"{one._writer.incarnation:x}-")
+
+
 async def test_a_node_that_was_stopped_is_no_dead_one(at, sql) -> None:
     one, two = await at("one.test"), await at("two.test")
     await one.stop()
