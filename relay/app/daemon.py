@@ -28,6 +28,7 @@ from relay.app.maintenance import (
     MailRootAttendant,
     MaintenanceGauges,
     PrunedHistory,
+    end_unheld_mail,
     expire_uploads,
     log_continued,
     prune_history,
@@ -126,6 +127,9 @@ class Daemon:
         pruned = PrunedHistory(self.spool, self.store_log, self.refusals, dead_letters)
         self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
         self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
+        if not self.settings.spool.is_file:
+            end = self.transport.scheduler.end_unheld
+            self._spawn(end_unheld_mail(self.spool, end, self.clock), "unheld-mail")
         self._spawn(warn_of_ending_keys(self.keys, self.clock), "signing-keys")
         self.readiness.reason = ""
         for server in self.http_servers:

@@ -32,6 +32,7 @@ from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address
+from relay.spool.engine import unheld_text
 from relay.spool.queue_commands import RouteLookup
 
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
@@ -133,13 +134,6 @@ def _means(
             return f"the mail root {base.root.path} is missing: {trouble}"
         return reason
 
-    def impaired() -> str:
-        """Return what does not work although /readyz is 200, "" if there is nothing."""
-        fault = base.root.fault
-        refusing = f"the mail store refuses all writes: {fault}" if fault else ""
-        damaged = "damaged-keys" if base.store.keys.damage else ""
-        return "; ".join(filter(None, (refusing, damaged)))
-
     sources = api.MessageSources(
         base.journeys,
         base.spool,
@@ -156,11 +150,21 @@ def _means(
         submissions=base.store.ready,
         stats=base.spool.stats,
         way_to=way_to, changes=base.changes, metrics=base.metrics, history=base.history,
-        clock=base.clock, ready=unready, impaired=impaired, prune=prune, pressure=base.pressure,
-        development=development, events=events, unlock=base.sources.accounts.unlock,
+        clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,
+        pressure=base.pressure, development=development, events=events,
+        unlock=base.sources.accounts.unlock,
         refusals=base.refusals,
         sources=sources, explain=explain,
     )  # fmt: skip
+
+
+def _impairment(base: Foundation) -> str:
+    """Return what does not work although /readyz is 200, "" if there is nothing."""
+    fault = base.root.fault
+    refusing = f"the mail store refuses all writes: {fault}" if fault else ""
+    damaged = "damaged-keys" if base.store.keys.damage else ""
+    unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
+    return "; ".join(filter(None, (refusing, damaged, *unheld)))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

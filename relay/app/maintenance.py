@@ -6,7 +6,7 @@ Each pass is bounded. A pass that fails is logged and repeated at the next inter
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RefusalStore
 from relay.signing.keys import DAY_US, KeyRing
 from relay.spool.engine import Retention, SpoolEngine
-from relay.spool.types import SpoolError
+from relay.spool.types import Claim, SpoolError
 
 _log = get_logger("app")
 
@@ -38,6 +38,8 @@ _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
 _SETTLE_S = 1.0
+_UNHELD_S = 5.0
+_UNHELD_PAUSE_S = 0.1
 _CLOCK_DIFFERS_US = 60_000_000
 
 
@@ -271,6 +273,19 @@ async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
             _log.info("stale contents removed", files=removed)
 
     await _repeat(sweep, clock, interval_s=_DAY_S, fault="stale contents not removed")
+
+
+async def end_unheld_mail(
+    spool: SpoolEngine, end: Callable[[Sequence[Claim]], None], clock: Clock
+) -> None:
+    """Claim the mail that has expired in stores without a node, and `end` it, until cancelled."""
+
+    async def look() -> None:
+        while claims := await spool.maintenance.claim_unheld():
+            end(claims)
+            await clock.sleep(_UNHELD_PAUSE_S)  # sleeps: lets others write
+
+    await _repeat(look, clock, interval_s=_UNHELD_S, fault="mail without a mail root not ended")
 
 
 async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: Clock) -> None:

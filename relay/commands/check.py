@@ -433,11 +433,13 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
-    stored, exists, fault, failures = spool.storage(settings), False, "", list[str]()
+    stored, exists, fault = spool.storage(settings), False, ""
+    failures, warnings = list[str](), list[str]()
     try:
         if not (fault := spool.left_behind(settings)) and (exists := stored.exists()):
             stored.check(has_owner=is_running(settings.run_dir))
         failures += stored.faults()
+        warnings += stored.warnings() if exists else ()
     except SpoolUnavailableError as error:
         failures = [str(error)]
     except (SpoolError, OSError) as error:
@@ -452,6 +454,8 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         failures.append(f"{stored} cannot be opened: see state_dir")
     for text in failures:
         yield CheckFinding("spool", CheckResult.FAILED, text)
+    for text in warnings:
+        yield CheckFinding("spool", CheckResult.WARNING, text)
     if not failures:
         made = "" if exists else " (will be created)"
         yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")

@@ -134,6 +134,15 @@ class DeliveryScheduler:
                     self._finish(claim, self._recorder.record_attempt(claim, outcomes), outcomes)
                 )
 
+    def end_unheld(self, claims: Iterable[Claim]) -> None:
+        """Take claims of SpoolMaintenance.claim_unheld(): expire them, or report their delay."""
+        now_us = self._clock.confirmed_us()
+        for claim in claims:
+            self._active_queue.add(claim)
+            is_over = now_us >= claim.expires_us
+            record = self._recorder.record_expiry if is_over else self._recorder.requeue
+            self._spawn(self._finish(claim, record(claim)))
+
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
         """Report messages that were accepted and not claimed."""
         has_room = [self._scanner.add_unclaimed(message) for message in messages]

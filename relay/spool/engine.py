@@ -38,7 +38,7 @@ from relay.journeys.spool_history import SpoolHistory
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
 from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
-from relay.spool.types import QueueCounts, Spool, SpoolError, SpoolLoad
+from relay.spool.types import Claim, QueueCounts, Spool, SpoolError, SpoolLoad
 
 
 class Retention(Struct, frozen=True):
@@ -77,6 +77,18 @@ class SpoolMaintenance(Protocol):
     async def sweep(self) -> int:
         """Remove contents without a message, such as a crash leaves; return their number. What may
         be all that is left of a message is moved aside.
+        """
+        ...
+
+    @property
+    def unheld_stores(self) -> Sequence[str]:
+        """The stores for which local mail waits while no living node has their mail root."""
+        ...
+
+    async def claim_unheld(self) -> Sequence[Claim]:
+        """Claim some local mail of such stores that has expired, or whose delay is to be reported.
+
+        It is not attempted: its mail root is not there. Its reports wait as it did.
         """
         ...
 
@@ -145,6 +157,11 @@ class ReceiptLedger(Protocol):
     async def prune(self, before_us: int) -> None:
         """Forget those that have been owed since before a queue time, but not what is held."""
         ...
+
+
+def unheld_text(store: str) -> str:
+    """Return what `relay check` and /readyz say of one of SpoolMaintenance.unheld_stores."""
+    return f'no node has the mail root of the store "{store}": its local mail waits'
 
 
 class News(Flag):
@@ -376,6 +393,10 @@ class SpoolStorage(Protocol):
 
     def faults(self) -> Sequence[str]:
         """Return why a relay that has started would not work, or could lose mail."""
+        ...
+
+    def warnings(self) -> Sequence[str]:
+        """Return what keeps some mail waiting, for an operator to decide."""
         ...
 
     def check(self, *, has_owner: bool) -> None:

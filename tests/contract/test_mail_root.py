@@ -1,6 +1,7 @@
 """What a spool knows of the mail root: its id by store, and whether it was ever used."""
 
 from relay.message.outcome import Delivered, Evidence
+from relay.spool import storage
 from relay.spool.engine import RecordedRoot
 from relay.spool.types import EntrySchedule, Settlement
 
@@ -34,3 +35,13 @@ async def test_a_local_delivery_is_remembered_without_its_history(open_spool, ma
     found = await again.mail_root("main")
     await again.stop()
     assert found == RecordedRoot("", was_used=True)
+
+
+async def test_no_store_is_without_the_node_that_holds_it(open_spool, make, settings) -> None:
+    spool = open_spool()
+    await spool.start()
+    await spool.accept(make({"local": ["bob@example.test"]}), claim=False)
+    assert list(spool.maintenance.unheld_stores) == []
+    assert list(await spool.maintenance.claim_unheld()) == []
+    assert list(storage(settings).warnings()) == []
+    await spool.stop()

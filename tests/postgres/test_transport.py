@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from relay.spool.postgres.unheld_stores import UNHELD_S
+from tests.support.long_tests import long
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer
 from tests.support.relay_process import WAIT_S, RelayProcess, until
@@ -93,7 +95,7 @@ def test_local_mail_waits_for_the_node_with_the_mailboxes(remotes: Remotes, node
     assert two.cli("queue", "release", held).returncode == 0
     assert two.until_final(held)["state"] == "delivered"
     assert two.journey(gone)["state"] == "cancelled"
-    assert two.cli("queue", "hold", later).returncode == 0
+    until("it is not in flight", lambda: two.cli("queue", "hold", later).returncode == 0)
     mx.rcpt.clear()
     assert one.cli("queue", "release", later).returncode == 0
     two.until_state(later, "relayed")
@@ -138,3 +140,39 @@ def test_a_spool_in_a_file_has_no_such_node(tmp_path) -> None:
         assert (done.returncode, "spool.url" in done.stderr) == (78, True)
     finally:
         relay.close()
+
+
+def test_a_store_without_a_node_is_named(node: NewNode) -> None:
+    one = transport(node, mailboxes={"store": "first"})
+    queue_id = one.submit("alice@example.test", ["bob@example.test"])
+    text = until("it is named", lambda: _unheld(one))
+    unheld = 'no node has the mail root of the store "first"'
+    assert text == f"ready; {unheld}: its local mail waits\n"
+    assert f"Queued: {unheld}." in one.cli("trace", queue_id).stdout
+    done = one.cli("check", "--role", "transport")
+    assert f"warning: {unheld}: its local mail waits" in done.stderr
+    holder = node("first", mailboxes={"store": "first"}).start()
+    holder.until_final(queue_id)
+    until("it is named no longer", lambda: not _unheld(one))
+
+
+def _unheld(relay: RelayProcess) -> str:
+    status, text = asked(relay, "/readyz")
+    assert status == 200
+    return text if "mail root" in text else ""
+
+
+@long
+def test_mail_of_a_store_without_a_node_expires_with_a_report(node: NewNode) -> None:
+    """The report waits for the same mail root."""
+    expires = {"delivery": {"expire_after": "2s"}}
+    one = transport(node, mailboxes={"store": "first"}, **expires)
+    queue_id = one.submit("alice@example.test", ["bob@example.test"])
+    until("it expires", lambda: state(one, queue_id) == "expired", timeout_s=UNHELD_S + WAIT_S)
+    (report,) = one.cli_json("queue", "list")
+    assert [to["address"] for to in report["recipients"]] == ["alice@example.test"]
+    holder = node("first", mailboxes={"store": "first"}, **expires).start()
+    until("she has it", lambda: holder.subjects("alice"))
+    assert holder.subjects("bob") == []
+    assert one.stop() == 0
+    assert one.faults() == []

@@ -134,14 +134,20 @@ def claim_due(
     if not keys:
         transaction.has_changed = False
         return seen
+    return replace(seen, claims=claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
+
+
+def claim_keys(
+    transaction: WriteTransaction, keys: Sequence[Key], *, now_us: int, at_us: int
+) -> tuple[Claim, ...]:
+    """Claim those of these entries that are still due, and that nobody else has or takes now."""
     columns = (_ids(keys), _numbers(keys))
     taken = transaction.fetch(_TAKE, (*columns, transaction.incarnation, now_us))
     found = {(row[0], row[1]) for row in taken}
     claims, damaged = read_claims(transaction, [key for key in keys if key in found])
     for key, text in damaged.items():
         hold_damaged(transaction, key, text, at_us=at_us, is_claimed=True)
-    ready = tuple(end_hold(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
-    return replace(seen, claims=ready)
+    return tuple(end_hold(transaction, one, now_us=now_us, at_us=at_us) for one in claims)
 
 
 def next_due_us(tables: ConnectionTables, after_us: int, stores: Stores) -> int | None:

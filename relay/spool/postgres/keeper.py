@@ -7,7 +7,7 @@ whole server: at most NOTIFY_PER_S of them, and a look each POLL_S does without.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from relay.spool.engine import News
 from relay.spool.postgres.claims import dead_owners
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
+from relay.spool.postgres.unheld_stores import UnheldStores, unheld_stores
 from relay.spool.postgres.write_transaction import WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.types import NodeNameError, SpoolError
@@ -43,6 +44,7 @@ class NodeKeeper:
         take_over: Callable[[], Awaitable[int]],
         on_news: Callable[[News], None],
         on_lost: Callable[[SpoolError], None],
+        unheld: UnheldStores,
     ) -> None:
         """`take_over` frees the claims of dead nodes. `on_news` is called with what other nodes may
         have done, `on_lost` when another node has this one's name.
@@ -53,6 +55,7 @@ class NodeKeeper:
         self._take_over = take_over
         self._on_news = on_news
         self._on_lost = on_lost
+        self._unheld = unheld
         self._watch = Watch()
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
         self._tasks: list[asyncio.Task[None]] = []
@@ -101,11 +104,13 @@ class NodeKeeper:
             self._on_lost(error)
             raise
         if seen is None:
+            self._unheld.forget()
             await self._writer.rejoin()
             _log.warning("this node was taken for dead and has joined again")
             return
         self._writer.confirm(sent_s)
-        self.nodes, has_dead = seen
+        self.nodes, has_dead, unheld = seen
+        self._unheld.seen(unheld, now_s=self._writer.elapsed_s())
         states = Counter(row.state for row in self.nodes)
         for state in STATES:
             self._metrics.nodes.labels(state).set(states[state])
@@ -118,12 +123,16 @@ class NodeKeeper:
         if (silent or has_dead) and (taken := await self._take_over()):
             _log.warning("claims of dead nodes taken over", entries=taken)
 
-    def _look(self, transaction: WriteTransaction) -> tuple[Sequence[NodeRow], bool] | None:
+    def _look(
+        self, transaction: WriteTransaction
+    ) -> tuple[Sequence[NodeRow], bool, Mapping[int, str]] | None:
         own = self._writer.own
         assert own is not None
         rows = beat(transaction, own)
         self._writer.sample_wall(transaction)
-        return None if rows is None else (rows, bool(dead_owners(transaction)))
+        if rows is None:
+            return None
+        return rows, bool(dead_owners(transaction)), unheld_stores(transaction)
 
     async def _keep_in_touch(self) -> None:
         fault = RepeatedError()

@@ -17,12 +17,13 @@ from relay.spool.common import stats
 from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.engine import Retention
 from relay.spool.postgres.bodies import BodyStore
-from relay.spool.postgres.claims import take_over
+from relay.spool.postgres.claims import claim_keys, take_over
 from relay.spool.postgres.node_list import node_list
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
+from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.types import QueueCounts, SpoolUnavailableError
+from relay.spool.types import Claim, DueBatch, QueueCounts, SpoolUnavailableError
 
 AT_ONCE = 200
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
@@ -94,6 +95,7 @@ class PostgresMaintenance:
         self._queries = queries
         self._counting = counting
         self._clock = clock
+        self.unheld = UnheldStores()
         self._pruned_to = ""
         self._unaccounted: int | None = None
 
@@ -107,6 +109,25 @@ class PostgresMaintenance:
         ):
             released += number
         return released
+
+    @property
+    def unheld_stores(self) -> Sequence[str]:
+        """SpoolMaintenance.unheld_stores."""
+        return self.unheld.names
+
+    async def claim_unheld(self) -> Sequence[Claim]:
+        """SpoolMaintenance.claim_unheld."""
+        now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
+        if not (lasting := self.unheld.lasting(self._writer.elapsed_s())):
+            return ()
+
+        def claim(transaction: WriteTransaction) -> DueBatch:
+            if keys := self.unheld.ended(transaction, lasting, now_us=now_us):
+                return DueBatch(claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
+            transaction.has_changed = False
+            return DueBatch()
+
+        return (await self._writer.submit(claim, leased=True, alone=True)).claims
 
     async def prune(self, keep: Retention) -> int:
         """SpoolMaintenance.prune. Time that is in doubt makes nothing old."""

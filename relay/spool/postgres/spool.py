@@ -44,6 +44,7 @@ from relay.spool.postgres.queue_engine import PostgresQueueEngine
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies
+from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WAITING_MAX, WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
@@ -167,7 +168,7 @@ class PostgresSpool:
         )
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
-            on_news=self._hear, on_lost=self._lost,
+            on_news=self._hear, on_lost=self._lost, unheld=self.maintenance.unheld,
         )  # fmt: skip
         self._final_events = FinalEvents()
         self.receipts = ReceiptRecords(
@@ -437,7 +438,12 @@ class PostgresSpool:
     async def journey(self, queue_id: str) -> Journey | None:
         """SpoolHistory.journey."""
         times = self._shown_times()
-        return await self._queries.read(lambda t: queries.journey(t, queue_id, times))
+
+        def read(tables: ConnectionTables) -> Journey | None:
+            found = queries.journey(tables, queue_id, times)
+            return with_unheld_store(tables, found) if found is not None else None
+
+        return await self._queries.read(read)
 
     def _shown_times(self) -> ShownTimes:
         """Return how times are shown now."""

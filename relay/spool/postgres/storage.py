@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.engine import unheld_text
 from relay.spool.postgres import require_driver
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
@@ -62,6 +63,17 @@ class PostgresStorage:
             return [f"{self}: {one}" for one in self._ask(found)]
         except SpoolError as error:
             return (str(error),)
+
+    def warnings(self) -> Sequence[str]:
+        """SpoolStorage.warnings."""
+
+        def found(tables: "ConnectionTables") -> Sequence[str]:
+            from relay.spool.postgres.schema import tables_there  # noqa: PLC0415 - see above
+            from relay.spool.postgres.unheld_stores import unheld_stores  # noqa: PLC0415
+
+            return [*unheld_stores(tables).values()] if tables_there(tables) else ()
+
+        return [unheld_text(store) for store in self._ask(found)]
 
     def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""

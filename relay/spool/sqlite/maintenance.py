@@ -46,7 +46,7 @@ from relay.spool.sqlite.transactions import (
     note_removed_events,
 )
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.types import QueueCounts, SpoolUnavailableError
+from relay.spool.types import Claim, QueueCounts, SpoolUnavailableError
 
 AT_ONCE = 200
 _IS_IN_QUEUE = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
@@ -251,6 +251,15 @@ class Maintenance:
         ):
             released += number
         return released
+
+    @property
+    def unheld_stores(self) -> Sequence[str]:
+        """SpoolMaintenance.unheld_stores: the owner of a file has the mail root."""
+        return ()
+
+    async def claim_unheld(self) -> Sequence[Claim]:
+        """SpoolMaintenance.claim_unheld."""
+        return ()
 
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""

@@ -58,6 +58,10 @@ class SqliteStorage:
         """SpoolStorage.faults."""
         return ()
 
+    def warnings(self) -> tuple[str, ...]:
+        """SpoolStorage.warnings."""
+        return ()
+
     def tools(self) -> Self:
         """SpoolStorage.tools."""
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.app import maintenance
-from relay.clock import rfc3339
+from relay.clock import SystemClock, rfc3339
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
@@ -39,7 +39,7 @@ class Spool:
             raise answer
         return answer
 
-    counts = prune = sweep = _next
+    counts = prune = sweep = claim_unheld = _next
 
     @property
     def maintenance(self) -> "Spool":
@@ -57,7 +57,7 @@ class Log:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
-    for name in ("_FIGURES_S", "_PRUNE_S", "_PRUNE_PAUSE_S"):
+    for name in ("_FIGURES_S", "_PRUNE_S", "_PRUNE_PAUSE_S", "_UNHELD_S", "_UNHELD_PAUSE_S"):
         monkeypatch.setattr(maintenance, name, 0.0)
 
 
@@ -102,6 +102,12 @@ async def test_sweeping_continues_after_errors(monkeypatch: pytest.MonkeyPatch) 
     spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
     await run_until_over(spool, maintenance.sweep_contents(spool, ManualClock()))
     assert len(spool.asked) == 5
+
+
+async def test_mail_of_stores_without_a_node_is_ended_after_errors_too() -> None:
+    spool, ended = Spool([(1, 2), (3,), (), SpoolError("busy"), ZeroDivisionError(), (4,)]), []
+    await run_until_over(spool, maintenance.end_unheld_mail(spool, ended.append, SystemClock()))
+    assert ended == [(1, 2), (3,), (4,)]
 
 
 async def test_removing_expired_uploads_continues_after_errors(

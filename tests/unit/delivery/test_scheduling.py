@@ -370,3 +370,24 @@ async def test_a_held_entry_is_never_attempted_and_expires(delivery) -> None:
         journey = await settled(delivery, queue_id)
         assert states(journey) == {"x@a.test": "expired"}
         assert mx.envelopes == []
+
+
+async def test_what_this_node_cannot_attempt_expires_or_waits_on(delivery) -> None:
+    """Its mailboxes are elsewhere: nothing is put into those of this node."""
+    delivery.table.mailboxes = {"bob@here.test", "carol@here.test"}
+    await delivery.open()
+    delivery.compose()
+    over = await delivery.send("bob@here.test", claim=False, expire_s=-1.0)
+    late = await delivery.send("carol@here.test", claim=False, warn_us=1)
+    claims = await delivery.claim_due()
+    delivery.scheduler.end_unheld(claims)
+    assert states(await delivery.done(over)) == {"bob@here.test": "expired"}
+    assert await delivery.changed.get() == late
+    assert delivery.reporter.failures_reported == [("bob@here.test", "5.4.7")]
+    assert delivery.reporter.reported == [("delayed", ["carol@here.test"])]
+    assert delivery.store.inboxes == {}
+    (claim,) = await delivery.claim_due()  # it is due as before
+    assert (claim.message.id, claim.attempts) == (late, 0)
+    await delivery.spool.release([claim])
+    delivery.run()
+    await delivery.done(late)

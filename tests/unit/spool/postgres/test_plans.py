@@ -30,6 +30,7 @@ from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.postgres.server import connect
+from relay.spool.postgres.unheld_stores import UNHELD_S
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import (
@@ -220,6 +221,18 @@ async def run_commands(spool: SpoolEngine, make) -> None:
         await spool.queue_admin.execute(command(restored, selector, backed_up_us=backed_up_us))
 
 
+async def end_unheld(spool: SpoolEngine, make, clock, sql) -> None:
+    """Claim what has expired for a mail root that no node holds."""
+    await spool.accept(make({"local": [BOB]}, expires_us=clock.queue_us() + 1), claim=False)
+    sql("INSERT INTO mail_root (store, id) VALUES ('gone', '') ON CONFLICT DO NOTHING")
+    number = int(sql("SELECT number FROM mail_root WHERE store = 'gone'"))
+    sql(f"UPDATE entry SET store = {number} WHERE next_hop = 'local'")
+    clock.advance(100 * 86400)
+    spool.maintenance.unheld.forget()
+    spool.maintenance.unheld.seen({number: "gone"}, now_s=-UNHELD_S)
+    assert await spool.maintenance.claim_unheld()
+
+
 def replace_command(of: QueueCommand, **changes: Any) -> QueueCommand:
     return dataclasses.replace(of, operation=Operation.RELEASE, **changes)
 
@@ -241,6 +254,7 @@ async def ran(tmp_path, make, clock, postgres_server, postgres_url) -> list[str]
         spool.queue_admin.report_with(reporter)
         await run_all(spool, make, clock)
         await spool.accept(make())
+        await end_unheld(spool, make, clock, lambda text: sql(text, database=database))
         await spool.stop()
     found = []
     for line in LINE.split(postgres_server.log[seen:]):

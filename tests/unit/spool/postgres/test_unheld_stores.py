@@ -1,0 +1,265 @@
+"""Mail for a mail root that no node holds: who ends it, when, and what an operator reads."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.clock import wall_offset_us
+from relay.delivery.attempt_result import AttemptTime, expiry_result, requeue_result
+from relay.message.nexthop import NextHop
+from relay.message.outcome import Delivered, Evidence
+from relay.settings.postgres_url import parse_postgres_url
+from relay.spool.postgres import claims, unheld_stores
+from relay.spool.postgres.nodes import BEAT_S, NodeIdentity
+from relay.spool.postgres.server import connect
+from relay.spool.postgres.spool import PostgresSpool
+from relay.spool.postgres.storage import PostgresStorage
+from relay.spool.postgres.tables import numbered
+from relay.spool.postgres.unheld_stores import UNHELD_S
+from relay.spool.postgres.writer import PLANS
+from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.types import Claim, DueQuery, PriorityLevel, Selector, Settlement
+from tests.support.postgres import PostgresServer, database_of
+from tests.support.spool_nodes import Elapsed, beats, open_node
+from tests.support.spools import new_message
+
+LOCAL = [("local", "bob@example.test")]
+OK = Delivered(Evidence("2.1.5", "250 2.1.5 ok"))
+NOW = 10**18  # after the due time of every entry
+OVER = {"received_us": 1_000_000, "expires_us": 2_000_000}  # long ago
+FILL = """
+INSERT INTO message SELECT 'm' || n, '', 'smtp', 1, n, n, 1, '', '', '', '', 0, 0, '', '', ''
+    FROM generate_series(1, 2000) n;
+INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts, epoch,
+    sender, store)
+    SELECT 'm' || n, 1, 'local', 0, 'queued', 0, n, 0, 1, 7, {} FROM generate_series(1, 2000) n;
+"""
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Start]:
+    """Return a function that starts a node, which beats when the test says so."""
+    started: list[PostgresSpool] = []
+
+    async def at(name: str, elapsed: Elapsed | None = None, **more: Any) -> PostgresSpool:
+        identity = NodeIdentity(name, name, "", **more)
+        node = open_node(postgres_url, tmp_path, identity, elapsed_s=elapsed or Elapsed())
+        started.append(node)
+        await node.start()
+        await node._keeper.stop()
+        return node
+
+    yield at
+    for node in started:
+        if not node._writer._stopping:
+            await node.stop()
+
+
+@pytest.fixture
+def elapsed() -> Elapsed:
+    return Elapsed()
+
+
+@pytest.fixture
+async def transport(at: Start, elapsed: Elapsed) -> PostgresSpool:
+    return await at("transport", elapsed, store="gone", holds_store=False)
+
+
+def expired(node: PostgresSpool, claim: Claim) -> Settlement:
+    now_us = node._clock.queue_us()
+    time = AttemptTime(now_us, now_us + wall_offset_us(node._clock))
+    result = expiry_result(claim, time=time)
+    return Settlement(claim, time.at_us, {}, expired=result.expired, events=result.events)
+
+
+async def test_what_has_expired_is_ended_once_its_store_was_unheld_for_long(
+    transport: PostgresSpool, elapsed: Elapsed
+) -> None:
+    over = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
+    await transport.accept(new_message(LOCAL))
+    await beats(transport, elapsed, UNHELD_S - BEAT_S)
+    assert await transport.maintenance.claim_unheld() == ()
+    await beats(transport, elapsed, BEAT_S)
+    (claim,) = await transport.maintenance.claim_unheld()
+    assert claim.message.id == over
+    assert await transport.maintenance.claim_unheld() == ()
+    report = new_message(LOCAL)
+    settled = expired(transport, claim)
+    settlement = Settlement(
+        claim, settled.at_us, {}, expired=settled.expired, events=settled.events, reports=(report,)
+    )
+    assert await transport.settle(settlement) == (True, ())  # the report waits for the same store
+    assert (await transport.journey(over)).state == "expired"
+    counts = await transport.counts()
+    assert (sum(counts.entries.values()), counts.unaccounted) == (2, 0)
+
+
+async def test_its_report_is_delivered_by_its_own_store_and_no_other(
+    transport: PostgresSpool, elapsed: Elapsed, at: Start
+) -> None:
+    other = await at("other", store="other")
+    await transport.accept(new_message(LOCAL, **OVER))
+    await beats(transport, elapsed, UNHELD_S)
+    (claim,) = await transport.maintenance.claim_unheld()
+    report = new_message(LOCAL)
+    settled = expired(transport, claim)
+    await transport.settle(
+        Settlement(claim, settled.at_us, {}, expired=settled.expired, reports=(report,))
+    )
+    assert (await other.claim_due(NOW, 10, DueQuery())).claims == ()
+    holder = await at("holder", store="gone")
+    (told,) = (await holder.claim_due(NOW, 10, DueQuery())).claims
+    assert told.message.id == report.facts.id
+    assert (await holder.settle(Settlement(told, 5, {1: OK})))[0]
+    assert (await other.counts()).unaccounted == 0
+
+
+async def test_a_report_that_expires_as_well_ends(
+    transport: PostgresSpool, elapsed: Elapsed
+) -> None:
+    report = (await transport.accept(new_message(LOCAL, reverse_path="", **OVER))).queue_id
+    await beats(transport, elapsed, UNHELD_S)
+    (claim,) = await transport.maintenance.claim_unheld()
+    assert (await transport.settle(expired(transport, claim)))[0]
+    assert (await transport.journey(report)).is_final
+    assert (await transport.counts()).unaccounted == 0
+
+
+async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
+    transport: PostgresSpool, elapsed: Elapsed, at: Start
+) -> None:
+    queue_id = (await transport.accept(new_message(LOCAL, warn_us=1))).queue_id
+    await beats(transport, elapsed, UNHELD_S)
+    (claim,) = await transport.maintenance.claim_unheld()
+    now_us = transport._clock.queue_us()
+    result = requeue_result(claim, time=AttemptTime(now_us, now_us))
+    assert [one.path.address for one in result.late] == ["bob@example.test"]
+    settlement = Settlement(claim, now_us, {}, waiting=result.waiting, ends_warning=True)
+    assert (await transport.settle(settlement))[0]
+    assert await transport.maintenance.claim_unheld() == ()
+    holder = await at("holder", store="gone")
+    now_us = holder._clock.queue_us()
+    (found,) = (await holder.claim_due(now_us, 10, DueQuery())).claims
+    assert found.message.id == queue_id
+
+
+async def test_what_is_held_expires_too(transport: PostgresSpool, elapsed: Elapsed) -> None:
+    queue_id = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
+    command = QueueCommand(Operation.HOLD, Selector(ids=(queue_id,)), "test")
+    await transport.queue_admin.execute(command)
+    await beats(transport, elapsed, UNHELD_S)
+    (claim,) = await transport.maintenance.claim_unheld()
+    assert claim.state == "held"
+
+
+async def test_a_holder_that_is_back_ends_its_mail_itself(
+    transport: PostgresSpool, elapsed: Elapsed, at: Start
+) -> None:
+    await transport.accept(new_message(LOCAL, **OVER))
+    await beats(transport, elapsed, UNHELD_S)
+    assert transport.maintenance.unheld_stores == ("gone",)
+    holder = await at("holder", store="gone")
+    assert await transport.maintenance.claim_unheld() == ()  # it has not heard of it yet
+    assert len((await holder.claim_due(NOW, 10, DueQuery())).claims) == 1
+    await transport._keeper.beat()
+    assert transport.maintenance.unheld_stores == ()
+    await holder.stop()
+    await transport._keeper.beat()
+    assert await transport.maintenance.claim_unheld() == ()  # the time begins once more
+
+
+async def test_a_walk_goes_through_all_that_is_due(
+    transport: PostgresSpool, elapsed: Elapsed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has expired may be behind what has not."""
+    monkeypatch.setattr(unheld_stores, "ROWS_AT_ONCE", 3)
+    for _ in range(7):
+        await transport.accept(new_message(LOCAL))
+    late = {"received_us": transport._clock.queue_us(), "expires_us": 2_000_000}
+    last = (await transport.accept(new_message(LOCAL, **late))).queue_id
+    await beats(transport, elapsed, UNHELD_S)
+    looks = [await transport.maintenance.claim_unheld() for _ in range(4)]
+    assert [[claim.message.id for claim in one] for one in looks] == [[], [], [last], []]
+    first = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
+    looks = [await transport.maintenance.claim_unheld() for _ in range(3)]
+    assert [claim.message.id for one in looks for claim in one] == [first]
+
+
+async def test_two_nodes_do_not_end_the_same_mail(
+    transport: PostgresSpool, elapsed: Elapsed, at: Start
+) -> None:
+    times = Elapsed()
+    other = await at("other", times, store="other")
+    await transport.accept(new_message(LOCAL, **OVER))
+    await beats(transport, elapsed, UNHELD_S)
+    await beats(other, times, UNHELD_S)
+    assert (
+        len([*await transport.maintenance.claim_unheld(), *await other.maintenance.claim_unheld()])
+        == 1
+    )
+
+
+async def test_a_claim_reads_nothing_of_an_absent_store(
+    transport: PostgresSpool, postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    """However much of it is due, and due before all else."""
+    for _ in range(3):
+        await transport.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)
+    await transport.accept(new_message(LOCAL))
+    sql = partial(postgres_server.sql, database=database_of(postgres_url))
+    sql(FILL.format(transport._writer.stores.own))
+    connection = await connect(parse_postgres_url(postgres_url), purpose="plans")
+    await connection.execute(PLANS)
+    turns = transport._writer.stores.turns(PriorityLevel.NORMAL)
+    of_level = (turns, NOW, -1, "", 0, 200, 200)
+    looks = {
+        claims._OF_LEVEL: of_level,
+        claims._OF_SENDER: (turns, 7, *of_level[1:]),
+        claims._SENDERS: ("local", *turns, -1, 100),
+        claims._OF_SENDER_FOR_HOP: ("local", *turns, 7, NOW, 100),
+        claims._NEXT: (-1, turns),
+    }
+    read = {}
+    for text, values in looks.items():
+        explained = f"EXPLAIN (ANALYZE, FORMAT JSON) {numbered(text)}"
+        (plan,) = json.loads(await connection.fetchval(explained, *values))
+        read[text] = rows_read(plan["Plan"])
+    await connection.close()
+    assert read[claims._OF_LEVEL] == 3
+    assert max(read.values()) <= 3, read
+    found = (await transport.claim_due(NOW, 10, DueQuery())).claims
+    assert len(found) == 3
+
+
+def rows_read(node: dict[str, Any]) -> float:
+    """How many entries a plan has read, those that a filter removed too."""
+    own = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)
+    is_scan = node.get("Relation Name") == "entry"
+    below = sum(map(rows_read, node.get("Plans", ())))
+    return below + (own * node["Actual Loops"] if is_scan else 0)
+
+
+async def test_what_an_operator_reads(
+    transport: PostgresSpool, elapsed: Elapsed, at: Start, postgres_url: str
+) -> None:
+    storage = PostgresStorage(postgres_url)
+    both = (await transport.accept(new_message([*LOCAL, ("mx:a.test", "x@a.test")]))).queue_id
+    (warning,) = storage.warnings()
+    assert warning == 'no node has the mail root of the store "gone": its local mail waits'
+    reasons = {one.address: one.reason for one in (await transport.journey(both)).recipients}
+    unheld = 'no node has the mail root of the store "gone"'
+    assert reasons == {"bob@example.test": unheld, "x@a.test": None}
+    await transport._keeper.beat()
+    assert transport.maintenance.unheld_stores == ("gone",)
+    holder = await at("holder", store="gone")
+    assert storage.warnings() == []
+    assert {one.reason for one in (await transport.journey(both)).recipients} == {None}
+    (claim,) = (await holder.claim_due(NOW, 9, DueQuery(next_hop=NextHop.parse("local")))).claims
+    await holder.settle(Settlement(claim, 5, {1: OK}))
+    await holder.stop()
+    assert storage.warnings() == []  # nothing waits for it
