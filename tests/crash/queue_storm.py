@@ -12,13 +12,13 @@ import re
 import smtplib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from tests.support.journeys import outcomes
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import until
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import DROP, RemoteMx
 from tests.support.remotes import Remotes
 
@@ -37,6 +37,7 @@ FATES = {
 }
 _LARGE_PARTS = 12  # one message of so many is kept in a file
 _PAUSE_S = 0.004  # between a client's messages: the machine has others to serve
+_SESSION_LETTERS = 50
 _DOWN_S = 0.1  # before somebody asks a relay again that is not there
 _SCRAPE_S = 0.05
 _REPORTED = re.compile(rb"^Final-Recipient: *rfc822; *(\S+)", re.IGNORECASE | re.MULTILINE)
@@ -75,9 +76,17 @@ class Arrived:
 
 
 class QueueStorm:
-    """A relay, its senders and its sites."""
+    """A relay, or several on one queue, its senders and its sites."""
 
-    def __init__(self, remotes: Remotes, rng: random.Random) -> None:
+    pause_s = _PAUSE_S
+
+    def __init__(
+        self,
+        remotes: Remotes,
+        rng: random.Random,
+        make: Callable[[], Sequence[RelayProcess]] | None = None,
+    ) -> None:
+        """`make` returns the relays, if there are several."""
         self.rng = rng
         drops = [DROP if rng.random() < 1 / 3 else "250 2.0.0 Ok" for _ in range(2000)]
         self._hosts: list[RemoteMx] = [
@@ -87,12 +96,18 @@ class QueueStorm:
             remotes.start("knows-nobody.test", replies={"RCPT": "550 5.1.1 no such user"}),
             remotes.start("refuses.test", replies={"DOT": "554 5.7.1 not this"}),
         ]
-        self.relay = remotes.relay()
+        self.relays = [remotes.relay()] if make is None else list(make())
+        self.silent: set[RelayProcess] = set()  # of these, those that answer nobody
         self.letters: list[Letter] = []
         self.unaccounted: list[float] = []  # one for each look at the figures
         self.held = self.released = 0
         self._over = threading.Event()
         self._lock = threading.Lock()
+
+    @property
+    def relay(self) -> RelayProcess:
+        """The first one."""
+        return self.relays[0]
 
     @property
     def accepted(self) -> int:
@@ -121,16 +136,18 @@ class QueueStorm:
         def run() -> None:
             with self._lock:
                 rng = random.Random(self.rng.random())
-            while not self._over.wait(_PAUSE_S):
+            while not self._over.wait(self.pause_s):
                 with suppress(OSError, smtplib.SMTPException, http.client.HTTPException):
                     send(rng)
 
         return run
 
     def _by_smtp(self, rng: random.Random) -> None:
-        with self.relay.smtp() as session:
+        with self._one(rng).smtp() as session:
             session.ehlo()
-            while not self._over.wait(_PAUSE_S):
+            for _ in range(_SESSION_LETTERS):
+                if self._over.wait(self.pause_s):
+                    return
                 letter = self._write("smtp", rng)
                 codes = [session.mail(f"{letter.sender}@{LOCAL}")[0]]
                 codes += [session.rcpt(address)[0] for address in letter.recipients]
@@ -138,7 +155,8 @@ class QueueStorm:
                     letter.accepted = False
                     session.rset()
                     continue
-                letter.accepted = session.data(letter.content)[0] == 250
+                code = session.data(letter.content)[0]
+                letter.accepted = True if code == 250 else self.refused(code)
 
     def _by_graph(self, rng: random.Random) -> None:
         letter = self._write("graph", rng)
@@ -147,12 +165,20 @@ class QueueStorm:
         message = {"subject": letter.token, "body": body, "toRecipients": people}
         body = {"message": message, "saveToSentItems": False}
         try:
-            answer = self.relay.graph("POST", "/me/sendMail", body, token=letter.sender)
+            answer = self._one(rng).graph("POST", "/me/sendMail", body, token=letter.sender)
         except ConnectionRefusedError:  # it never left the client
             letter.accepted = False
             self._over.wait(_DOWN_S)
         else:
             letter.accepted = answer.status == 202
+
+    def refused(self, code: int) -> bool | None:
+        """What is known of a letter whose final dot was answered with this code."""
+        return False
+
+    def _one(self, rng: random.Random) -> RelayProcess:
+        """Return a relay that may answer."""
+        return rng.choice([one for one in self.relays if one not in self.silent])
 
     def _write(self, way: str, rng: random.Random) -> Letter:
         """A letter to one remote address at least; it counts from here on."""
@@ -176,31 +202,25 @@ class QueueStorm:
             rng = random.Random(self.rng.random())
         while not self._over.is_set():
             with suppress(OSError, http.client.HTTPException):
-                self.held += self._operation("hold", {"domain": rng.choice(list(FATES))})
+                one, other = self._one(rng), self._one(rng)
+                self.held += operation(one, "hold", {"domain": rng.choice(list(FATES))})
                 self._over.wait(rng.uniform(0, 0.2))
-                self.released += self._operation("release", {"state": "held"})
+                self.released += operation(other, "release", {"state": "held"})
             self._over.wait(rng.uniform(0, 0.2))
 
-    def _operation(self, name: str, selector: dict[str, object]) -> int:
-        answer = self.relay.graph("POST", f"/relay/v1/queue/{name}", selector, token=OPERATOR)
-        if answer.status == 503:
-            return 0
-        assert answer.status == 200, f"{name}: {answer.status} {answer.body!r}"
-        return int(answer.json()["done"])
-
     def _scrape(self) -> None:
+        rng = random.Random(len(self.relays))
         while not self._over.wait(_SCRAPE_S):
             with suppress(OSError, http.client.HTTPException, KeyError, AssertionError):
-                self.unaccounted.append(self.relay.metric("relay_queue_unaccounted"))
+                self.unaccounted.append(self._one(rng).metric("relay_queue_unaccounted"))
 
     # -- what must hold when it is over
 
     def settle(self) -> None:
-        """Let everything come to its end; the relay runs."""
-        self._operation("release", {"state": "held"})
-        until(
-            "no submission is pending", lambda: not self.relay.pending_submissions(), timeout_s=60
-        )
+        """Let everything come to its end; the relays run."""
+        operation(self.relay, "release", {"state": "held"})
+        for one in self.relays:
+            until("no submission is pending", lambda one=one: not one.pending_submissions())
         until("the queue is empty", lambda: not self.relay.queue(), timeout_s=90)
 
     def check(self) -> None:
@@ -243,6 +263,16 @@ class QueueStorm:
         return Arrived(dots, taken, reported, delivered)
 
     def _mail_of(self, person: str) -> Iterator[bytes]:
-        home = self.relay.home(person)
-        for path in (*home.glob("new/*"), *home.glob("cur/*")):
-            yield path.read_bytes()
+        for relay in self.relays:
+            home = relay.home(person)
+            for path in (*home.glob("new/*"), *home.glob("cur/*")):
+                yield path.read_bytes()
+
+
+def operation(relay: RelayProcess, name: str, selector: dict[str, object]) -> int:
+    """Execute a queue command; return how many entries it changed."""
+    answer = relay.graph("POST", f"/relay/v1/queue/{name}", selector, token=OPERATOR)
+    if answer.status == 503:
+        return 0
+    assert answer.status == 200, f"{name}: {answer.status} {answer.body!r}"
+    return int(answer.json()["done"])

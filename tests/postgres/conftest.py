@@ -1,12 +1,19 @@
 """The whole relay with its spool in PostgreSQL: tests of other folders, and what only a server can do."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.conftest import relay, remotes, shared  # noqa: F401 - fixtures
-from tests.support.postgres import PostgresServer, database_of, running_server
+from tests.support.postgres import OWNER, PASSWORD, PostgresServer, database_of, running_server
 from tests.support.relay_process import RelayProcess
+from tests.support.remotes import Remotes
+
+StartNode = Callable[..., RelayProcess]
+PortsUrl = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +39,37 @@ def sql(server: PostgresServer):
         return server.sql(statement, database=database_of(of.config["spool"]["url"]))
 
     return sql
+
+
+@pytest.fixture
+def node(
+    server: PostgresServer,
+    remotes: Remotes,  # noqa: F811 - the fixture
+) -> Iterator[StartNode]:
+    """Return a function that starts a relay on the spool of the test, or that of a URL."""
+    usual_url = server.create()
+    with ExitStack() as stack:
+
+        def node(name: str, *, wait: bool = True, url: str = "", **mailboxes: Any) -> RelayProcess:
+            config = {"spool": {"node": name}, "mailboxes": {"store": name} | mailboxes}
+            relay = remotes.relay(config=config)
+            stack.callback(relay.close)
+            relay.config["spool"]["url"] = url or usual_url
+            relay.write_config(relay.config)
+            return relay.start(wait=wait)
+
+        yield node
+
+
+@pytest.fixture
+def url_by_ports(tmp_path: Path) -> PortsUrl:
+    """Return a function that returns a URL of a database at these ports, with its password."""
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    password.chmod(0o600)
+
+    def url(database: str, *ports: int) -> str:
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        return f"postgresql://{OWNER}:${{file:{password}}}@{hosts}/{database}"
+
+    return url

@@ -2,36 +2,16 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
+from tests.postgres.conftest import StartNode
 from tests.support.long_tests import long
 from tests.support.postgres import PostgresServer
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
 LEASE_S = 60  # and what a takeover takes
-StartNode = Callable[..., RelayProcess]
-
-
-@pytest.fixture
-def node(server: PostgresServer, remotes: Remotes) -> Iterator[StartNode]:
-    """Return a function that starts a relay on the spool of the test."""
-    url = server.create()
-    with ExitStack() as stack:
-
-        def node(name: str, *, wait: bool = True, **mailboxes: Any) -> RelayProcess:
-            config = {"spool": {"node": name}, "mailboxes": {"store": name} | mailboxes}
-            relay = remotes.relay(config=config)
-            stack.callback(relay.close)
-            relay.config["spool"]["url"] = url
-            relay.write_config(relay.config)
-            return relay.start(wait=wait)
-
-        yield node
 
 
 def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:

@@ -52,6 +52,7 @@ _SETTINGS = {
 _SYNCED = {"fsync": "on", "full_page_writes": "on"}
 _HBA = """\
 local all all trust
+local replication all trust
 host all all 127.0.0.1/32 scram-sha-256
 """
 
@@ -78,9 +79,14 @@ class PostgresServer:
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="relay-pg-", dir="/tmp"))  # a short path
         try:
-            self._create()
+            self.folder.chmod(0o755)
+            if self._owner:
+                os.chown(self.folder, self._owner["user"], self._owner["group"])
+            self.port = free_port()
+            self._fill()
+            self._configure()
             self.start()
-            self.sql(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
+            self._begin()
         except BaseException:
             self.__exit__()
             raise
@@ -179,20 +185,26 @@ class PostgresServer:
         """A URL that uses the port."""
         return f"postgresql://{user}:{quote(password)}@127.0.0.1:{self.port}/{database}"
 
-    def _create(self) -> None:
-        self.folder.chmod(0o755)
-        if self._owner:
-            os.chown(self.folder, self._owner["user"], self._owner["group"])
-        self.port = free_port()
-        command = [
-            str(self._programs / "initdb"), "-D", str(self.data), "-U", _ADMIN, "--no-sync",
-            "--no-instructions", "--auth=trust", "--encoding=UTF8", "--locale=C",
-        ]  # fmt: skip
+    def _fill(self) -> None:
+        """Make its data directory."""
+        self._run(
+            "initdb", "-U", _ADMIN, "--no-instructions", "--auth=trust", "--encoding=UTF8",
+            "--locale=C",
+        )  # fmt: skip
+        (self.data / "pg_hba.conf").write_text(_HBA)
+
+    def _begin(self) -> None:
+        """Make what all tests use."""
+        self.sql(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [str(self._programs / program), "-D", str(self.data), "--no-sync", *words]
         done = subprocess.run(
             command, check=False, capture_output=True, timeout=WAIT_S, **self._environment()
         )
         assert done.returncode == 0, done.stderr.decode()
-        (self.data / "pg_hba.conf").write_text(_HBA)
+
+    def _configure(self) -> None:
         settings = self._settings | {
             "unix_socket_directories": str(self.folder),
             "listen_addresses": "127.0.0.1",
@@ -215,7 +227,38 @@ class PostgresServer:
         except FileNotFoundError:
             return False
         is_own = lines[:1] == [str(self._process.pid)]
-        return is_own and len(lines) == 8 and lines[7].strip() == "ready"
+        return is_own and len(lines) == 8 and lines[7].strip() in ("ready", "standby")
+
+
+class StandbyServer(PostgresServer):
+    """A copy of a running server that follows it, and confirms nothing."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        super().__init__()
+        self._primary = primary
+
+    def catch_up(self) -> None:
+        """Wait until it has what its primary has committed."""
+        place = self._primary.sql("SELECT pg_current_wal_lsn()")
+        reached = f"SELECT pg_last_wal_replay_lsn() >= '{place}'"
+        until("the standby has it", lambda: self.sql(reached) == "t")
+
+    def cut_off(self) -> None:
+        """From now on nothing comes from the primary."""
+        self.configure(primary_conninfo="")
+        receiving = "SELECT count(*) FROM pg_stat_wal_receiver"
+        until("nothing is received", lambda: self.sql(receiving) == "0")
+
+    def promote(self) -> None:
+        """Take writes, without what has not come."""
+        self.sql("SELECT pg_promote()")
+
+    def _fill(self) -> None:
+        primary = ("-h", str(self._primary.folder), "-p", str(self._primary.port), "-U", _ADMIN)
+        self._run("pg_basebackup", *primary, "--write-recovery-conf", "--checkpoint=fast")
+
+    def _begin(self) -> None:
+        """It has what its primary has."""
 
 
 def database_of(url: str) -> str:
