@@ -106,7 +106,6 @@ class NodeKeeper:
         if seen is None:
             self._unheld.forget()
             await self._writer.rejoin()
-            _log.warning("this node was taken for dead and has joined again")
             return
         self._writer.confirm(sent_s)
         self.nodes, has_dead, unheld = seen

@@ -486,13 +486,14 @@ class WriteConnection:
         there = return_to(tables, own, at_us=at_us)
         self._release_unanswered(tables)
         known, self._found = self._commits, _read_commits(tables, own.incarnation)
-        if (lost := known - self._found) > 0:  # as a standby that was promoted may have
-            _log.error("the database of the spool has lost commits", commits=lost)
-            self._metrics.lost_commits.inc(lost)
+        lost = known - self._found
         if there is None or lost > 0:  # claims whose end was lost are nobody's
             self._join(tables, own=own.incarnation)
         else:
             self.own, self._commits = there, self._found
+        if lost > 0:  # as a standby that was promoted may have
+            _log.error("the database of the spool has lost commits", commits=lost)
+            self._metrics.lost_commits.inc(lost)
 
     def _join(
         self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[NodeRow] = ()
@@ -502,6 +503,8 @@ class WriteConnection:
         self.own = join(tables, self.identity, at_us=at_us, silent=silent, own=own)
         self._commits = self._added_up_to = 0
         self.confirm(sent_s)
+        if own:
+            _log.warning("this node has joined again: its claims are taken over")
 
     def _join_again(self, transaction: WriteTransaction) -> None:
         """Join in the transaction of an operation; the rows of its commit have the new number."""
