@@ -173,8 +173,9 @@ def open_foundation(
     table = route_table(settings, sources.accounts, confinement=_confinement(sources))
     log_directory = root.path / SUBMISSIONS / "log"
     store_log = SubmissionLog(
-        log_directory, role=sources.log_role, clock=clock, on_append=changes.notify
-    )
+        log_directory, role=sources.log_role, clock=clock, on_append=changes.notify,
+        node=settings.node_of_many,
+    )  # fmt: skip
 
     def limits_of(account: str) -> QuotaLimits:
         found = sources.accounts.by_address(account)

@@ -75,7 +75,8 @@ def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
     at = step.at
     clock = f"{at[:10]} {at[11:23]}" if with_date else at[11:23]
     details = [*describe(step.step, step.detail)] or [""]
-    head = f" {step.step} {step.name:<18} {clock}Z  "
+    node = f"[{step.detail['node']}]  " if "node" in step.detail else ""
+    head = f" {step.step} {step.name:<18} {clock}Z  {node}"
     first, *rest = details
     return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
 

@@ -55,6 +55,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         clock=clock,
         environ_journal_stream=environment.journal_stream,
         color=not environment.no_color,
+        node=settings.node_of_many,
     )
     sources = RelayDependencies(
         active,

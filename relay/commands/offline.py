@@ -63,8 +63,9 @@ def with_spool_files(
             settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=False
         )
         log = SubmissionLog(
-            settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock
-        )
+            settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock,
+            node=settings.node_of_many,
+        )  # fmt: skip
         try:
             await engine.start()
             journeys = Journeys(engine, log, clock=clock)

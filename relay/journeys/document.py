@@ -58,6 +58,7 @@ class Attempt(msgspec.Struct, frozen=True):
     durations: Durations | None = None  # None if it shares the outcome of another attempt
     mx: tuple[MxRecord, ...] = ()  # of a next hop with MX, by preference
     mx_more: int = 0  # the number of further hosts
+    node: str | UnsetType = UNSET  # that made it, if several share the spool
 
 
 def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attempt]]:
@@ -73,7 +74,7 @@ def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attem
             one["number"],
             Attempt(
                 at, host, one["outcome"], one["status"], one["reply"], tls, verified, policy,
-                durations, mx, mx_more,
+                durations, mx, mx_more, detail.get("node", UNSET),
             ),
         )  # fmt: skip
 

@@ -61,15 +61,18 @@ class SubmissionLog:
         role: str,
         clock: Clock,
         on_append: Callable[[], None] = lambda: None,
+        node: str = "",
     ) -> None:
         """`directory` is `<mailboxes.root>/.submissions/log`; on first use it is created within
         `.submissions`.
 
-        `on_append` is called in the appending thread, once the step can be read.
+        `on_append` is called in the appending thread, once the step can be read. Each step names
+        `node`, if that is given.
         """
         self._directory = directory
         self._role = role
         self._clock = clock
+        self._node = {"node": node} if node else {}
         self._on_append = on_append
         self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
@@ -84,7 +87,7 @@ class SubmissionLog:
                 "submission_id": facts.submission_id,
                 "step": int(event.step),
                 "at_us": event.at_us,
-                "detail": event.detail,
+                "detail": {**event.detail, **self._node},
             }
             if event.step is Step.CREATED:  # the other steps are joined to this line
                 line |= _names(facts)

@@ -75,7 +75,7 @@ def signature_words(detail: Mapping[str, Any]) -> str:
 
 
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the details of an event, one short line each."""
+    """Yield the details of an event, but for its node, one short line each."""
     if step == 5:
         for hit in detail.get("rules", []):
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
@@ -115,7 +115,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
         size = f"size {detail['size']}, recipients {detail['recipients']}"
         yield "; ".join([size, *_few(changes)])
     elif detail:
-        yield ", ".join(f"{name} {_short(value)}" for name, value in detail.items())
+        said = (f"{name} {_short(value)}" for name, value in detail.items() if name != "node")
+        yield ", ".join(said)
 
 
 def _operation(detail: Mapping[str, Any]) -> str:

@@ -91,13 +91,15 @@ def configure(
     color: bool = True,
     descriptor: int = 2,
     level: Literal["info", "warning"] = "info",
+    node: str = "",
 ) -> None:
     """Set the format and the descriptor of the log; add the standard library's loggers to it.
 
     `environ_journal_stream` is JOURNAL_STREAM: if it names `descriptor`, systemd's journal stores
     time and priority. "auto" is pretty on a terminal, else logfmt. Events below `level` are
-    dropped.
+    dropped. Each line names `node`, if that is given.
     """
+    _sink.node = node
     _sink.clock = clock
     _sink.point_at(descriptor)
     _sink.to_journal = _is_journal(descriptor, environ_journal_stream)
@@ -174,6 +176,7 @@ class LogSink:
         self.to_journal = False
         self.color = False
         self.priority_max = _PRIORITY["warning"]
+        self.node = ""
         self._backlog: deque[bytes] = deque()
         self._dropped = 0
         self._turn_of: asyncio.AbstractEventLoop | None = None  # it will write the backlog
@@ -194,6 +197,8 @@ class LogSink:
         priority = _PRIORITY[method]
         if priority > self.priority_max:
             return
+        if self.node:
+            event["node"] = self.node
         line = self._render(method, event)
         encoded = line.encode("utf-8", "backslashreplace") + b"\n"
         self._write(encoded, at_once=priority <= _PRIORITY["error"])

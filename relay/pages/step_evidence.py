@@ -234,6 +234,8 @@ def _outcome_text(recipient: Mapping[str, Any]) -> str:
 
 
 def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
+    if node := detail.get("node"):
+        yield StepFact("Node", node)
     if mx := detail.get("mx"):
         more = f" and {detail['mx_more']} more" if detail.get("mx_more") else ""
         yield StepFact("MX", "; ".join(mx) + more)

@@ -364,6 +364,11 @@ class Settings:
         return self.spool.node or self.hostname
 
     @property
+    def node_of_many(self) -> str:
+        """The name of this node if several may share the spool, else ""."""
+        return "" if self.spool.is_file else self.node
+
+    @property
     def pickup_socket(self) -> Path:
         """The Unix socket of the SMTP listener for pickup."""
         return self.run_dir / "pickup.sock"

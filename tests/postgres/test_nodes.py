@@ -33,6 +33,11 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     mx.rcpt.clear()
     assert one.cli("queue", "release", waiting).returncode == 0
     two.until_state(waiting, "relayed")
+    trace = one.cli("trace", waiting).stdout
+    assert "[one]" in trace
+    assert "[two]" in trace
+    assert {step["detail"]["node"] for step in one.journey(sent[0])["steps"]} == {"one"}
+    assert '"node":"two"' in two.log
     for relay in (one, two):
         until("counted", lambda relay=relay: relay.metric("relay_queue_entries") == 0)
         assert relay.metric("relay_queue_unaccounted") == 0

@@ -1,6 +1,6 @@
 """Queue commands of an operator, and a fake of delivery's claims in memory."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from relay.message.envelope import domain_of
@@ -59,7 +59,12 @@ class FakeActiveClaims:
 
 async def operations(spool, queue_id: str) -> list[dict[str, Any]]:
     journey = await spool.journey(queue_id)
-    return [one.detail for one in journey.steps if "operation" in one.detail]
+    return [without_node(one.detail) for one in journey.steps if "operation" in one.detail]
+
+
+def without_node(detail: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the detail of an event as it is on every engine: only one of them names the node."""
+    return {name: value for name, value in detail.items() if name != "node"}
 
 
 async def deferred(

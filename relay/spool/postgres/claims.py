@@ -46,7 +46,8 @@ WITH RECURSIVE turn (owner) AS (
     SELECT (SELECT owner FROM entry WHERE claimed = 1 AND owner > turn.owner ORDER BY owner LIMIT 1)
     FROM turn WHERE turn.owner IS NOT NULL
 )
-SELECT owner FROM turn WHERE owner IS NOT NULL AND NOT EXISTS (
+SELECT owner, (SELECT name FROM node WHERE incarnation = turn.owner) FROM turn
+WHERE owner IS NOT NULL AND NOT EXISTS (
     SELECT FROM node WHERE incarnation = turn.owner AND state = 'alive')"""
 _ABANDONED = (
     "SELECT message_id, number, next_hop, attempts, state FROM entry"
@@ -190,17 +191,19 @@ def release_claims(tables: ConnectionTables, claims: Iterable[Claim]) -> None:
 
 def take_over(transaction: WriteTransaction, *, now_us: int, at_us: int) -> int:
     """Release some claims of owners that do not live; return how many, 0 when none is left."""
-    for (owner,) in dead_owners(transaction):
+    for owner, name in dead_owners(transaction):
         claimed = transaction.fetch(_ABANDONED, (owner, CLAIMS_AT_ONCE))
         if claimed:
             release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
+            if name is not None:  # whose attempts they were
+                transaction.rows.made_by(name)
             return len(claimed)
     transaction.has_changed = False
     return 0
 
 
-def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[int]]:
-    """Return the owners of claims that do not live: a row for each.
+def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[Any]]:
+    """Return the owners of claims that do not live, each with the name of its node or None.
 
     A node that wakes up late still accepts as its dead incarnation, so this is not looked for once
     for each that dies.

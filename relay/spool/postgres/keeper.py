@@ -118,7 +118,7 @@ class NodeKeeper:
         if silent:
             died = await self._writer.submit(lambda one: declare_dead(one, silent), alone=True)
             for row in died:
-                _log.warning("a node is dead", node=row.identity.name, incarnation=row.incarnation)
+                _log.warning("a node is dead", name=row.identity.name, incarnation=row.incarnation)
         if (silent or has_dead) and (taken := await self._take_over()):
             _log.warning("claims of dead nodes taken over", entries=taken)
 

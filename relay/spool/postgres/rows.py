@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from relay.clock import Anchor
 from relay.journeys.events import Event
@@ -89,14 +89,21 @@ class CommitRows:
         self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
         self.counts: Counter[str] = Counter()
 
+    def made_by(self, node: str) -> None:
+        """Have the events name another node than that of the commit."""
+        self.events = [
+            (message_id, replace(event, detail={**event.detail, "node": node}))
+            for message_id, event in self.events
+        ]
+
     def statement(
         self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
     ) -> Statement:
         """Return what to send as the commit with this number of this incarnation; `name` is that of
-        the node.
+        the node, which each event names.
         """
         events = [
-            (message_id, int(event.step), event.at_us, json_text(event.detail))
+            (message_id, int(event.step), event.at_us, json_text({"node": name, **event.detail}))
             for message_id, event in self.events
         ]
         counts = [one for one in sorted(self.counts.items()) if one[1]]

@@ -386,6 +386,10 @@ def test_a_queue_command_in_a_journey_reads_as_a_sentence():
     }  # fmt: skip
     (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, detail))
     assert line.endswith("reroute by olga, to mx:b.test, because: they moved, entries 1, 2")
+    (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, {**detail, "node": "one"}))
+    assert "Z  [one]  reroute by olga" in line
+    (line,) = step_lines(JourneyStep(2, "notified", "x" * 30, {"a": 1, "node": "one"}))
+    assert line.endswith("Z  [one]  a 1")
 
 
 def test_held_entries_say_why_and_until_when():

@@ -102,6 +102,16 @@ def test_logfmt(reader):
     assert reader.line() == expected
 
 
+def test_a_node_of_many_is_named_in_each_line(reader):
+    for form, said in (("logfmt", " qid=q1 node=one"), ("json", '"node":"one"')):
+        reader.configure(form, node="one")
+        log.info("accepted", qid="q1")
+        assert said in reader.line()
+    reader.configure("logfmt")
+    log.info("accepted", qid="q1")
+    assert "node" not in reader.line()
+
+
 def test_pretty(reader):
     reader.configure("pretty")
     log.error("it broke", qid="abc")

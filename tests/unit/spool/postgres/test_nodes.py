@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from relay.clock import SystemClock
+from relay.clock import SystemClock, id_time_us
 from relay.journeys.events import Event, Step
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Delivered, Evidence, Relayed
@@ -271,6 +271,47 @@ async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
         for claim in batch.claims:
             assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
     assert (await one.counts()).unaccounted == 0
+
+
+async def test_events_and_attempts_name_their_node(at) -> None:
+    """An attempt that was cut off is of the node that died, not of the one that took it over."""
+    times = Elapsed(), Elapsed()
+    one, two = await at("one.test", elapsed=times[0]), await at("two.test", elapsed=times[1])
+    (claim,) = (await one.accept(new_message(TO_A, events=(ROUTED,)))).claims
+    await beats(two, times[1], DEAD_S + BEAT_S)
+    (taken,) = (await two.claim_due(NOW, 10, DueQuery())).claims
+    again = {"entry": 1, "recipients": [
+        {"number": 1, "address": "x@a.test", "outcome": "relayed", "status": "2.0.0", "reply": "250 ok"}
+    ]}  # fmt: skip
+    settled = Settlement(taken, 5, {1: OK}, events=(Event(Step.DELIVERY, 6, again),))
+    assert (await two.settle(settled))[0]
+    journey = await two.journey(claim.message.id)
+    assert [(step.step, step.detail["node"]) for step in journey.steps] == [
+        (5, "one.test"), (6, "one.test"), (6, "two.test"),
+    ]  # fmt: skip
+    assert [(tried.outcome, tried.node) for tried in journey.recipients[0].attempts] == [
+        ("indeterminate", "one.test"), ("relayed", "two.test"),
+    ]  # fmt: skip
+
+
+async def test_the_queue_is_counted_as_a_whole_on_each_node(at, sql) -> None:
+    """With what dead and forgotten nodes have accepted and finished."""
+    one, two = await at("one.test"), await at("two.test")
+    first = (await one.accept(new_message(TO_A), claim=False)).queue_id
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    await two.accept(new_message(TO_A))
+    await one.stop()
+    three = await at("three.test")
+    for node in (two, three):
+        counts = await node.counts()
+        assert (counts.entries["queued"], counts.unaccounted) == (2, 0)
+        assert counts.oldest_us // 1000 * 1000 == id_time_us(first)
+    sql(
+        "INSERT INTO counter SELECT incarnation, 999, 'accepted', 1 FROM node WHERE name = 'one.test'"
+    )
+    for node in (two, three):
+        assert (await node.counts()).unaccounted == 1
 
 
 COMMANDS = [command("hold"), command("cancel"), command("cancel", bounce=True), command("release"),
