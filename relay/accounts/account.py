@@ -20,6 +20,7 @@ class Scope(StrEnum):
     MAIL_READ = "Mail.Read"
     MAIL_READ_WRITE = "Mail.ReadWrite"
     MAIL_SEND = "Mail.Send"
+    SMTP_SEND = "SMTP.Send"
     MAILBOX_SETTINGS_READ = "MailboxSettings.Read"
     MAILBOX_SETTINGS_READ_WRITE = "MailboxSettings.ReadWrite"
     USER_READ = "User.Read"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.token_login import TokenLogin
 from relay.app.foundation import Foundation
 from relay.clock import Clock
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
@@ -70,11 +71,7 @@ def build_transport(base: Foundation) -> Transport:
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
-    ingress = IngressDependencies(
-        hostname=settings.hostname, acceptance=acceptance,
-        accounts=sources.accounts, quota=base.store, crash=base.crash, pressure=base.pressure,
-        refusals=base.refusals,
-    )  # fmt: skip
+    ingress = _ingress(base, acceptance)
     pickup = Pickup(
         base.store.ready, run_dir=settings.run_dir, hostname=settings.hostname, reports=reporter,
         postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER, log=base.store_log,
@@ -111,6 +108,15 @@ def build_transport(base: Foundation) -> Transport:
             clock=base.clock,
         ),
     )
+
+
+def _ingress(base: Foundation, acceptance: Acceptance) -> IngressDependencies:
+    settings, accounts = base.settings, base.sources.accounts
+    return IngressDependencies(
+        hostname=settings.hostname, acceptance=acceptance, accounts=accounts,
+        check_token=TokenLogin(accounts, settings.state_dir, base.clock).check,
+        quota=base.store, crash=base.crash, pressure=base.pressure, refusals=base.refusals,
+    )  # fmt: skip
 
 
 def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:

@@ -179,8 +179,10 @@ class DevelopmentRelay:
         """Return what is different on a listener of SMTP: who logs in, and what its log says."""
         options, has_tls = self._options, listener.tls is not None
         is_open = not options.strict_senders and not (options.token and has_tls)
+        accounts = self._accounts
         return ListenerOptions(
-            self._accounts.by_user_name if is_open else self._accounts.by_smtp_login,
+            accounts.by_user_name if is_open else accounts.by_smtp_login,
+            accounts.by_user_name if is_open else None,
             login_in_clear=is_open or not options.token,
             tls_hint=self._hint_with_tls if has_tls else self._hint_without_tls,
         )

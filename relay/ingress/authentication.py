@@ -1,14 +1,17 @@
-"""The AUTH command: PLAIN and LOGIN, the password check, failures, and the login of one session.
+"""The AUTH command: its mechanisms, the check of password or token, failures, and the login of one
+session.
 
 smtp_commands decides whether AUTH is offered and possible now; `Authentication` does the rest. What
 the account may then send as is in send_as. Of an exchange, only the user name is kept and logged.
 
-RFC 4954 4 (AUTH); RFC 4616 (PLAIN); draft-murchison-sasl-login (LOGIN).
+RFC 4954 4 (AUTH); RFC 4616 (PLAIN); draft-murchison-sasl-login (LOGIN); RFC 7628 (OAUTHBEARER).
+XOAUTH2 is Google's, which Microsoft 365 has as well: developers.google.com/workspace/gmail/imap/
+xoauth2-protocol.
 """
 
 import binascii
 import math
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,10 +22,15 @@ from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_limits import SessionLimits
 from relay.observe.logs import get_logger
 
-AUTH_OFFER = "AUTH PLAIN LOGIN"  # the line of EHLO
+AUTH_OFFER = "AUTH PLAIN LOGIN XOAUTH2 OAUTHBEARER"  # the line of EHLO
 Ask = Callable[[str], Awaitable[str]]
 _USER_NAME = "334 VXNlcm5hbWU6"  # "Username:"
 _PASSWORD = "334 UGFzc3dvcmQ6"  # noqa: S105 -- the prompt "Password:", which is no secret
+# What a refused token is answered with before the 535, as base64: RFC 7628 3.2.2.
+_TOKEN_REFUSED = {
+    "XOAUTH2": '{"status":"401","schemes":"bearer","scope":"SMTP.Send"}',
+    "OAUTHBEARER": '{"status":"invalid_token","scope":"SMTP.Send"}',
+}
 _USER_CHARACTERS_MAX = 100  # of the user name in the log and in records
 _log = get_logger("ingress")
 
@@ -40,10 +48,13 @@ class CheckLogin(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AuthCredentials:
-    """The user and the password that a client sent."""
+    """The user and the password, or the token, that a client sent. `refused` is what a client is
+    sent whose token is refused; "" for a password.
+    """
 
     user: str
     password: str = field(repr=False)
+    refused: str = ""
 
 
 class Authentication:
@@ -59,10 +70,12 @@ class Authentication:
         limits: SessionLimits,
         *,
         check_login: CheckLogin,
+        check_token: CheckLogin,
         ip: str,
     ) -> None:
         self._accounts = accounts
         self._check_login = check_login
+        self._check_token = check_token
         self._limits = limits
         self._ip = ip
         self._failures = 0
@@ -98,11 +111,11 @@ class Authentication:
         """
         credentials = await _exchange(argument, ask)
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
-        rejection = "535 5.7.8 User or password is wrong"  # RFC 4954 6
+        check = self._check_token if credentials.refused else self._check_login
+        wrong = "Token is not known here" if credentials.refused else "User or password is wrong"
+        rejection = f"535 5.7.8 {wrong}"  # RFC 4954 6
         try:
-            account = await self._check_login(
-                credentials.user, credentials.password, client=self._ip
-            )
+            account = await check(credentials.user, credentials.password, client=self._ip)
         except LoginRefusedError as refused:
             account, rejection = None, f"535 5.7.8 {refused}"  # RFC 4954 6
         except LoginDelayedError as delayed:
@@ -113,6 +126,8 @@ class Authentication:
             self.account = account
             return "235 2.7.0 Authentication successful"  # RFC 4954 6
         self._failures += 1
+        if credentials.refused:
+            await ask(f"334 {b64encode(credentials.refused.encode()).decode()}")  # RFC 7628 3.2.3
         await pause(self._limits.auth_failure_delay_s * self._failures)
         if self.is_exhausted:
             return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 4954 9
@@ -133,11 +148,13 @@ async def _exchange(argument: str, ask: Ask) -> AuthCredentials:
             user = _decoded(initial or await ask(_USER_NAME))
             password = _decoded(await ask(_PASSWORD))
             return AuthCredentials(_text(user), _text(password))
+        case "XOAUTH2" | "OAUTHBEARER" as name:
+            return _bearer(name, _decoded(initial or await ask("334 ")))
         case "":
             raise SmtpRejection("501 5.5.4 Syntax: AUTH PLAIN or AUTH LOGIN")  # RFC 4954 4
         case _:
-            # RFC 4954 4
-            raise SmtpRejection("504 5.5.4 This mechanism is not supported, use PLAIN or LOGIN")
+            text = f"This mechanism is not supported, use one of {AUTH_OFFER.partition(' ')[2]}"
+            raise SmtpRejection(f"504 5.5.4 {text}")  # RFC 4954 4
 
 
 def _plain(response: bytes) -> AuthCredentials:
@@ -149,6 +166,27 @@ def _plain(response: bytes) -> AuthCredentials:
     if acting_for and acting_for.lower() != user.lower():
         raise SmtpRejection("535 5.7.8 No account may act for another one")  # RFC 4616 2
     return AuthCredentials(user, password)
+
+
+def _bearer(mechanism: str, response: bytes) -> AuthCredentials:
+    """Parse what XOAUTH2 and OAUTHBEARER (RFC 7628 3.1) send: pairs of keys and values, of which
+    the first one of OAUTHBEARER is the GS2 header (RFC 5801 4).
+    """
+    begin, *pairs = _text(response).split("\x01")
+    values = dict(pair.partition("=")[::2] for pair in pairs if pair)
+    if mechanism == "XOAUTH2":
+        key, _, user = begin.partition("=")
+        is_right = key.lower() == "user"
+    else:
+        binding, _, name = begin.partition(",")
+        key, _, user = name.removesuffix(",").partition("=")
+        is_right = binding in ("n", "y") and name.endswith(",") and key in ("a", "")
+        user = user.replace("=2C", ",").replace("=3D", "=")
+    scheme, _, token = values.get("auth", "").partition(" ")
+    if not is_right or scheme.lower() != "bearer" or not token.strip():
+        expected = "a user and auth=Bearer TOKEN, each before the octet 1"
+        raise SmtpRejection(f"501 5.5.2 AUTH {mechanism}: expected {expected}")  # RFC 4954 4
+    return AuthCredentials(user, token.strip(), _TOKEN_REFUSED[mechanism])
 
 
 def _decoded(response: str) -> bytes:

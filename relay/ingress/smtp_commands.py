@@ -136,6 +136,7 @@ class ListenerDependencies(Struct, frozen=True):
     forwarding: Forwarder  # which addresses are valid, and what they lead to
     accounts: AccountDirectory  # addresses that logins may use
     check_login: CheckLogin  # a user and a password
+    check_token: CheckLogin  # a user and a bearer token
     quota: DeliveryStore  # whether a local mailbox has room
     accept: Accept  # takes over a complete message
     arrival: Callable[[], IncomingBody]  # makes the file for the body of a large message
@@ -173,8 +174,9 @@ class SmtpCommandHandler:
         self._helo = ""
         self._extended = False
         self._authentication = Authentication(
-            listener.accounts, listener.limits, check_login=listener.check_login, ip=ip
-        )
+            listener.accounts, listener.limits, check_login=listener.check_login,
+            check_token=listener.check_token, ip=ip,
+        )  # fmt: skip
         self._checks = RecipientChecks(listener.forwarding, listener.quota)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}

@@ -53,6 +53,7 @@ class IngressDependencies:
     hostname: str  # of the greeting and of Received fields
     acceptance: Acceptance  # takes over complete messages
     accounts: AccountDirectory  # logins, and addresses that they may use
+    check_token: CheckLogin  # a user and a bearer token
     quota: DeliveryStore  # whether a local mailbox has room
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
@@ -69,6 +70,7 @@ class ListenerOptions(Struct, frozen=True):
     """What is different on a listener of a development relay."""
 
     check_login: CheckLogin  # in place of the passwords of the accounts
+    check_token: CheckLogin | None  # in place of the tokens; None: they count
     login_in_clear: bool  # AUTH is offered without TLS, on any address
     tls_hint: Callable[[], str]  # for the log, see ListenerDependencies
 
@@ -229,6 +231,7 @@ class SmtpServer:
             forwarding=dependencies.acceptance.forwarding,
             accounts=dependencies.accounts,
             check_login=options.check_login if options else dependencies.accounts.by_password,
+            check_token=(options and options.check_token) or dependencies.check_token,
             quota=dependencies.quota,
             accept=self._accept,
             arrival=dependencies.acceptance.spool.incoming_body,

@@ -211,7 +211,7 @@ class Node:
         self.acceptance = acceptance
         neighbours = IngressDependencies(
             hostname="relay.test", acceptance=acceptance, accounts=accounts,
-            quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
+            check_token=accounts.by_password, quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
         )  # fmt: skip
         listener = SmtpListener(
             listen=Address(RELAY_IP, SMTP_PORT), trusted_networks=("127.0.0.0/8",),

@@ -4,6 +4,7 @@ Everything except the spool and the accounts is the real code.
 """
 
 import asyncio
+import dataclasses
 import socket
 import struct
 import subprocess
@@ -12,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from relay.accounts.account import Account, Expansion
+from relay.accounts.account import Account, Expansion, Scope
 from relay.accounts.aliases import AliasTable, Forwarding
+from relay.accounts.token_login import TokenLogin
 from relay.certificates import ServerCertificate
 from relay.clock import Ids
 from relay.ingress.acceptance import Acceptance
@@ -124,7 +126,18 @@ class FakeAccounts:
         return self.aliases.expand(address)
 
     def by_token(self, token: str, *, client: str = "") -> Account | None:
+        """The token of alice is "token"; that of bob may only read."""
+        match token:
+            case "token":
+                return self.by_address("alice@example.test")
+            case "reads":
+                bob = self.by_address("bob@example.test")
+                return dataclasses.replace(bob, scopes=frozenset({Scope.MAIL_READ}))
         return None
+
+    def opened(self, address: str, caller: Account) -> Account | None:
+        owner = self.by_address(address)
+        return owner if owner and caller.may_open(owner) else None
 
     def by_address(self, address: str) -> Account | None:
         local_part, _, domain = address.lower().partition("@")
@@ -203,6 +216,7 @@ class Relay:
             hostname="relay.example.test",
             acceptance=self.acceptance(),
             accounts=self.accounts,
+            check_token=TokenLogin(self.accounts, Path(), self.clock).check,
             quota=FakeQuota(),
             pressure=self.pressure,
             refusals=self.refusals,
