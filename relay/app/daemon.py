@@ -48,7 +48,7 @@ from relay.http.http_server import HttpServer
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.history import MetricsHistory
@@ -95,7 +95,8 @@ class Daemon:
         None
     )  # called when a task ended unexpectedly; see `fault`
     fault: str = ""  # which task ended unexpectedly, and why; "": none
-    lost_spool: SpoolError | None = None  # why the spool is not this node's any more; None: it is
+    # why spool or mail root are not this node's any more; None: they are
+    lost: SpoolError | ForeignRootError | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)  # those that run until the stop
     _pickup_task: asyncio.Task[None] | None = None  # ends before the listeners close
 
@@ -103,7 +104,7 @@ class Daemon:
         """Start everything. Raises OSError, SpoolError; stop() must be called even then."""
         for server in self.http_servers:
             server.bind()
-        self.spool.on_lost = self._lost_spool
+        self.spool.on_lost = self._end_lost
         self.spool.on_news = self._hear
         taken_over = await self.spool.start(may_wait=True)
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
@@ -204,9 +205,9 @@ class Daemon:
         if news & (News.DUE | News.RELEASED):
             self.transport.scheduler.look_for_work(from_start=News.RELEASED in news)
 
-    def _lost_spool(self, error: SpoolError) -> None:
-        """Stop: another node owns the spool."""
-        self.lost_spool = error
+    def _end_lost(self, error: SpoolError | ForeignRootError) -> None:
+        """Stop: another node has the spool, or this one's name, or its store another mail root."""
+        self.lost = error
         self.readiness.reason = str(error)
         _log.critical("the spool is lost to this node", error=str(error))
         self.on_fault()
@@ -223,6 +224,9 @@ class Daemon:
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Stop the process when a task ends by itself: a restart is better than half a relay."""
         if task.cancelled() or self.readiness.reason == _STOPPING:
+            return
+        if isinstance(error := task.exception(), ForeignRootError):
+            self._end_lost(error)
             return
         self.fault = f"{task.get_name()} ended unexpectedly: {task.exception()!r}"
         self.readiness.reason = self.fault
@@ -279,8 +283,8 @@ async def serve(
 
     SIGHUP reloads `active`.
 
-    Raises, after the stop, BrokenRelayError when a room has ended by itself, and SpoolError when
-    another node has the spool.
+    Raises, after the stop, BrokenRelayError when a room has ended by itself, SpoolError when
+    another node has the spool, and ForeignRootError when its store has another mail root.
     """
     stop = asyncio.Event()
     daemon.on_fault = stop.set
@@ -308,8 +312,8 @@ async def serve(
         if reloader is not None:
             await reloader.end()
         await daemon.stop()
-    if daemon.lost_spool is not None:
-        raise daemon.lost_spool
+    if daemon.lost is not None:
+        raise daemon.lost
     if daemon.fault:
         raise BrokenRelayError(daemon.fault)
     _log.info("stopped")

@@ -138,6 +138,7 @@ class MailRootAttendant:
         self._name = name
         self._is_shared = is_shared
         self._recorded = ""
+        self._takes_any = False
         self._is_known = False  # whether the root was compared with the id in the spool
 
     async def open(self, *, takes_any: bool) -> None:
@@ -148,7 +149,7 @@ class MailRootAttendant:
         Raises ForeignRootError.
         """
         if takes_any:
-            self._is_known = True
+            self._takes_any = self._is_known = True
             self._root.open("", may_take=True)
             return
         try:
@@ -161,25 +162,37 @@ class MailRootAttendant:
         try:
             self._root.open(known.id, may_take=not known.was_used)
         except ForeignRootError as error:
-            if not self._is_shared:
-                raise
-            text = (
-                f"{error}; if it is another one on the same spool, give it a name of its own:"
-                f' [mailboxes] store = "second", not "{self._name}"'
-            )
-            raise ForeignRootError(text) from None
+            raise self._foreign(error) from None
 
     async def record_id(self) -> None:
         """Record the id of the root in the spool, once it is known. Raises SpoolError, and
         ForeignRootError for another root than the one that the spool knows.
         """
-        if not self._is_known and self._root.id:
-            known = await self._spool.mail_root(self._name)
-            self._root.check_id(known.id)
-            self._is_known = True
-        if self._recorded != self._root.id:
-            await self._spool.record_mail_root(self._name, self._root.id)
-            self._recorded = self._root.id
+        if self._recorded == self._root.id:
+            return
+        known = await self._spool.mail_root(self._name)
+        if not self._takes_any:
+            self._check_id(known.id)
+        self._is_known = True
+        found = await self._spool.record_mail_root(
+            self._name, self._root.id, instead_of=known.id if self._takes_any else ""
+        )
+        self._check_id(found)  # another one may have come at the same moment
+        self._recorded = found
+
+    def _check_id(self, known_id: str) -> None:
+        try:
+            self._root.check_id(known_id)
+        except ForeignRootError as error:
+            raise self._foreign(error) from None
+
+    def _foreign(self, error: ForeignRootError) -> ForeignRootError:
+        if not self._is_shared:
+            return error
+        return ForeignRootError(
+            f"{error}; if it is another one on the same spool, give it a name of its own:"
+            f' [mailboxes] store = "second", not "{self._name}"'
+        )
 
     async def run(self) -> None:
         """Look each second whether the root is there, until cancelled."""

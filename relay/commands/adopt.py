@@ -71,7 +71,8 @@ async def _adopt(
         if not confirm(FoundRoot(str(path), found_id, known_id)):
             raise NotAdoptedError("nothing was changed")
         adopted = FoundRoot(str(path), found_id or write_id(path), known_id)
-        await engine.record_mail_root(settings.mailboxes.store, adopted.id)
+        store = settings.mailboxes.store
+        await engine.record_mail_root(store, adopted.id, instead_of=known_id)
     finally:
         await engine.stop()
     _log.warning("mail root adopted", path=adopted.path, id=adopted.id, before=known_id)

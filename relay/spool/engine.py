@@ -199,8 +199,10 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         """Return what is recorded of the mail root of `store`."""
         ...
 
-    async def record_mail_root(self, store: str, root_id: str) -> None:
-        """Record the id of the mail root of `store`, instead of any other."""
+    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
+        """Record the id of the mail root of `store` if none is recorded, or `instead_of`; return
+        the one that is recorded then.
+        """
         ...
 
     on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end

@@ -12,9 +12,12 @@ async def test_the_id_of_each_store_is_kept(open_spool) -> None:
     spool = open_spool()
     await spool.start()
     assert await spool.mail_root("main") == RecordedRoot("", was_used=False)
-    await spool.record_mail_root("main", "one")
-    await spool.record_mail_root("other", "two")
-    await spool.record_mail_root("main", "three")
+    assert await spool.record_mail_root("main", "one") == "one"
+    assert await spool.record_mail_root("other", "two") == "two"
+    assert await spool.record_mail_root("main", "one") == "one"
+    assert await spool.record_mail_root("main", "four") == "one"  # there is one
+    assert await spool.record_mail_root("main", "four", instead_of="two") == "one"
+    assert await spool.record_mail_root("main", "three", instead_of="one") == "three"
     await spool.stop()
     again = open_spool()
     await again.start()

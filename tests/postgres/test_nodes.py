@@ -61,6 +61,16 @@ def test_another_mail_root_needs_another_name(node: StartNode) -> None:
     assert '[mailboxes] store = "second", not "main"' in two.log
 
 
+def test_of_two_mail_roots_that_start_at_once_one_has_the_name(node: StartNode) -> None:
+    nodes = [node(name, wait=False, store="main") for name in ("one", "two")]
+    until("one has ended", lambda: any(one.process_ended for one in nodes))
+    (lost,) = (one for one in nodes if one.process_ended)
+    assert lost.wait_end() == 78
+    assert '[mailboxes] store = "second", not "main"' in lost.log
+    (other,) = (one for one in nodes if one is not lost)
+    until("the other one is ready", lambda: '"event":"ready"' in other.log)
+
+
 def test_a_name_is_that_of_one_node(node: StartNode) -> None:
     node("one")
     two = node("one", wait=False, store="second")

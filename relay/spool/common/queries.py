@@ -23,7 +23,6 @@ from relay.spool.common.rows import (
     in_chunks,
     read_facts,
 )
-from relay.spool.engine import RecordedRoot
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.tables import Tables
 from relay.spool.types import parse_entry_extra
@@ -255,11 +254,3 @@ def first_recipients(tables: Tables, queue_id: str) -> list[tuple[int, str, str]
         " ORDER BY state = 'delivered' DESC, number LIMIT ?",
         (queue_id, _COPIES_MAX),
     )
-
-
-def mail_root(tables: Tables, store: str) -> RecordedRoot:
-    """SpoolEngine.mail_root."""
-    row = tables.fetch_one("SELECT id FROM mail_root WHERE store = ?", (store,))
-    sql = "SELECT 1 FROM counter WHERE name = ? AND value > 0"
-    delivered = tables.fetch_one(sql, (RecipientState.DELIVERED,))
-    return RecordedRoot(row[0] if row is not None else "", was_used=delivered is not None)

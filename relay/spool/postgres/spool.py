@@ -26,7 +26,7 @@ from relay.observe.metrics import Metrics
 from relay.pressure import UNKNOWN_DISK, Disk
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.common import message_list, queries, recorded_events
+from relay.spool.common import mail_roots, message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.claim_changes import late_recipients
 from relay.spool.common.queue_admin import SpoolQueueAdmin
@@ -78,10 +78,6 @@ _KEPT = (
     " WHERE {} ORDER BY e.message_id, e.number DESC"
 )
 _RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
-_RECORD_ROOT = (
-    "INSERT INTO mail_root (store, id) VALUES (?, ?)"
-    " ON CONFLICT (store) DO UPDATE SET id = excluded.id"
-)
 _OTHER_ROOT = "SELECT 1 FROM mail_root WHERE store <> ? AND id <> ''"
 _log = get_logger("spool")
 
@@ -261,16 +257,18 @@ class PostgresSpool:
         """SpoolEngine.mail_root."""
 
         def read(tables: ConnectionTables) -> RecordedRoot:
-            found = queries.mail_root(tables, store)
+            found = mail_roots.mail_root(tables, store)
             if found.id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
                 return found
             return RecordedRoot("", was_used=False)  # the others were
 
         return await self._queries.read(read)
 
-    async def record_mail_root(self, store: str, root_id: str) -> None:
+    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
         """SpoolEngine.record_mail_root."""
-        await self._engine.change(lambda one: one.execute(_RECORD_ROOT, (store, root_id)))
+        return await self._engine.change(
+            lambda one: mail_roots.record_mail_root(one, store, root_id, instead_of=instead_of)
+        )
 
     async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
         """SpoolEngine.renew_submission_keys."""

@@ -27,7 +27,7 @@ from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
-from relay.spool.common import message_list, queries, recorded_events
+from relay.spool.common import mail_roots, message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.claim_changes import late_recipients
 from relay.spool.common.queue_admin import SpoolQueueAdmin
@@ -209,11 +209,12 @@ class SqliteSpool:
 
     async def mail_root(self, store: str) -> RecordedRoot:
         """SpoolEngine.mail_root."""
-        return await self._queries.read(lambda tables: queries.mail_root(tables, store))
+        return await self._queries.read(lambda tables: mail_roots.mail_root(tables, store))
 
-    async def record_mail_root(self, store: str, root_id: str) -> None:
+    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
         """SpoolEngine.record_mail_root."""
-        await self._writer.submit(lambda b: transactions.record_mail_root(b, store, root_id))
+        record = partial(mail_roots.record_mail_root, store=store, root_id=root_id)
+        return await self._writer.submit(partial(record, instead_of=instead_of))
 
     def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
         self.damage.found(error, repeat)

@@ -185,11 +185,6 @@ def note_removed_events(cursor: apsw.Cursor, last: int | None) -> None:
         )
 
 
-def record_mail_root(batch: Batch, store: str, root_id: str) -> None:
-    """SpoolEngine.record_mail_root."""
-    batch.cursor.execute("INSERT OR REPLACE INTO mail_root VALUES (?,?)", (store, root_id))
-
-
 def _insert_message(
     batch: Batch,
     message: NewMessage,

@@ -379,6 +379,26 @@ async def test_local_mail_is_claimed_where_its_mail_root_is(at) -> None:
     assert (await other.counts()).unaccounted == 0
 
 
+async def test_of_two_roots_that_are_recorded_at_once_both_see_the_same(
+    at, postgres_server, postgres_url, sql
+) -> None:
+    nodes = await at("one.test"), await at("two.test")
+    admin = await connected(postgres_server, postgres_url)
+    await admin.execute("BEGIN; LOCK TABLE mail_root IN EXCLUSIVE MODE")
+    recording = [
+        asyncio.create_task(node.record_mail_root("main", name))
+        for node, name in zip(nodes, ("first", "second"), strict=True)
+    ]
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    while sql(waits) != "2":
+        await asyncio.sleep(0)
+    await admin.execute("COMMIT")
+    await admin.close()
+    found = set(await asyncio.gather(*recording))
+    assert found in ({"first"}, {"second"})
+    assert {sql("SELECT id FROM mail_root WHERE store = 'main'")} == found
+
+
 async def test_parts_of_a_message_stay_with_its_mail_root(at) -> None:
     """A reroute splits an entry, and a report of a cancellation is local mail."""
     holder, other = await at("main.test"), await at("second.test", store="second")
