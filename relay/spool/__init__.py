@@ -80,7 +80,8 @@ def storage(settings: "Settings") -> "SpoolStorage":
     if not settings.spool.is_file:
         from relay.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
 
-        return PostgresStorage(settings.spool.url)
+        boxes = settings.mailboxes
+        return PostgresStorage(settings.spool.url, store=boxes.store, domains=boxes.domains)
     from relay.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above
 
     return SqliteStorage(settings.spool_file)

@@ -30,6 +30,8 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     assert [entry["id"] for entry in two.queue()] == [waiting]
     assert two.cli("queue", "hold", waiting).returncode == 0
     assert one.queue()[0]["state"] == "held"
+    same = 'the stores "two" and "one" have the same local domain example.test'
+    assert f"warning: {same}" in two.cli("check").stderr
     mx.rcpt.clear()
     assert one.cli("queue", "release", waiting).returncode == 0
     two.until_state(waiting, "relayed")

@@ -102,6 +102,7 @@ class NodeIdentity(Struct, frozen=True):
     version: str = ""  # of Relay
     store: str = "main"  # the name of the mail root to which its local mail goes
     holds_store: bool = True  # whether it has this mail root itself
+    domains: tuple[str, ...] = ()  # its local ones
 
 
 class NodeRow(Struct, frozen=True):
@@ -141,11 +142,18 @@ class Stores(Struct, frozen=True):
         return local if is_local else others
 
 
-def number_of(tables: ConnectionTables, store: str) -> int:
-    """Return the number of the mail root of a store, also if none has come yet."""
+def stores_of(tables: ConnectionTables, identity: NodeIdentity) -> Stores:
+    """Return the number of the mail root of a node, also if none has come yet. A node that holds it
+    records its local domains.
+    """
+    store = identity.store
     add = "INSERT INTO mail_root (store, id) VALUES (?, '') ON CONFLICT DO NOTHING"
     tables.execute(add, (store,))
-    return int(tables.fetch_one("SELECT number FROM mail_root WHERE store = ?", (store,))[0])
+    if identity.holds_store:
+        set_domains = "UPDATE mail_root SET domains = ? WHERE store = ?"
+        tables.execute(set_domains, (" ".join(identity.domains), store))
+    (number,) = tables.fetch_one("SELECT number FROM mail_root WHERE store = ?", (store,))
+    return Stores(number, identity.holds_store)
 
 
 def place_of(state_dir: Path, boot_id: str) -> str:

@@ -159,9 +159,10 @@ CREATE TABLE clock (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 CREATE TABLE mail_root (
-    store  text COLLATE "C" PRIMARY KEY,
-    id     text COLLATE "C" NOT NULL,   -- '': none has come yet
-    number integer GENERATED ALWAYS AS IDENTITY UNIQUE
+    store   text COLLATE "C" PRIMARY KEY,
+    id      text COLLATE "C" NOT NULL,             -- '': none has come yet
+    number  integer GENERATED ALWAYS AS IDENTITY UNIQUE,
+    domains text COLLATE "C" NOT NULL DEFAULT ''   -- the local ones of its node, by spaces
 );
 
 CREATE TABLE owed_receipt (

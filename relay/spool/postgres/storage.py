@@ -5,7 +5,7 @@ PostgreSQL's own tools. asyncpg is imported when the server is asked for somethi
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -25,8 +25,11 @@ T = TypeVar("T")
 class PostgresStorage:
     """A SpoolStorage."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, store: str, domains: Collection[str]) -> None:
+        """`store` is that of this node's mailboxes, `domains` are its local ones."""
         self._options = parse_postgres_url(url)
+        self._store = store
+        self._domains = domains
 
     def __str__(self) -> str:
         return str(self._options)
@@ -69,11 +72,15 @@ class PostgresStorage:
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
             from relay.spool.postgres.schema import tables_there  # noqa: PLC0415 - see above
+            from relay.spool.postgres.split_domains import split_domains  # noqa: PLC0415
             from relay.spool.postgres.unheld_stores import unheld_stores  # noqa: PLC0415
 
-            return [*unheld_stores(tables).values()] if tables_there(tables) else ()
+            if not tables_there(tables):
+                return ()
+            unheld = map(unheld_text, unheld_stores(tables).values())
+            return [*unheld, *split_domains(tables, self._store, self._domains)]
 
-        return [unheld_text(store) for store in self._ask(found)]
+        return self._ask(found)
 
     def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""

@@ -41,9 +41,9 @@ from relay.spool.postgres.nodes import (
     leave,
     lock_shared,
     namesakes,
-    number_of,
     return_to,
     still_alive,
+    stores_of,
 )
 from relay.spool.postgres.rows import without_nul
 from relay.spool.postgres.schema import bring_to_schema
@@ -526,8 +526,7 @@ class WriteConnection:
                 left = namesakes(tables, self.identity)
                 silent = still_alive(tables, left)
                 self._join(tables, silent=silent)
-                number = number_of(tables, self.identity.store)
-                self.stores = Stores(number, self.identity.holds_store)
+                self.stores = stores_of(tables, self.identity)
                 rows = tables.fetch(_ANCHORS, (self.identity.name,))
                 self._clock.resume_as_node([Anchor(*row) for row in rows])
             except BaseException:

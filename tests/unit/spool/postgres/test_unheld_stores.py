@@ -247,7 +247,7 @@ def rows_read(node: dict[str, Any]) -> float:
 async def test_what_an_operator_reads(
     transport: PostgresSpool, elapsed: Elapsed, at: Start, postgres_url: str
 ) -> None:
-    storage = PostgresStorage(postgres_url)
+    storage = PostgresStorage(postgres_url, store="transport", domains=())
     both = (await transport.accept(new_message([*LOCAL, ("mx:a.test", "x@a.test")]))).queue_id
     (warning,) = storage.warnings()
     assert warning == 'no node has the mail root of the store "gone": its local mail waits'
@@ -263,3 +263,25 @@ async def test_what_an_operator_reads(
     await holder.settle(Settlement(claim, 5, {1: OK}))
     await holder.stop()
     assert storage.warnings() == []  # nothing waits for it
+
+
+async def test_two_stores_with_the_same_local_domain_split_its_mail(
+    at: Start, postgres_url: str
+) -> None:
+    holder = await at("holder", store="first", domains=("b.test", "a.test"))
+    await at("transport", store="third", holds_store=False, domains=("a.test",))
+
+    def found(store: str, *domains: str) -> list[str]:
+        return list(PostgresStorage(postgres_url, store=store, domains=domains).warnings())
+
+    (warning,) = found("second", "a.test", "c.test")
+    assert warning == (
+        'the stores "second" and "first" have the same local domain a.test: each message goes to'
+        " the store of the node that accepts it"
+    )
+    (warning,) = found("second", "a.test", "b.test")
+    assert "the same local domains a.test, b.test:" in warning
+    assert found("second", "c.test") == []
+    assert found("first", "a.test", "b.test") == []
+    await holder.stop()
+    assert found("second", "a.test") == []
