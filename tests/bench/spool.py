@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -43,6 +43,7 @@ from tests.bench.queued.figures import Figure
 from tests.bench.side_by_side import ROUND_S, WARM_SHARE, write_template
 from tests.bench.versions import kit
 from tests.support.postgres import PostgresServer, database_of
+from tests.support.relay_process import RelayProcess
 from tests.support.spools import new_message
 
 IN_FLIGHT = 40
@@ -53,6 +54,7 @@ ABSENT = 100_000  # entries of a store that no node holds
 CLAIMS = 200
 CLAIMED = 20  # entries at once
 SNAPSHOT_S = 60.0
+IDLE_S, SETTLE_S = 60.0, 10.0
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "1GB"}
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -116,10 +118,10 @@ def server_s(server: PostgresServer) -> float:
 
 
 @asynccontextmanager
-async def opened(folder: Path, url: str) -> AsyncIterator[SpoolEngine]:
+async def opened(folder: Path, url: str, *, node: str = "") -> AsyncIterator[SpoolEngine]:
     """Open the spool of a URL."""
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - nothing is measured
-    settings = Settings("relay.test", folder, spool=SpoolSettings(url))
+    settings = Settings("relay.test", folder, spool=SpoolSettings(url, node=node))
     spool = spools.open(settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics())
     await spool.start()
     try:
@@ -136,35 +138,35 @@ def batch(number: int) -> list[NewMessage]:
     return [replace(one, facts=replace(one.facts, id=IDS.new())) for one in messages]
 
 
-async def use(spool: SpoolEngine, messages: Sequence[NewMessage]) -> None:
+async def use(messages: Sequence[NewMessage], *nodes: SpoolEngine) -> None:
     """Accept and settle messages."""
     left = iter(messages)
 
-    async def one_by_one() -> None:
+    async def one_by_one(node: SpoolEngine) -> None:
         for message in left:
-            for claim in (await spool.accept(message)).claims:
-                await spool.settle(Settlement(claim, 5, {1: OK}))
+            for claim in (await node.accept(message)).claims:
+                await node.settle(Settlement(claim, 5, {1: OK}))
 
-    await asyncio.gather(*(one_by_one() for _ in range(IN_FLIGHT)))
+    await asyncio.gather(*(one_by_one(node) for node in nodes for _ in range(IN_FLIGHT)))
 
 
-async def cost(spool: SpoolEngine, server: PostgresServer, number: int) -> Cost:
+async def cost(nodes: Sequence[SpoolEngine], server: PostgresServer, number: int) -> Cost:
     """Measure a round."""
     messages = batch(number)
     server_0_s, node_0_s, began_s = server_s(server), time.process_time(), time.perf_counter()
-    await use(spool, messages)
+    await use(messages, *nodes)
     node_s, real_s = time.process_time() - node_0_s, time.perf_counter() - began_s
     return Cost(node_s, server_s(server) - server_0_s, real_s, number)
 
 
 async def in_turn(
-    named: dict[str, SpoolEngine], bench: "Bench", *, rounds: int
+    named: Mapping[str, Sequence[SpoolEngine]], bench: "Bench", *, rounds: int
 ) -> dict[str, list[Cost]]:
-    """Warm spools up and load them in turn."""
+    """Warm spools up and load them in turn; each has one node, or several."""
     found: dict[str, list[Cost]] = {name: [] for name in named}
     number = max(MESSAGES_MIN, int(MESSAGES * bench.scale))
-    for spool in named.values():
-        await use(spool, batch(max(IN_FLIGHT, int(number * WARM_SHARE))))
+    for nodes in named.values():
+        await use(batch(max(IN_FLIGHT, int(number * WARM_SHARE))), *nodes)
     for turn in range(rounds):
         for name in list(named)[:: -1 if turn % 2 else 1]:
             found[name].append(await cost(named[name], bench.server, number))
@@ -211,8 +213,9 @@ class Bench:
         return url
 
     @asynccontextmanager
-    async def spool(self, url: str) -> AsyncIterator[SpoolEngine]:
-        async with opened(self.folder / database_of(url), url) as spool:
+    async def spool(self, url: str, *, node: str = "") -> AsyncIterator[SpoolEngine]:
+        folder = self.folder / f"{database_of(url)}{node}"
+        async with opened(folder, url, node=node) as spool:
             yield spool
 
 
@@ -222,7 +225,7 @@ async def cpu(bench: Bench) -> list[Figure]:
         opened(bench.folder / "sqlite", "sqlite:spool.sqlite") as sqlite,
         bench.spool(bench.server.create()) as postgres,
     ):
-        found = await in_turn({"sqlite": sqlite, "postgres": postgres}, bench, rounds=ROUNDS)
+        found = await in_turn({"sqlite": [sqlite], "postgres": [postgres]}, bench, rounds=ROUNDS)
     node = ratio(found, "postgres", "sqlite", lambda one: one.node_us)
     pairs = zip(found["postgres"], found["sqlite"], strict=True)
     both = statistics.median(ours.both_us / theirs.node_us for ours, theirs in pairs)
@@ -278,7 +281,7 @@ async def long(bench: Bench) -> list[Figure]:
     number = int(QUEUED * bench.scale)
     full = await asyncio.to_thread(bench.filled, number)
     async with bench.spool(bench.server.create()) as empty, bench.spool(full) as filled:
-        found = await in_turn({"empty": empty, "filled": filled}, bench, rounds=ROUNDS)
+        found = await in_turn({"empty": [empty], "filled": [filled]}, bench, rounds=ROUNDS)
     both = ratio(found, "filled", "empty", lambda one: one.both_us)
     return [Figure(f"CPU with {number:,} entries / with none", both, "", most=1.15)]
 
@@ -288,7 +291,7 @@ async def snapshot(bench: Bench) -> list[Figure]:
     held_url = bench.server.create()
     hold_s = SNAPSHOT_S * min(1.0, bench.scale * 2)
     async with bench.spool(bench.server.create()) as free, bench.spool(held_url) as held:
-        named = {"free": free, "held": held}
+        named = {"free": [free], "held": [held]}
         await in_turn(named, bench, rounds=1)
         connection = await connect(parse_postgres_url(held_url), purpose="bench")
         await connection.execute(
@@ -297,7 +300,7 @@ async def snapshot(bench: Bench) -> list[Figure]:
         )
         until_s = time.monotonic() + hold_s
         while time.monotonic() < until_s:
-            await use(held, batch(500))
+            await use(batch(500), held)
         found = await in_turn(named, bench, rounds=3)
         await connection.close()
     both = ratio(found, "held", "free", lambda one: one.both_us)
@@ -313,13 +316,64 @@ async def soak(bench: Bench) -> list[Figure]:
     began_s = time.monotonic()
     async with bench.spool(url) as spool:
         while time.monotonic() < began_s + minutes * 60:
-            await use(spool, batch(1000))
+            await use(batch(1000), spool)
             sizes.append(int(await asyncio.to_thread(bench.server.sql, sql, database=database)))
     third = max(1, len(sizes) // 3)
     early, late = max(sizes[third : 2 * third] or sizes), max(sizes[2 * third :] or sizes)
     note = f"{late / 1e6:.1f} MB, {len(sizes) * 1000:,} messages"
     name = f"entry and content, last third of {minutes:g} min / second"
     return [Figure(name, late / early, "", most=1.1, note=note)]
+
+
+async def nodes(bench: Bench) -> list[Figure]:
+    """Two nodes with one queue, beside one node; 40 operations are in flight at each."""
+    shared = bench.server.create()
+    async with (
+        bench.spool(bench.server.create()) as alone,
+        bench.spool(shared, node="one") as one,
+        bench.spool(shared, node="two") as two,
+    ):
+        found = await in_turn({"one": [alone], "two": [one, two]}, bench, rounds=ROUNDS)
+    return [
+        Figure("CPU per message, two nodes / one", ratio(found, "two", "one", lambda one: one.both_us),
+               "", most=1.2),
+        Figure("messages/s, two nodes / one", ratio(found, "two", "one", lambda one: one.per_s), ""),
+    ]  # fmt: skip
+
+
+async def idle(bench: Bench) -> list[Figure]:
+    """Three nodes with one queue in which nothing is: their engines, and whole relays."""
+    url = bench.server.create()
+    idle_s = max(IDLE_S * bench.scale, 10.0)
+    async with (
+        bench.spool(url, node="one"), bench.spool(url, node="two"), bench.spool(url, node="three")
+    ):  # fmt: skip
+        await asyncio.sleep(SETTLE_S)
+        server_0_s, node_0_s = server_s(bench.server), time.process_time()
+        await asyncio.sleep(idle_s)
+        node_s, at_server_s = time.process_time() - node_0_s, server_s(bench.server) - server_0_s
+    relays_s = await asyncio.to_thread(idle_relays, bench, idle_s)
+    return [
+        Figure(
+            "CPU of three idle engines and the server", (node_s + at_server_s) / idle_s * 100, "%",
+            most=1.0, note=f"engines {node_s / idle_s:.2%}, in {idle_s:.0f} s",
+        ),
+        Figure("CPU of three idle relays and the server", relays_s / idle_s * 100, "%"),
+    ]  # fmt: skip
+
+
+def idle_relays(bench: Bench, idle_s: float) -> float:
+    """Return the processor time of relays and of the server while nothing happens."""
+    url = bench.server.create()
+    with ExitStack() as stack:
+        relays = []
+        for name in ("one", "two", "three"):
+            config = {"spool": {"url": url, "node": name}, "mailboxes": {"store": name}}
+            relays.append(stack.enter_context(RelayProcess(config=config)))
+        time.sleep(SETTLE_S)
+        before_s = sum(one.cpu_s() for one in relays) + server_s(bench.server)
+        time.sleep(idle_s)
+        return sum(one.cpu_s() for one in relays) + server_s(bench.server) - before_s
 
 
 async def relay(bench: Bench) -> list[Figure]:
@@ -363,7 +417,8 @@ def whole_relays(bench: Bench) -> list[Figure]:
 
 
 PARTS = {
-    "cpu": cpu, "claims": claims, "absent": absent_store, "long": long, "snapshot": snapshot, "soak": soak, "relay": relay,
+    "cpu": cpu, "claims": claims, "absent": absent_store, "long": long, "snapshot": snapshot,
+    "nodes": nodes, "idle": idle, "soak": soak, "relay": relay,
 }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ def test_a_filled_database_has_its_queue_and_is_used(postgres_server, tmp_path) 
         async with bench.spool(url) as spool:
             found = await spool.claim_due(1 << 60, 20, DueQuery())
             assert len({one.sender for one in found.claims}) == 20
-            await use(spool, batch(50))
+            await use(batch(50), spool)
             counts = await spool.counts()
             assert (sum(counts.entries.values()), counts.unaccounted) == (30, 0)
-            return await cost(spool, postgres_server, 50)
+            return await cost([spool], postgres_server, 50)
 
     found = asyncio.run(look())
     assert found.node_us > 0
