@@ -1,5 +1,7 @@
 """Values of a JSON body: decoding, type checks with the path in the error, and action parameters.
 
+Names of properties match in any case, as in Exchange: programs send "Message" and "ToRecipients".
+
 Text for a header field contains no control character, line separator or lone surrogate (RFC 5322
 2.2). Errors are ApiError 400 with the path, what was found and what was expected.
 """
@@ -17,6 +19,28 @@ from relay.message.extended_properties import ExtendedPropertyError, canonical_v
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 
+_PROPERTIES = (
+    "@odata.type", "address", "archiveFolder", "attachmentType", "attachments",
+    "automaticRepliesSetting", "bccRecipients", "bias", "body", "bodyPreview", "categories",
+    "ccRecipients", "changeKey", "childFolderCount", "completedDateTime", "content",
+    "contentBytes", "contentId", "contentLocation", "contentType", "conversationId",
+    "conversationIndex", "createdDateTime", "dateFormat", "dateTime", "daysOfWeek",
+    "delegateMeetingMessageDeliveryOptions", "displayName", "dueDateTime", "emailAddress",
+    "endTime", "extensions", "externalAudience", "externalReplyMessage", "flag", "flagStatus",
+    "from", "hasAttachments", "id", "importance", "inferenceClassification",
+    "internalReplyMessage", "internetMessageHeaders", "internetMessageId",
+    "isDeliveryReceiptRequested", "isDraft", "isFolder", "isHidden", "isInline", "isRead",
+    "isReadReceiptRequested", "item", "language", "lastModifiedDateTime", "locale",
+    "multiValueExtendedProperties", "name", "parentFolderId", "permission", "previewUrl",
+    "providerType", "receivedDateTime", "replyTo", "scheduledEndDateTime",
+    "scheduledStartDateTime", "sender", "sensitivity", "sentDateTime",
+    "singleValueExtendedProperties", "size", "sourceUrl", "startDateTime", "startTime",
+    "status", "subject", "thumbnailUrl", "timeFormat", "timeZone", "toRecipients",
+    "totalItemCount", "uniqueBody", "unreadItemCount", "userPurpose", "value", "webLink",
+    "workingHours",
+)  # fmt: skip
+_KNOWN = frozenset(_PROPERTIES)
+_BY_LOWER_CASE = {name.lower(): name for name in _PROPERTIES}
 # Small values take many times their size in memory; the largest messages have a few thousand.
 _VALUES_MAX = 100_000
 _STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
@@ -63,7 +87,7 @@ def read_json_object(body: bytes) -> dict[str, Any]:
         reason = str(error) if body.strip() else "it is empty"
     else:
         if isinstance(value, dict):
-            return value
+            return value if value.keys() <= _KNOWN else _renamed(value, "")
         reason = f"expected an object, found {quoted(value)}"
     raise _unreadable(reason)
 
@@ -91,7 +115,20 @@ def read_object(value: object, path: str) -> dict[str, Any]:
     """Check that a value is an object."""
     if not isinstance(value, dict):
         raise invalid_value(path, value, "an object")
-    return value
+    return value if value.keys() <= _KNOWN else _renamed(value, f"{path}.")
+
+
+def _renamed(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return an object whose properties have Graph's names. Raises ApiError 400 for two that differ
+    by their case only.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in given.items():
+        known = _BY_LOWER_CASE.get(name.lower(), name)
+        if known in renamed:
+            raise invalid_value(prefix + name, value, "each property once, whatever its case")
+        renamed[known] = value
+    return renamed
 
 
 def read_array(value: object, path: str, *, most: int | None = None) -> list[Any]:

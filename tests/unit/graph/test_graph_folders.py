@@ -120,7 +120,7 @@ async def test_a_name_that_cannot_be_is_refused(on_disk, name, status, code, wor
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"displayname": "x"}, 400, "RequestBodyRead"),
+        ({"displayname": "x", "displayName": "y"}, 400, "RequestBodyRead"),
         ({"displayName": "x", "isHidden": True}, 501, "NotImplemented"),
         ({"displayName": "x", "color": "red"}, 400, "RequestBodyRead"),
         ([], 400, "UnableToDeserializePostBody"),

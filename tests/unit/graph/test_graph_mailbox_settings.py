@@ -152,7 +152,7 @@ async def test_select(graph: GraphInMemory) -> None:
         ({"timeZone": "Mars"}, 400, "InvalidTimeZone", "timeZone: found 'Mars'"),
         ({"timeZone": 5}, 400, "RequestBodyRead", "timeZone"),
         ({"timeZone": "a\nb"}, 400, "ErrorInvalidRequest", "timeZone"),
-        ({"timezone": "UTC"}, 400, "RequestBodyRead", "'timezone' does not exist"),
+        ({"zone": "UTC"}, 400, "RequestBodyRead", "'zone' does not exist"),
         ({"language": "de"}, 400, "RequestBodyRead", "language: found 'de'"),
         ({"language": {"locale": "x"}}, 400, "RequestBodyRead", "language.locale"),
         ({"language": {"name": "x"}}, 400, "RequestBodyRead", "language.name"),

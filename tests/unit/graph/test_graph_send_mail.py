@@ -160,7 +160,7 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str, str]] = [
     ({"multiValueExtendedProperties": [{"id": "StringArray 0x8001", "value": "a"}]}, 400, "RequestBodyRead", "message.multiValueExtendedProperties[0].value"),
     ({"extensions": [{}]}, 501, "NotImplemented", "message.extensions"),
     ({"flag": {"flagStatus": "flagged"}}, 501, "NotImplemented", "message.flag.flagStatus"),
-    ({"Subject": "x"}, 400, "RequestBodyRead", "message.Subject"),
+    ({"subject": "x", "Subject": "x"}, 400, "RequestBodyRead", "message.Subject"),
     ({"from": to("bob@example.test")[0]}, 403, "ErrorSendAsDenied", "from"),
     ({"sender": to("eve@a.test")[0]}, 403, "ErrorSendAsDenied", "sender"),
 ]  # fmt: skip
