@@ -11,8 +11,11 @@ import re
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
+
+import msgspec
 
 from relay.accounts.account import (
     ALL_SCOPES,
@@ -116,6 +119,7 @@ class FileAccounts:
         self._aliases = AliasTable()
         self._checker = PasswordChecker(clock, rng=rng, on_delay=self._log_delay)
         self._clock = clock
+        self.digest = ""  # of the file
         self._delays_logged_s: dict[str, float] = {}
 
     def opened(self, address: str, caller: Account) -> Account | None:
@@ -269,6 +273,9 @@ def load_accounts(
     for place, file in reader.secret_files:
         if text := open_to_others(file, to_read=True):
             loading.accounts.warn(str(document.fault(place, text)))
+    loading.accounts.digest = sha256(
+        msgspec.json.encode(document.table, order="sorted")
+    ).hexdigest()
     return loading.accounts
 
 

@@ -64,6 +64,7 @@ def compose(
                 [],
             ),
             keys=sources.keys,
+            agreed=sources.agreed,
             holds_root=base.holds_root,
             takes_any_root=base.is_development,
         )

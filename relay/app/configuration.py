@@ -18,6 +18,7 @@ from relay.accounts.account import (
     Role,
 )
 from relay.accounts.directory import FileAccounts, load_accounts
+from relay.app.agreed import agreed_parts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock, rfc3339
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
@@ -71,6 +72,7 @@ class ActiveConfiguration:
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         settings = load(file, environ, role=role)
         self._now = self._with_files(settings, routes=settings)
+        self._agreed: tuple[Configuration, Mapping[str, str]] | None = None
         self.certificates = server_certificates(settings)
         self.route_places = route_places(file, settings)
 
@@ -90,6 +92,16 @@ class ActiveConfiguration:
     def keys(self) -> KeyRing:
         """The active keys that sign mail."""
         return self._now.keys
+
+    def agreed(self) -> Mapping[str, str]:
+        """Return a digest of each part that must be equal on all nodes of a spool."""
+        if self._agreed is None or self._agreed[0] is not self._now:
+            now = self._now
+            parts = agreed_parts(
+                now.settings, rules=now.rules.digest, accounts=now.accounts.digest, keys=now.keys
+            )
+            self._agreed = now, parts
+        return self._agreed[1]
 
     def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> int:
         """Load again, and replace what is reloadable. Blocks.

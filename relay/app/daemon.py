@@ -89,6 +89,7 @@ class Daemon:
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
     keys: Callable[[], KeyRing]  # that sign mail, those in force
+    agreed: Callable[[], Mapping[str, str]]  # digests of what must be equal on all nodes
     holds_root: bool  # False: nothing needs the mail root, which is missing
     takes_any_root: bool  # a development relay takes the mail root that is there
     on_fault: Callable[[], None] = lambda: (
@@ -106,6 +107,7 @@ class Daemon:
             server.bind()
         self.spool.on_lost = self._end_lost
         self.spool.on_news = self._hear
+        self.spool.agreed = self.agreed
         taken_over = await self.spool.start(may_wait=True)
         log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
         if taken_over:

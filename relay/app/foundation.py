@@ -84,6 +84,8 @@ class RelayDependencies:
     # what is different on a listener of a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
     release_to: NextHop | None = None  # where released mail goes
+    # returns a digest of each part that must be equal on all nodes of a spool
+    agreed: Callable[[], Mapping[str, str]] = dict
     holds_root: bool = True  # False: the node has no mailboxes, no pickup and no front door
     log_role: str = "relay"  # names the files of the submission log
     # with it, the front door answers only requests for these, for loopback names and for

@@ -65,6 +65,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         route_places=active.route_places,
         crash_at=environment.crash_at,
         certificates=active.certificates,
+        agreed=active.agreed,
         holds_root=role is NodeRole.ALL,
     )
 

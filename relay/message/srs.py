@@ -20,6 +20,7 @@ host must take (RFC 5321 4.5.3.1.1), as other forwarders write it; a path never 
 import base64
 import hmac
 import re
+from hashlib import sha256
 
 from relay.message.address import (
     PATH_OCTETS_MAX,
@@ -55,6 +56,10 @@ class Srs:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+
+    def digest(self) -> str:
+        """Return what tells this key from others; it is as secret as the key."""
+        return sha256(self._key).hexdigest()
 
     def rewritten(self, sender: str, domain: str, *, now_us: int) -> str:
         """Return the address at `domain`, that of the forwarder, in place of `sender`.

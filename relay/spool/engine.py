@@ -207,6 +207,8 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
 
     on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end
     on_news: Callable[[News], None]  # called with what other nodes may have done
+    # returns a digest of each part, by its name, that must be equal on all nodes
+    agreed: Callable[[], Mapping[str, str]]
 
     async def start(self, *, may_wait: bool = False) -> int:
         """Connect, and release the claims of a dead owner; return their number.

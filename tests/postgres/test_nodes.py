@@ -40,6 +40,13 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     assert "[two]" in trace
     assert {step["detail"]["node"] for step in one.journey(sent[0])["steps"]} == {"one"}
     assert '"node":"two"' in two.log
+    differ = "srs_key: not the same at one and at two"  # each has made its own
+    until("the difference is said", lambda: differ in one.log)
+    done = two.cli("check")
+    checked = done.stdout + done.stderr
+    assert f"nodes differ in what must be equal: {differ}" in checked
+    for equal in ("rules", "routes", "DKIM keys"):
+        assert f"{equal}: not the same" not in one.log + checked
     for relay in (one, two):
         until("counted", lambda relay=relay: relay.metric("relay_queue_entries") == 0)
         assert relay.metric("relay_queue_unaccounted") == 0

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -17,6 +18,12 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import News
+from relay.spool.postgres.agreement import (
+    AgreedParts,
+    Agreement,
+    differences,
+    read_salt,
+)
 from relay.spool.postgres.claims import dead_owners
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
@@ -43,10 +50,12 @@ class NodeKeeper:
         metrics: Metrics,
         take_over: Callable[[], Awaitable[int]],
         on_news: Callable[[News], None],
+        agreed: AgreedParts,
         on_lost: Callable[[SpoolError], None],
         unheld: UnheldStores,
     ) -> None:
-        """`take_over` frees the claims of dead nodes. `on_news` is called with what other nodes may
+        """`take_over` frees the claims of dead nodes. `agreed` returns a digest of each part that
+        must be equal on all nodes. `on_news` is called with what other nodes may
         have done, `on_lost` when another node has this one's name.
         """
         self._writer = writer
@@ -57,6 +66,8 @@ class NodeKeeper:
         self._on_lost = on_lost
         self._unheld = unheld
         self._watch = Watch()
+        self._agreement = Agreement(agreed)
+        self._differences: Sequence[str] = ()
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
         self._tasks: list[asyncio.Task[None]] = []
         self._has_news = asyncio.Event()
@@ -97,9 +108,10 @@ class NodeKeeper:
         """Say that this node lives, look at the others, and take over from the dead. Raises
         SpoolError.
         """
+        digests = await self._agreement.digests(self._read_salt)
         sent_s = self._writer.elapsed_s()
         try:
-            seen = await self._writer.submit(self._look, alone=True)
+            seen = await self._writer.submit(partial(self._look, digests), alone=True)
         except NodeNameError as error:
             self._on_lost(error)
             raise
@@ -113,6 +125,7 @@ class NodeKeeper:
         states = Counter(row.state for row in self.nodes)
         for state in STATES:
             self._metrics.nodes.labels(state).set(states[state])
+        self._compare()
         now_s = self._writer.elapsed_s()
         silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
         if silent:
@@ -122,12 +135,25 @@ class NodeKeeper:
         if (silent or has_dead) and (taken := await self._take_over()):
             _log.warning("claims of dead nodes taken over", entries=taken)
 
+    async def _read_salt(self) -> str:
+        return await self._writer.submit(read_salt, alone=True)
+
+    def _compare(self) -> None:
+        """Say what has begun to differ between nodes."""
+        found = differences(self.nodes)
+        for one in found:
+            if one not in self._differences:
+                _log.warning("nodes differ in what must be equal", difference=one)
+        if self._differences and not found:
+            _log.info("nodes have the same again")
+        self._differences = found
+
     def _look(
-        self, transaction: WriteTransaction
+        self, digests: str, transaction: WriteTransaction
     ) -> tuple[Sequence[NodeRow], bool, Mapping[int, str]] | None:
         own = self._writer.own
         assert own is not None
-        rows = beat(transaction, own)
+        rows = beat(transaction, own, digests)
         self._writer.sample_wall(transaction)
         if rows is None:
             return None

@@ -47,16 +47,16 @@ _END = (
 )
 _NODES = (
     "SELECT incarnation, name, state, beat, home, place, version, store, since_us, pid, begun,"
-    " timeline FROM node"
+    " timeline, digests FROM node"
 )
 # The time of the server.
 WALL = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 STATES = _ALIVE, _STOPPED, _DEAD = "alive", "stopped", "dead"
 _FIRST_FREE = "SELECT greatest(coalesce(max(incarnation), 0) + 1, ?) FROM node"
-_JOIN = f"INSERT INTO node VALUES (?, ?, '{_ALIVE}', 0, ?, ?, ?, ?, ?, ?, ?, ?, {WALL})"
+_JOIN = f"INSERT INTO node VALUES (?, ?, '{_ALIVE}', 0, ?, ?, ?, ?, ?, ?, ?, ?, {WALL}, '')"
 _END_STATE = f"UPDATE node SET state = ? WHERE incarnation = ? AND state = '{_ALIVE}'"
 _BEAT = (
-    f"UPDATE node SET beat = beat + 1, beat_us = {WALL}"
+    f"UPDATE node SET beat = beat + 1, beat_us = {WALL}, digests = ?"
     f" WHERE incarnation = ? AND state = '{_ALIVE}'"
 )
 _DECLARE_DEAD = (
@@ -114,6 +114,7 @@ class NodeRow(Struct, frozen=True):
     identity: NodeIdentity
     since_us: int  # when it joined, by the wall
     session: ServerSession  # of its write connection
+    digests: str = ""  # of what must be equal on all nodes: see agreement.py
 
     @property
     def is_alive(self) -> bool:
@@ -174,7 +175,7 @@ def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
         NodeRow(
             row[0], row[2], row[3],
             NodeIdentity(row[1], row[4], row[5], row[6], row[7], holds_store=bool(row[7])), row[8],
-            ServerSession(*row[9:12]),
+            ServerSession(*row[9:12]), row[12],
         )
         for row in map(tuple, tables.fetch(f"{_NODES} ORDER BY incarnation"))
     ]  # fmt: skip
@@ -290,9 +291,11 @@ def return_to(tables: ConnectionTables, own: NodeRow, *, at_us: int) -> NodeRow 
     return replace(own, session=session)
 
 
-def beat(tables: ConnectionTables, own: NodeRow) -> list[NodeRow] | None:
-    """Say that this node lives; return all rows, None if it is dead by now."""
-    if not tables.execute(_BEAT, (own.incarnation,)):
+def beat(tables: ConnectionTables, own: NodeRow, digests: str) -> list[NodeRow] | None:
+    """Say that this node lives, with the digests of what must be equal on all nodes; return all
+    rows, None if it is dead by now.
+    """
+    if not tables.execute(_BEAT, (digests, own.incarnation)):
         return None
     rows = read_nodes(tables)
     check_name(rows, own)

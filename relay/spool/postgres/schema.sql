@@ -178,6 +178,12 @@ CREATE TABLE owed_receipt (
 );
 CREATE INDEX owed_receipt_copy ON owed_receipt (mailbox, copy_id);
 
+-- What makes digests of this spool other ones than those of any other.
+CREATE TABLE salt (
+    value text COLLATE "C" NOT NULL
+);
+INSERT INTO salt VALUES (CAST(gen_random_uuid() AS text));
+
 -- The schemas that made these tables.
 CREATE TABLE migration (
     version integer PRIMARY KEY,
@@ -199,5 +205,6 @@ CREATE TABLE node (
     pid         integer NOT NULL,
     begun       text COLLATE "C" NOT NULL,
     timeline    text COLLATE "C" NOT NULL,
-    beat_us     bigint NOT NULL              -- when the last beat was: it is only shown
+    beat_us     bigint NOT NULL,             -- when the last beat was: it is only shown
+    digests     text COLLATE "C" NOT NULL    -- JSON, of what must be equal: see agreement.py
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);

@@ -34,6 +34,7 @@ from relay.spool.common.receipts import ReceiptRecords, count_receipts
 from relay.spool.common.rows import SEQUENCE_BASE
 from relay.spool.engine import News, RecordedRoot
 from relay.spool.postgres import transactions
+from relay.spool.postgres.agreement import AgreedParts
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, release_claims
 from relay.spool.postgres.final_events import FinalEvents
@@ -142,6 +143,7 @@ class PostgresSpool:
         self._captured = captured
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
         self.on_news: Callable[[News], None] = lambda _: None
+        self.agreed: AgreedParts = dict
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(
             options, place.directory,
@@ -164,7 +166,8 @@ class PostgresSpool:
         )
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
-            on_news=self._hear, on_lost=self._lost, unheld=self.maintenance.unheld,
+            on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
+            unheld=self.maintenance.unheld,
         )  # fmt: skip
         self._final_events = FinalEvents()
         self.receipts = ReceiptRecords(
@@ -211,6 +214,9 @@ class PostgresSpool:
     async def _follow(self, command: QueueCommand) -> None:
         await self.receipts.follow(command)
         self._keeper.tell(News.RECORDED | News.DUE)
+
+    def _agreed(self) -> Mapping[str, str]:
+        return self.agreed()
 
     def _hear(self, news: News) -> None:
         self.on_news(news)

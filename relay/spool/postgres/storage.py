@@ -71,14 +71,17 @@ class PostgresStorage:
         """SpoolStorage.warnings."""
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.spool.postgres.schema import tables_there  # noqa: PLC0415 - see above
+            from relay.spool.postgres.agreement import node_warnings  # noqa: PLC0415 - see above
+            from relay.spool.postgres.nodes import read_nodes  # noqa: PLC0415
+            from relay.spool.postgres.schema import tables_there  # noqa: PLC0415
             from relay.spool.postgres.split_domains import split_domains  # noqa: PLC0415
             from relay.spool.postgres.unheld_stores import unheld_stores  # noqa: PLC0415
 
             if not tables_there(tables):
                 return ()
             unheld = map(unheld_text, unheld_stores(tables).values())
-            return [*unheld, *split_domains(tables, self._store, self._domains)]
+            split = split_domains(tables, self._store, self._domains)
+            return [*unheld, *split, *node_warnings(read_nodes(tables))]
 
         return self._ask(found)
 

@@ -114,9 +114,7 @@ def open_engine(
 
 
 class SqliteSpool:
-    """A SpoolEngine. Open it only while holding the owner's lock: the start releases the claims of
-    a dead owner.
-    """
+    """A SpoolEngine. Open it only with the owner's lock: the start frees claims of a dead owner."""
 
     def __init__(
         self,
@@ -136,9 +134,7 @@ class SqliteSpool:
         `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
         no threads: the event loop runs everything.
         """
-        self._path = path
-        self._clock = clock
-        self._metrics = metrics
+        self._path, self._clock, self._metrics = path, clock, metrics
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
         self._captured = captured
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -163,6 +159,7 @@ class SqliteSpool:
         )  # fmt: skip
         self.on_lost: Callable[[SpoolError], None] = lambda _: None
         self.on_news: Callable[[News], None] = lambda _: None  # nobody shares a file
+        self.agreed: Callable[[], Mapping[str, str]] = dict  # as on_news
         self._entries, reader = 0, partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()

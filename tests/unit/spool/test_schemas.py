@@ -31,10 +31,12 @@ ONLY_POSTGRES = {
     "entry.owner": "a claim is the incarnation's that made it; a file has one owner by its lock",
     "entry.store": "each mail root has its own local mail",
     "entry.turn": "as entry.store",
+    "mail_root.domains": "those of the other stores are in files of other machines",
     "mail_root.number": "as entry.store",
     "migration.at_us": "when",
     "node": "who uses the spool, and their sessions: a file is locked",
     "recipient.next_hop": "an entry that has ended is deleted, and its next hop stays here",
+    "salt": "nodes compare digests of their configurations",
 }
 
 

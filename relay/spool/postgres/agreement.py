@@ -1,0 +1,100 @@
+"""Whether the nodes have the same of what must be equal on all: rules, routes, keys and so on.
+
+Each node writes a digest of each part into its row. Some of what they are made of are secrets that
+a person may have chosen, so that the digests must be costly to try out: they are made by scrypt,
+with a salt that only this spool has.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from hashlib import scrypt
+
+import msgspec
+
+from relay.spool.postgres.nodes import NodeRow
+from relay.spool.postgres.write_transaction import WriteTransaction
+
+AgreedParts = Callable[[], Mapping[str, str]]
+_BYTES = 12  # enough to tell two apart
+_COST = 1 << 13  # 8 MiB, and about 25 ms for each part
+_BLOCKS = 8
+_MEMORY_MAX = 64 << 20
+
+
+class Agreement:
+    """The digests of one node, which are made where a part has changed."""
+
+    def __init__(self, parts: AgreedParts) -> None:
+        self._parts = parts
+        self._said: Mapping[str, str] = {}
+        self._salt = ""
+        self._digests = ""
+
+    async def digests(self, read_salt: Callable[[], Awaitable[str]]) -> str:
+        """Return the digests of the parts as they are now. Raises what read_salt() does."""
+        parts = self._parts()
+        if parts != self._said:
+            self._salt = self._salt or await read_salt()
+            self._digests = await asyncio.to_thread(salted, parts, self._salt)
+            self._said = parts
+        return self._digests
+
+
+def read_salt(transaction: WriteTransaction) -> str:
+    """Return the salt of this spool."""
+    transaction.has_changed = False
+    return str(transaction.fetch_one("SELECT value FROM salt")[0])
+
+
+def salted(parts: Mapping[str, str], salt: str) -> str:
+    """Return the text of a node's row: the digests of parts by their names. Takes a moment."""
+    digests = {
+        name: scrypt(
+            value.encode(), salt=f"{salt}/{name}".encode(), n=_COST, r=_BLOCKS, p=1,
+            maxmem=_MEMORY_MAX, dklen=_BYTES,
+        ).hex()
+        for name, value in parts.items()
+    }  # fmt: skip
+    return msgspec.json.encode(digests, order="sorted").decode()
+
+
+def differences(rows: Iterable[NodeRow]) -> Sequence[str]:
+    """Return what differs between which nodes that live: a sentence for each part. A node that has
+    not said yet, and a part that only one knows, differ from none.
+    """
+    found: dict[str, dict[str, list[str]]] = {}  # by part and digest, the names of nodes
+    for row in rows:
+        if row.is_alive and row.digests:
+            digests = msgspec.json.decode(row.digests, type=dict[str, str])
+            for part, digest in digests.items():
+                found.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
+    return [
+        f"{part}: not the same at {_groups(names.values())}"
+        for part, names in sorted(found.items())
+        if len(names) > 1
+    ]
+
+
+def node_warnings(rows: Sequence[NodeRow]) -> Sequence[str]:
+    """Return what `relay check` says of the nodes that live."""
+    versions = _several_versions(rows)
+    return [
+        *(f"nodes differ in what must be equal: {one}" for one in differences(rows)),
+        *([f"nodes have several versions ({versions}): bring all to the newest"] * bool(versions)),
+    ]
+
+
+def _several_versions(rows: Iterable[NodeRow]) -> str:
+    """Return which versions the nodes that live have, "" if it is one."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.is_alive:
+            found.setdefault(row.identity.version, []).append(row.identity.name)
+    if len(found) < 2:
+        return ""
+    return "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(found.items()))
+
+
+def _groups(groups: Iterable[Sequence[str]]) -> str:
+    """Return names of nodes, of which those with a comma between them are equal."""
+    return " and at ".join(", ".join(one) for one in sorted(sorted(one) for one in groups))
