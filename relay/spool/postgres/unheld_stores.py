@@ -80,18 +80,23 @@ class UnheldStores:
     def __init__(self) -> None:
         self.names: Sequence[str] = ()
         self._since_s: dict[int, float] = {}
+        self._logged: set[str] = set()
         self._turns: list[int] = []  # those that are left of this walk
         self._after = _START
 
     def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
-        """Take a reading of unheld_stores() at `now_s`, seconds since the boot."""
+        """Take a reading of unheld_stores() at `now_s`, seconds since the boot.
+
+        A store is logged at its second reading: a command has one.
+        """
         self._since_s = {number: self._since_s.get(number, now_s) for number in found}
-        names = tuple(found.values())
-        for name in sorted(set(names) - set(self.names)):
+        self.names = tuple(found.values())
+        lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
+        for name in sorted(lasting - self._logged):
             _log.warning("no node has a mail root for which mail waits", store=name)
-        for name in sorted(set(self.names) - set(names)):
+        for name in sorted(self._logged - set(self.names)):
             _log.info("no mail waits for this mail root without a node any more", store=name)
-        self.names = names
+        self._logged = (self._logged | lasting) & set(self.names)
 
     def forget(self) -> None:
         """Begin once more: this node was away."""

@@ -19,10 +19,11 @@ from relay.spool.postgres.server import connect
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.postgres.storage import PostgresStorage
 from relay.spool.postgres.tables import numbered
-from relay.spool.postgres.unheld_stores import UNHELD_S
+from relay.spool.postgres.unheld_stores import UNHELD_S, UnheldStores
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Claim, DueQuery, PriorityLevel, Selector, Settlement
+from tests.support.logs import capture_logs
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats, open_node
 from tests.support.spools import new_message
@@ -285,3 +286,14 @@ async def test_two_stores_with_the_same_local_domain_split_its_mail(
     assert found("first", "a.test", "b.test") == []
     await holder.stop()
     assert found("second", "a.test") == []
+
+
+async def test_a_store_is_logged_once_when_it_stays_without_a_node() -> None:
+    stores = UnheldStores()
+    readings: list[dict[int, str]] = [{2: "a"}, {2: "a", 3: "b"}, {2: "a"}, {}, {2: "a"}]
+    logged = []
+    for now_s, found in enumerate(readings):
+        with capture_logs() as lines:
+            stores.seen(found, now_s=now_s)
+        logged.append([(one["log_level"], one["store"]) for one in lines])
+    assert logged == [[], [("warning", "a")], [], [("info", "a")], []]
