@@ -206,7 +206,7 @@ class EventStreams:
             if self._reader is None:
                 await self._start_reading(begins)
             yield _RETRY
-            place, reported_to = view.after or self._place, 0
+            place, reported_to = await self._first_place(view.after), 0
             while not self._is_closed:
                 if (now_s := self._clock.real_s()) - checked_s >= _CHECK_S:
                     checked_s = now_s
@@ -240,12 +240,22 @@ class EventStreams:
             if not self._open.total:
                 self._stop_reading()
 
+    async def _first_place(self, after: EventCursor | None) -> EventCursor:
+        """Return where a stream begins. In the spool, a cursor of another node may be ahead of the
+        reader here; one behind everything that is recorded is of another spool.
+        """
+        if after is None or after.sequence <= self._place.sequence:
+            return after or self._place
+        last = (await self._feed.now()).sequence
+        return after if after.sequence <= last else EventCursor(self._place.sequence, after.logs)
+
     async def _block_behind(self, place: EventCursor) -> _Block | None:
         """Return the events behind a place; None if the reader has no more yet."""
         for block in self._recent:
             if block.batch.after == place:
                 return block
-        if place == self._place:
+        is_ahead = place.logs == self._place.logs and place.sequence > self._place.sequence
+        if place == self._place or is_ahead:
             return None
         key = str(place)
         if (task := self._caught_up.get(key)) is None:
@@ -264,7 +274,9 @@ class EventStreams:
             await self._reads.acquire()
             began_s = self._clock.real_s()
             try:
-                batch = await self._feed.read(place, limit=_EVENTS_MAX, until=self._place)
+                last = max(place.sequence, self._place.sequence)
+                until = EventCursor(last, self._place.logs)
+                batch = await self._feed.read(place, limit=_EVENTS_MAX, until=until)
                 return _block_of(batch)
             finally:
                 pause_s = min(_COST_FACTOR * (self._clock.real_s() - began_s), _PAUSE_S_MAX)

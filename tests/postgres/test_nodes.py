@@ -28,13 +28,18 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     assert two.subjects("bob") == ["of two"]
     until("both tell the same", lambda: two.journey(waiting) == one.journey(waiting))
     assert [entry["id"] for entry in two.queue()] == [waiting]
-    assert two.cli("queue", "hold", waiting).returncode == 0
+    until("held", lambda: two.cli("queue", "hold", waiting).returncode == 0)  # not in flight
     assert one.queue()[0]["state"] == "held"
     same = 'the stores "two" and "one" have the same local domain example.test'
     assert f"warning: {same}" in two.cli("check").stderr
     mx.rcpt.clear()
     assert one.cli("queue", "release", waiting).returncode == 0
     two.until_state(waiting, "relayed")
+    mx.rcpt["later@a.test"] = "451 4.2.0 later"
+    cancelled = one.submit("alice@example.test", ["later@a.test"])
+    one.until_state(cancelled, "deferred")
+    until("cancelled", lambda: two.cli("queue", "cancel", cancelled).returncode == 0)
+    assert one.until_final(cancelled)["state"] == "cancelled"
     trace = one.cli("trace", waiting).stdout
     assert "[one]" in trace
     assert "[two]" in trace

@@ -51,9 +51,12 @@ class CountingFeed(EventFeed):
 
     reads = 0
     failures = 0
+    gate: asyncio.Event | None = None  # where the reader of all streams waits
 
     async def read(self, *args: Any, **options: Any) -> Any:
         self.reads += 1
+        if self.gate is not None and "until" not in options:
+            await self.gate.wait()
         if self.failures:
             self.failures -= 1
             raise SpoolUnavailableError("the disk fails")
@@ -182,6 +185,36 @@ async def test_every_step_of_a_message(relay: Relay) -> None:
     states = [one.data["state"] for one in found]
     assert states == ["converting"] * 3 + [None, "queued", "delivered"]
     assert found[-1].data["detail"]["recipients"][0]["outcome"] == "delivered"
+
+
+async def test_a_cursor_of_another_node_whose_reader_is_ahead(relay: Relay) -> None:
+    """What is before it does not come again."""
+    async with relay.stream() as first:
+        await relay.mail()
+        await first.events(EVENTS_OF_MAIL)
+        relay.feed.gate = asyncio.Event()
+        await relay.mail()
+        ahead = EventCursor((await relay.feed.now()).sequence)
+        async with relay.stream(query={"after": str(ahead)}) as second:
+            await relay.mail()
+            await until(lambda: relay.feed.reads > 2)
+            relay.feed.gate.set()
+            found = [one.data async for one in spool_events(second, 2)]
+            await relay.mail()
+            found += [one.data async for one in spool_events(second, 2)]
+    numbers = [int(one["cursor"].partition(".")[0]) for one in found]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] > ahead.sequence
+
+
+async def spool_events(source: EventSource, number: int) -> AsyncIterator[ReceivedEvent]:
+    """Yield the next events of the spool."""
+    while number:
+        event = await source.event()
+        assert event is not None
+        if event.type == "message" and event.data["step"] >= Step.POLICY_AND_ROUTING:
+            number -= 1
+            yield event
 
 
 async def test_a_step_before_step_5_never_comes_behind_it(
