@@ -26,8 +26,9 @@ from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
 from relay.message.lifecycle import RecipientState, SubmissionState
-from relay.observe.logs import get_logger
+from relay.observe.logs import RepeatedError, get_logger
 from relay.pressure import ConcurrencyCounter
+from relay.spool.types import SpoolError
 
 STREAMS_MAX = 200
 STREAMS_OF_ACCOUNT_MAX = 20  # of the role user
@@ -233,7 +234,9 @@ class EventStreams:
                 if text:
                     self._sent_s += _SEND_S + len(text) * _SEND_S_PER_BYTE
                     yield text
-        except Exception:  # noqa: BLE001 - the client continues where the stream ends
+        except SpoolError as error:  # the client continues where the stream ends
+            _log.warning("event stream ended", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: the client continues in the same way
             _log.exception("event stream ended")
         finally:
             self._open.end(view.account)
@@ -299,15 +302,22 @@ class EventStreams:
 
     async def _read(self) -> None:
         """Read what is recorded, until the last stream ends."""
+        fault = RepeatedError()
         while True:
             seen = self._changes.count
             began_s = self._clock.real_s()
             try:
                 block = _block_of(await self._feed.read(self._place, limit=_EVENTS_MAX))
-            except Exception:  # noqa: BLE001 - such as a spool on a failing disk: try again
+            except SpoolError as error:  # the database of the spool may be away
+                if fault.is_new(error):
+                    _log.warning("events not read", error=str(error))
+                await asyncio.sleep(_POLL_S)  # real time: clients wait
+                continue
+            except Exception:  # noqa: BLE001 - such as a log on a failing disk: try again
                 _log.exception("events not read")
                 await asyncio.sleep(_POLL_S)  # real time: clients wait
                 continue
+            fault.clear()
             cost_s = self._clock.real_s() - began_s
             if block.batch.cursor != self._place:
                 self._recent.append(block)

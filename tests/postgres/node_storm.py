@@ -43,7 +43,6 @@ class Follower:
         self._cursor = "0"
         self.gaps = 0
         self.seen: list[Event] = []
-        self.error: Exception | None = None
 
     def follow(self, over: threading.Event) -> None:
         """Read until it is over, and then what is left."""
@@ -63,9 +62,9 @@ class Follower:
             kind = number = ""
             for _ in range(self._stream_events):
                 for line in iter(response.readline, b"\n"):
-                    name, _, value = line.decode().rstrip("\n").partition(": ")
-                    if not line or over.is_set():
+                    if not line.endswith(b"\n") or over.is_set():
                         return
+                    name, _, value = line.decode().rstrip("\n").partition(": ")
                     if name == "event":
                         kind = value
                     elif name == "id":

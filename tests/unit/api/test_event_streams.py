@@ -568,14 +568,22 @@ async def test_streams_share_what_is_read(relay: Relay) -> None:
     assert relay.feed.reads - before < 30  # not 30 for each of five messages
 
 
-async def test_the_reader_continues_after_an_error(relay: Relay) -> None:
+async def test_the_reader_continues_after_an_error(
+    relay: Relay, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with relay.stream() as source:
         relay.feed.failures = 2
         await relay.mail()
         assert len(await source.events(EVENTS_OF_MAIL)) == EVENTS_OF_MAIL
+    logged = capfd.readouterr().err
+    assert logged.count("events not read") == 1
+    assert "the disk fails" in logged
+    assert "level=error" not in logged
 
 
-async def test_a_stream_that_cannot_read_its_past_ends(relay: Relay) -> None:
+async def test_a_stream_that_cannot_read_its_past_ends(
+    relay: Relay, capfd: pytest.CaptureFixture[str]
+) -> None:
     await relay.mail()
     async with relay.stream() as other:
         await until(lambda: relay.feed.reads)
@@ -586,6 +594,9 @@ async def test_a_stream_that_cannot_read_its_past_ends(relay: Relay) -> None:
             await source.events(EVENTS_OF_MAIL)
         await relay.mail()
         await other.events(EVENTS_OF_MAIL)
+    logged = capfd.readouterr().err
+    assert "event stream ended" in logged
+    assert "level=error" not in logged
 
 
 async def test_the_end_of_the_process_ends_all_streams(relay: Relay) -> None:
