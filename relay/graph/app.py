@@ -48,7 +48,7 @@ from relay.settings.tree import HttpSettings
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
 _RETRY_S = 30
-_UPLOAD = ("v1.0", "uploads", "{token}")
+_UPLOAD = ("v1.0", "uploads", "{attachment}")
 _OUTSIDE_MAILBOXES = {"subscriptions": "The resource subscription"}
 
 

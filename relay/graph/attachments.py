@@ -27,6 +27,7 @@ from relay.graph.reference import BYTES_MAX, Reference, read_reference
 from relay.graph.reference import CONTENT_TYPE as REFERENCE_TYPE
 from relay.graph.reference_attachments import REFERENCE_PROPERTIES, reference_json
 from relay.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
+from relay.graph.upload_sessions import upload_url
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import StreamedResponse, json_response
 from relay.mailbox.attachments import found_attachment
@@ -174,12 +175,13 @@ async def create_upload_session(request: GraphRequest) -> Response:
         request.mailbox,
         request.message_id,
         item,
+        caller=request.caller.address,
         limit_bytes=request.dependencies.max_upload,
         condition=request.condition,
     )
     session = {
         "@odata.context": f"{request.root_url()}/$metadata#microsoft.graph.uploadSession",
-        "uploadUrl": f"{request.root_url()}/uploads/{made.token}",
+        "uploadUrl": upload_url(request.root_url(), made),
         "expirationDateTime": graph_date(made.upload.expires_us),
         "nextExpectedRanges": ["0-"],
     }

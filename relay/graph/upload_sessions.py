@@ -1,4 +1,5 @@
-"""Upload sessions: the file of an attachment in ranges, PUT to a URL with a token of its own.
+"""Upload sessions: the file of an attachment in ranges, PUT to a URL with a token of its own, in
+`authtoken`, as in Graph's examples.
 
 A range counts when all of it is on disk. The last one makes the file an attachment of its draft; it
 may be sent again and gives the same response. RFC 9110 14.4 (Content-Range).
@@ -16,8 +17,9 @@ from relay.graph.serializer import graph_date
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.mailbox.types import NoSuchItemError, Upload
+from relay.mailbox.types import NewUpload, NoSuchItemError, Upload
 
+_TOKEN = "authtoken"  # noqa: S105 - the name of the option
 _METHODS = ("GET", "PUT", "DELETE")
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
 _EXPECTED = "expected a range such as bytes 0-5242879/12582912"
@@ -31,10 +33,20 @@ class ContentRange(Struct, frozen=True):
     total: int
 
 
+def upload_url(root: str, made: NewUpload) -> str:
+    """Return the URL of an upload session."""
+    return f"{root}/uploads/{made.upload.attachment_id}?{_TOKEN}={made.token}"
+
+
 async def serve_upload(
-    dependencies: GraphDependencies, request: HttpRequest, token: str, *, accounts: AccountDirectory
+    dependencies: GraphDependencies,
+    request: HttpRequest,
+    attachment_id: str,
+    *,
+    accounts: AccountDirectory,
 ) -> Response:
-    """Handle a request to an upload URL. The session ends with its account.
+    """Handle a request to an upload URL. The session ends with its account, and with the right of
+    the caller to open its mailbox.
 
     Raises ApiError: 404 for an unknown or expired session, 416 for a range out of order.
     """
@@ -45,9 +57,9 @@ async def serve_upload(
             "Specified HTTP method is not allowed for the request target.",
             headers={"allow": ", ".join(_METHODS)},
         )
+    token = dict(request.query).get(_TOKEN, "")
     upload = await dependencies.store.uploads.find(token)
-    owner = accounts.by_address(upload.account)
-    if owner is None or owner.address != upload.account:
+    if upload.attachment_id != attachment_id or not _is_open(upload, accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if request.method == "GET":
         return _status(upload)
@@ -55,6 +67,17 @@ async def serve_upload(
         return await _put(dependencies, request, token, upload=upload)
     await dependencies.store.uploads.remove(token)
     return Response(status_code=204)
+
+
+def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
+    """Whether the account exists, and who created the session may open its mailbox."""
+    owner = accounts.by_address(upload.account)
+    if owner is None or owner.address != upload.account:
+        return False
+    callers = [accounts.by_address(upload.caller)]
+    if client := accounts.by_client_id(upload.caller):  # a development relay's, which opens all
+        callers.append(client.account)
+    return any(one.address == upload.caller and one.may_open(owner) for one in callers if one)
 
 
 def read_content_range(text: str, size: int) -> ContentRange:

@@ -168,9 +168,12 @@ class OpenAttachment(Struct, frozen=True):
 
 
 class Upload(Struct, frozen=True):
-    """An upload session of an attachment: its size, and how many bytes were received."""
+    """An upload session of an attachment: its size, and how many bytes were received. `caller` is
+    the address of the account that created it.
+    """
 
     account: str
+    caller: str
     message_id: str
     attachment_id: str
     size: int

@@ -58,6 +58,7 @@ class _Facts(Struct, frozen=True):
     """The file format of a session. `expires_us` is queue time."""
 
     account: str
+    caller: str
     message_id: str
     attachment: AttachmentFacts
     expires_us: int
@@ -103,10 +104,13 @@ class Uploads:
         message_id: str,
         wanted: AttachmentFacts,
         *,
+        caller: str,
         limit_bytes: int,
         condition: Precondition = NO_PRECONDITION,
     ) -> NewUpload:
-        """Create a session for a draft. Raises what check() raises and TooManyUploadsError."""
+        """Create a session for a draft, for the account `caller`. Raises what check() raises and
+        TooManyUploadsError.
+        """
         token = secrets.token_urlsafe()
         message = self.attachments.check(
             account,
@@ -117,7 +121,7 @@ class Uploads:
         )
         expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
         attachment = replace(wanted, id=self.ids.new())
-        facts = _Facts(account, message.id, attachment, expires_us)
+        facts = _Facts(account, caller, message.id, attachment, expires_us)
         with self._all() as sessions:
             open_ones = [
                 one
@@ -373,6 +377,7 @@ def _shown(session: _UploadSession, clock: Clock) -> Upload:
     facts = session.facts
     return Upload(
         account=facts.account,
+        caller=facts.caller,
         message_id=facts.message_id,
         attachment_id=facts.attachment.id,
         size=facts.attachment.size,

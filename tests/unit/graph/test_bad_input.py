@@ -499,7 +499,7 @@ def test_wrong_methods_of_uploads(world: World, method: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 @pytest.mark.parametrize("token", ["unknown", "a%00b", "x" * 600, "%C3%BC"])
 def test_unknown_uploads(world: World, method: str, token: str) -> None:
-    url = f"http://h/v1.0/uploads/{token}"
+    url = f"http://h/v1.0/uploads/some?authtoken={token}"
     headers = {"content-range": "bytes 0-9/10"}
     world.refused(method, url, 404, "ErrorItemNotFound", headers=headers)
 

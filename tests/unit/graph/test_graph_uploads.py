@@ -17,6 +17,7 @@ import pytest
 
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.directory import FileAccounts
+from relay.accounts.passwords import digest_of
 from relay.development.accounts import DevelopmentAccounts
 from relay.mailbox import upload_sessions
 from relay.mailbox.store import FileStore
@@ -116,8 +117,12 @@ async def test_the_session_is_as_clients_expect_it(place: Place) -> None:
     assert told["nextExpectedRanges"] == ["0-"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["expirationDateTime"])
     url = told["uploadUrl"]
-    assert url.startswith("http://relay.test:8025/v1.0/uploads/")
-    assert len(url.rpartition("/")[2]) >= 32
+    found = re.fullmatch(
+        r"http://relay\.test:8025/v1\.0/uploads/(\w+)\?authtoken=([\w-]{32,})", url
+    )
+    assert found is not None
+    for other in (url.replace(found[1], "other"), url.partition("?")[0], url[:-1] + "!"):
+        assert (await place.http.get(other)).status_code == 404
     one = await place.put(url, 0, OCTETS[:FIRST])
     assert one.status_code == 200
     assert one.json() == {
@@ -309,7 +314,9 @@ async def test_a_session_ends(place: Place) -> None:
     assert refused(await place.http.get(url), 404, "ErrorItemNotFound")
     assert place.uploads() == []
     assert refused(await place.http.post(url), 405, "Request_BadRequest")
-    assert refused(await place.http.get(url + "/more"), 401, "InvalidAuthenticationToken")
+    assert refused(
+        await place.http.get(url.replace("?", "/more?")), 401, "InvalidAuthenticationToken"
+    )
 
 
 async def test_a_time_that_may_not_have_passed_ends_no_session(place: Place) -> None:
@@ -472,3 +479,34 @@ async def test_an_upload_url_goes_with_its_account(place: Place, left: tuple[Acc
         refused(answer, 404, "ErrorItemNotFound")
     assert len(place.uploads()) == 2
     accounts.close()
+
+
+async def test_an_upload_url_goes_with_the_right_to_open_the_mailbox(place: Place) -> None:
+    """An application that acts for nobody any more uploads no further."""
+    alice = Account("alice@example.test")
+
+    def with_app(*acts_for: str) -> FileAccounts:
+        accounts = FileAccounts(place.clock)
+        accounts.add(alice, password=None, token=None)
+        app = Account("app@example.test", acts_for=acts_for)
+        accounts.add(app, password=None, token=digest_of("app"))
+        return accounts
+
+    place.accounts = with_app("*@example.test")
+    await place.restart()
+    assert place.http is not None
+    headers = {"authorization": "Bearer app"}
+    mailbox = "http://relay.test:8025/v1.0/users/alice@example.test/messages"
+    draft = await place.http.post(mailbox, json={"subject": "s"}, headers=headers)
+    item = {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": len(OCTETS)}}
+    path = f"{mailbox}/{draft.json()['id']}/attachments/createUploadSession"
+    url = (await place.http.post(path, json=item, headers=headers)).json()["uploadUrl"]
+    assert (await place.put(url, 0, OCTETS[:FIRST])).status_code == 200
+    for acts_for, status in (
+        (("bob@example.test",), 404),
+        ((), 404),
+        (("alice@example.test",), 200),
+    ):
+        place.accounts = with_app(*acts_for)
+        await place.restart()
+        assert (await place.http.get(url)).status_code == status
