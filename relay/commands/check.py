@@ -23,6 +23,7 @@ from relay.app.state_dir import is_running, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
 from relay.commands.check_keys import key_warnings, record_warnings
+from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.files import open_to_others
 from relay.phrases import counted
@@ -435,11 +436,13 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
     stored, exists, fault = spool.storage(settings), False, ""
     failures, warnings = list[str](), list[str]()
+    nodes: Sequence[str] = ()
     try:
         if not (fault := spool.left_behind(settings)) and (exists := stored.exists()):
             stored.check(has_owner=is_running(settings.run_dir))
         failures += stored.faults()
         warnings += stored.warnings() if exists else ()
+        nodes = stored.living_nodes() if exists else ()
     except SpoolUnavailableError as error:
         failures = [str(error)]
     except (SpoolError, OSError) as error:
@@ -459,6 +462,8 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     if not failures:
         made = "" if exists else " (will be created)"
         yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
+    for text in limits_of_all(settings, nodes) if len(nodes) > 1 else ():
+        yield CheckFinding("nodes", CheckResult.OK, text)
 
 
 async def _dns(

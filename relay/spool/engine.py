@@ -403,6 +403,10 @@ class SpoolStorage(Protocol):
         """Return what keeps some mail waiting, for an operator to decide."""
         ...
 
+    def living_nodes(self) -> Sequence[str]:
+        """Return the names of the nodes that share it and live; none of what is not shared."""
+        ...
+
     def check(self, *, has_owner: bool) -> None:
         """Check whether a start could open it, and change nothing. Raises SpoolFormatError,
         SpoolDamagedError.

@@ -85,6 +85,16 @@ class PostgresStorage:
 
         return self._ask(found)
 
+    def living_nodes(self) -> Sequence[str]:
+        """SpoolStorage.living_nodes."""
+
+        def found(tables: "ConnectionTables") -> Sequence[str]:
+            from relay.spool.postgres.nodes import read_nodes  # noqa: PLC0415 - see above
+
+            return sorted(one.identity.name for one in read_nodes(tables) if one.is_alive)
+
+        return self._ask(found)
+
     def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""
 

@@ -62,6 +62,10 @@ class SqliteStorage:
         """SpoolStorage.warnings."""
         return ()
 
+    def living_nodes(self) -> tuple[str, ...]:
+        """SpoolStorage.living_nodes."""
+        return ()
+
     def tools(self) -> Self:
         """SpoolStorage.tools."""
         return self
