@@ -207,7 +207,11 @@ class EventStreams:
             if self._reader is None:
                 await self._start_reading(begins)
             yield _RETRY
-            place, reported_to = await self._first_place(view.after), 0
+            place, reported_to = self._place, 0
+            if view.after is not None:
+                place = await self._first_place(view.after)
+                if place.logs != view.after.logs:
+                    yield _gap_at(place)
             while not self._is_closed:
                 if (now_s := self._clock.real_s()) - checked_s >= _CHECK_S:
                     checked_s = now_s
@@ -243,14 +247,19 @@ class EventStreams:
             if not self._open.total:
                 self._stop_reading()
 
-    async def _first_place(self, after: EventCursor | None) -> EventCursor:
-        """Return where a stream begins. In the spool, a cursor of another node may be ahead of the
-        reader here; one behind everything that is recorded is of another spool.
+    async def _first_place(self, after: EventCursor) -> EventCursor:
+        """Return where a stream behind a cursor begins.
+
+        In the spool, a cursor of another node may be ahead of the reader here; one behind
+        everything that is recorded is of another spool. Of the log, which that node does not have,
+        the stream tells what comes from now on.
         """
-        if after is None or after.sequence <= self._place.sequence:
-            return after or self._place
-        last = (await self._feed.now()).sequence
-        return after if after.sequence <= last else EventCursor(self._place.sequence, after.logs)
+        sequence, logs = after.sequence, after.logs
+        if sequence > self._place.sequence and sequence > (await self._feed.now()).sequence:
+            sequence = self._place.sequence
+        if logs and not logs.keys() & self._place.logs.keys():
+            logs = self._place.logs
+        return EventCursor(sequence, logs)
 
     async def _block_behind(self, place: EventCursor) -> _Block | None:
         """Return the events behind a place; None if the reader has no more yet."""

@@ -205,6 +205,6 @@ def open_foundation(
         signer=Signer(sources.keys, clock=clock, metrics=metrics),
         store_log=store_log, store=store, spool=engine,
         journeys=Journeys(engine, store_log, clock=clock),
-        feed=EventFeed(engine, LogReader(log_directory)),
+        feed=EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store)),
         refusals=refusals,
     )  # fmt: skip

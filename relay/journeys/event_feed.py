@@ -24,7 +24,9 @@ from relay.journeys.spool_history import SpoolEvents, SpoolHistory
 _CURSOR_CHARACTERS_MAX = 1000
 _FUTURE_US_MAX = 86_400_000_000
 _ENDLESS = 2**63 - 1
-_LOG = re.compile(r"([a-z]{1,20})~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII)
+_LOG = re.compile(
+    r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
+)
 
 
 class EventCursor(Struct, frozen=True):

@@ -53,13 +53,17 @@ class LogEvents(Struct, frozen=True):
 class LogReader:
     """Reads the files of all roles; its functions block. Raises OSError."""
 
-    def __init__(self, directory: Path) -> None:
-        """`directory` is that of the SubmissionLog; it need not exist."""
+    def __init__(self, directory: Path, *, store: str = "main") -> None:
+        """`directory` is that of the SubmissionLog; it need not exist. The roles of a mail root
+        with another name than "main" have a part of their names from it: positions in the log of
+        one mean nothing in that of another.
+        """
         self._directory = directory
+        self._part = "" if store == "main" else f"-{crc32(store.encode()):08x}"
 
     def ends(self) -> dict[str, LogPosition]:
         """Return the end of each role's log."""
-        return {one.role: one.end() for one in self._roles()}
+        return {one.role + self._part: one.end() for one in self._roles()}
 
     def read(
         self,
@@ -72,10 +76,11 @@ class LogReader:
 
         The log of a role without a position is read from its beginning.
         """
+        roles = {one.role + self._part: one for one in self._roles()}
         return {
-            one.role: one.read(after.get(one.role), (until or {}).get(one.role), limit=limit)
-            for one in self._roles()
-            if until is None or one.role in until
+            name: one.read(after.get(name), (until or {}).get(name), limit=limit)
+            for name, one in roles.items()
+            if until is None or name in until
         }
 
     def _roles(self) -> list["_RoleFiles"]:

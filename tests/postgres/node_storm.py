@@ -202,6 +202,7 @@ class NodeStorm(QueueStorm):
             assert again == 0, f"{again} came again"
             assert seen == list(numbers), "in another order"
             assert follower.seen == self.followers[0].seen, "events of two followers"
+        assert [one.gaps for one in self.followers[:-1]] == [0] * len(self.relays)
 
     def check_nodes(self) -> None:
         """Each node tells the same, and ends in time."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -205,6 +206,34 @@ async def test_a_cursor_of_another_node_whose_reader_is_ahead(relay: Relay) -> N
     numbers = [int(one["cursor"].partition(".")[0]) for one in found]
     assert numbers == sorted(set(numbers))
     assert numbers[0] > ahead.sequence
+
+
+async def test_a_cursor_of_a_node_with_another_log(relay: Relay) -> None:
+    """A gap says that the lines there are not told; those before, here, are not told again."""
+    await relay.mail()
+    number = (await relay.feed.now()).sequence
+    cursor = f"{number}.relay-8a5b1c2d~2026-01-01~649~139~a6fc302d"
+    async with relay.stream(query={"after": cursor}) as source:
+        gap = await source.event()
+        assert gap is not None
+        assert gap.type == "gap"
+        submission_id, _ = await relay.mail()
+        found = await source.events(EVENTS_OF_MAIL)
+    assert {one.data["submission_id"] for one in found} == {submission_id}
+
+
+def test_the_logs_of_two_mail_roots_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "2026-11-21-relay").write_bytes(b"{}\n")
+    names = [*LogReader(tmp_path).ends(), *LogReader(tmp_path, store="two").ends()]
+    assert names[0] == "relay"
+    assert re.fullmatch("relay-[0-9a-f]{8}", names[1])
+    (end,) = LogReader(tmp_path, store="two").ends().values()
+    cursor = EventCursor(5, {names[1]: end})
+    assert parse_event_cursor(str(cursor), now_us=10) == cursor
+    read = LogReader(tmp_path, store="two").read(cursor.logs, cursor.logs, limit=9)
+    assert [(name, one.events, one.is_missing) for name, one in read.items()] == [
+        (names[1], [], False)
+    ]
 
 
 async def spool_events(source: EventSource, number: int) -> AsyncIterator[ReceivedEvent]:
