@@ -15,7 +15,7 @@ from relay.graph.odata.resources import select_users
 from relay.graph.serializer import USER_PROPERTIES, user_json
 from relay.http.gateway import json_response
 
-_LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
+_LIST_OPTIONS = ("select", "filter", "search", "orderby", "count", "top", "skip")
 
 
 async def get_user(request: GraphRequest) -> Response:
@@ -40,7 +40,9 @@ async def list_users(request: GraphRequest) -> Response:
     options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES)
     caller, accounts = request.caller, request.dependencies.accounts
     visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
-    users = select_users(visible, filter_=options.filter, orderby=options.orderby)
+    users = select_users(
+        visible, filter_=options.filter, search=options.search, orderby=options.orderby
+    )
     page = users[options.skip : options.skip + options.top]
     is_more = options.skip + len(page) < len(users)
     link = options.next_link(request.url(), skip=options.skip + len(page)) if is_more else ""

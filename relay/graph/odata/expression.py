@@ -253,15 +253,28 @@ class _ExpressionParser:
 
     def _comparison(self) -> Expression:
         left = self._primary()
+        if self._tokenizer.next.word == "in":
+            return self._membership(left)
         if self._tokenizer.next.word not in _COMPARISONS:
             if self._tokenizer.next.kind is TokenKind.NAME and self._tokenizer.next.word not in (
                 "and",
                 "or",
             ):
-                raise self._tokenizer.error(f"one of {', '.join(_COMPARISONS)}, and, or")
+                raise self._tokenizer.error(f"one of {', '.join(_COMPARISONS)}, in, and, or")
             return left
         operator = self._tokenizer.take()
         return Comparison(operator, left, self._primary())
+
+    def _membership(self, left: Expression) -> Expression:
+        """Read `in (value, …)`, which is that many comparisons with eq."""
+        equals = Token(TokenKind.NAME, "eq", self._tokenizer.take().position)
+        self._tokenizer.take_sign("(")
+        parts = [Comparison(equals, left, self._primary())]
+        while self._tokenizer.is_sign(","):
+            self._tokenizer.take()
+            parts.append(Comparison(equals, left, self._primary()))
+        self._tokenizer.take_sign(")")
+        return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _primary(self) -> Expression:
         token = self._tokenizer.next

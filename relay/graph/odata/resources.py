@@ -216,6 +216,13 @@ _USER_TYPES = {
     "userType": FieldType.TEXT,
     "accountEnabled": FieldType.BOOLEAN,
 }
+_USER_COLLECTIONS = ("proxyAddresses", "otherMails")
+_USER_SEARCHED = {
+    name.lower(): name for name in ("displayName", "mail", "mailNickname", "userPrincipalName")
+}
+_CLAUSE = r'"[^":]+:[^"]+"'
+_SEARCH = re.compile(rf"\s*{_CLAUSE}(?:\s+(?:AND|OR)\s+{_CLAUSE})*\s*", re.IGNORECASE)
+_SEARCHED = re.compile(r'"(?P<clause>[^"]+)"|(?P<operator>AND|OR)', re.IGNORECASE)
 _COMPARISONS: dict[Operator, Callable[..., bool]] = {
     Operator.EQ: compared_by.eq,
     Operator.NE: compared_by.ne,
@@ -256,10 +263,43 @@ def select_folders(
 
 
 def select_users(
-    users: Sequence[Account], *, filter_: str | None, orderby: str | None
+    users: Sequence[Account], *, filter_: str | None, search: str | None, orderby: str | None
 ) -> Sequence[Account]:
-    """Return the users that match a $filter, sorted by $orderby. Raises ApiError 400."""
-    return _USERS.selected(users, filter_, orderby)
+    """Return the users that match a $filter and a $search, sorted by $orderby. Raises ApiError
+    400.
+    """
+    found = _USERS.selected(users, filter_, orderby)
+    if search is None:
+        return found
+    matches = _user_search(search)
+    return [user for user in found if matches(user)]
+
+
+def _user_search(text: str) -> Callable[[Account], bool]:
+    """Return whether words of a property begin with a text, by `"PROPERTY:TEXT"` with AND and OR
+    between; AND binds more strongly. Raises ApiError 400.
+    """
+    clauses: list[list[Callable[[Account], bool]]] = [[]]
+    if len(text) > CHARACTERS_MAX or not _SEARCH.fullmatch(text):
+        expected = '"displayName:al" or "mail:al" with AND or OR between, each in double quotes'
+        raise clause_error("search", f"found {quoted(text)}, expected {expected}")
+    for match in _SEARCHED.finditer(text):
+        if match["operator"]:
+            if match["operator"].upper() == "OR":
+                clauses.append([])
+            continue
+        name, _, wanted = match["clause"].partition(":")
+        read = _USERS.readers.get(name.strip().lower())
+        if read is None or name.strip().lower() not in _USER_SEARCHED:
+            names = ", ".join(_USER_SEARCHED.values())
+            raise clause_error("search", f"found the property {quoted(name)}, expected {names}")
+        clauses[-1].append(_has_word(read, wanted.strip().casefold()))
+    return lambda user: any(all(one(user) for one in clause) for clause in clauses)
+
+
+def _has_word(read: Callable[[Account], Any], begin: str) -> Callable[[Account], bool]:
+    word = re.compile(rf"(?<!\w){re.escape(begin)}")
+    return lambda user: word.search(read(user)) is not None
 
 
 def _folded(value: Value) -> Value:
@@ -274,6 +314,16 @@ def _record_field(
         return lambda record: holds(read(record), wanted)
 
     return QueryField(name, kind, compare)
+
+
+def _texts_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_Matches]:
+    """Return a collection of texts. What its items are compared by are functions of an item."""
+
+    def any_of(matches: _Matches) -> _Matches:
+        return lambda record: any(matches(item) for item in read(record))
+
+    item = _record_field("", FieldType.TEXT, lambda text: _folded(str(text)))
+    return CollectionField({"": item}, any_of)
 
 
 def _all_match(parts: tuple[_Matches, ...]) -> _Matches:
@@ -292,8 +342,12 @@ def _record_type(
     type_name: str,
     types: Mapping[str, FieldType],
     properties: Mapping[str, Callable[[_Record], Any]],
+    *,
+    collections: Sequence[str] = (),
 ) -> _RecordType[_Record]:
-    """Return a type whose `types` can be filtered and sorted by, without regard to case."""
+    """Return a type whose `types` can be filtered and sorted by, without regard to case, and the
+    items of `collections` filtered by.
+    """
 
     def reader(name: str) -> Callable[[_Record], Value]:
         read = properties[name]
@@ -308,10 +362,13 @@ def _record_type(
         all_of=_all_match,
         one_of=_any_matches,
         negated=_not_matching,
+        items={name.lower(): _texts_field(properties[name]) for name in collections},
         known=frozenset(name.lower() for name in properties),
     )
     return _RecordType({name.lower(): read for name, read in readers.items()}, resource)
 
 
 _FOLDERS = _record_type("microsoft.graph.mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
-_USERS = _record_type("microsoft.graph.user", _USER_TYPES, USER_PROPERTIES)
+_USERS = _record_type(
+    "microsoft.graph.user", _USER_TYPES, USER_PROPERTIES, collections=_USER_COLLECTIONS
+)

@@ -55,6 +55,8 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
         ("not isRead", Negation(READ)),
         ("false eq isRead", UNREAD),
         ("subject eq 'it''s'", subject("it's")),
+        ("subject in ('a', 'b')", AnyOf((subject("a"), subject("b")))),
+        ("not (subject IN ('a'))", Negation(subject("a"))),
         ("subject eq ''", subject("")),
         ("subject eq 'a and (b'", subject("a and (b")),
         ("'m' lt subject", subject("m", GT)),
