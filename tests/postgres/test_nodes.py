@@ -88,11 +88,18 @@ def test_of_two_mail_roots_that_start_at_once_one_has_the_name(node: StartNode) 
 
 
 def test_a_name_is_that_of_one_node(node: StartNode) -> None:
-    node("one")
+    """A copied state_dir does not change that, nor what the first node has."""
+    one = node("one")
     two = node("one", wait=False, store="second")
     assert two.wait_end() == 78
     assert "another node has the name one since 20" in two.log
     assert "[spool] node" in two.log
+    home = one.folder / "state" / "spool-owner"
+    (two.folder / "state" / home.name).write_bytes(home.read_bytes())
+    two.start(wait=False)
+    assert two.wait_end() == 78
+    assert two.log.count("another node has the name one since 20") == 2
+    one.until_final(one.send_mail(to=["bob@example.test"], subject="goes on"))
 
 
 def test_a_killed_node_takes_its_spool_again_at_once(server: PostgresServer) -> None:

@@ -15,6 +15,9 @@ from enum import Enum
 from typing import Self
 
 _BLOCK = 65536
+_ERROR = b"SERROR\0VERROR\0C0A000\0Mit is not supported here\0\0"
+# ErrorResponse and ReadyForQuery, as a pooler answers what it does not pass on.
+_NOT_SUPPORTED = b"E" + (len(_ERROR) + 4).to_bytes(4) + _ERROR + b"Z\0\0\0\5I"
 
 
 class Cut(Enum):
@@ -42,6 +45,7 @@ class CuttingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()
         self.is_refusing = False  # new connections
+        self.refused = b""  # a statement with these octets is answered with an error
         self.losses = 0  # connections that were cut
         self._next: list[_Loss] = []
         self._open: list[socket.socket] = []
@@ -95,6 +99,9 @@ class CuttingProxy:
                 if not purpose and b"application_name\0" in octets:
                     name = octets.partition(b"application_name\0")[2].partition(b"\0")[0].decode()
                     purpose = name.rpartition(" ")[2]
+                if self.refused and self.refused in octets:
+                    client.sendall(_NOT_SUPPORTED)
+                    continue
                 if (loss := self._take(purpose, octets)) is None:
                     server.sendall(octets)
                     continue

@@ -166,21 +166,24 @@ class NodeKeeper:
                 with translate_postgres_errors(self._options):
                     connection = await connect(self._options, purpose="messages")
                     try:
-                        await self._talk(connection)
+                        await self._talk(connection, fault)
                     finally:
                         connection.terminate()
             except SpoolError as error:
-                if fault.is_new(error):
-                    _log.warning(
-                        "messages of other nodes do not come: each looks for work by itself",
-                        error=str(error), every_s=POLL_S,
-                    )  # fmt: skip
+                _say_deaf(fault, error)
             await asyncio.sleep(_AGAIN_S)  # real time: the server
 
-    async def _talk(self, connection: asyncpg.Connection) -> None:
+    async def _talk(self, connection: asyncpg.Connection, fault: RepeatedError) -> None:
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
-        await connection.add_listener(_CHANNEL, self._heard)
+        try:
+            with translate_postgres_errors(self._options):
+                await connection.add_listener(_CHANNEL, self._heard)
+            fault.clear()
+        except SpoolError as error:
+            if connection.is_closed():
+                raise
+            _say_deaf(fault, error)  # a pooler may refuse it: the other nodes still hear this one
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(self._tell(connection))
             await ended.wait()
@@ -199,3 +202,11 @@ class NodeKeeper:
         connection, pid, _, text = message
         if pid != connection.get_server_pid():
             self._on_news(News(int(text)))
+
+
+def _say_deaf(fault: RepeatedError, error: SpoolError) -> None:
+    if fault.is_new(error):
+        _log.warning(
+            "messages of other nodes do not come: each looks for work by itself",
+            error=str(error), every_s=POLL_S,
+        )  # fmt: skip

@@ -148,7 +148,8 @@ async def test_the_lease_ends_what_a_node_may_do(at) -> None:
     await node.accept(new_message(TO_A))
 
 
-async def test_a_name_that_another_node_has_is_refused_while_that_one_beats(at) -> None:
+@pytest.mark.parametrize("home", ["other", "one.test"], ids=["another node", "a copied state_dir"])
+async def test_a_name_that_another_node_has_is_refused_while_that_one_beats(at, home) -> None:
     elapsed = Elapsed()
     one = await at("one.test", elapsed=elapsed)
 
@@ -159,7 +160,7 @@ async def test_a_name_that_another_node_has_is_refused_while_that_one_beats(at) 
 
     beating = asyncio.create_task(keep_alive())
     with pytest.raises(NodeNameError, match=r"has the name one\.test since .* \[spool\] node"):
-        await at("one.test", home="other")
+        await at("one.test", home=home, place="elsewhere")
     beating.cancel()
     await one.accept(new_message(TO_A))
 
@@ -186,6 +187,17 @@ async def test_a_start_frees_the_claims_of_its_own_place_at_once(at, sql, place,
     two = await at("one.test", home="home", place=place)
     claims = (await two.claim_due(NOW, 10, DueQuery())).claims
     assert [claim.message.id for claim in claims] == ([queue_id] if is_itself else [])
+
+
+async def test_a_copied_state_dir_with_another_name_is_another_node(at) -> None:
+    """Its start neither ends the session of the first one nor frees its claims."""
+    one = await at("one.test", home="home", place="here")
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    two = await at("two.test", home="home", place="elsewhere")
+    assert (await two.claim_due(NOW, 10, DueQuery())).claims == ()
+    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    await two._keeper.beat()
+    assert [row.is_alive for row in two._keeper.nodes] == [True, True]
 
 
 async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
