@@ -237,9 +237,10 @@ class _TextView(DevelopmentView):
             )
         if self._plan.strict_users:
             return ("  Accounts   alice, bob; logins and local mail of others are rejected",)
+        example = f"the token NAME that of NAME@{self._domain}"
         return (
             "  Accounts   alice, bob; any other token, login or client id makes its own mailbox:",
-            f"             the token NAME that of NAME@{self._domain}",
+            f"             {example}; every recipient has one, also alice@example.com",
         )
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
