@@ -17,7 +17,7 @@ from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.journey import join
 from relay.journeys.wording import describe
 from relay.pages.journey_view import JourneyView, duration, journey_view
-from relay.pages.step_evidence import evidence_of
+from relay.pages.step_evidence import _delivery, evidence_of
 from relay.testing import Relay
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -209,6 +209,12 @@ def test_what_a_host_reports_later_is_a_claim_of_that_host(relay):
     assert view_of(relay, report).sender == ""
     reported = view.recipients[0].reported
     assert (reported.by, reported.kind, reported.status) == ("remote", "failure", "5.1.1")
+
+
+def test_an_attempt_names_its_node_where_nodes_share_the_spool():
+    detail = {"attempt": 1, "next_hop": "mx:a.test", "recipients": [], "node": "one"}
+    (fact,) = _delivery(detail).facts
+    assert (fact.name, fact.value) == ("Node", "one")
 
 
 def test_an_attempt_names_each_host_that_was_tried(relay):
