@@ -48,3 +48,14 @@ async def test_no_store_is_without_the_node_that_holds_it(open_spool, make, sett
     assert list(await spool.maintenance.claim_unheld()) == []
     assert list(storage(settings).warnings()) == []
     await spool.stop()
+
+
+async def test_the_nodes_that_live_are_those_of_a_spool_that_is_shared(
+    open_spool, settings
+) -> None:
+    spool = open_spool()
+    await spool.start()
+    own = [settings.node_of_many] if settings.node_of_many else []
+    assert list(storage(settings).living_nodes()) == own
+    await spool.stop()
+    assert list(storage(settings).living_nodes()) == []
