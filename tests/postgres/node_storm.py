@@ -26,8 +26,8 @@ STOP_S = 20.0
 _LEASE_S = 60.0  # and what a takeover takes
 _AWAY_S = 40.0
 _LIFE_S_MAX = 10.0
-_LOOK_S = 0.5  # how long a follower waits for one event
-_STREAM_EVENTS = 200  # before a follower that wanders goes to another node
+_LOOK_S = 5.0  # how long a follower waits for one event: a relay paces streams that are behind
+_STREAM_EVENTS = 300  # before a follower that wanders goes to another node
 _CUTS = 4
 _SAMPLE = 20  # journeys that are compared
 
@@ -198,7 +198,10 @@ class NodeStorm(QueueStorm):
                 until("it has seen all", lambda one=follower: len(one.seen) >= len(numbers))
             seen = [one[0] for one in follower.seen]
             missed, again = set(numbers) - set(seen), len(seen) - len(set(seen))
-            assert not missed, f"missed {len(missed)} of {len(numbers)}: {sorted(missed)[:9]}"
+            number = self.followers.index(follower)
+            assert not missed, (
+                f"{number} missed {len(missed)} of {len(numbers)}: {sorted(missed)[:9]}"
+            )
             assert again == 0, f"{again} came again"
             assert seen == list(numbers), "in another order"
             assert follower.seen == self.followers[0].seen, "events of two followers"
