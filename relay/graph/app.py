@@ -25,6 +25,7 @@ from relay.graph.routes import (
     Intake,
     RouteMatch,
     find_route,
+    find_subscriptions_route,
     find_users_route,
     with_keys,
 )
@@ -166,8 +167,11 @@ def _find_operation(
 ) -> tuple[RouteMatch, GraphRequest]:
     """Return the operation that the caller requests, in a mailbox or on /users. Raises ApiError."""
     segments = with_keys(request.segments)[1:]
-    if len(segments) == 1 and segments[0].lower() == "users":
+    at_top = segments[0].lower() if len(segments) == 1 else ""
+    if at_top == "users":
         account, match = caller, find_users_route(request.method)
+    elif at_top == "subscriptions":
+        account, match = caller, find_subscriptions_route(request.method)
     else:
         account, rest = _find_mailbox(segments, caller, accounts)
         match = find_route(request.method, rest)

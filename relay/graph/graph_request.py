@@ -72,10 +72,13 @@ class StreamedBodies:
         self._running = ConcurrencyCounter()
 
     def acquire(self, account: str) -> AbstractContextManager[None]:
-        """Count one body inside the with block. Raises ApiError 503 at either limit."""
-        most, in_all = STREAMED_BODIES_PER_ACCOUNT_MAX, STREAMED_BODIES_MAX
-        if not self._running.has_room(account, per_key=most, in_all=in_all):
-            message = "Too many large bodies are being received; try again."
+        """Count one body inside the with block. Raises ApiError 429 at the account's limit, 503 at
+        that of all.
+        """
+        message = "Too many large bodies are being received; try again."
+        if not self._running.has_room(account, per_key=STREAMED_BODIES_PER_ACCOUNT_MAX):
+            raise _throttled(message, _RETRY_S)
+        if self._running.total >= STREAMED_BODIES_MAX:
             raise service_unavailable(message, retry_after_s=_RETRY_S)
         return self._running.counted(account)
 

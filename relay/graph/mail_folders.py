@@ -115,6 +115,15 @@ async def copy_folder(request: GraphRequest) -> Response:
     return _folder_response(request, copied, status=201)
 
 
+async def list_rules(request: GraphRequest) -> Response:
+    """GET messageRules: an empty list; mail-flow rules are the administrator's."""
+    request.options({"select", "top"}, ("id", "displayName", "sequence", "isEnabled"))
+    folder = await _find_folder(request)
+    owner = f"users('{quote(request.mailbox)}')"
+    context = request.context(f"{owner}/mailFolders('{folder.id}')/messageRules")
+    return collection_response(context, ())
+
+
 async def delete_folder(request: GraphRequest) -> Response:
     """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
     request.options()

@@ -97,6 +97,12 @@ async def list_overrides(request: GraphRequest) -> Response:
     return collection_response(context, ())
 
 
+async def list_subscriptions(request: GraphRequest) -> Response:
+    """GET /subscriptions: an empty list; there are none."""
+    request.options({"select", "top"}, ("id", "resource", "changeType", "expirationDateTime"))
+    return collection_response(request.context("subscriptions"), ())
+
+
 async def list_categories(request: GraphRequest) -> Response:
     """GET outlook/masterCategories: an empty list; messages may have categories of any name."""
     request.options({"select", "top"}, ("id", "displayName", "color"))

@@ -62,7 +62,6 @@ _FILE_PROPERTIES = ("contentBytes", "contentId", "contentLocation")
 _ITEM_PROPERTIES = ("item",)
 _UPLOAD_PROPERTIES = ("attachmentType", "name", "size", "contentType", "isInline", "contentId")
 _UPLOAD_TYPES = ("file", "item", "reference")
-_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _FILE = "microsoft.graph.fileattachment"
 _ITEM = "microsoft.graph.itemattachment"
 _REFERENCE = "microsoft.graph.referenceattachment"
@@ -383,13 +382,11 @@ def read_upload(value: object, path: str) -> AttachmentFacts:
 
 
 def _size(value: object, path: str) -> int:
-    """Read an Int64, a number or a string in OData."""
     if value is None:
         raise missing_property(path)
-    number = int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise invalid_value(path, value, "a number of bytes, at least 1")
-    return number
+    return value
 
 
 def _attachment(value: object, path: str) -> Attachment:

@@ -102,6 +102,8 @@ def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
             continue
         if isinstance(by_method, str):
             raise not_implemented(by_method)
+        if method == "POST" and (what := _NO_POST.get("/".join(pattern))):
+            raise not_implemented(what)
         return RouteMatch(_operation(method, by_method), parameters)
     path = "/".join(segments)
     message = f"Resource not found for the path {quoted(path)}."
@@ -111,6 +113,13 @@ def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
 def find_users_route(method: str) -> RouteMatch:
     """Return the operation of `method` on /users. Raises ApiError 405."""
     return RouteMatch(_operation(method, _USERS), {})
+
+
+def find_subscriptions_route(method: str) -> RouteMatch:
+    """Return the operation of `method` on /subscriptions. Raises ApiError 501."""
+    if method != "GET":
+        raise not_implemented("The resource subscription")
+    return RouteMatch(_reads(mailbox_settings.list_subscriptions), {})
 
 
 def _operation(method: str, by_method: Mapping[str, GraphOperation]) -> GraphOperation:
@@ -240,11 +249,18 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "outlook/mastercategories": {
         "GET": _reads(mailbox_settings.list_categories, mailbox_settings.MAY_READ),
     },
+    "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
     "outlook/supportedtimezones": _TIME_ZONES,
     "outlook/supportedtimezones()": _TIME_ZONES,
     "mailboxsettings/{setting}": {
         "GET": _reads(mailbox_settings.get_setting, mailbox_settings.MAY_READ),
     },
+}
+# Lists that are empty here, and to which Graph adds.
+_NO_POST: Mapping[str, str] = {
+    "inferenceclassification/overrides": "The resource inferenceClassificationOverride",
+    "mailfolders/{folder}/messagerules": "The resource messageRule",
+    "outlook/mastercategories": "The resource outlookCategory",
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
     "messages/{message}/extensions/*": "The resource openTypeExtension",

@@ -47,7 +47,7 @@ async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, c
     [
         ("messages/x/extensions/y", "The resource openTypeExtension"),
         ("mailFolders/x/childFolders/y/childFolders/delta", "A delta query of child folders"),
-        ("mailFolders/inbox/messageRules", "The resource messageRule"),
+        ("mailFolders/inbox/messageRules/1", "The resource messageRule"),
         ("calendar/events", "The resource calendar"),
         ("contacts", "The resource contact"),
         ("../subscriptions/1", "The resource subscription"),
