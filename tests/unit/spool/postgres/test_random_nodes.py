@@ -512,9 +512,15 @@ BROKEN = {
 }  # fmt: skip
 
 
+async def play_some(play: Callable[..., Any]) -> None:
+    """What nodes do at the same time is not the seed's choice, so one run may miss a fault."""
+    for seed in range(1, 6):
+        await play(seed, 900)
+
+
 @pytest.mark.parametrize("name", sampled(BROKEN))
 async def test_broken_nodes_are_found_out(play, monkeypatch, name: str) -> None:
     owner, attribute, broken = BROKEN[name]
     monkeypatch.setattr(owner, attribute, broken(getattr(owner, attribute)))
     with pytest.raises((DifferenceError, pytest.fail.Exception)):
-        await play(1, 900)
+        await play_some(play)
