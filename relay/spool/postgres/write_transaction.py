@@ -70,3 +70,14 @@ class StaleClaimError(SpoolError):
 
 class KnownKeyError(SpoolError):
     """A message was accepted with this submission key before."""
+
+
+def settle_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    """Set the results or errors of operations, in the loop of their callers."""
+    for future, answer, error in answers:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)

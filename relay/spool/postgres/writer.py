@@ -55,6 +55,7 @@ from relay.spool.postgres.write_transaction import (
     StaleClaimError,
     WaitingOperation,
     WriteTransaction,
+    settle_futures,
 )
 from relay.spool.types import (
     Claim,
@@ -154,7 +155,7 @@ class WriteConnection:
         self._connection: Any = None
         run = copy_context().run  # for the log
         self._thread = threading.Thread(
-            target=run, args=(self._run,), name="spool-writer", daemon=True
+            target=run, args=(self._run_to_end,), name="spool-writer", daemon=True
         )
 
     async def start(self) -> None:
@@ -241,6 +242,15 @@ class WriteConnection:
         self._wake.release()
 
     # In the thread.
+
+    def _run_to_end(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - the node must end: nothing is written now
+            _log.exception("internal error of the spool")
+            self._has_lost_ownership, self.fault = True, "internal error"
+            self._call(self._on_lost_ownership, SpoolError(f"internal error: {error!r}"))
+            self._fail_queued()
 
     def _run(self) -> None:
         while True:
@@ -411,7 +421,8 @@ class WriteConnection:
         waiting = self._without_expired(waiting, lost)
         with suppress(SpoolError):  # else when the connection is back once more
             self._release_unanswered(self._tables())
-        if self._found == expected:
+        # Without answers it was not sent: what was found is of an operation that was lost twice.
+        if lost.answers and self._found == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return
         for _, job in waiting:  # one by one: a part of the batch may be gone
@@ -577,17 +588,7 @@ class WriteConnection:
 
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
         if answers:
-            self._call(_settle_futures, answers)
-
-
-def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    for future, answer, error in answers:
-        if future.cancelled():
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
+            self._call(settle_futures, answers)
 
 
 def _read_commits(tables: ConnectionTables, incarnation: int) -> int:

@@ -167,6 +167,35 @@ async def test_a_claim_that_is_lost_twice_is_free(spool, proxy) -> None:
     assert len(await claims_of(spool)) == 1
 
 
+async def test_what_waits_behind_an_operation_that_is_lost_twice_is_sent(spool, proxy) -> None:
+    """The last commit that is found is not its own."""
+    await spool.accept(new_message(TO_A), claim=False)
+    for cut in (Cut.REQUEST, Cut.REPLY):
+        proxy.lose("writer", cut, of=b"COMMIT\0")
+    claimed, accepted = await asyncio.gather(
+        spool.claim_due(NOW, 10, DueQuery()),
+        asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S),
+        return_exceptions=True,
+    )
+    assert isinstance(claimed, SpoolUnavailableError)
+    assert len(accepted.claims) == 1
+    assert (await spool.settle(Settlement(accepted.claims[0], 5, {1: OK})))[0]
+    assert len(await claims_of(spool)) == 1
+    assert (await spool.counts()).unaccounted == 0
+
+
+async def test_an_internal_error_ends_the_node(spool, monkeypatch) -> None:
+    """It would look as if the database were away."""
+    ended: asyncio.Queue[SpoolError] = asyncio.Queue()
+    spool.on_lost = ended.put_nowait
+    monkeypatch.setattr(spool._writer, "_gather", lambda: 1 / 0)
+    with pytest.raises(SpoolUnavailableError, match="internal error"):
+        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+    assert "ZeroDivisionError" in str(await asyncio.wait_for(ended.get(), SOON_S))
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(new_message(TO_A))
+
+
 async def claims_of(spool: PostgresSpool) -> Sequence[Claim]:
     """Return what can be claimed once the database is back."""
     async with asyncio.timeout(SOON_S):
