@@ -57,9 +57,11 @@ async def serve_upload(
             "Specified HTTP method is not allowed for the request target.",
             headers={"allow": ", ".join(_METHODS)},
         )
-    token = dict(request.query).get(_TOKEN, "")
+    given = dict(request.query).get(_TOKEN)
+    token = attachment_id if given is None else given  # older URLs have the token in the path
     upload = await dependencies.store.uploads.find(token)
-    if upload.attachment_id != attachment_id or not _is_open(upload, accounts):
+    is_its_own = given is None or upload.attachment_id == attachment_id
+    if not is_its_own or not _is_open(upload, accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if request.method == "GET":
         return _status(upload)

@@ -58,11 +58,11 @@ class _Facts(Struct, frozen=True):
     """The file format of a session. `expires_us` is queue time."""
 
     account: str
-    caller: str
     message_id: str
     attachment: AttachmentFacts
     expires_us: int
     is_attached: bool = False
+    caller: str = ""  # "" is the account
 
 
 _decoder = msgspec.json.Decoder(_Facts)
@@ -121,7 +121,7 @@ class Uploads:
         )
         expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
         attachment = replace(wanted, id=self.ids.new())
-        facts = _Facts(account, caller, message.id, attachment, expires_us)
+        facts = _Facts(account, message.id, attachment, expires_us, caller=caller)
         with self._all() as sessions:
             open_ones = [
                 one
@@ -377,7 +377,7 @@ def _shown(session: _UploadSession, clock: Clock) -> Upload:
     facts = session.facts
     return Upload(
         account=facts.account,
-        caller=facts.caller,
+        caller=facts.caller or facts.account,
         message_id=facts.message_id,
         attachment_id=facts.attachment.id,
         size=facts.attachment.size,

@@ -154,7 +154,9 @@ class PostgresSpool:
             on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
             elapsed_s=elapsed_s,
         )  # fmt: skip
-        self._entries = 0
+        self._counts: QueueCounts | None = None
+        self._counted = (0, 0)  # what had happened before they were counted
+        self._heard = 0  # how often other nodes may have done something
         self._connecting: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
@@ -219,6 +221,7 @@ class PostgresSpool:
         return self.agreed()
 
     def _hear(self, news: News) -> None:
+        self._heard += 1
         self.on_news(news)
 
     async def _take_over(self) -> int:
@@ -532,7 +535,7 @@ class PostgresSpool:
     def load(self) -> SpoolLoad:
         """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""
         return SpoolLoad(
-            entries=self._entries,
+            entries=sum(self._counts.entries.values()) if self._counts else 0,
             backlog=self._writer.waiting / WAITING_MAX,
             commit_s=self._writer.commit_timer.commit_s(),
         )
@@ -546,10 +549,11 @@ class PostgresSpool:
         return UNKNOWN_DISK
 
     async def counts(self) -> QueueCounts:
-        """SpoolEngine.counts."""
-        counts = await self.maintenance.counts()
-        self._entries = sum(counts.entries.values())
-        return counts
+        """SpoolEngine.counts. While no node does anything, they stay until the next beat."""
+        happened = self._writer.commits, self._heard
+        if self._counts is None or self._counted != happened or self.health():
+            self._counts, self._counted = await self.maintenance.counts(), happened
+        return self._counts
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`."""

@@ -140,7 +140,7 @@ class WriteConnection:
         self.stores = Stores()
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
-        self._commits = 0  # the number of the last one
+        self.commits = 0  # the number of the last one
         self._found = 0  # the number of the last one when the connection was back
         self._unanswered: list[Claim] = []  # may be recorded, and nobody has them
         self._added_up_to = 0  # of the commits since this start
@@ -261,14 +261,14 @@ class WriteConnection:
             while batch := self._gather():
                 with self.commit_timer.commit():
                     self._write(batch)
-                if self._commits - self._added_up_to >= _ADD_UP_AFTER:
+                if self.commits - self._added_up_to >= _ADD_UP_AFTER:
                     self._add_up()
             if self._stopping and not self._jobs:
                 return
 
     def _add_up(self) -> None:
         """Add up the counters of the commits since the last time. What fails stays as it is."""
-        first, self._added_up_to = self._added_up_to, self._commits
+        first, self._added_up_to = self._added_up_to, self.commits
         values = (self.incarnation, first, self._added_up_to)
         assert self._home_loop is not None
         future = self._home_loop.create_future()
@@ -344,7 +344,7 @@ class WriteConnection:
                     with suppress(Exception):
                         transaction.wait(self._connection.execute("ROLLBACK", timeout=5))
                 raise
-        self._commits += 1
+        self.commits += 1
         if accepts:
             self._crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
@@ -355,7 +355,7 @@ class WriteConnection:
         now_s = self._clock.monotonic()
         is_anchored = now_s - self._anchored_s >= _ANCHOR_S
         made = rows.statement(
-            incarnation=self.incarnation, name=self.identity.name, number=self._commits + 1,
+            incarnation=self.incarnation, name=self.identity.name, number=self.commits + 1,
             anchor=self._clock.anchor() if is_anchored else None,
         )  # fmt: skip
         sql, values = made.sql, made.values
@@ -406,7 +406,7 @@ class WriteConnection:
         Acceptances do not wait for this longer than _ANSWER_S; the others are results, which are
         repeated only if they are not there.
         """
-        expected = self._commits + 1
+        expected = self.commits + 1
         self.fault = str(lost)
         _log.warning("the connection to the database of the spool was lost", error=self.fault)
         waiting = self._without_expired(list(enumerate(batch)), lost)
@@ -496,12 +496,12 @@ class WriteConnection:
         at_us = self._clock.time_us()
         there = return_to(tables, own, at_us=at_us)
         self._release_unanswered(tables)
-        known, self._found = self._commits, _read_commits(tables, own.incarnation)
+        known, self._found = self.commits, _read_commits(tables, own.incarnation)
         lost = known - self._found
         if there is None or lost > 0:  # claims whose end was lost are nobody's
             self._join(tables, own=own.incarnation)
         else:
-            self.own, self._commits = there, self._found
+            self.own, self.commits = there, self._found
         if lost > 0:  # as a standby that was promoted may have
             _log.error("the database of the spool has lost commits", commits=lost)
             self._metrics.lost_commits.inc(lost)
@@ -512,7 +512,7 @@ class WriteConnection:
         sent_s = self.elapsed_s()
         at_us = self._clock.time_us()
         self.own = join(tables, self.identity, at_us=at_us, silent=silent, own=own)
-        self._commits = self._added_up_to = 0
+        self.commits = self._added_up_to = 0
         self.confirm(sent_s)
         if own:
             _log.warning("this node has joined again: its claims are taken over")

@@ -217,9 +217,9 @@ async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
 async def test_what_a_server_has_lost_is_counted_and_its_claims_are_freed(at, sql) -> None:
     """A result that was lost leaves a claim that its node has forgotten."""
     one = await at("one.test")
-    before, known = one._writer.incarnation, one._writer._commits
+    before, known = one._writer.incarnation, one._writer.commits
     queue_id = (await one.accept(new_message(TO_A))).queue_id
-    lost = one._writer._commits - known
+    lost = one._writer.commits - known
     sql(f"DELETE FROM counter WHERE node = {before} AND number > {known}")
     one._writer._connection.terminate()
     await one.accept(new_message(TO_A), claim=False)
@@ -323,6 +323,7 @@ async def test_the_queue_is_counted_as_a_whole_on_each_node(at, sql) -> None:
         "INSERT INTO counter SELECT incarnation, 999, 'accepted', 1 FROM node WHERE name = 'one.test'"
     )
     for node in (two, three):
+        await node._keeper.beat()
         assert (await node.counts()).unaccounted == 1
 
 
@@ -511,6 +512,19 @@ async def test_no_event_is_passed_over_while_an_earlier_one_is_not_committed(
     (first, _), (second, event) = (await node.events_after(before, NOW, limit=10)).events
     assert before < first < second == await node.last_event()
     assert event.queue_id == later
+
+
+async def test_an_idle_queue_is_counted_again_only_when_something_happens(at) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    await two._keeper.beat()  # behind one that it has begun
+    before = await two.counts()
+    assert await two.counts() is before
+    await one.accept(new_message(TO_A))
+    two._hear(News.RECORDED)  # as that node tells
+    assert sum((await two.counts()).entries.values()) == 1
+    counted = await two.counts()
+    await two._keeper.beat()  # it may have missed what others told
+    assert (await two.counts()) is not counted
 
 
 async def test_news_of_another_node_come_at_once(at) -> None:
