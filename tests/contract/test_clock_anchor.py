@@ -174,7 +174,7 @@ async def test_queue_time_continues_after_a_restart_with_a_wrong_wall_clock(
 
 async def test_old_mail_ends_on_a_machine_that_is_switched_off_every_night(open_spool) -> None:
     site = Site(open_spool)
-    await site.run_each_day(30, hours=8)
+    await site.run_each_day(20, hours=8)
     ages = await site.oldest_days()
     assert min(ages) >= KEEP_DAYS
     assert max(ages) <= KEEP_DAYS + 4

@@ -69,9 +69,9 @@ async def test_a_size_limit_removes_the_oldest_history_only(spool, make, clock) 
         clock.advance(HOUR_S + 60)
         while await spool.maintenance.prune(keep):
             pass
-        there = [await spool.journey(name) is not None for name in names]
+        there = [await spool.journey(name) is not None for name in names[::10]]
         assert there == sorted(there)
-        return sum(there)
+        return 10 * sum(there)
 
     await add(3000)
     first = await kept()
