@@ -21,7 +21,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 from msgspec import Struct
 
-from relay.accounts.account import AccountDirectory, RegisteredClient
+from relay.accounts.account import Account, AccountDirectory, RegisteredClient
 from relay.accounts.passwords import digest_of
 from relay.clock import Clock
 from relay.files import replace_file
@@ -139,6 +139,15 @@ class AccessTokens:
         ):
             raise InvalidTokenError("The client of the access token, or its secret, was removed.")
         return client
+
+    def account_of(self, token: str, accounts: AccountDirectory, *, client: str) -> Account | None:
+        """Return the account of any bearer token, None for an unknown one.
+
+        Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` that guesses.
+        """
+        # first: a development relay has an account for any token, also for one that expired
+        found = self.client_of(token, accounts)
+        return found.account if found is not None else accounts.by_token(token, client=client)
 
     def public_keys(self) -> dict[str, Any]:
         """Return the JWK set (RFC 7517 5) with which others verify the tokens."""

@@ -54,16 +54,14 @@ class TokenLogin:
         return found
 
     def _of_token(self, token: str, client: str) -> Account | None:
-        if (tokens := self._issued()) is not None:
-            from relay.accounts.access_tokens import InvalidTokenError  # noqa: PLC0415 - see below
+        if (tokens := self._issued()) is None:
+            return self._accounts.by_token(token, client=client)
+        from relay.accounts.access_tokens import InvalidTokenError  # noqa: PLC0415 - see below
 
-            try:  # first: a development relay has an account for any token
-                issued = tokens.client_of(token, self._accounts)
-            except InvalidTokenError as error:
-                raise LoginRefusedError(str(error)) from None
-            if issued is not None:
-                return issued.account
-        return self._accounts.by_token(token, client=client)
+        try:
+            return tokens.account_of(token, self._accounts, client=client)
+        except InvalidTokenError as error:
+            raise LoginRefusedError(str(error)) from None
 
     def _issued(self) -> "AccessTokens | None":
         """Return the tokens of the token endpoint, None if no start had one."""

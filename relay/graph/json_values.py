@@ -34,10 +34,10 @@ _PROPERTIES = (
     "multiValueExtendedProperties", "name", "parentFolderId", "permission", "previewUrl",
     "providerType", "receivedDateTime", "replyTo", "scheduledEndDateTime",
     "scheduledStartDateTime", "sender", "sensitivity", "sentDateTime",
-    "singleValueExtendedProperties", "size", "sourceUrl", "startDateTime", "startTime",
-    "status", "subject", "thumbnailUrl", "timeFormat", "timeZone", "toRecipients",
+    "singleValueExtendedProperties", "size", "sizeInBytes", "sourceUrl", "startDateTime",
+    "startTime", "status", "subject", "thumbnailUrl", "timeFormat", "timeZone", "toRecipients",
     "totalItemCount", "uniqueBody", "unreadItemCount", "userPurpose", "value", "webLink",
-    "workingHours",
+    "wellKnownName", "workingHours",
 )  # fmt: skip
 _KNOWN = frozenset(_PROPERTIES)
 _BY_LOWER_CASE = {name.lower(): name for name in _PROPERTIES}

@@ -55,14 +55,10 @@ class HttpAuthentication:
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise self._unauthorized("Access token is empty.")
-        try:  # first: a development relay has an account for any token, also for one that expired
-            client = self._tokens.client_of(token, self.accounts)
+        try:
+            account = self._tokens.account_of(token, self.accounts, client=request.counted_address)
         except InvalidTokenError as error:
             raise self._unauthorized(str(error)) from None
-        if client is not None:
-            return client.account
-        try:
-            account = self.accounts.by_token(token, client=request.counted_address)
         except LoginDelayedError as error:
             after = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
             message = f"{error}; try again later."

@@ -2,16 +2,25 @@
 
 Each node writes a digest of each part into its row. Some of what they are made of are secrets that
 a person may have chosen, so that the digests must be costly to try out: they are made by scrypt,
-with a salt that only this spool has.
+with a salt that only this spool has. And what two stores must not both have: a local domain.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from hashlib import scrypt
 
 import msgspec
 
 from relay.spool.postgres.nodes import NodeRow
+from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
 
 AgreedParts = Callable[[], Mapping[str, str]]
@@ -19,6 +28,11 @@ _BYTES = 12  # enough to tell two apart
 _COST = 1 << 13  # 8 MiB, and about 25 ms for each part
 _BLOCKS = 8
 _MEMORY_MAX = 64 << 20
+_NAMED_MAX = 3
+_OTHERS = (
+    "SELECT r.store, r.domains FROM mail_root r WHERE r.store <> ? AND EXISTS ("
+    " SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0) ORDER BY r.store"
+)
 
 
 class Agreement:
@@ -73,6 +87,19 @@ def differences(rows: Iterable[NodeRow]) -> Sequence[str]:
         for part, names in sorted(found.items())
         if len(names) > 1
     ]
+
+
+def split_domains(tables: ConnectionTables, store: str, domains: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each other store of a living node that has some of these domains."""
+    for other, theirs in map(tuple, tables.fetch(_OTHERS, (store,))):
+        if both := sorted(set(domains) & set(theirs.split())):
+            more = len(both) - _NAMED_MAX
+            names = ", ".join([*both[:_NAMED_MAX], *([f"{more} more"] if more > 0 else [])])
+            noun = "local domain" if len(both) == 1 else "local domains"
+            yield (
+                f'the stores "{store}" and "{other}" have the same {noun} {names}: each message'
+                " goes to the store of the node that accepts it"
+            )
 
 
 def node_warnings(rows: Sequence[NodeRow]) -> Sequence[str]:

@@ -18,7 +18,7 @@ from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.engine import Retention
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import claim_keys, take_over
-from relay.spool.postgres.node_list import node_list
+from relay.spool.postgres.nodes import node_list
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import WriteTransaction

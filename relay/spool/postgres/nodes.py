@@ -13,6 +13,7 @@ be committing, so its successor ends it first, and waits until it has gone.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -76,6 +77,11 @@ WITH gone AS (
 )
 INSERT INTO counter SELECT 0, 0, name, sum(value) FROM counted GROUP BY name
 ON CONFLICT (node, number, name) DO UPDATE SET value = counter.value + excluded.value"""
+NODES_MAX = 100
+_LIST = f"""
+SELECT name, state, version, store, since_us, greatest(0, {WALL} - beat_us), incarnation,
+    (SELECT count(*) FROM entry WHERE claimed = 1 AND owner = incarnation)
+FROM node ORDER BY state <> 'alive', incarnation DESC LIMIT {NODES_MAX}"""
 _JUMP = "SELECT setval('event_number', ?) FROM event_number WHERE last_value < ?"
 _log = get_logger("spool")
 
@@ -179,6 +185,28 @@ def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
         )
         for row in map(tuple, tables.fetch(f"{_NODES} ORDER BY incarnation"))
     ]  # fmt: skip
+
+
+def node_list(tables: ConnectionTables, own: int) -> list[dict[str, Any]]:
+    """Return the nodes of `queue stats`, by name: of those that do not live only the newest. The
+    age of a beat, which is only shown, is by the clock of the server.
+    """
+    found = [
+        {
+            "name": name,
+            "state": state,
+            "version": version,
+            "store": store,
+            "since": rfc3339(since_us),
+            "beat_age_s": age_us // 1_000_000,
+            "claims": claims,
+            "is_this": incarnation == own,
+        }
+        for name, state, version, store, since_us, age_us, incarnation, claims in map(
+            tuple, tables.fetch(_LIST)
+        )
+    ]
+    return sorted(found, key=lambda one: (one["name"], one["since"]))
 
 
 def session_of(tables: ConnectionTables) -> ServerSession:

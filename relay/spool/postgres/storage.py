@@ -71,10 +71,12 @@ class PostgresStorage:
         """SpoolStorage.warnings."""
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.spool.postgres.agreement import node_warnings  # noqa: PLC0415 - see above
+            from relay.spool.postgres.agreement import (  # noqa: PLC0415 - see above
+                node_warnings,
+                split_domains,
+            )
             from relay.spool.postgres.nodes import read_nodes  # noqa: PLC0415
             from relay.spool.postgres.schema import tables_there  # noqa: PLC0415
-            from relay.spool.postgres.split_domains import split_domains  # noqa: PLC0415
             from relay.spool.postgres.unheld_stores import unheld_stores  # noqa: PLC0415
 
             if not tables_there(tables):

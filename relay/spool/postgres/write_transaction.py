@@ -52,7 +52,7 @@ class WaitingOperation(Struct, frozen=True):
     operation: Operation[Any]  # what it does
     future: asyncio.Future[Any]  # of its answer
     size: int  # of the octets that it writes, about
-    accepts: bool  # its caller does not wait for ever
+    accepts: bool  # after some seconds its caller gets an error
     leased: bool  # it is refused once the lease of this node has ended
     alone: bool  # it reads, or runs statements
     is_order: bool  # see submit()
@@ -70,14 +70,3 @@ class StaleClaimError(SpoolError):
 
 class KnownKeyError(SpoolError):
     """A message was accepted with this submission key before."""
-
-
-def settle_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    """Set the results or errors of operations, in the loop of their callers."""
-    for future, answer, error in answers:
-        if future.cancelled():
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)

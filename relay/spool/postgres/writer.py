@@ -28,7 +28,7 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.common.commit_timer import CommitTimer
+from relay.spool.common.group_commit import CommitTimer, settle_futures
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
     WALL,
@@ -55,7 +55,6 @@ from relay.spool.postgres.write_transaction import (
     StaleClaimError,
     WaitingOperation,
     WriteTransaction,
-    settle_futures,
 )
 from relay.spool.types import (
     Claim,
@@ -142,7 +141,7 @@ class WriteConnection:
         self._said = RepeatedError()
         self.commits = 0  # the number of the last one
         self._found = 0  # the number of the last one when the connection was back
-        self._unanswered: list[Claim] = []  # may be recorded, and nobody has them
+        self._unanswered: list[Claim] = []  # of operations that were answered with an error
         self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -_ANCHOR_S
         self._turn: list[WaitingOperation] = []  # of the loop's present iteration
@@ -449,11 +448,11 @@ class WriteConnection:
         return [one for one in waiting if one not in expired]
 
     def _note_unanswered(self, answers: Iterable[Any]) -> None:
-        """Take note of claims that nobody gets, although their commit may have taken effect."""
+        """Note the claims of operations that failed for their callers, but may be committed."""
         self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
 
     def _release_unanswered(self, tables: ConnectionTables) -> None:
-        """Release claims that nobody has. Raises SpoolError.
+        """Release the claims of operations that failed for their callers. Raises SpoolError.
 
         This comes before any other claim by this incarnation, which could have the same epoch.
         """
@@ -498,7 +497,7 @@ class WriteConnection:
         self._release_unanswered(tables)
         known, self._found = self.commits, _read_commits(tables, own.incarnation)
         lost = known - self._found
-        if there is None or lost > 0:  # claims whose end was lost are nobody's
+        if there is None or lost > 0:  # results may be lost: others take those claims over
             self._join(tables, own=own.incarnation)
         else:
             self.own, self.commits = there, self._found

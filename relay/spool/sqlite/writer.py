@@ -25,7 +25,7 @@ from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
-from relay.spool.common.commit_timer import CommitTimer
+from relay.spool.common.group_commit import CommitTimer, settle_futures
 from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE, json_text
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
@@ -348,16 +348,6 @@ class Writer:
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
         assert self._loop is not None
         if self._inline:
-            _settle_futures(answers)
+            settle_futures(answers)
         else:
-            self._loop.call_soon_threadsafe(_settle_futures, answers)
-
-
-def _settle_futures(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    for future, answer, error in answers:
-        if future.cancelled():
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
+            self._loop.call_soon_threadsafe(settle_futures, answers)

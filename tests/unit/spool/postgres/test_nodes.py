@@ -1,11 +1,10 @@
 """Several nodes on one spool: names, beats, leases, and what becomes of the claims of dead nodes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -30,7 +29,7 @@ from relay.spool.types import (
 )
 from tests.support.operator import FakeActiveClaims, command, reroute
 from tests.support.postgres import PostgresServer, database_of
-from tests.support.spool_nodes import Elapsed, beats, open_node
+from tests.support.spool_nodes import Elapsed, beats
 from tests.support.spools import new_message
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -39,27 +38,6 @@ LOCAL = [("local", "bob@example.test")]
 ROUTED = Event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
 ATTEMPT = Event(Step.DELIVERY, 6, {"entry": 1, "recipients": []})
 NOW = 10**18  # after the due time of every entry
-
-
-@pytest.fixture
-async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """Return a function that starts a node; all are stopped."""
-    started: list[PostgresSpool] = []
-
-    async def at(
-        name: str, home: str = "", place: str = "", elapsed: Elapsed | None = None, **more: Any
-    ) -> PostgresSpool:
-        identity = NodeIdentity(name, home or name, place, **more)
-        node = open_node(postgres_url, tmp_path, identity, elapsed_s=elapsed or Elapsed())
-        started.append(node)
-        await node.start()
-        await node._keeper.stop()  # the test beats
-        return node
-
-    yield at
-    for node in started:
-        if not node._writer._stopping:
-            await node.stop()
 
 
 @pytest.fixture

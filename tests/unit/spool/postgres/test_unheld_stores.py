@@ -1,9 +1,8 @@
 """Mail for a mail root that no node holds: who ends it, when, and what an operator reads."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres import claims, unheld_stores
-from relay.spool.postgres.nodes import BEAT_S, NodeIdentity
+from relay.spool.postgres.nodes import BEAT_S
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.postgres.storage import PostgresStorage
@@ -25,7 +24,7 @@ from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Claim, DueQuery, PriorityLevel, Selector, Settlement
 from tests.support.logs import capture_logs
 from tests.support.postgres import PostgresServer, database_of
-from tests.support.spool_nodes import Elapsed, beats, open_node
+from tests.support.spool_nodes import Elapsed, beats
 from tests.support.spools import new_message
 
 LOCAL = [("local", "bob@example.test")]
@@ -43,32 +42,13 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture
-async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Start]:
-    """Return a function that starts a node, which beats when the test says so."""
-    started: list[PostgresSpool] = []
-
-    async def at(name: str, elapsed: Elapsed | None = None, **more: Any) -> PostgresSpool:
-        identity = NodeIdentity(name, name, "", **more)
-        node = open_node(postgres_url, tmp_path, identity, elapsed_s=elapsed or Elapsed())
-        started.append(node)
-        await node.start()
-        await node._keeper.stop()
-        return node
-
-    yield at
-    for node in started:
-        if not node._writer._stopping:
-            await node.stop()
-
-
-@pytest.fixture
 def elapsed() -> Elapsed:
     return Elapsed()
 
 
 @pytest.fixture
 async def transport(at: Start, elapsed: Elapsed) -> PostgresSpool:
-    return await at("transport", elapsed, store="gone", holds_store=False)
+    return await at("transport", elapsed=elapsed, store="gone", holds_store=False)
 
 
 def expired(node: PostgresSpool, claim: Claim) -> Settlement:
@@ -195,7 +175,7 @@ async def test_two_nodes_do_not_end_the_same_mail(
     transport: PostgresSpool, elapsed: Elapsed, at: Start
 ) -> None:
     times = Elapsed()
-    other = await at("other", times, store="other")
+    other = await at("other", elapsed=times, store="other")
     await transport.accept(new_message(LOCAL, **OVER))
     await beats(transport, elapsed, UNHELD_S)
     await beats(other, times, UNHELD_S)

@@ -1,8 +1,12 @@
-"""How long the commits of a spool take: what pressure measures."""
+"""What the writers of both engines share: how long commits take, which pressure measures, and the
+answers to those who wait for one.
+"""
 
+import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from relay.clock import Clock
 
@@ -40,3 +44,14 @@ class CommitTimer:
         times = sorted(took for ended, took in self._ended.copy() if now_s - ended <= _LAST_S)
         took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
         return max(running_s, took_s)
+
+
+def settle_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    """Set the results or errors of operations, in the loop of their callers."""
+    for future, answer, error in answers:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
