@@ -429,6 +429,7 @@ def test_only_the_spool_and_the_index_name_sqlite():
         "relay/spool/",
         "relay/mailbox/index/",
         "relay/settings/",
+        "relay/mailbox/state_file.py",
         "relay/mailbox/submissions/idempotency",
         "relay/last_commit.py",
     )

@@ -25,6 +25,7 @@ from relay.mailbox.index.content_index import (
     find_words,
     text_of,
 )
+from relay.mailbox.message_lists import MessageLists
 from relay.mailbox.messages import Messages
 from relay.mailbox.types import NoSuchItemError, StoreUnavailableError
 from relay.message.content import Content, octets_of
@@ -53,6 +54,7 @@ class ContentSearch:
         spool: SpoolHistory,
         copies: MessageCopies,
         *,
+        lists: MessageLists,
         clock: Clock,
         received: Callable[[str], bytes | None] | None = None,
     ) -> None:
@@ -60,6 +62,7 @@ class ContentSearch:
         MessageSources.
         """
         self.mailboxes = mailboxes
+        self.lists = lists
         self.spool = spool
         self.copies = copies
         self.clock = clock
@@ -220,7 +223,7 @@ class ContentCheck:
         every = [one for some in asked.values() for one in some]
         words = dict.fromkeys(word for one in every for word in one.found.words_left)
         try:
-            found = await self._search.mailboxes.look_up(
+            found = await self._search.lists.look_up(
                 mailbox, list(asked), list(words), read_s=self._read_left_s
             )
         except NoSuchItemError:

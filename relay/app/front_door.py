@@ -142,7 +142,7 @@ def _means(
         received=development.received_content if development else None,
     )
     base.journeys.places.contents = ContentSearch(
-        base.store.messages, base.spool, sources.copies, clock=base.clock,
+        base.store.messages, base.spool, sources.copies, lists=base.store.lists, clock=base.clock,
         received=development.received_content if development else None,
     )  # fmt: skip
     return api.ApiDependencies(

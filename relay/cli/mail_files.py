@@ -24,7 +24,8 @@ from relay.commands.mail_export import (
 from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.types import Folder, NoSuchItemError
+from relay.mailbox.state_file import StateFile
+from relay.mailbox.types import Folder, NoSuchItemError, StoreUnavailableError
 from relay.phrases import counted, shown
 
 
@@ -60,6 +61,9 @@ def import_mail(
         raise CommandError(
             ExitCode.DATA, f"relay import: {printable(str(error))}\n  {_said(importing)} before"
         ) from None
+    except StoreUnavailableError as error:
+        text = f"relay import: {error}\n  {_said(importing)} before"
+        raise CommandError(ExitCode.UNAVAILABLE, text) from None
     finally:
         importing.finish()
     result = {"imported": importing.imported, "present": importing.present}
@@ -85,7 +89,8 @@ def export_mail(
     `relay show ID --source` writes a single message.
     """
     place = _mailbox(context.settings().mailboxes.root, mailbox, create=False)
-    mail = stored_mail(_folders(place, folder))
+    states = StateFile(place)
+    mail = stored_mail(_folders(place, folder), states)
     kind = kind or ("mbox" if target.suffix.lower() == ".mbox" else "eml")
     write = {"eml": export_eml, "mbox": export_mbox, "maildir": export_maildir}[kind]
     try:
@@ -93,6 +98,10 @@ def export_mail(
     except FileExistsError as error:
         text = f"relay export: {error.filename} exists already; nothing was written"
         raise CommandError(ExitCode.USAGE, text) from None
+    except StoreUnavailableError as error:
+        raise CommandError(ExitCode.DATA, f"relay export: {error}") from None
+    finally:
+        states.close()
     context.show({"messages": number}, lambda: [f"exported {counted(number, 'message')}"])
 
 

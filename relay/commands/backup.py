@@ -33,8 +33,9 @@ from relay.clock import Clock, rfc3339
 from relay.files import fsync_path, replace_file, sync_disk, write_all
 from relay.mailbox.index.seen_files import SeenFiles
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
+from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.submissions.idempotency_file import FILE_NAME as KEYS
-from relay.mailbox.submissions.idempotency_file import copy_keys
+from relay.mailbox.submissions.idempotency_file import copy_database
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.settings.document import read_document
 from relay.settings.reader import secret_files
@@ -141,10 +142,11 @@ def _back_up(
     copy.withhold_since(made_us)
     copy.path(Path(MAIL)).mkdir(mode=0o700)
     for mailbox in _mailboxes(root):
-        copy.tree(
-            mailbox, Path(MAIL) / mailbox.relative_to(root),
-            skip=lambda path: path.name.startswith(_INDEX),
-        )  # fmt: skip
+        target = Path(MAIL) / mailbox.relative_to(root)
+        copy.tree(mailbox, target, skip=lambda path: path.name.startswith((_INDEX, STATES)))
+        if (mailbox / STATES).exists():  # after the messages that it is about
+            copy_database(mailbox / STATES, copy.path(target / STATES))
+            copy.written(target / STATES)
     late: Iterator[str] = iter(())
     if counts:
         late = tools.deliveries_since(copy.path(Path(SPOOL)), _submission_ids(copy))
@@ -160,7 +162,7 @@ def _submissions(source: Path, copy: "_Copy") -> None:
     target = Path(SUBMISSIONS)
     copy.path(target).mkdir(mode=0o700)
     if (source / KEYS).exists():
-        copy_keys(source / KEYS, copy.path(target / KEYS))
+        copy_database(source / KEYS, copy.path(target / KEYS))
         copy.written(target / KEYS)
     for name in _IN_ORDER:
         copy.tree(source / name, target / name)

@@ -1,23 +1,29 @@
 """Write the messages of a mailbox as .eml files, an mbox file or a Maildir.
 
 A message is written as `$value` gives it: a draft as MIME. In .eml files and a Maildir every octet
-stays; mbox has LF line ends, and lines that begin with From get a > (mboxrd). A message whose first
-line ends in a bare CR keeps CRLF there, with its From line: mail_import takes the line ends of a
-message from these two lines. Messages of any size are read in blocks. Raises OSError.
+stays; a message that has a state beside its file gets a first field X-Relay-Properties, which
+mail_import reads back. mbox has LF line ends, and lines that begin with From get a > (mboxrd). A
+message whose first line ends in a bare CR keeps CRLF there, with its From line: mail_import takes
+the line ends of a message from these two lines. Messages of any size are read in blocks. Raises
+OSError.
 """
 
 import re
 import time
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from glob import escape
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.files import OpenOctets
 from relay.mailbox.folders import list_folders
+from relay.mailbox.index.identity import read_id_claim
 from relay.mailbox.maildir import list_names, open_message
-from relay.mailbox.message_file import MessageName, parse_name
+from relay.mailbox.message_file import MessageName, is_relay_name, parse_name
+from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder
 from relay.message.content import blocks
 from relay.mime.convert import render
@@ -25,6 +31,8 @@ from relay.mime.convert import render
 FORMATS = ("eml", "mbox", "maildir")
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _RETURN_PATH = re.compile(rb"Return-Path:[ \t]*<([^<>\r\n ]+)>", re.IGNORECASE)
+STATE_FIELD = b"X-Relay-Properties:"
+_STATE_LINE = 76
 _LINE_BYTES_MAX = 1 << 20  # of a line that is kept until it is complete
 
 
@@ -34,6 +42,7 @@ class StoredMail(Struct, frozen=True):
     folder: Folder
     directory: str
     name: MessageName
+    state: bytes = b""  # of message_state.encode_state()
 
     @property
     def path(self) -> Path:
@@ -45,9 +54,26 @@ class StoredMail(Struct, frozen=True):
         with open_message(self.path) as file:
             yield from blocks(render(OpenOctets.of(file)))
 
+    def state_field(self, line_end: bytes) -> bytes:
+        """Return the header field with its state, b"" if it has none."""
+        text = b64encode(self.state)
+        lines = [text[at : at + _STATE_LINE] for at in range(0, len(text), _STATE_LINE)]
+        folded = (line_end + b" ").join((STATE_FIELD, *lines))
+        return folded + line_end if lines else b""
 
-def stored_mail(folders: Iterable[Folder]) -> Iterator[StoredMail]:
-    """Yield the messages of these folders, the oldest of each first."""
+    def with_state(self) -> Iterator[bytes]:
+        """Yield its MIME behind the field with its state."""
+        pieces = self.pieces()
+        first = next(pieces, b"")
+        yield self.state_field(b"\r\n" if first.partition(b"\n")[0].endswith(b"\r") else b"\n")
+        yield first
+        yield from pieces
+
+
+def stored_mail(folders: Iterable[Folder], states: StateFile | None = None) -> Iterator[StoredMail]:
+    """Yield the messages of these folders, the oldest of each first. Raises StoreUnavailableError
+    if their states cannot be read.
+    """
     for folder in folders:
         found = [
             (name.seconds, name.file_name, StoredMail(folder, directory, name))
@@ -56,7 +82,17 @@ def stored_mail(folders: Iterable[Folder]) -> Iterator[StoredMail]:
             if (name := parse_name(file_name)) is not None
         ]
         for *_, mail in sorted(found, key=lambda one: one[:2]):
-            yield mail
+            yield mail if states is None else replace(mail, state=_state_of(mail, states))
+
+
+def _state_of(mail: StoredMail, states: StateFile) -> bytes:
+    if not states.mark():
+        return b""
+    ids = [mail.name.message_id]
+    if not is_relay_name(mail.name.file_name):  # a mail server may have given the file its name
+        claim = read_id_claim(str(mail.path), mail.name)
+        ids += [claim.message_id] if claim is not None else []
+    return next((state for one in ids if (state := states.find(one))), b"")
 
 
 def folders_of(mailbox: Path, wanted: str) -> list[Folder]:
@@ -72,7 +108,7 @@ def export_eml(mail: Iterable[StoredMail], target: Path) -> int:
     for one in mail:
         directory = target / _folder_name(one.folder)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / f"{one.name.base_name}.eml", one.pieces())
+        _write(directory / f"{one.name.base_name}.eml", one.with_state())
         number += 1
     return number
 
@@ -92,7 +128,7 @@ def export_maildir(mail: Iterable[StoredMail], target: Path) -> int:
         (folder / "new" / base).unlink(missing_ok=True)
         for other in (folder / "cur").glob(f"{escape(base)}:2,*"):
             other.unlink()
-        _write(folder / one.directory / flagged, one.pieces(), part=folder / "tmp" / base)
+        _write(folder / one.directory / flagged, one.with_state(), part=folder / "tmp" / base)
         number += 1
     return number
 
@@ -120,7 +156,7 @@ def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
             found = _RETURN_PATH.match(piece)
             sender = found[1].decode("ascii", "replace") if found else "MAILER-DAEMON"
             at = time.asctime(time.gmtime(mail.name.seconds))
-            yield f"From {sender} {at}".encode() + line_end
+            yield f"From {sender} {at}".encode() + line_end + mail.state_field(line_end)
             is_begin = False
         complete, ended, rest = (rest + piece).rpartition(b"\n")
         yield _quoted(complete + ended, line_end, is_line_begin=is_line_begin)

@@ -2,8 +2,9 @@
 
 A message's file is named by the digest of its content, so that a repeated import adds nothing.
 Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
-are read in blocks. Raises BadMailError with file and position, and OSError; what was imported
-before stays.
+are read in blocks. A first field X-Relay-Properties, which mail_export writes, becomes the state of
+the message. Raises BadMailError with file and position, StoreUnavailableError and OSError; what was
+imported before stays.
 """
 
 import contextlib
@@ -11,15 +12,19 @@ import hashlib
 import os
 import re
 import time
+from base64 import b64decode
 from calendar import timegm
 from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
+from relay.commands.mail_export import STATE_FIELD
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import list_names, place, remove, sync_directory
 from relay.mailbox.message_file import FLAGGED, SEEN, parse_name
+from relay.mailbox.message_state import NO_STATE, STATE_BYTES_MAX, MessageState, decode_state
+from relay.mailbox.state_file import StateFile
 
 _LINE_BYTES = 64 * 1024  # of a longer line, at once
 _FROM = b"From "
@@ -29,6 +34,7 @@ _OWN_FIELD = b"x-relay-"
 _KEPT_FLAGS = {SEEN, FLAGGED, "R", "P"}
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
 _SHOWN = 60
+_FIELD_BYTES_MAX = 2 * STATE_BYTES_MAX  # in base64, folded
 
 
 class BadMailError(Exception):
@@ -145,6 +151,7 @@ class MailImport:
 
     def __init__(self, mailbox: Path, folder: Path, *, hostname: str) -> None:
         self._folder = folder
+        self._states = StateFile(mailbox)
         self._hostname = hostname
         self._present = {
             found[1]
@@ -158,10 +165,10 @@ class MailImport:
     def add(self, mail: FoundMail) -> None:
         """Add a message unless the mailbox has it. Raises BadMailError, OSError."""
         temporary = self._folder / "tmp" / f"import.{os.getpid()}.{self._hostname}"
-        digest = hashlib.sha256()
+        digest, field = hashlib.sha256(), bytearray()
         try:
             with temporary.open("xb") as file:
-                for piece in _normalized(mail):
+                for piece in _normalized(mail, field):
                     digest.update(piece)
                     file.write(piece)
                 file.flush()
@@ -173,7 +180,10 @@ class MailImport:
                 self.present += 1
                 return
             base_name = f"{mail.at_s}.I{name}.{self._hostname},S={size}"
-            assert parse_name(base_name) is not None
+            parsed = parse_name(base_name)
+            assert parsed is not None
+            if (state := _state_in(bytes(field))) != NO_STATE:
+                self._states.write({parsed.message_id: state})
             is_new = mail.flags is None
             target = f"new/{base_name}" if is_new else f"cur/{base_name}:2,{mail.flags}"
             place(temporary, self._folder / target)
@@ -184,17 +194,30 @@ class MailImport:
 
     def finish(self) -> None:
         """Make what was added durable. Raises OSError."""
+        self._states.close()
         for directory in ("new", "cur"):
             sync_directory(self._folder / directory)
 
 
-def _normalized(mail: FoundMail) -> Iterator[bytes]:
+def _state_in(field: bytes) -> MessageState:
+    """Return the state in a field; one that cannot be read is dropped as Relay's other fields."""
+    if len(field) > _FIELD_BYTES_MAX:
+        return NO_STATE
+    with contextlib.suppress(ValueError):
+        return decode_state(b64decode(b"".join(field.partition(b":")[2].split()), validate=True))
+    return NO_STATE
+
+
+def _normalized(mail: FoundMail, state: bytearray) -> Iterator[bytes]:
     """Yield the octets with CRLF line ends and without Relay's fields. Raises BadMailError.
+
+    `state` gets the field with the message's state, if that is the first.
 
     A CR before the LF belongs to the line end, but not if From line and first line end in LF alone.
     """
     removed = b"\r"
     in_header, is_dropped, is_first, position = True, False, True, 0
+    is_state = False
     last = b""
     for line in mail.lines():
         if is_first and not _FIELD.match(line):
@@ -204,6 +227,8 @@ def _normalized(mail: FoundMail) -> Iterator[bytes]:
             )
         if is_first and mail.from_line and not (mail.from_line + line).count(b"\r\n"):
             removed = b""
+        if is_first or not line.startswith((b" ", b"\t")):
+            is_state = is_first and line.lower().startswith(STATE_FIELD.lower())
         is_first = False
         if in_header and not last.endswith(b"\n") and last:
             pass  # the rest of a very long line
@@ -214,6 +239,8 @@ def _normalized(mail: FoundMail) -> Iterator[bytes]:
         last = line
         position += len(line)
         if in_header and is_dropped:
+            if is_state and len(state) <= _FIELD_BYTES_MAX:
+                state += line
             continue
         yield line[:-1].removesuffix(removed) + b"\r\n" if line.endswith(b"\n") else line
     if is_first:

@@ -204,7 +204,7 @@ async def _report_subject(daemon: Daemon) -> str:
             while True:
                 seen = daemon.changes.count
                 newest = MessageQuery(folder_id=WellKnown.INBOX, top=1)
-                page = await daemon.store.messages.query(_ALICE, newest)
+                page = await daemon.store.lists.query(_ALICE, newest)
                 if page.messages:
                     return page.messages[0].properties.subject
                 await daemon.changes.wait_beyond(seen)

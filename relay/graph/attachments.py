@@ -367,7 +367,6 @@ def _item_json(one: OpenAttachment) -> dict[str, Any] | None:
         attachments=(),
         is_draft=False,
         is_read=True,
-        flagged=False,
         size=one.octets.size,
         created_us=read.date_us,
         modified_us=read.date_us,

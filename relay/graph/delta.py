@@ -89,16 +89,14 @@ async def list_message_changes(request: GraphRequest) -> Response:
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
     if is_listing or not position:
         # Before the list is read. For its later pages this checks that the feed has the position.
-        feed = await delta.answered(
-            store.messages.changes(request.mailbox, after=position, limit=1)
-        )
+        feed = await delta.answered(store.lists.changes(request.mailbox, after=position, limit=1))
         position = position or feed.position
     if is_listing:
         listed = MessageQuery(
             request.folder_id, condition,
             top=options.top, after=page, bytes_max=request.page_bytes,
         )  # fmt: skip
-        found = await delta.answered(store.messages.query(request.mailbox, listed))
+        found = await delta.answered(store.lists.query(request.mailbox, listed))
         return await respond(
             found.messages,
             delta.links(position, found.next_after),
@@ -108,7 +106,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         request.folder_id, position, options.top, kinds,
         received_from_us=received_from_us, bytes_max=request.page_bytes,
     )  # fmt: skip
-    changed = await delta.answered(store.messages.delta(request.mailbox, query))
+    changed = await delta.answered(store.lists.delta(request.mailbox, query))
     return await respond(
         [one.message or _removed(one) for one in changed.changed],
         delta.links(changed.position, more=changed.more),

@@ -37,6 +37,7 @@ from relay.mailbox.types import (
     NotADraftError,
     Precondition,
     ProtectedFolderError,
+    StateTooLargeError,
     StoreError,
     StoreUnavailableError,
     SubmissionKey,
@@ -409,7 +410,7 @@ def api_error(error: StoreError) -> ApiError:
         case NotADraftError():
             message = text or "The message is not a draft."
             return ApiError(400, "ErrorInvalidRequest", message)
-        case AttachmentsTooLargeError():
+        case AttachmentsTooLargeError() | StateTooLargeError():
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():
             return _throttled(text, _STORE_RETRY_S)

@@ -22,7 +22,7 @@ _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 _PROPERTIES = (
     "@odata.type", "address", "archiveFolder", "attachmentType", "attachments",
     "automaticRepliesSetting", "bccRecipients", "bias", "body", "bodyPreview", "categories",
-    "ccRecipients", "changeKey", "childFolderCount", "completedDateTime", "content",
+    "ccRecipients", "changeKey", "childFolderCount", "color", "completedDateTime", "content",
     "contentBytes", "contentId", "contentLocation", "contentType", "conversationId",
     "conversationIndex", "createdDateTime", "dateFormat", "dateTime", "daysOfWeek",
     "delegateMeetingMessageDeliveryOptions", "displayName", "dueDateTime", "emailAddress",
@@ -129,6 +129,25 @@ def _renamed(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             raise invalid_value(prefix + name, value, "each property once, whatever its case")
         renamed[known] = value
     return renamed
+
+
+def is_same_json(given: object, shown: object) -> bool:
+    """Return whether a client sends back what it was shown, but for the case of names, annotations
+    and properties that are null.
+    """
+    if isinstance(given, dict) and isinstance(shown, dict):
+        sent, known = _without_nulls(given), _without_nulls(shown)
+        return sent.keys() == known.keys() and all(
+            is_same_json(value, known[name]) for name, value in sent.items()
+        )
+    if isinstance(given, list) and isinstance(shown, list):
+        return len(given) == len(shown) and all(map(is_same_json, given, shown))
+    return given == shown
+
+
+def _without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = value.items()
+    return {name.lower(): one for name, one in pairs if one is not None and not is_annotation(name)}
 
 
 def read_array(value: object, path: str, *, most: int | None = None) -> list[Any]:

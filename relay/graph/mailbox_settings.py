@@ -103,13 +103,6 @@ async def list_subscriptions(request: GraphRequest) -> Response:
     return collection_response(request.context("subscriptions"), ())
 
 
-async def list_categories(request: GraphRequest) -> Response:
-    """GET outlook/masterCategories: an empty list; messages may have categories of any name."""
-    request.options({"select", "top"}, ("id", "displayName", "color"))
-    owner = f"users('{quote(request.mailbox)}')"
-    return collection_response(request.context(f"{owner}/outlook/masterCategories"), ())
-
-
 async def list_time_zones(request: GraphRequest) -> Response:
     """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for."""
     request.options()

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from relay.accounts.account import Account
 from relay.graph.extended_properties import MULTIPLE, SINGLE, read_extended
+from relay.graph.follow_up_flags import read_flag
 from relay.graph.json_values import (
     check_known_properties,
     invalid_value,
@@ -79,7 +80,7 @@ _SUBJECT_CHARACTERS = 2000
 _HEADER_NAME_CHARACTERS = 76
 _HEADER_CHARACTERS = 8000
 _CATEGORIES_MAX = 100
-_CATEGORY_CHARACTERS = 255
+CATEGORY_CHARACTERS = 255
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _MESSAGE = "microsoft.graph.message"
@@ -108,15 +109,18 @@ _UNSUPPORTED = {
     "extensions": "open extensions are not supported",
 }
 _CLASSIFICATION = "inferenceClassification"
-_CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
+_NOT_FLAGGED = "notFlagged"
+CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
 class ParsedMessage(Struct, frozen=True):
-    """A parsed message: the given fields of MessageProperties, and what a file's name holds."""
+    """A parsed message: the given fields of MessageProperties and of FollowUpFlag, and what is not
+    in a message's content.
+    """
 
     fields: Mapping[str, Any]
+    flag: Mapping[str, Any] = {}
     is_read: bool | None = None
-    flagged: bool | None = None
     is_other: bool | None = None
 
     @property
@@ -139,7 +143,7 @@ def parse_send_mail(body: Mapping[str, Any], account: Account) -> SendMailParame
         raise missing_property("message")
     save = given.get("savetosentitems")
     parsed = parse_message(given["message"], account, path="message")
-    if parsed.flagged:
+    if parsed.flag.get("status", _NOT_FLAGGED) != _NOT_FLAGGED:
         raise unsupported("message.flag.flagStatus", "sendMail does not support flags")
     return SendMailParameters(
         message=parsed,
@@ -188,6 +192,11 @@ def _contradiction(first: str, second: str) -> ApiError:
     return ApiError(400, "ErrorInvalidRequest", message)
 
 
+def draft_only(given: Mapping[str, Any]) -> list[str]:
+    """Return the given properties that may change only while a message is a draft."""
+    return [name for name in given if name in _READERS and name not in OF_ANY_MESSAGE]
+
+
 def parse_message(
     value: object, account: Account, *, path: str = "", patch: bool = False
 ) -> ParsedMessage:
@@ -208,7 +217,7 @@ def parse_message(
     return ParsedMessage(
         fields=fields,
         is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
-        flagged=_flagged(given.get("flag"), f"{prefix}flag"),
+        flag=read_flag(given.get("flag"), f"{prefix}flag"),
         is_other=_is_other(given.get(_CLASSIFICATION), prefix + _CLASSIFICATION),
     )
 
@@ -219,7 +228,7 @@ def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, 
     for name, item in given.items():
         where = prefix + name
         if name in _READERS:
-            if patch and name in _CREATE_ONLY:
+            if patch and name in CREATE_ONLY:
                 raise invalid_value(where, item, "it only when the message is created")
             fields |= _READERS[name](item, where)
         elif name in _UNSUPPORTED:
@@ -315,7 +324,7 @@ def _header(value: object, path: str) -> tuple[str, str]:
 def _categories(value: object, path: str) -> tuple[str, ...]:
     items = read_array(value, path, most=_CATEGORIES_MAX)
     return tuple(
-        read_header_text(item, f"{path}[{index}]", longest=_CATEGORY_CHARACTERS)
+        read_header_text(item, f"{path}[{index}]", longest=CATEGORY_CHARACTERS)
         for index, item in enumerate(items)
     )
 
@@ -326,25 +335,6 @@ def _subject(value: object, path: str) -> str:
 
 def _is_other(value: object, path: str) -> bool | None:
     return None if value is None else one_of(value, path, ("focused", "other")) == "other"
-
-
-def _flagged(value: object, path: str) -> bool | None:
-    """Read followupFlag; a Maildir stores only flagged and not flagged, without dates."""
-    if value is None:
-        return None
-    given = read_object(value, path)
-    for name, item in given.items():
-        if name in ("startDateTime", "dueDateTime", "completedDateTime"):
-            if item is not None:
-                raise unsupported(f"{path}.{name}", "flags have no dates here")
-        elif name != "flagStatus" and not is_annotation(name):
-            raise unknown_property(f"{path}.{name}", "microsoft.graph.followupFlag")
-    status = given.get("flagStatus")
-    if status is None:
-        return None
-    if one_of(status, f"{path}.flagStatus", ("notflagged", "flagged", "complete")) == "complete":
-        raise unsupported(f"{path}.flagStatus", "a flag cannot be complete here; use notFlagged")
-    return str(status).lower() == "flagged"
 
 
 # -- attachments
@@ -481,6 +471,13 @@ def _field(
 
 
 _ORIGINATORS = {"from": "from_", "sender": "sender"}
+# What may change of any message; the rest only while it is a draft.
+OF_ANY_MESSAGE = frozenset(
+    (
+        *("isRead", "flag", "categories", "importance", _CLASSIFICATION, SINGLE, MULTIPLE),
+        *("isReadReceiptRequested", "isDeliveryReceiptRequested"),
+    )
+)
 _READ_SEPARATELY = frozenset({"isRead", "flag", _CLASSIFICATION, SINGLE, MULTIPLE})
 _READERS: Mapping[str, Callable[[object, str], dict[str, Any]]] = {
     "subject": _field("subject", _subject),

@@ -5,7 +5,9 @@ none overwrites a field that another one changed. A draft that is being sent is 
 """
 
 import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
 from msgspec.structs import replace
@@ -13,11 +15,12 @@ from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand
+from relay.graph.follow_up_flags import changed_flag
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
 from relay.graph.ids import message_graph_id
-from relay.graph.json_values import destination_id, read_json_object
+from relay.graph.json_values import destination_id, is_same_json, read_json_object
 from relay.graph.message_pages import MessagePage
-from relay.graph.message_parser import ParsedMessage, parse_message
+from relay.graph.message_parser import CREATE_ONLY, ParsedMessage, draft_only, parse_message
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
 from relay.graph.odata.resources import message_condition, message_order
 from relay.graph.odata.search import search_condition
@@ -30,6 +33,7 @@ from relay.graph.serializer import (
 )
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.gateway import StreamedResponse, json_response
+from relay.mailbox.message_state import CONTENT_FIELDS
 from relay.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
 from relay.mailbox.types import (
     BeingSentError,
@@ -43,12 +47,14 @@ from relay.mailbox.types import (
 )
 from relay.message.content import blocks
 from relay.message.extended_properties import merged, sets_send_time
+from relay.message.properties import MessageProperties
 from relay.spool.types import SpoolError
 
 _LIST_OPTIONS = (
     *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
 )
 _RECEIPT = "relay.read-receipt"  # a preference
+_ATTACHMENTS = "attachments"
 _NOT_A_SCHEDULED_DRAFT = (
     "The message is not a draft: it was sent already, or it never was a draft. Its time of "
     "sending cannot be changed."
@@ -79,9 +85,11 @@ async def with_flags(
     request: GraphRequest, created: StoredMessage, parsed: ParsedMessage
 ) -> StoredMessage:
     """Give a new draft the isRead, flag and inferenceClassification of its JSON; return it."""
-    if not parsed.flagged and not parsed.is_other and parsed.is_read is not False:
+    if not parsed.flag and not parsed.is_other and parsed.is_read is not False:
         return created
-    change = _change(created, replace(parsed, fields={}))
+    change = _change(request, created, replace(parsed, fields={}))
+    if change == MessageChange():
+        return created
     return await request.dependencies.store.messages.update(request.mailbox, created.id, change)
 
 
@@ -104,22 +112,19 @@ async def get_message(request: GraphRequest) -> Response:
 async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
     request.options()
-    parsed = parse_message(await request.json_object(), request.account, patch=True)
+    body = await request.json_object()
     async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
         before = await find_message(request)
         condition = request.condition
         condition.check_version(before.change_key)
-        change = _change(before, parsed)
+        given = await _without_unchanged(request, body, before)
+        parsed = parse_message(given, request.account, patch=True)
+        change = _change(request, before, parsed)
         changed = before
         if change != MessageChange():
-            try:
-                changed = await request.dependencies.store.messages.update(
-                    request.mailbox, before.id, change, condition=condition
-                )
-            except NotADraftError:
-                if sets_send_time(parsed.fields.get("extended", ())):
-                    raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from None
-                raise
+            changed = await request.dependencies.store.messages.update(
+                request.mailbox, before.id, change, condition=condition
+            )
     if parsed.is_read and not changed.is_draft:
         await _send_receipt(request, changed)
     return message_response(request, changed, status=200)
@@ -181,17 +186,70 @@ async def find_message(request: GraphRequest) -> StoredMessage:
     )
 
 
-def _change(before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
-    properties = None
-    if parsed.fields:
-        fields = dict(parsed.fields)
-        if "extended" in fields:
-            fields["extended"] = merged(before.properties.extended, fields["extended"])
-        properties = replace(before.properties, **fields)
+async def _without_unchanged(
+    request: GraphRequest, given: Mapping[str, Any], before: StoredMessage
+) -> Mapping[str, Any]:
+    """Return the properties without those that a client sends back as they are, though they cannot
+    change: some read a message, change it and send all of it. Raises NotADraftError.
+    """
+    fixed = [one for one in given if one in CREATE_ONLY]
+    if not before.is_draft:
+        fixed = draft_only(given)
+    shown = {name: MESSAGE_PROPERTIES[name](before) for name in fixed if name != _ATTACHMENTS}
+    await show_preferred_bodies(request, (shown,))
+    unchanged = {name for name, value in shown.items() if is_same_json(given[name], value)}
+    if _ATTACHMENTS in fixed and _ids(given[_ATTACHMENTS]) == [
+        one.id for one in before.attachments
+    ]:
+        unchanged.add(_ATTACHMENTS)
+    left = {name: value for name, value in given.items() if name not in unchanged}
+    if not before.is_draft and (changed := draft_only(left)):
+        text = f"Only a draft's content can be changed: found another value of {changed[0]}."
+        raise NotADraftError(text)
+    return left
+
+
+def _ids(attachments: object) -> list[object]:
+    items = attachments if isinstance(attachments, list) else []
+    return [one.get("id") if isinstance(one, dict) else None for one in items]
+
+
+def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
+    """Return the change of a message. Raises ApiError, NotADraftError, BeingSentError."""
+    state: dict[str, Any] = {}
+    flagged = None
+    if parsed.is_other is not None and parsed.is_other != before.is_other:
+        state["is_other"] = parsed.is_other
+    now_us = request.dependencies.clock.time_us()
+    flag = changed_flag(before.flag, parsed.flag, now_us=now_us)
+    if flag != before.flag:
+        flagged = flag.status == "flagged"
+        state["is_complete"] = flag.status == "complete"
+        state |= {"start_us": flag.start_us, "due_us": flag.due_us}
+        state["completed_us"] = flag.completed_us
+    fields = dict(parsed.fields)
+    if "extended" in fields:
+        fields["extended"] = merged(before.properties.extended, fields["extended"])
+    properties = replace(before.properties, **fields) if fields else None
+    if properties is not None and before.is_draft:
         check_recipients_count(properties)
-    return MessageChange(
-        properties, is_read=parsed.is_read, flagged=parsed.flagged, is_other=parsed.is_other
-    )
+    elif properties is not None:
+        _check_sent(before, parsed, properties)
+        state |= {name: fields[name] for name in CONTENT_FIELDS if name in fields}
+        properties = None
+    return MessageChange(properties, is_read=parsed.is_read, flagged=flagged, state=state)
+
+
+def _check_sent(
+    before: StoredMessage, parsed: ParsedMessage, properties: MessageProperties
+) -> None:
+    """Raise an error if an extended property would change what only a draft's may."""
+    if sets_send_time(parsed.fields.get("extended", ())):
+        raise BeingSentError(_NOT_A_SCHEDULED_DRAFT)
+    same = dict.fromkeys(CONTENT_FIELDS)
+    if replace(properties, **same) != replace(before.properties, **same):
+        text = "Only a draft's content can be changed: found another value of an extended property."
+        raise NotADraftError(text)
 
 
 def message_response(request: GraphRequest, message: StoredMessage, *, status: int) -> Response:
@@ -312,7 +370,7 @@ async def _query(request: GraphRequest, options: QueryOptions) -> Page:
     query = message_query(options, request.folder_id, bytes_max=request.page_bytes)
     try:
         return await request.http.cancel_on_disconnect(
-            request.dependencies.store.messages.query(request.mailbox, query)
+            request.dependencies.store.lists.query(request.mailbox, query)
         )
     except StalePositionError as error:
         message = "$skiptoken: it is invalid or has expired; start again without it."

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from relay.accounts.account import Scope
 from relay.graph import (
     attachments,
+    categories,
     delta,
     mail_folders,
     mailbox_settings,
@@ -247,7 +248,13 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     },
     "inferenceclassification/overrides": {"GET": _reads(mailbox_settings.list_overrides)},
     "outlook/mastercategories": {
-        "GET": _reads(mailbox_settings.list_categories, mailbox_settings.MAY_READ),
+        "GET": _reads(categories.list_categories, mailbox_settings.MAY_READ),
+        "POST": _changes(categories.create_category, mailbox_settings.MAY_CHANGE),
+    },
+    "outlook/mastercategories/{category}": {
+        "GET": _reads(categories.get_category, mailbox_settings.MAY_READ),
+        "PATCH": _changes(categories.change_category, mailbox_settings.MAY_CHANGE),
+        "DELETE": _changes(categories.delete_category, mailbox_settings.MAY_CHANGE),
     },
     "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
     "outlook/supportedtimezones": _TIME_ZONES,
@@ -260,7 +267,6 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
 _NO_POST: Mapping[str, str] = {
     "inferenceclassification/overrides": "The resource inferenceClassificationOverride",
     "mailfolders/{folder}/messagerules": "The resource messageRule",
-    "outlook/mastercategories": "The resource outlookCategory",
 }
 _NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
     "messages/{message}/extensions/*": "The resource openTypeExtension",

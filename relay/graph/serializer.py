@@ -9,6 +9,7 @@ from typing import Any
 
 from relay.accounts.account import Account
 from relay.clock import rfc3339
+from relay.graph.follow_up_flags import flag_json
 from relay.graph.ids import message_graph_id
 from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id
@@ -103,7 +104,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "ccRecipients": lambda message: _recipients(message.properties.cc),
     "bccRecipients": lambda message: _recipients(message.properties.bcc),
     "replyTo": lambda message: _recipients(message.properties.reply_to),
-    "flag": lambda message: {"flagStatus": "flagged" if message.flagged else "notFlagged"},
+    "flag": lambda message: flag_json(message.flag),
     "sensitivity": lambda message: message.properties.sensitivity,
     "internetMessageHeaders": lambda message: [
         {"name": name, "value": value}

@@ -7,6 +7,7 @@ not. Raises OSError when the disk rejects a change. See Maildir++ and Graph's ma
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,18 +19,21 @@ from relay.mailbox.message_file import MessageName, parse_name
 _LISTINGS_MAX = 20  # another program may rename files faster than they are copied
 
 
-def copy_messages(source: Path, target: Path, names: NewNames) -> None:
-    """Copy the messages of a folder to the directory `target`, durably."""
+def copy_messages(source: Path, target: Path, names: NewNames) -> Mapping[str, str]:
+    """Copy the messages of a folder to the directory `target`, durably. Return the ids of the
+    copies, by the base name of the original.
+    """
     with suppress(FileNotFoundError):
         shutil.copyfile(source / KEYWORDS_FILE, target / KEYWORDS_FILE)
-    done: set[str] = set()
+    done: dict[str, str] = {}
     for _ in range(_LISTINGS_MAX):
         if not _copy_once(source, target, names, done=done):
             break
     sync_directory(target / "cur")
+    return done
 
 
-def _copy_once(source: Path, target: Path, names: NewNames, *, done: set[str]) -> bool:
+def _copy_once(source: Path, target: Path, names: NewNames, *, done: dict[str, str]) -> bool:
     """Copy the messages that are not `done`; return whether one was renamed meanwhile."""
     was_renamed = False
     for directory in (source / "new", source / "cur"):
@@ -38,8 +42,11 @@ def _copy_once(source: Path, target: Path, names: NewNames, *, done: set[str]) -
             if name is None or name.base_name in done:
                 continue
             try:
-                _copy(directory / file_name, target, name, base_name=names.of_copy(name))
-                done.add(name.base_name)
+                base_name = names.of_copy(name)
+                _copy(directory / file_name, target, name, base_name=base_name)
+                copied = parse_name(base_name)
+                assert copied is not None
+                done[name.base_name] = copied.message_id
             except FileNotFoundError:
                 was_renamed = True
     return was_renamed

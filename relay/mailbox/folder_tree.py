@@ -365,7 +365,8 @@ class FolderTree:
         try:
             for pair in pairs:
                 make_folder(pair.temporary, pair.folder_id)
-                copy_messages(pair.source, pair.temporary, self.names)
+                copies = copy_messages(pair.source, pair.temporary, self.names)
+                self.index.copy_states(mailbox, copies)
             for pair in pairs:
                 rename_directory(pair.temporary, mailbox / pair.directory)
         except BaseException:

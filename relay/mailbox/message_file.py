@@ -22,6 +22,7 @@ from msgspec import Struct
 from relay.clock import ID_LENGTH, id_time_us
 from relay.files import OpenOctets
 from relay.mailbox.maildir import open_message
+from relay.mailbox.message_state import NO_STATE, MessageState, encode_state, flag_of, with_state
 from relay.mailbox.types import (
     Folder,
     NoSuchItemError,
@@ -36,7 +37,7 @@ from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_message
 DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
-OTHER = "O"  # inferenceClassification; not in the specification, and kept by Dovecot and mutt
+OTHER = "O"  # inferenceClassification before it was in the state; not in the specification
 NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
 _RELAY_NAME = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
@@ -172,6 +173,7 @@ class MessageFile(Struct, frozen=True):
     message_id: str
     generation: int = 1
     received_us: int = 0
+    state: MessageState = NO_STATE
 
     @property
     def path(self) -> Path:
@@ -185,10 +187,23 @@ class MessageFile(Struct, frozen=True):
 
     @property
     def change_key(self) -> str:
-        """A text that changes with the content, the folder or the flags of the message."""
+        """A text that changes with content, folder, flags and state of the message."""
         flags = "".join(sorted(self.name.flags))
         place = f"{self.folder.id}/{self.name.name_with_size}:{flags}"
-        return hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+        facts = os.fsencode(place) + encode_state(self.state)
+        return hashlib.sha256(facts).hexdigest()[:16]
+
+    @property
+    def is_other(self) -> bool:
+        """Whether its inferenceClassification is other."""
+        return is_other(self.name.flags, self.state)
+
+
+def is_other(flags: str, state: MessageState) -> bool:
+    """Return whether a message's inferenceClassification is other: by its state, else by its file's
+    name.
+    """
+    return OTHER in flags if state.is_other is None else state.is_other
 
 
 def is_draft_file(flags: str, folder: Folder) -> bool:
@@ -232,7 +247,8 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
     block, _ = read_private_block(stored)
     message = read_message(stored)
     created_us = block.origin.created_us if block else mtime_us
-    properties = with_defaults(message.properties, block)
+    state = located.state
+    properties = with_state(with_defaults(message.properties, block), state)
     flags = located.name.flags
     attachments = tuple(
         stored_attachment(one, number) for number, one in enumerate(message.attachments)
@@ -245,15 +261,15 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
         attachments=attachments,
         is_draft=located.is_draft,
         is_read=SEEN in flags,
-        flagged=FLAGGED in flags,
         size=stored.size,
         created_us=created_us,
-        modified_us=block.origin.modified_us if block else mtime_us,
+        modified_us=max(block.origin.modified_us if block else mtime_us, state.modified_us),
         sent_us=message.date_us or (block.origin.modified_us if block else mtime_us),
         received_us=located.received_us or received_at_us(located.message_id, mtime_us),
         change_key=located.change_key,
+        flag=flag_of(state, is_flagged=FLAGGED in flags),
         is_mime=block is None or block.is_mime,
-        is_other=OTHER in flags,
+        is_other=located.is_other,
         message_class=message.message_class,
     )
 

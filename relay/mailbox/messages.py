@@ -1,16 +1,15 @@
-"""Messages: create, read, query, change, move, copy and delete them.
+"""Messages: create, read, change, move, copy and delete them.
 
-No file is rewritten in place: a change writes a new file and then removes the old one. A moved
-message keeps its id and its file, and no file is replaced. Methods raise StoreError's children, the
+No file is rewritten in place: a change of a draft writes a new file and then removes the old one. A
+moved message keeps its id and its file, and no file is replaced. Other messages have a state beside
+their file (message_state.py). Methods raise StoreError's children, the
 blocking ones OSError too; after an error nothing is half-written. See Maildir and Graph's message.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -26,7 +25,6 @@ from relay.mailbox.draft_files import (
     next_generation,
 )
 from relay.mailbox.folders import Folders, find_folder, is_deleted
-from relay.mailbox.index.content_index import CopyLookup
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
@@ -44,7 +42,6 @@ from relay.mailbox.maildir import (
 from relay.mailbox.message_file import (
     FLAGGED,
     NEW_DRAFT,
-    OTHER,
     SEEN,
     MessageFile,
     load,
@@ -53,24 +50,26 @@ from relay.mailbox.message_file import (
     parse_name,
     with_flags,
 )
-from relay.mailbox.query import DeltaQuery, MessageQuery
+from relay.mailbox.message_state import (
+    NO_STATE,
+    STATE_BYTES_MAX,
+    MessageState,
+    encode_state,
+    without_content,
+)
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.scheduled import ScheduledSends
-from relay.mailbox.threads import AccountQueues, QueryTimeLimit, ThreadPool, in_thread
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
-    ChangePage,
-    DeltaPage,
     Folder,
     MessageChange,
-    MessageDelta,
-    NoSuchItemError,
     NotADraftError,
-    Page,
     PendingSubmission,
     Precondition,
     ReadListener,
+    StateTooLargeError,
     StoredMessage,
     WellKnown,
     ignore_read,
@@ -82,8 +81,6 @@ from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
 
 _LOOKS_MAX = 10  # for a file that is renamed meanwhile
-_Query = TypeVar("_Query")
-_Result = TypeVar("_Result")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -96,7 +93,6 @@ class Messages:
     """
 
     threads: ThreadPool  # in which the coroutines work
-    queries: AccountQueues  # queries take long: they have threads of their own
     clock: Clock  # for the times of messages and submissions
     crash: CrashPoints  # for crash tests
     root: MailRoot  # whether it is there; where a file may be that was just written
@@ -179,124 +175,6 @@ class Messages:
                 located = self.index.find(mailbox, found.message_id)
         return set()
 
-    async def query(self, account: str, query: MessageQuery) -> Page:
-        """Return a page of the requested messages. It ends before `top` when it has `bytes_max` of
-        them, or when the time of a query is over.
-
-        Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
-        StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
-        StoreUnavailableError.
-        """
-        return await self._in_time(self._find, account, query)
-
-    async def look_up(
-        self, account: str, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
-    ) -> CopyLookup:
-        """Look up messages by their ids, and which of the words their texts have, as `$search`
-        finds them; a word may be the beginning of one, or several in their order.
-
-        What the index has not read of these messages is read for at most `read_s`. Messages that
-        are not there are left out. Raises TooManyQueriesError, StoreUnavailableError.
-        """
-        limit = QueryTimeLimit(self.clock)
-        try:
-            return await self.queries.run(
-                account,
-                partial(self._look_up, account, message_ids, words, read_s=read_s, limit=limit),
-            )
-        finally:
-            limit.stop()
-
-    def _look_up(
-        self,
-        account: str,
-        message_ids: Sequence[str],
-        words: Sequence[str],
-        *,
-        read_s: float,
-        limit: QueryTimeLimit,
-    ) -> CopyLookup:
-        mailbox = self.folders.directory(account)
-        if not mailbox.is_dir():
-            return CopyLookup({})
-        return self.index.look_up(mailbox, message_ids, words, read_s=read_s, limit=limit)
-
-    async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
-        """Return what became of a folder's messages since a position, each message once.
-
-        It reads the changes and the changed messages, whatever the size of the mailbox. A page may
-        end early, as in query(). Raises what that raises, with StalePositionError for `after`.
-        """
-        return await self._in_time(self._delta, account, query)
-
-    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
-        """Return the changes of a mailbox's messages after the position `after`, by any program.
-
-        "" returns no changes, only the current position. Raises StalePositionError for a position
-        that is no longer known; the caller then lists all messages and starts again.
-        """
-        return await self.queries.run(account, self._changes, account, after, limit)
-
-    async def _in_time(
-        self,
-        find: Callable[[str, _Query, QueryTimeLimit], _Result],
-        account: str,
-        query: _Query,
-    ) -> _Result:
-        limit = QueryTimeLimit(self.clock)
-        try:
-            return await self.queries.run(account, find, account, query, limit)
-        finally:
-            limit.stop()
-
-    def _changes(self, account: str, after: str, limit: int) -> ChangePage:
-        return self.index.changes(self.folders.mailbox(account), after, limit)
-
-    def _find(self, account: str, query: MessageQuery, limit: QueryTimeLimit) -> Page:
-        limit.check()
-        mailbox = self.folders.mailbox(account)
-        found = self.index.query(mailbox, query, limit)
-        messages: list[StoredMessage] = []
-        positions: list[str] = []
-        left_bytes, next_after = query.bytes_max, ""
-        for hit in found.hits:
-            if messages and (left_bytes <= 0 or limit.is_over()):
-                break
-            next_after = hit.position
-            if (message := self._listed(mailbox, hit.located, query.folder_id)) is not None:
-                messages.append(message)
-                positions.append(next_after)
-                left_bytes -= message.memory_bytes
-        else:
-            next_after = next_after if found.more else ""
-        return Page(tuple(messages), found.total, next_after, tuple(positions))
-
-    def _delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
-        limit.check()
-        mailbox = self.folders.mailbox(account)
-        found = self.index.delta(mailbox, query, limit)
-        changed: list[MessageDelta] = []
-        left_bytes = query.bytes_max
-        for one in found.changed:
-            if changed and (left_bytes <= 0 or limit.is_over()):
-                return DeltaPage(tuple(changed), one.position, more=True)
-            message = None
-            if one.located is not None:
-                message = self._listed(mailbox, one.located, query.folder_id)
-                if message is None:  # the feed has a later change of it
-                    continue
-                left_bytes -= message.memory_bytes
-            changed.append(MessageDelta(one.message_id, one.kind, one.position, message))
-        return DeltaPage(tuple(changed), found.position, found.more)
-
-    def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:
-        """Load a message of a listing, None if it was removed in the meantime."""
-        with suppress(FileNotFoundError):
-            return loaded(located)
-        with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
-            return loaded(self.index.get(mailbox, located.message_id, folder_id=folder_id))
-        return None
-
     @retry_if_renamed
     def _shown(self, located: MessageFile) -> StoredMessage:
         """Load a message that was just written, even if it was renamed or moved since."""
@@ -336,14 +214,14 @@ class Messages:
             located = self.index.get_if(mailbox, message_id, condition)
             submission = self.scheduled.scheduled_submission(message_id, located)
             flags = located.name.flags
-            wanted_flags = {SEEN: change.is_read, FLAGGED: change.flagged, OTHER: change.is_other}
-            for flag, wanted in wanted_flags.items():
+            for flag, wanted in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
                 if wanted is not None:
                     flags = with_flags(flags, **{"add" if wanted else "remove": flag})
+            if change.properties is not None and not located.is_draft:
+                raise NotADraftError("Only a draft's content can be changed.")
+            located = self._with_state(account, located, replace(located.state, **change.state))
             if change.properties is None:
                 return loaded(self._with_flags(located, flags))
-            if not located.is_draft:
-                raise NotADraftError("Only a draft's content can be changed.")
             self.stale_files.clean(mailbox)
             stored = open_octets(located)
             if submission is not None:
@@ -353,7 +231,33 @@ class Messages:
                 )
             identity = self.names.identity(account, submission.options if submission else None)
             draft = next_generation(located, stored, identity, change=change.properties)
-            return self.replace(Before(mailbox, located, submission), draft, flags=flags)
+            changed = self.replace(Before(mailbox, located, submission), draft, flags=flags)
+            if located.state == (state := without_content(located.state)):
+                return changed
+            self._with_state(account, located, state)  # the file has the rest now
+            return loaded(self.index.get(mailbox, message_id))
+
+    def _with_state(self, account: str, located: MessageFile, state: MessageState) -> MessageFile:
+        """Store the state of a message, durably, and return its file with it.
+
+        Raises StateTooLargeError, MailboxFullError, StoreUnavailableError.
+        """
+        if state == located.state:
+            return located
+        message_id, mailbox = located.message_id, self.folders.mailbox(account)
+        state = replace(state, modified_us=self.clock.time_us())
+        size_bytes = len(encode_state(state))
+        if size_bytes > STATE_BYTES_MAX:
+            raise StateTooLargeError(
+                f"The categories, extended properties and other properties of the message take "
+                f"{size_bytes} bytes; a message that is no draft may have {STATE_BYTES_MAX}."
+            )
+        growth = size_bytes - len(encode_state(located.state))
+        with self.quota.room_for(
+            account, mailbox, growth, base_name=f"state of {message_id}", messages=0
+        ):
+            self.index.write_states(mailbox, {message_id: state})
+        return replace(located, state=state)
 
     @retry_if_renamed
     def change(
@@ -410,7 +314,7 @@ class Messages:
         remove(located.path)
         if submission is not None:
             self.scheduled.finish_replace(submission)
-        return self._written(changed, draft)
+        return self._written(replace(changed, state=located.state), draft)
 
     def _write_scheduled(
         self,
@@ -563,7 +467,10 @@ class Messages:
         size_bytes, base_name = located.path.stat().st_size, self.names.of_copy(located.name)
         copy = in_folder(located, destination, f"{base_name},S={size_bytes}")
         copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
+        size_bytes += len(encode_state(copy.state))
         with self.quota.room_for(account, mailbox, size_bytes, base_name=base_name):
+            if copy.state != NO_STATE:
+                self.index.write_states(mailbox, {copy.message_id: copy.state})
             self._link(located, copy)
         return loaded(copy)
 

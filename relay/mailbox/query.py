@@ -29,6 +29,9 @@ class Property(StrEnum):
     HAS_ATTACHMENTS = "hasAttachments"
     IMPORTANCE = "importance"  # low, normal, high: in this order
     FLAG = "flag/flagStatus"
+    FLAG_START = "flag/startDateTime/dateTime"
+    FLAG_DUE = "flag/dueDateTime/dateTime"
+    FLAG_COMPLETED = "flag/completedDateTime/dateTime"
     CLASSIFICATION = "inferenceClassification"
     INTERNET_MESSAGE_ID = "internetMessageId"
     CONVERSATION_ID = "conversationId"

@@ -18,7 +18,7 @@ from relay.message.time_zones import time_zone
 from relay.observe.logs import get_logger
 
 FILE_NAME = "relay-settings"
-_BYTES_MAX = 64 * 1024  # what Graph accepts is a few KiB at most
+_BYTES_MAX = 1024 * 1024  # 200 categories with the longest names take 400 KiB
 
 _log = get_logger("mailbox")
 
@@ -32,9 +32,18 @@ class WorkingHours(Struct, frozen=True):
     time_zone: str = ""
 
 
+class MasterCategory(Struct, frozen=True):
+    """A category that the user has given a colour: Graph's names none, preset0 to preset24."""
+
+    id: str
+    name: str
+    color: str = "none"
+
+
 class UserSettings(Struct, frozen=True):
     """What a user has set. The zones are names that time_zone() knows, `language` is an RFC 5646
-    tag with the name that clients show. The formats are .NET's patterns, for clients only.
+    tag with the name that clients show. The formats are .NET's patterns, and the categories are
+    those of masterCategories; both are for clients only.
     """
 
     time_zone: str = "UTC"
@@ -43,6 +52,7 @@ class UserSettings(Struct, frozen=True):
     date_format: str = "M/d/yyyy"
     time_format: str = "h:mm tt"
     working_hours: WorkingHours = WorkingHours()
+    categories: tuple[MasterCategory, ...] = ()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

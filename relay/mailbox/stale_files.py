@@ -258,8 +258,8 @@ class StaleFiles:
         """Remove stale files of a mailbox, at most once a day; called before each write to it.
 
         The first time, remove half-written drafts and half-removed folders of any age. Each time,
-        remove files of any program in any tmp/ that are older than 36 hours, and copies of folders
-        that a crash interrupted so long ago.
+        remove files of any program in any tmp/ that are older than 36 hours, copies of folders that
+        a crash interrupted so long ago, and the states of messages that vanished 30 days ago.
         """
         now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
         if now_s - self._cleaned_s.get(key, -_EVERY_S) < _EVERY_S:
@@ -271,6 +271,8 @@ class StaleFiles:
             if cleaned_s is None:
                 _remove_half_done(mailbox)
             self._cleaned_s[key] = now_s
+        with suppress(StoreError):  # tried again tomorrow
+            self.index.expire_states(mailbox)
         clock = self.clock
         old_s = min(clock.file_time_us(), now_at_least_us(clock)) / 1_000_000 - STALE_S
         for folder in list_folders(mailbox):

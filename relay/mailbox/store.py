@@ -1,9 +1,9 @@
 """FileStore: all mailboxes under one root, over Maildir++ directories.
 
-app creates one; graph uses its parts `messages`, `folders`, `attachments`, `uploads`, `arrivals`,
-`settings` and `submissions`, pickup `ready`, ingress and delivery the store itself. Each coroutine
-runs its blocking work in one thread of the store, and its results are durable when it returns. It
-raises only StoreError's children; errors of the disk become StoreUnavailableError.
+app creates one; graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
+`arrivals`, `settings` and `submissions`, pickup `ready`, ingress and delivery the store itself.
+Each coroutine runs its blocking work in one thread of the store, and its results are durable when
+it returns. It raises only StoreError's children; errors of the disk become StoreUnavailableError.
 docs/design.md 3.
 """
 
@@ -28,6 +28,7 @@ from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
+from relay.mailbox.message_lists import MessageLists
 from relay.mailbox.messages import Messages
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
@@ -112,10 +113,11 @@ class FileStore:
         names, stale_files = self._names, self._stale_files
         queries = AccountQueues(self._query_threads)
         self.messages = Messages(
-            threads=threads, queries=queries, clock=clock, crash=self._crash, root=self._root,
-            folders=folders, index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
+            threads=threads, clock=clock, crash=self._crash, root=self._root, folders=folders,
+            index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
             scheduled=self._scheduled, stale_files=stale_files,
         )  # fmt: skip
+        self.lists = MessageLists(queries=queries, clock=clock, folders=folders, index=index)
         self.folders = FolderTree(
             threads=threads, queries=queries, changes=AccountQueues(self._folder_threads),
             folders=folders, index=index, quota=quota, names=names, stale_files=stale_files,

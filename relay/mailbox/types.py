@@ -4,7 +4,7 @@ The ids of messages are immutable Graph ids: they are the same before and after 
 of the errors can be shown to users. See Graph's message and mailFolder, and Maildir++.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.clock import rfc3339
+from relay.mailbox.message_state import FollowUpFlag
 from relay.message.content import Octets
 from relay.message.envelope import Client
 from relay.message.properties import MessageProperties
@@ -74,6 +75,10 @@ class MessageChangedError(StoreError):
 
 class AttachmentsTooLargeError(StoreError):
     """The number or the total size of the draft's attachments exceeds the limit (413)."""
+
+
+class StateTooLargeError(StoreError):
+    """The properties of a message that its mailbox keeps beside its file are too large (413)."""
 
 
 class TooManyUploadsError(StoreError):
@@ -198,13 +203,13 @@ class StoredMessage(Struct, frozen=True):
     attachments: tuple[StoredAttachment, ...]  # without their content
     is_draft: bool  # it can be changed and sent
     is_read: bool  # flag S
-    flagged: bool  # flag F
     size: int  # in octets
     created_us: int  # of the draft, or when it arrived
     modified_us: int  # of the file or its flags
     sent_us: int  # the Date field
     received_us: int  # when it arrived or was made
     change_key: str  # changes with every change; the ETag
+    flag: FollowUpFlag = FollowUpFlag()  # by the flag F, and the message's state
     is_mime: bool = False  # a draft whose content is MIME that the client gave
     is_other: bool = False  # inferenceClassification is other, not focused
     message_class: str = "IPM.Note"  # Exchange's: that of a report names its kind
@@ -316,12 +321,14 @@ class PendingSubmission:
 
 
 class MessageChange(Struct, frozen=True):
-    """A PATCH: fields that are not None change. `properties` change only on drafts."""
+    """A PATCH: fields that are not None change. `properties` change only on drafts. `state` are new
+    values of a MessageState.
+    """
 
     properties: MessageProperties | None = None
     is_read: bool | None = None
     flagged: bool | None = None
-    is_other: bool | None = None
+    state: Mapping[str, Any] = {}
 
 
 class Page(Struct, frozen=True):

@@ -114,7 +114,7 @@ def measure(
                 touch(mailbox, names, rng)
                 one = make(rng)
                 began = time.perf_counter()
-                store.messages._find(ALICE, one, QueryTimeLimit(store._clock))
+                store.lists._find(ALICE, one, QueryTimeLimit(store._clock))
                 took.append((time.perf_counter() - began) * 1000)
             found[name] = statistics.median(took)
     finally:
@@ -151,7 +151,7 @@ def ask(store: FileStore, one: MessageQuery, found: dict[str, float], name: str)
     """Ask once, and add to the time; whether there was an answer yet."""
     began = time.perf_counter()
     try:
-        store.messages._find(ALICE, one, QueryTimeLimit(store._clock))
+        store.lists._find(ALICE, one, QueryTimeLimit(store._clock))
     except Exception as error:  # noqa: BLE001 - it is still reading
         print(error, file=sys.stderr)
         return False

@@ -308,7 +308,7 @@ async def repeated_cancellations(trial: PowerLossTrial) -> None:
 async def deliveries(trial: PowerLossTrial) -> None:
     await trial.store.deliver(ALICE, unique="1", content=mime("letter"))
     await trial.promised(("inbox", "letter, unread"))
-    page = await trial.store.messages.query(ALICE, MessageQuery())
+    page = await trial.store.lists.query(ALICE, MessageQuery())
     store, identity = trial.settled_store(), page.messages[0].id
     await store.messages.update(ALICE, identity, MessageChange(is_read=True))
     await trial.promised(("inbox", "letter"))

@@ -41,6 +41,11 @@ _TIMES = {
     Property.CREATED: "created_us",
     Property.MODIFIED: "modified_us",
 }
+_FLAG_TIMES = {
+    Property.FLAG_START: "start_us",
+    Property.FLAG_DUE: "due_us",
+    Property.FLAG_COMPLETED: "completed_us",
+}
 
 
 _MARKUP = re.compile("<style>.*?</style>|</?[a-z]+>")  # what HTML of the tests does not show
@@ -60,6 +65,8 @@ def facts_of(message: StoredMessage) -> Facts:
     names = [one.name for one in message.attachments]
     facts = facts_of_json(message_json(message), attachments=names)
     exact = {named: getattr(message, field) for named, field in _TIMES.items()}
+    dates = {named: getattr(message.flag, field) for named, field in _FLAG_TIMES.items()}
+    exact |= {named: -1 if date is None else date for named, date in dates.items()}
     values = facts.values | exact | {Property.MESSAGE_CLASS: message.message_class}
     return replace(facts, values=values)
 
@@ -97,7 +104,10 @@ def _shown(shown: Mapping[str, Any], named: Property) -> Value:
     value: Any = shown
     for key in named.split("/"):
         value = value.get(key, "") if isinstance(value, Mapping) else ""
-    if named in _TIMES:
+    if named in _FLAG_TIMES and not value:
+        return -1
+    if named in (*_TIMES, *_FLAG_TIMES):
+        value = f"{value[:19]}Z"
         return int(datetime.fromisoformat(value).timestamp()) * 1_000_000
     return value
 
@@ -113,6 +123,8 @@ def matches(condition: Condition | None, facts: Facts) -> bool:
             return any(matches(part, facts) for part in parts)
         case Negation(part):
             return not matches(part, facts)
+        case Compare(named, operator, _) if facts.values[named] == -1:  # a flag without this date
+            return operator is Operator.NE
         case Compare(named, operator, value):
             return _compare(operator, _key(named, facts.values[named]), _key(named, value))
         case AnyItem(collection, inner):
@@ -213,11 +225,18 @@ def comparisons(
     equal = st.sampled_from([Operator.EQ, Operator.NE])
     ordered = st.sampled_from([Operator.GT, Operator.GE, Operator.LT, Operator.LE])
     flags = (Property.IS_READ, Property.IS_DRAFT, Property.HAS_ATTACHMENTS)
-    of_no_text = {*_TIMES, *flags, Property.IMPORTANCE, Property.FLAG, Property.CLASSIFICATION}
+    of_no_text = {
+        *_TIMES,
+        *_FLAG_TIMES,
+        *flags,
+        Property.IMPORTANCE,
+        Property.FLAG,
+        Property.CLASSIFICATION,
+    }
     of_text = [one for one in Property if one not in of_no_text]
     return st.one_of(
         st.builds(Compare, st.sampled_from(of_text), st.sampled_from(Operator), texts),
-        st.builds(Compare, st.sampled_from(list(_TIMES)), ordered, times),
+        st.builds(Compare, st.sampled_from([*_TIMES, *_FLAG_TIMES]), ordered, times),
         st.builds(Compare, st.sampled_from(flags), equal, st.booleans()),
         st.builds(
             Compare, st.just(Property.IMPORTANCE), equal | ordered, st.sampled_from(_IMPORTANCES)

@@ -17,6 +17,7 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.graph import create_app
 from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import Gateway
+from relay.mailbox.message_state import MessageState, flag_of, with_state
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
@@ -64,9 +65,10 @@ class MemoryStore:
         self.known = [Folder(name.value, name.name.title(), Path(), name) for name in WellKnown]
         self.user = UserSettings()
         self.messages = SimpleNamespace(
-            create=self._create, get=self._get, query=self._query,
-            update=self._update, delete=self._delete, mime=self._mime,
+            create=self._create, get=self._get, update=self._update, delete=self._delete,
+            mime=self._mime,
         )  # fmt: skip
+        self.lists = SimpleNamespace(query=self._query)
         self.folders = SimpleNamespace(every=self._folders, get=self._folder)
         self.submissions = SimpleNamespace(submit_new=self._send, submit_draft=self._send_draft)
         self.settings = SimpleNamespace(read=self._settings, write=self._write_settings)
@@ -89,7 +91,6 @@ class MemoryStore:
             attachments=attachments,
             is_draft=True,
             is_read=True,
-            flagged=False,
             size=100,
             created_us=now,
             modified_us=now,
@@ -147,11 +148,19 @@ class MemoryStore:
             raise self.refuse
         self.written += 1
         before = await self._get(account, message_id, folder_id=condition.folder_id)
+        flag = before.flag
+        dates = {"start_us": flag.start_us, "due_us": flag.due_us}
+        state = MessageState(
+            is_complete=flag.status == "complete", completed_us=flag.completed_us, **dates
+        )
+        state = structs.replace(state, **change.state)
+        is_flagged = flag.status == "flagged" if change.flagged is None else change.flagged
         after = structs.replace(
             before,
-            properties=change.properties or before.properties,
+            properties=with_state(change.properties or before.properties, state),
             is_read=before.is_read if change.is_read is None else change.is_read,
-            flagged=before.flagged if change.flagged is None else change.flagged,
+            flag=flag_of(state, is_flagged=is_flagged),
+            is_other=before.is_other if state.is_other is None else state.is_other,
             change_key=before.change_key + "+",
         )
         mailbox = self.stored[account]

@@ -62,7 +62,7 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
             content = await store.ready.content(pending)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
             await store.ready.complete(pending, queue_id="q")
-        page = await store.messages.query(ALICE, MessageQuery(top=100))
+        page = await store.lists.query(ALICE, MessageQuery(top=100))
         for one in page.messages:
             whole = one.properties.body.replace("\r", "").startswith(BODY.replace("\r", ""))
             subject = one.properties.subject if whole else f"{one.properties.subject}, cut"

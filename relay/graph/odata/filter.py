@@ -6,6 +6,7 @@ property that exists and cannot be filtered by. OData 4.01 URL conventions 5.1.1
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, TypeVar
@@ -25,6 +26,7 @@ from relay.graph.odata.expression import (
 )
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.query import Operator
+from relay.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
 
 Result = TypeVar("Result")
 Value = str | int | bool
@@ -45,6 +47,7 @@ class FieldType(Enum):
 
     TEXT = "a text in single quotes"
     TIME = "a time without quotes, such as 2026-11-20T06:48:40Z"
+    TIME_TEXT = "a time in single quotes, such as '2026-12-01T00:00:00Z', or null"
     BOOLEAN = "true or false"
     NUMBER = "a number"
     CHOICE = "one of"
@@ -158,7 +161,7 @@ class _FilterBinder(Generic[Result]):
         if right.value is None:
             return self._null(field, operator)
         value = _typed_value(field, right)
-        if field.type is FieldType.TIME and isinstance(value, int):
+        if field.type in (FieldType.TIME, FieldType.TIME_TEXT) and isinstance(value, int):
             return self._time(field, operator, value)
         return field.compare(operator, value)
 
@@ -170,11 +173,14 @@ class _FilterBinder(Generic[Result]):
         return tree if is_wanted else self._resource.negated(tree)
 
     def _null(self, field: QueryField[Result], operator: Operator) -> Result:
-        """Compare with null: a missing text is an empty one; other properties are never null."""
+        """Compare with null: a missing text is an empty one; only times of a flag can be null."""
         if operator not in (Operator.EQ, Operator.NE):
             return self._never()
         if field.type is FieldType.TEXT:
             return field.compare(operator, "")
+        if field.type is FieldType.TIME_TEXT:
+            exists = field.compare(Operator.GE, 0)
+            return exists if operator is Operator.NE else self._resource.negated(exists)
         return self._always() if operator is Operator.NE else self._never()
 
     def _time(self, field: QueryField[Result], operator: Operator, time_us: int) -> Result:
@@ -277,8 +283,11 @@ def _typed_value(field: QueryField[Result], literal: Literal) -> Value:
             return value
         case FieldType.BOOLEAN if isinstance(value, bool):
             return value
-        case FieldType.TIME if isinstance(value, int) and literal.is_time:
+        case FieldType.TIME | FieldType.TIME_TEXT if isinstance(value, int) and literal.is_time:
             return value
+        case FieldType.TIME_TEXT if isinstance(value, str):
+            with suppress(ExtendedPropertyError):
+                return time_us(canonical_value("SystemTime", value))
         case FieldType.NUMBER if type(value) is int and not literal.is_time:
             return value
         case FieldType.CHOICE if isinstance(value, str):

@@ -44,11 +44,13 @@ from relay.message.extended_properties import MESSAGE_CLASS, ExtendedPropertyErr
 
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
+_FLAG_DATES = (Property.FLAG_START, Property.FLAG_DUE, Property.FLAG_COMPLETED)
 _MESSAGE_TYPES = {
     Property.RECEIVED: FieldType.TIME,
     Property.SENT: FieldType.TIME,
     Property.CREATED: FieldType.TIME,
     Property.MODIFIED: FieldType.TIME,
+    **dict.fromkeys(_FLAG_DATES, FieldType.TIME_TEXT),
     Property.IS_READ: FieldType.BOOLEAN,
     Property.IS_DRAFT: FieldType.BOOLEAN,
     Property.HAS_ATTACHMENTS: FieldType.BOOLEAN,
@@ -168,7 +170,11 @@ def _is_message_class(item: CompareItem) -> bool:
 _MESSAGE_BY_NAME = {
     named.lower(): named for named in Property if named is not Property.MESSAGE_CLASS
 }
-_MESSAGE_ORDER = tuple(name for name in _MESSAGE_BY_NAME if name != "inferenceclassification")
+_MESSAGE_ORDER = tuple(
+    name
+    for name, named in _MESSAGE_BY_NAME.items()
+    if named not in (Property.CLASSIFICATION, *_FLAG_DATES)
+)
 _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     type_name="microsoft.graph.message",
     fields={name: _message_field(named) for name, named in _MESSAGE_BY_NAME.items()},

@@ -39,18 +39,20 @@ from relay.mailbox.message_file import (
     parse_name,
     received_at_us,
 )
+from relay.mailbox.message_state import read_state
 from relay.mailbox.types import Folder
 
 _ROWS_AT_ONCE = 1000
 _SAMPLE = 20  # messages per directory whose header is read again
 _DIFFERENCES_MAX = 10_000
-_STATE = "is_read, is_flagged, is_draft, content_level"
+_STATE = "is_read, flag_status = 1, is_draft, content_level"
 _READY = "SELECT 1 FROM meta WHERE name = 'ready'"
 _COUNTS = (
-    "SELECT id, total, unread, size_bytes,"
+    "SELECT id, total, unread, size_bytes, state_bytes,"
     " (SELECT count(*) FROM message WHERE folder = number),"
     " (SELECT count(*) FROM message WHERE folder = number AND NOT is_read),"
-    " (SELECT coalesce(sum(size_bytes), 0) FROM message WHERE folder = number)"
+    " (SELECT coalesce(sum(size_bytes), 0) FROM message WHERE folder = number),"
+    " (SELECT coalesce(sum(state_bytes), 0) FROM message WHERE folder = number)"
     " FROM folder"
 )
 
@@ -73,9 +75,10 @@ def differences(
     """
     if cursor.execute(_READY).fetchone() is None:
         return
-    for folder_id, total, unread, size_bytes, *counted in fetch(cursor, _COUNTS):
-        if [total, unread, size_bytes] != counted:
-            yield Difference(folder_id, f"counts {total}, {unread}, {size_bytes}; rows {counted}")
+    for folder_id, *counts in fetch(cursor, _COUNTS):
+        stored, counted = counts[:4], counts[4:]
+        if stored != counted:
+            yield Difference(folder_id, f"counts {stored}; rows {counted}")
     by_id = {folder.id: folder for folder in folders}
     known = {
         folder_id: number for number, folder_id in fetch(cursor, "SELECT number, id FROM folder")
@@ -188,6 +191,7 @@ def _has_right_header_data(cursor: apsw.Cursor, row: IndexedMessage, path: Path)
         return True  # removed or renamed meanwhile
     except OSError:
         facts = NO_HEADER_DATA
+    facts = facts.with_state(read_state(row.state))
     columns: list[Any] = fetch(
         cursor, f"SELECT {HEADER_COLUMNS} FROM message WHERE uid = ?", (row.uid,)
     )

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import apsw
 from msgspec import Struct
@@ -34,8 +34,10 @@ from relay.mailbox.index.query_sql import (
     words_expression,
 )
 from relay.mailbox.index.rows import FolderRow, IndexedMessage, select_rows
+from relay.mailbox.index.states import INSERT_ITEM
 from relay.mailbox.index.update import path_of
 from relay.mailbox.maildir import open_message
+from relay.mailbox.message_state import MessageState, read_state, with_state
 from relay.mailbox.query import Collection
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
@@ -79,6 +81,15 @@ class HeaderData(Struct, frozen=True):
     created_us: int
     modified_us: int
     message_class: str
+
+    def with_state(self, state: MessageState) -> Self:
+        """Return what the message's state makes of it."""
+        return replace(
+            self,
+            properties=with_state(self.properties, state),
+            modified_us=max(self.modified_us, state.modified_us),
+            message_class=class_of(state.extended or (), self.message_class),
+        )
 
     @property
     def columns(self) -> tuple[str | int, ...]:
@@ -490,10 +501,12 @@ def _is_as_read(cursor: apsw.Cursor, row: IndexedMessage, level: int) -> bool:
 
 
 def _write_header_data(cursor: apsw.Cursor, uid: int, facts: HeaderData) -> None:
+    state = cursor.execute("SELECT state FROM message WHERE uid = ?", (uid,)).get
+    facts = facts.with_state(read_state(state))
     columns = facts.columns
     cursor.execute(_HEADER_SQL, (*columns, uid))
     cursor.executemany(
-        "INSERT OR IGNORE INTO item (kind, address_key, uid, name_key) VALUES (?, ?, ?, ?)",
+        INSERT_ITEM,
         [(kind, address, uid, name) for kind, address, name in facts.items],
     )
     cursor.execute(

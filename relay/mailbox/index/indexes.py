@@ -39,6 +39,7 @@ from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, read_ro
 from relay.mailbox.index.update import directory_path
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import MessageFile, parse_name
+from relay.mailbox.message_state import MessageState, read_state
 from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import (
@@ -129,7 +130,8 @@ def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
 _COLUMNS = ", ".join(f"message.{one.strip()}" for one in COLUMNS.split(","))
 
 
-_OPEN_MAX = 64  # each has three files open
+_OPEN_MAX = 64  # each has at most six files open
+_IDS_AT_ONCE = 500
 
 
 class Indexes:
@@ -286,10 +288,15 @@ class Indexes:
             return index.run(operation)
 
     def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
-        """Return the usage of all folders, and which of `base_names` it includes."""
+        """Return the usage of all folders, with the states of their messages, and which of
+        `base_names` it includes.
+        """
 
         def operation(cursor: apsw.Cursor) -> CountedUsage:
-            sql = "SELECT coalesce(sum(size_bytes), 0), coalesce(sum(total), 0) FROM folder"
+            sql = (
+                "SELECT coalesce(sum(size_bytes + state_bytes), 0), coalesce(sum(total), 0)"
+                " FROM folder"
+            )
             [(size_bytes, messages)] = fetch(cursor, sql)
             counted = frozenset(one for one in base_names if _has_base_name(cursor, one))
             return CountedUsage(Usage(size_bytes, messages), counted)
@@ -297,8 +304,41 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(operation)
 
+    def write_states(self, mailbox: Path, states: Mapping[str, MessageState]) -> None:
+        """Replace the states of messages, durably. Raises StoreUnavailableError."""
+        with self._of(mailbox) as index:
+            index.states.write(states)
+
+    def copy_states(self, mailbox: Path, copies: Mapping[str, str]) -> None:
+        """Give copies the states of their originals; `copies` are ids by the originals' base names.
+
+        Raises StoreUnavailableError.
+        """
+
+        def operation(cursor: apsw.Cursor) -> dict[str, MessageState]:
+            sql = "SELECT base_name, state FROM message WHERE state_bytes > 0"
+            return {
+                copies[name]: read_state(state)
+                for base_name, state in fetch(cursor, sql)
+                if (name := os.fsdecode(base_name)) in copies
+            }
+
+        with self._of(mailbox) as index:
+            if states := index.run(operation):
+                index.states.write(states)
+
+    def expire_states(self, mailbox: Path) -> None:
+        """Remove the states of messages that vanished 30 days ago. Raises StoreUnavailableError."""
+        with self._of(mailbox, in_background=True) as index:
+            ids = index.states.ids()
+            vanished = set(ids)
+            for start in range(0, len(ids), _IDS_AT_ONCE):
+                found = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
+                vanished -= {one.message_id for one in found}
+            index.states.expire(vanished, now_us=self._clock.time_us())
+
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
-        """See Messages.changes()."""
+        """See MessageLists.changes()."""
         with self._of(mailbox) as index:
             return index.run(lambda cursor: changes_after(cursor, after, limit))
 
@@ -452,6 +492,7 @@ def message_file_of(folders: Mapping[int, FolderRow], row: IndexedMessage) -> Me
         message_id=row.message_id,
         generation=row.generation,
         received_us=row.received_us,
+        state=read_state(row.state),
     )
 
 

@@ -17,20 +17,25 @@ CREATE INDEX item_uid ON item (uid);
 
 CREATE TRIGGER message_added AFTER INSERT ON message BEGIN
     UPDATE folder SET total = total + 1, unread = unread + NOT new.is_read,
-        size_bytes = size_bytes + new.size_bytes WHERE number = new.folder;
+        size_bytes = size_bytes + new.size_bytes, state_bytes = state_bytes + new.state_bytes
+        WHERE number = new.folder;
 END;
 CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
     UPDATE folder SET total = total - 1, unread = unread - NOT old.is_read,
-        size_bytes = size_bytes - old.size_bytes WHERE number = old.folder;
+        size_bytes = size_bytes - old.size_bytes, state_bytes = state_bytes - old.state_bytes
+        WHERE number = old.folder;
     DELETE FROM item WHERE uid = old.uid;
     DELETE FROM fulltext WHERE rowid = old.uid;
     DELETE FROM trigram WHERE rowid = old.uid;
 END;
-CREATE TRIGGER message_changed AFTER UPDATE OF folder, is_read, size_bytes ON message BEGIN
+CREATE TRIGGER message_changed AFTER UPDATE OF folder, is_read, size_bytes, state_bytes ON message
+BEGIN
     UPDATE folder SET total = total - 1, unread = unread - NOT old.is_read,
-        size_bytes = size_bytes - old.size_bytes WHERE number = old.folder;
+        size_bytes = size_bytes - old.size_bytes, state_bytes = state_bytes - old.state_bytes
+        WHERE number = old.folder;
     UPDATE folder SET total = total + 1, unread = unread + NOT new.is_read,
-        size_bytes = size_bytes + new.size_bytes WHERE number = new.folder;
+        size_bytes = size_bytes + new.size_bytes, state_bytes = state_bytes + new.state_bytes
+        WHERE number = new.folder;
 END;
 -- A row whose content must be read again keeps nothing of what was read before.
 CREATE TRIGGER message_emptied AFTER UPDATE OF content_level ON message WHEN new.content_level = 0 BEGIN
@@ -41,4 +46,5 @@ END;
 UPDATE folder SET
     total = (SELECT count(*) FROM message WHERE folder = number),
     unread = (SELECT count(*) FROM message WHERE folder = number AND NOT is_read),
-    size_bytes = (SELECT coalesce(sum(size_bytes), 0) FROM message WHERE folder = number);
+    size_bytes = (SELECT coalesce(sum(size_bytes), 0) FROM message WHERE folder = number),
+    state_bytes = (SELECT coalesce(sum(state_bytes), 0) FROM message WHERE folder = number);

@@ -30,6 +30,7 @@ from relay.mailbox.index.database import (
 from relay.mailbox.index.rows import FolderRow
 from relay.mailbox.index.update import IndexUpdater
 from relay.mailbox.index.watch import InotifyWatcher
+from relay.mailbox.state_file import StateFile
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
 from relay.observe.logs import get_logger
@@ -57,6 +58,7 @@ class MailboxIndex:
         self._mailbox = mailbox
         self._is_stopping = is_stopping
         self._path = mailbox / FILE_NAME
+        self.states = StateFile(mailbox)
         self._clock = clock
         self._watch = watcher.for_mailbox()
         self._lock = threading.RLock()
@@ -165,6 +167,7 @@ class MailboxIndex:
                             close_feed(cursor)
             self._discard()
             self._watch.close()
+            self.states.close()
 
     def _snapshot(self) -> tuple[apsw.Connection, Mapping[int, FolderRow]] | None:
         if self._memory_until_s is not None:
@@ -181,8 +184,9 @@ class MailboxIndex:
             self._connection = open_database(None if is_in_memory else self._path)
             self._file_id = "memory" if is_in_memory else str(self._path.stat().st_ino)
             self._updater = IndexUpdater(
-                self._mailbox, clock=self._clock, watch=self._watch, transaction=self.transaction
-            )
+                self._mailbox, clock=self._clock, watch=self._watch, states=self.states,
+                transaction=self.transaction,
+            )  # fmt: skip
         assert self._connection is not None
         assert self._updater is not None
         cursor = self._connection.cursor()

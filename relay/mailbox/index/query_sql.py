@@ -16,8 +16,8 @@ from typing import Any, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.mailbox.index.rows import UIDS_PER_US
-from relay.mailbox.message_file import OTHER, TIME_US_MAX
+from relay.mailbox.index.rows import FLAG_STATUSES, UIDS_PER_US
+from relay.mailbox.message_file import TIME_US_MAX
 from relay.mailbox.query import (
     AllOf,
     AnyItem,
@@ -49,6 +49,9 @@ TIME_COLUMNS = {
     Property.SENT: "sent_us",
     Property.CREATED: "created_us",
     Property.MODIFIED: "modified_us",
+    Property.FLAG_START: "flag_start_us",
+    Property.FLAG_DUE: "flag_due_us",
+    Property.FLAG_COMPLETED: "flag_completed_us",
 }
 TEXT_COLUMNS = {
     Property.SUBJECT: "subject_key",
@@ -65,7 +68,8 @@ FLAG_COLUMNS = {
     Property.IS_DRAFT: "is_draft",
     Property.HAS_ATTACHMENTS: "has_attachments",
     Property.IMPORTANCE: "importance",
-    Property.FLAG: "is_flagged",
+    Property.FLAG: "flag_status",
+    Property.CLASSIFICATION: "is_other",
 }
 CONTENT_LEVELS = {
     **dict.fromkeys(TEXT_COLUMNS, HEADER_LEVEL),
@@ -83,9 +87,7 @@ _INDEXED = frozenset(
 _MARK = re.compile(r"\b(message\.is_read)\b")
 _TRIGRAM_PROPERTIES = frozenset((Property.SUBJECT, Property.FROM_ADDRESS, Property.FROM_NAME))
 RANKS = {"low": 0, "normal": 1, "high": 2}
-_FLAGS = {"notflagged": 0, "flagged": 1}
 _CLASSIFICATIONS = {"focused": 0, "other": 1}
-_IS_OTHER = f"(instr(message.flags, '{OTHER}') > 0)"
 _NO_RANK = -1  # of an unknown value: equal to nothing
 _OPERATORS = {
     Operator.EQ: "=",
@@ -307,15 +309,13 @@ def _compared(condition: Compare) -> Clause:
     sign = _OPERATORS.get(operator)
     if sign is None or (number == _NO_RANK and operator is not Operator.NE):
         return Clause("0", (), level)
-    if condition.property is Property.CLASSIFICATION:
-        return Clause(f"{_IS_OTHER} {sign} ?", (number,))
     return Clause(f"message.{FLAG_COLUMNS[condition.property]} {sign} ?", (number,), level)
 
 
 def _number(condition: Compare) -> int:
     value = condition.value
     if isinstance(value, str):
-        words = {Property.FLAG: _FLAGS, Property.CLASSIFICATION: _CLASSIFICATIONS}
+        words = {Property.FLAG: FLAG_STATUSES, Property.CLASSIFICATION: _CLASSIFICATIONS}
         return words.get(condition.property, RANKS).get(value.lower(), _NO_RANK)
     return int(value)
 
@@ -338,6 +338,8 @@ def _time_compared(column: str, operator: Operator, value_us: int, *, level: int
     if sign is None:
         return Clause("0", (), level)
     sql = f"message.{column} {sign} ?"
+    if column.startswith("flag_"):  # no date is unequal to every date
+        sql = f"coalesce({sql}, {int(operator is Operator.NE)})"
     if column != "received_us" or operator is Operator.NE:
         return Clause(sql, (value_us,), level)
     # The uids are in the order of time, so these bounds limit the scan.

@@ -6,7 +6,7 @@ Raises apsw's exceptions.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import apsw
@@ -15,7 +15,15 @@ from msgspec.structs import replace
 
 from relay.mailbox.index.change_feed import append_change
 from relay.mailbox.index.database import fetch
-from relay.mailbox.message_file import FLAGGED, SEEN, MessageName, is_draft_file, received_at_us
+from relay.mailbox.message_file import (
+    FLAGGED,
+    SEEN,
+    MessageName,
+    is_draft_file,
+    is_other,
+    received_at_us,
+)
+from relay.mailbox.message_state import flag_of, read_state
 from relay.mailbox.types import ChangeKind, Folder
 
 UIDS_PER_US = 1024
@@ -23,10 +31,14 @@ INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
 _TIMES_REMEMBERED = 10_000
 COLUMNS = (
     "uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, inode,"
-    " size_bytes, mtime_ns, received_us, first_seen_us, flags"
+    " size_bytes, mtime_ns, received_us, first_seen_us, flags, state"
 )
-_ALL = f"({COLUMNS}, is_read, is_flagged, is_draft)"
-_MARKS = f"({', '.join('?' * 17)})"
+_ALL = (
+    f"({COLUMNS}, is_read, is_draft, state_bytes, is_other,"
+    " flag_status, flag_start_us, flag_due_us, flag_completed_us)"
+)
+_MARKS = f"({', '.join('?' * (_ALL.count(',') + 1))})"
+FLAG_STATUSES = {"notflagged": 0, "flagged": 1, "complete": 2}
 
 
 class FolderRow(Struct, frozen=True):
@@ -83,18 +95,27 @@ class IndexedMessage(Struct, frozen=True):
     received_us: int  # by which lists are sorted
     first_seen_us: int  # when the index found it
     flags: str  # of Maildir
+    state: bytes = b""  # of message_state.encode_state()
 
 
 class MessageTable:
     """The table `message` within a transaction.
 
-    With `is_first` the index is being built and no changes are recorded.
+    With `is_first` the index is being built and no changes are recorded. `state_of` returns the
+    state that the mailbox has of a message.
     """
 
     def __init__(
-        self, cursor: apsw.Cursor, folders: Iterable[FolderRow], *, is_first: bool, now_us: int
+        self,
+        cursor: apsw.Cursor,
+        folders: Iterable[FolderRow],
+        *,
+        is_first: bool,
+        now_us: int,
+        state_of: Callable[[str], bytes],
     ) -> None:
         self.now_us = now_us
+        self._state_of = state_of
         self.is_first = is_first
         self._cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
@@ -144,6 +165,7 @@ class MessageTable:
         """Insert a message."""
         uid = self._new_uid(received_at_us(message_id, file.stat_data.mtime_ns // 1000))
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation, uid=uid)
+        row = replace(row, state=self._state_of(message_id))
         self._insert(row)
         self._append_change(ChangeKind.CREATED, row)
         return row
@@ -151,7 +173,7 @@ class MessageTable:
     def change(self, row: IndexedMessage, file: ScannedFile, *, generation: int) -> IndexedMessage:
         """Record the current file of a message."""
         changed = self._row(file, row.message_id, claimed_id=row.claimed_id, generation=generation)
-        changed = replace(changed, first_seen_us=row.first_seen_us)
+        changed = replace(changed, first_seen_us=row.first_seen_us, state=row.state)
         is_same = (row.stat_data, row.generation) == (changed.stat_data, changed.generation)
         changed = self._put(row, changed, is_same_content=is_same)
         if row.location.folder != changed.location.folder:
@@ -170,6 +192,7 @@ class MessageTable:
             claimed_id="",
             generation=row.generation,
             received_us=received_us,
+            state=row.state,
         )
         copied = self._put(copy, copied, is_same_content=True)
         self._append_change(ChangeKind.DELETED, copy)
@@ -177,6 +200,11 @@ class MessageTable:
             self._append_change(ChangeKind.MOVED, copied, previous=row)
         elif set(row.flags) != set(copied.flags):
             self._append_change(ChangeKind.UPDATED, copied)
+
+    def set_state(self, row: IndexedMessage, state: bytes, *, is_same_content: bool) -> None:
+        """Record the state of a message. Unless `is_same_content` the message is read again."""
+        self._put(row, replace(row, state=state), is_same_content=is_same_content)
+        self._append_change(ChangeKind.UPDATED, row)
 
     def remove(self, row: IndexedMessage) -> None:
         """Delete a message."""
@@ -223,6 +251,8 @@ class MessageTable:
         self._cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
 
     def _values(self, row: IndexedMessage) -> tuple[Any, ...]:
+        state = read_state(row.state)
+        flag = flag_of(state, is_flagged=FLAGGED in row.flags)
         return (
             *(row.uid, row.message_id, row.claimed_id),
             *(row.location.folder, row.location.in_new, row.location.file_name),
@@ -233,9 +263,12 @@ class MessageTable:
                 row.stat_data.size_bytes,
                 row.stat_data.mtime_ns,
             ),
-            *(row.received_us, row.first_seen_us, row.flags),
-            *(SEEN in row.flags, FLAGGED in row.flags),
+            *(row.received_us, row.first_seen_us, row.flags, row.state),
+            SEEN in row.flags,
             is_draft_file(row.flags, self._folders[row.location.folder]),
+            *(len(row.state), is_other(row.flags, state)),
+            FLAG_STATUSES[flag.status.lower()],
+            *(flag.start_us, flag.due_us, flag.completed_us),
         )
 
     def _new_uid(self, received_us: int) -> int:
@@ -283,7 +316,7 @@ def select_rows(
 def read_row(values: Sequence[Any]) -> IndexedMessage:
     """Convert a result row of COLUMNS."""
     uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, *rest = values
-    inode, size_bytes, mtime_ns, received_us, first_seen_us, flags = rest
+    inode, size_bytes, mtime_ns, received_us, first_seen_us, flags, state = rest
     return IndexedMessage(
         uid=uid,
         message_id=message_id,
@@ -295,4 +328,5 @@ def read_row(values: Sequence[Any]) -> IndexedMessage:
         received_us=received_us,
         first_seen_us=first_seen_us,
         flags=flags,
+        state=state,
     )

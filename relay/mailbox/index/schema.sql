@@ -11,7 +11,8 @@ CREATE TABLE folder (
     cur_ns INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0,
     unread INTEGER NOT NULL DEFAULT 0,
-    size_bytes INTEGER NOT NULL DEFAULT 0
+    size_bytes INTEGER NOT NULL DEFAULT 0,
+    state_bytes INTEGER NOT NULL DEFAULT 0
 );
 
 -- What delta queries have last seen of each folder; an empty digest is a removed folder.
@@ -24,7 +25,8 @@ CREATE TABLE folder_state (
 -- `uid` is received_us * 1024 plus a number, so that its order is that of time. `claimed_id` is the id
 -- that a copy's file claims while another message has it. `first_seen_us`: when the file was first
 -- found, 0 if it existed before the index. `content_level`: 1 with the header's columns, 2 with the full
--- text as well. A key is the beginning of a text, case-folded.
+-- text as well. A key is the beginning of a text, case-folded. `state` is a copy of what the file
+-- relay-properties has, in JSON. `flag_status` is 0 without a flag, 1 flagged, 2 complete.
 CREATE TABLE message (
     uid INTEGER PRIMARY KEY,
     message_id TEXT NOT NULL,
@@ -41,8 +43,14 @@ CREATE TABLE message (
     first_seen_us INTEGER NOT NULL,
     flags TEXT NOT NULL,
     is_read INTEGER NOT NULL,
-    is_flagged INTEGER NOT NULL,
     is_draft INTEGER NOT NULL,
+    state BLOB NOT NULL,
+    state_bytes INTEGER NOT NULL,
+    is_other INTEGER NOT NULL,
+    flag_status INTEGER NOT NULL,
+    flag_start_us INTEGER,
+    flag_due_us INTEGER,
+    flag_completed_us INTEGER,
     content_level INTEGER NOT NULL DEFAULT 0,
     subject_key TEXT,
     from_key TEXT,

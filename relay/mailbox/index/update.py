@@ -33,9 +33,11 @@ from relay.mailbox.index.rows import (
     ScannedFile,
     StatData,
 )
+from relay.mailbox.index.states import copy_states, forget_position, known_position
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.message_file import is_relay_name, parse_name
+from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder, StoreUnavailableError
 
 
@@ -157,12 +159,15 @@ class IndexUpdater:
         *,
         clock: Clock,
         watch: MailboxWatch,
+        states: StateFile,
         transaction: Callable[[], AbstractContextManager[apsw.Cursor]],
     ) -> None:
         self.folders: dict[int, FolderRow] = {}
         self._mailbox = mailbox
         self._clock = clock
         self._watch = watch
+        self._states = states
+        self._states_mark: tuple[int, ...] | None = None  # up to which they were copied
         self._transaction = transaction
         self._root_ns = 0
         self._is_stale = True  # the list of folders may have changed
@@ -216,12 +221,29 @@ class IndexUpdater:
         self._remove_superseded()
         self._delete_removed_folders()
         self._store_times(cursor, scope)
+        self._copy_states(cursor)
 
     def record_times(self, cursor: apsw.Cursor) -> None:
         """Store the directories' times, so that the next process need not list them."""
         scope = _ScanScope()
         self._check_times(cursor, scope)
         self._store_times(cursor, scope)
+
+    def _copy_states(self, cursor: apsw.Cursor) -> None:
+        """Copy the states that were written since the last run. If they cannot be read, the index
+        keeps those that it has.
+        """
+        with suppress(StoreUnavailableError):
+            if (mark := self._states.mark()) == self._states_mark:
+                return
+            known, position = known_position(cursor), self._states.position()
+            if position != known:
+                is_all = position.inode != known.inode or position.version < known.version
+                states = self._states.since(0 if is_all else known.version)
+                with self._transaction() as writing:
+                    table = self._table(writing)
+                    copy_states(writing, table, states, position=position, is_all=is_all)
+            self._states_mark = mark
 
     # -- what to scan
 
@@ -373,8 +395,18 @@ class IndexUpdater:
         return Path(path_of(self.folders, location)).exists()
 
     def _table(self, cursor: apsw.Cursor, *, is_first: bool = False) -> MessageTable:
-        now_us = self._clock.time_us()
-        return MessageTable(cursor, self.folders.values(), is_first=is_first, now_us=now_us)
+        def state_of(message_id: str) -> bytes:
+            try:
+                return self._states.find(message_id)
+            except StoreUnavailableError:
+                forget_position(cursor)
+                self._states_mark = None
+                return b""
+
+        return MessageTable(
+            cursor, self.folders.values(), is_first=is_first, now_us=self._clock.time_us(),
+            state_of=state_of,
+        )  # fmt: skip
 
     # -- folders
 

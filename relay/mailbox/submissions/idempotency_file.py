@@ -227,8 +227,8 @@ def damage_of(path: Path) -> str:
         raise OSError(f"{path}: {error}") from error
 
 
-def copy_keys(path: Path, target: Path) -> None:
-    """Copy the records while a relay may write them; the copy is not synced. Raises OSError."""
+def copy_database(path: Path, target: Path) -> None:
+    """Copy an SQLite file while a relay may write it; the copy is not synced. Raises OSError."""
     try:
         with (
             closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection,

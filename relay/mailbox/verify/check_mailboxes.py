@@ -1,4 +1,4 @@
-"""Check one mailbox: its directories, messages, subscriptions and index.
+"""Check one mailbox: its directories, messages, subscriptions, states and index.
 
 Folders that other programs created are checked too. Memory grows with the number of messages in one
 folder. A file or directory that cannot be read is a finding, not an error. See Maildir++.
@@ -30,6 +30,8 @@ from relay.mailbox.message_file import (
     make_base_name,
     parse_name,
 )
+from relay.mailbox.state_file import FILE_NAME as STATES
+from relay.mailbox.state_file import state_faults
 from relay.mailbox.types import Folder, StoreError
 from relay.mailbox.verify.check_messages import MessageCheck, owner_fault
 from relay.mailbox.verify.findings import (
@@ -165,6 +167,7 @@ class MailboxCheck:
         self._readable(mailbox, lambda: self._check_folder_ids(mailbox))
         self._readable(mailbox, lambda: self._check_messages(mailbox, counts))
         self._readable(mailbox, lambda: self._check_subscriptions(mailbox))
+        self._readable(mailbox, lambda: self._check_states(mailbox))
         self._readable(mailbox, lambda: self._check_index(mailbox, counts))
         return True
 
@@ -335,6 +338,13 @@ class MailboxCheck:
         fault = StoreFault(StoreFindingKind.SUBSCRIPTIONS, path, found, "lines of text")
         repair = Repair(f"{moved.text}, and created again with all folders", act)
         self._repairer.handle(fault, repair)
+
+    def _check_states(self, mailbox: Path) -> None:
+        path = mailbox / STATES
+        if path.exists():
+            for found in state_faults(path):
+                kind = StoreFindingKind.DAMAGED_PROPERTIES
+                self._repairer.handle(StoreFault(kind, path, found, "the states of messages"))
 
     def _check_index(self, mailbox: Path, counts: StoreCounts) -> None:
         counts.indexes += self._indexes.check(mailbox)

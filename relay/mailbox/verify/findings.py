@@ -39,6 +39,7 @@ class StoreFindingKind(StrEnum):
     UNMARKED_COPY = "unmarked-copy"
     LOST_SUBMISSION = "lost-submission"
     DAMAGED_KEYS = "damaged-keys"
+    DAMAGED_PROPERTIES = "damaged-properties"
     DAMAGED_INDEX = "damaged-index"
     INDEX_MISMATCH = "index-mismatch"
 

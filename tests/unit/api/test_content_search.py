@@ -83,7 +83,7 @@ class Searched:
             self.store.messages, mailbox_for=mailbox_for, keeps_captured=self.is_development
         )
         search = ContentSearch(
-            self.store.messages, self.queue, copies, clock=self.clock,
+            self.store.messages, self.queue, copies, lists=self.store.lists, clock=self.clock,
             received=self.received.get if self.is_development else None,
         )  # fmt: skip
         return search.begin(MessageSearch(reader=reader, **wanted), lookup_s=lookup_s)
@@ -209,14 +209,14 @@ async def test_unread_is_the_copy_of_who_asks(searched) -> None:
 async def test_a_request_answers_as_many_as_its_time_allows_and_one_always(searched) -> None:
     people = [f"user{number}@example.test" for number in range(5)]
     found = [await searched.deliver(one, content=mime("x")) for one in people]
-    look_up, asked = searched.store.messages.look_up, []
+    look_up, asked = searched.store.lists.look_up, []
 
     async def slow(mailbox, *args, **more):
         asked.append(mailbox)
         searched.clock.advance(1)
         return await look_up(mailbox, *args, **more)
 
-    searched.store.messages.look_up = slow
+    searched.store.lists.look_up = slow
     for lookup_s, expected in [(0, 1), (1.5, 2), (60, 5)]:
         asked.clear()
         check = searched.begin(words=("x",), lookup_s=lookup_s)
@@ -280,13 +280,13 @@ async def test_only_what_an_index_reads_counts_as_reading(searched, monkeypatch)
     ticks = itertools.count()
     monkeypatch.setattr(ManualClock, "real_s", lambda _: float(next(ticks)))
     first, second = [
-        await searched.store.messages.look_up(mailbox, [copy_id], ["giraffe"], read_s=1e9)
+        await searched.store.lists.look_up(mailbox, [copy_id], ["giraffe"], read_s=1e9)
         for _ in range(2)
     ]
     assert first.found == second.found
     assert first.found[copy_id].words == {"giraffe"}
     assert first.read_s > 0
     assert second.read_s == 0
-    other = await searched.store.messages.look_up("nobody@example.test", ["x"], [], read_s=1)
+    other = await searched.store.lists.look_up("nobody@example.test", ["x"], [], read_s=1)
     assert other.found == {}
     assert not (searched.store._root.path / "example.test/nobody").exists()

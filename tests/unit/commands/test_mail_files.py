@@ -9,6 +9,9 @@ from relay.commands import mail_export
 from relay.commands.mail_export import export_eml, export_maildir, export_mbox, stored_mail
 from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import list_folders
+from relay.mailbox.message_file import parse_name
+from relay.mailbox.message_state import MessageState, encode_state
+from relay.mailbox.state_file import StateFile
 
 INBOX = ("tmp", "new", "cur")
 
@@ -53,6 +56,52 @@ def test_a_line_of_any_length_is_exported_in_pieces(
     assert export_mbox(stored_mail(list_folders(box)), tmp_path / "all.mbox") == 1
     [written] = [(tmp_path / "all.mbox").read_bytes()]
     assert written.partition(b"\n")[2] == b"Subject: x\n\nx" + text + b"\n>From y\n\n"
+
+
+STATE = MessageState(categories=("Größe", "x" * 255), is_complete=True, due_us=5, modified_us=7)
+
+
+@pytest.mark.parametrize("content", [b"Subject: x\r\n\r\nx\r\n", b"Subject: x\n\nx\nFrom y\n"])
+@pytest.mark.parametrize("kind", ["eml", "mbox", "maildir"])
+def test_a_state_goes_with_its_message(tmp_path: Path, kind: str, content: bytes) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    put(box, "1.a.host:2,S", content)
+    put(box, "2.a.host:2,S", b"X-Relay-Properties: e30=\r\n" + content)  # not Relay's
+    states = StateFile(box)
+    name = parse_name("1.a.host:2,S")
+    assert name is not None
+    states.write({name.message_id: STATE})
+    target = tmp_path / ("all.mbox" if kind == "mbox" else "all")
+    write = {"eml": export_eml, "mbox": export_mbox, "maildir": export_maildir}[kind]
+    assert write(stored_mail(list_folders(box), states), target) == 2
+    states.close()
+    importing = MailImport(other, other, hostname="host")
+    for mail in find_mail(target):
+        importing.add(mail)
+    importing.finish()
+    assert (importing.imported, importing.present) == (1, 1)  # the second is the first without it
+    [file] = [one for one in other.rglob("*host*") if one.is_file()]
+    assert file.read_bytes() == content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    imported = parse_name(file.name)
+    states = StateFile(other)
+    assert imported is not None
+    assert states.find(imported.message_id) == encode_state(STATE)
+    states.close()
+
+
+@pytest.mark.parametrize(
+    "field", [b"X-Relay-Properties: no base64", b"X-Relay-Properties: " + b"e30K" * 100_000]
+)
+def test_a_field_that_is_no_state_is_dropped(tmp_path: Path, field: bytes) -> None:
+    box = maildir(tmp_path / "box")
+    file = tmp_path / "one.eml"
+    file.write_bytes(field + b"\r\nSubject: x\r\n\r\nx\r\n")
+    importing = MailImport(box, box, hostname="host")
+    for mail in find_mail(file):
+        importing.add(mail)
+    importing.finish()
+    assert importing.imported == 1
+    assert not (box / "relay-properties").exists()
 
 
 DAMAGED = {

@@ -125,6 +125,20 @@ _SETTINGS: tuple[Bad, ...] = (
     ({"workingHours": {"daysOfWeek": ["someday"]}}, _TYPE),
     ({"workingHours": {"startTime": "25:00"}}, _TYPE),
 )
+_COLOR: tuple[Bad, ...] = (
+    ({"colour": 1}, _TYPE),
+    ({"color": "red"}, _TYPE),
+    ({"displayName": "another"}, _TYPE),
+)
+_CATEGORY: tuple[Bad, ...] = (
+    ({"displayName": "x", "colour": 1}, _TYPE),
+    ({"displayName": "x", "color": "red"}, _TYPE),
+    ({}, _REQUIRED),
+    ({"displayName": " "}, _REQUIRED),
+    ({"displayName": 5}, _TYPE),
+    ({"displayName": "a\nb"}, "ErrorInvalidRequest"),
+    ({"displayName": "x" * 10_000}, "ErrorInvalidRequest"),
+)
 _TRANSLATE = {"inputIds": ["a"], "sourceIdType": "restId", "targetIdType": "restImmutableEntryId"}
 _TRANSLATED: tuple[Bad, ...] = (
     ({}, _REQUIRED),
@@ -161,6 +175,10 @@ ROWS: dict[tuple[str, str], Row] = {
     ("translateexchangeids", "POST"): Row(_TRANSLATE, _TRANSLATED),
     ("inferenceclassification/overrides", "GET"): Row(),
     ("outlook/mastercategories", "GET"): Row(),
+    ("outlook/mastercategories", "POST"): Row({"displayName": "new"}, _CATEGORY),
+    ("outlook/mastercategories/{category}", "GET"): Row(),
+    ("outlook/mastercategories/{category}", "PATCH"): Row({"color": "preset1"}, _COLOR),
+    ("outlook/mastercategories/{category}", "DELETE"): Row(),
     ("mailfolders/{folder}/messagerules", "GET"): Row(),
     ("outlook/supportedtimezones", "GET"): Row(),
     ("outlook/supportedtimezones()", "GET"): Row(),
@@ -305,6 +323,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "attachment": made.ask("GET", path).json()["value"][0]["id"],
             "folder": made.ask("POST", "/mailFolders", json={"displayName": "P"}).json()["id"],
             "setting": "timeZone",
+            "category": made.ask(
+                "POST", "/outlook/masterCategories", json={"displayName": "Red"}
+            ).json()["id"],
         }
         as_bob = {"authorization": "Bearer bob"}
         made.others = made.ask("POST", "/messages", json=draft, headers=as_bob).json()["id"]

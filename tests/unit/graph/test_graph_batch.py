@@ -199,7 +199,7 @@ async def test_four_requests_run_at_once(
     graph: GraphInMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, most = 0, 0
-    listed = graph.store.messages.query
+    listed = graph.store.lists.query
 
     async def counted(*args: Any) -> Any:
         nonlocal running, most
@@ -210,7 +210,7 @@ async def test_four_requests_run_at_once(
         running -= 1
         return await listed(*args)
 
-    monkeypatch.setattr(graph.store.messages, "query", counted)
+    monkeypatch.setattr(graph.store.lists, "query", counted)
     await responses(graph.http, *(get(str(number), "/me/messages") for number in range(20)))
     assert most == 4
 

@@ -271,7 +271,7 @@ async def test_an_unknown_time_zone_in_prefer_is_a_400(graph: GraphInMemory) -> 
 @pytest.mark.parametrize(
     "path",
     [
-        "me/inferenceClassification/overrides", "me/outlook/masterCategories", "subscriptions",
+        "me/inferenceClassification/overrides", "subscriptions",
         "me/mailFolders/inbox/messageRules",
     ],
 )  # fmt: skip

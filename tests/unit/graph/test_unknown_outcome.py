@@ -104,7 +104,7 @@ async def test_a_stop_during_a_batch_that_sent_a_message_answers_nothing(store, 
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(store.messages, "query", hanging)
+    monkeypatch.setattr(store.lists, "query", hanging)
     async with serving(store) as server:
         asking = asyncio.create_task(ask(server, store, "batch"))
         await begun.wait()

@@ -40,15 +40,19 @@ def put(home: Path, number: int, *, folder: str = "", where: str = "cur", flags:
 
 
 async def shown(store, folder_id: str) -> dict[str, tuple[bool, bool, int]]:
-    page = await store.messages.query(ALICE, MessageQuery(folder_id=folder_id, top=1000))
+    page = await store.lists.query(ALICE, MessageQuery(folder_id=folder_id, top=1000))
     return {
-        one.properties.subject: (one.is_read, one.flagged, one.received_us // 1_000_000)
+        one.properties.subject: (
+            one.is_read,
+            one.flag.status == "flagged",
+            one.received_us // 1_000_000,
+        )
         for one in page.messages
     }
 
 
 async def ids(store) -> list[str]:
-    page = await store.messages.query(ALICE, MessageQuery(top=1000))
+    page = await store.lists.query(ALICE, MessageQuery(top=1000))
     return [one.id for one in page.messages]
 
 
@@ -81,7 +85,7 @@ async def test_a_change_of_a_copied_message_does_not_change_the_original(store, 
     made = await store.folders.create(ALICE, "A")
     written = await store.messages.create(ALICE, draft(subject="one"), folder_id=made.id)
     copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
-    page = await store.messages.query(ALICE, MessageQuery(folder_id=copy.id))
+    page = await store.lists.query(ALICE, MessageQuery(folder_id=copy.id))
     await store.messages.delete(ALICE, page.messages[0].id, permanently=True)
     assert (await store.messages.get(ALICE, written.id)).folder.id == made.id
     assert page.messages[0].is_draft

@@ -114,7 +114,7 @@ async def test_folders_of_another_program_keep_their_ids_when_we_rename_them(sto
     for name in ("Old", "Old.Within"):
         box.add_folder(name).add(b"Subject: s\n\n")
         (home / f".{name}/maildirfolder").unlink()
-    page = await store.messages.query(ALICE, MessageQuery())  # tells ids, and lists no folders
+    page = await store.lists.query(ALICE, MessageQuery())  # tells ids, and lists no folders
     ids = {one.folder.display_name: one.folder.id for one in page.messages}
     assert (await store.folders.rename(ALICE, ids["Old"], "New")).id == ids["Old"]
     assert (home / ".New/maildirfolder").read_text() == f"relay-folder-id {ids['Old']}\n"

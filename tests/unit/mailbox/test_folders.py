@@ -50,7 +50,7 @@ async def test_folders_of_other_programs_are_shown_and_counted(place, store):
     assert [one.display_name for one in others] == ["A.B&C", "Entwürfe", "bad&x"]
     found = await store.folders.get(ALICE, others[1].id.upper())
     assert (found.display_name, found.total, found.unread) == ("Entwürfe", 2, 1)
-    assert len((await store.messages.query(ALICE, MessageQuery(folder_id=found.id))).messages) == 2
+    assert len((await store.lists.query(ALICE, MessageQuery(folder_id=found.id))).messages) == 2
 
 
 async def test_a_folder_that_somebody_removed_comes_back(place, store, draft):
@@ -83,7 +83,7 @@ async def test_names_that_are_no_text_are_shown_as_well_as_can_be(place, store):
     others = (await store.folders.every(ALICE))[7:]
     assert sorted(one.display_name for one in others) == ["&2AA-", "\ufffdber"]
     for folder in others:
-        [message] = (await store.messages.query(ALICE, MessageQuery(folder_id=folder.id))).messages
+        [message] = (await store.lists.query(ALICE, MessageQuery(folder_id=folder.id))).messages
         assert (await store.messages.get(ALICE, message.id)).properties.subject == "there"
         assert msgspec.json.encode([folder.display_name, message.change_key])
 

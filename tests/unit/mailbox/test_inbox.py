@@ -36,7 +36,7 @@ async def test_a_message_arrives_unread_and_whole(place, store):
     assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
     assert file.name.endswith(f",S={len(ARRIVED)}")
     assert place.left_over() == []
-    [message] = (await store.messages.query(BOB, MessageQuery(folder_id="inbox"))).messages
+    [message] = (await store.lists.query(BOB, MessageQuery(folder_id="inbox"))).messages
     assert (message.properties.subject, message.is_read, message.is_draft) == (
         "hello",
         False,
@@ -96,7 +96,7 @@ async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
 ):
     await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
     if indexed:
-        await store.messages.query(BOB, MessageQuery())
+        await store.lists.query(BOB, MessageQuery())
     [file] = place.files("", BOB)
     file.rename(file.parents[1] / f".Archive/cur/1234.M5P6.host,S={len(ARRIVED)}:2,S")
     again = place.store() if restarted else store

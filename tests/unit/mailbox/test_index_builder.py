@@ -92,11 +92,11 @@ async def test_the_first_query_finds_all_messages_read(
     store: FileStore, mailbox: Path, query: MessageQuery
 ) -> None:
     with pytest.raises(StoreUnavailableError):  # what happens without a builder
-        await store.messages.query(ALICE, query)
+        await store.lists.query(ALICE, query)
     building = asyncio.create_task(store.build_indexes())
     try:
         await until_built(mailbox)
-        page = await store.messages.query(ALICE, query)
+        page = await store.lists.query(ALICE, query)
         assert (page.total, len(page.messages)) == (1, 1)
     finally:
         building.cancel()
@@ -115,7 +115,7 @@ async def test_a_large_mailbox_is_read_after_its_first_delivery(
         content = b"Subject: Report 7\r\n\r\nx\r\n"
         await store.deliver(ALICE, unique="06gzfe4wx1m5qnr0.1", content=content)
         await until_built(mailbox, MESSAGES + 1)
-        assert (await store.messages.query(ALICE, FILTER)).total == 2
+        assert (await store.lists.query(ALICE, FILTER)).total == 2
     finally:
         building.cancel()
 
@@ -176,7 +176,7 @@ async def test_a_query_during_the_build_reads_the_rest(store: FileStore, mailbox
         async with asyncio.timeout(WAIT_S):
             while not levels(mailbox)[1]:
                 await asyncio.sleep(0.01)
-        assert (await store.messages.query(ALICE, SEARCH)).total == 1
+        assert (await store.lists.query(ALICE, SEARCH)).total == 1
         assert levels(mailbox) == {2: MESSAGES}
     finally:
         building.cancel()

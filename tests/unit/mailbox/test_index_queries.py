@@ -67,9 +67,13 @@ class Box:
     def fill(self) -> None:
         for number in range(14):
             made = blocking(self.store.messages.create)(ALICE, self.properties())
-            flags = MessageChange(
-                is_read=number % 3 > 0, flagged=number % 4 == 0, is_other=number % 5 == 0
-            )
+            state = {"is_other": number % 5 == 0, "is_complete": number % 7 == 2}
+            if number % 4 == 0:
+                start_us = self.clock.time_us() - 1_000_000
+                state |= {"start_us": start_us, "due_us": start_us + number * 1_000_000}
+            if number % 7 == 2:
+                state["completed_us"] = self.clock.time_us()
+            flags = MessageChange(is_read=number % 3 > 0, flagged=number % 4 == 0, state=state)
             blocking(self.store.messages.update)(ALICE, made.id, flags)
             if number % 2:
                 self.clock.advance(50)
@@ -78,7 +82,7 @@ class Box:
             path.write_bytes(self.mime(number).as_bytes(policy=SMTP))
             at_s = 1_600_000_000 + number // 2 * 100
             os.utime(path, (at_s, at_s + 0.25))
-        self.messages = self.store.messages._find(
+        self.messages = self.store.lists._find(
             ALICE, MessageQuery(top=1000), QueryTimeLimit(self.clock)
         ).messages
         assert len(self.messages) == 28
@@ -144,8 +148,11 @@ words = st.builds(
     st.booleans(),
 )
 conditions = trees(comparisons(TEXTS, TIMES) | any_items(TEXTS) | words)
-# A flag's words are in no order that two people would agree on.
-unordered = (Property.FLAG, Property.CLASSIFICATION)
+# A flag's words are in no order that two people would agree on, and most messages have no dates.
+unordered = (
+    *(Property.FLAG, Property.FLAG_START, Property.FLAG_DUE, Property.FLAG_COMPLETED),
+    Property.CLASSIFICATION,
+)
 sortable = st.sampled_from([one for one in Property if one not in unordered])
 orders = st.lists(st.builds(SortOrder, sortable, st.booleans()), max_size=3).map(tuple)
 

@@ -258,8 +258,8 @@ READS: dict[str, Callable[[FileStore], Coroutine[Any, Any, Any]]] = {
     "changed folders": lambda store: store.folders.delta(ALICE, after="", limit=1),
     "settings": lambda store: store.settings.read(ALICE),
     "message": lambda store: store.messages.get(ALICE, ID),
-    "query": lambda store: store.messages.query(ALICE, MessageQuery()),
-    "changes": lambda store: store.messages.changes(ALICE),
+    "query": lambda store: store.lists.query(ALICE, MessageQuery()),
+    "changes": lambda store: store.lists.changes(ALICE),
     "attachments": lambda store: store.attachments.opened(ALICE, ID),
     "upload": lambda store: store.uploads.find("token"),
     "range of an upload": lambda store: store.uploads.begin_range("token", 0),
@@ -326,7 +326,7 @@ async def test_what_was_written_when_the_root_vanished_is_removed(
 
 async def test_a_move_is_undone_when_the_root_vanishes(stored, monkeypatch) -> None:
     store, disk = stored
-    (message,) = (await store.messages.query(ALICE, MessageQuery(folder_id="inbox"))).messages
+    (message,) = (await store.lists.query(ALICE, MessageQuery(folder_id="inbox"))).messages
     before = files(disk.root)
     rename = messages.rename
 

@@ -79,7 +79,7 @@ async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft
         made.created_us,
         made.created_us + 5_000_000,
     )
-    assert changed.flagged
+    assert changed.flag.status == "flagged"
     assert changed.change_key != made.change_key
     assert place.files(".Drafts") == [changed.path]
 
@@ -152,14 +152,18 @@ async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, st
 
 async def test_only_drafts_change_their_content(place, store, draft, maildir):
     maildir.add(b"Subject: arrived\n\nx")
-    [found] = (await store.messages.query(ALICE, MessageQuery())).messages
+    [found] = (await store.lists.query(ALICE, MessageQuery())).messages
     with pytest.raises(NotADraftError):
         await store.messages.update(ALICE, found.id, MessageChange(properties=draft()))
     read = await store.messages.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
-    assert (read.is_read, read.flagged, read.path.parent.name) == (True, True, "cur")
+    assert (read.is_read, read.flag.status == "flagged", read.path.parent.name) == (
+        True,
+        True,
+        "cur",
+    )
     assert read.path.name.endswith(":2,FS")
     unread = await store.messages.update(ALICE, found.id, MessageChange(is_read=False))
-    assert (unread.is_read, unread.flagged, unread.id) == (False, True, found.id)
+    assert (unread.is_read, unread.flag.status == "flagged", unread.id) == (False, True, found.id)
 
 
 async def test_many_messages_are_marked_at_once(store, maildir):
@@ -167,7 +171,7 @@ async def test_many_messages_are_marked_at_once(store, maildir):
         maildir.add(b"Subject: " + name + b"\n\nx")
     ids = {
         one.properties.subject: one.id
-        for one in (await store.messages.query(ALICE, MessageQuery())).messages
+        for one in (await store.lists.query(ALICE, MessageQuery())).messages
     }
     await store.messages.update(ALICE, ids["one"], MessageChange(is_read=True, flagged=True))
     mark, read_flags = store.messages.mark, store.messages.read_flags
@@ -178,7 +182,7 @@ async def test_many_messages_are_marked_at_once(store, maildir):
     }  # fmt: skip
     await mark(ALICE, asked, is_read=False)
     assert set((await read_flags(ALICE, list(ids.values()))).values()) == {False}
-    assert (await store.messages.get(ALICE, ids["one"])).flagged
+    assert (await store.messages.get(ALICE, ids["one"])).flag.status == "flagged"
     assert await mark("nobody@example.test", asked, is_read=True) == []
 
 
@@ -187,7 +191,7 @@ async def test_a_message_is_marked_that_a_mail_client_renames_or_removes_meanwhi
 ):
     for name in (b"one", b"two"):
         maildir.add(b"Subject: " + name + b"\n\nx")
-    ids = [one.id for one in (await store.messages.query(ALICE, MessageQuery())).messages]
+    ids = [one.id for one in (await store.lists.query(ALICE, MessageQuery())).messages]
     index = store.messages.index
     found = index.find_all(place.root / "example.test/alice", ids)
     await store.messages.update(ALICE, ids[0], MessageChange(flagged=True))
@@ -195,7 +199,7 @@ async def test_a_message_is_marked_that_a_mail_client_renames_or_removes_meanwhi
     monkeypatch.setattr(index, "find_all", lambda *_: found)
     assert len(await store.messages.mark(ALICE, ids, is_read=True)) == 2
     marked = await store.messages.get(ALICE, ids[0])
-    assert (marked.is_read, marked.flagged) == (True, True)
+    assert (marked.is_read, marked.flag.status == "flagged") == (True, True)
 
 
 async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
@@ -224,21 +228,21 @@ async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
         ids.append((await store.messages.create(ALICE, draft())).id)
         place.clock.advance(1)
     query = MessageQuery(folder_id="DRAFTS", skip=1, top=2, count=True)
-    page = await store.messages.query(ALICE, query)
+    page = await store.lists.query(ALICE, query)
     assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
-    page = await store.messages.query(ALICE, structs.replace(query, skip=0, after=page.next_after))
+    page = await store.lists.query(ALICE, structs.replace(query, skip=0, after=page.next_after))
     assert ([one.id for one in page.messages], page.next_after) == ([ids[1], ids[0]], "")
-    page = await store.messages.query(ALICE, MessageQuery(folder_id="inbox", count=True))
+    page = await store.lists.query(ALICE, MessageQuery(folder_id="inbox", count=True))
     assert (page.messages, page.total) == ((), 0)
     with pytest.raises(NoSuchItemError):
-        await store.messages.query(ALICE, MessageQuery(folder_id="nowhere"))
+        await store.lists.query(ALICE, MessageQuery(folder_id="nowhere"))
 
 
 async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft):
     made = {(await store.messages.create(ALICE, draft())).id for _ in range(3)}
     seen, query = [], MessageQuery(bytes_max=1)
     while True:
-        page = await store.messages.query(ALICE, query)
+        page = await store.lists.query(ALICE, query)
         assert len(page.messages) == 1
         seen.append(page.messages[0].id)
         if not page.next_after:

@@ -46,7 +46,11 @@ async def test_a_message_moves_and_stays_the_same(place, store, arrived):
 async def test_a_copy_is_a_message_of_its_own(place, store, arrived):
     await store.messages.update(ALICE, arrived.id, MessageChange(is_read=True, flagged=True))
     copy = await store.messages.copy(ALICE, arrived.id, "inbox")
-    assert (copy.is_read, copy.flagged, copy.received_us) == (True, True, arrived.received_us)
+    assert (copy.is_read, copy.flag.status == "flagged", copy.received_us) == (
+        True,
+        True,
+        arrived.received_us,
+    )
     assert copy.id != arrived.id
     first, second = place.files("")
     assert first.read_bytes() == second.read_bytes()

@@ -45,7 +45,7 @@ async def odd(request, place, store, tmp_path, monkeypatch) -> Path:
 
 async def test_a_listing_shows_the_message_beside_it(store, odd):
     async with asyncio.timeout(30):
-        page = await store.messages.query(ALICE, MessageQuery())
+        page = await store.lists.query(ALICE, MessageQuery())
         folders = await store.folders.every(ALICE)
     assert [one.properties.subject for one in page.messages] == ["s"]
     assert len(folders) > 1
@@ -81,7 +81,7 @@ async def test_an_odd_file_is_a_message(place, store, name, content, is_read):
     path = place.root / "example.test/alice" / name
     await store.deliver(ALICE, unique="0123456789abcdef.1", content=b"Subject: one\r\n\r\n")
     path.write_bytes(content)
-    messages = (await store.messages.query(ALICE, MessageQuery())).messages
+    messages = (await store.lists.query(ALICE, MessageQuery())).messages
     [odd] = [one for one in messages if one.path == path]
     assert (len(messages), odd.is_read) == (2, is_read)
     changed = await store.messages.update(ALICE, odd.id, MessageChange(is_read=not is_read))

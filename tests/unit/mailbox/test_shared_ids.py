@@ -24,7 +24,7 @@ async def arrived(place, store) -> list[Path]:
 
 
 async def ids(store, folder_id: str) -> set[str]:
-    page = await store.messages.query(ALICE, MessageQuery(folder_id=folder_id, top=100))
+    page = await store.lists.query(ALICE, MessageQuery(folder_id=folder_id, top=100))
     return {one.id for one in page.messages}
 
 

@@ -159,7 +159,7 @@ async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store)
     content = b"To: bob@b.test\nSubject: by hand\n\nhello\n"
     file = place.root / "example.test/alice/.Drafts/cur/1700.M1P1.mutt:2,DS"
     file.write_bytes(content)
-    [found] = (await store.messages.query(ALICE, MessageQuery(folder_id="drafts"))).messages
+    [found] = (await store.lists.query(ALICE, MessageQuery(folder_id="drafts"))).messages
     submission = await store.submissions.submit_draft(ALICE, found.id, SAVE)
     assert submission.draft_id == found.id
     assert len(place.files(".Drafts")) == 1

@@ -40,7 +40,7 @@ async def checked(place, store, draft) -> Checked:
     await store.folders.create(ALICE, "Ärger")
     private(place.root / "example.test/alice/cur" / FOREIGN, MAIL)
     words = HasWords(SearchIn.ANYWHERE, "hello")  # so that the index is complete
-    await store.messages.query(ALICE, MessageQuery(condition=words))
+    await store.lists.query(ALICE, MessageQuery(condition=words))
     return Checked(place.root, ManualClock(time.time_ns() // 1000 + LATER_S * 10**6))
 
 
@@ -177,7 +177,7 @@ OF_INDEX = {
     "usage": "UPDATE folder SET size_bytes = 7",
     "id": "UPDATE message SET message_id = 'o' || substr(message_id, 2) WHERE in_new",
     "flags": "UPDATE message SET is_read = NOT is_read",
-    "flag": "UPDATE message SET is_flagged = 1",
+    "flag": "UPDATE message SET flag_status = 1",
     "size": "UPDATE message SET size_bytes = size_bytes + 1 WHERE in_new",
     "a row less": "DELETE FROM message WHERE in_new",
     "subject": "UPDATE message SET subject_key = 'zwei' WHERE in_new",
@@ -315,7 +315,7 @@ async def test_a_name_that_is_not_utf_8_is_reported(checked):
 
 
 async def message_ids(store) -> list[str]:
-    return [one.id for one in (await store.messages.query(ALICE, MessageQuery())).messages]
+    return [one.id for one in (await store.lists.query(ALICE, MessageQuery())).messages]
 
 
 async def test_a_renamed_message_keeps_its_id(checked, store):
@@ -351,7 +351,7 @@ async def test_an_imap_server_copies_under_the_same_name(checked, store, draft):
     checked.verify(full=True)
     assert checked.reported() == [("index-mismatch", True)]
     assert checked.octets() == before
-    archived = (await store.messages.query(ALICE, MessageQuery("archive"))).messages
+    archived = (await store.lists.query(ALICE, MessageQuery("archive"))).messages
     assert sorted(one.properties.subject for one in archived) == ["before", "one"]
     assert (await store.messages.get(ALICE, made.id)).properties.subject == "after"
 

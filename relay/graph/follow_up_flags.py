@@ -1,0 +1,108 @@
+"""The JSON of a message's flag: Graph's followupFlag, with dates in any time zone.
+
+Dates are shown in UTC. A flag that is complete keeps its dates; a message that is not flagged has
+none. A due date needs a start date, which may not be later.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from relay.clock import rfc3339
+from relay.graph.json_values import (
+    check_known_properties,
+    invalid_value,
+    missing_property,
+    one_of,
+    read_header_text,
+    read_object,
+)
+from relay.mailbox.message_state import FollowUpFlag
+from relay.message.time_zones import time_zone
+
+_FLAG_RESOURCE = "microsoft.graph.followupFlag"
+_TIME_RESOURCE = "microsoft.graph.dateTimeTimeZone"
+_STATUSES = {one.lower(): one for one in ("notFlagged", "flagged", "complete")}
+_DATES = {
+    "startDateTime": "start_us",
+    "dueDateTime": "due_us",
+    "completedDateTime": "completed_us",
+}
+_TEXT_CHARACTERS = 64
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def flag_json(flag: FollowUpFlag) -> dict[str, Any]:
+    """Return a flag's JSON."""
+    dates = {name: getattr(flag, field) for name, field in _DATES.items()}
+    shown = {
+        name: {"dateTime": f"{rfc3339(time_us)[:19]}.0000000", "timeZone": "UTC"}
+        for name, time_us in dates.items()
+        if time_us is not None
+    }
+    return {"flagStatus": flag.status, **shown}
+
+
+def read_flag(value: object, path: str) -> Mapping[str, Any]:
+    """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError."""
+    if value is None:
+        return {}
+    given = read_object(value, path)
+    check_known_properties(given, ("flagStatus", *_DATES), path=path, resource=_FLAG_RESOURCE)
+    fields: dict[str, Any] = {}
+    if given.get("flagStatus") is not None:
+        status = one_of(given["flagStatus"], f"{path}.flagStatus", tuple(_STATUSES))
+        fields["status"] = _STATUSES[status]
+    for name, field in _DATES.items():
+        if name in given:
+            fields[field] = _time_us(given[name], f"{path}.{name}")
+    return fields
+
+
+def changed_flag(
+    before: FollowUpFlag, given: Mapping[str, Any], *, now_us: int, path: str = "flag"
+) -> FollowUpFlag:
+    """Return a flag after a change by the fields that read_flag() returned. Raises ApiError 400."""
+    status = given.get("status", before.status)
+    dates = {field: given.get(field, getattr(before, field)) for field in _DATES.values()}
+    start_us, due_us, completed_us = dates.values()
+    if status == "notFlagged":
+        if dated := next((name for name, field in _DATES.items() if given.get(field)), ""):
+            expected = "no date, or flagStatus flagged or complete"
+            raise invalid_value(f"{path}.{dated}", "a date of a message without a flag", expected)
+        return FollowUpFlag()
+    if due_us is not None and start_us is None:
+        raise missing_property(f"{path}.startDateTime (a flag with dueDateTime needs it)")
+    if due_us is not None and start_us is not None and start_us > due_us:
+        raise invalid_value(f"{path}.startDateTime", rfc3339(start_us), "at most dueDateTime")
+    if status == "complete":
+        return FollowUpFlag(status, start_us, due_us, completed_us or now_us)
+    if given.get("completed_us") is not None:
+        found = "a date of a flag that is not complete"
+        raise invalid_value(f"{path}.completedDateTime", found, "flagStatus complete")
+    return FollowUpFlag(status, start_us, due_us)
+
+
+def _time_us(value: object, path: str) -> int | None:
+    if value is None:
+        return None
+    given = read_object(value, path)
+    check_known_properties(given, ("dateTime", "timeZone"), path=path, resource=_TIME_RESOURCE)
+    text = read_header_text(given.get("dateTime"), f"{path}.dateTime", longest=_TEXT_CHARACTERS)
+    zone = read_header_text(given.get("timeZone"), f"{path}.timeZone", longest=_TEXT_CHARACTERS)
+    if not text:
+        raise missing_property(f"{path}.dateTime")
+    try:
+        within = time_zone(zone or "UTC")
+    except ValueError:
+        expected = "a time zone such as Europe/Berlin or W. Europe Standard Time"
+        raise invalid_value(f"{path}.timeZone", zone, expected) from None
+    try:
+        at = datetime.fromisoformat(text)
+        at = (at if at.tzinfo else at.replace(tzinfo=within)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        expected = "a time such as 2026-12-01T08:00:00"
+        raise invalid_value(f"{path}.dateTime", text, expected) from None
+    if at < _EPOCH:
+        raise invalid_value(f"{path}.dateTime", text, "a time since 1970")
+    return (at - _EPOCH) // timedelta(microseconds=1)

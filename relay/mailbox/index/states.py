@@ -1,0 +1,90 @@
+"""Copy the states of messages from the file `relay-properties` into a mailbox's index.
+
+A copied state is a change of the message in the change feed. The columns that the state replaces
+are adapted without reading the message; only where a state does not replace a value any more is
+the message read again. Raises apsw's exceptions.
+"""
+
+from collections.abc import Mapping
+
+import apsw
+
+from relay.mailbox.index.database import fetch
+from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, search_key
+from relay.mailbox.index.rows import IndexedMessage, MessageTable
+from relay.mailbox.message_state import MessageState, read_state
+from relay.mailbox.query import Collection
+from relay.mailbox.state_file import StatePosition
+from relay.message.extended_properties import class_of
+
+INSERT_ITEM = "INSERT OR IGNORE INTO item (kind, address_key, uid, name_key) VALUES (?, ?, ?, ?)"
+_NAME = "states"  # in the table `meta`
+
+
+def known_position(cursor: apsw.Cursor) -> StatePosition:
+    """Return up to where the states were copied."""
+    found = cursor.execute("SELECT value FROM meta WHERE name = ?", (_NAME,)).get
+    if not found:
+        return StatePosition()
+    inode, _, version = found.partition(".")
+    return StatePosition(int(inode), int(version))
+
+
+def forget_position(cursor: apsw.Cursor) -> None:
+    """Have all states copied again."""
+    cursor.execute("DELETE FROM meta WHERE name = ?", (_NAME,))
+
+
+def copy_states(
+    cursor: apsw.Cursor,
+    table: MessageTable,
+    states: Mapping[str, bytes],
+    *,
+    position: StatePosition,
+    is_all: bool,
+) -> None:
+    """Record states; with `is_all` there are no others. They are those up to `position`."""
+    if is_all:
+        known = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
+        states = {message_id: b"" for (message_id,) in known} | dict(states)
+    for message_id, state in states.items():
+        row = table.by_id(message_id)
+        if row is not None and row.state != state:
+            before, after = read_state(row.state), read_state(state)
+            is_adapted = not _must_be_read(before, after)
+            table.set_state(row, state, is_same_content=is_adapted)
+            if is_adapted:
+                _adapt_content(cursor, row, after)
+    value = f"{position.inode}.{position.version}"
+    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_NAME, value))
+
+
+def _must_be_read(before: MessageState, after: MessageState) -> bool:
+    """Return whether a value of the message's file counts again."""
+    values = ((before.categories, after.categories), (before.importance, after.importance))
+    is_dropped = any(old is not None and new is None for old, new in values)
+    is_older = after.modified_us < before.modified_us
+    return is_dropped or is_older or bool(_class(before) and not _class(after))
+
+
+def _class(state: MessageState) -> str:
+    return class_of(state.extended or (), "")
+
+
+def _adapt_content(cursor: apsw.Cursor, row: IndexedMessage, state: MessageState) -> None:
+    """Write the values of a state over those that were read of the message."""
+    read = "SELECT 1 FROM message WHERE uid = ? AND content_level >= ?"
+    if not cursor.execute(read, (row.uid, HEADER_LEVEL)).get:
+        return
+    columns: dict[str, str | int] = {"modified_us": state.modified_us}
+    if state.importance is not None:
+        columns["importance"] = RANKS.get(state.importance, RANKS["normal"])
+    if found_class := _class(state):
+        columns["class_key"] = search_key(found_class)
+    changed = ", ".join(f"{name} = ?" for name in columns)
+    cursor.execute(f"UPDATE message SET {changed} WHERE uid = ?", (*columns.values(), row.uid))
+    if state.categories is not None:
+        kind = str(Collection.CATEGORIES)
+        cursor.execute("DELETE FROM item WHERE uid = ? AND kind = ?", (row.uid, kind))
+        items = [(kind, search_key(one), row.uid, "") for one in state.categories]
+        cursor.executemany(INSERT_ITEM, items)

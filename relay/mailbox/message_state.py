@@ -1,0 +1,95 @@
+"""What is known of a message beside its file: the properties that clients change on received mail.
+
+A received message's file never changes, and its name has room for flags only. The rest is a
+MessageState, which the file `relay-properties` of the mailbox keeps by the message's id. Its values
+replace those of the message's file. Graph's message and followupFlag.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.message.properties import ExtendedProperty, MessageProperties
+
+STATE_BYTES_MAX = 64 * 1024
+
+
+class FollowUpFlag(Struct, frozen=True):
+    """Graph's followupFlag; times in µs, None without one."""
+
+    status: str = "notFlagged"  # or flagged, complete
+    start_us: int | None = None
+    due_us: int | None = None
+    completed_us: int | None = None
+
+
+class MessageState(Struct, frozen=True, omit_defaults=True):
+    """The state of a message; None leaves a property as the message's file has it.
+
+    Whether a message is flagged is in its file's name, so that other mail programs see it. A flag
+    that they set again is not complete any more.
+    """
+
+    categories: tuple[str, ...] | None = None  # all of them
+    importance: str | None = None  # low, normal or high
+    read_receipt: bool | None = None  # isReadReceiptRequested
+    delivery_receipt: bool | None = None  # isDeliveryReceiptRequested
+    extended: tuple[ExtendedProperty, ...] | None = None  # all of them
+    is_other: bool | None = None  # inferenceClassification
+    is_complete: bool = False  # the flag is complete, unless the file's name has it
+    start_us: int | None = None  # of the flag; times in µs
+    due_us: int | None = None  # of the flag
+    completed_us: int | None = None  # of the flag
+    modified_us: int = 0  # when the state was last changed
+
+
+NO_STATE = MessageState()
+# The fields that a draft keeps in its file instead.
+CONTENT_FIELDS = ("categories", "importance", "read_receipt", "delivery_receipt", "extended")
+
+
+def encode_state(state: MessageState) -> bytes:
+    """Return the JSON of a state; b"" for that of a message without one."""
+    return b"" if state == NO_STATE else msgspec.json.encode(state)
+
+
+def decode_state(octets: bytes) -> MessageState:
+    """Return the state of encode_state(). Raises ValueError for something else."""
+    return msgspec.json.decode(octets, type=MessageState) if octets else NO_STATE
+
+
+def read_state(octets: bytes) -> MessageState:
+    """Return a stored state; a damaged one, which verification finds, is none."""
+    try:
+        return decode_state(octets)
+    except ValueError:
+        return NO_STATE
+
+
+def content_of(state: MessageState) -> Mapping[str, Any]:
+    """Return the values that replace those of the message's file: fields of MessageProperties."""
+    values = ((name, getattr(state, name)) for name in CONTENT_FIELDS)
+    return {name: value for name, value in values if value is not None}
+
+
+def without_content(state: MessageState) -> MessageState:
+    """Return the state of a draft, whose file has what content_of() returns."""
+    return replace(state, **dict.fromkeys(CONTENT_FIELDS)) if content_of(state) else state
+
+
+def with_state(properties: MessageProperties, state: MessageState) -> MessageProperties:
+    """Return a message's properties as clients see them."""
+    content = content_of(state)
+    return replace(properties, **content) if content else properties
+
+
+def flag_of(state: MessageState, *, is_flagged: bool) -> FollowUpFlag:
+    """Return the flag of a message whose file has the flag F or not."""
+    if is_flagged:
+        return FollowUpFlag("flagged", state.start_us, state.due_us)
+    if state.is_complete:
+        return FollowUpFlag("complete", state.start_us, state.due_us, state.completed_us)
+    return FollowUpFlag()

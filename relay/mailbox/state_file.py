@@ -1,0 +1,259 @@
+"""The file `relay-properties` of a mailbox: the states of its messages, by message id.
+
+It is no cache: what it has is nowhere else. A write is durable when it returns (one fsync). The
+index of the mailbox has a copy of each state and follows the versions of this file, so that queries
+need not open it. Another process may read and write the file at the same time. The state of a
+message that has vanished goes 30 days later. Methods raise StoreUnavailableError.
+"""
+
+import os
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import apsw
+from msgspec import Struct
+
+from relay.mailbox.maildir import sync_directory
+from relay.mailbox.message_state import MessageState, decode_state, encode_state
+from relay.mailbox.types import StoreUnavailableError
+from relay.observe.logs import get_logger
+
+FILE_NAME = "relay-properties"
+ABSENT_US_MAX = 30 * 24 * 3600 * 1_000_000
+_VERSION = 1
+_BUSY_MS = 5000
+_CACHE_KIB = 256
+_SCHEMA = """
+CREATE TABLE state (
+    message_id TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL,
+    absent_since_us INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX state_version ON state (version);
+CREATE TABLE last (version INTEGER NOT NULL) STRICT;
+INSERT INTO last VALUES (0);
+"""
+
+_log = get_logger("mailbox")
+
+
+class StatePosition(Struct, frozen=True):
+    """How far the states of a file are known: its inode, and the version of the last write."""
+
+    inode: int = 0
+    version: int = 0
+
+
+class StateFile:
+    """The file of one mailbox, which need not exist. Blocking; any thread may call it."""
+
+    def __init__(self, mailbox: Path) -> None:
+        self.path = mailbox / FILE_NAME
+        self._lock = threading.RLock()
+        self._connection: apsw.Connection | None = None
+        self._inode = 0
+        self._commits = 0
+        self._is_reported = False  # the present trouble
+
+    def mark(self) -> tuple[int, ...]:
+        """Return a value that changes whenever the states may have changed; () without a file."""
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return ()
+            with self._translated():
+                return self._inode, self._commits, connection.pragma("data_version")
+
+    def position(self) -> StatePosition:
+        """Return how far the file goes; StatePosition() without a file."""
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return StatePosition()
+            with self._translated():
+                return StatePosition(
+                    self._inode, connection.execute("SELECT version FROM last").get
+                )
+
+    def since(self, version: int) -> dict[str, bytes]:
+        """Return the encoded states that were written after a version, by message id."""
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return {}
+            sql = "SELECT message_id, value FROM state WHERE version > ?"
+            with self._translated():
+                return dict(connection.execute(sql, (version,)))
+
+    def find(self, message_id: str) -> bytes:
+        """Return the encoded state of a message, b"" if it has none."""
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return b""
+            sql = "SELECT value FROM state WHERE message_id = ?"
+            with self._translated():
+                return connection.execute(sql, (message_id,)).get or b""
+
+    def write(self, states: Mapping[str, MessageState]) -> None:
+        """Replace the states of messages, durably and all together."""
+        rows = [(message_id, encode_state(state)) for message_id, state in states.items()]
+        with self._lock, self._translated(), self._writing() as connection:
+            [(version,)] = connection.execute("UPDATE last SET version = version + 1 RETURNING *")
+            connection.executemany(
+                "INSERT OR REPLACE INTO state (message_id, version, value) VALUES (?, ?, ?)",
+                [(message_id, version, value) for message_id, value in rows],
+            )
+
+    def expire(self, vanished: Collection[str], *, now_us: int) -> None:
+        """Note since when messages are missing, and remove the states of those that have been
+        missing for 30 days. Those that are not `vanished` are there.
+        """
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return
+            with self._translated():
+                found = dict(connection.execute("SELECT message_id, absent_since_us FROM state"))
+                missing = {one: found[one] for one in vanished if one in found}
+                until_us = now_us - ABSENT_US_MAX
+                old = [one for one, at in missing.items() if at is not None and at <= until_us]
+                new = [one for one, at in missing.items() if at is None]
+                back = [one for one, at in found.items() if at is not None and one not in missing]
+                if not (old or new or back):
+                    return
+                noted = "UPDATE state SET absent_since_us = ? WHERE message_id = ?"
+                with self._writing() as writing:
+                    writing.executemany(noted, [(now_us, one) for one in new])
+                    writing.executemany(noted, [(None, one) for one in back])
+                    writing.executemany(
+                        "DELETE FROM state WHERE message_id = ?", [(one,) for one in old]
+                    )
+
+    def ids(self) -> list[str]:
+        """Return the ids of all messages that have a state, or had one."""
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return []
+            with self._translated():
+                return [one for (one,) in connection.execute("SELECT message_id FROM state")]
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                with suppress(apsw.Error):
+                    connection.close()
+
+    def _opened(self) -> apsw.Connection | None:
+        """Return the connection to the file that is there now, None without one."""
+        try:
+            inode = self.path.stat().st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            self.close()
+            return None
+        except OSError as error:
+            raise StoreUnavailableError(f"{self.path} cannot be read: {error.strerror}.") from error
+        if self._connection is None or inode != self._inode:
+            self.close()
+            with self._translated():
+                self._connection = _open(self.path)
+                self._inode = inode
+        return self._connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[apsw.Connection]:
+        connection = self._opened()
+        if connection is None:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o600)
+            os.close(descriptor)
+            connection = self._opened()
+        if connection is None:
+            raise StoreUnavailableError(f"{self.path} cannot be created.")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(apsw.Error):
+                connection.execute("ROLLBACK")
+            raise
+        self._commits += 1
+        self._is_reported = False
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (apsw.Error, OSError) as error:
+            text = f"{self.path} cannot be used: {error}."
+            if not self._is_reported:
+                self._is_reported = True
+                _log.error("properties unusable", file=str(self.path), reason=str(error))
+            raise StoreUnavailableError(text) from error
+
+
+def _open(path: Path) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.set_busy_timeout(_BUSY_MS)
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
+        with suppress(apsw.BusyError):  # a dead process may have left a log with a failed sync
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        _set_up(connection)
+        sync_directory(path.parent)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_up(connection: apsw.Connection) -> None:
+    found = connection.pragma("user_version")
+    if found not in (0, _VERSION):
+        raise apsw.SchemaChangeError(f"its schema is {found}, expected {_VERSION}")
+    if found:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.pragma("user_version") == 0:  # no other process was faster
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(apsw.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def state_faults(path: Path) -> Iterable[str]:
+    """Return what is wrong with a file, also while a relay uses it. Raises OSError."""
+    try:
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
+            connection.set_busy_timeout(_BUSY_MS)
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            for (fault,) in connection.execute("PRAGMA quick_check(3)"):
+                if fault != "ok":
+                    return [str(fault)]
+            return [
+                f"the state of {message_id}: {error}"
+                for message_id, value in connection.execute("SELECT message_id, value FROM state")
+                if (error := _fault_of(value))
+            ][:3]
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+        return [str(error)]
+    except apsw.Error as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def _fault_of(value: bytes) -> str:
+    try:
+        decode_state(value)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,65 @@
+"""What clients set of received mail: after kill -9, in a backup, and found by `storage verify`."""
+
+from pathlib import Path
+
+from tests.support.relay_process import RelayProcess, until
+
+OK, DATA = 0, 65
+PROPERTIES = "mail/example.test/bob/relay-properties"
+
+
+def received(relay: RelayProcess) -> str:
+    """Return the path of a message that bob has received."""
+    relay.until_final(relay.send_mail(to=["bob@example.test"], subject="order"))
+    page = relay.graph("GET", "/me/mailFolders/inbox/messages", token="bob").json()
+    return f"/me/messages/{page['value'][0]['id']}"
+
+
+def categories(relay: RelayProcess, path: str) -> list[str]:
+    return list(relay.graph("GET", path, token="bob").json()["categories"])
+
+
+def test_they_survive_a_kill_and_come_back_from_a_backup(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    with RelayProcess() as relay:
+        path = received(relay)
+        for number in range(20):
+            change = {"categories": ["Done", str(number)], "flag": {"flagStatus": "complete"}}
+            assert relay.graph("PATCH", path, change, token="bob").status == 200
+        relay.kill()
+        relay.start()
+        assert categories(relay, path) == ["Done", "19"]
+        assert relay.cli("backup", str(copy)).returncode == OK  # while its log has the changes
+        assert relay.graph("PATCH", path, {"categories": []}, token="bob").status == 200
+        relay.stop()
+        for name in ("state", "mail"):
+            (relay.folder / name).rename(tmp_path / name)
+        done = relay.cli("restore", str(copy))
+        assert done.returncode == OK, done.stderr
+        relay.start()
+        assert categories(relay, path) == ["Done", "19"]
+        found = relay.graph("GET", path, token="bob").json()["flag"]
+        assert found["flagStatus"] == "complete"
+        done = relay.cli("storage", "verify", "--full")
+        assert "0 faults repaired, 0 remaining" in done.stdout
+
+
+def test_a_damaged_file_is_named_and_mail_goes_on() -> None:
+    with RelayProcess() as relay:
+        path = received(relay)
+        assert relay.graph("PATCH", path, {"categories": ["Done"]}, token="bob").status == 200
+        relay.stop()
+        (relay.folder / PROPERTIES).write_bytes(b"no database " * 500)
+        relay.start()
+        answer = relay.graph("PATCH", path, {"categories": ["x"]}, token="bob")
+        assert answer.status == 503
+        assert "relay-properties cannot be used" in answer.json()["error"]["message"]
+        assert relay.graph("PATCH", path, {"isRead": True}, token="bob").status == 200
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject="next"))
+        done = relay.cli("storage", "verify")
+        assert "damaged-properties" in done.stdout + done.stderr
+        assert done.returncode == DATA
+        (relay.folder / PROPERTIES).unlink()
+        until("the file is new", lambda: categories(relay, path) == [])
+        assert relay.graph("PATCH", path, {"categories": ["y"]}, token="bob").status == 200
+        assert categories(relay, path) == ["y"]

@@ -1,0 +1,255 @@
+"""PATCH of received messages: categories, importance, flags with dates, receipts, properties."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.graph_fakes import OnDisk, refused, to
+
+MIME = (
+    b"From: Bob <bob@a.test>\r\nTo: alice@example.test\r\nSubject: order\r\nX-Job: 7\r\n"
+    b"Message-ID: <1@a.test>\r\nContent-Type: text/html\r\n\r\n<p>body</p>\r\n"
+)
+ID = "String {00020329-0000-0000-C000-000000000046} Name Job"
+COLORS = f"$expand=singleValueExtendedProperties($filter=id eq '{ID}')"
+AT_8 = {"dateTime": "2026-12-01T08:00:00", "timeZone": "W. Europe Standard Time"}
+AT_9 = {"dateTime": "2026-12-01T09:00:00.0000000", "timeZone": "UTC"}
+
+
+@pytest.fixture
+async def path(on_disk: OnDisk) -> str:
+    """The path of a received message."""
+    await on_disk.http.get("/mailFolders")
+    (on_disk.root / "example.test/alice/new/1600000000.M1.h").write_bytes(MIME)
+    [message] = (await on_disk.http.get("/mailFolders/inbox/messages")).json()["value"]
+    return f"/messages/{message['id']}"
+
+
+def error(answer: httpx.Response, status: int) -> str:
+    """Return the text of an error."""
+    assert answer.status_code == status, answer.text
+    return str(answer.json()["error"]["message"])
+
+
+async def patched(on_disk: OnDisk, path: str, change: object) -> dict[str, Any]:
+    """Return a message after a PATCH; a GET returns the same."""
+    answer = await on_disk.http.patch(path, json=change)
+    assert answer.status_code == 200, answer.text
+    assert (await on_disk.http.get(path)).json() == answer.json()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_a_worker_marks_a_message_as_done_with_a_category(on_disk: OnDisk, path: str) -> None:
+    before = (await on_disk.http.get(path)).json()
+    done = await patched(on_disk, path, {"isRead": True, "categories": ["Done"]})
+    assert (done["isRead"], done["categories"]) == (True, ["Done"])
+    assert done["changeKey"] != before["changeKey"]
+    assert done["lastModifiedDateTime"] >= before["lastModifiedDateTime"]
+    for condition, number in (
+        ("categories/any(c:c eq 'done')", 1),
+        ("categories/any(c:c eq 'open')", 0),
+        ("not(categories/any(c:c eq 'Done'))", 0),
+    ):
+        page = await on_disk.http.get("/messages", params={"$filter": condition})
+        assert len(page.json()["value"]) == number
+
+
+async def test_all_properties_that_any_message_may_change(on_disk: OnDisk, path: str) -> None:
+    change = {
+        "importance": "high", "isReadReceiptRequested": True, "isDeliveryReceiptRequested": True,
+        "categories": ["a", "b"], "inferenceClassification": "other", "isRead": False,
+        "flag": {"flagStatus": "flagged"},
+    }  # fmt: skip
+    changed = await patched(on_disk, path, change)
+    assert {name: changed[name] for name in change} == change
+    assert changed["subject"] == "order"
+
+
+async def test_extended_properties_are_merged(on_disk: OnDisk, path: str) -> None:
+    many = "StringArray {00020329-0000-0000-C000-000000000046} Name Tags"
+    single = {"singleValueExtendedProperties": [{"id": ID, "value": "7"}]}
+    await patched(on_disk, path, single)
+    tags = {"multiValueExtendedProperties": [{"id": many, "value": ["x", "y"]}]}
+    await patched(on_disk, path, tags)
+    expand = f"{COLORS},multiValueExtendedProperties($filter=id eq '{many}')"
+    shown = (await on_disk.http.get(f"{path}?{expand}")).json()
+    assert shown["singleValueExtendedProperties"] == single["singleValueExtendedProperties"]
+    assert shown["multiValueExtendedProperties"] == tags["multiValueExtendedProperties"]
+    await patched(on_disk, path, {"singleValueExtendedProperties": [{"id": ID, "value": None}]})
+    shown = (await on_disk.http.get(f"{path}?{expand}")).json()
+    assert "singleValueExtendedProperties" not in shown
+    assert "multiValueExtendedProperties" in shown
+
+
+async def test_a_flag_has_dates_in_any_zone_and_is_completed(on_disk: OnDisk, path: str) -> None:
+    given = {"flagStatus": "flagged", "startDateTime": AT_8, "dueDateTime": AT_9}
+    flagged = (await patched(on_disk, path, {"flag": given}))["flag"]
+    at_7 = {"dateTime": "2026-12-01T07:00:00.0000000", "timeZone": "UTC"}
+    assert flagged == {"flagStatus": "flagged", "startDateTime": at_7, "dueDateTime": AT_9}
+    found = "flag/flagStatus eq 'flagged' and flag/dueDateTime/dateTime le '2026-12-01T09:00:00Z'"
+    for condition, number in (
+        (found, 1),
+        ("flag/dueDateTime/dateTime lt '2026-12-01T09:00:00Z'", 0),
+        ("flag/dueDateTime/dateTime gt 2026-11-30T00:00:00Z", 1),
+        ("flag/startDateTime/dateTime ne null", 1),
+        ("flag/completedDateTime/dateTime eq null", 1),
+        ("flag/flagStatus eq 'complete'", 0),
+    ):
+        page = await on_disk.http.get("/messages", params={"$filter": condition})
+        assert len(page.json()["value"]) == number, condition
+    complete = (await patched(on_disk, path, {"flag": {"flagStatus": "complete"}}))["flag"]
+    assert (complete["flagStatus"], complete["dueDateTime"]) == ("complete", AT_9)
+    assert complete["completedDateTime"]["timeZone"] == "UTC"
+    without = (await patched(on_disk, path, {"flag": {"flagStatus": "notFlagged"}}))["flag"]
+    assert without == {"flagStatus": "notFlagged"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ({"flagStatus": "flagged", "dueDateTime": AT_9}, "startDateTime"),
+        ({"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_8}, "at most dueDate"),
+        ({"flagStatus": "flagged", "completedDateTime": AT_9}, "flagStatus complete"),
+        ({"dueDateTime": AT_9}, "no date, or flagStatus"),
+        ({"flagStatus": "flagged", "startDateTime": "2026"}, "flag.startDateTime: found '2026'"),
+        (
+            {"flagStatus": "flagged", "startDateTime": {"dateTime": "noon"}},
+            "dateTime: found 'noon'",
+        ),
+        ({"startDateTime": {"dateTime": "2026-01-01T00:00:00", "timeZone": "Mars"}}, "'Mars'"),
+        ({"startDateTime": {"dateTime": "0001-01-01T00:00:00", "timeZone": "UTC"}}, "since 1970"),
+        ({"startDateTime": {"dateTime": "9999-12-31T23:59:59-12:00"}}, "found '9999"),
+        ({"startDateTime": {}}, "startDateTime.dateTime"),
+        ({"colour": "red"}, "flag.colour"),
+    ],
+)
+async def test_a_bad_flag_is_a_400(on_disk: OnDisk, path: str, flag: object, said: str) -> None:
+    answer = await on_disk.http.patch(path, json={"flag": flag, "isRead": True})
+    assert said in error(answer, 400)
+    assert (await on_disk.http.get(path)).json()["isRead"] is False
+
+
+async def test_the_whole_object_may_be_sent_back(on_disk: OnDisk, path: str) -> None:
+    """Office365-REST-Python-Client and msgraph-sdk read a message, change it and send all of it."""
+    whole = (await on_disk.http.get(f"{path}?$expand=attachments")).json()
+    headers = (await on_disk.http.get(f"{path}?$select=internetMessageHeaders,sensitivity")).json()
+    given = {**whole, **headers, "categories": ["Done"], "importance": "low"}
+    given["from"] = {
+        "@odata.type": "#microsoft.graph.recipient",
+        "EmailAddress": {"name": "Bob", "address": "bob@a.test"},
+    }
+    changed = await patched(on_disk, path, given)
+    assert (changed["categories"], changed["importance"]) == (["Done"], "low")
+    assert {**changed, **dict.fromkeys(("categories", "importance"))}.keys() == whole.keys() - {
+        "attachments"
+    }
+    as_text = {"prefer": 'outlook.body-content-type="text"'}
+    whole = (await on_disk.http.get(path, headers=as_text)).json()
+    assert whole["body"]["contentType"] == "text"
+    answer = await on_disk.http.patch(path, json={**whole, "categories": []}, headers=as_text)
+    assert (answer.status_code, answer.json()["categories"]) == (200, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("subject", "another"),
+        ("body", {"contentType": "html", "content": "<p>other</p>"}),
+        ("toRecipients", to("bob@a.test")),
+        ("from", {"emailAddress": {"address": "carol@a.test"}}),
+        ("sensitivity", "private"),
+        ("replyTo", to("x@a.test")),
+        ("internetMessageId", "<2@a.test>"),
+        ("internetMessageHeaders", []),
+    ],
+)
+async def test_the_content_cannot_change(
+    on_disk: OnDisk, path: str, name: str, value: object
+) -> None:
+    answer = await on_disk.http.patch(path, json={name: value, "categories": ["x"]})
+    assert f"found another value of {name}" in refused(answer, 400, "ErrorInvalidRequest")
+    assert (await on_disk.http.get(path)).json()["categories"] == []
+
+
+async def test_extended_properties_of_the_content_cannot_change(on_disk: OnDisk, path: str) -> None:
+    private = {"singleValueExtendedProperties": [{"id": "Integer 0x0036", "value": "2"}]}
+    refused(await on_disk.http.patch(path, json=private), 400, "ErrorInvalidRequest")
+    deferred = {"id": "SystemTime 0x3FEF", "value": "2030-01-01T08:00:00Z"}
+    answer = await on_disk.http.patch(path, json={"singleValueExtendedProperties": [deferred]})
+    assert "not a draft" in error(answer, 409)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ({"categories": ["c"] * 10_000}, 400, "found 10000 items"),
+        ({"categories": ["c" * 10_000]}, 400, "categories[0]: found 10000 characters"),
+        ({"categories": ["a\nb"]}, 400, "control characters"),
+        (
+            {
+                "singleValueExtendedProperties": [
+                    {"id": f"String 0x{3000 + n:04X}", "value": "v" * 30_000} for n in range(3)
+                ]
+            },
+            413,
+            "65536",
+        ),
+    ],
+)
+async def test_too_much_is_refused(
+    on_disk: OnDisk, path: str, change: object, status: int, said: str
+) -> None:
+    assert said in error(await on_disk.http.patch(path, json=change), status)
+    assert (await on_disk.http.get(path)).json()["categories"] == []
+
+
+async def test_a_draft_may_have_flags_with_dates(on_disk: OnDisk) -> None:
+    flag = {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9}
+    made = await on_disk.http.post("/messages", json={"subject": "s", "flag": flag})
+    assert made.json()["flag"] == flag
+    path = f"/messages/{made.json()['id']}"
+    changed = await patched(on_disk, path, {"subject": "t", "categories": ["x"]})
+    assert (changed["flag"], changed["categories"]) == (flag, ["x"])
+
+
+async def test_a_sent_message_is_changed_like_a_received_one(on_disk: OnDisk) -> None:
+    made = (await on_disk.http.post("/messages", json={"subject": "s", "categories": ["x"]})).json()
+    path = f"/messages/{made['id']}"
+    await on_disk.http.post(f"{path}/move", json={"destinationId": "archive"})
+    [file] = (on_disk.root / "example.test/alice/.Archive/cur").iterdir()
+    file.rename(file.with_name(file.name.replace(":2,DS", ":2,S")))
+    assert (await on_disk.http.get(path)).json()["isDraft"] is False
+    changed = await patched(on_disk, path, {"categories": ["y"]})
+    assert changed["categories"] == ["y"]
+
+
+async def test_if_match_includes_the_state(on_disk: OnDisk, path: str) -> None:
+    first = await on_disk.http.get(path)
+    await patched(on_disk, path, {"categories": ["a"]})
+    headers = {"if-match": first.headers["etag"]}
+    answer = await on_disk.http.patch(path, json={"categories": ["b"]}, headers=headers)
+    error(answer, 412)
+    unchanged = {"if-none-match": (await on_disk.http.get(path)).headers["etag"]}
+    assert (await on_disk.http.get(path, headers=unchanged)).status_code == 304
+
+
+async def test_many_patches_while_a_delta_is_read(on_disk: OnDisk, path: str) -> None:
+    """Each PATCH is there, and the delta returns the message once a round, never a lost change."""
+    http = on_disk.http
+    link = (await http.get("/mailFolders/inbox/messages/delta?$deltatoken=latest")).json()
+    after = link["@odata.deltaLink"].partition("/me")[2]
+    changes = [{"categories": [f"c{number}"]} for number in range(200)]
+    answers = asyncio.gather(*(http.patch(path, json=one) for one in changes))
+    seen = []
+    while not answers.done() or not seen:
+        page = (await http.get(after)).json()
+        seen += [one["categories"] for one in page["value"]]
+        after = page.get("@odata.nextLink", page.get("@odata.deltaLink")).partition("/me")[2]
+    assert {one.status_code for one in await answers} == {200}
+    page = (await http.get(after)).json()
+    last = (await http.get(path)).json()["categories"]
+    assert [*seen, *(one["categories"] for one in page["value"])][-1] == last
+    assert len({str(one) for one in seen}) > 1

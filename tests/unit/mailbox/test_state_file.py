@@ -1,0 +1,92 @@
+"""The file relay-properties on a disk that fails and forgets: what was answered is there."""
+
+import random
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.mailbox.message_state import MessageState, decode_state
+from relay.mailbox.state_file import FILE_NAME, StateFile
+from relay.mailbox.types import StoreUnavailableError
+from tests.support.vfs import FaultyDisk
+
+LIVES, WRITES, MESSAGES = 6, 25, 5
+
+
+def categories_in(path: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT message_id, value FROM state").fetchall()
+    return {message_id: (decode_state(value).categories or ("",))[0] for message_id, value in rows}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a close
+def test_what_was_answered_survives_failures_kills_and_losses_of_power(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    home = tmp_path / "home"
+    home.mkdir()
+    may_be: dict[str, set[str]] = {}  # the last answered value, and those tried since
+    refused = 0
+    with FaultyDisk(rng=rng) as disk:
+        for life in range(LIVES):
+            states = StateFile(home)
+            for number in range(WRITES):
+                match rng.randrange(6):
+                    case 0:
+                        disk.refuses("sync", suffix=rng.choice(["-wal", FILE_NAME]))
+                    case 1:
+                        disk.refuses("write", suffix=rng.choice(["-wal", FILE_NAME]))
+                    case 2 | 3:
+                        disk.is_well()
+                name, value = f"m{rng.randrange(MESSAGES)}", f"{life}.{number}"
+                may_be.setdefault(name, {""}).add(value)
+                try:
+                    states.write({name: MessageState(categories=(value,))})
+                except StoreUnavailableError:
+                    refused += 1
+                else:
+                    may_be[name] = {value}
+            left = tmp_path / f"left {life}"
+            left.mkdir()
+            disk.after_loss_of_power(left, rng)
+            found = categories_in(left / FILE_NAME) if any(may_be.values()) else {}
+            assert [one for one in may_be if found.get(one, "") not in may_be[one]] == []
+            if states._connection is not None:  # killed: nothing is copied out of the log
+                states._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            with suppress(StoreUnavailableError):
+                states.close()
+            disk.is_well()
+    assert refused > LIVES
+
+
+def test_a_write_syncs_once(tmp_path: Path) -> None:
+    with FaultyDisk() as disk:
+        states = StateFile(tmp_path)
+        states.write({"m1": MessageState(importance="high")})
+        disk.syncs.clear()
+        for number in range(5):
+            states.write({"m1": MessageState(categories=(str(number),))})
+        assert dict(disk.syncs) == {"-wal": 5}
+        states.close()
+
+
+def test_several_processes_create_and_write_it(tmp_path: Path) -> None:
+    first, second = StateFile(tmp_path), StateFile(tmp_path)
+    assert first.mark() == second.mark() == ()
+    first.write({"m1": MessageState(importance="low")})
+    before = second.mark()
+    first.write({"m2": MessageState(importance="high")})
+    assert second.mark() != before
+    assert second.position() == first.position()
+    assert second.since(1).keys() == {"m2"}
+    second.write({"m1": MessageState()})
+    assert (first.find("m1"), first.find("m3")) == (b"", b"")
+    first.close()
+    assert second.find("m2") == b'{"importance":"high"}'
+    second.close()
+    assert [one.name for one in tmp_path.iterdir()] == [FILE_NAME]
