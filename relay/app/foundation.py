@@ -50,7 +50,9 @@ from relay.signing.signer import Signer
 from relay.spool.engine import SpoolEngine
 
 if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
+    from relay.accounts.access_tokens import AccessTokens
     from relay.http.authentication import HttpAuthentication
+    from relay.http.sign_in import UserSignIn
 
 
 _NO_ROOT = "no-mail-root"
@@ -99,6 +101,7 @@ class RelayDependencies:
     are_pages_open: bool = False  # who reaches the pages has the role operate, without a login
     # puts an application in front of the Graph API
     before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
+    user_sign_in: "Callable[[AccessTokens], UserSignIn] | None" = None  # returns further grants
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,19 +89,21 @@ def build_front_door(
         base.store, authentication, clock=base.clock, hostname=settings.hostname,
         http=settings.http, crash=base.crash, ready=base.readiness, pressure=base.pressure,
     )  # fmt: skip
+    users = base.sources.user_sign_in(tokens) if base.sources.user_sign_in else None
     sign_in = create_sign_in_app(
         accounts, tokens, clock=base.clock, hostname=settings.hostname,
-        public_url=settings.http.public_url,
+        public_url=settings.http.public_url, users=users,
     )  # fmt: skip
+    sign_in_paths = (*SIGN_IN_PATHS, *(users.paths if users else ()))
     before_graph = base.sources.before_graph
     versions: dict[str, ASGIApp] = dict.fromkeys(
         ("v1.0", "beta"), before_graph(gateway, authentication) if before_graph else gateway
     )
     programs = PathRouter(
-        versions, by_rest=dict.fromkeys(SIGN_IN_PATHS, sign_in), otherwise=relay_v1
+        versions, by_rest=dict.fromkeys(sign_in_paths, sign_in), otherwise=relay_v1
     )
     return dataclasses.replace(
-        door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=SIGN_IN_PATHS
+        door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=sign_in_paths
     )
 
 

@@ -2,13 +2,14 @@
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
 that the client asked, or http.public_url. Errors are those of RFC 6749 5.2 with Entra's numbers.
+The other grants are those of a UserSignIn, which only a development relay has.
 """
 
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 from msgspec import Struct
@@ -25,31 +26,32 @@ from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
-_AUTHORIZE = "oauth2/v2.0/authorize"
-_DEVICE_CODE = "oauth2/v2.0/devicecode"
+TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of a UserSignIn
+AUTHORIZE = "oauth2/v2.0/authorize"
+DEVICE_CODE = "oauth2/v2.0/devicecode"
 _KEYS = "discovery/v2.0/keys"
 _CONFIGURATION = ".well-known/openid-configuration"
 _CONFIGURATION_V2 = f"v2.0/{_CONFIGURATION}"
 _INSTANCE = "discovery/instance"
 SIGN_IN_PATHS = (  # after the tenant
-    _TOKEN, _AUTHORIZE, _DEVICE_CODE, _KEYS, _CONFIGURATION, _CONFIGURATION_V2, _INSTANCE,
+    _TOKEN, AUTHORIZE, DEVICE_CODE, _KEYS, _CONFIGURATION, _CONFIGURATION_V2, _INSTANCE,
 )  # fmt: skip
 
 BODY_BYTES_MAX = 16 * 1024
 _HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up
 _READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
-_TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
+TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
 _LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
 _GRANT = "client_credentials"
 _ALL_OF_CLIENT = ".default"
-_NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
+NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
 
 _log = get_logger("http")
 
 
-class _SignInError(Exception):
+class SignInError(Exception):
     """An error response of the token endpoint; `number` is Entra's, 0 for none."""
 
     def __init__(
@@ -69,6 +71,47 @@ class _SignInError(Exception):
         self.headers = dict(headers or {})
 
 
+class SignInRequest(Struct, frozen=True):
+    """A request for one of the paths: its tenant, the rest of its path in lower case, and the URL
+    before the tenant.
+    """
+
+    http: HttpRequest
+    tenant: str
+    path: str
+    base_url: str
+
+    @property
+    def authority(self) -> str:
+        """The URL with the tenant."""
+        return f"{self.base_url}/{quote(self.tenant, safe='')}"
+
+    @property
+    def issuer(self) -> str:
+        """The claim `iss` of tokens."""
+        return f"{self.authority}/v2.0"
+
+
+class UserSignIn(Protocol):
+    """Grants by which users sign in; with it, any client_assertion is a secret of its client."""
+
+    paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
+    grants: Sequence[str]  # grant types
+    discovery: Mapping[str, Any]  # what the discovery document says of them
+
+    async def respond(self, asked: SignInRequest) -> Response | None:
+        """Return the response for a path of its own, None for another. Raises as grant()."""
+        ...
+
+    async def grant(
+        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
+    ) -> Response:
+        """Return the response of the token endpoint; `client` is the one that gave its secret,
+        None if none was given. Raises SignInError, ApiError.
+        """
+        ...
+
+
 class _Credentials(Struct, frozen=True):
     """Client id and secret of a request, and whether they are in its Authorization field."""
 
@@ -84,20 +127,21 @@ def create_sign_in_app(
     clock: Clock,
     hostname: str,
     public_url: str = "",
+    users: UserSignIn | None = None,
 ) -> Gateway:
-    """Return the application for SIGN_IN_PATHS."""
+    """Return the application for SIGN_IN_PATHS, and for the paths of `users`."""
     endpoints = _Endpoints(
-        accounts, tokens, ids=Ids(clock), hostname=hostname, public_url=public_url
+        accounts, tokens, ids=Ids(clock), base=(public_url, hostname), users=users
     )
 
     async def handle(request: HttpRequest) -> Response:
         try:
             return await endpoints.respond(request)
-        except _SignInError as error:
+        except SignInError as error:
             return _error_response(error, request, time_us=clock.time_us())
         except ApiError as error:  # of the body
             kind = "invalid_request" if error.status < 500 else "temporarily_unavailable"
-            failed = _SignInError(kind, error.message, status=error.status, headers=error.headers)
+            failed = SignInError(kind, error.message, status=error.status, headers=error.headers)
             return _error_response(failed, request, time_us=clock.time_us())
 
     limits = RequestLimits(
@@ -115,47 +159,50 @@ class _Endpoints:
         tokens: AccessTokens,
         *,
         ids: Ids,
-        hostname: str,
-        public_url: str,
+        base: tuple[str, str],
+        users: UserSignIn | None,
     ) -> None:
+        """`base` is the public URL, and the host name without one."""
         self._accounts = accounts
         self._tokens = tokens
         self._ids = ids
-        self._base = (public_url, hostname)
-        self._documents: Mapping[str, Callable[[HttpRequest, str], dict[str, Any]]] = {
+        self._base = base
+        self._users = users
+        self._documents: Mapping[str, Callable[[SignInRequest], dict[str, Any]]] = {
             _CONFIGURATION: self._configuration,
             _CONFIGURATION_V2: self._configuration,
             _INSTANCE: self._instance,
-            _KEYS: lambda _request, _tenant: self._tokens.public_keys(),
+            _KEYS: lambda _asked: self._tokens.public_keys(),
         }
 
     async def respond(self, request: HttpRequest) -> Response:
-        """Return the response for a path. Raises _SignInError, ApiError."""
+        """Return the response for a path. Raises SignInError, ApiError."""
         tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
-        if len(tenant.encode()) > _TEXT_MAX:
-            raise _SignInError("invalid_request", "The tenant's name is too long.", number=90002)
+        if len(tenant.encode()) > TEXT_MAX:
+            raise SignInError("invalid_request", "The tenant's name is too long.", number=90002)
+        asked = SignInRequest(request, tenant, path, request.base_url(*self._base))
         if (document := self._documents.get(path)) is not None:
-            _require_method(request, "GET")
-            return json_response(document(request, tenant))
-        if path != _TOKEN:
+            require_method(request, "GET")
+            return json_response(document(asked))
+        if self._users is not None and (found := await self._users.respond(asked)) is not None:
+            return found
+        if path != _TOKEN and not (path == TOKEN_V1 and self._users is not None):
             text = f"Users cannot sign in here; the only grant is {_GRANT}, at {_TOKEN}."
-            kind = "unsupported_grant_type" if path == _DEVICE_CODE else "unsupported_response_type"
-            raise _SignInError(kind, text, number=70003)
-        _require_method(request, "POST")
-        return await self._token(request, tenant)
+            kind = "unsupported_grant_type" if path == DEVICE_CODE else "unsupported_response_type"
+            raise SignInError(kind, text, number=70003)
+        require_method(request, "POST")
+        return await self._token(asked)
 
-    def _configuration(self, request: HttpRequest, tenant: str) -> dict[str, Any]:
+    def _configuration(self, asked: SignInRequest) -> dict[str, Any]:
         """Return OpenID Connect's discovery document. The issuer is the URL before /.well-known,
         which clients compare with their authority.
         """
-        base = self._base_url(request)
-        authority = f"{base}/{quote(tenant, safe='')}"
-        is_v2 = len(request.segments) > len(("tenant", *_CONFIGURATION.split("/")))
+        authority, host = asked.authority, host_of(asked.base_url)
         return {
-            "issuer": f"{authority}/v2.0" if is_v2 else authority,
-            "authorization_endpoint": f"{authority}/{_AUTHORIZE}",
+            "issuer": asked.issuer if asked.path == _CONFIGURATION_V2 else authority,
+            "authorization_endpoint": f"{authority}/{AUTHORIZE}",
             "token_endpoint": f"{authority}/{_TOKEN}",
-            "device_authorization_endpoint": f"{authority}/{_DEVICE_CODE}",
+            "device_authorization_endpoint": f"{authority}/{DEVICE_CODE}",
             "jwks_uri": f"{authority}/{_KEYS}",
             "token_endpoint_auth_methods_supported": ["client_secret_post", "client_secret_basic"],
             "grant_types_supported": [_GRANT],
@@ -163,53 +210,54 @@ class _Endpoints:
             "subject_types_supported": ["pairwise"],
             "id_token_signing_alg_values_supported": ["ES256"],
             "scopes_supported": [_ALL_OF_CLIENT],
-            "cloud_instance_name": _host_of(base),
-            "msgraph_host": _host_of(base),
+            "cloud_instance_name": host,
+            "msgraph_host": host,
+            **(self._users.discovery if self._users is not None else {}),
         }
 
-    def _instance(self, request: HttpRequest, _tenant: str) -> dict[str, Any]:
+    def _instance(self, asked: SignInRequest) -> dict[str, Any]:
         """Return what MSAL asks about a host before it uses it as an authority."""
-        base = self._base_url(request)
-        host = _host_of(base)
+        base, host = asked.base_url, host_of(asked.base_url)
         try:
-            asked = urlsplit(dict(request.query).get("authorization_endpoint", ""))
+            url = urlsplit(dict(asked.http.query).get("authorization_endpoint", ""))
         except ValueError:
             text = "The parameter authorization_endpoint is not a valid URL."
-            raise _SignInError("invalid_instance", text, number=50049) from None
-        tenant = unquote(asked.path.strip("/").partition("/")[0]) or "common"
+            raise SignInError("invalid_instance", text, number=50049) from None
+        tenant = unquote(url.path.strip("/").partition("/")[0]) or "common"
         return {
             "tenant_discovery_endpoint": f"{base}/{quote(tenant, safe='')}/{_CONFIGURATION_V2}",
             "api-version": "1.1",
             "metadata": [{"preferred_network": host, "preferred_cache": host, "aliases": [host]}],
         }
 
-    async def _token(self, request: HttpRequest, tenant: str) -> Response:
-        form = await _read_form(request)
-        grant = _required(form, "grant_type")
+    async def _token(self, asked: SignInRequest) -> Response:
+        request = asked.http
+        form = await read_form(request)
+        grant = required(form, "grant_type")
+        if self._users is not None:
+            form = _with_secret(form)
+            if grant in self._users.grants:
+                has_secret = "client_secret" in form or "authorization" in request.headers
+                given = _credentials(request, form) if has_secret else None
+                client = await self._signed_in(request, given) if given else None
+                return await self._users.grant(asked, form, client)
         if grant != _GRANT:
-            text = f"The app requested an unsupported grant type {quoted(grant)}; use {_GRANT}."
-            raise _SignInError("unsupported_grant_type", text, number=70003)
+            text = f"The app requested an unsupported grant type {quoted(grant)}; use "
+            text += ", ".join((_GRANT, *(self._users.grants if self._users is not None else ())))
+            raise SignInError("unsupported_grant_type", f"{text}.", number=70003)
         credentials = _credentials(request, form)
         audience = _audience(form.get("scope", ""))
+        if asked.path == TOKEN_V1:
+            audience = resource_of(form)
         client = await self._signed_in(request, credentials)
-        base = self._base_url(request)
         token = self._tokens.issue(
             client,
-            issuer=f"{base}/{quote(tenant, safe='')}/v2.0",
-            tenant=tenant,
-            audience=audience or base,
+            issuer=asked.issuer,
+            tenant=asked.tenant,
+            audience=audience or asked.base_url,
             token_id=self._ids.new(),
         )
-        expires_in = LIFETIME_S - 1  # a client that counts from its receipt is never late
-        return json_response(
-            {
-                "token_type": "Bearer",
-                "expires_in": expires_in,
-                "ext_expires_in": expires_in,
-                "access_token": token,
-            },
-            headers=dict(_NO_STORE),
-        )
+        return token_response({"access_token": token})
 
     async def _signed_in(self, request: HttpRequest, given: _Credentials) -> RegisteredClient:
         """Return the client. An unknown one and a wrong secret have the same response."""
@@ -223,7 +271,7 @@ class _Endpoints:
                 _log.error("secret not checked", client=shown, error=error.__cause__)
             headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
             text = f"{error}. Try again later."
-            raise _SignInError(
+            raise SignInError(
                 "temporarily_unavailable", text, number=90055, status=429, headers=headers
             ) from None
         if client is None:
@@ -232,52 +280,73 @@ class _Endpoints:
             headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
             text = f"Invalid client secret provided for the app {quoted(given.client_id)}, "
             text += "or the app is not known here."
-            raise _SignInError("invalid_client", text, number=7000215, status=401, headers=headers)
+            raise SignInError("invalid_client", text, number=7000215, status=401, headers=headers)
         return client
 
-    def _base_url(self, request: HttpRequest) -> str:
-        return request.base_url(*self._base)
+
+def token_response(fields: Mapping[str, Any]) -> Response:
+    """Return the response with tokens (RFC 6749 5.1)."""
+    expires_in = LIFETIME_S - 1  # a client that counts from its receipt is never late
+    times = {"expires_in": expires_in, "ext_expires_in": expires_in}
+    return json_response({"token_type": "Bearer", **times, **fields}, headers=dict(NO_STORE))
 
 
-def _host_of(base_url: str) -> str:
+def _with_secret(form: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the form with a client_assertion as the secret, where any secret will do."""
+    if "client_assertion" not in form or "client_secret" in form:
+        return form
+    return {**form, "client_secret": form["client_assertion"]}
+
+
+def resource_of(form: Mapping[str, str]) -> str:
+    """Return the resource of a request at the path of version 1, "" for none."""
+    resource = form.get("resource", "")
+    if len(resource.encode()) > TEXT_MAX:
+        raise SignInError("invalid_resource", "The resource is too long.", number=500011)
+    return resource.rstrip("/")
+
+
+def host_of(base_url: str) -> str:
     """Return host and port of a URL whose host may be no valid address: clients write it."""
     return base_url.partition("://")[2].partition("/")[0]
 
 
-def _require_method(request: HttpRequest, method: str) -> None:
+def require_method(request: HttpRequest, method: str) -> None:
+    """Raise SignInError 405 for another method."""
     if request.method != method:
         text = f"The endpoint only accepts {method} requests. Received a {request.method} request."
         headers = {"allow": method}
-        raise _SignInError("invalid_request", text, number=900561, status=405, headers=headers)
+        raise SignInError("invalid_request", text, number=900561, status=405, headers=headers)
 
 
-async def _read_form(request: HttpRequest) -> Mapping[str, str]:
+async def read_form(request: HttpRequest) -> Mapping[str, str]:
     """Return the parameters in the body; empty ones count as absent (RFC 6749 3.2).
 
-    Raises _SignInError, ApiError.
+    Raises SignInError, ApiError.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM:
         text = f"Content-Type: found {quoted(kind)}, expected {_FORM}."
-        raise _SignInError("invalid_request", text, number=900144)
+        raise SignInError("invalid_request", text, number=900144)
     try:
         pairs = parse_qsl(
             (await request.body()).decode(), max_num_fields=_FIELDS_MAX, errors="strict"
         )
     except ValueError:
         text = f"The body is not UTF-8, or has more than {_FIELDS_MAX} parameters."
-        raise _SignInError("invalid_request", text, number=900144) from None
+        raise SignInError("invalid_request", text, number=900144) from None
     repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if repeated:
         text = f"The parameter {quoted(repeated[0])} occurs more than once."
-        raise _SignInError("invalid_request", text, number=900144)
+        raise SignInError("invalid_request", text, number=900144)
     return dict(pairs)
 
 
-def _required(form: Mapping[str, str], name: str) -> str:
+def required(form: Mapping[str, str], name: str) -> str:
+    """Return a parameter. Raises SignInError if it is missing."""
     if name not in form:
         text = f"The request body must contain the following parameter: '{name}'."
-        raise _SignInError("invalid_request", text, number=900144)
+        raise SignInError("invalid_request", text, number=900144)
     return form[name]
 
 
@@ -285,13 +354,13 @@ def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
     """Return the client's credentials from the body, or from HTTP Basic (RFC 6749 2.3.1)."""
     if (given := request.headers.get("authorization")) is not None:
         return _basic_credentials(given, form)
-    client_id = _required(form, "client_id")
+    client_id = required(form, "client_id")
     if "client_secret" in form:
         return _Credentials(client_id, form["client_secret"], is_basic=False)
     text = "The request body must contain the parameter 'client_secret'"
     if "client_assertion" in form:
         text += "; certificates ('client_assertion') are not supported"
-    raise _SignInError("invalid_client", f"{text}.", number=7000218, status=401)
+    raise SignInError("invalid_client", f"{text}.", number=7000218, status=401)
 
 
 def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
@@ -303,20 +372,20 @@ def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
     except (binascii.Error, ValueError):
         message = "Authorization: expected Basic and client id and secret in base64."
         headers = {"www-authenticate": 'Basic realm="token"'}
-        raise _SignInError(
+        raise SignInError(
             "invalid_client", message, number=7000218, status=401, headers=headers
         ) from None
     client_id, _, secret = map(unquote_plus, text.partition(":"))
     if "client_secret" in form or form.get("client_id", client_id) != client_id:
         message = "The client's credentials are in the Authorization field and in the body."
-        raise _SignInError("invalid_request", message, number=900144)
+        raise SignInError("invalid_request", message, number=900144)
     return _Credentials(client_id, secret, is_basic=True)
 
 
 def _audience(scope: str) -> str:
     """Return the resource of a scope such as https://graph.microsoft.com/.default, "" for none."""
-    if len(scope.encode()) > _TEXT_MAX:
-        raise _SignInError("invalid_scope", "The scope is too long.", number=70011)
+    if len(scope.encode()) > TEXT_MAX:
+        raise SignInError("invalid_scope", "The scope is too long.", number=70011)
     for one in scope.split():
         if one == _ALL_OF_CLIENT or one.endswith(f"/{_ALL_OF_CLIENT}"):
             return one.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
@@ -324,11 +393,11 @@ def _audience(scope: str) -> str:
         text = f"The scope {quoted(scope)} is not valid. Client credential flows must have a scope "
         text += "value with /.default suffixed to the resource identifier. The permissions are "
         text += "those of the account."
-        raise _SignInError("invalid_scope", text, number=1002012)
+        raise SignInError("invalid_scope", text, number=1002012)
     return ""
 
 
-def _error_response(error: _SignInError, request: HttpRequest, *, time_us: int) -> Response:
+def _error_response(error: SignInError, request: HttpRequest, *, time_us: int) -> Response:
     timestamp = rfc3339(time_us)[:19].replace("T", " ") + "Z"
     ids = request.ids
     prefix = f"AADSTS{error.number}: " if error.number else ""
@@ -344,4 +413,4 @@ def _error_response(error: _SignInError, request: HttpRequest, *, time_us: int) 
         "trace_id": ids.request_id,
         "correlation_id": ids.client_request_id,
     }
-    return json_response(body, status=error.status, headers={**_NO_STORE, **error.headers})
+    return json_response(body, status=error.status, headers={**NO_STORE, **error.headers})
