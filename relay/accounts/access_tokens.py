@@ -4,13 +4,15 @@ A token names its client. Account, scopes and acts_for are looked up at each req
 reload applies to tokens already issued. A token ends an hour after its issue in queue time, which
 does not jump; `exp` has the same end in wall time, for programs that read the token. It ends as
 well when its client is removed or gets another secret. The issuer may have any host name: the
-signature alone proves that this relay issued a token.
+signature alone proves that this relay issued a token. A token may name a user as well: then it is
+one of the user's account, if the client may open its mailbox.
 """
 
 import hashlib
 import hmac
 import stat
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,6 +35,7 @@ TOKEN_LENGTH_MAX = 16 * 1024
 _ALGORITHM = "ES256"
 _CURVE = "P-256"
 _REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fifth of a millisecond
+_OF_USER = "user"
 _ENDS = "relay_exp"  # seconds of queue time
 _SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret
 
@@ -47,6 +50,7 @@ class _VerifiedToken(Struct, frozen=True):
     client_id: str
     secret: str
     ends_s: int
+    user: str  # an address, "" for the client itself
 
 
 def token_key(state_dir: Path) -> ECKey:
@@ -84,6 +88,28 @@ def _create_key(path: Path) -> None:
     replace_file(path, msgspec.json.encode(made.as_dict(private=True)), mode=0o600)
 
 
+def object_id(name: str) -> str:
+    """Return the claim `oid` of a client or a user."""
+    return str(UUID(bytes=digest_of(name.lower())[:16], version=5))
+
+
+def _claims_of_client(client: RegisteredClient) -> dict[str, Any]:
+    oid = object_id(client.client_id)
+    return {"idtyp": "app", "oid": oid, "sub": oid, "roles": sorted(client.account.scopes)}
+
+
+def _claims_of_user(user: Account) -> dict[str, Any]:
+    oid, address = object_id(user.address), user.address
+    names = {"name": address.rpartition("@")[0], "upn": address, "unique_name": address}
+    return {
+        "idtyp": _OF_USER,
+        "oid": oid,
+        "sub": oid,
+        "scp": " ".join(sorted(user.scopes)),
+        **names,
+    }
+
+
 class AccessTokens:
     """Issues and checks access tokens."""
 
@@ -96,11 +122,19 @@ class AccessTokens:
         self._verified: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
 
     def issue(
-        self, client: RegisteredClient, *, issuer: str, tenant: str, audience: str, token_id: str
+        self,
+        client: RegisteredClient,
+        *,
+        issuer: str,
+        tenant: str,
+        audience: str,
+        token_id: str,
+        user: Account | None = None,
     ) -> str:
-        """Return a token for the client, with the claims of Entra's tokens for applications."""
+        """Return a token for the client, with the claims of Entra's tokens for applications; with a
+        `user`, those of users.
+        """
         now_s = self._clock.time_us() // 1_000_000
-        object_id = str(UUID(bytes=digest_of(client.client_id.lower())[:16], version=5))
         claims = {
             "aud": audience,
             "iss": issuer,
@@ -110,18 +144,35 @@ class AccessTokens:
             "appid": client.client_id,
             "azp": client.client_id,
             "appidacr": "1",  # authenticated by a secret
-            "idtyp": "app",
-            "oid": object_id,
-            "sub": object_id,
-            "roles": sorted(client.account.scopes),
             "tid": tenant,
             "uti": token_id,
             "ver": "1.0",
+            **(_claims_of_client(client) if user is None else _claims_of_user(user)),
             _ENDS: self._queue_s() + LIFETIME_S,
             _SECRET: self._digest_of_secret(client),
         }
-        header = {"alg": _ALGORITHM, "kid": self._key.kid, "typ": "JWT"}
-        return jwt.encode(header, claims, self._key)
+        return self.sign(claims)
+
+    def sign(self, claims: Mapping[str, Any], *, kind: str = "JWT") -> str:
+        """Return a JWT; `kind` is its type (RFC 7519 5.1)."""
+        header = {"alg": _ALGORITHM, "kid": self._key.kid, "typ": kind}
+        return jwt.encode(header, dict(claims), self._key)
+
+    def seal(self, claims: Mapping[str, Any], *, kind: str, lifetime_s: int) -> str:
+        """Return a signed text of a kind that is no access token, for unseal()."""
+        return self.sign({**claims, _ENDS: self._queue_s() + lifetime_s}, kind=kind)
+
+    def unseal(self, text: str, *, kind: str) -> Mapping[str, Any] | None:
+        """Return the claims of a sealed text, None if it is not of this kind or of this relay.
+
+        Raises InvalidTokenError for one that has ended.
+        """
+        found = self._decode(text)
+        if found is None or found.header.get("typ") != kind or _ENDS not in found.claims:
+            return None
+        if self._queue_s() >= found.claims[_ENDS]:
+            raise InvalidTokenError("It has expired.")
+        return found.claims
 
     def client_of(self, token: str, accounts: AccountDirectory) -> RegisteredClient | None:
         """Return the client of a token, None for a token that this relay did not sign.
@@ -146,8 +197,14 @@ class AccessTokens:
         Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` that guesses.
         """
         # first: a development relay has an account for any token, also for one that expired
-        found = self.client_of(token, accounts)
-        return found.account if found is not None else accounts.by_token(token, client=client)
+        found, verified = self.client_of(token, accounts), self._verify(token)
+        if found is None or verified is None:
+            return accounts.by_token(token, client=client)
+        if not verified.user:
+            return found.account
+        if (user := accounts.opened(verified.user, found.account)) is None:
+            raise InvalidTokenError("The client may not open the mailbox of the token's user.")
+        return user
 
     def public_keys(self) -> dict[str, Any]:
         """Return the JWK set (RFC 7517 5) with which others verify the tokens."""
@@ -159,15 +216,24 @@ class AccessTokens:
         digest = digest_of(token)
         if (known := self._verified.get(digest)) is not None:
             return known
-        try:
-            claims = jwt.decode(token, self._key, algorithms=[_ALGORITHM]).claims
-        except (JoseError, ValueError, TypeError):  # TypeError: of a header such as ["alg"]
-            return None
-        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS])
+        decoded = self._decode(token)
+        if decoded is None or _SECRET not in decoded.claims or decoded.header.get("typ") != "JWT":
+            return None  # signed for another purpose
+        claims = decoded.claims
+        user = claims["upn"] if claims.get("idtyp") == _OF_USER else ""
+        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user)
         self._verified[digest] = found
         if len(self._verified) > _REMEMBERED_MAX:
             self._verified.popitem(last=False)
         return found
+
+    def _decode(self, token: str) -> jwt.Token | None:
+        if len(token) > TOKEN_LENGTH_MAX:
+            return None
+        try:
+            return jwt.decode(token, self._key, algorithms=[_ALGORITHM])
+        except (JoseError, ValueError, TypeError):  # TypeError: of a header such as ["alg"]
+            return None
 
     def _queue_s(self) -> int:
         return self._clock.queue_us() // 1_000_000

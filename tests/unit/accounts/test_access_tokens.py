@@ -34,8 +34,11 @@ KEY = ECKey.generate_key("P-256")
 ISSUER = "https://relay.example.test/contoso/v2.0"
 
 
+USER = Account("alice@example.test", scopes=frozenset([Scope.MAIL_READ, Scope.MAIL_SEND]))
+
+
 class Clients:
-    """A directory of one client."""
+    """A directory of one client, which may open the mailbox of one user."""
 
     def __init__(self, client: RegisteredClient | None = CLIENT) -> None:
         self.client = client
@@ -43,6 +46,12 @@ class Clients:
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         found = self.client
         return found if found and found.client_id.lower() == client_id.lower() else None
+
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
+        return None
+
+    def opened(self, address: str, caller: Account) -> Account | None:
+        return USER if address == USER.address and caller.may_open(USER) else None
 
 
 def issued(tokens: AccessTokens) -> str:
@@ -115,6 +124,42 @@ def test_a_token_ends_with_its_client_and_with_its_secret(tokens, client):
 def test_scopes_are_those_of_the_account_and_not_of_the_token(tokens):
     now = structs.replace(CLIENT, account=replace(ACCOUNT, scopes=frozenset()))
     assert tokens.client_of(issued(tokens), Clients(now)).account.scopes == frozenset()
+
+
+ACTING = structs.replace(CLIENT, account=replace(ACCOUNT, acts_for=("*@example.test",)))
+
+
+def issued_for_user(tokens: AccessTokens) -> str:
+    return tokens.issue(
+        ACTING, issuer=ISSUER, tenant="contoso", audience="aud", token_id="t1", user=USER
+    )
+
+
+def test_a_token_of_a_user_is_one_of_the_users_account(tokens):
+    token, clients = issued_for_user(tokens), Clients(ACTING)
+    claims = jwt.decode(token, KEY, algorithms=["ES256"]).claims
+    assert claims["idtyp"] == "user"
+    assert claims["upn"] == USER.address
+    assert claims["scp"] == "Mail.Read Mail.Send"
+    assert "roles" not in claims
+    assert tokens.account_of(token, clients, client="") is USER
+    clients.client = CLIENT
+    with pytest.raises(InvalidTokenError, match="may not open the mailbox"):
+        tokens.account_of(token, clients, client="")
+
+
+def test_what_is_sealed_for_one_purpose_is_good_for_no_other(tokens, clock):
+    claims = {"appid": "Client-1", "relay_secret": "x"}
+    sealed = tokens.seal(claims, kind="refresh", lifetime_s=60)
+    assert tokens.unseal(sealed, kind="refresh")["appid"] == "Client-1"
+    assert tokens.unseal(sealed, kind="code") is None
+    assert tokens.unseal(issued(tokens), kind="refresh") is None
+    for other in (sealed, tokens.sign(claims, kind="refresh"), tokens.sign({"aud": "Client-1"})):
+        assert tokens.client_of(other, Clients()) is None
+    assert AccessTokens(ECKey.generate_key("P-256"), clock).unseal(sealed, kind="refresh") is None
+    clock.advance(60)
+    with pytest.raises(InvalidTokenError, match="expired"):
+        tokens.unseal(sealed, kind="refresh")
 
 
 def forged(tokens: AccessTokens) -> dict[str, str]:
