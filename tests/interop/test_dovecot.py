@@ -94,7 +94,7 @@ def test_flags_go_both_ways(relay, dovecot):
 
 def test_a_classification_outlives_its_changes(relay, dovecot):
     identity = arrives(relay, "weekly")
-    change = {"inferenceClassification": "other"}
+    change = {"inferenceClassification": "other", "categories": ["Read later"]}
     assert relay.graph("PATCH", f"/me/messages/{identity}", change).status == 200
     with dovecot.session() as imap:
         imap.enter("INBOX")
@@ -103,6 +103,12 @@ def test_a_classification_outlives_its_changes(relay, dovecot):
         assert imap.flags() == {"weekly": {"\\Seen", "urgent"}}
     message = relay.graph("GET", f"/me/messages/{identity}").json()
     assert (message["isRead"], message["inferenceClassification"]) == (True, "other")
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        imap.uid("MOVE", imap.uid_of("weekly"), "Archive")
+    message = relay.graph("GET", f"/me/messages/{identity}").json()
+    assert (message["inferenceClassification"], message["categories"]) == ("other", ["Read later"])
+    assert message["parentFolderId"] == "archive"
 
 
 def test_a_session_that_is_open_sees_each_change(relay, dovecot):
