@@ -48,6 +48,11 @@ class KeysNote:
         self._is_checked = False
         self._written = 0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether attend() has something to do."""
+        return not self._is_checked or self._keys.commits != self._written
+
     def attend(self) -> None:
         """Check once, when the mail root is there; then write the number if it has changed.
 

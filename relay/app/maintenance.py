@@ -236,7 +236,8 @@ async def settle_keys(store: FileStore, note: KeysNote) -> None:
     fault = RepeatedError()
     try:
         while True:
-            await asyncio.to_thread(note.attend)
+            if note.is_due:
+                await asyncio.to_thread(note.attend)
             if store.keys.has_open:
                 try:
                     await store.submissions.settle_keys()

@@ -126,12 +126,17 @@ class MailRoot:
         """Note that a call of the store has failed; probe() finds out whether all do."""
         self._has_failed |= error.errno in _OF_THE_DISK
 
+    def attend(self) -> bool:
+        """Return whether the root is there; after a failure probe() it. Called each second."""
+        is_there = self.is_there()
+        if is_there and (self._has_failed or self.fault):
+            self.probe()
+        return is_there
+
     def probe(self) -> None:
-        """After a failure, write a file: set `fault` while that fails, with one line in the log
-        when it begins and one when it ends. Called each second.
+        """Write a file: set `fault` while that fails, with one line in the log when it begins and
+        one when it ends.
         """
-        if not (self._has_failed or self.fault) or not self.is_there():
-            return
         self._has_failed = False
         path = self.path / SUBMISSIONS / _PROBE_FILE
         try:

@@ -224,14 +224,13 @@ class FileStore:
         Repeat the removal of unfinished submissions if it has failed. Called each second. Raises
         what taking its lock raises, and StoreUnavailableError.
         """
-        if not await asyncio.to_thread(self._root.is_there):
+        if not await asyncio.to_thread(self._root.attend):
             try:
                 await self._threads.run_alone(self._reopen)
             finally:
                 self.ready.pending.list_again()
         elif self._stale_files.is_due:
             await self._threads.run_alone(self._remove_unfinished)
-        await asyncio.to_thread(self._root.probe)
 
     async def clear(self, trash: Path) -> int:
         """Remove all mailboxes, submissions and upload sessions, and the submission log; return the

@@ -100,6 +100,11 @@ def prune(cursor: apsw.Cursor, before_us: int, *, after: str, offset_us: int) ->
     return Pruned(len(ids), rows[-1][0] if len(rows) == AT_ONCE else "")
 
 
+def _data_version(cursor: apsw.Cursor) -> tuple[apsw.Connection, int]:
+    """Return what changes when another connection of any process has committed."""
+    return cursor.connection, cursor.connection.pragma("data_version")
+
+
 def _remove_rows(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> None:
     """Remove all rows of messages but their contents."""
     ids = [(one,) for one in queue_ids]
@@ -240,7 +245,8 @@ class Maintenance:
         self._clock = clock
         self._is_unknown_foreign = was_closed  # files of messages that the spool does not know
         self._pruned_to = ""
-        self._unaccounted: int | None = None
+        self._counts: QueueCounts | None = None  # as of the commit `_counted`
+        self._counted: tuple[apsw.Connection, int] | None = None
 
     async def take_over(self) -> int:
         """Release the claims of a dead owner; return their number."""
@@ -300,16 +306,19 @@ class Maintenance:
         """DevelopmentSpool.clear."""
         messages, files = await self._writer.submit(clear)
         self._pruned_to = ""
-        self._unaccounted = None
         if files:
             self._queries.later(partial(self._files.remove, files))
         return messages
 
     async def counts(self) -> QueueCounts:
-        """Count entries and unaccounted recipients. Raises SpoolUnavailableError when this takes so
-        long that the log, which cannot be reused during the snapshot, would grow too much, or when
-        the snapshot was lost.
+        """Count entries and unaccounted recipients, again only after a commit of any process.
+
+        Raises SpoolUnavailableError when this takes so long that the log, which cannot be reused
+        during the snapshot, would grow too much, or when the snapshot was lost.
         """
+        version = await self._counting.run(_data_version)
+        if self._counts is not None and version == self._counted:
+            return self._counts
         count = stats.QueueCounter()
         deadline = self._clock.real_s() + _COUNT_S_MAX
         try:
@@ -320,19 +329,17 @@ class Maintenance:
             await self._counting.read(count.end)
         if count.snapshots > 1:
             raise SpoolUnavailableError("the count was cut off")
-        counts = count.result()
-        self._unaccounted = counts.unaccounted
-        return counts
+        self._counts, self._counted = count.result(), version
+        return self._counts
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
-        if self._unaccounted is None:
-            await self.counts()
+        unaccounted = (self._counts or await self.counts()).unaccounted
         now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
         figures = await self._queries.read(
             lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
         )
-        return figures | {"unaccounted": self._unaccounted}
+        return figures | {"unaccounted": unaccounted}
 
     async def prune(self, keep: Retention) -> int:
         """Remove some of the history; return how much, 0 when nothing is left.
