@@ -1,7 +1,8 @@
 """Octets in files: read them in blocks, write them, sync them.
 
 FileOctets opens its file for each read; the file must stay until the last one. OpenOctets keeps
-the file open, also when it is renamed or removed. All functions raise OSError.
+the file open, also when it is renamed or removed. All functions raise OSError, but for
+read_key_file().
 """
 
 import ctypes
@@ -20,6 +21,7 @@ from msgspec import Struct
 from relay.pressure import Disk
 
 _BLOCK_BYTES = 1 << 20
+_KEY_FILE_BYTES_MAX = 64 * 1024  # an RSA key of 4,096 bits has 3.3 KB
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
@@ -63,6 +65,38 @@ def open_to_others(path: Path, *, to_read: bool = False) -> str:
     if not to_read and mode & stat.S_IWOTH:
         return f"found mode {mode:04o} of {path}: others can write in it (chmod o-w)"
     return ""
+
+
+def read_key_file(file: Path, *, expected: str, is_secret: bool) -> bytes:
+    """Return the content of a small file, which others must not read if it is secret.
+
+    Raises ValueError with what was found and expected.
+    """
+    try:
+        with open(file, "rb", opener=_open_at_once) as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"found no regular file, expected {expected}")
+            if is_secret and mode & (stat.S_IROTH | stat.S_IWOTH):
+                raise ValueError(
+                    f"found mode {stat.S_IMODE(mode):04o}, expected one with which others cannot "
+                    "read it (chmod o-rwx)"
+                )
+            octets = stream.read(_KEY_FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise ValueError(f"found no such file, expected {expected}") from None
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        text = f"found one that cannot be read ({reason}), expected one that the service can read"
+        raise ValueError(text) from None
+    if len(octets) > _KEY_FILE_BYTES_MAX:
+        raise ValueError(f"found more than {_KEY_FILE_BYTES_MAX} bytes, expected {expected}")
+    return octets
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for a writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def disk_of(path: Path) -> Disk:

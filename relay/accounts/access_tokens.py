@@ -3,9 +3,9 @@
 A token names its client. Account, scopes and acts_for are looked up at each request, so that a
 reload applies to tokens already issued. A token ends an hour after its issue in queue time, which
 does not jump; `exp` has the same end in wall time, for programs that read the token. It ends as
-well when its client is removed or gets another secret. The issuer may have any host name: the
-signature alone proves that this relay issued a token. A token may name a user as well: then it is
-one of the user's account, if the client may open its mailbox.
+well when its client is removed, or the secret or the key that it signed in with. The issuer may
+have any host name: the signature alone proves that this relay issued a token. A token may name a
+user as well: then it is one of the user's account, if the client may open its mailbox.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _CURVE = "P-256"
 _REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fifth of a millisecond
 _OF_USER = "user"
 _ENDS = "relay_exp"  # seconds of queue time
-_SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret
+_SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
 
 
 class InvalidTokenError(Exception):
@@ -143,13 +143,14 @@ class AccessTokens:
             "exp": now_s + LIFETIME_S,
             "appid": client.client_id,
             "azp": client.client_id,
-            "appidacr": "1",  # authenticated by a secret
+            "app_displayname": client.account.display_name,
+            "appidacr": "2" if client.has_key else "1",  # by a certificate, by a secret
             "tid": tenant,
             "uti": token_id,
             "ver": "1.0",
             **(_claims_of_client(client) if user is None else _claims_of_user(user)),
             _ENDS: self._queue_s() + LIFETIME_S,
-            _SECRET: self._digest_of_secret(client),
+            _SECRET: self._keyed(client.secret_digest),
         }
         return self.sign(claims)
 
@@ -185,9 +186,8 @@ class AccessTokens:
         if self._queue_s() >= verified.ends_s:
             raise InvalidTokenError("Access token has expired.")
         client = accounts.by_client_id(verified.client_id)
-        if client is None or not hmac.compare_digest(
-            self._digest_of_secret(client), verified.secret
-        ):
+        digests = map(self._keyed, client.digests if client else ())
+        if client is None or not any(hmac.compare_digest(one, verified.secret) for one in digests):
             raise InvalidTokenError("The client of the access token, or its secret, was removed.")
         return client
 
@@ -238,7 +238,7 @@ class AccessTokens:
     def _queue_s(self) -> int:
         return self._clock.queue_us() // 1_000_000
 
-    def _digest_of_secret(self, client: RegisteredClient) -> str:
+    def _keyed(self, secret_digest: bytes) -> str:
         """Return the claim that ties a token to a secret; readers of a token cannot guess it."""
-        digest = hmac.new(self._digest_key, client.secret_digest, hashlib.sha256)
+        digest = hmac.new(self._digest_key, secret_digest, hashlib.sha256)
         return digest.hexdigest()[:32]

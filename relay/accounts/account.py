@@ -4,10 +4,11 @@ Addresses are in lower case, local parts as well: mailboxes are matched without 
 (RFC 5321 2.3.11).
 """
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -84,6 +85,11 @@ class Account:
     # a digest that changes with the stored password and token
     credentials: bytes = field(default=b"", repr=False, compare=False)
 
+    @property
+    def display_name(self) -> str:
+        """The name that programs show."""
+        return self.address.rpartition("@")[0]
+
     def owns(self, address: str) -> bool:
         """Whether `address` belongs to this account, with or without a tag."""
         wanted, own = address.lower(), (self.address, *self.aliases)
@@ -127,12 +133,36 @@ class Expansion(Struct, frozen=True):
         return tuple([one.address for one in self.targets])
 
 
+class ClientKey(Struct, frozen=True):
+    """A public key with which a client signs assertions (RFC 7523), of a certificate or a JWKS."""
+
+    public: Any  # joserfc's RSAKey or ECKey; that library is loaded where there is a key
+    names: frozenset[str]  # thumbprints and key ids by which an assertion may name it
+    algorithms: frozenset[str]
+    digest: bytes
+    begins_s: float = -math.inf  # the certificate's validity, wall time
+    ends_s: float = math.inf
+
+
 class RegisteredClient(Struct, frozen=True):
-    """A client id of the token endpoint. `secret_digest` changes with the client's secret."""
+    """A client id of the token endpoint. `secret_digest` changes with the client's secret, or is
+    the digest of the key that it signed in with: one of `keys`.
+    """
 
     client_id: str
     account: Account
     secret_digest: bytes
+    keys: tuple[ClientKey, ...] = ()
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The digests of all that the client can sign in with."""
+        return (self.secret_digest, *(key.digest for key in self.keys))
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it signed in with one of its keys."""
+        return any(key.digest == self.secret_digest for key in self.keys)
 
 
 def _is_listed(address: str, listed: Collection[str]) -> bool:
@@ -191,6 +221,21 @@ class AccountDirectory(Protocol):
         self, client_id: str, secret: str, *, client: str
     ) -> RegisteredClient | None:
         """Return the client if this is its secret, or None; as by_password()."""
+        ...
+
+    def by_client_assertion(
+        self,
+        client_id: str,
+        check: Callable[[RegisteredClient | None], RegisteredClient],
+        *,
+        client: str,
+    ) -> RegisteredClient | None:
+        """Return the client that `check` returns for the one with this id; None if none can sign
+        in by an assertion.
+
+        `check` raises LoginFailedError for an assertion that proves nothing, which counts as a
+        wrong secret. Raises it, and LoginDelayedError.
+        """
         ...
 
     def unlock(self, address: str) -> int:

@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +21,7 @@ import msgspec
 from relay.accounts.account import (
     ALL_SCOPES,
     Account,
+    ClientKey,
     Expansion,
     ReceiptSetting,
     RegisteredClient,
@@ -90,6 +92,8 @@ class _Entry:
     role: Literal["user", "read", "operate"] = "user"  # what it may do in /relay/v1
     client_id: str = ""  # of the application; "": none
     client_secret: Annotated[str, Secret] = ""  # a hash, or plain:…
+    client_certificate: str = ""  # the path of its certificates (PEM), or their text
+    client_keys: str = ""  # the path of its JWK set, or its text
     scopes: tuple[_SCOPE_NAMES, ...] | None = None  # None: all
     acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
     read_receipts: Literal["never", "ask", "always", "auto"] = "auto"  # when they are sent
@@ -184,6 +188,18 @@ class FileAccounts:
         is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)
         return found if is_right else None
 
+    def by_client_assertion(
+        self,
+        client_id: str,
+        check: Callable[[RegisteredClient | None], RegisteredClient],
+        *,
+        client: str,
+    ) -> RegisteredClient | None:
+        """See AccountDirectory. Failures are counted together with wrong secrets."""
+        name = client_id[:_USER_LENGTH_MAX].lower()
+        found, _ = self._clients.get(name, (None, None))
+        return self._checker.attempt(_OF_CLIENT + name, lambda: check(found), client=client)
+
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
         account = self._by_address.get(address.lower())
@@ -230,9 +246,9 @@ class FileAccounts:
         if token:
             self._by_token[token] = (token, account)
 
-    def add_client(self, client: RegisteredClient, secret: Password) -> None:
-        """Add a client of the token endpoint, whose id is unique."""
-        self._clients[client.client_id.lower()] = (client, secret)
+    def add_client(self, client: RegisteredClient, secret: Password | None) -> None:
+        """Add a client of the token endpoint, whose id is unique; None: it has only keys."""
+        self._clients[client.client_id.lower()] = (client, secret or _NOBODY)
 
     def use_aliases(self, aliases: AliasTable) -> None:
         """From now on expand() uses these."""
@@ -262,7 +278,8 @@ def load_accounts(
     addresses = [one for place, entry in entries for _, one in _addresses(place, entry)]
     addresses += [entry.address for _, entry in aliases]
     reserved = frozenset(one for one in addresses if one != untagged(one))
-    loading = _Loading(document, FileAccounts(clock), domains, reserved=reserved)
+    now_s = clock.time_us() / 1_000_000
+    loading = _Loading(document, FileAccounts(clock), domains, reserved=reserved, now_s=now_s)
     for place, entry in entries:
         faults += loading.take(place, entry)
     for place, alias in aliases:
@@ -284,6 +301,7 @@ _HASHED_FORMS = {
     "token": "sha256:HEX",
     "client_secret": "$argon2id$...",
 }
+_PROOFS = ("client_secret", "client_certificate", "client_keys")
 
 
 class _Loading:
@@ -296,8 +314,10 @@ class _Loading:
         domains: Sequence[str],
         *,
         reserved: frozenset[str],
+        now_s: float,
     ) -> None:
         self.accounts = accounts
+        self._now_s = now_s
         self._reserved = reserved
         self._document = document
         self._domains = domains
@@ -329,6 +349,7 @@ class _Loading:
             yield self._secret_fault((*place, "client_secret"), error)
         if token:
             yield from self._claim((*place, "token"), token, "a token")
+        keys = yield from self._keys(place, entry)
         yield from self._check_client(place, entry)
         yield from self._take_forwarding(place, entry)
         self._warn_of_plain(place, entry)
@@ -347,8 +368,9 @@ class _Loading:
             credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )
         self.accounts.add(account, password=password, token=token)
-        if secret:
-            client = RegisteredClient(entry.client_id, account, digest_of(entry.client_secret))
+        if secret or keys:
+            digest = digest_of(entry.client_secret) if secret else keys[0].digest
+            client = RegisteredClient(entry.client_id, account, digest, keys)
             self.accounts.add_client(client, secret)
 
     def take_alias(self, place: KeyPath, entry: _AliasEntry) -> Iterator[Fault]:
@@ -426,10 +448,36 @@ class _Loading:
             yield self._document.fault(path, f"found {shown(entry.client_id)}, expected {expected}")
         elif entry.client_id:
             yield from self._claim(path, ("client", entry.client_id.lower()), "a client id")
-        if bool(entry.client_id) != bool(entry.client_secret):
-            found, missing = ("client_id", "client_secret")[:: 1 if entry.client_id else -1]
+        proofs = [name for name in _PROOFS if getattr(entry, name)]
+        if bool(entry.client_id) != bool(proofs):
+            found = proofs[0] if proofs else "client_id"
+            missing = "client_id" if proofs else f"{', '.join(_PROOFS[:-1])} or {_PROOFS[-1]}"
             message = f"found no {missing}, expected one: a {found} does not work alone"
             yield self._document.fault((*place, found), message)
+
+    def _keys(self, place: KeyPath, entry: _Entry) -> Generator[Fault, None, tuple[ClientKey, ...]]:
+        """Yield the faults of the client's certificates and JWK set; return their keys."""
+        if not (entry.client_certificate or entry.client_keys):
+            return ()
+        from relay.accounts import client_keys  # noqa: PLC0415 -- a large library
+
+        base, now_s = self._document.file.absolute().parent, self._now_s
+        read: Mapping[str, Callable[[str, Path], client_keys.FoundKeys]] = {
+            "client_certificate": partial(client_keys.read_certificates, now_s=now_s),
+            "client_keys": client_keys.read_key_set,
+        }
+        keys: list[ClientKey] = []
+        for name, read_keys in read.items():
+            path, text = (*place, name), getattr(entry, name)
+            try:
+                found = read_keys(text, base) if text else client_keys.FoundKeys(())
+            except ValueError as error:
+                yield self._document.fault(path, str(error))
+                continue
+            keys += found.keys
+            for warning in found.warnings:
+                self.accounts.warn(str(self._document.fault(path, warning)))
+        return tuple(keys)
 
     def _secret_fault(self, path: KeyPath, error: ValueError) -> Fault:
         return self._document.fault(path, f"found something else, expected {error}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TypeVar
 
 import argon2
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
@@ -112,6 +113,7 @@ _NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addre
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
 _Pair = tuple[str, str]
+_Proof = TypeVar("_Proof")
 
 
 class LoginDelayedError(Exception):
@@ -120,6 +122,10 @@ class LoginDelayedError(Exception):
     def __init__(self, reason: str, retry_after_s: float) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+
+
+class LoginFailedError(Exception):
+    """A login that proves nothing; the text says why."""
 
 
 def client_of(address: str) -> str:
@@ -298,6 +304,25 @@ class PasswordChecker:
             raise LoginDelayedError("The login could not be checked", _BUSY_S) from error
         return running.result()
 
+    def attempt(self, user: str, prove: Callable[[], _Proof], *, client: str) -> _Proof:
+        """Return what `prove` returns, which takes no time worth mentioning.
+
+        Its LoginFailedError counts as a wrong password. Raises it, and LoginDelayedError as
+        check().
+        """
+        now = self._clock.monotonic()
+        pair = (user, client_of(client))
+        self._raise_if_delayed(self._of_pairs, pair, now)
+        if _counts_all_users(pair[1]):
+            self._delay_by_client(pair, now)
+        try:
+            proof = prove()
+        except LoginFailedError:
+            self._failed(pair, now)
+            raise
+        self._succeeded(pair, *self._successes.get(pair, (b"", 0.0)))
+        return proof
+
     def unlock(self, user: str) -> int:
         """Forget the failures of a user, and those of the clients that they came from. Return the
         number of clients from which the user was delayed.
@@ -374,12 +399,18 @@ class PasswordChecker:
             return
         now = self._clock.monotonic()
         if check.result():
-            self._of_pairs.remove(pair)
-            self._successes[pair] = (digest, now + _REMEMBERED_S)
-            self._successes.move_to_end(pair)
-            if len(self._successes) > ENTRIES_MAX:
-                self._successes.popitem(last=False)
-            return
+            self._succeeded(pair, digest, now + _REMEMBERED_S)
+        else:
+            self._failed(pair, now)
+
+    def _succeeded(self, pair: _Pair, digest: bytes, until_s: float) -> None:
+        self._of_pairs.remove(pair)
+        self._successes[pair] = (digest, until_s)
+        self._successes.move_to_end(pair)
+        if len(self._successes) > ENTRIES_MAX:
+            self._successes.popitem(last=False)
+
+    def _failed(self, pair: _Pair, now: float) -> None:
         failures = self._of_pairs.add(pair, now)
         if failures == FREE_FAILURES:
             self._on_delay(*pair)

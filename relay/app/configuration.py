@@ -211,6 +211,16 @@ class ActiveConfiguration:
         """See AccountDirectory."""
         return await self._now.accounts.by_client_secret(client_id, secret, client=client)
 
+    def by_client_assertion(
+        self,
+        client_id: str,
+        check: Callable[[RegisteredClient | None], RegisteredClient],
+        *,
+        client: str,
+    ) -> RegisteredClient | None:
+        """See AccountDirectory."""
+        return self._now.accounts.by_client_assertion(client_id, check, client=client)
+
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
         return self._now.accounts.unlock(address)

@@ -14,7 +14,7 @@ import binascii
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hmac import compare_digest
 from typing import Any, Protocol
@@ -215,6 +215,16 @@ class DevelopmentAccounts:
     ) -> RegisteredClient | None:
         """Return the client for any secret that is not empty, or for the token if there is one."""
         return self.by_client_id(client_id) if secret and self._is_secret(secret, client) else None
+
+    def by_client_assertion(
+        self,
+        client_id: str,
+        check: Callable[[RegisteredClient | None], RegisteredClient],  # noqa: ARG002
+        *,
+        client: str,  # noqa: ARG002
+    ) -> RegisteredClient | None:
+        """Return the client for any assertion: it has no keys. None if there is a token."""
+        return None if self._token else self.by_client_id(client_id)
 
     def unlock(self, address: str) -> int:  # noqa: ARG002 -- no login of an account is delayed
         """See AccountDirectory."""

@@ -130,10 +130,6 @@ FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
 _FOLDER_BY_DEFAULT = tuple(name for name in FOLDER_PROPERTIES if name != "sizeInBytes")
 
 
-def _name(account: Account) -> str:
-    return account.address.rpartition("@")[0]
-
-
 def _proxy_addresses(account: Account) -> list[str]:
     """Return the addresses as Exchange lists them: SMTP in capitals is the primary one."""
     return [f"SMTP:{account.address}", *(f"smtp:{alias}" for alias in account.aliases)]
@@ -141,7 +137,7 @@ def _proxy_addresses(account: Account) -> list[str]:
 
 USER_PROPERTIES: Mapping[str, Callable[[Account], Any]] = {
     "businessPhones": lambda _: [],
-    "displayName": _name,
+    "displayName": lambda account: account.display_name,
     "givenName": lambda _: None,
     "id": lambda account: account.address,
     "jobTitle": lambda _: None,
@@ -152,7 +148,7 @@ USER_PROPERTIES: Mapping[str, Callable[[Account], Any]] = {
     "surname": lambda _: None,
     "userPrincipalName": lambda account: account.address,
     "accountEnabled": lambda _: True,
-    "mailNickname": _name,
+    "mailNickname": lambda account: account.display_name,
     "proxyAddresses": _proxy_addresses,
     "userType": lambda _: "Member",
     **dict.fromkeys(

@@ -1,14 +1,16 @@
 """Sign-in of applications: the OAuth 2.0 client credentials grant, at the paths of Entra.
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
-that the client asked, or http.public_url. Errors are those of RFC 6749 5.2 with Entra's numbers.
-The other grants are those of a UserSignIn, which only a development relay has.
+that the client asked, or http.public_url. A client has a secret, or a key with which it signs
+assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. The other grants are those of a
+UserSignIn, which only a development relay has.
 """
 
 import base64
 import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
@@ -17,6 +19,12 @@ from starlette.responses import Response
 
 from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.account import AccountDirectory, RegisteredClient
+from relay.accounts.client_assertions import (
+    ALGORITHMS,
+    AssertionChecker,
+    AssertionRefusedError,
+    AssertionsFullError,
+)
 from relay.accounts.passwords import LoginDelayedError
 from relay.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import REQUESTS_MAX
@@ -45,6 +53,8 @@ TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it ha
 _LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
 _GRANT = "client_credentials"
+_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
 _ALL_OF_CLIENT = ".default"
 NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
 
@@ -113,11 +123,12 @@ class UserSignIn(Protocol):
 
 
 class _Credentials(Struct, frozen=True):
-    """Client id and secret of a request, and whether they are in its Authorization field."""
+    """Client id, and secret or assertion, of a request."""
 
     client_id: str
-    secret: str
-    is_basic: bool
+    secret: str = ""
+    assertion: str = ""
+    is_basic: bool = False  # they are in its Authorization field
 
 
 def create_sign_in_app(
@@ -130,9 +141,8 @@ def create_sign_in_app(
     users: UserSignIn | None = None,
 ) -> Gateway:
     """Return the application for SIGN_IN_PATHS, and for the paths of `users`."""
-    endpoints = _Endpoints(
-        accounts, tokens, ids=Ids(clock), base=(public_url, hostname), users=users
-    )
+    base = (public_url, hostname)
+    endpoints = _Endpoints(accounts, tokens, clock=clock, base=base, users=users)
 
     async def handle(request: HttpRequest) -> Response:
         try:
@@ -158,14 +168,15 @@ class _Endpoints:
         accounts: AccountDirectory,
         tokens: AccessTokens,
         *,
-        ids: Ids,
+        clock: Clock,
         base: tuple[str, str],
         users: UserSignIn | None,
     ) -> None:
         """`base` is the public URL, and the host name without one."""
         self._accounts = accounts
         self._tokens = tokens
-        self._ids = ids
+        self._ids = Ids(clock)
+        self._assertions = AssertionChecker(clock)
         self._base = base
         self._users = users
         self._documents: Mapping[str, Callable[[SignInRequest], dict[str, Any]]] = {
@@ -204,7 +215,8 @@ class _Endpoints:
             "token_endpoint": f"{authority}/{_TOKEN}",
             "device_authorization_endpoint": f"{authority}/{DEVICE_CODE}",
             "jwks_uri": f"{authority}/{_KEYS}",
-            "token_endpoint_auth_methods_supported": ["client_secret_post", "client_secret_basic"],
+            "token_endpoint_auth_methods_supported": list(_METHODS),
+            "token_endpoint_auth_signing_alg_values_supported": list(ALGORITHMS),
             "grant_types_supported": [_GRANT],
             "response_types_supported": ["token"],
             "subject_types_supported": ["pairwise"],
@@ -239,7 +251,7 @@ class _Endpoints:
             if grant in self._users.grants:
                 has_secret = "client_secret" in form or "authorization" in request.headers
                 given = _credentials(request, form) if has_secret else None
-                client = await self._signed_in(request, given) if given else None
+                client = await self._signed_in(asked, given) if given else None
                 return await self._users.grant(asked, form, client)
         if grant != _GRANT:
             text = f"The app requested an unsupported grant type {quoted(grant)}; use "
@@ -249,7 +261,7 @@ class _Endpoints:
         audience = _audience(form.get("scope", ""))
         if asked.path == TOKEN_V1:
             audience = resource_of(form)
-        client = await self._signed_in(request, credentials)
+        client = await self._signed_in(asked, credentials)
         token = self._tokens.issue(
             client,
             issuer=asked.issuer,
@@ -259,29 +271,66 @@ class _Endpoints:
         )
         return token_response({"access_token": token})
 
-    async def _signed_in(self, request: HttpRequest, given: _Credentials) -> RegisteredClient:
+    async def _signed_in(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient:
         """Return the client. An unknown one and a wrong secret have the same response."""
-        shown = request.counted_address or request.client_address
+        request = asked.http
+        address = request.counted_address
+        text = "Invalid client secret provided"
         try:
-            client = await self._accounts.by_client_secret(
-                given.client_id, given.secret, client=request.counted_address
-            )
+            if given.assertion:
+                client = self._by_assertion(asked, given)
+                text = "Client assertion failed signature validation"
+            else:
+                client = await self._accounts.by_client_secret(
+                    given.client_id, given.secret, client=address
+                )
         except LoginDelayedError as error:
             if error.__cause__ is not None:
+                shown = address or request.client_address
                 _log.error("secret not checked", client=shown, error=error.__cause__)
-            headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
-            text = f"{error}. Try again later."
-            raise SignInError(
-                "temporarily_unavailable", text, number=90055, status=429, headers=headers
-            ) from None
+            raise _later(error, number=90055, status=429) from None
+        except AssertionsFullError as error:
+            raise _later(error, number=90033, status=503) from None
+        except AssertionRefusedError as error:
+            raise self._rejected(request, given, str(error), number=error.number) from None
         if client is None:
-            client_id = given.client_id[:_LOGGED_MAX]
-            _log.info("sign-in rejected", client=shown, client_id=client_id)
-            headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
-            text = f"Invalid client secret provided for the app {quoted(given.client_id)}, "
-            text += "or the app is not known here."
-            raise SignInError("invalid_client", text, number=7000215, status=401, headers=headers)
+            text = f"{text} for the app {quoted(given.client_id)}, or the app is not known here."
+            number = 700027 if given.assertion else 7000215
+            raise self._rejected(request, given, text, number=number)
         return client
+
+    def _by_assertion(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient | None:
+        """Return the client that signed the assertion, whose audience is this endpoint."""
+        check = partial(
+            self._assertions.check,
+            given.assertion,
+            client_id=given.client_id,
+            audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, TOKEN_V1)],
+        )
+        return self._accounts.by_client_assertion(
+            given.client_id, check, client=asked.http.counted_address
+        )
+
+    def _rejected(
+        self, request: HttpRequest, given: _Credentials, text: str, *, number: int
+    ) -> SignInError:
+        """Log that a client was rejected; return the error."""
+        shown = request.counted_address or request.client_address
+        reason = {"reason": text} if given.assertion else {}
+        client_id = given.client_id[:_LOGGED_MAX]
+        _log.info("sign-in rejected", client=shown, client_id=client_id, **reason)
+        headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
+        return SignInError("invalid_client", text, number=number, status=401, headers=headers)
+
+
+def _later(
+    error: LoginDelayedError | AssertionsFullError, *, number: int, status: int
+) -> SignInError:
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
+    text = f"{error}. Try again later."
+    return SignInError(
+        "temporarily_unavailable", text, number=number, status=status, headers=headers
+    )
 
 
 def token_response(fields: Mapping[str, Any]) -> Response:
@@ -295,7 +344,8 @@ def _with_secret(form: Mapping[str, str]) -> Mapping[str, str]:
     """Return the form with a client_assertion as the secret, where any secret will do."""
     if "client_assertion" not in form or "client_secret" in form:
         return form
-    return {**form, "client_secret": form["client_assertion"]}
+    others = {name: value for name, value in form.items() if name != "client_assertion"}
+    return {**others, "client_secret": form["client_assertion"]}
 
 
 def resource_of(form: Mapping[str, str]) -> str:
@@ -355,12 +405,17 @@ def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
     if (given := request.headers.get("authorization")) is not None:
         return _basic_credentials(given, form)
     client_id = required(form, "client_id")
-    if "client_secret" in form:
-        return _Credentials(client_id, form["client_secret"], is_basic=False)
-    text = "The request body must contain the parameter 'client_secret'"
-    if "client_assertion" in form:
-        text += "; certificates ('client_assertion') are not supported"
-    raise SignInError("invalid_client", f"{text}.", number=7000218, status=401)
+    secret, assertion = form.get("client_secret", ""), form.get("client_assertion", "")
+    if secret and assertion:
+        text = "The request body has client_secret and client_assertion, expected one of them."
+        raise SignInError("invalid_request", text, number=900144)
+    if assertion and (kind := required(form, "client_assertion_type")) != _ASSERTION_TYPE:
+        text = f"client_assertion_type: found {quoted(kind)}, expected {_ASSERTION_TYPE}."
+        raise SignInError("invalid_request", text, number=90011)
+    if not secret and not assertion:
+        text = "The request body must contain the parameter 'client_assertion' or 'client_secret'."
+        raise SignInError("invalid_client", text, number=7000218, status=401)
+    return _Credentials(client_id, secret, assertion)
 
 
 def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
@@ -376,7 +431,8 @@ def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
             "invalid_client", message, number=7000218, status=401, headers=headers
         ) from None
     client_id, _, secret = map(unquote_plus, text.partition(":"))
-    if "client_secret" in form or form.get("client_id", client_id) != client_id:
+    in_body = "client_secret" in form or "client_assertion" in form
+    if in_body or form.get("client_id", client_id) != client_id:
         message = "The client's credentials are in the Authorization field and in the body."
         raise SignInError("invalid_request", message, number=900144)
     return _Credentials(client_id, secret, is_basic=True)
