@@ -16,11 +16,15 @@ from tests.support.relay_process import until
 pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
 from msgraph.generated.models.body_type import BodyType
+from msgraph.generated.models.category_color import CategoryColor
+from msgraph.generated.models.date_time_time_zone import DateTimeTimeZone
+from msgraph.generated.models.followup_flag import FollowupFlag
 from msgraph.generated.models.followup_flag_status import FollowupFlagStatus
 from msgraph.generated.models.importance import Importance
 from msgraph.generated.models.inference_classification_type import InferenceClassificationType
 from msgraph.generated.models.message import Message
 from msgraph.generated.models.o_data_errors.o_data_error import ODataError
+from msgraph.generated.models.outlook_category import OutlookCategory
 from msgraph_core.tasks.large_file_upload import LargeFileUploadTask
 
 from tests.clients import graph_sdk as sdk
@@ -128,6 +132,37 @@ async def test_14_life_of_a_draft(served: ServedRelay, user: User) -> None:
     assert [part.get_content() for part in content.iter_attachments()] == [b"content"]
     sent = await one.get(immutable)
     assert (sent.id, sent.is_draft, sent.has_attachments) == (draft.id, False, True)
+
+
+async def test_state_of_a_message_that_was_sent(served: ServedRelay, user: User) -> None:
+    """A worker marks what it has done, and sends the whole message back, as it has read it."""
+    client = sdk.client(served.url, user.name)
+    draft = await client.me.messages.post(sdk.message(subject="order", to=user.sink))
+    one = client.me.messages.by_message_id(draft.id)
+    await one.send.post()
+    user.arrived()
+    while (whole := await one.get()).is_draft:  # until step 4
+        pass
+    whole.categories = ["Done"]
+    whole.flag = FollowupFlag(
+        flag_status=FollowupFlagStatus.Complete,
+        start_date_time=DateTimeTimeZone(date_time="2026-12-01T08:00:00", time_zone="UTC"),
+    )
+    changed = await one.patch(whole)
+    assert (changed.categories, changed.is_draft) == (["Done"], False)
+    assert changed.flag.flag_status is FollowupFlagStatus.Complete
+    assert changed.flag.completed_date_time.time_zone == "UTC"
+    await one.patch(Message(importance=Importance.High, categories=[]))
+    again = await one.get()
+    assert (again.importance, again.categories) == (Importance.High, [])
+    with pytest.raises(ODataError) as caught:
+        await one.patch(Message(subject="another"))
+    assert "subject" in caught.value.error.message
+    made = await client.me.outlook.master_categories.post(
+        OutlookCategory(display_name="Done", color=CategoryColor.Preset3)
+    )
+    (listed,) = (await client.me.outlook.master_categories.get()).value
+    assert (listed.id, listed.color) == (made.id, CategoryColor.Preset3)
 
 
 async def test_15_filter_by_internet_message_id(served: ServedRelay, user: User) -> None:

@@ -41,6 +41,7 @@ from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import MessageFile, parse_name
 from relay.mailbox.message_state import MessageState, read_state
 from relay.mailbox.query import DeltaQuery, MessageQuery
+from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import (
     Change,
@@ -329,6 +330,8 @@ class Indexes:
 
     def expire_states(self, mailbox: Path) -> None:
         """Remove the states of messages that vanished 30 days ago. Raises StoreUnavailableError."""
+        if not (mailbox / STATES).exists():
+            return
         with self._of(mailbox, in_background=True) as index:
             ids = index.states.ids()
             vanished = set(ids)
