@@ -24,6 +24,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
+from relay.http.tunnels import TunnelHosts
 from relay.ingress.smtp_server import ListenerOptions
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventFeed
@@ -93,6 +94,7 @@ class RelayDependencies:
     # with it, the front door answers only requests for these, for loopback names and for
     # http.public_url
     hosts: AllowedHosts | None = None
+    tunnel_hosts: TunnelHosts | None = None  # the front door is also a proxy for these
     certificates: ListenerCertificates | None = None  # None: those that the settings name
     # the actions that only the API of a development relay has; with it, captured mail is put into
     # mailboxes

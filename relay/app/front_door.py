@@ -218,7 +218,7 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
         servers.append(
             HttpServer(
                 everything, http.listen, limits=limits, hosts=_hosts(base),
-                certificate=base.certificates.http,
+                certificate=base.certificates.http, tunnel_hosts=base.sources.tunnel_hosts,
             )
         )  # fmt: skip
     control_socket = Address(path=str(base.settings.control_socket))

@@ -42,7 +42,7 @@ from relay.settings.environment import Environment, read_environment
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
 
-_TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+_TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a message bounced
 
 
@@ -144,7 +144,8 @@ class _JsonView(DevelopmentView):
     def listening(self, addresses: DevelopmentAddresses) -> None:
         places = {name: getattr(addresses, name) for name in PORTS}
         listeners = {name: [] if at is None else [str(at)] for name, at in places.items()}
-        facts = {"pages": addresses.pages, "ca": str(addresses.ca)}
+        files = {name: str(getattr(addresses, name)) for name in ("ca", "bundle")}
+        facts = {"pages": addresses.pages, **files}
         print_json_line({"pid": os.getpid(), **listeners, **facts})
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
@@ -176,7 +177,7 @@ class _TextView(DevelopmentView):
         self._domain = plan.domains[0]
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
-        ca = shlex.quote(str(addresses.ca))
+        ca = shlex.quote(str(addresses.bundle))
         mail = self._place.path / "mail" / self._domain
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         here = addresses.for_this_machine()
@@ -276,8 +277,15 @@ class _TextView(DevelopmentView):
             f"  relay send{config} --to {bob} --subject hi --body hello",
             f"  relay trace{config} last        relay queue list{config}",
             "  or --to x+550@example.org, which bounces; also +451x2 +grey +slow10 +drop +later550",
+            *self._proxy(here),
             f"ready (pid {os.getpid()}); every step of every message follows, Ctrl-C ends it",
         )
+
+    def _proxy(self, here: DevelopmentAddresses) -> Sequence[str]:
+        if not self._plan.proxy_names:
+            return ()
+        variables = f"HTTPS_PROXY=http://{here.http} NO_PROXY=localhost,127.0.0.1"
+        return (f"  export {variables}    with Trust: for programs that say graph.microsoft.com",)
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
         name = journey.key

@@ -27,6 +27,7 @@ _SEPARATOR = re.compile(r"[\s,]+")
 _DEFAULT_PORT = "{}, with --once a free port"
 _DEFAULT_TLS_PORT = "{}, or none if it is in use; with --once a free port"
 _EXPOSED = "other machines can reach this relay: expected --token TOKEN too"
+_NO_PROXY = "a relay that other machines can reach is no proxy"
 TOKEN_CHARACTERS = 16  # fewer are easily guessed
 
 
@@ -119,6 +120,13 @@ def _host_name(text: str) -> str:
     return text.lower().removesuffix(".")
 
 
+def _proxy_host(text: str) -> str:
+    name = _host_name(text)
+    if is_ip(name.strip("[]")):
+        raise ValueError
+    return name
+
+
 def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[F], F]:
     """Return a click option with its environment variable."""
     return click.option(
@@ -145,14 +153,14 @@ def check_together(options: Mapping[str, Any]) -> None:
             raise click.UsageError(f"{names} exclude each other")
     if options["release_allow"] and not options["release_to"]:
         raise click.UsageError("--release-allow needs --release-to: without it nothing is released")
-    if options["token"]:
-        return
+    given = {name: options[name] for name in PORTS if options[name] is not None}
+    exposed = [f"--{name} {at}" for name, at in given.items() if not is_loopback(at)]
     if options["listen_all"]:
-        raise click.UsageError(f"--listen-all: {_EXPOSED}")
-    for name in PORTS:
-        address = options[name]
-        if address is not None and not is_loopback(address):
-            raise click.UsageError(f"--{name} {address}: {_EXPOSED}")
+        exposed.insert(0, "--listen-all")
+    if exposed and not options["token"]:
+        raise click.UsageError(f"{exposed[0]}: {_EXPOSED}")
+    if exposed and options["proxy_hosts"]:
+        raise click.UsageError(f"{exposed[0]} and --proxy-host exclude each other: {_NO_PROXY}")
 
 
 def visible_secrets(context: click.Context) -> Iterator[str]:
@@ -201,6 +209,15 @@ _OPTIONS = (
         callback=_several(_host_name, "a host name without a port"),
         help="Answer HTTP requests for this host too, besides localhost, and have it in the "
         "certificate; repeatable.",
+    ),
+    _option(
+        "--proxy-host",
+        "proxy_hosts",
+        multiple=True,
+        metavar="NAME",
+        callback=_several(_proxy_host, "a host name without a port"),
+        help="Be a proxy for port 443 of this host too, besides the hosts of Microsoft's sign-in, "
+        "Graph and Outlook; repeatable. The requests end here.",
     ),
     _option(
         "--domain",

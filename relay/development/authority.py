@@ -9,8 +9,8 @@ each relay. Raises OSError.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+import os
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -27,17 +27,20 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-from relay.certificates import ServerCertificate
+from relay.certificates import ServerCertificate, load_pair
 from relay.clock import Clock
 from relay.files import locked_directory, replace_file
+from relay.http.tunnels import TunnelHosts
 from relay.settings.tree import CertificateFiles
 from relay.settings.values import is_ip
 
-_RENEWAL_CHECK_S = 3600.0
+_RENEWAL_CHECK_S = 60.0  # a machine that was asleep has a new certificate soon
 LEAF_DAYS = 14
 RENEW_BEFORE_DAYS = 7
 _CA_DAYS = 5 * 365
 _CA_RENEW_DAYS = 90
+PROXY_HOURS = 24
+PROXY_RENEW_HOURS = 12  # as long as that, a client may keep the bundle that it read
 _BACKDATED = timedelta(days=1)  # clocks of containers and virtual machines differ
 _DOMAINS = ("localhost", "example.test")  # and everything below them
 _NETWORKS = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -47,36 +50,49 @@ _DEFAULT_CONSTRAINTS: frozenset[x509.GeneralName] = frozenset(
 _NAMES = ("localhost", "example.test", "*.example.test", "127.0.0.1", "::1")
 _CONSTRAINTS_MAX = 100  # then names of earlier relays are dropped
 _CA_NAME = "Relay development CA"
+_PROXY_CA_NAME = "Relay development proxy CA"
+_ANY_ADDRESS = (x509.IPAddress(ip_network("0.0.0.0/0")), x509.IPAddress(ip_network("::/0")))
+
+
+class _Issuer(Struct, frozen=True):
+    """The certificate of an authority, and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def sign(
+        self, key: ec.EllipticCurvePublicKey, names: Iterable[str], *, now: datetime, end: datetime
+    ) -> bytes:
+        """Return a certificate for a server with these names (PEM)."""
+        own = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        certificate = (
+            _builder(key, "Relay development", now=now, end=end)
+            .issuer_name(self.certificate.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(own, critical=False)
+            .add_extension(x509.SubjectAlternativeName(map(_general_name, names)), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        return certificate.public_bytes(Encoding.PEM)
 
 
 class DevelopmentAuthority(Struct, frozen=True):
     """An authority; `certificate` is the PEM file that clients trust."""
 
     certificate: Path
-    _issuer: x509.Certificate
-    _key: ec.EllipticCurvePrivateKey
+    _issuer: _Issuer
 
     def issue(self, folder: Path, hosts: Sequence[str], *, now: datetime) -> CertificateFiles:
         """Write a certificate for the names of loopback and for `hosts` into `folder`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [_general_name(one) for one in dict.fromkeys((*_NAMES, *hosts))]
-        end = min(now + timedelta(days=LEAF_DAYS), self._issuer.not_valid_after_utc)
-        builder = _builder(key.public_key(), "Relay development", now=now, end=end)
-        certificate = (
-            builder.issuer_name(self._issuer.subject)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
-                critical=False,
-            )
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        names = dict.fromkeys((*_NAMES, *hosts))
+        end = min(now + timedelta(days=LEAF_DAYS), self._issuer.certificate.not_valid_after_utc)
+        certificate = self._issuer.sign(key.public_key(), names, now=now, end=end)
         folder.mkdir(mode=0o700, exist_ok=True)
         files = CertificateFiles(folder / "relay.pem", folder / "relay.key")
         replace_file(files.key, _pem_of(key), mode=0o600)
-        replace_file(files.certificate, certificate.public_bytes(Encoding.PEM), mode=0o644)
+        replace_file(files.certificate, certificate, mode=0o644)
         return files
 
 
@@ -103,9 +119,13 @@ def open_authority(
         if found is None or not wanted <= allowed:
             if len(allowed | wanted) <= _CONSTRAINTS_MAX:
                 wanted |= allowed
-            found = _self_signed(key, wanted, now=now)
+            permitted = sorted(wanted, key=lambda one: str(one.value))
+            found = _self_signed(
+                key, _CA_NAME, x509.NameConstraints(permitted, None),
+                now=now, end=now + timedelta(days=_CA_DAYS),
+            )  # fmt: skip
             replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
-    return DevelopmentAuthority(file, found, key)
+    return DevelopmentAuthority(file, _Issuer(found, key))
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
@@ -135,15 +155,19 @@ def _read_certificate(
 
 
 def _self_signed(
-    key: ec.EllipticCurvePrivateKey, allowed: AbstractSet[x509.GeneralName], *, now: datetime
+    key: ec.EllipticCurvePrivateKey,
+    name: str,
+    constraints: x509.NameConstraints,
+    *,
+    now: datetime,
+    end: datetime,
 ) -> x509.Certificate:
-    builder = _builder(key.public_key(), _CA_NAME, now=now, end=now + timedelta(days=_CA_DAYS))
-    permitted = sorted(allowed, key=lambda one: str(one.value))
     return (
-        builder.issuer_name(_name(_CA_NAME))
+        _builder(key.public_key(), name, now=now, end=end)
+        .issuer_name(_name(name))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.NameConstraints(permitted, None), critical=True)
+        .add_extension(constraints, critical=True)
         .sign(key, hashes.SHA256())
     )
 
@@ -211,15 +235,75 @@ def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+class ProxyAuthority:
+    """The authority of the hosts that a relay stands for as a proxy, and its certificate for them.
+
+    Its key is in memory only, and another one at each start. It is valid for a day; renew() makes a
+    new certificate for the same key, so that clients which read the one before go on until its end.
+    `bundle` is the file of this authority and the ordinary one.
+    """
+
+    def __init__(self, folder: Path, names: Collection[str], *, ca: Path, now: datetime) -> None:
+        """Issue the certificate into `folder`; `ca` is the file of the ordinary authority.
+
+        Blocks. Raises OSError.
+        """
+        self._folder = folder
+        self._names = sorted(names)
+        self._ca = ca
+        self.bundle = folder / "bundle.pem"
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.renew(now)
+
+    def renew(self, now: datetime) -> None:
+        """Make new certificates of the authority and the hosts. Blocks. Raises OSError; then those
+        from before stay in use.
+        """
+        end = now + timedelta(hours=PROXY_HOURS)
+        permitted = [x509.DNSName(one) for one in self._names]
+        constraints = x509.NameConstraints(permitted, _ANY_ADDRESS)
+        found = _self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
+        key = ec.generate_private_key(ec.SECP256R1())
+        file = self._folder / "proxy.pem"
+        content = _Issuer(found, self._key).sign(key.public_key(), self._names, now=now, end=end)
+        replace_file(file, content, mode=0o644)
+        reader, writer = os.pipe()  # OpenSSL reads a key from a path only
+        try:
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(_pem_of(key))
+            context = load_pair(file, Path(f"/dev/fd/{reader}"))
+        finally:
+            os.close(reader)
+        both = self._ca.read_bytes() + found.public_bytes(Encoding.PEM)
+        replace_file(self.bundle, both, mode=0o644)
+        self._context = context
+        self.renew_at = now + timedelta(hours=PROXY_RENEW_HOURS)
+
+    @property
+    def hosts(self) -> TunnelHosts:
+        """What the HTTP server is told."""
+        return TunnelHosts(frozenset(self._names), lambda: self._context)
+
+
 class DevelopmentCertificate:
-    """The certificate of the HTTPS listener, and its authority."""
+    """The certificate of the HTTPS listener and that of the proxy, and their authorities.
+
+    `bundle` is the file of the authorities, for clients of both.
+    """
 
     def __init__(
-        self, folder: Path, hosts: Sequence[str], *, ca_dir: Path | None, clock: Clock
+        self,
+        folder: Path,
+        hosts: Sequence[str],
+        *,
+        ca_dir: Path | None,
+        clock: Clock,
+        proxy_names: Collection[str] = (),
     ) -> None:
         """Issue it for `hosts` into `folder`/tls. Blocks. Raises OSError.
 
         The authority is kept in `ca_dir`; if that is None or cannot be written, in `folder`/ca.
+        Without `proxy_names` the relay is no proxy, and `bundle` is `ca`.
         """
         self._folder = folder / "tls"
         self._hosts = tuple(hosts)
@@ -234,14 +318,23 @@ class DevelopmentCertificate:
         self.ca = self._authority.certificate
         self.files = self._issue()
         self.server = ServerCertificate(self.files.certificate, self.files.key)
+        self.proxy = (
+            ProxyAuthority(self._folder, proxy_names, ca=self.ca, now=self._now())
+            if proxy_names
+            else None
+        )
+        self.bundle = self.proxy.bundle if self.proxy else self.ca
 
     async def keep_valid(self) -> None:
-        """Replace it before it expires; does not return."""
+        """Replace what would expire; does not return."""
         while True:
             await self._clock.sleep(_RENEWAL_CHECK_S)  # sleeps: the clock of the machine may jump
-            if self._now() >= self._renew_at:
-                with contextlib.suppress(OSError):  # the disk may be full: tries again
+            with contextlib.suppress(OSError):  # the disk may be full: tries again
+                if self._now() >= self._renew_at:
                     await asyncio.to_thread(self._renew)
+            with contextlib.suppress(OSError):
+                if self.proxy is not None and self._now() >= self.proxy.renew_at:
+                    await asyncio.to_thread(self.proxy.renew, self._now())
 
     def _renew(self) -> None:
         files = self._issue()

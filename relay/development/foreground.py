@@ -130,6 +130,7 @@ async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions)
             **listeners,
             "pages": relay.addresses.pages,
             "ca": str(relay.certificate.ca),
+            "bundle": str(relay.certificate.bundle),
             "token": relay.token,
             "dir": str(relay.folder.path),
         }

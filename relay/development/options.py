@@ -24,6 +24,11 @@ from relay.settings.validation import is_loopback
 from relay.sockets import has_ipv6, reserve_port
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
+# The hosts of programs that are not set up for Relay: CONNECT to them ends at the relay.
+PROXY_HOSTS = (
+    "login.microsoftonline.com", "login.windows.net", "login.microsoft.com",
+    "graph.microsoft.com", "outlook.office.com", "outlook.office365.com",
+)  # fmt: skip
 CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
 
 _CONFIG = """\
@@ -98,6 +103,7 @@ class DevelopmentOptions(Struct, frozen=True):
     ca_dir: Path | None = None
     # further names for the Host header of requests, and in the certificate
     hosts: tuple[str, ...] = ()
+    proxy_hosts: tuple[str, ...] = ()  # hosts that it stands for as a proxy, besides PROXY_HOSTS
     domains: tuple[str, ...] = (DOMAIN,)  # local domains; alice and bob are in the first
     rules: Path | None = None  # the directory of the rules; None for those that are shipped
     scenarios: tuple[str, ...] = ()  # files and shipped names, see read_scenarios()
@@ -119,6 +125,11 @@ class DevelopmentOptions(Struct, frozen=True):
     def is_exposed(self) -> bool:
         """Whether other machines can reach it."""
         return self.listen_all or not all(map(is_loopback, self.listeners.values()))
+
+    @property
+    def proxy_names(self) -> tuple[str, ...]:
+        """The hosts that it stands for as a proxy; none if other machines can reach it."""
+        return () if self.is_exposed else (*PROXY_HOSTS, *self.proxy_hosts)
 
     @property
     def listeners(self) -> dict[str, Address]:
@@ -148,12 +159,13 @@ class DevelopmentOptions(Struct, frozen=True):
 
 
 class DevelopmentAddresses(Struct, frozen=True):
-    """Where a development relay listens, and the file of its certificate authority."""
+    """Where a development relay listens, and the files of its certificate authorities."""
 
     http: Address
     https: Address
     smtp: Address  # without TLS
-    ca: Path
+    ca: Path  # for HTTPS and SMTP
+    bundle: Path  # this authority and that of the proxy
     submission: Address | None = None  # None: left out
     submissions: Address | None = None
 

@@ -43,6 +43,7 @@ from relay.development.reset import Reset
 from relay.development.retention import MailRetention
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.protocol import AllowedHosts
+from relay.http.tunnels import TunnelHosts
 from relay.ingress.smtp_server import ListenerOptions
 from relay.internet.overview import overview
 from relay.internet.scenario_edit import EditedScenario, with_reply, without_reply
@@ -95,6 +96,7 @@ class DevelopmentRelay:
         self.certificate = DevelopmentCertificate(
             folder.path, (*options.hosts, *own_host), ca_dir=options.ca_dir,
             clock=SystemClock(),  # that of the clients is not advanced
+            proxy_names=options.proxy_names,
         )  # fmt: skip
         self._scenario = read_scenarios(options.scenarios)
         self._scenario_turn = asyncio.Lock()
@@ -160,6 +162,7 @@ class DevelopmentRelay:
                 tuple(self.certificate.server if one.tls else None for one in settings.smtp),
                 self.certificate.server,
             ),
+            tunnel_hosts=self.certificate.proxy.hosts if self.certificate.proxy else TunnelHosts(),
             any_sender=not options.strict_senders,
             listener_options=self._options_of,
             crash_at=options.crash_at,
@@ -418,7 +421,8 @@ class DevelopmentRelay:
         http = next(one for one in web.bound if not web.has_tls(one))
         https = next(one for one in web.bound if web.has_tls(one))
         smtp = {name: found[0] for name, found in self.smtp_listeners.items() if found}
-        return DevelopmentAddresses(http, https, ca=self.certificate.ca, **smtp)
+        ca, bundle = self.certificate.ca, self.certificate.bundle
+        return DevelopmentAddresses(http, https, ca=ca, bundle=bundle, **smtp)
 
     @property
     def smtp_listeners(self) -> dict[str, list[Address]]:

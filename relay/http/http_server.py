@@ -15,9 +15,10 @@ from starlette.types import ASGIApp
 
 from relay.certificates import ServerCertificate
 from relay.clock import Clock, SystemClock
-from relay.http.connection_limits import ConnectionLimits, ConnectionTable
+from relay.http.connection_limits import ConnectionLimits, ConnectionTable, HttpConnection
 from relay.http.protocol import AllowedHosts, BoundedProtocol
 from relay.http.tls_connection import TlsConnection
+from relay.http.tunnels import TunnelHosts
 from relay.settings.tree import Address
 from relay.sockets import Listener, open_listener
 
@@ -39,9 +40,11 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
         hosts: AllowedHosts | None = None,
         certificate: ServerCertificate | None = None,
+        tunnel_hosts: TunnelHosts | None = None,
     ) -> None:
         """`clock` dates the server's own errors. Requests for hosts other than `hosts` are
-        rejected. With `certificate`, TCP addresses that are not plain have TLS.
+        rejected. With `certificate`, TCP addresses that are not plain have TLS. With
+        `tunnel_hosts`, it is also a proxy for these.
         """
         self._certificate = certificate
         self._addresses = tuple(addresses)
@@ -67,6 +70,7 @@ class HttpServer:
             clock or SystemClock(),
             limits=limits or ConnectionLimits(),
             hosts=hosts,
+            tunnel_hosts=tunnel_hosts,
         )
 
     @property
@@ -138,11 +142,13 @@ class _UvicornServer(uvicorn.Server):
         *,
         limits: ConnectionLimits,
         hosts: AllowedHosts | None,
+        tunnel_hosts: TunnelHosts | None,
     ) -> None:
         super().__init__(config)
         self._clock = clock
         self._limits = limits
         self._hosts = hosts
+        self._tunnel_hosts = tunnel_hosts
         self._handshakes: set[TlsConnection] = set()
         self.tls_contexts: Mapping[socket.socket, ssl.SSLContext] = {}
         self.accepting = asyncio.Event()
@@ -156,26 +162,13 @@ class _UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving on `sockets`."""
         loop = asyncio.get_running_loop()
-        connection_table = ConnectionTable(self._limits, loop.time)  # real time: clients
-
-        def connection() -> BoundedProtocol:
-            made = BoundedProtocol(self.config, self.server_state, {}, loop)
-            made.clock, made.connection_table, made.hosts = (
-                self._clock,
-                connection_table,
-                self._hosts,
-            )
-            return made
-
+        self._table = ConnectionTable(self._limits, loop.time)  # real time: clients
         await self.lifespan.startup()
         self.servers = []
         for listener in sockets or ():
-            factory: Callable[[], asyncio.Protocol] = connection
+            factory: Callable[[], asyncio.Protocol] = self._new_protocol
             if (context := self.tls_contexts.get(listener)) is not None:
-                factory = partial(
-                    TlsConnection, context, connection_table,
-                    new_protocol=connection, handshakes=self._handshakes,
-                )  # fmt: skip
+                factory = partial(self._new_tls, context, self._new_protocol)
             if listener.family == socket.AF_UNIX:
                 server = await loop.create_unix_server(factory, sock=listener, backlog=_BACKLOG)
             else:
@@ -183,6 +176,36 @@ class _UvicornServer(uvicorn.Server):
             self.servers.append(server)
         self.started = True
         self.accepting.set()
+
+    def _new_protocol(self) -> BoundedProtocol:
+        made = self._new_in_tunnel(self._hosts)
+        if self._tunnel_hosts is not None:
+            made.open_tunnel = self._open_tunnel
+        return made
+
+    def _new_in_tunnel(self, hosts: AllowedHosts | None) -> BoundedProtocol:
+        made = BoundedProtocol(self.config, self.server_state, {}, asyncio.get_running_loop())
+        made.clock, made.connection_table = self._clock, self._table
+        made.hosts, made.tunnel_hosts = hosts, self._tunnel_hosts
+        return made
+
+    def _new_tls(
+        self, context: ssl.SSLContext, new_protocol: Callable[[], BoundedProtocol]
+    ) -> TlsConnection:
+        return TlsConnection(
+            context, self._table, new_protocol=new_protocol, handshakes=self._handshakes
+        )
+
+    def _open_tunnel(
+        self, transport: asyncio.Transport, connection: HttpConnection
+    ) -> asyncio.Protocol:
+        hosts = self._tunnel_hosts
+        assert hosts is not None
+        assert hosts.context is not None, "there are names, since one was let through"
+        inside = partial(self._new_in_tunnel, AllowedHosts(hosts.names))
+        made = self._new_tls(hosts.context(), inside)
+        made.take_over(transport, connection)
+        return made
 
     async def main_loop(self) -> None:
         """Wait for the end; uvicorn's own loop wakes ten times a second."""

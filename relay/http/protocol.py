@@ -30,6 +30,7 @@ from relay.http.http_request import (
     CLOSE,
     COUNTED_ADDRESS,
 )
+from relay.http.tunnels import REFUSAL_PHRASE, TunnelHosts, absolute_form_error, connect_error
 
 # RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -102,6 +103,7 @@ _TRANSPORT_SECURITY = "max-age=31536000"
 # A browser applies the field to all ports of a host: those of other programs on localhost as well.
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
 _LOOPBACK_HOSTS = AllowedHosts()
+_TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
 _PIECES_PER_TURN = 1000
 _LAST_CHUNK = re.compile(rb"\n0")  # its beginning; find() takes twice as long for this
@@ -125,12 +127,20 @@ class _BoundedFlow(FlowControl):
             super().resume_reading()
 
 
+# Continues a connection that was counted: what it receives from now on is in a tunnel.
+OpenTunnel = Callable[[asyncio.Transport, HttpConnection], asyncio.Protocol]
+
+
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection. The server sets `clock`, `connection_table` and `hosts`."""
+    """One HTTP/1.1 connection. The server sets `clock`, `connection_table` and `hosts`; that of a
+    development relay `tunnel_hosts` too, and `open_tunnel` on connections that are in no tunnel.
+    """
 
     clock: Clock
     connection_table: ConnectionTable
     hosts: AllowedHosts | None = None
+    tunnel_hosts: TunnelHosts | None = None
+    open_tunnel: OpenTunnel | None = None
     _connection: HttpConnection | None = None
     _error: ApiError | None = None
     _unparsed = b""  # what one read brought; it is parsed up to `_parsed_bytes`
@@ -168,9 +178,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection."""
-        self._cancel_header_timeout()
-        if self._read_timer is not None:
-            self._read_timer.cancel()
+        self._cancel_timers()
         if self._connection is not None:
             self.connection_table.remove(self._connection)
         self._unparsed = b""
@@ -290,12 +298,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """Stop the header time-out and start the request."""
         self._cancel_header_timeout()
         if not self.parser.should_upgrade():
+            if self.tunnel_hosts is not None and not self.url.startswith((b"/", b"*")):
+                self._stop_parsing(absolute_form_error(self.url, self.tunnel_hosts))
             self._check_host()
             self._admit_request()
             self.scope[ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
             super().on_headers_complete()
-            if self.scheme == "https":
-                field = (b"strict-transport-security", self._transport_security().encode())
+            if security := self._transport_security():
+                field = (b"strict-transport-security", security.encode())
                 self.cycle.default_headers = [*self.cycle.default_headers, field]
             fields = dict(self.headers)
             self._is_chunked = self._is_before_last_chunk = b"transfer-encoding" in fields
@@ -356,8 +366,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._unparsed = b""
-            self.send_400_response("CONNECT is not supported: this is not a proxy.")
+            self._connect()
             return
         fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
         if not self.parser.should_keep_alive():
@@ -367,6 +376,30 @@ class BoundedProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._unparsed, self._parsed_bytes = head + self._unparsed[self._parsed_bytes :], 0
         self._parse()
+
+    def _connect(self) -> None:
+        """Open a tunnel, in which octets that came before the answer are the first; or refuse it.
+
+        The connection stays the one that was counted.
+        """
+        early, self._unparsed, self._parsed_bytes = self._unparsed[self._parsed_bytes :], b"", 0
+        connection = self._connection
+        if self.tunnel_hosts is None or self.open_tunnel is None or connection is None:
+            self.send_400_response("CONNECT is not supported: this is not a proxy.")
+            return
+        if self.cycle:  # its response may still be unread
+            self.send_400_response("CONNECT: expected it as the first request of a connection.")
+            return
+        if error := connect_error(self.url, self.headers, self.tunnel_hosts):
+            self._send_error(error, phrase=REFUSAL_PHRASE if error.status == 403 else "")
+            return
+        self._connection = None
+        self._cancel_timers()
+        self.connections.discard(self)
+        self.transport.write(_TUNNEL_OPENED)
+        tunnel = self.open_tunnel(self.transport, connection)
+        if early:
+            tunnel.data_received(early)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -378,10 +411,17 @@ class BoundedProtocol(HttpToolsProtocol):
         return [value for name, value in self.headers or () if name == b"host"]
 
     def _transport_security(self) -> str:
-        """Return the value of Strict-Transport-Security for the host that was asked."""
+        """Return the value of Strict-Transport-Security for the host that was asked, or "".
+
+        A development relay stands for names whose real hosts a browser knows; it says nothing.
+        """
+        if self.scheme != "https":
+            return ""
         named = b"".join(self._hosts_named()[:1]).decode("latin-1")
         is_local = _LOOPBACK_HOSTS.allows(named.rpartition(":")[0] or named)
-        return _LOCAL_TRANSPORT_SECURITY if is_local else _TRANSPORT_SECURITY
+        if is_local:
+            return _LOCAL_TRANSPORT_SECURITY
+        return _TRANSPORT_SECURITY if self.hosts is None else ""
 
     def _check_host(self) -> None:
         named = self._hosts_named()
@@ -445,13 +485,18 @@ class BoundedProtocol(HttpToolsProtocol):
             HEADER_TIMEOUT_S, self.transport.close
         )
 
+    def _cancel_timers(self) -> None:
+        self._cancel_header_timeout()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+
     def _cancel_header_timeout(self) -> None:
         self._is_in_header = False
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _send_error(self, error: ApiError) -> None:
+    def _send_error(self, error: ApiError, *, phrase: str = "") -> None:
         now_us = self.clock.time_us()
         request_id = Ids(self.clock).new()
         ids = RequestIds(request_id, request_id)
@@ -465,10 +510,13 @@ class BoundedProtocol(HttpToolsProtocol):
             "content-length": str(len(body)),
             **error.headers,
         }
-        if self.scheme == "https":
-            fields["strict-transport-security"] = self._transport_security()
+        if security := self._transport_security():
+            fields["strict-transport-security"] = security
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
+        status = STATUS_LINE[error.status]
+        if phrase:
+            status = f"HTTP/1.1 {error.status} {phrase}\r\n".encode()
+        self.transport.write(status + lines.encode() + b"\r\n" + body)
         self.transport.close()
 
 

@@ -38,7 +38,7 @@ class TlsConnection(asyncio.Protocol):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._connection: HttpConnection | None = None
-        self._protocol: BoundedProtocol | None = None
+        self.protocol: asyncio.Protocol | None = None  # None: the handshake is not over
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading = True
         self._is_writing_paused = False
@@ -49,10 +49,21 @@ class TlsConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection and start the time-out of its handshake; at the limit close it."""
         self.raw = transport
-        self._connection = self._table.add(host_of_peer(transport), self.abort)
-        if self._connection is None:
+        connection = self._table.add(host_of_peer(transport), self.abort)
+        if connection is None:
             transport.abort()
-            return
+        else:
+            self._begin(connection)
+
+    def take_over(self, transport: asyncio.Transport, connection: HttpConnection) -> None:
+        """Continue a connection that was added before: what follows is a handshake."""
+        self.raw = transport
+        connection.close = self.abort
+        transport.set_protocol(self)
+        self._begin(connection)
+
+    def _begin(self, connection: HttpConnection) -> None:
+        self._connection = connection
         self._handshakes.add(self)
         self._timer = asyncio.get_running_loop().call_later(  # real time: a client
             HANDSHAKE_TIMEOUT_S, self.abort
@@ -61,8 +72,8 @@ class TlsConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection, or tell its protocol."""
         self._is_closing = True
-        if self._protocol is not None:
-            self._protocol.connection_lost(exc)
+        if self.protocol is not None:
+            self.protocol.connection_lost(exc)
         else:
             self._end_handshake()
             if self._connection is not None:
@@ -71,27 +82,27 @@ class TlsConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Continue the handshake, or decrypt."""
         self._incoming.write(data)
-        if self._protocol is None:
+        if self.protocol is None:
             self._shake_hands()
-        if self._protocol is not None:
+        if self.protocol is not None:
             self._deliver()
 
     def eof_received(self) -> None:
         """Tell the protocol; the connection is closed then."""
-        if self._protocol is not None:
-            self._protocol.eof_received()
+        if self.protocol is not None:
+            self.protocol.eof_received()
 
     def pause_writing(self) -> None:
         """Pass it on."""
         self._is_writing_paused = True
-        if self._protocol is not None:
-            self._protocol.pause_writing()
+        if self.protocol is not None:
+            self.protocol.pause_writing()
 
     def resume_writing(self) -> None:
         """Pass it on."""
         self._is_writing_paused = False
-        if self._protocol is not None:
-            self._protocol.resume_writing()
+        if self.protocol is not None:
+            self.protocol.resume_writing()
 
     def _shake_hands(self) -> None:
         try:
@@ -107,11 +118,11 @@ class TlsConnection(asyncio.Protocol):
         self._flush()
         self._end_handshake()
         assert self._connection is not None
-        self._protocol = self._new_protocol()
-        self._protocol.admit(self._connection)
-        self._protocol.connection_made(TlsTransport(self))
+        self.protocol = made = self._new_protocol()
+        made.admit(self._connection)
+        made.connection_made(TlsTransport(self))
         if self._is_writing_paused:
-            self._protocol.pause_writing()
+            self.protocol.pause_writing()
 
     def _end_handshake(self) -> None:
         self._handshakes.discard(self)
@@ -120,7 +131,7 @@ class TlsConnection(asyncio.Protocol):
 
     def _deliver(self) -> None:
         """Pass what has arrived to the protocol, while it reads."""
-        assert self._protocol is not None
+        assert self.protocol is not None
         while self._is_reading and not self._is_closing:
             try:
                 data = self.tls.read(_READ_BYTES)
@@ -132,10 +143,10 @@ class TlsConnection(asyncio.Protocol):
                 self.abort()
                 return
             if not data:  # the client's closure alert
-                self._protocol.eof_received()
+                self.protocol.eof_received()
                 self.close()
                 return
-            self._protocol.data_received(data)
+            self.protocol.data_received(data)
         self._flush()
 
     def _flush(self) -> None:
@@ -197,6 +208,11 @@ class TlsTransport(asyncio.Transport):
         """Return a fact about the connection."""
         own = {"sslcontext": self._of.context, "ssl_object": self._of.tls}
         return own[name] if name in own else self._of.raw.get_extra_info(name, default)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Pass what is received from now on to another protocol."""
+        assert isinstance(protocol, asyncio.Protocol)
+        self._of.protocol = protocol
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send data."""

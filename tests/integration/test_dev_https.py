@@ -74,7 +74,7 @@ def port_of(ready: dict[str, Any], name: str) -> str:
 
 
 def test_the_ready_file_has_what_a_client_needs(ready: dict[str, Any]) -> None:
-    assert set(ready) == {*PORTS, "pages", "ca", "token", "dir", "pid"}
+    assert set(ready) == {*PORTS, "pages", "ca", "bundle", "token", "dir", "pid"}
     ca = Path(ready["ca"])
     assert ca.parts[-4:] == ("share", "relay", "ca", "ca.pem")
     assert ca.is_absolute()

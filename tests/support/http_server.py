@@ -13,6 +13,7 @@ from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
+from relay.http.tunnels import TunnelHosts
 from relay.settings.tree import Address
 from tests.support.manual_clock import ManualClock
 
@@ -33,14 +34,16 @@ async def serving(
     connection_limits: ConnectionLimits | None = None,
     hosts: AllowedHosts | None = None,
     certificate: ServerCertificate | None = None,
+    tunnel_hosts: TunnelHosts | None = None,
     **limits: float,
 ) -> AsyncIterator[HttpServer]:
     """Serve inside the with block; `limits` are those of the gateway."""
     chosen = {"body_bytes": LIMIT, "held_bytes": LIMIT * 4} | limits
     app = Gateway(handler, clock=ManualClock(), limits=RequestLimits(**chosen))  # type: ignore[arg-type]
     server = HttpServer(
-        app, addresses or [ANY_PORT], limits=connection_limits, hosts=hosts, certificate=certificate
-    )
+        app, addresses or [ANY_PORT], limits=connection_limits, hosts=hosts,
+        certificate=certificate, tunnel_hosts=tunnel_hosts,
+    )  # fmt: skip
     await server.start()
     try:
         yield server

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from relay.accounts.directory import load_accounts
 from relay.app.state_dir import AlreadyRunningError
@@ -17,6 +18,8 @@ from relay.commands.check import CheckResult, check_file
 from relay.development import options as development
 from relay.development.authority import (
     LEAF_DAYS,
+    PROXY_HOURS,
+    PROXY_RENEW_HOURS,
     RENEW_BEFORE_DAYS,
     DevelopmentCertificate,
     open_authority,
@@ -158,20 +161,23 @@ class PassingTime(ManualClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hours = 0
+        self.looks = 0
         self.is_over = asyncio.Event()
 
     async def sleep(self, seconds: float) -> None:
-        if not self.hours:
+        if not self.looks:
             self.is_over.set()
             await asyncio.Event().wait()
-        self.hours -= 1
+        self.looks -= 1
         self.advance(seconds)
+
+
+MINUTE = 1 / 60
 
 
 async def keep_valid_for(certificate, clock, hours):
     """Let time pass while the certificate is kept valid."""
-    clock.hours = hours
+    clock.looks = round(hours * 60)  # one each minute
     clock.is_over.clear()
     tasks = [asyncio.create_task(one) for one in (certificate.keep_valid(), clock.is_over.wait())]
     done, _ = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
@@ -190,9 +196,9 @@ async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
     clock = PassingTime()
     certificate = DevelopmentCertificate(folder.path, ["127.0.0.1"], ca_dir=None, clock=clock)
     days = LEAF_DAYS - RENEW_BEFORE_DAYS
-    await keep_valid_for(certificate, clock, days * 24 - 1)
+    await keep_valid_for(certificate, clock, days * 24 - MINUTE)
     assert days_left(certificate, clock) < LEAF_DAYS - 1
-    await keep_valid_for(certificate, clock, 1)
+    await keep_valid_for(certificate, clock, MINUTE)
     assert days_left(certificate, clock) == LEAF_DAYS
 
     tls, away = folder.path / "tls", folder.path / "away"
@@ -202,6 +208,35 @@ async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
     tls.unlink()
     away.rename(tls)
     assert days_left(certificate, clock) < LEAF_DAYS - days
-    await keep_valid_for(certificate, clock, 1)
+    await keep_valid_for(certificate, clock, MINUTE)
     assert days_left(certificate, clock) == LEAF_DAYS
+    folder.remove()
+
+
+async def test_the_authority_of_the_proxy_is_renewed_also_after_a_failure(tmp_path):
+    folder = open_folder(tmp_path / "dev")
+    clock = PassingTime()
+    certificate = DevelopmentCertificate(
+        folder.path, [], ca_dir=None, clock=clock, proxy_names=["graph.test"]
+    )
+    first, context = certificate.bundle.read_bytes(), certificate.proxy.hosts.context()
+    await keep_valid_for(certificate, clock, PROXY_RENEW_HOURS - MINUTE)
+    assert certificate.bundle.read_bytes() == first
+    tls, away = folder.path / "tls", folder.path / "away"
+    tls.rename(away)
+    tls.write_bytes(b"")  # nothing can be written
+    await keep_valid_for(certificate, clock, 2)
+    assert certificate.proxy.hosts.context() is context
+    tls.unlink()
+    away.rename(tls)
+    await keep_valid_for(certificate, clock, MINUTE)
+    second = certificate.bundle.read_bytes()
+    assert second != first
+    assert certificate.proxy.hosts.context() is not context
+    authorities = [x509.load_pem_x509_certificates(one) for one in (first, second)]
+    assert authorities[0][0] == authorities[1][0], "the ordinary one stays"
+    before, now = (each[1] for each in authorities)
+    assert before.public_key() == now.public_key(), "who read the first goes on"
+    assert before.subject == now.subject
+    assert now.not_valid_after_utc.timestamp() == clock.time_us() // 10**6 + PROXY_HOURS * 3600
     folder.remove()

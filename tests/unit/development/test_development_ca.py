@@ -11,9 +11,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relay.certificates import client_of_pair, load_pair
-from relay.development.authority import LEAF_DAYS, open_authority
+from relay.clock import SystemClock
+from relay.development.authority import (
+    LEAF_DAYS,
+    DevelopmentCertificate,
+    _Issuer,
+    _pem_of,
+    open_authority,
+)
+from relay.settings.tree import CertificateFiles
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -28,11 +39,15 @@ def open_once(directory: Path) -> bytes:
 
 
 def handshake(files, ca: Path, name: str, *, strict: bool = True) -> None:
+    """See handshake_with()."""
+    handshake_with(load_pair(files.certificate, files.key), ca, name, strict=strict)
+
+
+def handshake_with(server: ssl.SSLContext, ca: Path, name: str, *, strict: bool = True) -> None:
     """Connect as a client that trusts `ca` and expects `name`. Raises SSLCertVerificationError."""
     client = ssl.create_default_context(cafile=ca)
     if strict:  # the default of Python 3.13
         client.verify_flags |= ssl.VERIFY_X509_STRICT
-    server = load_pair(files.certificate, files.key)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10)
@@ -157,3 +172,67 @@ def test_openssl_accepts_the_chain(directory):
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+GRAPH = ("graph.microsoft.com", "login.microsoftonline.com")
+
+
+@pytest.fixture
+def certificate(directory, tmp_path):
+    """The certificates of a relay that stands for hosts of Graph."""
+    return DevelopmentCertificate(
+        tmp_path, [], ca_dir=directory, clock=SystemClock(), proxy_names=GRAPH
+    )
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_clients_of_the_proxy_trust_the_bundle_alone(certificate, name):
+    server = certificate.proxy.hosts.context()
+    handshake_with(server, certificate.bundle, name)
+    handshake(certificate.files, certificate.bundle, "localhost")
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        handshake_with(server, certificate.ca, name)
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake_with(server, certificate.bundle, f"x.{name}")
+
+
+def test_the_ordinary_authority_does_not_get_the_names_of_the_proxy(certificate, directory):
+    found = x509.load_pem_x509_certificate(certificate.ca.read_bytes())
+    constraints = found.extensions.get_extension_for_class(x509.NameConstraints).value
+    assert "microsoft" not in str(constraints)
+
+
+@pytest.mark.parametrize("host", ["evil.test", "localhost", "com", "10.0.0.1", "127.0.0.1", "::1"])
+def test_the_authority_of_the_proxy_is_for_its_names_alone(certificate, tmp_path, host):
+    bundle = x509.load_pem_x509_certificates(certificate.bundle.read_bytes())
+    issuer = _Issuer(bundle[1], certificate.proxy._key)
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    files = CertificateFiles(tmp_path / "forged.pem", tmp_path / "forged.key")
+    files.key.write_bytes(_pem_of(key))
+    files.certificate.write_bytes(
+        issuer.sign(key.public_key(), [host], now=now, end=now + timedelta(hours=1))
+    )
+    with pytest.raises(ssl.SSLCertVerificationError, match="subtree violation"):
+        handshake(files, certificate.bundle, host)
+
+
+def test_the_keys_of_the_proxy_are_in_no_file(certificate, directory, tmp_path):
+    keys = [one for one in tmp_path.rglob("*") if one.is_file() and b"PRIVATE" in one.read_bytes()]
+    assert sorted(keys) == sorted([directory / "ca.key", certificate.files.key])
+    public = certificate.proxy._key.public_key()
+    for one in keys:
+        assert load_pem_private_key(one.read_bytes(), None).public_key() != public
+
+
+def test_the_authority_of_the_proxy_is_another_one_at_each_start(certificate, directory, tmp_path):
+    other = DevelopmentCertificate(
+        tmp_path / "data", [], ca_dir=directory, clock=SystemClock(), proxy_names=GRAPH
+    )
+    assert other.ca == certificate.ca
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake_with(certificate.proxy.hosts.context(), other.bundle, GRAPH[0])
+
+
+def test_a_relay_that_is_no_proxy_has_one_authority(directory, tmp_path):
+    made = DevelopmentCertificate(tmp_path, [], ca_dir=directory, clock=SystemClock())
+    assert (made.proxy, made.bundle) == (None, made.ca)

@@ -1,0 +1,187 @@
+"""`relay dev` as a proxy: programs that say graph.microsoft.com reach it with the printed variables alone."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from relay.development.options import PROXY_HOSTS
+from tests.integration.test_dev_https import CURL, HTTPX, REQUESTS
+from tests.support import running_dev
+from tests.support.running_dev import RunningDev, relay_dev
+from tests.support.traced_dev import traced_dev
+
+ME = "https://graph.microsoft.com/v1.0/me"
+URLLIB = """
+import json, sys, urllib.request
+asked = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer alice"})
+answer = json.load(urllib.request.urlopen(asked))
+sys.exit(answer["mail"] != "alice@example.test")
+"""
+MSAL = """
+import msal, sys
+app = msal.ConfidentialClientApplication(
+    "shop@example.test", client_credential="any",
+    authority="https://login.microsoftonline.com/contoso.onmicrosoft.com")
+found = app.acquire_token_for_client(["https://graph.microsoft.com/.default"])
+sys.exit("access_token" not in found and str(found))
+"""
+O365 = """
+import O365, sys
+account = O365.Account(
+    ("shop@example.test", "any"), auth_flow_type="credentials", tenant_id="contoso",
+    token_backend=O365.FileSystemTokenBackend(token_path="."))
+assert account.authenticate()
+message = account.mailbox("alice@example.test").new_message()
+message.to.add("ann@customer.example")
+message.subject = "unmodified"
+sys.exit(not message.send())
+"""
+PROGRAMS = {
+    "curl": CURL,
+    "urllib": (sys.executable, "-c", URLLIB),
+    "httpx": (sys.executable, "-c", HTTPX),
+    "requests": (sys.executable, "-c", REQUESTS),
+    "msal": (sys.executable, "-c", MSAL),
+    "O365": (sys.executable, "-c", O365),
+}
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[RunningDev]:
+    with relay_dev("--proxy-host", "graph.microsoft.us") as running:
+        yield running
+
+
+def printed(dev: RunningDev) -> dict[str, str]:
+    """The variables in the lines that `relay dev` prints for shells."""
+    lines = re.findall(r"^  (?:Trust +)?((?:CA=|export ).*?)(?: {4}.*)?$", dev.output, re.MULTILINE)
+    script = "".join(f"{line}\n" for line in lines)
+    names = "SSL_CERT_FILE REQUESTS_CA_BUNDLE NODE_EXTRA_CA_CERTS CURL_CA_BUNDLE"
+    show = "".join(f"printenv {name};" for name in [*names.split(), "HTTPS_PROXY", "NO_PROXY"])
+    done = subprocess.run(
+        ["sh", "-euc", script + show], capture_output=True, text=True, check=True, env=bare()
+    )
+    return dict(zip([*names.split(), "HTTPS_PROXY", "NO_PROXY"], done.stdout.split(), strict=True))
+
+
+def bare() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"]}
+
+
+def run(words: tuple[str, ...], variables: Mapping[str, str], folder: Path) -> str:
+    """Run a program, which must end with 0; return what it wrote."""
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    done = subprocess.run(
+        words, env=bare() | {"HOME": str(folder)} | variables, cwd=folder, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_that_say_graph_microsoft_com(
+    dev: RunningDev, program: str, tmp_path: Path
+) -> None:
+    run((*PROGRAMS[program], ME), printed(dev), tmp_path)
+
+
+def test_each_host_and_no_other(dev: RunningDev, tmp_path: Path) -> None:
+    variables = printed(dev)
+    assert len(PROXY_HOSTS) == 6
+    for host in (*PROXY_HOSTS, "graph.microsoft.us"):
+        words = (*CURL, "--include", f"https://{host}/v1.0/me")
+        answer = run(words, variables, tmp_path)
+        assert "alice@example.test" in answer
+        assert "strict-transport-security" not in answer.lower()
+    refused = ("graph.microsoft.de", "example.com", "10.0.0.1", "graph.microsoft.com:25")
+    for host in refused:
+        proxy = dev.ready["http"][0]
+        with socket.create_connection(proxy.rsplit(":", 1), timeout=20) as client:
+            target = host if ":" in host else f"{host}:443"
+            client.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+            answer = client.makefile("rb").read().decode()
+        assert answer.startswith("HTTP/1.1 403 ")
+        assert all(one in answer for one in (target, "NO_PROXY", "hosts file"))
+
+
+def test_the_proxy_does_not_take_what_is_on_this_machine(dev: RunningDev, tmp_path: Path) -> None:
+    """NO_PROXY names it; the bundle has the authority of the HTTPS listener too."""
+    port = dev.ready["https"][0].rpartition(":")[2]
+    for host in ("localhost", "127.0.0.1"):
+        run((*PROGRAMS["requests"], f"https://{host}:{port}/v1.0/me"), printed(dev), tmp_path)
+
+
+def test_python_says_what_to_do(dev: RunningDev, tmp_path: Path) -> None:
+    program = """
+import sys, urllib.request
+try:
+    urllib.request.urlopen("https://pypi.test/")
+except OSError as error:
+    sys.exit(0 if "NO_PROXY" in str(error) else str(error))
+"""
+    run((sys.executable, "-c", program), printed(dev), tmp_path)
+
+
+def test_a_proxy_that_speaks_tls(dev: RunningDev, tmp_path: Path) -> None:
+    variables = printed(dev)
+    port = dev.ready["https"][0].rpartition(":")[2]
+    words = (*CURL, "--proxy-cacert", dev.ready["ca"], ME)
+    assert "alice@example.test" in run(
+        words, variables | {"HTTPS_PROXY": f"https://localhost:{port}"}, tmp_path
+    )
+
+
+def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path) -> None:
+    with relay_dev("--listen-all", RELAY_DEV_TOKEN="a-token-of-a-good-length") as running:
+        assert running.ready["bundle"] == running.ready["ca"]
+        assert "HTTPS_PROXY" not in running.output
+        assert not (Path(running.ready["dir"]) / "tls/proxy.pem").exists()
+        at = ("127.0.0.1", int(running.ready["http"][0].rpartition(":")[2]))
+        with socket.create_connection(at, timeout=20) as client:
+            client.sendall(b"CONNECT graph.microsoft.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"other machines can reach it" in answer
+    for words in (["--listen-all"], ["--smtp=0.0.0.0:0"]):
+        done = running_dev.run(
+            tmp_path, *words, "--token", "a-token-of-a-good-length", "--proxy-host", "g.test"
+        )
+        assert done.returncode == 64
+        assert f"{words[0].replace('=', ' ')} and --proxy-host exclude each other" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["10.0.0.1", "[::1]", "graph.test:443", "https://graph.test"])
+def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
+    done = running_dev.run(tmp_path, "--proxy-host", name)
+    assert done.returncode == 64
+    assert f'expected a host name without a port, found "{name}"' in done.stderr
+
+
+@pytest.mark.interop
+def test_no_connection_goes_beyond_loopback(tmp_path: Path) -> None:
+    with traced_dev() as relay:
+        bundle = relay.ready["bundle"]
+        variables = {"HTTPS_PROXY": f"http://{relay.ready['http'][0]}", "CURL_CA_BUNDLE": bundle}
+        assert "alice@example.test" in run((*CURL, ME), variables, tmp_path)
+        refused = ["https://example.com/", "https://192.0.2.1/", "https://graph.microsoft.com:25/"]
+        for url in [*refused, "http://example.com/"]:
+            words = ["curl", "--silent", "--show-error", "--fail", url]
+            done = subprocess.run(
+                words, env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]},
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert "403" in done.stderr, (shlex.join(words), done.stderr)
+        journey = json.loads(run((*CURL, f"{ME}/messages"), variables, tmp_path))
+        assert "value" in journey
+        relay.stop_and_see_hosts()
