@@ -168,6 +168,28 @@ def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
     assert f'expected a host name without a port, found "{name}"' in done.stderr
 
 
+def test_names_that_the_hosts_file_leads_here(tmp_path: Path) -> None:
+    """With --host, which gives them to the ordinary authority."""
+    graph, smtp = "graph.microsoft.com", "smtp.office365.com"
+    message = tmp_path / "message"
+    message.write_bytes(b"From: app@contoso.example\r\nTo: ann@customer.example\r\n\r\nx\r\n")
+    sender = ("--mail-from", "app@contoso.example", "--mail-rcpt", "ann@customer.example")
+    with relay_dev("--host", graph, "--host", smtp) as running:
+        variables = {"CURL_CA_BUNDLE": running.ready["ca"]}
+        ports = {
+            name: running.ready[name][0].rpartition(":")[2] for name in ("https", "submission")
+        }
+        here = ("--resolve", f"{graph}:{ports['https']}:127.0.0.1")
+        url = f"https://{graph}:{ports['https']}/v1.0/me"
+        answer = run((*CURL, "--include", *here, url), variables, tmp_path)
+        assert "alice@example.test" in answer
+        assert "strict-transport-security" not in answer.lower()
+        here = ("--resolve", f"{smtp}:{ports['submission']}:127.0.0.1", "--ssl-reqd")
+        url = f"smtp://{smtp}:{ports['submission']}"
+        words = ("curl", *here, url, *sender, "--upload-file", str(message), "--user", "app:any")
+        run(words, variables, tmp_path)
+
+
 @pytest.mark.interop
 def test_no_connection_goes_beyond_loopback(tmp_path: Path) -> None:
     with traced_dev() as relay:
