@@ -159,21 +159,30 @@ class AccessTokens:
         header = {"alg": _ALGORITHM, "kid": self._key.kid, "typ": kind}
         return jwt.encode(header, dict(claims), self._key)
 
-    def seal(self, claims: Mapping[str, Any], *, kind: str, lifetime_s: int) -> str:
-        """Return a signed text of a kind that is no access token, for unseal()."""
-        return self.sign({**claims, _ENDS: self._queue_s() + lifetime_s}, kind=kind)
+    def seal(
+        self, client: RegisteredClient, claims: Mapping[str, Any], *, kind: str, lifetime_s: int
+    ) -> str:
+        """Return a signed text for unseal(), which is no access token. It ends with its client and
+        the client's secret.
+        """
+        ends_s, secret = self._queue_s() + lifetime_s, self._keyed(client.secret_digest)
+        own = {"appid": client.client_id, _SECRET: secret, _ENDS: ends_s}
+        return self.sign({**claims, **own}, kind=kind)
 
-    def unseal(self, text: str, *, kind: str) -> Mapping[str, Any] | None:
-        """Return the claims of a sealed text, None if it is not of this kind or of this relay.
+    def unseal(self, client: RegisteredClient, text: str, *, kind: str) -> Mapping[str, Any] | None:
+        """Return the claims of a sealed text, None if it is not of this kind, client and relay.
 
         Raises InvalidTokenError for one that has ended.
         """
         found = self._decode(text)
-        if found is None or found.header.get("typ") != kind or _ENDS not in found.claims:
+        if found is None or found.header.get("typ") != kind:
             return None
-        if self._queue_s() >= found.claims[_ENDS]:
+        claims, own = found.claims, (client.client_id, self._keyed(client.secret_digest))
+        if (claims["appid"], claims[_SECRET]) != own:
+            return None
+        if self._queue_s() >= claims[_ENDS]:
             raise InvalidTokenError("It has expired.")
-        return found.claims
+        return claims
 
     def client_of(self, token: str, accounts: AccountDirectory) -> RegisteredClient | None:
         """Return the client of a token, None for a token that this relay did not sign.

@@ -49,6 +49,7 @@ class FrontDoor:
     graph: Gateway | None = None  # the Graph API; None: http.listen is empty
     programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
     sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
+    sign_in_pages: Sequence[str] = ()  # those of them that people open
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,19 @@ def build_front_door(
         accounts, tokens, clock=base.clock, hostname=settings.hostname,
         public_url=settings.http.public_url, users=users,
     )  # fmt: skip
-    sign_in_paths = (*SIGN_IN_PATHS, *(users.paths if users else ()))
     before_graph = base.sources.before_graph
     versions: dict[str, ASGIApp] = dict.fromkeys(
         ("v1.0", "beta"), before_graph(gateway, authentication) if before_graph else gateway
     )
-    programs = PathRouter(
-        versions, by_rest=dict.fromkeys(sign_in_paths, sign_in), otherwise=relay_v1
-    )
+    paths: Sequence[str] = SIGN_IN_PATHS
+    if users is not None:
+        paths = (*SIGN_IN_PATHS, *users.paths)
+        versions |= dict.fromkeys(users.prefixes, sign_in)
+    programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=relay_v1)
     return dataclasses.replace(
-        door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=sign_in_paths
-    )
+        door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=paths,
+        sign_in_pages=users.pages if users is not None else (),
+    )  # fmt: skip
 
 
 def _means(
@@ -208,11 +211,14 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
         everything: ASGIApp = guard(front_door.programs)
         if site.app is not None:
             # CORS does not apply to pages, not even in a development relay.
-            guarded = guard(site.app, allows_loopback_pages=False, may_be_linked=True)
+            for_people = partial(guard, allows_loopback_pages=False, may_be_linked=True)
+            sign_in = dict.fromkeys(front_door.sign_in_paths, everything)
+            pages_of_sign_in = for_people(front_door.programs)
             everything = PathRouter(
-                dict.fromkeys(site.prefixes, guarded),
-                by_rest=dict.fromkeys(front_door.sign_in_paths, everything), otherwise=everything,
-            )  # fmt: skip
+                dict.fromkeys(site.prefixes, for_people(site.app)),
+                by_rest=sign_in | dict.fromkeys(front_door.sign_in_pages, pages_of_sign_in),
+                otherwise=everything,
+            )
         if path := urlsplit(http.public_url).path:
             everything = BasePath(everything, path, clock=base.clock)
         servers.append(

@@ -30,6 +30,7 @@ from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
 from relay.development.demonstration import example
 from relay.development.folder import DevelopmentFolder
+from relay.development.grants import UserGrants
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.development.options import (
     ANY,
@@ -169,6 +170,13 @@ class DevelopmentRelay:
             development=self,
             are_pages_open=not options.token,
             converts_in_threads=options.converts_in_threads,
+            user_sign_in=lambda tokens: UserGrants(
+                self._accounts,
+                tokens,
+                clock=self.clock,
+                default_user=f"alice@{options.domains[0]}",
+                needs_token=bool(options.token),
+            ),
             before_graph=partial(
                 FaultyFrontDoor,
                 scenario=lambda: self.internet.state,

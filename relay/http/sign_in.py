@@ -106,6 +106,8 @@ class UserSignIn(Protocol):
     """Grants by which users sign in; with it, any client_assertion is a secret of its client."""
 
     paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
+    prefixes: Sequence[str]  # tenants of whose paths all are its own, but for the others here
+    pages: Sequence[str]  # paths that a person opens in a browser, also from another site
     grants: Sequence[str]  # grant types
     discovery: Mapping[str, Any]  # what the discovery document says of them
 
@@ -149,6 +151,10 @@ def create_sign_in_app(
             return await endpoints.respond(request)
         except SignInError as error:
             return _error_response(error, request, time_us=clock.time_us())
+        except LoginDelayedError as error:
+            return _error_response(
+                _later(error, number=90055, status=429), request, time_us=clock.time_us()
+            )
         except ApiError as error:  # of the body
             kind = "invalid_request" if error.status < 500 else "temporarily_unavailable"
             failed = SignInError(kind, error.message, status=error.status, headers=error.headers)
@@ -197,7 +203,9 @@ class _Endpoints:
             return json_response(document(asked))
         if self._users is not None and (found := await self._users.respond(asked)) is not None:
             return found
-        if path != _TOKEN and not (path == TOKEN_V1 and self._users is not None):
+        if path not in SIGN_IN_PATHS and path != TOKEN_V1:
+            raise SignInError("invalid_request", "There is no endpoint of this path.", status=404)
+        if path not in (_TOKEN, TOKEN_V1):
             text = f"Users cannot sign in here; the only grant is {_GRANT}, at {_TOKEN}."
             kind = "unsupported_grant_type" if path == DEVICE_CODE else "unsupported_response_type"
             raise SignInError(kind, text, number=70003)
@@ -260,7 +268,7 @@ class _Endpoints:
         credentials = _credentials(request, form)
         audience = _audience(form.get("scope", ""))
         if asked.path == TOKEN_V1:
-            audience = resource_of(form)
+            audience = resource_of(form) or audience
         client = await self._signed_in(asked, credentials)
         token = self._tokens.issue(
             client,

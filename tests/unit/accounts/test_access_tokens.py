@@ -148,18 +148,22 @@ def test_a_token_of_a_user_is_one_of_the_users_account(tokens):
         tokens.account_of(token, clients, client="")
 
 
-def test_what_is_sealed_for_one_purpose_is_good_for_no_other(tokens, clock):
-    claims = {"appid": "Client-1", "relay_secret": "x"}
-    sealed = tokens.seal(claims, kind="refresh", lifetime_s=60)
-    assert tokens.unseal(sealed, kind="refresh")["appid"] == "Client-1"
-    assert tokens.unseal(sealed, kind="code") is None
-    assert tokens.unseal(issued(tokens), kind="refresh") is None
-    for other in (sealed, tokens.sign(claims, kind="refresh"), tokens.sign({"aud": "Client-1"})):
-        assert tokens.client_of(other, Clients()) is None
-    assert AccessTokens(ECKey.generate_key("P-256"), clock).unseal(sealed, kind="refresh") is None
+def test_what_is_sealed_is_good_for_one_purpose_and_one_client(tokens, clock):
+    claims = {"user": "alice"}
+    sealed = tokens.seal(CLIENT, claims, kind="refresh", lifetime_s=60)
+    assert tokens.unseal(CLIENT, sealed, kind="refresh")["user"] == "alice"
+    assert tokens.unseal(CLIENT, sealed, kind="code") is None
+    assert tokens.unseal(CLIENT, issued(tokens), kind="refresh") is None
+    changed = structs.replace(CLIENT, secret_digest=b"of another secret")
+    for other in (structs.replace(CLIENT, client_id="other"), changed):
+        assert tokens.unseal(other, sealed, kind="refresh") is None
+    for token in (sealed, tokens.sign({"aud": "Client-1"})):
+        assert tokens.client_of(token, Clients()) is None
+    stranger = AccessTokens(ECKey.generate_key("P-256"), clock)
+    assert stranger.unseal(CLIENT, sealed, kind="refresh") is None
     clock.advance(60)
     with pytest.raises(InvalidTokenError, match="expired"):
-        tokens.unseal(sealed, kind="refresh")
+        tokens.unseal(CLIENT, sealed, kind="refresh")
 
 
 def forged(tokens: AccessTokens) -> dict[str, str]:
