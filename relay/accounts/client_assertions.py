@@ -34,7 +34,8 @@ SKEW_S = 30  # by which the clock of a client may be ahead
 USED_MAX = 50_000  # ids that are remembered: 10 MB
 USED_OF_CLIENT_MAX = 10_000
 _TYPES = ("jwt", "http://openid.net/specs/jwt/1.0")
-_COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")  # RFC 7515 7.1
+# RFC 7515 7.1, but with the padding that azure-identity for asyncio sends
+_COMPACT = re.compile(r"([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]*={0,2})")
 _SHOWN = 128  # characters of what an assertion says
 _Part = TypeVar("_Part")
 
@@ -231,7 +232,7 @@ def _decoded(part: str, name: str, kind: type[_Part]) -> _Part:
 
 def _base64(part: str, name: str) -> bytes:
     try:
-        return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+        return base64.urlsafe_b64decode(part.rstrip("=") + "==")
     except binascii.Error:
         raise _malformed(f"{name}: expected base64url") from None
 

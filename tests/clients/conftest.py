@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.client_keys import certificate as client_certificate
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.relay_config import account
 from tests.support.relay_process import ROOT, RelayProcess, until
@@ -111,6 +112,8 @@ def served(authority: Authority) -> Iterator[ServedRelay]:
         accounts.append(
             account("app", client_id="app-id", client_secret=SECRET, acts_for=["*@example.test"])
         )
+        pem = client_certificate().pem
+        accounts.append(account("certified", client_id="certified-id", client_certificate=pem))
         with remotes.relay(config=config, accounts=accounts) as relay:
             proxy.upstream = relay.http
             url = f"https://localhost:{relay.ready['https'][0].rpartition(':')[2]}"

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import time
+import uuid
 from urllib.parse import urlencode
 
 import pytest
 
+from tests.support.client_keys import ClientCertificate, certificate, claims_of, signed
 from tests.support.graph_client import Answer
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import RelayProcess, until
@@ -39,7 +42,7 @@ def new_token(relay: RelayProcess) -> str:
 
 
 def reload_accounts(relay: RelayProcess, *entries: object) -> None:
-    before = relay.log.count("reloaded")
+    before = relay.log.count("reloaded")  # or "not reloaded"
     (relay.folder / "accounts.toml").write_text(to_toml({"account": entries}))
     assert relay.process is not None
     os.kill(relay.process.pid, signal.SIGHUP)
@@ -86,6 +89,46 @@ def test_a_rejected_sign_in_is_logged_without_the_secret(relay):
     (line,) = [json.loads(one) for one in relay.log.splitlines() if "sign-in rejected" in one]
     assert (line["client"], line["client_id"]) == ("127.0.0.1", "app-1")
     assert "hunter2" not in relay.log
+
+
+def by_certificate(relay: RelayProcess, given: ClientCertificate) -> Answer:
+    path = "/contoso/oauth2/v2.0/token"
+    host, _, port = relay.ready["http"][0].removeprefix("http://").rpartition(":")
+    claims = claims_of("app-2", f"http://{host}:{port}{path}", time.time(), jti=str(uuid.uuid4()))
+    header = {"alg": "RS256", "x5t": given.thumbprint()}
+    form = {
+        "grant_type": "client_credentials", "client_id": "app-2",
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        "client_assertion": signed(given.private, claims, header),
+    }  # fmt: skip
+    return relay.request(
+        "POST", path, urlencode(form).encode(),
+        {"Content-Type": "application/x-www-form-urlencoded"},
+    )  # fmt: skip
+
+
+def test_a_certificate_is_replaced_by_a_reload(relay):
+    old, new = certificate(), certificate(number=1)
+    file = relay.folder / "app.pem"
+    entry = account("certified", client_id="app-2", client_certificate="app.pem")
+    file.write_text(old.pem)
+    reload_accounts(relay, entry)
+    first = by_certificate(relay, old).json()["access_token"]
+    assert by_certificate(relay, new).json()["error_codes"] == [700027]
+    file.write_text(old.pem + new.pem)
+    reload_accounts(relay, entry)
+    assert by_certificate(relay, new).status == 200
+    assert relay.graph("GET", "/me", token=first).json()["mail"] == "certified@example.test"
+    file.write_text(new.pem)
+    reload_accounts(relay, entry)
+    assert relay.graph("GET", "/me", token=first).status == 401
+    assert by_certificate(relay, new).status == 200
+    file.write_text("no certificate")
+    reload_accounts(relay, entry)
+    assert by_certificate(relay, new).status == 200
+    done = relay.cli("check")
+    assert done.returncode == 78
+    assert "account[0].client_certificate: found none that can be read" in done.stderr
 
 
 @pytest.mark.parametrize("is_open", [True, False])

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -58,6 +58,11 @@ class ClientCertificate:
             Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
         ).decode()
 
+    @property
+    def hexadecimal_thumbprint(self) -> str:
+        """SHA-1, as users write it."""
+        return self.certificate.fingerprint(hashes.SHA1()).hex().upper()
+
     def thumbprint(self, algorithm: hashes.HashAlgorithm | None = None) -> str:
         """SHA-1, as x5t has it, or another one."""
         return base64url(self.certificate.fingerprint(algorithm or hashes.SHA1()))
@@ -103,18 +108,24 @@ def claims_of(client_id: str, audience: str, now_s: float, **more: Any) -> dict[
     return {name: value for name, value in claims.items() if value is not None}
 
 
-def signed(private: Any, claims: Mapping[str, Any] | bytes, header: Mapping[str, Any]) -> str:
+def signed(
+    private: Any,
+    claims: Mapping[str, Any],
+    header: Mapping[str, Any],
+    *,
+    encode: Callable[[bytes], str] | None = None,
+) -> str:
     """An assertion of any claims and any header. A MAC has the public key as its secret."""
-    octets = claims if isinstance(claims, bytes) else json.dumps(dict(claims)).encode()
-    text = f"{base64url(json.dumps(dict(header)).encode())}.{base64url(octets)}"
+    encode = encode or base64url
+    text = ".".join(encode(json.dumps(dict(part)).encode()) for part in (header, claims))
     algorithm = JWSRegistry.algorithms.get(str(header.get("alg")))
     if algorithm is None or algorithm.name == "none":
         return f"{text}."
     key = _joserfc_key(private)
     if algorithm.name.startswith("HS"):
         mac = hmac.digest(key.as_pem(private=False), text.encode(), f"sha{algorithm.name[2:]}")
-        return f"{text}.{base64url(mac)}"
-    return f"{text}.{base64url(algorithm.sign(text.encode(), key))}"
+        return f"{text}.{encode(mac)}"
+    return f"{text}.{encode(algorithm.sign(text.encode(), key))}"
 
 
 def _joserfc_key(private: Any) -> Any:

@@ -1,6 +1,7 @@
 """Sign-in of applications with a certificate or another key: what is good, and each refusal."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -102,7 +103,6 @@ def thumbprint_of(kind: str, number: int) -> str:
 
 
 SHA_1, SHA_256 = RSA.thumbprint(), RSA.thumbprint(hashes.SHA256())
-HEXADECIMAL = RSA.certificate.fingerprint(hashes.SHA1()).hex()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ HEXADECIMAL = RSA.certificate.fingerprint(hashes.SHA1()).hex()
         (RSA.private, {"alg": "PS256"}),
         (RSA.private, {"x5t": f"{SHA_1}="}),
         (RSA.private, {"x5t": None, "x5t#S256": SHA_256, "alg": "PS256"}),
-        (RSA.private, {"x5t": None, "kid": HEXADECIMAL.upper()}),
+        (RSA.private, {"x5t": None, "kid": RSA.hexadecimal_thumbprint}),
         (RSA.private, {"x5t": None, "kid": SHA_1, "x5c": ["x" * 4000]}),
         (RSA.private, {"kid": "another", "x5t#S256": "another"}),
         (NEXT.private, {"alg": "ES256", "x5t": NEXT.thumbprint()}),
@@ -132,6 +132,17 @@ async def test_a_good_assertion_gets_a_token(client, key, header):
     assert (claims["appidacr"], claims["app_displayname"]) == ("2", "app")
 
 
+async def test_an_assertion_with_padding(client):
+    """Its signature is of the text as it is sent."""
+    header = {"alg": "RS256", "x5t": SHA_1}
+    claims = claims_of("Client-1", AUDIENCE, client.now_s, pad="x")
+    assertion = signed(
+        RSA.private, claims, header, encode=lambda octets: base64.urlsafe_b64encode(octets).decode()
+    )
+    assert assertion.endswith("==")
+    assert (await client.post(assertion)).status_code == 200
+
+
 @pytest.mark.parametrize(
     "audience",
     [AUDIENCE, V1, AUDIENCE.upper().replace("HTTPS", "https"), f"{AUDIENCE}/",
@@ -140,6 +151,18 @@ async def test_a_good_assertion_gets_a_token(client, key, header):
 async def test_audiences(client, audience):
     answer = await client.post(client.assertion(aud=audience))
     assert answer.status_code == 200, answer.text
+
+
+async def test_behind_a_proxy_the_audience_is_the_public_url(tmp_path):
+    sign_in = SignIn(tmp_path, public_url="https://mail.example.test/relay")
+    load(sign_in, f'client_certificate = """{RSA.pem}"""')
+    transport = httpx.ASGITransport(sign_in.app, client=("192.0.2.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8025") as http:
+        client = Client(sign_in, http)
+        await client.refused(700023, client.assertion(aud=f"http://127.0.0.1:8025{TOKEN}"))
+        answer = await client.post(client.assertion(aud=f"https://mail.example.test/relay{TOKEN}"))
+        assert answer.status_code == 200, answer.text
+    sign_in.close()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ OTHER = "192.0.2.3"
 class SignIn:
     """The application with its accounts, which a test may load again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, public_url: str = "") -> None:
         self.clock = ManualClock()
         self._file = folder / "accounts.toml"
         self._accounts = None
@@ -65,6 +65,7 @@ class SignIn:
             tokens,
             clock=self.clock,
             hostname=HOSTNAME,
+            public_url=public_url,
         )
         graph = graph_app(store, self.clock, authentication=authentication)
         self.app = PathRouter(

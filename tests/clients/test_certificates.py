@@ -1,0 +1,135 @@
+"""Certificate credentials of msal and azure-identity, as they are published, get tokens from a relay."""
+
+from pathlib import Path
+from typing import Any
+
+import msal
+import pytest
+
+from tests.clients.conftest import JavaScript, ServedRelay
+from tests.support.client_keys import ClientCertificate, certificate
+
+SCOPES = ["https://graph.microsoft.com/.default"]
+CLIENT_ID = "certified-id"
+SHA_1, SHA_256 = "thumbprint", "public_certificate"
+
+
+def is_certified(served: ServedRelay, token: str) -> bool:
+    """Whether a token is one of the account with the certificate."""
+    answer = served.relay.graph("GET", "/me", token=token)
+    return bool(answer.json()["mail"] == "certified@example.test")
+
+
+def application(served: ServedRelay, given: ClientCertificate, *, named_by: str) -> Any:
+    """An application that names its certificate by SHA-1 (and signs with RS256), or by SHA-256 (PS256)."""
+    of_rsa = certificate()
+    names = {SHA_1: of_rsa.hexadecimal_thumbprint, SHA_256: of_rsa.pem}
+    return msal.ConfidentialClientApplication(
+        CLIENT_ID, authority=f"{served.url}/contoso", instance_discovery=False,
+        client_credential={"private_key": given.key_pem, named_by: names[named_by]},
+        verify=str(served.ca),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("named_by", [SHA_1, SHA_256])
+def test_msal_with_a_certificate(served: ServedRelay, named_by: str) -> None:
+    app = application(served, certificate(), named_by=named_by)
+    found = app.acquire_token_for_client(SCOPES)
+    assert is_certified(served, found["access_token"]), found
+
+
+@pytest.mark.parametrize("named_by", [SHA_1, SHA_256])
+def test_msal_with_another_key(served: ServedRelay, named_by: str) -> None:
+    app = application(served, certificate(number=1), named_by=named_by)
+    found = app.acquire_token_for_client(SCOPES)
+    assert found["error"] == "invalid_client"
+    assert found["error_codes"] == [700027]
+
+
+def test_msal_gets_no_second_token_for_one_assertion(served: ServedRelay) -> None:
+    """It keeps an assertion for nine minutes; another object makes another one."""
+    app = application(served, certificate(), named_by=SHA_256)
+    assert "access_token" in app.acquire_token_for_client(SCOPES)
+    assert app.acquire_token_for_client(SCOPES)["token_source"] == "cache"
+    found = app.acquire_token_for_client(["http://localhost/.default"])
+    assert found["error_codes"] == [50027]
+    assert "Each request needs a new one" in found["error_description"]
+    app = application(served, certificate(), named_by=SHA_256)
+    assert "access_token" in app.acquire_token_for_client(["http://localhost/.default"])
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Path:
+    """Certificate and private key in one file, as azure-identity reads them."""
+    file = tmp_path / "client.pem"
+    file.write_text(certificate().key_pem + certificate().pem)
+    return file
+
+
+@pytest.mark.parametrize("with_chain", [False, True])
+def test_azure_identity_with_a_certificate(
+    served: ServedRelay, pem: Path, *, with_chain: bool
+) -> None:
+    identity = pytest.importorskip("azure.identity")
+    credential = identity.CertificateCredential(
+        "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True,
+        send_certificate_chain=with_chain,
+    )  # fmt: skip
+    with credential:
+        assert is_certified(served, credential.get_token(*SCOPES).token)
+
+
+async def test_azure_identity_aio_with_a_certificate(served: ServedRelay, pem: Path) -> None:
+    """Its assertions are for thirty minutes."""
+    core = pytest.importorskip("azure.core.exceptions")
+    pytest.importorskip("aiohttp")
+    identity = pytest.importorskip("azure.identity.aio")
+    credential = identity.CertificateCredential(
+        "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True,
+        connection_verify=str(served.ca),
+    )  # fmt: skip
+    async with credential:
+        with pytest.raises(core.ClientAuthenticationError, match="AADSTS700024"):
+            await credential.get_token(*SCOPES, enable_cae=True)
+
+
+def test_azure_identity_by_the_environment(
+    served: ServedRelay, pem: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = pytest.importorskip("azure.identity")
+    monkeypatch.setenv("AZURE_AUTHORITY_HOST", served.url)
+    monkeypatch.setenv("AZURE_TENANT_ID", "contoso")
+    monkeypatch.setenv("AZURE_CLIENT_ID", CLIENT_ID)
+    monkeypatch.setenv("AZURE_CLIENT_CERTIFICATE_PATH", str(pem))
+    with identity.EnvironmentCredential(disable_instance_discovery=True) as credential:
+        assert is_certified(served, credential.get_token(*SCOPES).token)
+
+
+def test_azure_identity_with_a_certificate_that_is_not_registered(
+    served: ServedRelay, pem: Path
+) -> None:
+    identity = pytest.importorskip("azure.identity")
+    core = pytest.importorskip("azure.core.exceptions")
+    pem.write_text(certificate(number=1).key_pem + certificate(number=1).pem)
+    credential = identity.CertificateCredential(
+        "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True
+    )
+    with credential, pytest.raises(core.ClientAuthenticationError, match="AADSTS700027"):
+        credential.get_token(*SCOPES)
+
+
+def test_javascript_with_a_certificate(javascript: JavaScript, pem: Path) -> None:
+    program = """
+        const { ClientCertificateCredential } = require('@azure/identity');
+        const { TokenCredentialAuthenticationProvider } = require(
+          '@microsoft/microsoft-graph-client/authProviders/azureTokenCredentials');
+        const credential = new ClientCertificateCredential('contoso', '%s', { certificatePath: '%s' },
+          { authorityHost: process.env.RELAY_URL, disableInstanceDiscovery: true });
+        const authProvider = new TokenCredentialAuthenticationProvider(credential,
+          { scopes: ['https://graph.microsoft.com/.default'] });
+        const signedIn = graph.Client.initWithMiddleware({ baseUrl: process.env.RELAY_URL + '/',
+          customHosts: new Set(['localhost']), authProvider });
+        return (await signedIn.api('/me').get()).mail;
+    """
+    found = javascript.run(program % (CLIENT_ID, pem))
+    assert found == "certified@example.test"
