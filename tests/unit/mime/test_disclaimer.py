@@ -475,7 +475,7 @@ def a_message(draw) -> bytes:
     return mail(*parts, kind=draw(st.sampled_from(["mixed", "alternative"])))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     a_message(),
     st.sampled_from([ASCII, FOREIGN, BANNER, Disclaimer.of("--b"), Disclaimer.of("a\n--inner--")]),

@@ -162,7 +162,7 @@ from relay.policy.patterns import Pattern, PatternError, PatternSet
 rng, counts = random.Random(1), [0, 0, 0]
 PIECES = ["a", "b", ".", "[ab ]", "[^a]", "(", ")", "|", "*", "+", "?", "{3}", "{200}", "{1001}",
     "^", "$", "\\\\b", "\\\\pL", "\\\\C", "\\\\", "[", "]", "(?i)", "(?s:", "\\0", "é", "\\ud800", "x" * 300]
-for number in range(2000):
+for number in range(1000):
     patterns = []
     for _ in range(rng.choice([1, 5, 20])):
         text = "".join(rng.choices(PIECES, k=rng.randrange(1, 9)))
@@ -184,13 +184,13 @@ print(*counts)
 """
 
 
-def test_the_process_lives_through_two_thousand_random_sets():
+def test_the_process_lives_through_a_thousand_random_sets():
     code, out, err = run(RANDOM_SETS)
     assert (code, err) == (0, "")
     refused, failed, matched = map(int, out.split())
-    assert refused > 1000
-    assert failed == 4
-    assert matched == 1996
+    assert refused > 500
+    assert failed == 2
+    assert matched == 998
 
 
 def test_a_set_holds_what_it_says_about_memory():

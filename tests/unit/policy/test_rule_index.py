@@ -17,7 +17,7 @@ class AsksEachRule(Evaluation):
 
 
 @given(rule_sets(), messages())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_the_index_leaves_no_rule_out_that_matches(rules, message):
     naive = AsksEachRule(rules.index, message)
     naive.run(in_thread=True)
