@@ -1,5 +1,6 @@
 """Programs that say graph.microsoft.com, as they are: they reach `relay dev` by HTTPS_PROXY."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,6 +13,52 @@ import pytest
 from tests.clients.conftest import INSTALLED
 from tests.support.dev_process import DevProcess
 
+AIOHTTP = """
+import aiohttp, asyncio
+
+async def main():
+    fields = {"Authorization": "Bearer alice"}
+    message = {"subject": "SUBJECT", "toRecipients": [{"emailAddress": {"address": "TO"}}]}
+    async with aiohttp.ClientSession(trust_env=True, headers=fields) as session:
+        url = "https://graph.microsoft.com/v1.0/me/sendMail"
+        async with session.post(url, json={"message": message}) as answer:
+            assert answer.status == 202
+
+asyncio.run(main())
+"""
+APPRISE = """
+import apprise, sys
+notifier = apprise.Apprise()
+assert notifier.add("azure://alice@example.test/contoso/shop-id/any-secret/TO")
+sys.exit(not notifier.notify(title="SUBJECT", body="text"))
+"""
+DJANGO = """
+from django.conf import settings
+from django.core.mail import send_mail
+
+settings.configure(
+    EMAIL_BACKEND="msgraphbackend.MSGraphBackend", MSGRAPH_TENANT_ID="contoso",
+    MSGRAPH_CLIENT_ID="shop@example.test", MSGRAPH_CLIENT_SECRET="any secret")
+assert send_mail("SUBJECT", "text", "alice@example.test", ["TO"]) == 1
+"""
+MAILSUITE = """
+from mailsuite.mailbox.graph import MSGraphConnection
+
+mailbox = MSGraphConnection(
+    auth_method="ClientSecret", mailbox="alice@example.test", client_id="shop@example.test",
+    client_secret="any secret", username=None, password=None, tenant_id="contoso",
+    token_file="token", allow_unencrypted_storage=True)
+assert mailbox.folder_exists("Inbox")
+mailbox.create_folder("Reports")
+mailbox.send_message("alice@example.test", ["TO"], subject="SUBJECT", plain_message="text")
+"""
+OFFICE365 = """
+from office365.graph_client import GraphClient
+
+client = GraphClient(tenant="contoso").with_client_secret("shop@example.test", "any secret")
+user = client.users["alice@example.test"]
+user.send_mail(subject="SUBJECT", body="text", to_recipients=["TO"]).execute_query()
+"""
 SDK = """
 import asyncio
 from azure.identity import ClientSecretCredential
@@ -22,13 +69,22 @@ async def main():
     credential = ClientSecretCredential("contoso", "shop@example.test", "any secret")
     mailbox = GraphServiceClient(credential).users.by_user_id("alice@example.test")
     assert (await mailbox.get()).mail == "alice@example.test"
-    await mailbox.send_mail.post(graph_sdk.mail("unmodified", to="ann@customer.example"))
+    await mailbox.send_mail.post(graph_sdk.mail("SUBJECT", to="TO"))
     page = await mailbox.messages.get()
     found = page.additional_data["@odata.context"]
     assert found.startswith("https://graph.microsoft.com/v1.0/")
 
 asyncio.run(main())
 """
+# By the module that a program imports. Each sends SUBJECT to TO, in the name of alice.
+PROGRAMS = {
+    "aiohttp": AIOHTTP,
+    "apprise": APPRISE,
+    "mailsuite.mailbox.graph": MAILSUITE,
+    "msgraph": SDK,
+    "msgraphbackend": DJANGO,
+    "office365": OFFICE365,
+}
 JAVASCRIPT = """
 const { ClientSecretCredential } = require('@azure/identity');
 const credential = new ClientSecretCredential('contoso', 'shop@example.test', 'any secret');
@@ -64,12 +120,15 @@ def run(dev: DevProcess, words: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_msgraph_sdk_with_azure_identity(dev: DevProcess, tmp_path: Path) -> None:
-    for name in ("azure.identity", "msgraph"):
-        pytest.importorskip(name, reason=f"make clients installs {name}")
-    run(dev, [sys.executable, "-c", SDK], tmp_path)
-    (arrived,) = dev.until_messages("ann@customer.example", 1)
-    assert arrived["subject"] == "unmodified"
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_python(dev: DevProcess, tmp_path: Path, module: str) -> None:
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        pytest.skip(f"make clients installs {module}")
+    to = f"{module.replace('.', '-')}@customer.example"
+    program = PROGRAMS[module].replace("SUBJECT", f"from {module}").replace("TO", to)
+    run(dev, [sys.executable, "-c", program], tmp_path)
+    (arrived,) = dev.until_messages(to, 1)
+    assert arrived["subject"] == f"from {module}"
 
 
 def test_azure_identity_for_javascript(dev: DevProcess, tmp_path: Path) -> None:
