@@ -334,14 +334,15 @@ def json_stream_response(
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
+    turns: asyncio.Semaphore | None = None,
 ) -> Response:
     """Return a JSON response of about `size_bytes`; over 1 MiB it is read while it is sent.
 
-    Blocks while it reads a small one. Raises OSError.
+    Blocks while it reads a small one; a large one waits for `turns`. Raises OSError.
     """
     fields = {"content-type": "application/json", **(headers or {})}
     if size_bytes > LARGE_BYTES:
-        return StreamedResponse(pieces, status=status, headers=fields)
+        return StreamedResponse(pieces, status=status, headers=fields, turns=turns)
     return Response(b"".join(pieces), status_code=status, headers=fields)
 
 

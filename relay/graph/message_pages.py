@@ -7,6 +7,7 @@ of its files. A message that was removed meanwhile is left out.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -61,7 +62,9 @@ class MessagePage(Struct, frozen=True):
         head, opening, tail = around.partition(b'"value":[')
         pieces = self._pieces(request, items, body_type)
         pieces = chain((head + opening,), pieces, (tail,))
-        return await asyncio.to_thread(json_stream_response, pieces, size_bytes)
+        turns = request.dependencies.conversions if body_type else None
+        async with turns or nullcontext():  # a small page is read, with its conversions
+            return await asyncio.to_thread(json_stream_response, pieces, size_bytes, turns=turns)
 
     async def _in_memory(self, request: GraphRequest, left_bytes: int) -> Response:
         encoded: list[msgspec.Raw] = []

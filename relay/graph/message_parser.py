@@ -384,7 +384,8 @@ def _attachment(value: object, path: str) -> Attachment:
     kind = read_string(given.get("@odata.type"), f"{path}.@odata.type").lower().removeprefix("#")
     found = _ATTACHMENT_KINDS.get(kind)
     if found is None:
-        expected = ", ".join(f"#{resource}" for resource, _ in _ATTACHMENT_KINDS.values())
+        resources = dict.fromkeys(resource for resource, _ in _ATTACHMENT_KINDS.values())
+        expected = ", ".join(f"#{resource}" for resource in resources)
         raise invalid_value(f"{path}.@odata.type", given["@odata.type"], f"one of {expected}")
     resource, properties = found
     known = (*_ATTACHMENT_PROPERTIES, *properties)

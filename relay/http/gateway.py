@@ -8,6 +8,7 @@ unknown, the connection is closed without a response.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from email.utils import formatdate
 from functools import partial
 from typing import Any, Protocol
@@ -37,7 +38,8 @@ class StreamedResponse(Response):
     """A body that is read in a thread while it is sent, one block in memory at a time.
 
     Without `size_bytes` the transfer is chunked. If reading fails, the connection is closed before
-    the end of the body, so that the client detects an incomplete message (RFC 9112 8).
+    the end of the body, so that the client detects an incomplete message (RFC 9112 8). `turns`
+    limits how many such bodies are read at once; a client that reads slowly holds none.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class StreamedResponse(Response):
         status: int = 200,
         size_bytes: int | None = None,
         headers: dict[str, str] | None = None,
+        turns: asyncio.Semaphore | None = None,
     ) -> None:
         super().__init__(None, status_code=status, headers=headers)
         self._blocks = blocks
+        self._turns = turns
         if size_bytes is None:
             del self.headers["content-length"]
         else:
@@ -60,7 +64,7 @@ class StreamedResponse(Response):
         blocks = iter(self._blocks)
         parts: list[bytes] = []
         size_bytes = 0
-        while block := await asyncio.to_thread(_next_block, blocks):
+        while block := await self._read(blocks):
             size_bytes += len(block)
             if size_bytes > limit_bytes:
                 return None
@@ -82,9 +86,7 @@ class StreamedResponse(Response):
         blocks = iter(self._blocks)
         try:
             await send(start)
-            while (
-                block := await asyncio.to_thread(_next_block, blocks)
-            ) and not disconnected.done():
+            while (block := await self._read(blocks)) and not disconnected.done():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
                 del block  # a block that was sent is not kept while the client reads
                 await send(_EMPTY_CHUNK)
@@ -94,6 +96,10 @@ class StreamedResponse(Response):
         finally:
             disconnected.cancel()
         await send({"type": "http.response.body", "body": b""})
+
+    async def _read(self, blocks: Iterator[bytes]) -> bytes:
+        async with self._turns or nullcontext():
+            return await asyncio.to_thread(_next_block, blocks)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

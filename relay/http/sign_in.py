@@ -52,6 +52,16 @@ _FIELDS_MAX = 64
 TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
 _LOGGED_MAX = 128  # characters of a client id
 _FORM = "application/x-www-form-urlencoded"
+# The hosts of Graph in Microsoft's clouds, by those of its sign-in.
+_GRAPH_HOSTS = {
+    "login.microsoftonline.com": "graph.microsoft.com",
+    "login.windows.net": "graph.microsoft.com",
+    "login.microsoft.com": "graph.microsoft.com",
+    "sts.windows.net": "graph.microsoft.com",
+    "login.microsoftonline.us": "graph.microsoft.us",
+    "login.partner.microsoftonline.cn": "microsoftgraph.chinacloudapi.cn",
+    "login.chinacloudapi.cn": "microsoftgraph.chinacloudapi.cn",
+}
 _GRANT = "client_credentials"
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
@@ -231,7 +241,7 @@ class _Endpoints:
             "id_token_signing_alg_values_supported": ["ES256"],
             "scopes_supported": [_ALL_OF_CLIENT],
             "cloud_instance_name": host,
-            "msgraph_host": host,
+            "msgraph_host": _graph_host(host),
             **(self._users.discovery if self._users is not None else {}),
         }
 
@@ -367,6 +377,15 @@ def resource_of(form: Mapping[str, str]) -> str:
 def host_of(base_url: str) -> str:
     """Return host and port of a URL whose host may be no valid address: clients write it."""
     return base_url.partition("://")[2].partition("/")[0]
+
+
+def _graph_host(host: str) -> str:
+    """Return the host that serves Graph for a client that signs in at `host`.
+
+    It is the same host, unless that has a name of Microsoft's sign-in: there Graph has its own.
+    """
+    name, colon, port = host.partition(":")
+    return _GRAPH_HOSTS.get(name.lower(), name) + colon + port
 
 
 def require_method(request: HttpRequest, method: str) -> None:

@@ -331,3 +331,12 @@ async def test_a_full_mailbox_takes_no_attachment(on_disk: OnDisk) -> None:
     answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=large)
     assert refused(answer, 507, "ErrorQuotaExceeded")
     assert on_disk.files() == before
+
+
+async def test_a_wrong_type_is_told_each_type_once(on_disk: OnDisk) -> None:
+    draft = (await on_disk.http.post("/messages", json={"subject": "s"})).json()["id"]
+    body = {"@odata.type": "#microsoft.graph.linkAttachment", "name": "a", "contentBytes": "aGk="}
+    answer = await on_disk.http.post(f"/messages/{draft}/attachments", json=body)
+    message = refused(answer, 400, "RequestBodyRead")
+    kinds = ("fileAttachment", "itemAttachment", "referenceAttachment")
+    assert [message.count(f"#microsoft.graph.{kind}") for kind in kinds] == [1, 1, 1]

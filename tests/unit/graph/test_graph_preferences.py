@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.graph import preferred_bodies
+from relay.graph import attachments, preferred_bodies
 from relay.graph.graph_request import BODY_CONVERSIONS_MAX
 from tests.support.graph_fakes import OnDisk, refused
 
@@ -34,6 +34,7 @@ PATHS = {
     "message": "/messages/{}",
     "expanded": "/messages/{}?$expand=attachments",
     "list": "/messages",
+    "expanded list": "/messages?$expand=attachments",
     "folder": "/mailFolders/drafts/messages?$select=body",
     "delta": "/mailFolders/drafts/messages/delta",
 }
@@ -227,10 +228,13 @@ async def test_attachments_are_changed_only_in_the_version_of_if_match(
     assert answer.status_code < 300, answer.text
 
 
-@pytest.mark.parametrize("path", ["message", "expanded", "list", "delta"])
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("path", ["message", "expanded", "list", "expanded list", "delta"])
 async def test_few_bodies_are_converted_at_a_time(
-    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch, path: str
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch, path: str, is_streamed: bool
 ) -> None:
+    if is_streamed:
+        monkeypatch.setattr(attachments, "LARGE_BYTES", -1)
     path = PATHS[path].format(await drafted(on_disk, HTML))
     one_too_many, crowds = threading.Barrier(BODY_CONVERSIONS_MAX + 1, timeout=1), []
 

@@ -378,6 +378,22 @@ async def test_discovery(http, path, issuer):
     assert (await http.get(document["jwks_uri"])).json()["keys"]
 
 
+@pytest.mark.parametrize(
+    ("host", "graph"),
+    [
+        ("relay.test:8443", "relay.test:8443"),
+        ("[::1]:8443", "[::1]:8443"),
+        ("Login.MicrosoftOnline.com", "graph.microsoft.com"),
+        ("login.microsoft.com:8443", "graph.microsoft.com:8443"),
+        ("login.microsoftonline.us", "graph.microsoft.us"),
+    ],
+)
+async def test_the_host_of_graph_in_the_discovery_document(http, host, graph):
+    path = "/contoso/v2.0/.well-known/openid-configuration"
+    document = (await http.get(path, headers={"host": host})).json()
+    assert document["msgraph_host"] == graph
+
+
 async def test_discovery_of_the_instance(http):
     asked = {"api-version": "1.1", "authorization_endpoint": "https://x/contoso/oauth2/authorize"}
     found = (await http.get("/common/discovery/instance", params=asked)).json()
