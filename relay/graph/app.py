@@ -17,17 +17,15 @@ from relay.graph.graph_request import (
     GraphDependencies,
     GraphRequest,
     api_error,
-    not_implemented,
 )
 from relay.graph.idempotency import SubmissionRepeats
+from relay.graph.paths import with_keys
 from relay.graph.routes import (
     GraphOperation,
     Intake,
     RouteMatch,
     find_route,
-    find_subscriptions_route,
-    find_users_route,
-    with_keys,
+    find_route_outside,
 )
 from relay.graph.upload_sessions import serve_upload
 from relay.http.authentication import HttpAuthentication
@@ -50,7 +48,6 @@ _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
 _RETRY_S = 30
 _UPLOAD = ("v1.0", "uploads", "{attachment}")
-_OUTSIDE_MAILBOXES = {"subscriptions": "The resource subscription"}
 
 
 def create_app(
@@ -167,12 +164,8 @@ def _find_operation(
 ) -> tuple[RouteMatch, GraphRequest]:
     """Return the operation that the caller requests, in a mailbox or on /users. Raises ApiError."""
     segments = with_keys(request.segments)[1:]
-    at_top = segments[0].lower() if len(segments) == 1 else ""
-    if at_top == "users":
-        account, match = caller, find_users_route(request.method)
-    elif at_top == "subscriptions":
-        account, match = caller, find_subscriptions_route(request.method)
-    else:
+    match, account = find_route_outside(request.method, segments), caller
+    if match is None:
         account, rest = _find_mailbox(segments, caller, accounts)
         match = find_route(request.method, rest)
     parameters = match.path_parameters
@@ -187,17 +180,10 @@ def _find_mailbox(
     """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
 
     Raises ApiError: 403 for a mailbox that the caller may not open and for one that does not exist,
-    404 for an unknown path and an UnknownUserError, 501 for resources outside of mailboxes.
+    404 for an UnknownUserError.
     """
-    first = segments[0].lower() if segments else ""
-    if first == "me":
+    if segments[0].lower() == "me":
         return caller, segments[1:]
-    if first in _OUTSIDE_MAILBOXES:
-        raise not_implemented(_OUTSIDE_MAILBOXES[first])
-    if first != "users":
-        path = "/".join(segments)
-        message = f"Resource not found for the path {quoted(path)}; mail is under /me and /users/…."
-        raise ApiError(404, "ResourceNotFound", message)
     try:
         owner = accounts.opened(segments[1], caller)
     except UnknownUserError:

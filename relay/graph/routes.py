@@ -1,8 +1,7 @@
 """The routes in a mailbox: from a path and method to a handler and what the request adds.
 
-Names of resources and actions match in any case; the prefix `microsoft.graph.` is accepted. An
-unknown path is a 404, a resource of Graph that is not implemented a 501, another method a 405 with
-Allow (RFC 9110 15.5.5, 15.5.6).
+A path or method that Graph has and that has no route is a 501 (unsupported.py). Any other path is a
+404, any other method a 405 with Allow (RFC 9110 15.5.5, 15.5.6).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,12 +23,12 @@ from relay.graph import (
     translate_ids,
     users,
 )
-from relay.graph.graph_request import GraphRequest, not_implemented
+from relay.graph.graph_request import GraphRequest
+from relay.graph.paths import innermost_folder, match_pattern, pattern_of
+from relay.graph.unsupported import check_in_mailbox, check_outside
 from relay.http.errors import ApiError, quoted
 
 Handler = Callable[[GraphRequest], Awaitable[Response]]
-_NAMESPACE = "microsoft.graph."
-_ANY_REST = "*"  # at the end of a pattern: any number of segments
 
 
 class Intake(Enum):
@@ -80,96 +79,59 @@ class RouteMatch(Struct, frozen=True):
     path_parameters: Mapping[str, str]
 
 
-def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
-    if not any(segment.endswith("')") for segment in segments):
-        return segments
-    found: list[str] = []
-    for segment in segments:
-        name, opening, key = segment.partition("('")
-        if opening and name and key.endswith("')"):
-            found += (name, key.removesuffix("')").replace("''", "'"))
-        else:
-            found.append(segment)
-    return tuple(found)
-
-
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
-    """Return the operation of `method` on the path `segments`. Raises ApiError 404, 405, 501."""
-    segments = _innermost_folder(segments)
+    """Return the operation of `method` on the path after a user. Raises ApiError 404, 405, 501."""
+    segments = innermost_folder(segments)
     for pattern, by_method in _ROUTES:
-        parameters = _match_pattern(pattern, segments)
+        parameters = match_pattern(pattern, segments)
         if parameters is None:
             continue
-        if isinstance(by_method, str):
-            raise not_implemented(by_method)
-        if method == "POST" and (what := _NO_POST.get("/".join(pattern))):
-            raise not_implemented(what)
-        return RouteMatch(_operation(method, by_method), parameters)
-    path = "/".join(segments)
-    message = f"Resource not found for the path {quoted(path)}."
-    raise ApiError(404, "ResourceNotFound", message)
+        if (operation := by_method.get(method)) is None:
+            check_in_mailbox(method, segments, has_route=True)
+            raise _not_allowed(by_method)
+        return RouteMatch(operation, parameters)
+    check_in_mailbox(method, segments, has_route=False)
+    raise _not_found(segments)
 
 
-def find_users_route(method: str) -> RouteMatch:
-    """Return the operation of `method` on /users. Raises ApiError 405."""
-    return RouteMatch(_operation(method, _USERS), {})
+def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | None:
+    """Return the operation on a path in no mailbox; None for a path after /me or /users/{address}.
 
-
-def find_subscriptions_route(method: str) -> RouteMatch:
-    """Return the operation of `method` on /subscriptions. Raises ApiError 501."""
-    if method != "GET":
-        raise not_implemented("The resource subscription")
-    return RouteMatch(_reads(mailbox_settings.list_subscriptions), {})
-
-
-def _operation(method: str, by_method: Mapping[str, GraphOperation]) -> GraphOperation:
-    operation = by_method.get(method)
-    if operation is None:
-        raise ApiError(
-            405,
-            "Request_BadRequest",
-            "Specified HTTP method is not allowed for the request target.",
-            headers={"allow": ", ".join(by_method)},
-        )
-    return operation
-
-
-def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Remove the parent folders from mailFolders/{id}/childFolders/{id}: an id is enough."""
-    while len(segments) > 3 and segments[0].lower() == "mailfolders":
-        if segments[2].lower() != "childfolders" or _is_function(segments[3]):
-            break
-        segments = (segments[0], *segments[3:])
-    return segments
-
-
-def _is_function(segment: str) -> bool:
-    """Return whether a path segment after a collection's name is no id."""
-    return segment.lower().removeprefix(_NAMESPACE) in ("$count", "delta", "delta()")
-
-
-def _match_pattern(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
-    """Return the path parameters if `segments` match `pattern`, else None."""
-    if pattern[-1:] == (_ANY_REST,):
-        pattern = pattern[:-1]
-        segments = segments[: len(pattern)]
-    if len(pattern) != len(segments):
+    Raises ApiError 404, 405, 501.
+    """
+    first = segments[0].lower() if segments else ""
+    by_method = _OUTSIDE.get(first) if len(segments) == 1 else None
+    operation = by_method.get(method) if by_method is not None else None
+    if operation is not None:
+        return RouteMatch(operation, {})
+    if first == "me":
         return None
-    parameters: dict[str, str] = {}
-    for expected, segment in zip(pattern, segments, strict=True):
-        if expected.startswith("{"):
-            parameters[expected[1:-1]] = segment
-        elif segment.lower().removeprefix(_NAMESPACE) != expected:
-            return None
-    return parameters
+    check_outside(method, segments, has_route=first in _OUTSIDE and len(segments) == 1)
+    if by_method is not None:
+        raise _not_allowed(by_method)
+    if first == "users":
+        return None
+    raise _not_found(segments, "; mail is under /me and /users/…")
 
 
-def _pattern(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/")) if path else ()
+def _not_found(segments: tuple[str, ...], hint: str = "") -> ApiError:
+    message = f"Resource not found for the path {quoted('/'.join(segments))}{hint}."
+    return ApiError(404, "ResourceNotFound", message)
 
 
-_USERS: Mapping[str, GraphOperation] = {"GET": _reads(users.list_users, MAY_READ_USER)}
+def _not_allowed(by_method: Mapping[str, GraphOperation]) -> ApiError:
+    return ApiError(
+        405,
+        "Request_BadRequest",
+        "Specified HTTP method is not allowed for the request target.",
+        headers={"allow": ", ".join(by_method)},
+    )
+
+
+_OUTSIDE: Mapping[str, Mapping[str, GraphOperation]] = {
+    "users": {"GET": _reads(users.list_users, MAY_READ_USER)},
+    "subscriptions": {"GET": _reads(mailbox_settings.list_subscriptions)},
+}
 _ONE_MESSAGE: Mapping[str, GraphOperation] = {
     "GET": _reads(messages.get_message),
     "PATCH": _changes(messages.change_message),
@@ -263,46 +225,18 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "GET": _reads(mailbox_settings.get_setting, mailbox_settings.MAY_READ),
     },
 }
-# Lists that are empty here, and to which Graph adds.
-_NO_POST: Mapping[str, str] = {
-    "inferenceclassification/overrides": "The resource inferenceClassificationOverride",
-    "mailfolders/{folder}/messagerules": "The resource messageRule",
-}
-_NOT_IMPLEMENTED_MESSAGE_ROUTES: Mapping[str, str] = {
-    "messages/{message}/extensions/*": "The resource openTypeExtension",
-}
-_NOT_IMPLEMENTED: Mapping[str, str] = {
-    **_NOT_IMPLEMENTED_MESSAGE_ROUTES,
-    **dict.fromkeys(
-        ("mailfolders/{folder}/childfolders/delta", "mailfolders/{folder}/childfolders/delta()"),
-        "A delta query of child folders",
-    ),
-    "mailfolders/{folder}/messagerules/*": "The resource messageRule",
-    **{
-        f"mailfolders/{{folder}}/{path}": what
-        for path, what in _NOT_IMPLEMENTED_MESSAGE_ROUTES.items()
-    },
-    "inferenceclassification/*": "The resource inferenceClassification",
-    "outlook/*": "The resource outlookUser",
-    "getmailtips": "getMailTips",
-    **dict.fromkeys(
-        ("calendar/*", "calendars/*", "calendarview/*", "events/*"), "The resource calendar"
-    ),
-    **dict.fromkeys(("contacts/*", "contactfolders/*"), "The resource contact"),
-}
-_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation] | str], ...] = (
-    (_pattern(""), {"GET": _reads(users.get_user, MAY_READ_USER)}),
-    (_pattern("sendmail"), {"POST": _sends(send_mail.send_mail)}),
+_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation]], ...] = (
+    (pattern_of(""), {"GET": _reads(users.get_user, MAY_READ_USER)}),
+    (pattern_of("sendmail"), {"POST": _sends(send_mail.send_mail)}),
     (
-        _pattern("translateexchangeids"),
+        pattern_of("translateexchangeids"),
         {"POST": _reads(translate_ids.translate_ids, (Scope.USER_READ, *MAY_READ))},
     ),
-    *((_pattern(path), by_method) for path, by_method in _SETTINGS_ROUTES.items()),
-    *((_pattern(path), what) for path, what in _NOT_IMPLEMENTED.items()),
-    *((_pattern(path), by_method) for path, by_method in _MESSAGE_ROUTES.items()),
-    *((_pattern(path), by_method) for path, by_method in _FOLDER_ROUTES.items()),
+    *((pattern_of(path), by_method) for path, by_method in _SETTINGS_ROUTES.items()),
+    *((pattern_of(path), by_method) for path, by_method in _MESSAGE_ROUTES.items()),
+    *((pattern_of(path), by_method) for path, by_method in _FOLDER_ROUTES.items()),
     *(
-        (_pattern(f"mailfolders/{{folder}}/{path}"), by_method)
+        (pattern_of(f"mailfolders/{{folder}}/{path}"), by_method)
         for path, by_method in _MESSAGE_ROUTES.items()
     ),
 )

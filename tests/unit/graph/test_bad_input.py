@@ -24,6 +24,13 @@ from tests.support.stores import store_on
 
 MAX_BODY = 32 * 1024
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# Methods that Graph has and Relay has not, on paths where it has others.
+ONLY_IN_GRAPH = {
+    "": ("PATCH", "DELETE"),
+    "messages/{message}/$value": ("DELETE",),
+    "messagerules": ("POST", "PATCH", "DELETE"),
+    "inferenceclassification/overrides": ("POST",),
+}
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a", "contentBytes": "aGk="}
 MIME = b"To: bob@example.test\r\nSubject: m\r\n\r\ntext\r\n"
 BASE64 = base64.b64encode(MIME)
@@ -353,12 +360,12 @@ def test_every_operation_has_a_row() -> None:
 
 @pytest.mark.parametrize("path", PATTERNS)
 def test_wrong_methods(world: World, path: str) -> None:
-    lacks_post = {"POST"} if path in routes._NO_POST else set()
-    if lacks_post:
-        world.refused("POST", world.path(path), 501, "NotImplemented")
-    for method in set(METHODS) - set(PATTERNS[path]) - lacks_post:
-        answer = world.refused(method, world.path(path), 405, "Request_BadRequest")
-        assert answer.headers["allow"] == ", ".join(PATTERNS[path])
+    for method in set(METHODS) - set(PATTERNS[path]):
+        if method in ONLY_IN_GRAPH.get(path.removeprefix("mailfolders/{folder}/"), ()):
+            world.refused(method, world.path(path), 501, "NotImplemented")
+        else:
+            answer = world.refused(method, world.path(path), 405, "Request_BadRequest")
+            assert answer.headers["allow"] == ", ".join(PATTERNS[path])
 
 
 @operations(lambda _: True)

@@ -146,6 +146,8 @@ async def test_the_list_needs_a_token_and_cannot_be_changed(graph: GraphInMemory
     answer = await graph.http.get("/v1.0/users", headers={"authorization": "Bearer unknown"})
     refused(answer, 401, "InvalidAuthenticationToken")
     answer = await graph.http.post("/v1.0/users", json={}, headers=AS_ALICE)
+    refused(answer, 501, "NotImplemented")
+    answer = await graph.http.delete("/v1.0/users", headers=AS_ALICE)
     refused(answer, 405, "Request_BadRequest")
     assert answer.headers["allow"] == "GET"
 
