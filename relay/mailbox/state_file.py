@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import apsw
 from msgspec import Struct
@@ -59,51 +60,35 @@ class StateFile:
     def mark(self) -> tuple[int, ...]:
         """Return a value that changes whenever the states may have changed; () without a file."""
         with self._lock:
-            connection = self._opened()
-            if connection is None:
-                return ()
-            with self._translated():
-                return self._inode, self._commits, connection.pragma("data_version")
+            rows = self._fetch("PRAGMA data_version")
+            return (self._inode, self._commits, rows[0][0]) if rows else ()
 
     def position(self) -> StatePosition:
         """Return how far the file goes; StatePosition() without a file."""
         with self._lock:
-            connection = self._opened()
-            if connection is None:
-                return StatePosition()
-            with self._translated():
-                return StatePosition(
-                    self._inode, connection.execute("SELECT version FROM last").get
-                )
+            rows = self._fetch("SELECT version FROM last")
+            return StatePosition(self._inode, rows[0][0]) if rows else StatePosition()
 
     def since(self, version: int) -> dict[str, bytes]:
         """Return the encoded states that were written after a version, by message id."""
-        with self._lock:
-            connection = self._opened()
-            if connection is None:
-                return {}
-            sql = "SELECT message_id, value FROM state WHERE version > ?"
-            with self._translated():
-                return dict(connection.execute(sql, (version,)))
+        return dict(self._fetch("SELECT message_id, value FROM state WHERE version > ?", version))
 
     def find(self, message_id: str) -> bytes:
         """Return the encoded state of a message, b"" if it has none."""
-        with self._lock:
-            connection = self._opened()
-            if connection is None:
-                return b""
-            sql = "SELECT value FROM state WHERE message_id = ?"
-            with self._translated():
-                return connection.execute(sql, (message_id,)).get or b""
+        rows = self._fetch("SELECT value FROM state WHERE message_id = ?", message_id)
+        return rows[0][0] if rows else b""
+
+    def ids(self) -> list[str]:
+        """Return the ids of all messages that have a state, or had one."""
+        return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
     def write(self, states: Mapping[str, MessageState]) -> None:
         """Replace the states of messages, durably and all together."""
-        rows = [(message_id, encode_state(state)) for message_id, state in states.items()]
         with self._lock, self._translated(), self._writing() as connection:
             [(version,)] = connection.execute("UPDATE last SET version = version + 1 RETURNING *")
             connection.executemany(
                 "INSERT OR REPLACE INTO state (message_id, version, value) VALUES (?, ?, ?)",
-                [(message_id, version, value) for message_id, value in rows],
+                [(one, version, encode_state(state)) for one, state in states.items()],
             )
 
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
@@ -111,34 +96,22 @@ class StateFile:
         missing for 30 days. Those that are not `vanished` are there.
         """
         with self._lock:
-            connection = self._opened()
-            if connection is None:
+            found = dict(self._fetch("SELECT message_id, absent_since_us FROM state"))
+            missing = {one: found[one] for one in vanished if one in found}
+            until_us = now_us - ABSENT_US_MAX
+            old = [one for one, at in missing.items() if at is not None and at <= until_us]
+            new = [one for one, at in missing.items() if at is None]
+            back = [one for one, at in found.items() if at is not None and one not in missing]
+            if not (old or new or back):
                 return
-            with self._translated():
-                found = dict(connection.execute("SELECT message_id, absent_since_us FROM state"))
-                missing = {one: found[one] for one in vanished if one in found}
-                until_us = now_us - ABSENT_US_MAX
-                old = [one for one, at in missing.items() if at is not None and at <= until_us]
-                new = [one for one, at in missing.items() if at is None]
-                back = [one for one, at in found.items() if at is not None and one not in missing]
-                if not (old or new or back):
-                    return
-                noted = "UPDATE state SET absent_since_us = ? WHERE message_id = ?"
-                with self._writing() as writing:
-                    writing.executemany(noted, [(now_us, one) for one in new])
-                    writing.executemany(noted, [(None, one) for one in back])
-                    writing.executemany(
-                        "DELETE FROM state WHERE message_id = ?", [(one,) for one in old]
-                    )
-
-    def ids(self) -> list[str]:
-        """Return the ids of all messages that have a state, or had one."""
-        with self._lock:
-            connection = self._opened()
-            if connection is None:
-                return []
-            with self._translated():
-                return [one for (one,) in connection.execute("SELECT message_id FROM state")]
+            noted = [*((now_us, one) for one in new), *((None, one) for one in back)]
+            with self._translated(), self._writing() as connection:
+                connection.executemany(
+                    "UPDATE state SET absent_since_us = ? WHERE message_id = ?", noted
+                )
+                connection.executemany(
+                    "DELETE FROM state WHERE message_id = ?", [(one,) for one in old]
+                )
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -147,6 +120,15 @@ class StateFile:
             if connection is not None:
                 with suppress(apsw.Error):
                     connection.close()
+
+    def _fetch(self, sql: str, *values: object) -> list[Any]:
+        """Return the rows of a query; none without a file."""
+        with self._lock:
+            connection = self._opened()
+            if connection is None:
+                return []
+            with self._translated():
+                return connection.execute(sql, values).fetchall()
 
     def _opened(self) -> apsw.Connection | None:
         """Return the connection to the file that is there now, None without one."""
