@@ -46,6 +46,7 @@ _SHOWN = (
     "forward_to",
     "keep_copy",
 )
+_CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _Entry = dict[str, Any]
 
 
@@ -66,10 +67,10 @@ class AccountFile:
         text = self._path.read_text()
         for one in _parse(text):
             facts = {name: one[name] for name in _SHOWN if name in one}
-            has = {name: bool(one.get(name)) for name in ("password", "token", "client_secret")}
+            has = {name: bool(one.get(name)) for name in _CREDENTIALS}
             found.append({"address": str(one["address"]).lower(), **facts, "has": has})
         for one in _aliases(text):
-            has = dict.fromkeys(("password", "token", "client_secret"), False)
+            has = dict.fromkeys(_CREDENTIALS, False)
             found.append({"address": str(one["address"]).lower(), "to": one["to"], "has": has})
         return found
 
@@ -116,8 +117,16 @@ class AccountFile:
 
     def client_id_of(self, address: str) -> str:
         """Return the client id of an account, "" if it has none."""
+        return str(self._entry_of(address).get("client_id", ""))
+
+    def has_keys(self, address: str) -> bool:
+        """Whether an account has certificates or keys of a client."""
+        entry = self._entry_of(address)
+        return bool(entry.get("client_certificate") or entry.get("client_keys"))
+
+    def _entry_of(self, address: str) -> _Entry:
         entries = _parse(self._path.read_text())
-        return str(entries[_index(entries, address)].get("client_id", ""))
+        return entries[_index(entries, address)]
 
     def _change(
         self, edit: Callable[[str], str], expected: Callable[[list[_Entry]], list[_Entry]]

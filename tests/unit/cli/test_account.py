@@ -18,6 +18,7 @@ from relay.cli.errors import report_error
 from relay.cli.root import cli
 from relay.clock import SystemClock
 from relay.development.folder import MARK
+from tests.support.client_keys import certificate
 
 CONFIG = """\
 hostname = "relay.example.test"
@@ -41,6 +42,9 @@ aliases = [
   password = "plain:bob"
 # The end.
 """
+NOTHING = dict.fromkeys(
+    ("password", "token", "client_secret", "client_certificate", "client_keys"), False
+)
 
 
 class Files:
@@ -128,6 +132,38 @@ async def test_add_makes_a_client_for_azure_identity(files: Files) -> None:
     accounts.close()
 
 
+def test_add_makes_a_client_with_a_certificate(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files.folder / "elsewhere").mkdir()
+    (files.folder / "elsewhere" / "app.pem").write_text(certificate().pem)
+    monkeypatch.chdir(files.folder / "elsewhere")
+    option = ("--client-certificate", "app.pem")
+    made = files.made("add", "app@example.test", "--no-token", *option)
+    assert set(made) == {"address", "client_id"}
+    accounts = files.load()
+    assert len(accounts.by_client_id(made["client_id"]).keys) == 1
+    accounts.close()
+    assert files.made("list", "app@example.test")[0]["has"] == NOTHING | {
+        "client_certificate": True
+    }
+    before = files.text
+    assert set(files.made("token", "app@example.test", "--client")) == {
+        "address",
+        "client_id",
+        "client_secret",
+    }
+    files.made("token", "app@example.test", "--client", "--remove")
+    assert files.text == before
+
+
+def test_add_refuses_what_is_no_certificate(files: Files) -> None:
+    file = files.folder / "app.pem"
+    file.write_text("x")
+    code, text = files.fails("add", "app@example.test", "--client-certificate", str(file))
+    assert (code, "found none that can be read" in text) == (78, True)
+
+
 def test_a_password_comes_from_standard_input(files: Files) -> None:
     files.made("password", "bob@example.test", stdin="pass wörd\n")
     assert "wörd" not in files.text
@@ -206,7 +242,7 @@ def test_without_facts_nothing_is_printed(files: Files) -> None:
 def test_list_shows_no_secret(files: Files) -> None:
     found = files.made("list")
     assert [one["address"] for one in found] == ["alice@example.test", "bob@example.test"]
-    assert found[0]["has"] == {"password": False, "token": True, "client_secret": False}
+    assert found[0]["has"] == NOTHING | {"token": True}
     assert "plain" not in json.dumps(found)
     assert files.made("list", "bob@example.test") == found[1:]
     assert files("list").stdout == "alice@example.test  token\nbob@example.test  password\n"
@@ -225,12 +261,11 @@ def test_aliases_are_listed_and_stay_where_accounts_are_removed(files: Files) ->
         "team@example.test  alias of bob@example.test, x@other.test",
         "one@example.test  alias of team@example.test",
     ]
-    nothing = {"password": False, "token": False, "client_secret": False}
     assert files.made("list")[3:4] == [
         {
             "address": "team@example.test",
             "to": ["bob@example.test", "x@other.test"],
-            "has": nothing,
+            "has": NOTHING,
         }
     ]
     assert files.fails("add", "one@example.test")[0] == 78
