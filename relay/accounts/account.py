@@ -137,11 +137,18 @@ class ClientKey(Struct, frozen=True):
     """A public key with which a client signs assertions (RFC 7523), of a certificate or a JWKS."""
 
     public: Any  # joserfc's RSAKey or ECKey; that library is loaded where there is a key
-    names: frozenset[str]  # thumbprints and key ids by which an assertion may name it
+    names: frozenset[str]  # key_name() of thumbprints and key ids by which an assertion names it
     algorithms: frozenset[str]
     digest: bytes
     begins_s: float = -math.inf  # the certificate's validity, wall time
     ends_s: float = math.inf
+
+
+def key_name(text: str) -> str:
+    """Return a thumbprint or key id as it is compared: MSAL for Java and for Go write thumbprints
+    in base64, others in base64url, with and without padding.
+    """
+    return text.replace("+", "-").replace("/", "_").rstrip("=")
 
 
 class RegisteredClient(Struct, frozen=True):

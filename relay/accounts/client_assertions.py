@@ -23,7 +23,7 @@ from joserfc.jws import JWSRegistry
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from relay.accounts.account import ClientKey, RegisteredClient
+from relay.accounts.account import ClientKey, RegisteredClient, key_name
 from relay.accounts.passwords import LoginFailedError
 from relay.clock import Clock, rfc3339
 
@@ -31,7 +31,7 @@ ASSERTION_LENGTH_MAX = 12 * 1024  # with the chain of its certificate
 ALGORITHMS = ("RS256", "PS256", "ES256")
 LIFETIME_MAX_S = 600
 SKEW_S = 30  # by which the clock of a client may be ahead
-USED_MAX = 50_000  # ids that are remembered: 10 MB
+USED_MAX = 50_000  # ids that are remembered: 13 MB
 USED_OF_CLIENT_MAX = 10_000
 _TYPES = ("jwt", "http://openid.net/specs/jwt/1.0")
 # RFC 7515 7.1, but with the padding that azure-identity for asyncio sends
@@ -67,16 +67,23 @@ class _Header(Struct, frozen=True):
     def names(self) -> frozenset[str]:
         """Return what the header says about the key."""
         given = (self.x5t_s256, self.x5t, self.kid)
-        return frozenset(one.rstrip("=") for one in given if one)
+        return frozenset(key_name(one) for one in given if one)
 
 
 class _Claims(Struct, frozen=True):
     iss: str
     sub: str
-    aud: str
+    aud: str | list[str]
     exp: float
     jti: str
     nbf: float | None = None
+
+    @property
+    def audience(self) -> str:
+        """The only one, "" for several: another of them could use the assertion here."""
+        if isinstance(self.aud, str):
+            return self.aud
+        return self.aud[0] if len(self.aud) == 1 else ""
 
 
 class _Assertion(Struct, frozen=True):
@@ -114,8 +121,9 @@ class AssertionChecker:
             found = f"iss {claims.iss[:_SHOWN]!a}, sub {claims.sub[:_SHOWN]!a}"
             message = f"application identifier doesn't match 'client_id' parameter: found {found}"
             raise AssertionRefusedError(700021, f"Client assertion {message}.")
-        if _comparable(claims.aud) not in map(_comparable, audiences):
-            message = f"found aud {claims.aud[:_SHOWN]!a}, expected {' or '.join(audiences)}"
+        if _comparable(claims.audience) not in map(_comparable, audiences):
+            found = str(claims.aud)[:_SHOWN]
+            message = f"found aud {found!a}, expected {' or '.join(audiences)}"
             text = f"Client assertion audience claim does not match Realm issuer: {message}."
             raise AssertionRefusedError(700023, text)
         self._check_times(claims, now_s)

@@ -25,7 +25,7 @@ from cryptography.x509 import Certificate, load_pem_x509_certificates
 from joserfc.jwk import ECKey, RSAKey
 from msgspec import Struct
 
-from relay.accounts.account import ClientKey
+from relay.accounts.account import ClientKey, key_name
 from relay.files import open_to_others, read_key_file
 from relay.phrases import shown
 
@@ -157,7 +157,7 @@ def _of_jwk(given: dict[str, Any]) -> ClientKey:
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"a damaged key of the kind {kind}") from None
     named = [given[name] for name in ("kid", "x5t", "x5t#S256") if isinstance(given.get(name), str)]
-    found = _checked(public, [one.rstrip("=") for one in named])
+    found = _checked(public, named)
     if algorithm is None:
         return found
     if algorithm not in tuple(found.algorithms):
@@ -192,7 +192,8 @@ def _checked(public: object, names: Sequence[str], **validity: float) -> ClientK
         raise ValueError("a key of another kind")
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     key, digest = kind.import_key(der), hashlib.sha256(der).digest()
-    return ClientKey(key, frozenset((*names, key.thumbprint())), algorithms, digest, **validity)
+    known = frozenset(map(key_name, (*names, key.thumbprint())))
+    return ClientKey(key, known, algorithms, digest, **validity)
 
 
 def _warnings_of_end(key: ClientKey, number: int, now_s: float) -> Iterator[str]:
@@ -207,4 +208,4 @@ def _warnings_of_end(key: ClientKey, number: int, now_s: float) -> Iterator[str]
 
 
 def _base64(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).decode().rstrip("=")
+    return base64.urlsafe_b64encode(octets).decode()

@@ -86,7 +86,7 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     made = SignIn(tmp_path)
     (tmp_path / "app.pem").write_text(RSA.pem + NEXT.pem)
     keys = [
-        public_jwk("ec", kid="of-ec"), public_jwk("rsa", 3, alg="PS256"),
+        public_jwk("ec", kid="of-ec"), public_jwk("ec", kid="of/ec+1="), public_jwk("rsa", 3, alg="PS256"),
         public_jwk("ec", 4, use="enc", kid="enc"),
     ]  # fmt: skip
     (tmp_path / "app.jwks").write_text(json.dumps({"keys": keys}))
@@ -112,6 +112,8 @@ SHA_1, SHA_256 = RSA.thumbprint(), RSA.thumbprint(hashes.SHA256())
         (RSA.private, {"typ": None}),
         (RSA.private, {"alg": "PS256"}),
         (RSA.private, {"x5t": f"{SHA_1}="}),
+        (RSA.private, {"x5t": f"{SHA_1}=".replace("-", "+").replace("_", "/")}),
+        (EC.private, {"alg": "ES256", "x5t": None, "kid": "of_ec-1"}),
         (RSA.private, {"x5t": None, "x5t#S256": SHA_256, "alg": "PS256"}),
         (RSA.private, {"x5t": None, "kid": RSA.hexadecimal_thumbprint}),
         (RSA.private, {"x5t": None, "kid": SHA_1, "x5c": ["x" * 4000]}),
@@ -145,7 +147,7 @@ async def test_an_assertion_with_padding(client):
 
 @pytest.mark.parametrize(
     "audience",
-    [AUDIENCE, V1, AUDIENCE.upper().replace("HTTPS", "https"), f"{AUDIENCE}/",
+    [AUDIENCE, V1, [AUDIENCE], AUDIENCE.upper().replace("HTTPS", "https"), f"{AUDIENCE}/",
      AUDIENCE.replace("contoso", "%63ontoso")],
 )  # fmt: skip
 async def test_audiences(client, audience):
@@ -176,7 +178,10 @@ async def test_behind_a_proxy_the_audience_is_the_public_url(tmp_path):
         ({"aud": f"{AUDIENCE}?x"}, 700023, "found aud"),
         ({"aud": f"{BASE}/contoso/v2.0"}, 700023, "found aud"),
         ({"aud": "https://[x"}, 700023, "found aud"),
-        ({"aud": [AUDIENCE]}, 50027, "$.aud"),
+        ({"aud": [AUDIENCE, BASE]}, 700023, "found aud"),
+        ({"aud": []}, 700023, "found aud"),
+        ({"aud": 1}, 50027, "$.aud"),
+        ({"aud": [1]}, 50027, "$.aud"),
         ({"aud": None}, 50027, "`aud`"),
         ({"iss": "Client-2"}, 700021, "iss 'Client-2', sub 'Client-1'"),
         ({"sub": "Client-2"}, 700021, "sub 'Client-2'"),
