@@ -201,10 +201,18 @@ class DevelopmentAccounts:
         return bool(self._token) or mailbox not in self._always or password.lower() in known
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
-        """Return the client."""
-        account = self._of_client(client_id)
+        """Return the client, whose account is used now."""
+        found = self.client_named(client_id)
+        if found is not None:
+            self._account(found.account.address)
+        return found
+
+    def client_named(self, client_id: str) -> RegisteredClient | None:
+        """Return the client, and make no account."""
+        mailbox = self.address_named(client_id)
         secret = digest_of(self._token.decode()) if self._token else b""
-        return RegisteredClient(client_id, account, secret) if account else None
+        account = self._acting(self._account_of(mailbox))
+        return RegisteredClient(client_id, account, secret) if mailbox else None
 
     async def by_client_secret(
         self,
@@ -296,8 +304,11 @@ class DevelopmentAccounts:
 
     def _of_client(self, client_id: str) -> Account | None:
         account = self._named(client_id)
+        return self._acting(account) if account else None
+
+    def _acting(self, account: Account) -> Account:
         every = tuple(f"*@{domain}" for domain in self._domains)
-        return dataclasses.replace(account, acts_for=every) if account else None
+        return dataclasses.replace(account, acts_for=every)
 
     def _named(self, name: str) -> Account | None:
         """Return the account of a name; None for an empty one."""

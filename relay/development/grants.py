@@ -194,7 +194,7 @@ class UserGrants:
     def _public_client(self, form: Mapping[str, str]) -> RegisteredClient:
         """Return the client of an id; it proves nothing."""
         client_id = _bounded(required(form, "client_id"), "client_id", _CLIENT_ID_MAX)
-        client = self._accounts.by_client_id(client_id)
+        client = self._accounts.client_named(client_id)
         if client is None:
             text = f"Application with identifier {quoted(client_id)} was not found."
             raise SignInError("unauthorized_client", text, number=700016)

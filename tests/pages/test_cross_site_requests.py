@@ -38,6 +38,7 @@ REQUESTS = {
 QUERIES = (
     "", "?done=delete&action=delete&id={key}&confirmed=true&csrf=", "?to=x@evil.test&confirmed=true",
     "?advance_s=99&by=86400&own=1d", "?show=html&images=1", "?all=true&reason=x", "?download=1&show=1",
+    "?response_type=code&client_id=new&login_hint=new&redirect_uri=http://localhost:9/",
 )  # fmt: skip
 
 
@@ -103,6 +104,9 @@ def paths(key: str) -> list[str]:
     found |= {
         "/oauth2/v2.0/authorize",
         "/common/oauth2/v2.0/token",
+        "/common/oauth2/v2.0/authorize",
+        "/common/oauth2/deviceauth",
+        "/common/userrealm/new@example.test",
         "/favicon.ico",
         "/.well-known/openid-configuration",
     }

@@ -309,7 +309,7 @@ async def test_the_table_of_used_codes_is_bounded(dev, monkeypatch):
         "http://localhost@evil.example/", "http://localhost:80@evil.example/",
         "http://localhost\\@evil.example/", "http://localhost:1/\r\nx: y", "//localhost/",
         "http://127.0.0.1.evil.example/", "http://10.0.0.1/", "http://localhost:1/#x",
-        "javascript:alert(1)", "msal:x", "file:///etc/passwd", "https://localhost:1/",
+        "javascript:alert(1)", "msal:x", "msalx://a#b", "msalx://a?b=1", "msalx://a\r\nx: y", "file:///etc/passwd", "https://localhost:1/",
         "urn:ietf:wg:oauth:2.0:oob:auto", "http://localhost:1/?x#y", "http://127.0.0.1\n",
     ],
 )  # fmt: skip

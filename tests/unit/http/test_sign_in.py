@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey, KeySet
 from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
+from relay.development.grants import UserGrants
 from relay.http.authentication import HttpAuthentication
 from relay.http.connection_limits import REQUESTS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
@@ -328,6 +329,20 @@ async def test_another_method(http, method, path, allow):
     answer = await http.request(method, path)
     failed(answer, 405, "invalid_request", 900561)
     assert answer.headers["allow"] == allow
+
+
+@pytest.mark.parametrize("grant", UserGrants.grants)
+async def test_a_service_has_none_of_the_grants_of_users(http, grant):
+    form = FORM | {
+        "grant_type": grant, "username": "bob@example.test", "password": "x", "code": "x",
+        "refresh_token": "x", "assertion": "x", "requested_token_use": "on_behalf_of",
+    }  # fmt: skip
+    failed(await http.post(TOKEN, data=form), 400, "unsupported_grant_type", 70003)
+
+
+@pytest.mark.parametrize("path", UserGrants.paths)
+def test_a_service_has_none_of_the_paths_of_users(path):
+    assert path not in SIGN_IN_PATHS
 
 
 @pytest.mark.parametrize(
