@@ -86,6 +86,7 @@ def test_acts_for_opens_nothing_in_the_relays_own_api(relay):
 
 def test_a_rejected_sign_in_is_logged_without_the_secret(relay):
     assert sign_in(relay, "hunter2").json()["error"] == "invalid_client"
+    until("logged", lambda: "sign-in rejected" in relay.log)
     (line,) = [json.loads(one) for one in relay.log.splitlines() if "sign-in rejected" in one]
     assert (line["client"], line["client_id"]) == ("127.0.0.1", "app-1")
     assert "hunter2" not in relay.log
