@@ -52,13 +52,6 @@ assert mailbox.folder_exists("Inbox")
 mailbox.create_folder("Reports")
 mailbox.send_message("alice@example.test", ["TO"], subject="SUBJECT", plain_message="text")
 """
-OFFICE365 = """
-from office365.graph_client import GraphClient
-
-client = GraphClient(tenant="contoso").with_client_secret("shop@example.test", "any secret")
-user = client.users["alice@example.test"]
-user.send_mail(subject="SUBJECT", body="text", to_recipients=["TO"]).execute_query()
-"""
 SDK = """
 import asyncio
 from azure.identity import ClientSecretCredential
@@ -83,7 +76,6 @@ PROGRAMS = {
     "mailsuite.mailbox.graph": MAILSUITE,
     "msgraph": SDK,
     "msgraphbackend": DJANGO,
-    "office365": OFFICE365,
 }
 JAVASCRIPT = """
 const { ClientSecretCredential } = require('@azure/identity');

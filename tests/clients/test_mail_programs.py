@@ -1,0 +1,93 @@
+"""Published libraries whose hosts are Microsoft's: a message by each, from sending to filing.
+
+Each sends from alice's mailbox to an address of its own, whose mailbox it then works through.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.test_unmodified import run
+from tests.support.dev_process import DevProcess
+
+OFFICE365 = """
+import io, sys
+from office365.graph_client import GraphClient
+client = GraphClient(tenant="contoso").with_client_secret("shop@example.test", "any secret")
+address = sys.argv[2]
+
+def send():
+    messages = client.users["alice@example.test"].messages
+    draft = messages.add(subject="Report", body="See the file.", to_recipients=[address])
+    draft.add_file_attachment("report.txt", "hello", "text/plain").execute_query()
+    draft.send().execute_query()
+
+def work():
+    mailbox = client.users[address]
+    unread = mailbox.mail_folders["inbox"].messages.filter("isRead eq false and subject eq 'Report'")
+    [message] = unread.top(5).get().execute_query()
+    message.set_property("isRead", True).update().execute_query()  # sends all that it has read
+    message.set_property("categories", ["done"]).update().execute_query()
+    [file] = message.attachments.get().execute_query()
+    assert (file.name, file.get_property("contentBytes")) == ("report.txt", "aGVsbG8=")
+    message.reply("Thanks.").execute_query()
+    moved = message.move("archive").execute_query()
+    content = io.BytesIO()
+    mailbox.messages[moved.id].download(content).execute_query()
+    assert b"Subject: Report" in content.getvalue()
+
+{"send": send, "work": work}[sys.argv[1]]()
+"""
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[DevProcess]:
+    with DevProcess() as started:
+        yield started
+
+
+def python(dev: DevProcess, name: str, program: str, folder: Path, *words: str) -> None:
+    """Run a program of a Python library that may not be installed."""
+    pytest.importorskip(name, reason=f"make clients installs {name}")
+    run(dev, [sys.executable, "-c", program, *words], folder)
+
+
+def mailbox(dev: DevProcess, address: str, folder: str) -> list[dict[str, Any]]:
+    """The messages in a folder of an address, with their attachments."""
+    path = f"/users/{address}/mailFolders/{folder}/messages?$expand=attachments"
+    answer = dev.graph("GET", path)
+    assert answer.status == 200, answer.body
+    return list(answer.json()["value"])
+
+
+def arrived(dev: DevProcess, address: str) -> dict[str, Any]:
+    """Wait for the only message to an address."""
+    dev.until_messages(address, 1)
+    [message] = mailbox(dev, address, "inbox")
+    return message
+
+
+def check_attachment(message: dict[str, Any]) -> None:
+    [file] = message["attachments"]
+    assert (file["name"], file["contentBytes"]) == ("report.txt", "aGVsbG8=")
+
+
+def check_filed(dev: DevProcess, address: str, *, folder: str = "archive") -> dict[str, Any]:
+    """The only message of an address is read, and no longer in the inbox."""
+    assert mailbox(dev, address, "inbox") == []
+    [message] = mailbox(dev, address, folder)
+    assert message["isRead"]
+    return message
+
+
+def test_office365_rest_python_client(dev: DevProcess, tmp_path: Path) -> None:
+    address = "office365@customer.example"
+    python(dev, "office365", OFFICE365, tmp_path, "send", address)
+    check_attachment(arrived(dev, address))
+    python(dev, "office365", OFFICE365, tmp_path, "work", address)
+    assert check_filed(dev, address)["categories"] == ["done"]
+    [reply] = dev.until_messages("alice@example.test", 1)
+    assert reply["subject"] == "RE: Report"
