@@ -41,6 +41,19 @@ def work():
 
 {"send": send, "work": work}[sys.argv[1]]()
 """
+DJANGO = """
+import sys
+from django.conf import settings
+settings.configure(
+    EMAIL_BACKEND="msgraphbackend.MSGraphBackend", MSGRAPH_TENANT_ID="contoso",
+    MSGRAPH_CLIENT_ID="shop@example.test", MSGRAPH_CLIENT_SECRET="any secret")
+from django.core.mail import EmailMultiAlternatives
+message = EmailMultiAlternatives(
+    "Report", "See the file.", "alice@example.test", [sys.argv[1]], cc=["cc-" + sys.argv[1]])
+message.attach_alternative("<b>See the file.</b>", "text/html")
+message.attach("report.txt", "hello", "text/plain")
+assert message.send() == 1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +104,13 @@ def test_office365_rest_python_client(dev: DevProcess, tmp_path: Path) -> None:
     assert check_filed(dev, address)["categories"] == ["done"]
     [reply] = dev.until_messages("alice@example.test", 1)
     assert reply["subject"] == "RE: Report"
+
+
+def test_django_msgraphbackend(dev: DevProcess, tmp_path: Path) -> None:
+    """It finds the user by proxyAddresses, and sends MIME."""
+    address = "django@customer.example"
+    python(dev, "msgraphbackend", DJANGO, tmp_path, address)
+    message = arrived(dev, address)
+    check_attachment(message)
+    assert message["body"]["content"].strip() == "<b>See the file.</b>"
+    assert arrived(dev, f"cc-{address}")["toRecipients"] == message["toRecipients"]

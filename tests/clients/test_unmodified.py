@@ -32,15 +32,6 @@ notifier = apprise.Apprise()
 assert notifier.add("azure://alice@example.test/contoso/shop-id/any-secret/TO")
 sys.exit(not notifier.notify(title="SUBJECT", body="text"))
 """
-DJANGO = """
-from django.conf import settings
-from django.core.mail import send_mail
-
-settings.configure(
-    EMAIL_BACKEND="msgraphbackend.MSGraphBackend", MSGRAPH_TENANT_ID="contoso",
-    MSGRAPH_CLIENT_ID="shop@example.test", MSGRAPH_CLIENT_SECRET="any secret")
-assert send_mail("SUBJECT", "text", "alice@example.test", ["TO"]) == 1
-"""
 MAILSUITE = """
 from mailsuite.mailbox.graph import MSGraphConnection
 
@@ -75,7 +66,6 @@ PROGRAMS = {
     "apprise": APPRISE,
     "mailsuite.mailbox.graph": MAILSUITE,
     "msgraph": SDK,
-    "msgraphbackend": DJANGO,
 }
 JAVASCRIPT = """
 const { ClientSecretCredential } = require('@azure/identity');
