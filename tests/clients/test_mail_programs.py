@@ -54,6 +54,15 @@ message.attach_alternative("<b>See the file.</b>", "text/html")
 message.attach("report.txt", "hello", "text/plain")
 assert message.send() == 1
 """
+APPRISE = """
+import pathlib, sys
+import apprise
+pathlib.Path("report.txt").write_text("hello")
+target = "o365://alice@example.test/contoso/shop/secret/" + sys.argv[1]
+sender = apprise.Apprise()
+assert sender.add(f"{target}?cc=cc-{sys.argv[1]}")
+assert sender.notify(title="Report", body="See <b>the file</b>", attach=["report.txt"])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +123,14 @@ def test_django_msgraphbackend(dev: DevProcess, tmp_path: Path) -> None:
     check_attachment(message)
     assert message["body"]["content"].strip() == "<b>See the file.</b>"
     assert arrived(dev, f"cc-{address}")["toRecipients"] == message["toRecipients"]
+
+
+def test_apprise(dev: DevProcess, tmp_path: Path) -> None:
+    address = "apprise@customer.example"
+    python(dev, "apprise", APPRISE, tmp_path, address)
+    message = arrived(dev, address)
+    check_attachment(message)
+    assert message["subject"] == "Report"
+    assert message["from"]["emailAddress"] == {"name": "Apprise", "address": "alice@example.test"}
+    [copy] = arrived(dev, f"cc-{address}")["ccRecipients"]
+    assert copy["emailAddress"]["address"] == f"cc-{address}"

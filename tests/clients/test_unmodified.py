@@ -26,12 +26,6 @@ async def main():
 
 asyncio.run(main())
 """
-APPRISE = """
-import apprise, sys
-notifier = apprise.Apprise()
-assert notifier.add("azure://alice@example.test/contoso/shop-id/any-secret/TO")
-sys.exit(not notifier.notify(title="SUBJECT", body="text"))
-"""
 MAILSUITE = """
 from mailsuite.mailbox.graph import MSGraphConnection
 
@@ -63,7 +57,6 @@ asyncio.run(main())
 # By the module that a program imports. Each sends SUBJECT to TO, in the name of alice.
 PROGRAMS = {
     "aiohttp": AIOHTTP,
-    "apprise": APPRISE,
     "mailsuite.mailbox.graph": MAILSUITE,
     "msgraph": SDK,
 }
