@@ -63,6 +63,35 @@ sender = apprise.Apprise()
 assert sender.add(f"{target}?cc=cc-{sys.argv[1]}")
 assert sender.notify(title="Report", body="See <b>the file</b>", attach=["report.txt"])
 """
+MAILSUITE = """
+import sys
+from mailsuite.mailbox.graph import MSGraphConnection
+
+def connect(mailbox):
+    return MSGraphConnection(
+        "ClientSecret", mailbox, "shop@example.test", "any secret", None, None, "contoso", "token",
+        True)
+
+def send(address):
+    sender = connect("alice@example.test")
+    sender.send_message(
+        "alice@example.test", [address], subject="Report", plain_message="See the file.",
+        attachments=[("report.txt", b"hello")])
+
+def work(address):
+    mailbox = connect(address)
+    [message] = mailbox.fetch_messages("INBOX", since="2020-01-01T00:00:00Z")
+    assert "Subject: Report" in mailbox.fetch_message(message, mark_read=True)
+    mailbox.create_folder("Archive/Reports")
+    mailbox.move_message(message, "Archive/Reports")
+    mailbox.rename_folder("Archive/Reports", "Archive/Done")
+    assert mailbox.folder_exists("Archive/Done") and not mailbox.folder_exists("Archive/Reports")
+    [message] = mailbox.fetch_messages("Archive/Done")
+    mailbox.move_message(message, "Archive")
+    mailbox.delete_folder("Archive/Done")
+
+{"send": send, "work": work}[sys.argv[1]](sys.argv[2])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +163,12 @@ def test_apprise(dev: DevProcess, tmp_path: Path) -> None:
     assert message["from"]["emailAddress"] == {"name": "Apprise", "address": "alice@example.test"}
     [copy] = arrived(dev, f"cc-{address}")["ccRecipients"]
     assert copy["emailAddress"]["address"] == f"cc-{address}"
+
+
+def test_mailsuite(dev: DevProcess, tmp_path: Path) -> None:
+    """What parsedmarc reads mailboxes with."""
+    address = "mailsuite@customer.example"
+    python(dev, "mailsuite", MAILSUITE, tmp_path, "send", address)
+    check_attachment(arrived(dev, address))
+    python(dev, "mailsuite", MAILSUITE, tmp_path, "work", address)
+    check_attachment(check_filed(dev, address))

@@ -26,17 +26,6 @@ async def main():
 
 asyncio.run(main())
 """
-MAILSUITE = """
-from mailsuite.mailbox.graph import MSGraphConnection
-
-mailbox = MSGraphConnection(
-    auth_method="ClientSecret", mailbox="alice@example.test", client_id="shop@example.test",
-    client_secret="any secret", username=None, password=None, tenant_id="contoso",
-    token_file="token", allow_unencrypted_storage=True)
-assert mailbox.folder_exists("Inbox")
-mailbox.create_folder("Reports")
-mailbox.send_message("alice@example.test", ["TO"], subject="SUBJECT", plain_message="text")
-"""
 SDK = """
 import asyncio
 from azure.identity import ClientSecretCredential
@@ -57,7 +46,6 @@ asyncio.run(main())
 # By the module that a program imports. Each sends SUBJECT to TO, in the name of alice.
 PROGRAMS = {
     "aiohttp": AIOHTTP,
-    "mailsuite.mailbox.graph": MAILSUITE,
     "msgraph": SDK,
 }
 JAVASCRIPT = """
