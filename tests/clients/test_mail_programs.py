@@ -3,6 +3,7 @@
 Each sends from alice's mailbox to an address of its own, whose mailbox it then works through.
 """
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.clients.conftest import INSTALLED
 from tests.clients.test_unmodified import run
 from tests.support.dev_process import DevProcess
+from tests.support.relay_process import until
 
 OFFICE365 = """
 import io, sys
@@ -91,6 +94,41 @@ def work(address):
     mailbox.delete_folder("Archive/Done")
 
 {"send": send, "work": work}[sys.argv[1]](sys.argv[2])
+"""
+PNP = """
+import { ClientSecretCredential } from '@azure/identity';
+import { graphfi, GraphBrowser } from '@pnp/graph';
+import { InjectHeaders } from '@pnp/queryable';
+import '@pnp/graph/attachments/index.js';
+import '@pnp/graph/mail/index.js';
+import '@pnp/graph/users/index.js';
+
+const [url, step, address] = process.argv.slice(-3);
+const credential = new ClientSecretCredential('contoso', 'shop@example.test', 'any secret');
+const { token } = await credential.getToken('https://graph.microsoft.com/.default');
+const graph = graphfi().using(
+  GraphBrowser({ baseUrl: `${url}/v1.0` }), InjectHeaders({ Authorization: `Bearer ${token}` }));
+
+if (step === 'send') {
+  await graph.users.getById('alice@example.test').sendMail({
+    subject: 'Report',
+    body: { contentType: 'html', content: '<b>See the file.</b>' },
+    toRecipients: [{ emailAddress: { address } }],
+    attachments: [{
+      '@odata.type': '#microsoft.graph.fileAttachment', name: 'report.txt', contentBytes: 'aGVsbG8=',
+    }],
+  });
+} else {
+  const mailbox = graph.users.getById(address);
+  const [{ id }] = await mailbox.mailFolders.getById('inbox').messages
+    .filter("isRead eq false and subject eq 'Report'").top(5).select('id')();
+  const message = mailbox.messages.getById(id);
+  const [file] = await message.attachments();
+  if (file.contentBytes !== 'aGVsbG8=') throw new Error('another file');
+  await message.update({ isRead: true, categories: ['done'] });
+  await message.reply({ comment: 'Thanks.' });
+  await message.move('archive');
+}
 """
 
 
@@ -172,3 +210,20 @@ def test_mailsuite(dev: DevProcess, tmp_path: Path) -> None:
     check_attachment(arrived(dev, address))
     python(dev, "mailsuite", MAILSUITE, tmp_path, "work", address)
     check_attachment(check_filed(dev, address))
+
+
+def test_pnp_graph(dev: DevProcess, tmp_path: Path) -> None:
+    """Node 20's fetch follows no HTTPS_PROXY, so the library is given the relay's URL."""
+    node, packages = shutil.which("node"), INSTALLED / "node_modules"
+    if node is None or not (packages / "@pnp/graph").is_dir():
+        pytest.skip("node and its packages are not installed: make clients")
+    (tmp_path / "node_modules").symlink_to(packages)
+    program, address = tmp_path / "program.mjs", "pnp@customer.example"
+    program.write_text(PNP)
+    url = f"https://localhost:{dev.ready['https'][0].rpartition(':')[2]}"
+    run(dev, [node, str(program), url, "send", address], tmp_path)
+    check_attachment(arrived(dev, address))
+    run(dev, [node, str(program), url, "work", address], tmp_path)
+    assert check_filed(dev, address)["categories"] == ["done"]
+    path = "/users/alice@example.test/messages?$search=%22Thanks%22"
+    until("the reply", lambda: dev.graph("GET", path).json()["value"])
