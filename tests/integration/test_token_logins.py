@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
+import httpx
 import pytest
 
 from tests.support.dev_process import DevProcess
@@ -118,3 +119,16 @@ def test_a_development_relay_with_strict_senders_compares_it(tmp_path: Path) -> 
         relay.until_messages("alice@example.test", 1)
         with pytest.raises(smtplib.SMTPAuthenticationError, match="not for this user"):
             by_smtplib(relay, "alice@example.test", "bob@example.test", "XOAUTH2", tmp_path)
+
+
+def test_a_development_relay_takes_the_token_of_a_user_who_signed_in(tmp_path: Path) -> None:
+    with DevProcess("--strict-senders") as relay:
+        form = {
+            "grant_type": "password", "client_id": "desktop", "username": "alice", "password": "alice",
+        }  # fmt: skip
+        url = f"http://{relay.ready['http'][0]}/contoso/oauth2/v2.0/token"
+        token = httpx.post(url, data=form, trust_env=False).json()["access_token"]
+        by_smtplib(relay, "alice@example.test", token, "XOAUTH2", tmp_path)
+        relay.until_messages("alice@example.test", 1)
+        with pytest.raises(smtplib.SMTPAuthenticationError, match="not for this user"):
+            by_smtplib(relay, "bob@example.test", token, "XOAUTH2", tmp_path)

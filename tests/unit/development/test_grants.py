@@ -156,6 +156,7 @@ async def test_a_password(dev):
     assert claims["aud"] == GRAPH
     assert (claims["idtyp"], claims["upn"]) == ("user", "alice@example.test")
     assert (claims["appid"], claims["tid"]) == ("app", "contoso")
+    assert claims["app_displayname"] == "app"
     assert "Mail.Send" in claims["scp"].split()
     identity = dev.claims(found["id_token"])
     assert (identity["aud"], identity["iss"]) == ("app", f"{BASE}/contoso/v2.0")
