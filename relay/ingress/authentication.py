@@ -13,6 +13,7 @@ import binascii
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,7 +62,7 @@ class Authentication:
     """The AUTH state of one session.
 
     `account` is the one that logged in, as it was then. `user` is the user name of the last
-    exchange, for the log.
+    exchange, for the log. `unsent` is the reply to a refused token while its challenge waits.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Authentication:
         self._failures = 0
         self.account: Account | None = None
         self.user = ""
+        self.unsent = ""
 
     @property
     def login(self) -> str:
@@ -127,7 +129,10 @@ class Authentication:
             return "235 2.7.0 Authentication successful"  # RFC 4954 6
         self._failures += 1
         if credentials.refused:
-            await ask(f"334 {b64encode(credentials.refused.encode()).decode()}")  # RFC 7628 3.2.3
+            self.unsent, challenge = rejection, b64encode(credentials.refused.encode()).decode()
+            with suppress(SmtpRejection):  # whatever the client answers, the login has failed
+                await ask(f"334 {challenge}")  # RFC 7628 3.2.3
+            self.unsent = ""
         await pause(self._limits.auth_failure_delay_s * self._failures)
         if self.is_exhausted:
             return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 4954 9

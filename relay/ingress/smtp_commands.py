@@ -384,8 +384,7 @@ class SmtpCommandHandler:
 
     @property
     def _offers_auth(self) -> bool:
-        listener = self._listener
-        return not listener.pickup and (bool(self._tls) or listener.offers_auth_in_clear)
+        return not (one := self._listener).pickup and (bool(self._tls) or one.offers_auth_in_clear)
 
     async def auth(self, argument: str) -> str:
         """RFC 4954 4."""
@@ -401,9 +400,13 @@ class SmtpCommandHandler:
             if self._listener.offers_tls and not self._tls:
                 return "538 5.7.11 Use STARTTLS before AUTH"  # RFC 4954 6
             return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
-        reply = await authentication.authenticate(
-            argument, ask=self._client.ask, pause=self._client.pause
-        )
+        try:
+            reply = await authentication.authenticate(
+                argument, ask=self._client.ask, pause=self._client.pause
+            )
+        finally:  # also if the client leaves instead of answering the challenge
+            if reply_unsent := authentication.unsent:
+                self._record(self._refused("AUTH", reply_unsent, ""), reply_unsent)
         return self._close_with(reply) if authentication.is_exhausted else reply
 
     async def mail(self, argument: str) -> str:
