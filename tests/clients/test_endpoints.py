@@ -12,11 +12,13 @@ from tests.support.endpoint_rows import rows
 pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
 from kiota_abstractions.method import Method
+from msgraph.generated.models.category_color import CategoryColor
 from msgraph.generated.models.exchange_id_format import ExchangeIdFormat
 from msgraph.generated.models.mail_folder import MailFolder
 from msgraph.generated.models.mailbox_settings import MailboxSettings
 from msgraph.generated.models.message import Message
 from msgraph.generated.models.o_data_errors.o_data_error import ODataError
+from msgraph.generated.models.outlook_category import OutlookCategory
 from msgraph.generated.users.item.mail_folders.item.copy.copy_post_request_body import (
     CopyPostRequestBody as CopyFolder,
 )
@@ -419,6 +421,12 @@ async def _(box: Mailbox) -> None:
     assert (found.source_id, found.target_id) == (made.id, made.id)
 
 
+@endpoint("GET", "/me/mailFolders/{id}/messageRules")
+async def _(box: Mailbox) -> None:
+    inbox = box.me.mail_folders.by_mail_folder_id("inbox")
+    assert (await inbox.message_rules.get()).value == []
+
+
 @endpoint("GET", "/me/mailboxSettings")
 async def _(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
@@ -449,6 +457,39 @@ async def _(box: Mailbox) -> None:
 @endpoint("GET", "/me/outlook/masterCategories")
 async def _(box: Mailbox) -> None:
     assert (await box.me.outlook.master_categories.get()).value == []
+
+
+@endpoint("POST", "/me/outlook/masterCategories")
+async def _(box: Mailbox) -> None:
+    made = await new_category(box)
+    assert (made.display_name, made.color) == ("Done", CategoryColor.Preset4)
+
+
+@endpoint("GET", "/me/outlook/masterCategories/{id}")
+async def _(box: Mailbox) -> None:
+    made = await new_category(box)
+    one = box.me.outlook.master_categories.by_outlook_category_id(made.id)
+    assert (await one.get()).display_name == "Done"
+
+
+@endpoint("PATCH", "/me/outlook/masterCategories/{id}")
+async def _(box: Mailbox) -> None:
+    made = await new_category(box)
+    one = box.me.outlook.master_categories.by_outlook_category_id(made.id)
+    changed = await one.patch(OutlookCategory(color=CategoryColor.Preset0))
+    assert (changed.display_name, changed.color) == ("Done", CategoryColor.Preset0)
+
+
+@endpoint("DELETE", "/me/outlook/masterCategories/{id}")
+async def _(box: Mailbox) -> None:
+    categories = box.me.outlook.master_categories
+    await categories.by_outlook_category_id((await new_category(box)).id).delete()
+    assert (await categories.get()).value == []
+
+
+async def new_category(box: Mailbox) -> Any:
+    category = OutlookCategory(display_name="Done", color=CategoryColor.Preset4)
+    return await box.me.outlook.master_categories.post(category)
 
 
 @endpoint("GET", "/me/outlook/supportedTimeZones")
