@@ -539,6 +539,17 @@ def id_time_us(identifier: str) -> int | None:
     return (number >> _RANDOM_BITS) * 1000
 
 
+async def sleep_in_step(pause_s: float) -> None:
+    """Sleep for about `pause_s` of real time. From a second on it ends at a whole second of the
+    event loop's time: what works each second then wakes an idle process once for all of it.
+    """
+    import asyncio  # noqa: PLC0415
+
+    now_s = asyncio.get_running_loop().time()
+    until_s = round(now_s + pause_s) if pause_s >= 1 else now_s + pause_s
+    await asyncio.sleep(until_s - now_s)  # real time: the caller says why
+
+
 def rfc3339(time_us: int) -> str:
     """Return `time_us` as RFC 3339 UTC with six fraction digits and Z."""
     seconds, fraction = divmod(time_us, 1_000_000)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from relay.app.dead_letters import prune_answers
 from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
-from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us
+from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.mailbox.store import FileStore
@@ -70,7 +70,7 @@ async def update_gauges(
             fault.clear()
         took_s = clock.real_s() - began
         pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
-        await asyncio.sleep(pause_s)  # real time: counting takes time of the machine
+        await sleep_in_step(pause_s)  # real time: counting takes time of the machine
 
 
 async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> None:
@@ -208,7 +208,7 @@ class MailRootAttendant:
                     _log.error("the mail root cannot be used", reason=str(error))
             else:
                 fault.clear()
-            await asyncio.sleep(_ROOT_S)  # real time: mounts change without an event
+            await sleep_in_step(_ROOT_S)  # real time: mounts change without an event
 
 
 async def write_clock_anchor(store: FileStore) -> None:
@@ -246,7 +246,7 @@ async def settle_keys(store: FileStore, note: KeysNote) -> None:
                         _log.warning("requests with a key are not settled", error=str(error))
                 else:
                     fault.clear()
-            await asyncio.sleep(_SETTLE_S)  # real time: a disk fails and recovers in it
+            await sleep_in_step(_SETTLE_S)  # real time: a disk fails and recovers in it
     finally:
         note.attend()
 

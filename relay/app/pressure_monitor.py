@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.clock import Clock, wall_offset_us
+from relay.clock import Clock, sleep_in_step, wall_offset_us
 from relay.files import disk_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -154,7 +154,7 @@ class PressureMonitor:
                 await self.measure()
             except Exception:  # noqa: BLE001 - the state stays until the next measurement
                 _log.exception("pressure not measured")
-            await asyncio.sleep(INTERVAL_S)  # real time: free space changes without an event
+            await sleep_in_step(INTERVAL_S)  # real time: free space changes without an event
 
     async def measure(self) -> None:
         """Measure once, and log changes."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from relay.clock import Clock
+from relay.clock import Clock, sleep_in_step
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.round_robin import RoundRobinQueue
@@ -70,7 +70,7 @@ class PendingSubmissions:
         self._on_ready = on_ready
         while True:
             await self._list()
-            await asyncio.sleep(self._interval_s)  # real time: other processes give no notice
+            await sleep_in_step(self._interval_s)  # real time: other processes give no notice
 
     def take(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
         """Hand out the next submission of an account that may start one.
