@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from relay.accounts.account import Account
 from relay.graph.extended_properties import MULTIPLE, SINGLE, read_extended
-from relay.graph.follow_up_flags import read_flag
+from relay.graph.follow_up_flags import changed_flag, read_flag
 from relay.graph.json_values import (
     check_known_properties,
     invalid_value,
@@ -43,6 +43,7 @@ from relay.graph.recipients import (
 from relay.graph.reference_attachments import REFERENCE_PROPERTIES, read_reference_attachment
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.attachments import ATTACHMENTS_MAX
+from relay.mailbox.message_state import FollowUpFlag
 from relay.message.extended_properties import merged
 from relay.message.properties import Attachment, MessageProperties
 from relay.mime.draft import write_message
@@ -214,10 +215,13 @@ def parse_message(
         check_own(fields.get(_ORIGINATORS[name]), account, path=prefix + name)
     fields |= sender_on_behalf(fields, account)
     is_read = given.get("isRead")
+    flag = read_flag(given.get("flag"), f"{prefix}flag")
+    if not patch:  # nothing is created with a flag that cannot be
+        changed_flag(FollowUpFlag(), flag, now_us=0, path=f"{prefix}flag")
     return ParsedMessage(
         fields=fields,
         is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
-        flag=read_flag(given.get("flag"), f"{prefix}flag"),
+        flag=flag,
         is_other=_is_other(given.get(_CLASSIFICATION), prefix + _CLASSIFICATION),
     )
 

@@ -215,6 +215,13 @@ async def test_a_draft_may_have_flags_with_dates(on_disk: OnDisk) -> None:
     assert (changed["flag"], changed["categories"]) == (flag, ["x"])
 
 
+async def test_a_draft_is_not_made_with_a_flag_that_cannot_be(on_disk: OnDisk) -> None:
+    flag = {"flagStatus": "flagged", "dueDateTime": AT_9}
+    answer = await on_disk.http.post("/messages", json={"subject": "s", "flag": flag})
+    assert "flag.startDateTime" in error(answer, 400)
+    assert (await on_disk.http.get("/messages")).json()["value"] == []
+
+
 async def test_a_sent_message_is_changed_like_a_received_one(on_disk: OnDisk) -> None:
     made = (await on_disk.http.post("/messages", json={"subject": "s", "categories": ["x"]})).json()
     path = f"/messages/{made['id']}"
