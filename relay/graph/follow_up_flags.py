@@ -29,6 +29,7 @@ _DATES = {
     "completedDateTime": "completed_us",
 }
 _TEXT_CHARACTERS = 64
+_SECOND_US = 1_000_000  # dates are shown, and so kept, in whole seconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -76,7 +77,7 @@ def changed_flag(
     if due_us is not None and start_us is not None and start_us > due_us:
         raise invalid_value(f"{path}.startDateTime", rfc3339(start_us), "at most dueDateTime")
     if status == "complete":
-        return FollowUpFlag(status, start_us, due_us, completed_us or now_us)
+        return FollowUpFlag(status, start_us, due_us, completed_us or now_us - now_us % _SECOND_US)
     if given.get("completed_us") is not None:
         found = "a date of a flag that is not complete"
         raise invalid_value(f"{path}.completedDateTime", found, "flagStatus complete")
@@ -105,4 +106,4 @@ def _time_us(value: object, path: str) -> int | None:
         raise invalid_value(f"{path}.dateTime", text, expected) from None
     if at < _EPOCH:
         raise invalid_value(f"{path}.dateTime", text, "a time since 1970")
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    return (at - _EPOCH) // timedelta(seconds=1) * _SECOND_US

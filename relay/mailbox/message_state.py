@@ -6,15 +6,18 @@ replace those of the message's file. Graph's message and followupFlag.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from relay.message.properties import ExtendedProperty, MessageProperties
 
 STATE_BYTES_MAX = 64 * 1024
+# What decode_state() takes: a file, or an import, may have anything.
+_TimeUs = Annotated[int, Meta(ge=0, lt=253_402_300_800_000_000)]  # to the end of the year 9999
+_Line = Annotated[str, Meta(pattern="^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 
 
 class FollowUpFlag(Struct, frozen=True):
@@ -33,17 +36,17 @@ class MessageState(Struct, frozen=True, omit_defaults=True):
     that they set again is not complete any more.
     """
 
-    categories: tuple[str, ...] | None = None  # all of them
-    importance: str | None = None  # low, normal or high
+    categories: tuple[_Line, ...] | None = None  # all of them
+    importance: Literal["low", "normal", "high"] | None = None  # low, normal or high
     read_receipt: bool | None = None  # isReadReceiptRequested
     delivery_receipt: bool | None = None  # isDeliveryReceiptRequested
     extended: tuple[ExtendedProperty, ...] | None = None  # all of them
     is_other: bool | None = None  # inferenceClassification
     is_complete: bool = False  # the flag is complete, unless the file's name has it
-    start_us: int | None = None  # of the flag; times in µs
-    due_us: int | None = None  # of the flag
-    completed_us: int | None = None  # of the flag
-    modified_us: int = 0  # when the state was last changed
+    start_us: _TimeUs | None = None  # of the flag; times in µs
+    due_us: _TimeUs | None = None  # of the flag
+    completed_us: _TimeUs | None = None  # of the flag
+    modified_us: _TimeUs = 0  # when the state was last changed
 
 
 NO_STATE = MessageState()
@@ -58,6 +61,8 @@ def encode_state(state: MessageState) -> bytes:
 
 def decode_state(octets: bytes) -> MessageState:
     """Return the state of encode_state(). Raises ValueError for something else."""
+    if len(octets) > STATE_BYTES_MAX:
+        raise ValueError(f"{len(octets)} bytes, expected at most {STATE_BYTES_MAX}")
     return msgspec.json.decode(octets, type=MessageState) if octets else NO_STATE
 
 

@@ -252,6 +252,7 @@ class Messages:
                 f"The categories, extended properties and other properties of the message take "
                 f"{size_bytes} bytes; a message that is no draft may have {STATE_BYTES_MAX}."
             )
+        self.stale_files.clean(mailbox)
         growth = size_bytes - len(encode_state(located.state))
         with self.quota.room_for(
             account, mailbox, growth, base_name=f"state of {message_id}", messages=0

@@ -194,7 +194,7 @@ class MessageTable:
             received_us=received_us,
             state=row.state,
         )
-        copied = self._put(copy, copied, is_same_content=True)
+        copied = self._put(copy, copied, is_same_content=copy.state == row.state)
         self._append_change(ChangeKind.DELETED, copy)
         if row.location.folder != copied.location.folder:
             self._append_change(ChangeKind.MOVED, copied, previous=row)

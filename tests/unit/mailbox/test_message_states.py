@@ -294,6 +294,23 @@ async def test_a_damaged_file_refuses_changes_and_mail_stays_readable(place, hom
     assert state_faults(home / FILE_NAME)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b'{"due_us":%d}' % 2**63, b'{"modified_us":%d}' % 2**62, b'{"importance":"x"}', b"no JSON",
+     b'{"categories":["a\\nb"]}', b'{"start_us":-1}', b'{"categories":["' + b"x" * 70_000 + b'"]}'],
+)  # fmt: skip
+async def test_a_state_that_cannot_be_is_none_and_is_named(home, store, mail, value):
+    await store.messages.update(ALICE, mail.id, red())
+    with sqlite3.connect(home / FILE_NAME) as connection:
+        connection.execute("UPDATE state SET value = ?, version = 9", (value,))
+        connection.execute("UPDATE last SET version = 9")
+    connection.close()
+    assert (await store.messages.get(ALICE, mail.id)).properties.categories == ("blue",)
+    assert await found(store, BLUE) == [mail.id]
+    [fault] = state_faults(home / FILE_NAME)
+    assert mail.id in fault
+
+
 async def test_a_directory_in_its_place_is_an_error_with_its_name(home, store, mail):
     (home / FILE_NAME).mkdir()
     with pytest.raises(StoreUnavailableError, match=FILE_NAME):
