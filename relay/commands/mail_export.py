@@ -1,11 +1,11 @@
 """Write the messages of a mailbox as .eml files, an mbox file or a Maildir.
 
 A message is written as `$value` gives it: a draft as MIME. In .eml files and a Maildir every octet
-stays; a message that has a state beside its file gets a first field X-Relay-Properties, which
-mail_import reads back. mbox has LF line ends, and lines that begin with From get a > (mboxrd). A
-message whose first line ends in a bare CR keeps CRLF there, with its From line: mail_import takes
-the line ends of a message from these two lines. Messages of any size are read in blocks. Raises
-OSError.
+stays; a message with a state (relay/mailbox/message_state.py) gets X-Relay-Properties as its first
+field, which mail_import reads. mbox has LF line ends, and lines that begin with From get a >
+(mboxrd). A message whose first line ends in a bare CR keeps CRLF there, with its From line:
+mail_import takes the line ends of a message from these two lines. Messages of any size are read in
+blocks. Raises OSError.
 """
 
 import re

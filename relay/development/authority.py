@@ -281,7 +281,7 @@ class ProxyAuthority:
 
     @property
     def hosts(self) -> TunnelHosts:
-        """What the HTTP server is told."""
+        """The hosts and their TLS context, for the HTTP server."""
         return TunnelHosts(frozenset(self._names), lambda: self._context)
 
 

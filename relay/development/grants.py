@@ -1,7 +1,7 @@
 """Grants by which users sign in to a development relay (a UserSignIn).
 
-Nobody is asked: /authorize and a device code are approved at once, for the login hint or the first
-account. With a token, a person has to give it: as the password, on the page of /authorize, or on
+/authorize and a device code are approved at once, for the login hint or the first account, with no
+page. With a token, a person has to give it: as the password, on the page of /authorize, or on
 the page for device codes; the secret of a client is the token as well. Refresh tokens and codes are
 signed texts, which only their client can use; a code is good once, for 60 s. RFC 6749 4.1, 4.3, 6;
 RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
@@ -453,7 +453,7 @@ def _parameters(query: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
 
 
 def _check_authorization(given: Mapping[str, str], *, is_approved: bool) -> None:
-    """Raise SignInError for parameters of /authorize, which the program is told."""
+    """Raise SignInError for invalid parameters of /authorize; the redirect reports it."""
     if not is_approved and given.get("prompt") == "none":
         text = "A person has to approve the sign-in, and prompt=none allows no page."
         raise SignInError("interaction_required", text, number=50058)

@@ -1,4 +1,4 @@
-"""What is known of a message beside its file: the properties that clients change on received mail.
+"""The state of a message: what clients change of received mail, and the dates of its flag.
 
 A received message's file never changes, and its name has room for flags only. The rest is a
 MessageState, which the file `relay-properties` of the mailbox keeps by the message's id. Its values

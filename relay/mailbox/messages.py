@@ -1,8 +1,8 @@
 """Messages: create, read, change, move, copy and delete them.
 
 No file is rewritten in place: a change of a draft writes a new file and then removes the old one. A
-moved message keeps its id and its file, and no file is replaced. Other messages have a state beside
-their file (message_state.py). Methods raise StoreError's children, the
+moved message keeps its id and its file, and no file is replaced. What changes of other messages is
+their state (message_state.py), which is stored separately. Methods raise StoreError's children, the
 blocking ones OSError too; after an error nothing is half-written. See Maildir and Graph's message.
 """
 

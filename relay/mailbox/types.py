@@ -78,7 +78,7 @@ class AttachmentsTooLargeError(StoreError):
 
 
 class StateTooLargeError(StoreError):
-    """The properties of a message that its mailbox keeps beside its file are too large (413)."""
+    """The state of a message would exceed its maximum size (413)."""
 
 
 class TooManyUploadsError(StoreError):

@@ -306,6 +306,7 @@ class Maintenance:
         """DevelopmentSpool.clear."""
         messages, files = await self._writer.submit(clear)
         self._pruned_to = ""
+        self._counts = None
         if files:
             self._queries.later(partial(self._files.remove, files))
         return messages
