@@ -19,6 +19,7 @@ from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_
 from relay.mailbox.folders import Folders, find_folder
 from relay.mailbox.maildir import Stripes, remove, retry_if_renamed
 from relay.mailbox.message_file import open_octets
+from relay.mailbox.message_state import without_content
 from relay.mailbox.messages import Messages
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
@@ -201,7 +202,10 @@ class Arrivals:
                 before = self.messages.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
-                return self.messages.replace(before, draft, flags=before.located.name.flags)
+                located = before.located
+                return self.messages.replace(
+                    before, draft, flags=located.name.flags, state=without_content(located.state)
+                )
 
         return self._arrival(file, replace)
 

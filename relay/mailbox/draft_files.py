@@ -365,11 +365,14 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
 
 
 class Before(Struct, frozen=True):
-    """A draft before a change: its file, and its submission if it is a scheduled send."""
+    """A draft before a change: its file, and its submission if it is a scheduled send, with the
+    options that it is to have; `cancelled` is the submission if the change cancels it.
+    """
 
     mailbox: Path
     located: MessageFile
     submission: PendingSubmission | None
+    cancelled: PendingSubmission | None = None
 
 
 def in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:

@@ -323,13 +323,13 @@ class FolderTree:
             folder = find_folder(mailbox, folder_id)
             pairs = self._pairs(mailbox, folder, parent_id)
             sources = {pair.source for pair in pairs}
-            counted = [one for one in self.index.folders(mailbox) if one.path in sources]
+            used = self.index.usage(mailbox, within=sources).usage
             with self.quota.room_for(
                 account,
                 mailbox,
-                sum(one.size_bytes for one in counted),
+                used.size_bytes,
                 base_name=f"copy {pairs[0].folder_id}",
-                messages=sum(one.total for one in counted),
+                messages=used.messages,
             ):
                 self._make(mailbox, pairs)
         return self._found(mailbox, pairs[0].folder_id)
@@ -366,7 +366,10 @@ class FolderTree:
             for pair in pairs:
                 make_folder(pair.temporary, pair.folder_id)
                 copies = copy_messages(pair.source, pair.temporary, self.names)
-                self.index.copy_states(mailbox, copies)
+                states = self.index.states_in(mailbox, pair.source)
+                copied = {copies[one]: state for one, state in states.items() if one in copies}
+                if copied:
+                    self.index.write_states(mailbox, copied)
             for pair in pairs:
                 rename_directory(pair.temporary, mailbox / pair.directory)
         except BaseException:

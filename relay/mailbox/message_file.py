@@ -93,6 +93,13 @@ def is_relay_name(file_name: str) -> bool:
     return _RELAY_NAME.fullmatch(file_name.partition(":")[0].partition(",")[0]) is not None
 
 
+def id_of_name(name: MessageName) -> str:
+    """Return the id that only the name gives a file, "" for a name that the store created: such a
+    file keeps its id wherever it is.
+    """
+    return "" if is_relay_name(name.base_name) else name.message_id
+
+
 def make_base_name(message_id: str, generation: int, *, time_us: int, hostname: str) -> str:
     """Return a new base name without `,S=`."""
     host = hostname.replace("/", r"\057").replace(":", r"\072").replace(",", r"\054")

@@ -91,6 +91,20 @@ def with_state(properties: MessageProperties, state: MessageState) -> MessagePro
     return replace(properties, **content) if content else properties
 
 
+def united(one: bytes, other: bytes) -> bytes:
+    """Return the encoded state of a message for which there are two: of each property the value of
+    the state that was changed last, if it has one.
+    """
+    if one == other or not (one and other):
+        return one or other
+    earlier, later = sorted((read_state(one), read_state(other)), key=lambda it: it.modified_us)
+    names = MessageState.__struct_fields__
+    values = {name: getattr(later, name) for name in names}
+    return encode_state(
+        replace(earlier, **{k: v for k, v in values.items() if v != getattr(NO_STATE, k)})
+    )
+
+
 def flag_of(state: MessageState, *, is_flagged: bool) -> FollowUpFlag:
     """Return the flag of a message whose file has the flag F or not."""
     if is_flagged:

@@ -6,10 +6,12 @@ their state (message_state.py), which is stored separately. Methods raise StoreE
 blocking ones OSError too; after an error nothing is half-written. See Maildir and Graph's message.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -54,6 +56,7 @@ from relay.mailbox.message_state import (
     NO_STATE,
     STATE_BYTES_MAX,
     MessageState,
+    content_of,
     encode_state,
     without_content,
 )
@@ -66,11 +69,11 @@ from relay.mailbox.types import (
     Folder,
     MessageChange,
     NotADraftError,
-    PendingSubmission,
     Precondition,
     ReadListener,
     StateTooLargeError,
     StoredMessage,
+    StoreError,
     WellKnown,
     ignore_read,
 )
@@ -81,6 +84,19 @@ from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
 
 _LOOKS_MAX = 10  # for a file that is renamed meanwhile
+
+
+@contextmanager
+def _undone_after_errors() -> Iterator[list[Callable[[], object]]]:
+    """Provide a list of actions, which are called in reverse order after an error."""
+    actions: list[Callable[[], object]] = []
+    try:
+        yield actions
+    except (OSError, StoreError):
+        for action in reversed(actions):
+            with suppress(OSError, StoreError):
+                action()
+        raise
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -171,17 +187,18 @@ class Messages:
                 with suppress(FileNotFoundError):
                     change = {"add" if is_read else "remove": SEEN}
                     flags = with_flags(located.name.flags, **change)
-                    return {located.directory, self._renamed(located, flags).directory}
+                    changed = self._flagged(located, flags)
+                    located.path.rename(changed.path)
+                    return {located.directory, changed.directory}
                 located = self.index.find(mailbox, found.message_id)
         return set()
 
     @retry_if_renamed
-    def _shown(self, located: MessageFile) -> StoredMessage:
+    def _shown(self, account: str, located: MessageFile) -> StoredMessage:
         """Load a message that was just written, even if it was renamed or moved since."""
         with suppress(FileNotFoundError):
             return loaded(located)
-        mailbox = located.folder.path.parent
-        return loaded(self.index.get(mailbox, located.message_id))
+        return loaded(self.index.get(self.folders.mailbox(account), located.message_id))
 
     @in_thread
     @retry_if_renamed
@@ -211,40 +228,33 @@ class Messages:
         """
         mailbox = self.folders.mailbox(account)
         with self.stripes.of(message_id):
-            located = self.index.get_if(mailbox, message_id, condition)
-            submission = self.scheduled.scheduled_submission(message_id, located)
+            before = self._found(mailbox, message_id, condition)
+            located = before.located
             flags = located.name.flags
             for flag, wanted in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
                 if wanted is not None:
                     flags = with_flags(flags, **{"add" if wanted else "remove": flag})
             if change.properties is not None and not located.is_draft:
                 raise NotADraftError("Only a draft's content can be changed.")
-            located = self._with_state(account, located, replace(located.state, **change.state))
+            state = self._changed(located.state, change.state)
             if change.properties is None:
-                return loaded(self._with_flags(located, flags))
+                changed = self._with_flags(account, located, flags, state=state)
+                return self._shown(account, changed)
             self.stale_files.clean(mailbox)
             stored = open_octets(located)
-            if submission is not None:
-                before = read_message(stored).properties
-                submission = self.scheduled.changed(
-                    submission, before.extended, change.properties.extended
-                )
-            identity = self.names.identity(account, submission.options if submission else None)
+            if before.submission is not None:
+                extended = read_message(stored).properties.extended
+                before = self.scheduled.changed(before, extended, change.properties.extended)
+            options = before.submission.options if before.submission else None
+            identity = self.names.identity(account, options)
             draft = next_generation(located, stored, identity, change=change.properties)
-            changed = self.replace(Before(mailbox, located, submission), draft, flags=flags)
-            if located.state == (state := without_content(located.state)):
-                return changed
-            self._with_state(account, located, state)  # the file has the rest now
-            return loaded(self.index.get(mailbox, message_id))
+            return self.replace(before, draft, flags=flags, state=without_content(state))
 
-    def _with_state(self, account: str, located: MessageFile, state: MessageState) -> MessageFile:
-        """Store the state of a message, durably, and return its file with it.
-
-        Raises StateTooLargeError, MailboxFullError, StoreUnavailableError.
-        """
-        if state == located.state:
-            return located
-        message_id, mailbox = located.message_id, self.folders.mailbox(account)
+    def _changed(self, before: MessageState, values: Mapping[str, Any]) -> MessageState:
+        """Return a state with other values. Raises StateTooLargeError."""
+        state = replace(before, **values)
+        if state == before:
+            return before
         state = replace(state, modified_us=self.clock.time_us())
         size_bytes = len(encode_state(state))
         if size_bytes > STATE_BYTES_MAX:
@@ -252,13 +262,7 @@ class Messages:
                 f"The categories, extended properties and other properties of the message take "
                 f"{size_bytes} bytes; a message that is no draft may have {STATE_BYTES_MAX}."
             )
-        self.stale_files.clean(mailbox)
-        growth = size_bytes - len(encode_state(located.state))
-        with self.quota.room_for(
-            account, mailbox, growth, base_name=f"state of {message_id}", messages=0
-        ):
-            self.index.write_states(mailbox, {message_id: state})
-        return replace(located, state=state)
+        return state
 
     @retry_if_renamed
     def change(
@@ -291,54 +295,55 @@ class Messages:
 
         Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
         """
-        located = self.index.get_if(mailbox, message_id, condition)
-        submission = self.scheduled.scheduled_submission(message_id, located)
-        if not located.is_draft:
+        before = self._found(mailbox, message_id, condition)
+        if not before.located.is_draft:
             raise NotADraftError("Only a draft's content can be changed.")
-        return Before(mailbox, located, submission)
+        return before
 
-    def replace(self, before: Before, draft: ComposedDraft, *, flags: str) -> StoredMessage:
+    def _found(self, mailbox: Path, message_id: str, condition: Precondition) -> Before:
+        located = self.index.get_if(mailbox, message_id, condition)
+        return Before(mailbox, located, self.scheduled.scheduled_submission(message_id, located))
+
+    def replace(
+        self, before: Before, draft: ComposedDraft, *, flags: str, state: MessageState | None = None
+    ) -> StoredMessage:
         """Write a draft's next generation. The caller holds the message's lock.
 
-        If its file is already written, it is in the tmp/ of the draft's folder.
+        If its file is already written, it is in the tmp/ of the draft's folder. `state` replaces
+        the draft's state. Raises BeingSentError.
         """
-        located, submission = before.located, before.submission
+        mailbox, located, submission = before.mailbox, before.located, before.submission
+        state = located.state if state is None else state
+        restore_state = partial(self.index.write_state, mailbox, located, located.state)
+        # Values that the new file has count until it is there: a crash in between loses none.
+        first = replace(state, **content_of(located.state))
         growth = draft.size - located.path.stat().st_size
-        quota = self.quota
-        with quota.room_for(
-            draft.account, before.mailbox, growth, base_name=draft.base_name, messages=0
+        growth += len(encode_state(state)) - len(encode_state(located.state))
+        with (
+            self.quota.room_for(
+                draft.account, mailbox, growth, base_name=draft.base_name, messages=0
+            ),
+            _undone_after_errors() as undo,
         ):
-            if submission is None:
-                changed = self._write(draft, located.folder, flags=flags)
-            else:
-                changed = self._write_scheduled(draft, located, submission, flags=flags)
+
+            def on_written(temporary: Path) -> None:
+                """What can be undone is first."""
+                if submission is not None:
+                    undo.append(partial(self.scheduled.undo_replace, submission, located.path))
+                    self.scheduled.replace(submission, temporary, memory_part(draft.content))
+                if first != located.state:
+                    undo.append(restore_state)
+                    self.index.write_state(mailbox, located, first)
+                if before.cancelled is not None:
+                    self.scheduled.cancel(before.cancelled, reason="its send time was removed")
+
+            changed = self._write(draft, located.folder, flags=flags, on_written=on_written)
+        if state != first:
+            self.index.write_state(mailbox, located, state)
         remove(located.path)
         if submission is not None:
             self.scheduled.finish_replace(submission)
-        return self._written(replace(changed, state=located.state), draft)
-
-    def _write_scheduled(
-        self,
-        draft: ComposedDraft,
-        before: MessageFile,
-        submission: PendingSubmission,
-        *,
-        flags: str,
-    ) -> MessageFile:
-        """Rewrite the draft of a scheduled send: first its submission becomes the new file.
-
-        Raises BeingSentError.
-        """
-
-        def replace_submission(temporary: Path) -> None:
-            self.scheduled.replace(submission, temporary, memory_part(draft.content))
-
-        try:
-            return self._write(draft, before.folder, flags=flags, on_written=replace_submission)
-        except OSError:
-            with suppress(OSError):
-                self.scheduled.undo_replace(submission, before.path)
-            raise
+        return self._written(replace(changed, state=state), draft)
 
     def _write(
         self,
@@ -380,24 +385,37 @@ class Messages:
         if isinstance(draft.content, bytes):
             stored = MemoryOctets(draft.content)
             return load(located, stored, mtime_us=self.clock.time_us())
-        return self._shown(located)
+        return self._shown(draft.account, located)
 
-    def _with_flags(self, located: MessageFile, flags: str) -> MessageFile:
-        """Rename a file to have these flags, durably. A file in new/ moves to cur/."""
-        if flags == located.name.flags and located.directory.name == "cur":
-            return located
-        changed = self._renamed(located, flags)
-        for directory in {located.directory, changed.directory}:
-            self.syncs.sync(directory)
-        return changed
+    def _with_flags(
+        self, account: str, located: MessageFile, flags: str, *, state: MessageState
+    ) -> MessageFile:
+        """Give a message flags, durably, and a state. A file in new/ moves to cur/.
 
-    def _renamed(self, located: MessageFile, flags: str) -> MessageFile:
-        """Rename a file to have these flags; the caller syncs the directories."""
+        Raises MailboxFullError, StoreUnavailableError.
+        """
+        mailbox, growth = self.folders.mailbox(account), 0
+        if state != located.state:
+            self.stale_files.clean(mailbox)
+            growth = len(encode_state(state)) - len(encode_state(located.state))
+        name = f"state of {located.message_id}"
+        with (
+            self.quota.room_for(account, mailbox, growth, base_name=name, messages=0),
+            _undone_after_errors() as undo,
+        ):
+            changed = located
+            if flags != located.name.flags or located.directory.name != "cur":
+                changed = self._flagged(located, flags)
+                self._rename(located, changed)
+                undo.append(partial(self._rename_back, located, changed))
+            if state != located.state:
+                self.index.write_state(mailbox, changed, state)
+        return replace(changed, state=state)
+
+    def _flagged(self, located: MessageFile, flags: str) -> MessageFile:
         name = parse_name(f"{located.name.name_with_size}:2,{with_flags(flags)}")
         assert name is not None
-        changed = replace(located, directory=located.folder.path / "cur", name=name)
-        located.path.rename(changed.path)
-        return changed
+        return replace(located, directory=located.folder.path / "cur", name=name)
 
     @in_thread
     @retry_if_renamed
@@ -484,22 +502,30 @@ class Messages:
             raise
 
     def _moved(self, located: MessageFile, destination: Folder) -> MessageFile:
-        """Rename a message's file into another folder, durably; undo the rename after an error.
+        """Rename a message's file into another folder.
 
-        A client repeats a failed request, and a repeated DELETE would delete permanently.
+        After an error it stays: a client repeats the request, and a repeated DELETE would delete
+        permanently.
         """
         moved = in_folder(located, destination, located.name.name_with_size)
-        rename(located.path, moved.path)
-        try:
-            self.syncs.sync(moved.directory)
-            self.syncs.sync(located.directory)
-        except OSError:
-            places = self.root.places
-            for now, before in zip(places(moved.path), places(located.path), strict=False):
-                with suppress(OSError):
-                    rename(now, before)
-            raise
+        self._rename(located, moved)
         return moved
+
+    def _rename(self, located: MessageFile, changed: MessageFile) -> None:
+        """Rename a file, durably; undo the rename after an error."""
+        rename(located.path, changed.path)
+        try:
+            for directory in dict.fromkeys((changed.directory, located.directory)):
+                self.syncs.sync(directory)
+        except OSError:
+            self._rename_back(located, changed)
+            raise
+
+    def _rename_back(self, located: MessageFile, changed: MessageFile) -> None:
+        places = self.root.places
+        for now, before in zip(places(changed.path), places(located.path), strict=False):
+            with suppress(OSError):
+                rename(now, before)
 
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:
         folder = find_folder(mailbox, folder_id)

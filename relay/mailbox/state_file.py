@@ -8,8 +8,9 @@ message that has vanished goes 30 days later. Methods raise StoreUnavailableErro
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import apsw
 from msgspec import Struct
 
 from relay.mailbox.maildir import sync_directory
-from relay.mailbox.message_state import MessageState, decode_state, encode_state
+from relay.mailbox.message_state import MessageState, decode_state, encode_state, united
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.logs import get_logger
 
@@ -36,6 +37,8 @@ CREATE TABLE last (version INTEGER NOT NULL) STRICT;
 INSERT INTO last VALUES (0);
 """
 
+_FIND = "SELECT value FROM state WHERE message_id = ?"
+
 _log = get_logger("mailbox")
 
 
@@ -47,27 +50,27 @@ class StatePosition(Struct, frozen=True):
 
 
 class StateFile:
-    """The file of one mailbox, which need not exist. Blocking; any thread may call it."""
+    """The file of one mailbox, which need not exist. Blocking; any thread may call it.
+
+    Readers have a connection of their own, so that none waits for a write or its fsync.
+    """
 
     def __init__(self, mailbox: Path) -> None:
         self.path = mailbox / FILE_NAME
-        self._lock = threading.RLock()
-        self._connection: apsw.Connection | None = None
-        self._inode = 0
-        self._commits = 0
-        self._is_reported = False  # the present trouble
+        self._writer = _Opened(self.path, _open_writer)
+        self._reader = _Opened(self.path, _open_reader)
 
     def mark(self) -> tuple[int, ...]:
         """Return a value that changes whenever the states may have changed; () without a file."""
-        with self._lock:
+        with self._reader.lock:
             rows = self._fetch("PRAGMA data_version")
-            return (self._inode, self._commits, rows[0][0]) if rows else ()
+            return (self._reader.inode, self._reader.opened, rows[0][0]) if rows else ()
 
     def position(self) -> StatePosition:
         """Return how far the file goes; StatePosition() without a file."""
-        with self._lock:
+        with self._reader.lock:
             rows = self._fetch("SELECT version FROM last")
-            return StatePosition(self._inode, rows[0][0]) if rows else StatePosition()
+            return StatePosition(self._reader.inode, rows[0][0]) if rows else StatePosition()
 
     def since(self, version: int) -> dict[str, bytes]:
         """Return the encoded states that were written after a version, by message id."""
@@ -75,118 +78,150 @@ class StateFile:
 
     def find(self, message_id: str) -> bytes:
         """Return the encoded state of a message, b"" if it has none."""
-        rows = self._fetch("SELECT value FROM state WHERE message_id = ?", message_id)
+        rows = self._fetch(_FIND, message_id)
         return rows[0][0] if rows else b""
 
     def ids(self) -> list[str]:
         """Return the ids of all messages that have a state, or had one."""
         return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
+    def unite(self, same_ids: Iterable[Sequence[str]]) -> None:
+        """Give ids that are one message the state that united() makes of theirs, durably: so a
+        message that another program moved has its state also when the index is built again.
+        """
+        differing = [ids for ids in same_ids if len({self.find(one) for one in ids}) > 1]
+        if differing:
+            with self._writing() as connection:
+                states: dict[str, bytes] = {}
+                for ids in differing:
+                    found = [connection.execute(_FIND, (one,)).get or b"" for one in ids]
+                    states |= dict.fromkeys(ids, reduce(united, found))
+                _write(connection, states)
+
     def write(self, states: Mapping[str, MessageState]) -> None:
         """Replace the states of messages, durably and all together."""
-        with self._lock, self._translated(), self._writing() as connection:
-            [(version,)] = connection.execute("UPDATE last SET version = version + 1 RETURNING *")
-            connection.executemany(
-                "INSERT OR REPLACE INTO state (message_id, version, value) VALUES (?, ?, ?)",
-                [(one, version, encode_state(state)) for one, state in states.items()],
-            )
+        with self._writing() as connection:
+            _write(connection, {one: encode_state(state) for one, state in states.items()})
 
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
         """Note since when messages are missing, and remove the states of those that have been
         missing for 30 days. Those that are not `vanished` are there.
         """
-        with self._lock:
-            found = dict(self._fetch("SELECT message_id, absent_since_us FROM state"))
-            missing = {one: found[one] for one in vanished if one in found}
-            until_us = now_us - ABSENT_US_MAX
-            old = [one for one, at in missing.items() if at is not None and at <= until_us]
-            new = [one for one, at in missing.items() if at is None]
-            back = [one for one, at in found.items() if at is not None and one not in missing]
-            if not (old or new or back):
-                return
-            noted = [*((now_us, one) for one in new), *((None, one) for one in back)]
-            with self._translated(), self._writing() as connection:
-                connection.executemany(
-                    "UPDATE state SET absent_since_us = ? WHERE message_id = ?", noted
-                )
-                connection.executemany(
-                    "DELETE FROM state WHERE message_id = ?", [(one,) for one in old]
-                )
+        found = dict(self._fetch("SELECT message_id, absent_since_us FROM state"))
+        missing = {one: found[one] for one in vanished if one in found}
+        until_us = now_us - ABSENT_US_MAX
+        old = [one for one, at in missing.items() if at is not None and at <= until_us]
+        new = [one for one, at in missing.items() if at is None]
+        back = [one for one, at in found.items() if at is not None and one not in missing]
+        if not (old or new or back):
+            return
+        noted = [*((now_us, one) for one in new), *((None, one) for one in back)]
+        with self._writing() as connection:
+            connection.executemany(
+                "UPDATE state SET absent_since_us = ? WHERE message_id = ?", noted
+            )
+            # One that was written since then is there again.
+            connection.executemany(
+                "DELETE FROM state WHERE message_id = ? AND absent_since_us <= ?",
+                [(one, until_us) for one in old],
+            )
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        with self._lock:
+        for one in (self._reader, self._writer):
+            one.close()
+
+    def _fetch(self, sql: str, *values: object) -> list[Any]:
+        """Return the rows of a query; none without a file."""
+        with self._reader.use() as connection:
+            return connection.execute(sql, values).fetchall() if connection else []
+
+    @contextmanager
+    def _writing(self) -> Iterator[apsw.Connection]:
+        with self._writer.use(is_created=True) as connection:
+            assert connection is not None
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(apsw.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+
+def _write(connection: apsw.Connection, states: Mapping[str, bytes]) -> None:
+    [(version,)] = connection.execute("UPDATE last SET version = version + 1 RETURNING *")
+    connection.executemany(
+        "INSERT OR REPLACE INTO state (message_id, version, value) VALUES (?, ?, ?)",
+        [(one, version, state) for one, state in states.items()],
+    )
+
+
+class _Opened:
+    """A connection to the file that is there now, opened with `open_file` at its first use."""
+
+    def __init__(self, path: Path, open_file: Callable[[Path], apsw.Connection | None]) -> None:
+        self.lock = threading.RLock()
+        self.inode = 0
+        self.opened = 0  # how often
+        self._path = path
+        self._open_file = open_file
+        self._connection: apsw.Connection | None = None
+        self._is_reported = False  # the present trouble
+
+    @contextmanager
+    def use(self, *, is_created: bool = False) -> Iterator[apsw.Connection | None]:
+        """Provide the connection, None without a file. Raises StoreUnavailableError."""
+        with self.lock:
+            try:
+                yield self._current(is_created=is_created)
+                self._is_reported = False
+            except (apsw.Error, OSError) as error:
+                if not self._is_reported:
+                    self._is_reported = True
+                    _log.error("properties unusable", file=str(self._path), reason=str(error))
+                text = f"{self._path} cannot be used: {error}."
+                raise StoreUnavailableError(text) from error
+
+    def close(self) -> None:
+        with self.lock:
             connection, self._connection = self._connection, None
             if connection is not None:
                 with suppress(apsw.Error):
                     connection.close()
 
-    def _fetch(self, sql: str, *values: object) -> list[Any]:
-        """Return the rows of a query; none without a file."""
-        with self._lock:
-            connection = self._opened()
-            if connection is None:
-                return []
-            with self._translated():
-                return connection.execute(sql, values).fetchall()
-
-    def _opened(self) -> apsw.Connection | None:
-        """Return the connection to the file that is there now, None without one."""
+    def _current(self, *, is_created: bool) -> apsw.Connection | None:
+        if is_created:
+            os.close(os.open(self._path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o600))
         try:
-            inode = self.path.stat().st_ino
+            inode = self._path.stat().st_ino
         except (FileNotFoundError, NotADirectoryError):
             self.close()
             return None
-        except OSError as error:
-            raise StoreUnavailableError(f"{self.path} cannot be read: {error.strerror}.") from error
-        if self._connection is None or inode != self._inode:
+        if self._connection is None or inode != self.inode:
             self.close()
-            with self._translated():
-                self._connection = _open(self.path)
-                self._inode = inode
+            self._connection = self._open_file(self._path)
+            self.inode = inode
+            self.opened += 1
         return self._connection
 
-    @contextmanager
-    def _writing(self) -> Iterator[apsw.Connection]:
-        connection = self._opened()
-        if connection is None:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o600)
-            os.close(descriptor)
-            connection = self._opened()
-        if connection is None:
-            raise StoreUnavailableError(f"{self.path} cannot be created.")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(apsw.Error):
-                connection.execute("ROLLBACK")
-            raise
-        self._commits += 1
-        self._is_reported = False
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (apsw.Error, OSError) as error:
-            text = f"{self.path} cannot be used: {error}."
-            if not self._is_reported:
-                self._is_reported = True
-                _log.error("properties unusable", file=str(self.path), reason=str(error))
-            raise StoreUnavailableError(text) from error
+def _open_reader(path: Path) -> apsw.Connection | None:
+    """Return a connection that waits for no writer; None while the file has no schema yet."""
+    connection = _connect(path, busy_ms=0)
+    if not _is_set_up(connection):
+        connection.close()
+        return None
+    connection.set_busy_timeout(_BUSY_MS)
+    return connection
 
 
-def _open(path: Path) -> apsw.Connection:
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+def _open_writer(path: Path) -> apsw.Connection:
+    connection = _connect(path, busy_ms=_BUSY_MS)
     try:
-        connection.set_busy_timeout(_BUSY_MS)
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
-        with suppress(apsw.BusyError):  # a dead process may have left a log with a failed sync
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         _set_up(connection)
         sync_directory(path.parent)
     except BaseException:
@@ -195,15 +230,26 @@ def _open(path: Path) -> apsw.Connection:
     return connection
 
 
+def _connect(path: Path, *, busy_ms: int) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.set_busy_timeout(busy_ms)
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        _is_set_up(connection)
+        with suppress(apsw.BusyError):  # a dead process may have left a log with a failed sync
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _set_up(connection: apsw.Connection) -> None:
-    found = connection.pragma("user_version")
-    if found not in (0, _VERSION):
-        raise apsw.SchemaChangeError(f"its schema is {found}, expected {_VERSION}")
-    if found:
+    if _is_set_up(connection):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if connection.pragma("user_version") == 0:  # no other process was faster
+        if not _is_set_up(connection):  # no other process was faster
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
@@ -211,6 +257,13 @@ def _set_up(connection: apsw.Connection) -> None:
         with suppress(apsw.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+def _is_set_up(connection: apsw.Connection) -> bool:
+    found = connection.pragma("user_version")
+    if found not in (0, _VERSION):
+        raise apsw.SchemaChangeError(f"its schema is {found}, expected {_VERSION}")
+    return bool(found)
 
 
 def state_faults(path: Path) -> Iterable[str]:

@@ -38,7 +38,7 @@ from relay.mailbox.index.query_sql import (
 from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, read_row, select_rows
 from relay.mailbox.index.update import directory_path
 from relay.mailbox.index.watch import InotifyWatcher
-from relay.mailbox.message_file import MessageFile, parse_name
+from relay.mailbox.message_file import MessageFile, id_of_name, parse_name
 from relay.mailbox.message_state import MessageState, read_state
 from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.state_file import FILE_NAME as STATES
@@ -131,7 +131,7 @@ def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
 _COLUMNS = ", ".join(f"message.{one.strip()}" for one in COLUMNS.split(","))
 
 
-_OPEN_MAX = 64  # each has at most six files open
+_OPEN_MAX = 64  # each has at most eight files open
 _IDS_AT_ONCE = 500
 
 
@@ -288,45 +288,57 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(operation)
 
-    def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
-        """Return the usage of all folders, with the states of their messages, and which of
-        `base_names` it includes.
+    def usage(
+        self, mailbox: Path, *, base_names: Collection[str] = (), within: Collection[Path] = ()
+    ) -> CountedUsage:
+        """Return the usage of all folders, or of those `within`, with the states of their
+        messages, and which of `base_names` it includes.
         """
 
         def operation(cursor: apsw.Cursor) -> CountedUsage:
+            numbers = [at for at, row in index.folders.items() if row.folder.path in within]
             sql = (
                 "SELECT coalesce(sum(size_bytes + state_bytes), 0), coalesce(sum(total), 0)"
                 " FROM folder"
             )
-            [(size_bytes, messages)] = fetch(cursor, sql)
+            where = f" WHERE number IN ({', '.join('?' * len(numbers))})" if within else ""
+            [(size_bytes, messages)] = fetch(cursor, sql + where, numbers)
             counted = frozenset(one for one in base_names if _has_base_name(cursor, one))
             return CountedUsage(Usage(size_bytes, messages), counted)
 
         with self._of(mailbox) as index:
             return index.run(operation)
 
+    def write_state(self, mailbox: Path, located: MessageFile, state: MessageState) -> None:
+        """Replace the state of a message, durably, also under the id that an index that is built
+        again may give it. Raises StoreUnavailableError.
+        """
+
+        def is_free(cursor: apsw.Cursor) -> bool:
+            return next(select_rows(cursor, "WHERE message_id = ?", (own_id,)), None) is None
+
+        with self._of(mailbox) as index:
+            states, own_id = {located.message_id: state}, id_of_name(located.name)
+            if own_id not in ("", located.message_id) and index.run(is_free):
+                states[own_id] = state
+            index.states.write(states)
+
     def write_states(self, mailbox: Path, states: Mapping[str, MessageState]) -> None:
-        """Replace the states of messages, durably. Raises StoreUnavailableError."""
+        """Give new messages states, by their ids, durably. Raises StoreUnavailableError."""
         with self._of(mailbox) as index:
             index.states.write(states)
 
-    def copy_states(self, mailbox: Path, copies: Mapping[str, str]) -> None:
-        """Give copies the states of their originals; `copies` are ids by the originals' base names.
-
-        Raises StoreUnavailableError.
-        """
+    def states_in(self, mailbox: Path, folder: Path) -> dict[str, MessageState]:
+        """Return the states of the messages of a folder, by base name."""
 
         def operation(cursor: apsw.Cursor) -> dict[str, MessageState]:
-            sql = "SELECT base_name, state FROM message WHERE state_bytes > 0"
-            return {
-                copies[name]: read_state(state)
-                for base_name, state in fetch(cursor, sql)
-                if (name := os.fsdecode(base_name)) in copies
-            }
+            numbers = [at for at, row in index.folders.items() if row.folder.path == folder]
+            sql = "SELECT base_name, state FROM message WHERE state_bytes > 0 AND folder = ?"
+            found = fetch(cursor, sql, numbers) if numbers else []
+            return {os.fsdecode(base_name): read_state(state) for base_name, state in found}
 
         with self._of(mailbox) as index:
-            if states := index.run(operation):
-                index.states.write(states)
+            return index.run(operation)
 
     def expire_states(self, mailbox: Path) -> None:
         """Remove the states of messages that vanished 30 days ago. Raises StoreUnavailableError."""
@@ -337,7 +349,9 @@ class Indexes:
             vanished = set(ids)
             for start in range(0, len(ids), _IDS_AT_ONCE):
                 found = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
-                vanished -= {one.message_id for one in found}
+                vanished.difference_update(
+                    *((one.message_id, id_of_name(one.name)) for one in found)
+                )
             index.states.expire(vanished, now_us=self._clock.time_us())
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:

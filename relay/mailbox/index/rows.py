@@ -19,11 +19,13 @@ from relay.mailbox.message_file import (
     FLAGGED,
     SEEN,
     MessageName,
+    id_of_name,
     is_draft_file,
     is_other,
+    parse_name,
     received_at_us,
 )
-from relay.mailbox.message_state import flag_of, read_state
+from relay.mailbox.message_state import flag_of, read_state, united
 from relay.mailbox.types import ChangeKind, Folder
 
 UIDS_PER_US = 1024
@@ -119,6 +121,7 @@ class MessageTable:
         self.is_first = is_first
         self._cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
+        self.same_ids: list[tuple[str, ...]] = []  # of messages whose files have other names
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
     def at(self, location: FileLocation) -> IndexedMessage | None:
@@ -165,7 +168,10 @@ class MessageTable:
         """Insert a message."""
         uid = self._new_uid(received_at_us(message_id, file.stat_data.mtime_ns // 1000))
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation, uid=uid)
-        row = replace(row, state=self._state_of(message_id))
+        state = self._state_of(message_id)
+        if own_id := self._own_id(file.name, message_id):
+            state = united(state, self._state_of(own_id))
+        row = replace(row, state=state)
         self._insert(row)
         self._append_change(ChangeKind.CREATED, row)
         return row
@@ -175,6 +181,8 @@ class MessageTable:
         changed = self._row(file, row.message_id, claimed_id=row.claimed_id, generation=generation)
         changed = replace(changed, first_seen_us=row.first_seen_us, state=row.state)
         is_same = (row.stat_data, row.generation) == (changed.stat_data, changed.generation)
+        if row.base_name != changed.base_name:
+            self._note_ids(changed, row.message_id)
         changed = self._put(row, changed, is_same_content=is_same)
         if row.location.folder != changed.location.folder:
             self._append_change(ChangeKind.MOVED, changed, previous=row)
@@ -186,20 +194,39 @@ class MessageTable:
         """Give the id of a removed message to the copy of it that a move made."""
         self._delete(row)
         received_us = received_at_us(row.message_id, copy.stat_data.mtime_ns // 1000)
+        state = united(row.state, copy.state)
         copied = replace(
             copy,
             message_id=row.message_id,
             claimed_id="",
             generation=row.generation,
             received_us=received_us,
-            state=row.state,
+            state=state,
         )
-        copied = self._put(copy, copied, is_same_content=copy.state == row.state)
+        copied = self._put(copy, copied, is_same_content=copy.state == state)
+        self._note_ids(copied, copy.message_id)
         self._append_change(ChangeKind.DELETED, copy)
         if row.location.folder != copied.location.folder:
             self._append_change(ChangeKind.MOVED, copied, previous=row)
-        elif set(row.flags) != set(copied.flags):
+        elif set(row.flags) != set(copied.flags) or row.state != state:
             self._append_change(ChangeKind.UPDATED, copied)
+
+    def _own_id(self, name: MessageName, message_id: str) -> str:
+        """Return the id that an index that is built again may give the message's file, "" if that
+        is the same or another message has it.
+        """
+        own_id = id_of_name(name)
+        if own_id in ("", message_id) or self.by_id(own_id) is not None:
+            return ""
+        return own_id
+
+    def _note_ids(self, row: IndexedMessage, before: str) -> None:
+        """Note the ids of a message whose file has another name, and had the id `before`."""
+        name = parse_name(os.fsdecode(row.location.file_name))
+        own_id = self._own_id(name, row.message_id) if name else ""
+        ids = tuple(dict.fromkeys(one for one in (row.message_id, before, own_id) if one))
+        if len(ids) > 1:
+            self.same_ids.append(ids)
 
     def set_state(self, row: IndexedMessage, state: bytes, *, is_same_content: bool) -> None:
         """Record the state of a message. Unless `is_same_content` the message is read again."""

@@ -338,6 +338,8 @@ class IndexUpdater:
             with self._transaction() as writing:
                 table = self._table(writing)
                 self._match_files(table, self._scan_until_stable(writing, table, scope))
+                with suppress(StoreUnavailableError):  # they are in this index
+                    self._states.unite(table.same_ids)
         scope.times |= scope.directories
 
     def _scan_until_stable(

@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from relay.clock import Clock, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.draft_files import submission_facts
+from relay.mailbox.draft_files import Before, submission_facts
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
 from relay.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
@@ -137,23 +138,19 @@ class ScheduledSends:
     # -- a scheduled draft that is changed
 
     def changed(
-        self,
-        submission: PendingSubmission,
-        before: Sequence[ExtendedProperty],
-        after: Sequence[ExtendedProperty],
-    ) -> PendingSubmission | None:
-        """Return the submission with the options that a change of its draft requests.
+        self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
+    ) -> Before:
+        """Return a scheduled draft with the options that a change of it requests.
 
-        If the change removes the send time, cancel the submission and return None.
-        Raises BeingSentError.
+        If the change removes the send time, the submission is to be cancelled.
         """
-        if before == after:
-            return submission
+        submission = draft.submission
+        if submission is None or before == after:
+            return draft
         now_us = self._clock.time_us()
         old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
         if not new.scheduled_us:
-            self.cancel(submission, reason="its send time was removed")
-            return None
+            return msgspec.structs.replace(draft, submission=None, cancelled=submission)
         options = dataclasses.replace(submission.options, scheduled_us=new.scheduled_us)
         if new.delete_after_submit != old.delete_after_submit:
             options = dataclasses.replace(options, save_to_sent_items=not new.delete_after_submit)
@@ -161,7 +158,8 @@ class ScheduledSends:
             options = dataclasses.replace(
                 options, sent_folder=self._folder_of(submission.account, new)
             )
-        return dataclasses.replace(submission, options=options)
+        changed = dataclasses.replace(submission, options=options)
+        return msgspec.structs.replace(draft, submission=changed)
 
     def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
         """Make `file` the message to send, at the time in the submission's options.

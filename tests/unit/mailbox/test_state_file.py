@@ -56,8 +56,9 @@ def test_what_was_answered_survives_failures_kills_and_losses_of_power(
             disk.after_loss_of_power(left, rng)
             found = categories_in(left / FILE_NAME) if any(may_be.values()) else {}
             assert [one for one in may_be if found.get(one, "") not in may_be[one]] == []
-            if states._connection is not None:  # killed: nothing is copied out of the log
-                states._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            for one in (states._reader, states._writer):  # killed: nothing is copied out of the log
+                if one._connection is not None:
+                    one._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             with suppress(StoreUnavailableError):
                 states.close()
             disk.is_well()

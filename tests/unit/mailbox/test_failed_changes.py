@@ -1,0 +1,184 @@
+"""A change that fails leaves a message as it was: file, flags, state and scheduled send."""
+
+import asyncio
+import errno
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.mailbox.query import MessageQuery
+from relay.mailbox.state_file import FILE_NAME
+from relay.mailbox.types import (
+    MailboxFullError,
+    MessageChange,
+    Precondition,
+    SendOptions,
+    StateTooLargeError,
+    StoreUnavailableError,
+)
+from relay.message.properties import ExtendedProperty
+from tests.support.vfs import FaultyDisk
+from tests.unit.mailbox.test_scheduled_sends import until
+
+ALICE = "alice@example.test"
+LONG = ExtendedProperty("String 0x3001", ("v" * 70_000,))
+STATE = {"is_other": True, "due_us": 7}
+
+
+@pytest.fixture
+async def home(place, store) -> Path:
+    await store.folders.every(ALICE)
+    return place.root / "example.test/alice"
+
+
+@pytest.fixture
+async def mail(home, store):
+    (home / "new/1600000000.M1.h").write_bytes(b"Subject: order\r\n\r\nbody\r\n")
+    [found] = (await store.lists.query(ALICE, MessageQuery())).messages
+    return await store.messages.update(
+        ALICE, found.id, MessageChange(state={"categories": ("Red",)})
+    )
+
+
+@pytest.fixture
+async def a_draft(home, store, draft):
+    made = await store.messages.create(ALICE, draft(subject="before"))
+    return await store.messages.update(ALICE, made.id, MessageChange(state={"due_us": 5}))
+
+
+def refuse_states(home: Path) -> None:
+    """What a broken disk is to a write: the states stay readable."""
+    for one in home.glob(f"{FILE_NAME}*"):
+        one.unlink()
+    (home / FILE_NAME).mkdir()
+
+
+def facts(one):
+    return one.change_key, one.flag, one.is_read, one.is_other, one.properties
+
+
+async def test_of_a_received_message(place, home, store, mail, monkeypatch):
+    change = MessageChange(is_read=True, flagged=True, state=STATE)
+    with pytest.raises(StateTooLargeError):
+        await store.messages.update(
+            ALICE, mail.id, MessageChange(is_read=True, state={"extended": (LONG,)})
+        )
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+    place.quotas[ALICE] = store._index.usage(home).usage.size_bytes + 5
+    with pytest.raises(MailboxFullError):
+        await store.messages.update(ALICE, mail.id, change)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+    place.quotas.clear()
+
+    def failing(_directory):
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._syncs, "sync", failing)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.update(ALICE, mail.id, change)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+    refuse_states(home)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.update(ALICE, mail.id, change)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+
+
+@pytest.mark.parametrize("way", ["quota", "directory", "states"])
+async def test_of_a_draft(place, home, store, a_draft, draft, monkeypatch, way):
+    before = (await store.messages.get(ALICE, a_draft.id)).path.read_bytes()
+    change = MessageChange(draft(subject="after" * 100), flagged=True, state=STATE)
+    with monkeypatch.context() as patched:
+        match way:
+            case "quota":
+                place.quotas[ALICE] = store._index.usage(home).usage.size_bytes + 50
+            case "directory":
+
+                def failing(directory):
+                    if directory.parent.name == ".Drafts":
+                        raise OSError(errno.EIO, "broken")
+
+                patched.setattr(store._syncs, "sync", failing)
+            case "states":
+                refuse_states(home)
+        with pytest.raises((MailboxFullError, StoreUnavailableError)):
+            await store.messages.update(ALICE, a_draft.id, change)
+    [file] = place.files(".Drafts")
+    assert (file, file.read_bytes()) == (a_draft.path, before)
+    assert facts(await store.messages.get(ALICE, a_draft.id)) == facts(a_draft)
+    assert place.left_over() == []
+    if way != "states":
+        again = place.store()
+        assert facts(await again.messages.get(ALICE, a_draft.id)) == facts(a_draft)
+
+
+async def test_a_send_is_cancelled_only_if_its_draft_is_changed(place, home, store, draft):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    place.quotas[ALICE] = store._index.usage(home).usage.size_bytes + 50
+    change = MessageChange(draft(subject="after" * 100))
+    with pytest.raises(MailboxFullError):
+        await store.messages.update(ALICE, waiting.draft_id, change)
+    shown = await store.messages.get(ALICE, waiting.draft_id)
+    assert shown.properties.extended == until(due_us)
+    assert waiting.path.exists()
+    place.quotas.clear()
+    await store.messages.update(ALICE, waiting.draft_id, change)
+    assert not waiting.path.exists()
+
+
+async def test_a_rename_by_a_mail_program_does_not_fail_the_condition(
+    home, store, mail, monkeypatch
+):
+    write_state = store._index.write_state
+
+    def then_renamed(mailbox, located, state):
+        write_state(mailbox, located, state)
+        located.path.rename(home / "cur/1600000000.M1.h:2,RS")
+
+    monkeypatch.setattr(store._index, "write_state", then_renamed)
+    change = MessageChange(state={"importance": "high"})
+    condition = Precondition(change_keys=frozenset({mail.change_key}))
+    changed = await store.messages.update(ALICE, mail.id, change, condition=condition)
+    assert (changed.properties.importance, changed.is_read) == ("high", True)
+
+
+async def test_no_reader_waits_for_the_fsync_of_a_change(place, home, store, mail):
+    may_sync, is_syncing = threading.Event(), threading.Event()
+
+    def wait(_suffix: str) -> None:
+        is_syncing.set()
+        assert may_sync.wait(20)  # real time: a limit for a reader that waits
+
+    with FaultyDisk() as disk:
+        again = place.store()
+        assert await again.messages.get(ALICE, mail.id)
+        disk.on_sync = wait
+        change = MessageChange(state={"importance": "high"})
+        changing = asyncio.create_task(again.messages.update(ALICE, mail.id, change))
+        await asyncio.to_thread(is_syncing.wait, 20)  # real time: as above
+        try:
+            shown = await again.messages.get(ALICE, mail.id)
+            assert (changing.done(), shown.properties.importance) == (False, "normal")
+        finally:
+            may_sync.set()
+        assert (await changing).properties.importance == "high"
+        assert (await again.messages.get(ALICE, mail.id)).properties.importance == "high"
+        again.close()
+
+
+async def test_no_reader_waits_for_another_process_that_writes(place, home, store, mail):
+    other = apsw.Connection(str(home / FILE_NAME))
+    other.execute("BEGIN IMMEDIATE")
+    again = place.store()
+    try:
+        # real time: SQLite's wait for the lock of another process is 5 s
+        shown = await asyncio.wait_for(again.messages.get(ALICE, mail.id), 3)
+        assert shown.properties.categories == ("Red",)
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
