@@ -337,7 +337,9 @@ class Messages:
                 if before.cancelled is not None:
                     self.scheduled.cancel(before.cancelled, reason="its send time was removed")
 
-            changed = self._write(draft, located.folder, flags=flags, on_written=on_written)
+            changed = self._write(
+                draft, located.folder, flags=flags, replaced=located.path, on_written=on_written
+            )
         if state != first:
             self.index.write_state(mailbox, located, state)
         remove(located.path)
@@ -351,6 +353,7 @@ class Messages:
         folder: Folder,
         *,
         flags: str,
+        replaced: Path | None = None,
         on_written: Callable[[Path], None] = lambda _path: None,
     ) -> MessageFile:
         """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
@@ -374,7 +377,10 @@ class Messages:
             self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
         except OSError:
-            self.root.remove(located.path)
+            with self.index.no_update(self.folders.mailbox(draft.account)):
+                # An update of the index may have seen this file, and removed the one before.
+                if replaced is None or replaced.exists():
+                    self.root.remove(located.path)
             raise
         finally:
             remove(temporary)

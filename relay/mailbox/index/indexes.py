@@ -393,6 +393,12 @@ class Indexes:
             index.close()
 
     @contextmanager
+    def no_update(self, mailbox: Path) -> Iterator[None]:
+        """Let no update of the mailbox's index run inside the block."""
+        with self._of(mailbox) as index, index.lock:
+            yield
+
+    @contextmanager
     def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:
         """Open a mailbox's index; close the least recently used ones above the maximum.
 

@@ -61,7 +61,7 @@ class MailboxIndex:
         self.states = StateFile(mailbox)
         self._clock = clock
         self._watch = watcher.for_mailbox()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # held by each update
         self._connection: apsw.Connection | None = None
         self._file_id = ""
         self._memory_until_s: float | None = None
@@ -84,7 +84,7 @@ class MailboxIndex:
 
         Raises StoreUnavailableError.
         """
-        with self._lock:
+        with self.lock:
             for _ in range(_ATTEMPTS):
                 try:
                     with translate_errors():
@@ -156,7 +156,7 @@ class MailboxIndex:
 
     def close(self) -> None:
         """Store what the next process can continue from, and close the file."""
-        with self._lock:
+        with self.lock:
             if self._connection is not None:
                 with suppress(IndexDamagedError, IndexUnusableError, OSError), translate_errors():
                     cursor = self._connection.cursor()

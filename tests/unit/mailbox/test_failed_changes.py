@@ -114,6 +114,20 @@ async def test_of_a_draft(place, home, store, a_draft, draft, monkeypatch, way):
         assert facts(await again.messages.get(ALICE, a_draft.id)) == facts(a_draft)
 
 
+async def test_a_reader_that_saw_the_new_file_of_a_draft_loses_nothing(
+    home, store, a_draft, draft, monkeypatch
+):
+    def failing(_directory):
+        assert store._index.find(home, a_draft.id)  # it removes the file of the generation before
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._syncs, "sync", failing)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.update(ALICE, a_draft.id, MessageChange(draft(subject="after")))
+    assert (await store.messages.get(ALICE, a_draft.id)).properties.subject == "after"
+
+
 async def test_a_send_is_cancelled_only_if_its_draft_is_changed(place, home, store, draft):
     due_us = place.clock.time_us() + 3_600_000_000
     waiting = await store.submissions.submit_new(
