@@ -190,14 +190,19 @@ class ExpandOptions(Struct, frozen=True):
 
     def to_json(self, message: StoredMessage) -> dict[str, Any]:
         """Return the expanded properties of a message, to be added to its JSON."""
-        given = message.properties.extended
-        shown = class_of(given, message.message_class)
-        extended = merged(given, (ExtendedProperty(MESSAGE_CLASS, (shown,), multiple=False),))
+        extended = shown_extended(message)
         found = {
             SINGLE: extended_properties_json(extended, self.single, multiple=False),
             MULTIPLE: extended_properties_json(extended, self.multiple, multiple=True),
         }
         return {name: value for name, value in found.items() if value}
+
+
+def shown_extended(message: StoredMessage) -> tuple[ExtendedProperty, ...]:
+    """Return the extended properties that clients see: those of the message, and its class."""
+    given = message.properties.extended
+    shown = class_of(given, message.message_class)
+    return merged(given, (ExtendedProperty(MESSAGE_CLASS, (shown,), multiple=False),))
 
 
 def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> ExpandOptions:

@@ -142,7 +142,7 @@ def is_same_json(given: object, shown: object) -> bool:
         )
     if isinstance(given, list) and isinstance(shown, list):
         return len(given) == len(shown) and all(map(is_same_json, given, shown))
-    return given == shown
+    return type(given) is type(shown) and given == shown  # 1 is not true
 
 
 def _without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ _UNSUPPORTED = {
 }
 _CLASSIFICATION = "inferenceClassification"
 _NOT_FLAGGED = "notFlagged"
-CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
+_CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
 class ParsedMessage(Struct, frozen=True):
@@ -195,7 +195,15 @@ def _contradiction(first: str, second: str) -> ApiError:
 
 def draft_only(given: Mapping[str, Any]) -> list[str]:
     """Return the given properties that may change only while a message is a draft."""
-    return [name for name in given if name in _READERS and name not in OF_ANY_MESSAGE]
+    return [name for name in given if name in _READERS and name not in _OF_ANY_MESSAGE]
+
+
+def comparable(given: Mapping[str, Any]) -> list[str]:
+    """Return the given properties whose values a message shows as they are written.
+
+    isRead is none of them: that it is set has an effect on receipts.
+    """
+    return [name for name in given if name in _COMPARABLE]
 
 
 def parse_message(
@@ -232,7 +240,7 @@ def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, 
     for name, item in given.items():
         where = prefix + name
         if name in _READERS:
-            if patch and name in CREATE_ONLY:
+            if patch and name in _CREATE_ONLY:
                 raise invalid_value(where, item, "it only when the message is created")
             fields |= _READERS[name](item, where)
         elif name in _UNSUPPORTED:
@@ -477,7 +485,7 @@ def _field(
 
 _ORIGINATORS = {"from": "from_", "sender": "sender"}
 # What may change of any message; the rest only while it is a draft.
-OF_ANY_MESSAGE = frozenset(
+_OF_ANY_MESSAGE = frozenset(
     (
         *("isRead", "flag", "categories", "importance", _CLASSIFICATION, SINGLE, MULTIPLE),
         *("isReadReceiptRequested", "isDeliveryReceiptRequested"),
@@ -502,3 +510,4 @@ _READERS: Mapping[str, Callable[[object, str], dict[str, Any]]] = {
     "attachments": _field("attachments", _attachments),
     "categories": _field("categories", _categories),
 }
+_COMPARABLE = frozenset((*_READERS, "flag", _CLASSIFICATION)) - {"attachments"}

@@ -14,13 +14,13 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
-from relay.graph.extended_properties import parse_expand
+from relay.graph.extended_properties import parse_expand, shown_extended
 from relay.graph.follow_up_flags import changed_flag
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
 from relay.graph.ids import message_graph_id
 from relay.graph.json_values import destination_id, is_same_json, read_json_object
 from relay.graph.message_pages import MessagePage
-from relay.graph.message_parser import CREATE_ONLY, ParsedMessage, draft_only, parse_message
+from relay.graph.message_parser import ParsedMessage, comparable, draft_only, parse_message
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
 from relay.graph.odata.resources import message_condition, message_order
 from relay.graph.odata.search import search_condition
@@ -47,7 +47,6 @@ from relay.mailbox.types import (
 )
 from relay.message.content import blocks
 from relay.message.extended_properties import merged, sets_send_time
-from relay.message.properties import MessageProperties
 from relay.spool.types import SpoolError
 
 _LIST_OPTIONS = (
@@ -55,6 +54,7 @@ _LIST_OPTIONS = (
 )
 _RECEIPT = "relay.read-receipt"  # a preference
 _ATTACHMENTS = "attachments"
+_ORIGINATORS = {"from", "sender"}
 _NOT_A_SCHEDULED_DRAFT = (
     "The message is not a draft: it was sent already, or it never was a draft. Its time of "
     "sending cannot be changed."
@@ -85,8 +85,6 @@ async def with_flags(
     request: GraphRequest, created: StoredMessage, parsed: ParsedMessage
 ) -> StoredMessage:
     """Give a new draft the isRead, flag and inferenceClassification of its JSON; return it."""
-    if not parsed.flag and not parsed.is_other and parsed.is_read is not False:
-        return created
     change = _change(request, created, replace(parsed, fields={}))
     if change == MessageChange():
         return created
@@ -121,7 +119,7 @@ async def change_message(request: GraphRequest) -> Response:
         parsed = parse_message(given, request.account, patch=True)
         change = _change(request, before, parsed)
         changed = before
-        if change != MessageChange():
+        if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
             changed = await request.dependencies.store.messages.update(
                 request.mailbox, before.id, change, condition=condition
             )
@@ -189,18 +187,15 @@ async def find_message(request: GraphRequest) -> StoredMessage:
 async def _without_unchanged(
     request: GraphRequest, given: Mapping[str, Any], before: StoredMessage
 ) -> Mapping[str, Any]:
-    """Return the properties without those that a client sends back as they are, though they cannot
-    change: some read a message, change it and send all of it. Raises NotADraftError.
+    """Return the properties without those that a client sends back as they are: some read a
+    message, change it and send all of it. Raises NotADraftError.
     """
-    fixed = [one for one in given if one in CREATE_ONLY]
-    if not before.is_draft:
-        fixed = draft_only(given)
-    shown = {name: MESSAGE_PROPERTIES[name](before) for name in fixed if name != _ATTACHMENTS}
+    shown = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(given)}
     await show_preferred_bodies(request, (shown,))
     unchanged = {name for name, value in shown.items() if is_same_json(given[name], value)}
-    if _ATTACHMENTS in fixed and _ids(given[_ATTACHMENTS]) == [
-        one.id for one in before.attachments
-    ]:
+    if before.is_draft and not unchanged.issuperset(_ORIGINATORS & shown.keys()):
+        unchanged -= _ORIGINATORS  # without `sender`, `from` decides it
+    if _ids(given.get(_ATTACHMENTS)) == [one.id for one in before.attachments]:
         unchanged.add(_ATTACHMENTS)
     left = {name: value for name, value in given.items() if name not in unchanged}
     if not before.is_draft and (changed := draft_only(left)):
@@ -215,7 +210,7 @@ def _ids(attachments: object) -> list[object]:
 
 
 def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
-    """Return the change of a message. Raises ApiError, NotADraftError, BeingSentError."""
+    """Return what differs from the message. Raises ApiError, NotADraftError, BeingSentError."""
     state: dict[str, Any] = {}
     flagged = None
     if parsed.is_other is not None and parsed.is_other != before.is_other:
@@ -227,29 +222,33 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
         state["is_complete"] = flag.status == "complete"
         state |= {"start_us": flag.start_us, "due_us": flag.due_us}
         state["completed_us"] = flag.completed_us
-    fields = dict(parsed.fields)
-    if "extended" in fields:
-        fields["extended"] = merged(before.properties.extended, fields["extended"])
-    properties = replace(before.properties, **fields) if fields else None
-    if properties is not None and before.is_draft:
+    fields = _changed_fields(before, parsed.fields)
+    # A time of sending may count from now, so setting it again has an effect.
+    sets_time = sets_send_time(parsed.fields.get("extended", ()))
+    properties = None
+    if before.is_draft and (fields or sets_time):
+        properties = replace(before.properties, **fields)
         check_recipients_count(properties)
-    elif properties is not None:
-        _check_sent(before, parsed, properties)
-        state |= {name: fields[name] for name in CONTENT_FIELDS if name in fields}
-        properties = None
-    return MessageChange(properties, is_read=parsed.is_read, flagged=flagged, state=state)
-
-
-def _check_sent(
-    before: StoredMessage, parsed: ParsedMessage, properties: MessageProperties
-) -> None:
-    """Raise an error if an extended property would change what only a draft's may."""
-    if sets_send_time(parsed.fields.get("extended", ())):
+    elif sets_time:
         raise BeingSentError(_NOT_A_SCHEDULED_DRAFT)
-    same = dict.fromkeys(CONTENT_FIELDS)
-    if replace(properties, **same) != replace(before.properties, **same):
+    elif not fields.keys() <= set(CONTENT_FIELDS):
         text = "Only a draft's content can be changed: found another value of an extended property."
         raise NotADraftError(text)
+    else:
+        state |= fields
+    is_read = None if parsed.is_read == before.is_read else parsed.is_read
+    return MessageChange(properties, is_read=is_read, flagged=flagged, state=state)
+
+
+def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given fields of MessageProperties whose values are not the message's."""
+    fields = dict(given)
+    if "extended" in fields:
+        shown = shown_extended(before)
+        changed = [one for one in fields["extended"] if one not in shown]
+        fields["extended"] = merged(before.properties.extended, changed)
+    pairs = fields.items()
+    return {name: value for name, value in pairs if value != getattr(before.properties, name)}
 
 
 def message_response(request: GraphRequest, message: StoredMessage, *, status: int) -> Response:
