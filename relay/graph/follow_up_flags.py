@@ -64,6 +64,8 @@ def changed_flag(
     before: FollowUpFlag, given: Mapping[str, Any], *, now_us: int, path: str = "flag"
 ) -> FollowUpFlag:
     """Return a flag after a change by the fields that read_flag() returned. Raises ApiError 400."""
+    # A program that changes the status sends the dates back as they were shown.
+    given = {name: value for name, value in given.items() if value != getattr(before, name)}
     status = given.get("status", before.status)
     dates = {field: given.get(field, getattr(before, field)) for field in _DATES.values()}
     start_us, due_us, completed_us = dates.values()

@@ -181,8 +181,8 @@ def extended_header_fields(extended: Sequence[ExtendedProperty]) -> tuple[tuple[
 
 
 def time_us(text: str) -> int:
-    """Return a canonical SystemTime in microseconds since 1970, 0 for earlier times."""
-    return max(0, (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1))
+    """Return a canonical SystemTime in microseconds since 1970; earlier times are negative."""
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
 
 
 def _single_values(extended: Sequence[ExtendedProperty]) -> dict[str, str]:
@@ -195,7 +195,7 @@ def _scheduled_us(values: Mapping[str, str], now_us: int) -> int:
     if number and units and int(number) <= _SEND_NUMBER_MAX and int(units) in range(len(_UNITS)):
         return now_us + max(0, int(number)) * (_UNITS[int(units)] // timedelta(microseconds=1))
     due = values.get(DEFERRED_SEND_TIME) or values.get(DEFERRED_DELIVERY_TIME)
-    return time_us(due) if due else 0
+    return max(0, time_us(due)) if due else 0
 
 
 def _folder_ids(value: str) -> tuple[str, ...]:

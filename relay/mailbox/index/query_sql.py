@@ -293,8 +293,8 @@ def _compared(condition: Compare) -> Clause:
         CONTENT_LEVELS.get(condition.property, 0),
     )
     if condition.property in TIME_COLUMNS:
-        time_us = min(max(int(value), 0), TIME_US_MAX)
-        return _time_compared(TIME_COLUMNS[condition.property], operator, time_us, level=level)
+        column = TIME_COLUMNS[condition.property]
+        return _time_compared(column, operator, int(value), level=level)
     if condition.property is Property.PARENT_FOLDER:
         clause = _text_compared("id", operator, str(value))
         sql = f"message.folder IN (SELECT number FROM folder WHERE {clause.sql})"
@@ -337,6 +337,8 @@ def _time_compared(column: str, operator: Operator, value_us: int, *, level: int
     sign = _OPERATORS.get(operator)
     if sign is None:
         return Clause("0", (), level)
+    if column == "received_us":  # the bounds below fit into SQLite's integers
+        value_us = min(max(value_us, -1), TIME_US_MAX + 1)
     sql = f"message.{column} {sign} ?"
     if column.startswith("flag_"):  # no date is unequal to every date
         sql = f"coalesce({sql}, {int(operator is Operator.NE)})"

@@ -1,12 +1,16 @@
 """PATCH of received messages: categories, importance, flags with dates, receipts, properties."""
 
 import asyncio
+import operator
 from typing import Any
 
 import httpx
 import pytest
 
+from relay.mailbox.message_state import MessageState, decode_state
+from relay.mailbox.state_file import StateFile
 from tests.support.graph_fakes import OnDisk, refused, to
+from tests.support.manual_clock import ManualClock
 
 MIME = (
     b"From: Bob <bob@a.test>\r\nTo: alice@example.test\r\nSubject: order\r\nX-Job: 7\r\n"
@@ -16,6 +20,7 @@ ID = "String {00020329-0000-0000-C000-000000000046} Name Job"
 COLORS = f"$expand=singleValueExtendedProperties($filter=id eq '{ID}')"
 AT_8 = {"dateTime": "2026-12-01T08:00:00", "timeZone": "W. Europe Standard Time"}
 AT_9 = {"dateTime": "2026-12-01T09:00:00.0000000", "timeZone": "UTC"}
+COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 
 @pytest.fixture
@@ -260,3 +265,142 @@ async def test_many_patches_while_a_delta_is_read(on_disk: OnDisk, path: str) ->
     last = (await http.get(path)).json()["categories"]
     assert [*seen, *(one["categories"] for one in page["value"])][-1] == last
     assert len({str(one) for one in seen}) > 1
+
+
+async def whole(on_disk: OnDisk, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return all that a client can read of a message, and what it shows by default."""
+    expand = f"$expand=attachments,{COLORS.removeprefix('$expand=')[:-1]} or id eq 'String 0x001A')"
+    found = (await on_disk.http.get(f"{path}?{expand}")).json()
+    more = (await on_disk.http.get(f"{path}?$select=internetMessageHeaders,sensitivity")).json()
+    return {**found, **more}, (await on_disk.http.get(path)).json()
+
+
+SET = {
+    "categories": ["a"], "importance": "high", "isReadReceiptRequested": True, "isRead": True,
+    "isDeliveryReceiptRequested": True, "inferenceClassification": "other",
+    "flag": {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9},
+    "singleValueExtendedProperties": [{"id": ID, "value": "7"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, SET, SET | {"flag": {"flagStatus": "complete"}}])
+@pytest.mark.parametrize("is_draft", [False, True])
+async def test_a_patch_of_what_is_shown_writes_nothing(
+    on_disk: OnDisk, path: str, change: dict[str, Any], is_draft: bool
+) -> None:
+    if is_draft:
+        file = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "f", "contentBytes": ""}
+        body = {"contentType": "html", "content": "<p>body</p>"}
+        content = {"toRecipients": to("bob@a.test"), "body": body, "attachments": [file]}
+        made = (await on_disk.http.post("/messages", json={"subject": "s", **content})).json()
+        path = f"/messages/{made['id']}"
+    await on_disk.http.patch(path, json=change)
+    given, shown = await whole(on_disk, path)
+    assert await patched(on_disk, path, given) == shown
+    read = {name: value for name, value in given.items() if name not in ("changeKey", "id")}
+    upper = {**read, "importance": read["importance"].upper()}
+    assert await patched(on_disk, path, upper) == shown
+    other = await patched(on_disk, path, {**given, "categories": ["b"]})
+    expected = {**shown, "categories": ["b"]}
+    changing = ("changeKey", "@odata.etag", "lastModifiedDateTime")
+    assert {**other, **dict.fromkeys(changing)} == {**expected, **dict.fromkeys(changing)}
+    assert other["changeKey"] != shown["changeKey"]
+
+
+async def test_a_draft_sent_back_as_text_keeps_its_html(on_disk: OnDisk) -> None:
+    body = {"contentType": "html", "content": "<p>body</p>"}
+    made = (await on_disk.http.post("/messages", json={"subject": "s", "body": body})).json()
+    path, as_text = f"/messages/{made['id']}", {"prefer": 'outlook.body-content-type="text"'}
+    shown = (await on_disk.http.get(path, headers=as_text)).json()
+    answer = await on_disk.http.patch(path, json={**shown, "subject": "t"}, headers=as_text)
+    assert answer.json()["body"]["contentType"] == "html"
+    assert (await on_disk.http.get(path)).json()["body"] == made["body"]
+
+
+async def test_one_changed_property_leaves_the_others_to_the_file(
+    on_disk: OnDisk, path: str
+) -> None:
+    given, _ = await whole(on_disk, path)
+    await patched(on_disk, path, {**given, "importance": "low"})
+    [(_, octets)] = StateFile(on_disk.root / "example.test/alice").since(0).items()
+    assert decode_state(octets) == MessageState(
+        importance="low", modified_us=ManualClock().time_us()
+    )
+
+
+async def test_the_sender_of_a_draft_stays_with_another_author(on_disk: OnDisk) -> None:
+    """`from` alone sets the sender, too."""
+    one, two, three = (
+        {"emailAddress": {"name": name, "address": f"alice+{name}@example.test"}} for name in "abc"
+    )
+    made = await on_disk.http.post("/messages", json={"from": one, "sender": two})
+    path = f"/messages/{made.json()['id']}"
+    changed = await patched(on_disk, path, {"from": three, "sender": two})
+    assert (changed["from"], changed["sender"]) == (three, two)
+    changed = await patched(on_disk, path, {"from": three, "sender": one})
+    assert (changed["from"], changed["sender"]) == (three, one)
+
+
+async def test_flags_are_found_by_dates_until_the_year_9999(on_disk: OnDisk, path: str) -> None:
+    dates = ["1970-01-01T00:00:00", "2150-01-01T00:00:00", "9999-12-31T23:59:59"]
+    paths = {path: ""}
+    for date in dates:
+        made = await on_disk.http.post(f"{path}/copy", json={"destinationId": "inbox"})
+        paths[f"/messages/{made.json()['id']}"] = date
+        at = {"dateTime": date, "timeZone": "UTC"}
+        flag = {"flagStatus": "flagged", "startDateTime": at, "dueDateTime": at}
+        await patched(on_disk, f"/messages/{made.json()['id']}", {"flag": flag})
+    wanted = [*dates, "1969-12-31T23:59:59", "2112-09-17T23:53:47", "2200-01-01T00:00:00"]
+    for date in wanted:
+        for word, holds in COMPARISONS.items():
+            expected = {
+                one for one, due in paths.items() if (holds(due, date) if due else word == "ne")
+            }
+            for text in (f"'{date}Z'", f"{date}Z"):
+                condition = f"flag/dueDateTime/dateTime {word} {text}"
+                page = await on_disk.http.get("/messages", params={"$filter": condition})
+                found = {f"/messages/{one['id']}" for one in page.json()["value"]}
+                assert found == expected, condition
+    for word, number in (("eq", 1), ("ne", 3)):
+        condition = f"flag/dueDateTime/dateTime {word} null"
+        page = await on_disk.http.get("/messages", params={"$filter": condition})
+        assert len(page.json()["value"]) == number
+
+
+@pytest.mark.parametrize("named", ["sentDateTime", "receivedDateTime", "lastModifiedDateTime"])
+async def test_times_of_messages_compare_with_any_year(on_disk: OnDisk, named: str) -> None:
+    await on_disk.http.get("/mailFolders")
+    new = on_disk.root / "example.test/alice/new"
+    (new / "1600000000.M1.h").write_bytes(b"Date: Sat, 1 Mar 2150 10:00:00 +0000\r\n" + MIME)
+    shown = (await on_disk.http.get("/messages")).json()["value"][0][named]
+    for date in ("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2112-09-17T23:53:47Z",
+                 "2140-01-01T00:00:00Z", "2200-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):  # fmt: skip
+        for word, holds in COMPARISONS.items():
+            page = await on_disk.http.get("/messages", params={"$filter": f"{named} {word} {date}"})
+            assert len(page.json()["value"]) == holds(shown, date), (word, date)
+
+
+async def test_a_completed_flag_is_complete_after_a_mail_program_flagged_the_message(
+    on_disk: OnDisk, path: str
+) -> None:
+    given = {"flagStatus": "complete", "startDateTime": AT_9, "dueDateTime": AT_9}
+    complete = (await patched(on_disk, path, {"flag": given, "isRead": True}))["flag"]
+    [file] = (on_disk.root / "example.test/alice/cur").iterdir()
+    flagged = file.rename(file.with_name(file.name.replace(":2,S", ":2,FS")))
+    shown = (await on_disk.http.get(path)).json()["flag"]
+    assert shown == {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9}
+    page = await on_disk.http.get("/messages", params={"$filter": "flag/flagStatus eq 'flagged'"})
+    assert len(page.json()["value"]) == 1
+    flagged.rename(file)
+    assert (await on_disk.http.get(path)).json()["flag"] == complete
+
+
+@pytest.mark.parametrize("status", ["flagged", "notFlagged"])
+async def test_a_flag_status_changes_with_the_dates_that_were_shown(
+    on_disk: OnDisk, path: str, status: str
+) -> None:
+    given = {"flagStatus": "complete", "startDateTime": AT_9, "dueDateTime": AT_9}
+    complete = (await patched(on_disk, path, {"flag": given}))["flag"]
+    changed = (await patched(on_disk, path, {"flag": {**complete, "flagStatus": status}}))["flag"]
+    dates = {"startDateTime": AT_9, "dueDateTime": AT_9} if status == "flagged" else {}
+    assert changed == {"flagStatus": status, **dates}
