@@ -19,9 +19,8 @@ from relay.graph.json_values import (
     invalid_value,
     missing_property,
     one_of,
-    read_header_text,
 )
-from relay.graph.message_parser import CATEGORY_CHARACTERS
+from relay.graph.message_parser import read_category
 from relay.graph.query_options import parse_options
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import json_response
@@ -48,8 +47,8 @@ async def create_category(request: GraphRequest) -> Response:
     request.options()
     given = await request.json_object()
     check_known_properties(given, _PROPERTIES, path="category", resource=_RESOURCE)
-    name = read_header_text(given.get("displayName"), "displayName", longest=CATEGORY_CHARACTERS)
-    if not name.strip():
+    name = read_category(given.get("displayName"), "displayName")
+    if not name:
         raise missing_property("displayName")
     color = _color(given)
     async with _lock(request):

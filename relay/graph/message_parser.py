@@ -81,7 +81,7 @@ _SUBJECT_CHARACTERS = 2000
 _HEADER_NAME_CHARACTERS = 76
 _HEADER_CHARACTERS = 8000
 _CATEGORIES_MAX = 100
-CATEGORY_CHARACTERS = 255
+_CATEGORY_CHARACTERS = 255
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _MESSAGE = "microsoft.graph.message"
@@ -335,10 +335,13 @@ def _header(value: object, path: str) -> tuple[str, str]:
 
 def _categories(value: object, path: str) -> tuple[str, ...]:
     items = read_array(value, path, most=_CATEGORIES_MAX)
-    return tuple(
-        read_header_text(item, f"{path}[{index}]", longest=CATEGORY_CHARACTERS)
-        for index, item in enumerate(items)
-    )
+    names = (read_category(item, f"{path}[{index}]") for index, item in enumerate(items))
+    return tuple(name for name in names if name)
+
+
+def read_category(value: object, path: str) -> str:
+    """Read the name of a category, without blanks at its ends: Keywords cannot have them."""
+    return read_header_text(value, path, longest=_CATEGORY_CHARACTERS).strip()
 
 
 def _subject(value: object, path: str) -> str:

@@ -57,3 +57,12 @@ async def test_a_name_does_not_change(on_disk: OnDisk, body: object) -> None:
     made = (await on_disk.http.post(CATEGORIES, json={"displayName": "Red"})).json()
     path = f"{CATEGORIES}/{made['id']}"
     refused(await on_disk.http.patch(path, json=body), 400, "RequestBodyRead")
+
+
+async def test_blanks_at_the_ends_of_a_name_are_left_out(on_disk: OnDisk) -> None:
+    """A category of a message and the one of the list that has its colour have the same name."""
+    made = await on_disk.http.post(CATEGORIES, json={"displayName": " Red\u00a0"})
+    assert made.json()["displayName"] == "Red"
+    draft = {"subject": "s", "categories": [" Red ", "", " ", None]}
+    message = (await on_disk.http.post("/messages", json=draft)).json()
+    assert message["categories"] == ["Red"]

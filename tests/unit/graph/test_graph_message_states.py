@@ -404,3 +404,15 @@ async def test_a_flag_status_changes_with_the_dates_that_were_shown(
     changed = (await patched(on_disk, path, {"flag": {**complete, "flagStatus": status}}))["flag"]
     dates = {"startDateTime": AT_9, "dueDateTime": AT_9} if status == "flagged" else {}
     assert changed == {"flagStatus": status, **dates}
+
+
+async def test_a_draft_that_is_being_sent_takes_no_patch(on_disk: OnDisk) -> None:
+    """A 200 says that the message is not sent, also for a PATCH that changes nothing."""
+    content = {"subject": "s", "toRecipients": to("bob@a.test")}
+    made = (await on_disk.http.post("/messages", json=content)).json()
+    path, headers = f"/messages/{made['id']}", {"if-match": made["@odata.etag"]}
+    assert (await on_disk.http.post(f"{path}/send")).status_code == 202
+    no_time = {"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": None}]}
+    for change in ({}, {"subject": "s"}, made, no_time):
+        error(await on_disk.http.patch(path, json=change, headers=headers), 409)
+        error(await on_disk.http.patch(path, json=change), 409)
