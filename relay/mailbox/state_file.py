@@ -267,7 +267,14 @@ def _is_set_up(connection: apsw.Connection) -> bool:
 
 
 def state_faults(path: Path) -> Iterable[str]:
-    """Return what is wrong with a file, also while a relay uses it. Raises OSError."""
+    """Return what is wrong with a file, also while a relay uses it; one without octets is new.
+
+    Raises OSError.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    has_log = log.exists() and log.stat().st_size > 0  # asked first: the file grows before its log
+    if not path.stat().st_size:
+        return ["it is empty, and its write-ahead log is not"] if has_log else []
     try:
         with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
             connection.set_busy_timeout(_BUSY_MS)
@@ -275,6 +282,11 @@ def state_faults(path: Path) -> Iterable[str]:
             for (fault,) in connection.execute("PRAGMA quick_check(3)"):
                 if fault != "ok":
                     return [str(fault)]
+            found = connection.pragma("user_version")
+            if not (found or connection.execute("SELECT count(*) FROM sqlite_schema").get):
+                return []  # a crash at its creation left no table
+            if found != _VERSION:
+                return [f"its schema is {found}, expected {_VERSION}"]
             return [
                 f"the state of {message_id}: {error}"
                 for message_id, value in connection.execute("SELECT message_id, value FROM state")

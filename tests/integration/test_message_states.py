@@ -58,6 +58,7 @@ def test_a_damaged_file_is_named_and_mail_goes_on() -> None:
         relay.until_final(relay.send_mail(to=["bob@example.test"], subject="next"))
         done = relay.cli("storage", "verify")
         assert "damaged-properties" in done.stdout + done.stderr
+        assert "remove it with its -wal and -shm, and put it back" in done.stdout
         assert done.returncode == DATA
         (relay.folder / PROPERTIES).unlink()
         until("the file is new", lambda: categories(relay, path) == [])

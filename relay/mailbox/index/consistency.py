@@ -28,24 +28,38 @@ from relay.mailbox.index.database import (
 )
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import HEADER_LEVEL
-from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, StatData, read_row
+from relay.mailbox.index.rows import (
+    COLUMNS,
+    FLAG_STATUSES,
+    FolderRow,
+    IndexedMessage,
+    StatData,
+    read_row,
+)
 from relay.mailbox.index.update import directory_path, names_on_disk, path_of
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import (
     FLAGGED,
     SEEN,
     is_draft_file,
+    is_other,
     is_relay_name,
     parse_name,
     received_at_us,
 )
-from relay.mailbox.message_state import read_state
-from relay.mailbox.types import Folder
+from relay.mailbox.message_state import flag_of, read_state
+from relay.mailbox.state_file import FILE_NAME as STATES
+from relay.mailbox.state_file import StateFile
+from relay.mailbox.types import Folder, StoreUnavailableError
 
+_WIDTH = len(COLUMNS.split(","))
 _ROWS_AT_ONCE = 1000
 _SAMPLE = 20  # messages per directory whose header is read again
 _DIFFERENCES_MAX = 10_000
-_STATE = "is_read, flag_status = 1, is_draft, content_level"
+_STATE = (
+    "is_read, is_draft, is_other, flag_status, flag_start_us, flag_due_us, flag_completed_us,"
+    " content_level"
+)
 _READY = "SELECT 1 FROM meta WHERE name = 'ready'"
 _COUNTS = (
     "SELECT id, total, unread, size_bytes, state_bytes,"
@@ -66,9 +80,10 @@ class Difference:
 
 
 def differences(
-    cursor: apsw.Cursor, folders: Sequence[Folder], *, names: bool, full: bool
+    cursor: apsw.Cursor, folders: Sequence[Folder], *, states: StateFile | None, full: bool
 ) -> Iterator[Difference]:
-    """Compare the rows with the files; with `names` also compare the lists of files.
+    """Compare the rows with the files; after an update, with `states`, also compare the lists of
+    files, and the copies of states.
 
     With `full` the header of each indexed message is read. An index that is not built yet has no
     differences.
@@ -83,14 +98,14 @@ def differences(
     known = {
         folder_id: number for number, folder_id in fetch(cursor, "SELECT number, id FROM folder")
     }
-    if names:
+    if states is not None:
         for folder_id in known.keys() ^ by_id.keys():
             yield Difference(folder_id, "a folder that exists only on disk or only in the index")
     count = 0
     for folder_id in sorted(known.keys() & by_id.keys()):
         row = FolderRow(known[folder_id], by_id[folder_id])
         for in_new in (True, False):
-            for one in _of_directory(cursor, row, in_new=in_new, names=names, full=full):
+            for one in _of_directory(cursor, row, in_new=in_new, states=states, full=full):
                 yield one
                 count += 1
                 if count >= _DIFFERENCES_MAX:
@@ -123,22 +138,24 @@ def find_path(cursor: apsw.Cursor, message_id: str) -> Path | None:
 
 
 def _of_directory(
-    cursor: apsw.Cursor, folder: FolderRow, *, in_new: bool, names: bool, full: bool
+    cursor: apsw.Cursor, folder: FolderRow, *, in_new: bool, states: StateFile | None, full: bool
 ) -> Iterator[Difference]:
-    on_disk = dict(names_on_disk(directory_path(folder, in_new=in_new))) if names else {}
+    on_disk = dict(names_on_disk(directory_path(folder, in_new=in_new))) if states else {}
     sample = _SAMPLE
-    for row, state in _rows(cursor, folder, in_new=in_new):
+    for row, columns in _rows(cursor, folder, in_new=in_new):
         path = Path(path_of({folder.number: folder}, row.location))
         body = _body(path)
         is_there = on_disk.pop(row.location.file_name, None) is not None
         if body != row.stat_data:
-            if names:
+            if states is not None:
                 what = "another version of the file" if is_there else "a file that does not exist"
                 yield Difference(str(path), f"the index has {what}")
             continue
-        for what in _row_faults(cursor, row, state, folder=folder.folder):
+        for what in _row_faults(cursor, row, columns, folder=folder.folder):
             yield Difference(str(path), what)
-        if state[-1] >= HEADER_LEVEL and (full or sample > 0):
+        if states is not None and not _has_right_state(row, states):
+            yield Difference(str(path), f"the index has another state than {STATES}")
+        if (columns[-1] or 0) >= HEADER_LEVEL and (full or sample > 0):
             sample -= 1
             if not _has_right_header_data(cursor, row, path):
                 yield Difference(str(path), "the index has other header fields")
@@ -150,7 +167,7 @@ def _of_directory(
 
 def _rows(
     cursor: apsw.Cursor, folder: FolderRow, *, in_new: bool
-) -> Iterator[tuple[IndexedMessage, list[int]]]:
+) -> Iterator[tuple[IndexedMessage, list[int | None]]]:
     sql = (
         f"SELECT {COLUMNS}, {_STATE} FROM message"
         " WHERE folder = ? AND in_new = ? AND file_name > ? ORDER BY file_name LIMIT ?"
@@ -158,13 +175,13 @@ def _rows(
     after = b""
     while found := fetch(cursor, sql, (folder.number, in_new, after, _ROWS_AT_ONCE)):
         for one in found:
-            row = read_row(one[:-4])
+            row = read_row(one[:_WIDTH])
             after = row.location.file_name
-            yield row, list(one[-4:])
+            yield row, list(one[_WIDTH:])
 
 
 def _row_faults(
-    cursor: apsw.Cursor, row: IndexedMessage, state: Sequence[int], *, folder: Folder
+    cursor: apsw.Cursor, row: IndexedMessage, columns: Sequence[int | None], *, folder: Folder
 ) -> Iterator[str]:
     name = parse_name(os.fsdecode(row.location.file_name))
     if name is None:
@@ -172,16 +189,27 @@ def _row_faults(
         return
     if row.base_name != os.fsencode(name.base_name) or row.flags != name.flags:
         yield "the index has another base name or other flags"
-    is_draft = is_draft_file(name.flags, folder)
-    expected = [SEEN in name.flags, FLAGGED in name.flags, is_draft]
-    if [bool(one) for one in state[:3]] != expected:
-        yield f"the index has the flags {list(state[:3])}"
+    state = read_state(row.state)
+    flag = flag_of(state, is_flagged=FLAGGED in name.flags)
+    expected = [
+        *(SEEN in name.flags, is_draft_file(name.flags, folder), is_other(name.flags, state)),
+        *(FLAG_STATUSES[flag.status.lower()], flag.start_us, flag.due_us, flag.completed_us),
+    ]
+    if columns[:-1] != expected:
+        yield f"the index has the flags {columns[:-1]}"
     if row.received_us != received_at_us(row.message_id, row.stat_data.mtime_ns // 1000):
         yield "the index has another time of receipt"
     if is_relay_name(name.file_name) and name.message_id not in (row.message_id, row.claimed_id):
         sql = "SELECT 1 FROM message WHERE message_id = ?"
         if cursor.execute(sql, (name.message_id,)).fetchone() is None:
             yield f"the index has the id {row.message_id}"
+
+
+def _has_right_state(row: IndexedMessage, states: StateFile) -> bool:
+    try:
+        return states.find(row.message_id) == row.state
+    except StoreUnavailableError:
+        return True  # the index keeps what it has of a damaged file
 
 
 def _has_right_header_data(cursor: apsw.Cursor, row: IndexedMessage, path: Path) -> bool:
@@ -223,13 +251,13 @@ def check_file(mailbox: Path, *, full: bool) -> None:
 def compare(mailbox: Path, clock: Clock, *, full: bool) -> set[Difference]:
     """Update the index, and return what still differs."""
     with closing(_index(mailbox, clock)) as index:
-        return index.run(lambda cursor: _compared(cursor, mailbox, names=True, full=full))
+        return index.run(lambda cursor: _compared(cursor, mailbox, states=index.states, full=full))
 
 
 def compare_without_update(mailbox: Path, *, full: bool) -> set[Difference]:
     """Return differences that no change since the last update explains."""
     with closing(open_database(index_path(mailbox))) as connection, translate_errors():
-        return _compared(connection.cursor(), mailbox, names=False, full=full)
+        return _compared(connection.cursor(), mailbox, states=None, full=full)
 
 
 def rebuild(mailbox: Path, clock: Clock) -> None:
@@ -249,8 +277,10 @@ def _index(mailbox: Path, clock: Clock) -> MailboxIndex:
     return MailboxIndex(mailbox, clock=clock, watcher=InotifyWatcher(watches_max=0))
 
 
-def _compared(cursor: apsw.Cursor, mailbox: Path, *, names: bool, full: bool) -> set[Difference]:
-    found = set(differences(cursor, list_folders(mailbox), names=names, full=full))
+def _compared(
+    cursor: apsw.Cursor, mailbox: Path, *, states: StateFile | None, full: bool
+) -> set[Difference]:
+    found = set(differences(cursor, list_folders(mailbox), states=states, full=full))
     if fault := feed_fault(cursor):
         found.add(Difference("", fault))
     return found

@@ -127,6 +127,10 @@ def _summary(found: list[Difference]) -> str:
     return shown if more <= 0 else f"{shown}; and {more} more"
 
 
+_STATES_EXPECTED = (  # an old log would be written into a file that is put back
+    "the states of messages; while Relay is stopped, remove it with its -wal and -shm, and put it"
+    " back from a backup"
+)
 _SUBSCRIPTIONS = "subscriptions"
 _SUBSCRIPTIONS_BYTES_MAX = 16 << 20
 _TEXT = frozenset((0x09, 0x0A, 0x0D))
@@ -344,7 +348,7 @@ class MailboxCheck:
         if path.exists():
             for found in state_faults(path):
                 kind = StoreFindingKind.DAMAGED_PROPERTIES
-                self._repairer.handle(StoreFault(kind, path, found, "the states of messages"))
+                self._repairer.handle(StoreFault(kind, path, found, _STATES_EXPECTED))
 
     def _check_index(self, mailbox: Path, counts: StoreCounts) -> None:
         counts.indexes += self._indexes.check(mailbox)

@@ -1,6 +1,7 @@
 """The states of messages in the file relay-properties: kept, copied, found, counted, expired."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,28 @@ async def test_a_state_that_cannot_be_is_none_and_is_named(home, store, mail, va
     assert await found(store, BLUE) == [mail.id]
     [fault] = state_faults(home / FILE_NAME)
     assert mail.id in fault
+
+
+@pytest.mark.parametrize("is_wal", [False, True])
+async def test_a_file_that_a_crash_left_at_its_creation_is_empty(home, store, mail, is_wal):
+    (home / FILE_NAME).touch()
+    if is_wal:
+        with closing(sqlite3.connect(home / FILE_NAME)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+    assert list(state_faults(home / FILE_NAME)) == []
+    assert (home / FILE_NAME).stat().st_size == 4096 * is_wal
+    await store.messages.update(ALICE, mail.id, red())
+    assert await found(store, RED) == [mail.id]
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "other")) as connection:
+        connection.execute("CREATE TABLE x (y)")
+    assert list(state_faults(tmp_path / "other")) == ["its schema is 0, expected 1"]
+    (tmp_path / "empty").touch()
+    (tmp_path / "empty-wal").write_bytes(b"the log of a file that was cut short")
+    assert list(state_faults(tmp_path / "empty")) == ["it is empty, and its write-ahead log is not"]
+    assert (tmp_path / "empty-wal").stat().st_size
 
 
 async def test_a_directory_in_its_place_is_an_error_with_its_name(home, store, mail):
