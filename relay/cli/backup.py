@@ -1,10 +1,11 @@
 """`relay backup` and `relay restore`: everything of a service, in one directory.
 
 Progress is on stderr if that is a terminal. Exit codes: 64 for a directory that is not empty, 65
-for a backup that was cut short or changed.
+for a backup that was cut short or changed, and for one that is complete but has a damaged file.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def backup(context: CommandContext, directory: Path) -> None:
 
     That is the configuration with the files that it names, pending submissions, the spool, the
     mailboxes, and all else in state_dir. DIRECTORY is created, or must be empty; only its owner can
-    read it. manifest.json is written last: without it a backup was cut short.
+    read it. manifest.json is written last: without it a backup was cut short. A damaged
+    relay-properties of a mailbox is copied as it is, and the command then exits with 65.
     """
     from relay.commands.backup import NotEmptyError, back_up  # noqa: PLC0415 - is slow
 
@@ -47,6 +49,8 @@ def backup(context: CommandContext, directory: Path) -> None:
     result: dict[str, Any] = msgspec.to_builtins(manifest)
     size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
     context.show(result, lambda: [printable(f"backed up to {directory}: {size}")])
+    if damaged := _damaged(result):
+        raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
 
 
 @click.command()
@@ -97,10 +101,15 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
         *(f"kept, and different from the backup: {one}" for one in result["kept"]),
+        *_damaged(result),
         f"held: {entries} of the queue, {submissions}",
         "see relay queue list --restored; relay queue release --restored lets all go",
     ]
     return [printable(one) for one in lines]
+
+
+def _damaged(result: Mapping[str, Any]) -> list[str]:
+    return [printable(f"damaged: {one['path']}: {one['found']}") for one in result["damaged"]]
 
 
 def _tell(verb: str, done: str, number: int) -> None:

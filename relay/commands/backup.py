@@ -34,8 +34,9 @@ from relay.files import fsync_path, replace_file, sync_disk, write_all
 from relay.mailbox.index.seen_files import SeenFiles
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
 from relay.mailbox.state_file import FILE_NAME as STATES
+from relay.mailbox.state_file import state_faults
 from relay.mailbox.submissions.idempotency_file import FILE_NAME as KEYS
-from relay.mailbox.submissions.idempotency_file import copy_database
+from relay.mailbox.submissions.idempotency_file import DamagedDatabaseError, copy_database
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.settings.document import read_document
 from relay.settings.reader import secret_files
@@ -68,6 +69,13 @@ class Place(msgspec.Struct, frozen=True):
     group: str
 
 
+class DamagedFile(msgspec.Struct, frozen=True):
+    """A file that was damaged."""
+
+    path: str
+    found: str  # what is wrong with it, and whether it was copied
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a backup contains, and what its restoration needs to know."""
 
@@ -83,6 +91,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # their size
     checksums: str  # the SHA-256 of SHA256SUMS
     spool: dict[str, Any]  # counts; empty without a spool
+    damaged: list[DamagedFile] = []
 
 
 def back_up(
@@ -144,9 +153,7 @@ def _back_up(
     for mailbox in _mailboxes(root):
         target = Path(MAIL) / mailbox.relative_to(root)
         copy.tree(mailbox, target, skip=lambda path: path.name.startswith((_INDEX, STATES)))
-        if (mailbox / STATES).exists():  # after the messages that it is about
-            copy_database(mailbox / STATES, copy.path(target / STATES))
-            copy.written(target / STATES)
+        copy.states(mailbox, target)  # after the messages that they are about
     late: Iterator[str] = iter(())
     if counts:
         late = tools.deliveries_since(copy.path(Path(SPOOL)), _submission_ids(copy))
@@ -215,6 +222,7 @@ class _Copy:
         self._sums = self._new(folder / CHECKSUMS)
         self._withheld = TemporaryFile(dir=folder)  # noqa: SIM115 - lines of SHA256SUMS
         self._seen = SeenFiles()
+        self._damaged: list[DamagedFile] = []
 
     def close(self) -> None:
         """Close its files."""
@@ -251,6 +259,30 @@ class _Copy:
         self.path(target).chmod(0o600)
         with self.path(target).open("rb") as file:
             self._add(target, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def states(self, mailbox: Path, target: Path) -> None:
+        """Copy relay-properties; a damaged one as it is, with its log."""
+        source, place = mailbox / STATES, target / STATES
+        if not os.path.lexists(source):
+            return
+        found, is_copied = ["no file"], False
+        if source.is_file():
+            found = list(state_faults(source))
+            try:
+                if source.stat().st_size:  # else SQLite would remove its log
+                    copy_database(source, self.path(place))
+            except DamagedDatabaseError as error:
+                found = found or [str(error)]
+                self.path(place).unlink(missing_ok=True)
+            if self.path(place).exists():
+                self.written(place)
+                is_copied = True
+            else:
+                is_copied = self.file(source, place)
+                self.file(source.with_name(f"{STATES}-wal"), target / f"{STATES}-wal")
+        if found:
+            end = "copied as it is" if is_copied else "not in the backup"
+            self._damaged.append(DamagedFile(str(source), f"{found[0]}; {end}"))
 
     def tree(
         self, source: Path, target: Path, *, skip: Callable[[Path], bool] = lambda _: False
@@ -290,8 +322,9 @@ class _Copy:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         sync_disk(self.folder)
         manifest = Manifest(
-            format=FORMAT, files=self._files, bytes=self._bytes, checksums=digest, **facts
-        )
+            format=FORMAT, files=self._files, bytes=self._bytes, checksums=digest,
+            damaged=self._damaged, **facts,
+        )  # fmt: skip
         octets = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         replace_file(self.path(Path(MANIFEST)), octets, mode=0o600)
         fsync_path(self.folder.parent)

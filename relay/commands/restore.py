@@ -387,5 +387,6 @@ def document(restored: Restored) -> dict[str, Any]:
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
         "kept": [str(one) for one in restored.kept],
+        "damaged": msgspec.to_builtins(restored.manifest.damaged),
         "held": {"entries": restored.entries, "submissions": restored.submissions},
     }

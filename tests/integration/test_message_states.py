@@ -44,7 +44,7 @@ def test_they_survive_a_kill_and_come_back_from_a_backup(tmp_path: Path) -> None
         assert "0 faults repaired, 0 remaining" in done.stdout
 
 
-def test_a_damaged_file_is_named_and_mail_goes_on() -> None:
+def test_a_damaged_file_is_named_and_mail_goes_on(tmp_path: Path) -> None:
     with RelayProcess() as relay:
         path = received(relay)
         assert relay.graph("PATCH", path, {"categories": ["Done"]}, token="bob").status == 200
@@ -60,6 +60,17 @@ def test_a_damaged_file_is_named_and_mail_goes_on() -> None:
         assert "damaged-properties" in done.stdout + done.stderr
         assert "remove it with its -wal and -shm, and put it back" in done.stdout
         assert done.returncode == DATA
+        relay.stop()
+        text = f"damaged: {relay.folder / PROPERTIES}: file is not a database; copied as it is"
+        done = relay.cli("backup", str(tmp_path / "copy"))
+        assert (done.returncode, done.stderr) == (DATA, f"relay backup: {text}\n")
+        for name in ("state", "mail"):
+            (relay.folder / name).rename(tmp_path / name)
+        done = relay.cli("restore", str(tmp_path / "copy"))
+        assert done.returncode == OK, done.stderr
+        assert text in done.stdout.splitlines()
+        assert (relay.folder / PROPERTIES).read_bytes() == b"no database " * 500
+        relay.start()
         (relay.folder / PROPERTIES).unlink()
         until("the file is new", lambda: categories(relay, path) == [])
         assert relay.graph("PATCH", path, {"categories": ["y"]}, token="bob").status == 200

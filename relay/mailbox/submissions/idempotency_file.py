@@ -49,6 +49,10 @@ _COUNT_COMMIT = "UPDATE commits SET number = number + 1"
 _log = get_logger("mailbox")
 
 
+class DamagedDatabaseError(OSError):
+    """A file is no database, or a damaged one."""
+
+
 def keys_file(root: Path) -> Path:
     """Return the file with the records of a mail root."""
     return root / ".submissions" / FILE_NAME
@@ -228,7 +232,10 @@ def damage_of(path: Path) -> str:
 
 
 def copy_database(path: Path, target: Path) -> None:
-    """Copy an SQLite file while a relay may write it; the copy is not synced. Raises OSError."""
+    """Copy an SQLite file while a relay may write it; the copy is not synced.
+
+    Raises DamagedDatabaseError, OSError.
+    """
     try:
         with (
             closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection,
@@ -238,6 +245,8 @@ def copy_database(path: Path, target: Path) -> None:
             with copy.backup("main", connection, "main") as backup:
                 while not backup.done:
                     backup.step(-1)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise DamagedDatabaseError(str(error)) from error
     except apsw.Error as error:
         raise OSError(f"{path} cannot be copied: {error}") from error
 

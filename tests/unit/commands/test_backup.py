@@ -107,6 +107,41 @@ def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) ->
     assert (manifest["spool"], manifest["root"]["path"]) == ({}, str(place.mailboxes.root))
 
 
+DAMAGED = {
+    "no database": (b"no database " * 500, "file is not a database; copied as it is"),
+    "half a page": (b"SQLite format 3\0" + b"x" * 500, "; copied as it is"),
+    "lost": (b"", "it is empty, and its write-ahead log is not; copied as it is"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_properties_are_copied_as_they_are_and_named(place, tmp_path, name) -> None:
+    content, text = DAMAGED[name]
+    alice = place.mailboxes.root / "example.test/alice"
+    for suffix, octets in (("", content), ("-wal", b"its log" * 100)):
+        (alice / f"relay-properties{suffix}").write_bytes(octets)
+    copy = backed_up(place, tmp_path)
+    assert len(messages(copy)) == 2
+    copied = copy / "mail/example.test/alice"
+    for suffix, octets in (("", content), ("-wal", b"its log" * 100)):
+        assert (copied / f"relay-properties{suffix}").read_bytes() == octets
+        assert f"alice/relay-properties{suffix}\n" in (copy / "SHA256SUMS").read_text()
+    [found] = json.loads((copy / "manifest.json").read_text())["damaged"]
+    assert found["path"] == str(alice / "relay-properties")
+    assert found["found"].endswith(text)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_properties_that_are_new_or_no_file_end_no_backup(place, tmp_path, is_file) -> None:
+    properties = place.mailboxes.root / "example.test/alice/relay-properties"
+    properties.touch() if is_file else properties.mkdir()
+    copy = backed_up(place, tmp_path)
+    assert (copy / "mail/example.test/alice/relay-properties").exists() == is_file
+    found = json.loads((copy / "manifest.json").read_text())["damaged"]
+    text = "no file; not in the backup"
+    assert found == ([] if is_file else [{"path": str(properties), "found": text}])
+
+
 def test_an_error_leaves_nothing(place, tmp_path) -> None:
     def fail(_number: int) -> None:
         raise OSError(5, "Input/output error", "disk")
