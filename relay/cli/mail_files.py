@@ -13,8 +13,10 @@ import click
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options
 from relay.cli.output import printable
+from relay.clock import SystemClock
 from relay.commands.mail_export import (
     FORMATS,
+    MailStates,
     export_eml,
     export_maildir,
     export_mbox,
@@ -24,7 +26,6 @@ from relay.commands.mail_export import (
 from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder, NoSuchItemError, StoreUnavailableError
 from relay.phrases import counted, shown
 
@@ -46,8 +47,8 @@ def import_mail(
 ) -> None:
     """Put messages into a mailbox: .eml files, mbox files, Maildirs, directories with .eml files.
 
-    A message that was imported before is left out. Imported mail is new, but a Maildir's keeps its
-    flags.
+    A message that was imported before is left out. Imported mail is new, but that of a Maildir and
+    of relay export keeps its flags.
     """
     settings = context.settings()
     place = _mailbox(settings.mailboxes.root, mailbox, create=create)
@@ -89,7 +90,7 @@ def export_mail(
     `relay show ID --source` writes a single message.
     """
     place = _mailbox(context.settings().mailboxes.root, mailbox, create=False)
-    states = StateFile(place)
+    states = MailStates(place, SystemClock())
     mail = stored_mail(_folders(place, folder), states)
     kind = kind or ("mbox" if target.suffix.lower() == ".mbox" else "eml")
     write = {"eml": export_eml, "mbox": export_mbox, "maildir": export_maildir}[kind]

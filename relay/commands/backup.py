@@ -269,7 +269,7 @@ class _Copy:
         if source.is_file():
             found = list(state_faults(source))
             try:
-                if source.stat().st_size:  # else SQLite would remove its log
+                if source.stat().st_size:  # else the database would remove its log
                     copy_database(source, self.path(place))
             except DamagedDatabaseError as error:
                 found = found or [str(error)]

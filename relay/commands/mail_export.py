@@ -1,28 +1,37 @@
 """Write the messages of a mailbox as .eml files, an mbox file or a Maildir.
 
 A message is written as `$value` gives it: a draft as MIME. In .eml files and a Maildir every octet
-stays; a message with a state (relay/mailbox/message_state.py) gets X-Relay-Properties as its first
-field, which mail_import reads. mbox has LF line ends, and lines that begin with From get a >
-(mboxrd). A message whose first line ends in a bare CR keeps CRLF there, with its From line:
-mail_import takes the line ends of a message from these two lines. Messages of any size are read in
-blocks. Raises OSError.
+stays. A message with a state (relay/mailbox/message_state.py), or in .eml and mbox with flags, gets
+X-Relay-Properties as its first field, which mail_import reads. mbox has LF line ends, and lines
+that begin with From get a > (mboxrd). A message whose first line ends in a bare CR keeps CRLF
+there, with its From line: mail_import takes the line ends of a message from these two lines.
+Messages of any size are read in blocks. Raises OSError.
 """
 
+import os
 import re
+import shutil
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import reduce
 from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.clock import Clock
 from relay.files import OpenOctets
 from relay.mailbox.folders import list_folders
-from relay.mailbox.index.identity import read_id_claim
+from relay.mailbox.index.consistency import state_ids
+from relay.mailbox.index.mailbox_index import MailboxIndex
+from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.maildir import list_names, open_message
-from relay.mailbox.message_file import MessageName, is_relay_name, parse_name
+from relay.mailbox.message_file import FLAGGED, OTHER, SEEN, MessageName, parse_name
+from relay.mailbox.message_state import united
 from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder
 from relay.message.content import blocks
@@ -32,6 +41,7 @@ FORMATS = ("eml", "mbox", "maildir")
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _RETURN_PATH = re.compile(rb"Return-Path:[ \t]*<([^<>\r\n ]+)>", re.IGNORECASE)
 STATE_FIELD = b"X-Relay-Properties:"
+KEPT_FLAGS = frozenset((SEEN, FLAGGED, OTHER, "R", "P"))  # by an import
 _STATE_LINE = 76
 _LINE_BYTES_MAX = 1 << 20  # of a line that is kept until it is complete
 
@@ -54,27 +64,73 @@ class StoredMail(Struct, frozen=True):
         with open_message(self.path) as file:
             yield from blocks(render(OpenOctets.of(file)))
 
-    def state_field(self, line_end: bytes) -> bytes:
-        """Return the header field with its state, b"" if it has none."""
+    def state_field(self, before: bytes, line_end: bytes, *, with_flags: bool) -> bytes:
+        """Return the field with its flags and its state, b"" if it has none, for the message that
+        begins with `before`.
+        """
+        flags = "".join(sorted(KEPT_FLAGS & set(self.name.flags))) if with_flags else ""
         text = b64encode(self.state)
         lines = [text[at : at + _STATE_LINE] for at in range(0, len(text), _STATE_LINE)]
-        folded = (line_end + b" ").join((STATE_FIELD, *lines))
-        return folded + line_end if lines else b""
+        field = STATE_FIELD + (f" {flags};".encode() if flags else b"")
+        # A field of that name that the message has must not become its state.
+        is_needed = flags or lines or before[: len(STATE_FIELD)].lower() == STATE_FIELD.lower()
+        return (line_end + b" ").join((field, *lines)) + line_end if is_needed else b""
 
-    def with_state(self) -> Iterator[bytes]:
+    def with_state(self, *, with_flags: bool) -> Iterator[bytes]:
         """Yield its MIME behind the field with its state."""
         pieces = self.pieces()
         first = next(pieces, b"")
-        yield self.state_field(b"\r\n" if first.partition(b"\n")[0].endswith(b"\r") else b"\n")
+        line_end = b"\r\n" if first.partition(b"\n")[0].endswith(b"\r") else b"\n"
+        yield self.state_field(first, line_end, with_flags=with_flags)
         yield first
         yield from pieces
 
 
-def stored_mail(folders: Iterable[Folder], states: StateFile | None = None) -> Iterator[StoredMail]:
+class MailStates:
+    """The states of a mailbox's messages, by the ids that its index gives their files.
+
+    It is updated as for a query, also while a relay runs. Where the disk takes none, it is made in
+    memory: then a file has the id in its name, else that of X-Relay-Id if no other file has it.
+    """
+
+    def __init__(self, mailbox: Path, clock: Clock) -> None:
+        self._index = MailboxIndex(mailbox, clock=clock, watcher=InotifyWatcher(watches_max=0))
+        self._copy = TemporaryDirectory()
+        path = self._index.states.path
+        if path.exists() and not (os.access(mailbox, os.W_OK) and os.access(path, os.W_OK)):
+            for name in (path.name, f"{path.name}-wal"):  # it cannot be read there
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(mailbox / name, Path(self._copy.name, name))
+            self._index.states = StateFile(Path(self._copy.name))
+
+    def of_folder(self, folder: Folder) -> Callable[[MessageName], bytes]:
+        """Return what finds the states of its messages. Raises StoreUnavailableError, as it does
+        itself.
+        """
+        if not self._index.states.mark():
+            return lambda _: b""
+        ids = self._index.run(lambda cursor: state_ids(cursor, folder.id))
+
+        def state_of(name: MessageName) -> bytes:  # its flags may have changed, or it is new
+            found = ids.get(name.file_name) or ids.get(name.base_name) or (name.message_id,)
+            return reduce(united, map(self._index.states.find, found))
+
+        return state_of
+
+    def close(self) -> None:
+        """Close the index, and the file with the states."""
+        self._index.close()
+        self._copy.cleanup()
+
+
+def stored_mail(
+    folders: Iterable[Folder], states: MailStates | None = None
+) -> Iterator[StoredMail]:
     """Yield the messages of these folders, the oldest of each first. Raises StoreUnavailableError
     if their states cannot be read.
     """
     for folder in folders:
+        state_of = states.of_folder(folder) if states is not None else lambda _: b""
         found = [
             (name.seconds, name.file_name, StoredMail(folder, directory, name))
             for directory in ("new", "cur")
@@ -82,17 +138,7 @@ def stored_mail(folders: Iterable[Folder], states: StateFile | None = None) -> I
             if (name := parse_name(file_name)) is not None
         ]
         for *_, mail in sorted(found, key=lambda one: one[:2]):
-            yield mail if states is None else replace(mail, state=_state_of(mail, states))
-
-
-def _state_of(mail: StoredMail, states: StateFile) -> bytes:
-    if not states.mark():
-        return b""
-    ids = [mail.name.message_id]
-    if not is_relay_name(mail.name.file_name):  # a mail server may have given the file its name
-        claim = read_id_claim(str(mail.path), mail.name)
-        ids += [claim.message_id] if claim is not None else []
-    return next((state for one in ids if (state := states.find(one))), b"")
+            yield replace(mail, state=state_of(mail.name))
 
 
 def folders_of(mailbox: Path, wanted: str) -> list[Folder]:
@@ -108,7 +154,7 @@ def export_eml(mail: Iterable[StoredMail], target: Path) -> int:
     for one in mail:
         directory = target / _folder_name(one.folder)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / f"{one.name.base_name}.eml", one.with_state())
+        _write(directory / f"{one.name.base_name}.eml", one, is_maildir=False)
         number += 1
     return number
 
@@ -124,11 +170,12 @@ def export_maildir(mail: Iterable[StoredMail], target: Path) -> int:
         if not is_inbox:
             (folder / "maildirfolder").touch()
         base = one.name.base_name
-        flagged = f"{base}:2,{one.name.flags}" if one.directory == "cur" else base
+        is_new = one.directory == "new" and not one.name.flags
+        flagged = f"new/{base}" if is_new else f"cur/{base}:2,{one.name.flags}"
         (folder / "new" / base).unlink(missing_ok=True)
         for other in (folder / "cur").glob(f"{escape(base)}:2,*"):
             other.unlink()
-        _write(folder / one.directory / flagged, one.with_state(), part=folder / "tmp" / base)
+        _write(folder / flagged, one, is_maildir=True)
         number += 1
     return number
 
@@ -149,14 +196,15 @@ def export_mbox(mail: Iterable[StoredMail], target: Path) -> int:
 def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
     rest, line_end = b"", b"\n"
     is_begin = is_line_begin = True
-    for piece in mail.pieces():
+    for piece in filter(None, mail.pieces()):
         if is_begin:
             if piece.partition(b"\n")[0].endswith(b"\r\r"):
                 line_end = b"\r\n"
             found = _RETURN_PATH.match(piece)
             sender = found[1].decode("ascii", "replace") if found else "MAILER-DAEMON"
             at = time.asctime(time.gmtime(mail.name.seconds))
-            yield f"From {sender} {at}".encode() + line_end + mail.state_field(line_end)
+            yield f"From {sender} {at}".encode() + line_end
+            yield mail.state_field(piece, line_end, with_flags=True)
             is_begin = False
         complete, ended, rest = (rest + piece).rpartition(b"\n")
         yield _quoted(complete + ended, line_end, is_line_begin=is_line_begin)
@@ -164,8 +212,9 @@ def _mboxrd(mail: StoredMail) -> Iterator[bytes]:
         if len(rest) > _LINE_BYTES_MAX:
             yield _quoted(rest[:-1], line_end, is_line_begin=is_line_begin)
             is_line_begin, rest = False, rest[-1:]  # perhaps the CR of its end
-    yield _quoted(rest, line_end, is_line_begin=is_line_begin)
-    yield line_end * 2 if rest else line_end
+    if not is_begin:  # a file without octets is no message of an mbox
+        yield _quoted(rest, line_end, is_line_begin=is_line_begin)
+        yield line_end * 2 if rest else line_end
 
 
 def _quoted(lines: bytes, line_end: bytes, *, is_line_begin: bool) -> bytes:
@@ -181,8 +230,12 @@ def _folder_name(folder: Folder) -> str:
     return name[1:] if name.strip(".") else name  # never ".."
 
 
-def _write(path: Path, pieces: Iterable[bytes], *, part: Path | None = None) -> None:
-    part = part or path.with_name(f"{path.name}.part")
+def _write(path: Path, mail: StoredMail, *, is_maildir: bool) -> None:
+    part = path.with_name(f"{path.name}.part")
+    if is_maildir:
+        part = path.parent.with_name("tmp") / mail.name.base_name
     with part.open("wb") as file:
-        file.writelines(pieces)
+        file.writelines(mail.with_state(with_flags=not is_maildir))
+    times = mail.path.stat()  # when it was received
+    os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
     part.replace(path)

@@ -3,8 +3,8 @@
 A message's file is named by the digest of its content, so that a repeated import adds nothing.
 Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
 are read in blocks. A first field X-Relay-Properties, which mail_export writes, becomes the state of
-the message. Raises BadMailError with file and position, StoreUnavailableError and OSError; what was
-imported before stays.
+the message and, unless a Maildir's file name has flags, its flags. Raises BadMailError with file
+and position, StoreUnavailableError and OSError; what was imported before stays.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.commands.mail_export import STATE_FIELD
+from relay.commands.mail_export import KEPT_FLAGS, STATE_FIELD
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import list_names, place, remove, sync_directory
-from relay.mailbox.message_file import FLAGGED, SEEN, parse_name
+from relay.mailbox.message_file import parse_name
 from relay.mailbox.message_state import NO_STATE, STATE_BYTES_MAX, MessageState, decode_state
 from relay.mailbox.state_file import StateFile
+from relay.mailbox.types import StoreUnavailableError
 
 _LINE_BYTES = 64 * 1024  # of a longer line, at once
 _FROM = b"From "
 _QUOTED = re.compile(rb">+From ")
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _OWN_FIELD = b"x-relay-"
-_KEPT_FLAGS = {SEEN, FLAGGED, "R", "P"}
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
 _SHOWN = 60
 _FIELD_BYTES_MAX = 2 * STATE_BYTES_MAX  # in base64, folded
@@ -136,10 +136,14 @@ def _in_maildir(path: Path) -> Iterator[FoundMail]:
             if name.startswith(".") or not file.is_file():
                 continue
             flags = None
-            if directory == "cur":
-                flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
+            if directory == "cur" or ":2," in name:
+                flags = _kept(name.partition(":2,")[2])
             found = file.stat()
             yield FoundMail(file, 0, found.st_size, str(file), _mtime_s(found), flags=flags)
+
+
+def _kept(flags: str) -> str:
+    return "".join(sorted(KEPT_FLAGS & set(flags)))
 
 
 def _mtime_s(found: os.stat_result) -> int:
@@ -182,15 +186,22 @@ class MailImport:
             base_name = f"{mail.at_s}.I{name}.{self._hostname},S={size}"
             parsed = parse_name(base_name)
             assert parsed is not None
-            if (state := _state_in(bytes(field))) != NO_STATE:
+            own_flags, state = _read_field(bytes(field))
+            if state != NO_STATE or self._has_state(parsed.message_id):
                 self._states.write({parsed.message_id: state})
-            is_new = mail.flags is None
-            target = f"new/{base_name}" if is_new else f"cur/{base_name}:2,{mail.flags}"
+            flags = mail.flags if mail.flags is not None else own_flags or None
+            target = f"new/{base_name}" if flags is None else f"cur/{base_name}:2,{flags}"
             place(temporary, self._folder / target)
             self._present.add(name)
             self.imported += 1
         finally:
             remove(temporary)
+
+    def _has_state(self, message_id: str) -> bool:
+        """Return whether the message was here, and was removed within the last 30 days."""
+        with contextlib.suppress(StoreUnavailableError):  # mail without a state needs no such file
+            return self._states.find(message_id) != b""
+        return False
 
     def finish(self) -> None:
         """Make what was added durable. Raises OSError."""
@@ -199,13 +210,17 @@ class MailImport:
             sync_directory(self._folder / directory)
 
 
-def _state_in(field: bytes) -> MessageState:
-    """Return the state in a field; one that cannot be read is dropped as Relay's other fields."""
+def _read_field(field: bytes) -> tuple[str, MessageState]:
+    """Return the flags and the state in a field; a state that cannot be read is dropped as Relay's
+    other fields.
+    """
     if len(field) > _FIELD_BYTES_MAX:
-        return NO_STATE
+        return "", NO_STATE
+    flags, _, text = b"".join(field.partition(b":")[2].split()).rpartition(b";")
+    state = NO_STATE
     with contextlib.suppress(ValueError):
-        return decode_state(b64decode(b"".join(field.partition(b":")[2].split()), validate=True))
-    return NO_STATE
+        state = decode_state(b64decode(text, validate=True))
+    return _kept(flags.decode("ascii", "ignore")), state
 
 
 def _normalized(mail: FoundMail, state: bytearray) -> Iterator[bytes]:

@@ -98,6 +98,45 @@ def test_files_of_other_programs_are_imported(relay: DevProcess, tmp_path: Path)
     assert found["theirs"]["id"] != "0123456789abcdef"
 
 
+def set_state(relay: DevProcess, token: str) -> None:
+    change = {"categories": ["Done"], "isRead": True}
+    for one in relay.messages("inbox", token=token):
+        assert relay.graph("PATCH", f"/me/messages/{one['id']}", change, token=token).status == 200
+
+
+def states(relay: DevProcess, name: str) -> dict[str, tuple[bool, list[str]]]:
+    found = relay.messages("inbox", token=name)
+    return {one["subject"]: (one["isRead"], one["categories"]) for one in found}
+
+
+@pytest.mark.parametrize("kind", ["eml", "mbox", "maildir"])
+def test_states_and_flags_go_with_their_messages(
+    relay: DevProcess, tmp_path: Path, kind: str
+) -> None:
+    source, name = tmp_path / "theirs.eml", f"states-{kind}"
+    source.write_bytes(b"Subject: theirs\r\n\r\nx\r\n")
+    assert imported(relay, name, source) == {"imported": 1, "present": 0}
+    relay.until_final(relay.submit("app@example.test", [f"{name}@example.test"], MAIL[0]))
+    set_state(relay, name)
+    box = relay.mailbox_of(f"{name}@example.test")
+    [theirs] = box.glob("cur/*.I*")
+    [delivered] = box.glob("cur/*.R*")
+    # A mail server has moved the first message, and copied the second one.
+    theirs.rename(box / ".Archive/cur/1700000000.M1P1.imap:2,S")
+    (box / ".Archive/cur/1700000001.M2P2.imap:2,").write_bytes(delivered.read_bytes())
+    done, unset = (True, ["Done"]), (False, [])
+    for folder, expected in (
+        ("archive", {"theirs": done, "plain": unset}),
+        ("inbox", {"plain": done}),
+    ):
+        target = tmp_path / (f"{folder}.mbox" if kind == "mbox" else folder)
+        words = ("--format", kind, "--folder", folder)
+        relay.cli_json("export", f"{name}@example.test", str(target), *words)
+        where = target / ".Archive" if (kind, folder) == ("maildir", "archive") else target
+        imported(relay, f"{name}-{folder}", where)
+        assert states(relay, f"{name}-{folder}") == expected
+
+
 @pytest.mark.parametrize(
     ("octets", "text"),
     [

@@ -1,4 +1,5 @@
-"""Compare a mailbox's index with its files, and rebuild it, for `relay storage verify`.
+"""Compare a mailbox's index with its files, and rebuild it, for `relay storage verify`; and say
+under which ids an export finds states.
 
 It runs in its own process while the relay runs. No index is created where none exists, and no
 directory is watched. Memory grows with the names of one directory, not with the mailbox. Raises
@@ -10,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,15 @@ from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import (
     FLAGGED,
     SEEN,
+    MessageName,
+    id_of_name,
     is_draft_file,
     is_other,
     is_relay_name,
     parse_name,
     received_at_us,
 )
-from relay.mailbox.message_state import flag_of, read_state
+from relay.mailbox.message_state import flag_of, read_state, united
 from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder, StoreUnavailableError
@@ -153,7 +157,7 @@ def _of_directory(
             continue
         for what in _row_faults(cursor, row, columns, folder=folder.folder):
             yield Difference(str(path), what)
-        if states is not None and not _has_right_state(row, states):
+        if states is not None and not _has_right_state(cursor, row, states):
             yield Difference(str(path), f"the index has another state than {STATES}")
         if (columns[-1] or 0) >= HEADER_LEVEL and (full or sample > 0):
             sample -= 1
@@ -205,9 +209,31 @@ def _row_faults(
             yield f"the index has the id {row.message_id}"
 
 
-def _has_right_state(row: IndexedMessage, states: StateFile) -> bool:
+def state_ids(cursor: apsw.Cursor, folder_id: str) -> dict[str, tuple[str, ...]]:
+    """Return the ids that have the states of a folder's messages, by file name and base name."""
+    sql = "SELECT message_id, file_name FROM message JOIN folder ON folder = number WHERE id = ?"
+    by_name, by_base = {}, {}
+    for message_id, file_name in fetch(cursor, sql, (folder_id,)):
+        if name := parse_name(os.fsdecode(file_name)):
+            by_name[name.file_name] = _state_ids(cursor, message_id, name)
+            by_base[name.base_name] = by_name[name.file_name]
+    return by_base | by_name
+
+
+def _state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:
+    """Return a message's id, and that in its file's name unless another message has it."""
+    own_id, sql = id_of_name(name), "SELECT 1 FROM message WHERE message_id = ?"
+    if own_id in ("", message_id) or cursor.execute(sql, (own_id,)).fetchone():
+        return (message_id,)
+    return (message_id, own_id)
+
+
+def _has_right_state(cursor: apsw.Cursor, row: IndexedMessage, states: StateFile) -> bool:
+    name = parse_name(os.fsdecode(row.location.file_name))
+    ids = _state_ids(cursor, row.message_id, name) if name else (row.message_id,)
     try:
-        return states.find(row.message_id) == row.state
+        found = [states.find(one) for one in ids]
+        return row.state in (found[0], reduce(united, found))
     except StoreUnavailableError:
         return True  # the index keeps what it has of a damaged file
 

@@ -1,17 +1,28 @@
 """Mail files and folders with unusual names and lines, as other programs may have left them."""
 
 import os
+from base64 import b64encode
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from relay.clock import SystemClock
 from relay.commands import mail_export
-from relay.commands.mail_export import export_eml, export_maildir, export_mbox, stored_mail
+from relay.commands.mail_export import (
+    MailStates,
+    export_eml,
+    export_maildir,
+    export_mbox,
+    stored_mail,
+)
 from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import list_folders
-from relay.mailbox.message_file import parse_name
+from relay.mailbox.index.consistency import compare
+from relay.mailbox.message_file import delivered_base_name, delivered_id, parse_name
 from relay.mailbox.message_state import MessageState, encode_state
 from relay.mailbox.state_file import StateFile
+from tests.support.disks import read_only
 
 INBOX = ("tmp", "new", "cur")
 
@@ -61,32 +72,167 @@ def test_a_line_of_any_length_is_exported_in_pieces(
 STATE = MessageState(categories=("Größe", "x" * 255), is_complete=True, due_us=5, modified_us=7)
 
 
+def write_state(box: Path, file_name: str, state: MessageState) -> None:
+    name, states = parse_name(file_name), StateFile(box)
+    assert name is not None
+    states.write({name.message_id: state})
+    states.close()
+
+
+def state_of(box: Path, file_name: str) -> bytes:
+    name, states = parse_name(file_name), StateFile(box)
+    assert name is not None
+    try:
+        return states.find(name.message_id)
+    finally:
+        states.close()
+
+
+def exported(box: Path, folder: Path, kind: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    target = folder / ("all.mbox" if kind == "mbox" else "all")
+    write = {"eml": export_eml, "mbox": export_mbox, "maildir": export_maildir}[kind]
+    states = MailStates(box, SystemClock())
+    try:
+        assert write(stored_mail(list_folders(box), states), target)
+    finally:
+        states.close()
+    return target
+
+
+def imported(box: Path, source: Path) -> tuple[int, int]:
+    importing = MailImport(box, box, hostname="host")
+    for mail in find_mail(source):
+        importing.add(mail)
+    importing.finish()
+    return importing.imported, importing.present
+
+
 @pytest.mark.parametrize("content", [b"Subject: x\r\n\r\nx\r\n", b"Subject: x\n\nx\nFrom y\n"])
 @pytest.mark.parametrize("kind", ["eml", "mbox", "maildir"])
 def test_a_state_goes_with_its_message(tmp_path: Path, kind: str, content: bytes) -> None:
     box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
     put(box, "1.a.host:2,S", content)
     put(box, "2.a.host:2,S", b"X-Relay-Properties: e30=\r\n" + content)  # not Relay's
-    states = StateFile(box)
-    name = parse_name("1.a.host:2,S")
-    assert name is not None
-    states.write({name.message_id: STATE})
-    target = tmp_path / ("all.mbox" if kind == "mbox" else "all")
-    write = {"eml": export_eml, "mbox": export_mbox, "maildir": export_maildir}[kind]
-    assert write(stored_mail(list_folders(box), states), target) == 2
-    states.close()
-    importing = MailImport(other, other, hostname="host")
-    for mail in find_mail(target):
-        importing.add(mail)
-    importing.finish()
-    assert (importing.imported, importing.present) == (1, 1)  # the second is the first without it
+    write_state(box, "1.a.host:2,S", STATE)
+    assert imported(other, exported(box, tmp_path, kind)) == (1, 1)  # the second is equal
     [file] = [one for one in other.rglob("*host*") if one.is_file()]
     assert file.read_bytes() == content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    imported = parse_name(file.name)
-    states = StateFile(other)
-    assert imported is not None
-    assert states.find(imported.message_id) == encode_state(STATE)
-    states.close()
+    assert state_of(other, file.name) == encode_state(STATE)
+
+
+@pytest.mark.parametrize("kind", ["eml", "mbox", "maildir", "none"])
+def test_flags_and_times_go_with_their_messages(tmp_path: Path, kind: str) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    names = ["cur/1.a:2,", "cur/2.a:2,S", "cur/3.a:2,FRS", "new/4.a", "new/5.a:2,S", "cur/6.a:2,OS"]
+    for number, name in enumerate(names, start=1):
+        (box / name).write_bytes(b"Subject: %d\r\n\r\nx\r\n" % number)
+        os.utime(box / name, (number, number))
+    write_state(box, "3.a:2,FRS", STATE)
+    source = box if kind == "none" else exported(box, tmp_path, kind)
+    assert imported(other, source) == (6, 0)
+    found = {
+        one.read_bytes()[9:10]: (one.name.partition(":2,")[2], one.stat().st_mtime)
+        for one in other.rglob("*host*")
+    }
+    assert found == {
+        b"%d" % at: (name.partition(":2,")[2], at) for at, name in enumerate(names, start=1)
+    }
+    [flagged] = other.rglob("*FRS")
+    assert state_of(other, flagged.name) == (b"" if kind == "none" else encode_state(STATE))
+
+
+def test_a_file_without_octets_adds_none_to_the_message_before_it(tmp_path: Path) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    put(box, "1.a.host:2,")
+    put(box, "2.a.host:2,", b"")
+    assert imported(other, exported(box, tmp_path, "mbox")) == (1, 0)
+    [file] = other.rglob("*host*")
+    assert file.read_bytes() == (box / "cur/1.a.host:2,").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["eml", "mbox", "maildir"])
+def test_a_field_of_the_message_itself_does_not_become_its_state(tmp_path: Path, kind: str) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    field = b"x-relay-properties: S;" + b64encode(encode_state(STATE))
+    put(box, "1.a.host:2,", field + b"\r\nSubject: x\r\n\r\nx\r\n")
+    assert imported(other, exported(box, tmp_path, kind)) == (1, 0)
+    assert not (other / "relay-properties").exists()
+    assert [*other.rglob("*:2,S")] == []
+
+
+def test_a_message_that_comes_back_without_a_state_has_none(tmp_path: Path) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    put(box, "1.a.host:2,")
+    os.utime(box / "cur/1.a.host:2,", (5, 5))
+    before = exported(box, tmp_path / "before", "eml")
+    write_state(box, "1.a.host:2,", STATE)
+    after = exported(box, tmp_path / "after", "eml")
+    for source, state in ((after, encode_state(STATE)), (before, b"")):
+        assert imported(other, source) == (1, 0)
+        [file] = other.rglob("*host*")
+        assert state_of(other, file.name) == state
+        file.unlink()
+    (other / "relay-properties").write_bytes(b"no database " * 500)
+    assert imported(other, before) == (1, 0)  # mail without a state needs none
+
+
+DELIVERED, MOVED = delivered_base_name("0123456789abcdef.1", hostname="h"), "1700000000.M1P1.imap"
+MAIL = f"X-Relay-Id: {delivered_id('0123456789abcdef.1')}\r\nSubject: x\r\n\r\nx\r\n".encode()
+DAMAGE = {
+    "current": lambda _box: None,
+    "missing": lambda box: (box / "relay-index").unlink(),
+    "damaged": lambda box: (box / "relay-index").write_bytes(b"no database " * 500),
+}
+
+
+@pytest.mark.parametrize("index", DAMAGE)
+@pytest.mark.parametrize("is_read_only", [False, True])
+def test_a_copy_by_a_mail_server_has_no_state_and_a_moved_message_its_own(
+    tmp_path: Path, index: str, *, is_read_only: bool
+) -> None:
+    copied, moved = maildir(tmp_path / "copied"), maildir(tmp_path / "moved")
+    for box in (copied, moved):
+        put(box, DELIVERED + ":2,S", MAIL)
+        write_state(box, DELIVERED, STATE)
+        exported(box, tmp_path / "first", "eml")  # its index is current
+        (maildir(box / ".Archive") / f"cur/{MOVED}:2,S").write_bytes(MAIL)
+    (moved / f"cur/{DELIVERED}:2,S").unlink()
+    for box, expected in ((copied, {"INBOX"}), (moved, {"Archive"})):
+        DAMAGE[index](box)
+        with read_only(box) if is_read_only else nullcontext():
+            target = exported(box, tmp_path / f"from-{box.name}", "eml")
+        found = {
+            one for one in target.rglob("*.eml") if b"Properties: S;\r\n ey" in one.read_bytes()
+        }
+        assert {one.parent.name for one in found} == expected
+
+
+def test_a_copy_that_became_the_message_has_both_states(tmp_path: Path) -> None:
+    box, other = maildir(tmp_path / "box"), maildir(tmp_path / "other")
+    put(box, f"{MOVED}:2,S", MAIL)  # the index that is built gives it the id that it claims
+    write_state(box, DELIVERED, MessageState(importance="high", modified_us=5))
+    write_state(box, f"{MOVED}:2,S", MessageState(is_other=True, modified_us=6))
+    assert imported(other, exported(box, tmp_path / "out", "eml")) == (1, 0)
+    [file] = other.rglob("*host*")
+    expected = MessageState(importance="high", is_other=True, modified_us=6)
+    assert state_of(other, file.name) == encode_state(expected)
+    assert compare(box, SystemClock(), full=True) == set()
+
+
+def test_a_message_of_another_program_that_a_mail_server_moved_has_its_state(
+    tmp_path: Path,
+) -> None:
+    box = maildir(tmp_path / "box")
+    put(box, "1600000000.M1.h:2,")
+    write_state(box, "1600000000.M1.h:2,", STATE)
+    exported(box, tmp_path / "before", "eml")
+    (maildir(box / ".Archive") / f"cur/{MOVED}:2,").hardlink_to(box / "cur/1600000000.M1.h:2,")
+    (box / "cur/1600000000.M1.h:2,").unlink()
+    other = maildir(tmp_path / "other")
+    assert imported(other, exported(box, tmp_path / "after", "eml")) == (1, 0)
+    [file] = other.rglob("*host*")
+    assert state_of(other, file.name) == encode_state(STATE)
 
 
 @pytest.mark.parametrize(
