@@ -17,6 +17,7 @@ from relay.graph.json_values import (
     read_header_text,
     read_object,
 )
+from relay.http.errors import ApiError
 from relay.mailbox.message_state import FollowUpFlag
 from relay.message.time_zones import time_zone
 
@@ -64,26 +65,30 @@ def changed_flag(
     before: FollowUpFlag, given: Mapping[str, Any], *, now_us: int, path: str = "flag"
 ) -> FollowUpFlag:
     """Return a flag after a change by the fields that read_flag() returned. Raises ApiError 400."""
-    # A program that changes the status sends the dates back as they were shown.
-    given = {name: value for name, value in given.items() if value != getattr(before, name)}
     status = given.get("status", before.status)
     dates = {field: given.get(field, getattr(before, field)) for field in _DATES.values()}
     start_us, due_us, completed_us = dates.values()
     if status == "notFlagged":
-        if dated := next((name for name, field in _DATES.items() if given.get(field)), ""):
-            expected = "no date, or flagStatus flagged or complete"
-            raise invalid_value(f"{path}.{dated}", "a date of a message without a flag", expected)
+        dates_given = (name for name, field in _DATES.items() if given.get(field) is not None)
+        if dated := next(dates_given, ""):
+            raise _contradiction(f"{path}.{dated}", "no date, or flagStatus flagged or complete")
         return FollowUpFlag()
     if due_us is not None and start_us is None:
-        raise missing_property(f"{path}.startDateTime (a flag with dueDateTime needs it)")
+        raise _contradiction(f"{path}.dueDateTime", "startDateTime as well")
     if due_us is not None and start_us is not None and start_us > due_us:
-        raise invalid_value(f"{path}.startDateTime", rfc3339(start_us), "at most dueDateTime")
+        raise _contradiction(f"{path}.startDateTime", "a time at most that of dueDateTime")
     if status == "complete":
-        return FollowUpFlag(status, start_us, due_us, completed_us or now_us - now_us % _SECOND_US)
+        if completed_us is None:
+            completed_us = now_us - now_us % _SECOND_US
+        return FollowUpFlag(status, start_us, due_us, completed_us)
     if given.get("completed_us") is not None:
-        found = "a date of a flag that is not complete"
-        raise invalid_value(f"{path}.completedDateTime", found, "flagStatus complete")
+        raise _contradiction(f"{path}.completedDateTime", "flagStatus complete")
     return FollowUpFlag(status, start_us, due_us)
+
+
+def _contradiction(path: str, expected: str) -> ApiError:
+    """Return Exchange's error for a flag whose values cannot be together (MS-OXWSCORE 2.2.4.23)."""
+    return ApiError(400, "ErrorInvalidArgument", f"{path}: expected {expected}.")
 
 
 def _time_us(value: object, path: str) -> int | None:
