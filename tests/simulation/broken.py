@@ -46,11 +46,12 @@ from relay.spool.common import (
     queue_admin,
     queue_decisions,
     queued_entries,
+    shared_maintenance,
 )
 from relay.spool.common.queue_admin import SpoolQueueAdmin
 from relay.spool.queue_commands import Operation
-from relay.spool.sqlite import maintenance, transactions, writer
 from relay.spool.sqlite import spool as spool_module
+from relay.spool.sqlite import transactions, writer
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
@@ -288,18 +289,19 @@ def _nothing(_original: Any) -> Any:
 
 
 def _keys_with_history(_original: Any) -> Any:
-    def prune_keys(cursor: Any, _now_us: int) -> int:
-        cursor.execute(
-            "DELETE FROM submission WHERE NOT EXISTS"
-            " (SELECT 1 FROM message WHERE message.id = submission.message_id)"
+    def prune_keys(transaction: Any, _now_us: int) -> int:
+        return int(
+            transaction.execute(
+                "DELETE FROM submission WHERE NOT EXISTS"
+                " (SELECT 1 FROM message WHERE message.id = submission.message_id)"
+            )
         )
-        return int(cursor.connection.changes())
 
     return prune_keys
 
 
 def _keys_end_early(original: Any) -> Any:
-    return lambda cursor, now_us: original(cursor, now_us + 3600 * 1_000_000)
+    return lambda one, now_us: original(one, now_us + 3600 * 1_000_000)
 
 
 def _held_without_end(original: Any) -> Any:
@@ -532,7 +534,7 @@ BROKEN = (
     ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
-    Broken("keys end with history", _instead(maintenance, "prune_keys", _keys_with_history), "invariant 7"),
+    Broken("keys end with history", _instead(shared_maintenance, "prune_keys", _keys_with_history), "invariant 7"),
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
     Broken("a failed commit is not written over", _instead(WriteAheadLog, "confirm_writable", _not_written_over), "invariant 1", where=conditions.unsyncable),
@@ -600,7 +602,7 @@ BROKEN = (
     Broken("a slow transaction keeps its place", _instead(ConcurrencyLimit, "_slow", _nothing), "slow transactions", where=conditions.crowds),
     Broken("a slow transaction wakes nobody", _instead(Site, "_watch_limit", _nothing), "slow transactions", where=conditions.crowds),
     Broken("a refused connection is the last one", _instead(ConcurrencyLimit, "full_at", _full_for_ever), "slow transactions", where=conditions.crowds),
-    Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
+    Broken("keys end early", _instead(shared_maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
     Broken("each alias sends a copy", _instead(acceptance, "expand_recipients", _once_for_each_alias), "has 2 recipients", where=conditions.aliased),
     Broken(
         "forwarded in the name of others", _instead(Forwarder, "sender_of", lambda _: lambda *_: ""),

@@ -1,4 +1,4 @@
-"""The rows of a new message; pure, so that every engine writes the same ones."""
+"""The rows of a new message, so that every engine writes the same ones."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from relay.message.content import size_of
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.common.rows import ACCEPTED_COUNTER, recipient_row
+from relay.spool.tables import Tables
 from relay.spool.types import (
     FIRST_EPOCH,
     NEVER_US,
@@ -59,6 +60,12 @@ class AcceptedRows(Struct, frozen=True):
     recipients: Sequence[tuple[Any, ...]]  # recipient_row()
     counts: Counter[str]  # by how much counters change, but that of holds
     claims: Sequence[Claim]  # of the entries that are claimed
+
+
+def accepted_as(tables: Tables, submission_key: str) -> str:
+    """Spool.accepted_as."""
+    known = tables.fetch_one("SELECT message_id FROM submission WHERE key = ?", (submission_key,))
+    return str(known[0]) if known else ""
 
 
 def used_contents(message: NewMessage) -> Collection[int]:

@@ -1,6 +1,6 @@
 """What an engine supplies so that operators can list and change its queue."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from relay.message.content import Content
@@ -10,6 +10,22 @@ from relay.spool.types import Claim, ContentKey, Key, NewMessage
 T = TypeVar("T")
 StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
+
+
+class RunQuery(Protocol):
+    """Runs a query of the engine."""
+
+    def __call__(self, query: Callable[[Tables], T], /) -> Awaitable[T]:
+        """Return what it returns. Raises SpoolError."""
+        ...
+
+
+class RunOperation(Protocol):
+    """Runs an operation of the engine in a transaction."""
+
+    def __call__(self, operation: Callable[[OpenTransaction], T], /) -> Awaitable[T]:
+        """Return what it returns, after the commit. Raises SpoolError."""
+        ...
 
 
 class QueueEngine(Protocol):

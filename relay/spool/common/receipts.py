@@ -4,20 +4,20 @@ Settlements add them, and acceptances of notifications end them (transactions.py
 with each of these, so that who has them in memory reads them again only when needed.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec.structs import asdict
 
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
+from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.rows import json_text
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import Selector, SentReceipt
 
-T = TypeVar("T")
 TOTAL_MAX = 50_000  # later requests are not recorded
 RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
 _OWED = (
@@ -43,33 +43,14 @@ _CHANGES = {
 }
 
 
-class RunQuery(Protocol):
-    """Runs a query of the engine."""
-
-    def __call__(self, query: Callable[[Tables], T], /) -> Awaitable[T]:
-        """Return what it returns. Raises SpoolError."""
-        ...
-
-
-class RunOperation(Protocol):
-    """Runs an operation of the engine in a transaction."""
-
-    def __call__(self, operation: Callable[[OpenTransaction], T], /) -> Awaitable[T]:
-        """Return what it returns, after the commit. Raises SpoolError."""
-        ...
-
-
 class ReceiptRecords:
     """A ReceiptLedger."""
 
-    def __init__(
-        self, *, read: RunQuery, change: RunOperation, store: Callable[[], int] = lambda: 0
-    ) -> None:
+    def __init__(self, engine: QueueEngine, *, store: Callable[[], int]) -> None:
         """`store` returns the number of the mail root whose mailboxes owe what is returned: those
         of another one are watched by the node that has it.
         """
-        self._read = read
-        self._change = change
+        self._engine = engine
         self._store = store
         self.count = 0  # how many are owed, held ones included
         self.version = 0
@@ -91,8 +72,8 @@ class ReceiptRecords:
 
     async def owed(self) -> Sequence[OwedReceipt]:
         """ReceiptLedger.owed."""
-        rows = await self._read(lambda tables: tables.fetch(_OWED))
-        self.count = await self._read(count_receipts)
+        rows = await self._engine.read(lambda tables: tables.fetch(_OWED))
+        self.count = await self._engine.read(count_receipts)
         return self._own(rows)
 
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
@@ -105,30 +86,32 @@ class ReceiptRecords:
         found: list[Any] = []
         for start in range(0, len(copy_ids), _AT_ONCE):
             some = copy_ids[start : start + _AT_ONCE]
-            found += await self._read(partial(_of_copies, mailbox=mailbox, copy_ids=some))
+            found += await self._engine.read(partial(_of_copies, mailbox=mailbox, copy_ids=some))
         return self._own(found)
 
     async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
         """ReceiptLedger.request."""
         sql = "SELECT request FROM owed_receipt WHERE message_id = ? AND number = ?"
-        row = await self._read(lambda tables: tables.fetch_one(sql, key))
+        row = await self._engine.read(lambda tables: tables.fetch_one(sql, key))
         return None if row is None else msgspec.json.decode(row[0], type=ReceiptRequest)
 
     async def moved(self, key: ReceiptKey, folder: str) -> None:
         """ReceiptLedger.moved."""
         sql = "UPDATE owed_receipt SET folder = ? WHERE message_id = ? AND number = ?"
-        await self._change(lambda transaction: transaction.execute_each(sql, [(folder, *key)]))
+        await self._engine.change(
+            lambda transaction: transaction.execute_each(sql, [(folder, *key)])
+        )
 
     async def end(self, keys: Sequence[ReceiptKey]) -> None:
         """ReceiptLedger.end."""
         sql = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
-        await self._change(lambda transaction: transaction.execute_each(sql, keys))
+        await self._engine.change(lambda transaction: transaction.execute_each(sql, keys))
         self.version += 1
 
     async def prune(self, before_us: int) -> None:
         """ReceiptLedger.prune."""
         sql = "DELETE FROM owed_receipt WHERE owed_us < ? AND state = 'owed'"
-        await self._change(lambda transaction: transaction.execute_each(sql, [(before_us,)]))
+        await self._engine.change(lambda transaction: transaction.execute_each(sql, [(before_us,)]))
         self.version += 1
 
     async def follow(self, command: QueueCommand) -> None:
@@ -141,7 +124,7 @@ class ReceiptRecords:
         if command.operation is Operation.HOLD and command.backed_up_us is not None:
             sql = "UPDATE owed_receipt SET state = 'held' WHERE state = 'owed'"
         if sql is not None:
-            await self._change(lambda transaction: transaction.execute_each(sql, [()]))
+            await self._engine.change(lambda transaction: transaction.execute_each(sql, [()]))
             self.version += 1
 
 

@@ -88,7 +88,7 @@ class _IndexScan(Struct, frozen=True):
 
 
 _CLAIMED = _IndexScan("entry_claimed", "claimed = 1", "message_id, number", ("", 0), (_LAST_ID, 0))
-_SCANS = (
+SCANS = (
     _CLAIMED,
     *(
         _IndexScan(
@@ -111,7 +111,7 @@ WHOLE = (_IndexScan("entry_key", "true", "message_id, number", ("", 0), (_LAST_I
 class QueueCounter:
     """A count in steps: call step() until it returns False, and end() in any case."""
 
-    scans: Sequence[_IndexScan] = _SCANS  # that find each live entry once
+    scans: Sequence[_IndexScan] = SCANS  # that find each live entry once
 
     entries: Counter[str] = field(default_factory=Counter)  # by state
     recipients: int = 0  # that are not final

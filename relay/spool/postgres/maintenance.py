@@ -1,48 +1,23 @@
-"""Maintain the spool: take over from a dead owner, prune history, sweep bodies, count.
-
-Each step is one small transaction, so that mail does not wait for it. What is pruned is what the
-SQLite engine prunes: a message without a live entry and without a live recipient.
-
-See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
-"""
+"""Maintain the spool on PostgreSQL: how much it holds, and mail of stores that no node holds."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from msgspec import Struct
-from msgspec.structs import asdict
-
-from relay.clock import Clock, first_id_after, wall_offset_us
+from relay.clock import Clock
 from relay.spool.common import stats
 from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
-from relay.spool.engine import Retention
+from relay.spool.common.shared_maintenance import SharedMaintenance
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import claim_keys, take_over
 from relay.spool.postgres.nodes import node_list
-from relay.spool.postgres.tables import ConnectionTables, ReadConnection
+from relay.spool.postgres.tables import ReadConnection
 from relay.spool.postgres.unheld_stores import UnheldStores
-from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.types import Claim, DueBatch, QueueCounts, SpoolUnavailableError
+from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.types import Claim, DueBatch
 
-AT_ONCE = 200
-_STEPS_AT_ONCE = 50  # calls of prune() in one request
-_COUNT_S_MAX = 30.0
-_FRESH_US = 3600 * 1_000_000  # of history that is kept even where the database is too large
-# OFFSET 0: it is looked for by the key of each message; no table is read as a whole.
-_IS_IN_QUEUE = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id OFFSET 0)"
-_HAS_LIVE = (
-    "EXISTS (SELECT 1 FROM recipient r"
-    f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} OFFSET 0)"
-)
-_PRUNABLE = (
-    f"SELECT id, received_us < ? AND NOT {_IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
-    " FROM message m WHERE id > ? AND id < ? ORDER BY id LIMIT ?"
-)
-_COUNT = (
-    f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
-    f" FROM message m WHERE id < ? AND received_us < ? AND NOT {_IS_IN_QUEUE}"
-)
+T = TypeVar("T")
 # Of what a table holds, without the room of dead rows: as many rows as there are, each as large as
 # the newest ones, with their share of the indexes.
 _BYTES = (
@@ -70,16 +45,16 @@ _REMOVED = (
 )
 
 
-class Removable(Struct, frozen=True):
-    """What prune() would remove; `kept` are old messages that stay because an entry was lost."""
-
-    messages: int
-    submissions: int
-    kept: int
-
-
-class PostgresMaintenance:
+class PostgresMaintenance(SharedMaintenance):
     """A SpoolMaintenance."""
+
+    # OFFSET 0: it is looked for by the key of each message; no table is read as a whole.
+    is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id OFFSET 0)"
+    has_live = (
+        "EXISTS (SELECT 1 FROM recipient r"
+        f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} OFFSET 0)"
+    )
+    scans = stats.WHOLE
 
     def __init__(
         self,
@@ -90,25 +65,23 @@ class PostgresMaintenance:
         counting: ReadConnection,
         clock: Clock,
     ) -> None:
+        super().__init__(
+            read=queries.read, count=counting.read, change=self._counted_change, clock=clock
+        )
         self._writer = writer
         self._bodies = bodies
-        self._queries = queries
-        self._counting = counting
-        self._clock = clock
         self.unheld = UnheldStores()
-        self._pruned_to = ""
-        self._unaccounted: int | None = None
 
-    async def take_over(self) -> int:
-        """Release the claims of earlier owners; return their number."""
-        now_us, at_us = self._clock.queue_us(), self._clock.time_us()
-        released = 0
-        while number := await self._writer.submit(
-            lambda transaction: take_over(transaction, now_us=now_us, at_us=at_us),
-            alone=True,
-        ):
-            released += number
-        return released
+    async def _counted_change(self, operation: Operation[T]) -> T:
+        def change(transaction: WriteTransaction) -> T:
+            transaction.fetch(_COUNT_ROWS_NOW)
+            return operation(transaction)
+
+        return await self._writer.submit(change, alone=True)
+
+    def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
+        """SharedMaintenance.take_over_some."""
+        return take_over(transaction, now_us=now_us, at_us=at_us)
 
     @property
     def unheld_stores(self) -> Sequence[str]:
@@ -129,111 +102,33 @@ class PostgresMaintenance:
 
         return (await self._writer.submit(claim, leased=True, alone=True)).claims
 
-    async def prune(self, keep: Retention) -> int:
-        """SpoolMaintenance.prune. Time that is in doubt makes nothing old."""
-        now_us, offset_us = self._clock.confirmed_us(), wall_offset_us(self._clock)
-        before_us = now_us - int(keep.age_s * 1_000_000)
-        keys = await self._writer.submit(lambda one: _prune_keys(one, now_us), alone=True)
-        if keep.size_bytes and await self._queries.read(_used_bytes) > keep.size_bytes:
-            before_us = max(before_us, now_us - _FRESH_US)
-        end = first_id_after(before_us + max(0, offset_us))
-
-        def prune_some(transaction: WriteTransaction) -> int:
-            return self._prune(transaction, before_us, end)
-
-        while True:
-            messages = await self._writer.submit(prune_some, alone=True)
-            if messages or keys or not self._pruned_to:
-                return messages + keys
-
-    async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
-        """SpoolMaintenance.prune_many."""
-        if dry_run:
-            now_us, offset_us = self._clock.confirmed_us(), wall_offset_us(self._clock)
-            before_us = now_us - int(age_s * 1_000_000)
-            end = first_id_after(before_us + max(0, offset_us))
-            would = await self._queries.read(
-                lambda one: _removable(one, before_us, now_us=now_us, end=end)
-            )
-            return asdict(would) | {"ended": True}
-        for _ in range(_STEPS_AT_ONCE):
-            if not await self.prune(Retention(age_s)):
-                return {"ended": True}
-        return {"ended": False}
-
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
         return await self._bodies.sweep()
 
-    async def counts(self) -> QueueCounts:
-        """Count entries and unaccounted recipients. Raises SpoolUnavailableError when this takes so
-        long that the snapshot would keep the server from removing dead rows.
-        """
-        count = stats.QueueCounter(stats.WHOLE)
-        deadline_s = self._clock.real_s() + _COUNT_S_MAX
-        try:
-            while await self._counting.read(count.step):
-                if self._clock.real_s() > deadline_s:
-                    raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
-        finally:
-            await self._counting.read(count.end)
-        if count.snapshots > 1:
-            raise SpoolUnavailableError("the count was cut off")
-        counts = count.result()
-        self._unaccounted = counts.unaccounted
-        return counts
+    def used_bytes(self, tables: Tables) -> int:
+        """SharedMaintenance.used_bytes."""
+        parts = (
+            tables.fetch_one(_BYTES.format(table=table, key=key, size=size))
+            for table, (key, size) in _TABLES.items()
+        )
+        return sum(int(one[0]) for one in parts)
+
+    def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
+        """SharedMaintenance.remove_rows."""
+        where, values = transaction.among("message_id", queue_ids)
+        events = (
+            f"SELECT sequence FROM event WHERE {where} OFFSET 0"  # not by the index of sequences
+        )
+        (last,) = transaction.fetch_one(f"SELECT max(sequence) FROM ({events}) AS removed", values)
+        if last is not None:
+            transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
+        for table in ("recipient", "event", "content"):
+            transaction.execute(f"DELETE FROM {table} WHERE {where}", values)
+        where, values = transaction.among("id", queue_ids)
+        transaction.execute(f"DELETE FROM message WHERE {where}", values)
 
     async def stats(self) -> dict[str, Any]:
-        """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
-        if self._unaccounted is None:
-            await self.counts()
-        now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
-        figures = await self._queries.read(
-            lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
-        )
-        nodes = await self._queries.read(lambda one: node_list(one, self._writer.incarnation))
-        return figures | {"unaccounted": self._unaccounted, "nodes": nodes}
-
-    def _prune(self, transaction: WriteTransaction, before_us: int, end: str) -> int:
-        """Remove the finished messages of a slice; return their number."""
-        rows = transaction.fetch(_PRUNABLE, (before_us, self._pruned_to, end, AT_ONCE))
-        self._pruned_to = rows[-1][0] if len(rows) == AT_ONCE else ""
-        ids = [row[0] for row in rows if row[1]]
-        transaction.fetch(_COUNT_ROWS_NOW)
-        _remove_messages(transaction, ids)
-        return len(ids)
-
-
-def _remove_messages(transaction: WriteTransaction, ids: Sequence[str]) -> None:
-    where, values = transaction.among("message_id", ids)
-    events = f"SELECT sequence FROM event WHERE {where} OFFSET 0"  # not by the index of sequences
-    (last,) = transaction.fetch_one(f"SELECT max(sequence) FROM ({events}) AS removed", values)
-    if last is not None:
-        transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
-    for table in ("recipient", "event", "content"):
-        transaction.execute(f"DELETE FROM {table} WHERE {where}", values)
-    where, values = transaction.among("id", ids)
-    transaction.execute(f"DELETE FROM message WHERE {where}", values)
-
-
-def _prune_keys(transaction: WriteTransaction, now_us: int) -> int:
-    """Remove some expired submission keys; return how many."""
-    transaction.fetch(_COUNT_ROWS_NOW)
-    sql = "SELECT key FROM submission WHERE expires_us < ? ORDER BY expires_us LIMIT ?"
-    keys = [key for (key,) in transaction.fetch(sql, (now_us, AT_ONCE))]
-    where, values = transaction.among("key", keys)
-    return transaction.execute(f"DELETE FROM submission WHERE {where}", values)
-
-
-def _removable(tables: ConnectionTables, before_us: int, *, now_us: int, end: str) -> Removable:
-    finished, kept = tables.fetch_one(_COUNT, (end, before_us))
-    (keys,) = tables.fetch_one("SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
-    return Removable(finished - kept, keys, kept)
-
-
-def _used_bytes(tables: ConnectionTables) -> int:
-    parts = (
-        tables.fetch_one(_BYTES.format(table=table, key=key, size=size))
-        for table, (key, size) in _TABLES.items()
-    )
-    return sum(int(one[0]) for one in parts)
+        """The JSON of `queue stats`, with the nodes."""
+        nodes = await self._read(lambda one: node_list(one, self._writer.incarnation))
+        return await super().stats() | {"nodes": nodes}

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from relay.clock import rfc3339
 from relay.observe.logs import get_logger
 from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.tables import Tables
 from relay.spool.types import NodeNameError, SpoolInUseError, SpoolUnavailableError
 
 BEAT_S = 5.0
@@ -187,7 +188,7 @@ def read_nodes(tables: ConnectionTables) -> list[NodeRow]:
     ]  # fmt: skip
 
 
-def node_list(tables: ConnectionTables, own: int) -> list[dict[str, Any]]:
+def node_list(tables: Tables, own: int) -> list[dict[str, Any]]:
     """Return the nodes of `queue stats`, by name: of those that do not live only the newest. The
     age of a beat, which is only shown, is by the clock of the server.
     """

@@ -8,40 +8,35 @@ import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from relay import __version__
-from relay.clock import Clock, advanced_us, boot_s, wall_offset_us
+from relay.clock import Clock, boot_s
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import replace_file
 from relay.journeys.document import Journey
-from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
-from relay.journeys.message_search import FoundMessage, MessageSearch
-from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
+from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
 from relay.message.content import Content, memory_part
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.pressure import UNKNOWN_DISK, Disk
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.common import mail_roots, message_list, queries, recorded_events
+from relay.spool.common import queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.claim_changes import late_recipients
-from relay.spool.common.queue_admin import SpoolQueueAdmin
-from relay.spool.common.receipts import ReceiptRecords, count_receipts
+from relay.spool.common.receipts import count_receipts
 from relay.spool.common.rows import SEQUENCE_BASE
+from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.engine import News, RecordedRoot
 from relay.spool.postgres import transactions
-from relay.spool.postgres.agreement import AgreedParts
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
-from relay.spool.postgres.claims import claim_due, next_due_us, release_claims
+from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
 from relay.spool.postgres.final_events import FinalEvents
 from relay.spool.postgres.keeper import NodeKeeper
 from relay.spool.postgres.maintenance import PostgresMaintenance
 from relay.spool.postgres.nodes import NodeIdentity, place_of
-from relay.spool.postgres.queue_engine import PostgresQueueEngine
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies
@@ -49,11 +44,11 @@ from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WAITING_MAX, WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.tables import Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,
     Claim,
-    ClaimedRecipient,
     ContentKey,
     DueBatch,
     DueQuery,
@@ -68,7 +63,6 @@ from relay.spool.types import (
     SpoolUnavailableError,
 )
 
-_SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
 _HOME_FILE = "spool-owner"
 _BODIES = "bodies"
 _AGAIN_S = 1.0
@@ -78,8 +72,27 @@ _KEPT = (
     " JOIN content c ON c.message_id = e.message_id AND c.number = e.content_id"
     " WHERE {} ORDER BY e.message_id, e.number DESC"
 )
-_RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
 _OTHER_ROOT = "SELECT 1 FROM mail_root WHERE store <> ? AND id <> ''"
+_ENDED = "WHERE message_id = ? AND number = ? AND state = 'final'"
+_DROP = (
+    "DELETE FROM content c WHERE message_id = ? AND number = ? AND NOT EXISTS (SELECT FROM entry e"
+    " WHERE e.message_id = c.message_id AND e.content_id = c.number) RETURNING body"
+)
+_STORE = "SELECT coalesce(max(store), 0) FROM entry WHERE message_id = ?"
+_ELSEWHERE = (
+    "SELECT e.message_id, e.number, coalesce(n.name, 'a node that is gone') FROM entry e"
+    " LEFT JOIN node n ON n.incarnation = e.owner"
+    " WHERE e.message_id = ? AND e.number = ? AND e.claimed = 1 AND e.owner <> ?"
+)
+_OTHER_NODES = (
+    "SELECT name FROM node WHERE state = 'alive' AND incarnation <> ? ORDER BY name LIMIT 100"
+)
+# A command may have given live entries another next hop.
+_NEXT_HOPS = (
+    "UPDATE recipient r SET next_hop = e.next_hop FROM entry e WHERE e.message_id = r.message_id"
+    " AND e.number = r.entry AND r.message_id = ? AND r.next_hop <> e.next_hop"
+)
+T = TypeVar("T")
 _log = get_logger("spool")
 
 
@@ -103,7 +116,7 @@ def open_engine(
     place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(
         place, clock=clock, crash=crash, metrics=metrics,
-        submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
+        submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
     )  # fmt: skip
 
@@ -118,8 +131,10 @@ class SpoolPlace(Struct, frozen=True):
     directory: Path
 
 
-class PostgresSpool:
+class PostgresSpool(SharedSpool):
     """A SpoolEngine."""
+
+    maintenance: PostgresMaintenance
 
     def __init__(
         self,
@@ -132,18 +147,13 @@ class PostgresSpool:
         captured: CapturedMail,
         elapsed_s: Callable[[], float] = boot_s,
     ) -> None:
-        """`submission_keep_s` is how long a submission key is remembered after its first use,
-        `captured` what happens to captured mail. Leases are counted by `elapsed_s`.
-        """
+        """See SharedSpool. Leases are counted by `elapsed_s`."""
+        super().__init__(
+            clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured,
+            store=lambda: self._writer.stores.own,
+        )  # fmt: skip
         options = self._options = place.options
-        self._clock = clock
         self._crash = crash
-        self._metrics = metrics
-        self._submission_keep_us = int(submission_keep_s * 1_000_000)
-        self._captured = captured
-        self.on_lost: Callable[[SpoolError], None] = lambda _: None
-        self.on_news: Callable[[News], None] = lambda _: None
-        self.agreed: AgreedParts = dict
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(
             options, place.directory,
@@ -163,23 +173,12 @@ class PostgresSpool:
         self.maintenance = PostgresMaintenance(
             self._writer, self._bodies, queries=self._queries, counting=self._counting, clock=clock
         )
-        self._engine = PostgresQueueEngine(
-            self._writer, self._queries, self._bodies, captured=captured
-        )
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
             on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
             unheld=self.maintenance.unheld,
         )  # fmt: skip
         self._final_events = FinalEvents()
-        self.receipts = ReceiptRecords(
-            read=self._engine.read, change=self._engine.change,
-            store=lambda: self._writer.stores.own,
-        )  # fmt: skip
-        self.queue_admin = SpoolQueueAdmin(
-            self._engine, follow=self._follow, clock=clock, metrics=metrics,
-            shown_times=self._shown_times,
-        )  # fmt: skip
 
     def _lost(self, error: SpoolError) -> None:
         self._fault = str(error)
@@ -214,7 +213,7 @@ class PostgresSpool:
         return taken_over
 
     async def _follow(self, command: QueueCommand) -> None:
-        await self.receipts.follow(command)
+        await super()._follow(command)
         self._keeper.tell(News.RECORDED | News.DUE)
 
     def _agreed(self) -> Mapping[str, str]:
@@ -262,29 +261,11 @@ class PostgresSpool:
     def close(self) -> None:
         """SpoolEngine.close: nothing was connected."""
 
-    async def mail_root(self, store: str) -> RecordedRoot:
-        """SpoolEngine.mail_root."""
-
-        def read(tables: ConnectionTables) -> RecordedRoot:
-            found = mail_roots.mail_root(tables, store)
-            if found.id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
-                return found
-            return RecordedRoot("", was_used=False)  # the others were
-
-        return await self._queries.read(read)
-
-    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
-        """SpoolEngine.record_mail_root."""
-        return await self._engine.change(
-            lambda one: mail_roots.record_mail_root(one, store, root_id, instead_of=instead_of)
-        )
-
-    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
-        """SpoolEngine.renew_submission_keys."""
-        until_us = self._clock.queue_us() + self._submission_keep_us
-        values = [(until_us, key) for key in keys]
-        found = await self._engine.change(lambda one: one.fetch_each(_RENEW, values))
-        return frozenset(key for (key,) in found)
+    def _root(self, tables: Tables, store: str) -> RecordedRoot:
+        found = super()._root(tables, store)
+        if found.id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
+            return found
+        return RecordedRoot("", was_used=False)  # the others were
 
     async def accept(
         self,
@@ -298,7 +279,7 @@ class PostgresSpool:
         """Spool.accept."""
         self._check_usable()
         messages = (message, *reports)
-        bodies = await self._store(messages)
+        bodies = await self.store_contents(messages)
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
 
         def write(transaction: WriteTransaction) -> Accepted | None:
@@ -314,13 +295,13 @@ class PostgresSpool:
                 alone=transactions.reads_first(message, receipt) or transactions.has_bodies(bodies),
             )  # fmt: skip
         except KnownKeyError:
-            await self._bodies.discard(bodies)
+            await self.discard(bodies)
             return await self._known(submission_key)
         except BaseException:
-            await self._bodies.discard(bodies)
+            await self.discard(bodies)
             raise
         if accepted is None or accepted.repeated:
-            await self._bodies.discard(bodies)
+            await self.discard(bodies)
         if accepted is None:
             raise HoldsFullError("rules hold as many entries as they may")
         if receipt is not None:
@@ -328,8 +309,7 @@ class PostgresSpool:
         self._keeper.tell(News.RECORDED if accepted.claims else News.RECORDED | News.DUE)
         if not accepted.repeated:
             self._bodies.accepted(bodies)
-            for one in messages:
-                self._metrics.accepted_by(one.facts.source).inc()
+            self._count_accepted(messages)
         return accepted
 
     async def _known(self, submission_key: str) -> Accepted:
@@ -338,16 +318,12 @@ class PostgresSpool:
             raise SpoolUnavailableError("the submission key is being removed")
         return Accepted(queue_id, repeated=True)
 
-    async def accepted_as(self, submission_key: str) -> str:
-        """Spool.accepted_as."""
-        return await self._queries.read(lambda t: transactions.accepted_as(t, submission_key))
-
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Spool.settle."""
         self._check_usable()
-        bodies = await self._store(settlement.reports)
+        bodies = await self.store_contents(settlement.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
             recorded = await self._writer.submit(
@@ -359,26 +335,21 @@ class PostgresSpool:
                 size=_size_of(settlement.reports),
             )  # fmt: skip
         except StaleClaimError:
-            await self._bodies.discard(bodies)
+            await self.discard(bodies)
             return False, ()
         except BaseException:
-            await self._bodies.discard(bodies)
+            await self.discard(bodies)
             raise
         if recorded.owes:
             self.receipts.added()
         self._bodies.accepted(bodies)
-        for report in settlement.reports:
-            self._metrics.accepted_by(report.facts.source).inc()
+        self._count_accepted(settlement.reports)
         self._keeper.tell(News.RECORDED)
         return True, recorded.claims
 
     def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""
         return claim.owner == self._writer.incarnation and self._writer.may_finish()
-
-    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
-        """Spool.late_recipients."""
-        return await self._bodies.ask(lambda tables: late_recipients(tables, key))
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""
@@ -391,11 +362,11 @@ class PostgresSpool:
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
         stores = self._writer.stores
-        return await self._bodies.ask(lambda tables: next_due_us(tables, after_us, stores))
+        return await self.ask(lambda tables: next_due_us(tables, after_us, stores))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
-        await self._engine.change(lambda one: release_claims(one, claims))
+        await self.change(lambda one: release_claims(one, claims))
         self._keeper.tell(News.RELEASED)
 
     def incoming_body(self) -> IncomingParts:
@@ -442,95 +413,13 @@ class PostgresSpool:
                     raise  # otherwise its last entry was settled in the meantime
         return found
 
-    async def journey(self, queue_id: str) -> Journey | None:
-        """SpoolHistory.journey."""
-        times = self._shown_times()
+    def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
+        found = super()._journey(tables, queue_id, times)
+        return with_unheld_store(tables, found) if found is not None else None
 
-        def read(tables: ConnectionTables) -> Journey | None:
-            found = queries.journey(tables, queue_id, times)
-            return with_unheld_store(tables, found) if found is not None else None
-
-        return await self._queries.read(read)
-
-    def _shown_times(self) -> ShownTimes:
-        """Return how times are shown now."""
-        captured_us = None
-        if self._captured.is_delivered:
-            captured_us = self._captured.keep_us + advanced_us(self._clock)
-        return ShownTimes(wall_offset_us(self._clock), captured_us)
-
-    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """SpoolHistory.find_queue_ids."""
-        return await self._queries.read(
-            lambda t: queries.find_queue_ids(t, key, account=account, limit=limit)
-        )
-
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundMessage]:
-        """SpoolHistory.search."""
-        return await self._queries.read(
-            lambda t: message_list.search(
-                t, wanted, account=account, since_us=since_us, limit=limit
-            )
-        )
-
-    async def find_page(
-        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
-    ) -> FoundPage:
-        """SpoolHistory.find_page."""
-        return await self._queries.read(
-            lambda t: message_list.find_page(t, wanted, account=account, before=before, limit=limit)
-        )
-
-    async def summaries(
-        self, queue_ids: Sequence[str], *, account: str | None
-    ) -> Sequence[MessageSummary]:
-        """SpoolHistory.summaries."""
-        return await self._queries.read(
-            lambda t: message_list.summaries(t, queue_ids, account=account)
-        )
-
-    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
-        """SpoolHistory.accepted_submissions."""
-        return await self._queries.read(
-            lambda t: message_list.accepted_submissions(t, submission_ids)
-        )
-
-    async def count_states(
-        self, *, account: str | None, limit: int
-    ) -> tuple[int, Mapping[str, int]]:
-        """SpoolHistory.count_states."""
-        return await self._queries.read(
-            lambda t: message_list.count_states(t, account=account, limit=limit)
-        )
-
-    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """SpoolHistory.recent_addresses."""
-        return await self._queries.read(
-            lambda t: message_list.recent_addresses(t, account=account, limit=limit)
-        )
-
-    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
-        """SpoolHistory.events_after."""
-        at_once = not self._captured.is_delivered
-
-        def read(tables: ConnectionTables) -> SpoolEvents:
-            last = min(until, self._last_event(tables))
-            return recorded_events.events_after(
-                tables, after, last, limit=limit, captures_at_once=at_once
-            )
-
-        return await self._queries.read(read)
-
-    async def last_event(self) -> int:
-        """SpoolHistory.last_event."""
-        return await self._queries.read(self._last_event)
-
-    def _last_event(self, tables: ConnectionTables) -> int:
-        return max(
-            self._final_events.read(tables), recorded_events.removed_to(tables), SEQUENCE_BASE
-        )
+    def _last_event(self, tables: Any) -> int:
+        last = self._final_events.read(tables)
+        return max(last, recorded_events.removed_to(tables), SEQUENCE_BASE)
 
     def load(self) -> SpoolLoad:
         """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""
@@ -555,24 +444,87 @@ class PostgresSpool:
             self._counts, self._counted = await self.maintenance.counts(), happened
         return self._counts
 
-    async def stats(self) -> dict[str, Any]:
-        """The JSON of `queue stats`."""
-        return await self.maintenance.stats()
-
     def _check_usable(self) -> None:
         if fault := self.health():
             raise SpoolUnavailableError(fault)
 
-    async def _store(self, messages: Sequence[NewMessage]) -> Sequence[Bodies]:
-        """Store the bodies of messages. If one cannot be written, all are removed."""
+    async def read(self, query: Callable[[ConnectionTables], T]) -> T:
+        """QueueEngine.read."""
+        return await self._queries.read(query)
+
+    async def change(self, operation: Callable[[WriteTransaction], T]) -> T:
+        """QueueEngine.change."""
+        return await self._writer.submit(operation, alone=True, is_order=True)
+
+    async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
+        """SharedSpool.ask."""
+        return await self._bodies.ask(query)
+
+    def read_claims(
+        self, tables: Any, keys: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        """QueueEngine.read_claims."""
+        return read_claims(tables, tuple(keys))
+
+    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:
+        """QueueEngine.elsewhere."""
+        own = self._writer.incarnation
+        rows = tables.fetch_each(_ELSEWHERE, [(*key, own) for key in keys])
+        return {(row[0], row[1]): row[2] for row in rows}
+
+    async def other_nodes(self) -> Sequence[str]:
+        """QueueEngine.other_nodes."""
+        own = (self._writer.incarnation,)
+        rows = await self.read(lambda tables: tables.fetch(_OTHER_NODES, own))
+        return [name for (name,) in rows]
+
+    async def store_contents(self, reports: Sequence[NewMessage]) -> Sequence[Bodies]:
+        """QueueEngine.store_contents. If one cannot be written, all are removed."""
         stored: list[Bodies] = []
         try:
-            for message in messages:
+            for message in reports:
                 stored += [await self._bodies.store(message)]
         except BaseException:
-            await self._bodies.discard(stored)
+            await self.discard(stored)
             raise
         return stored
+
+    def add_reports(
+        self,
+        transaction: Any,
+        reports: Sequence[NewMessage],
+        stored: Sequence[Bodies],
+        *,
+        original: str,
+    ) -> None:
+        """QueueEngine.add_reports."""
+        (store,) = transaction.fetch_one(_STORE, (original,))
+        for report, bodies in zip(reports, stored, strict=True):
+            transactions.add_message(
+                transaction, report, bodies, claim=False, captured=self._captured, store=store
+            )
+
+    def committed(self, stored: Sequence[Bodies]) -> None:
+        """QueueEngine.committed."""
+        self._bodies.accepted(stored)
+
+    async def discard(self, stored: Sequence[Bodies]) -> None:
+        """QueueEngine.discard."""
+        await self._bodies.discard(stored)
+
+    def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
+        """QueueEngine.entries_ended: return the bodies that may not be needed any more. An entry
+        that has ended is deleted; its recipients keep its next hop.
+        """
+        ids = dict.fromkeys(message_id for message_id, _ in ended)
+        transaction.execute_each(_NEXT_HOPS, [(one,) for one in ids])
+        transaction.execute_each(f"DELETE FROM entry {_ENDED}", list(ended))
+        dropped = transaction.fetch_each(_DROP, [(key[0], number) for key, number in ended.items()])
+        return [body for (body,) in dropped if body]
+
+    def remove(self, left: Sequence[str]) -> None:
+        """QueueEngine.remove."""
+        self._bodies.remove_later(left)
 
 
 def _size_of(messages: Sequence[NewMessage]) -> int:

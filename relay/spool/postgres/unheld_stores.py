@@ -17,6 +17,7 @@ from relay.message.nexthop import LOCAL
 from relay.observe.logs import get_logger
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.tables import Tables
 from relay.spool.types import Key, Position, PriorityLevel
 
 UNHELD_S = 60.0
@@ -59,7 +60,7 @@ def unheld_stores(tables: ConnectionTables) -> Mapping[int, str]:
     return dict(map(tuple, tables.fetch(_UNHELD, (_LEVELS,))))
 
 
-def with_unheld_store(tables: ConnectionTables, journey: Journey) -> Journey:
+def with_unheld_store(tables: Tables, journey: Journey) -> Journey:
     """Return a journey in which recipients say that they wait for a mail root that no node has."""
     waiting = [
         one for one in journey.recipients if one.state in _WAITING and one.next_hop == LOCAL.key

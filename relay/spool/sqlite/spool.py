@@ -14,30 +14,25 @@ from typing import Any, TypeVar
 import apsw
 from msgspec.structs import replace
 
-from relay.clock import Clock, advanced_us, wall_offset_us
+from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
-from relay.journeys.document import Journey
-from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
-from relay.journeys.message_search import FoundMessage, MessageSearch
-from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
+from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
 from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
-from relay.spool.common import mail_roots, message_list, queries, recorded_events
+from relay.spool.common import queries
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.claim_changes import late_recipients
-from relay.spool.common.queue_admin import SpoolQueueAdmin
-from relay.spool.common.receipts import ReceiptRecords, count_receipts
-from relay.spool.engine import News, RecordedRoot
-from relay.spool.queue_commands import ShownTimes
+from relay.spool.common.receipts import count_receipts
+from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
     next_due_us,
+    read_claims,
     release_claims,
     take_claims,
 )
@@ -61,15 +56,15 @@ from relay.spool.sqlite.database import (
 )
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
-from relay.spool.sqlite.queue_engine import SqliteQueueEngine
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
+from relay.spool.tables import Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,
     Claim,
-    ClaimedRecipient,
+    ContentKey,
     DueBatch,
     DueQuery,
     HoldsFullError,
@@ -87,7 +82,6 @@ from relay.spool.types import (
 
 T = TypeVar("T")
 _Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
-_SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
 _CAPTURED = CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
 _log = get_logger("spool")
 
@@ -104,7 +98,7 @@ def open_engine(
     path = settings.spool_file
     return SqliteSpool(
         path, clock=clock, crash=crash, metrics=metrics,
-        submission_keep_s=settings.pickup.give_up_after + _SUBMISSION_KEEP_S,
+        submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
             path.with_name(RESERVE_FILE), size_bytes=settings.spool.reserve_size,
@@ -113,8 +107,10 @@ def open_engine(
     )  # fmt: skip
 
 
-class SqliteSpool:
+class SqliteSpool(SharedSpool):
     """A SpoolEngine. Open it only with the owner's lock: the start frees claims of a dead owner."""
+
+    maintenance: Maintenance
 
     def __init__(
         self,
@@ -128,15 +124,15 @@ class SqliteSpool:
         reserve_file: ReserveFile | None = None,
         inline: bool = False,
     ) -> None:
-        """`submission_keep_s` is how long a submission key is remembered after its first use,
-        `captured` what happens to captured mail.
+        """See SharedSpool.
 
         `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
         no threads: the event loop runs everything.
         """
-        self._path, self._clock, self._metrics = path, clock, metrics
-        self._submission_keep_us = int(submission_keep_s * 1_000_000)
-        self._captured = captured
+        super().__init__(
+            clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured
+        )
+        self._path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.reserve_file = reserve_file or ReserveFile(path.with_name(RESERVE_FILE))
         check_free_space = self.reserve_file.check_free_space
@@ -157,9 +153,6 @@ class SqliteSpool:
             metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
             reserve_file=self.reserve_file,
         )  # fmt: skip
-        self.on_lost: Callable[[SpoolError], None] = lambda _: None
-        self.on_news: Callable[[News], None] = lambda _: None  # nobody shares a file
-        self.agreed: Callable[[], Mapping[str, str]] = dict  # as on_news
         self._entries, reader = 0, partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()
@@ -171,28 +164,13 @@ class SqliteSpool:
             self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock,
             was_closed=self._last_commit.was_closed,
         )  # fmt: skip
-        self.receipts = self._owed_receipts()
-        self.queue_admin = SpoolQueueAdmin(
-            self._queue_engine(), follow=self.receipts.follow, clock=clock, metrics=metrics,
-            shown_times=self._shown_times)  # fmt: skip
-
-    def _owed_receipts(self) -> ReceiptRecords:
-        receipts = ReceiptRecords(read=self._queries.read, change=self._writer.submit)
-        with translate_sqlite_errors(self._path):
-            receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
-        return receipts
+        with translate_sqlite_errors(path):
+            self.receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
 
     @property
     def development(self) -> Maintenance:
         """SpoolEngine.development."""
         return self.maintenance
-
-    def _queue_engine(self) -> SqliteQueueEngine:
-        return SqliteQueueEngine(
-            self._writer, self._queries, self._files, captured=self._captured,
-            read_content=self.read_content, store_contents=self._store_reports,
-            discard=self._remove,
-        )  # fmt: skip
 
     def _open(self) -> apsw.Connection:
         try:
@@ -203,15 +181,6 @@ class SqliteSpool:
                 raise
             rewrite_log(self._path)
             return open_database(self._path, captured_keep_us=self._captured.keep_us)
-
-    async def mail_root(self, store: str) -> RecordedRoot:
-        """SpoolEngine.mail_root."""
-        return await self._queries.read(lambda tables: mail_roots.mail_root(tables, store))
-
-    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
-        """SpoolEngine.record_mail_root."""
-        record = partial(mail_roots.record_mail_root, store=store, root_id=root_id)
-        return await self._writer.submit(partial(record, instead_of=instead_of))
 
     def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
         self.damage.found(error, repeat)
@@ -243,13 +212,6 @@ class SqliteSpool:
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
         return await self.maintenance.take_over()
-
-    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
-        """SpoolEngine.renew_submission_keys."""
-        until_us = self._clock.queue_us() + self._submission_keep_us
-        return await self._writer.submit(
-            lambda batch: transactions.renew_submission_keys(batch.cursor, keys, until_us=until_us)
-        )
 
     async def stop(self) -> None:
         """Finish waiting writes and close the file; also for a spool that was not started."""
@@ -306,32 +268,27 @@ class SqliteSpool:
         try:
             accepted = await self._writer.submit(write, accepts=True)
         except Exception as error:
-            await self._remove(files)
+            await self.discard(files)
             if isinstance(error, SpoolDamagedError):
                 raise SpoolUnavailableError(str(error)) from error
             raise
         if accepted is None:
-            await self._remove(files)
+            await self.discard(files)
             raise HoldsFullError("rules hold as many entries as they may")
         if receipt is not None:
             self.receipts.version += 1
         if accepted.repeated:
-            await self._remove(files)
+            await self.discard(files)
         else:
             self._files.committed(files)
-            for one in messages:
-                self._metrics.accepted_by(one.facts.source).inc()
+            self._count_accepted(messages)
         return accepted
-
-    async def accepted_as(self, submission_key: str) -> str:
-        """Spool.accepted_as."""
-        return await self._delivery.run(lambda c: transactions.accepted_as(c, submission_key))
 
     async def settle(
         self, settlement: Settlement, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Spool.settle."""
-        files = await self._store_reports(settlement.reports)
+        files = await self.store_contents(settlement.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
             recorded = await self._writer.submit(
@@ -345,22 +302,18 @@ class SqliteSpool:
                 )
             )
         except Exception:
-            await self._remove(files)
+            await self.discard(files)
             raise
         if recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
         if recorded.owes:
             self.receipts.added()
-        if not recorded.in_time:
-            await self._remove(files)
-        self._files.committed(files)
-        for report in settlement.reports if recorded.in_time else ():
-            self._metrics.accepted_by(report.facts.source).inc()
+        if recorded.in_time:
+            self._files.committed(files)
+            self._count_accepted(settlement.reports)
+        else:
+            await self.discard(files)
         return recorded.in_time, recorded.claims
-
-    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
-        """Spool.late_recipients."""
-        return await self._delivery.read(lambda tables: late_recipients(tables, key))
 
     def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
         """Spool.may_finish: nobody else has the file."""
@@ -441,85 +394,6 @@ class SqliteSpool:
             return self._files.opened(ContentRow(file, size, header, bool(eight_bit), crc32))
         return _checked(queue_id, data, size=size, crc32=crc32)
 
-    async def journey(self, queue_id: str) -> Journey | None:
-        """SpoolHistory.journey."""
-        times = self._shown_times()
-        return await self._queries.read(lambda c: queries.journey(c, queue_id, times))
-
-    def _shown_times(self) -> ShownTimes:
-        """Return how times are shown now. A development relay removes captured mail by real time,
-        which an advance of the clock does not change.
-        """
-        captured_us = None
-        if self._captured.is_delivered:
-            captured_us = self._captured.keep_us + advanced_us(self._clock)
-        return ShownTimes(wall_offset_us(self._clock), captured_us)
-
-    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        """SpoolHistory.find_queue_ids."""
-        return await self._queries.read(
-            lambda c: queries.find_queue_ids(c, key, account=account, limit=limit)
-        )
-
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundMessage]:
-        """SpoolHistory.search."""
-        return await self._queries.read(
-            lambda c: message_list.search(
-                c, wanted, account=account, since_us=since_us, limit=limit
-            )
-        )
-
-    async def find_page(
-        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
-    ) -> FoundPage:
-        """SpoolHistory.find_page."""
-        return await self._queries.read(
-            lambda c: message_list.find_page(c, wanted, account=account, before=before, limit=limit)
-        )
-
-    async def summaries(
-        self, queue_ids: Sequence[str], *, account: str | None
-    ) -> Sequence[MessageSummary]:
-        """SpoolHistory.summaries."""
-        return await self._queries.read(
-            lambda c: message_list.summaries(c, queue_ids, account=account)
-        )
-
-    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
-        """SpoolHistory.accepted_submissions."""
-        return await self._queries.read(
-            lambda c: message_list.accepted_submissions(c, submission_ids)
-        )
-
-    async def count_states(
-        self, *, account: str | None, limit: int
-    ) -> tuple[int, Mapping[str, int]]:
-        """SpoolHistory.count_states."""
-        return await self._queries.read(
-            lambda c: message_list.count_states(c, account=account, limit=limit)
-        )
-
-    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
-        """SpoolHistory.recent_addresses."""
-        return await self._queries.read(
-            lambda c: message_list.recent_addresses(c, account=account, limit=limit)
-        )
-
-    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
-        """SpoolHistory.events_after."""
-        at_once = not self._captured.is_delivered
-        return await self._queries.read(
-            lambda c: recorded_events.events_after(
-                c, after, until, limit=limit, captures_at_once=at_once
-            )
-        )
-
-    async def last_event(self) -> int:
-        """SpoolHistory.last_event."""
-        return await self._queries.read(recorded_events.last_event)
-
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access."""
         return SpoolLoad(
@@ -545,10 +419,6 @@ class SqliteSpool:
         self._entries = sum(counts.entries.values())
         return counts
 
-    async def stats(self) -> dict[str, Any]:
-        """The JSON of `queue stats`."""
-        return await self.maintenance.stats()
-
     async def _store_large(self, messages: Iterable[NewMessage]) -> _Files:
         """Write the contents that need a file; return one for each, None where inline.
 
@@ -567,12 +437,12 @@ class SqliteSpool:
                 else:
                     files.append((None,) * len(message.contents))
         except SpoolError:
-            await self._remove(files)
+            await self.discard(files)
             raise
         return files
 
-    async def _store_reports(self, reports: Sequence[NewMessage]) -> _Files:
-        """Store them like _store_large(); release the reserve file if the disk is full."""
+    async def store_contents(self, reports: Sequence[NewMessage]) -> _Files:
+        """QueueEngine.store_contents, which releases the reserve file if the disk is full."""
         if not reports:
             return ()
         try:
@@ -582,11 +452,66 @@ class SqliteSpool:
                 raise
             return await self._store_large(reports)
 
-    async def _remove(self, files: _Files) -> None:
-        """Remove files that no transaction named."""
-        names = [file.name for some in files for file in some if file]
+    async def discard(self, stored: _Files) -> None:
+        """QueueEngine.discard."""
+        names = [file.name for some in stored for file in some if file]
         if names:
             await asyncio.to_thread(self._files.remove, names)
+
+    def committed(self, stored: _Files) -> None:
+        """QueueEngine.committed."""
+        self._files.committed(stored)
+
+    async def read(self, query: Callable[[SqliteTables], T]) -> T:
+        """QueueEngine.read."""
+        return await self._queries.read(query)
+
+    async def change(self, operation: Callable[[Batch], T]) -> T:
+        """QueueEngine.change."""
+        return await self._writer.submit(operation)
+
+    async def ask(self, query: Callable[[SqliteTables], T]) -> T:
+        """SharedSpool.ask."""
+        return await self._delivery.read(query)
+
+    def read_claims(
+        self, tables: Any, keys: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        """QueueEngine.read_claims."""
+        return read_claims(tables.cursor, keys)
+
+    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:  # noqa: ARG002
+        """QueueEngine.elsewhere: there is one node."""
+        return {}
+
+    async def other_nodes(self) -> Sequence[str]:
+        """QueueEngine.other_nodes."""
+        return ()
+
+    def add_reports(
+        self,
+        transaction: Any,
+        reports: Sequence[NewMessage],
+        stored: _Files,
+        *,
+        original: str,  # noqa: ARG002 - there is one mail root
+    ) -> None:
+        """QueueEngine.add_reports."""
+        transactions.add_reports(transaction, reports, stored, captured=self._captured)
+
+    def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
+        """QueueEngine.entries_ended: return the files of contents that were removed. The entries
+        stay, as history.
+        """
+        dropped = [
+            transactions.drop_content(transaction.cursor, key[0], content)
+            for key, content in ended.items()
+        ]
+        return [file for file in dropped if file]
+
+    def remove(self, left: Sequence[str]) -> None:
+        """QueueEngine.remove."""
+        self._queries.later(partial(self._files.remove, left))
 
 
 def _checked(name: str, data: Any, *, size: int, crc32: int | None) -> bytes:

@@ -7,8 +7,9 @@ import pytest
 
 from relay.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.spool.common import shared_maintenance
+from relay.spool.common.shared_maintenance import SharedMaintenance
 from relay.spool.engine import Retention
-from relay.spool.sqlite import maintenance
 from relay.spool.types import EntrySchedule, Settlement
 from tests.support.manual_clock import ManualClock
 
@@ -49,16 +50,16 @@ async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
 
 
 async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(maintenance, "AT_ONCE", 2)
+    monkeypatch.setattr(shared_maintenance, "AT_ONCE", 2)
     for _ in range(5):
         await spool.accept(make())
         clock.advance(0.01)
     old = [await finished(spool, make) for _ in range(3)]
     clock.advance(60)
     reads = []
-    really = maintenance.prune
+    really = SharedMaintenance.prune_some
     monkeypatch.setattr(
-        maintenance, "prune", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
+        SharedMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
     )
     removed = 0
     while number := await spool.maintenance.prune(Retention(30)):
@@ -69,8 +70,8 @@ async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, m
 
 
 async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(maintenance, "AT_ONCE", 1)
-    monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(shared_maintenance, "AT_ONCE", 1)
+    monkeypatch.setattr(shared_maintenance, "_STEPS_AT_ONCE", 2)
     for _ in range(3):
         await finished(spool, make)
     clock.advance(60)

@@ -1,0 +1,173 @@
+"""Maintain the spool as every engine does: release dead claims, prune history, count.
+
+The start releases claims before anything else. `relay/app/maintenance.py` calls the rest. Each step
+is one small transaction, so that mail does not wait for it.
+
+A message with a live entry is not pruned. Neither is one with a live recipient whose entry was
+lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
+correct.
+
+See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from relay.clock import Clock, first_id_after, wall_offset_us
+from relay.spool.common import stats
+from relay.spool.common.queue_engine import RunOperation, RunQuery
+from relay.spool.common.rows import LIVE_STATES
+from relay.spool.engine import Retention
+from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.types import QueueCounts, SpoolUnavailableError
+
+AT_ONCE = 200
+_STEPS_AT_ONCE = 50  # calls of prune() in one request
+_COUNT_S_MAX = 30.0
+_FRESH_US = 3600 * 1_000_000  # of history that is kept even where the spool is too large
+
+
+class Removable(Struct, frozen=True):
+    """What prune() would remove; `kept` are old messages that stay because an entry was lost."""
+
+    messages: int
+    submissions: int
+    kept: int
+
+
+class SharedMaintenance:
+    """The part of a SpoolMaintenance that is the same for every engine."""
+
+    is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
+    has_live = (
+        f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id AND r.state IN {LIVE_STATES})"
+    )
+    scans = stats.SCANS
+
+    def __init__(
+        self, *, read: RunQuery, count: RunQuery, change: RunOperation, clock: Clock
+    ) -> None:
+        """`count` has a connection of its own, because it keeps a snapshot."""
+        self._read = read
+        self._count = count
+        self._change = change
+        self._clock = clock
+        self._pruned_to = ""
+        self._counts: QueueCounts | None = None  # the most recent ones
+
+    def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
+        """Release some claims of owners that do not live; return how many, 0 when none is left."""
+        raise NotImplementedError
+
+    def used_bytes(self, tables: Tables) -> int:
+        """Return how much the spool holds, without what new rows use first."""
+        raise NotImplementedError
+
+    def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
+        """Remove all rows of finished messages."""
+        raise NotImplementedError
+
+    async def take_over(self) -> int:
+        """Release the claims of dead owners; return their number."""
+        now_us, at_us = self._clock.queue_us(), self._clock.time_us()
+        released = 0
+        while number := await self._change(
+            lambda one: self.take_over_some(one, now_us=now_us, at_us=at_us)
+        ):
+            released += number
+        return released
+
+    async def prune(self, keep: Retention) -> int:
+        """SpoolMaintenance.prune. Time that is in doubt (Clock.confirmed_us) makes nothing old."""
+        now_us = self._clock.confirmed_us()
+        before_us = now_us - int(keep.age_s * 1_000_000)
+        keys = await self._change(lambda one: prune_keys(one, now_us))
+        if keep.size_bytes and await self._read(self.used_bytes) > keep.size_bytes:
+            before_us = max(before_us, now_us - _FRESH_US)
+        while True:
+            messages, self._pruned_to = await self._change(
+                lambda one: self.prune_some(one, before_us, after=self._pruned_to)
+            )
+            if messages or keys or not self._pruned_to:
+                return messages + keys
+
+    def prune_some(
+        self, transaction: OpenTransaction, before_us: int, *, after: str
+    ) -> tuple[int, str]:
+        """Remove the finished messages of a slice after the id `after`; return their number, and
+        the last id that was read, "" when none was left.
+        """
+        rows = transaction.fetch(
+            f"SELECT id, received_us < ? AND NOT {self.is_in_queue} AND NOT {self.has_live}"
+            " FROM message m WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+            (before_us, after, self._ids_end(before_us), AT_ONCE),
+        )
+        ids = [row[0] for row in rows if row[1]]
+        self.remove_rows(transaction, ids)
+        return len(ids), rows[-1][0] if len(rows) == AT_ONCE else ""
+
+    async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
+        """SpoolMaintenance.prune_many."""
+        if dry_run:
+            now_us = self._clock.confirmed_us()
+            before_us = now_us - int(age_s * 1_000_000)
+            would = await self._read(lambda one: self._removable(one, before_us, now_us=now_us))
+            return asdict(would) | {"ended": True}
+        for _ in range(_STEPS_AT_ONCE):
+            if not await self.prune(Retention(age_s)):
+                return {"ended": True}
+        return {"ended": False}
+
+    def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> Removable:
+        finished, kept = tables.fetch_one(
+            f"SELECT count(*), count(*) FILTER (WHERE {self.has_live})"
+            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {self.is_in_queue}",
+            (self._ids_end(before_us), before_us),
+        )
+        keys = tables.fetch_one("SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
+        return Removable(finished - kept, keys[0], kept)
+
+    def _ids_end(self, before_us: int) -> str:
+        """Return the id at which a scan of messages received before `before_us` can stop: ids are
+        ordered by wall time.
+        """
+        return first_id_after(before_us + max(0, wall_offset_us(self._clock)))
+
+    async def counts(self) -> QueueCounts:
+        """Count entries and unaccounted recipients.
+
+        Raises SpoolUnavailableError when this takes so long that the snapshot would keep the
+        database from using dead rows or its log again, or when the snapshot was lost.
+        """
+        count = stats.QueueCounter(self.scans)
+        deadline_s = self._clock.real_s() + _COUNT_S_MAX
+        try:
+            while await self._count(count.step):
+                if self._clock.real_s() > deadline_s:
+                    raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
+        finally:
+            await self._count(count.end)
+        if count.snapshots > 1:
+            raise SpoolUnavailableError("the count was cut off")
+        self._counts = count.result()
+        return self._counts
+
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
+        unaccounted = (self._counts or await self.counts()).unaccounted
+        now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
+        figures = await self._read(
+            lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
+        )
+        return figures | {"unaccounted": unaccounted}
+
+
+def prune_keys(transaction: OpenTransaction, now_us: int) -> int:
+    """Remove some expired submission keys; return how many."""
+    sql = "SELECT key FROM submission WHERE expires_us < ? ORDER BY expires_us LIMIT ?"
+    keys = [key for (key,) in transaction.fetch(sql, (now_us, AT_ONCE))]
+    where, values = transaction.among("key", keys)
+    return transaction.execute(f"DELETE FROM submission WHERE {where}", values)
