@@ -16,7 +16,7 @@ Text is compared octet by octet, and lower() changes ASCII only.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from relay.journeys.events import Event
@@ -59,9 +59,14 @@ class Tables(Protocol):
         """
         ...
 
-    def snapshot(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
         """All queries in the block read the same state. Not inside a transaction."""
-        ...
+        self.begin_snapshot()
+        try:
+            yield
+        finally:
+            self.end_snapshot()
 
     def begin_snapshot(self) -> None:
         """From now on all queries read the same state, also those of later calls."""

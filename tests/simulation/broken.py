@@ -46,6 +46,7 @@ from relay.spool.common import (
     queue_admin,
     queue_decisions,
     queued_entries,
+    settled_rows,
     shared_maintenance,
 )
 from relay.spool.common.queue_admin import SpoolQueueAdmin
@@ -582,7 +583,7 @@ BROKEN = (
     Broken("a cancel in flight is reported as done", _instead(SpoolQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a release forgets when", _instead(queue_decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
     Broken("a release forgets the attempts", _instead(queue_decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
-    Broken("each next hop is warned of", _instead(transactions, "record_owed", _nothing), "invariant 6"),
+    Broken("each next hop is warned of", _instead(settled_rows, "record_owed", _nothing), "invariant 6"),
     Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),

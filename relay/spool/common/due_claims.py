@@ -27,7 +27,7 @@ from relay.spool.types import (
 ROWS_MAX = 2000  # of an index, in one query
 SENDERS_MAX = 500  # in one query for a next hop
 # The columns of an entry `e`, of the size of its content `c`, and of its message `m`, in the order
-# of claim_of().
+# of claims_of().
 CLAIM_COLUMNS = (
     "e.message_id, e.number, e.epoch, e.next_hop, e.attempts, c.size, e.state, e.retry_us,"
     " e.due_us, e.lane, e.sender, e.cause, e.cause_attempts, e.warn_us, e.priority, e.extra, "
@@ -109,19 +109,38 @@ def scan_next_hop(
     return keys, DueBatch(ended=not more, left_senders=frozenset(left))
 
 
-def claim_of(
-    row: Sequence[Any],
-    recipients: Sequence[Sequence[Any]],
+def claims_of(
+    rows: Iterable[Sequence[Any]],
+    recipients: Iterable[Sequence[Any]],
     *,
-    content_id: ContentKey,
-    owner: int = 0,
-    store: int = 0,
-) -> Claim:
-    """Return the claim in a row of CLAIM_COLUMNS, and rows of its recipients: what is owed, "" for
-    one that is not final, and RECIPIENT_COLUMNS. Raises TypeError or ValueError for inconsistent
-    rows.
+    by_message: bool = False,
+) -> tuple[tuple[Claim, ...], dict[Key, str]]:
+    """Return the claims in rows of CLAIM_COLUMNS with content id, owner and store, and what is
+    wrong with other entries.
+
+    `recipients` are the key of the entry, what is owed, "" for one that is not final, and
+    RECIPIENT_COLUMNS. With `by_message` the id of a content is a number in its message.
     """
-    facts = row[_FACTS:]
+    people: dict[Key, list[Sequence[Any]]] = {}
+    for row in recipients:
+        people.setdefault((row[0], row[1]), []).append(row[2:])
+    claims: list[Claim] = []
+    damaged: dict[Key, str] = {}
+    for row in rows:
+        key = (row[0], row[1])
+        content_id = (row[0], row[-3]) if by_message else row[-3]
+        try:
+            claims.append(_claim_of(row, people.get(key, ()), content_id))
+        except (TypeError, ValueError) as error:
+            damaged[key] = str(error)
+    return tuple(claims), damaged
+
+
+def _claim_of(
+    row: Sequence[Any], recipients: Sequence[Sequence[Any]], content_id: ContentKey
+) -> Claim:
+    """Raises TypeError or ValueError for inconsistent rows."""
+    facts = row[_FACTS:-3]
     if facts[0] is None:
         raise ValueError("its message is missing")
     live = tuple(recipient_of(one[1:]) for one in recipients if not one[0])
@@ -134,7 +153,7 @@ def claim_of(
         sender=row[10], cause=row[11], cause_attempts=row[12], warn_us=row[13],
         priority=PriorityLevel(row[14]),
         owed=tuple(_owed(row, one) for one in recipients if one[0]),
-        extra=parse_entry_extra(row[15]), owner=owner, store=store,
+        extra=parse_entry_extra(row[15]), owner=row[-2], store=row[-1],
     )  # fmt: skip
 
 

@@ -6,13 +6,12 @@ Message-ID; it must have one of the reported recipients, and the report must hav
 its reverse-path. States and counters never change.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from relay.journeys.events import Event, Step
 from relay.message.address import own_mailbox
@@ -36,24 +35,17 @@ _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
 _SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
 
 
-class JoinedReport(Struct, frozen=True):
-    """The message that a report is about, and the events for it."""
-
-    message_id: str
-    events: Sequence[Event]
-
-
 def join_report(
     transaction: OpenTransaction, settlement: Settlement, delivered: DeliveredReport
-) -> JoinedReport | None:
-    """Return what a report adds to its original, None if it has none here.
+) -> None:
+    """Append what a report claims to the journey of its original, if that is here.
 
     A further claim about a recipient that has enough of them is only counted.
     """
     report, carrier = delivered.report, settlement.claim.message
     original = _find(transaction, report, set(map(own_mailbox, delivered.to)))
     if original is None:
-        return None
+        return
     message_id, claims = original
     kept = _kept(transaction, message_id)
     source = {"client": _address(carrier.client), "reporting_mta": report.reporter}
@@ -71,7 +63,7 @@ def join_report(
             "received": carrier.id,
         }  # fmt: skip
         events.append(Event(Step.REPORT, settlement.at_us, detail))
-    return JoinedReport(message_id, events)
+    transaction.append_events(message_id, events)
 
 
 def _find(

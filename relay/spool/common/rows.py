@@ -1,5 +1,6 @@
 """Rows as all engines store them: their columns, and the values in them."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import msgspec
 
 from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import FINAL, RecipientState
-from relay.spool.types import NewRecipient, extra_text, parse_message_extra
+from relay.spool.types import NewRecipient, SpoolError, extra_text, parse_message_extra
 
 T = TypeVar("T")
 # The columns of a message, in the order of message_row() and read_facts().
@@ -19,9 +20,8 @@ MESSAGE_COLUMNS = (
 )  # fmt: skip
 LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
 ACCEPTED_COUNTER = "accepted"  # recipients
-SEQUENCE_BASE = (
-    1_000_000  # the sequence of an event is greater, unless schema 4 or older recorded it
-)
+# The sequence of an event is greater, unless schema 4 or older recorded it.
+SEQUENCE_BASE = 1_000_000
 REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
 
 
@@ -65,6 +65,20 @@ def in_chunks(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """Yield rows in lists of this size, read only as far as needed."""
     while some := list(islice(rows, size)):
         yield some
+
+
+def inline_content(name: str, data: Any, *, size: int, crc32: int | None) -> bytes:
+    """Return a content that is in its row. Raises SpoolError if it is damaged."""
+    if not isinstance(data, bytes) or len(data) != size:
+        raise SpoolError(f"content {name} is damaged: expected {size} bytes")
+    verify_checksum(name, zlib.crc32(data), expected=crc32)
+    return data
+
+
+def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
+    """Raise SpoolError for a content whose octets have changed; `expected` is None if unknown."""
+    if expected is not None and found != expected:
+        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
 
 
 def json_text(detail: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the result of a claim changes in its rows; pure, so that every engine writes the same."""
+"""What the result of a claim changes in its rows, so that every engine writes the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
@@ -17,6 +17,11 @@ from relay.message.outcome import (
 )
 from relay.message.receipt import ReceiptRequest
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.claim_changes import record_owed
+from relay.spool.common.holds import note_hold
+from relay.spool.common.receipts import add_receipts
+from relay.spool.common.remote_reports import join_report
+from relay.spool.tables import OpenTransaction
 from relay.spool.types import EntrySchedule, PriorityLevel, Settlement
 
 
@@ -83,6 +88,26 @@ def _waiting(
     if not settlement.counts_as_attempt:
         return claim.state, waiting
     return RecipientState.DEFERRED, waiting
+
+
+def record_beside(
+    transaction: OpenTransaction,
+    settlement: Settlement,
+    rows: SettledRows,
+    *,
+    now_us: int,
+    store: int,
+) -> None:
+    """Record what ordinary mail has none of: reports and read receipts that are owed, a hold, and
+    what a report from outside claims. `now_us` is queue time, `store` that of the claim.
+    """
+    claim = settlement.claim
+    record_owed(transaction, settlement)
+    if rows.held:
+        note_hold(transaction, claim.key, rows.held, since_us=settlement.at_us)
+    add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
+    if settlement.remote_report is not None:
+        join_report(transaction, settlement, settlement.remote_report)
 
 
 def waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:

@@ -11,7 +11,8 @@ from relay.clock import Clock, advanced_us, wall_offset_us
 from relay.journeys.document import Journey
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch
-from relay.journeys.spool_history import SpoolEvents
+from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
+from relay.message.content import Content
 from relay.observe.metrics import Metrics
 from relay.spool.common import message_list, queries, recorded_events
 from relay.spool.common.accepted_rows import CapturedMail, accepted_as
@@ -40,6 +41,7 @@ class SharedSpool(QueueEngine):
     """The part of a SpoolEngine that needs only a QueueEngine, which the engine is itself."""
 
     maintenance: SharedMaintenance
+    contents_sql: str  # content rows of entries, after the id of the message; {} is a condition
 
     def __init__(
         self,
@@ -108,6 +110,41 @@ class SharedSpool(QueueEngine):
     def _count_accepted(self, messages: Iterable[NewMessage]) -> None:
         for one in messages:
             self._metrics.accepted_by(one.facts.source).inc()
+
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
+        """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
+        raise NotImplementedError
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """SpoolHistory.read_message."""
+
+        def look(tables: Tables) -> KeptMessage:
+            found = self._kept(tables, (queue_id,), strict=True)
+            return KeptMessage(found.get(queue_id), queries.first_recipients(tables, queue_id))
+
+        return await self.read(look)
+
+    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """SpoolHistory.read_contents."""
+        ids = queue_ids[:CONTENTS_MAX]
+        return await self.read(lambda tables: self._kept(tables, ids, strict=False))
+
+    def _kept(
+        self, tables: Tables, queue_ids: Sequence[str], *, strict: bool
+    ) -> dict[str, Content]:
+        """Return the contents of the first live entries of messages. With `strict` one that is
+        damaged raises SpoolError.
+        """
+        where, values = tables.among("e.message_id", queue_ids)
+        sql = f"{self.contents_sql.format(where)} ORDER BY e.message_id, e.number DESC"
+        found: dict[str, Content] = {}
+        for queue_id, row in {row[0]: tuple(row)[1:] for row in tables.fetch(sql, values)}.items():
+            try:
+                found[queue_id] = self.content_of(tables, queue_id, row)
+            except SpoolError:
+                if strict and tables.fetch(sql, values):
+                    raise  # otherwise its last entry was settled in the meantime
+        return found
 
     async def journey(self, queue_id: str) -> Journey | None:
         """SpoolHistory.journey."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 from relay.files import Descriptor, OpenOctets, write_all
@@ -20,8 +20,10 @@ from relay.message.content import Content, LargeContent, Octets, octets_in_block
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.common.accepted_rows import used_contents
 from relay.spool.common.os_errors import translate_os_errors
+from relay.spool.common.rows import inline_content, verify_checksum
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies, StoredBody
+from relay.spool.tables import Tables
 from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError
 
 T = TypeVar("T")
@@ -169,17 +171,13 @@ class BodyStore:
         """Return a content, a large one with its body in a file. Raises SpoolError."""
         return await self._reader.read(lambda tables: self._read(tables, message_id, number))
 
-    def content_of(self, tables: ConnectionTables, name: str, row: Sequence[object]) -> Content:
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
         """Return the content in a row: size, data, header, body, eight_bit and crc32. Raises
         SpoolError.
         """
         size, data, header, body, eight_bit, checksum = row
         if not body:
-            if not isinstance(data, bytes) or len(data) != size:
-                raise SpoolError(f"content {name} is damaged: expected {size} bytes")
-            _verify(name, crc32(data), checksum)
-            return data
-        assert isinstance(header, bytes)
+            return inline_content(name, data, size=size, crc32=checksum)
         with translate_os_errors(self._directory):
             file = _new_file(self._directory)
         found = written = 0
@@ -193,7 +191,7 @@ class BodyStore:
             found = crc32(part[0], found)
         if written + len(header) != size:
             raise SpoolError(f"content {name} has {written + len(header)} bytes, expected {size}")
-        _verify(name, crc32(header, found), checksum)
+        verify_checksum(name, crc32(header, found), expected=checksum)
         return LargeContent(header, (OpenOctets(file, 0, written),), bool(eight_bit))
 
     def _read(self, tables: ConnectionTables, message_id: str, number: int) -> Content:
@@ -266,11 +264,6 @@ def _upload(tables: ConnectionTables, body_id: str, content: LargeContent) -> St
         tables.execute(_INSERT, (body_id, parts, left))
         parts += 1
     return StoredBody(body_id, found, parts)
-
-
-def _verify(name: str, found: int, expected: object) -> None:
-    if found != expected:
-        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
 
 
 def _new_file(directory: Path) -> Descriptor:

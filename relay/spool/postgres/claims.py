@@ -10,7 +10,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from relay.message.nexthop import HopKind
-from relay.observe.logs import get_logger
 from relay.spool.common import due_claims
 from relay.spool.common.claim_changes import (
     CLAIMS_AT_ONCE,
@@ -21,7 +20,7 @@ from relay.spool.common.claim_changes import (
 from relay.spool.common.due_claims import (
     CLAIM_COLUMNS,
     RECIPIENT_COLUMNS,
-    claim_of,
+    claims_of,
     scan_level,
     scan_next_hop,
 )
@@ -98,7 +97,7 @@ WITH chosen AS MATERIALIZED (
 UPDATE entry e SET claimed = 1, owner = $3, epoch = e.epoch + 1
 FROM chosen WHERE e.ctid = chosen.row RETURNING e.message_id, e.number"""
 _FACTS = f"""
-SELECT {CLAIM_COLUMNS}, e.owner, e.store, e.content_id FROM {_KEYS}
+SELECT {CLAIM_COLUMNS}, e.content_id, e.owner, e.store FROM {_KEYS}
 CROSS JOIN LATERAL (
     SELECT * FROM entry WHERE message_id = k.message_id AND number = k.number OFFSET 0
 ) e
@@ -119,7 +118,6 @@ _RELEASE = (
     "UPDATE entry SET claimed = 0, epoch = epoch + 1"
     " WHERE message_id = ? AND number = ? AND epoch = ? AND owner = ? AND claimed = 1"
 )
-_log = get_logger("spool")
 
 
 def claim_due(
@@ -165,23 +163,8 @@ def read_claims(
     if not keys:
         return (), {}
     columns = (_ids(keys), _numbers(keys))
-    recipients: dict[Key, list[Sequence[Any]]] = {}
-    for row in tables.fetch(_RECIPIENTS, columns):
-        recipients.setdefault((row[0], row[1]), []).append(row[2:])
-    claims: list[Claim] = []
-    damaged: dict[Key, str] = {}
-    for row in map(tuple, tables.fetch(_FACTS, columns)):
-        key = (row[0], row[1])
-        try:
-            people = recipients.get(key, ())
-            content_id = (row[0], row[-1])
-            owner, store = row[-3:-1]
-            claims.append(
-                claim_of(row[:-3], people, content_id=content_id, owner=owner, store=store)
-            )
-        except (TypeError, ValueError) as error:
-            damaged[key] = str(error)
-    return tuple(claims), damaged
+    recipients = tables.fetch(_RECIPIENTS, columns)
+    return claims_of(map(tuple, tables.fetch(_FACTS, columns)), recipients, by_message=True)
 
 
 def release_claims(tables: ConnectionTables, claims: Iterable[Claim]) -> None:

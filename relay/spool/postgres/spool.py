@@ -17,14 +17,13 @@ from relay.clock import Clock, boot_s
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import replace_file
 from relay.journeys.document import Journey
-from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
 from relay.message.content import Content, memory_part
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.pressure import UNKNOWN_DISK, Disk
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.common import queries, recorded_events
+from relay.spool.common import recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.receipts import count_receipts
 from relay.spool.common.rows import SEQUENCE_BASE
@@ -66,12 +65,6 @@ from relay.spool.types import (
 _HOME_FILE = "spool-owner"
 _BODIES = "bodies"
 _AGAIN_S = 1.0
-_CONTENT = "c.size, c.data, c.header, c.body, c.eight_bit, c.crc32"
-_KEPT = (
-    f"SELECT e.message_id, e.number, {_CONTENT} FROM entry e"
-    " JOIN content c ON c.message_id = e.message_id AND c.number = e.content_id"
-    " WHERE {} ORDER BY e.message_id, e.number DESC"
-)
 _OTHER_ROOT = "SELECT 1 FROM mail_root WHERE store <> ? AND id <> ''"
 _ENDED = "WHERE message_id = ? AND number = ? AND state = 'final'"
 _DROP = (
@@ -135,6 +128,10 @@ class PostgresSpool(SharedSpool):
     """A SpoolEngine."""
 
     maintenance: PostgresMaintenance
+    contents_sql = (
+        "SELECT e.message_id, c.size, c.data, c.header, c.body, c.eight_bit, c.crc32 FROM entry e"
+        " JOIN content c ON c.message_id = e.message_id AND c.number = e.content_id WHERE {}"
+    )
 
     def __init__(
         self,
@@ -382,36 +379,9 @@ class PostgresSpool(SharedSpool):
         """Spool.read_content."""
         return await self._bodies.read(*content_id)
 
-    async def read_message(self, queue_id: str) -> KeptMessage:
-        """SpoolHistory.read_message."""
-
-        def read(tables: ConnectionTables) -> KeptMessage:
-            found = self._kept(tables, (queue_id,), strict=True)
-            return KeptMessage(found.get(queue_id), queries.first_recipients(tables, queue_id))
-
-        return await self._queries.read(read)
-
-    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
-        """SpoolHistory.read_contents."""
-        ids = queue_ids[:CONTENTS_MAX]
-        return await self._queries.read(lambda tables: self._kept(tables, ids, strict=False))
-
-    def _kept(
-        self, tables: ConnectionTables, queue_ids: Sequence[str], *, strict: bool
-    ) -> dict[str, Content]:
-        """Return the contents of the first live entries of messages. With `strict` one that is
-        damaged raises SpoolError.
-        """
-        where, values = tables.among("e.message_id", queue_ids)
-        rows = {row[0]: tuple(row)[2:] for row in tables.fetch(_KEPT.format(where), values)}
-        found: dict[str, Content] = {}
-        for queue_id, row in rows.items():
-            try:
-                found[queue_id] = self._bodies.content_of(tables, queue_id, row)
-            except SpoolError:
-                if strict and tables.fetch(_KEPT.format(where), values):
-                    raise  # otherwise its last entry was settled in the meantime
-        return found
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
+        """SharedSpool.content_of."""
+        return self._bodies.content_of(tables, name, row)
 
     def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
         found = super()._journey(tables, queue_id, times)

@@ -8,7 +8,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from relay.observe.logs import get_logger, inherit
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.postgres.rows import without_nul
 from relay.spool.postgres.server import connect, translate_postgres_errors
+from relay.spool.tables import Tables
 from relay.spool.types import SpoolError
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def numbered(sql: str) -> str:
     return _PLACE.sub(lambda found: f"${next(numbers)}" if found[0] == "?" else "", sql)
 
 
-class ConnectionTables:
+class ConnectionTables(Tables):
     """The Tables of a connection, in its thread. Raises asyncpg's exceptions.
 
     A text of its values has U+FFFD in place of U+0000, also one that is looked for.
@@ -104,15 +105,6 @@ class ConnectionTables:
     def entry_columns(self) -> str:
         """Tables.entry_columns."""
         return ", store"
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Tables.snapshot."""
-        self.begin_snapshot()
-        try:
-            yield
-        finally:
-            self.end_snapshot()
 
     def begin_snapshot(self) -> None:
         """Tables.begin_snapshot."""

@@ -14,18 +14,16 @@ from relay.message.content import Content
 from relay.message.nexthop import HopKind
 from relay.spool.common.accepted_rows import (
     CapturedMail,
+    accepted_as,
     accepted_rows,
     parked_until_us,
     used_contents,
 )
-from relay.spool.common.claim_changes import record_owed
-from relay.spool.common.holds import count_holds, has_room, note_hold
-from relay.spool.common.receipts import add_receipts, note_receipt, record_sent
-from relay.spool.common.remote_reports import join_report
+from relay.spool.common.holds import count_holds, has_room
+from relay.spool.common.receipts import note_receipt, record_sent
 from relay.spool.common.rows import message_row
-from relay.spool.common.settled_rows import settled_rows, waiting_columns
+from relay.spool.common.settled_rows import record_beside, settled_rows, waiting_columns
 from relay.spool.postgres.rows import SettledEntry
-from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import KnownKeyError, WriteTransaction
 from relay.spool.types import (
     NEVER_US,
@@ -103,12 +101,6 @@ def accept(
         claims += add_message(transaction, message, stored, claim=claim, captured=captured)
     until_us = parked_until_us(messages, captured)
     return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
-
-
-def accepted_as(tables: ConnectionTables, submission_key: str) -> str:
-    """Return the queue id of the message that was accepted with this key, "" for none."""
-    known = tables.fetch_one("SELECT message_id FROM submission WHERE key = ?", (submission_key,))
-    return str(known[0]) if known else ""
 
 
 def add_message(
@@ -196,16 +188,7 @@ def settle(
     count_holds(transaction, -int(changed.is_finished and claim.is_held_by_rule))
     transaction.append_events(claim.message.id, settlement.events)
     if runs_statements(settlement):
-        record_owed(transaction, settlement)
-        if changed.held:
-            note_hold(transaction, claim.key, changed.held, since_us=settlement.at_us)
-        add_receipts(
-            transaction, claim.message.id, changed.receipts, now_us=now_us, store=claim.store
-        )
-        if settlement.remote_report is not None:
-            joined = join_report(transaction, settlement, settlement.remote_report)
-            if joined is not None:
-                transaction.append_events(joined.message_id, joined.events)
+        record_beside(transaction, settlement, changed, now_us=now_us, store=claim.store)
     claims: list[Claim] = []
     for message, stored in zip(settlement.reports, bodies, strict=True):
         claims += add_message(

@@ -19,7 +19,7 @@ from relay.files import disk_of, fsync_path, link_or_copy
 from relay.spool.common import stats
 from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.engine import BackupResult, BackupSize
-from relay.spool.sqlite.database import SqliteTables, fetch, fetch_one, open_database
+from relay.spool.sqlite.database import SqliteTables, open_database
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import contents_of, copy_database
 from relay.spool.sqlite.transactions import is_file_needed
@@ -120,9 +120,9 @@ def _taken(source: Path, target: Path, name: str) -> bool:
 
 def _remove_others(connection: apsw.Connection, folder: Path) -> None:
     """Remove the files that only an earlier snapshot had."""
-    cursor = connection.cursor()
+    tables = SqliteTables(connection.cursor())
     for path in list(folder.iterdir()):
-        if not is_file_needed(cursor, path.name):
+        if not is_file_needed(tables, path.name):
             path.unlink()
 
 
@@ -132,13 +132,13 @@ def _counts(database: Path) -> dict[str, Any]:
         if faults := integrity_errors(connection, full=False):
             text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
             raise SpoolDamagedError(text)
-        cursor = connection.cursor()
+        tables = SqliteTables(connection.cursor())
         return {
             "schema": connection.pragma("user_version"),
-            "messages": fetch_one(cursor, "SELECT count(*) FROM message")[0],
-            "entries": dict(fetch(cursor, _LIVE_ENTRIES)),
-            "recipients": stats.waiting_by(stats.read_counters(SqliteTables(cursor))),
-            "submissions": fetch_one(cursor, "SELECT count(*) FROM submission")[0],
+            "messages": tables.fetch_one("SELECT count(*) FROM message")[0],
+            "entries": dict(tables.fetch(_LIVE_ENTRIES)),
+            "recipients": stats.waiting_by(stats.read_counters(tables)),
+            "submissions": tables.fetch_one("SELECT count(*) FROM submission")[0],
         }
 
 
@@ -152,9 +152,9 @@ def deliveries_since(database: Path, copy: Path, keys: Iterable[str]) -> Iterato
         closing(open_database(database, read_only=True)) as now,
     ):
         for key in keys:
-            if fetch_one(before.cursor(), "SELECT 1 FROM submission WHERE key = ?", (key,)):
+            if before.execute("SELECT 1 FROM submission WHERE key = ?", (key,)).fetchone():
                 continue
-            rows = fetch(now.cursor(), _RECIPIENTS_OF_KEY, (key,))
+            rows = now.execute(_RECIPIENTS_OF_KEY, (key,))
             yield from (f"{queue_id}-{number}" for queue_id, number in rows)
 
 

@@ -8,31 +8,23 @@ raises its epoch.
 See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable
 
-import apsw
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.observe.logs import get_logger
 from relay.spool.common import due_claims
 from relay.spool.common.claim_changes import end_hold, hold_damaged
 from relay.spool.common.due_claims import (
     CLAIM_COLUMNS,
     RECIPIENT_COLUMNS,
-    claim_of,
+    claims_of,
     scan_level,
     scan_next_hop,
 )
-from relay.spool.common.rows import (
-    LIVE_STATES,
-)
-from relay.spool.sqlite.database import (
-    fetch,
-    fetch_one,
-)
+from relay.spool.common.rows import LIVE_STATES
+from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,
@@ -47,8 +39,6 @@ _RELEASE = (
     "UPDATE entry SET claimed = 0, epoch = epoch + 1"
     " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
 )
-_log = get_logger("spool")
-
 _AFTER = (
     " AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)"
     " ORDER BY due_us, message_id, number LIMIT ?"
@@ -77,7 +67,7 @@ _NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
 ) + ")"  # fmt: skip
 _KEYS = "FROM json_each(?) k CROSS JOIN"
 _FACTS = (
-    f"SELECT {CLAIM_COLUMNS}, e.content_id {_KEYS} entry e"
+    f"SELECT {CLAIM_COLUMNS}, e.content_id, 0, 0 {_KEYS} entry e"
     " ON e.message_id = k.value ->> 0 AND e.number = k.value ->> 1"
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
@@ -103,64 +93,51 @@ class DueEntries(Struct, frozen=True):
     damaged: dict[Key, str]
 
 
-def find_due(cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int) -> DueEntries:
+def find_due(tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int) -> DueEntries:
     """Find up to `limit` entries that are due; nothing is changed."""
     scan = _scan_level if look.next_hop is None else _scan_next_hop
-    cursor.execute("BEGIN")  # one snapshot: an entry's rows as they are under its epoch
-    try:
-        keys, seen = scan(cursor, look, now_us=now_us, limit=limit)
-        claims, damaged = read_claims(cursor, keys)
-    finally:
-        cursor.execute("COMMIT")
+    with tables.snapshot():  # an entry's rows as they are under its epoch
+        keys, seen = scan(tables, look, now_us=now_us, limit=limit)
+        claims, damaged = read_claims(tables, keys)
     return DueEntries(replace(seen, claims=claims), damaged)
 
 
-def next_due_us(cursor: apsw.Cursor, after_us: int) -> int | None:
+def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
     """Return when the first unclaimed entry after `after_us` is due."""
-    found: int | None = fetch_one(cursor, _NEXT, (after_us,))[0]
+    found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
     return found
 
 
 def read_claims(
-    cursor: apsw.Cursor, keys: Collection[Key]
+    tables: SqliteTables, keys: Collection[Key]
 ) -> tuple[tuple[Claim, ...], dict[Key, str]]:
     """Return claims of these entries as they are, and what is wrong with the others."""
     if not keys:
         return (), {}
     wanted = msgspec.json.encode(list(keys)).decode()
-    recipients: dict[Key, list[Sequence[Any]]] = {}
-    for row in fetch(cursor, _RECIPIENTS, (wanted,)):
-        recipients.setdefault((row[0], row[1]), []).append(row[2:])
-    claims: list[Claim] = []
-    damaged: dict[Key, str] = {}
-    for row in fetch(cursor, _FACTS, (wanted,)):
-        key = (row[0], row[1])
-        try:
-            claims.append(claim_of(row, recipients.get(key, ()), content_id=row[-1]))
-        except (TypeError, ValueError) as error:
-            damaged[key] = str(error)
-    return tuple(claims), damaged
+    recipients = tables.fetch(_RECIPIENTS, (wanted,))
+    return claims_of(tables.fetch(_FACTS, (wanted,)), recipients)
 
 
 def _scan_level(
-    cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int
+    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
     whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     after = look.after or Position(-1, "", 0)
     rest = (now_us, after.due_us, after.message_id, after.number, due_claims.ROWS_MAX)
-    return scan_level(cursor.execute(sql, (*whose, *rest)), look, limit=limit)
+    return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
 
 
 def _scan_next_hop(
-    cursor: apsw.Cursor, look: DueQuery, *, now_us: int, limit: int
+    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
     assert look.next_hop is not None
     hop = (look.next_hop.key, int(look.level))
-    senders = fetch(cursor, _SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
+    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, due_claims.SENDERS_MAX))
 
     def take(sender: int, number: int) -> list[Key]:
-        return fetch(cursor, _OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
+        return tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
 
     return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
 
@@ -177,7 +154,7 @@ def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> 
     continue: this is in the log, in the journey and in the queue list.
     """
     keys = [(*claim.key, claim.epoch) for claim in found.seen.claims]
-    taken = set(batch.cursor.executemany(_TAKE, keys)) if keys else ()
+    taken = set(batch.fetch_each(_TAKE, keys))
     claims = [
         end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
         for claim in found.seen.claims

@@ -28,6 +28,7 @@ from relay.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_al
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
 from relay.message.header import header_end
 from relay.spool.common.os_errors import translate_os_errors
+from relay.spool.common.rows import verify_checksum
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
 from relay.spool.types import SpoolError
 
@@ -315,12 +316,6 @@ def checksum_of(blocks: Iterable[bytes], header: bytes | None = None) -> int:
     for block in blocks:
         found = crc32(block, found)
     return crc32(header or b"", found)
-
-
-def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
-    """Raise SpoolError for a content whose octets have changed."""
-    if expected is not None and found != expected:
-        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
 
 
 def message_of(name: str) -> str:

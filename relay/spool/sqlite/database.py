@@ -24,6 +24,7 @@ from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import check_presence, is_openable
 from relay.spool.sqlite.write_ahead_log import check_log
+from relay.spool.tables import Tables
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SQLITE_VERSION_MIN = 3_051_003
@@ -88,7 +89,7 @@ def open_database(
     return connection
 
 
-class SqliteTables:
+class SqliteTables(Tables):
     """The Tables of a connection, by a cursor of it. Raises apsw's exceptions."""
 
     __slots__ = ("cursor",)
@@ -126,15 +127,6 @@ class SqliteTables:
         """Tables.entry_columns."""
         return ""
 
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Tables.snapshot."""
-        self.begin_snapshot()
-        try:
-            yield
-        finally:
-            self.end_snapshot()
-
     def begin_snapshot(self) -> None:
         """Tables.begin_snapshot."""
         self.cursor.execute("BEGIN")
@@ -149,16 +141,6 @@ class SqliteTables:
         return self.cursor.connection.in_transaction
 
 
-def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-    """Return all rows of a query."""
-    return cursor.execute(sql, values).fetchall()
-
-
-def fetch_one(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> Any:
-    """Return the first row of a query, or None."""
-    return cursor.execute(sql, values).fetchone()
-
-
 def _library_version() -> int:
     major, minor, patch = (*apsw.sqlite_lib_version().split("."), "0")[:3]
     return int(major) * 1_000_000 + int(minor) * 1000 + int(patch)
@@ -168,7 +150,7 @@ def read_anchor(connection: apsw.Connection) -> Anchor | None:
     """Return the clock anchor of the last commits, from which a start continues queue time; None in
     a new file. Raises apsw's exceptions.
     """
-    row = fetch_one(connection.cursor(), f"SELECT {_ANCHOR} FROM clock")
+    row = connection.execute(f"SELECT {_ANCHOR} FROM clock").fetchone()
     return Anchor(*row) if row is not None else None
 
 
@@ -202,7 +184,7 @@ class Reader:
             1, thread_name_prefix="spool-reader", initializer=inherit()
         )
 
-    async def run(self, query: Callable[[apsw.Cursor], T]) -> T:
+    async def read(self, query: Callable[[SqliteTables], T]) -> T:
         """Run `query` in the reader's thread."""
 
         def ask() -> T:
@@ -213,10 +195,6 @@ class Reader:
                 raise
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
-
-    async def read(self, query: Callable[[SqliteTables], T]) -> T:
-        """Run `query` in the reader's thread."""
-        return await self.run(lambda cursor: query(SqliteTables(cursor)))
 
     def later(self, task: Callable[[], object]) -> None:
         """Run `task` in the reader's thread, without waiting for it."""
@@ -240,19 +218,19 @@ class Reader:
         self._executor.shutdown()
         self._connection.close()
 
-    def _ask(self, query: Callable[[apsw.Cursor], T]) -> T:
+    def _ask(self, query: Callable[[SqliteTables], T]) -> T:
         with self._lock, translate_sqlite_errors(self._path):
-            return query(self._connection.cursor())
+            return query(SqliteTables(self._connection.cursor()))
 
-    def _repeat(self, query: Callable[[apsw.Cursor], object]) -> None:
+    def _repeat(self, query: Callable[[SqliteTables], object]) -> None:
         """Run a query for its pages only."""
 
-        def ask(cursor: apsw.Cursor) -> None:
+        def ask(tables: SqliteTables) -> None:
             try:
-                query(cursor)
+                query(tables)
             finally:
-                if cursor.connection.in_transaction:
-                    cursor.connection.execute("ROLLBACK")
+                if tables.is_in_snapshot:
+                    tables.cursor.execute("ROLLBACK")
 
         self._ask(ask)
 

@@ -25,19 +25,10 @@ from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
 from relay.spool.common.holds import recount
 from relay.spool.common.os_errors import translate_os_errors
-from relay.spool.common.rows import (
-    ACCEPTED_COUNTER,
-    LIVE_STATES,
-)
+from relay.spool.common.rows import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import RecoveryResult
 from relay.spool.sqlite.commits import check_commits_unopened
-from relay.spool.sqlite.database import (
-    fetch,
-    fetch_one,
-    open_database,
-    read_anchor,
-    write_anchor,
-)
+from relay.spool.sqlite.database import open_database, read_anchor, write_anchor
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
@@ -318,8 +309,7 @@ def _schema_version_of(source: apsw.Connection) -> int:
     one if there is no record.
     """
     with suppress(apsw.Error):
-        (version,) = fetch_one(source.cursor(), _SCHEMA_MADE, (SCHEMA_VERSION,))
-        return int(version)
+        return int(source.execute(_SCHEMA_MADE, (SCHEMA_VERSION,)).get)
     return SCHEMA_VERSION
 
 
@@ -347,7 +337,7 @@ def _copy_between(
     table, after, before = hole["table"], hole["after"], hole["before"]
     rows = _Rows(source, target, table)
     column = _TABLES[table][0]
-    for (name,) in fetch(target.cursor(), _KNOWN.get(table, _KNOWN_MESSAGES)):
+    for (name,) in target.execute(_KNOWN.get(table, _KNOWN_MESSAGES)).fetchall():
         if (after is None or name >= after[0]) and (before is None or name <= before[0]):
             rows.copy(f"WHERE {column} = ?", (name,))
     found.rows[table] += rows.copied
@@ -399,42 +389,39 @@ def _take_contents(
     target: apsw.Connection, source: Path, contents: Path, *, found: RecoveryResult
 ) -> None:
     """Link the files of live entries into the new spool, and count the missing contents."""
-    cursor = target.cursor()
+    batch = Batch(target.cursor())
     with target:
-        cursor.execute(
+        batch.execute(
             "DELETE FROM content WHERE id NOT IN"
             " (SELECT content_id FROM entry WHERE state <> 'final')"
         )
-    for (name,) in fetch(cursor, "SELECT file FROM content WHERE file IS NOT NULL"):
+    for (name,) in batch.fetch("SELECT file FROM content WHERE file IS NOT NULL"):
         if not (contents / name).exists():
             with suppress(FileNotFoundError):
                 link_or_copy(source / name, contents / name)
         if not (contents / name).exists():
             found.without_content += 1
-    (lost,) = fetch_one(
-        cursor,
+    (lost,) = batch.fetch_one(
         "SELECT count(*) FROM entry WHERE state <> 'final'"
-        " AND content_id NOT IN (SELECT id FROM content)",
+        " AND content_id NOT IN (SELECT id FROM content)"
     )
     found.without_content += lost
 
 
 def _recount(target: apsw.Connection, found: RecoveryResult) -> None:
     """Hold entries without recipients, and recount."""
-    cursor = target.cursor()
+    batch = Batch(target.cursor())
     with target:
-        cursor.execute(_HOLD_WITHOUT_RECIPIENTS)
-        found.without_recipients = target.changes()
-        (live,) = fetch_one(cursor, _COUNT_LIVE)
-        counters: dict[str, int] = dict(fetch(cursor, "SELECT name, value FROM counter"))
+        found.without_recipients = batch.execute(_HOLD_WITHOUT_RECIPIENTS)
+        (live,) = batch.fetch_one(_COUNT_LIVE)
+        counters: dict[str, int] = dict(batch.fetch("SELECT name, value FROM counter"))
         final = sum(counters.get(state, 0) for state in FINAL)
         accepted = counters.get(ACCEPTED_COUNTER)
         found.recipients_lost = None if accepted is None else max(0, accepted - final - live)
-        cursor.execute(
+        batch.execute(
             "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2",
             (ACCEPTED_COUNTER, final + live),
         )
-        recount(Batch(cursor))
-        (found.entries_waiting,) = fetch_one(
-            cursor, "SELECT count(*) FROM entry WHERE state <> 'final'"
-        )
+        recount(batch)
+        sql = "SELECT count(*) FROM entry WHERE state <> 'final'"
+        (found.entries_waiting,) = batch.fetch_one(sql)

@@ -6,7 +6,7 @@ A coroutine returns after the fsync that covers its change. See docs/design.md 4
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,16 +17,15 @@ from msgspec.structs import replace
 from relay.clock import Clock
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import disk_of
-from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
 from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
-from relay.spool.common import queries
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.receipts import count_receipts
+from relay.spool.common.rows import inline_content
 from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
@@ -42,9 +41,7 @@ from relay.spool.sqlite.content_files import (
     ContentRow,
     IncomingFile,
     StoredFile,
-    checksum_of,
     is_in_file,
-    verify_checksum,
 )
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import (
@@ -82,6 +79,7 @@ from relay.spool.types import (
 
 T = TypeVar("T")
 _Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
+_CONTENT = "c.size, c.data, c.file, c.header, c.eight_bit, c.crc32"
 _CAPTURED = CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
 _log = get_logger("spool")
 
@@ -111,6 +109,10 @@ class SqliteSpool(SharedSpool):
     """A SpoolEngine. Open it only with the owner's lock: the start frees claims of a dead owner."""
 
     maintenance: Maintenance
+    contents_sql = (  # one statement, because the id of a content that is removed may be used again
+        f"SELECT e.message_id, {_CONTENT} FROM entry e JOIN content c ON c.id = e.content_id"
+        " WHERE {} AND e.state <> 'final'"
+    )
 
     def __init__(
         self,
@@ -321,7 +323,7 @@ class SqliteSpool(SharedSpool):
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""
-        found = await self._delivery.run(lambda c: find_due(c, look, now_us=now_us, limit=limit))
+        found = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
         if not found.seen.claims and not found.damaged:
             return found.seen
         at_us = self._clock.time_us()
@@ -332,7 +334,7 @@ class SqliteSpool(SharedSpool):
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
-        return await self._delivery.run(lambda c: next_due_us(c, after_us))
+        return await self.ask(lambda tables: next_due_us(tables, after_us))
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
@@ -344,12 +346,8 @@ class SqliteSpool(SharedSpool):
 
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         """Spool.read_content."""
-        row = await self._delivery.run(
-            lambda c: c.execute(
-                "SELECT size, data, file, header, eight_bit, crc32 FROM content WHERE id = ?",
-                (content_id,),
-            ).fetchone()
-        )
+        sql = f"SELECT {_CONTENT} FROM content c WHERE id = ?"
+        row = await self.ask(lambda tables: tables.fetch_one(sql, (content_id,)))
         if row is None:
             raise SpoolError(f"content {content_id} is not in the spool")
         size, data, file, header, eight_bit, crc32 = row
@@ -359,40 +357,16 @@ class SqliteSpool(SharedSpool):
             if check and not in_file.is_small:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._checking, read)
-            return await self._delivery.run(lambda _: read())
+            return await self.ask(lambda _: read())
         # Inline contents are small: no thread is needed.
-        return _checked(str(content_id), data, size=size, crc32=crc32 if check else None)
+        return inline_content(str(content_id), data, size=size, crc32=crc32 if check else None)
 
-    async def read_message(self, queue_id: str) -> KeptMessage:
-        """SpoolHistory.read_message."""
-        return await self._queries.run(lambda c: self._kept(c, queue_id))
-
-    def _kept(self, cursor: apsw.Cursor, queue_id: str) -> KeptMessage:
-        row = transactions.kept_content(cursor, queue_id)
-        content = None
-        try:
-            content = None if row is None else self._opened(queue_id, row)
-        except SpoolError:
-            if transactions.kept_content(cursor, queue_id) is not None:
-                raise  # otherwise the last entry was settled in the meantime
-        return KeptMessage(content, queries.first_recipients(SqliteTables(cursor), queue_id))
-
-    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
-        """SpoolHistory.read_contents."""
-        return await self._queries.run(lambda c: self._kept_contents(c, queue_ids))
-
-    def _kept_contents(self, cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Content]:
-        found: dict[str, Content] = {}
-        for queue_id, row in transactions.kept_contents(cursor, queue_ids[:CONTENTS_MAX]).items():
-            with suppress(SpoolError):  # damaged, or gone meanwhile
-                found[queue_id] = self._opened(queue_id, row)
-        return found
-
-    def _opened(self, queue_id: str, row: Sequence[Any]) -> Content:
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:  # noqa: ARG002
+        """SharedSpool.content_of."""
         size, data, file, header, eight_bit, crc32 = row
         if file:
             return self._files.opened(ContentRow(file, size, header, bool(eight_bit), crc32))
-        return _checked(queue_id, data, size=size, crc32=crc32)
+        return inline_content(name, data, size=size, crc32=crc32)
 
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access."""
@@ -478,7 +452,7 @@ class SqliteSpool(SharedSpool):
         self, tables: Any, keys: Collection[Key]
     ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
         """QueueEngine.read_claims."""
-        return read_claims(tables.cursor, keys)
+        return read_claims(tables, keys)
 
     def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:  # noqa: ARG002
         """QueueEngine.elsewhere: there is one node."""
@@ -503,20 +477,10 @@ class SqliteSpool(SharedSpool):
         """QueueEngine.entries_ended: return the files of contents that were removed. The entries
         stay, as history.
         """
-        dropped = [
-            transactions.drop_content(transaction.cursor, key[0], content)
-            for key, content in ended.items()
-        ]
+        drop = partial(transactions.drop_content, transaction)
+        dropped = [drop(key[0], content) for key, content in ended.items()]
         return [file for file in dropped if file]
 
     def remove(self, left: Sequence[str]) -> None:
         """QueueEngine.remove."""
         self._queries.later(partial(self._files.remove, left))
-
-
-def _checked(name: str, data: Any, *, size: int, crc32: int | None) -> bytes:
-    """Return an inline content. Raises SpoolError if it is damaged."""
-    if not isinstance(data, bytes) or len(data) != size:
-        raise SpoolError(f"content {name} is damaged: expected {size} bytes")
-    verify_checksum(name, checksum_of((data,)), expected=crc32)
-    return data

@@ -11,25 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
-import apsw
 from msgspec import Struct
 
 from relay.message.content import Content
 from relay.spool.common.accepted_rows import (
     ENTRY_COLUMNS,
     CapturedMail,
+    accepted_as,
     accepted_rows,
     parked_until_us,
     used_contents,
 )
-from relay.spool.common.claim_changes import record_owed
-from relay.spool.common.holds import count_holds, has_room, note_hold
-from relay.spool.common.receipts import (
-    add_receipts,
-    note_receipt,
-    record_sent,
-)
-from relay.spool.common.remote_reports import join_report
+from relay.spool.common.holds import count_holds, has_room
+from relay.spool.common.receipts import note_receipt, record_sent
 from relay.spool.common.rows import (
     LIVE_STATES,
     MESSAGE_COLUMNS,
@@ -37,9 +31,14 @@ from relay.spool.common.rows import (
     SEQUENCE_BASE,
     message_row,
 )
-from relay.spool.common.settled_rows import SettledRows, settled_rows, waiting_columns
+from relay.spool.common.settled_rows import (
+    SettledRows,
+    record_beside,
+    settled_rows,
+    waiting_columns,
+)
 from relay.spool.sqlite.content_files import StoredFile
-from relay.spool.sqlite.database import fetch, fetch_one
+from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     FIRST_EPOCH,
@@ -62,7 +61,6 @@ _ENTRY = (
     f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
-_KEPT = "size, data, file, header, eight_bit, crc32"
 
 
 class Recorded(Struct, frozen=True):
@@ -95,15 +93,13 @@ def accept(
     if receipt is not None:
         record_sent(batch, receipt)
     first = messages[0]
-    if submission_key and (known := accepted_as(batch.cursor, submission_key)):
+    if submission_key and (known := accepted_as(batch, submission_key)):
         return Accepted(known, repeated=True)
     if not has_room(batch, first):
         return None
     if submission_key:
-        batch.cursor.execute(
-            "INSERT INTO submission VALUES (?,?,?)",
-            (submission_key, first.facts.id, submission_expires_us),
-        )
+        row = (submission_key, first.facts.id, submission_expires_us)
+        batch.execute("INSERT INTO submission VALUES (?,?,?)", row)
     claims: list[Claim] = []
     for message, names in zip(messages, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim, captured=captured)
@@ -111,24 +107,6 @@ def accept(
         note_receipt(batch, receipt)
     until_us = parked_until_us(messages, captured)
     return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
-
-
-def accepted_as(cursor: apsw.Cursor, submission_key: str) -> str:
-    """Return the queue id of the message that was accepted with this key, "" for none."""
-    sql = "SELECT message_id FROM submission WHERE key = ?"
-    known = fetch_one(cursor, sql, (submission_key,))
-    return str(known[0]) if known else ""
-
-
-def renew_submission_keys(
-    cursor: apsw.Cursor, keys: Sequence[str], *, until_us: int
-) -> frozenset[str]:
-    """Let these submission keys expire at `until_us`; return those that are known."""
-    renewed = cursor.executemany(
-        "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key",
-        [(until_us, key) for key in keys],
-    )
-    return frozenset(key for (key,) in renewed)
 
 
 def settle(
@@ -145,40 +123,33 @@ def settle(
     """
     claim = settlement.claim
     rows = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
-    if not _leave(batch.cursor, settlement, rows):
+    if not _leave(batch, settlement, rows):
         return Recorded(in_time=False)
     batch.counts.update(rows.final)
     count_holds(batch, -int(rows.is_finished and claim.is_held_by_rule))  # its hold has expired
-    batch.cursor.executemany(
+    batch.execute_each(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?"
         f" AND state IN {LIVE_STATES}",
         rows.recipients,
     )
-    record_owed(batch, settlement)
-    if rows.held:
-        note_hold(batch, claim.key, rows.held, since_us=settlement.at_us)
     unneeded = ""
     if rows.is_finished:
-        unneeded = drop_content(batch.cursor, claim.message.id, claim.content_id)
+        unneeded = drop_content(batch, claim.message.id, claim.content_id)
     batch.append_events(claim.message.id, settlement.events)
-    add_receipts(batch, claim.message.id, rows.receipts, now_us=now_us, store=0)
-    if settlement.remote_report is not None:
-        joined = join_report(batch, settlement, settlement.remote_report)
-        if joined is not None:
-            batch.append_events(joined.message_id, joined.events)
+    record_beside(batch, settlement, rows, now_us=now_us, store=0)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
     return Recorded(True, tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
-def note_removed_events(cursor: apsw.Cursor, last: int | None) -> None:
+def note_removed_events(batch: Batch, last: int | None) -> None:
     """Record that events up to the sequence `last` are about to be removed: followers are informed
     that some are missing, and no later event gets such a sequence.
     """
     if last is not None and last > SEQUENCE_BASE:
-        cursor.execute(
+        batch.execute(
             "INSERT INTO counter VALUES (?,?)"
             " ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",
             (REMOVED_EVENTS, last),
@@ -193,19 +164,18 @@ def _insert_message(
     claim: bool,
     captured: CapturedMail,
 ) -> Sequence[Claim]:
-    cursor = batch.cursor
     facts = message.facts
-    cursor.execute(_MESSAGE, message_row(facts))
+    batch.execute(_MESSAGE, message_row(facts))
     used = used_contents(message)
     content_ids: dict[int, int] = {}
     for index, content in enumerate(message.contents):
         if index in used:
-            cursor.execute(_CONTENT, _content_row(content, files[index]))
-            content_ids[index] = cursor.connection.last_insert_rowid()
+            batch.execute(_CONTENT, _content_row(content, files[index]))
+            content_ids[index] = batch.cursor.connection.last_insert_rowid()
     kept = {index for index in used if not files[index]}
     rows = accepted_rows(message, content_ids, kept=kept, claim=claim, captured=captured)
-    cursor.executemany(_ENTRY, rows.entries)
-    cursor.executemany(_RECIPIENT, rows.recipients)
+    batch.execute_each(_ENTRY, rows.entries)
+    batch.execute_each(_RECIPIENT, rows.recipients)
     batch.append_events(facts.id, message.events)
     batch.counts.update(rows.counts)
     count_holds(batch, len(message.held_by_rules))
@@ -224,12 +194,12 @@ def add_reports(
         _insert_message(batch, message, names, claim=False, captured=captured)
 
 
-def _leave(cursor: apsw.Cursor, settlement: Settlement, rows: SettledRows) -> bool:
+def _leave(batch: Batch, settlement: Settlement, rows: SettledRows) -> bool:
     """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
     claim = settlement.claim
     if settlement.goes_on:
-        return _is_in_time(cursor, claim)
-    cursor.execute(
+        return _is_in_time(batch, claim)
+    changed = batch.execute(
         "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
         " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
         " warn_us = iif(warn_us IS NULL, NULL, ?)"  # the warning may have been reported meanwhile
@@ -240,45 +210,35 @@ def _leave(cursor: apsw.Cursor, settlement: Settlement, rows: SettledRows) -> bo
             claim.message.id, claim.entry_id, claim.epoch,
         ),
     )  # fmt: skip
-    return cursor.connection.changes() == 1
+    return changed == 1
 
 
-def _is_in_time(cursor: apsw.Cursor, claim: Claim) -> bool:
+def _is_in_time(batch: Batch, claim: Claim) -> bool:
     """Whether the claim is still valid."""
-    found = fetch_one(
-        cursor,
-        "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1",
-        (*claim.key, claim.epoch),
-    )
-    return found is not None
+    sql = "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
+    return batch.fetch_one(sql, (*claim.key, claim.epoch)) is not None
 
 
-def drop_content(cursor: apsw.Cursor, message_id: str, content_id: ContentKey) -> str:
+def drop_content(batch: Batch, message_id: str, content_id: ContentKey) -> str:
     """Remove the content unless another entry still needs it; return its file if none does."""
-    removed = fetch_one(
-        cursor,
+    removed = batch.fetch_one(
         "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
         " WHERE message_id = ?2 AND content_id = ?1 AND state <> 'final') RETURNING file",
         (content_id, message_id),
     )
     file = str(removed[0] or "") if removed else ""
-    return "" if file and is_file_needed(cursor, file) else file
+    return "" if file and is_file_needed(batch, file) else file
 
 
-def is_file_needed(cursor: apsw.Cursor, name: str) -> bool:
+def is_file_needed(tables: SqliteTables, name: str) -> bool:
     """Whether a content has this file."""
-    found = fetch_one(
-        cursor,
-        "SELECT 1 FROM content INDEXED BY content_file WHERE file = ? AND file IS NOT NULL",
-        (name,),
-    )
-    return found is not None
+    sql = "SELECT 1 FROM content INDEXED BY content_file WHERE file = ? AND file IS NOT NULL"
+    return tables.fetch_one(sql, (name,)) is not None
 
 
-def is_content_lost(cursor: apsw.Cursor, message_id: str) -> bool | None:
+def is_content_lost(tables: SqliteTables, message_id: str) -> bool | None:
     """Whether an entry in the queue lacks its content; None for a message that is not known."""
-    is_lost, is_known = fetch_one(
-        cursor,
+    is_lost, is_known = tables.fetch_one(
         "SELECT EXISTS (SELECT 1 FROM entry e WHERE message_id = ?1 AND state <> 'final'"
         " AND NOT EXISTS (SELECT 1 FROM content WHERE id = e.content_id)),"
         " EXISTS (SELECT 1 FROM message WHERE id = ?1)",
@@ -296,28 +256,3 @@ def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
     assert file is not None
     found = crc32(content.header, file.crc32)
     return content.size, None, file.name, content.header, int(content.eight_bit), found
-
-
-def kept_content(cursor: apsw.Cursor, queue_id: str) -> Any:
-    """Return the row of the content of the first live entry, or None.
-
-    One statement, because the id of a content that is removed may be used again.
-    """
-    return fetch_one(
-        cursor,
-        f"SELECT {_KEPT} FROM entry JOIN content ON content.id = entry.content_id"
-        " WHERE message_id = ? AND state <> 'final' ORDER BY number LIMIT 1",
-        (queue_id,),
-    )
-
-
-def kept_contents(cursor: apsw.Cursor, queue_ids: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """Return the rows of kept_content() of several messages."""
-    marks = ", ".join("?" * len(queue_ids))
-    rows = fetch(
-        cursor,
-        f"SELECT message_id, {_KEPT} FROM entry JOIN content ON content.id = entry.content_id"
-        f" WHERE message_id IN ({marks}) AND state <> 'final' ORDER BY message_id, number DESC",
-        queue_ids,
-    )
-    return {queue_id: row for queue_id, *row in rows}  # of several entries that of the first

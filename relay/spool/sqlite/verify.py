@@ -26,25 +26,14 @@ from relay.spool.common import stats
 from relay.spool.common.holds import counted
 from relay.spool.common.holds import recount as recount_holds
 from relay.spool.common.os_errors import translate_os_errors
-from relay.spool.common.rows import (
-    ACCEPTED_COUNTER,
-    LIVE_STATES,
-)
+from relay.spool.common.rows import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
-from relay.spool.sqlite.database import (
-    SqliteTables,
-    fetch,
-    fetch_one,
-    open_database,
-    read_anchor,
-)
+from relay.spool.sqlite.database import open_database, read_anchor
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
-from relay.spool.sqlite.transactions import (
-    is_file_needed,
-)
+from relay.spool.sqlite.transactions import is_file_needed
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import SpoolDamagedError
@@ -84,6 +73,11 @@ _ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_RECIPIENTS}
     AND NOT EXISTS (SELECT 1 FROM entry e
         WHERE e.message_id = r.message_id AND e.number = r.entry AND e.{_LIVE})"""
 _NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
+_MAKE_DUE = (
+    "UPDATE entry SET retry_us = iif(?1, ?2, NULL), epoch = epoch + 1, due_us ="
+    " iif(?1, ?2, coalesce((SELECT expires_us FROM message WHERE id = ?3), ?2))"
+    " WHERE message_id = ?3 AND number = ?4"
+)
 _UNNEEDED = (
     f"SELECT id FROM content EXCEPT SELECT content_id FROM entry WHERE {_LIVE} LIMIT {_SHOWN_MAX}"
 )
@@ -142,6 +136,7 @@ class SpoolVerifier:
                 if not self._pages_are_whole(connection):
                     return dict.fromkeys(_ALL_COUNTS, 0)
                 counts = self._look_into(connection)
+                self._rows.cursor.close()  # a statement that has not ended keeps the log
                 last_commit = self._log_emptied(connection)
             if last_commit is not None:
                 last_commit.forget()
@@ -189,58 +184,47 @@ class SpoolVerifier:
         return not faults
 
     def _look_into(self, connection: apsw.Connection) -> dict[str, int]:
-        cursor = connection.cursor()
+        rows = self._rows = Batch(connection.cursor())
         self._clock.resume(read_anchor(connection))
         for expected, query in _LOST_ROWS.items():
-            for (where,) in fetch(cursor, f"{query} LIMIT {_SHOWN_MAX}"):
+            for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
                 self._settle(SpoolFault.LOST_ROW, where, found="none", expected=expected)
-        self._check_due(cursor)
-        self._check_unneeded(cursor)
+        self._check_due()
+        self._check_unneeded()
         for row in connection.execute(_FILES):
-            self._check_file(cursor, *row)
+            self._check_file(*row)
         if self._full:
             for row in connection.execute(_INLINE):
-                self._check_inline(cursor, *row)
+                self._check_inline(*row)
         if self._recount:
-            self._check_entryless(cursor)
-        unaccounted = self._check_counters(cursor)
-        counts = {name: fetch_one(cursor, query)[0] for name, query in _COUNTS.items()}
+            self._check_entryless()
+        unaccounted = self._check_counters()
+        counts = {name: rows.fetch_one(query)[0] for name, query in _COUNTS.items()}
         return counts | {"unaccounted": unaccounted}
 
-    def _check_due(self, cursor: apsw.Cursor) -> None:
-        for message_id, number, state in fetch(
-            cursor,
-            f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}",
-        ):
+    def _check_due(self) -> None:
+        sql = f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}"
+        for message_id, number, state in self._rows.fetch(sql):
             is_tried = state in ("queued", "deferred")
-
-            def make_due(
-                key: tuple[str, int] = (message_id, number), tried: bool = is_tried
-            ) -> None:
-                cursor.execute(
-                    "UPDATE entry SET retry_us = iif(?1, ?2, NULL), epoch = epoch + 1, due_us ="
-                    " iif(?1, ?2, coalesce((SELECT expires_us FROM message WHERE id = ?3), ?2))"
-                    " WHERE message_id = ?3 AND number = ?4",
-                    (tried, self._clock.queue_us(), *key),
-                )
-
+            values = (is_tried, self._clock.queue_us(), message_id, number)
             self._settle(
                 SpoolFault.NEVER_DUE, f"{message_id}-{number}", found="no time to look at it",
-                expected=f"one, as it is {state}", cure="made due", act=make_due,
+                expected=f"one, as it is {state}", cure="made due",
+                act=partial(self._rows.execute, _MAKE_DUE, values),
             )  # fmt: skip
 
-    def _check_unneeded(self, cursor: apsw.Cursor) -> None:
+    def _check_unneeded(self) -> None:
         """Export contents without an entry: each may be all that is left of a message."""
-        for (content_id,) in fetch(cursor, _UNNEEDED):
+        for (content_id,) in self._rows.fetch(_UNNEEDED):
             target = self._put_aside_folder / f"content-{content_id}.eml"
             self._settle(
                 SpoolFault.UNNEEDED_CONTENT, f"content {content_id}",
                 found="no entry that needs it",
                 expected="one", cure=f"moved to {target}",
-                act=partial(self._export, cursor, content_id, target),
+                act=partial(self._export, content_id, target),
             )  # fmt: skip
 
-    def _check_file(self, cursor: apsw.Cursor, *row: Any) -> None:
+    def _check_file(self, *row: Any) -> None:
         name, expected_bytes, header, checksum = row
         path = self._contents / name
         expected = f"{expected_bytes} bytes"
@@ -248,48 +232,43 @@ class SpoolVerifier:
             found = f"{path.stat().st_size} bytes"
             if self._full and found == expected and checksum is not None:
                 blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
-                found, expected = (
-                    _checksum_text(checksum_of(blocks, header)),
-                    _checksum_text(checksum),
-                )
+                found = _checksum_text(checksum_of(blocks, header))
+                expected = _checksum_text(checksum)
         except OSError as error:
             found = (error.strerror or str(error)).lower()
-        if found != expected and is_file_needed(
-            cursor, name
-        ):  # otherwise it was delivered meanwhile
+        # One that is not needed was delivered meanwhile.
+        if found != expected and is_file_needed(self._rows, name):
             self._settle(SpoolFault.LOST_CONTENT, path, found=found, expected=expected)
 
-    def _check_inline(self, cursor: apsw.Cursor, *row: Any) -> None:
+    def _check_inline(self, *row: Any) -> None:
         content_id, data, checksum = row
         found = checksum_of((data,))
         if found != checksum:
-            entry = fetch_one(cursor, _ENTRY_OF, (content_id,))
+            entry = self._rows.fetch_one(_ENTRY_OF, (content_id,))
             where = f"content {content_id}" + (f" of {entry[0]}" if entry else "")
             self._settle(
-                SpoolFault.LOST_CONTENT,
-                where,
-                found=_checksum_text(found),
+                SpoolFault.LOST_CONTENT, where, found=_checksum_text(found),
                 expected=_checksum_text(checksum),
-            )
+            )  # fmt: skip
 
-    def _check_entryless(self, cursor: apsw.Cursor) -> None:
+    def _check_entryless(self) -> None:
         """End recipients without an entry, once an operator knows the cause."""
-        (number,) = fetch_one(cursor, f"SELECT count(*) {_ENTRYLESS}")
+        (number,) = self._rows.fetch_one(f"SELECT count(*) {_ENTRYLESS}")
         if number:
             self._settle(
                 SpoolFault.LOST_ROW, self._database,
                 found=f"{number} recipients without an entry",
-                expected="0", cure="ended as cancelled", act=partial(self._end_entryless, cursor),
+                expected="0", cure="ended as cancelled", act=self._end_entryless,
             )  # fmt: skip
 
-    def _end_entryless(self, cursor: apsw.Cursor) -> None:
-        with cursor.connection:
+    def _end_entryless(self) -> None:
+        rows = self._rows
+        with rows.cursor.connection:
             lost: dict[str, list[tuple[int, int]]] = {}
-            for message_id, *key in fetch(cursor, f"SELECT message_id, entry, number {_ENTRYLESS}"):
+            for message_id, *key in rows.fetch(f"SELECT message_id, entry, number {_ENTRYLESS}"):
                 lost.setdefault(message_id, []).append((key[0], key[1]))
-            count = Batch(cursor)
             for message_id, recipients in lost.items():
-                cursor.executemany(
+                rows.execute_each(
                     "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
                     " AND number = ?",
                     [(RecipientState.CANCELLED, message_id, *one) for one in recipients],
@@ -297,47 +276,38 @@ class SpoolVerifier:
                 entries = sorted({entry for entry, _ in recipients})
                 detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
                 event = Event(Step.DELIVERY, self._clock.time_us(), detail)
-                count.append_events(message_id, [event])
-            count.counts[RecipientState.CANCELLED] += sum(map(len, lost.values()))
-            count.write_counts()
+                rows.append_events(message_id, [event])
+            rows.counts[RecipientState.CANCELLED] += sum(map(len, lost.values()))
+            rows.write_counts()
 
-    def _check_counters(self, cursor: apsw.Cursor) -> int:
-        count, tables = stats.QueueCounter(), SqliteTables(cursor)
+    def _check_counters(self) -> int:
+        count = stats.QueueCounter()
         try:
-            while count.step(tables):
+            while count.step(self._rows):
                 pass
         finally:
-            count.end(tables)
+            count.end(self._rows)
         unaccounted = count.result().unaccounted
-
-        def recount() -> None:
-            cursor.execute(
-                "UPDATE counter SET value = value - ? WHERE name = ?",
-                (unaccounted, ACCEPTED_COUNTER),
-            )
-
+        sql = "UPDATE counter SET value = value - ? WHERE name = ?"
+        correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
         if unaccounted:
-            self._settle(
-                SpoolFault.COUNTERS, self._database,
-                found=f"{unaccounted} recipients unaccounted for",
-                expected="0", cure="corrected" if self._recount else "",
-                act=recount if self._recount else None,
-                advice="" if self._recount else _RECOUNT,
-            )  # fmt: skip
-        held, expected = counted(Batch(cursor))
+            self._settle_counter(f"{unaccounted} recipients unaccounted for", 0, correct)
+        held, expected = counted(self._rows)
         if held != expected:
-            self._settle(
-                SpoolFault.COUNTERS, self._database, found=f"{held} entries held by rules",
-                expected=str(expected), cure="corrected" if self._recount else "",
-                act=partial(recount_holds, Batch(cursor)) if self._recount else None,
-                advice="" if self._recount else _RECOUNT,
-            )  # fmt: skip
+            recount = partial(recount_holds, self._rows)
+            self._settle_counter(f"{held} entries held by rules", expected, recount)
         return unaccounted
 
-    def _export(self, cursor: apsw.Cursor, content_id: int, target: Path) -> None:
-        data, file, header = fetch_one(
-            cursor, "SELECT data, file, header FROM content WHERE id = ?", (content_id,)
-        )
+    def _settle_counter(self, found: str, expected: int, correct: Callable[[], object]) -> None:
+        self._settle(
+            SpoolFault.COUNTERS, self._database, found=found, expected=str(expected),
+            cure="corrected" if self._recount else "", act=correct if self._recount else None,
+            advice="" if self._recount else _RECOUNT,
+        )  # fmt: skip
+
+    def _export(self, content_id: int, target: Path) -> None:
+        sql = "SELECT data, file, header FROM content WHERE id = ?"
+        data, file, header = self._rows.fetch_one(sql, (content_id,))
         self._put_aside_folder.mkdir(mode=0o700, exist_ok=True)
         with target.open("wb") as copy:
             target.chmod(0o600)
@@ -347,17 +317,13 @@ class SpoolVerifier:
                     copyfileobj(body, copy)
         fsync_path(target)
         fsync_path(self._put_aside_folder)
-        cursor.execute("DELETE FROM content WHERE id = ?", (content_id,))
-        if file and not is_file_needed(cursor, file):
+        self._rows.execute("DELETE FROM content WHERE id = ?", (content_id,))
+        if file and not is_file_needed(self._rows, file):
             (self._contents / file).unlink(missing_ok=True)
 
     def _report_damage(self, found: str) -> None:
-        self._settle(
-            SpoolFault.DAMAGED_SPOOL,
-            self._database,
-            found=found,
-            expected="pages that can be read",
-        )
+        expected = "pages that can be read"
+        self._settle(SpoolFault.DAMAGED_SPOOL, self._database, found=found, expected=expected)
 
     def _settle(
         self,

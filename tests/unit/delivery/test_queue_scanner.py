@@ -81,9 +81,9 @@ class Queue:
     # -- what the queue scanner calls
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         self.queries.append(look)
-        found = find_due(self.cursor, look, now_us=now_us, limit=limit)
-        self.meanwhile()
         batch = Batch(self.cursor)
+        found = find_due(batch, look, now_us=now_us, limit=limit)
+        self.meanwhile()
         claims = take_claims(batch, found, now_us=now_us, at_us=now_us)
         return DueBatch(
             claims, found.seen.ended, found.seen.reached, found.seen.reached_sender,
@@ -91,7 +91,7 @@ class Queue:
         )  # fmt: skip
 
     async def next_due_us(self, after_us: int) -> int | None:
-        return next_due_us(self.cursor, after_us)
+        return next_due_us(Batch(self.cursor), after_us)
 
 
 class ScannedQueue:
