@@ -19,12 +19,7 @@ from msgspec import Struct
 
 from relay.journeys.events import Event
 from relay.message.content import Content, Octets
-from relay.message.envelope import (
-    NO_MESSAGE_EXTRA,
-    ForwardPath,
-    MessageExtra,
-    MessageFacts,
-)
+from relay.message.envelope import NO_MESSAGE_EXTRA, ForwardPath, MessageExtra, MessageFacts
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome

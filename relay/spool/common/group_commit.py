@@ -1,15 +1,22 @@
-"""What the writers of both engines share: how long commits take, which pressure measures, and the
-answers to those who wait for one.
+"""What the writers of both engines share: the operations that wait for a commit and their answers,
+and how long commits take, which pressure measures.
 """
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar
 
 from relay.clock import Clock
+from relay.spool.types import SpoolUnavailableError
 
+JobT = TypeVar("JobT")
+WAITING_MAX = 20_000
+BATCH_MAX = 256
+ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 _COMMITS_MAX = 100
 _LAST_S = 30.0
 _PART = 0.95
@@ -44,6 +51,63 @@ class CommitTimer:
         times = sorted(took for ended, took in self._ended.copy() if now_s - ended <= _LAST_S)
         took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
         return max(running_s, took_s)
+
+
+class GroupWriter(Generic[JobT]):
+    """Operations that wait for the next commit, and the thread that writes them.
+
+    Operations queued in the same iteration of the event loop share a commit: the thread gets them
+    at its end. (If it got the first one at once, it would commit that one alone.)
+    """
+
+    def __init__(self, clock: Clock, run: Callable[[], None]) -> None:
+        """`run` is what the thread does."""
+        self.commit_timer = CommitTimer(clock)
+        self._turn: list[JobT] = []  # of the loop's present iteration
+        self._jobs: deque[JobT] = deque()  # of earlier iterations: for the thread
+        self._wake = threading.Semaphore(0)
+        self._stopping = False
+        self._home_loop: asyncio.AbstractEventLoop | None = None  # that queues, and gets answers
+        in_context = copy_context().run  # for the log
+        self._thread = threading.Thread(
+            target=in_context, args=(run,), name="spool-writer", daemon=True
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for a commit."""
+        return len(self._turn) + len(self._jobs)
+
+    def _future(self) -> asyncio.Future[Any]:
+        """Return a future for the answer of an operation. Raises SpoolUnavailableError when too
+        many wait, or the writer is stopping.
+        """
+        assert self._home_loop is not None
+        if self._stopping or self.waiting >= WAITING_MAX:
+            raise SpoolUnavailableError(
+                "the spool is stopping" if self._stopping else "the spool is busy"
+            )
+        return self._home_loop.create_future()
+
+    def _queue(self, job: JobT) -> None:
+        assert self._home_loop is not None
+        self._turn.append(job)
+        if len(self._turn) == 1:
+            self._home_loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._jobs += self._turn
+        self._turn.clear()
+        self._wake.release()
+
+    def _call(self, function: Callable[..., object], *values: object) -> None:
+        """Call a function in the event loop, from the thread."""
+        assert self._home_loop is not None
+        self._home_loop.call_soon_threadsafe(function, *values)
+
+    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+        if answers:
+            self._call(settle_futures, answers)
 
 
 def settle_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:

@@ -18,11 +18,7 @@ from relay.journeys.events import Event, Step
 from relay.journeys.message_search import SCAN_MAX
 from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
-from relay.spool.common.rows import (
-    MESSAGE_COLUMNS,
-    in_chunks,
-    read_facts,
-)
+from relay.spool.common.rows import MESSAGE_COLUMNS, in_chunks, read_facts
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.tables import Tables
 from relay.spool.types import parse_entry_extra

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 from msgspec import Struct
 
@@ -22,16 +21,17 @@ from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.common.cancel_reports import NOTHING_PLANNED, CancelReports, PlannedReports
-from relay.spool.common.queue_changes import change
+from relay.spool.common.claim_changes import PAY
 from relay.spool.common.queue_decisions import (
     ChangeResult,
     CommandTimes,
+    decide,
     dry_run_entry,
     in_flight_note,
 )
 from relay.spool.common.queue_engine import Leftovers, QueueEngine
 from relay.spool.common.queue_list import EntryListBuilder, EntrySelection
-from relay.spool.common.queued_entries import load_entries, put_back
+from relay.spool.common.queued_entries import load_entries, put_back, store_changes
 from relay.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
@@ -131,7 +131,8 @@ class SpoolQueueAdmin:
                     # a cancelled request must not lose withdrawn claims
                     await asyncio.shield(self._do(some, answer))
         await self._follow(command)
-        return answer.changed(unknown=selection.unknown, other_nodes=others)
+        answer.report.unknown, answer.report.other_nodes = tuple(selection.unknown), tuple(others)
+        return answer.report
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         listed = answer.listing()
@@ -141,9 +142,8 @@ class SpoolQueueAdmin:
             now_us=self._clock.queue_us(), listed=listed, engine=self._engine,
         )  # fmt: skip
         results, elsewhere = await self._engine.read(rehearse)
-        answer.add(results, listed, elsewhere)
-        if answer.command.bounce:
-            answer.reports += await self._reports.count(keys, taken=waiting)
+        reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
+        answer.add(results, listed, elsewhere=elsewhere, reports=reports)
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         """Change one slice; entries claimed meanwhile are withdrawn in another round."""
@@ -168,18 +168,17 @@ class SpoolQueueAdmin:
             result = done.result
             await self._discard(planned, result.reports)
             self._follow_up(done)
-            answer.reports += len(result.reports)
             certain = (
                 one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
             )
-            answer.add(certain, done.listed)
+            answer.add(certain, done.listed, reports=len(result.reports))
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
                 return
         listed = answer.listing()
         show = partial(_show_in_flight, keys=left, listed=listed, engine=self._engine)
         elsewhere = await self._engine.read(show)
-        answer.add([CommandResult.IN_FLIGHT] * len(left), listed, elsewhere)
+        answer.add([CommandResult.IN_FLIGHT] * len(left), listed, elsewhere=elsewhere)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
@@ -193,17 +192,13 @@ class SpoolQueueAdmin:
 
     def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Return what _take() would take."""
-        return (
-            frozenset()
-            if command.operation is Operation.RETRY
-            else self._delivery.waiting_among(keys)
-        )
+        is_retry = command.operation is Operation.RETRY
+        return frozenset() if is_retry else self._delivery.waiting_among(keys)
 
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Withdraw the claims that wait for an attempt; a retry does not need that."""
-        return (
-            frozenset() if command.operation is Operation.RETRY else self._delivery.withdraw(keys)
-        )
+        is_retry = command.operation is Operation.RETRY
+        return frozenset() if is_retry else self._delivery.withdraw(keys)
 
     def _follow_up(self, done: "_Done") -> None:
         """Run what follows a durable change."""
@@ -245,7 +240,7 @@ class SpoolQueueAdmin:
 
 
 class _ReportBuilder:
-    """Collects the results of a command's slices."""
+    """Collects the results of a command's slices in its report."""
 
     def __init__(
         self,
@@ -255,42 +250,37 @@ class _ReportBuilder:
         on_progress: ProgressCallback,
     ) -> None:
         self.command = command
-        self.reports = 0
+        self.report = CommandReport(dry_run=command.dry_run, reports=0 if command.bounce else None)
         self._record = on_progress
         self._listing = listing
-        self._counts = dict.fromkeys(CommandResult, 0)
         self._elsewhere: Counter[str] = Counter()
-        self._entries: list[dict[str, Any]] = []
         self._recipients_left = RECIPIENTS_MAX
 
     def listing(self) -> EntryListBuilder:
         """Return a list for what may still be listed; pass it to add()."""
-        return self._listing(
-            entries_max=LISTED_MAX - len(self._entries),
-            recipients_max=self._recipients_left,
-        )
+        left = LISTED_MAX - len(self.report.entries)
+        return self._listing(entries_max=left, recipients_max=self._recipients_left)
 
     def add(
         self,
         results: Iterable[CommandResult],
         listing: EntryListBuilder,
+        *,
         elsewhere: Iterable[str] = (),
+        reports: int = 0,
     ) -> None:
-        """Add certain results; `elsewhere` are the nodes at which entries are in flight."""
+        """Add certain results; `elsewhere` are the nodes at which entries are in flight, `reports`
+        is the number of reports to senders.
+        """
         self._elsewhere.update(elsewhere)
+        self.report.in_flight_at = dict(sorted(self._elsewhere.items()))
         for result in results:
-            self._counts[result] += 1
-        self._entries += listing.entries
+            self.report.counts[result] += 1
+        self.report.entries += listing.entries
         self._recipients_left = listing.recipients_left
-        self._record(self._counts[CommandResult.DONE])
-
-    def changed(self, *, unknown: Sequence[str], other_nodes: Sequence[str]) -> CommandReport:
-        """Return the report."""
-        return CommandReport(
-            self._counts, self._entries, tuple(unknown), dry_run=self.command.dry_run,
-            reports=self.reports if self.command.bounce else None,
-            in_flight_at=dict(sorted(self._elsewhere.items())), other_nodes=tuple(other_nodes),
-        )  # fmt: skip
+        if self.report.reports is not None:
+            self.report.reports += reports
+        self._record(self.report.counts[CommandResult.DONE])
 
 
 class _Done(Struct, frozen=True):
@@ -326,6 +316,42 @@ def _write(
     listed.add(transaction, list(shown), shown)
     left = engine.entries_ended(transaction, result.ended) if result.ended else None
     return _Done(result, listed, left)
+
+
+def change(
+    transaction: OpenTransaction,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    *,
+    engine: QueueEngine,
+    taken: Collection[Key],
+    times: CommandTimes,
+    planned: PlannedReports = NOTHING_PLANNED,
+) -> ChangeResult:
+    """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
+
+    A withdrawn entry that is not changed is released; it is due as before. A cancel changes
+    messages with reports only if they are as `planned` knew them. What another node has claimed is
+    left alone.
+    """
+    loaded = load_entries(transaction, command, keys)
+    # what was withdrawn may have been taken over since, by the node that delivers it now
+    elsewhere = engine.elsewhere(transaction, taken) if taken else {}
+    result, changes = decide(
+        loaded, command, keys, taken=[key for key in taken if key not in elsewhere],
+        times=times, planned=planned.epochs,
+    )  # fmt: skip
+    result.cancelled = store_changes(transaction, changes)
+    done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
+    for message_id in dict.fromkeys(done):
+        if (made := planned.by_message.get(message_id)) is not None:
+            engine.add_reports(transaction, made.plan.messages, made.stored, original=message_id)
+            transaction.append_events(message_id, made.plan.events)
+            paid = [key for key in planned.epochs if key[0] == message_id]
+            transaction.execute_each(PAY, paid)
+            result.reports += made.plan.messages
+            result.due_us = times.queue_us
+    return result
 
 
 def _dry_run(

@@ -16,12 +16,7 @@ import msgspec
 from relay.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
-from relay.spool.queue_commands import (
-    Operation,
-    ShownTimes,
-    command_reason,
-    has_been_restored,
-)
+from relay.spool.queue_commands import Operation, ShownTimes, command_reason, has_been_restored
 from relay.spool.tables import Tables
 from relay.spool.types import (
     FIRST_KEY,

@@ -14,10 +14,7 @@ from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
 from relay.spool.common.queries import is_shown
-from relay.spool.common.rows import (
-    REMOVED_EVENTS,
-    SEQUENCE_BASE,
-)
+from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE
 from relay.spool.queue_commands import Operation
 from relay.spool.tables import Tables
 

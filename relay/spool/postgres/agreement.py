@@ -6,15 +6,7 @@ with a salt that only this spool has. And what two stores must not both have: a 
 """
 
 import asyncio
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import scrypt
 
 import msgspec

@@ -28,14 +28,7 @@ from relay.spool.common.rows import LIVE_STATES
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
-from relay.spool.types import (
-    Claim,
-    DueBatch,
-    DueQuery,
-    Key,
-    Position,
-    PriorityLevel,
-)
+from relay.spool.types import Claim, DueBatch, DueQuery, Key, Position, PriorityLevel
 
 # A loose index scan: one seek to the next owner. An owner that is not among the nodes is dead too.
 _DEAD_OWNERS = """

@@ -18,12 +18,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import News
-from relay.spool.postgres.agreement import (
-    AgreedParts,
-    Agreement,
-    differences,
-    read_salt,
-)
+from relay.spool.postgres.agreement import AgreedParts, Agreement, differences, read_salt
 from relay.spool.postgres.claims import dead_owners
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors

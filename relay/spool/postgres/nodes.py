@@ -11,7 +11,7 @@ be committing, so its successor ends it first, and waits until it has gone.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -384,27 +384,3 @@ class Watch:
         }
         self._since_s = {key: self._since_s.get(key, now_s) for key in alive}
         return [alive[key] for key, since_s in self._since_s.items() if now_s - since_s >= DEAD_S]
-
-
-class Lease(Struct, frozen=True):
-    """Until when this node may act for its incarnation: seconds since the boot."""
-
-    until_s: float
-
-    def may_claim(self, now_s: float) -> bool:
-        """Whether it may accept and claim."""
-        return now_s < self.until_s
-
-    def may_finish(self, now_s: float) -> bool:
-        """Whether it may begin what ends an attempt, such as the final dot."""
-        return now_s < self.until_s - NO_DOT_S
-
-
-def lease_from(sent_s: float) -> Lease:
-    """Return the lease of a beat that was confirmed, and sent then."""
-    return Lease(sent_s + DEAD_S)
-
-
-def owners_alive(rows: Iterable[NodeRow]) -> Mapping[int, NodeRow]:
-    """Return the living incarnations, by number."""
-    return {row.incarnation: row for row in rows if row.is_alive}

@@ -25,6 +25,7 @@ from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
 from relay.spool.common import recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.group_commit import WAITING_MAX
 from relay.spool.common.receipts import count_receipts
 from relay.spool.common.rows import SEQUENCE_BASE
 from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
@@ -41,7 +42,7 @@ from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies
 from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
-from relay.spool.postgres.writer import WAITING_MAX, WriteConnection
+from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
 from relay.spool.tables import Tables
 from relay.spool.types import (

@@ -56,11 +56,10 @@ class PostgresStorage:
         """SpoolStorage.faults."""
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.spool.postgres.schema import missing_rights  # noqa: PLC0415 - see above
-            from relay.spool.postgres.server import server_faults  # noqa: PLC0415
+            from relay.spool.postgres import schema, server  # noqa: PLC0415 - see above
 
-            faults = tables.wait(server_faults(self._options, tables.connection))
-            return [*faults, *missing_rights(tables)]
+            faults = tables.wait(server.server_faults(self._options, tables.connection))
+            return [*faults, *schema.missing_rights(tables)]
 
         try:
             return [f"{self}: {one}" for one in self._ask(found)]
@@ -71,19 +70,14 @@ class PostgresStorage:
         """SpoolStorage.warnings."""
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.spool.postgres.agreement import (  # noqa: PLC0415 - see above
-                node_warnings,
-                split_domains,
-            )
-            from relay.spool.postgres.nodes import read_nodes  # noqa: PLC0415
-            from relay.spool.postgres.schema import tables_there  # noqa: PLC0415
+            from relay.spool.postgres import agreement, nodes, schema  # noqa: PLC0415 - see above
             from relay.spool.postgres.unheld_stores import unheld_stores  # noqa: PLC0415
 
-            if not tables_there(tables):
+            if not schema.tables_there(tables):
                 return ()
             unheld = map(unheld_text, unheld_stores(tables).values())
-            split = split_domains(tables, self._store, self._domains)
-            return [*unheld, *split, *node_warnings(read_nodes(tables))]
+            split = agreement.split_domains(tables, self._store, self._domains)
+            return [*unheld, *split, *agreement.node_warnings(nodes.read_nodes(tables))]
 
         return self._ask(found)
 
@@ -123,16 +117,13 @@ class PostgresStorage:
             return thread.submit(self._answer, question).result()
 
     def _answer(self, question: "Callable[[ConnectionTables], T]") -> T:
-        from relay.spool.postgres.server import (  # noqa: PLC0415 - see above
-            connect,
-            translate_postgres_errors,
-        )
+        from relay.spool.postgres import server  # noqa: PLC0415 - see above
         from relay.spool.postgres.tables import ConnectionTables  # noqa: PLC0415
 
         with closing(asyncio.new_event_loop()) as loop:
-            connection = loop.run_until_complete(connect(self._options, purpose="command"))
+            connection = loop.run_until_complete(server.connect(self._options, purpose="command"))
             try:
-                with translate_postgres_errors(self._options):
+                with server.translate_postgres_errors(self._options):
                     return question(ConnectionTables(loop, connection))
             finally:
                 connection.terminate()

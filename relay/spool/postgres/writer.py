@@ -13,11 +13,8 @@ connection (RFC 1047).
 """
 
 import asyncio
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import asyncpg
@@ -28,16 +25,16 @@ from relay.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.common.group_commit import CommitTimer, settle_futures
+from relay.spool.common.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
+    DEAD_S,
+    NO_DOT_S,
     WALL,
-    Lease,
     NodeIdentity,
     NodeRow,
     Stores,
     join,
-    lease_from,
     leave,
     lock_shared,
     namesakes,
@@ -65,10 +62,7 @@ from relay.spool.types import (
 )
 
 COMMITS = "commits"  # the counter that each commit raises
-WAITING_MAX = 20_000
-_BATCH_MAX = 256
 _BATCH_BYTES_MAX = 8 << 20
-_ANCHOR_S = 1.0  # between two anchors
 _CLOCK_DIFFERS_S = 60.0
 _AGAIN_S = 1.0  # between two attempts to connect
 _TIMES_MAX = 5  # that an operation is repeated which others were in the way of
@@ -106,7 +100,7 @@ class _LostError(Exception):
         self.answers = answers
 
 
-class WriteConnection:
+class WriteConnection(GroupWriter[WaitingOperation]):
     """Writes in a thread. submit() belongs to the event loop in which start() ran."""
 
     def __init__(
@@ -125,6 +119,7 @@ class WriteConnection:
         the spool for itself: this one must end. `on_dropped` is called there with bodies of
         contents that were removed. A lease is counted by `elapsed_s`, which no suspend stops.
         """
+        super().__init__(clock, self._run_to_end)
         self._options = options
         self.identity = identity
         self.elapsed_s = elapsed_s
@@ -133,9 +128,8 @@ class WriteConnection:
         self._metrics = metrics
         self._on_lost_ownership = on_lost_ownership
         self._on_dropped = on_dropped
-        self.commit_timer = CommitTimer(clock)
         self.own: NodeRow | None = None  # this incarnation
-        self.lease = Lease(0.0)
+        self._lease_until_s = 0.0
         self.stores = Stores()
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
@@ -143,19 +137,10 @@ class WriteConnection:
         self._found = 0  # the number of the last one when the connection was back
         self._unanswered: list[Claim] = []  # of operations that were answered with an error
         self._added_up_to = 0  # of the commits since this start
-        self._anchored_s = -_ANCHOR_S
-        self._turn: list[WaitingOperation] = []  # of the loop's present iteration
-        self._jobs: deque[WaitingOperation] = deque()
-        self._wake = threading.Semaphore(0)
-        self._stopping = False
+        self._anchored_s = -ANCHOR_S
         self._has_lost_ownership = False
-        self._home_loop: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
         self._connection: Any = None
-        run = copy_context().run  # for the log
-        self._thread = threading.Thread(
-            target=run, args=(self._run_to_end,), name="spool-writer", daemon=True
-        )
 
     async def start(self) -> None:
         """Connect and become the owner. Raises SpoolError; then nothing runs."""
@@ -177,11 +162,6 @@ class WriteConnection:
         await asyncio.to_thread(self._close)
 
     @property
-    def waiting(self) -> int:
-        """How many operations wait for a commit."""
-        return len(self._turn) + len(self._jobs)
-
-    @property
     def incarnation(self) -> int:
         """The number of this owner."""
         assert self.own is not None
@@ -189,11 +169,15 @@ class WriteConnection:
 
     def may_finish(self) -> bool:
         """Whether what ends an attempt may begin: the lease goes on for long enough."""
-        return self.lease.may_finish(self.elapsed_s())
+        return self.elapsed_s() < self._lease_until_s - NO_DOT_S
 
     def confirm(self, sent_s: float) -> None:
         """Take note that the server has recorded a beat of this incarnation that was sent then."""
-        self.lease = lease_from(sent_s)
+        self._lease_until_s = sent_s + DEAD_S
+
+    def may_claim(self) -> bool:
+        """Whether this node may accept and claim: its lease goes on."""
+        return self.elapsed_s() < self._lease_until_s
 
     async def rejoin(self) -> None:
         """Join as the next incarnation, after this one was declared dead. Raises SpoolError."""
@@ -217,28 +201,16 @@ class WriteConnection:
         of the lease. Raises SpoolUnavailableError when too many wait, or the writer is stopping, or
         the database cannot be used.
         """
-        assert self._home_loop is not None
         if self.fault:
             raise SpoolUnavailableError(self.fault)
-        if self._stopping or self.waiting >= WAITING_MAX:
-            raise SpoolUnavailableError(
-                "the spool is stopping" if self._stopping else "the spool is busy"
-            )
-        future: asyncio.Future[T] = self._home_loop.create_future()
-        self._turn.append(
+        future: asyncio.Future[T] = self._future()
+        self._queue(
             WaitingOperation(
                 operation, future, size, accepts, leased or accepts, alone, is_order,
                 self._clock.real_s(),
             )
         )  # fmt: skip
-        if len(self._turn) == 1:
-            self._home_loop.call_soon(self._end_turn)
         return future
-
-    def _end_turn(self) -> None:
-        self._jobs += self._turn
-        self._turn.clear()
-        self._wake.release()
 
     # In the thread.
 
@@ -286,7 +258,7 @@ class WriteConnection:
     def _gather(self) -> list[WaitingOperation]:
         batch: list[WaitingOperation] = []
         size = 0
-        while self._jobs and len(batch) < _BATCH_MAX and size < _BATCH_BYTES_MAX:
+        while self._jobs and len(batch) < BATCH_MAX and size < _BATCH_BYTES_MAX:
             if self._jobs[0].alone and batch:
                 break
             batch.append(self._jobs.popleft())
@@ -318,7 +290,7 @@ class WriteConnection:
         if self._connection is None or self._connection.is_closed():
             raise _LostError(self.fault or "the connection was closed", ())
         accepts = any(job.accepts for job in batch)
-        if any(job.leased for job in batch) and not self.lease.may_claim(self.elapsed_s()):
+        if any(job.leased for job in batch) and not self.may_claim():
             raise SpoolUnavailableError("the database has not heard of this node for too long")
         assert self._loop is not None
         transaction = WriteTransaction(
@@ -352,7 +324,7 @@ class WriteConnection:
         rows = transaction.rows
         rows.counts[COMMITS] = 1
         now_s = self._clock.monotonic()
-        is_anchored = now_s - self._anchored_s >= _ANCHOR_S
+        is_anchored = now_s - self._anchored_s >= ANCHOR_S
         made = rows.statement(
             incarnation=self.incarnation, name=self.identity.name, number=self.commits + 1,
             anchor=self._clock.anchor() if is_anchored else None,
@@ -580,14 +552,6 @@ class WriteConnection:
                 self._loop.run_until_complete(self._connection.close(timeout=2))
         self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()
-
-    def _call(self, function: Callable[..., object], *values: object) -> None:
-        assert self._home_loop is not None
-        self._home_loop.call_soon_threadsafe(function, *values)
-
-    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-        if answers:
-            self._call(settle_futures, answers)
 
 
 def _read_commits(tables: ConnectionTables, incarnation: int) -> int:

@@ -26,14 +26,7 @@ from relay.spool.common.due_claims import (
 from relay.spool.common.rows import LIVE_STATES
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import (
-    Claim,
-    DueBatch,
-    DueQuery,
-    Key,
-    Position,
-    PriorityLevel,
-)
+from relay.spool.types import Claim, DueBatch, DueQuery, Key, Position, PriorityLevel
 
 _RELEASE = (
     "UPDATE entry SET claimed = 0, epoch = epoch + 1"

@@ -24,6 +24,7 @@ from relay.observe.metrics import Metrics
 from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.common.group_commit import WAITING_MAX
 from relay.spool.common.receipts import count_receipts
 from relay.spool.common.rows import inline_content
 from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
@@ -55,7 +56,7 @@ from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
-from relay.spool.sqlite.writer import WAITING_MAX, Batch, Writer
+from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.tables import Tables
 from relay.spool.types import (
     NEVER_US,

@@ -9,12 +9,7 @@ from pathlib import Path
 
 import apsw
 
-from relay.spool.types import (
-    SpoolDamagedError,
-    SpoolError,
-    SpoolFullError,
-    SpoolUnavailableError,
-)
+from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFullError, SpoolUnavailableError
 
 _FAULTS_MAX = 100
 

@@ -12,13 +12,7 @@ import apsw
 
 from relay.clock import Clock
 from relay.last_commit import log_of
-from relay.spool.engine import (
-    BackupResult,
-    BackupSize,
-    RecoveryResult,
-    SpoolFinding,
-    VerifyMode,
-)
+from relay.spool.engine import BackupResult, BackupSize, RecoveryResult, SpoolFinding, VerifyMode
 from relay.spool.sqlite.backup import back_up, backup_size, deliveries_since, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
 from relay.spool.sqlite.migrate import check_files

@@ -11,11 +11,9 @@ after a crash (write_ahead_log). See docs/design.md 4.
 
 import asyncio
 import math
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import apsw
@@ -25,7 +23,7 @@ from relay.clock import Clock, Timer
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
-from relay.spool.common.group_commit import CommitTimer, settle_futures
+from relay.spool.common.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
 from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE, json_text
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
@@ -33,12 +31,7 @@ from relay.spool.sqlite.database import SqliteTables, write_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
-from relay.spool.types import (
-    SpoolDamagedError,
-    SpoolError,
-    SpoolFullError,
-    SpoolUnavailableError,
-)
+from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFullError, SpoolUnavailableError
 
 _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
 # The sequence of an event is greater than that of every event recorded before, also of those that
@@ -51,9 +44,6 @@ _EVENT = (
     " ?2, ?3, ?4)"
 )
 T = TypeVar("T")
-WAITING_MAX = 20_000
-_BATCH_MAX = 256
-_ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 
 
 class Batch(SqliteTables):
@@ -99,7 +89,7 @@ class _Job(Struct, frozen=True):
     accepts: bool  # for the crash points, and for the reserve
 
 
-class Writer:
+class Writer(GroupWriter[_Job]):
     """Writes by the connection of a log. submit() belongs to the event loop that start() ran in."""
 
     def __init__(
@@ -120,6 +110,7 @@ class Writer:
         `reopen` is called in the thread when pages could not be read: it closes all connections and
         opens them again.
         """
+        super().__init__(clock, self._run)
         self._log = log
         self._inline = inline
         self._clock = clock
@@ -128,29 +119,14 @@ class Writer:
         self._reserve_file = reserve_file
         self._damage = damage
         self._reopen = reopen
-        self.commit_timer = CommitTimer(clock)
         self._anchored_s = -math.inf
-        self._turn: list[_Job] = []  # of the loop's present iteration
-        self._jobs: deque[_Job] = deque()  # of earlier iterations: for the thread
-        self._wake = threading.Semaphore(0)
-        self._stopping = False
         self._timer: Timer | None = None  # without a thread
-        self._loop: asyncio.AbstractEventLoop | None = None
-        run = copy_context().run  # for the log
-        self._thread = threading.Thread(
-            target=run, args=(self._run,), name="spool-writer", daemon=True
-        )
 
     def start(self) -> None:
         """Start the thread; the running loop gets the results."""
-        self._loop = asyncio.get_running_loop()
+        self._home_loop = asyncio.get_running_loop()
         if not self._inline:
             self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """How many operations wait for a commit."""
-        return len(self._turn) + len(self._jobs)
 
     @property
     def is_failing(self) -> bool:
@@ -179,36 +155,23 @@ class Writer:
         """Let the writer look at the damage, which another thread has found."""
         if not self._inline:
             self._wake.release()
-        elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._do_idle_work)
+        elif self._home_loop is not None:
+            self._call(self._do_idle_work)
 
     def submit(self, operation: Operation[T], *, accepts: bool = False) -> "asyncio.Future[T]":
         """Queue `operation`; the future is done after the commit that contains it.
 
-        Operations submitted in the same iteration of the loop share a commit: the writer gets them
-        at its end. (If it got the first one at once, it would commit that one alone.)
-
         Raises SpoolUnavailableError when too many wait, or the writer is stopping.
         """
-        assert self._loop is not None
-        if self._stopping or self.waiting >= WAITING_MAX:
-            raise SpoolUnavailableError(
-                "the spool is stopping" if self._stopping else "the spool is busy"
-            )
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._turn.append(_Job(operation, future, accepts))
-        if len(self._turn) == 1:
-            self._loop.call_soon(self._end_turn)
+        future: asyncio.Future[T] = self._future()
+        self._queue(_Job(operation, future, accepts))
         return future
 
     def _end_turn(self) -> None:
-        self._jobs += self._turn
-        self._turn.clear()
+        super()._end_turn()
         if self._inline:
             self._write_all()
             self._schedule_idle_work()
-        else:
-            self._wake.release()
 
     def _write_all(self) -> None:
         while batch := self._gather():
@@ -218,7 +181,6 @@ class Writer:
 
     def _schedule_idle_work(self) -> None:
         """Without a thread: run the idle work later, as the waiting thread would."""
-        assert self._loop is not None
         timeout_s = self._idle_timeout_s
         if timeout_s is not None and self._timer is None and not self._stopping:
             self._timer = self._clock.call_later(timeout_s, self._do_idle_work)
@@ -253,7 +215,7 @@ class Writer:
 
     def _gather(self) -> list[_Job]:
         batch: list[_Job] = []
-        while self._jobs and len(batch) < _BATCH_MAX:
+        while self._jobs and len(batch) < BATCH_MAX:
             batch.append(self._jobs.popleft())
         return batch
 
@@ -302,7 +264,7 @@ class Writer:
                 if shared.new_bytes:  # once for all of them: it lets go of the interpreter lock
                     self._reserve_file.check_free_space(sum(shared.new_bytes))
                 now_s = self._clock.monotonic()
-                if is_anchored := now_s - self._anchored_s >= _ANCHOR_S:
+                if is_anchored := now_s - self._anchored_s >= ANCHOR_S:
                     write_anchor(cursor, self._clock.anchor())
                 shared.write_counts()
                 if accepts:
@@ -346,8 +308,7 @@ class Writer:
             self._log.confirm_writable()
 
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-        assert self._loop is not None
         if self._inline:
             settle_futures(answers)
         else:
-            self._loop.call_soon_threadsafe(settle_futures, answers)
+            super()._answer(answers)

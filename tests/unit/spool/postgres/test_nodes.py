@@ -341,7 +341,7 @@ async def test_a_withdrawn_claim_that_was_taken_over_is_left_alone(at, sql, orde
         waiting.waiting.add(before.key)
         answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
         assert answer.in_flight_at == {"two.test": 1}
-    await one._engine.change(partial(_put_back, keys=[claim.key], engine=one._engine))
+    await one.change(partial(_put_back, keys=[claim.key], engine=one))
     assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
 
 

@@ -99,6 +99,6 @@ async def test_a_command_whose_client_disconnects_finishes_its_slice(
         await asyncio.sleep(0)  # until the slice that was started has ended
     await spool.accept(make())
     await asyncio.sleep(0)
-    await spool._queries.run(lambda _: None)
+    await spool._queries.read(lambda _: None)
     assert list((tmp_path / "spool.sqlite-content").iterdir()) == []
     assert len(await spool.queue_admin.list(ALL, limit=10)) == 1

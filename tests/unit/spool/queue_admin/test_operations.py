@@ -107,7 +107,7 @@ async def test_a_cancelled_entry_is_final(spool, defer, make, tmp_path) -> None:
     assert len(list(files.iterdir())) == 1, "another entry needs it"
     await spool.queue_admin.execute(command("cancel"))
     assert await spool.queue_admin.list(ALL, limit=1) == []
-    await spool._queries.run(lambda _: None)  # after the removal
+    await spool._queries.read(lambda _: None)  # after the removal
     assert list(files.iterdir()) == []
     assert (await spool.counts()).unaccounted == 0
     listed = await operations(spool, queue_id)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.spool.common.queue_changes import change
+from relay.spool.common.queue_admin import change
 from relay.spool.common.queue_decisions import CommandTimes
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import Settlement

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import apsw
 import pytest
 
 from relay.spool.common.queue_list import EntrySelection
@@ -41,18 +40,19 @@ async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selecto
     await defer()
     plans: list[str] = []
 
-    def look(cursor: apsw.Cursor) -> list[Key]:
+    def look(tables: SqliteTables) -> list[Key]:
+        cursor = tables.cursor
         asked: list[tuple[str, Any]] = []
         cursor.exec_trace = lambda _, sql, values: asked.append((sql, values)) or True
         selection = EntrySelection(selector, now_us=0, keys_at_once=7)
-        found = selection.step(SqliteTables(cursor))
+        found = selection.step(tables)
         cursor.exec_trace = None
         for sql, values in asked:
             if sql.startswith("SELECT message_id"):
                 plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {sql}", values))
         return found
 
-    assert len(await spool._queries.run(look)) == 1
+    assert len(await spool._queries.read(look)) == 1
     looks = [one for one in plans if "entry" in one]
     assert looks
     assert all("INDEX entry_" in one for one in looks), plans
