@@ -12,24 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PICKUP_DEFERRED = "Scheduled sends that wait for their time; not deferred mail."
 BOUNDS_S = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-    60,
-    300,
-    3600,
-)
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600,
+)  # fmt: skip
 
 
 class Metrics:
@@ -39,6 +23,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         gauge = partial(Gauge, registry=registry)
         counter = partial(Counter, registry=registry)
+        histogram = partial(Histogram, registry=registry)
         self.accepted = counter(
             "relay_messages_accepted", "Messages accepted into the spool.", ["via"]
         )
@@ -54,24 +39,17 @@ class Metrics:
         self.spool_damaged = gauge(
             "relay_spool_damaged", "1 while a page of the spool cannot be read."
         )
-        self.delivery_seconds = Histogram(
-            "relay_delivery_seconds",
-            "From acceptance to a recipient's delivery.",
-            buckets=BOUNDS_S,
-            registry=registry,
+        self.delivery_seconds = histogram(
+            "relay_delivery_seconds", "From acceptance to a recipient's delivery.", buckets=BOUNDS_S
         )
-        self.attempts = Counter(
-            "relay_attempts", "Attempts by outcome.", ["outcome", "class"], registry=registry
+        self.attempts = counter("relay_attempts", "Attempts by outcome.", ["outcome", "class"])
+        self.commit_seconds = histogram(
+            "relay_commit_seconds", "Time of one spool commit.", buckets=BOUNDS_S
         )
-        self.commit_seconds = Histogram(
-            "relay_commit_seconds", "Time of one spool commit.", buckets=BOUNDS_S, registry=registry
-        )
-        self.commit_batch = Histogram(
-            "relay_commit_batch_size",
-            "Writes that shared one commit.",
+        self.commit_batch = histogram(
+            "relay_commit_batch_size", "Writes that shared one commit.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-            registry=registry,
-        )
+        )  # fmt: skip
         self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
@@ -88,48 +66,34 @@ class Metrics:
         )
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
-        self.policy_rules = Counter(
-            "relay_policy_rule", "Rules that matched.", ["rule", "outcome"], registry=registry
-        )
-        self._count_reports(registry)
-        self._count_smtp(registry)
-
-    def _count_reports(self, registry: CollectorRegistry) -> None:
-        self.reports = Counter("relay_reports", "Reports made.", ["kind"], registry=registry)
-        self.dkim_signatures = Counter(
+        self.policy_rules = counter("relay_policy_rule", "Rules that matched.", ["rule", "outcome"])
+        self.reports = counter("relay_reports", "Reports made.", ["kind"])
+        self.dkim_signatures = counter(
             "relay_dkim_signatures",
             "DKIM signatures: signed, failed, or ended for a message without a usable key.",
             ["domain", "result"],
-            registry=registry,
         )
-        self.answers_discarded = Counter(
-            "relay_answers_discarded",
-            "Answers to reports that were discarded.",
-            ["reason"],
-            registry=registry,
+        self.answers_discarded = counter(
+            "relay_answers_discarded", "Answers to reports that were discarded.", ["reason"]
         )
-        self.reports_left_out = Counter(
+        self.reports_left_out = counter(
             "relay_reports_left_out",
             "Reports of successes and delays that were not sent.",
             ["reason"],
-            registry=registry,
         )
+        self._count_smtp(counter)
 
-    def _count_smtp(self, registry: CollectorRegistry) -> None:
-        self.refusals = Counter(
+    def _count_smtp(self, counter: "partial[Counter]") -> None:
+        self.refusals = counter(
             "relay_smtp_refusals",
             "SMTP commands, connections and TLS handshakes that were refused.",
             ["reason"],
-            registry=registry,
         )
-        self.smtp_sessions = Counter(
-            "relay_smtp_sessions",
-            "SMTP connections, without pickup's.",
-            ["role"],
-            registry=registry,
+        self.smtp_sessions = counter(
+            "relay_smtp_sessions", "SMTP connections, without pickup's.", ["role"]
         )
-        self.auth_failures = Counter(
-            "relay_auth_failures", "Logins by SMTP that failed or were delayed.", registry=registry
+        self.auth_failures = counter(
+            "relay_auth_failures", "Logins by SMTP that failed or were delayed."
         )
 
         # For what is counted per message or recipient: a look-up takes longer than the count.
