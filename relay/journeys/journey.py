@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from msgspec import Struct, structs
+from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
@@ -25,7 +25,6 @@ from relay.journeys.message_list import (
 from relay.journeys.message_search import (
     SCAN_MAX,
     FoundMessage,
-    FoundSubmission,
     ListCursor,
     MessageSearch,
     cursor_at,
@@ -62,7 +61,7 @@ class StoreJourneys(OpenSubmissionSource, Protocol):
 
     async def search(
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundSubmission]:
+    ) -> Sequence[FoundMessage]:
         """Return submissions that may match, newest first; with `since_us` all that are newer."""
         ...
 
@@ -334,7 +333,7 @@ class Journeys:
         visible = await self._visible(since_us)
         found: list[Journey] = []
         candidates = await self._candidates(wanted, after, account=account)
-        unread: Sequence[FoundMessage | FoundSubmission] = ()
+        unread: Sequence[FoundMessage] = ()
         checks = self.places.begin(wanted, lookup_s)
         for number, candidate in enumerate(candidates):
             if len(found) == limit or number == max(limit, _READ_MAX):
@@ -348,7 +347,7 @@ class Journeys:
             if is_new or not after.is_after(candidate.name, at_us):
                 continue
             if wanted.needs_content:
-                asked = _with_content(candidate, journey, wanted)
+                asked = candidate if candidate.queue_id else _with_words(candidate, journey, wanted)
                 answers = await checks.matching([asked])
                 if not answers:
                     unread = candidates[number:]
@@ -366,7 +365,7 @@ class Journeys:
 
     async def _candidates(
         self, wanted: MessageSearch, after: ListCursor, *, account: str | None
-    ) -> list[FoundMessage | FoundSubmission]:
+    ) -> list[FoundMessage]:
         """Return the messages behind a cursor that may match, each once, oldest first.
 
         The log is read first: what it has as accepted is in the spool by then.
@@ -395,13 +394,10 @@ class Journeys:
         ]
         return sorted([*messages, *waiting], key=lambda one: one.at_us)
 
-    async def _journey_of(
-        self, found: FoundMessage | FoundSubmission | MessageSummary
-    ) -> Journey | None:
-        if isinstance(found, FoundMessage):
-            return await self._by_queue_id(found.queue_id)
-        if isinstance(found, MessageSummary) and found.id:
-            return await self._by_queue_id(found.id)
+    async def _journey_of(self, found: FoundMessage | MessageSummary) -> Journey | None:
+        queue_id = found.queue_id if isinstance(found, FoundMessage) else found.id
+        if queue_id:
+            return await self._by_queue_id(queue_id)
         return await self._by_submission(found.name)
 
     async def _recent(self, key: str, *, account: str | None, limit: int) -> list[Journey]:
@@ -447,7 +443,7 @@ def join(store: dict[str, Any] | None, transport: Journey | None) -> Journey | N
     steps = [*(store or {}).get("steps", []), *transport.steps]
     # each part is sorted already; the clock may have gone back
     steps.sort(key=lambda step: step.step)
-    return structs.replace(
+    return replace(
         transport,
         graph_id=(store or {}).get("graph_id") or _draft_of(transport.submission_id),
         client=_client_of(steps),
@@ -478,8 +474,7 @@ def _with_reasons(
 ) -> tuple[Recipient, ...]:
     reasons = zip(recipients, reasons_of(recipients, steps), strict=True)
     return tuple(
-        one if one.reason == reason else structs.replace(one, reason=reason)
-        for one, reason in reasons
+        one if one.reason == reason else replace(one, reason=reason) for one, reason in reasons
     )
 
 
@@ -521,18 +516,11 @@ def _draft_of(submission_id: str | None) -> str | None:
     return submission_id.partition(".")[0] if submission_id else None
 
 
-def _with_content(
-    candidate: FoundMessage | FoundSubmission, journey: Journey, wanted: MessageSearch
-) -> FoundMessage:
-    """Return a candidate with what is needed to check its content."""
-    if isinstance(candidate, FoundMessage):
-        return candidate
+def _with_words(found: FoundMessage, journey: Journey, wanted: MessageSearch) -> FoundMessage:
+    """Return a submission with the words that its content must have."""
     addresses = [one.address for one in journey.recipients]
-    words = wanted.words_left(journey.sender, journey.subject, addresses)
-    return FoundMessage(
-        "", candidate.name, account=candidate.account,
-        words_left=words if wanted.searches_text else (),
-    )  # fmt: skip
+    words = wanted.words_of_text(journey.sender, journey.subject, addresses)
+    return replace(found, words_left=words)
 
 
 def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
@@ -540,14 +528,9 @@ def _row_of_journey(journey: Journey, place: ListPosition) -> MessageSummary:
     recipients = journey.recipients
     return row_of(
         OpenSubmission(
-            submission_id=place.name,
-            account="",
-            sender=journey.sender,
-            message_id=journey.message_id,
-            subject=journey.subject,
-            recipients=tuple(one.address for one in recipients),
-            state=journey.state,
+            place.name, "", journey.sender, journey.message_id, journey.subject,
+            tuple(one.address for one in recipients), journey.state,
             reply=recipients[0].reply if recipients else "",
             send_at=(recipients[0].next_attempt or "") if recipients else "",
         )
-    )
+    )  # fmt: skip

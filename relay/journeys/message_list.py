@@ -121,11 +121,8 @@ class OpenSubmission(Struct, frozen=True):
 
     def found(self, wanted: MessageSearch) -> FoundMessage:
         """Return it as a message whose content is to be checked."""
-        words = wanted.words_left(self.sender, self.subject, self.recipients)
-        return FoundMessage(
-            "", self.submission_id, account=self.account,
-            words_left=words if wanted.searches_text else (),
-        )  # fmt: skip
+        words = wanted.words_of_text(self.sender, self.subject, self.recipients)
+        return FoundMessage("", self.submission_id, account=self.account, words_left=words)
 
 
 def row_of(submission: OpenSubmission) -> MessageSummary:

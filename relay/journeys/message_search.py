@@ -151,6 +151,10 @@ class MessageSearch(Struct, frozen=True):
         text = "\n".join((subject, sender, *addresses)).casefold()
         return tuple(word for word in self.words if word.casefold() not in text)
 
+    def words_of_text(self, sender: str, subject: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Return the words that are looked up in the text."""
+        return self.words_left(sender, subject, addresses) if self.searches_text else ()
+
     @property
     def needs_recipients(self) -> bool:
         """Whether sender and subject are not enough to decide."""
@@ -199,10 +203,13 @@ class MessageSearch(Struct, frozen=True):
 
 
 class FoundMessage(Struct, frozen=True):
-    """A message in the spool, accepted at `at_us`, or 0 if that was not asked for.
+    """A message in the spool, accepted at `at_us`, or a submission in the log, which has no queue
+    id, submitted then; 0 if that was not asked for. `matches`: it may match, and is not accepted
+    yet if it is in the log.
 
-    The last three are there if the search has conditions on the content: in whose mailbox the
-    sender's copy may be, the words that it must have, and number, address and state of recipients.
+    `account`, `words_left` and `recipients` are there if the search has conditions on the content:
+    in whose mailbox the sender's copy may be, the words that it must have, and number, address and
+    state of recipients.
     """
 
     queue_id: str
@@ -211,20 +218,12 @@ class FoundMessage(Struct, frozen=True):
     account: str = ""
     words_left: tuple[str, ...] = ()
     recipients: tuple[tuple[int, str, str], ...] = ()
+    matches: bool = True
 
     @property
     def name(self) -> str:
         """The submission id, or the queue id of a message that was received by SMTP."""
         return self.submission_id or self.queue_id
-
-
-class FoundSubmission(Struct, frozen=True):
-    """A submission in the log, of `account`. `matches`: it may match, and is not accepted yet."""
-
-    name: str
-    at_us: int
-    matches: bool
-    account: str = ""
 
 
 def matches_pattern(pattern: str, value: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.journeys.events import Event, Step
@@ -28,7 +28,7 @@ from relay.journeys.message_search import (
     CLOCK_MARGIN_US,
     SCAN_MAX,
     SUBJECT_CHARACTERS_MAX,
-    FoundSubmission,
+    FoundMessage,
     MessageSearch,
 )
 from relay.journeys.open_submissions import OpenSubmissions, lines_backwards
@@ -164,7 +164,7 @@ class SubmissionLog:
 
     async def search(
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundSubmission]:
+    ) -> Sequence[FoundMessage]:
         """Return submissions that may match, newest first (StoreJourneys)."""
         scan = _Scan(wanted, account, since_us=since_us, limit=limit)
         return await asyncio.to_thread(scan.read, self._files())
@@ -176,8 +176,7 @@ class SubmissionLog:
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""
         before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
-        oldest = datetime.fromtimestamp(before_us // 1_000_000, UTC)
-        old = [path for path in self._files() if path.name[:10] < f"{oldest:%Y-%m-%d}"]
+        old = [path for path in self._files() if path.name[:10] < _day_of(before_us)]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
@@ -275,10 +274,10 @@ class _Scan:
         self._limit = limit
         self._submitted_us: dict[str, int] = {}
         self._ended: set[str] = set()  # accepted or withdrawn: recorded later, so read earlier
-        self._found: dict[str, FoundSubmission] = {}
+        self._found: dict[str, FoundMessage] = {}
         self._read = 0
 
-    def read(self, files: Sequence[Path]) -> list[FoundSubmission]:
+    def read(self, files: Sequence[Path]) -> list[FoundMessage]:
         earliest_us = None if self._since_us is None else self._since_us - CLOCK_MARGIN_US
         for path in files:
             if earliest_us is not None and path.name[:10] < _day_of(earliest_us):
@@ -289,10 +288,8 @@ class _Scan:
                 if self._has_enough():
                     return list(self._found.values())
                 is_old = earliest_us is not None and record.get("at_us", earliest_us) < earliest_us
-                if (
-                    is_old and record["step"] > Step.CREATED
-                ):  # a draft may be older than its sending
-                    break
+                if is_old and record["step"] > Step.CREATED:
+                    break  # a draft may be older than its sending
                 self._take(record)
         return list(self._found.values())
 
@@ -320,24 +317,18 @@ class _Scan:
         )
         self._ended.discard(submission_id)
         if matches if self._since_us is None else at_us > self._since_us:
-            self._found[submission_id] = FoundSubmission(
-                submission_id, at_us, matches, record["account"]
+            self._found[submission_id] = FoundMessage(
+                "", submission_id, at_us, record["account"], matches=matches
             )
 
 
-_FACTS = ("graph_id", "account", "sender", "message_id", "subject", "recipients")
+_FACTS = SubmissionFacts.__struct_fields__[1:]
 
 
 def _names(facts: SubmissionFacts) -> dict[str, Any]:
     """Return the facts by which a submission can be found."""
-    return {
-        "graph_id": facts.graph_id,
-        "account": facts.account,
-        "sender": facts.sender,
-        "message_id": facts.message_id,
-        "subject": facts.subject[:SUBJECT_CHARACTERS_MAX],
-        "recipients": facts.recipients[:_RECIPIENTS_MAX],
-    }
+    subject = facts.subject[:SUBJECT_CHARACTERS_MAX]
+    return asdict(replace(facts, subject=subject, recipients=facts.recipients[:_RECIPIENTS_MAX]))
 
 
 def _day_of(time_us: int) -> str:
@@ -349,11 +340,8 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
         record = msgspec.json.decode(line)
     except msgspec.DecodeError:
         return None
-    return (
-        record
-        if isinstance(record, dict) and "submission_id" in record and "step" in record
-        else None
-    )
+    is_step = isinstance(record, dict) and "submission_id" in record and "step" in record
+    return record if is_step else None
 
 
 _READ_BYTES_MAX = 1 << 20

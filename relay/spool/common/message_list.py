@@ -91,11 +91,11 @@ def _found_message(
     queue_id, account, sender, subject, submission_id, _ = row
     if not wanted.needs_content:
         return FoundMessage(queue_id, submission_id, at_us)
-    words = wanted.words_left(sender, subject, [one[1] for one in recipients])
-    if not wanted.searches_text:
-        words = ()
-    first = tuple(recipients[:LISTED_MAX])
-    return FoundMessage(queue_id, submission_id, at_us, account, words, first)
+    words = wanted.words_of_text(sender, subject, [one[1] for one in recipients])
+    return FoundMessage(
+        queue_id, submission_id, at_us, account=account, words_left=words,
+        recipients=tuple(recipients[:LISTED_MAX]),
+    )  # fmt: skip
 
 
 class _Page:
