@@ -67,6 +67,9 @@ class Metrics:
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
         self.policy_rules = counter("relay_policy_rule", "Rules that matched.", ["rule", "outcome"])
+        self._count_reports_and_smtp(counter)
+
+    def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
         self.dkim_signatures = counter(
             "relay_dkim_signatures",
@@ -81,9 +84,6 @@ class Metrics:
             "Reports of successes and delays that were not sent.",
             ["reason"],
         )
-        self._count_smtp(counter)
-
-    def _count_smtp(self, counter: "partial[Counter]") -> None:
         self.refusals = counter(
             "relay_smtp_refusals",
             "SMTP commands, connections and TLS handshakes that were refused.",
