@@ -22,6 +22,7 @@ from relay.api.request_parameters import (
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits, json_response
 from relay.http.http_request import HttpRequest
+from relay.mailbox.types import StoreError
 from relay.observe.metrics import CONTENT_TYPE
 from relay.pressure import PressureState
 from relay.spool.queue_commands import Operation
@@ -67,7 +68,7 @@ def _application(
                 if response is not None:
                     return response
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
-        except SpoolError as error:
+        except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error
 
     limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)

@@ -17,10 +17,9 @@ from relay.api.request_parameters import read_body, require_method, single_value
 from relay.api.scenario_requests import scenario_response
 from relay.clock import rfc3339
 from relay.http.browsers import check_origin
-from relay.http.errors import ApiError, service_unavailable
+from relay.http.errors import ApiError
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.mailbox.types import StoreError
 
 
 class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,10 +39,7 @@ async def development_response(
         case ("messages",) if request.method == "DELETE":
             check_origin(request)
             single_values(request.query, ())
-            try:
-                return json_response({"messages": await controls.reset()})
-            except StoreError as error:
-                raise service_unavailable(str(error), retry_after_s=5) from error
+            return json_response({"messages": await controls.reset()})
         case ("messages", _) if request.method == "DELETE":
             check_origin(request)
             single_values(request.query, ())

@@ -48,7 +48,7 @@ from relay.journeys.document import Journey
 from relay.journeys.journey import ListPage, MessageList
 from relay.journeys.message_list import ListPosition, MessageSummary
 from relay.journeys.message_search import ALL_MAILBOXES, FINAL_STATE, NO_MAILBOX, MessageSearch
-from relay.mailbox.types import StoredMessage, StoreError
+from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination
@@ -101,7 +101,7 @@ class _UnlockBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Handlers:
-    """The handlers of all paths that need a principal."""
+    """The handlers of all paths that need a principal. They raise SpoolError and StoreError too."""
 
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
@@ -120,13 +120,9 @@ class Handlers:
         wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
 
         async def search() -> MessageList:
-            try:
-                return await self._dependencies.journeys.search(
-                    wanted, account=principal.account, limit=limit, before=before,
-                    lookup_s=_LOOKUP_S,
-                )  # fmt: skip
-            except StoreError as error:
-                raise _store_trouble(error) from error
+            return await self._dependencies.journeys.search(
+                wanted, account=principal.account, limit=limit, before=before, lookup_s=_LOOKUP_S
+            )
 
         found = await self._wait_until(
             search, lambda listed: bool(listed.messages), timeout_s=wait_s
@@ -150,14 +146,11 @@ class Handlers:
         limit: int,
         before: ListPosition | None,
     ) -> ListPage:
-        """Return a page of the list as rows. Raises ApiError 503."""
-        try:
-            return await self._dependencies.journeys.page(
-                self.with_reader(wanted, principal), account=principal.account, limit=limit,
-                before=before,
-            )  # fmt: skip
-        except StoreError as error:
-            raise _store_trouble(error) from error
+        """Return a page of the list as rows."""
+        return await self._dependencies.journeys.page(
+            self.with_reader(wanted, principal), account=principal.account, limit=limit,
+            before=before,
+        )  # fmt: skip
 
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
@@ -207,13 +200,10 @@ class Handlers:
         """Return the MIME of a message that the principal has found. `view` is for the log: what is
         shown of it.
 
-        Raises ApiError 403, 404 if no copy is left, and 503.
+        Raises ApiError 403, and 404 if no copy is left.
         """
         await self._check_may_see(journey, principal, view)
-        try:
-            content = await self._dependencies.sources.find(journey, reader=principal.name)
-        except StoreError as error:
-            raise service_unavailable(str(error), retry_after_s=5) from error
+        content = await self._dependencies.sources.find(journey, reader=principal.name)
         if content is None:
             raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(journey.key)}.")
         return content
@@ -223,13 +213,10 @@ class Handlers:
     ) -> tuple[str, StoredMessage]:
         """Return the sender's copy of a message that the principal has found, and its mailbox.
 
-        Raises ApiError 403, 404 if it is gone, and 503.
+        Raises ApiError 403, and 404 if it is gone.
         """
         await self._check_may_see(journey, principal, view)
-        try:
-            found = await self._dependencies.sources.original(journey)
-        except StoreError as error:
-            raise service_unavailable(str(error), retry_after_s=5) from error
+        found = await self._dependencies.sources.original(journey)
         if found is None:
             raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
         return found
@@ -458,13 +445,7 @@ class Handlers:
         development = self._dependencies.development
         journey = await self.message(key, principal)
         copies = self._dependencies.sources.copies
-        try:
-            is_removed = development is not None and await development.remove_message(
-                journey, copies
-            )
-        except StoreError as error:
-            raise service_unavailable(str(error), retry_after_s=5) from error
-        if not is_removed:
+        if development is None or not await development.remove_message(journey, copies):
             message = f"{quoted(key)} is being converted or delivered at present; try again."
             raise ApiError(409, "ErrorItemInUse", message, headers={"retry-after": "1"})
 
@@ -474,20 +455,16 @@ class Handlers:
         """Mark the copies of messages as read or unread, in a service only those in the mailbox of
         the principal; return how many messages have one. `names` are those of rows of the list.
 
-        Raises ApiError 403 and 503.
+        Raises ApiError 403.
         """
         principal.check_may_change_content()
         mailbox = None if self.is_development else principal.name
         needed = self._dependencies
         marked = 0
-        try:
-            for at in range(0, len(names), _NAMES_AT_ONCE):
-                few = names[at : at + _NAMES_AT_ONCE]
-                rows = await needed.journeys.rows(few, account=principal.account)
-                copies = needed.sources.copies
-                marked += len(await copies.mark(rows, is_read=is_read, mailbox=mailbox))
-        except StoreError as error:
-            raise service_unavailable(str(error), retry_after_s=5) from error
+        for at in range(0, len(names), _NAMES_AT_ONCE):
+            few = names[at : at + _NAMES_AT_ONCE]
+            rows = await needed.journeys.rows(few, account=principal.account)
+            marked += len(await needed.sources.copies.mark(rows, is_read=is_read, mailbox=mailbox))
         return marked
 
     async def row_facts(
@@ -497,12 +474,9 @@ class Handlers:
         for mark_messages(); in a service, only what is in that of the principal has its text.
         """
         mailbox = None if self.is_development else principal.name
-        sources = self._dependencies.sources
-        try:
-            unread = await sources.copies.unread(rows, mailbox=mailbox)
-            sent = await sources.copies.sent_from(rows, mailbox) if mailbox else ()
-        except StoreError as error:
-            raise service_unavailable(str(error), retry_after_s=5) from error
+        copies = self._dependencies.sources.copies
+        unread = await copies.unread(rows, mailbox=mailbox)
+        sent = await copies.sent_from(rows, mailbox) if mailbox else ()
         previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
         return {
             row.name: RowFacts(
@@ -552,10 +526,6 @@ def has_reached(journey: Journey, state: str) -> bool:
     if state == THERE:
         return journey.is_there
     return journey.is_final if state == FINAL_STATE else journey.state == state
-
-
-def _store_trouble(error: StoreError) -> ApiError:
-    return service_unavailable(str(error), retry_after_s=5)
 
 
 def _unknown(key: str) -> ApiError:

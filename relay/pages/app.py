@@ -15,6 +15,7 @@ from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, RequestLimits
 from relay.http.http_request import HttpRequest
+from relay.mailbox.types import StoreError
 from relay.pages.access import Access, Visitor
 from relay.pages.clock import ClockPage
 from relay.pages.first_minute import help_page, send_example
@@ -96,7 +97,7 @@ def create_app(
                 if request.segments in INTERNET_PATHS and internet is not None:
                     return await internet.respond(request, visitor, site)
                 return await _page(request, visitor, site)
-        except SpoolError as error:
+        except (SpoolError, StoreError) as error:
             failure = service_unavailable(str(error), retry_after_s=5)
             return site.error(request, visitor, failure)
         except ApiError as error:

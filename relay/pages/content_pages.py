@@ -34,7 +34,7 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
-from relay.mailbox.types import StoredMessage
+from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks, octets_of, size_of
 from relay.mime.read_mime import read_parts
 from relay.mime.read_report import DeliveryReport, read_report
@@ -187,8 +187,8 @@ class ContentPages:
                 visitor.principal,
                 lambda: _filled(panel, content, is_chosen=is_chosen, remote_url=remote_url),
             )
-        except ApiError as error:
-            return replace(panel, refusal=error.message)
+        except (ApiError, StoreError) as error:
+            return replace(panel, refusal=str(error))
 
     def _images_proof(self, visitor: Visitor, journey: Journey) -> str:
         """Return the value of `images` by which a page of this visitor asks for remote images."""

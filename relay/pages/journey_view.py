@@ -15,11 +15,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.clock import time_us_of
-from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, SenderReport
+from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
 from relay.journeys.reported import is_remote
 from relay.journeys.wording import REASONS, WAITS_FOR, client_line
 from relay.message.lifecycle import AT_REST, FINAL, hold_text
+from relay.pages.charts import duration_text
 from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
 from relay.phrases import counted
@@ -119,31 +120,23 @@ class ShownAttempts(Struct, frozen=True):
 
 
 class ShownRecipient(Struct, frozen=True):
-    """A recipient: its state, in a sentence too, and its attempts."""
+    """A recipient: its state as a part of a sentence, and its attempts."""
 
-    address: str  # as in the envelope
-    state: str  # of RecipientState
-    text: str  # the state as a part of a sentence
-    reply: str  # the last one
+    facts: Recipient
+    text: str
     attempts: tuple[ShownAttempts, ...]  # in their order
-    attempt_count: int  # of all attempts
-    reported: SenderReport | None  # the last report on it
-    successors: tuple[str, ...] = ()  # the addresses that replace it
 
 
 class JourneyView(Struct, frozen=True):
-    """A whole journey."""
+    """A journey, and what a page shows of it."""
 
-    name: str  # the id in links and commands
-    subject: str  # "" if it is not known
-    sender: str  # the reverse-path
-    state: str  # of the message, as in the list
+    journey: Journey
+    subject: str  # on one line, "" if it is not known
     client: str  # that submitted it
     steps: tuple[ShownStep, ...]  # 1 to 7
     recipients: tuple[ShownRecipient, ...]  # the first ones
     others: str  # the states of recipients that are not listed, with numbers
     next: tuple[NextEvent, ...]  # what is planned, earliest first
-    is_final: bool  # nothing more will happen
 
     @property
     def lines(self) -> list[ShownStep | SkippedSteps]:
@@ -172,16 +165,13 @@ def journey_view(
     listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
     by_state = Counter(one.state for one in rest)
     return JourneyView(
-        name=journey.key,
+        journey=journey,
         subject=one_line(journey.subject),
-        sender=journey.sender,
-        state=journey.state,
         client=client_line(journey.client),
         steps=tuple(_steps(journey, entries, reports or {})),
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),
         next=tuple(next_events(journey, entries, now_us=now_us)),
-        is_final=journey.is_final,
     )
 
 
@@ -254,25 +244,9 @@ def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
     before_us: int | None = None
     for one in sorted(steps, key=lambda one: one.at):
         at_us = time_us_of(one.at)
-        since[id(one)] = "" if before_us is None else f"+{duration((at_us - before_us) / 1e6)}"
+        since[id(one)] = "" if before_us is None else f"+{duration_text((at_us - before_us) / 1e6)}"
         before_us = at_us
     return since
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in its two largest units: "3 ms", "2.4 s", "1 min 5 s"."""
-    if seconds < 0.01:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 1:
-        return f"{round(seconds * 1000)} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    left, parts = round(seconds), []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        number, left = divmod(left, size)
-        if number:
-            parts.append(f"{number} {unit}")
-    return " ".join(parts[:2])
 
 
 _Events = Mapping[int, Sequence[JourneyStep]]
@@ -435,11 +409,7 @@ def _recipient(one: Recipient) -> ShownRecipient:
         text = f"was accepted by {one.attempts[-1].host}"
     if (hop := one.next_hop) and state in ("queued", "deferred"):
         text += f", by {hop_words(hop)}"
-    return ShownRecipient(
-        address=one.address, state=state, text=text, reply=one.reply,
-        attempts=tuple(_attempts(one.attempts)), attempt_count=len(one.attempts),
-        reported=one.reported, successors=one.successors or (),
-    )  # fmt: skip
+    return ShownRecipient(one, text, tuple(_attempts(one.attempts)))
 
 
 def _attempts(attempts: Sequence[Attempt]) -> Iterator[ShownAttempts]:

@@ -22,6 +22,7 @@ from relay.clock import Clock
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.event_stream import EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
+from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter
 
@@ -217,7 +218,8 @@ class LiveViews:
         try:
             view.update(await view.render())
         except Exception as error:  # noqa: BLE001 - the pages connect again, and see it then
-            if not isinstance(error, ApiError):  # such as that of a message that was deleted
+            # such as that of a message that was deleted, or of a full disk
+            if not isinstance(error, ApiError | StoreError):
                 _log.exception("live view not rendered")
             view.is_failed = True
             self._views.pop(key, None)

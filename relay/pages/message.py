@@ -21,12 +21,11 @@ from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
-from relay.mailbox.types import StoreError
 from relay.message.lifecycle import SubmissionState
 from relay.mime.read_report import DeliveryReport
 from relay.pages.access import Visitor
 from relay.pages.forms import read_form
-from relay.pages.journey_view import JourneyView, journey_view
+from relay.pages.journey_view import journey_view
 from relay.pages.live import LIVE_PARAMETER, digest_of
 from relay.pages.message_list import READ, ListView, actions, list_of
 from relay.pages.queue_change import choices_for, result_sentence
@@ -71,7 +70,7 @@ async def message_page(
         content=content,
         about=about,
         is_own_report=_is_own_report(values["journey"]),
-        live=None if _has_ended(values["view"], site) else _live_part(request, values, site),
+        live=None if _has_ended(values["journey"], site) else _live_part(request, values, site),
         **values,
     )
 
@@ -98,11 +97,11 @@ async def _actions(name: str, visitor: Visitor, site: PageSite) -> list[tuple[st
     return [one for one in actions(site) if one[0] != READ or not site.handlers.is_development]
 
 
-def _has_ended(view: JourneyView, site: PageSite) -> bool:
+def _has_ended(journey: Journey, site: PageSite) -> bool:
     """Return whether a journey is over for so long that nothing more is to be expected."""
-    last = max((event.at for step in view.steps for event in step.events), default="")
+    last = max((step.at for step in journey.steps), default="")
     ended_us = site.dependencies.clock.time_us() - _STILL_US
-    return view.is_final and last != "" and time_us_of(last) < ended_us
+    return journey.is_final and last != "" and time_us_of(last) < ended_us
 
 
 def _live_parts(request: HttpRequest, values: Mapping[str, Any], site: PageSite) -> list[str]:
@@ -131,7 +130,7 @@ async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str
         "answer": answer(journey, now_us=now_us, reports=reports),
         "journey": journey,
         "view": view,
-        "key": view.name,
+        "key": journey.key,
         "operations": choices_for(entries, release_to=controls.release_to if controls else None)
         if may_operate and entries
         else [],
@@ -254,11 +253,7 @@ async def _change_scheduled(
     assert submissions is not None
     is_cancelled = did == _CANCELLED
     change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now
-    try:
-        done = await change(name, who=visitor.principal.name)
-    except StoreError as error:
-        raise service_unavailable(str(error), retry_after_s=5) from error
-    if not done:
+    if not await change(name, who=visitor.principal.name):
         message = "It does not wait for its time any more: it is being sent, or was cancelled."
         raise ApiError(409, "Conflict", message)
     return site.redirect(request, f"messages/{journey.key}", did=did)

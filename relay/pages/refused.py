@@ -1,6 +1,5 @@
 """The page of what SMTP sessions refused, newest first, and its tab in the list of messages."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -9,7 +8,7 @@ from relay.api.request_parameters import require_method
 from relay.http.http_request import HttpRequest
 from relay.pages.access import Visitor
 from relay.pages.site import PageSite
-from relay.refusals.refusal import PAGE_MAX, Refusal, is_cursor
+from relay.refusals.refusal import PAGE_MAX, is_cursor
 
 _ROWS = 50
 _ADDRESS_CHARACTERS_MAX = 320
@@ -31,7 +30,7 @@ async def refused_page(request: HttpRequest, visitor: Visitor, site: PageSite) -
             request,
             None,
             "_refused.html",
-            rows=[_row(one) for one in page.refused],
+            rows=page.refused,
             tab=await refused_tab(visitor, site),
             address=address,
             newest=conditions if before else None,
@@ -52,20 +51,3 @@ async def refused_tab(visitor: Visitor, site: PageSite) -> dict[str, Any]:
     times = sum(one.times for one in page.refused)
     more = "+" if page.older else ""
     return {"label": "Refused", "number": f"{times:,}{more}" if times else ""}
-
-
-def _row(refusal: Refusal) -> Mapping[str, Any]:
-    """Return what a row shows."""
-    return {
-        "at": refusal.at,
-        "reason": str(refusal.reason),
-        "client": " ".join(filter(None, (refusal.client, refusal.account))) or "?",
-        "sender": refusal.sender or ("<>" if refusal.recipients else ""),
-        "recipients": refusal.recipients,
-        "more": refusal.recipient_count - len(refusal.recipients),
-        "subject": refusal.subject,
-        "command": refusal.command,
-        "reply": refusal.reply,
-        "rule": refusal.rule,
-        "times": refusal.times,
-    }
