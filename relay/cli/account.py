@@ -14,7 +14,7 @@ import click
 from relay.accounts.account import AccountError
 from relay.app.state_dir import owner_of
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options
+from relay.cli.options import CommandContext, Parsed, common_options, group_options
 from relay.clock import SystemClock
 from relay.commands.account import (
     PASSWORD_BYTES_MAX,
@@ -29,18 +29,8 @@ from relay.phrases import counted
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 
-
-class _AccountAddressType(click.ParamType[str]):
-    name = "ADDRESS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return parse_mailbox(value)
-        except ValueError as error:
-            self.fail(f"found {value!a}, expected {error}", param, ctx)
-
-
-_ADDRESS = click.argument("address", type=_AccountAddressType(), metavar="ADDRESS")
+_MAILBOX = Parsed("ADDRESS", parse_mailbox)
+_ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
 
 def _open(context: CommandContext) -> AccountFile:
@@ -66,9 +56,7 @@ def account(_context: CommandContext) -> None:
 
 @account.command()
 @_ADDRESS
-@click.option(
-    "--alias", "aliases", multiple=True, type=_AccountAddressType(), help="A further address."
-)
+@click.option("--alias", "aliases", multiple=True, type=_MAILBOX, help="A further address.")
 @click.option("--send-as", multiple=True, metavar="PATTERN", help="May send from this address too.")
 @click.option("--role", type=click.Choice(["user", "read", "operate"]), help="Rights in /relay/v1.")
 @click.option("--quota", metavar="SIZE", help='The size of its mailbox, such as "2 GiB".')
@@ -110,7 +98,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 
 
 @account.command("list")
-@click.argument("address", type=_AccountAddressType(), metavar="[ADDRESS]", required=False)
+@click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
     """List accounts without their secrets, and aliases."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from relay.cli.options import Parsed
 from relay.development.release_target import ReleaseTarget
 from relay.policy.globs import Globs
 from relay.settings.tree import Address
@@ -31,35 +32,14 @@ _NO_PROXY = "a relay that other machines can reach is no proxy"
 TOKEN_CHARACTERS = 16  # fewer are easily guessed
 
 
-class _AddressType(click.ParamType[Address]):
-    name = "HOST:PORT"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        if isinstance(value, Address):
-            return value
-        try:
-            address = parse_address(value, Path.cwd())
-        except ValueError:
-            self.fail(f'expected HOST:PORT or [IPV6]:PORT, found "{value}"', param, ctx)
-        if address.path or not (is_ip(address.host) or address.host == "localhost"):
-            self.fail(f'expected an IP address or localhost, found "{value}"', param, ctx)
-        return address
-
-
-class _ReleaseType(click.ParamType[ReleaseTarget]):
-    name = "URL"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> ReleaseTarget:
-        if isinstance(value, ReleaseTarget):
-            return value
-        try:
-            return ReleaseTarget.parse(value)
-        except ValueError as error:
-            self.fail(f"expected {error}", param, ctx)  # what was found may have a password
+def _listen_address(text: str) -> Address:
+    try:
+        address = parse_address(text, Path.cwd())
+    except ValueError:
+        raise ValueError("HOST:PORT or [IPV6]:PORT") from None
+    if address.path or not (is_ip(address.host) or address.host == "localhost"):
+        raise ValueError("an IP address or localhost")
+    return address
 
 
 def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[str, ...]]:
@@ -81,20 +61,15 @@ def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[
     return values
 
 
-def _parsed(parse: Callable[[str], float]) -> Callable[..., float | None]:
-    """Return the callback of an option with a unit."""
+def _over_zero(name: str, parse: Callable[[str], float]) -> Parsed[float]:
+    """Return the type of an option with a unit."""
 
-    def value(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
-        try:
-            number = None if text is None else parse(text)
-        except ValueError as error:
-            message = f'expected {error}, found "{text}"'
-            raise click.BadParameter(message, context, option) from None
-        if number is not None and number <= 0:
-            raise click.BadParameter(f'expected more than 0, found "{text}"', context, option)
+    def value(text: str) -> float:
+        if (number := parse(text)) <= 0:
+            raise ValueError("more than 0")
         return number
 
-    return value
+    return Parsed(name, value)
 
 
 def _scenarios(
@@ -176,17 +151,18 @@ def visible_secrets(context: click.Context) -> Iterator[str]:
             )
 
 
-def _token(context: click.Context, option: click.Parameter, text: str) -> str:
-    if text and not (text.isascii() and text.isprintable() and " " not in text):
-        message = "expected printable ASCII characters without spaces"  # what was found is secret
-        raise click.BadParameter(message, context, option)
+def _token(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("printable ASCII characters without spaces")
     return text
 
 
 def _listener(name: str, text: str, *, default: str = _DEFAULT_PORT) -> Callable[[F], F]:
     """Return the option for the address of a listener."""
     where = default.format(f"127.0.0.1:{PORTS[name]}")
-    return _option(f"--{name}", type=_AddressType(), show_default=where, help=text)
+    return _option(
+        f"--{name}", type=Parsed("HOST:PORT", _listen_address), show_default=where, help=text
+    )
 
 
 _OPTIONS = (
@@ -266,14 +242,13 @@ _OPTIONS = (
     _option(
         "--token",
         default="",
-        metavar="TOKEN",
-        callback=_token,
+        type=Parsed("TOKEN", _token, is_secret=True),
         help="The only token that HTTP requests are accepted with, and the password of all users "
         "under TLS.",
     ),
     _option(
         "--release-to",
-        type=_ReleaseType(),
+        type=Parsed("URL", ReleaseTarget.parse, is_secret=True),
         help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "
         "smtps://HOST:PORT when you release it.",
     ),
@@ -294,15 +269,13 @@ _OPTIONS = (
     ),
     _option(
         "--keep-age",
-        callback=_parsed(parse_duration),
-        metavar="DURATION",
+        type=_over_zero("DURATION", parse_duration),
         show_default="7d",
         help="Older messages are removed.",
     ),
     _option(
         "--keep-size",
-        callback=_parsed(parse_size),
-        metavar="SIZE",
+        type=_over_zero("SIZE", parse_size),
         show_default="1 GiB",
         help="The newest messages of this size together stay.",
     ),

@@ -5,14 +5,13 @@ command needs a running relay, and neither changes relay.toml.
 """
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options
+from relay.cli.options import DOMAIN, CommandContext, Parsed, common_options, group_options
 from relay.cli.output import flush, printable
 from relay.clock import SystemClock
 from relay.commands.dkim import (
@@ -24,34 +23,15 @@ from relay.commands.dkim import (
     unreadable_for_service,
     write_key,
 )
-from relay.message.address import to_ascii_domain
 from relay.phrases import shown
 from relay.settings.tree import Settings
-from relay.settings.values import parse_domain, parse_selector
+from relay.settings.values import parse_selector
 from relay.signing.key_files import load_keys
 from relay.signing.keys import RSA_BITS_ADVISED, SigningKey
 from relay.signing.private_keys import RSA_BITS, new_key
 
 _NO_KEYS = "there is no [[dkim]]: mail is not signed"
 _NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text
-
-
-class _Parsed(click.ParamType[str]):
-    """A text that `parse` returns in its normal form."""
-
-    def __init__(self, name: str, parse: Callable[[str], str]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(f"found {shown(value)}, expected {error}", param, ctx)
-
-
-_DOMAIN = _Parsed("DOMAIN", lambda text: parse_domain(to_ascii_domain(text.removesuffix("."))))
-_SELECTOR = _Parsed("SELECTOR", parse_selector)
 
 
 @click.group()
@@ -61,8 +41,8 @@ def dkim(_given: CommandContext) -> None:
 
 
 @dkim.command()
-@click.argument("domain", type=_DOMAIN, metavar="DOMAIN")
-@click.argument("selector", type=_SELECTOR, metavar="SELECTOR")
+@click.argument("domain", type=DOMAIN, metavar="DOMAIN")
+@click.argument("selector", type=Parsed("SELECTOR", parse_selector), metavar="SELECTOR")
 @click.option(
     "--type",
     "kind",
@@ -132,7 +112,7 @@ def _named_file(domain: str, selector: str, settings: Settings) -> Path | None:
 
 
 @dkim.command("show")
-@click.argument("domain", type=_DOMAIN, metavar="[DOMAIN]", required=False)
+@click.argument("domain", type=DOMAIN, metavar="[DOMAIN]", required=False)
 @common_options
 def show_keys(context: CommandContext, domain: str | None) -> None:
     """Show the keys of relay.toml, and whether the DNS has their records.

@@ -10,32 +10,25 @@ from collections.abc import Iterator
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options
+from relay.cli.options import DOMAIN, CommandContext, common_options
 from relay.cli.output import flush
 from relay.clock import SystemClock
 from relay.commands.dns import NoDnsAnswerError, compare_zone
 from relay.commands.dns_records import ZoneRecord, ZoneVerdict, mta_sts_policy
-from relay.message.address import to_ascii_domain
-from relay.settings.values import parse_domain
 from relay.signing.key_files import load_keys
 
 _BAD = (ZoneVerdict.MISSING, ZoneVerdict.WRONG)
 
 
 @click.command()
-@click.argument("zone")
+@click.argument("domain", type=DOMAIN, metavar="ZONE")
 @common_options
-def dns(context: CommandContext, zone: str) -> None:
+def dns(context: CommandContext, domain: str) -> None:
     """Print the DNS records to publish for the domain ZONE, and say which are missing or wrong.
 
     Asks the name servers of relay.toml; no relay has to run. Exits 0 when everything that is
     needed is published, 65 when something is missing or wrong, 75 when the DNS does not answer.
     """
-    try:
-        domain = parse_domain(to_ascii_domain(zone.removesuffix(".")))
-    except ValueError as error:
-        text = f'relay dns: found "{zone}", expected {error}'
-        raise CommandError(ExitCode.USAGE, text) from None
     settings = context.settings()
     keys = load_keys(settings.dkim, context.found_config_file())
     try:

@@ -21,13 +21,15 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
 from relay.development.folder import running_config
 from relay.files import check_readable
+from relay.message.address import to_ascii_domain
 from relay.phrases import shown
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
 from relay.settings.tree import NodeRole, Settings
-from relay.settings.values import parse_duration
+from relay.settings.values import parse_domain, parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
 _NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
@@ -104,17 +106,33 @@ def role_option(command: F) -> F:
     )(command)
 
 
-class Key(click.ParamType[str]):
-    """The name of a message: an id of any kind, an address, or "last"."""
+class Parsed(click.ParamType[T]):
+    """A text that `parse` converts, or refuses with a ValueError that says what it expects."""
 
-    name = "key"
+    def __init__(self, name: str, parse: Callable[[str], T], *, is_secret: bool = False) -> None:
+        """What was found is not shown if it `is_secret`."""
+        self.name = name
+        self._parse = parse
+        self._is_secret = is_secret
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Reject names that no message can have."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        """Return what `parse` returns."""
         text = str(value)
-        if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
-            self.fail(f'expected an id, an address or "last", found {shown(text)}', param, ctx)
-        return text
+        try:
+            return self._parse(text)
+        except ValueError as error:
+            found = "" if self._is_secret else f"found {shown(text)}, "
+            self.fail(f"{found}expected {error}", param, ctx)
+
+
+def _message_name(text: str) -> str:
+    if not (text and len(text) <= _KEY_CHARACTERS_MAX and text.isprintable()):
+        raise ValueError('an id, an address or "last"')
+    return text
+
+
+KEY = Parsed("key", _message_name)  # of a message: an id of any kind, an address, or "last"
+DOMAIN = Parsed("DOMAIN", lambda text: parse_domain(to_ascii_domain(text.removesuffix("."))))
 
 
 class InputPath(click.Path):

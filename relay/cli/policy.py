@@ -15,6 +15,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import (
     CommandContext,
     InputPath,
+    Parsed,
     common_options,
     group_options,
     read_input,
@@ -37,36 +38,18 @@ from relay.policy.rule_tests import (
 )
 from relay.settings.tree import Settings
 from relay.settings.validation import next_hops_by_name
+from relay.settings.values import parse_ip
 
 
-class _MailboxType(click.ParamType[str]):
-    """An address; with `null_allowed` also "" or "<>", the null reverse-path."""
-
-    name = "ADDRESS"
-
-    def __init__(self, *, null_allowed: bool = False) -> None:
-        self._null_allowed = null_allowed
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        if self._null_allowed and text in ("", "<>"):
-            return ""
-        try:
-            return parse_mailbox(text, smtputf8=True)
-        except AddressError as error:
-            self.fail(f"found {shown(text)}, expected an address: {error}", param, ctx)
+def _address(text: str) -> str:
+    try:
+        return parse_mailbox(text, smtputf8=True)
+    except AddressError as error:
+        raise ValueError(f"an address: {error}") from None
 
 
-class _ClientType(click.ParamType[str]):
-    """An IP address."""
-
-    name = "ADDRESS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return str(ip_address(value)) if value else ""
-        except ValueError:
-            self.fail(f"found {shown(str(value))}, expected an IP address", param, ctx)
+def _reverse_path(text: str) -> str:
+    return "" if text in ("", "<>") else _address(text)
 
 
 _DIRECTORY = click.argument("directory", required=False, type=InputPath(file_okay=False))
@@ -107,7 +90,7 @@ def test(context: CommandContext, directory: Path | None) -> None:
     "--from",
     "sender",
     required=True,
-    type=_MailboxType(null_allowed=True),
+    type=Parsed("ADDRESS", _reverse_path),
     metavar="ADDRESS",
     help="The reverse-path; <> is the null reverse-path.",
 )
@@ -116,13 +99,13 @@ def test(context: CommandContext, directory: Path | None) -> None:
     "recipients",
     required=True,
     multiple=True,
-    type=_MailboxType(),
+    type=Parsed("ADDRESS", _address),
     metavar="ADDRESS",
     help="A recipient.",
 )
 @click.option("--source", type=click.Choice([str(one) for one in Source]), default=str(Source.SMTP),
               show_default=True)  # fmt: skip
-@click.option("--client", type=_ClientType(), default="",
+@click.option("--client", type=Parsed("ADDRESS", lambda text: text and parse_ip(text)), default="",
               help="The client's IP address. [default: none, as with the API]")  # fmt: skip
 @click.option("--login", metavar="ACCOUNT", default="",
               help="The account that sends it. [default: none]")  # fmt: skip

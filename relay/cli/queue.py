@@ -14,8 +14,8 @@ import msgspec
 
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import (
+    KEY,
     CommandContext,
-    Key,
     common_options,
     group_options,
     older_than_s,
@@ -127,7 +127,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 
 
 @queue.command()
-@click.argument("key", type=Key(), metavar="ID")
+@click.argument("key", type=KEY, metavar="ID")
 @common_options
 def show(context: CommandContext, key: str) -> None:
     """Show one message: its journey and its queue entries."""

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, Key, common_options
+from relay.cli.options import KEY, CommandContext, common_options
 from relay.cli.output import flush, printable
 from relay.clock import SystemClock, rfc3339
 from relay.commands.operator_client import OperatorClient
@@ -37,7 +37,7 @@ _IDS_MAX = 10
 
 
 @click.command()
-@click.argument("key", type=Key(), metavar="ID|ADDRESS|last")
+@click.argument("key", type=KEY, metavar="ID|ADDRESS|last")
 @click.option("--source", is_flag=True, help="Write the message as it is, octet for octet.")
 @click.option("--html", is_flag=True, help="Write the HTML body.")
 @click.option(

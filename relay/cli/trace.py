@@ -14,7 +14,7 @@ from msgspec import UNSET, to_builtins
 from msgspec.structs import replace
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, Key, common_options, unknown_message
+from relay.cli.options import KEY, CommandContext, common_options, unknown_message
 from relay.cli.output import flush, journey_lines, printable
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
@@ -27,7 +27,7 @@ from relay.refusals.refusal import Refusal, line_of
 
 
 @click.command()
-@click.argument("key", type=Key(), metavar="ID|ADDRESS|IP|last")
+@click.argument("key", type=KEY, metavar="ID|ADDRESS|IP|last")
 @common_options
 def trace(context: CommandContext, key: str) -> None:
     """Show the journey of a message through the seven steps.
@@ -107,7 +107,7 @@ _STATES = ["there", "final", *map(str, (*SubmissionState, *RecipientState))]
 
 
 @click.command()
-@click.argument("key", type=Key(), metavar="ID")
+@click.argument("key", type=KEY, metavar="ID")
 @click.option(
     "--state",
     default="there",
