@@ -304,29 +304,28 @@ def send_by_graph(
 
 def read_by_graph(address: Address, graph_id: str, *, token: str) -> bytes:
     """Return the MIME of a message in the mailbox of an account. Raises LookupError, OSError."""
+    return _ask_mailbox(address, "GET", f"{quote(graph_id)}/$value", token=token)
+
+
+def mark_read_by_graph(address: Address, graph_id: str, *, token: str) -> None:
+    """Mark a message in the mailbox of an account as read. Raises LookupError, OSError."""
+    _ask_mailbox(address, "PATCH", quote(graph_id), token=token, body=b'{"isRead": true}')
+
+
+def _ask_mailbox(
+    address: Address, method: str, path: str, *, token: str, body: bytes | None = None
+) -> bytes:
+    """Return the response about a message. Raises LookupError, OSError."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
-    target = f"/v1.0/me/messages/{quote(graph_id)}/$value"
-    headers = {"Authorization": f"Bearer {token}"}
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    target = f"/v1.0/me/messages/{path}"
     try:
-        answer, content = _exchange(connection, "GET", target, headers=headers)
+        answer, content = _exchange(connection, method, target, headers=headers, body=body)
     except http.client.HTTPException as error:
         raise OSError(f"{address} does not speak HTTP: {error!r}") from error
     if answer.status != http.client.OK:
         raise LookupError("the mailbox does not have the message any more")
     return content
-
-
-def mark_read_by_graph(address: Address, graph_id: str, *, token: str) -> None:
-    """Mark a message in the mailbox of an account as read. Raises LookupError, OSError."""
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    target, body = f"/v1.0/me/messages/{quote(graph_id)}", b'{"isRead": true}'
-    try:
-        answer, _ = _exchange(connection, "PATCH", target, headers=headers, body=body)
-    except http.client.HTTPException as error:
-        raise OSError(f"{address} does not speak HTTP: {error!r}") from error
-    if answer.status != http.client.OK:
-        raise LookupError("the mailbox does not have the message any more")
 
 
 def send_by_smtp(address: Address, draft: DraftToSend) -> str:

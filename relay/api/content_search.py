@@ -45,28 +45,17 @@ _BODY_TYPES = frozenset((b"text/plain", b"text/html", b"multipart/alternative"))
 _Place = tuple[str, str]  # mailbox and id
 
 
+@dataclass(frozen=True, slots=True)
 class ContentSearch:
     """Checks conditions on contents, for Journeys. Raises StoreError and SpoolError."""
 
-    def __init__(
-        self,
-        mailboxes: Messages,
-        spool: SpoolHistory,
-        copies: MessageCopies,
-        *,
-        lists: MessageLists,
-        clock: Clock,
-        received: Callable[[str], bytes | None] | None = None,
-    ) -> None:
-        """`received` returns what a simulated host has received of a queue id, see
-        MessageSources.
-        """
-        self.mailboxes = mailboxes
-        self.lists = lists
-        self.spool = spool
-        self.copies = copies
-        self.clock = clock
-        self.received = received
+    mailboxes: Messages
+    spool: SpoolHistory
+    copies: MessageCopies
+    lists: MessageLists
+    clock: Clock
+    # returns what a simulated host has received of a queue id, see MessageSources
+    received: Callable[[str], bytes | None] | None = None
 
     def begin(self, wanted: MessageSearch, *, lookup_s: float) -> "ContentCheck":
         """Return the check of one request, which takes about `lookup_s`."""

@@ -14,7 +14,12 @@ from relay.mailbox.types import NoSuchItemError
 from relay.message.address import own_mailbox
 from relay.message.lifecycle import RecipientState
 
-AFTER_CAPTURE = (RecipientState.RELAYED, RecipientState.CANCELLED, RecipientState.EXPIRED)
+_KEPT = (  # the states in which a development relay has a copy
+    RecipientState.CAPTURED,
+    RecipientState.RELAYED,
+    RecipientState.CANCELLED,
+    RecipientState.EXPIRED,
+)
 _Copy = tuple[str, str]  # mailbox and id
 
 
@@ -77,10 +82,8 @@ class MessageCopies:
 
     async def remove(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> None:
         """Remove the copies of all these recipients."""
-        for one in recipients:
-            place = self._place(one)
-            if place is not None:
-                await self.remove_one(place, delivered_id(f"{queue_id}-{one.number}"))
+        for place, copy_id in self.places(queue_id, recipients):
+            await self.remove_one(place, copy_id)
 
     async def remove_one(self, mailbox: str, message_id: str) -> None:
         """Remove a message from a mailbox if it is there. Raises BeingSentError."""
@@ -105,5 +108,5 @@ class MessageCopies:
     def _place(self, recipient: ListedRecipient) -> str | None:
         if recipient.state == RecipientState.DELIVERED:
             return self._mailbox_for(recipient.address)
-        is_kept = recipient.state == RecipientState.CAPTURED or recipient.state in AFTER_CAPTURE
-        return own_mailbox(recipient.address) if self._keeps_captured and is_kept else None
+        is_kept = self._keeps_captured and recipient.state in _KEPT
+        return own_mailbox(recipient.address) if is_kept else None

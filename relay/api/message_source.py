@@ -7,19 +7,16 @@ recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report 
 import asyncio
 from collections.abc import Callable
 
-from relay.api.message_copies import AFTER_CAPTURE, MessageCopies
+from relay.api.message_copies import MessageCopies
 from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.journeys.journey import Journeys
-from relay.journeys.message_list import MessageSummary
+from relay.journeys.message_list import ListedRecipient, MessageSummary
 from relay.journeys.spool_history import SpoolHistory
-from relay.mailbox.message_file import delivered_id
 from relay.mailbox.messages import Messages
 from relay.mailbox.types import NoSuchItemError, StoredMessage
-from relay.message.address import own_mailbox
 from relay.message.content import Content, edit_header, octets_of
 from relay.message.header import BCC_FIELDS, ParsedContent
-from relay.message.lifecycle import RecipientState
 from relay.mime.headers import without_delivery_fields
 from relay.mime.read_report import returned_message
 
@@ -45,7 +42,6 @@ class MessageSources:
         self._journeys = journeys
         self._spool = spool
         self._mailboxes = mailboxes
-        self._mailbox_for = mailbox_for
         self._received = received
         self.copies = MessageCopies(
             mailboxes, mailbox_for=mailbox_for, keeps_captured=received is not None
@@ -81,10 +77,9 @@ class MessageSources:
         kept = await self._spool.read_message(queue_id)
         if kept.content is not None:
             return kept.content
-        for number, address, state in kept.recipients:
-            mailbox = self._mailbox_with_copy(address, state)
-            name = delivered_id(f"{queue_id}-{number}")
-            if mailbox and (copy := await self._in_mailbox(mailbox, name)) is not None:
+        recipients = [ListedRecipient(*each) for each in kept.recipients]
+        for mailbox, copy_id in self.copies.places(queue_id, recipients):
+            if (copy := await self._in_mailbox(mailbox, copy_id)) is not None:
                 return edit_header(copy, without_delivery_fields)
         return self._received(queue_id) if self._received is not None else None
 
@@ -113,12 +108,6 @@ class MessageSources:
         except NoSuchItemError:
             return None
         return mailbox, found
-
-    def _mailbox_with_copy(self, address: str, state: str) -> str | None:
-        if state == RecipientState.DELIVERED:
-            return self._mailbox_for(address)
-        keeps_copies = self._received is not None
-        return own_mailbox(address) if keeps_copies and state in AFTER_CAPTURE else None
 
     async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
         mailbox = await self._journeys.mailbox_of(submission_id)

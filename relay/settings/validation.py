@@ -281,13 +281,17 @@ def hidden_routes(routes: Sequence[Route]) -> Iterator[tuple[int, int]]:
         for earlier, other in enumerate(routes[:number]):
             if other.next_hop == "hold" != route.next_hop:
                 continue
-            if _covers_sender(other.sender, route.sender) and _covers(other.domain, route.domain):
+            if _covers_sender(other.sender, route.sender) and domain_matches(
+                other.domain, route.domain
+            ):
                 yield number, earlier
                 break
 
 
 def domain_matches(pattern: str, domain: str) -> bool:
-    """Return whether a domain has this pattern; both are in lower case."""
+    """Return whether a domain has this pattern, or all that have the pattern `domain` have it; both
+    are in lower case.
+    """
     return pattern in ("*", domain) or (pattern.startswith("*.") and domain.endswith(pattern[1:]))
 
 
@@ -300,14 +304,9 @@ def sender_matches(pattern: str, reverse_path: str) -> bool:
     return expected in ("*", local_part) and domain_matches(domains, domain)
 
 
-def _covers(pattern: str, other: str) -> bool:
-    """Return whether every domain that has the pattern `other` has `pattern`."""
-    return pattern in ("*", other) or (pattern.startswith("*.") and other.endswith(pattern[1:]))
-
-
 def _covers_sender(pattern: str, other: str) -> bool:
     """Return whether every reverse-path that has the pattern `other` has `pattern`."""
     if pattern in ("", other):
         return True
     _, _, domains = pattern.partition("*@")
-    return bool(domains) and "@" in other and _covers(domains, other.rpartition("@")[2])
+    return bool(domains) and "@" in other and domain_matches(domains, other.rpartition("@")[2])
