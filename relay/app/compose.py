@@ -37,23 +37,12 @@ def compose(
         front_door = build_front_door(base, transport.resolver, explainer.explain)
         site = build_pages(base, front_door)
         daemon = Daemon(
-            settings=settings,
+            base=base,
             lock=lock,
-            clock=base.clock,
-            metrics=base.metrics,
-            history=base.history,
-            spool=base.spool,
-            root=base.root,
-            store=base.store,
-            store_log=base.store_log,
             transport=transport,
             http_servers=build_http_servers(base, front_door, site),
-            journeys=base.journeys,
-            changes=base.changes,
-            refusals=base.refusals,
             end_live_views=site.end_streams,
             events=front_door.events,
-            readiness=base.readiness,
             pressure=_pressure_monitor(base, transport.pickup),
             settling=Settling(
                 transport.scheduler,
@@ -63,10 +52,6 @@ def compose(
                 base.changes,
                 [],
             ),
-            keys=sources.keys,
-            agreed=sources.agreed,
-            holds_root=base.holds_root,
-            takes_any_root=base.is_development,
         )
         undo.pop_all()
         return daemon

@@ -22,7 +22,7 @@ import msgspec
 from relay.accounts.account import DEAD_LETTER
 from relay.api import EventStreams
 from relay.app.configuration import ActiveConfiguration
-from relay.app.foundation import Readiness
+from relay.app.foundation import Foundation
 from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
     MailRootAttendant,
@@ -43,21 +43,12 @@ from relay.app.reload import Reloader
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.app.transport import Transport
-from relay.clock import Clock, wall_offset_us
+from relay.clock import wall_offset_us
 from relay.http.http_server import HttpServer
-from relay.journeys.changes import ChangeNotifier
-from relay.journeys.journey import Journeys
-from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.mail_root import ForeignRootError, MailRoot
-from relay.mailbox.store import FileStore
+from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError
-from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
-from relay.observe.metrics import Metrics
-from relay.refusals.refusal import RefusalStore
-from relay.settings.tree import Settings
-from relay.signing.keys import KeyRing
-from relay.spool.engine import News, Retention, SpoolEngine
+from relay.spool.engine import News, Retention
 from relay.spool.types import SpoolError
 
 _log = get_logger("app")
@@ -69,29 +60,14 @@ _STOPPING = "stopping"
 class Daemon:
     """All rooms of one process. Call start() once, then stop() once."""
 
-    settings: Settings  # those of the start; a reload changes some
+    base: Foundation  # the daemon closes what it has
     lock: OwnerLock  # of state_dir/run
-    clock: Clock  # one for all rooms
-    metrics: Metrics  # one registry for all rooms
-    history: MetricsHistory  # the metrics of the last hour
-    spool: SpoolEngine  # open; the daemon closes it
-    root: MailRoot  # of the mailboxes; the daemon closes it
-    store: FileStore  # the mailboxes
-    store_log: SubmissionLog  # steps 1 to 4
     transport: Transport  # SMTP in, pickup and delivery
     http_servers: Sequence[HttpServer]  # of http.listen if not empty, and the control socket
-    journeys: Journeys  # messages and their events
-    changes: ChangeNotifier  # wakes those who wait for an event
-    refusals: RefusalStore  # what SMTP sessions refused; the daemon closes it
     end_live_views: Callable[[], None]  # ends the streams that pages follow
     events: EventStreams  # the streams of GET /events
-    readiness: Readiness  # what /readyz answers
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
-    keys: Callable[[], KeyRing]  # that sign mail, those in force
-    agreed: Callable[[], Mapping[str, str]]  # digests of what must be equal on all nodes
-    holds_root: bool  # False: nothing needs the mail root, which is missing
-    takes_any_root: bool  # a development relay takes the mail root that is there
     on_fault: Callable[[], None] = lambda: (
         None
     )  # called when a task ended unexpectedly; see `fault`
@@ -103,75 +79,77 @@ class Daemon:
 
     async def start(self) -> None:
         """Start everything. Raises OSError, SpoolError; stop() must be called even then."""
+        base = self.base
         for server in self.http_servers:
             server.bind()
-        self.spool.on_lost = self._end_lost
-        self.spool.on_news = self._hear
-        self.spool.agreed = self.agreed
-        taken_over = await self.spool.start(may_wait=True)
-        log_continued(self.clock.resumed, offset_us=wall_offset_us(self.clock))
+        base.spool.on_lost = self._end_lost
+        base.spool.on_news = self._hear
+        base.spool.agreed = base.sources.agreed
+        taken_over = await base.spool.start(may_wait=True)
+        log_continued(base.clock.resumed, offset_us=wall_offset_us(base.clock))
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
-        if self.holds_root:
+        if base.holds_root:
             await self._attend_root()
         await self.pressure.measure()  # a full relay rejects from the first connection on
         self._spawn(self.pressure.run(), "pressure")
         self._spawn(self.transport.scheduler.run(), "delivery")
-        if self.holds_root:
+        if base.holds_root:
             await self.transport.pickup_server.start()
         for smtp_server in self.transport.smtp_servers:
             await smtp_server.start()
-        if self.holds_root:
+        if base.holds_root:
             self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
-        figures = MaintenanceGauges(self._sessions, lambda: self.store.ready.timer.count)
-        self._spawn(update_gauges(self.spool, self.metrics, self.clock, figures=figures), "figures")
-        keep = Retention(self.settings.spool.keep, self.settings.spool.keep_size)
-        dead_letters = self.settings.state_dir / DEAD_LETTER
-        pruned = PrunedHistory(self.spool, self.store_log, self.refusals, dead_letters)
-        self._spawn(prune_history(pruned, self.clock, keep=keep), "pruning")
-        self._spawn(sweep_contents(self.spool, self.clock), "sweeping")
-        if not self.settings.spool.is_file:
+        figures = MaintenanceGauges(self._sessions, lambda: base.store.ready.timer.count)
+        self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
+        keep = Retention(base.settings.spool.keep, base.settings.spool.keep_size)
+        dead_letters = base.settings.state_dir / DEAD_LETTER
+        pruned = PrunedHistory(base.spool, base.store_log, base.refusals, dead_letters)
+        self._spawn(prune_history(pruned, base.clock, keep=keep), "pruning")
+        self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
+        if not base.settings.spool.is_file:
             end = self.transport.scheduler.end_unheld
-            self._spawn(end_unheld_mail(self.spool, end, self.clock), "unheld-mail")
-        self._spawn(warn_of_ending_keys(self.keys, self.clock), "signing-keys")
-        self.readiness.reason = ""
+            self._spawn(end_unheld_mail(base.spool, end, base.clock), "unheld-mail")
+        self._spawn(warn_of_ending_keys(base.sources.keys, base.clock), "signing-keys")
+        base.readiness.reason = ""
         for server in self.http_servers:
             await server.start()
-        if self.holds_root:
-            self._spawn(expire_uploads(self.store.uploads.remove_expired, self.clock), "uploads")
+        if base.holds_root:
+            self._spawn(expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads")
             self._spawn(self.transport.receipts.run(), "receipts")
-            self._spawn(self.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
+            self._spawn(base.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
 
     async def _attend_root(self) -> None:
         """Open the mail root, and keep an eye on it. Raises ForeignRootError."""
+        base = self.base
         attendant = MailRootAttendant(
-            self.root, self.store, self.spool,
-            name=self.settings.mailboxes.store, is_shared=not self.settings.spool.is_file,
+            base.root, base.store, base.spool,
+            name=base.settings.mailboxes.store, is_shared=not base.settings.spool.is_file,
         )  # fmt: skip
-        await attendant.open(takes_any=self.takes_any_root)
+        await attendant.open(takes_any=base.is_development)
         with suppress(SpoolError):  # the disk is full: it is tried again each second
             await attendant.record_id()
         with suppress(StoreError):  # it is repeated each second
-            await self.store.submissions.remove_unfinished()
-        keys_note = KeysNote(self.settings.state_dir, self.store.keys, is_there=self.root.is_there)
+            await base.store.submissions.remove_unfinished()
+        keys_note = KeysNote(base.settings.state_dir, base.store.keys, is_there=base.root.is_there)
         await asyncio.to_thread(keys_note.attend)
         self._spawn(attendant.run(), "mail-root")
-        self._spawn(write_clock_anchor(self.store), "clock")
-        self._spawn(settle_keys(self.store, keys_note), "keys")
+        self._spawn(write_clock_anchor(base.store), "clock")
+        self._spawn(settle_keys(base.store, keys_note), "keys")
 
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""
-        self.readiness.reason = _STOPPING
+        self.base.readiness.reason = _STOPPING
         self.end_live_views()
         self.events.close()
-        grace_s = self.settings.delivery.shutdown_grace
+        grace_s = self.base.settings.delivery.shutdown_grace
         async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
             last.callback(self.lock.give_back)
-            last.callback(self.root.close)
-            last.callback(self.store_log.close)
-            last.push_async_callback(self.refusals.close)
-            last.push_async_callback(asyncio.to_thread, self.store.close)
-            last.push_async_callback(self.spool.stop)
+            last.callback(self.base.root.close)
+            last.callback(self.base.store_log.close)
+            last.push_async_callback(self.base.refusals.close)
+            last.push_async_callback(asyncio.to_thread, self.base.store.close)
+            last.push_async_callback(self.base.spool.stop)
             last.callback(self.transport.acceptance.close)
             last.push_async_callback(self.transport.resolver.close)
             last.push_async_callback(self._end_tasks)
@@ -203,14 +181,14 @@ class Daemon:
 
     def _hear(self, news: News) -> None:
         """Look for what other nodes may have done."""
-        self.changes.notify()
+        self.base.changes.notify()
         if news & (News.DUE | News.RELEASED):
             self.transport.scheduler.look_for_work(from_start=News.RELEASED in news)
 
     def _end_lost(self, error: SpoolError | ForeignRootError) -> None:
         """Stop: another node has the spool, or this one's name, or its store another mail root."""
         self.lost = error
-        self.readiness.reason = str(error)
+        self.base.readiness.reason = str(error)
         _log.critical("the spool is lost to this node", error=str(error))
         self.on_fault()
 
@@ -225,13 +203,13 @@ class Daemon:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Stop the process when a task ends by itself: a restart is better than half a relay."""
-        if task.cancelled() or self.readiness.reason == _STOPPING:
+        if task.cancelled() or self.base.readiness.reason == _STOPPING:
             return
         if isinstance(error := task.exception(), ForeignRootError):
             self._end_lost(error)
             return
         self.fault = f"{task.get_name()} ended unexpectedly: {task.exception()!r}"
-        self.readiness.reason = self.fault
+        self.base.readiness.reason = self.fault
         _log.critical("a task ended unexpectedly", task=task.get_name(), exc_info=task.exception())
         self.on_fault()
 
@@ -304,11 +282,11 @@ async def serve(
         tune_garbage_collector()
         if ready_file is not None:
             write_ready_file(ready_file, daemon)
-        manager.tell("READY=1", f"STATUS=listening as {daemon.settings.hostname}")
+        manager.tell("READY=1", f"STATUS=listening as {daemon.base.settings.hostname}")
         _log.info("ready", pid=os.getpid(), **addresses(daemon))
         await stop.wait()
-        _log.info("stopping", grace_s=daemon.settings.delivery.shutdown_grace)
-        grace_us = int(daemon.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
+        _log.info("stopping", grace_s=daemon.base.settings.delivery.shutdown_grace)
+        grace_us = int(daemon.base.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
         manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
         if reloader is not None:
@@ -345,7 +323,9 @@ def tune_garbage_collector() -> None:
 def addresses(daemon: Daemon) -> dict[str, str]:
     """Return the addresses on which the daemon listens, for the log and the ready file."""
     web = daemon.http_servers[0]
-    bound = web.bound if daemon.settings.http.listen else ()  # the control socket comes first then
+    bound = (
+        web.bound if daemon.base.settings.http.listen else ()
+    )  # the control socket comes first then
     return {
         "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
         "https": " ".join(str(one) for one in bound if web.has_tls(one)),

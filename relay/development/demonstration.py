@@ -55,16 +55,18 @@ class Follower:
         A captured message has ended. Reports do not count.
         """
         while True:
-            count = self._daemon.changes.count
+            count = self._daemon.base.changes.count
             await self.update()
             if until_settled is not None and self._settled >= until_settled:
                 return
-            await self._daemon.changes.wait_beyond(count)
+            await self._daemon.base.changes.wait_beyond(count)
             await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:
         """Show what is new; with `quietly`, only mark it as shown."""
-        page = await self._daemon.refusals.page(RefusalSearch(after=self._refused, limit=PAGE_MAX))
+        page = await self._daemon.base.refusals.page(
+            RefusalSearch(after=self._refused, limit=PAGE_MAX)
+        )
         self._refused = page.cursor
         for refusal in reversed(page.refused) if not quietly else ():
             self._show_refusal(refusal)
@@ -87,7 +89,9 @@ class Follower:
         """Return the newest messages, back to one that was seen before."""
         limit = _READ_FIRST
         while True:
-            listed = await self._daemon.journeys.search(MessageSearch(), account=None, limit=limit)
+            listed = await self._daemon.base.journeys.search(
+                MessageSearch(), account=None, limit=limit
+            )
             found = listed.messages
             names = {name_of(journey) for journey in found}
             if len(found) < limit or limit >= READ_MAX or names & self._seen.keys():
@@ -171,11 +175,11 @@ async def _wait(daemon: Daemon, key: str, until: Callable[[Journey], bool]) -> J
     try:
         async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
-                seen = daemon.changes.count
-                found = await daemon.journeys.journey(key, account=None)
+                seen = daemon.base.changes.count
+                found = await daemon.base.journeys.journey(key, account=None)
                 if found is not None and until(found):
                     return found
-                await daemon.changes.wait_beyond(seen)
+                await daemon.base.changes.wait_beyond(seen)
     except TimeoutError:
         done = [step.name for step in found.steps] if found else []
         raise DemonstrationError(
@@ -202,11 +206,11 @@ async def _report_subject(daemon: Daemon) -> str:
     try:
         async with asyncio.timeout(_TIMEOUT_S):  # real time: a person waits
             while True:
-                seen = daemon.changes.count
+                seen = daemon.base.changes.count
                 newest = MessageQuery(folder_id=WellKnown.INBOX, top=1)
-                page = await daemon.store.lists.query(_ALICE, newest)
+                page = await daemon.base.store.lists.query(_ALICE, newest)
                 if page.messages:
                     return page.messages[0].properties.subject
-                await daemon.changes.wait_beyond(seen)
+                await daemon.base.changes.wait_beyond(seen)
     except TimeoutError:
         raise DemonstrationError("no report arrived in alice's Inbox") from None

@@ -108,7 +108,7 @@ class DevelopmentRelay:
             self.internet.close()
             raise
         self.simulated_recipients = SimulatedRecipients(
-            self.daemon.store, clock=self.clock, ids=Ids(self.clock),
+            self.daemon.base.store, clock=self.clock, ids=Ids(self.clock),
             smtp=lambda: self.addresses.smtp,
         )  # fmt: skip
         self.internet.on_mail = self.simulated_recipients.keep
@@ -118,7 +118,7 @@ class DevelopmentRelay:
             self.clock,
             folder,
             partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
-            counts=lambda: self.daemon.history.sample().counts,
+            counts=lambda: self.daemon.base.history.sample().counts,
         )
         self._retention: asyncio.Task[None] | None = None
         self._reset = Reset(
@@ -222,7 +222,7 @@ class DevelopmentRelay:
         write_config(self.folder, replace(self._options, **listeners), self.internet)
 
         retention = MailRetention(
-            self.daemon.store, development_spool(self.daemon), keep=self._options.keep,
+            self.daemon.base.store, development_spool(self.daemon), keep=self._options.keep,
             clock=self.clock,
         )  # fmt: skip
         self._retention = asyncio.create_task(retention.run(), name="retention")
@@ -319,7 +319,7 @@ class DevelopmentRelay:
 
         Raises SettingsError; then the rules in force stay.
         """
-        self._rules = _rules_of(self.daemon.settings, self.clock)
+        self._rules = _rules_of(self.daemon.base.settings, self.clock)
         return len(self._rules.rules)
 
     @property
@@ -416,7 +416,7 @@ class DevelopmentRelay:
     async def next_retry_s(self) -> float | None:
         """See DevelopmentControls."""
         selector = Selector(state=RecipientState.DEFERRED)
-        listed = await self.daemon.spool.queue_admin.list(selector, limit=_DEFERRED_MAX)
+        listed = await self.daemon.base.spool.queue_admin.list(selector, limit=_DEFERRED_MAX)
         now_us = self.clock.time_us()
         waits_us = (time_us_of(one["due"]) - now_us for one in listed if one["due"])
         next_us = min((one for one in waits_us if one > 0), default=None)

@@ -47,14 +47,14 @@ class Reset:
                 await self._quiet()
                 self._trash.mkdir(mode=0o700, exist_ok=True)
                 trash = Path(tempfile.mkdtemp(dir=self._trash))
-                submissions = await daemon.store.clear(trash)
+                submissions = await daemon.base.store.clear(trash)
                 messages = await development_spool(daemon).clear()
-                await daemon.refusals.clear()
+                await daemon.base.refusals.clear()
                 self._forget()
             task = asyncio.create_task(asyncio.to_thread(remove_trash, trash))
             self._removing.add(task)
             task.add_done_callback(self._removing.discard)
-        daemon.changes.notify()
+        daemon.base.changes.notify()
         return submissions + messages
 
     async def end(self) -> None:

@@ -81,8 +81,8 @@ class MailboxFiles:
     """Reads the mailboxes; blocking."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._root = daemon.settings.mailboxes.root
-        self._domains = frozenset(daemon.settings.mailboxes.domains)
+        self._root = daemon.base.settings.mailboxes.root
+        self._domains = frozenset(daemon.base.settings.mailboxes.domains)
         self._read: dict[str, MessageCopy] = {}
 
     def forget(self) -> None:

@@ -110,7 +110,7 @@ class InternetScenario:
 
     async def wait(self, domain: str, wanted: Wanted, timeout_s: float) -> RemoteMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
-        changes = self.running.relay.daemon.changes
+        changes = self.running.relay.daemon.base.changes
         deadline_s = asyncio.get_running_loop().time() + timeout_s  # real time: a test waits
         while True:
             count = changes.count

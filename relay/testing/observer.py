@@ -61,7 +61,7 @@ class Observer:
 
     async def journey(self, key: str) -> Journey | None:
         """Return the journey of a message, None for one that is not known."""
-        return await self._daemon.journeys.journey(key, account=None)
+        return await self._daemon.base.journeys.journey(key, account=None)
 
     async def arrivals(self, address: str | None = None) -> list[ArrivedMessage]:
         """Return what has arrived for an address, or for all, in that order."""
@@ -77,7 +77,7 @@ class Observer:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s  # real time: a test waits
         while True:
-            count = self._daemon.changes.count
+            count = self._daemon.base.changes.count
             for arrival in await self.arrivals(wanted.address):
                 if arrival.copy.key not in self._taken and wanted.matches(arrival):
                     self._taken.add(arrival.copy.key)
@@ -85,7 +85,7 @@ class Observer:
                     return arrival
             try:
                 async with asyncio.timeout_at(deadline_s):  # real time: as above
-                    await self._daemon.changes.wait_beyond(count)
+                    await self._daemon.base.changes.wait_beyond(count)
             except TimeoutError:
                 break
         raise WaitTimeout(timeout_text(wanted, timeout_s, await self.observed()))
@@ -96,7 +96,7 @@ class Observer:
         deadline_s = loop.time() + timeout_s  # real time: a test waits
         seconds: float | None = timeout_s
         while True:
-            count = self._daemon.changes.count
+            count = self._daemon.base.changes.count
             journey = await self.journey(key) if key else None
             bounces = [one for one in await self.reports_of(journey) if one.action]
             if bounces and bounces[0].action == "failed":
@@ -110,7 +110,7 @@ class Observer:
                     seconds = None
                     continue
                 async with asyncio.timeout_at(deadline_s):  # real time: as above
-                    await self._daemon.changes.wait_beyond(count)
+                    await self._daemon.base.changes.wait_beyond(count)
             except (TimeoutError, UnsettledError):
                 break
         actions = [one.action for one in bounces]
@@ -133,7 +133,7 @@ class Observer:
     async def observed(self) -> Observed:
         """Return what a failed wait shows."""
         log = await asyncio.to_thread(self._last_log_lines)
-        page = await self._daemon.refusals.page(RefusalSearch(limit=PAGE_MAX))
+        page = await self._daemon.base.refusals.page(RefusalSearch(limit=PAGE_MAX))
         return Observed(
             await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log),
             page.refused,
@@ -141,7 +141,7 @@ class Observer:
 
     async def journeys(self) -> list[Journey]:
         """Return the journeys of all messages but reports, the oldest first."""
-        found = await self._daemon.journeys.search(
+        found = await self._daemon.base.journeys.search(
             MessageSearch(), account=None, limit=_JOURNEYS_MAX
         )
         return found.messages[::-1]

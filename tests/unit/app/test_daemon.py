@@ -95,11 +95,11 @@ async def test_two_signals_at_once_stop_it_once(settings_with, composed, tmp_pat
         while not ready.exists():
             assert not serving.done()
             await asyncio.sleep(0)
-        assert daemon.readiness() == ""
+        assert daemon.base.readiness() == ""
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         await serving
-    assert daemon.readiness() == "stopping"
+    assert daemon.base.readiness() == "stopping"
 
 
 async def test_the_ready_file_of_an_earlier_run_is_removed_at_the_start(
@@ -124,13 +124,13 @@ async def test_a_signal_during_the_start_stops_the_relay_after_it(
     settings_with, composed, monkeypatch
 ) -> None:
     daemon = composed(settings_with())
-    start = daemon.spool.start
+    start = daemon.base.spool.start
 
     async def slow_start(**options) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0)
         return await start(**options)
 
-    monkeypatch.setattr(daemon.spool, "start", slow_start)
+    monkeypatch.setattr(daemon.base.spool, "start", slow_start)
     async with asyncio.timeout(SOON_S):
         await serve(daemon, ServiceManager(""))

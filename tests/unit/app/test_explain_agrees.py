@@ -137,7 +137,7 @@ async def test_explanation_and_delivery_agree(
 
 async def explain(daemon: Daemon, address: str, *, sender: str = SENDER) -> dict[str, Any]:
     """Ask the relay on its control socket."""
-    client = ControlClient(daemon.settings.control_socket)
+    client = ControlClient(daemon.base.settings.control_socket)
     query = {"address": address, "from": sender, "ip": TRUSTED.ip}
     return await asyncio.to_thread(client.post_message, "/explain", query, CONTENT)
 
@@ -152,12 +152,12 @@ async def deliver(daemon: Daemon, address: str) -> Sequence[Recipient] | None:
     selector = Selector(ids=(reply.queue_id,), state="queued")
     async with asyncio.timeout(30):
         while True:
-            count = daemon.changes.count
-            if not await daemon.spool.queue_admin.list(selector, limit=1):
-                journey = await daemon.journeys.journey(reply.queue_id, account=None)
+            count = daemon.base.changes.count
+            if not await daemon.base.spool.queue_admin.list(selector, limit=1):
+                journey = await daemon.base.journeys.journey(reply.queue_id, account=None)
                 assert journey is not None
                 return journey.recipients
-            await daemon.changes.wait_beyond(count)
+            await daemon.base.changes.wait_beyond(count)
 
 
 def agrees(explained: dict[str, Any], done: Sequence[Recipient] | None) -> bool:

@@ -128,7 +128,7 @@ async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
     async with asyncio.timeout(SOON_S):
         while list(ready.iterdir()):
             await asyncio.sleep(0.02)
-        while any((counts := await running.daemon.spool.counts()).entries.values()):
+        while any((counts := await running.daemon.base.spool.counts()).entries.values()):
             await asyncio.sleep(0.02)  # it is in the mailbox before it is settled
     assert counts.unaccounted == 0
 
@@ -189,13 +189,13 @@ async def test_what_was_accepted_around_a_short_eio_is_sent_once(
             while disk.refusals.total() < 5:
                 await asyncio.sleep(0.01)
             disk.is_well()
-            while running.daemon.spool.health():
+            while running.daemon.base.spool.health():
                 await asyncio.sleep(0.01)
         is_over = True
     async with asyncio.timeout(2 * SOON_S):
         while True:
             with suppress(SpoolError):
-                counts = await running.daemon.spool.counts()
+                counts = await running.daemon.base.spool.counts()
                 if not counts.unaccounted and not any(counts.entries.values()):
                     break
             await asyncio.sleep(0.05)

@@ -56,7 +56,7 @@ class Sender:
         return [*mailbox.glob("new/*"), *mailbox.glob("cur/*")]
 
     async def queue(self) -> dict[str, int]:
-        counts = await self.relay.daemon.spool.counts()
+        counts = await self.relay.daemon.base.spool.counts()
         return {state: number for state, number in counts.entries.items() if number}
 
 
@@ -112,7 +112,7 @@ async def test_a_scheduled_send_is_nothing_to_do_until_its_time(sender):
     await sender.send_mail(singleValueExtendedProperties=[property_])
     await sender.relay.settle()
     assert sender.files() == []
-    assert sender.relay.daemon.store.ready.timer.count == 1
+    assert sender.relay.daemon.base.store.ready.timer.count == 1
 
 
 async def test_a_request_in_progress_is_something_to_do(sender):

@@ -50,18 +50,18 @@ def changes():
 
 @pytest.fixture
 def follower(journeys, changes, shown):
-    daemon = SimpleNamespace(
+    base = SimpleNamespace(
         journeys=journeys, changes=changes, clock=ManualClock(), refusals=RecentRefusals()
     )
     return Follower(
-        daemon,
+        SimpleNamespace(base=base),
         lambda found, step: shown.append((found.id, step.step)),
         lambda refusal: shown.append((refusal.reply, 0)),
     )
 
 
 async def test_each_refusal_is_shown_once_and_earlier_ones_are_not(follower, shown):
-    store, at = follower._daemon.refusals, "2026-11-22T10:00:00.000000Z"
+    store, at = follower._daemon.base.refusals, "2026-11-22T10:00:00.000000Z"
     store.record(Refusal(at=at, reply="before", reason=RefusalReason.SYNTAX))
     await follower.update(quietly=True)
     for reply in ("first", "second"):

@@ -102,12 +102,12 @@ async def test_an_advance_of_the_clock_makes_no_mail_old(relay):
     daemon = relay.daemon
     limits = KeepLimits(messages=3)  # those of the other limits are met
     retention = MailRetention(
-        daemon.store, daemon.spool.maintenance, keep=limits, clock=relay.clock
+        daemon.base.store, daemon.base.spool.maintenance, keep=limits, clock=relay.clock
     )
     await retention.remove()
     for address in ("before@elsewhere.test", "after@elsewhere.test"):
         assert mailbox(relay, address), address
-        assert await daemon.journeys.journey(address, account=None)
+        assert await daemon.base.journeys.journey(address, account=None)
 
 
 async def test_after_an_advance_the_newest_mail_stays_in_mailboxes_and_in_the_list(relay):
@@ -119,10 +119,10 @@ async def test_after_an_advance_the_newest_mail_stays_in_mailboxes_and_in_the_li
     daemon = relay.daemon
     limits = KeepLimits(messages=2)
     retention = MailRetention(
-        daemon.store, daemon.spool.maintenance, keep=limits, clock=relay.clock
+        daemon.base.store, daemon.base.spool.maintenance, keep=limits, clock=relay.clock
     )
     await retention.remove()
-    listed = [one for one in addresses if await daemon.journeys.journey(one, account=None)]
+    listed = [one for one in addresses if await daemon.base.journeys.journey(one, account=None)]
     assert listed == addresses[2:]
     assert [one for one in addresses if mailbox(relay, one)] == addresses[2:]
 
@@ -240,7 +240,7 @@ async def test_a_reply_that_is_added_is_used_at_once_and_can_be_removed(relay):
     [mail] = await until(lambda: relay.internet.received)
     [host] = relay.internet_overview()["hosts"]
     assert host["messages"][0]["id"] == mail.queue_id
-    journey = await relay.daemon.journeys.journey(mail.queue_id, account=None)
+    journey = await relay.daemon.base.journeys.journey(mail.queue_id, account=None)
     assert journey.recipients[0].address == "y@b.test"
     with pytest.raises(IndexError):
         await relay.remove_reply(0, 0)

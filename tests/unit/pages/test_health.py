@@ -35,7 +35,7 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
 
 
 async def test_each_chart_is_an_image_with_words_and_a_table(pages):
-    history = pages.relay.daemon.history
+    history = pages.relay.daemon.base.history
     history._samples.append(history.sample())
     await send(pages, "bob@example.test")
     text = await pages.text("/health")
@@ -69,7 +69,7 @@ async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
     daemon = pages.relay.daemon
     state = PressureState({PressureReason.MEMORY: PressureLevel.REFUSE})
     daemon.pressure._pressure.state = state
-    daemon.readiness.reason = "a room <has> ended"
+    daemon.base.readiness.reason = "a room <has> ended"
     text = await pages.text("/health")
     assert "not ready" in text
     assert "a room &lt;has&gt; ended" in text

@@ -202,7 +202,7 @@ async def test_a_deletion_is_confirmed_and_removes_messages_whole(pages):
     assert await flags_of(pages, "bob@example.test") == {"keep": False}
     for key in doomed:
         assert (await pages.get(f"/messages/{key}")).status_code == 404
-    counts = await pages.relay.daemon.spool.counts()
+    counts = await pages.relay.daemon.base.spool.counts()
     assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
     again = await marked(pages, "delete", *doomed, confirmed="yes")
     assert "0 messages deleted. The others are being delivered, or were gone already." in again.text
@@ -254,7 +254,7 @@ async def test_another_action_and_a_form_without_the_token_are_refused(pages, ac
 
 
 async def test_texts_of_all_mail_are_searched(pages):
-    pages.relay.daemon.journeys.places.lookup_s = 60  # other load takes nothing off
+    pages.relay.daemon.base.journeys.places.lookup_s = 60  # other load takes nothing off
 
     def submit():
         with smtplib.SMTP(
@@ -281,7 +281,7 @@ async def test_texts_of_all_mail_are_searched(pages):
     ):
         answer = await pages.get("/", params={"q": query})
         assert subjects(answer.text) == expected, query
-    await pages.relay.daemon.store.messages.delete(
+    await pages.relay.daemon.base.store.messages.delete(
         "bob@example.test", (await only_message(pages, "elephant")), permanently=True
     )
     assert subjects(await pages.text("/?q=elephant")) == []
@@ -299,7 +299,7 @@ async def only_message(pages, word):
 
 async def test_a_search_that_was_cut_off_goes_on_with_older(pages):
     await send(pages, *((f"m{number}", f"user{number}@example.test") for number in range(6)))
-    pages.relay.daemon.journeys.places.lookup_s = 0.0
+    pages.relay.daemon.base.journeys.places.lookup_s = 0.0
     text = await pages.text("/?q=giraffe")
     assert "No message matches on this page" in text
     for _ in range(5):

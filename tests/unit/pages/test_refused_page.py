@@ -15,7 +15,7 @@ def record(pages, **facts):
         "reply": "550 5.1.1 unknown",
         "client": "192.0.2.1",
     }
-    pages.relay.daemon.refusals.record(
+    pages.relay.daemon.base.refusals.record(
         Refusal(**({"reason": RefusalReason.RECIPIENT} | given | facts))
     )
 

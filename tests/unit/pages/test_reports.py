@@ -15,7 +15,7 @@ async def test_a_report_is_that_of_a_host_unless_the_spool_knows_that_relay_wrot
     forged["To"] = "bob@example.test"
     await send(pages, mail("Invoice", to="gone+550@customer.test"), forged)
     keys = keys_by_subject(await pages.text("/"))
-    journey = await pages.relay.daemon.journeys.journey(keys["Invoice"], account=None)
+    journey = await pages.relay.daemon.base.journeys.journey(keys["Invoice"], account=None)
     [own] = [one.detail["report_id"] for one in journey.steps if "report_id" in one.detail]
     assert HEADING.format("Delivery report") in await pages.text(f"/messages/{own}")
     other = await pages.text(f"/messages/{keys['Undeliverable: Quarterly report']}")

@@ -53,11 +53,11 @@ pytestmark = pytest.mark.relay(domains=["corp.test"])
 
 @pytest.mark.relay(config={"smtp": [{"max_recipients": 1}]})
 def test_marked(relay):
-    assert relay.running.relay.daemon.settings.smtp[0].max_recipients == 1
-    assert relay.running.relay.daemon.settings.mailboxes.domains == ("corp.test",)
+    assert relay.running.relay.daemon.base.settings.smtp[0].max_recipients == 1
+    assert relay.running.relay.daemon.base.settings.mailboxes.domains == ("corp.test",)
 
 def test_not_marked(relay):
-    assert relay.running.relay.daemon.settings.smtp[0].max_recipients > 1
+    assert relay.running.relay.daemon.base.settings.smtp[0].max_recipients > 1
 """
     code, output = run("--strict-markers", test_a=test)
     assert code == 0, output
@@ -85,7 +85,7 @@ def relay_options():
 """
     test = """
 def test_it(relay):
-    assert relay.running.relay.daemon.settings.mailboxes.domains == ("corp.test",)
+    assert relay.running.relay.daemon.base.settings.mailboxes.domains == ("corp.test",)
 """
     code, output = run(conftest=conftest, test_a=test)
     assert code == 0, output
