@@ -101,10 +101,7 @@ def number_of(
 
 def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
     """Return the conditions of GET /messages. Raises ApiError 400."""
-    texts = {name: query.get(name, "") for name in ("to", "sender", "subject", "mailbox")}
-    for name, pattern in texts.items():
-        if len(pattern) > _TEXT_CHARACTERS_MAX or (name in query and not pattern):
-            raise _bad(_length_fault(name, pattern))
+    texts = {name: _text_of(query, name) for name in ("to", "sender", "subject", "mailbox")}
     state = query.get("state", "")
     if state not in ("", *MESSAGE_STATES):
         raise bad_state(state, MESSAGE_STATES)
@@ -138,9 +135,7 @@ def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
 
 def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> RefusalSearch:
     """Return the conditions of GET /refused. Raises ApiError 400."""
-    address = query.get("address", "")
-    if len(address) > _TEXT_CHARACTERS_MAX or ("address" in query and not address):
-        raise _bad(_length_fault("address", address))
+    address = _text_of(query, "address")
     places = {name: query.get(name, "") for name in ("after", "before")}
     for name, place in places.items():
         if name in query and not is_cursor(place):
@@ -160,8 +155,12 @@ def bad_state(state: str, choices: Collection[str]) -> ApiError:
     return _bad(f"state: found {quoted(state)}, expected one of {', '.join(choices)}.")
 
 
-def _length_fault(name: str, text: str) -> str:
-    return f"{name}: found {len(text)} letters, expected 1 to {_TEXT_CHARACTERS_MAX}."
+def _text_of(texts: Mapping[str, str | None], name: str) -> str:
+    """Return a text, "" if it is not given. Raises ApiError 400 for one that is empty or long."""
+    text = texts.get(name)
+    if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
+        raise _bad(f"{name}: found {len(text)} letters, expected 1 to {_TEXT_CHARACTERS_MAX}.")
+    return text or ""
 
 
 def selector_of_query(query: Mapping[str, str]) -> Selector:
@@ -189,13 +188,10 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
 
     Raises ApiError 400 for an empty one, which would select everything.
     """
-    for name, text in texts.items():
-        if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
-            raise _bad(_length_fault(name, text))
-    state = texts.get("state")
-    if state is not None and state not in LIVE:
+    found = {name: _text_of(texts, name) for name in texts}
+    if (state := found.get("state")) and state not in LIVE:
         raise bad_state(state, LIVE)
-    return {name: text or "" for name, text in texts.items()}
+    return found
 
 
 def _bad(message: str) -> ApiError:

@@ -119,11 +119,6 @@ def _plan(
     )
 
 
-def _warn_left_out(name: str, address: Address) -> None:
-    lacking = {"submission": "SMTP with STARTTLS", "submissions": "SMTP with TLS"}[name]
-    _warn(f"{address} is in use: no {lacking}; --{name} HOST:PORT names another port")
-
-
 def _warn(text: str) -> None:
     click.echo(f"relay dev: {text}", err=True)
 
@@ -138,7 +133,18 @@ def _port_in_use(error: OSError) -> Exception:
     return CommandError(ExitCode.UNAVAILABLE, text)
 
 
-class _JsonView(DevelopmentView):
+class _WarningView(DevelopmentView):
+    """What both kinds of output have on stderr."""
+
+    def left_out(self, name: str, address: Address) -> None:
+        lacking = {"submission": "SMTP with STARTTLS", "submissions": "SMTP with TLS"}[name]
+        _warn(f"{address} is in use: no {lacking}; --{name} HOST:PORT names another port")
+
+    def rules_changed(self, text: str) -> None:
+        _warn(text)
+
+
+class _JsonView(_WarningView):
     """JSON lines: the listeners, two journeys, then steps."""
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
@@ -158,17 +164,11 @@ class _JsonView(DevelopmentView):
         names = ("id", "graph_id", "submission_id", "message_id")
         print_json_line({**{name: getattr(journey, name) for name in names}, **asdict(step)})
 
-    def left_out(self, name: str, address: Address) -> None:
-        _warn_left_out(name, address)
-
     def refused(self, refusal: Refusal) -> None:
         """Print nothing: each line is a step."""
 
-    def rules_changed(self, text: str) -> None:
-        _warn(text)
 
-
-class _TextView(DevelopmentView):
+class _TextView(_WarningView):
     """Text for a terminal."""
 
     def __init__(self, place: DevelopmentFolder, plan: DevelopmentOptions) -> None:
@@ -292,16 +292,10 @@ class _TextView(DevelopmentView):
         first, *more = step_lines(step)
         _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
 
-    def left_out(self, name: str, address: Address) -> None:
-        _warn_left_out(name, address)
-
     def refused(self, refusal: Refusal) -> None:
         is_connection = refusal.command in ("CONNECT", "STARTTLS")
         if not (is_connection and refusal.reason is RefusalReason.TLS):  # the log has more
             _echo(printable(line_of(refusal)))
-
-    def rules_changed(self, text: str) -> None:
-        _warn(text)
 
 
 def _echo(*lines: str) -> None:

@@ -50,7 +50,7 @@ class CommandContext(Struct, frozen=True):
 
     def config_file(self) -> Path:
         """Return the file of --config, else of RELAY_CONFIG, else /etc/relay/relay.toml."""
-        return read_environment().config_file(self.config)
+        return self.config or read_environment().config
 
     def named_config_file(self) -> Path | None:
         """Return the file of --config, or that of RELAY_CONFIG if it exists."""

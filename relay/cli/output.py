@@ -118,7 +118,8 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         if number:
             entry = entries[number - 1]
             lines += [printable(f"    {remark}") for remark in _remarks(entry)]
-            lines += recipient_lines(_recipients(entry), indent="    ", most=10)
+            recipients = msgspec.convert(entry["recipients"], list[Recipient])
+            lines += recipient_lines(recipients, indent="    ", most=10)
     return [*lines, _count(entries)]
 
 
@@ -127,15 +128,6 @@ def before_queue_lines(entries: EntryList) -> list[str]:
     counts = entries.before_queue or {}
     numbers = [f"{number} {state}" for state, number in counts.items()]
     return [f"and {', '.join(numbers)}"] if numbers else []
-
-
-def _recipients(entry: Mapping[str, Any]) -> tuple[Recipient, ...]:
-    return msgspec.convert(entry["recipients"], tuple[Recipient, ...])
-
-
-def changed_lines(answer: Mapping[str, Any]) -> list[str]:
-    """Return the entries of a response to a queue command."""
-    return entry_lines(answer["entries"])[:-1]
 
 
 def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:

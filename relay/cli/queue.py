@@ -24,7 +24,6 @@ from relay.cli.options import (
 )
 from relay.cli.output import (
     before_queue_lines,
-    changed_lines,
     entry_lines,
     flush,
     journey_lines,
@@ -247,7 +246,7 @@ def _change(
         print_json(answer["entries"])
         click.echo(f"relay queue {operation}: {line}", err=True)
     else:
-        print_lines([*changed_lines(answer), line])
+        print_lines([*entry_lines(answer["entries"])[:-1], line])
     _say_if_cut(answer["entries"])
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]

@@ -6,7 +6,6 @@ a daemon.
 
 import math
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
 from typing import Any
 
 import click
@@ -24,6 +23,7 @@ from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, SubmissionState
 from relay.phrases import counted, shown
 from relay.refusals.refusal import Refusal, line_of
+from relay.settings.values import is_ip
 
 
 @click.command()
@@ -37,8 +37,8 @@ def trace(context: CommandContext, key: str) -> None:
     IP address selects what they refused of that client.
     """
     client = OperatorClient(context.settings(), SystemClock())
-    refused = client.refused(key) if _is_ip(key) or _is_address(key) else []
-    found = None if _is_ip(key) else client.journey(key)
+    refused = client.refused(key) if is_ip(key) or _is_address(key) else []
+    found = None if is_ip(key) else client.journey(key)
     if found is None and not refused:
         raise unknown_message("trace", key, without_daemon=client.without_daemon)
     document: dict[str, Any] = {} if found is None else to_builtins(found)
@@ -54,14 +54,6 @@ def trace(context: CommandContext, key: str) -> None:
 
 def _refusal_line(refusal: Refusal) -> str:
     return f"{refusal.at[:10]} {refusal.at[11:23]}Z  {refusal.client}  {line_of(refusal)}"
-
-
-def _is_ip(key: str) -> bool:
-    try:
-        ip_address(key)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_address(key: str) -> bool:

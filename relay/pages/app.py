@@ -26,7 +26,7 @@ from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
 from relay.pages.marked_messages import marked_messages
-from relay.pages.message import advance_to_next, cancel_send, message_page, send_now
+from relay.pages.message import advance_to_next, change_scheduled, message_page
 from relay.pages.message_list import message_list
 from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
@@ -127,10 +127,8 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             return await message_page(key, request, visitor, site=site)
         case ("messages", key, "release") if site.handlers.is_development:
             return await release(key, request, visitor, site=site)
-        case ("messages", key, "send-now"):
-            return await send_now(key, request, visitor, site=site)
-        case ("messages", key, "cancel-send"):
-            return await cancel_send(key, request, visitor, site=site)
+        case ("messages", key, "send-now" | "cancel-send"):
+            return await change_scheduled(key, request, visitor, site=site)
         case ("messages", key, "advance"):
             return await advance_to_next(key, request, visitor, site=site)
         case (

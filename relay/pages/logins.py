@@ -18,6 +18,7 @@ from relay.observe.logs import get_logger
 from relay.pages.sessions import Session, Sessions
 
 _SECURE_PREFIX = "__Host-"
+_FORM = "-login"  # ends the name of the cookie of the login form
 _COOKIES_LENGTH_MAX = 16 * 1024
 _USER_LENGTH_MAX = 320
 _LOGGED_MAX = 128
@@ -47,7 +48,7 @@ class Logins:
 
     def session(self, request: HttpRequest, *, is_use: bool = True) -> Session | None:
         """Return the session of a request, None without one. `is_use` prolongs it."""
-        identifier = self._cookie(request, self._session_cookie(request))
+        identifier = self._cookie(request)
         return self._sessions.find(identifier, is_use=is_use) if identifier else None
 
     async def account_of(self, request: HttpRequest, user: str, secret: str) -> Account | None:
@@ -73,46 +74,44 @@ class Logins:
 
     def log_in(self, request: HttpRequest, account: Account, response: Response) -> None:
         """Begin a session with a new identifier; an earlier one of this browser ends."""
-        self._sessions.end(self._cookie(request, self._session_cookie(request)))
-        identifier = self._sessions.begin(account)
-        self._set_cookie(request, response, name=self._session_cookie(request), value=identifier)
-        self._set_cookie(request, response, name=self._form_cookie(request), value="")
+        self._sessions.end(self._cookie(request))
+        self._set_cookie(request, response, self._sessions.begin(account))
+        self._set_cookie(request, response, "", of=_FORM)
         _log.info("logged in", client=_client(request), account=account.address)
 
     def log_out(self, request: HttpRequest, response: Response) -> None:
         """End the session of a request."""
-        self._sessions.end(self._cookie(request, self._session_cookie(request)))
-        self._set_cookie(request, response, name=self._session_cookie(request), value="")
+        self._sessions.end(self._cookie(request))
+        self._set_cookie(request, response, "")
 
     def form_token(self, request: HttpRequest) -> str:
         """Return the CSRF token of the login form, from its cookie; "" without one."""
-        return self._cookie(request, self._form_cookie(request))
+        return self._cookie(request, of=_FORM)
 
     def keep_form_token(self, request: HttpRequest, response: Response, token: str) -> None:
         """Set the cookie of the login form, so that a form of another site has no valid token."""
-        self._set_cookie(request, response, name=self._form_cookie(request), value=token)
+        self._set_cookie(request, response, token, of=_FORM)
 
     def _is_secure(self, request: HttpRequest) -> bool:
         return request.is_secure or self._is_public_secure
 
-    def _session_cookie(self, request: HttpRequest) -> str:
-        return f"{_SECURE_PREFIX if self._is_secure(request) else ''}{self._name}"
-
-    def _form_cookie(self, request: HttpRequest) -> str:
-        return f"{self._session_cookie(request)}-login"
+    def _cookie_name(self, request: HttpRequest, of: str) -> str:
+        return f"{_SECURE_PREFIX if self._is_secure(request) else ''}{self._name}{of}"
 
     def _set_cookie(
-        self, request: HttpRequest, response: Response, *, name: str, value: str
+        self, request: HttpRequest, response: Response, value: str, *, of: str = ""
     ) -> None:
-        """Set a cookie until the browser is closed; "" deletes it."""
+        """Set a cookie, that of the session or `of` the form, until the browser is closed; ""
+        deletes it.
+        """
         response.set_cookie(
-            name, value, max_age=None if value else 0, path="/",
+            self._cookie_name(request, of), value, max_age=None if value else 0, path="/",
             secure=self._is_secure(request), httponly=True, samesite="strict",
         )  # fmt: skip
 
-    @staticmethod
-    def _cookie(request: HttpRequest, name: str) -> str:
+    def _cookie(self, request: HttpRequest, *, of: str = "") -> str:
         """Return the value of a cookie, "" for none."""
+        name = self._cookie_name(request, of)
         for field in request.headers.getlist("cookie"):
             for pair in field[:_COOKIES_LENGTH_MAX].split(";"):
                 given, _, value = pair.strip().partition("=")

@@ -5,7 +5,7 @@ same 404.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -66,7 +66,7 @@ async def message_page(
         newer=newer,
         older=older,
         actions=await _actions(name, visitor, site),
-        result=_sent_sentence(request.query) or result_sentence(request.query),
+        result=_SENT.get(dict(request.query).get("did", "")) or result_sentence(request.query),
         content=content,
         about=about,
         is_own_report=_is_own_report(values["journey"]),
@@ -225,26 +225,13 @@ _SENT = {
 }
 
 
-def _sent_sentence(query: Collection[tuple[str, str]]) -> str:
-    """Return what was done with a scheduled send that led to this page, "" if nothing was."""
-    return _SENT.get(dict(query).get("did", ""), "")
-
-
-async def send_now(key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite) -> Response:
-    """POST /messages/{id}/send-now: before the time that the sender chose."""
-    return await _change_scheduled(key, _SENT_NOW, request, visitor=visitor, site=site)
-
-
-async def cancel_send(
+async def change_scheduled(
     key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
 ) -> Response:
-    """POST /messages/{id}/cancel-send: the draft of a scheduled send stays."""
-    return await _change_scheduled(key, _CANCELLED, request, visitor=visitor, site=site)
-
-
-async def _change_scheduled(
-    key: str, did: str, request: HttpRequest, *, visitor: Visitor, site: PageSite
-) -> Response:
+    """POST /messages/{id}/send-now: before the time that the sender chose; or cancel-send: the
+    draft of a scheduled send stays.
+    """
+    did = _CANCELLED if request.segments[2] == "cancel-send" else _SENT_NOW
     require_method(request, "POST")
     await read_form(request, visitor.csrf)
     visitor.principal.check_may_operate()

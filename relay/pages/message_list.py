@@ -101,14 +101,12 @@ class ListView(Struct, frozen=True):
 
     def filters(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the name of each filter, and the fields of a link without it."""
-        found = []
-        if self.text:
-            found.append((f"the search {self.text}", self.query(q="")))
-        if self.mailbox:
-            found.append((f"the mailbox {self.mailbox}", self.query(mailbox="")))
-        if self.state:
-            found.append((f"the state {self.state}", self.query(state="")))
-        return found
+        names = {"q": "search", "mailbox": "mailbox", "state": "state"}
+        given = self.query()
+        return [
+            (f"the {names[field]} {value}", self.query(**{field: ""}))
+            for field, value in given.items()
+        ]
 
 
 def view_of(query: Collection[tuple[str, str]]) -> ListView:

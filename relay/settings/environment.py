@@ -27,10 +27,6 @@ class Environment:
     data_home: Path | None  # where programs keep files for this user; None if unknown
     variables: Mapping[str, str]  # all, for `${env:NAME}`
 
-    def config_file(self, given: Path | None) -> Path:
-        """Return the file to read: `--config`, else RELAY_CONFIG, else /etc/relay/relay.toml."""
-        return given or self.config
-
 
 def read_environment() -> Environment:
     """Return the current environment."""

@@ -7,8 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 from relay.phrases import shown
 from relay.settings.document import KeyPath, dotted
@@ -73,7 +72,7 @@ def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[ChangedKey]) 
             continue
         if ".".join(one for one in place if isinstance(one, str)) in RELOADABLE | _REPLACED_WHOLE:
             values[name] = new
-        elif _table_of(hint) is not None and None not in (old, new):
+        elif None not in (old, new) and (_has_tables(old) or _has_tables(new)):
             values[name] = _merge(old, new, place, changes=changes)
         else:
             changes.append(ChangedKey(dotted(place), _text(old, hint), _text(new, hint)))
@@ -84,14 +83,11 @@ def _first_value(table: Any) -> Any:
     return getattr(table, dataclasses.fields(table)[0].name)
 
 
-def _table_of(hint: Any) -> type | None:
-    """Return the class of the table, or of the tables of an array, that `hint` describes."""
-    if isinstance(hint, type):
-        is_table = dataclasses.is_dataclass(hint) and hint is not Address
-        return hint if is_table else None
-    if get_origin(hint) in (UnionType, Union, tuple):
-        return next(filter(None, map(_table_of, get_args(hint))), None)
-    return None
+def _has_tables(value: Any) -> bool:
+    """Return whether a value is a table, or an array of tables."""
+    if isinstance(value, tuple):
+        return any(map(_has_tables, value))
+    return dataclasses.is_dataclass(value) and not isinstance(value, Address)
 
 
 def _text(value: Any, hint: Any = None) -> str:

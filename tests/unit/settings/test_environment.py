@@ -7,20 +7,19 @@ import pytest
 from relay.settings.environment import read_environment, shipped
 
 
-def test_the_file_is_the_one_asked_for_else_the_environment_s_else_the_system_s(monkeypatch):
+def test_the_file_is_that_of_the_environment_else_the_system_s(monkeypatch):
     monkeypatch.setenv("RELAY_CONFIG", "/a/relay.toml")
     environment = read_environment()
-    assert environment.config_file(Path("b.toml")) == Path("b.toml")
-    assert environment.config_file(None) == Path("/a/relay.toml")
+    assert environment.config == Path("/a/relay.toml")
     monkeypatch.delenv("RELAY_CONFIG")
-    assert environment.config_file(None) == Path("/a/relay.toml")  # read once
-    assert read_environment().config_file(None) == Path("/etc/relay/relay.toml")
+    assert environment.config == Path("/a/relay.toml")  # read once
+    assert read_environment().config == Path("/etc/relay/relay.toml")
 
 
 def test_an_empty_relay_config_is_as_one_that_is_not_set(monkeypatch):
     monkeypatch.setenv("RELAY_CONFIG", "")
     environment = read_environment()
-    assert environment.config_file(None) == Path("/etc/relay/relay.toml")
+    assert environment.config == Path("/etc/relay/relay.toml")
     assert not environment.names_config
 
 
