@@ -133,15 +133,12 @@ async def _relay_v1(
         case ("events",):
             query = _with_cursor(_query(request, "GET", "after", "message"))
             last_event_id = request.headers.get("last-event-id")
-            response = await handlers.events(
+            return await handlers.events(
                 query,
                 last_event_id,
                 principal,
                 is_current=lambda: _is_still(principal, request, principal_for),
             )
-            if response is None:
-                raise _not_found(request)
-            return response
         case ("refused",):
             query = _with_cursor(_query(request, "GET", *REFUSED_PARAMETERS))
             return json_response(await handlers.refused(query, principal))
@@ -154,7 +151,7 @@ async def _relay_v1(
         case ("storage", "prune"):
             _query(request, "POST")
             return json_response(await handlers.prune(request, principal))
-        case ("explain",) if handlers.explain is not None:
+        case ("explain",):
             return json_response(await handlers.explain.answer(request, principal))
         case ("accounts", "unlock"):
             _query(request, "POST")

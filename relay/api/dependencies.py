@@ -4,7 +4,7 @@ Also Principal: the role of the account or operator that makes a request.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -25,7 +25,7 @@ from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
-from relay.refusals.refusal import RecentRefusals, RefusalStore
+from relay.refusals.refusal import RefusalStore
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 
 
@@ -181,14 +181,13 @@ class ApiDependencies:
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources  # the content of messages
     unlock: Callable[[str], int]  # that of AccountDirectory
-    restored: RestoredSubmissions | None = None  # the submissions that a restore holds
-    submissions: ReadySubmissions | None = None  # sends and cancels scheduled ones
-    events: EventStreams | None = None  # the streams of GET /events, if there are any
+    restored: RestoredSubmissions  # the submissions that a restore holds
+    submissions: ReadySubmissions  # sends and cancels scheduled ones
+    events: EventStreams  # the streams of GET /events
+    refusals: RefusalStore  # of SMTP sessions
+    impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
+    explain: Explain  # where mail for an address goes
     development: DevelopmentControls | None = None  # None in a service
-    refusals: RefusalStore = field(default_factory=RecentRefusals)  # of SMTP sessions
-    # what does not work although the relay is ready; "": nothing
-    impaired: Callable[[], str] = lambda: ""
-    explain: Explain | None = None  # where mail for an address goes; None: nothing knows
 
 
 class Principal(Struct, frozen=True):

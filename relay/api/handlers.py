@@ -106,8 +106,7 @@ class Handlers:
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources)
-        explain = dependencies.explain
-        self.explain = ExplainHandler(explain) if explain is not None else None
+        self.explain = ExplainHandler(dependencies.explain)
         self._waiting = 0
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
@@ -166,14 +165,12 @@ class Handlers:
         principal: Principal,
         *,
         is_current: Callable[[], bool],
-    ) -> Response | None:
-        """GET /events?after=&message=: what is recorded, as server-sent events; None without it.
+    ) -> Response:
+        """GET /events?after=&message=: what is recorded, as server-sent events.
 
         The stream ends when `is_current` returns false: the token is not that of `principal` now.
         """
         streams = self._dependencies.events
-        if streams is None:
-            return None
         view = streams.view_of(query, last_event_id, principal.account)
         view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:

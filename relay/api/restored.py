@@ -29,7 +29,7 @@ _REASON = "relay: it was restored, and waits for relay queue release --restored"
 
 async def list_entries(
     queue_admin: QueueAdmin,
-    submissions: RestoredSubmissions | None,
+    submissions: RestoredSubmissions,
     selector: Selector,
     *,
     limit: int,
@@ -41,14 +41,14 @@ async def list_entries(
     """
     found = await queue_admin.list(selector, limit=limit, after=after)
     is_first = after == FIRST_KEY and len(found) < limit
-    if submissions is not None and selector == _ALL_RESTORED and is_first:
+    if selector == _ALL_RESTORED and is_first:
         found += await _in_thread(_held, submissions, limit - len(found))
     return found
 
 
 async def execute(
     queue_admin: QueueAdmin,
-    submissions: RestoredSubmissions | None,
+    submissions: RestoredSubmissions,
     command: QueueCommand,
     **more: Any,
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ async def execute(
     held submissions. Return the JSON of POST /queue/{operation}. Raises SpoolError.
     """
     answer = (await queue_admin.execute(command, **more)).as_json()
-    if submissions is None or command.selector != _ALL_RESTORED:
+    if command.selector != _ALL_RESTORED:
         return answer
     actions = {Operation.RELEASE: submissions.release, Operation.CANCEL: submissions.cancel}
     if command.operation not in actions:

@@ -21,7 +21,7 @@ from relay.pages.clock import ClockPage
 from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import read_form
 from relay.pages.health import HealthPage
-from relay.pages.internet import INTERNET_PATHS, InternetPage
+from relay.pages.internet import change_internet, internet_page
 from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
@@ -70,7 +70,6 @@ def create_app(
     health = HealthPage(dependencies)
     controls = dependencies.development
     clock = ClockPage(controls) if controls is not None else None
-    internet = InternetPage(controls) if controls is not None else None
 
     running = ConcurrencyCounter()  # by the name of the visitor
 
@@ -94,8 +93,6 @@ def create_app(
                     return await health.respond(request, visitor, site)
                 if request.segments == ("clock",) and clock is not None:
                     return await clock.respond(request, visitor, site)
-                if request.segments in INTERNET_PATHS and internet is not None:
-                    return await internet.respond(request, visitor, site)
                 return await _page(request, visitor, site)
         except (SpoolError, StoreError) as error:
             failure = service_unavailable(str(error), retry_after_s=5)
@@ -144,6 +141,12 @@ async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Respo
             return await queue_page(request, visitor, site)
         case ("queue", operation) if operation in tuple(Operation):
             return await queue_change(Operation(operation), request, visitor, site=site)
+        case ("internet",) if (controls := site.dependencies.development) is not None:
+            return internet_page(request, visitor, site, controls=controls)
+        case ("internet", "add" | "remove" | "shipped" | "scenario") if (
+            controls := site.dependencies.development
+        ) is not None:
+            return await change_internet(request, visitor, site, controls=controls)
         case ("help",):
             return await help_page(request, visitor, site)
         case ("help", "programs"):

@@ -32,10 +32,6 @@ ACTIONS = {
     "servfail": "answers SERVFAIL (DNS)",
     "nxdomain": "answers that the domain does not exist (DNS)",
 }
-INTERNET_PATHS = (
-    ("internet",),
-    *(("internet", change) for change in ("add", "remove", "shipped", "scenario")),
-)
 _FIELDS = ("domain", "verb", "recipient", "reply", "action", "delay", "times")
 _FAULTS_MAX = 20
 _VERSION_DIGITS = 16
@@ -56,87 +52,91 @@ class RefusedChange(Struct, frozen=True):
     faults: Sequence[Fault] = ()
 
 
-class InternetPage:
-    """GET /internet, with `?part=hosts` what changes of it, and POST /internet/{change}."""
+def internet_page(
+    request: HttpRequest, visitor: Visitor, site: PageSite, *, controls: DevelopmentControls
+) -> Response:
+    """GET /internet, with `?part=hosts` what changes of it."""
+    visitor.principal.check_may_read()
+    require_method(request, "GET")
+    part = single_values(request.query, ("part",)).get("part")
+    name = "_hosts.html" if part == "hosts" else "internet.html"
+    return site.page(request, visitor, name, **_values(controls))
 
-    def __init__(self, controls: DevelopmentControls) -> None:
-        self._controls = controls
 
-    async def respond(self, request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
-        """Return the page, or change the scenario. Raises ApiError."""
-        visitor.principal.check_may_read()
-        if len(request.segments) == 1:
-            require_method(request, "GET")
-            part = single_values(request.query, ("part",)).get("part")
-            name = "_hosts.html" if part == "hosts" else "internet.html"
-            return site.page(request, visitor, name, **self._values())
-        require_method(request, "POST")
-        visitor.principal.check_may_operate()
-        if request.client_address and not request.is_local:
-            message = "The scenario can be changed only from the machine of the relay."
-            raise ApiError(403, "ErrorAccessDenied", message)
-        form = await read_form(request, visitor.csrf)
-        refused = await self._change(request.segments[1], form)
-        if refused is None:
-            return site.redirect(request, "internet")
-        return site.page(
-            request, visitor, "internet.html", status=refused.status, **self._values(refused)
-        )
+async def change_internet(
+    request: HttpRequest, visitor: Visitor, site: PageSite, *, controls: DevelopmentControls
+) -> Response:
+    """POST /internet/{change}."""
+    visitor.principal.check_may_read()
+    require_method(request, "POST")
+    visitor.principal.check_may_operate()
+    if request.client_address and not request.is_local:
+        message = "The scenario can be changed only from the machine of the relay."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    form = await read_form(request, visitor.csrf)
+    refused = await _change(request.segments[1], form, controls)
+    if refused is None:
+        return site.redirect(request, "internet")
+    values = _values(controls, refused)
+    return site.page(request, visitor, "internet.html", status=refused.status, **values)
 
-    async def _change(self, change: str, form: PageForm) -> RefusedChange | None:
-        """Change the scenario; return why it is not changed, None if it is."""
-        controls = self._controls
-        is_present = form.text("version") == self._version()
-        try:
-            if change == "add":
-                await controls.add_reply(form.text("domain").strip(), reply_of(form))
-            elif change == "shipped":
-                await controls.use_shipped_scenario(form.text("name"))
-            elif change == "scenario" and is_present:
-                await controls.use_scenario(_toml_of(form))
-            elif change == "remove" and is_present:
-                await controls.remove_reply(int(form.text("domain")), int(form.text("reply")))
-            else:
-                notice = _NOT_REPLACED if change == "scenario" else _NOT_REMOVED
-                return RefusedChange(change, form, status=409, notice=notice)
-        except SettingsError as error:
-            return RefusedChange(change, form, faults=error.faults)
-        except (IndexError, ValueError):
-            return RefusedChange(change, form, status=409, notice=_NOT_REMOVED)
-        return None
 
-    def _version(self) -> str:
-        """Return what differs for another scenario: a form about this one has it."""
-        text = self._controls.scenario_toml.encode()
-        return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
+async def _change(
+    change: str, form: PageForm, controls: DevelopmentControls
+) -> RefusedChange | None:
+    """Change the scenario; return why it is not changed, None if it is."""
+    is_present = form.text("version") == _version(controls)
+    try:
+        if change == "add":
+            await controls.add_reply(form.text("domain").strip(), reply_of(form))
+        elif change == "shipped":
+            await controls.use_shipped_scenario(form.text("name"))
+        elif change == "scenario" and is_present:
+            await controls.use_scenario(_toml_of(form))
+        elif change == "remove" and is_present:
+            await controls.remove_reply(int(form.text("domain")), int(form.text("reply")))
+        else:
+            notice = _NOT_REPLACED if change == "scenario" else _NOT_REMOVED
+            return RefusedChange(change, form, status=409, notice=notice)
+    except SettingsError as error:
+        return RefusedChange(change, form, faults=error.faults)
+    except (IndexError, ValueError):
+        return RefusedChange(change, form, status=409, notice=_NOT_REMOVED)
+    return None
 
-    def _values(self, refused: RefusedChange | None = None) -> dict[str, Any]:
-        controls = self._controls
-        change = refused.change if refused else ""
-        typed = dict.fromkeys(_FIELDS, "")
-        toml, by_field, faults = controls.scenario_toml, {}, []
-        if refused and change == "add":
-            typed = {name: refused.form.text(name) for name in _FIELDS}
-            by_field = faults_by_field(refused.faults)
-        elif refused:
-            faults = [_fault_line(one) for one in refused.faults[:_FAULTS_MAX]]
-            if len(refused.faults) > _FAULTS_MAX:
-                faults.append(f"and {len(refused.faults) - _FAULTS_MAX} more")
-        if refused and change == "scenario":
-            toml = _toml_of(refused.form)
-        return {
-            **controls.internet_overview(),
-            "notice": refused.notice if refused else "",
-            "change": change,
-            "typed": typed,
-            "field_faults": by_field,
-            "faults": faults,
-            "toml": toml,
-            "version": self._version(),
-            "verbs": VERBS,
-            "actions": ACTIONS,
-            "duration": duration_text,
-        }
+
+def _version(controls: DevelopmentControls) -> str:
+    """Return what differs for another scenario: a form about this one has it."""
+    text = controls.scenario_toml.encode()
+    return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
+
+
+def _values(controls: DevelopmentControls, refused: RefusedChange | None = None) -> dict[str, Any]:
+    change = refused.change if refused else ""
+    typed = dict.fromkeys(_FIELDS, "")
+    toml, by_field, faults = controls.scenario_toml, {}, []
+    if refused and change == "add":
+        typed = {name: refused.form.text(name) for name in _FIELDS}
+        by_field = faults_by_field(refused.faults)
+    elif refused:
+        faults = [_fault_line(one) for one in refused.faults[:_FAULTS_MAX]]
+        if len(refused.faults) > _FAULTS_MAX:
+            faults.append(f"and {len(refused.faults) - _FAULTS_MAX} more")
+    if refused and change == "scenario":
+        toml = _toml_of(refused.form)
+    return {
+        **controls.internet_overview(),
+        "notice": refused.notice if refused else "",
+        "change": change,
+        "typed": typed,
+        "field_faults": by_field,
+        "faults": faults,
+        "toml": toml,
+        "version": _version(controls),
+        "verbs": VERBS,
+        "actions": ACTIONS,
+        "duration": duration_text,
+    }
 
 
 def reply_of(form: PageForm) -> dict[str, Any]:

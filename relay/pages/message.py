@@ -237,7 +237,6 @@ async def change_scheduled(
     visitor.principal.check_may_operate()
     journey = await site.handlers.message(key, visitor.principal)
     submissions, name = site.dependencies.submissions, journey.submission_id or ""
-    assert submissions is not None
     is_cancelled = did == _CANCELLED
     change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now
     if not await change(name, who=visitor.principal.name):

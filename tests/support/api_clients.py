@@ -22,6 +22,7 @@ from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pressure import Pressure
+from relay.refusals.refusal import RecentRefusals
 from relay.spool.queue_commands import (
     CommandReport,
     CommandResult,
@@ -167,6 +168,11 @@ async def api() -> AsyncIterator[ApiClients]:
         sources=records,
         unlock=records.unlock,
         explain=records.explain,
+        restored=None,
+        submissions=None,
+        events=None,
+        refusals=RecentRefusals(),
+        impaired=lambda: "",
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (

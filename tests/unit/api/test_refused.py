@@ -43,7 +43,8 @@ def dependencies() -> ApiDependencies:
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=no_prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
-        refusals=refusals,
+        refusals=refusals, restored=sentinel.restored, submissions=sentinel.submissions,
+        events=sentinel.events, impaired=lambda: "", explain=sentinel.explain,
     )  # fmt: skip
 
 

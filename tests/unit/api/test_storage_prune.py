@@ -33,6 +33,8 @@ def dependencies(asked) -> ApiDependencies:
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
+        restored=sentinel.restored, submissions=sentinel.submissions, events=sentinel.events,
+        refusals=sentinel.refusals, impaired=lambda: "", explain=sentinel.explain,
     )  # fmt: skip
 
 

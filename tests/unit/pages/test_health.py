@@ -107,6 +107,8 @@ async def get_from_service(path, role):
         way_to=sentinel.way_to, changes=ChangeNotifier(), metrics=metrics, clock=clock,
         history=MetricsHistory(metrics, clock), ready=lambda: "", prune=sentinel.prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock,
+        restored=sentinel.restored, submissions=sentinel.submissions, events=sentinel.events,
+        refusals=sentinel.refusals, impaired=lambda: "", explain=sentinel.explain,
     )  # fmt: skip
     app = create_app(dependencies, Access(everyone=Principal("ann@a.test", role)))
     transport = httpx.ASGITransport(app)
