@@ -14,7 +14,7 @@ import click
 from relay.accounts.account import AccountError
 from relay.app.state_dir import owner_of
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, Parsed, common_options, group_options
+from relay.cli.options import CommandContext, Parsed, common_options
 from relay.clock import SystemClock
 from relay.commands.account import (
     PASSWORD_BYTES_MAX,
@@ -45,7 +45,7 @@ def _hint(context: CommandContext) -> None:
 
 
 @click.group()
-@group_options
+@common_options
 def account(_context: CommandContext) -> None:
     """Add, list and remove accounts; give them tokens and passwords; unlock them.
 

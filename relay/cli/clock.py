@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options
+from relay.cli.options import CommandContext, common_options
 from relay.client import ControlError
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
@@ -20,7 +20,7 @@ _NOT_FOUND = 404
 
 
 @click.group()
-@group_options
+@common_options
 def clock(_given: CommandContext) -> None:
     """Show and advance the clock of the development relay."""
 

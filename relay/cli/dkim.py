@@ -11,7 +11,7 @@ from typing import Literal
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import DOMAIN, CommandContext, Parsed, common_options, group_options
+from relay.cli.options import DOMAIN, CommandContext, Parsed, common_options
 from relay.cli.output import flush, printable
 from relay.clock import SystemClock
 from relay.commands.dkim import (
@@ -35,7 +35,7 @@ _NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text
 
 
 @click.group()
-@group_options
+@common_options
 def dkim(_given: CommandContext) -> None:
     """Make keys that sign mail (DKIM), and show those in use."""
 

@@ -84,16 +84,6 @@ class CommandContext(Struct, frozen=True):
         return load(file, read_environment().variables)
 
 
-def common_options(command: F) -> F:
-    """Add --config and --json to a verb, as one argument `context`."""
-    return _with_context(command, keep=False)
-
-
-def group_options(command: F) -> F:
-    """Add --config and --json to a group, for its verbs."""
-    return _with_context(command, keep=True)
-
-
 def role_option(command: F) -> F:
     """Add --role to a verb, as the argument `role`."""
     return click.option(
@@ -201,7 +191,9 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _with_context(command: F, *, keep: bool) -> F:
+def common_options(command: F) -> F:
+    """Add --config and --json to a verb, or to a group for its verbs: its first argument."""
+
     @click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False, readable=False),
@@ -220,9 +212,7 @@ def _with_context(command: F, *, keep: bool) -> F:
     ) -> Any:
         before = click_context.find_object(CommandContext) or CommandContext()
         context = CommandContext(config or before.config, as_json or before.json)
-        if keep:
-            click_context.obj = context
-            return click_context.invoke(command, context, *args, **kwargs)
-        return click_context.invoke(command, *args, context=context, **kwargs)
+        click_context.obj = context
+        return click_context.invoke(command, context, *args, **kwargs)
 
     return with_context  # type: ignore[return-value]

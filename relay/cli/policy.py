@@ -17,7 +17,6 @@ from relay.cli.options import (
     InputPath,
     Parsed,
     common_options,
-    group_options,
     read_input,
 )
 from relay.cli.rule_lines import verdict_lines
@@ -56,7 +55,7 @@ _DIRECTORY = click.argument("directory", required=False, type=InputPath(file_oka
 
 
 @click.group()
-@group_options
+@common_options
 def policy(_given: CommandContext) -> None:
     """Check and try the mail-flow rules."""
 

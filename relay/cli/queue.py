@@ -17,7 +17,6 @@ from relay.cli.options import (
     KEY,
     CommandContext,
     common_options,
-    group_options,
     older_than_s,
     unknown_message,
     user_name,
@@ -102,7 +101,7 @@ def _selector(conditions: dict[str, Any]) -> Selector:
 
 
 @click.group()
-@group_options
+@common_options
 def queue(_given: CommandContext) -> None:
     """List the queue and change it.
 

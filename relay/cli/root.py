@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from relay import __version__
-from relay.cli.options import CommandContext, group_options
+from relay.cli.options import CommandContext, common_options
 from relay.cli.output import flush
 
 _VERBS = {
@@ -81,7 +81,7 @@ class _Verbs(click.Group):
     "69 unavailable, 75 try later, 77 permission, 78 configuration.",
 )
 @click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
-@group_options
+@common_options
 def cli(_given: CommandContext) -> None:
     """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process."""
 

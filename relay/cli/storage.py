@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, group_options, older_than_s
+from relay.cli.options import CommandContext, common_options, older_than_s
 from relay.cli.output import (
     backup_lines,
     finding_line,
@@ -32,7 +32,7 @@ _PROGRESS_PAGES = 10_000
 
 
 @click.group()
-@group_options
+@common_options
 def storage(_given: CommandContext) -> None:
     """Verify, back up, prune and recover the files of the relay; adopt another mail root."""
 
