@@ -83,14 +83,14 @@ class SpoolMaintenance(Protocol):
     @property
     def unheld_stores(self) -> Sequence[str]:
         """The stores for which local mail waits while no living node has their mail root."""
-        ...
+        return ()
 
     async def claim_unheld(self) -> Sequence[Claim]:
         """Claim some local mail of such stores that has expired, or whose delay is to be reported.
 
         It is not attempted: its mail root is not there. Its reports wait as it did.
         """
-        ...
+        return ()
 
 
 class DevelopmentSpool(Protocol):

@@ -67,19 +67,6 @@ _FIRST = ".1"  # the end of the id of a draft's first submission, behind the id 
 _ID_LENGTH = 16
 
 
-def find_page(
-    tables: Tables,
-    wanted: MessageSearch,
-    *,
-    account: str | None,
-    before: ListPosition | None,
-    limit: int,
-) -> FoundPage:
-    """Return the messages that match from a place on, without reports."""
-    page = _Page(tables, wanted, account=account, before=before, limit=limit)
-    return page.find()
-
-
 def _matches(wanted: MessageSearch, row: _Row, recipients: Sequence[_RecipientRow]) -> bool:
     return wanted.matches_all(row[2], row[3], [(one[1], one[2]) for one in recipients])
 
@@ -98,7 +85,7 @@ def _found_message(
     )  # fmt: skip
 
 
-class _Page:
+class PageSearch:
     """Reads messages in the order of their ids, and orders them by their places.
 
     No message has a place behind its id, so that those before the next id are complete.
@@ -124,6 +111,7 @@ class _Page:
         self._found: list[FoundMessage] = []
 
     def find(self) -> FoundPage:
+        """Return the messages that match from the place on, without reports."""
         begin = _LATEST
         if self._before is not None:
             begin = first_id_after(self._before.at_us)
@@ -297,44 +285,22 @@ def summaries(
     for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
         first[queue_id].append(recipient)
     retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
-    return [
-        _summary(
-            tables,
-            row,
-            counts=counts[row[0]],
-            first=sorted(first[row[0]]),
-            retry_us=retries.get(row[0]),
-        )
-        for row in rows
-    ]
-
-
-def _summary(
-    tables: Tables,
-    row: Sequence[Any],
-    *,
-    counts: Mapping[str, int],
-    first: Sequence[Any],
-    retry_us: int | None,
-) -> MessageSummary:
-    queue_id, sender, submission_id, message_id, subject, size_bytes, _ = row
-    state = str(message_state([RecipientState(one) for one in counts]))
-    status, reply = _deciding(tables, queue_id, state=state, first=first)
-    return MessageSummary(
-        position=position_of(queue_id, submission_id),
-        id=queue_id,
-        submission_id=submission_id or None,
-        message_id=message_id,
-        sender=sender,
-        subject=subject,
-        state=state,
-        recipients=tuple(ListedRecipient(*one[:3]) for one in first),
-        recipient_count=sum(counts.values()),
-        size_bytes=size_bytes,
-        status=status,
-        reply=reply,
-        next_attempt_us=retry_us,
-    )
+    found = []
+    for queue_id, sender, submission_id, message_id, subject, size_bytes, _ in rows:
+        recipients = sorted(first[queue_id])
+        state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
+        status, reply = _deciding(tables, queue_id, state=state, first=recipients)
+        found.append(
+            MessageSummary(
+                position=position_of(queue_id, submission_id), id=queue_id,
+                submission_id=submission_id or None, message_id=message_id, sender=sender,
+                subject=subject, state=state,
+                recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
+                recipient_count=sum(counts[queue_id].values()), size_bytes=size_bytes,
+                status=status, reply=reply, next_attempt_us=retries.get(queue_id),
+            )
+        )  # fmt: skip
+    return found
 
 
 def _deciding(

@@ -59,8 +59,11 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
     for step, at_us, text in events:
         detail = msgspec.json.decode(text)
         if step == Step.DELIVERY:
-            _collect_attempts(detail, at_us, attempts=attempts)
-            _collect_copies(detail, copies)
+            for number, tried in attempts_in(detail, rfc3339(at_us)):
+                attempts.setdefault(number, []).append(tried)
+            for one in detail.get("recipients", ()):
+                if "graph_id" in one:
+                    copies[one["number"]] = one["graph_id"]
             if not is_shown(detail, hidden=hidden, entries=entries):
                 continue
         steps.append(Event(Step(step), at_us, detail).as_step())
@@ -148,21 +151,6 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-def _collect_attempts(
-    detail: dict[str, Any], at_us: int, *, attempts: dict[int, list[Attempt]]
-) -> None:
-    """Collect an attempt's outcomes by recipient."""
-    for number, tried in attempts_in(detail, rfc3339(at_us)):
-        attempts.setdefault(number, []).append(tried)
-
-
-def _collect_copies(detail: dict[str, Any], copies: dict[int, str]) -> None:
-    """Collect the Graph ids of copies that an attempt has put into mailboxes."""
-    for one in detail.get("recipients", ()):
-        if "graph_id" in one:
-            copies[one["number"]] = one["graph_id"]
-
-
 def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:
     """Remove from an event of step 6 what concerns recipients that policy added; return whether
     anything is left. `hidden` are the numbers of these recipients, `entries` those of the others.
@@ -180,7 +168,7 @@ def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Contain
 def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
     """Return ids, newest first, for any name in docs/names.md or an entry's ID-NUMBER."""
     key = _ENTRY.sub(r"\1", key)
-    rows = tables.fetch(_lookup(key), _lookup_values(key)) if key != "last" else []
+    rows = tables.fetch(*_lookup(key)) if key != "last" else []
     if not rows and _COPY.match(key):
         rows = tables.fetch(
             _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
@@ -191,23 +179,19 @@ def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int)
     return _scan(tables, key, account=account, limit=limit)
 
 
-def _lookup(key: str) -> str:
+def _lookup(key: str) -> tuple[str, tuple[str, ...]]:
+    """Return a query for the messages with this name, and its values."""
     if "@" in key:
-        return "SELECT id, account FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
-    return (
+        sql = "SELECT id, account FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
+        return sql, (key, f"<{key.removeprefix('<').removesuffix('>')}>")
+    sql = (
         "SELECT id, account FROM message WHERE id = ?"
         " UNION SELECT id, account FROM message WHERE submission_id <> ''"
         " AND submission_id >= ? AND submission_id < ?"
     )
-
-
-def _lookup_values(key: str) -> tuple[str, ...]:
-    if "@" in key:
-        bare = key.removeprefix("<").removesuffix(">")
-        return (key, f"<{bare}>")
     if "." in key:  # a whole submission id
-        return (key, key, key + "\1")
-    return (key, key + ".", key + "/")  # "." to "/": every submission of a draft
+        return sql, (key, key, key + "\1")
+    return sql, (key, key + ".", key + "/")  # "." to "/": every submission of a draft
 
 
 def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:

@@ -52,13 +52,15 @@ class QueueEngine(Protocol):
         """Return claims of these entries as they are, and what is wrong with the others."""
         ...
 
-    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:
-        """Return which of these entries other nodes have claimed, with the names of the nodes."""
-        ...
+    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:  # noqa: ARG002
+        """Return which of these entries other nodes have claimed, with the names of the nodes; none
+        where there is one node.
+        """
+        return {}
 
     async def other_nodes(self) -> Sequence[str]:
         """Return the names of the other nodes that live."""
-        ...
+        return ()
 
     async def read_content(self, key: ContentKey) -> Content:
         """Read a content."""

@@ -236,13 +236,9 @@ def _facts(row: Sequence[Any]) -> EntryFacts:
 
 def _depends_on_hold(command: QueueCommand) -> bool:
     """Whether it matters how an entry that is held came to be."""
-    match command.operation:
-        case Operation.HOLD:
-            return True
-        case Operation.RELEASE:
-            return command.as_before or command.selector.restored
-        case _:
-            return False
+    if command.operation is Operation.RELEASE:
+        return command.as_before or command.selector.restored
+    return command.operation is Operation.HOLD
 
 
 def _operations(tables: Tables, message_ids: Collection[str]) -> dict[str, list[Mapping[str, Any]]]:

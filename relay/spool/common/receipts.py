@@ -77,9 +77,16 @@ class ReceiptRecords:
         return self._own(rows)
 
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
-        store = self._store()
-        asked = ((row, msgspec.json.decode(row[6], type=_Asked)) for row in rows)
-        return [_receipt(row, to) for row, to in asked if to.store == store]
+        found = []
+        for message_id, number, mailbox, copy_id, folder, owed_us, request, state in rows:
+            asked = msgspec.json.decode(request, type=_Asked)
+            if asked.store == self._store():
+                owed = OwedReceipt(
+                    (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.to,
+                    is_trusted=asked.is_trusted, is_sent=state == "sent",
+                )  # fmt: skip
+                found.append(owed)
+        return found
 
     async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
         """ReceiptLedger.find."""
@@ -171,11 +178,3 @@ class _Asked(msgspec.Struct):
     to: str = ""
     is_trusted: bool = False
     store: int = 0
-
-
-def _receipt(row: Sequence[Any], asked: _Asked) -> OwedReceipt:
-    message_id, number, mailbox, copy_id, folder, owed_us, _, state = row
-    return OwedReceipt(
-        (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.to,
-        is_trusted=asked.is_trusted, is_sent=state == "sent",
-    )  # fmt: skip

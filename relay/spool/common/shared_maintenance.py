@@ -20,7 +20,7 @@ from relay.clock import Clock, first_id_after, wall_offset_us
 from relay.spool.common import stats
 from relay.spool.common.queue_engine import RunOperation, RunQuery
 from relay.spool.common.rows import LIVE_STATES
-from relay.spool.engine import Retention
+from relay.spool.engine import Retention, SpoolMaintenance
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import QueueCounts, SpoolUnavailableError
 
@@ -38,7 +38,7 @@ class Removable(Struct, frozen=True):
     kept: int
 
 
-class SharedMaintenance:
+class SharedMaintenance(SpoolMaintenance):
     """The part of a SpoolMaintenance that is the same for every engine."""
 
     is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"

@@ -180,8 +180,8 @@ class SharedSpool(QueueEngine):
         self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
         """SpoolHistory.find_page."""
-        find = partial(message_list.find_page, account=account, before=before, limit=limit)
-        return await self.read(lambda tables: find(tables, wanted))
+        search = partial(message_list.PageSearch, account=account, before=before, limit=limit)
+        return await self.read(lambda tables: search(tables, wanted).find())
 
     async def summaries(
         self, queue_ids: Sequence[str], *, account: str | None

@@ -122,12 +122,14 @@ class IncomingParts:
 
 
 class BodyStore:
-    """Takes and gives bodies. Its connection commits without waiting for the disk."""
+    """Takes and gives bodies. Its connection commits without waiting for the disk; short queries of
+    delivery use it as well.
+    """
 
     def __init__(
         self, options: ServerOptions, directory: Path, *, incarnation: Callable[[], int]
     ) -> None:
-        self._reader = ReadConnection(
+        self.reader = ReadConnection(
             options, purpose="bodies", settings="SET synchronous_commit = off"
         )
         self._directory = directory
@@ -137,7 +139,7 @@ class BodyStore:
 
     def incoming(self) -> IncomingParts:
         """Return a body that is about to come in."""
-        return IncomingParts(self._new_id(), self._directory, self._reader)
+        return IncomingParts(self._new_id(), self._directory, self.reader)
 
     async def store(self, message: NewMessage) -> Bodies:
         """Store the bodies of a message; contents that differ only in their header share one.
@@ -164,12 +166,12 @@ class BodyStore:
         ids = [one.id for some in bodies for one in some.values()]
         if ids:
             with suppress(SpoolError):  # they are swept
-                await self._reader.read(lambda tables: remove_bodies(tables, ids))
+                await self.reader.read(lambda tables: remove_bodies(tables, ids))
             self._in_use.difference_update(ids)
 
     async def read(self, message_id: str, number: int) -> Content:
         """Return a content, a large one with its body in a file. Raises SpoolError."""
-        return await self._reader.read(lambda tables: self._read(tables, message_id, number))
+        return await self.reader.read(lambda tables: self._read(tables, message_id, number))
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
         """Return the content in a row: size, data, header, body, eight_bit and crc32. Raises
@@ -200,22 +202,18 @@ class BodyStore:
             raise SpoolError(f"content {message_id}/{number} is not in the spool")
         return self.content_of(tables, f"{message_id}/{number}", tuple(row))
 
-    async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
-        """Run a short query of delivery."""
-        return await self._reader.read(query)
-
     def remove_later(self, ids: Sequence[str]) -> None:
         """Remove those of these bodies that no content names any more, in the background."""
         if ids:
-            self._reader.later(lambda tables: remove_bodies(tables, ids))
+            self.reader.later(lambda tables: remove_bodies(tables, ids))
 
     async def sweep(self) -> int:
         """Remove bodies without a content; return their number."""
-        return await self._reader.read(self._sweep)
+        return await self.reader.read(self._sweep)
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._reader.close()
+        await self.reader.close()
 
     def _sweep(self, tables: ConnectionTables) -> int:
         swept, after = 0, ""
@@ -240,7 +238,7 @@ class BodyStore:
         if isinstance(whole, ReceivedOctets) and not whole.body.is_accepted and not whole.start:
             return await whole.body.finish()
         body_id = self._new_id()
-        return await self._reader.read(lambda tables: _upload(tables, body_id, content))
+        return await self.reader.read(lambda tables: _upload(tables, body_id, content))
 
 
 def _prefix(incarnation: int) -> str:

@@ -55,13 +55,6 @@ class SettledEntry(Struct, frozen=True):
     warn_us: int | None = None  # of the delay warning
 
 
-class Statement(Struct, frozen=True):
-    """The parts of commit.sql that a commit needs, and its values."""
-
-    sql: str
-    values: Sequence[Any]
-
-
 @lru_cache
 def _parts(*names: str) -> tuple[str, Sequence[int]]:
     """Return these parts of commit.sql, and which of its parameters they have."""
@@ -98,9 +91,9 @@ class CommitRows:
 
     def statement(
         self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
-    ) -> Statement:
-        """Return what to send as the commit with this number of this incarnation; `name` is that of
-        the node, which each event names.
+    ) -> tuple[str, Sequence[Any]]:
+        """Return the statement, with its values, that is the commit with this number of this
+        incarnation; `name` is that of the node, which each event names.
         """
         events = [
             (message_id, int(event.step), event.at_us, json_text({"node": name, **event.detail}))
@@ -133,7 +126,7 @@ class CommitRows:
             "settled" if self.settled else "",
             "noted" if anchor is not None else "",
         )
-        return Statement(sql, [values[one - 1] for one in used])
+        return sql, [values[one - 1] for one in used]
 
     def _ended_with(self) -> list[str]:
         """Return for each result the numbers of the entries of its message that end here."""

@@ -201,7 +201,10 @@ class PostgresSpool(SharedSpool):
 
     async def _start(self) -> int:
         await self._writer.start()
-        for one in await self._queries.read(self._faults_of):
+        faults = await self._queries.read(
+            lambda tables: tables.wait(server_faults(self._options, tables.connection))
+        )
+        for one in faults:
             _log.warning("the database of the spool is not safe for mail", error=one)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
@@ -226,9 +229,6 @@ class PostgresSpool(SharedSpool):
         self._metrics.takeovers.inc(taken)
         self.on_news(News.RECORDED | News.RELEASED)
         return taken
-
-    def _faults_of(self, tables: ConnectionTables) -> Sequence[str]:
-        return tables.wait(server_faults(self._options, tables.connection))
 
     async def _start_later(self) -> None:
         fault = RepeatedError()
@@ -429,7 +429,7 @@ class PostgresSpool(SharedSpool):
 
     async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
         """SharedSpool.ask."""
-        return await self._bodies.ask(query)
+        return await self._bodies.reader.read(query)
 
     def read_claims(
         self, tables: Any, keys: Collection[Key]

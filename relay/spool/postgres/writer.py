@@ -325,11 +325,10 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         rows.counts[COMMITS] = 1
         now_s = self._clock.monotonic()
         is_anchored = now_s - self._anchored_s >= ANCHOR_S
-        made = rows.statement(
+        sql, values = rows.statement(
             incarnation=self.incarnation, name=self.identity.name, number=self.commits + 1,
             anchor=self._clock.anchor() if is_anchored else None,
         )  # fmt: skip
-        sql, values = made.sql, made.values
         send = self._connection.fetchrow
         if self._connection.is_in_transaction():  # which an error would end
             values = without_nul(values)

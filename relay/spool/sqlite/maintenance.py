@@ -25,7 +25,7 @@ from relay.spool.sqlite.database import Reader, SqliteTables
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.tables import OpenTransaction
-from relay.spool.types import Claim, QueueCounts
+from relay.spool.types import QueueCounts
 
 _TABLES = {"recipient": "message_id", "event": "message_id", "entry": "message_id", "message": "id"}
 _ABANDONED = (
@@ -147,15 +147,6 @@ class Maintenance(SharedMaintenance):
     def remove_rows(self, transaction: Any, queue_ids: Sequence[str]) -> None:
         """SharedMaintenance.remove_rows."""
         _remove_rows(transaction, queue_ids)
-
-    @property
-    def unheld_stores(self) -> Sequence[str]:
-        """SpoolMaintenance.unheld_stores: the owner of a file has the mail root."""
-        return ()
-
-    async def claim_unheld(self) -> Sequence[Claim]:
-        """SpoolMaintenance.claim_unheld."""
-        return ()
 
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""

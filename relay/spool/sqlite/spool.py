@@ -455,14 +455,6 @@ class SqliteSpool(SharedSpool):
         """QueueEngine.read_claims."""
         return read_claims(tables, keys)
 
-    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:  # noqa: ARG002
-        """QueueEngine.elsewhere: there is one node."""
-        return {}
-
-    async def other_nodes(self) -> Sequence[str]:
-        """QueueEngine.other_nodes."""
-        return ()
-
     def add_reports(
         self,
         transaction: Any,
