@@ -73,12 +73,10 @@ class QueueCommand:
         """Raises ValueError."""
         if self.selector == Selector():
             raise ValueError("select entries: an ID, a condition, or all")
-        if len(self.why) > WHY_CHARACTERS_MAX or not self.why.isprintable():
-            raise ValueError(
-                f"reason: expected one line of at most {WHY_CHARACTERS_MAX} characters"
-            )
-        if len(self.text) > WHY_CHARACTERS_MAX or not self.text.isprintable():
-            raise ValueError(f"text: expected one line of at most {WHY_CHARACTERS_MAX} characters")
+        for name, text in (("reason", self.why), ("text", self.text)):
+            if len(text) > WHY_CHARACTERS_MAX or not text.isprintable():
+                most = f"at most {WHY_CHARACTERS_MAX} characters"
+                raise ValueError(f"{name}: expected one line of {most}")
         if self.bounce and self.operation is not Operation.CANCEL:
             raise ValueError("only a cancel reports to the sender")
         if self.text and not self.bounce:

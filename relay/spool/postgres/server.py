@@ -80,7 +80,6 @@ _KINDS: Mapping[str, type[SpoolError]] = {
     "XX001": SpoolDamagedError,
     "XX002": SpoolDamagedError,
     "3D000": SpoolUnavailableError,
-    "25006": SpoolUnavailableError,
     "42501": SpoolUnavailableError,
     "26000": SpoolUnavailableError,
     "42P05": SpoolUnavailableError,

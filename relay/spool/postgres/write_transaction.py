@@ -51,12 +51,12 @@ class WaitingOperation(Struct, frozen=True):
 
     operation: Operation[Any]  # what it does
     future: asyncio.Future[Any]  # of its answer
-    size: int  # of the octets that it writes, about
-    accepts: bool  # after some seconds its caller gets an error
-    leased: bool  # it is refused once the lease of this node has ended
-    alone: bool  # it reads, or runs statements
-    is_order: bool  # see submit()
-    since_s: float  # when it was submitted
+    size: int = 0  # of the octets that it writes, about
+    accepts: bool = False  # after some seconds its caller gets an error
+    leased: bool = False  # it is refused once the lease of this node has ended
+    alone: bool = False  # it reads, or runs statements
+    is_order: bool = False  # see submit()
+    since_s: float = 0.0  # when it was submitted
 
     @property
     def begin(self) -> str:

@@ -245,15 +245,8 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         future = self._home_loop.create_future()
         future.add_done_callback(lambda done: done.exception())
         self._write(
-            [
-                WaitingOperation(
-                    lambda transaction: transaction.execute(_ADD_UP, values),
-                    future,
-                    size=0, accepts=False, leased=False, alone=True, is_order=False,
-                    since_s=self._clock.real_s(),
-                )
-            ]
-        )  # fmt: skip
+            [WaitingOperation(lambda one: one.execute(_ADD_UP, values), future, alone=True)]
+        )
 
     def _gather(self) -> list[WaitingOperation]:
         batch: list[WaitingOperation] = []
