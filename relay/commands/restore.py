@@ -96,7 +96,7 @@ def restore(
     try:
         if config is None:
             _check_places(Path(manifest.state_dir.path), Path(manifest.root.path))
-            written, kept = _restore_config(folder, manifest)
+            kept = _restore_config(folder, manifest, written)
         settings = load(file, environ)
         spool.storage(settings).tools()
         owner = _owner(settings, manifest)
@@ -201,11 +201,12 @@ def _group(place: Place) -> int:
 # -- the files
 
 
-def _restore_config(folder: Path, manifest: Manifest) -> tuple[list[Path], list[Path]]:
+def _restore_config(folder: Path, manifest: Manifest, written: list[Path]) -> list[Path]:
     """Write the files of the configuration where they were.
 
     A file beside relay.toml that already exists must be the same. Files in other directories, such
-    as certificates, stay as they are. Return what was written, and what differs and stays.
+    as certificates, stay as they are. What is written is added to `written`; what differs and stays
+    is returned.
     """
     home = Path(manifest.config).parent
     differing: list[Path] = []
@@ -223,21 +224,14 @@ def _restore_config(folder: Path, manifest: Manifest) -> tuple[list[Path], list[
             f"the configuration here differs from that in the backup: found {names};"
             f" move it away, or restore with --config {manifest.config}"
         )
-    written: list[Path] = []
-    try:
-        for one, path, source in missing:
-            _make_parents(path.parent, one)
-            written.append(path)
-            shutil.copyfile(source, path)
-            path.chmod(one.mode)
-            if not os.geteuid():
-                os.chown(path, _user(one), _group(one))
-    except BaseException:
-        for path in written:
-            with suppress(OSError):
-                path.unlink()
-        raise
-    return written, kept
+    for one, path, source in missing:
+        _make_parents(path.parent, one)
+        written.append(path)
+        shutil.copyfile(source, path)
+        path.chmod(one.mode)
+        if not os.geteuid():
+            os.chown(path, _user(one), _group(one))
+    return kept
 
 
 def _make_parents(folder: Path, of: Place) -> None:

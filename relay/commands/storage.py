@@ -23,7 +23,7 @@ from relay.app.keys_note import note_lost
 from relay.app.srs_key import UnusableKeyError, srs_in
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
-from relay.files import check_readable, fsync_path, link_or_copy
+from relay.files import check_readable, fsync_path, link_or_copy, replace_file
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
@@ -295,8 +295,8 @@ def back_up(
         "dead_letters": letters,
         **copied.counts,
     }
-    _write_synced(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    fsync_path(folder)
+    octets = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
+    replace_file(folder / MANIFEST, octets, mode=0o600)
     fsync_path(folder.parent)
     return manifest
 
@@ -372,11 +372,3 @@ def _files_in(folder: Path) -> Iterator[Path]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, octets: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(octets)
-        file.flush()
-        os.fsync(file.fileno())
