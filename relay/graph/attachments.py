@@ -18,7 +18,6 @@ from starlette.responses import Response
 
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
-from relay.graph.ids import message_graph_id
 from relay.graph.json_values import missing_property, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
 from relay.graph.preferred_bodies import show_preferred_bodies
@@ -239,13 +238,12 @@ def shows_content(select: Collection[str]) -> bool:
 
 def _url(request: GraphRequest, opened: OpenedMessage) -> str:
     owner = f"{request.root_url()}/users('{quote(request.mailbox)}')"
-    return f"{owner}/messages('{message_graph_id(opened.message)}')"
+    return f"{owner}/messages('{opened.message.id}')"
 
 
 def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[str, Any]:
     owner = f"users('{quote(request.mailbox)}')"
-    message_id = message_graph_id(opened.message)
-    return request.context(f"{owner}/messages('{message_id}')/attachments{rest}")
+    return request.context(f"{owner}/messages('{opened.message.id}')/attachments{rest}")
 
 
 # -- serialization

@@ -19,7 +19,6 @@ from starlette.responses import Response
 from relay.graph.attachments import ATTACHMENT_PROPERTIES
 from relay.graph.extended_properties import parse_expand
 from relay.graph.graph_request import GraphRequest, collection_response
-from relay.graph.ids import removed_graph_id
 from relay.graph.message_pages import MessageItem, MessagePage
 from relay.graph.odata.resources import message_condition
 from relay.graph.query_options import QueryOptions
@@ -116,7 +115,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
 
 def _removed(one: MessageDelta) -> dict[str, Any]:
     reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
-    return {"id": removed_graph_id(one), "@removed": {"reason": reason}}
+    return {"id": one.message_id, "@removed": {"reason": reason}}
 
 
 def _kinds(change_type: str) -> frozenset[ChangeKind]:

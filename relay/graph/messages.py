@@ -17,7 +17,6 @@ from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand, shown_extended
 from relay.graph.follow_up_flags import changed_flag
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
-from relay.graph.ids import message_graph_id
 from relay.graph.json_values import destination_id, is_same_json, read_json_object
 from relay.graph.message_pages import MessagePage
 from relay.graph.message_parser import ParsedMessage, comparable, draft_only, parse_message
@@ -257,7 +256,7 @@ def message_response(request: GraphRequest, message: StoredMessage, *, status: i
     With the status 201 it has the Location of the new message.
     """
     owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
-    location = f"{owner}/messages/{message_graph_id(message)}"
+    location = f"{owner}/messages/{message.id}"
     etag = etag_field(message.change_key)
     if request.prefers_minimal():
         return minimal_response(location, is_new=status == HTTPStatus.CREATED, headers=etag)

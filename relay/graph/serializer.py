@@ -10,7 +10,6 @@ from typing import Any
 from relay.accounts.account import Account
 from relay.clock import rfc3339
 from relay.graph.follow_up_flags import flag_json
-from relay.graph.ids import message_graph_id
 from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id
 from relay.message.properties import EmailAddress
@@ -75,7 +74,7 @@ def _date(field: str) -> Callable[[StoredMessage], str]:
 
 MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "@odata.etag": lambda message: f'W/"{message.change_key}"',
-    "id": message_graph_id,
+    "id": lambda message: message.id,
     "createdDateTime": _date("created_us"),
     "lastModifiedDateTime": _date("modified_us"),
     "changeKey": lambda message: message.change_key,
