@@ -451,6 +451,7 @@ OUTDATED_WORDS = {
         "docs/operation-reference.md",
         "docs/operation-repair.md",
     ),
+    "behind (a|the) cursor": (),
     "errand": (),
     "given back": (),
     "in work": (),

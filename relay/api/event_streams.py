@@ -248,7 +248,7 @@ class EventStreams:
                 self._stop_reading()
 
     async def _first_place(self, after: EventCursor) -> EventCursor:
-        """Return where a stream behind a cursor begins.
+        """Return where a stream after a cursor begins.
 
         In the spool, a cursor of another node may be ahead of the reader here; one behind
         everything that is recorded is of another spool. Of the log, which that node does not have,

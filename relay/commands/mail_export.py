@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from relay.clock import Clock
 from relay.files import OpenOctets
 from relay.mailbox.folders import list_folders
-from relay.mailbox.index.consistency import state_ids
+from relay.mailbox.index.consistency import state_ids_in
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.maildir import list_names, open_message
@@ -109,7 +109,7 @@ class MailStates:
         """
         if not self._index.states.mark():
             return lambda _: b""
-        ids = self._index.run(lambda cursor: state_ids(cursor, folder.id))
+        ids = self._index.run(lambda cursor: state_ids_in(cursor, folder.id))
 
         def state_of(name: MessageName) -> bytes:  # its flags may have changed, or it is new
             found = ids.get(name.file_name) or ids.get(name.base_name) or (name.message_id,)

@@ -219,7 +219,7 @@ def _read_field(field: bytes) -> tuple[str, MessageState]:
     flags, _, text = b"".join(field.partition(b":")[2].split()).rpartition(b";")
     state = NO_STATE
     with contextlib.suppress(ValueError):
-        state = decode_state(b64decode(text, validate=True))
+        state = decode_state(b64decode(text, validate=True), bytes_max=STATE_BYTES_MAX)
     return _kept(flags.decode("ascii", "ignore")), state
 
 

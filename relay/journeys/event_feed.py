@@ -85,7 +85,7 @@ def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
 
 
 class EventBatch(NamedTuple):
-    """The events behind the cursor `after`, each with its source and the cursor behind it; and the
+    """The events after the cursor `after`, each with its source and the cursor after it; and the
     cursor behind all of them.
 
     `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
@@ -117,7 +117,7 @@ class EventFeed:
     async def read(
         self, after: EventCursor, *, limit: int, until: EventCursor | None = None
     ) -> EventBatch:
-        """Return the first events behind a cursor, up to the cursor `until` if it is given.
+        """Return the first events after a cursor, up to the cursor `until` if it is given.
 
         The spool is read first: of what it has, the log has the earlier steps by then.
         """

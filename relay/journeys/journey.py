@@ -118,7 +118,7 @@ class Journeys:
         this moment.
 
         With `after`, return the oldest behind it; the cursor is then before those that are left
-        out. A message that becomes visible meanwhile is not in the list, but behind the cursor.
+        out. A message that becomes visible meanwhile is not in the list, but after the cursor.
         """
         if wanted.after is not None:
             return await self._behind(
@@ -328,7 +328,7 @@ class Journeys:
         limit: int,
         lookup_s: float | None,
     ) -> MessageList:
-        """Return the oldest messages behind a cursor, and the cursor of this moment."""
+        """Return the oldest messages after a cursor, and the cursor of this moment."""
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
         found: list[Journey] = []
@@ -366,7 +366,7 @@ class Journeys:
     async def _candidates(
         self, wanted: MessageSearch, after: ListCursor, *, account: str | None
     ) -> list[FoundMessage]:
-        """Return the messages behind a cursor that may match, each once, oldest first.
+        """Return the messages after a cursor that may match, each once, oldest first.
 
         The log is read first: what it has as accepted is in the spool by then.
         """

@@ -105,7 +105,7 @@ class _RoleFiles:
         self._days = days
 
     def end(self) -> LogPosition:
-        """Return the position behind the last complete line."""
+        """Return the position after the last complete line."""
         day = self._days[-1]
         try:
             with self._path(day).open("rb") as file:
@@ -121,7 +121,7 @@ class _RoleFiles:
     def read(
         self, after: LogPosition | None, until: LogPosition | None, *, limit: int
     ) -> LogEvents:
-        """Return the first events behind a position, or from the beginning."""
+        """Return the first events after a position, or from the beginning."""
         position = after or LogPosition(self._days[0], 0)
         days = [day for day in self._days if day >= position.day]
         is_missing = not self._is_there(position)
@@ -162,7 +162,7 @@ class _RoleFiles:
     def _lines(
         self, position: LogPosition, until: LogPosition | None
     ) -> list[tuple[LogPosition, bytes]]:
-        """Return some complete lines behind a position, each with the position behind it."""
+        """Return some complete lines after a position, each with the position after it."""
         is_last = until is not None and until.day == position.day
         try:
             with self._path(position.day).open("rb") as file:

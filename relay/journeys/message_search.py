@@ -38,7 +38,7 @@ class ListCursor(Struct, frozen=True):
     seen: frozenset[bytes] = frozenset()
 
     def is_after(self, name: str, at_us: int) -> bool:
-        """Whether a message is behind the cursor; `name` is its submission id or queue id."""
+        """Whether a message is after the cursor; `name` is its submission id or queue id."""
         return at_us > self.since_us and _digest(name) not in self.seen
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ def cursor_before(first_us: int, since_us: int, seen: Mapping[str, int]) -> List
     """Return the cursor behind which are messages from `first_us` on that are not in `seen`.
 
     As cursor_at(), `seen` has times by name, and what becomes visible late since `since_us` is
-    behind the cursor too, unless there are very many messages.
+    after the cursor too, unless there are very many messages.
     """
     since_us = min(since_us, first_us - 1)
     if sum(at_us > since_us for at_us in seen.values()) > SEEN_MAX:

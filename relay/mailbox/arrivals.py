@@ -202,10 +202,8 @@ class Arrivals:
                 before = self.messages.draft(mailbox, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
-                located = before.located
-                return self.messages.replace(
-                    before, draft, flags=located.name.flags, state=without_content(located.state)
-                )
+                flags = before.located.name.flags
+                return self.messages.replace(before, draft, flags=flags, make=without_content)
 
         return self._arrival(file, replace)
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from relay.message.properties import ExtendedProperty, MessageProperties
 
 STATE_BYTES_MAX = 64 * 1024
+_UNITED_BYTES_MAX = 2 * STATE_BYTES_MAX  # of what united() makes
 # What decode_state() takes: a file, or an import, may have anything.
 _TimeUs = Annotated[int, Meta(ge=0, lt=253_402_300_800_000_000)]  # to the end of the year 9999
 _Line = Annotated[str, Meta(pattern="^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
@@ -46,10 +47,12 @@ class MessageState(Struct, frozen=True, omit_defaults=True):
     start_us: _TimeUs | None = None  # of the flag; times in µs
     due_us: _TimeUs | None = None  # of the flag
     completed_us: _TimeUs | None = None  # of the flag
+    flag_us: _TimeUs = 0  # when the flag, or one of its dates, was last changed
     modified_us: _TimeUs = 0  # when the state was last changed
 
 
 NO_STATE = MessageState()
+_FLAG_FIELDS = ("is_complete", "start_us", "due_us", "completed_us")
 # The fields that a draft keeps in its file instead.
 CONTENT_FIELDS = ("categories", "importance", "read_receipt", "delivery_receipt", "extended")
 
@@ -59,10 +62,10 @@ def encode_state(state: MessageState) -> bytes:
     return b"" if state == NO_STATE else msgspec.json.encode(state)
 
 
-def decode_state(octets: bytes) -> MessageState:
+def decode_state(octets: bytes, *, bytes_max: int = _UNITED_BYTES_MAX) -> MessageState:
     """Return the state of encode_state(). Raises ValueError for something else."""
-    if len(octets) > STATE_BYTES_MAX:
-        raise ValueError(f"{len(octets)} bytes, expected at most {STATE_BYTES_MAX}")
+    if len(octets) > bytes_max:
+        raise ValueError(f"{len(octets)} bytes, expected at most {bytes_max}")
     return msgspec.json.decode(octets, type=MessageState) if octets else NO_STATE
 
 
@@ -91,18 +94,35 @@ def with_state(properties: MessageProperties, state: MessageState) -> MessagePro
     return replace(properties, **content) if content else properties
 
 
+def changed_state(before: MessageState, values: Mapping[str, Any], *, now_us: int) -> MessageState:
+    """Return a state with other values of its fields, `before` itself if it has them."""
+    state = replace(before, **values)
+    if state == before:
+        return before
+    is_flag_same = all(getattr(state, one) == getattr(before, one) for one in _FLAG_FIELDS)
+    return replace(state, modified_us=now_us, flag_us=before.flag_us if is_flag_same else now_us)
+
+
 def united(one: bytes, other: bytes) -> bytes:
-    """Return the encoded state of a message for which there are two: of each property the value of
-    the state that was changed last, if it has one.
+    """Return the encoded state of a message for which there are two: of each property, and of the
+    flag as a whole, the value that was set later.
+
+    If that is too large, return the later state.
     """
     if one == other or not (one and other):
         return one or other
     earlier, later = sorted((read_state(one), read_state(other)), key=lambda it: it.modified_us)
-    names = MessageState.__struct_fields__
-    values = {name: getattr(later, name) for name in names}
-    return encode_state(
-        replace(earlier, **{k: v for k, v in values.items() if v != getattr(NO_STATE, k)})
-    )
+    set_later = (*CONTENT_FIELDS, "is_other", "modified_us")
+    values = {name: getattr(later, name) for name in set_later}
+    values = {name: value for name, value in values.items() if value is not None}
+    if later.flag_us >= earlier.flag_us and (later.flag_us or _has_flag(later)):
+        values |= {name: getattr(later, name) for name in (*_FLAG_FIELDS, "flag_us")}
+    result = encode_state(replace(earlier, **values))
+    return result if len(result) <= _UNITED_BYTES_MAX else encode_state(later)
+
+
+def _has_flag(state: MessageState) -> bool:
+    return any(getattr(state, one) for one in _FLAG_FIELDS)
 
 
 def flag_of(state: MessageState, *, is_flagged: bool) -> FollowUpFlag:

@@ -56,6 +56,7 @@ from relay.mailbox.message_state import (
     NO_STATE,
     STATE_BYTES_MAX,
     MessageState,
+    changed_state,
     content_of,
     encode_state,
     without_content,
@@ -86,10 +87,18 @@ from relay.mime.read_mime import read_message
 _LOOKS_MAX = 10  # for a file that is renamed meanwhile
 
 
+_MakeState = Callable[[MessageState], MessageState]
+_Action = Callable[[], object]
+
+
+def _same(state: MessageState) -> MessageState:
+    return state
+
+
 @contextmanager
-def _undone_after_errors() -> Iterator[list[Callable[[], object]]]:
+def _undone_after_errors() -> Iterator[list[_Action]]:
     """Provide a list of actions, which are called in reverse order after an error."""
-    actions: list[Callable[[], object]] = []
+    actions: list[_Action] = []
     try:
         yield actions
     except (OSError, StoreError):
@@ -236,9 +245,9 @@ class Messages:
                     flags = with_flags(flags, **{"add" if wanted else "remove": flag})
             if change.properties is not None and not located.is_draft:
                 raise NotADraftError("Only a draft's content can be changed.")
-            state = self._changed(located.state, change.state)
+            make = self._state_maker(change.state)
             if change.properties is None:
-                changed = self._with_flags(account, located, flags, state=state)
+                changed = self._with_flags(account, located, flags, make=make)
                 return self._shown(account, changed)
             self.stale_files.clean(mailbox)
             stored = open_octets(located)
@@ -248,20 +257,32 @@ class Messages:
             options = before.submission.options if before.submission else None
             identity = self.names.identity(account, options)
             draft = next_generation(located, stored, identity, change=change.properties)
-            return self.replace(before, draft, flags=flags, state=without_content(state))
-
-    def _changed(self, before: MessageState, values: Mapping[str, Any]) -> MessageState:
-        """Return a state with other values. Raises StateTooLargeError."""
-        state = replace(before, **values)
-        if state == before:
-            return before
-        state = replace(state, modified_us=self.clock.time_us())
-        size_bytes = len(encode_state(state))
-        if size_bytes > STATE_BYTES_MAX:
-            raise StateTooLargeError(
-                f"The categories, extended properties and other properties of the message take "
-                f"{size_bytes} bytes; a message that is no draft may have {STATE_BYTES_MAX}."
+            return self.replace(
+                before, draft, flags=flags, make=lambda state: without_content(make(state))
             )
+
+    def _state_maker(self, values: Mapping[str, Any]) -> _MakeState:
+        """Return a function that gives a state other values. It raises StateTooLargeError."""
+        now_us = self.clock.time_us()
+
+        def make(before: MessageState) -> MessageState:
+            state = changed_state(before, values, now_us=now_us)
+            size_bytes = len(encode_state(state))
+            if size_bytes > STATE_BYTES_MAX and state is not before:
+                raise StateTooLargeError(
+                    f"The categories, extended properties and other properties of the message take "
+                    f"{size_bytes} bytes; a message that is no draft may have {STATE_BYTES_MAX}."
+                )
+            return state
+
+        return make
+
+    def _change_state(
+        self, mailbox: Path, located: MessageFile, make: _MakeState, *, undo: list[_Action]
+    ) -> MessageState:
+        """Change a message's state, durably; add to `undo` what restores it."""
+        state, before = self.index.change_state(mailbox, located, make)
+        undo.append(partial(self.index.restore_states, mailbox, before))
         return state
 
     @retry_if_renamed
@@ -305,18 +326,17 @@ class Messages:
         return Before(mailbox, located, self.scheduled.scheduled_submission(message_id, located))
 
     def replace(
-        self, before: Before, draft: ComposedDraft, *, flags: str, state: MessageState | None = None
+        self, before: Before, draft: ComposedDraft, *, flags: str, make: _MakeState = _same
     ) -> StoredMessage:
         """Write a draft's next generation. The caller holds the message's lock.
 
-        If its file is already written, it is in the tmp/ of the draft's folder. `state` replaces
-        the draft's state. Raises BeingSentError.
+        If its file is already written, it is in the tmp/ of the draft's folder. `make` changes the
+        draft's state. Raises BeingSentError.
         """
         mailbox, located, submission = before.mailbox, before.located, before.submission
-        state = located.state if state is None else state
-        restore_state = partial(self.index.write_state, mailbox, located, located.state)
+        state = make(located.state)
         # Values that the new file has count until it is there: a crash in between loses none.
-        first = replace(state, **content_of(located.state))
+        content = content_of(located.state)
         growth = draft.size - located.path.stat().st_size
         growth += len(encode_state(state)) - len(encode_state(located.state))
         with (
@@ -327,25 +347,41 @@ class Messages:
         ):
 
             def on_written(temporary: Path) -> None:
-                """What can be undone is first."""
                 if submission is not None:
                     undo.append(partial(self.scheduled.undo_replace, submission, located.path))
                     self.scheduled.replace(submission, temporary, memory_part(draft.content))
-                if first != located.state:
-                    undo.append(restore_state)
-                    self.index.write_state(mailbox, located, first)
+                if replace(state, **content) != located.state:
+                    self._change_state(
+                        mailbox,
+                        located,
+                        lambda found: replace(make(found), **content),
+                        undo=undo,
+                    )
                 if before.cancelled is not None:
-                    self.scheduled.cancel(before.cancelled, reason="its send time was removed")
+                    undo.append(partial(self.scheduled.undo_cancel, before.cancelled, located.path))
+                    self.scheduled.cancel_for(before.cancelled, temporary)
 
+            ids = self.index.state_ids(mailbox, located.message_id) if content else ()
             changed = self._write(
                 draft, located.folder, flags=flags, replaced=located.path, on_written=on_written
             )
-        if state != first:
-            self.index.write_state(mailbox, located, state)
+            if content:
+                undo.append(partial(self._take_back, draft.account, changed, located.path))
+                self.index.write_states(mailbox, dict.fromkeys(ids, state))
         remove(located.path)
-        if submission is not None:
-            self.scheduled.finish_replace(submission)
+        if (scheduled := submission or before.cancelled) is not None:
+            self.scheduled.finish_replace(scheduled)
+        if before.cancelled is not None:
+            self.scheduled.note_cancelled(before.cancelled, "its send time was removed")
         return self._written(replace(changed, state=state), draft)
+
+    def _take_back(self, account: str, changed: MessageFile, replaced: Path | None) -> None:
+        """Remove a draft's new file, unless an update of the index has seen it, and removed the
+        one before.
+        """
+        with self.index.no_update(self.folders.mailbox(account)):
+            if replaced is None or replaced.exists():
+                self.root.remove(changed.path)
 
     def _write(
         self,
@@ -377,10 +413,7 @@ class Messages:
             self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
         except OSError:
-            with self.index.no_update(self.folders.mailbox(draft.account)):
-                # An update of the index may have seen this file, and removed the one before.
-                if replaced is None or replaced.exists():
-                    self.root.remove(located.path)
+            self._take_back(draft.account, located, replaced)
             raise
         finally:
             remove(temporary)
@@ -394,28 +427,33 @@ class Messages:
         return self._shown(draft.account, located)
 
     def _with_flags(
-        self, account: str, located: MessageFile, flags: str, *, state: MessageState
+        self, account: str, located: MessageFile, flags: str, *, make: _MakeState
     ) -> MessageFile:
-        """Give a message flags, durably, and a state. A file in new/ moves to cur/.
+        """Give a message flags, durably, and another state. A file in new/ moves to cur/.
 
         Raises MailboxFullError, StoreUnavailableError.
         """
-        mailbox, growth = self.folders.mailbox(account), 0
-        if state != located.state:
+        mailbox, state = self.folders.mailbox(account), make(located.state)
+        is_other_state = state != located.state
+        if is_other_state:
             self.stale_files.clean(mailbox)
-            growth = len(encode_state(state)) - len(encode_state(located.state))
+        growth = len(encode_state(state)) - len(encode_state(located.state))
         name = f"state of {located.message_id}"
+        # A flag that is complete is set before F goes: a crash in between loses no task.
+        is_first = FLAGGED in located.name.flags and FLAGGED not in flags
         with (
             self.quota.room_for(account, mailbox, growth, base_name=name, messages=0),
             _undone_after_errors() as undo,
         ):
             changed = located
+            if is_other_state and is_first:
+                state = self._change_state(mailbox, located, make, undo=undo)
             if flags != located.name.flags or located.directory.name != "cur":
                 changed = self._flagged(located, flags)
                 self._rename(located, changed)
                 undo.append(partial(self._rename_back, located, changed))
-            if state != located.state:
-                self.index.write_state(mailbox, changed, state)
+            if is_other_state and not is_first:
+                state = self._change_state(mailbox, changed, make, undo=undo)
         return replace(changed, state=state)
 
     def _flagged(self, located: MessageFile, flags: str) -> MessageFile:
@@ -466,8 +504,13 @@ class Messages:
             located = self.index.get_if(mailbox, message_id, condition)
             self.scheduled.cancel_scheduled(message_id, located, reason="the draft was deleted")
             if permanently or is_deleted(located.folder):
+                has_state = located.state != NO_STATE
+                ids = self.index.state_ids(mailbox, message_id) if has_state else ()
                 remove(located.path)
                 self.syncs.sync(located.directory)
+                if ids:
+                    with suppress(StoreError):  # it goes in 30 days
+                        self.index.remove_states(mailbox, ids)
             else:
                 self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
 

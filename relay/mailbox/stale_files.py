@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.clock import Clock, now_at_least_us
+from relay.clock import Clock, now_at_least_us, rfc3339
 from relay.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import submission_facts
@@ -237,22 +237,27 @@ class StaleFiles:
         self.log.withdraw(submission_facts(head, submission_id))
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
-        """Finish an interrupted change of a scheduled draft if its submission was replaced."""
+        """Finish an interrupted change of a scheduled draft if its submission was replaced, or
+        cancelled.
+        """
         submissions = self.submissions
         submission = submissions.find_submission(prepared.submission_id)
         block = read_block_of(submission) if submission else None
-        if block is None or block.origin.base_name != origin.base_name:
+        if submission and (block is None or block.origin.base_name != origin.base_name):
             return
         mailbox = self.folders.mailbox(origin.account)
         draft_id = draft_of(prepared.submission_id)
         before = self.index.find(mailbox, draft_id)
-        if before is None or before.name.base_name == origin.base_name:
+        if before is None or not before.is_draft or before.name.base_name == origin.base_name:
             return
         base = f"{origin.base_name},S={prepared.path.stat().st_size}"
         placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
         place_again(prepared.path, placed)
         self.syncs.sync(before.folder.path / "cur")
         remove(before.path)
+        if submission is None:
+            detail = {"cancelled": rfc3339(self.clock.time_us())}
+            self.log.remark(prepared.submission_id, detail, account=origin.account)
 
     def clean(self, mailbox: Path) -> None:
         """Remove stale files of a mailbox, at most once a day; called before each write to it.

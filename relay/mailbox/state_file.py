@@ -18,7 +18,7 @@ import apsw
 from msgspec import Struct
 
 from relay.mailbox.maildir import sync_directory
-from relay.mailbox.message_state import MessageState, decode_state, encode_state, united
+from relay.mailbox.message_state import MessageState, decode_state, encode_state, read_state, united
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.logs import get_logger
 
@@ -37,6 +37,12 @@ CREATE TABLE last (version INTEGER NOT NULL) STRICT;
 INSERT INTO last VALUES (0);
 """
 
+_PAGE_STATES, _PAGE_BYTES = 1000, 4 * 1024 * 1024  # of since()
+_SETTLED_AT_ONCE = 100
+_ABSENT_BYTES_MAX = 16 * 1024 * 1024  # of the states of messages that have vanished
+_SINCE = """
+SELECT version, message_id, value FROM state WHERE (version, message_id) > (?, ?) ORDER BY 1, 2
+"""
 _FIND = "SELECT value FROM state WHERE message_id = ?"
 
 _log = get_logger("mailbox")
@@ -72,9 +78,19 @@ class StateFile:
             rows = self._fetch("SELECT version FROM last")
             return StatePosition(self._reader.inode, rows[0][0]) if rows else StatePosition()
 
-    def since(self, version: int) -> dict[str, bytes]:
-        """Return the encoded states that were written after a version, by message id."""
-        return dict(self._fetch("SELECT message_id, value FROM state WHERE version > ?", version))
+    def since(self, version: int, message_id: str = "") -> list[tuple[int, str, bytes]]:
+        """Return some of the encoded states that were written with a version or a later one, in the
+        order of version and id; with an id, those after it. [] after the last.
+        """
+        found: list[tuple[int, str, bytes]] = []
+        size_bytes = 0
+        with self._reader.use() as connection:
+            for row in connection.execute(_SINCE, (version, message_id)) if connection else ():
+                found.append(row)
+                size_bytes += len(row[2])
+                if len(found) >= _PAGE_STATES or size_bytes >= _PAGE_BYTES:
+                    break
+        return found
 
     def find(self, message_id: str) -> bytes:
         """Return the encoded state of a message, b"" if it has none."""
@@ -85,46 +101,95 @@ class StateFile:
         """Return the ids of all messages that have a state, or had one."""
         return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
-    def unite(self, same_ids: Iterable[Sequence[str]]) -> None:
-        """Give ids that are one message the state that united() makes of theirs, durably: so a
-        message that another program moved has its state also when the index is built again.
+    def settle(self, owed: Sequence[tuple[Sequence[str], bytes]]) -> bool:
+        """Give ids that are one message the state that united() makes of theirs, durably; another
+        state, which each may come with, if they have none. Return False if another writer is at
+        work: then nothing is done.
         """
-        differing = [ids for ids in same_ids if len({self.find(one) for one in ids}) > 1]
-        if differing:
-            with self._writing() as connection:
+        is_free = self._writer.lock.acquire(blocking=False)
+        try:
+            return is_free and self._settled(owed)
+        finally:
+            if is_free:
+                self._writer.lock.release()
+
+    def _settled(self, owed: Sequence[tuple[Sequence[str], bytes]]) -> bool:
+        for start in range(0, len(owed), _SETTLED_AT_ONCE):
+            some = owed[start : start + _SETTLED_AT_ONCE]
+            if all(len({self.find(one) for one in ids}) == 1 and not state for ids, state in some):
+                continue
+            with self._writing(is_waiting=False) as connection:
+                if connection is None:
+                    return False
                 states: dict[str, bytes] = {}
-                for ids in differing:
+                for ids, state in some:
                     found = [connection.execute(_FIND, (one,)).get or b"" for one in ids]
-                    states |= dict.fromkeys(ids, reduce(united, found))
+                    new = reduce(united, found) or state
+                    states |= {one: new for one, old in zip(ids, found, strict=True) if old != new}
                 _write(connection, states)
+        return True
+
+    def change(
+        self,
+        ids: Sequence[str],
+        make: Callable[[MessageState], MessageState],
+        *,
+        base: bytes,
+    ) -> tuple[MessageState, dict[str, bytes]]:
+        """Replace the state of a message that has these ids, durably, by what `make` makes of it,
+        or of `base` if it has none. Return it, and what restore() takes. Raises what `make` raises.
+        """
+        with self._writing() as connection:
+            assert connection is not None
+            before = {one: connection.execute(_FIND, (one,)).get or b"" for one in ids}
+            state = make(read_state(reduce(united, before.values()) or base))
+            _write(connection, dict.fromkeys(ids, encode_state(state)))
+        return state, before
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        """Replace encoded states, durably and all together; b"" is none."""
+        with self._writing() as connection:
+            assert connection is not None
+            _write(connection, states)
 
     def write(self, states: Mapping[str, MessageState]) -> None:
         """Replace the states of messages, durably and all together."""
-        with self._writing() as connection:
-            _write(connection, {one: encode_state(state) for one, state in states.items()})
+        self.restore({one: encode_state(state) for one, state in states.items()})
 
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
         """Note since when messages are missing, and remove the states of those that have been
-        missing for 30 days. Those that are not `vanished` are there.
+        missing for 30 days, and the oldest above a total size. Others than `vanished` are there.
         """
-        found = dict(self._fetch("SELECT message_id, absent_since_us FROM state"))
-        missing = {one: found[one] for one in vanished if one in found}
-        until_us = now_us - ABSENT_US_MAX
-        old = [one for one, at in missing.items() if at is not None and at <= until_us]
-        new = [one for one, at in missing.items() if at is None]
-        back = [one for one, at in found.items() if at is not None and one not in missing]
+        rows = self._fetch("SELECT message_id, absent_since_us, length(value) FROM state")
+        missing = {one: (now_us if at is None else at, size) for one, at, size in rows}
+        missing = {one: found for one, found in missing.items() if one in vanished}
+        size_bytes, old = 0, []
+        for one, (at, size) in sorted(missing.items(), key=lambda it: it[1], reverse=True):
+            size_bytes += size
+            if at <= now_us - ABSENT_US_MAX or size_bytes > _ABSENT_BYTES_MAX:
+                old.append(one)
+        new = [one for one, at, _ in rows if at is None and one in missing]
+        back = [one for one, at, _ in rows if at is not None and one not in missing]
         if not (old or new or back):
             return
         noted = [*((now_us, one) for one in new), *((None, one) for one in back)]
         with self._writing() as connection:
+            assert connection is not None
             connection.executemany(
                 "UPDATE state SET absent_since_us = ? WHERE message_id = ?", noted
             )
             # One that was written since then is there again.
             connection.executemany(
-                "DELETE FROM state WHERE message_id = ? AND absent_since_us <= ?",
-                [(one, until_us) for one in old],
+                "DELETE FROM state WHERE message_id = ? AND absent_since_us IS NOT NULL",
+                [(one,) for one in old],
             )
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Remove the states of messages that were removed."""
+        with self._writing() as connection:
+            assert connection is not None
+            sql = "DELETE FROM state WHERE message_id = ?"
+            connection.executemany(sql, [(one,) for one in ids])
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -137,10 +202,19 @@ class StateFile:
             return connection.execute(sql, values).fetchall() if connection else []
 
     @contextmanager
-    def _writing(self) -> Iterator[apsw.Connection]:
-        with self._writer.use(is_created=True) as connection:
+    def _writing(self, *, is_waiting: bool = True) -> Iterator[apsw.Connection | None]:
+        """Commit what is written inside the block, durably. Unless `is_waiting`, provide None while
+        another process writes.
+        """
+        with self._writer.use(busy_ms=_BUSY_MS if is_waiting else 0) as connection:
             assert connection is not None
-            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except apsw.BusyError:
+                if is_waiting:
+                    raise
+                yield None
+                return
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -161,7 +235,9 @@ def _write(connection: apsw.Connection, states: Mapping[str, bytes]) -> None:
 class _Opened:
     """A connection to the file that is there now, opened with `open_file` at its first use."""
 
-    def __init__(self, path: Path, open_file: Callable[[Path], apsw.Connection | None]) -> None:
+    def __init__(
+        self, path: Path, open_file: Callable[[Path, int], apsw.Connection | None]
+    ) -> None:
         self.lock = threading.RLock()
         self.inode = 0
         self.opened = 0  # how often
@@ -171,11 +247,14 @@ class _Opened:
         self._is_reported = False  # the present trouble
 
     @contextmanager
-    def use(self, *, is_created: bool = False) -> Iterator[apsw.Connection | None]:
+    def use(self, *, busy_ms: int = _BUSY_MS) -> Iterator[apsw.Connection | None]:
         """Provide the connection, None without a file. Raises StoreUnavailableError."""
         with self.lock:
             try:
-                yield self._current(is_created=is_created)
+                connection = self._current(busy_ms)
+                if connection is not None:
+                    connection.set_busy_timeout(busy_ms)
+                yield connection
                 self._is_reported = False
             except (apsw.Error, OSError) as error:
                 if not self._is_reported:
@@ -191,8 +270,8 @@ class _Opened:
                 with suppress(apsw.Error):
                     connection.close()
 
-    def _current(self, *, is_created: bool) -> apsw.Connection | None:
-        if is_created:
+    def _current(self, busy_ms: int) -> apsw.Connection | None:
+        if self._open_file is _open_writer and not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o600))
         try:
             inode = self._path.stat().st_ino
@@ -201,24 +280,23 @@ class _Opened:
             return None
         if self._connection is None or inode != self.inode:
             self.close()
-            self._connection = self._open_file(self._path)
+            self._connection = self._open_file(self._path, busy_ms)
             self.inode = inode
             self.opened += 1
         return self._connection
 
 
-def _open_reader(path: Path) -> apsw.Connection | None:
+def _open_reader(path: Path, _busy_ms: int) -> apsw.Connection | None:
     """Return a connection that waits for no writer; None while the file has no schema yet."""
     connection = _connect(path, busy_ms=0)
-    if not _is_set_up(connection):
-        connection.close()
-        return None
-    connection.set_busy_timeout(_BUSY_MS)
-    return connection
+    if _is_set_up(connection):
+        return connection
+    connection.close()
+    return None
 
 
-def _open_writer(path: Path) -> apsw.Connection:
-    connection = _connect(path, busy_ms=_BUSY_MS)
+def _open_writer(path: Path, busy_ms: int) -> apsw.Connection:
+    connection = _connect(path, busy_ms=busy_ms)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns

@@ -21,7 +21,7 @@ def key(one: ReceivedEvent) -> tuple[Any, ...]:
 
 
 async def read_until_quiet(relay: RelayProcess, after: str, **options: Any) -> list[ReceivedEvent]:
-    """Return what is behind a cursor."""
+    """Return what is after a cursor."""
     found: list[ReceivedEvent] = []
     async with event_source(*relay.http, query={"after": after}, **options) as source:
         with suppress(TimeoutError):

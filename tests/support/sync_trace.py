@@ -4,7 +4,7 @@
         ... messages go in, as many at the same time as one likes ...
     assert trace.missing == 0 and trace.synced == 5
 
-What counts is a sync that began behind the last octet that came on the connection of the answer,
+What counts is a sync that began after the last octet that came on the connection of the answer,
 and that returned 0 before the answer was written. Raises CannotTraceError where strace is missing
 or may not attach. See RFC 5321 6.1 (what a 250 promises).
 """

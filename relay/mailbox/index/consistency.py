@@ -37,14 +37,13 @@ from relay.mailbox.index.rows import (
     IndexedMessage,
     StatData,
     read_row,
+    state_ids,
 )
 from relay.mailbox.index.update import directory_path, names_on_disk, path_of
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import (
     FLAGGED,
     SEEN,
-    MessageName,
-    id_of_name,
     is_draft_file,
     is_other,
     is_relay_name,
@@ -209,28 +208,20 @@ def _row_faults(
             yield f"the index has the id {row.message_id}"
 
 
-def state_ids(cursor: apsw.Cursor, folder_id: str) -> dict[str, tuple[str, ...]]:
+def state_ids_in(cursor: apsw.Cursor, folder_id: str) -> dict[str, tuple[str, ...]]:
     """Return the ids that have the states of a folder's messages, by file name and base name."""
     sql = "SELECT message_id, file_name FROM message JOIN folder ON folder = number WHERE id = ?"
     by_name, by_base = {}, {}
     for message_id, file_name in fetch(cursor, sql, (folder_id,)):
         if name := parse_name(os.fsdecode(file_name)):
-            by_name[name.file_name] = _state_ids(cursor, message_id, name)
+            by_name[name.file_name] = state_ids(cursor, message_id, name)
             by_base[name.base_name] = by_name[name.file_name]
     return by_base | by_name
 
 
-def _state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:
-    """Return a message's id, and that in its file's name unless another message has it."""
-    own_id, sql = id_of_name(name), "SELECT 1 FROM message WHERE message_id = ?"
-    if own_id in ("", message_id) or cursor.execute(sql, (own_id,)).fetchone():
-        return (message_id,)
-    return (message_id, own_id)
-
-
 def _has_right_state(cursor: apsw.Cursor, row: IndexedMessage, states: StateFile) -> bool:
     name = parse_name(os.fsdecode(row.location.file_name))
-    ids = _state_ids(cursor, row.message_id, name) if name else (row.message_id,)
+    ids = state_ids(cursor, row.message_id, name) if name else (row.message_id,)
     try:
         found = [states.find(one) for one in ids]
         return row.state in (found[0], reduce(united, found))

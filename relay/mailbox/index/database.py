@@ -21,7 +21,7 @@ import apsw
 from relay.mailbox.threads import QueryTimeLimit
 
 FILE_NAME = "relay-index"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 2000

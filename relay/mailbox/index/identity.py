@@ -150,6 +150,8 @@ class MessageMatcher:
             return True
         holder = self._table.by_id(claim.message_id)
         if holder is None:
+            if not claim.in_file_name and self._table.is_claimed(claim.message_id):
+                return False  # of a message that was removed, and had copies
             self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
             return True
         if not self._file_exists(holder.location):  # it moved after its old location was scanned

@@ -9,7 +9,7 @@ StoreError's children, and OSError when a mailbox cannot be read.
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,11 +35,18 @@ from relay.mailbox.index.query_sql import (
     read_page_token,
     sort_keys,
 )
-from relay.mailbox.index.rows import COLUMNS, FolderRow, IndexedMessage, read_row, select_rows
+from relay.mailbox.index.rows import (
+    COLUMNS,
+    FolderRow,
+    IndexedMessage,
+    read_row,
+    select_rows,
+    state_ids,
+)
 from relay.mailbox.index.update import directory_path
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import MessageFile, id_of_name, parse_name
-from relay.mailbox.message_state import MessageState, read_state
+from relay.mailbox.message_state import MessageState, encode_state, read_state
 from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.threads import QueryTimeLimit
@@ -52,6 +59,8 @@ from relay.mailbox.types import (
     FolderDeltaPage,
     NoSuchItemError,
     Precondition,
+    StoreError,
+    StoreUnavailableError,
     Usage,
 )
 
@@ -133,6 +142,7 @@ _COLUMNS = ", ".join(f"message.{one.strip()}" for one in COLUMNS.split(","))
 
 _OPEN_MAX = 64  # each has at most eight files open
 _IDS_AT_ONCE = 500
+_LOOKS_MAX = 10
 
 
 class Indexes:
@@ -309,19 +319,53 @@ class Indexes:
         with self._of(mailbox) as index:
             return index.run(operation)
 
-    def write_state(self, mailbox: Path, located: MessageFile, state: MessageState) -> None:
-        """Replace the state of a message, durably, also under the id that an index that is built
-        again may give it. Raises StoreUnavailableError.
-        """
+    def change_state(
+        self, mailbox: Path, located: MessageFile, make: Callable[[MessageState], MessageState]
+    ) -> tuple[MessageState, dict[str, bytes]]:
+        """Change the state of a message, durably, under all ids that the message's file may have.
+        Return it, and what restore_states() takes.
 
-        def is_free(cursor: apsw.Cursor) -> bool:
-            return next(select_rows(cursor, "WHERE message_id = ?", (own_id,)), None) is None
+        Raises what `make` raises, NoSuchItemError if the message vanishes or gets another id
+        meanwhile, StoreUnavailableError.
+        """
+        before: dict[str, bytes] = {}
+        state, base = located.state, encode_state(located.state)
+        with self._of(mailbox) as index:
+            try:
+                for _ in range(_LOOKS_MAX):
+                    ids = self.state_ids(mailbox, located.message_id)
+                    if before.keys() >= set(ids):
+                        return state, before
+                    state, old = index.states.change(ids, make, base=base)
+                    before = old | before  # another program may have moved the file
+                raise StoreUnavailableError("The message is moved faster than it can be changed.")
+            except StoreError:
+                if before:
+                    index.states.restore(before)
+                raise
+
+    def state_ids(self, mailbox: Path, message_id: str) -> tuple[str, ...]:
+        """Return the ids under which a message's state is stored. Raises NoSuchItemError."""
+
+        def operation(cursor: apsw.Cursor) -> tuple[str, ...]:
+            for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
+                name = parse_name(os.fsdecode(row.location.file_name))
+                assert name is not None
+                return state_ids(cursor, message_id, name)
+            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
 
         with self._of(mailbox) as index:
-            states, own_id = {located.message_id: state}, id_of_name(located.name)
-            if own_id not in ("", located.message_id) and index.run(is_free):
-                states[own_id] = state
-            index.states.write(states)
+            return index.run(operation)
+
+    def restore_states(self, mailbox: Path, states: Mapping[str, bytes]) -> None:
+        """Replace encoded states, durably; b"" is none. Raises StoreUnavailableError."""
+        with self._of(mailbox) as index:
+            index.states.restore(states)
+
+    def remove_states(self, mailbox: Path, ids: Sequence[str]) -> None:
+        """Remove the states of a removed message. Raises StoreUnavailableError."""
+        with self._of(mailbox) as index:
+            index.states.remove(ids)
 
     def write_states(self, mailbox: Path, states: Mapping[str, MessageState]) -> None:
         """Give new messages states, by their ids, durably. Raises StoreUnavailableError."""
@@ -352,7 +396,7 @@ class Indexes:
                 vanished.difference_update(
                     *((one.message_id, id_of_name(one.name)) for one in found)
                 )
-            index.states.expire(vanished, now_us=self._clock.time_us())
+            index.states.expire(vanished, now_us=self._clock.confirmed_us())
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
         """See MessageLists.changes()."""

@@ -7,8 +7,9 @@ OSError when the mailbox cannot be read. See docs/design.md 3.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +67,7 @@ class MailboxIndex:
         self._file_id = ""
         self._memory_until_s: float | None = None
         self._updater: IndexUpdater | None = None
+        self._settling = threading.Lock()
         self.content_lock = threading.Lock()  # one thread reads the content of messages
 
     @property
@@ -84,6 +86,36 @@ class MailboxIndex:
 
         Raises StoreUnavailableError.
         """
+        result = self._run(operation)
+        if self._updater is not None and self._updater.has_owed:
+            self._settle()
+        return result
+
+    def _settle(self) -> None:
+        """Store the states of messages that other programs have moved, unless a thread does."""
+        if not self._settling.acquire(blocking=False):
+            return
+        try:
+            with suppress(StoreUnavailableError):
+                while owed := self._run(self._owed):
+                    if not self.states.settle(owed):
+                        break  # the next call tries again
+                    self._run(partial(self._forget_owed, owed))
+        finally:
+            self._settling.release()
+
+    def _owed(self, cursor: apsw.Cursor) -> Sequence[tuple[tuple[str, ...], bytes]]:
+        assert self._updater is not None
+        return self._updater.owed(cursor)
+
+    def _forget_owed(
+        self, owed: Sequence[tuple[tuple[str, ...], bytes]], _cursor: apsw.Cursor
+    ) -> None:
+        with self.transaction() as cursor:
+            rows = [(" ".join(ids), state) for ids, state in owed]
+            cursor.executemany("DELETE FROM owed_state WHERE ids = ? AND state = ?", rows)
+
+    def _run(self, operation: Callable[[apsw.Cursor], _T]) -> _T:
         with self.lock:
             for _ in range(_ATTEMPTS):
                 try:

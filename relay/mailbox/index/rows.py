@@ -7,6 +7,7 @@ Raises apsw's exceptions.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any, Self
 
 import apsw
@@ -119,9 +120,10 @@ class MessageTable:
         self.now_us = now_us
         self._state_of = state_of
         self.is_first = is_first
-        self._cursor = cursor
+        self.cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
-        self.same_ids: list[tuple[str, ...]] = []  # of messages whose files have other names
+        # Ids that are one message, with the state that they are to have if they have none.
+        self.owed: list[tuple[tuple[str, ...], bytes]] = []
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
     def at(self, location: FileLocation) -> IndexedMessage | None:
@@ -139,7 +141,7 @@ class MessageTable:
         """Yield other messages with the same file as `row`, or whose file claims its id."""
         if self.is_first:
             return
-        found = self._cursor.execute(
+        found = self.cursor.execute(
             f"SELECT {COLUMNS} FROM message WHERE inode = ? UNION"
             f" SELECT {COLUMNS} FROM message WHERE claimed_id <> '' AND claimed_id = ?",
             (row.stat_data.inode, row.message_id),
@@ -160,7 +162,7 @@ class MessageTable:
         """Return the names of the files of a directory, with tcopied inodes."""
         where = "folder = ? AND in_new = ?"
         sql = f"SELECT file_name, inode FROM message WHERE {where}"
-        return dict(fetch(self._cursor, sql, (folder, in_new)))
+        return dict(fetch(self.cursor, sql, (folder, in_new)))
 
     def add(
         self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int
@@ -168,9 +170,12 @@ class MessageTable:
         """Insert a message."""
         uid = self._new_uid(received_at_us(message_id, file.stat_data.mtime_ns // 1000))
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation, uid=uid)
-        state = self._state_of(message_id)
-        if own_id := self._own_id(file.name, message_id):
-            state = united(state, self._state_of(own_id))
+        ids = self._state_ids(message_id, file.name)
+        state = reduce(united, map(self._state_of, ids))
+        if not (state or self.is_first) and (state := self._state_of_original(file, claimed_id)):
+            self.owed.append((ids[-1:], state))
+        elif len(ids) > 1:
+            self._owe(ids, state)
         row = replace(row, state=state)
         self._insert(row)
         self._append_change(ChangeKind.CREATED, row)
@@ -211,22 +216,33 @@ class MessageTable:
         elif set(row.flags) != set(copied.flags) or row.state != state:
             self._append_change(ChangeKind.UPDATED, copied)
 
-    def _own_id(self, name: MessageName, message_id: str) -> str:
-        """Return the id that an index that is built again may give the message's file, "" if that
-        is the same or another message has it.
+    def _state_of_original(self, file: ScannedFile, claimed_id: str) -> bytes:
+        """Return the state of the message of which another program has made a copy, if it has one:
+        the copy begins with it, as one that a client makes.
         """
-        own_id = id_of_name(name)
-        if own_id in ("", message_id) or self.by_id(own_id) is not None:
-            return ""
-        return own_id
+        if claimed_id and (row := self.by_id(claimed_id)) is not None:
+            return row.state
+        where = "inode = ? AND size_bytes = ? AND mtime_ns = ? AND state_bytes > 0"
+        stat_data = file.stat_data
+        row = self._one(where, (stat_data.inode, stat_data.size_bytes, stat_data.mtime_ns))
+        return row.state if row is not None else b""
 
     def _note_ids(self, row: IndexedMessage, before: str) -> None:
         """Note the ids of a message whose file has another name, and had the id `before`."""
         name = parse_name(os.fsdecode(row.location.file_name))
-        own_id = self._own_id(name, row.message_id) if name else ""
-        ids = tuple(dict.fromkeys(one for one in (row.message_id, before, own_id) if one))
-        if len(ids) > 1:
-            self.same_ids.append(ids)
+        ids = self._state_ids(row.message_id, name) if name else (row.message_id,)
+        self._owe(tuple(dict.fromkeys((*ids, before))), row.state)
+
+    def _owe(self, ids: tuple[str, ...], state: bytes) -> None:
+        if {self._state_of(one) for one in ids} != {state}:
+            self.owed.append((ids, state))
+
+    def _state_ids(self, message_id: str, name: MessageName) -> tuple[str, ...]:
+        return state_ids(self.cursor, message_id, name)
+
+    def is_claimed(self, message_id: str) -> bool:
+        """Return whether a copy's file claims that id."""
+        return self._one("claimed_id <> '' AND claimed_id = ?", (message_id,)) is not None
 
     def set_state(self, row: IndexedMessage, state: bytes, *, is_same_content: bool) -> None:
         """Record the state of a message. Unless `is_same_content` the message is read again."""
@@ -261,7 +277,7 @@ class MessageTable:
         if row.received_us == changed.received_us:
             changed = replace(changed, uid=row.uid)
             emptied = "" if is_same_content else ", content_level = 0"
-            self._cursor.execute(
+            self.cursor.execute(
                 f"UPDATE message SET {_ALL} = {_MARKS}{emptied} WHERE uid = ?",
                 (*self._values(changed), row.uid),
             )
@@ -272,10 +288,10 @@ class MessageTable:
         return changed
 
     def _insert(self, row: IndexedMessage) -> None:
-        self._cursor.execute(f"INSERT INTO message {_ALL} VALUES {_MARKS}", self._values(row))
+        self.cursor.execute(f"INSERT INTO message {_ALL} VALUES {_MARKS}", self._values(row))
 
     def _delete(self, row: IndexedMessage) -> None:
-        self._cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
+        self.cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
 
     def _values(self, row: IndexedMessage) -> tuple[Any, ...]:
         state = read_state(row.state)
@@ -303,7 +319,7 @@ class MessageTable:
         at_us = self._full_us.get(received_us, received_us)
         while True:
             first = at_us * UIDS_PER_US
-            last = self._cursor.execute(
+            last = self.cursor.execute(
                 "SELECT max(uid) FROM message WHERE uid >= ? AND uid < ?",
                 (first, first + UIDS_PER_US),
             ).get
@@ -321,7 +337,7 @@ class MessageTable:
     ) -> None:
         if not self.is_first:
             append_change(
-                self._cursor,
+                self.cursor,
                 kind,
                 row.message_id,
                 folder_id=self._folders[row.location.folder].id,
@@ -329,7 +345,17 @@ class MessageTable:
             )
 
     def _one(self, where: str, values: Sequence[Any]) -> IndexedMessage | None:
-        return next(select_rows(self._cursor, f"WHERE {where} LIMIT 1", values), None)
+        return next(select_rows(self.cursor, f"WHERE {where} LIMIT 1", values), None)
+
+
+def state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:
+    """Return the ids under which a message's state is stored: its own, and that which an index that
+    is built again may give the file with this name, unless another message has it.
+    """
+    own_id, sql = id_of_name(name), "SELECT 1 FROM message WHERE message_id = ?"
+    if own_id in ("", message_id) or cursor.execute(sql, (own_id,)).fetchone():
+        return (message_id,)
+    return (message_id, own_id)
 
 
 def select_rows(

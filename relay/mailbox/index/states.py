@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import apsw
 
-from relay.mailbox.index.database import fetch
 from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, search_key
 from relay.mailbox.index.rows import IndexedMessage, MessageTable
 from relay.mailbox.message_state import MessageState, read_state
@@ -35,18 +34,14 @@ def forget_position(cursor: apsw.Cursor) -> None:
     cursor.execute("DELETE FROM meta WHERE name = ?", (_NAME,))
 
 
-def copy_states(
-    cursor: apsw.Cursor,
-    table: MessageTable,
-    states: Mapping[str, bytes],
-    *,
-    position: StatePosition,
-    is_all: bool,
-) -> None:
-    """Record states; with `is_all` there are no others. They are those up to `position`."""
-    if is_all:
-        known = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
-        states = {message_id: b"" for (message_id,) in known} | dict(states)
+def record_position(cursor: apsw.Cursor, position: StatePosition) -> None:
+    """Record that the states up to `position` were copied."""
+    value = f"{position.inode}.{position.version}"
+    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_NAME, value))
+
+
+def copy_states(table: MessageTable, states: Mapping[str, bytes]) -> None:
+    """Record the states of messages; b"" is none."""
     for message_id, state in states.items():
         row = table.by_id(message_id)
         if row is not None and row.state != state:
@@ -54,9 +49,7 @@ def copy_states(
             is_adapted = not _must_be_read(before, after)
             table.set_state(row, state, is_same_content=is_adapted)
             if is_adapted:
-                _adapt_content(cursor, row, after)
-    value = f"{position.inode}.{position.version}"
-    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_NAME, value))
+                _adapt_content(table.cursor, row, after)
 
 
 def _must_be_read(before: MessageState, after: MessageState) -> bool:
@@ -76,13 +69,16 @@ def _adapt_content(cursor: apsw.Cursor, row: IndexedMessage, state: MessageState
     read = "SELECT 1 FROM message WHERE uid = ? AND content_level >= ?"
     if not cursor.execute(read, (row.uid, HEADER_LEVEL)).get:
         return
-    columns: dict[str, str | int] = {"modified_us": state.modified_us}
+    columns: dict[str, str | int] = {}
     if state.importance is not None:
         columns["importance"] = RANKS.get(state.importance, RANKS["normal"])
     if found_class := _class(state):
         columns["class_key"] = search_key(found_class)
-    changed = ", ".join(f"{name} = ?" for name in columns)
-    cursor.execute(f"UPDATE message SET {changed} WHERE uid = ?", (*columns.values(), row.uid))
+    changed = "".join(f", {name} = ?" for name in columns)
+    cursor.execute(
+        f"UPDATE message SET modified_us = max(modified_us, ?){changed} WHERE uid = ?",
+        (state.modified_us, *columns.values(), row.uid),
+    )
     if state.categories is not None:
         kind = str(Collection.CATEGORIES)
         cursor.execute("DELETE FROM item WHERE uid = ? AND kind = ?", (row.uid, kind))

@@ -33,11 +33,11 @@ from relay.mailbox.index.rows import (
     ScannedFile,
     StatData,
 )
-from relay.mailbox.index.states import copy_states, forget_position, known_position
+from relay.mailbox.index.states import copy_states, forget_position, known_position, record_position
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.message_file import is_relay_name, parse_name
-from relay.mailbox.state_file import StateFile
+from relay.mailbox.state_file import StateFile, StatePosition
 from relay.mailbox.types import Folder, StoreUnavailableError
 
 
@@ -132,6 +132,7 @@ _FILES_AT_ONCE = 1000
 _NO_TIME = -1
 _BY_NAME = -2
 _INCOMPLETE_MAX = 100
+_OWED_AT_ONCE = 1000
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
@@ -177,6 +178,8 @@ class IndexUpdater:
         # or _BY_NAME if there were events since.
         self._pending_times: dict[Directory, int] = {}
         self._superseded: list[FileLocation] = []
+        self._is_state_unread = False  # one was not readable when its message was found
+        self.has_owed = True  # there may be entries in owed_state
         self._incomplete: tuple[Path, ...] = ()  # directories that may become folders
 
     def build(self, cursor: apsw.Cursor, is_stopping: Callable[[], bool]) -> None:
@@ -191,6 +194,9 @@ class IndexUpdater:
 
         self._update_folders(cursor)
         table = self._table(cursor, is_first=True)
+        position = StatePosition()
+        with suppress(StoreUnavailableError):
+            position = self._states.position()
         foreign: list[FileLocation] = []
         times = {}
         for directory, path in self._directories():
@@ -205,6 +211,9 @@ class IndexUpdater:
         for some in _batched(foreign):
             check()
             self._match_files(table, scan(table, self.folders, some))
+        self._store_owed(cursor, table)
+        if not self._is_state_unread:
+            record_position(cursor, position)
         self._store_times(cursor, _ScanScope(times=times))
 
     def run(self, cursor: apsw.Cursor) -> None:
@@ -239,11 +248,35 @@ class IndexUpdater:
             known, position = known_position(cursor), self._states.position()
             if position != known:
                 is_all = position.inode != known.inode or position.version < known.version
-                states = self._states.since(0 if is_all else known.version)
+                at = (0 if is_all else known.version + 1, "")
+                while found := self._states.since(*at):
+                    self._record_states({one: state for _, one, state in found})
+                    at = found[-1][:2]
+                if is_all:
+                    self._record_states(dict.fromkeys(self._without_state(cursor), b""))
                 with self._transaction() as writing:
-                    table = self._table(writing)
-                    copy_states(writing, table, states, position=position, is_all=is_all)
+                    record_position(writing, position)
             self._states_mark = mark
+
+    def _record_states(self, states: Mapping[str, bytes]) -> None:
+        with self._transaction() as writing:
+            copy_states(self._table(writing), states)
+
+    def _without_state(self, cursor: apsw.Cursor) -> list[str]:
+        """Return the messages that have a state here, and none in the file."""
+        rows = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
+        return [message_id for (message_id,) in rows if not self._states.find(message_id)]
+
+    def owed(self, cursor: apsw.Cursor) -> list[tuple[tuple[str, ...], bytes]]:
+        """Return some of the ids whose states are to be made one."""
+        rows = fetch(cursor, f"SELECT ids, state FROM owed_state LIMIT {_OWED_AT_ONCE}")
+        self.has_owed = bool(rows)
+        return [(tuple(ids.split()), state) for ids, state in rows]
+
+    def _store_owed(self, cursor: apsw.Cursor, table: MessageTable) -> None:
+        self.has_owed |= bool(table.owed)
+        rows = [(" ".join(ids), state) for ids, state in table.owed]
+        cursor.executemany("INSERT OR REPLACE INTO owed_state VALUES (?, ?)", rows)
 
     # -- what to scan
 
@@ -338,8 +371,7 @@ class IndexUpdater:
             with self._transaction() as writing:
                 table = self._table(writing)
                 self._match_files(table, self._scan_until_stable(writing, table, scope))
-                with suppress(StoreUnavailableError):  # they are in this index
-                    self._states.unite(table.same_ids)
+                self._store_owed(writing, table)
         scope.times |= scope.directories
 
     def _scan_until_stable(
@@ -402,7 +434,7 @@ class IndexUpdater:
                 return self._states.find(message_id)
             except StoreUnavailableError:
                 forget_position(cursor)
-                self._states_mark = None
+                self._states_mark, self._is_state_unread = None, True
                 return b""
 
         return MessageTable(

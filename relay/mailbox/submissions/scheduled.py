@@ -106,12 +106,39 @@ class ScheduledSends:
 
     def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
         """Remove a submission from deferred/, durably. Raises BeingSentError."""
-        at = rfc3339(self._clock.time_us())
-        self._log.remark(
-            submission.submission_id,
-            {"cancelled": at, "reason": reason},
-            account=submission.account,
-        )
+        self.note_cancelled(submission, reason)
+        self._remove(submission)
+
+    def cancel_for(self, submission: PendingSubmission, file: Path) -> None:
+        """Cancel a submission because its draft is changed to `file`, durably.
+
+        The caller then puts the file into its folder, and calls finish_replace() and
+        note_cancelled(); after a crash in between, the next start does all of it. Raises
+        BeingSentError.
+        """
+        marker = self._directory.preparing / f"{submission.submission_id}+"
+        remove(marker)  # left by a failure
+        self._directory.prepare(file, marker.name)
+        self._remove(submission)
+
+    def undo_cancel(self, submission: PendingSubmission, file: Path) -> None:
+        """Undo cancel_for(): `file` is the message to send again."""
+        SYNC_FAILURES.begin()
+        if not submission.path.exists():
+            spare = self._directory.preparing / f"{submission.submission_id}~"
+            remove(spare)
+            self._directory.prepare(file, spare.name)
+            spare.rename(submission.path)
+            self._directory.sync_scheduled()
+            self._on_scheduled(submission)
+        self.finish_replace(submission)
+
+    def note_cancelled(self, submission: PendingSubmission, reason: str) -> None:
+        """Record that a submission is cancelled."""
+        detail = {"cancelled": rfc3339(self._clock.time_us()), "reason": reason}
+        self._log.remark(submission.submission_id, detail, account=submission.account)
+
+    def _remove(self, submission: PendingSubmission) -> None:
         try:
             submission.path.unlink()
         except FileNotFoundError:

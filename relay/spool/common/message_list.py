@@ -1,4 +1,4 @@
-"""Read a page of the message list, and what its rows show; find what is behind a cursor.
+"""Read a page of the message list, and what its rows show; find what is after a cursor.
 
 A page begins at a place, so that its cost does not grow with the number of newer messages. Each
 query is bounded; what a page did not reach is on the next one.

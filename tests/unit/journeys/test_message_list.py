@@ -1,4 +1,4 @@
-"""The message list over a real spool and submission log: its pages, and what is behind a cursor."""
+"""The message list over a real spool and submission log: its pages, and what is after a cursor."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path

@@ -8,6 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from relay.crashpoints import CrashPoint
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.state_file import FILE_NAME
 from relay.mailbox.types import (
@@ -20,7 +21,7 @@ from relay.mailbox.types import (
 )
 from relay.message.properties import ExtendedProperty
 from tests.support.vfs import FaultyDisk
-from tests.unit.mailbox.test_scheduled_sends import until
+from tests.unit.mailbox.test_scheduled_sends import Die, blocking, until
 
 ALICE = "alice@example.test"
 LONG = ExtendedProperty("String 0x3001", ("v" * 70_000,))
@@ -145,16 +146,65 @@ async def test_a_send_is_cancelled_only_if_its_draft_is_changed(place, home, sto
     assert not waiting.path.exists()
 
 
+@pytest.mark.parametrize("failing", ["draft", "cancellation"])
+async def test_a_send_stays_scheduled_if_the_change_that_cancels_it_fails(
+    place, home, store, draft, monkeypatch, failing
+):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    sync, before = store._syncs.sync, await store.messages.get(ALICE, waiting.draft_id)
+    octets = waiting.path.read_bytes()
+
+    def broken(directory=None):
+        if directory is None or directory.parent.name == ".Drafts":
+            raise OSError(errno.EIO, "broken")
+        sync(directory)
+
+    with monkeypatch.context() as patched:
+        if failing == "draft":
+            patched.setattr(store._syncs, "sync", broken)
+        else:
+            patched.setattr(store._scheduled._directory, "sync_preparing", broken)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.update(
+                ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
+            )
+    assert facts(await store.messages.get(ALICE, waiting.draft_id)) == facts(before)
+    assert waiting.path.read_bytes() == octets
+    assert place.left_over() == []
+
+
+async def test_a_kill_when_a_send_is_cancelled_leaves_the_changed_draft(place, store, draft):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    store._scheduled._reached = Die(CrashPoint.SUBMISSION_CANCELLED).reached
+    with pytest.raises(KeyboardInterrupt):
+        blocking(store.messages.update)(
+            ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
+        )
+    again = place.store()
+    await again.submissions.remove_unfinished()
+    shown = await again.messages.get(ALICE, waiting.draft_id)
+    assert (shown.properties.subject, shown.properties.extended) == ("after", ())
+    assert not waiting.path.exists()
+    assert (len(place.files(".Drafts")), place.left_over()) == (1, [])
+
+
 async def test_a_rename_by_a_mail_program_does_not_fail_the_condition(
     home, store, mail, monkeypatch
 ):
-    write_state = store._index.write_state
+    change_state = store._index.change_state
 
     def then_renamed(mailbox, located, state):
-        write_state(mailbox, located, state)
+        changed = change_state(mailbox, located, state)
         located.path.rename(home / "cur/1600000000.M1.h:2,RS")
+        return changed
 
-    monkeypatch.setattr(store._index, "write_state", then_renamed)
+    monkeypatch.setattr(store._index, "change_state", then_renamed)
     change = MessageChange(state={"importance": "high"})
     condition = Precondition(change_keys=frozenset({mail.change_key}))
     changed = await store.messages.update(ALICE, mail.id, change, condition=condition)
@@ -185,10 +235,13 @@ async def test_no_reader_waits_for_the_fsync_of_a_change(place, home, store, mai
         again.close()
 
 
-async def test_no_reader_waits_for_another_process_that_writes(place, home, store, mail):
+@pytest.mark.parametrize("is_moved", [False, True])
+async def test_no_reader_waits_for_another_process_that_writes(place, home, store, mail, is_moved):
     other = apsw.Connection(str(home / FILE_NAME))
     other.execute("BEGIN IMMEDIATE")
     again = place.store()
+    if is_moved:
+        mail.path.rename(home / ".Archive/cur/1700000000.M9.h:2,S")
     try:
         # real time: SQLite's wait for the lock of another process is 5 s
         shown = await asyncio.wait_for(again.messages.get(ALICE, mail.id), 3)
@@ -196,3 +249,10 @@ async def test_no_reader_waits_for_another_process_that_writes(place, home, stor
     finally:
         other.execute("ROLLBACK")
         other.close()
+    for one in place.stores:
+        await one.messages.get(ALICE, mail.id)  # what the move left to do is done now
+        one.close()
+    for path in home.glob("relay-index*"):
+        path.unlink()
+    [found] = (await place.store().lists.query(ALICE, MessageQuery())).messages
+    assert found.properties.categories == ("Red",)

@@ -84,7 +84,8 @@ def test_several_processes_create_and_write_it(tmp_path: Path) -> None:
     first.write({"m2": MessageState(importance="high")})
     assert second.mark() != before
     assert second.position() == first.position()
-    assert second.since(1).keys() == {"m2"}
+    assert [one[:2] for one in second.since(2)] == [(2, "m2")]
+    assert second.since(2, "m2") == []
     second.write({"m1": MessageState()})
     assert (first.find("m1"), first.find("m3")) == (b"", b"")
     first.close()

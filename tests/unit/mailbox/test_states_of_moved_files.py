@@ -3,10 +3,19 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from relay.mailbox.message_state import MessageState, encode_state, read_state, united
-from relay.mailbox.query import MessageQuery
+from relay.mailbox.message_state import (
+    MessageState,
+    changed_state,
+    encode_state,
+    read_state,
+    united,
+)
+from relay.mailbox.query import Compare, MessageQuery, Operator, Property
+from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import MessageChange
+from relay.message.properties import ExtendedProperty
 
 ALICE = "alice@example.test"
 MIME = b"From: bob@a.test\r\nSubject: order\r\n\r\nbody\r\n"
@@ -84,20 +93,35 @@ async def test_what_was_changed_of_both_files_of_a_move_is_kept(place, home, sto
 
 
 @pytest.mark.parametrize(
-    ("mime", "other"),
-    [(MIME, "1600000000.M1.h:2,S"), (MIME, "17.M2.h:2,"), (RELAYED, "17.M2.h:2,")],
+    ("mime", "other", "is_like_original"),
+    [
+        (MIME, "1600000000.M1.h:2,S", False),
+        (MIME, "17.M2.h:2,", False),
+        (RELAYED, "17.M2.h:2,", True),
+    ],
 )
-async def test_a_copy_that_stays_has_a_state_of_its_own(place, home, store, mime, other):
+async def test_a_copy_that_stays_has_a_state_of_its_own(
+    place, home, store, mime, other, is_like_original
+):
+    """It begins with that of its original, where that is known, as a copy by Graph does."""
     (home / "cur/1600000000.M1.h:2,S").write_bytes(mime)
-    await store.messages.update(ALICE, (await only(store)).id, RED)
+    mail = await only(store)
+    await store.messages.update(ALICE, mail.id, RED)
+    await only(store)
+    place.clock.advance(61)
     (home / ".Archive/cur" / other).write_bytes(mime)
     copy = await only(store, "archive")
-    assert copy.properties.categories == ()
+    expected = ("Red",) if is_like_original else ()
+    assert copy.properties.categories == expected
     await store.messages.update(ALICE, copy.id, HIGH)
     for one in (store, place.store()):
         first, second = await only(one, "inbox"), await only(one, "archive")
         assert (first.properties.categories, first.properties.importance) == (("Red",), "normal")
-        assert (second.properties.categories, second.properties.importance) == ((), "high")
+        assert (second.properties.categories, second.properties.importance) == (expected, "high")
+    await store.messages.delete(ALICE, mail.id, permanently=True)
+    assert set(StateFile(home).ids()) == {copy.id}
+    for one in stores_then(place, home):
+        assert (await only(one)).properties.categories == expected
 
 
 async def test_the_state_of_a_moved_file_does_not_expire(place, home, store, draft):
@@ -125,6 +149,61 @@ async def test_a_move_while_states_cannot_be_written_is_seen(home, store):
     file.rename(home / ".Archive/cur/1700000000.M9.h:2,S")
     found = await only(store, "archive")
     assert (found.id, found.properties.categories) == (mail.id, ("Red",))
+
+
+async def test_a_patch_during_a_move_is_stored_for_the_moved_file(place, home, store):
+    file = home / "cur/1600000000.M1.h:2,S"
+    file.write_bytes(MIME)
+    mail = await only(store)
+    change = StateFile.change
+
+    def moved_meanwhile(self, *args, **named):
+        if file.exists():
+            file.rename(home / ".Archive/cur/1700000000.M9.h:2,S")
+        return change(self, *args, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StateFile, "change", moved_meanwhile)
+        await store.messages.update(ALICE, mail.id, RED)
+    for one in stores_then(place, home):
+        assert (await only(one)).properties.categories == ("Red",)
+
+
+async def test_a_copy_of_a_copy_is_not_the_message_that_was_removed(place, home, store):
+    first = home / "cur/1600000000.M1.h:2,S"
+    first.write_bytes(RELAYED)
+    mail = await only(store)
+    await store.messages.update(ALICE, mail.id, RED)
+    (home / ".Archive/cur/17.M2.h:2,S").write_bytes(RELAYED)
+    copy = await only(store, "archive")
+    await store.messages.update(ALICE, copy.id, MessageChange(state={"categories": ()}))
+    place.clock.advance(61)  # before that it is taken for a move
+    await store.messages.delete(ALICE, mail.id, permanently=True)
+    assert (await only(store)).id == copy.id
+    (home / ".Sent/cur/18.M3.h:2,S").write_bytes(RELAYED)
+    again = await only(store, "sentitems")
+    assert again.id not in (mail.id, copy.id)
+    assert again.properties.categories == ()
+
+
+def test_two_large_states_become_one_or_the_later():
+    half = MessageState(categories=("c" * 40_000,), modified_us=1)
+    other = MessageState(
+        is_other=True, extended=(ExtendedProperty("String 0x3001", ("v" * 40_000,)),)
+    )
+    other = replace(other, modified_us=2)
+    one = read_state(united(encode_state(half), encode_state(other)))
+    assert (one.categories, one.extended) == (half.categories, other.extended)
+    huge = replace(other, extended=(ExtendedProperty("String 0x3001", ("v" * 100_000,)),))
+    assert read_state(united(encode_state(half), encode_state(huge))) == huge
+
+
+def test_a_flag_that_was_cleared_later_stays_cleared():
+    done = changed_state(MessageState(), {"is_complete": True, "due_us": 5}, now_us=1)
+    cleared = changed_state(done, {"is_complete": False, "due_us": None}, now_us=2)
+    red = changed_state(done, {"categories": ("Red",)}, now_us=3)
+    one = read_state(united(encode_state(cleared), encode_state(red)))
+    assert (one.is_complete, one.due_us, one.categories) == (False, None, ("Red",))
 
 
 def test_of_two_states_the_later_value_counts():
@@ -164,3 +243,38 @@ async def test_new_mime_replaces_what_clients_had_changed_before_it_was_a_draft(
     await arrival.write(b"Subject: new\r\nImportance: low\r\n\r\nbody\r\n")
     assert (await arrival.finish()).properties.importance == "low"
     assert (await store.messages.get(ALICE, mail.id)).properties.importance == "low"
+
+
+async def test_what_was_changed_of_a_copy_counts_if_its_original_vanishes_unseen(
+    place, home, store
+):
+    file, copy = home / "cur/1600000000.M1.h:2,S", home / ".Archive/cur/1700000000.M9.h:2,S"
+    file.write_bytes(RELAYED)
+    mail = await only(store)
+    await store.messages.update(ALICE, mail.id, RED)
+    place.clock.advance(1)
+    copy.write_bytes(RELAYED)
+    await store.messages.update(ALICE, (await only(store, "archive")).id, HIGH)
+    stores = stores_then(place, home)
+    next(stores)
+    next(stores)
+    file.unlink()
+    again = next(stores)
+    for _ in range(2):
+        found = await only(again)
+        assert (found.id, found.properties.importance) == (mail.id, "high")
+        assert found.properties.categories == ("Red",)
+
+
+async def test_a_state_does_not_make_a_newer_file_older(place, home, store):
+    file = home / "cur/1600000000.M1.h:2,S"
+    file.write_bytes(MIME)
+    mail = await only(store)
+    newer = MessageQuery(condition=Compare(Property.MODIFIED, Operator.GT, mail.modified_us - 1))
+    assert len((await store.lists.query(ALICE, newer)).messages) == 1
+    other = StateFile(home)
+    other.write({mail.id: MessageState(importance="high", modified_us=5)})
+    other.close()
+    assert (await only(store)).modified_us == mail.modified_us
+    newer = MessageQuery(condition=Compare(Property.MODIFIED, Operator.GT, mail.modified_us - 1))
+    assert len((await store.lists.query(ALICE, newer)).messages) == 1
