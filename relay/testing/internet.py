@@ -110,7 +110,7 @@ class InternetScenario:
 
     async def wait(self, domain: str, wanted: Wanted, timeout_s: float) -> RemoteMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
-        changes = self.running.relay.daemon.base.changes
+        changes, observer = self.running.relay.daemon.base.changes, self.running.observer
         deadline_s = asyncio.get_running_loop().time() + timeout_s  # real time: a test waits
         while True:
             count = changes.count
@@ -118,16 +118,13 @@ class InternetScenario:
             for one in found:
                 if one.key not in self._taken and wanted.matches_values(one.subject, [one.sender]):
                     self._taken.add(one.key)
-                    self.running.observer.saw(one.queue_id)
+                    observer.saw(one.queue_id)
                     return one
-            try:
-                async with asyncio.timeout_at(deadline_s):  # real time: as above
-                    await changes.wait_beyond(count)
-            except TimeoutError:
+            if not await observer.changed(count, deadline_s):
                 break
         lines = [f"Received by the hosts of {domain}: {len(found) or 'nothing'}"]
         lines += [f"  {one.line()}" for one in found[-_SHOWN_MAX:]]
-        text = timeout_text(wanted, timeout_s, await self.running.observer.observed())
+        text = timeout_text(wanted, timeout_s, await observer.observed())
         raise WaitTimeout("\n".join([text, "", *lines]))
 
     async def check(self, timeout_s: float) -> None:

@@ -6,27 +6,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage, MIMEPart
-from email.message import Message as Fields
-from email.parser import Parser
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from relay.journeys.document import Journey
+from relay.message.content import MemoryOctets
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
+from relay.mime.read_report import read_remote_report
 
 WAIT_S = 10.0  # unless a test says another one
-_STATUS = (
-    "message/delivery-status",
-    "message/global-delivery-status",
-    "message/disposition-notification",
-    "message/global-disposition-notification",
-)
-_DISPOSITIONS = {"displayed": "read", "deleted": "notread"}
-_RETURNED = ("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers")
+_TEXT_SHOWN_MAX = 400
+_ACTIONS = {"failure": "failed", "read": "", "notread": ""}  # the others are named as their kind
 # Python's parser fails for some header fields that are malformed.
 _FAULTS = (AttributeError, IndexError, LookupError, TypeError, ValueError)
-_parser = Parser()
 _Found = TypeVar("_Found")
 
 
@@ -47,65 +40,21 @@ class Bounce:
     eml: EmailMessage = field(repr=False, compare=False)
 
 
-def read_reports(report: EmailMessage) -> list[Bounce]:
-    """Return what a report or a read receipt says; nothing for another message."""
+def read_reports(content: bytes, eml: EmailMessage, *, about: str = "") -> list[Bounce]:
+    """Return what a report or a read receipt says; nothing for another message.
+
+    With `about`, only what a report says of the message with this Message-ID.
+    """
+    report = read_remote_report(MemoryOctets(content))
+    if report is None or (about and report.message_id.strip("<>") != about.strip("<>")):
+        return []
     return [
         Bounce(
-            recipient=_value(fields, "Final-Recipient") or _value(fields, "Original-Recipient"),
-            kind=_kind(fields),
-            action=str(fields.get("Action", "")).strip().lower(),
-            status=str(fields.get("Status", "")).strip(),
-            reply=" ".join(_value(fields, "Diagnostic-Code").split()),
-            eml=report,
+            one.final or one.original, one.kind, _ACTIONS.get(one.kind, one.kind), one.status,
+            one.reply, eml,
         )
-        for fields in _groups(report)
-        if _kind(fields)
-    ]
-
-
-def _kind(fields: Fields) -> str:
-    """Return the kind of a group of fields, "" if it is about no recipient."""
-    action = str(fields.get("Action", "")).strip().lower()
-    disposition = str(fields.get("Disposition", "")).rpartition(";")[2].partition("/")[0]
-    if not action:
-        return _DISPOSITIONS.get(disposition.strip().lower(), "")
-    return "failure" if action == "failed" else action
-
-
-def original_message_id(report: EmailMessage) -> str:
-    """Return the Message-ID of the message that a report is about, "" if it does not say."""
-    for part in report.walk():
-        if part.get_content_type() in _RETURNED:
-            found = _parser.parsestr(_content(part), headersonly=True).get("Message-ID")
-            if found:
-                return str(found).strip()
-    of_receipt = (str(one.get("Original-Message-ID", "")) for one in _groups(report))
-    return next(filter(None, of_receipt), str(report.get("In-Reply-To", ""))).strip()
-
-
-def _groups(report: EmailMessage) -> Iterator[Fields]:
-    """Yield the groups of fields of a report, that about the message first."""
-    if report.get_content_type() != "multipart/report":
-        return
-    for part in report.walk():
-        if part.get_content_type() in _STATUS:
-            for group in _content(part).strip("\n").split("\n\n"):
-                yield _parser.parsestr(group, headersonly=True)
-
-
-def _content(part: Fields) -> str:
-    """Return the text of a part, however the parser of Python has read it."""
-    _, _, body = part.as_bytes().replace(b"\r\n", b"\n").partition(b"\n\n")
-    return body.decode("utf-8", "replace")
-
-
-def _value(fields: Fields, name: str) -> str:
-    """Return the value of a field without its type, as in "rfc822; bob@example.org"."""
-    text = str(fields.get(name, ""))
-    return text.partition(";")[2].strip() if ";" in text else text.strip()
-
-
-_TEXT_SHOWN_MAX = 400
+        for one in report.claims
+    ]  # fmt: skip
 
 
 class MessageSource(Protocol):
@@ -271,7 +220,7 @@ class Message:
     @property
     def reports(self) -> Sequence[Bounce]:
         """As `bounces`, and what read receipts say."""
-        return read_reports(self.eml) or self._source.reports()
+        return read_reports(self.source, self.eml) or self._source.reports()
 
     def wait_for_bounce(self, timeout: float = WAIT_S) -> Bounce:
         """Return what the report says that it could not be delivered, for the first recipient.
@@ -280,7 +229,7 @@ class Message:
         report. Of a message that is a report itself, what that says.
         """
         __tracebackhide__ = True
-        failed = (one for one in read_reports(self.eml) if one.action == "failed")
+        failed = (one for one in read_reports(self.source, self.eml) if one.action == "failed")
         return next(failed, None) or self._source.wait_for_bounce(timeout)
 
     def _body(self, kind: str) -> str:

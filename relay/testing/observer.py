@@ -15,7 +15,7 @@ from relay.journeys.document import Journey
 from relay.journeys.message_search import MessageSearch
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
-from relay.testing.message import Bounce, original_message_id, read_reports
+from relay.testing.message import Bounce, read_reports
 from relay.testing.waiting import (
     Observed,
     WaitTimeout,
@@ -51,13 +51,9 @@ class Observer:
         """Note a message that the test sent itself."""
         self._sent.add(graph_id)
 
-    def seen(self, arrival: ArrivedMessage) -> None:
-        """Note a message that the test has seen."""
-        self._seen.add(arrival.copy.name)
-
-    def saw(self, queue_id: str) -> None:
-        """Note the message with this queue id."""
-        self._seen.add(queue_id)
+    def saw(self, name: str) -> None:
+        """Note a message that the test has seen, by its queue id or MessageCopy.name."""
+        self._seen.add(name)
 
     async def journey(self, key: str) -> Journey | None:
         """Return the journey of a message, None for one that is not known."""
@@ -81,12 +77,9 @@ class Observer:
             for arrival in await self.arrivals(wanted.address):
                 if arrival.copy.key not in self._taken and wanted.matches(arrival):
                     self._taken.add(arrival.copy.key)
-                    self.seen(arrival)
+                    self.saw(arrival.copy.name)
                     return arrival
-            try:
-                async with asyncio.timeout_at(deadline_s):  # real time: as above
-                    await self._daemon.base.changes.wait_beyond(count)
-            except TimeoutError:
+            if not await self.changed(count, deadline_s):
                 break
         raise WaitTimeout(timeout_text(wanted, timeout_s, await self.observed()))
 
@@ -103,18 +96,27 @@ class Observer:
                 return bounces[0]
             if seconds is None:  # all has ended, its report too
                 break
+            if journey is not None and not journey.is_there:
+                if not await self.changed(count, deadline_s):
+                    break
+                continue
             try:
-                if journey is None or journey.is_there:
-                    left_s = deadline_s - loop.time()  # real time: as above
-                    await self._relay.settle(max(0.0, left_s))
-                    seconds = None
-                    continue
-                async with asyncio.timeout_at(deadline_s):  # real time: as above
-                    await self._daemon.base.changes.wait_beyond(count)
-            except (TimeoutError, UnsettledError):
+                left_s = deadline_s - loop.time()  # real time: as above
+                await self._relay.settle(max(0.0, left_s))
+            except UnsettledError:
                 break
+            seconds = None
         actions = [one.action for one in bounces]
         raise WaitTimeout(no_bounce_text(journey, seconds=seconds, actions=actions))
+
+    async def changed(self, count: int, deadline_s: float) -> bool:
+        """Wait until more than `count` changes have happened; False: the deadline came first."""
+        try:
+            async with asyncio.timeout_at(deadline_s):  # real time: a test waits
+                await self._daemon.base.changes.wait_beyond(count)
+        except TimeoutError:
+            return False
+        return True
 
     async def settle(self, timeout_s: float) -> None:
         """Return when nothing is queued, due or in progress; raise WaitTimeout."""
@@ -173,13 +175,10 @@ class Observer:
         found: list[Bounce] = []
         if journey is None or not journey.message_id or not journey.sender:
             return found
-        message_id = journey.message_id
         for arrival in await self.arrivals(journey.sender):
-            reports = read_reports(arrival.copy.eml)
-            if reports and original_message_id(arrival.copy.eml).strip("<>") == message_id.strip(
-                "<>"
-            ):
-                self.seen(arrival)
+            copy = arrival.copy
+            if reports := read_reports(copy.content, copy.eml, about=journey.message_id):
+                self.saw(copy.name)
                 found += reports
         return sorted(found, key=lambda one: one.action != "failed")
 

@@ -110,7 +110,7 @@ class RunningRelay:
         await self.rest()
         found = await self.observer.arrivals(address)
         for one in found:
-            self.observer.seen(one)
+            self.observer.saw(one.copy.name)
         return [self._message(one, settles=settles) for one in found]
 
     async def rest(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.testing.message import Message, original_message_id, read_reports
+from relay.testing.message import Message, read_reports
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -139,9 +139,12 @@ def test_delivery_reports_are_read(name, expected):
 @pytest.mark.parametrize("name", ["mixed", "headers"])
 def test_a_report_names_the_original(name):
     report = message((GOLDEN / f"report-{name}.eml").read_bytes())
-    assert original_message_id(report.eml) == "<orig-123@example.com>"
+    about = "<orig-123@example.com>"
+    assert read_reports(report.source, report.eml, about=about) == report.bounces
+    assert read_reports(report.source, report.eml, about="<orig-124@example.com>") == []
 
 
 def test_other_messages_are_no_reports():
-    assert read_reports(mail("text")) == []
+    made = mail("text")
+    assert read_reports(made.as_bytes(), made) == []
     assert message(mail("text")).bounce is None
