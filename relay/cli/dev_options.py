@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.cli.options import Parsed
-from relay.development.release_target import ReleaseTarget
+from relay.development.options import ReleaseTarget
 from relay.policy.globs import Globs
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback

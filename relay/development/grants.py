@@ -81,31 +81,6 @@ class _Wanted(Struct, frozen=True):
     nonce: str = ""
 
 
-class _OneTimeCodes:
-    """The codes that were used, until they end."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._used: OrderedDict[str, float] = OrderedDict()  # id -> end
-
-    def use(self, identifier: str, lifetime_s: int) -> bool:
-        """Return whether a code is used for the first time. Raises SignInError at the bound."""
-        now = self._clock.queue_us() / 1_000_000
-        if identifier in self._used:
-            return False
-        if len(self._used) >= CODES_MAX:
-            for one in [one for one, ends in self._used.items() if ends <= now]:
-                del self._used[one]
-        if len(self._used) >= CODES_MAX:
-            text = f"{CODES_MAX} codes were used, and have not ended. Try again later."
-            headers = {"retry-after": str(CODE_LIFETIME_S)}
-            raise SignInError(
-                "temporarily_unavailable", text, number=90055, status=429, headers=headers
-            )
-        self._used[identifier] = now + lifetime_s
-        return True
-
-
 class UserGrants:
     """The grants of users, their pages, and the paths that MSAL asks before."""
 
@@ -137,7 +112,7 @@ class UserGrants:
         self._default_user = default_user
         self._needs_token = needs_token
         self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
-        self._used = _OneTimeCodes(clock)
+        self._used: OrderedDict[str, float] = OrderedDict()  # codes -> their end
         self._approved: OrderedDict[str, None] = OrderedDict()  # user codes of devices
         self.discovery: Mapping[str, Any] = {
             "grant_types_supported": ["client_credentials", *self.grants],
@@ -339,7 +314,7 @@ class UserGrants:
             require_method(request, "GET")
             if asks:
                 return page()
-        elif fault := await self._fault_of_approval(request):
+        elif fault := await self._fault_of_approval(request, await read_form(request)):
             return page(fault=fault)
         code = self._tokens.seal(
             client,
@@ -352,11 +327,8 @@ class UserGrants:
         )  # fmt: skip
         return answer({"code": code, **state})
 
-    async def _fault_of_approval(
-        self, request: HttpRequest, form: Mapping[str, str] | None = None
-    ) -> str:
+    async def _fault_of_approval(self, request: HttpRequest, form: Mapping[str, str]) -> str:
         """Return why the form of a page approves nothing, "" if it does."""
-        form = await read_form(request) if form is None else form
         if "approve" not in form or is_of_another_site(request):
             return "Approve the sign-in on this page."
         if not self._needs_token:
@@ -433,9 +405,21 @@ class UserGrants:
         return claims
 
     def _use_once(self, identifier: str, lifetime_s: int) -> None:
-        if not self._used.use(identifier, lifetime_s):
+        """Note that a code is used. Raises SignInError the second time, and at the bound."""
+        now_s, used = self._clock.queue_us() / 1_000_000, self._used
+        if identifier in used:
             text = "The code was already redeemed; expected a new one."
             raise SignInError("invalid_grant", text, number=54005)
+        if len(used) >= CODES_MAX:
+            for one in [one for one, ends_s in used.items() if ends_s <= now_s]:
+                del used[one]
+        if len(used) >= CODES_MAX:
+            text = f"{CODES_MAX} codes were used, and have not ended. Try again later."
+            headers = {"retry-after": str(CODE_LIFETIME_S)}
+            raise SignInError(
+                "temporarily_unavailable", text, number=90055, status=429, headers=headers
+            )
+        used[identifier] = now_s + lifetime_s
 
     def _now_s(self) -> int:
         return self._clock.time_us() // 1_000_000

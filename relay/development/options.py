@@ -1,26 +1,34 @@
 """The options of a development relay, where it listens, and the configuration that it writes.
 
 Other commands find the relay by this configuration. The development relay itself loads it too.
+
+A ReleaseTarget is the host to which captured mail may be sent that a person releases; the release
+itself is release_message() of relay/api/handlers.py. The delivery code treats it as the next hop of
+a route: a login is sent only with TLS and a verified certificate, unless the host is on loopback.
 """
 
 import dataclasses
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
+from urllib.parse import unquote, urlsplit
 
+import tomlkit
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.development.accounts import DOMAIN
-from relay.development.config_overrides import with_overrides
 from relay.development.folder import DevelopmentFolder
-from relay.development.release_target import ReleaseTarget
 from relay.development.retention import DEFAULT_LIMITS, KeepLimits
 from relay.internet.simulator import SimulatedInternet
+from relay.message.nexthop import HopKind, NextHop
 from relay.settings.environment import shipped
-from relay.settings.tree import Address
+from relay.settings.tree import Address, Route, RouteAuth
 from relay.settings.validation import is_loopback
+from relay.settings.values import is_ip, parse_domain
 from relay.sockets import has_ipv6, reserve_port
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
@@ -30,6 +38,9 @@ PROXY_HOSTS = (
     "graph.microsoft.com", "outlook.office.com", "outlook.office365.com",
 )  # fmt: skip
 CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
+EXPECTED = "smtp://HOST:PORT or smtps://HOST:PORT, with USER:PASSWORD@ before HOST for a login"
+_PORTS = {HopKind.SMTP: 25, HopKind.SMTPS: 465}
+_NO_DOMAIN = ""  # of no recipient: the route is there for its TLS policy and its login
 
 _CONFIG = """\
 : its configuration, which the other commands find.
@@ -87,6 +98,46 @@ address = "bob@{domain}"
 token = "plain:bob"
 password = "plain:bob"
 """
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTarget:
+    """A next hop, and the login for it, "" without one."""
+
+    next_hop: NextHop
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse a URL. Raises ValueError with what was expected."""
+        try:
+            url = urlsplit(text)
+            kind = HopKind(url.scheme)
+            port = _PORTS[kind] if url.port is None else url.port
+            hop = NextHop(kind, _host(url.hostname or ""), port)
+        except (ValueError, KeyError):
+            raise ValueError(EXPECTED) from None
+        user, password = unquote(url.username or ""), unquote(url.password or "")
+        has_more = url.path.strip("/") or url.query or url.fragment
+        is_line = (user + password).isprintable()
+        if not port or has_more or bool(user) != bool(password) or not is_line:
+            raise ValueError(EXPECTED)
+        return cls(hop, user, password)
+
+    def route(self, folder: Path) -> Route:
+        """Return a route that no recipient matches. Writes the password into `folder`."""
+        auth = None
+        if self.user:
+            file = folder / "release-password"
+            file.touch(mode=0o600)
+            file.write_text(f"{self.password}\n", encoding="utf-8")
+            auth = RouteAuth(self.user, file)
+        return Route(domain=_NO_DOMAIN, next_hop=str(self.next_hop), auth=auth)
+
+
+def _host(text: str) -> str:
+    return text if is_ip(text) else parse_domain(text)
 
 
 class DevelopmentOptions(Struct, frozen=True):
@@ -195,8 +246,8 @@ def write_config(
     folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
     text = _CONFIG.format(
         domain=domain,
-        domains=_toml(options.domains),
-        listen=_toml(
+        domains=_value(options.domains),
+        listen=_value(
             [
                 *(f"http://{one}" for one in options.everywhere(options.http)),
                 *map(str, options.everywhere(options.https)),
@@ -205,7 +256,7 @@ def write_config(
         smtp="\n".join(_listeners(options)),
         nameserver=internet.nameserver,
         port=internet.port,
-        policies=_toml(str(options.rules or shipped("policies"))),
+        policies=_value(str(options.rules or shipped("policies"))),
         keep=max(options.keep.age_s, _KEEP_S_MIN),
     )
     folder.write("relay.toml", with_overrides(f"#{text}", options.overrides).removeprefix("#"))
@@ -220,9 +271,64 @@ def _listeners(options: DevelopmentOptions) -> Iterator[str]:
             yield table if name == "smtp" else table + _SMTP_TLS
 
 
-def _toml(value: str | Sequence[str]) -> str:
-    """Return a basic string or an array of them."""
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return f"[{', '.join(map(_toml, value))}]"
+def with_overrides(text: str, overrides: Mapping[str, Any]) -> str:
+    """Return a TOML text with other values of some keys; of its comments the first line stays.
+
+    A table is overridden key by key, an array of tables entry by entry; further entries are added.
+    Routes are put before those that are there, because the first match wins. Raises ValueError for
+    what TOML does not have.
+    """
+    if not overrides:
+        return text
+    table = _overridden(tomllib.loads(text), overrides)
+    return "\n".join([text.partition("\n")[0], *_written(table), ""])
+
+
+def _overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    overridden = dict(table)
+    for key, value in overrides.items():
+        there = overridden.get(key)
+        if isinstance(there, Mapping) and isinstance(value, Mapping):
+            overridden[key] = _overridden(there, value)
+        elif _is_tables(there) and _is_tables(value):
+            if key == "route":
+                overridden[key] = [*value, *there]
+            else:
+                entries = zip(there, value, strict=False)
+                common = [_overridden(one, other) for one, other in entries]
+                longer = there if len(there) > len(value) else value
+                overridden[key] = [*common, *longer[len(common) :]]
+        else:
+            overridden[key] = value
+    return overridden
+
+
+def _is_tables(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    return isinstance(value, list | tuple) and all(isinstance(one, Mapping) for one in value)
+
+
+def _written(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a table: its values, then its tables."""
+    inner: dict[str, Any] = {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, Mapping) or (value and _is_tables(value))
+    }
+    for key, value in table.items():
+        if key not in inner:
+            yield f"{_value(key)} = {_value(value)}"
+    for key, value in inner.items():
+        for one in [value] if isinstance(value, Mapping) else value:
+            yield f"\n[{_value(key)}]" if one is value else f"\n[[{_value(key)}]]"
+            for name, each in one.items():
+                yield f"{_value(name)} = {_value(each)}"
+
+
+def _value(value: Any) -> str:
+    """Return a value on one line."""
+    if isinstance(value, Mapping):
+        pairs = (f"{_value(key)} = {_value(each)}" for key, each in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return str(tomlkit.item(value).as_string())

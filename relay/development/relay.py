@@ -39,21 +39,22 @@ from relay.development.options import (
     DevelopmentOptions,
     write_config,
 )
-from relay.development.removal import development_spool, remove_message
-from relay.development.reset import Reset
+from relay.development.removal import Reset, development_spool, remove_message
 from relay.development.retention import MailRetention
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts
 from relay.ingress.smtp_server import ListenerOptions
 from relay.internet.overview import overview
-from relay.internet.scenario_edit import EditedScenario, with_reply, without_reply
 from relay.internet.scenario_file import (
+    EditedScenario,
     ScenarioText,
     parse_scenario,
     read_scenarios,
     read_shipped_scenario,
     scenario_of,
+    with_reply,
+    without_reply,
 )
 from relay.internet.simulator import SimulatedInternet
 from relay.journeys.document import Journey

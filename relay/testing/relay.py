@@ -119,7 +119,7 @@ class Relay(RelayPlaces):
     def reset(self) -> None:
         """Remove all messages, and forget what the test described of the internet.
 
-        The clock stays where it is. Done by relay/development/reset.py, and by the pytest plugin
+        The clock stays where it is. Done by relay/development/removal.py, and by the pytest plugin
         before each test that uses the relay of the session.
         """
         self.running.run(self.scenario.reset())

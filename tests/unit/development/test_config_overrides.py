@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from relay.development.config_overrides import with_overrides
+from relay.development.options import with_overrides
 
 TEXT = """\
 # first line

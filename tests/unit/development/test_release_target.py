@@ -3,7 +3,7 @@
 import pytest
 
 from relay.development.accounts import DevelopmentAccounts
-from relay.development.release_target import ReleaseTarget
+from relay.development.options import ReleaseTarget
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.routing.resolver import LoopbackResolver
 from relay.routing.route_table import Credentials, RemoteRecipient, RouteTable

@@ -8,8 +8,7 @@ import pytest
 
 from relay.internet.behaviour import Action, Moment
 from relay.internet.overview import overview, what_was_done
-from relay.internet.scenario_edit import with_reply, without_reply
-from relay.internet.scenario_file import parse_scenario
+from relay.internet.scenario_file import parse_scenario, with_reply, without_reply
 from relay.internet.simulator import SimulatedInternet
 from relay.internet.smtp_host import GIVEN_MAX
 from tests.support.manual_clock import ManualClock

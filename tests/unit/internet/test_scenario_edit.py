@@ -4,8 +4,14 @@ import tomllib
 
 import pytest
 
-from relay.internet.scenario_edit import with_reply, without_reply
-from relay.internet.scenario_file import EMPTY, parse_scenario, read_scenarios, shipped_scenarios
+from relay.internet.scenario_file import (
+    EMPTY,
+    parse_scenario,
+    read_scenarios,
+    shipped_scenarios,
+    with_reply,
+    without_reply,
+)
 from relay.settings.document import SettingsError
 
 REPLY = {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here", "times": 2}
