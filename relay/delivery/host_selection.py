@@ -24,7 +24,6 @@ from relay.message.outcome import (
     Peer,
     SessionFailure,
     SmtpStage,
-    classify_session_failure,
 )
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.mx_hosts import (
@@ -70,13 +69,12 @@ class HostStatusCache:
     def __len__(self) -> int:
         return len(self._known)
 
-    def set_answered(self, key: HostKey, now_s: float) -> None:
-        """Record a connection."""
-        self._note(key, now_s)
-
-    def set_failed(self, key: HostKey, failure: ConnectFailure) -> None:
-        """Record a failure to connect."""
-        self._note(key, failure)
+    def note(self, key: HostKey, known: ConnectFailure | float) -> None:
+        """Record a failure to connect, or the time of a connection."""
+        self._known[key] = known
+        self._known.move_to_end(key)
+        if len(self._known) > self._hosts_max:
+            self._known.popitem(last=False)
 
     def failure(self, key: HostKey, *, since_s: float) -> ConnectFailure | None:
         """The last failure, unless a connection followed or it is older than `since_s`."""
@@ -94,12 +92,6 @@ class HostStatusCache:
         """Forget a failure, so that the host is tried again."""
         if isinstance(self._known.get(key), ConnectFailure):
             del self._known[key]
-
-    def _note(self, key: HostKey, known: ConnectFailure | float) -> None:
-        self._known[key] = known
-        self._known.move_to_end(key)
-        if len(self._known) > self._hosts_max:
-            self._known.popitem(last=False)
 
 
 def with_tls(found: Hosts, tls: TlsPolicy) -> Hosts:
@@ -237,7 +229,7 @@ class HostSelection:
                 if known is None:
                     tried += 1
                     connection = await self._connect_to(host, address, probe_timeout=probe_timeout)
-                    self._host_status.set_answered(key, self._clock.monotonic())
+                    self._host_status.note(key, self._clock.monotonic())
                     if results:
                         results.append(f"{_named(host, address)}: connected")
                         connection.peer = replace(connection.peer, hosts=tuple(results))
@@ -248,7 +240,7 @@ class HostSelection:
                 # A connected host is reachable: it only takes no more connections.
                 if host.name not in use.connected:
                     failure = ConnectFailure(outcome, self._clock.monotonic())
-                    self._host_status.set_failed(key, failure)
+                    self._host_status.note(key, failure)
             if len(results) < ADDRESSES_MAX:
                 reply = outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
                 results.append(f"{_named(host, address)}: {reply}")
@@ -256,19 +248,17 @@ class HostSelection:
             if last is None or isinstance(last[0], Failed):
                 last = outcome, stage
         if last is None:
-            last = self._no_address()
+            raise self._no_address()
         outcome, stage = last
         if len(results) > 1:
             outcome = replace(outcome, evidence=replace(outcome.evidence, hosts=tuple(results)))
         raise ConnectError(outcome, stage)
 
-    def _no_address(self) -> tuple[Deferred | Failed, SmtpStage]:
-        """The outcome where no host has an address of the source address's family."""
+    def _no_address(self) -> ConnectError:
+        """The error where no host has an address of the source address's family."""
         text = f"no host has an address of the family of source_address {self._via.source_address}"
         peer = Peer(self.hosts.hosts[0].name)
-        outcome = classify_session_failure(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
-        assert isinstance(outcome, Deferred)
-        return outcome, SmtpStage.CONNECT
+        return ConnectError.broken(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
 
     async def _connect_to(
         self,
@@ -284,11 +274,9 @@ class HostSelection:
         except TimeoutError:
             text = "no answer yet; ended because other hosts waited for a connection attempt"
             peer = Peer(host.name, address=str(target))
-            outcome = classify_session_failure(
+            raise ConnectError.broken(
                 SmtpStage.CONNECT, SessionFailure.TIMEOUT, text, peer=peer
-            )
-            assert isinstance(outcome, Deferred)
-            raise ConnectError(outcome, SmtpStage.CONNECT) from None
+            ) from None
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
         """All addresses, the best host's first; among equals the host with the fewest sessions.

@@ -358,7 +358,7 @@ class Sites:
         outcome = outcome_of(found)
         if isinstance(outcome, Deferred):
             now_s = self._clock.monotonic()
-            self._host_status.set_failed(_host_key(next_hop), ConnectFailure(outcome, now_s))
+            self._host_status.note(_host_key(next_hop), ConnectFailure(outcome, now_s))
         await self._settle_unresolved(claims, outcome, took_s=0.0)
 
     def _recent_failure(self, claim: Claim) -> ConnectFailure | None:

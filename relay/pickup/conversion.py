@@ -5,8 +5,8 @@ is killed with its process and repeated alone, with more time. An account uses a
 shared processes.
 
 Raises ConversionError for a message that cannot be sent; ConversionUnfinishedError for a conversion
-that exceeds its time or fails, which is then run alone; ConversionFailedError if that fails too;
-OSError if the file cannot be read or no process can be started.
+that exceeds its time or fails, which is then run alone; OSError if the file cannot be read or no
+process can be started.
 """
 
 import asyncio
@@ -65,10 +65,6 @@ class ConversionUnfinishedError(Exception):
         self.fault = fault
 
 
-class ConversionFailedError(Exception):
-    """A conversion that ran alone failed too, or exceeded its time limit."""
-
-
 class ConversionPool:
     """Converts submissions in child processes, which a conversion may crash."""
 
@@ -93,11 +89,23 @@ class ConversionPool:
         self._killed: list[_ConversionProcess] = []
         self._is_closed = False
 
-    async def convert(self, pending: PendingSubmission, content: Octets) -> ConvertedMessage:
-        """Convert a submission within the usual time limit.
+    async def convert(
+        self, pending: PendingSubmission, content: Octets, *, alone: bool = False
+    ) -> ConvertedMessage:
+        """Convert a submission within the usual time limit; `alone`: one that was not finished, in
+        its own process and with more time.
 
         Raises ConversionError, ConversionUnfinishedError, OSError.
         """
+        mebibytes = content.size / (1 << 20)
+        if alone:
+            child = await self._start()
+            child.lower_priority()
+            try:
+                limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * mebibytes
+                return await self._convert_in(child, pending, limit_s)
+            finally:
+                self._end(child)
         if is_plain(content):
             return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
         if self._in_threads:
@@ -105,30 +113,17 @@ class ConversionPool:
         share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
         async with share, self._shared:
             child = self._take_idle() or await self._start()
-            limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * content.size / (1 << 20)
             try:
-                made = await child.ask(pending, now_us=self._clock.time_us(), limit_s=limit_s)
+                limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * mebibytes
+                return await self._convert_in(child, pending, limit_s)
             finally:
                 self._put_back(child)
-        return _read_answer(made)
 
-    async def convert_isolated(
-        self, pending: PendingSubmission, content: Octets
+    async def _convert_in(
+        self, child: "_ConversionProcess", pending: PendingSubmission, limit_s: float
     ) -> ConvertedMessage:
-        """Convert a submission that was not finished, in its own process and with more time.
-
-        Raises ConversionError, ConversionFailedError, OSError.
-        """
-        limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * content.size / (1 << 20)
-        child = await self._start()
-        child.lower_priority()
-        try:
-            made = await child.ask(pending, now_us=self._clock.time_us(), limit_s=limit_s)
-            return _read_answer(made)
-        except ConversionUnfinishedError as error:
-            raise ConversionFailedError(str(error)) from None
-        finally:
-            self._end(child)
+        now_us = self._clock.time_us()
+        return _read_answer(await child.ask(pending, now_us=now_us, limit_s=limit_s))
 
     def _convert_here(self, content: Octets) -> ConvertedMessage:
         try:

@@ -94,15 +94,11 @@ class FinalFailure(Struct, frozen=True):
     unknown: bool = False
 
 
-def give_up(
-    age_s: float, give_up_after_s: float, last: Evidence, *, uncertain: bool
-) -> FinalFailure | None:
-    """Return the final failure of a submission after `give_up_after_s`, or None to retry.
+def give_up(give_up_after_s: float, last: Evidence, *, uncertain: bool) -> FinalFailure:
+    """Return the final failure of a submission that is older than `give_up_after_s`.
 
     `uncertain`: an attempt ended without a reply, and no later one had a definite result.
     """
-    if age_s <= give_up_after_s:
-        return None
     within = _duration(give_up_after_s)
     if not uncertain:
         reply = f"5.4.7 not accepted within {within}; at last: {last.reply}"

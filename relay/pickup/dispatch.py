@@ -120,10 +120,7 @@ class Pickup:
         What is dropped is safe: it is still pending, and a repeat is the same message.
         """
         self._is_running = False
-        tasks = set(self._tasks)
-        if self._slow_task is not None:
-            self._slow_task.cancel()
-            tasks.add(self._slow_task)
+        tasks = self._unfinished()
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(client.close() for client in self._idle_clients))
@@ -140,11 +137,7 @@ class Pickup:
         """
         self._is_paused = True
         try:
-            tasks = set(self._tasks)
-            if self._slow_task is not None:
-                self._slow_task.cancel()
-                tasks.add(self._slow_task)
-            if tasks:
+            if tasks := self._unfinished():
                 _, unfinished = await asyncio.wait(tasks, timeout=_EMPTIED_S)  # real time: a child
                 for task in unfinished:
                     task.cancel()
@@ -155,6 +148,13 @@ class Pickup:
         finally:
             self._is_paused = False
             self._start_more()
+
+    def _unfinished(self) -> set[asyncio.Task[None]]:
+        """Return the tasks in progress; that of the slow submissions is cancelled."""
+        if self._slow_task is None:
+            return set(self._tasks)
+        self._slow_task.cancel()
+        return {*self._tasks, self._slow_task}
 
     def _start_more(self) -> None:
         """Start the submissions that may start now.

@@ -30,7 +30,7 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.read_mime import read_message
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.pickup.conversion import ConversionFailedError, ConversionPool
+from relay.pickup.conversion import ConversionPool, ConversionUnfinishedError
 from relay.pickup.decisions import (
     FinalFailure,
     SubmissionAccepted,
@@ -115,15 +115,14 @@ class SubmissionProcessor(Struct, frozen=True):
             await self._fail(pending, _unconverted(content, pending), end)
             return None
         try:
-            if alone:
-                message = await self.conversion.convert_isolated(pending, content)
-            else:
-                message = await self.conversion.convert(pending, content)
+            message = await self.conversion.convert(pending, content, alone=alone)
         except ConversionError as error:
             end = FinalFailure(Evidence("5.6.3", f"5.6.3 {error}"))
             await self._fail(pending, _unconverted(content, pending), end)
             return None
-        except ConversionFailedError as error:
+        except ConversionUnfinishedError as error:
+            if not alone:
+                raise
             await self._move_to_corrupt(pending, content, error)
             return None
         if not earlier.is_recorded:
@@ -159,14 +158,12 @@ class SubmissionProcessor(Struct, frozen=True):
                     waits = {"waits": evidence.reply}
                     self.log.remark(pending.submission_id, waits, account=pending.account)
                     earlier.waits = evidence.reply
-                age_s = self._age_s(pending)
-                if age_s <= self.give_up_after_s:
+                if self._age_s(pending) <= self.give_up_after_s:
                     return outcome
                 uncertain = (
                     outcome.uncertain or earlier.uncertain or await self._attempted_before(pending)
                 )
-                end = give_up(age_s, self.give_up_after_s, evidence, uncertain=uncertain)
-                assert end is not None
+                end = give_up(self.give_up_after_s, evidence, uncertain=uncertain)
                 await self._fail(pending, message, end)
         return None
 
@@ -179,7 +176,7 @@ class SubmissionProcessor(Struct, frozen=True):
         return any(not mine[0] <= at <= mine[1] for at in converted)
 
     async def _move_to_corrupt(
-        self, pending: PendingSubmission, content: Octets, error: ConversionFailedError
+        self, pending: PendingSubmission, content: Octets, error: ConversionUnfinishedError
     ) -> None:
         """Move a submission that cannot be converted to corrupt/ and report it to its sender."""
         _log.error(

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from typing import assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.message.tls_policy import TlsPolicy
@@ -45,10 +46,18 @@ Answer = Records | NoRecords | NoName | NoAnswer
 
 
 class Exchange(Struct, frozen=True):
-    """One MX record; `name` is lower case without the final dot, "" for the root (RFC 7505)."""
+    """One MX record; `name` is lower case without the final dot, "" for the root (RFC 7505).
+
+    In an MxAnswer `skipped` is why the host is not tried, "" if it may be.
+    """
 
     preference: int
     name: str
+    skipped: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.preference} {self.name}"
+        return f"{text}: {self.skipped}" if self.skipped else text
 
 
 class Host(Struct, frozen=True):
@@ -64,25 +73,13 @@ class Host(Struct, frozen=True):
     lmtp: bool = False
 
 
-class MxCandidate(Struct, frozen=True):
-    """One host of an MX answer; `skipped` is why it is not tried, "" if it may be."""
-
-    preference: int
-    name: str
-    skipped: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.preference} {self.name}"
-        return f"{text}: {self.skipped}" if self.skipped else text
-
-
 class MxAnswer(Struct, frozen=True):
     """The hosts of an MX answer by preference, at most EXCHANGES_MAX, and the number of the rest.
 
     A domain without MX records is its own host (RFC 5321 5.1). Empty for next hops without MX.
     """
 
-    hosts: tuple[MxCandidate, ...] = ()
+    hosts: tuple[Exchange, ...] = ()
     more: int = 0
 
 
@@ -184,10 +181,7 @@ def mx_answer(
     left_out = sorted(set(exchanges).difference(considered), key=_place)
     shown = [*considered, *left_out][:EXCHANGES_MAX]
     return MxAnswer(
-        tuple(
-            MxCandidate(each.preference, each.name, skipped.get(each, ""))
-            for each in sorted(shown, key=_place)
-        ),
+        tuple(replace(each, skipped=skipped.get(each, "")) for each in sorted(shown, key=_place)),
         max(0, len(exchanges) - len(shown)),
     )
 

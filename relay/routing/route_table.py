@@ -272,12 +272,9 @@ class RouteTable:
         domain = domain_of(address)
         if not domain:
             return self._examine_without_domain(address)
-        if not domain.isascii():
-            try:
-                domain = to_ascii_domain(domain)
-            except AddressError:
-                # RFC 3463 3.2
-                return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
+        if not domain.isascii() and not (domain := ascii_domain_of(address)):
+            # RFC 3463 3.2
+            return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
         if self._is_daemon(address):
             return LocalRecipient(self._postmaster, is_answer=True)
         if domain in self._domains and _local_part(address) == "postmaster":
@@ -294,25 +291,21 @@ class RouteTable:
         route = self._route_for(domain, reverse_path, after)
         if route is not None and route.result is not None:
             return route.result
-        match route.action if route is not None else None:
-            case None if domain in self._domains:
+        if route is None:
+            if domain in self._domains:
                 return self._examine_local(address)
-            case None:
-                return _examine_mx(address, domain, route="")
+            return _examine_mx(address, domain, route="")
+        match route.action:
             case UseMx():
-                assert route is not None
                 return _examine_mx(address, domain, route=route.name)
             case HoldMail():
-                assert route is not None
                 found = self._examine_by_routes(address, domain, reverse_path, after=route.number)
                 if isinstance(found, InvalidRecipient):
                     return found
                 return replace(found, held=f"route {route.name}")
             case RejectRoute(status, text):
-                assert route is not None
                 return _rejected(status, address, text, route=route.name)
             case NextHop():  # LOCAL: another one has a result
-                assert route is not None
                 return self._examine_local(address, route=route.name)
 
     def examine_chosen(
@@ -507,12 +500,10 @@ def _action_of(route: Route) -> RouteAction:
 
 
 def _examine_mx(address: str, domain: str, *, route: str) -> RoutingResult:
-    if not domain.startswith("["):
-        return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)
-    host = literal_address(domain)
-    if host is None:
+    is_literal = domain.startswith("[")
+    if is_literal and literal_address(domain) is None:
         return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")
-    if not route:
+    if is_literal and not route:
         # RFC 3463 3.2
         return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
     return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)

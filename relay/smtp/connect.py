@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Self, cast
 
 import aiosmtplib
 from msgspec import structs
@@ -99,6 +99,13 @@ class ConnectError(Exception):
         super().__init__(outcome.evidence.reply)
         self.outcome = outcome
         self.stage = stage
+
+    @classmethod
+    def broken(cls, stage: SmtpStage, failure: SessionFailure, text: str, *, peer: Peer) -> Self:
+        """Return the error of a session that broke before a transaction."""
+        outcome = classify_session_failure(stage, failure, text, peer=peer)
+        assert isinstance(outcome, Deferred)  # only after a final dot it is indeterminate
+        return cls(outcome, stage)
 
 
 async def connect(
@@ -285,7 +292,7 @@ class _SessionSetup:
             raise self._no_tls(f"{target}: a password is not sent without TLS", "4.7.4")
         if not self._client.supports_extension("auth"):
             text = f"{target}: the host offers no AUTH, and the route has a login for it"
-            raise ConnectError(self._trouble(SessionFailure.LOST, text), self._stage)
+            raise self._trouble(SessionFailure.LOST, text)
         user, password = target.credentials
         await self._client.login(user, password)
 
@@ -296,10 +303,7 @@ class _SessionSetup:
             raise aiosmtplib.SMTPServerDisconnected("the host closed the connection")
         if protocol._buffer:  # noqa: SLF001  (the library offers no other way to see surplus bytes)
             text = "the peer sent data before a command"
-            outcome = classify_session_failure(
-                self._stage, SessionFailure.PROTOCOL, text, peer=self._peer()
-            )
-            raise ConnectError(cast("Deferred", outcome), self._stage)
+            raise self._trouble(SessionFailure.PROTOCOL, text, peer=self._peer())
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
         peer = structs.replace(self._peer(), offers_dsn=extensions.dsn, lmtp=self._target.lmtp)
@@ -331,11 +335,11 @@ class _SessionSetup:
         evidence = self._stopwatch.evidence()
         return Peer(self._target.host, address=str(self._target), session=evidence)
 
-    def _trouble(self, trouble: SessionFailure, text: str) -> Deferred:
-        peer = self._place_of_failure()
-        outcome = classify_session_failure(self._stage, trouble, text, peer=peer)
-        assert isinstance(outcome, Deferred)
-        return outcome
+    def _trouble(
+        self, trouble: SessionFailure, text: str, *, peer: Peer | None = None
+    ) -> ConnectError:
+        peer = peer or self._place_of_failure()
+        return ConnectError.broken(self._stage, trouble, text, peer=peer)
 
     def _rejected(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
         """The error for a reply; the library's code for an invalid reply is -1."""
@@ -348,18 +352,10 @@ class _SessionSetup:
         is_reply = error.code > 0
         outcome = classify(self._stage, reply, peer) if is_reply else None
         if outcome is None:
-            said = reply if is_reply else text
-            text = f"{said} is no answer to {self._stage}"
-            outcome = classify_session_failure(
-                self._stage, SessionFailure.PROTOCOL, text, peer=peer
-            )
+            text = f"{reply if is_reply else text} is no answer to {self._stage}"
+            return self._trouble(SessionFailure.PROTOCOL, text, peer=peer)
         assert isinstance(outcome, Deferred | Failed)
         return ConnectError(outcome, self._stage)
-
-    def _place(self) -> str:
-        """Return the address and, once connected, the command without a reply."""
-        place = str(self._target)
-        return place if self._stage is SmtpStage.CONNECT else f"{place}: {self._stage}"
 
     def _broken(self, error: Exception) -> ConnectError:
         """The error for a connection that broke, or data that cannot be read."""
@@ -370,18 +366,16 @@ class _SessionSetup:
             return self._no_tls(f"{self._target}: {text}; {advice}")
         if isinstance(cause, ssl.SSLError):
             self._stage = SmtpStage.STARTTLS
-        timed_out = isinstance(error, TimeoutError)
-        nonsense = isinstance(error, ValueError) and not isinstance(error, OSError)
-        trouble = (
-            SessionFailure.PROTOCOL
-            if nonsense
-            else SessionFailure.TIMEOUT
-            if timed_out
-            else SessionFailure.LOST
-        )
+        trouble = SessionFailure.LOST
+        if isinstance(error, TimeoutError):
+            trouble = SessionFailure.TIMEOUT
+        elif isinstance(error, ValueError) and not isinstance(error, OSError):
+            trouble = SessionFailure.PROTOCOL
+        # the address and, once connected, the command without a reply
+        place = f"{self._target}" + (f": {self._stage}" if self._stage != SmtpStage.CONNECT else "")
         # the library's text repeats host and port
         said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
-        return ConnectError(self._trouble(trouble, f"{self._place()}: {reason(said)}"), self._stage)
+        return self._trouble(trouble, f"{place}: {reason(said)}")
 
 
 def reason(error: BaseException) -> str:

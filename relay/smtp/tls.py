@@ -19,10 +19,8 @@ _CONTEXTS_KEPT = 32
 @lru_cache(maxsize=1)
 def unverified_context() -> ssl.SSLContext:
     """Return a context that encrypts and accepts any certificate, as Postfix's `encrypt`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default context loads 140 certificates
-    context.check_hostname = False
+    context = _new_context()
     context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
@@ -33,13 +31,18 @@ def verifying_context(ca: Path | None) -> ssl.SSLContext:
     certificate_matches() checks the name, so that an error can say which names the certificate
     has. Raises OSError or ssl.SSLError for a file without certificates.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = _new_context()
     if ca is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
         context.load_verify_locations(cafile=ca)
+    return context
+
+
+def _new_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default context loads 140 certificates
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 

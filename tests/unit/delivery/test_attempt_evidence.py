@@ -10,7 +10,7 @@ from relay.delivery.attempt_result import AttemptEvidence, Lookup
 from relay.journeys.document import Durations, MxRecord, attempts_in
 from relay.message.outcome import Evidence, Relayed, SessionEvidence
 from relay.message.tls_policy import TlsPolicy
-from relay.routing.mx_hosts import Hosts, MxAnswer, MxCandidate, NoAddress
+from relay.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
 from tests.support.claims import a_claim
 from tests.support.remote_mx import RemoteMx
 from tests.unit.delivery.test_attempt_result import concluded
@@ -105,7 +105,7 @@ async def test_mail_that_shares_a_failure_has_its_policy_and_no_durations(delive
 
 
 async def test_the_mx_answer_is_recorded_with_the_hosts_that_are_skipped(delivery) -> None:
-    answer = MxAnswer((MxCandidate(0, "mx0.a.test"), MxCandidate(20, "b.a.test", "no address")), 3)
+    answer = MxAnswer((Exchange(0, "mx0.a.test"), Exchange(20, "b.a.test", "no address")), 3)
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
         delivery.table.hosts["a.test"] = replace(delivery.table.hosts["a.test"], mx=answer)
@@ -116,7 +116,7 @@ async def test_the_mx_answer_is_recorded_with_the_hosts_that_are_skipped(deliver
 
 
 async def test_a_domain_without_a_usable_host_is_recorded_with_its_mx_answer(delivery) -> None:
-    answer = MxAnswer((MxCandidate(10, "gone.test", "no address"),))
+    answer = MxAnswer((Exchange(10, "gone.test", "no address"),))
     delivery.table.hosts["a.test"] = NoAddress("a.test", answer)
     await delivery.start()
     attempt = await attempt_of(delivery, "x@a.test")
@@ -132,7 +132,7 @@ async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_ski
         delivery.table.at("a.test", mx, mx)
         four, six = delivery.table.hosts["a.test"].hosts
         six = replace(six, addresses=("::1",))
-        answer = MxAnswer((MxCandidate(0, four.name), MxCandidate(1, six.name)))
+        answer = MxAnswer((Exchange(0, four.name), Exchange(1, six.name)))
         delivery.table.hosts["a.test"] = Hosts((four, six), answer)
         delivery.table.limits["a.test"] = {"source_address": "127.0.0.1"}
         await delivery.start()
