@@ -42,7 +42,7 @@ from relay.policy.engine import RuleSet
 from relay.pressure import Pressure
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RecentRefusals, RefusalStore
-from relay.reports.texts import ReportTexts, shipped_texts
+from relay.reports.texts import ReportTexts
 from relay.routing.resolver import is_elsewhere
 from relay.routing.route_table import Confinement, RouteTable
 from relay.settings.tree import Settings, SmtpListener
@@ -76,7 +76,7 @@ class RelayDependencies:
 
     accounts: AccountDirectory  # the addresses, tokens and passwords of users
     rules: Callable[[], RuleSet]  # gives those in force
-    texts: Callable[[], ReportTexts] = shipped_texts  # of reports, those in force
+    texts: Callable[[], ReportTexts] = ReportTexts  # of reports, those in force
     keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
     route_places: Mapping[str, RoutePlace] = field(default_factory=dict)  # by name
     crash_at: str = ""  # for crash tests: the point at which the process kills itself

@@ -23,10 +23,8 @@ from relay.ingress.smtp_server import IngressDependencies, SmtpServer
 from relay.message.nexthop import NextHop
 from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason
-from relay.reports.bounces import Copies, Reporter
-from relay.reports.receipt_watcher import ReceiptWatcher
-from relay.reports.receipts import ReceiptSender
-from relay.reports.sender_rate import SenderRate
+from relay.reports.bounces import Copies, Reporter, SenderRate
+from relay.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Address, Settings, SmtpListener

@@ -40,7 +40,7 @@ from relay.message.status import split_reply
 from relay.message.tls_policy import TlsPolicy
 from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
 from relay.observe.logs import get_logger
-from relay.reports.texts import shipped_texts
+from relay.reports.texts import ReportTexts
 from relay.settings.tree import Address
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
@@ -187,7 +187,7 @@ class SimulatedRecipients:
         failed = [ReportedRecipient(path, evidence, last_attempt_us=now_us)]
         return write_dsn(
             ReportKind.FAILED, facts, failed, content=mail.content,
-            words=lambda header: shipped_texts().write(
+            words=lambda header: ReportTexts().write(
                 ReportKind.FAILED, facts, failed, header=header, hostname=mail.host
             ),
             hostname=mail.host, report_id=queue_id, now_us=now_us,

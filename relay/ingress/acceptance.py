@@ -18,7 +18,6 @@ from relay.accounts.account import AccountDirectory, Expansion
 from relay.accounts.passwords import client_of
 from relay.clock import Clock, Ids
 from relay.ingress import header_cleanup
-from relay.ingress.answers import AnswerLimit
 from relay.ingress.data import (
     HEADER_BYTES_MAX,
     ContentRejection,
@@ -27,12 +26,17 @@ from relay.ingress.data import (
     subject_of,
 )
 from relay.ingress.expansion import ExpandedRecipients, expand_recipients
-from relay.ingress.fanout import FanOut, HoldTimes, fan_out, reported_recipient, with_next_hops
+from relay.ingress.fanout import (
+    FanOut,
+    HoldTimes,
+    fan_out,
+    reported_recipient,
+    routing_event,
+    with_next_hops,
+)
 from relay.ingress.forwarding import Forwarder
-from relay.ingress.hold_limit import HoldLimit
+from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
-from relay.ingress.rate_limits import RateLimits, Reservation
-from relay.ingress.routing_event import routing_event
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
@@ -302,7 +306,7 @@ class Acceptance:
             return _LONG_HEADER
         if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
             return _MANY_FIELDS
-        if header_cleanup.is_looping(header, RECEIVED_MAX):
+        if header.count("Received") > RECEIVED_MAX:
             return _LOOP
         checks_sender = origin.login and not self.any_sender
         if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):

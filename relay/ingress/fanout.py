@@ -4,21 +4,24 @@ one more for what is held.
 A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
 an entry, or in a final state (rejected, discarded, redirected, expanded).
 
+routing_event() is the event of step 5: what the rules and the routes made of the message.
+
 RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import Expansion
 from relay.ingress.expansion import ExpandedRecipients
-from relay.message.envelope import ForwardPath, Notify
+from relay.journeys.events import Event, Step
+from relay.message.envelope import Client, ForwardPath, Notify
 from relay.message.header import ParsedContent
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, hold_text
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.status import own_reply
@@ -30,15 +33,18 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.mime.dsn import ReportedRecipient
+from relay.policy.engine import RuleSet
 from relay.routing.route_table import (
     InvalidRecipient,
     LocalRecipient,
     RemoteRecipient,
     RoutingResult,
 )
+from relay.signing.signer import SignedContents
 from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 
 _NEVER = frozenset({Notify.NEVER})
+_NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
 
 
@@ -245,3 +251,64 @@ def _additions(
         else:
             for target in expansion.targets:
                 yield addition, target.address, target.forwarded_by
+
+
+def routing_event(
+    verdict: Verdict,
+    fan: FanOut,
+    at_us: int,
+    *,
+    client: Client | None,
+    rules: RuleSet,
+    signed: SignedContents,
+) -> Event:
+    """Return the event of step 5, without recipients that rules added.
+
+    If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
+    pickup, whose client is in step 2.
+    """
+    next_hops: dict[str, list[str]] = {}
+    routes: dict[str, list[str]] = {}  # that chose a next hop
+    held: dict[str, list[str]] = {}  # by the reason
+    for entry in fan.entries:
+        addresses = [each.path.address for each in entry.recipients if not each.added_by]
+        if not addresses:
+            continue
+        next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
+        if name := entry.next_hop.route:
+            names = routes.setdefault(str(entry.next_hop), [])
+            names += [name] if name not in names else []
+        if entry.extra.reason:
+            by = hold_text(entry.extra.reason, entry.extra.rule)
+            held.setdefault(by, []).extend(addresses)
+    rejected = [each for each in fan.rejected if not each.added_by]
+    aliases = [each for each in fan.aliases if each.successors]
+    detail: dict[str, Any] = {
+        "rules": [hit.as_json() for hit in verdict.hits],
+        "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
+        **signed.as_json(),
+    }
+    if rules.identity is not None:
+        detail["set"] = rules.identity
+    if routes:
+        detail["routes"] = routes
+    if held:
+        detail["held"] = {reason: names[:_NAMED_MAX] for reason, names in held.items()}
+    if client is not None:
+        detail["client"] = client.as_json()
+    if aliases:
+        detail["aliases"] = [each.path.address for each in aliases[:_NAMED_MAX]]
+    extras = [each.extra for each in fan.entries if each.extra.sender]
+    if extras:
+        detail["senders"] = {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]}
+    if rejected:
+        detail["refused"] = [
+            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
+        ]
+    sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
+        "aliases": len(aliases),
+        "refused": len(rejected),
+    }
+    if counts := {name: size for name, size in sizes.items() if size > _NAMED_MAX}:
+        detail["counts"] = counts
+    return Event(Step.POLICY_AND_ROUTING, at_us, detail)

@@ -33,11 +33,6 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _IDEOGRAPHIC_STOPS = re.compile("[\u3002\uff0e\uff61]")  # dots between labels (RFC 3490 3.1)
 
 
-def is_looping(header: Header, received_max: int) -> bool:
-    """Return whether a header has more than `received_max` Received fields."""
-    return header.count("Received") > received_max
-
-
 def clean_up(
     header: Header,
     envelope: Envelope,

@@ -18,7 +18,7 @@ from functools import reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from math import isfinite
 from operator import or_
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from relay.message.envelope import Source
 from relay.mime import headers
@@ -44,20 +44,23 @@ _FOUND_CHARACTERS_MAX = 120
 
 
 class GlobCondition(BaseCondition, frozen=True):
-    """What all conditions on one text have in common."""
+    """What all conditions on one text have in common; `field` is its name in FieldGlobs."""
 
     globs: Globs
+    field: ClassVar[str]
 
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read globs. Raises ValueError."""
         return cls(Globs.of(some_texts(value)))
 
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return ((self.field, self.globs),)
 
-class AddressCondition(BaseCondition, frozen=True):
+
+class AddressCondition(GlobCondition, frozen=True):
     """What all conditions on one address have in common."""
-
-    globs: Globs
 
     @classmethod
     def parse(cls, value: Any, groups: Groups) -> Self:
@@ -75,9 +78,7 @@ class AddressCondition(BaseCondition, frozen=True):
 class SenderCondition(AddressCondition, frozen=True):
     """The reverse-path matches a glob or is in a group; the null reverse-path is written <>."""
 
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition."""
-        return (("sender", self.globs),)
+    field = "sender"
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -91,9 +92,7 @@ class SenderCondition(AddressCondition, frozen=True):
 class RecipientAddressCondition(AddressCondition, frozen=True):
     """The recipient's address matches a glob or is in a group."""
 
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition."""
-        return (("recipient", self.globs),)
+    field = "recipient"
 
     def matches_recipient(self, _: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
@@ -162,9 +161,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 class LoginCondition(GlobCondition, frozen=True):
     """The account that sent the message matches a glob; no account matches only <>."""
 
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition."""
-        return (("login", self.globs),)
+    field = "login"
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -252,9 +249,7 @@ class SizeOverCondition(BaseCondition, frozen=True):
 class SubjectCondition(GlobCondition, frozen=True):
     """The decoded Subject matches a glob."""
 
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition."""
-        return (("subject", self.globs),)
+    field = "subject"
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""

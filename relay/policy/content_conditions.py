@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from relay.mime.file_types import ARCHIVES, EXECUTABLES
-from relay.policy.attachments import AttachedFile
 from relay.policy.body_text import in_words
 from relay.policy.folding import folded
 from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
-from relay.policy.message_parts import may_have_attachments
+from relay.policy.message_parts import AttachedFile, may_have_attachments
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import PATTERN_STEPS_MAX, Pattern
 

@@ -33,21 +33,19 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.policy.actions import (
+    NO_DISCLAIMER_STATUS,
     BccAction,
     CcAction,
     DeferAction,
     DiscardAction,
+    DisclaimerAction,
+    DisclaimerFallback,
     HeaderEdit,
     HoldAction,
     NextHopAction,
     RateLimitAction,
     RedirectAction,
     RejectAction,
-)
-from relay.policy.disclaimers import (
-    NO_DISCLAIMER_STATUS,
-    DisclaimerAction,
-    DisclaimerFallback,
 )
 from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan

@@ -8,21 +8,28 @@ of every reading are found. relay.mime.structure reads the message, in linear ti
 Raises TooManyPartsError for a message beyond its bounds, so that a part cannot be hidden among a
 thousand others; OSError (UnreadableError) for a large body that cannot be read.
 
-RFC 2045 5, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
+attachments() also finds the types of what is attached: of a part only as many octets are decoded as
+its type needs. Base64 is decoded as lenient programs do: octets that are not base64 do not count,
+nor does padding before the end. relay/mime/file_types.py has the types.
+
+RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 """
 
 import re
-from collections.abc import Iterator
+from binascii import a2b_base64
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from itertools import product
 
 from msgspec import Struct
 
-from relay.message.content import octets_in_blocks
+from relay.message.content import Octets, octets_in_blocks, octets_of
 from relay.message.header import Header, ParsedContent
 from relay.mime.encoded_words import decode_words
+from relay.mime.file_types import OTHER_NAMES, file_types
 from relay.mime.structure import Entity, LooseReading, structure_of
+from relay.mime.transfer_encoding import decoded_blocks
 from relay.policy.folding import folded
 
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
@@ -187,3 +194,45 @@ def _message(name: str, value: bytes) -> Message:
     message = Message()
     message[name] = value.decode("latin-1").replace("\r", "").replace("\n", "").strip()
     return message
+
+
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_NOT_BASE64 = bytes(set(range(256)) - set(_BASE64))
+_BLOCK_OCTETS = 16 * 1024
+
+
+class AttachedFile(Struct, frozen=True):
+    """A file in a message: its normalised names, and its types in lower case."""
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+def attachments(content: ParsedContent, parts: Sequence[MessagePart]) -> tuple[AttachedFile, ...]:
+    """Return the attachments among the parts of a content.
+
+    Reading blocks; raises OSError for a large body that cannot be read.
+    """
+    octets = octets_of(content.joined())
+    return tuple([_attachment(octets, each) for each in parts if each.is_attachment])
+
+
+def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
+    declared = part.content_type
+    types = [declared, OTHER_NAMES.get(declared, declared)]
+    for encoding in part.encodings if part.is_leaf else ():
+        body = octets.part(part.start, part.end - part.start)
+        is_base64 = encoding == "base64"
+        types += file_types(_from_base64(body) if is_base64 else decoded_blocks(body, encoding))
+    return AttachedFile(part.names, tuple(dict.fromkeys(types)))
+
+
+def _from_base64(octets: Octets) -> Iterator[bytes]:
+    held = b""
+    for block in octets_in_blocks([octets], _BLOCK_OCTETS):
+        held += block.translate(None, _NOT_BASE64)
+        end = len(held) // 4 * 4
+        yield a2b_base64(held[:end])
+        held = held[end:]
+    if len(held) > 1:
+        yield a2b_base64(held + b"=" * (4 - len(held)))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 
@@ -15,11 +15,12 @@ from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
-from relay.policy.attachments import AttachedFile, attachments
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
+    AttachedFile,
     MessagePart,
+    attachments,
     may_have_attachments,
     message_parts,
 )
@@ -28,6 +29,23 @@ from relay.policy.patterns import Pattern, PatternSet, PatternSets
 T = TypeVar("T")
 FIELDS_MAX = 100  # of one name; further ones are ignored
 _first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
+
+
+class _Fact(Generic[T]):
+    """A property of MessageView that is read once.
+
+    Not cached_property: before Python 3.12 it has one lock for all messages while it reads.
+    """
+
+    def __init__(self, read: "Callable[[MessageView], T]") -> None:
+        self._read = read
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, view: "MessageView", _: type) -> T:
+        found = view.__dict__[self._name] = self._read(view)
+        return found
 
 
 class MessageView:
@@ -39,13 +57,6 @@ class MessageView:
         self.message = message
         self.content = content
         self.size = content.size
-        # Not cached_property, which takes a lock before Python 3.12.
-        self._subject: str | None = None
-        self._parts: tuple[MessagePart, ...] | None = None
-        self._client: tuple[IPv4Address | IPv6Address | None] | None = None
-        self._attachment_names: tuple[str, ...] | None = None
-        self._attachments: tuple[AttachedFile, ...] | None = None
-        self._body: BodyText | None = None
         self._values: dict[str, tuple[str, ...]] = {}
         self._pattern_sets = pattern_sets
         self._found: dict[str, Mapping[Pattern, str]] = {}
@@ -53,53 +64,37 @@ class MessageView:
         self._errors: dict[str, Exception] = {}  # by what could not be read
         self.known: dict[int, bool] = {}  # results, by the number of the condition
 
-    @property
+    @_Fact
     def client(self) -> IPv4Address | IPv6Address | None:
         """The address of the client, None for one on Relay's own socket."""
-        if self._client is None:
-            self._client = (_address_of(self.message.client),)
-        return self._client[0]
+        return _address_of(self.message.client)
 
-    @property
+    @_Fact
     def subject(self) -> str:
         """The decoded Subject."""
-        if self._subject is None:
-            self._subject = headers.decoded(self.content.header, "Subject")
-        return self._subject
+        return headers.decoded(self.content.header, "Subject")
 
-    @property
+    @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
         """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
-        if self._parts is None:
-            self._parts = self._once("parts", lambda: message_parts(self.content))
-        return self._parts
+        return self._once("parts", lambda: message_parts(self.content))
 
-    @property
+    @_Fact
     def attachment_names(self) -> tuple[str, ...]:
         """The normalised names of all attachments, each once."""
-        if self._attachment_names is None:
-            parts = self.parts if may_have_attachments(self.content) else ()
-            self._attachment_names = tuple(
-                dict.fromkeys(name for part in parts for name in part.names)
-            )
-        return self._attachment_names
+        parts = self.parts if may_have_attachments(self.content) else ()
+        return tuple(dict.fromkeys(name for part in parts for name in part.names))
 
-    @property
+    @_Fact
     def attachments(self) -> tuple[AttachedFile, ...]:
         """All attachments, with the types of their contents."""
-        if self._attachments is None:
-            parts = self.parts if may_have_attachments(self.content) else ()
-            read = partial(attachments, self.content, parts)
-            self._attachments = self._once("attachments", read)
-        return self._attachments
+        parts = self.parts if may_have_attachments(self.content) else ()
+        return self._once("attachments", partial(attachments, self.content, parts))
 
-    @property
+    @_Fact
     def body(self) -> BodyText:
         """The text of the body."""
-        if self._body is None:
-            read = partial(body_text, self.content, self.parts)
-            self._body = BodyText(self._once("body", read))
-        return self._body
+        return BodyText(self._once("body", partial(body_text, self.content, self.parts)))
 
     def header(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields called `name`, unfolded and decoded."""

@@ -5,7 +5,6 @@ recipients of a message that failed together. No report is sent about a report, 
 reverse-path, to untrusted senders, or against NOTIFY. A report that cannot be delivered goes to the
 postmaster.
 
-`bounces` decides who gets a report and makes it (its parts: `relay/mime/dsn.py`), `sender_rate`
-limits success and delay reports, `texts` and `wording` have the words. `receipts` and
-`receipt_watcher` are for read receipts.
+`bounces` decides who gets a report and makes it (its parts: `relay/mime/dsn.py`), and limits
+success and delay reports; `texts` and `wording` have the words. `receipts` are read receipts.
 """

@@ -4,10 +4,12 @@ decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 
 Reporter writes the report (RFC 3464) and routes it: it has the null reverse-path (RFC 5321 4.5.5),
 NOTIFY=NEVER, and one recipient, or those of an alias, with their next hops. Ingress (step 5) and
 delivery (step 6) commit it together with the failure; pickup puts the report on a failed step 3
-into the Inbox.
+into the Inbox. SenderRate limits reports of successes and delays: senders are remembered by a
+number, at most SENDERS_MAX of them, and a start forgets what they had.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
@@ -29,10 +31,43 @@ from relay.mime.headers import decoded, is_automatic
 from relay.mime.mdn import write_mdn
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.reports.sender_rate import SenderRate
 from relay.reports.texts import TextSource
 from relay.signing.signer import SignedContents, Signer, SigningError
-from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
+from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan, sender_key
+
+SENDERS_MAX = 10_000
+
+
+@dataclass(slots=True)
+class _Span:
+    began_s: float
+    taken: int = 0
+
+
+class SenderRate:
+    """At most `count` reports for each sender in `per_s` seconds, from the first one on."""
+
+    def __init__(self, count: int, per_s: float, clock: Clock) -> None:
+        self.count = count
+        self._per_s = per_s
+        self._clock = clock
+        self._spans: dict[int, _Span] = {}  # in the order of their beginning
+
+    def take(self, message: MessageFacts) -> bool:
+        """Count a report to the sender of `message`; False if there were too many already."""
+        now_s = self._clock.monotonic()
+        sender = sender_key(message.account or message.envelope.reverse_path)
+        span = self._spans.get(sender)
+        if span is None or now_s - span.began_s >= self._per_s:
+            self._spans.pop(sender, None)
+            if len(self._spans) >= SENDERS_MAX:
+                del self._spans[next(iter(self._spans))]
+            span = self._spans[sender] = _Span(now_s)
+        if span.taken >= self.count:
+            return False
+        span.taken += 1
+        return True
+
 
 _log = get_logger("reports")
 POSTMASTER = "postmaster"
@@ -190,7 +225,8 @@ class Reporter:
                 messages += self._copy(kind, message, decision.reported, content=content)
             events.append(event)
         if decision.dead_letters:
-            letter = self._message(ParsedContent.of(content), _TO_POSTMASTER, about=message)
+            unsigned = SignedContents((ParsedContent.of(content),))
+            letter = self._message(unsigned, _TO_POSTMASTER, about=message)
             messages.append(letter)
             self.count("dead-letter")
             if message.source is Source.REPORT:
@@ -367,7 +403,7 @@ class Reporter:
 
     def _message(
         self,
-        made: SignedContents | ParsedContent,
+        made: SignedContents,
         route: "_Route",
         *,
         about: MessageFacts,
@@ -375,11 +411,8 @@ class Reporter:
     ) -> NewMessage:
         """Return a message with a route: it skips policy. A dead letter is not signed."""
         now_us = self._clock.queue_us()
-        parsed = made.contents[0] if isinstance(made, SignedContents) else made
-        header, content = parsed.header, parsed.joined()
-        routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id}
-        if isinstance(made, SignedContents):
-            routed |= made.as_json()
+        header, content = made.contents[0].header, made.contents[0].joined()
+        routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id, **made.as_json()}
         if held := route.held():
             routed["held"] = held
         facts = MessageFacts(

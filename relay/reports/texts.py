@@ -255,16 +255,10 @@ def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
 
 
 # -- the texts of this relay
-@cache
-def shipped_texts() -> ReportTexts:
-    """Return the texts of this relay, in English where no other language is known."""
-    return ReportTexts()
-
-
 class TextSource(Struct, frozen=True):
     """Gives the texts in force, and the language of an account: "" where it is not known."""
 
-    current: Callable[[], ReportTexts] = shipped_texts
+    current: Callable[[], ReportTexts] = ReportTexts  # those of this relay
     language_of: Callable[[str], str] = lambda _address: ""
 
 

@@ -12,7 +12,7 @@ from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
 from relay.mime.mdn import receipt_request, write_mdn
-from relay.reports.texts import LANGUAGES, shipped_texts
+from relay.reports.texts import LANGUAGES, ReportTexts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SECOND = 1_000_000
@@ -152,7 +152,7 @@ def report(
     """Return a report with the texts of this relay."""
 
     def shipped(header: Header) -> HumanPart:
-        return shipped_texts().write(
+        return ReportTexts().write(
             kind,
             message,
             recipients,
@@ -179,7 +179,7 @@ def receipt_of(kind: ReceiptKind, language: str) -> bytes:
     request = receipt_request(asking, MESSAGE, RELAYED.path, mailbox=RELAYED.path.address)
     assert request is not None
     hostname, now_us = "relay.example.com", ARRIVED + 2 * SECOND
-    words = shipped_texts().receipt(
+    words = ReportTexts().receipt(
         kind, request, MESSAGE.id, hostname=hostname, now_us=now_us, language=language
     )
     return write_mdn(

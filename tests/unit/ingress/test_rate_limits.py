@@ -9,7 +9,7 @@ from msgspec import structs
 
 from relay.ingress import rate_limits
 from relay.ingress.data import DataReply, Origin
-from relay.ingress.rate_limits import RateLimits, Reservation
+from relay.ingress.message_limits import RateLimits, Reservation
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.verdict import RateCharge
 from relay.policy.engine import RuleSet

@@ -13,13 +13,17 @@ from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.policy import attachments as reader
 from relay.policy import message_view
-from relay.policy.attachments import attachments
 from relay.policy.content_conditions import (
     AttachmentCondition,
     AttachmentNameCondition,
     BodyCondition,
 )
-from relay.policy.message_parts import TooManyPartsError, may_have_attachments, message_parts
+from relay.policy.message_parts import (
+    TooManyPartsError,
+    attachments,
+    may_have_attachments,
+    message_parts,
+)
 from relay.policy.message_view import MessageView
 from relay.policy.patterns import PatternSet
 from relay.policy.rule_tests import examined_message

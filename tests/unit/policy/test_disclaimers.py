@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from relay.message.envelope import Source
 from relay.message.verdict import VerdictAction
-from relay.policy.actions import ACTIONS
-from relay.policy.disclaimers import DISCLAIMER_HTML_MAX, DISCLAIMER_TEXT_MAX, DisclaimerAction
+from relay.policy.actions import ACTIONS, DISCLAIMER_HTML_MAX, DISCLAIMER_TEXT_MAX, DisclaimerAction
 from relay.policy.rule_files import PolicyError, read_rules
 from relay.policy.rule_tests import examined_message
 from tests.unit.policy.conftest import MAIL, rule

@@ -22,8 +22,7 @@ from relay.message.outcome import Delivered, Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
-from relay.reports.receipt_watcher import OWED_US, VANISHED_MAX, ReceiptWatcher
-from relay.reports.receipts import ReceiptSender
+from relay.reports.receipts import OWED_US, VANISHED_MAX, ReceiptSender, ReceiptWatcher
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import EntrySchedule, Selector, Settlement, SpoolUnavailableError
 from tests.support.logs import capture_logs

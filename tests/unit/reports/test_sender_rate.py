@@ -5,8 +5,8 @@ from msgspec.structs import replace
 
 from relay.message.envelope import Envelope, Notify
 from relay.mime.dsn import ReportKind
-from relay.reports import sender_rate
-from relay.reports.sender_rate import SenderRate
+from relay.reports import bounces
+from relay.reports.bounces import SenderRate
 from tests.support.manual_clock import ManualClock
 from tests.unit.reports.test_bounces import CONTENT, MESSAGE, CountedReporter, recipient
 
@@ -88,7 +88,7 @@ def test_of_automatic_mail_and_lists_only_failures_are_reported(
 
 
 def test_a_limited_number_of_senders_is_remembered(monkeypatch):
-    monkeypatch.setattr(sender_rate, "SENDERS_MAX", 3)
+    monkeypatch.setattr(bounces, "SENDERS_MAX", 3)
     rate = SenderRate(1, 3600, ManualClock())
     messages = [
         replace(MESSAGE, account="", envelope=Envelope(f"{number}@x.test")) for number in range(5)

@@ -14,7 +14,7 @@ from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind
 from relay.reports import texts
-from relay.reports.texts import LANGUAGES, ReportTexts, load_texts, shipped_texts
+from relay.reports.texts import LANGUAGES, ReportTexts, load_texts
 from relay.reports.wording import FailureClass, RecipientFields
 from relay.settings.document import SettingsError
 from relay.settings.tree import ReportsSettings
@@ -34,12 +34,12 @@ HOSTILE = "<script>\"'&amp;</p><img src=http://evil.test/x>{{ 7*7 }}"
 def written(
     recipients=(FULL,), kind=ReportKind.FAILED, header=HEADER, *, using=None, message=MESSAGE, **of
 ) -> HumanPart:
-    using = using or shipped_texts()
+    using = using or ReportTexts()
     return using.write(kind, message, recipients, header=header, hostname="relay.test", **of)
 
 
 def receipt(kind=ReceiptKind.READ, language="", *, using=None, **changes) -> HumanPart:
-    about, using = structs.replace(RECEIPT, **changes), using or shipped_texts()
+    about, using = structs.replace(RECEIPT, **changes), using or ReportTexts()
     return using.receipt(
         kind, about, MESSAGE.id, hostname="relay.test", now_us=MESSAGE.received_us,
         language=language,

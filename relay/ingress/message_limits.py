@@ -1,0 +1,153 @@
+"""Limits of the messages that are accepted, in memory: a restart forgets what was counted.
+
+RateLimits counts what the `rate_limit` actions of rules count. A limit belongs to a rule, to whom
+it counts (a sender, login or client) and to its rate: it goes on over a reload that changes none of
+them.
+
+AnswerLimit is for answers to reports: mail for MAILER-DAEMON, and for a postmaster where nobody is
+set. Nobody waits for it, and programs write most of it: it becomes a dead letter within limits,
+else it is discarded. It never causes a report. See RFC 3834 4 (who must not be answered).
+
+HoldLimit defers mail that rules would hold beyond `[policy] held_max`, which the spool counts. The
+log has one line in a minute at most, with the number of messages deferred since the line before.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Self
+
+from relay.clock import Clock
+from relay.ingress.data import DataReply
+from relay.message.envelope import Envelope
+from relay.message.verdict import RateCharge
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+
+KEYS_MAX = 10_000  # some 1 KiB each if all send all the time; the least recently used one goes
+# A sliding window: in no period of that length, whenever it begins, more recipients than allowed. A
+# bucket that fills again (GCRA) takes one float, but lets nearly twice as many through in a period.
+_SLOTS = 60  # of a period; a recipient counts for one of them longer at most
+_Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
+ANSWER_BYTES_MAX = 1_000_000
+ANSWERS_PER_HOUR = 100
+_HOUR_S = 3600.0
+LINES_APART_S = 60.0
+# RFC 3463 3.4
+_HOLDS_FULL = "452 4.3.1 Rules hold as many messages as they may, try again later"
+_log = get_logger("ingress")
+
+
+class Reservation:
+    """What one message counts: for good after keep(), otherwise only within the context."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, recipients
+
+    def add(self, slots: dict[int, int], number: int, recipients: int) -> None:
+        """Count recipients in a slot."""
+        slots[number] = slots.get(number, 0) + recipients
+        self._taken.append((slots, number, recipients))
+
+    def keep(self) -> None:
+        """Count the message: it is accepted."""
+        self._taken.clear()
+
+    def give_back(self) -> None:
+        """Count nothing for the message."""
+        for slots, number, recipients in self._taken:
+            if number in slots:
+                slots[number] -= recipients
+        self._taken.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+
+_NOTHING = Reservation()
+
+
+class RateLimits:
+    """The limits in use. Each method runs without await, so that messages cannot pass together."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._slots: OrderedDict[_Key, dict[int, int]] = OrderedDict()  # recipients by slot
+
+    def reserve(self, charges: Sequence[RateCharge]) -> Reservation | RateCharge:
+        """Count all of these charges; or none, and return the first one beyond its limit."""
+        if not charges:  # nearly always
+            return _NOTHING
+        reservation, now_s = Reservation(), self._clock.monotonic()
+        for charge in charges:
+            number = int(now_s * _SLOTS / charge.period_s)
+            slots = self._slots_of(charge, since=number - _SLOTS)
+            if sum(slots.values()) + charge.recipients > charge.allowed:
+                reservation.give_back()
+                return charge
+            reservation.add(slots, number, charge.recipients)
+        return reservation
+
+    def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
+        """Return the recipients that count, without the slots before `since`."""
+        key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
+        slots = self._slots.get(key)
+        if slots is None:
+            if len(self._slots) >= KEYS_MAX:
+                self._slots.popitem(last=False)
+            slots = self._slots[key] = {}
+        self._slots.move_to_end(key)
+        for number in [each for each in slots if each < since]:
+            del slots[number]
+        return slots
+
+
+class AnswerLimit:
+    """Decides which answers are kept; a start forgets how many there were."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._began_s = clock.monotonic()
+        self._taken = 0
+
+    def why_discarded(self, envelope: Envelope, size_bytes: int) -> str:
+        """Return why an answer is discarded, "" if it is kept, which counts it."""
+        now_s = self._clock.monotonic()
+        if now_s - self._began_s >= _HOUR_S:
+            self._began_s, self._taken = now_s, 0
+        if not envelope.reverse_path:
+            reason, text = "null-sender", "nobody reads what the null sender answers"
+        elif size_bytes > ANSWER_BYTES_MAX:
+            reason, text = "size", f"an answer to a report has over {ANSWER_BYTES_MAX:,} octets"
+        elif self._taken >= ANSWERS_PER_HOUR:
+            reason, text = "rate", f"over {ANSWERS_PER_HOUR} answers to reports in an hour"
+        else:
+            self._taken += 1
+            return ""
+        self._metrics.answers_discarded.labels(reason=reason).inc()
+        return text
+
+
+class HoldLimit:
+    """Writes the replies to mail that is not held because so much is; a start forgets how many."""
+
+    def __init__(self, clock: Clock, held_max: int) -> None:
+        self._clock = clock
+        self._held_max = held_max
+        self._logged_s: float | None = None
+        self._deferred = 0
+
+    def rejection(self, rule: str) -> DataReply:
+        """Return the reply to a message that `rule` would hold."""
+        self._deferred += 1
+        now_s = self._clock.monotonic()
+        if self._logged_s is None or now_s - self._logged_s >= LINES_APART_S:
+            _log.warning(
+                "mail deferred: rules hold as much as they may",
+                held_max=self._held_max, rule=rule, messages=self._deferred,
+            )  # fmt: skip
+            self._logged_s, self._deferred = now_s, 0
+        return DataReply(_HOLDS_FULL, rule=rule)
