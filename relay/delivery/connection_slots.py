@@ -43,15 +43,11 @@ class SlotHolder(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
-    """The right to one connection, or the wait for it, counted for `sender`. `is_new`: it is for
-    mail that was just accepted.
-    """
+class Slot(SlotRequest):
+    """The right to one connection, or the wait for it."""
 
     holder: SlotHolder
     status: SiteStatus
-    sender: int
-    is_new: bool
     given: asyncio.Future[None] | None = None
     is_given_up: bool = False
 
@@ -70,11 +66,9 @@ class ConnectionSlots:
         self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
         self._waiting_first = {status: SlotQueue[Slot]() for status in SiteStatus}
         self._next = deque(SiteStatus)  # which status comes next
-        self._first_by_holder: dict[
-            int, SlotRequest[Slot]
-        ] = {}  # by holder: the wait for its first slot
-        self._waiting_more: dict[int, deque[Slot]] = {}  # by holder: its other waits
-        self._holders: dict[int, tuple[SlotHolder, int]] = {}
+        self._first_by_holder: dict[SlotHolder, Slot] = {}  # the wait for its first slot
+        self._waiting_more: dict[SlotHolder, deque[Slot]] = {}  # its other waits
+        self._holders: Counter[SlotHolder] = Counter()  # how many slots each has
         self._gauge = gauge.labels(state="outgoing")
 
     @asynccontextmanager
@@ -84,7 +78,7 @@ class ConnectionSlots:
         """Wait for a slot and hold it for the block. `sender` has the first message that it is
         for; `is_new`: that message was just accepted.
         """
-        slot = Slot(holder, status, sender, is_new)
+        slot = Slot(sender, is_new, holder, status)
         if self._has_place_for(slot):
             self._give(slot)
         else:
@@ -123,16 +117,10 @@ class ConnectionSlots:
         earlier turn, let the site wait on behalf of this one. Otherwise a message would wait as
         long as the other mail of its site.
         """
-        first = self._first_by_holder.get(id(holder))
-        if first is None or (first.sender, first.is_new) == (sender, is_new):
+        slot = self._first_by_holder.get(holder)
+        if slot is None or (slot.sender, slot.is_new) == (sender, is_new):
             return
-        slot = first.value
-        line, item = self._waiting_first[slot.status], SlotRequest(slot, sender, is_new)
-        if line.is_before(item, first):
-            line.remove(first)
-            line.push(item)
-            self._first_by_holder[id(holder)] = item
-            slot.sender, slot.is_new = sender, is_new
+        if self._waiting_first[slot.status].use_earlier_turn(slot, sender, is_new=is_new):
             self._pass_on()  # the reserve for it may be free
 
     @property
@@ -150,17 +138,17 @@ class ConnectionSlots:
             return False
         waiting_first = self._waiting_first_count
         fair = max(1, self._limit // (len(self._holders) + waiting_first))
-        return self._count(holder) > fair or (waiting_first > 0 and served >= _SERVED_MAX)
+        return self._holders[holder] > fair or (waiting_first > 0 and served >= _SERVED_MAX)
 
     async def _wait(self, slot: Slot) -> None:
         slot.given = asyncio.get_running_loop().create_future()
-        name = id(slot.holder)
-        if name in self._holders or name in self._first_by_holder:
-            self._waiting_more.setdefault(name, deque()).append(slot)
+        holder = slot.holder
+        if holder in self._holders or holder in self._first_by_holder:
+            self._waiting_more.setdefault(holder, deque()).append(slot)
         else:
             self._wait_for_first(slot)
         if self._has_share_for(slot):
-            any(other.close_idle() for other, _ in list(self._holders.values()))
+            any(other.close_idle() for other in list(self._holders))
         self._end_overdue()
         try:
             await slot.given
@@ -169,9 +157,9 @@ class ConnectionSlots:
                 self._release(slot)
             elif slot.is_given_up:  # it was removed from its line already
                 pass
-            elif name in self._first_by_holder and self._first_by_holder[name].value is slot:
-                self._waiting_first[slot.status].remove(self._first_by_holder.pop(name))
-                self._wait_for_first_again(slot.holder)
+            elif self._first_by_holder.get(holder) is slot:
+                self._waiting_first[slot.status].remove(self._first_by_holder.pop(holder))
+                self._wait_for_first_again(holder)
             else:
                 self._leave_more(slot)
             raise
@@ -199,18 +187,14 @@ class ConnectionSlots:
         return is_one_less and len(self._waiting_first[SiteStatus.UNREACHABLE]) > 0
 
     def _wait_for_first(self, slot: Slot) -> None:
-        item = self._first_by_holder[id(slot.holder)] = SlotRequest(slot, slot.sender, slot.is_new)
-        self._waiting_first[slot.status].push(item)
+        self._first_by_holder[slot.holder] = slot
+        self._waiting_first[slot.status].push(slot)
 
     def _wait_for_first_again(self, holder: SlotHolder) -> None:
         """Let a holder without slots wait for a first one: others make room only for those."""
-        name = id(holder)
-        if (
-            name in self._waiting_more
-            and name not in self._holders
-            and name not in self._first_by_holder
-        ):
-            slot = self._waiting_more[name][0]
+        has_first = holder in self._holders or holder in self._first_by_holder
+        if holder in self._waiting_more and not has_first:
+            slot = self._waiting_more[holder][0]
             self._leave_more(slot)
             self._wait_for_first(slot)
 
@@ -245,20 +229,15 @@ class ConnectionSlots:
     def _has_place_for(self, slot: Slot) -> bool:
         return sum(self._held.values()) < self._limit and self._has_share_for(slot)
 
-    def _count(self, holder: SlotHolder) -> int:
-        return self._holders.get(id(holder), (holder, 0))[1]
-
     def _give(self, slot: Slot) -> None:
-        self._holders[id(slot.holder)] = (slot.holder, self._count(slot.holder) + 1)
+        self._holders[slot.holder] += 1
         self._count_in(slot)
         self._gauge.set(sum(self._held.values()))
 
     def _release(self, slot: Slot) -> None:
-        count = self._count(slot.holder) - 1
-        if count:
-            self._holders[id(slot.holder)] = (slot.holder, count)
-        else:
-            del self._holders[id(slot.holder)]
+        self._holders[slot.holder] -= 1
+        if not self._holders[slot.holder]:
+            del self._holders[slot.holder]
             self._wait_for_first_again(slot.holder)
         self._count_out(slot)
         self._pass_on()
@@ -298,13 +277,11 @@ class ConnectionSlots:
             slot = self._next_first(status)
             if slot is not None:
                 return slot
-        allowed = [
-            name for name, slots in self._waiting_more.items() if self._has_share_for(slots[0])
-        ]
+        firsts = [slots[0] for slots in self._waiting_more.values()]
+        allowed = [slot for slot in firsts if self._has_share_for(slot)]
         if not allowed:
             return None
-        fewest = min(allowed, key=lambda name: self._holders.get(name, (None, 0))[1])
-        slot = self._waiting_more[fewest][0]
+        slot = min(allowed, key=lambda one: self._holders[one.holder])
         self._leave_more(slot)
         return slot
 
@@ -314,15 +291,15 @@ class ConnectionSlots:
         if not waiting or self._share_left(status) <= 0:
             return None
         held = _NOTHING if status is SiteStatus.ANSWERED else self._probes_of
-        for item in waiting.candidates(held):
-            if self._has_share_for(item.value):
-                waiting.take(item)
-                del self._first_by_holder[id(item.value.holder)]
-                return item.value
+        for slot in waiting.candidates(held):
+            if self._has_share_for(slot):
+                waiting.take(slot)
+                del self._first_by_holder[slot.holder]
+                return slot
         return None
 
     def _leave_more(self, slot: Slot) -> None:
-        waiting = self._waiting_more[id(slot.holder)]
+        waiting = self._waiting_more[slot.holder]
         waiting.remove(slot)
         if not waiting:
-            del self._waiting_more[id(slot.holder)]
+            del self._waiting_more[slot.holder]

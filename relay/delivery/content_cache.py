@@ -13,9 +13,7 @@ from relay.delivery.attempt_result import same_outcome
 from relay.message.content import LARGE_BYTES, Content, memory_part
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
-from relay.spool.types import Claim, Spool, SpoolError, SpoolUnavailableError
-
-Key = tuple[str, int]
+from relay.spool.types import Claim, Key, Spool, SpoolError, SpoolUnavailableError
 
 
 class ContentCache:
@@ -37,7 +35,7 @@ class ContentCache:
         """
         if claim.content is not None:
             return claim.content
-        key = _key(claim)
+        key = claim.key
         if key in self._held:
             return self._held[key]
         reserved = _reserved_bytes(claim)
@@ -61,7 +59,7 @@ class ContentCache:
 
     def has_room_for(self, claim: Claim) -> bool:
         """Whether of() would not wait for room."""
-        if claim.content is not None or _key(claim) in self._held:
+        if claim.content is not None or claim.key in self._held:
             return True
         return self._has_room(claim.next_hop, _reserved_bytes(claim))
 
@@ -72,9 +70,9 @@ class ContentCache:
 
     def release(self, claim: Claim) -> None:
         """Drop the content of a settled claim."""
-        content = self._held.pop(_key(claim), None)
+        content = self._held.pop(claim.key, None)
         if content is not None:
-            self._end_beyond(_key(claim))
+            self._end_beyond(claim.key)
             self._give_back(claim.next_hop, len(memory_part(content)))
 
     def _end_beyond(self, key: Key) -> None:
@@ -103,10 +101,6 @@ class ContentCache:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _key(claim: Claim) -> Key:
-    return claim.message.id, claim.entry_id
 
 
 def _reserved_bytes(claim: Claim) -> int:

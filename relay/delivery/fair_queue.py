@@ -15,7 +15,6 @@ from relay.round_robin import RoundRobinQueue
 from relay.spool.types import Claim, Key, PriorityLevel
 
 PASSED_OVER_MAX = 8  # claims of better levels that may go before one of this level
-T = TypeVar("T")
 _NOTHING: Counter[int] = Counter()
 
 
@@ -86,16 +85,18 @@ class ClaimQueue:
         return next(passed_over, waiting[0])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SlotRequest(Generic[T]):
-    """A request for a slot, its sender, and whether it is for mail that was just accepted."""
+@dataclass(slots=True, eq=False)
+class SlotRequest:
+    """A request for a slot, counted for `sender`. `is_new`: for mail that was just accepted."""
 
-    value: T
     sender: int
     is_new: bool
 
 
-class SlotQueue(Generic[T]):
+RequestT = TypeVar("RequestT", bound=SlotRequest)
+
+
+class SlotQueue(Generic[RequestT]):
     """Requests that wait for a slot, each of them once.
 
     Requests for new mail come before those for the queue, but not twice in a row while both wait.
@@ -104,7 +105,7 @@ class SlotQueue(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._lines: dict[bool, RoundRobinQueue[int, SlotRequest[T]]] = {
+        self._lines: dict[bool, RoundRobinQueue[int, RequestT]] = {
             True: RoundRobinQueue(),
             False: RoundRobinQueue(),
         }  # new mail, the queue
@@ -113,36 +114,41 @@ class SlotQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def push(self, item: SlotRequest[T]) -> None:
+    def push(self, item: RequestT) -> None:
         """Add an item after those of its sender and kind."""
         self._lines[item.is_new].push(item.sender, item)
 
-    def is_before(self, item: SlotRequest[T], other: SlotRequest[T]) -> bool:
-        """Whether `item`, which does not wait here, would come before `other`, which does. Only the
-        order within their senders counts.
+    def use_earlier_turn(self, item: RequestT, sender: int, *, is_new: bool) -> bool:
+        """Give an item that waits the turn of another sender if that is earlier; only the order
+        within their senders counts. Return whether it was.
         """
-        ahead = len(self._lines[item.is_new].items(item.sender))
-        before = [*self._lines[other.is_new].items(other.sender)].index(other)
-        return (not item.is_new, ahead) < (not other.is_new, before)
+        ahead = len(self._lines[is_new].items(sender))
+        before = [*self._lines[item.is_new].items(item.sender)].index(item)
+        if (not is_new, ahead) >= (not item.is_new, before):
+            return False
+        self.remove(item)
+        item.sender, item.is_new = sender, is_new
+        self.push(item)
+        return True
 
-    def candidates(self, held: Counter[int] = _NOTHING) -> list[SlotRequest[T]]:
+    def candidates(self, held: Counter[int] = _NOTHING) -> list[RequestT]:
         """The next item, then the alternative if that item cannot be taken now. `held` counts what
         each sender holds already.
         """
         order = (False, True) if self._was_new else (True, False)
         return [_first(self._lines[is_new], held) for is_new in order if self._lines[is_new]]
 
-    def take(self, item: SlotRequest[T]) -> None:
+    def take(self, item: RequestT) -> None:
         """Take an item of candidates(): its sender goes to the end of the round."""
         self._was_new = item.is_new
         taken = self._lines[item.is_new].pop(item.sender)
         assert taken is item
 
-    def remove(self, item: SlotRequest[T]) -> None:
+    def remove(self, item: RequestT) -> None:
         """Remove an item that is not wanted any more."""
         self._lines[item.is_new].remove(item.sender, item)
 
 
-def _first(line: RoundRobinQueue[int, SlotRequest[T]], held: Counter[int]) -> SlotRequest[T]:
+def _first(line: RoundRobinQueue[int, RequestT], held: Counter[int]) -> RequestT:
     sender = min(line, key=held.__getitem__) if held else next(iter(line))
     return next(iter(line.items(sender)))

@@ -122,6 +122,11 @@ class LookupQueue:
             line.use_earlier_turn(claim.next_hop, claim.sender, is_new=at_once)
 
 
+@dataclass(slots=True, eq=False)
+class _LookupRequest(SlotRequest):
+    given: asyncio.Future[None]
+
+
 class _LookupSlots:
     """A limit of lookups, round robin among senders; lookups for queued mail are paced."""
 
@@ -129,8 +134,8 @@ class _LookupSlots:
         self._left = limit
         self._reserve = limit // _RESERVED_PART
         self._held_by_sender: Counter[int] = Counter()
-        self._waiting: SlotQueue[asyncio.Future[int]] = SlotQueue()
-        self._items: dict[NextHop, SlotRequest[asyncio.Future[int]]] = {}  # that wait
+        self._waiting: SlotQueue[_LookupRequest] = SlotQueue()
+        self._requests: dict[NextHop, _LookupRequest] = {}  # that wait
         self._pacing = LookupPacing(self._begin_one, clock)
 
     async def take(self, next_hop: NextHop, sender: int, *, is_new: bool) -> int:
@@ -138,30 +143,26 @@ class _LookupSlots:
         if is_new and self._has_place_for(sender, is_new=True):
             self._give(sender)
             return sender
-        given: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._wait(next_hop, SlotRequest(given, sender, is_new))
+        request = _LookupRequest(sender, is_new, asyncio.get_running_loop().create_future())
+        self._requests[next_hop] = request
+        self._waiting.push(request)
+        self._begin_urgent()
         try:
-            return await given
+            await request.given
         except asyncio.CancelledError:
-            if given.done() and not given.cancelled():
-                self.give_back(given.result())
+            if request.given.done() and not request.given.cancelled():
+                self.give_back(request.sender)
             raise
         finally:
-            self._items.pop(next_hop, None)
+            self._requests.pop(next_hop, None)
+        return request.sender
 
     def use_earlier_turn(self, next_hop: NextHop, sender: int, *, is_new: bool) -> None:
-        item = self._items.get(next_hop)
-        if item is None or item.value.done():
+        request = self._requests.get(next_hop)
+        if request is None or request.given.done():
             return
-        other = SlotRequest(item.value, sender, is_new)
-        if self._waiting.is_before(other, item):
-            self._waiting.remove(item)
-            self._wait(next_hop, other)
-
-    def _wait(self, next_hop: NextHop, item: SlotRequest[asyncio.Future[int]]) -> None:
-        self._items[next_hop] = item
-        self._waiting.push(item)
-        self._begin_urgent()
+        if self._waiting.use_earlier_turn(request, sender, is_new=is_new):
+            self._begin_urgent()
 
     def give_back(self, sender: int) -> None:
         self._left += 1
@@ -184,11 +185,11 @@ class _LookupSlots:
                 return
             self._begin(first)
 
-    def _first(self) -> SlotRequest[asyncio.Future[int]] | None:
+    def _first(self) -> _LookupRequest | None:
         """The next lookup that has a slot."""
         waiting = self._waiting
         while cancelled := [
-            one for one in waiting.candidates(self._held_by_sender) if one.value.done()
+            one for one in waiting.candidates(self._held_by_sender) if one.given.done()
         ]:
             waiting.remove(cancelled[0])
         for item in waiting.candidates(self._held_by_sender):
@@ -196,10 +197,10 @@ class _LookupSlots:
                 return item
         return None
 
-    def _begin(self, item: SlotRequest[asyncio.Future[int]]) -> None:
+    def _begin(self, item: _LookupRequest) -> None:
         self._waiting.take(item)
         self._give(item.sender)
-        item.value.set_result(item.sender)
+        item.given.set_result(None)
 
     def _give(self, sender: int) -> None:
         self._left -= 1

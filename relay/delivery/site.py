@@ -10,10 +10,11 @@ for the ConcurrencyLimit, a timer asks it again, since time alone may allow a co
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -37,6 +38,7 @@ from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection
 from relay.spool.types import Claim, PriorityLevel
 
+T = TypeVar("T")
 _log = get_logger("delivery")
 
 _AFTER_FAULT_S = 1.0
@@ -68,7 +70,7 @@ class SiteProbe(Struct, frozen=True):
     tried: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """One site."""
 
@@ -81,10 +83,9 @@ class Site:
     ready: ClaimQueue = field(default_factory=ClaimQueue)
 
     def __post_init__(self) -> None:
-        self.workers: dict[
-            asyncio.Task[None], None
-        ] = {}  # one for each connection, in the order of their start
-        self._closing_workers: set[asyncio.Task[None]] = set()
+        # one for each connection, in the order of their start
+        self.workers: dict[asyncio.Task[Any], None] = {}
+        self._closing_workers: set[asyncio.Task[Any]] = set()
         self._sessions: set[OutboundSession] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._connections_max = self.options.connections_max
@@ -177,21 +178,17 @@ class Site:
             more = "the site has the connections that it may have now"
             return SiteProbe(reply=f"{more}: {counted(connections, 'connection')}")
         self._is_probed = True
-        found: list[SiteProbe] = []
-        worker = asyncio.get_running_loop().create_task(self._run_probe(found))
-        self.workers[worker] = None
-        worker.add_done_callback(self._worker_ended)
+        worker = self._start(self._run_probe())
         try:
             await asyncio.wait([worker])
         finally:
             worker.cancel()
             self._is_probed = False
-        if found:
-            return found[0]
-        is_fault = not worker.cancelled() and worker.exception() is not None
-        return SiteProbe(reply=INTERNAL_ERROR if is_fault else "the relay is shutting down")
+        if worker.cancelled():
+            return SiteProbe(reply="the relay is shutting down")
+        return SiteProbe(reply=INTERNAL_ERROR) if worker.exception() else worker.result()
 
-    async def _run_probe(self, found: list[SiteProbe]) -> None:
+    async def _run_probe(self) -> SiteProbe:
         self.host_selection.forget_failures()
         try:
             async with (
@@ -206,14 +203,12 @@ class Site:
                 self.slots.mark_answered(slot)
                 await connection.quit()
                 peer = connection.peer
-                found.append(
-                    SiteProbe(peer.host, peer.address, peer.tls, peer.cipher, tried=peer.hosts)
-                )
+                return SiteProbe(peer.host, peer.address, peer.tls, peer.cipher, tried=peer.hosts)
         except TimeoutError:
-            found.append(SiteProbe(reply=f"no session within {PROBE_S:g} s"))
+            return SiteProbe(reply=f"no session within {PROBE_S:g} s")
         except ConnectError as error:
             evidence = error.outcome.evidence
-            found.append(SiteProbe(reply=evidence.reply, tried=evidence.hosts))
+            return SiteProbe(reply=evidence.reply, tried=evidence.hosts)
 
     # -- the number of connections
     def _ensure_connection(self) -> None:
@@ -247,12 +242,17 @@ class Site:
         if not self._allows(len(self.workers) - len(self._closing_workers) + 1):
             self._watch_limit()
             return False
-        worker = asyncio.get_running_loop().create_task(self._run_connection())
-        self.workers[worker] = None
-        worker.add_done_callback(self._worker_ended)
+        self._start(self._run_connection())
         return True
 
-    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a worker."""
+        worker = asyncio.get_running_loop().create_task(work)
+        self.workers[worker] = None
+        worker.add_done_callback(self._worker_ended)
+        return worker
+
+    def _worker_ended(self, worker: asyncio.Task[Any]) -> None:
         self.workers.pop(worker)
         self._closing_workers.discard(worker)
         fault = None if worker.cancelled() else worker.exception()
@@ -334,13 +334,11 @@ class Site:
         first = self.ready.first
         if first is None or self._closing:
             return
-        status = (
-            SiteStatus.UNREACHABLE
-            if first.level is PriorityLevel.UNREACHABLE
-            else SiteStatus.UNKNOWN
-        )
+        status = SiteStatus.UNKNOWN
         if self.has_answered():
             status = SiteStatus.ANSWERED
+        elif first.level is PriorityLevel.UNREACHABLE:
+            status = SiteStatus.UNREACHABLE
         if len(self.ready) > 1:  # once this waits: the turn of another claim may be earlier
             asyncio.get_running_loop().call_soon(self._use_earlier_turns)
         async with self.slots.hold(

@@ -1,6 +1,7 @@
 """Fair queues: order among priority levels and senders, removal, and expiry in memory."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 from msgspec.structs import replace
@@ -124,15 +125,19 @@ def test_settled_claims_leave_no_expiries_behind() -> None:
     assert (claims_in_memory._queues, claims_in_memory._expiries) == ({}, {})
 
 
-def some(words: str) -> dict[str, SlotRequest[str]]:
+@dataclass(eq=False)
+class Named(SlotRequest):
+    value: str
+
+
+def some(words: str) -> dict[str, Named]:
     """`a1` is for the sender 1; with a `+` in front it is for new mail."""
     return {
-        word: SlotRequest(word.strip("+"), int(word[-1]), is_new=word.startswith("+"))
-        for word in words.split()
+        word: Named(int(word[-1]), word.startswith("+"), word.strip("+")) for word in words.split()
     }
 
 
-def taken(turns: SlotQueue[str], held: Counter[int] | None = None) -> str:
+def taken(turns: SlotQueue[Named], held: Counter[int] | None = None) -> str:
     order = []
     while turns:
         turn = turns.candidates(held or Counter())[0]
@@ -152,7 +157,7 @@ def taken(turns: SlotQueue[str], held: Counter[int] | None = None) -> str:
     ],
 )
 def test_round_robin_order(waiting: str, held: str, order: str) -> None:
-    turns: SlotQueue[str] = SlotQueue()
+    turns: SlotQueue[Named] = SlotQueue()
     for turn in some(waiting).values():
         turns.push(turn)
     assert len(turns) == len(waiting.split())
@@ -161,7 +166,7 @@ def test_round_robin_order(waiting: str, held: str, order: str) -> None:
 
 
 def test_an_item_that_may_not_go_leaves_its_turn_to_the_next() -> None:
-    turns: SlotQueue[str] = SlotQueue()
+    turns: SlotQueue[Named] = SlotQueue()
     waiting = some("a1 +b2")
     for turn in waiting.values():
         turns.push(turn)
@@ -181,10 +186,16 @@ def test_an_item_that_may_not_go_leaves_its_turn_to_the_next() -> None:
         ("x2", "+d3", False),
     ],
 )
-def test_is_before(one: str, other: str, is_before: bool) -> None:
-    turns: SlotQueue[str] = SlotQueue()
+def test_an_item_uses_the_turn_of_another_sender_if_that_is_earlier(
+    one: str, other: str, is_before: bool
+) -> None:
+    turns: SlotQueue[Named] = SlotQueue()
     waiting = some("a1 b1 c1 +d3")
     for turn in waiting.values():
         turns.push(turn)
     (new,) = some(one).values()
-    assert turns.is_before(new, waiting[other]) is is_before
+    item, before = waiting[other], (waiting[other].sender, waiting[other].is_new)
+    assert turns.use_earlier_turn(item, new.sender, is_new=new.is_new) is is_before
+    assert (item.sender, item.is_new) == ((new.sender, new.is_new) if is_before else before)
+    assert len(turns) == len(waiting)
+    turns.remove(item)
