@@ -19,7 +19,8 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.smtp_server import IngressDependencies, SmtpServer
+from relay.ingress.smtp_commands import IngressDependencies
+from relay.ingress.smtp_server import SmtpServer
 from relay.message.nexthop import NextHop
 from relay.pickup.dispatch import Pickup
 from relay.pressure import PressureReason

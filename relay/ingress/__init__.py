@@ -6,8 +6,8 @@ error is a 4yz reply with a fixed text.
 
 `smtp_server` is a listener, `smtp_session` a connection (`session_limits` has its limits),
 `smtp_commands` has the commands (EHLO, MAIL, RCPT, DATA ...), `authentication` the AUTH exchange
-and its failures. `implicit_tls` accepts connections that begin with TLS. `session_refusals` records
-what a session refuses, for a store of relay/refusals. `send_as` checks which addresses an account
-may use. `data` finds the end of a content, checks it and keeps it. `acceptance` runs step 5,
-`header_cleanup` edits the header (Received, Bcc), `fanout` sorts recipients into queue entries.
+and its failures. `session_refusals` records what a session refuses, for a store of relay/refusals.
+`send_as` checks which addresses an account may use. `data` finds the end of a content, checks it
+and keeps it. `acceptance` runs step 5 (`message_limits` has its limits), `header_cleanup` edits the
+header (Received, Bcc), `fanout` sorts recipients into queue entries.
 """

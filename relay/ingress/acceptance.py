@@ -9,7 +9,7 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from msgspec.structs import replace
@@ -88,7 +88,7 @@ _NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
 _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Acceptance:
     """Takes responsibility for messages, or returns the reply that rejects them."""
 
@@ -121,18 +121,16 @@ class Acceptance:
     )
     policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
     held_max: int = 10_000  # entries that rules may hold; then 452
-    threads: PolicyThreads = field(default_factory=PolicyThreads, init=False)  # evaluate rules
-    answers: AnswerLimit = field(init=False)  # of mail for MAILER-DAEMON
-    forwarding: Forwarder = field(init=False)  # what addresses lead to
-    rates: RateLimits = field(init=False)  # of rules
-    holds: HoldLimit = field(init=False)  # of mail that rules may not hold any more
 
     def __post_init__(self) -> None:
-        forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
-        object.__setattr__(self, "forwarding", forwarding)
-        object.__setattr__(self, "answers", AnswerLimit(self.clock, self.metrics))
-        object.__setattr__(self, "rates", RateLimits(self.clock))
-        object.__setattr__(self, "holds", HoldLimit(self.clock, self.held_max))
+        self.threads = PolicyThreads()  # evaluate rules
+        # what addresses lead to
+        self.forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
+        self.answers = AnswerLimit(self.clock, self.metrics)  # of mail for MAILER-DAEMON
+        self.rates = RateLimits(self.clock)  # of rules
+        self.holds = HoldLimit(
+            self.clock, self.held_max
+        )  # of mail that rules may not hold any more
 
     def close(self) -> None:
         """Stop the threads without waiting for them."""

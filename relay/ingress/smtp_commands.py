@@ -12,6 +12,7 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531
 import dataclasses
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -19,17 +20,11 @@ from msgspec import Struct
 
 from relay.accounts.account import AccountDirectory
 from relay.crashpoints import CrashPoint, CrashPoints
+from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
-from relay.ingress.data import (
-    ContentCollector,
-    DataReply,
-    Origin,
-    ReceivedContent,
-    subject_in,
-)
+from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent, subject_in
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
 from relay.ingress.expansion import EXPANDED_MAX
-from relay.ingress.forwarding import Forwarder
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
@@ -45,9 +40,9 @@ from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.content import memory_part
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
-from relay.pressure import MemoryBudget
-from relay.refusals.refusal import RefusalReason
-from relay.spool.types import IncomingBody
+from relay.pressure import MemoryBudget, Pressure
+from relay.refusals.refusal import RefusalReason, RefusalRecorder
+from relay.settings.tree import SmtpListener
 
 _log = get_logger("ingress")
 
@@ -59,7 +54,6 @@ _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
 _HTTP_METHODS = frozenset(
     {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT", "OPTIONS", "TRACE"}
 )
-_HTTP_HOST = "HOST:"
 # RFC 3463 3.6
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"  # RFC 5321 4.3.1
@@ -125,29 +119,35 @@ class Accept(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class IngressDependencies:
+    """What all listeners of a process share."""
+
+    hostname: str  # of the greeting and of Received fields
+    acceptance: Acceptance  # takes over complete messages
+    accounts: AccountDirectory  # logins, and addresses that they may use
+    check_token: CheckLogin  # a user and a bearer token
+    quota: DeliveryStore  # whether a local mailbox has room
+    crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
+    pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
+    refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
+
+
 class ListenerDependencies(Struct, frozen=True):
     """What the command handlers of a listener share."""
 
-    hostname: str  # of the greeting and of Received fields
+    settings: SmtpListener  # its configuration
+    shared: IngressDependencies  # with the other listeners
     limits: SessionLimits  # of each session
-    max_message_bytes: int  # announced with SIZE (RFC 1870)
-    max_recipients: int  # of a message; then 452
     budget: MemoryBudget  # the memory for messages that all sessions receive
-    forwarding: Forwarder  # which addresses are valid, and what they lead to
-    accounts: AccountDirectory  # addresses that logins may use
     check_login: CheckLogin  # a user and a password
     check_token: CheckLogin  # a user and a bearer token
-    quota: DeliveryStore  # whether a local mailbox has room
     accept: Accept  # takes over a complete message
-    arrival: Callable[[], IncomingBody]  # makes the file for the body of a large message
-    crash: CrashPoints  # for crash tests
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
     refusals: ListenerRefusals  # records what is refused
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
-    requires_auth: bool = False  # 530 without a login, except in a trusted network
     offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
-    any_sender: bool = False  # a login may send from any address
     # where a client finds the TLS that it expects here, or does without it, for the log; None: the
     # log does not say
     tls_hint: Callable[[], str] | None = None
@@ -166,6 +166,7 @@ class SmtpCommandHandler:
         trusted: bool,
         tls: str,
     ) -> None:
+        shared = listener.shared
         self._client = client
         self._listener = listener
         self._ip = ip
@@ -174,10 +175,10 @@ class SmtpCommandHandler:
         self._helo = ""
         self._extended = False
         self._authentication = Authentication(
-            listener.accounts, listener.limits, check_login=listener.check_login,
+            shared.accounts, listener.limits, check_login=listener.check_login,
             check_token=listener.check_token, ip=ip,
         )  # fmt: skip
-        self._checks = RecipientChecks(listener.forwarding, listener.quota)
+        self._checks = RecipientChecks(listener.shared.acceptance.forwarding, listener.shared.quota)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
@@ -204,7 +205,7 @@ class SmtpCommandHandler:
         """
         verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
         verb = verb.upper()
-        if verb in _HTTP_METHODS or verb.startswith(_HTTP_HOST):
+        if verb in _HTTP_METHODS or verb.startswith("HOST:"):
             return self._close_abusive(_NO_HTTP, verb)
         if more_follows and verb in _LAST_OF_GROUP and not self._is_trusted:
             return self._close_rejected(verb, _TALKS_AHEAD)
@@ -256,7 +257,7 @@ class SmtpCommandHandler:
         does most software that only sends spam.
         """
         if not client_spoke:
-            return f"220 {self._listener.hostname} ESMTP Relay"  # RFC 5321 3.1
+            return f"220 {self._listener.shared.hostname} ESMTP Relay"  # RFC 5321 3.1
         if self._trusted_network:
             return self._close_abusive(_EARLY_TALKER, CONNECT)
         return self._close_rejected(CONNECT, _EARLY_TALKER)
@@ -316,7 +317,7 @@ class SmtpCommandHandler:
         if not _HELO_NAME(argument):
             return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=False)
-        return f"250 {self._listener.hostname}"
+        return f"250 {self._listener.shared.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
@@ -324,9 +325,9 @@ class SmtpCommandHandler:
             return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=True)
         offers = [
-            self._listener.hostname,
+            self._listener.shared.hostname,
             "PIPELINING",
-            f"SIZE {self._listener.max_message_bytes}",
+            f"SIZE {self._listener.settings.max_message_size}",
             "8BITMIME",
             "SMTPUTF8",
             "ENHANCEDSTATUSCODES",
@@ -415,15 +416,15 @@ class SmtpCommandHandler:
             return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
         if self._mail is not None:
             return "503 5.5.1 MAIL was given already; send RSET to start again"  # RFC 5321 4.1.4
-        if self._listener.requires_auth and not self._is_trusted:
+        if self._listener.settings.role != "relay" and not self._is_trusted:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
         mail = parse_mail(argument, extended=self._extended)
-        login, accounts = self._authentication.login, self._listener.accounts
+        login, accounts = self._authentication.login, self._listener.shared.accounts
         reverse_path = mail.envelope.reverse_path
-        checks_sender = login and not self._listener.any_sender
+        checks_sender = login and not self._listener.shared.acceptance.any_sender
         if checks_sender and (rejection := sender_rejection(accounts, login, reverse_path)):
             return rejection
-        if mail.size_bytes > (limit := self._listener.max_message_bytes):
+        if mail.size_bytes > (limit := self._listener.settings.max_message_size):
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
         if not self._listener.budget.has(min(mail.size_bytes, self._listener.limits.large_bytes)):
             return "452 4.3.1 Too much mail at once, try again later"  # RFC 1870 6.1
@@ -440,10 +441,10 @@ class SmtpCommandHandler:
         path = parse_rcpt(argument, extended=self._extended, smtputf8=mail.envelope.smtputf8)
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
-        if len(self._forward_paths) >= self._listener.max_recipients:
+        if len(self._forward_paths) >= self._listener.settings.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
-        expansion = self._listener.accounts.expand(path.address)
+        expansion = self._listener.shared.accounts.expand(path.address)
         expanded = self._expanded + (len(expansion.targets) if expansion is not None else 0)
         if expanded > EXPANDED_MAX and not self._listener.pickup:
             return "452 4.5.3 Too many recipients of aliases, send the rest in another transaction"
@@ -487,11 +488,9 @@ class SmtpCommandHandler:
             return "554 5.5.1 No valid recipients"  # RFC 5321 3.3
         listener = self._listener
         content = ContentCollector(
-            size_max_bytes=listener.max_message_bytes,
-            limits=listener.limits,
-            budget=listener.budget,
-            arrival=listener.arrival,
-        )
+            size_max_bytes=listener.settings.max_message_size, limits=listener.limits,
+            budget=listener.budget, arrival=listener.shared.acceptance.spool.incoming_body,
+        )  # fmt: skip
         try:
             if not await self._client.read_content(content):
                 return ""
@@ -502,7 +501,7 @@ class SmtpCommandHandler:
             content.release()
         self._errors = self._junk_commands = 0
         await self._client.send(decision.reply)
-        listener.crash.reached(CrashPoint.SMTP_REPLIED)
+        listener.shared.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
 
     async def _take(

@@ -5,21 +5,18 @@ continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 """
 
 import asyncio
+import os
+import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from msgspec import Struct
 
-from relay.accounts.account import AccountDirectory
 from relay.certificates import ServerCertificate
-from relay.crashpoints import CrashPoints
-from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
-from relay.ingress.implicit_tls import ImplicitTls
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
     CONNECT,
@@ -27,13 +24,17 @@ from relay.ingress.session_refusals import (
     RefusedCommand,
     handshake_fault,
 )
-from relay.ingress.smtp_commands import SHUTTING_DOWN, ListenerDependencies
-from relay.ingress.smtp_session import SessionDependencies, SmtpSession
-from relay.mailbox.delivery_store import DeliveryStore
+from relay.ingress.smtp_commands import SHUTTING_DOWN, IngressDependencies, ListenerDependencies
+from relay.ingress.smtp_session import (
+    TLS_HANDSHAKE_S,
+    SessionDependencies,
+    SmtpSession,
+    ip_of,
+)
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
-from relay.pressure import ConcurrencyCounter, MemoryBudget, Pressure
-from relay.refusals.refusal import RefusalReason, RefusalRecorder
+from relay.pressure import ConcurrencyCounter, MemoryBudget
+from relay.refusals.refusal import RefusalReason
 from relay.settings.tree import Address, SmtpListener
 from relay.settings.validation import is_loopback
 from relay.sockets import Listener, open_listener
@@ -44,20 +45,6 @@ _CLIENTS_KNOWN = 1024  # addresses of which a listener remembers whether they ar
 _COMMIT_S = 5.0
 _LAST_REPLY_S = 0.2  # for the 421 after the grace time
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
-
-
-@dataclass(frozen=True, slots=True)
-class IngressDependencies:
-    """What all listeners of a process share."""
-
-    hostname: str  # of the greeting and of Received fields
-    acceptance: Acceptance  # takes over complete messages
-    accounts: AccountDirectory  # logins, and addresses that they may use
-    check_token: CheckLogin  # a user and a bearer token
-    quota: DeliveryStore  # whether a local mailbox has room
-    crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
-    pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
-    refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
 
 
 def is_in(networks: Iterable[IPv4Network | IPv6Network], ip: str) -> bool:
@@ -151,10 +138,10 @@ class SmtpServer:
         if self._opened is None:
             self.bind()
             assert self._opened is not None
-        implicit_tls = self._tls_context if self._listener.role == "submissions" else None
+        is_implicit = self._tls_context is not None and self._listener.role == "submissions"
+        new = (lambda: BeforeTls(self._begin_handshake)) if is_implicit else self._new_session
         create = loop.create_unix_server if self._listener.listen.path else loop.create_server
         for one in self._opened.sockets:
-            new = self._new_session if implicit_tls is None else self._new_handshake
             self._servers.append(await create(new, sock=one, backlog=_BACKLOG))
 
     def stop_listening(self) -> None:
@@ -191,13 +178,44 @@ class SmtpServer:
     def _new_session(self) -> SmtpSession:
         return SmtpSession(self._shared)
 
-    def _new_handshake(self) -> ImplicitTls:
-        assert self._tls_context is not None
-        return ImplicitTls(
-            self._tls_context, self._new_session, handshakes=self._handshakes,
-            handshakes_max=self._listener.max_sessions,
-            on_failed_handshake=self._record_failed_handshake,
-        )  # fmt: skip
+    def _begin_handshake(self, transport: asyncio.Transport) -> None:
+        """Move the socket to a transport with TLS, before anything was read from it.
+
+        With too many handshakes in progress the connection is closed. A handshake that is cancelled
+        closes it as well.
+        """
+        ip = ip_of(transport)
+        if len(self._handshakes) >= self._listener.max_sessions:
+            transport.abort()
+            return
+        try:
+            moved = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError:  # no more open files: as if the connection was never accepted
+            transport.abort()
+            return
+        moved.setblocking(False)
+        transport.abort()  # closes its own descriptor; the connection stays
+        task = asyncio.get_running_loop().create_task(self._shake_hands(moved, ip))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, moved: socket.socket, ip: str) -> None:
+        has_begun = False
+        try:
+            if not await _has_spoken(moved):  # it only looked whether the port is open
+                return
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._new_session, moved, ssl=self._tls_context,
+                ssl_handshake_timeout=TLS_HANDSHAKE_S,  # real time: a client
+            )  # fmt: skip
+            has_begun = True
+        except TimeoutError:
+            self._record_failed_handshake(ip, OSError("the client sent nothing"))
+        except OSError as error:
+            self._record_failed_handshake(ip, error)
+        finally:
+            if not has_begun:
+                moved.close()
 
     def _record_failed_handshake(self, ip: str, error: OSError) -> None:
         """Record and log that the TLS handshake of a client failed.
@@ -223,19 +241,13 @@ class SmtpServer:
         requires_tls = listener.tls is not None and listener.tls.require
         options = self._options
         return ListenerDependencies(
-            hostname=dependencies.hostname,
+            listener,
+            dependencies,
             limits=self._limits,
-            max_message_bytes=listener.max_message_size,
-            max_recipients=listener.max_recipients,
             budget=MemoryBudget(self._limits.buffered_bytes),
-            forwarding=dependencies.acceptance.forwarding,
-            accounts=dependencies.accounts,
             check_login=options.check_login if options else dependencies.accounts.by_password,
             check_token=(options and options.check_token) or dependencies.check_token,
-            quota=dependencies.quota,
             accept=self._accept,
-            arrival=dependencies.acceptance.spool.incoming_body,
-            crash=dependencies.crash,
             # Mail from pickup already has its 202: only the spool itself may refuse it.
             pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.rejection,
             refusals=ListenerRefusals(
@@ -246,11 +258,9 @@ class SmtpServer:
             ),
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
-            requires_auth=listener.role != "relay",
             offers_auth_in_clear=(
                 options.login_in_clear if options else on_this_machine and not requires_tls
             ),
-            any_sender=dependencies.acceptance.any_sender,
             tls_hint=options.tls_hint if options else None,
             pickup=pickup,
         )
@@ -288,3 +298,33 @@ class SmtpServer:
         if not ip and not self._listener.listen.path:
             return False  # a TCP client that disconnected before its address was read
         return is_in(self._networks, ip or _LOOPBACK)
+
+
+class BeforeTls(asyncio.Protocol):
+    """The protocol of a connection that begins with TLS (RFC 8314 3.3), until its handshake.
+
+    The TLS server of asyncio and uvloop does not report a handshake that failed.
+    """
+
+    def __init__(self, begin: Callable[[asyncio.Transport], None]) -> None:
+        self._begin = begin
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin the handshake."""
+        self._begin(transport)
+
+
+async def _has_spoken(moved: socket.socket) -> bool:
+    """Wait for the first octet; return False if the client disconnects. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(moved, readable.set)
+    try:
+        async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
+            await readable.wait()
+    finally:
+        loop.remove_reader(moved)
+    try:
+        return bool(moved.recv(1, socket.MSG_PEEK))
+    except ConnectionResetError:
+        return False

@@ -197,7 +197,7 @@ class SmtpSession(_NoHooks, SMTP):
     def __init__(self, shared: SessionDependencies) -> None:
         super().__init__(
             _NO_HANDLER,
-            hostname=shared.listener.hostname,
+            hostname=shared.listener.shared.hostname,
             timeout=shared.timeout_s,
             loop=asyncio.get_running_loop(),
         )
@@ -214,7 +214,6 @@ class SmtpSession(_NoHooks, SMTP):
         self._commands: SmtpCommandHandler | None = None
         self._waiting_since: float | None = None  # loop time; None while a command is in progress
         self._began_s = self.loop.time()  # real time: a client
-        self._counted = False
         self.closed = self.loop.create_future()
 
     # -- callbacks of the transport
@@ -238,7 +237,6 @@ class SmtpSession(_NoHooks, SMTP):
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
             return
-        self._counted = True
         self._shared.sessions.add(self)
         self._commands = SmtpCommandHandler(
             self,
@@ -267,19 +265,17 @@ class SmtpSession(_NoHooks, SMTP):
     def eof_received(self) -> bool:
         """Note the end of the input; True keeps the writing half open for the replies."""
         self._input.feed_end()
-        return self.transport is not None and not self._is_tls()
+        return self.transport is not None and not _tls_version(self._transport_of())
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session. A message that is being committed continues."""
         self._input.feed_end()
         if not self.closed.done():
             self.closed.set_result(None)
-        if self._counted:
-            self._counted = False
-            if self._commands is not None:
-                self._commands.refusals.flush()
+        if self._commands is not None and self in self._shared.sessions:
+            self._shared.sessions.remove(self)
+            self._commands.refusals.flush()
             self._shared.count.end(self._counted_as)
-            self._shared.sessions.discard(self)
             super().connection_lost(None if isinstance(error, OSError) else error)
 
     def _timeout_cb(self) -> None:
@@ -357,7 +353,7 @@ class SmtpSession(_NoHooks, SMTP):
         except ClientDisconnected:
             raise
         except Exception:  # noqa: BLE001 -- an internal error fails the command, not the session
-            verb = _verb(line)
+            verb = line.partition(b" ")[0][:16].decode("ascii", "replace")
             _log.exception("command failed", client=self._ip, verb=verb)
             return commands.fail(_LOCAL_ERROR, verb=verb.upper())
 
@@ -499,9 +495,6 @@ class SmtpSession(_NoHooks, SMTP):
             last_reply_s, self.abort
         )
 
-    def _is_tls(self) -> bool:
-        return bool(_tls_version(self._transport_of()))
-
     def abort(self) -> None:
         """Close without waiting for the client to read."""
         if self.transport is not None:
@@ -521,7 +514,3 @@ def ip_of(transport: asyncio.BaseTransport) -> str:
     if not isinstance(peer, tuple):
         return ""
     return str(peer[0]).removeprefix("::ffff:")
-
-
-def _verb(line: bytes) -> str:
-    return line.partition(b" ")[0][:16].decode("ascii", "replace")

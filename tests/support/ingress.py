@@ -20,7 +20,8 @@ from relay.certificates import ServerCertificate
 from relay.clock import Ids
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.session_limits import SessionLimits
-from relay.ingress.smtp_server import IngressDependencies, SmtpServer
+from relay.ingress.smtp_commands import IngressDependencies
+from relay.ingress.smtp_server import SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.srs import Srs

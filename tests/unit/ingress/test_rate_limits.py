@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from relay.ingress import rate_limits
+from relay.ingress import message_limits
 from relay.ingress.data import DataReply, Origin
 from relay.ingress.message_limits import RateLimits, Reservation
 from relay.message.envelope import Envelope, ForwardPath
@@ -93,7 +93,7 @@ def test_what_is_given_back_does_not_count():
 
 
 def test_the_least_recently_used_key_is_forgotten(monkeypatch):
-    monkeypatch.setattr(rate_limits, "KEYS_MAX", 3)
+    monkeypatch.setattr(message_limits, "KEYS_MAX", 3)
     rates, _ = limits()
     for key in "abc":
         assert passes(rates, charge(10, key=key))

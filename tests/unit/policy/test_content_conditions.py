@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from relay.message.content import BLOCK_BYTES, LargeContent
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
-from relay.policy import attachments as reader
+from relay.policy import message_parts as reader
 from relay.policy import message_view
 from relay.policy.content_conditions import (
     AttachmentCondition,
