@@ -314,9 +314,8 @@ class _UsageByName(Generic[Name]):
             del self._shares[name]
         if name not in self.full:
             return False
-        if share.claims and self._is_over_share(
-            share, 2
-        ):  # without claims it would stay full forever
+        # without claims it would stay full forever
+        if share.claims and self._is_over_share(share, 2):
             return False
         self.full.remove(name)
         return True

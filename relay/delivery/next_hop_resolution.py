@@ -51,9 +51,8 @@ from relay.routing.route_table import HopOptions, RouteTable
 from relay.spool.types import Claim, PriorityLevel
 
 _TICK_S = 0.002
-_BUSY_PART = (
-    0.4  # the share of the time since the last lookup that the event loop may have been busy
-)
+# the share of the time since the last lookup that the event loop may have been busy
+_BUSY_PART = 0.4
 _SLOWEST_S = 0.02  # between two lookups, however busy the loop is
 LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 at once
 LOOKUPS_UNREACHABLE_MAX = 16

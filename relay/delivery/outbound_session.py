@@ -135,7 +135,7 @@ class OutboundSession:
         )
         self._note_reuse()
         await self._quit_when_worn()
-        if not is_pushback(attempt.outcomes.values()):
+        if not any(map(is_pushback, attempt.outcomes.values())):
             return Pushback.NONE
         return Pushback.AFTER_MAIL if attempt.has_begun else Pushback.BEFORE_MAIL
 

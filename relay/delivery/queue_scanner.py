@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from msgspec import Struct
-
 from relay.clock import Clock
 from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
 from relay.message.nexthop import HopKind, NextHop
@@ -39,14 +37,6 @@ class _HopLeftBehind:
     is_parked: bool = False
 
 
-class _UnclaimedEntry(Struct, frozen=True):
-    """An entry that was accepted and not claimed."""
-
-    next_hop: NextHop
-    sender: int
-    due_us: int
-
-
 class PriorityScan:
     """The scan of one priority level. It has one query in progress at a time."""
 
@@ -68,7 +58,8 @@ class PriorityScan:
         self._open_senders: dict[int, None] = {}
         self._query: DueQuery | None = None
         self._queried_hop = _HopLeftBehind()  # the state of the next hop in that query
-        self._added_meanwhile: list[_UnclaimedEntry] = []
+        # the next hop, sender and due time of entries that were not claimed
+        self._added_meanwhile: list[tuple[NextHop, int, int]] = []
 
     def resume(self) -> None:
         """Go on: entries after the position may be due. Not while a query is in progress."""
@@ -109,15 +100,14 @@ class PriorityScan:
             self._has_ended = batch.ended
         meanwhile, self._added_meanwhile = self._added_meanwhile, []
         for entry in meanwhile:  # the query may have passed it before it was committed
-            self._add_unclaimed(entry)
+            self._add_unclaimed(*entry)
 
     def add_unclaimed(self, next_hop: NextHop, sender: int, due_us: int) -> None:
         """Record an entry that is in the queue and was not claimed."""
-        entry = _UnclaimedEntry(next_hop, sender, due_us)
         if self._query is None:
-            self._add_unclaimed(entry)
+            self._add_unclaimed(next_hop, sender, due_us)
         elif len(self._added_meanwhile) < LEFT_BEHIND_MAX:
-            self._added_meanwhile.append(entry)
+            self._added_meanwhile.append((next_hop, sender, due_us))
 
     def capacity_freed(self, opened: FreedCapacity) -> None:
         """Record that a next hop or a sender has room again."""
@@ -149,9 +139,8 @@ class PriorityScan:
         while self._open_hops:
             next_hop = next(iter(self._open_hops))
             del self._open_hops[next_hop]
-            if next_hop not in active_queue.full_hops(
-                level
-            ):  # otherwise capacity_freed() reports when it has room
+            # otherwise capacity_freed() reports when it has room
+            if next_hop not in active_queue.full_hops(level):
                 self._queried_hop = self._hops.pop(next_hop)
                 full_here = (one for hop, one in active_queue.full_pairs(level) if hop == next_hop)
                 return DueQuery(
@@ -174,13 +163,13 @@ class PriorityScan:
         return None
 
     # -- next hops and senders that are left behind
-    def _add_unclaimed(self, entry: _UnclaimedEntry) -> None:
-        if self._after is None or entry.due_us > self._after.due_us:
+    def _add_unclaimed(self, next_hop: NextHop, sender: int, due_us: int) -> None:
+        if self._after is None or due_us > self._after.due_us:
             self.resume()
-        elif entry.sender in self._active_queue.full_senders(self.level):
-            self._leave_sender(entry.sender, Position(entry.due_us, "", 0))
+        elif sender in self._active_queue.full_senders(self.level):
+            self._leave_sender(sender, Position(due_us, "", 0))
         else:
-            self._leave_hop(entry.next_hop)
+            self._leave_hop(next_hop)
 
     def _apply_for_hop(self, next_hop: NextHop, batch: DueBatch) -> None:
         hop = self._queried_hop
@@ -274,9 +263,8 @@ class QueueScanner:
     @property
     def has_work(self) -> bool:
         """Whether there may be something to fetch."""
-        for (
-            scan
-        ) in self._scans.values():  # called for each message; a loop costs fewer calls than any()
+        # called for each message; a loop costs fewer calls than any()
+        for scan in self._scans.values():
             if scan.has_work:
                 return True
         return self._has_newly_due

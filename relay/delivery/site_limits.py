@@ -5,7 +5,7 @@ manager and TCP's slow start (RFC 5681 3.1). TokenBucket limits messages per tim
 seconds of a monotonic clock.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -197,14 +197,10 @@ class ConcurrencyLimit:
         return count
 
 
-def is_pushback(outcomes: Iterable[Outcome]) -> bool:
+def is_pushback(outcome: Outcome) -> bool:
     """Whether a host rejected a whole transaction because of its load: it closes the connection,
     breaks it off, or replies "too many". Replies about single recipients do not count.
     """
-    return any(_is_pushback(outcome) for outcome in outcomes)
-
-
-def _is_pushback(outcome: Outcome) -> bool:
     if isinstance(outcome, Indeterminate):
         return True
     if not isinstance(outcome, Deferred):

@@ -128,9 +128,7 @@ class Acceptance:
         self.forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
         self.answers = AnswerLimit(self.clock, self.metrics)  # of mail for MAILER-DAEMON
         self.rates = RateLimits(self.clock)  # of rules
-        self.holds = HoldLimit(
-            self.clock, self.held_max
-        )  # of mail that rules may not hold any more
+        self.holds = HoldLimit(self.clock, self.held_max)
 
     def close(self) -> None:
         """Stop the threads without waiting for them."""

@@ -481,9 +481,8 @@ class SmtpSession(_NoHooks, SMTP):
         return not self._input.is_empty
 
     def _transport_of(self) -> asyncio.Transport:
-        return cast(
-            "asyncio.Transport", self.transport
-        )  # uvloop's transport is not a subclass of asyncio's
+        # uvloop's transport is not a subclass of asyncio's
+        return cast("asyncio.Transport", self.transport)
 
     def _close(self) -> None:
         """Close after the last reply is written; the timer bounds the wait."""

@@ -154,14 +154,11 @@ class SimulatedInternet:
     def _exchanges(self, name: str) -> Records:
         domain = self.state.scenario.domain_of(name)
         if domain is None:
-            return () if self._is_host(name) else [f"10 {_DEFAULT_HOST}{name}."]
+            return () if self._host_of(name) else [f"10 {_DEFAULT_HOST}{name}."]
         if domain.null_mx:
             return ["0 ."]
         hosts = domain.hosts if domain.has_mx else ()
         return [f"{one.preference} {one.host}." for one in hosts]
-
-    def _is_host(self, name: str) -> bool:
-        return name.startswith(_DEFAULT_HOST) or self._host_of(name) is not None
 
     def _host_of(self, name: str) -> MxHost | None:
         """Return what is known of a host, None if there is none of this name."""

@@ -459,13 +459,9 @@ class _Input:
 
     async def pause(self, seconds: float | None) -> None:
         """Wait; None is for ever. What the client sends is kept up to a limit."""
-        timer = (
-            None
-            if seconds is None
-            else asyncio.ensure_future(
-                self._clock.sleep(seconds)  # sleeps: the host is slow
-            )
-        )
+        timer = None
+        if seconds is not None:  # sleeps: the host is slow
+            timer = asyncio.ensure_future(self._clock.sleep(seconds))  # sleeps: as above
         try:
             while timer is None or not timer.done():
                 await self._wait_for_input(timer)

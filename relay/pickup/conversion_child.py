@@ -36,10 +36,8 @@ def main(words: Sequence[str]) -> None:
     object: `path` of a submission, `now_us`, and `cpu_s`, its limit of CPU time in seconds. The
     answer is its length, followed by a pickled Answer.
     """
-    for one in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # the relay finishes running conversions before it stops
+    # the relay finishes running conversions before it stops
+    for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     function, hostname = words
     module, _, name = function.partition(":")

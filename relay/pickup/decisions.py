@@ -47,13 +47,14 @@ class SubmissionDeferred(Struct, frozen=True):
     uncertain: bool = False
 
 
-class SubmissionRejected(Struct, frozen=True):
-    """A permanent failure: the sender gets a report."""
+class FinalFailure(Struct, frozen=True):
+    """Why a submission ends without being sent, with a report; `unknown`: it may have been sent."""
 
     evidence: Evidence
+    unknown: bool = False
 
 
-SubmissionOutcome = SubmissionAccepted | SubmissionDeferred | SubmissionRejected
+SubmissionOutcome = SubmissionAccepted | SubmissionDeferred | FinalFailure
 
 
 def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
@@ -74,7 +75,7 @@ def submission_outcome(outcomes: Iterable[Outcome]) -> SubmissionOutcome:
             case Relayed(evidence) | Delivered(evidence):
                 accepted = evidence
     if rejected is not None:
-        return SubmissionRejected(replace(rejected, host="", remote=False))
+        return FinalFailure(replace(rejected, host="", remote=False))
     if accepted is None:
         return SubmissionDeferred(Evidence("4.3.0", "4.3.0 the transaction had no result"))
     found = _QUEUED_AS.search(accepted.reply)
@@ -85,13 +86,6 @@ def retry_delay_s(failures: int, jitter: float) -> float:
     """Return the delay after the nth failure in a row; `jitter` in [0, 1) spreads it ±10 %."""
     growing = FIRST_DELAY_S * 2.0 ** min(failures - 1, 16)
     return min(LONGEST_DELAY_S, growing) * (0.9 + 0.2 * jitter)
-
-
-class FinalFailure(Struct, frozen=True):
-    """Why a submission ends without being sent; `unknown`: it may have been sent."""
-
-    evidence: Evidence
-    unknown: bool = False
 
 
 def give_up(give_up_after_s: float, last: Evidence, *, uncertain: bool) -> FinalFailure:

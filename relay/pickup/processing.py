@@ -35,7 +35,6 @@ from relay.pickup.decisions import (
     FinalFailure,
     SubmissionAccepted,
     SubmissionDeferred,
-    SubmissionRejected,
     give_up,
     key_expired,
 )
@@ -146,9 +145,9 @@ class SubmissionProcessor(Struct, frozen=True):
                 self.gate.record_success()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
                 await self.ready.complete(pending, queue_id=queue_id)
-            case SubmissionRejected(evidence):
+            case FinalFailure():
                 self.gate.record_success()
-                await self._fail(pending, message, FinalFailure(evidence))
+                await self._fail(pending, message, outcome)
             case SubmissionDeferred(evidence):
                 if evidence.status.startswith(_OF_POLICY):  # a rule defers it: the server works
                     self.gate.record_success()

@@ -4,7 +4,7 @@ MessageView reads each fact of a message once, when a condition first needs it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Generic, TypeVar
@@ -147,10 +147,6 @@ class MessageView:
         except Exception as error:
             self._errors[fact] = error
             raise
-
-    def field_names(self) -> Iterable[str]:
-        """Return the names of the header fields, in lower case, each once."""
-        return self.content.header.names()
 
     def values_of(self, field: str) -> Sequence[str]:
         """Return the values of a field in FieldGlobs that is not in the header."""

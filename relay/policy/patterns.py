@@ -89,7 +89,7 @@ class PatternSet:
 
         Characters that UTF-8 does not have (lone surrogates) are matched as "?".
         """
-        numbers = sorted(self._compiled.Match(_encodable(text)) or ())
+        numbers = sorted(self._compiled.Match(text.encode(errors="replace")) or ())
         if not numbers or numbers[-1] != len(self.patterns):  # the number of _ALWAYS
             raise PatternError("the patterns ran out of memory")
         return tuple([self.patterns[each] for each in numbers[:-1]])
@@ -133,10 +133,6 @@ def _options() -> Any:
     options.case_sensitive = False
     options.log_errors = False  # to stderr
     return options
-
-
-def _encodable(text: str) -> bytes:
-    return text.encode(errors="replace")
 
 
 def _measured_s(patterns: PatternSet, text: str, cpu_s: Callable[[], float]) -> float:

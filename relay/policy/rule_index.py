@@ -137,7 +137,7 @@ class RuleIndex:
                     for place in places:
                         flags[place] = 1
         if self._headers:
-            for name in view.field_names():
+            for name in view.content.header.names():
                 if (found := self._headers.get(name)) is None:
                     continue
                 for value in view.header(name):

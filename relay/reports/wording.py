@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from relay.message.envelope import MessageFacts, domain_of
 from relay.message.header import Header
-from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.status import one_line, split_reply
 from relay.mime.dsn import ReportedRecipient, ReportKind, message_id_of
@@ -124,18 +123,15 @@ def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
             gave_up, detail = True, last_detail
     if kind is ReportKind.UNKNOWN:
         return Failure(FailureClass.DUPLICATE_RISK, detail, gave_up=False)
-    if not evidence.remote and evidence.status == _CANCELLED:
+    own_status = "" if evidence.remote else evidence.status
+    if own_status == _CANCELLED:
         return Failure(FailureClass.CANCELLED, detail, gave_up=False)
     found = _CLASSES.get(detail) or _CLASSES.get(detail.partition(".")[0], FailureClass.OTHER)
-    if recipient.rule or _is_own_rule(evidence):
+    if recipient.rule or own_status == "5.7.1":
         found = FailureClass.RULE
     elif found is FailureClass.REFUSED and _spam.search(reply):
         found = FailureClass.SPAM
     return Failure(found, detail, gave_up=gave_up and kind is ReportKind.FAILED)
-
-
-def _is_own_rule(evidence: Evidence) -> bool:
-    return not evidence.remote and evidence.status == "5.7.1"
 
 
 def recipient_fields(

@@ -148,14 +148,10 @@ class Resolver:
             pass  # a name, then
         else:
             return self._hosts_unless_own(Host(name, 0, (address,), port, lmtp=lmtp))
-        four, six = (
-            await self._dns.answers((name, "A"), (name, "AAAA"))
-            if "." in name
-            else (
-                NoName(),
-                NoName(),
-            )  # a single label is not looked up in the DNS: localhost, containers
-        )
+        four: Answer = NoName()  # a single label is not in the DNS: localhost, containers
+        six = four
+        if "." in name:
+            four, six = await self._dns.answers((name, "A"), (name, "AAAA"))
         found = addresses_of(four, six, self._rng)
         if found == ():
             [table] = await self._dns.answers((name, "HOST"))

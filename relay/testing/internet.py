@@ -96,7 +96,7 @@ class InternetScenario:
 
     async def received(self, domain: str = "") -> list[RemoteMessage]:
         """Return what read() returns when what is in progress has ended."""
-        await self.running.rest()
+        await self.running.observer.rest()
         return await self.read(domain)
 
     async def read(self, domain: str = "") -> list[RemoteMessage]:

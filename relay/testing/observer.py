@@ -30,6 +30,7 @@ from relay.testing.waiting import (
 
 _JOURNEYS_MAX = 1000
 _LOG_LINES_MAX = 10
+_REST_S = 5.0
 _LOG_BYTES_MAX = 16 * 1024
 
 
@@ -127,10 +128,10 @@ class Observer:
             lines = [str(error), *(line for one in flight for line in journey_lines(one))]
             raise WaitTimeout("\n".join(lines)) from None
 
-    async def rest(self, timeout_s: float) -> None:
-        """Settle, or give up."""
+    async def rest(self) -> None:
+        """Let what is in progress end, for a few seconds at most."""
         with suppress(UnsettledError):
-            await self._relay.settle(timeout_s)
+            await self._relay.settle(_REST_S)
 
     async def observed(self) -> Observed:
         """Return what a failed wait shows."""

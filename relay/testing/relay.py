@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from relay.client import DraftToSend
-from relay.testing.async_relay import AsyncRelay
+from relay.testing.async_relay import AsyncRelay, RelayPlaces
 from relay.testing.internet import Internet, InternetScenario
 from relay.testing.message import WAIT_S, Message
-from relay.testing.places import RelayPlaces
 from relay.testing.running import RelayOptions, RunningRelay, VirtualClock
 from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address
 

@@ -22,7 +22,6 @@ from relay.testing.relay_thread import LOG_NAME, RelayThread, new_state_folder
 from relay.testing.waiting import Wanted
 
 Result = TypeVar("Result")
-_REST_S = 5.0
 _LOOPBACK = "127.0.0.1"
 # The state is in memory, which a reserve would only make scarce.
 _IN_MEMORY = {"spool": {"reserve_size": 0}, "pressure": {"disk_free": "8 MiB"}}
@@ -107,15 +106,11 @@ class RunningRelay:
 
         What is in progress ends first, so that a message that was just sent is there.
         """
-        await self.rest()
+        await self.observer.rest()
         found = await self.observer.arrivals(address)
         for one in found:
             self.observer.saw(one.copy.name)
         return [self._message(one, settles=settles) for one in found]
-
-    async def rest(self) -> None:
-        """Let what is in progress end, for a few seconds at most."""
-        await self.observer.rest(_REST_S)
 
     async def wait_for(self, wanted: Wanted, timeout_s: float, *, settles: bool) -> Message:
         """Return the first message that matches and was not returned yet; raise WaitTimeout."""
@@ -165,7 +160,7 @@ class _RunningSource:
 
     async def _journey(self) -> Journey | None:
         if self._settles:
-            await self._running.rest()
+            await self._running.observer.rest()
         return await self._running.observer.journey(self._key)
 
 

@@ -32,6 +32,10 @@ class Claim:
     is_fresh: bool = False
 
     @property
+    def key(self) -> tuple[str, int]:
+        return self.message.id, self.entry_id
+
+    @property
     def content_id(self) -> int:
         return self.content_size  # Spool below makes a content of that size
 

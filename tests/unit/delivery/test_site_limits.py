@@ -241,6 +241,5 @@ def deferred(reply: str, kind: DeferralClass) -> Deferred:
     ],
 )
 def test_only_replies_about_the_load_of_a_host_are_pushback(outcome, expected: bool) -> None:
-    assert is_pushback([outcome]) is expected
-    assert is_pushback([Relayed(Evidence("2.0.0", "250 ok")), outcome]) is expected
-    assert not is_pushback([])
+    assert is_pushback(outcome) is expected
+    assert not is_pushback(Relayed(Evidence("2.0.0", "250 ok")))

@@ -5,9 +5,9 @@ import pytest
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Indeterminate, Relayed
 from relay.pickup.decisions import (
     LONGEST_DELAY_S,
+    FinalFailure,
     SubmissionAccepted,
     SubmissionDeferred,
-    SubmissionRejected,
     give_up,
     key_expired,
     retry_delay_s,
@@ -29,7 +29,7 @@ DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
         ([BUSY], SubmissionDeferred(BUSY.evidence)),
         ([DOUBT], SubmissionDeferred(DOUBT.evidence, uncertain=True)),
         ([NO, BUSY], SubmissionDeferred(BUSY.evidence)),
-        ([NO, NO], SubmissionRejected(Evidence("5.7.1", "550 5.7.1 no"))),
+        ([NO, NO], FinalFailure(Evidence("5.7.1", "550 5.7.1 no"))),
     ],
 )
 def test_the_outcome_of_a_submission_follows_from_its_recipients(outcomes, expected):
