@@ -29,11 +29,6 @@ class Rate(Struct, frozen=True):
     count: int
     per_s: float
 
-    @property
-    def per_second(self) -> float:
-        """Messages per second, to compare rates."""
-        return self.count / self.per_s
-
 
 def parse_rate(text: str) -> Rate | None:
     """Parse "COUNT/SECONDS", as settings write it; "" is no limit."""
@@ -68,13 +63,6 @@ class TokenBucket:
         return self._full_at_s <= now_s
 
 
-def stricter(one: Rate | None, other: Rate | None) -> Rate | None:
-    """The lower rate; None is no limit."""
-    if one is None or other is None:
-        return one or other
-    return min(one, other, key=lambda rate: rate.per_second)
-
-
 class SiteOptions(Struct, frozen=True):
     """[delivery] for one site; `rate` None is no limit.
 
@@ -91,7 +79,9 @@ class SiteOptions(Struct, frozen=True):
     def limited(self, connections_max: int | None, rate: Rate | None) -> "SiteOptions":
         """Return the options of a site with these limits as well, each if it is stricter."""
         fewest = min(self.connections_max, connections_max or self.connections_max)
-        return replace(self, connections_max=fewest, rate=stricter(self.rate, rate))
+        rates = [one for one in (self.rate, rate) if one is not None]
+        slowest = min(rates, key=lambda one: one.count / one.per_s, default=None)
+        return replace(self, connections_max=fewest, rate=slowest)
 
     def failure_age_max_s(self, claim: Claim) -> float:
         """How old a failure to connect may be to count for a claim: at most half of the time that

@@ -35,7 +35,7 @@ from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.pressure import ConcurrencyCounter, MemoryBudget
 from relay.refusals.refusal import RefusalReason
-from relay.settings.tree import Address, SmtpListener
+from relay.settings.tree import SmtpListener
 from relay.settings.validation import is_loopback
 from relay.sockets import Listener, open_listener
 
@@ -63,7 +63,9 @@ class ListenerOptions(Struct, frozen=True):
 
 
 class SmtpServer:
-    """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key."""
+    """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key. `address`
+    is where it listens.
+    """
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class SmtpServer:
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._tls_context = certificate.context if certificate else None
         self._opened: Listener | None = None
-        self._bound = listener.listen  # with the actual port, also when it is closed again
+        self.address = listener.listen  # with the actual port, once it was bound
         self._servers: list[asyncio.Server] = []
         self._handshakes: set[asyncio.Task[None]] = set()
         self._acceptances: set[asyncio.Task[DataReply]] = set()
@@ -95,9 +97,7 @@ class SmtpServer:
         self._shared = SessionDependencies(
             listener=self._listener_dependencies(pickup=pickup),
             count=ConcurrencyCounter(),
-            sessions_max=listener.max_sessions,
             sessions=set(),
-            timeout_s=listener.timeout,
             tls_context=self._tls_context,
             is_trusted=(
                 (lambda _ip: True) if pickup else lru_cache(_CLIENTS_KNOWN)(self._is_trusted)
@@ -113,11 +113,6 @@ class SmtpServer:
         return self._listener.role
 
     @property
-    def address(self) -> Address:
-        """The address it listens on, with the actual port."""
-        return self._opened.address if self._opened else self._listener.listen
-
-    @property
     def sessions(self) -> int:
         """The number of open sessions."""
         return self._shared.count.total
@@ -130,7 +125,7 @@ class SmtpServer:
     def bind(self) -> None:
         """Open the socket; clients wait until start(). Raises OSError that names the address."""
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG)
-        self._bound = self._opened.address
+        self.address = self._opened.address
 
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
@@ -254,7 +249,7 @@ class SmtpServer:
                 None if pickup else dependencies.refusals,
                 dependencies.acceptance.metrics,
                 dependencies.acceptance.clock,
-                lambda: str(self._bound),
+                lambda: str(self.address),
             ),
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,

@@ -166,9 +166,7 @@ class SessionDependencies(Struct, frozen=True):
 
     listener: ListenerDependencies  # what their command handlers share
     count: ConcurrencyCounter  # sessions by client_of(), None for trusted clients
-    sessions_max: int  # of the listener; then 421
     sessions: set["SmtpSession"]  # those that are open
-    timeout_s: float  # how long a client may be silent
     tls_context: ssl.SSLContext | None  # None: no TLS
     is_trusted: Callable[[str], bool]  # whether an address is in trusted_networks
     rejects_untrusted: Callable[[], bool]  # whether only trusted clients may begin a session now
@@ -198,7 +196,7 @@ class SmtpSession(_NoHooks, SMTP):
         super().__init__(
             _NO_HANDLER,
             hostname=shared.listener.shared.hostname,
-            timeout=shared.timeout_s,
+            timeout=shared.listener.settings.timeout,
             loop=asyncio.get_running_loop(),
         )
         self._shared = shared
@@ -250,7 +248,7 @@ class SmtpSession(_NoHooks, SMTP):
     def _counted_or_rejected(self) -> str:
         """Count the session and return "", or return the reply that rejects it."""
         count, per_client = self._shared.count, self._shared.listener.limits.sessions_per_client
-        if count.total >= self._shared.sessions_max:
+        if count.total >= self._shared.listener.settings.max_sessions:
             return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
         if count.count(self._counted_as) >= per_client:
             # RFC 5321 7.8

@@ -207,7 +207,8 @@ def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
     for key, verbs in (("recipient", WITH_RECIPIENTS), ("sender", _WITH_SENDER)):
         glob = getattr(reply, key)
         if glob and reply.verb not in verbs:
-            yield (key,), f"found {shown(glob)}, expected it only with {_listed(verbs)}"
+            allowed = ", ".join(sorted(verbs))
+            yield (key,), f"found {shown(glob)}, expected it only with {allowed}"
     yield from _lengths(reply, "recipient", "sender", "host")
     if "@" in reply.recipient:
         yield (
@@ -275,10 +276,6 @@ def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
         for name in domain.names:
             if first.setdefault(name, index) != index:
                 yield ("domain", index), f'found "{name}" a second time, expected each name once'
-
-
-def _listed(verbs: frozenset[str]) -> str:
-    return ", ".join(sorted(verbs))
 
 
 @dataclass(frozen=True, slots=True)

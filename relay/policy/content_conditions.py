@@ -31,7 +31,24 @@ def _name_globs(value: Any) -> Globs:
     return Globs.of(map(folded, some_texts(value)))
 
 
-class AttachmentNameCondition(BaseCondition, frozen=True):
+class AttachedCondition(BaseCondition, frozen=True):
+    """What all conditions on attachments have in common."""
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return True
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether it takes long for this content: a small one has its names read at once."""
+        return may_have_attachments(view.content) and _is_slow(view)
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition: any attachment."""
+        return (("attachment", None),)
+
+
+class AttachmentNameCondition(AttachedCondition, frozen=True):
     """The name of an attachment matches a glob, in any encoding and at any nesting."""
 
     globs: Globs
@@ -40,19 +57,6 @@ class AttachmentNameCondition(BaseCondition, frozen=True):
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read globs. Raises ValueError."""
         return cls(_name_globs(value))
-
-    @property
-    def is_deep(self) -> bool:
-        """See BaseCondition."""
-        return True
-
-    def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long for this content: a small one is read at once."""
-        return may_have_attachments(view.content) and _is_slow(view)
-
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: any attachment."""
-        return (("attachment", None),)
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -64,7 +68,7 @@ class AttachmentNameCondition(BaseCondition, frozen=True):
         return self.globs.first_match(names) or ", ".join(names)
 
 
-class AttachmentCondition(BaseCondition, frozen=True):
+class AttachmentCondition(AttachedCondition, frozen=True):
     """One attachment has both a name and a type that match; None matches all."""
 
     names: Globs | None
@@ -83,22 +87,13 @@ class AttachmentCondition(BaseCondition, frozen=True):
             None if types is None else _type_globs(types),
         )
 
-    @property
-    def is_deep(self) -> bool:
-        """See BaseCondition."""
-        return True
-
     def needs_thread(self, view: MessageView) -> bool:
-        """Return whether it takes long for this content: a small one has its names read at once."""
+        """Return whether it takes long: so do the types, if a name of a small content matches."""
         if not may_have_attachments(view.content):
             return False
         if _is_slow(view):
             return True
         return self.types is not None and self._may_match(view)
-
-    def terms(self) -> Sequence[FieldGlobs]:
-        """See BaseCondition: any attachment."""
-        return (("attachment", None),)
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""

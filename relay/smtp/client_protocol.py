@@ -160,20 +160,16 @@ class SmtpClientProtocol(asyncio.Protocol):
             self._transport.abort()
 
     async def _woken(self, deadline: float, text: str) -> None:
-        self._waiter = waiter = self._loop.create_future()
-        timer = self._loop.call_at(deadline, self._expire, waiter)  # real time: a peer
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_at(deadline, self._wake)  # real time: a peer
         try:
-            await waiter
+            await self._waiter
         finally:
             timer.cancel()
             self._waiter = None
         is_late = self._loop.time() >= deadline  # real time: a peer
         if is_late and not self._replies and self._trouble is None:
             self._fail(SmtpProtocolError(SessionFailure.TIMEOUT, text))
-
-    def _expire(self, waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

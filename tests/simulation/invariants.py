@@ -470,7 +470,7 @@ def expiry_in_time(evidence: Evidence) -> Iterator[str]:
 def _turns_s(evidence: Evidence) -> float:
     """How long all that came due while the relay was down may wait for its one attempt."""
     rates = [parse_rate(text) for text in (evidence.plan.rate, evidence.plan.route_rate)]
-    turn_s = max((1 / rate.per_second for rate in rates if rate is not None), default=0.0)
+    turn_s = max((rate.per_s / rate.count for rate in rates if rate is not None), default=0.0)
     return turn_s * len(evidence.rows.messages)
 
 

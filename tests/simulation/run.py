@@ -23,7 +23,7 @@ import apsw
 from relay import clock
 from relay.clock import DOUBT_US, SystemClock
 from relay.delivery import queue_scanner
-from relay.delivery.site_limits import TokenBucket, parse_rate, stricter
+from relay.delivery.site_limits import SiteOptions, TokenBucket, parse_rate
 from relay.ingress import smtp_server
 from relay.observe.logs import configure
 from relay.spool.types import Selector, SpoolDamagedError, SpoolError
@@ -178,7 +178,8 @@ class _Play:
         """Those where a transaction begins as soon as it may show how many there are."""
         for domain, sites in self.sites.items():
             own = self.plan.route_rate if domain == ROUTED else ""
-            rate = stricter(parse_rate(self.plan.rate), parse_rate(own))
+            options = SiteOptions(1, 0.0, rate=parse_rate(self.plan.rate))
+            rate = options.limited(None, parse_rate(own)).rate
             if domain == GATE:  # next hops with and without a login have a rate each
                 continue
             if rate and all(site.manner.name in AT_ONCE for site in sites):

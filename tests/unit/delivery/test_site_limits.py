@@ -12,7 +12,6 @@ from relay.delivery.site_limits import (
     SiteOptions,
     TokenBucket,
     is_pushback,
-    stricter,
 )
 from relay.message.outcome import (
     DeferralClass,
@@ -67,13 +66,6 @@ def test_unused_rate_accumulates_to_a_tenth_at_most() -> None:
         assert bucket.wait_s(now_s) == 0.0
         bucket.take(now_s)
     assert bucket.wait_s(3600.0) > 0
-
-
-def test_of_two_rates_the_stricter_counts() -> None:
-    slow, fast = Rate(10, 60), Rate(1, 1)
-    assert stricter(slow, fast) is stricter(fast, slow) is slow
-    assert stricter(None, fast) is stricter(fast, None) is fast
-    assert stricter(None, None) is None
 
 
 def most(concurrency: ConcurrencyLimit, now_s: float) -> int:
@@ -166,6 +158,8 @@ def test_the_stricter_limit_counts(connections_max, rate, expected) -> None:
     options = SiteOptions(connections_max=20, unreachable_s=30.0, rate=Rate(100, 60.0))
     limited = options.limited(connections_max, rate)
     assert (limited.connections_max, limited.rate) == expected
+    unlimited = SiteOptions(connections_max=20, unreachable_s=30.0)
+    assert unlimited.limited(connections_max, rate).rate is rate
 
 
 def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
