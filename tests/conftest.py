@@ -17,6 +17,8 @@ import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.disks import MEMORY, short_place
+
 if TYPE_CHECKING:
     from tests.support.browser import Browser
     from tests.support.postgres import PostgresServer
@@ -52,7 +54,6 @@ _SLOW = (
 )
 
 
-_MEMORY = Path("/dev/shm")  # tmpfs(5)
 _MEMORY_BYTES = 4 << 30
 
 
@@ -61,12 +62,12 @@ def pytest_configure() -> None:
 
     What is lost without a sync is shown by tests that record syncs, not by a disk.
     """
-    if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK):
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
         return
-    system = os.statvfs(_MEMORY)
+    system = os.statvfs(MEMORY)
     programs_run = not system.f_flag & os.ST_NOEXEC
     if programs_run and system.f_bavail * system.f_frsize >= _MEMORY_BYTES:
-        os.environ["TMPDIR"] = str(_MEMORY)
+        os.environ["TMPDIR"] = str(MEMORY)
         tempfile.tempdir = None
 
 
@@ -171,8 +172,7 @@ def cheap_refusals() -> Iterator[None]:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A folder for a state_dir that a test does not choose: sockets have short names only."""
-    short = _MEMORY if os.environ.get("TMPDIR") == str(_MEMORY) else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="relay-", dir=short) as folder:
+    with tempfile.TemporaryDirectory(prefix="relay-", dir=short_place()) as folder:
         yield Path(folder)
 
 
@@ -187,7 +187,15 @@ def postgres_server() -> "Iterator[PostgresServer]":
 
 @pytest.fixture
 def postgres_url(postgres_server: "PostgresServer") -> Iterator[str]:
-    """The URL of an empty database."""
+    """The URL of a database with the tables of a spool, as a start of Relay leaves them."""
+    url = postgres_server.create_spool()
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def empty_database(postgres_server: "PostgresServer") -> Iterator[str]:
+    """The URL of a database without tables, as the first start of Relay finds it."""
     url = postgres_server.create()
     yield url
     postgres_server.drop(url)

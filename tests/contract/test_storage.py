@@ -9,6 +9,12 @@ LARGE = b"Subject: large\r\n\r\n" + b"x" * 200_000
 
 
 @pytest.fixture
+def postgres_url(empty_database: str) -> str:
+    """Each of these spools has a first start."""
+    return empty_database
+
+
+@pytest.fixture
 def storage(settings) -> SpoolStorage:
     return spools.storage(settings)
 

@@ -1,4 +1,5 @@
-"""Disks that are small, full or read-only: mounted where we may, else by the mode of a directory.
+"""Where temporary folders are; and disks that are small, full or read-only: mounted where we may, else
+by the mode of a directory.
 
 What was mounted is gone at the end of the with block. The test is skipped, with the reason, where
 nobody may mount. See mount(8).
@@ -13,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
+MEMORY = Path("/dev/shm")  # tmpfs(5)
 _BLOCK = b"\0" * 65536
+
+
+def short_place() -> str:
+    """Return where a folder with sockets is made: sockets have short names only. tests/conftest.py
+    has set TMPDIR where memory may be used.
+    """
+    return str(MEMORY) if os.environ.get("TMPDIR") == str(MEMORY) else "/tmp"
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def names(rows: list[tuple[str, str]], others: list[tuple[str, str]]) -> set[str
 
 
 async def test_both_schemas_have_the_same_names(
-    tmp_path: Path, postgres_server: PostgresServer, postgres_url: str
+    tmp_path: Path, postgres_server: PostgresServer, empty_database: str
 ) -> None:
     async with spool_on(tmp_path / "spool.sqlite"):
         pass
@@ -58,7 +58,7 @@ async def test_both_schemas_have_the_same_names(
                 " WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'"
             )
         )
-    settings = Settings("relay.test", tmp_path / "node", spool=SpoolSettings(postgres_url))
+    settings = Settings("relay.test", tmp_path / "node", spool=SpoolSettings(empty_database))
     engine = spools.open(
         settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics()
     )  # fmt: skip
@@ -67,7 +67,7 @@ async def test_both_schemas_have_the_same_names(
     answer = postgres_server.sql(
         "SELECT table_name, column_name FROM information_schema.columns"
         " WHERE table_schema = 'public'",
-        database=database_of(postgres_url),
+        database=database_of(empty_database),
     )
     postgres = [(table, column) for table, column in (line.split("|") for line in answer.split())]
     assert names(sqlite, postgres) - names(postgres, sqlite) == set(ONLY_SQLITE)

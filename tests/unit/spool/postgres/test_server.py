@@ -253,8 +253,8 @@ def owner_of(path: Path) -> tuple[int, int]:
         ("SELECT 1/0", SpoolError, "division by zero"),
     ],
 )
-async def test_errors_of_statements(postgres_url, statement, kind, said):
-    connection = await connect(parse_postgres_url(postgres_url), purpose="test")
+async def test_errors_of_statements(empty_database, statement, kind, said):
+    connection = await connect(parse_postgres_url(empty_database), purpose="test")
     try:
         with pytest.raises(kind, match=said) as caught, translate_postgres_errors():
             await connection.execute(statement)

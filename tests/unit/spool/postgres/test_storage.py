@@ -39,22 +39,22 @@ def test_the_url_chooses_the_engine(tmp_path):
     assert (str(stored), stored.files()) == (NOBODY, ())
 
 
-def test_a_database_without_tables_has_no_spool(tmp_path, postgres_server, postgres_url):
-    stored = spools.storage(settings_of(tmp_path, postgres_url))
+def test_a_database_without_tables_has_no_spool(tmp_path, postgres_server, empty_database):
+    stored = spools.storage(settings_of(tmp_path, empty_database))
     assert not stored.exists()
-    postgres_server.sql("CREATE TABLE message ()", database=database_of(postgres_url))
+    postgres_server.sql("CREATE TABLE message ()", database=database_of(empty_database))
     assert stored.exists()
     assert not stored.is_marked_damaged()
 
 
-def test_faults_name_the_server(tmp_path, postgres_url):
+def test_faults_name_the_server(tmp_path, postgres_server, postgres_url):
     """The server of the tests syncs nothing."""
     faults = spools.storage(settings_of(tmp_path, postgres_url)).faults()
     assert [one.partition(": ")[2] for one in faults] == [
         "fsync is off: a crash of the server loses accepted mail",
         "full_page_writes is off: a crash of the server loses accepted mail",
     ]
-    assert all(one.startswith("postgresql://relay@/tmp/") for one in faults)
+    assert all(one.startswith(f"postgresql://relay@{postgres_server.folder}") for one in faults)
 
 
 def test_a_server_that_does_not_answer(tmp_path):
