@@ -72,7 +72,7 @@ async def repeated_deletes(trial: PowerLossTrial) -> None:
     made = await trial.store.messages.create(ALICE, letter("draft"))
     for number in (0, 1):
         store = trial.settled_store()
-        trial.fails_at("messages.py:_moved", number)
+        trial.fails_at("messages.py:_rename", number)
         with pytest.raises(StoreUnavailableError):
             await store.messages.delete(ALICE, made.id)
     await store.messages.delete(ALICE, made.id)

@@ -121,12 +121,12 @@ def test_states_and_flags_go_with_their_messages(
     box = relay.mailbox_of(f"{name}@example.test")
     [theirs] = box.glob("cur/*.I*")
     [delivered] = box.glob("cur/*.R*")
-    # A mail server has moved the first message, and copied the second one.
+    # A mail server has moved the first message, and copied the second one, with its state.
     theirs.rename(box / ".Archive/cur/1700000000.M1P1.imap:2,S")
     (box / ".Archive/cur/1700000001.M2P2.imap:2,").write_bytes(delivered.read_bytes())
-    done, unset = (True, ["Done"]), (False, [])
+    done, copied = (True, ["Done"]), (False, ["Done"])
     for folder, expected in (
-        ("archive", {"theirs": done, "plain": unset}),
+        ("archive", {"theirs": done, "plain": copied}),
         ("inbox", {"plain": done}),
     ):
         target = tmp_path / (f"{folder}.mbox" if kind == "mbox" else folder)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.maildir import SYNC_FAILURES
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import PendingSubmission, QuotaLimits
 
@@ -59,7 +59,12 @@ def store_on(root: Path, clock: Clock, **options: Any) -> Iterator[FileStore]:
 
 def blocking(call: Any) -> Callable[..., Any]:
     """Return what a coroutine method of a part of the store runs in a thread, for a thread of the test."""
-    return partial(call.__func__.__wrapped__, call.__self__)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        SYNC_FAILURES.begin()  # as a thread of the store does
+        return call.__func__.__wrapped__(call.__self__, *args, **kwargs)
+
+    return run
 
 
 async def ready_submissions(store: Any) -> AsyncGenerator[PendingSubmission, None]:

@@ -342,7 +342,7 @@ async def test_one_changed_property_leaves_the_others_to_the_file(
 ) -> None:
     given, _ = await whole(on_disk, path)
     await patched(on_disk, path, {**given, "importance": "low"})
-    [(_, octets)] = StateFile(on_disk.root / "example.test/alice").since(0).items()
+    [(_, _, octets)] = StateFile(on_disk.root / "example.test/alice").since(0)
     assert decode_state(octets) == MessageState(
         importance="low", modified_us=ManualClock().time_us()
     )
