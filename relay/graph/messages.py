@@ -119,9 +119,14 @@ async def change_message(request: GraphRequest) -> Response:
         change = _change(request, before, parsed)
         changed = before
         if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
-            changed = await request.dependencies.store.messages.update(
-                request.mailbox, before.id, change, condition=condition
-            )
+            try:
+                changed = await request.dependencies.store.messages.update(
+                    request.mailbox, before.id, change, condition=condition
+                )
+            except NotADraftError as error:
+                if (await find_message(request)).is_draft:
+                    raise
+                raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # it was sent meanwhile
     if parsed.is_read and not changed.is_draft:
         await _send_receipt(request, changed)
     return message_response(request, changed, status=200)
