@@ -102,9 +102,10 @@ class StateFile:
         return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
     def settle(self, owed: Sequence[tuple[Sequence[str], bytes]]) -> bool:
-        """Give ids that are one message the state that united() makes of theirs, durably; another
-        state, which each may come with, if they have none. Return False if another writer is at
-        work: then nothing is done.
+        """Store one state for the ids of each message in `owed`, durably: what united() makes of
+        the states that they have, or the given state if they have none.
+
+        Return False, and store nothing more, while another writer is at work.
         """
         is_free = self._writer.lock.acquire(blocking=False)
         try:

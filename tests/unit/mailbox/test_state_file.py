@@ -7,6 +7,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
 from relay.mailbox.message_state import MessageState, decode_state
 from relay.mailbox.state_file import FILE_NAME, StateFile
@@ -92,3 +93,41 @@ def test_several_processes_create_and_write_it(tmp_path: Path) -> None:
     assert second.find("m2") == b'{"importance":"high"}'
     second.close()
     assert [one.name for one in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_two_processes_keep_each_others_values(tmp_path: Path) -> None:
+    first, second = StateFile(tmp_path), StateFile(tmp_path)
+    first.change(("m", "o"), lambda one: replace(one, importance="high"), base=b"")
+    state, before = second.change(("m",), lambda one: replace(one, is_other=True), base=b"")
+    assert state == MessageState(importance="high", is_other=True)
+    second.restore(before)
+    assert decode_state(first.find("m")) == decode_state(first.find("o"))
+    for one in (first, second):
+        one.close()
+
+
+def test_many_states_are_read_in_parts(tmp_path: Path) -> None:
+    states = StateFile(tmp_path)
+    states.write({f"m{number:04}": MessageState(modified_us=1) for number in range(1001)})
+    large = MessageState(categories=("x" * 60_000,))
+    states.write({f"n{number:04}": large for number in range(100)})
+    found, parts, at = [], 0, (0, "")
+    while some := states.since(*at):
+        assert sum(len(one[2]) for one in some) < 5_000_000
+        found += [one[1] for one in some]
+        at, parts = some[-1][:2], parts + 1
+    assert found == sorted(found)
+    assert (len(found), parts) == (1101, 3)
+    states.close()
+
+
+def test_states_of_vanished_messages_have_a_bound(tmp_path: Path) -> None:
+    states = StateFile(tmp_path)
+    large = MessageState(categories=("x" * 60_000,))
+    states.write({f"m{number:03}": large for number in range(300)})
+    vanished = [one for one in states.ids() if one != "m000"]
+    states.expire(vanished, now_us=1)
+    left = states.ids()
+    assert "m000" in left
+    assert 250 < len(left) < 290
+    states.close()
