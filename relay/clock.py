@@ -494,25 +494,28 @@ def advanced_us(clock: Clock) -> int:
 
 
 class Ids:
-    """Time-ordered ids: 16 characters of [0-9a-z], 48 bits of milliseconds and 32 random bits.
+    """Time-ordered ids: 16 characters of [0-9a-z], 48 bits of milliseconds and 32 of chance.
 
-    When the wall clock has gone back, ids continue from the last one, one millisecond each.
+    Ids of one process sort as they were made (RFC 9562 6.2, method 2): one of the same millisecond,
+    or after the wall clock has gone back, is the last one and a random step of 16 bits. The first
+    one of a millisecond has 31 bits of chance, so that the others have room in it.
     """
 
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         self._clock = clock
         self._chance = random_bytes
-        self._last_ms = 0
+        self._last = 0
 
     def new(self) -> str:
-        """Return an id that sorts after those of earlier milliseconds."""
-        now_ms = self._clock.time_us() // 1000
-        if now_ms < self._last_ms:
-            now_ms = self._last_ms + 1
-        self._last_ms = now_ms
-        return _encode(
-            now_ms << _RANDOM_BITS | int.from_bytes(self._chance(_RANDOM_BITS // 8), "big")
-        )
+        """Return an id that sorts after all earlier ones."""
+        chance = int.from_bytes(self._chance(_RANDOM_BITS // 8), "big")
+        number = self._clock.time_us() // 1000 << _RANDOM_BITS
+        if number >> _RANDOM_BITS > self._last >> _RANDOM_BITS:
+            number |= chance >> 1
+        else:
+            number = self._last + 1 + (chance & 0xFFFF)
+        self._last = number
+        return _encode(number)
 
 
 def first_id_after(time_us: int) -> str:

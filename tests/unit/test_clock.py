@@ -128,7 +128,7 @@ def test_ids_go_on_where_the_clock_goes_back(jump):
     behind = [ids.new() for _ in range(1000)]
     assert before + behind == sorted({*before, *behind})
     offset_us = (id_time_us(behind[-1]) or 0) - (id_time_us(before[0]) or 0)
-    assert offset_us == 1000 * 1000  # a millisecond each
+    assert offset_us <= 16_000  # 65,536 steps of at most 65,536 are a millisecond
 
 
 def test_ids_have_the_walls_time_again_once_it_is_there():
@@ -141,11 +141,11 @@ def test_ids_have_the_walls_time_again_once_it_is_there():
     assert id_time_us(ids.new()) == clock.time_us()
 
 
-def test_ids_of_one_moment_have_its_time():
+def test_ids_of_one_moment_have_its_time_and_sort_as_they_were_made():
     clock = ManualClock()
     ids = Ids(clock)
-    made = {ids.new() for _ in range(100)}
-    assert len(made) == 100
+    made = [ids.new() for _ in range(10_000)]
+    assert made == sorted(set(made))
     assert {id_time_us(one) for one in made} == {clock.time_us()}
 
 

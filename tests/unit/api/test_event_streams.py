@@ -603,6 +603,7 @@ async def test_the_reader_continues_after_an_error(
 ) -> None:
     async with relay.stream() as source:
         relay.feed.failures = 2
+        await until(lambda: not relay.feed.failures)
         await relay.mail()
         assert len(await source.events(EVENTS_OF_MAIL)) == EVENTS_OF_MAIL
     logged = capfd.readouterr().err

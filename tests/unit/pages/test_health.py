@@ -16,7 +16,7 @@ from relay.observe.metrics import Metrics
 from relay.pages.access import Access
 from relay.pages.app import create_app
 from relay.pages.health import HealthPage, last_hour
-from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
+from relay.pressure import Pressure
 from tests.support.manual_clock import ManualClock
 from tests.unit.pages.conftest import plain, send
 
@@ -67,8 +67,8 @@ async def test_the_part_that_changes_is_rendered_once_for_all(pages, monkeypatch
 
 async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
     daemon = pages.relay.daemon
-    state = PressureState({PressureReason.MEMORY: PressureLevel.REFUSE})
-    daemon.pressure._pressure.state = state
+    daemon.pressure._resident = lambda: 1 << 50
+    await daemon.pressure.measure()
     daemon.base.readiness.reason = "a room <has> ended"
     text = await pages.text("/health")
     assert "not ready" in text
