@@ -128,6 +128,7 @@ def signed(
     return f"{text}.{encode(algorithm.sign(text.encode(), key))}"
 
 
+@functools.cache  # it takes longer than a signature: the primes are checked
 def _joserfc_key(private: Any) -> Any:
     kind = RSAKey if isinstance(private, rsa.RSAPrivateKey) else ECKey
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
