@@ -19,6 +19,7 @@ from functools import reduce
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,22 +48,17 @@ _LINE_BYTES_MAX = 1 << 20  # of a line that is kept until it is complete
 
 
 class StoredMail(Struct, frozen=True):
-    """A message of a mailbox."""
+    """A message of a mailbox. Its file is open until the next one is asked for."""
 
     folder: Folder
     directory: str
     name: MessageName
+    file: BinaryIO
     state: bytes = b""  # of message_state.encode_state()
-
-    @property
-    def path(self) -> Path:
-        """Its file."""
-        return self.folder.path / self.directory / self.name.file_name
 
     def pieces(self) -> Iterator[bytes]:
         """Yield its MIME."""
-        with open_message(self.path) as file:
-            yield from blocks(render(OpenOctets.of(file)))
+        yield from blocks(render(OpenOctets.of(self.file)))
 
     def state_field(self, before: bytes, line_end: bytes, *, with_flags: bool) -> bytes:
         """Return the field with its flags and its state, b"" if it has none, for the message that
@@ -126,19 +122,43 @@ class MailStates:
 def stored_mail(
     folders: Iterable[Folder], states: MailStates | None = None
 ) -> Iterator[StoredMail]:
-    """Yield the messages of these folders, the oldest of each first. Raises StoreUnavailableError
-    if their states cannot be read.
+    """Yield the messages of these folders, the oldest of each first. Mail programs may change flags
+    meanwhile; what they remove or move out of the folder before its turn is left out. Raises
+    StoreUnavailableError if their states cannot be read.
     """
     for folder in folders:
         state_of = states.of_folder(folder) if states is not None else lambda _: b""
-        found = [
-            (name.seconds, name.file_name, StoredMail(folder, directory, name))
-            for directory in ("new", "cur")
-            for file_name in list_names(folder.path / directory)
-            if (name := parse_name(file_name)) is not None
-        ]
-        for *_, mail in sorted(found, key=lambda one: one[:2]):
-            yield replace(mail, state=state_of(mail.name))
+        listed = [(name.seconds, name.file_name, at, name) for at, name in _names_in(folder)]
+        for *_, directory, name in sorted(listed, key=lambda one: one[:2]):
+            if (mail := _opened(folder, directory, name)) is not None:
+                with mail.file:
+                    yield replace(mail, state=state_of(mail.name))
+
+
+def _names_in(folder: Folder) -> Iterator[tuple[str, MessageName]]:
+    """Yield the directory and the name of each message."""
+    for directory in ("new", "cur"):
+        for file_name in list_names(folder.path / directory):
+            if (name := parse_name(file_name)) is not None:
+                yield directory, name
+
+
+def _opened(folder: Folder, directory: str, name: MessageName) -> StoredMail | None:
+    """Open a message under the name that it has now, None if it is gone. Raises FileNotFoundError
+    if it has another name each time.
+    """
+    for is_last in (False, False, True):
+        try:
+            file = open_message(folder.path / directory / name.file_name)
+            return StoredMail(folder, directory, name, file)
+        except FileNotFoundError:
+            if is_last:
+                raise
+        same = [one for one in _names_in(folder) if one[1].base_name == name.base_name]
+        if not same:
+            break
+        directory, name = same[-1]  # a flag is set in cur
+    return None
 
 
 def folders_of(mailbox: Path, wanted: str) -> list[Folder]:
@@ -236,6 +256,6 @@ def _write(path: Path, mail: StoredMail, *, is_maildir: bool) -> None:
         part = path.parent.with_name("tmp") / mail.name.base_name
     with part.open("wb") as file:
         file.writelines(mail.with_state(with_flags=not is_maildir))
-    times = mail.path.stat()  # when it was received
+    times = os.fstat(mail.file.fileno())  # when it was received
     os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
     part.replace(path)

@@ -47,6 +47,34 @@ def test_an_exported_message_replaces_its_own_file_only(tmp_path: Path) -> None:
     assert written == ["1.a.host2:2,", "1.a.host:2,S", "2.[ab]*.host:2,", "2.a.host:2,"]
 
 
+def test_mail_programs_may_change_the_mailbox_during_an_export(tmp_path: Path) -> None:
+    box = maildir(tmp_path / "box")
+    names = ["1.a.host:2,", "2.a.host:2,", "3.a.host:2,", "4.a.host:2,"]
+    for name in names:
+        put(box, name, f"Subject: {name}\r\n\r\nx\r\n".encode())
+    mail = stored_mail(list_folders(box))
+    found = [next(mail)]
+    first, read, removed, moved = (box / "cur" / name for name in names)
+    first.unlink()  # it is open
+    read.rename(box / "cur" / "2.a.host:2,FS")
+    removed.unlink()
+    moved.rename(box / "new" / "4.a.host")
+    texts = [b"".join(found[0].pieces())]
+    for one in mail:
+        found.append(one)
+        texts.append(b"".join(one.pieces()))
+    assert [one.name.flags for one in found] == ["", "FS", ""]
+    assert [text[9:10] for text in texts] == [b"1", b"2", b"4"]
+    assert all(one.file.closed for one in found)
+
+
+def test_what_is_no_file_ends_an_export(tmp_path: Path) -> None:
+    box = maildir(tmp_path / "box")
+    (box / "cur" / "1.a.host:2,").symlink_to("/etc/hostname")
+    with pytest.raises(FileNotFoundError, match="Not a regular file"):
+        export_eml(stored_mail(list_folders(box)), tmp_path / "out")
+
+
 def test_no_folder_is_exported_into_another_directory(tmp_path: Path) -> None:
     box = maildir(tmp_path / "box")
     put(maildir(box / "..."), "1.a.host:2,")
