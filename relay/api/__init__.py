@@ -3,6 +3,30 @@
 It shows all seven steps and changes the queue only through the Protocols in `dependencies`. An
 account sees only its own messages; others are 404. docs/names.md describes the JSON, which is the
 same as that of `relay trace`.
+
+- `app`: answers /healthz, /readyz (readiness) and /metrics itself, without a token; the paths of
+  /relay/v1, and who asks: a bearer token, or run/control.sock
+- `dependencies`: who may read, read contents and operate (Principal); what the room needs of others
+- `request_parameters`: query parameters and JSON bodies: conditions of the queue, limits, cursors
+- `handlers`: what needs a principal: messages, waiting for a state, queue commands, refusals, prune
+- `search_text`: the text of the search box and of `q`: from:, subject:, state:, has: ...
+- `content_search`: conditions on contents: words, attachments, unread copies
+- `message_previews`: what a row of the list shows of a content
+- `message_source`: where the content of a message is found: spool, mailbox, or a report
+- `message_copies`: the copies in mailboxes: read, unread, their removal
+- `event_streams`: /relay/v1/events: recorded events as server-sent events
+- `explain`: /relay/v1/explain: its question, and who may ask
+- `restored`: submissions that a restore holds, in lists and commands of the queue
+
+In a development relay:
+
+- `development`: /relay/v1/dev/...: clock, reset, deletion
+- `scenario_requests`: /relay/v1/dev/internet: the scenario of the simulated internet
+- `release`: to whom captured mail may leave this machine
+
+Elsewhere: why /readyz is 503: `relay/app/front_door.py`; what a queue command does to an entry:
+`relay/spool/common/queue_decisions.py`; how a journey is made: `relay/journeys/journey.py`; the
+answer of explain: `relay/app/explain.py`.
 """
 
 from relay.api.app import create_app, create_control_app

@@ -1,6 +1,29 @@
 """The composition root: builds all rooms from the settings, starts and stops them.
 
-`foundation` opens the stores, `transport` and `front_door` build on them, `compose` puts all
-together; `daemon` starts and stops it in order. `maintenance` and `pressure_monitor` run in the
-background.
+Building:
+
+- `compose`: builds the daemon from the settings
+- `configuration`: reads settings, accounts, rules, texts and keys together; what a reload replaces;
+  the route table; what the text of `queue reroute --to` means
+- `agreed`: what must be equal on all nodes of a spool
+- `state_dir`: the locks of state_dir and mail store, their owner and permissions
+- `srs_key`: the key of SRS addresses: where it is, and when it is made
+- `foundation`: opens the mail root and the spool; which mail stays on this machine
+- `transport`: pickup, SMTP servers, delivery and reports, from the settings
+- `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503
+
+Running:
+
+- `daemon`: order of start and stop, drain, SIGTERM; readiness for systemd, the ready file
+- `reload`: SIGHUP, and the log of what a reload changed
+- `pressure_monitor`: measures disk space, memory and queue each second
+- `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
+  expired uploads, ending DKIM keys, whether the mail root belongs to the spool
+- `keys_note`: whether records of Idempotency-Keys were restored from an older copy
+- `dead_letters`: which answers to reports stay in the dead-letter mailbox
+- `settling`: when a relay has nothing to do
+- `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it
+
+Elsewhere: from which level on mail is refused: `relay/pressure.py`; which keys a reload applies:
+`relay/settings/reloadable_keys.py`; the development relay: `relay/development/relay.py`.
 """

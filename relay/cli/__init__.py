@@ -1,8 +1,44 @@
 """The `relay` command: options and output of each verb, usually one module for a verb.
 
-`wait` is in `trace`. What a verb does is in relay.commands. Exit codes are those of sysexits(3).
-Facts are printed to stdout, everything else to stderr. The user never gets a traceback, not even
-after Ctrl-C while modules are loaded.
+What a verb does is in relay.commands. Exit codes are those of sysexits(3). Facts are printed to
+stdout, everything else to stderr. The user never gets a traceback, not even after Ctrl-C while
+modules are loaded.
+
+What verbs share:
+
+- `root`: the list of verbs, and which module is loaded for one
+- `options`: --config, --json, --role; which configuration file is used without --config
+- `output`: JSON and text: journeys, queue entries, statistics, findings of verify
+- `rule_lines`: the text of what rules compared and would do
+- `errors`: which exception has which exit code, and the line on stderr
+
+A service:
+
+- `serve`: `relay serve`
+- `check`: `relay check`
+- `account`: `relay account`: add, list, remove, token, password, unlock
+- `dkim`: `relay dkim keygen | show`
+- `dns`: `relay dns`
+- `policy`: `relay policy check | test | try`
+- `backup`: `relay backup` and `relay restore`
+- `storage`: `relay storage verify | backup | prune | recover | adopt`
+- `mail_files`: `relay import` and `relay export`
+
+Messages:
+
+- `send`: `relay send`
+- `sendmail`: `relay sendmail`, and the program name sendmail
+- `trace`: `relay trace` and `relay wait`; why a wait has timed out
+- `show`: `relay show`
+- `explain`: `relay explain`
+- `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`
+
+A development relay:
+
+- `dev`: `relay dev`: what it prints
+- `dev_options`: its options, and the variables RELAY_DEV_...; which options exclude each other
+- `clock`: `relay clock show | advance`
+- `reset`: `relay reset`
 """
 
 import gc

@@ -3,4 +3,34 @@
 Verbs about the queue and journeys query the running daemon over run/control.sock. If no daemon
 runs, they take the locks and open the spool and the mail store. This package imports nothing, so
 that a command that uses the daemon loads neither of them.
+
+- `operator_client`: whom trace, show, queue and storage prune ask: the daemon, or the files
+- `offline`: opens the files of the spool while no daemon runs; queue commands without one
+- `explain`: who is asked for `relay explain`: the running relay, or a configuration
+- `sendmail`: the message that sendmail sends: recipients of the header, missing fields; its SMTP
+- `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords
+- `dkim`: new DKIM keys: their file, owner and DNS record; whether records are published
+- `dns`: asks the DNS for `relay dns`: SPF with its includes, MX, TLSA ...
+- `dns_records`: what to publish for a domain, and what is wrong with what is published: MX, SPF,
+  DKIM, DMARC, MTA-STS, TLS-RPT, TLSA
+- `mail_import`: .eml, mbox and Maildir into a mailbox; which fields go; repeated imports
+- `mail_export`: the messages of a mailbox as .eml, mbox or Maildir
+
+Checks:
+
+- `check`: what `relay check` finds: files, permissions, certificates, listeners, routes, DNS
+- `check_ports`: whether an address is free to listen on
+- `check_keys`: warnings of DKIM keys and their records
+- `check_nodes`: limits of all nodes together
+
+Copies and repairs:
+
+- `backup`: `relay backup`: what is copied, in which order
+- `restore`: `relay restore`: which backups are complete, where it may restore to, what is held then
+- `storage`: `relay storage verify`, `recover` and `backup`: what is checked, who may repair
+- `adopt`: `relay storage adopt`: another mail root becomes that of the spool
+
+Elsewhere: what verify checks of mailboxes and submissions: `relay/mailbox/verify`, what of the
+spool: `verify` of its engine in `relay/spool`; what a queue command does to an entry:
+`relay/spool/common/queue_decisions.py`.
 """

@@ -1,11 +1,29 @@
 """Step 6: delivery, to local mailboxes and by SMTP to the next hop.
 
-`scheduler` is the queue manager: it takes claims from the spool and gives them to `site` (SMTP) or
-`local_delivery`. `active_queue` bounds the claims in memory, `queue_scanner` fetches due entries,
-`retry` has the retry schedule, `host_selection` chooses the next host if one does not answer,
-`attempt_result` is what an attempt changes and when a delay report is due, and `attempt_recorder`
-commits it. A connection has at most one transaction that is not settled, so a crash causes at most
-one second copy for each connection.
+A connection has at most one transaction that is not settled, so a crash causes at most one second
+copy for each connection.
+
+- `dependencies`: what delivery needs of other rooms, as Protocols
+- `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and settles them
+- `queue_scanner`: which due entries are fetched from the spool, and when
+- `active_queue`: how many claims of a sender, a next hop and a priority level are in memory
+- `fair_queue`: whose turn it is: priority levels, round robin among senders
+- `rerouting`: which mail is rerouted because its route changed while it waited
+- `content_cache`: which contents are in memory; what cannot be read (held the second time)
+- `next_hop_resolution`: when a next hop is looked up, and which hosts share a site
+- `site`: how claims for a site get connections; what follows when no host answers; probes
+- `site_limits`: how many connections and messages per time a site gets; what counts as too many
+- `connection_slots`: which site gets the next connection; shares of those that do not answer
+- `host_selection`: the next host: order of tries, hosts that failed lately, source address
+- `outbound_session`: a connection and its transactions; what a stop that cuts it off leaves
+- `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user
+- `attempt_result`: which recipients are final; when a delay report is due; the events of an attempt
+- `retry`: when a deferred recipient is tried again (back-off, jitter), and when it expires
+- `attempt_recorder`: commits the result with its reports; the log line and metric of an attempt
+
+Elsewhere: which reply means what: `relay/message/outcome.py`; the order of MX hosts:
+`relay/routing/mx_hosts.py`; the session itself: `relay/smtp`; who gets a bounce:
+`relay/reports/bounces.py`.
 
 The promise of fairness: due mail for a next hop that answers is attempted soon, whatever else is
 in the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of

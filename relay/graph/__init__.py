@@ -4,10 +4,54 @@ A request is checked completely and passed to the mail store, which writes the d
 submission (steps 1 and 2). The 202 is sent when both are durable. An error response names the
 field, the found and the expected value, and means that nothing was written.
 
-`app` authorizes a request, `routes` finds its handler: messages, send_mail, mail_folders,
-attachments, upload_sessions, users and others; `batch` handles requests that come in one,
-`idempotency` answers those that were accepted before. `message_parser` reads JSON, `mime_body`
-MIME, `query_options` and `odata` the query; `serializer` writes the response.
+The way of a request:
+
+- `app`: whose mailbox a request is for, its scopes; what pressure refuses (503, 507)
+- `routes`: which handler has a path and method, which scopes it needs, what it adds; 404 and 405
+- `paths`: segments and patterns of paths; innermost mailFolders
+- `unsupported`: what Graph has and Relay has not: 501
+- `graph_request`: limits of one account (429), If-Match and ETag, the store's errors as Graph's
+- `batch`: $batch: up to 20 requests in one, their order and dependencies
+- `idempotency`: Idempotency-Key and repeats of SDKs: answered as the first time
+- `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
+- `odata`: $filter, $orderby and $search
+- `ids`: what the id of a message may be
+- `json_values`: types and names in a JSON body; the path in a 400
+
+Messages:
+
+- `send_mail`: sendMail, and send of a draft: 202, saveToSentItems, relay.* preferences
+- `mime_body`: a message as MIME: base64, streaming, recipients, the account's own From
+- `message_parser`: a message's JSON: body, headers, attachments, read-only properties
+- `recipients`: To, Cc, From and Sender in JSON: validity, at most 500, send-as rights; To and Cc of
+  a reply and of a reply to all
+- `replies`: reply, replyAll and forward: body, quote, and which attachments go with them
+- `messages`: list, get, create, PATCH, delete, move, copy; what of a sent message may change
+- `message_pages`: when a page of messages ends, and its nextLink
+- `serializer`: the JSON of messages, folders and users
+- `preferred_bodies`: Prefer: outlook.body-content-type
+- `extended_properties`: singleValue- and multiValueExtendedProperties, $expand
+- `follow_up_flags`: a message's flag: its dates, and which changes are contradictions
+- `delta`: delta queries: tokens, what has changed, 410
+
+Attachments:
+
+- `attachments`: list, get, add and delete attachments; their JSON and $value
+- `upload_sessions`: ranges of a large attachment, their URL and token
+- `reference_attachments`: the JSON of a referenceAttachment
+- `reference`: how a link to a file is stored in MIME
+
+Folders, settings, users:
+
+- `mail_folders`: list, create, rename, move, delete folders; well-known ones (403)
+- `mailbox_settings`: time zone, language, working hours; no automatic replies (501)
+- `categories`: masterCategories
+- `users`: /me, /users: whose mailboxes a token may open
+- `translate_ids`: translateExchangeIds
+
+Elsewhere: tokens: `relay/http/authentication.py`; bodies, sizes and 413:
+`relay/http/http_request.py`; when the draft is on disk: `relay/mailbox/submit.py`; Subject and
+References of a reply: `relay/message/conversation.py`; its quote: `relay/mime/quoting.py`.
 """
 
 from relay.graph.app import create_app

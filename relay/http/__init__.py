@@ -4,9 +4,30 @@ The server makes an HttpRequest of the octets of a client, and a response of wha
 returns or raises. Bodies, headers, time, connections and memory are bounded for every request. An
 unexpected exception becomes a 500 without internals; its traceback is logged with the request id.
 
-`http_server` binds the listeners, `protocol` is a connection with its time-outs,
-`connection_limits` has the numbers. `gateway` calls a room's handler with an `http_request`;
-`errors` writes what it raises. `authentication` finds the account of a bearer token, `sign_in`
-issues tokens. `forwarded` finds the client behind a proxy, `base_path` removes the path that the
-proxy passes on; `browsers` refuses cross-site requests.
+The connection:
+
+- `http_server`: binds the listeners, starts and stops; keep-alive (time of an idle connection)
+- `tls_connection`: the TLS handshake of a connection, within the limits
+- `protocol`: header size, time-outs of header and response, the Host field
+- `connection_limits`: how many connections and running requests, in all and per client; which close
+- `tunnels`: what a development relay answers as a proxy (CONNECT)
+
+The request:
+
+- `forwarded`: the client behind a reverse proxy: X-Forwarded-For, Forwarded
+- `base_path`: removes the path of public_url
+- `browsers`: requests of foreign web pages (403), CORS
+- `gateway`: request ids, 500, 503 at a stop, large responses; which room a path belongs to
+- `http_request`: path, query and body: 413, 415, time-out of a body
+- `errors`: ApiError, and Graph's JSON of an error
+- `event_stream`: server-sent events
+
+Who asks:
+
+- `authentication`: the account of a bearer token (401); requests without a token
+- `sign_in`: the token endpoint: client credentials, Entra's error numbers, OpenID configuration
+
+Elsewhere: which scopes a request needs: `relay/graph/routes.py`; how tokens are signed and expire:
+`relay/accounts/access_tokens.py`; sign-in of users: `relay/development/authorization.py`; logins of
+browsers: `relay/pages/logins.py`.
 """

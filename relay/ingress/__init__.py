@@ -4,10 +4,32 @@ A 250 to the final dot means that the message, its recipients and the reports th
 are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot relay. An internal
 error is a 4yz reply with a fixed text.
 
-`smtp_server` is a listener, `smtp_session` a connection (`session_limits` has its limits),
-`smtp_commands` has the commands (EHLO, MAIL, RCPT, DATA ...), `authentication` the AUTH exchange
-and its failures. `session_refusals` records what a session refuses, for a store of relay/refusals.
-`send_as` checks which addresses an account may use. `data` finds the end of a content, checks it
-and keeps it. `acceptance` runs step 5 (`message_limits` has its limits), `header_cleanup` edits the
-header (Received, Bcc), `fanout` sorts recipients into queue entries.
+The session:
+
+- `smtp_server`: a listener: which clients are trusted; implicit TLS, graceful stop
+- `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
+- `session_limits`: the numbers: length of lines, errors, time-outs of one session
+- `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, VRFY; limits
+  of recipients and size; too many errors (421); whether TLS, AUTH or a login is required
+- `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
+- `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
+- `send_as`: which sender, From and Sender an account may use
+- `recipient_checks`: the reply to RCPT: relaying denied, mailbox full; asks who is valid
+- `session_refusals`: which refused commands are recorded, with which reason
+
+The content and its acceptance:
+
+- `data`: DATA: the end of the content (SMTP smuggling), bare CR or LF, long lines, large messages
+- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; mail loops
+- `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
+- `forwarding`: what an address leads to (alias, forward_to, SRS); which mail is not forwarded again
+- `expansion`: the recipients that replace an alias; their NOTIFY and ORCPT; redirected or expanded
+- `fanout`: which recipients share a queue entry; the state of those rejected, discarded or held
+- `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold
+- `policy_threads`: which message gets a thread for its rules, and when a rule is stopped
+
+Elsewhere: which addresses are valid, postmaster too: `relay/routing/route_table.py`; what rules
+decide: `relay/policy/engine.py`; who gets a bounce: `relay/reports/bounces.py`; passwords and
+guessing: `relay/accounts/passwords.py`; when mail is refused for lack of disk or memory:
+`relay/pressure.py`.
 """

@@ -4,9 +4,29 @@ The submission log keeps the events of steps 1 to 4, the spool those of steps 5 
 joins both by submission id and orders them by step. The rooms write events; the API and the
 command line read journeys.
 
-`events` has the events, `journey` joins them, `document` is the JSON, and `sentences` and
-`wording` put it into words. `submission_log` writes and prunes steps 1 to 4, `log_reader` and
-`open_submissions` read them; `spool_history` is what a spool is asked for steps 5 to 7.
-`message_list` and `message_search` find messages, `event_feed` and `changes` follow them.
-`relay/app/maintenance.py` prunes both stores.
+- `events`: an event, and the seven steps
+- `submission_log`: the log of steps 1 to 4: written, searched, and pruned by days
+- `log_reader`: reads the submission log forward from a position
+- `open_submissions`: submissions not yet accepted, and their state before the queue: scheduled,
+  converting, cancelled, failed (state_before_queue)
+- `spool_history`: what a spool is asked for: steps 5 to 7
+- `journey`: joins both parts to a journey; which names find a message; whose journeys one sees
+- `document`: the fields of a journey's JSON; attempts
+- `reported`: what reports say of recipients, Relay's and those from outside
+
+In words:
+
+- `sentences`: the answer: what became of the message, and why, for each recipient
+- `wording`: the words for an event, as `relay trace` prints it
+
+Lists and news:
+
+- `message_search`: conditions of the message list, and its cursor
+- `message_list`: the place of a message in the list, and its row
+- `list_places`: which messages are on a page of the list
+- `event_feed`: the events of all messages behind one cursor
+- `changes`: wakes who waits for a change
+
+Elsewhere: states of recipients and of a message in the queue: `relay/message/lifecycle.py`; the
+events of an attempt: `relay/delivery/attempt_result.py`; pruning: `relay/app/maintenance.py`.
 """

@@ -6,9 +6,53 @@ Maildir. When a call returns, its changes are durable, directories included. A c
 operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
 same time.
 
-`store` is made of parts: `messages`, `folder_tree`, `attachments`, `upload_sessions`, `arrivals`
-and `settings_file` have the operations of Graph, `submit` steps 1 and 2, `ready_submissions` what
-pickup needs, step 4 included, `inbox` local delivery. `draft_files` is the format of drafts, the
-package `submissions` the pending submissions on disk. `index` finds messages, `quota` limits
-mailboxes, `verify` is `relay storage verify`.
+The store as others see it:
+
+- `store`: FileStore: its parts, its start, its end
+- `delivery_store`: what ingress and delivery need of it
+- `types`: values and errors: messages, folders, submissions, quota, changes
+- `threads`: in which thread a call runs, how many, time limit of a query
+- `mail_root`: whether the path still leads to the mail root, and whether it is the spool's
+- `mailbox_list`: which mailboxes exist
+
+Submissions (steps 1 to 4):
+
+- `submit`: a draft becomes a pending submission (202): order of link, rename and fsync; undo
+- `arrivals`: drafts from large MIME, written while it arrives
+- `draft_files`: the file of a draft and its next generations; id, Message-ID and Date stay
+- `submissions`: pending submissions on disk, scheduled sends, Idempotency-Keys
+- `ready_submissions`: what pickup gets; step 4: Sent Items, or removal; a send now or its cancel
+- `stale_files`: what a start and a day remove: unfinished submissions, old files in tmp/
+
+Messages and folders:
+
+- `messages`: create, read, PATCH, move, copy and delete; If-Match; what may not change (409)
+- `attachments`: open, add and remove attachments; their sizes (413)
+- `upload_sessions`: attachments in ranges; when a session expires
+- `message_lists`: lists, searches and changes, in their own threads
+- `query`: conditions, sort order and page as values
+- `folder_tree`: create, rename, move, copy and delete folders; subscriptions
+- `folder_copy`: copies the messages of a folder
+- `folders`: names and ids of folders, well-known ones, modified UTF-7
+- `settings_file`: mailboxSettings and masterCategories on disk
+- `message_state`: what clients change of received mail: properties and flag, which of two counts
+- `state_file`: these states on disk: `relay-properties`
+- `keywords`: Dovecot's keywords
+- `retained_files`: files that the retention of a development relay removes
+
+Delivery:
+
+- `inbox`: local delivery into new/, exactly once (no duplicate): what counts as delivered already
+- `quota`: whether a mailbox has room (mailbox full)
+- `owed_copies`: whether another program has read or deleted a copy that owes a read receipt
+
+On the disk:
+
+- `maildir`: write, link, rename, remove and fsync; which file systems keep the order
+- `message_file`: file names: base name, flags, id; where a mailbox is
+- `index`: the index of a mailbox: search, change feed, ids of messages
+- `verify`: `relay storage verify` of mailboxes and submissions
+
+Elsewhere: when a submission is converted and sent: `relay/pickup`; which address has which mailbox:
+`relay/routing/route_table.py`; delivery attempts: `relay/delivery/local_delivery.py`.
 """

@@ -1,7 +1,47 @@
 """Formats: reading, writing and changing messages as octets (RFC 5322, MIME, DSN, drafts' files).
 
-`convert` is step 3: a draft becomes MIME without Bcc. `write_header` makes the header of Graph's
-properties (importance, categories), `read_header` reads them from it, `draft` is a draft's file.
-`headers` edits header fields on the path, `dsn` writes bounces. The modules are pure functions of
-relay.message's values: no sockets, no event loop, no clock.
+The modules are pure functions of relay.message's values: no sockets, no event loop, no clock.
+
+From a draft to what is sent (step 3):
+
+- `draft`: the file of a draft: its private block, properties, body and attachments
+- `convert`: the MIME that is sent: alternative, related, mixed; envelope; Bcc and block are removed
+- `convert_mime`: the same for a draft that is MIME: missing fields, long lines, repairs, Sender
+- `write_header`: the header of Graph's properties: addresses, parameters, importance, categories
+- `html_text`: the text alternative of an HTML body; bodyPreview; text as HTML
+
+Changes of a draft, replies, forwards:
+
+- `edit_draft`: a PATCH of a draft that is MIME: only the fields and the body that it names
+- `edit_attachments`: adds an attachment to MIME, or removes one; when a multipart is put around it
+- `carry_attachments`: attachments of a stored message in a new draft
+- `quoting`: the quote of a reply or forward: From, Sent, To, Subject, and its HTML
+- `safe_markup`: which elements, attributes and styles of HTML are harmless
+- `html_tokens`: tags and texts of HTML, as a browser splits them; cid: references
+
+Reading messages:
+
+- `structure`: the parts of a message and where they are; only reads, damaged MIME too
+- `read_mime`: which part is the body and which are attachments; their names and sizes
+- `read_header`: header fields as Graph's properties; the only author; addresses that are ambiguous
+- `links`: links and one-time codes in bodies
+- `file_types`: the type of a file by its first octets
+
+Header fields and encodings:
+
+- `headers`: Received, Date, X-Relay-Id, Subject prefix; a message's priority; Auto-Submitted, lists
+- `encoded_words`: RFC 2047 words: read and write
+- `transfer_encoding`: base64 and quoted-printable; which encoding a text gets
+
+Reports and disclaimers:
+
+- `dsn`: the parts of a bounce (DSN): status block, the original or its header
+- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself
+- `read_report`: what a DSN or MDN says, of Relay or from outside; message class
+- `disclaimer`: where a message gets a disclaimer, and which cannot have one (signed, encrypted)
+- `disclaimer_text`: a disclaimer in a text or in HTML, and whether it is there already
+
+Elsewhere: splitting and editing a header: `relay/message/header.py`; Received and Bcc of arriving
+mail: `relay/ingress/header_cleanup.py`; who gets a bounce: `relay/reports/bounces.py`; Subject and
+References of a reply: `relay/message/conversation.py`.
 """

@@ -1,8 +1,52 @@
 """The pages: what a person sees of the relay in a browser.
 
-Server-rendered HTML over the same functions as the JSON API (relay.api), in the same process.
-`app` routes, `access` decides who the visitor is, `site` renders and sets the header fields that
-protect a page, `logins` has the cookie.
+Server-rendered HTML over the same functions as the JSON API (relay.api), in the same process. The
+templates are in templates/, style sheet and script in static/.
+
+What all pages share:
+
+- `app`: which page answers a path, errors as pages, how many requests a visitor may have
+- `access`: who the visitor is: a login, or everyone in an open development relay
+- `login`: /login and /logout; where a request without a login is sent, and where `next` may lead
+- `logins`: checks address and password of a login; the cookie and its attributes
+- `sessions`: how long a login lasts, and what ends it
+- `forms`: reads a POST; the CSRF token
+- `site`: templates, relative links, the Content-Security-Policy, static files
+- `live`: parts of a page that change by themselves (server-sent events), and how often
+
+Messages:
+
+- `message_list`: the first page: the list, its search, filters, tabs and pages
+- `marked_messages`: mark messages of the list as read or unread, or delete them
+- `first_minute`: how to send a first message: the empty list, and /help
+- `snippets`: /help/programs: the programs of docs/snippets.md with this relay's ports
+- `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
+- `journey_view`: the seven steps of a message, its recipients, and what happens next
+- `step_evidence`: the sentences and facts of one event of a journey
+- `release`: send a copy of captured mail, in a development relay
+- `refused`: /refused: what SMTP sessions refused
+
+The content of a message:
+
+- `content_pages`: HTML, text, headers, source and attachments; who may load remote images
+- `content`: what of a content is shown: fields, links, codes, file names of attachments
+- `sanitize`: which HTML elements, attributes and URLs of a message a page shows
+- `remote_images`: which remote images a development relay may load
+
+The queue and the relay:
+
+- `queue_page`: /queue: entries, why they wait, tabs of states
+- `queue_selection`: the conditions of the queue page, in a query or a form
+- `queue_change`: retry, hold, release, cancel and reroute: the confirmation, and doing it
+- `health`: /health: readiness, queue, the last hour
+- `charts`: the lines of a chart, and numbers and durations as text
+- `clock`: /clock: advance the clock of a development relay
+- `clock_facts`: what the header of each page says of the clock
+- `internet`: /internet: the simulated hosts, what they reply, and changes of it
+
+Elsewhere: who may see whose messages, and run queue commands: `relay/api/handlers.py`; words of a
+journey shared with `relay trace`: `relay/journeys/sentences.py`; the safe styles and elements of
+HTML: `relay/mime/safe_markup.py`; foreign pages that make requests: `relay/http/browsers.py`.
 """
 
 from relay.pages.access import Access

@@ -4,7 +4,14 @@ A submission ends with its original filed in Sent Items, or with a report in the
 until then it is retried. The submission id is the key of the message in the spool, so a repeated
 submission is the same message.
 
-`dispatch` takes submissions from the store when `gate` is open, `processing` makes one attempt with
-one of them, `conversion` makes MIME in child processes, `smtp_client` submits on run/pickup.sock,
-`decisions` has the pure decisions: outcome, retry delay, giving up.
+- `dispatch`: takes submissions from the store and runs a few at a time; slow conversions apart
+- `gate`: when a submission may start: per account, during a rush, while the server accepts nothing
+- `processing`: one attempt: read, convert, submit, file in Sent Items or report to the sender
+- `conversion`: which drafts a child process converts; its time limit, and the second try alone
+- `conversion_child`: the child process itself: its memory and CPU limits
+- `smtp_client`: submits on run/pickup.sock, with ENVID as the submission id
+- `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
+
+Elsewhere: how a draft becomes MIME: `relay/mime/convert.py`; the order of submissions and scheduled
+sends: `relay/mailbox/submissions/`; the server on that socket: `relay/ingress/smtp_server.py`.
 """

@@ -1,9 +1,41 @@
 """Step 5: apply the mail-flow rules of policies/ to a message before it is accepted.
 
-`conditions` and `actions` have the keys of `when` and `then`, `rules` a rule and a test as values.
-`rule_files` loads the rules and `rule_test_reader` the tests, both with `table_reader`. `engine`
-applies the rules that `rule_index` finds, `explanation` says what each rule compared, `rule_tests`
-runs the [[test]] tables and formats the output of `relay policy`. Files are read only when the
-rules are loaded. An evaluation is a pure function; its cost is bounded by the size of the message
-and the numbers of recipients and rules.
+Files are read only when the rules are loaded. An evaluation is a pure function; its cost is bounded
+by the size of the message and the numbers of recipients and rules.
+
+The rules and their files:
+
+- `rule_files`: loads the rules of a folder; faults of keys, names and routes; slow patterns
+- `table_reader`: reads a table of a rule file; faults with file, line and key
+- `groups`: the address groups in policies/groups/NAME.txt
+- `rules`: a rule and a test as values: its mode (enforce, audit, off) and on_error
+
+What a rule asks and does:
+
+- `conditions`: the keys of `when` and `unless`: sender, recipient, client, login, size, header ...
+- `content_conditions`: the conditions on the content: attachment names and types, words in the body
+- `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
+  redirect, bcc, cc, discard, next_hop, headers, subject prefix, disclaimer
+
+The evaluation:
+
+- `engine`: applies the rules in order: what each recipient gets, which copies differ
+- `rule_index`: which rules can match a message at all, without asking each of them
+- `message_view`: what conditions read of a message, each fact once
+- `message_parts`: attachments and parts of a message, with all their names; too many parts
+- `body_text`: the text of a body as a reader sees it, in its charset
+- `globs`: how * and ? match
+- `patterns`: regular expressions (RE2), and which are too slow
+- `folding`: which characters are alike in comparisons, and which are invisible
+
+Tests and explanations:
+
+- `rule_test_reader`: reads [[test]] tables, and builds their messages
+- `rule_tests`: runs the [[test]] tables; what `relay policy check` and `relay policy test` print
+- `explanation`: why a rule matches or not (`relay explain`, `relay policy try`)
+
+Elsewhere: what counts against a rate limit so far, and how much rules may hold:
+`relay/ingress/message_limits.py`; the verdict as a value: `relay/message/verdict.py`; the text of a
+disclaimer in a message: `relay/mime/disclaimer.py`; release of held mail:
+`relay/spool/common/queue_decisions.py`.
 """

@@ -1,7 +1,12 @@
 """What SMTP sessions refused: one record for each refused command and failed TLS handshake.
 
-`refusal` has the record, its search, and the Protocols: ingress only records, the API and the pages
-read. Two stores keep records: `RecentRefusals` in memory, for a development relay, and `day_files`
-as JSON lines in STATE/refused, for a service. A record has no content of a message but its Subject,
-and of a login only the user name. Recording never fails and never waits.
+Ingress only records, the API and the pages read. A record has no content of a message but its
+Subject, and of a login only the user name. Recording never fails and never waits.
+
+- `refusal`: the record, its reasons, its line for people, the search; the store in memory for a
+  development relay (RecentRefusals)
+- `day_files`: the store of a service: JSON lines in STATE/refused, how many for a client and a day
+
+Elsewhere: which reason a reply has, and which recipients are one record:
+`relay/ingress/session_refusals.py`; when old records are removed: `relay/app/maintenance.py`.
 """

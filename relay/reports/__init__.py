@@ -5,6 +5,13 @@ recipients of a message that failed together. No report is sent about a report, 
 reverse-path, to untrusted senders, or against NOTIFY. A report that cannot be delivered goes to the
 postmaster.
 
-`bounces` decides who gets a report and makes it (its parts: `relay/mime/dsn.py`), and limits
-success and delay reports; `texts` and `wording` have the words. `receipts` are read receipts.
+- `bounces`: who gets a bounce, delay or success report, and who gets none (NOTIFY, null sender,
+  backscatter); limits of reports per sender; who gets copies of reports; the report's own route
+- `wording`: which class of failure a bounce explains, which language it is in, what it shows
+- `texts`: the words of reports: Relay's in each language, the operator's templates, their faults
+- `receipts`: read receipts (MDN): which are sent for an account's mailbox, and when a copy was read
+
+Elsewhere: when a delay report is due: `relay/delivery/attempt_result.py`; the parts of a DSN:
+`relay/mime/dsn.py`, of an MDN: `relay/mime/mdn.py`; reports received from other hosts:
+`relay/spool/common/remote_reports.py`.
 """

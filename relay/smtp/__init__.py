@@ -4,7 +4,14 @@ connect() opens a session with a target. A Connection runs transactions one afte
 wait has a time-out. Every reply is matched to its command; if that is impossible, the connection is
 closed. Each recipient gets an outcome of its own.
 
-`connect` opens a session, and decides what follows when a host does not offer STARTTLS; `tls`
-checks certificates. `connection` runs transactions, `transaction` has the commands and the
-outcomes, `client_protocol` the time-outs.
+- `connect`: TCP, greeting, EHLO, STARTTLS and AUTH; what follows if a host offers no STARTTLS or if
+  TLS fails; when a password may be sent
+- `tls`: which certificates are accepted: CA, and which of its names match the host
+- `connection`: the course of a transaction: pipelining, time-outs of each command, DATA, QUIT, RSET
+- `transaction`: the commands MAIL and RCPT (SIZE, BODY, SMTPUTF8, NOTIFY ...); which recipient gets
+  which outcome; what cannot be sent to a peer without 8BITMIME or SMTPUTF8; dot-stuffing
+- `client_protocol`: replies as they arrive: syntax, size, which command each belongs to
+
+Elsewhere: which reply at which stage is which outcome: `relay/message/outcome.py`; the TLS level of
+a next hop: `relay/routing/route_table.py`; the next host: `relay/delivery/host_selection.py`.
 """

@@ -4,9 +4,21 @@ The SMTP server commits a message to the spool before it replies 250 (step 5). D
 entries, attempts them and settles the result (step 6). It touches only its own files. The spool
 keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
-`engine` says what an engine must do; open() and storage() return one, SQLite's or PostgreSQL's by
-the scheme of `spool.url`. Each is imported on first use, so that a process that needs only the
-values does not load it, nor one engine the library of the other.
+open() and storage() choose the engine, SQLite's or PostgreSQL's, by the scheme of `spool.url`. Each
+is imported on first use, so that a process that needs only the values does not load it, nor one
+engine the library of the other.
+
+- `types`: messages, entries, claims, settlements, errors; the Protocol Spool
+- `engine`: what an engine must do (SpoolEngine, SpoolStorage); kinds of faults of verify
+- `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
+  state after it
+- `tables`: which SQL works on both databases
+- `common`: what both engines do alike: rows, holds, queue commands, lists, history
+- `sqlite`: the engine on SQLite: its writer, its files, verify and recover
+- `postgres`: the engine on PostgreSQL, which several nodes share
+
+Elsewhere: which state may follow which: `relay/message/lifecycle.py`; when an entry is due again:
+`relay/delivery/retry.py`; which claims are fetched: `relay/delivery/queue_scanner.py`.
 """
 
 from typing import TYPE_CHECKING

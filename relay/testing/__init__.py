@@ -1,12 +1,23 @@
 """The test kit: a development relay within a test program, and a pytest plugin.
 
 `from relay.testing import Relay` runs one in a thread with an event loop of its own, on free ports,
-with its state in a temporary directory. `plugin` has the fixtures. docs/testing.md describes both.
-`relay` and `async_relay` are its two faces, `running` what they share; `observer` waits for mail,
-`arrivals` reads Maildirs, `waiting` has what is waited for and the text of a time-out; `internet`
-scripts remote hosts.
-Names are imported from their modules when they are first used, because pytest imports the plugin
-in every test run.
+with its state in a temporary directory. docs/testing.md describes it. Names are imported from their
+modules when they are first used, because pytest imports the plugin in every test run.
+
+- `plugin`: the fixtures `relay`, `internet` and `clock`; what a failed test shows
+- `relay`: Relay and Mailbox, for tests without coroutines
+- `async_relay`: the same for coroutines; ports and addresses of a relay, its environment (env)
+- `internet`: remote domains and their replies, as a test describes them
+- `message`: a message as a test sees it: text, links, code, attachments, bounce
+- `running`: options of a relay, sending, waiting, the clock: what both kinds of tests share
+- `relay_thread`: the thread of a relay and its directory, in /dev/shm where that is possible
+- `observer`: which messages a wait finds, and which were seen before
+- `arrivals`: when a message counts as arrived; reads the Maildirs
+- `waiting`: which message a wait wants; the text of a time-out
+- `artifacts`: the files that a failed test leaves
+
+Elsewhere: the development relay itself: `relay/development/relay.py`; scenarios:
+`relay/internet/scenario.py`.
 """
 
 from importlib import import_module

@@ -1,8 +1,14 @@
 """Pending submissions: hard links to submitted drafts, in `.submissions/` under the mail root.
 
-`on_disk` is the directory, `scheduled` holds the scheduled sends until their time, `pending` hands
-the ready ones to pickup (step 3), `idempotency` has the records of the clients' keys, `restored`
-what `relay restore` holds. The directory is the queue; memory holds only its beginning.
-relay/mailbox/submit.py writes submissions (step 2), relay/mailbox/ready_submissions.py files the
-originals (step 4).
+The directory is the queue; memory holds only its beginning.
+
+- `on_disk`: preparing/, ready/, deferred/, restored/ and corrupt/: names, links and fsyncs
+- `pending`: the order in which pickup gets submissions (round robin of accounts); a rush
+- `scheduled`: scheduled sends (deferred send): change, cancel, ready at their time, too late (409)
+- `restored`: what `relay restore` holds: list, release, cancel
+- `idempotency`: records of Idempotency-Keys: for how long, which submission a repeat gets
+- `idempotency_file`: the file of these records: commits and damage
+
+Elsewhere: step 2, which writes submissions: `relay/mailbox/submit.py`; step 4, which files the
+originals: `relay/mailbox/ready_submissions.py`.
 """

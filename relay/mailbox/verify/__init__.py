@@ -1,5 +1,11 @@
 """`relay storage verify`: check the files of the mail store, and repair what other files imply.
 
-It checks mailboxes, their indexes and `.submissions/`. It neither changes the content of a message
-nor deletes mail: a file that cannot be repaired is moved to `.submissions/corrupt/`.
+It neither changes the content of a message nor deletes mail: a file that cannot be repaired is
+moved to `.submissions/corrupt/`.
+
+- `verifier`: which mailboxes and submissions are checked, in which order
+- `check_submissions`: `.submissions/` against drafts, accounts and the submission log
+- `check_mailboxes`: a mailbox: directories, folder ids, shared ids, subscriptions, states, index
+- `check_messages`: files of messages: size in the name, owner, incomplete drafts
+- `findings`: the kinds of faults, and their repairs
 """

@@ -1,8 +1,39 @@
 """What all engines do alike, by SQL that the database of each understands (relay.spool.tables).
 
-`accepted_rows`, `settled_rows` and `due_claims` decide what acceptances, results and claims write;
-`remote_reports` joins reports that come in. `queue_admin` executes operator commands:
-`queue_changes` loads entries (`queued_entries`), decides (`queue_decisions`) and stores the result,
-with the reports of `cancel_reports`; `queue_engine` says what it needs of an engine. `holds` says
-why entries are held, `rows` how values are stored.
+Mail:
+
+- `accepted_rows`: what an accepted message writes; first states; end of held and captured mail
+- `due_claims`: which of the due entries are claimed: their order, round robin of senders
+- `claim_changes`: what a claim changes: end of a hold, damaged entries, claims of a crash
+- `settled_rows`: what the result of an attempt writes: states, next attempt, owed reports
+- `remote_reports`: which message a DSN or MDN from outside is about; what is recorded of it
+- `receipts`: read receipts that are owed
+- `holds`: why entries are held, and how many rules hold (held_max)
+- `group_commit`: what both writers share: waiting operations, how long commits take
+- `shared_spool`: the part of an engine that both have: history, mail root, submission keys
+- `shared_maintenance`: pruning of history (spool.keep), claims of dead owners
+
+Queue commands (retry, hold, release, cancel, reroute):
+
+- `queue_admin`: runs a command in slices; entries in flight, also at other nodes; --dry-run
+- `queued_entries`: loads what a command needs of entries, and stores what was decided
+- `queue_decisions`: what a command does to an entry: state, due time, expiry, next hop, event
+- `cancel_reports`: the bounces of a cancel (--bounce)
+- `queue_engine`: what an engine supplies for this
+
+Lists and history:
+
+- `queue_list`: which entries a selector matches, and their JSON in `queue list`
+- `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
+- `queries`: a message's journey in the spool; finds messages by id, Message-ID or address
+- `message_list`: pages of the message list, and what its rows show
+- `recorded_events`: events of all messages in their order, for followers
+
+Formats:
+
+- `rows`: columns and values of rows, checksums of contents
+- `os_errors`: which error of the disk is which SpoolError
+
+Elsewhere: which operations go into one commit: `relay/spool/sqlite/writer.py` and
+`relay/spool/postgres/writer.py`; when an entry is tried again: `relay/delivery/retry.py`.
 """

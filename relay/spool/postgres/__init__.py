@@ -1,4 +1,34 @@
-"""The spool in PostgreSQL. Only this package imports asyncpg, which is an extra of Relay's."""
+"""The spool in PostgreSQL. Only this package imports asyncpg, which is an extra of Relay's.
+
+- `spool`: the engine that other rooms use
+- `transactions`: what accepting a message and settling an attempt add to a commit; what runs alone
+- `claims`: finds due entries, and claims and releases them; claims of dead nodes
+- `bodies`: bodies over 1 MiB, in parts; when they are durable and go
+
+Commits:
+
+- `writer`: group commit: which operations go into one commit; a commit whose reply was lost
+- `write_transaction`: what an operation of the writer sees
+- `rows`: the rows of a commit, as arrays of commit.sql
+- `tables`: a connection in its thread; SQL in PostgreSQL's dialect
+- `server`: connects; whether the server is safe for mail; which of its errors is which SpoolError
+- `schema`: the tables and their version; rights of the role
+
+Nodes:
+
+- `nodes`: which nodes there are, and when one counts as dead
+- `keeper`: beats, takes over from dead nodes, wakes others
+- `agreement`: whether all nodes have the same rules, routes and keys
+- `unheld_stores`: mail for a mail root that no node has
+- `final_events`: up to which number events are complete
+
+Care:
+
+- `maintenance`: sweeps and counts; mail of stores without a node
+- `storage`: the stored form for `relay check` and `relay storage`
+
+Elsewhere: what is decided alike for both engines: `relay/spool/common/`.
+"""
 
 from importlib.util import find_spec
 

@@ -1,10 +1,29 @@
 """The spool on SQLite: one database file, one writer thread, several readers.
 
-`transactions` accepts and settles messages, `claims` finds and claims due entries, `spool` is the
-engine that other rooms use. `queue_engine` is what operator commands need of it; `backup`, `verify`
-and `recover` serve `storage`. `writer`, `database`, `write_ahead_log` and `commits` make commits
-durable; `spool_errors` recognizes a damaged database, `damage` looks again at one. `migrate` makes
-and upgrades the schema. `maintenance` prunes history and removes stale files, called by
-`relay/app/maintenance.py`. `queries` and `message_list` read journeys, `queue_list` and `stats`
-the queue.
+- `spool`: the engine that other rooms use
+- `transactions`: the transactions that accept a message and settle an attempt
+- `claims`: finds due entries, and claims and releases them, each time with a new epoch
+- `content_files`: which contents are files (over 128 KiB), when they are durable and go
+
+Commits:
+
+- `writer`: group commit: which operations go into one commit; what follows when a commit fails
+- `write_ahead_log`: the fsync before the 250, checkpoints, damage of the log
+- `commits`: whether commits were lost, by the number outside the log
+- `database`: opens the database; its readers; clock anchor
+- `disk_space`: when new mail is rejected for lack of room; the reserve file
+- `spool_errors`: which error of SQLite is which SpoolError
+- `damage`: when a running spool counts as damaged, and when no longer
+
+Files and their care:
+
+- `spool_files`: names of files; whether there is a spool, or one that was lost
+- `migrate`: makes and upgrades the schema
+- `maintenance`: sweeps content files; what a development relay removes
+- `storage`: the stored form for commands: which of these modules does what
+- `verify`: what `relay storage verify` checks and repairs of the spool
+- `recover`: what is readable of a damaged spool, into a new one
+- `backup`: a copy of a running spool
+
+Elsewhere: what is decided alike for both engines: `relay/spool/common/`.
 """
