@@ -1,7 +1,8 @@
-"""/relay/v1, /healthz, /readyz and /metrics as an ASGI application.
+"""/relay/v1 as an ASGI application, which answers /healthz, /readyz and /metrics itself.
 
 Health and metrics need no token and contain nothing about single messages or accounts. Everything
-else needs one, except on the control socket, where the file mode controls the access.
+else needs one, except on the control socket, where the file mode controls the access. `handlers`
+has what needs a principal. Why /readyz is a 503 is decided in relay/app/front_door.py.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""Handlers of /relay/v1: messages (journeys), refusals, the queue, storage, delays of logins.
+"""Handlers of /relay/v1, each for a principal: messages, refusals, queue, storage, login delays.
+
+Health checks and metrics need none: `app` answers them.
 
 An unknown message and another account's message are the same 404. The roles read and operate see
 all journeys. The content of others' messages needs the role operate, and each look is logged; not

@@ -2,7 +2,8 @@
 
 Nothing is accepted before the spool is open. A stop drains for delivery.shutdown_grace; what has
 not finished by then stays in the spool or as a pending submission (docs/design.md 5). Readiness
-is reported when everything listens, in the way of systemd's Type=notify (sd_notify(3)).
+is reported when everything listens, in the way of systemd's Type=notify (sd_notify(3)). Why /readyz
+is a 503 later is decided in `front_door` (unready).
 """
 
 import asyncio

@@ -3,6 +3,9 @@
 A builder imports the rooms that only it needs, so that a relay without HTTP listeners or without
 pages does not keep them in memory. It does so at the start and not at the first request: what an
 incomplete installation lacks is found then, and all modules are of one version.
+
+unready() decides why /readyz is a 503: a start, a stop or a fault (`daemon`), the spool, a missing
+mail root.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
-"""Measure free disk space, memory and the queue each second, and set the pressure level from them.
+"""Measure free disk space, memory and the queue each second, and have the pressure level set.
 
-SMTP sessions, the Graph API and pickup read the level (relay/pressure.py). A disk that does not
-answer blocks only its own measurement; one that fails or is silent for 10 s counts as full. The
-reserve file of the spool is created again when there is space. docs/design.md 6.
+Which level follows from the figures, and what it refuses, is decided in relay/pressure.py. SMTP
+sessions, the Graph API and pickup read the level. A disk that does not answer blocks only its own
+measurement; one that fails or is silent for 10 s counts as full. The reserve file of the spool is
+created again when there is space. docs/design.md 6.
 """
 
 import asyncio

@@ -1,4 +1,8 @@
-"""Reload the configuration of a running service at SIGHUP, and log what came of it."""
+"""Reload the configuration of a running service at SIGHUP, and log what came of it.
+
+Which keys a reload applies is decided in relay/settings/reloadable_keys.py; that a faulty file
+changes nothing in `configuration`.
+"""
 
 import asyncio
 

@@ -1,5 +1,8 @@
 """Record attempts: commit outcomes, reports and events in one transaction.
 
+Which recipients are final is decided in `attempt_result`, who gets a report in
+relay/reports/bounces.py.
+
 A final status and its report (bounce) are one transaction. A report of success waits for the end of
 the attempt: until then the spool records that it is owed, so that one report names all recipients.
 Late mail gets one delay report, which names the recipients of all entries of the message.

@@ -2,11 +2,12 @@
 
 In a development relay, captured mail is delivered too, each recipient's into a mailbox of its own.
 
-LocalDelivery puts one copy into a mailbox. Its file is named after the queue id and the recipient's
-number, so that a repeated delivery finds the first copy. LocalDeliveryQueue has the claims that
-wait and their workers. A delivery that is cut off is indeterminate: the next attempt first looks
-for its copy in the mailbox. An unknown user gets 550 5.1.1 here, if the account was removed after
-ingress accepted it.
+LocalDelivery has the store put one copy into a mailbox, which decides whether there is room
+(relay/mailbox/quota.py) and whether it is there already (relay/mailbox/inbox.py). Its file is named
+after the queue id and the recipient's number, so that a repeated delivery finds the first copy.
+LocalDeliveryQueue has the claims that wait and their workers. A delivery that is cut off is
+indeterminate: the next attempt first looks for its copy in the mailbox. An unknown user gets 550
+5.1.1 here, if the account was removed after ingress accepted it.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""Next-hop resolution: which site a next hop's claims go to.
+"""Next-hop resolution: which site a next hop's claims go to, and when its hosts are looked up.
+
+Which hosts a next hop has is decided in relay/routing/resolver.py.
 
 Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
 the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that

@@ -1,6 +1,7 @@
 """The ASGI application for /v1.0 and /beta: authorize a request, find its mailbox and its route.
 
-That happens, and intake under pressure is rejected, before the body is read.
+That happens, and intake under pressure is rejected, before the body is read. Which scopes a request
+needs, and which kind of intake it is, is in `routes`.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,10 @@
 """Repeated submissions are answered like the first one, and not carried out again.
 
-With an Idempotency-Key the store has a record of each accepted submission for 24 hours. Without
-one, the repeats that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the
-request: the accepted submissions of the last five minutes are kept in memory. Two equal requests
-without either field are two messages. Only what was accepted is remembered.
+With an Idempotency-Key the store has a record of each accepted submission for 24 hours
+(relay/mailbox/submissions/idempotency.py). Without one, the repeats that SDKs make by themselves
+(`Retry-Attempt` above 0) are recognised by the request: the accepted submissions of the last five
+minutes are kept in memory. Two equal requests without either field are two messages. Only what was
+accepted is remembered.
 """
 
 import asyncio

@@ -4,6 +4,9 @@ The original is read, not changed. Its attachments go from its file to that of t
 blocks: all of them on a forward, and on a reply the images that the quoted HTML shows. A body in
 the parameters replaces the quote, and MIME is the whole message; it gets only header fields that it
 lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
+
+To and Cc of a reply or reply to all are decided in `recipients` (reply_recipients), its Subject and
+References in relay/message/conversation.py, the quote in relay/mime/quoting.py.
 """
 
 import asyncio

@@ -1,4 +1,8 @@
-"""The account of a request, from its bearer token (RFC 6750)."""
+"""The account of a request, from its bearer token (RFC 6750), and the 401 without one.
+
+Which tokens are valid is decided in relay/accounts: `directory` for those of accounts,
+`access_tokens` for those of the token endpoint.
+"""
 
 import math
 from urllib.parse import urlsplit

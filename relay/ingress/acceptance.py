@@ -1,5 +1,9 @@
 """Accept a message after the final dot (step 5): aliases, routes, mail rules, commit, reply 250.
 
+The order of these is decided here, each of them elsewhere: aliases in `forwarding` and `expansion`,
+routes in relay/routing/route_table.py, rules in relay/policy/engine.py, queue entries in `fanout`,
+signatures in relay/signing/signer.py, reports of rejected recipients in relay/reports/bounces.py.
+
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
 internal one, 5yz for a fault of the message. A reply never contains the text of an exception.

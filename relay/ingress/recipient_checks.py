@@ -1,4 +1,8 @@
-"""Whether RCPT takes an address: unknown users and domains, relaying, full mailboxes.
+"""Whether RCPT takes an address: relaying and full mailboxes; asks which addresses are valid.
+
+Which are valid is decided in relay/routing/route_table.py, with the reply for an unknown user or
+domain; what an alias or an SRS address leads to in `forwarding`, and whether a mailbox has room in
+relay/mailbox/quota.py.
 
 An alias is taken if any of the addresses is that it leads to. Those may be outside although the
 client may not relay: the operator has decided where the mail for an alias goes, and the key of SRS

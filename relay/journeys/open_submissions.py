@@ -1,5 +1,8 @@
 """The submissions in the log that are not recorded as accepted: they wait, or ended before step 4.
 
+state_before_queue() derives the state of a message before the queue from its events: scheduled,
+converting, cancelled, failed, or expired where nobody knows whether it was sent.
+
 The log is read once, from its end backwards, and then only what was appended to it. Of accepted
 submissions nothing is remembered: the spool has them.
 """

@@ -1,6 +1,8 @@
 """The states of a message and its recipients, and the table of transitions.
 
-The spool checks each state that it writes against this table. A final state is never left.
+The spool checks each state that it writes against this table. A final state is never left. Which
+state a submission has before the queue is derived in relay/journeys/open_submissions.py
+(state_before_queue); which state an attempt leads to follows from its outcome (`outcome`).
 The names are in docs/names.md (Steps and states). RFC 5321 6.1.
 """
 

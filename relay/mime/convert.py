@@ -1,8 +1,9 @@
 """Convert a draft to the message that is submitted: MIME, envelope, and what SMTP must know.
 
 Pickup passes the stored file of a draft and submits the result. A file written from Graph's
-properties is converted here; MIME drafts by relay.mime.convert_mime. Bcc and the private block are
-removed. The result has CRLF line ends, lines of at most 998 octets, and Date and Message-ID.
+properties is converted here, with multipart/alternative, related and mixed; MIME drafts by
+relay.mime.convert_mime. Bcc and the private block are removed. The result has CRLF line ends, lines
+of at most 998 octets, and Date and Message-ID.
 Attachments are spliced: their base64 is copied, and in a large message it stays in the draft's
 file.
 The same file gives the same bytes: a repeat after a crash submits the same message.

@@ -1,5 +1,9 @@
 """Read the structure of a MIME message from blocks: its entities, and where each of them is.
 
+It only reads. The structure of a message that is sent (alternative, related, mixed) is built in
+relay.mime.convert; which part is the body and which an attachment is decided in
+relay.mime.read_mime.
+
 Conversion, the mailbox's readers and the rules use it for contents of any size. Reading is linear
 in the size of the message, whatever it contains. Bodies are neither kept nor decoded. Nothing
 raises on damaged MIME: it is listed in `defects` and read as lenient mail programs read it.

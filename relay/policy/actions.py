@@ -1,5 +1,9 @@
 """The actions of mail-flow rules: each key of `then` is a class and a line in ACTIONS.
 
+A rate limit is an action too: RateLimitAction says whom a message counts against (its sender, login
+or client) and what follows beyond the limit. What has been counted is in
+relay/ingress/message_limits.py.
+
 To add an action, write a frozen dataclass with parse(), add it to ACTIONS, and apply it in engine.
 Header edits are pure functions here. parse() raises ValueError that says what was expected; an edit
 cannot fail afterwards, but that of a disclaimer raises OSError if a large body cannot be read.

@@ -2,7 +2,8 @@
 
 Pure functions. Hosts are ordered by MX preference, equals in random order; without MX records the
 domain itself is the host (RFC 5321 5.1). A null MX takes no mail (RFC 7505). A missing answer or a
-server failure is temporary; only definite answers are permanent.
+server failure is temporary; only definite answers are permanent. leading_back() says which hosts
+are left out because this relay is among them, and they would send mail back (mail loop).
 """
 
 import random

@@ -1,8 +1,9 @@
 """Resolve a next hop (a domain's MX or a smarthost) to the hosts to connect to.
 
 Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
-is never routed back to this relay. Failures are values: NullMx, NoSuchDomain, NoAddress, MailLoop,
-TemporaryFailure. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
+is never routed back to this relay: which host is this relay is decided here, which others are left
+out then in `mx_hosts` (leading_back). Failures are values: NullMx, NoSuchDomain, NoAddress,
+MailLoop, TemporaryFailure. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
 """
 
 import asyncio

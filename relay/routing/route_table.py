@@ -1,5 +1,10 @@
 """The route table: an address belongs to a mailbox here, to a next hop, or is invalid.
 
+In a local domain, the addresses of accounts are valid, and every other one with `catch_all`. Mail
+to postmaster (also without a domain) and to MAILER-DAEMON of this host is valid without an account
+and goes to the postmaster, or into the dead-letter mailbox where nobody is set. Aliases are not
+known here: who gets their mail is in relay/accounts/aliases.py.
+
 Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look
 up next hops. The reply for an unknown user (550 5.1.1) is made here. The first route that
 matches wins. A table that cannot be made raises ValueError; a lookup never fails and costs a few

@@ -1,4 +1,6 @@
-"""An SMTP transaction: the commands, and the outcome of each recipient from the replies.
+"""An SMTP transaction: its commands, and which recipient gets the outcome of which reply.
+
+Which reply at which stage is which outcome is the table in relay/message/outcome.py.
 
 Without I/O. After the final dot, SMTP has one reply, LMTP one for each accepted recipient in their
 order. A parameter is sent only if the peer offers its extension; a message that needs one

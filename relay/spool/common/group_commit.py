@@ -1,5 +1,8 @@
 """What the writers of both engines share: the operations that wait for a commit and their answers,
 and how long commits take, which pressure measures.
+
+Which operations go into one commit (group commit), and what follows when it fails, is decided in
+`writer` of each engine: relay/spool/sqlite/writer.py, relay/spool/postgres/writer.py.
 """
 
 import asyncio

@@ -1,8 +1,9 @@
-"""List and count the queue, and execute operator commands.
+"""List the queue, and execute operator commands: in slices, around entries that are in flight.
 
-An entry that is being delivered is not changed; the result says so, and at which other node. A
-large command runs in slices of one transaction each, and mail continues between them. When a slice
-fails with a SpoolError, the slices before it remain done.
+What a command does to an entry is decided in `queue_decisions`, which entries a selector matches in
+`queue_list`. An entry that is being delivered is not changed; the result says so, and at which
+other node. A large command runs in slices of one transaction each, and mail continues between them.
+When a slice fails with a SpoolError, the slices before it remain done.
 
 See docs/design.md 4; docs/names.md (Commands).
 """

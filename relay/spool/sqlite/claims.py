@@ -1,5 +1,7 @@
 """Find due entries and claim them for delivery.
 
+Which of the due ones are chosen is decided in relay/spool/common/due_claims.py.
+
 find_due() reads by priority level, for a next hop or for a sender. It reads a bounded number of
 index rows however long the queue is, and reads tables only for the entries that it returns.
 take_claims() then claims them. An entry has one owner at a time: each claim and each release

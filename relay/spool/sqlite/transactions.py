@@ -1,8 +1,9 @@
 """Accept messages and settle delivery attempts; each function runs inside one transaction.
 
-accept() ends step 5 of a message, settle() ends steps 6 and 7. The writer commits them. The state
-of a recipient changes only as the table in message.lifecycle allows, and epochs only grow. apsw's
-exceptions roll the transaction back.
+What they write is decided in relay/spool/common (`accepted_rows`, `settled_rows`). accept() ends
+step 5 of a message, settle() ends steps 6 and 7. The writer commits them. The state of a recipient
+changes only as the table in message.lifecycle allows, and epochs only grow. apsw's exceptions roll
+the transaction back.
 
 See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
