@@ -171,6 +171,52 @@ def test_a_package_has_a_docstring(path):
     assert len((ast.get_docstring(syntax(path)) or "").splitlines()) >= 1
 
 
+@for_each([p for p in MODULES if p.name == "__init__.py" and p.parent != Path("relay")])
+def test_the_docstring_of_a_package_is_the_map_of_its_modules(path):
+    folder = TOP / path.parent
+    modules = {one.stem for one in folder.glob("*.py")} - {"__init__"}
+    packages = {one.parent.name for one in folder.glob("*/__init__.py")}
+    assert map_faults(ast.get_docstring(syntax(path)) or "", modules | packages) == []
+
+
+def test_faults_of_a_map_are_found():
+    docstring = """Step 8: tidy up.
+
+- `broom`: what is swept, for example in `relay/spool/types.py`
+- `bin`: what is kept: two
+  lines are possible
+
+Elsewhere: why there is dust: `relay/message/outcome.py`; its `colour`: `relay/spool`.
+"""
+    assert map_faults(docstring, {"broom", "bin"}) == []
+    assert map_faults(docstring, {"broom", "bin", "mop"}) == ["no line for `mop`"]
+    assert map_faults(docstring, {"broom"}) == ["a line for `bin`, which does not exist"]
+    twice = f"{docstring}- `bin`: what is thrown away\n"
+    assert map_faults(twice, {"broom", "bin"}) == ["two lines for `bin`"]
+    empty = docstring.replace(": what is swept, for example in `relay/spool/types.py`", ":")
+    assert map_faults(empty, {"broom", "bin"}) == ["no line for `broom`"]
+    moved = docstring.replace("outcome.py", "outcomes.py").replace("`relay/spool`", "`relay/soap`")
+    assert map_faults(moved, {"broom", "bin"}) == [
+        "`relay/message/outcomes.py` does not exist",
+        "`relay/soap` does not exist",
+    ]
+
+
+def map_faults(docstring: str, names: set[str]) -> list[str]:
+    """What a package's docstring leaves out of its modules, or says of those that do not exist."""
+    listed = re.findall(r"^- `(\w+)`: \S", docstring, re.MULTILINE)
+    return [
+        *(f"no line for `{name}`" for name in sorted(names - set(listed))),
+        *(f"a line for `{name}`, which does not exist" for name in sorted(set(listed) - names)),
+        *(f"two lines for `{name}`" for name in sorted(names) if listed.count(name) > 1),
+        *(
+            f"`{path}` does not exist"
+            for path in re.findall(r"`(relay/[\w/]+(?:\.py)?)`", docstring)
+            if not (TOP / path).exists()
+        ),
+    ]
+
+
 @for_each(MODULES)
 def test_time_randomness_and_environment_are_passed_in(path):
     found = [
