@@ -34,6 +34,7 @@ from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RefusalPage, RefusalSearch
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
+from relay.settings.document import Fault, SettingsError
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings
 from relay.signing.key_files import load_keys
@@ -119,10 +120,16 @@ async def execute(
 
         def table() -> RouteTable:
             boxes = settings.mailboxes
+
+    Raises ControlError for an invalid request; SettingsError for accounts and routes that cannot be
+    used; SpoolError.
             environ = read_environment().variables
             accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
             until_done.callback(accounts.close)
-            return route_table(settings, accounts)
+            try:
+                return route_table(settings, accounts)
+            except ValueError as error:
+                raise SettingsError([Fault(boxes.accounts, 0, "", str(error))]) from None
 
         asking = CommandIssuer(
             name=OPERATOR.name,

@@ -252,6 +252,18 @@ def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, word
     assert list(spool.parent.glob("spool.sqlite?*")) == []
 
 
+@pytest.mark.parametrize("words", [["cancel"], ["reroute", "--to", "default"]])
+def test_routes_that_cannot_be_made_are_a_configuration_error(config, queued, words):
+    text = config.read_text()
+    config.write_text(text.replace("[mailboxes]", '[mailboxes]\ncatch_all = "bob@example.test"'))
+    command = [*relay_starts.RELAY, "queue", *words, "--all", "--config", str(config)]
+    folder = config.parent
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
+    expected = "mailboxes.catch_all: found 'bob@example.test', expected an account's address"
+    assert done.stderr.splitlines() == [f"{folder / 'accounts.toml'}: {expected}"]
+    assert done.returncode == CONFIGURATION
+
+
 def test_a_hold_without_an_end_says_so_itself(relay, queued):
     assert "'--until': found 0 letters" in relay("hold", "--all", "--until", "").stderr
 
