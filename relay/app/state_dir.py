@@ -12,6 +12,7 @@ import os
 import pwd
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from relay import spool
 from relay.settings.tree import Settings
@@ -27,13 +28,21 @@ class AlreadyRunningError(Exception):
 class OwnerLock:
     """The lock of one state_dir and, with `submissions`, that of a mail store.
 
-    Without the second lock, two relays with different state_dirs could submit the same messages.
+    A `with` statement holds it for its block. Without the second lock, two relays with different
+    state_dirs could submit the same messages.
     """
 
     def __init__(self, run_dir: Path, *, submissions: Path | None = None) -> None:
         self._run_dir = run_dir
         self._submissions = submissions
         self._files: list[int] = []
+
+    def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.give_back()
 
     def take(self) -> None:
         """Acquire the locks; create the directories. Raises AlreadyRunningError, OSError."""

@@ -12,10 +12,9 @@ from msgspec import Struct
 from relay import spool
 from relay.app.state_dir import OwnerLock, as_owner
 from relay.clock import Clock
-from relay.crashpoints import CrashPoints
+from relay.commands.offline import opened_spool
 from relay.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.observe.logs import get_logger
-from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
 
 _log = get_logger("commands")
@@ -41,17 +40,13 @@ def adopt(
     `confirm` is asked first. Returns the root with its id, and the id that was known before. Raises
     NotAdoptedError, AlreadyRunningError, SpoolError, OSError.
     """
-    lock = OwnerLock(settings.run_dir)
     with as_owner(settings):
         if not spool.storage(settings).exists():
             raise NotAdoptedError(
                 "there is no spool yet: a start takes the mail root that is there"
             )
-        lock.take()
-        try:
+        with OwnerLock(settings.run_dir):
             return asyncio.run(_adopt(settings, clock, root_id, confirm=confirm))
-        finally:
-            lock.give_back()
 
 
 async def _adopt(
@@ -64,16 +59,12 @@ async def _adopt(
     if found_id != root_id and (found_id or root_id != NEW_ID):
         has = f"the id {found_id}" if found_id else f"no id: expected {NEW_ID}"
         raise NotAdoptedError(f"{path} has {has}")
-    engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
-    try:
-        await engine.start()
-        known_id = (await engine.mail_root(settings.mailboxes.store)).id
+    store = settings.mailboxes.store
+    async with opened_spool(settings, clock) as engine:
+        known_id = (await engine.mail_root(store)).id
         if not confirm(FoundRoot(str(path), found_id, known_id)):
             raise NotAdoptedError("nothing was changed")
         adopted = FoundRoot(str(path), found_id or write_id(path), known_id)
-        store = settings.mailboxes.store
         await engine.record_mail_root(store, adopted.id, instead_of=known_id)
-    finally:
-        await engine.stop()
     _log.warning("mail root adopted", path=adopted.path, id=adopted.id, before=known_id)
     return adopted

@@ -6,8 +6,8 @@ SpoolError, OSError.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -54,36 +54,41 @@ class SpoolFiles(Struct, frozen=True):
     restored: RestoredSubmissions
 
 
+@asynccontextmanager
+async def opened_spool(
+    settings: Settings, clock: Clock, *, holds_store: bool = True
+) -> AsyncIterator[SpoolEngine]:
+    """Open the spool for the block, which holds its owner lock. Raises SpoolError."""
+    engine = spool.open(
+        settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=holds_store
+    )
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
 def with_spool_files(
     settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
 ) -> T:
     """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
 
     async def answer() -> T:
-        engine = spool.open(
-            settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=False
-        )
         log = SubmissionLog(
             settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock,
             node=settings.node_of_many,
         )  # fmt: skip
-        try:
-            await engine.start()
+        async with opened_spool(settings, clock, holds_store=False) as engine:
             journeys = Journeys(engine, log, clock=clock)
             held = restored_submissions(settings, clock, log)
             return await ask(SpoolFiles(engine, journeys, _refusals(settings), held))
-        finally:
-            await engine.stop()
 
-    lock = OwnerLock(settings.run_dir)
     with as_owner(settings):
         if not spool.storage(settings).exists():
             return nothing
-        lock.take()
-        try:
+        with OwnerLock(settings.run_dir):
             return asyncio.run(answer())
-        finally:
-            lock.give_back()
 
 
 def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:
@@ -115,14 +120,14 @@ async def execute(
 ) -> dict[str, Any]:
     """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell`
     gets the number of entries that are done.
+
+    Raises ControlError for an invalid request; SettingsError for accounts and routes that cannot be
+    used; SpoolError.
     """
     with ExitStack() as until_done:
 
         def table() -> RouteTable:
             boxes = settings.mailboxes
-
-    Raises ControlError for an invalid request; SettingsError for accounts and routes that cannot be
-    used; SpoolError.
             environ = read_environment().variables
             accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
             until_done.callback(accounts.close)

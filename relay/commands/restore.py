@@ -14,7 +14,7 @@ import os
 import pwd
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,10 @@ from relay.commands.backup import (
     path_in,
     sum_line,
 )
-from relay.commands.offline import restored_submissions
-from relay.crashpoints import CrashPoints
+from relay.commands.offline import opened_spool, restored_submissions
 from relay.files import fsync_path, sync_disk
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
-from relay.observe.metrics import Metrics
 from relay.settings.reader import load
 from relay.settings.tree import Settings
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
@@ -342,19 +340,17 @@ async def _hold(
 ) -> tuple[int, int]:
     """Hold what waits; return the number of entries, and of submissions."""
     root = settings.mailboxes.root
-    lock = OwnerLock(settings.run_dir, submissions=root / ".submissions")
-    lock.take()
-    log = SubmissionLog(root / ".submissions" / "log", role="cli", clock=clock)
-    try:
+    with (
+        OwnerLock(settings.run_dir, submissions=root / ".submissions"),
+        closing(SubmissionLog(root / ".submissions" / "log", role="cli", clock=clock)) as log,
+    ):
         waiting = restored_submissions(settings, clock, log)
         ids, accepted, entries = waiting.pending_ids(), set(), 0
         keyed = KeyedSubmissions(root, clock)
         recorded = keyed.places(one.submission_id for one in waiting.directory.prepared())
         keyed.close()
         if manifest.spool:
-            engine = spool.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
-            try:
-                await engine.start()
+            async with opened_spool(settings, clock) as engine:
                 accepted = set(await engine.renew_submission_keys([*ids, *recorded]))
                 command = QueueCommand(
                     Operation.HOLD, Selector(all=True), who=who,
@@ -363,12 +359,7 @@ async def _hold(
                 )  # fmt: skip
                 report = await engine.queue_admin.execute(command)
                 entries = report.counts[CommandResult.DONE]
-            finally:
-                await engine.stop()
         return entries, waiting.hold(accepted, recorded)
-    finally:
-        log.close()
-        lock.give_back()
 
 
 def document(restored: Restored) -> dict[str, Any]:
