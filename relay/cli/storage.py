@@ -22,7 +22,16 @@ from relay.cli.output import (
 )
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
-from relay.commands.storage import UnknownAccountError, VerifyOptions
+from relay.commands.storage import (
+    BackupRefusedError,
+    NothingToRecoverError,
+    UnknownAccountError,
+    VerifyOptions,
+    back_up,
+    extent,
+    recover_keys,
+)
+from relay.commands.storage import recover as recovered
 from relay.commands.storage import verify as verified
 from relay.phrases import counted
 from relay.settings.environment import read_environment
@@ -92,12 +101,6 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
     manifest.json is written last, when the copy is complete. Copy the pending submissions
     (.submissions) before it, and the mailboxes after it.
     """
-    from relay.commands.storage import (  # noqa: PLC0415 - is slow
-        BackupRefusedError,
-        back_up,
-        extent,
-    )
-
     settings = context.settings()
 
     def progress(done: int, pages: int) -> None:
@@ -150,12 +153,6 @@ def recover(context: CommandContext, *, keys: bool) -> None:
     of idempotency keys are renamed and kept, and the next start begins new ones: repeats of earlier
     requests with a key are not recognised then.
     """
-    from relay.commands.storage import (  # noqa: PLC0415 - is slow
-        NothingToRecoverError,
-        recover_keys,
-    )
-    from relay.commands.storage import recover as recovered  # noqa: PLC0415 - the same
-
     try:
         result = (recover_keys if keys else recovered)(context.settings(), SystemClock())
     except NothingToRecoverError as error:

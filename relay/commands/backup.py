@@ -118,7 +118,7 @@ def back_up(
         raise NotEmptyError(f"{folder} is not empty: found {named(found)}")
     folder.chmod(0o700)
     try:
-        with closing(_Copy(folder, on_file)) as copy:
+        with closing(BackupCopy(folder, on_file)) as copy:
             return _back_up(settings, config, copy, clock=clock, environ=environ)
     except BaseException:
         empty(folder)
@@ -129,7 +129,12 @@ def back_up(
 
 
 def _back_up(
-    settings: Settings, config: Path, copy: "_Copy", *, clock: Clock, environ: Mapping[str, str]
+    settings: Settings,
+    config: Path,
+    copy: "BackupCopy",
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
 ) -> Manifest:
     made_us = clock.time_us()
     root, submissions = settings.mailboxes.root, settings.mailboxes.root / ".submissions"
@@ -165,7 +170,7 @@ def _back_up(
     )  # fmt: skip
 
 
-def _submissions(source: Path, copy: "_Copy") -> None:
+def _submissions(source: Path, copy: "BackupCopy") -> None:
     target = Path(SUBMISSIONS)
     copy.path(target).mkdir(mode=0o700)
     if (source / KEYS).exists():
@@ -182,21 +187,19 @@ def _submissions(source: Path, copy: "_Copy") -> None:
     )  # fmt: skip
 
 
-def _submission_ids(copy: "_Copy") -> Iterator[str]:
+def _submission_ids(copy: "BackupCopy") -> Iterator[str]:
     for path in copy.path(Path(SUBMISSIONS)).rglob("*"):
         if path.parent.name in _IN_ORDER and path.is_file():
             yield path.name.partition("@")[0]
 
 
-def _spool(settings: Settings, copy: "_Copy") -> dict[str, Any]:
+def _spool(settings: Settings, copy: "BackupCopy") -> dict[str, Any]:
     stored, folder = spool.storage(settings), copy.path(Path(SPOOL))
     folder.mkdir(mode=0o700)
     if not stored.exists():
         return {}
     result = stored.tools().back_up(folder, on_part=lambda *_: None)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            copy.written(path.relative_to(copy.folder))
+    copy.all_written(folder)
     return dict(result.counts) | {"missing": len(result.missing)}
 
 
@@ -211,10 +214,10 @@ def _mailboxes(root: Path) -> Iterator[Path]:
         yield from sorted(domain.iterdir())
 
 
-class _Copy:
-    """A backup that is being made."""
+class BackupCopy:
+    """A backup that is being made: its files and SHA256SUMS."""
 
-    def __init__(self, folder: Path, on_file: OnFile) -> None:
+    def __init__(self, folder: Path, on_file: OnFile = lambda _: None) -> None:
         self.folder = folder
         self._on_file = on_file
         self._files = self._bytes = 0
@@ -259,6 +262,12 @@ class _Copy:
         self.path(target).chmod(0o600)
         with self.path(target).open("rb") as file:
             self._add(target, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def all_written(self, folder: Path) -> None:
+        """Add the files in a directory of the backup that another part has written."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path != self.path(Path(CHECKSUMS)):
+                self.written(path.relative_to(self.folder))
 
     def states(self, mailbox: Path, target: Path) -> None:
         """Copy relay-properties; a damaged one as it is, with its log."""
@@ -316,19 +325,21 @@ class _Copy:
 
     def finish(self, **facts: Any) -> Manifest:
         """Sync everything, then write the manifest."""
-        self._sums.flush()
-        sums = self.path(Path(CHECKSUMS))
-        with sums.open("rb") as file:
+        with self.path(Path(CHECKSUMS)).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sync_disk(self.folder)
         manifest = Manifest(
             format=FORMAT, files=self._files, bytes=self._bytes, checksums=digest,
             damaged=self._damaged, **facts,
         )  # fmt: skip
+        self.write_manifest(manifest)
+        return manifest
+
+    def write_manifest(self, manifest: object) -> None:
+        """Sync everything, then write manifest.json."""
+        sync_disk(self.folder)
         octets = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         replace_file(self.path(Path(MANIFEST)), octets, mode=0o600)
         fsync_path(self.folder.parent)
-        return manifest
 
     def _look(self, source: Path, target: Path, skip: Callable[[Path], bool]) -> bool:
         """Copy what no listing has found before; return whether there was any."""

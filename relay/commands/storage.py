@@ -7,12 +7,10 @@ that the command creates. No relay can start during a repair.
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from hashlib import file_digest
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
@@ -23,7 +21,8 @@ from relay.app.keys_note import note_lost
 from relay.app.srs_key import UnusableKeyError, srs_in
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.clock import Clock, rfc3339
-from relay.files import check_readable, fsync_path, link_or_copy, replace_file
+from relay.commands.backup import BackupCopy
+from relay.files import check_readable
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
@@ -169,15 +168,14 @@ def _locked(settings: Settings, *, dry_run: bool) -> Iterator[bool]:
     With `dry_run`, or without a mail store, nothing is created.
     """
     root = settings.mailboxes.root
-    lock, is_held = OwnerLock(settings.run_dir, submissions=root / ".submissions"), False
-    if not dry_run and root.is_dir():
-        with suppress(AlreadyRunningError, OSError):  # without a lock, no relay can start either
-            lock.take()
-            is_held = True
-    try:
+    with ExitStack() as held:
+        is_held = False
+        if not dry_run and root.is_dir():
+            lock = OwnerLock(settings.run_dir, submissions=root / ".submissions")
+            with suppress(AlreadyRunningError, OSError):  # without it, no relay can start either
+                held.enter_context(lock)
+                is_held = True
         yield is_held
-    finally:
-        lock.give_back()
 
 
 def _document(
@@ -207,12 +205,8 @@ def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
     with as_owner(settings):
         if not stored.exists():
             raise NothingToRecoverError(f"there is no {stored}")
-        lock = OwnerLock(settings.run_dir)
-        lock.take()
-        try:
+        with OwnerLock(settings.run_dir):
             found = tools.recover(stamp=_stamp(clock))
-        finally:
-            lock.give_back()
     return dataclasses.asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
 
 
@@ -226,17 +220,13 @@ def recover_keys(settings: Settings, clock: Clock) -> dict[str, Any]:
     with as_owner(settings, root):
         if not has_traces(path):
             raise NothingToRecoverError(f"there is no {path}")
-        lock = OwnerLock(settings.run_dir, submissions=root / ".submissions")
-        lock.take()
-        try:
+        with OwnerLock(settings.run_dir, submissions=root / ".submissions"):
             fault = damage_of(path)
             kept = []
             if fault:
                 recorded = read_recorded(path)
                 note_lost(settings.state_dir, recorded.number if recorded else 0)
                 kept = put_aside(path, stamp=_stamp(clock))
-        finally:
-            lock.give_back()
     return {"keys": str(path), "damage": fault, "kept": [str(one) for one in kept]}
 
 
@@ -244,8 +234,6 @@ def _stamp(clock: Clock) -> str:
     return rfc3339(clock.time_us())[:19].replace(":", "").replace("-", "")
 
 
-MANIFEST = "manifest.json"
-CHECKSUMS = "SHA256SUMS"
 _MISSING_SHOWN = 1000
 
 
@@ -281,23 +269,27 @@ def back_up(
         raise BackupRefusedError(f"{folder} is not empty")
     made = rfc3339(clock.time_us())
     copied = tools.back_up(folder, on_part=on_part)
-    letters = _copy_letters(settings.state_dir / DEAD_LETTER, folder / DEAD_LETTER)
-    files, content_bytes = _write_checksums(folder, contents=copied.contents)
-    manifest = {
-        "made": made,
-        "hostname": settings.hostname,
-        "database": {"file": copied.database.name, "bytes": copied.database.stat().st_size},
-        "contents": {
-            "files": files,
-            "bytes": content_bytes,
-            "missing": list(copied.missing[:_MISSING_SHOWN]),
-        },
-        "dead_letters": letters,
-        **copied.counts,
-    }
-    octets = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
-    replace_file(folder / MANIFEST, octets, mode=0o600)
-    fsync_path(folder.parent)
+    dead_letters = settings.state_dir / DEAD_LETTER
+    with closing(BackupCopy(folder)) as copy:
+        copy.all_written(folder)
+        letters = sum(
+            copy.file(letter, letter.relative_to(settings.state_dir))
+            for letter in _letters(dead_letters)
+        )
+        sizes = [one.stat().st_size for one in copied.contents.iterdir()]
+        manifest = {
+            "made": made,
+            "hostname": settings.hostname,
+            "database": {"file": copied.database.name, "bytes": copied.database.stat().st_size},
+            "contents": {
+                "files": len(sizes),
+                "bytes": sum(sizes),
+                "missing": list(copied.missing[:_MISSING_SHOWN]),
+            },
+            "dead_letters": letters,
+            **copied.counts,
+        }
+        copy.write_manifest(manifest)
     return manifest
 
 
@@ -319,56 +311,11 @@ def _check_readable(stored: SpoolStorage) -> SpoolTools:
 
 
 def _letters(maildir: Path) -> Iterator[Path]:
-    """Yield the messages of a Maildir; its index is a cache and is not copied."""
+    """Yield the messages of a Maildir; its index is a cache and is not copied. One that is moved
+    meanwhile may come twice.
+    """
     for place, folders, names in os.walk(maildir):
         folders.sort()
         for name in sorted(names):
             if Path(place).name in ("new", "cur") or name == "maildirfolder":
                 yield Path(place) / name
-
-
-def _copy_letters(source: Path, target: Path) -> int:
-    """Copy a Maildir. Messages moved meanwhile may be copied twice, removed ones not at all."""
-    copied = 0
-    folders = set()
-    for letter in _letters(source):
-        place = target / letter.relative_to(source).parent
-        if place not in folders:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folders.add(place)
-        with suppress(FileNotFoundError):
-            link_or_copy(letter, place / letter.name)
-            copied += 1
-    for place in sorted(folders):
-        fsync_path(place)
-    return copied
-
-
-def _write_checksums(folder: Path, *, contents: Path) -> tuple[int, int]:
-    """Write SHA256SUMS; return the number of content files, and their bytes."""
-    number = size_bytes = 0
-    path = folder / CHECKSUMS
-    with path.open("w") as sums:
-        path.chmod(0o600)
-        for file in _files_in(folder):
-            if file == path:
-                continue
-            sums.write(f"{_checksum(file)}  {file.relative_to(folder)}\n")
-            if file.parent == contents:
-                number += 1
-                size_bytes += file.stat().st_size
-        sums.flush()
-        os.fsync(sums.fileno())
-    return number, size_bytes
-
-
-def _files_in(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            yield Path(place) / name
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
