@@ -28,7 +28,7 @@ from relay.settings.tree import Settings
 from relay.settings.values import parse_selector
 from relay.signing.key_files import load_keys
 from relay.signing.keys import RSA_BITS_ADVISED, SigningKey
-from relay.signing.private_keys import RSA_BITS, new_key
+from relay.signing.private_keys import RSA_BITS, new_key, write_pem
 
 _NO_KEYS = "there is no [[dkim]]: mail is not signed"
 _NAME_OCTETS_MAX = 253  # RFC 1035 2.3.4, as text
@@ -84,7 +84,7 @@ def keygen(
     file = out or named
     files = (file,) if file else default_files(config.parent, domain, selector)
     try:
-        file = write_key(private, files, settings)
+        file = write_key(write_pem(private), files, settings)
     except FileExistsError:
         text = f"{printable(str(files[-1]))} exists already; --out names another file"
         raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}") from None

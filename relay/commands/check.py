@@ -22,9 +22,9 @@ from relay.app.srs_key import srs_in
 from relay.app.state_dir import is_running, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
-from relay.commands.check_keys import key_warnings, record_warnings
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
+from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
 from relay.files import open_to_others
 from relay.phrases import counted
 from relay.policy.rule_files import PolicyError, load_rules, slow_patterns
@@ -473,13 +473,10 @@ async def _dns(
     nameservers = settings.dns.nameservers
     servers = ", ".join(map(str, nameservers)) or "the system's name servers"
     fault, warnings = await asyncio.gather(
-        name_servers_answer(nameservers, timeout_s=_DNS_TIMEOUT_S),
-        record_warnings(ring, place, nameservers, now_us=now_us, timeout_s=_DNS_TIMEOUT_S),
+        name_servers_answer(nameservers, timeout_s=DNS_TIMEOUT_S),
+        record_warnings(ring, place, nameservers, now_us=now_us, timeout_s=DNS_TIMEOUT_S),
     )
     if fault:
         return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
     found = CheckFinding("dns", CheckResult.OK, servers)
     return [found, *(_warning("dkim", one) for one in warnings)]
-
-
-_DNS_TIMEOUT_S = 3.0

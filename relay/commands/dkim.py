@@ -1,7 +1,10 @@
-"""`relay dkim`: make a key that signs mail, and say what is published for the keys in use."""
+"""The keys that sign mail: make one, and say of those in use what is published and what is wrong.
+
+For `relay dkim` and `relay check`.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -13,10 +16,11 @@ from msgspec import Struct
 from relay.files import fsync_path, write_all
 from relay.routing.dns_client import look_up
 from relay.routing.mx_hosts import Answer, NoAnswer, Records
-from relay.settings.tree import Settings
-from relay.signing.keys import PrivateKey, SigningKey
-from relay.signing.private_keys import write_pem
+from relay.settings.document import Document, Fault
+from relay.settings.tree import Address, Settings
+from relay.signing.keys import RSA_BITS_ADVISED, KeyRing, SigningKey
 from relay.signing.record import (
+    ComparedRecord,
     RecordVerdict,
     compare_record,
     key_record,
@@ -34,20 +38,19 @@ def default_files(base: Path, domain: str, selector: str) -> tuple[Path, Path]:
     return folder / f"{selector}.pem", folder / f"{domain}-{selector}.pem"
 
 
-def write_key(private: PrivateKey, files: Sequence[Path], settings: Settings) -> Path:
+def write_key(pem: bytes, files: Sequence[Path], settings: Settings) -> Path:
     """Write a private key durably into the first of `files` that does not exist, and return it.
 
     Root gives it, and a directory that it makes, to the owner of state_dir. Raises FileExistsError
     if all exist, OSError.
     """
     owner = _owner_of_state(settings) if not os.geteuid() else None
-    octets = write_pem(private)
     _make_folder(files[0].parent, owner)
     for file in files[:-1]:
         with suppress(FileExistsError):
-            _create(file, octets, owner)
+            _create(file, pem, owner)
             return file
-    _create(files[-1], octets, owner)
+    _create(files[-1], pem, owner)
     return files[-1]
 
 
@@ -163,17 +166,29 @@ class ShownKey(Struct, frozen=True):
 
 async def shown_keys(keys: Sequence[SigningKey], settings: Settings) -> list[ShownKey]:
     """Ask the DNS for the records of all keys, in parallel."""
-    questions = [(key.name, "TXT") for key in keys]
     timeout_s = min(DNS_TIMEOUT_S, settings.dns.timeout)
-    answers = await look_up(settings.dns.nameservers, questions, timeout_s=timeout_s)
-    return [_shown(key, answers[key.name, "TXT"]) for key in keys]
+    compared = await _compared(keys, settings.dns.nameservers, timeout_s=timeout_s)
+    return [_shown(key, one) for key, one in zip(keys, compared, strict=True)]
 
 
-def _shown(key: SigningKey, answer: Answer) -> ShownKey:
+async def _compared(
+    keys: Sequence[SigningKey], nameservers: Sequence[Address], *, timeout_s: float
+) -> list[ComparedRecord | NoAnswer]:
+    """Return what is published for each key, compared with it."""
+    questions = [(key.name, "TXT") for key in keys]
+    answers = await look_up(nameservers, questions, timeout_s=timeout_s)
+    return [_compare(key, answers[key.name, "TXT"]) for key in keys]
+
+
+def _compare(key: SigningKey, answer: Answer) -> ComparedRecord | NoAnswer:
     if isinstance(answer, NoAnswer):
-        return ShownKey(key, Published.UNKNOWN, (answer.text,))
-    texts = answer.values if isinstance(answer, Records) else ()
-    compared = compare_record(texts, key.private)
+        return answer
+    return compare_record(answer.values if isinstance(answer, Records) else (), key.private)
+
+
+def _shown(key: SigningKey, compared: ComparedRecord | NoAnswer) -> ShownKey:
+    if isinstance(compared, NoAnswer):
+        return ShownKey(key, Published.UNKNOWN, (compared.text,))
     published = {
         RecordVerdict.OK: Published.YES,
         RecordVerdict.MISSING: Published.NO,
@@ -203,3 +218,45 @@ def _cells(one: ShownKey, now_us: int) -> tuple[str, ...]:
     until = (key.last_day or "-") + ("" if key.is_usable(now_us) else " (ended)")
     private = key.private
     return key.domain, key.selector, private.algorithm, str(private.bits), until, one.published
+
+
+def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fault]:
+    """Yield what is not as it should be; `ring` has the keys of `place` in their order."""
+    ending = {key.name for key in ring.ending(now_us)}
+    for number, key in enumerate(ring.keys):
+        if key.private.kind == "rsa" and key.private.bits < RSA_BITS_ADVISED:
+            found = f"{key.file}: found an RSA key of {key.private.bits} bits"
+            text = f"{found}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
+            yield place.fault(("dkim", number, "key"), text)
+        if key.name in ending:
+            does = "goes out unsigned" if not key.is_usable(now_us) else "then goes out unsigned"
+            text = (
+                f"found {key.last_day}, after which no key of {key.domain} signs: its mail {does}"
+            )
+            yield place.fault(("dkim", number, "until"), text)
+
+
+async def record_warnings(
+    ring: KeyRing,
+    place: Document,
+    nameservers: Sequence[Address],
+    *,
+    now_us: int,
+    timeout_s: float,
+) -> list[Fault]:
+    """Ask the DNS for the record of each key that signs; return what is wrong with it."""
+    usable = {number: key for number, key in enumerate(ring.keys) if key.is_usable(now_us)}
+    compared = await _compared([*usable.values()], nameservers, timeout_s=timeout_s)
+    return [
+        place.fault(("dkim", number, "selector"), f"{key.name}: {text}")
+        for (number, key), one in zip(usable.items(), compared, strict=True)
+        for text in _record_faults(one)
+    ]
+
+
+def _record_faults(compared: ComparedRecord | NoAnswer) -> list[str]:
+    if isinstance(compared, NoAnswer):
+        return [f"the record cannot be compared: {compared.text}"]
+    if compared.verdict is RecordVerdict.MISSING:
+        return ["found no record, expected that of the key: no receiver can verify its signatures"]
+    return [str(fault) for fault in compared.faults]

@@ -55,7 +55,7 @@ expect = { verdict = "reject" }
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)  # no name server listens on port 1
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 0.05)  # no name server listens on port 1
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
         monkeypatch.setattr(check_ports, "owner_of", lambda _run_dir: "1")  # which does not
         assert len(files.faults(config)) == (1 if os.geteuid() == 0 else 0)
     monkeypatch.undo()
-    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 0.05)
     assert len(files.faults(config)) == 1
 
 
@@ -723,7 +723,7 @@ def test_a_domain_whose_last_key_ends_is_a_warning(files, lasts, number, then):
 @pytest.fixture
 def asked(files, monkeypatch):
     """Check a configuration with keys s1 and s2 by a real name server; what it warns of, from the key on."""
-    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 10.0)
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 10.0)
     entries = key_of(files, "s1") + key_of(files, "s2", "rsa")
     folder = files.folder / "dkim"
     privates = {one: read_pem((folder / f"{one}.pem").read_bytes()) for one in ("s1", "s2")}
@@ -782,7 +782,7 @@ def test_a_record_that_cannot_be_asked_for_is_a_warning_that_says_why(asked, wor
 
 
 def test_a_name_server_that_is_silent_about_one_key_delays_only_this_check(asked, monkeypatch):
-    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 1.0)
     expected = "the record cannot be compared: no answer within 1 s"
     assert asked(asked.records | {S1: "TIMEOUT"}) == [f"dkim[0].selector: {S1}: {expected}"]
 
@@ -790,7 +790,7 @@ def test_a_name_server_that_is_silent_about_one_key_delays_only_this_check(asked
 def test_a_silent_name_server_delays_the_check_by_one_time_out_whatever_the_number_of_keys(
     files, monkeypatch
 ):
-    monkeypatch.setattr(check, "_DNS_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 2.0)
     entry = key_of(files, "s1")
     entries = [entry.replace("example.test", f"d{at}.test") for at in range(600)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
