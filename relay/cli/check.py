@@ -12,6 +12,7 @@ from relay.cli.options import CommandContext, common_options, role_option
 from relay.cli.output import flush, print_json, printable
 from relay.clock import SystemClock
 from relay.commands.check import CheckFinding, CheckResult, check_file
+from relay.phrases import counted
 from relay.settings.environment import read_environment
 from relay.settings.tree import NodeRole
 
@@ -39,8 +40,7 @@ def check(context: CommandContext, role: NodeRole) -> None:
     verdicts = {one.verdict for one in findings}
     if CheckResult.FAULT in verdicts:
         count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
-        text = f"relay check: {count} {'fault' if count == 1 else 'faults'}"
-        raise CommandError(ExitCode.CONFIGURATION, text)
+        raise CommandError(ExitCode.CONFIGURATION, f"relay check: {counted(count, 'fault')}")
     if CheckResult.FAILED in verdicts:
         raise CommandError(
             ExitCode.UNAVAILABLE, "relay check: a service that it needs does not answer"
@@ -48,15 +48,9 @@ def check(context: CommandContext, role: NodeRole) -> None:
 
 
 def _show(one: CheckFinding) -> None:
-    match one.verdict:
-        case CheckResult.FAULT:
-            flush()
-            click.echo(printable(one.text), err=True)
-        case CheckResult.FAILED:
-            flush()
-            click.echo(printable(f"{one.what}: {one.text}"), err=True)
-        case CheckResult.WARNING:
-            flush()
-            click.echo(printable(f"warning: {one.text}"), err=True)
-        case _:
-            click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
+    if one.verdict is CheckResult.OK:
+        click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
+        return
+    begin = {CheckResult.FAILED: f"{one.what}: ", CheckResult.WARNING: "warning: "}
+    flush()
+    click.echo(printable(begin.get(one.verdict, "") + one.text), err=True)

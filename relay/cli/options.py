@@ -48,6 +48,11 @@ class CommandContext(Struct, frozen=True):
         else:
             print_lines(lines())
 
+    @property
+    def names_config(self) -> bool:
+        """Whether --config or RELAY_CONFIG is given."""
+        return self.config is not None or read_environment().names_config
+
     def config_file(self) -> Path:
         """Return the file of --config, else of RELAY_CONFIG, else /etc/relay/relay.toml."""
         return self.config or read_environment().config
@@ -65,7 +70,7 @@ class CommandContext(Struct, frozen=True):
         The latter is used if neither --config nor RELAY_CONFIG is given and the default is missing.
         """
         file = self.config_file()
-        if self.config is not None or read_environment().names_config or file.exists():
+        if self.names_config or file.exists():
             return file
         return running_config(Path(tempfile.gettempdir())) or file
 
@@ -75,7 +80,7 @@ class CommandContext(Struct, frozen=True):
         Raises SettingsError, PermissionError, and CommandError (69) if no file is named or found.
         """
         file = self.found_config_file()
-        if self.config is None and not read_environment().names_config and not file.exists():
+        if not self.names_config and not file.exists():
             text = f"no relay is running: there is no {file}, and `relay dev` does not run"
             raise CommandError(
                 ExitCode.UNAVAILABLE, f"relay: {text}; --config names a configuration"

@@ -34,7 +34,7 @@ from relay.client import ControlError
 from relay.clock import SystemClock
 from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
 from relay.journeys.wording import changed_line, named
-from relay.phrases import shown
+from relay.phrases import counted, shown
 from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -266,7 +266,7 @@ def _with_option(text: str) -> str:
 def _so_far(done: int | None) -> str:
     if done is None:
         return "entries changed before it stay changed; see `relay queue list`"
-    return f"{done} {'entry' if done == 1 else 'entries'} changed, the others unchanged"
+    return f"{counted(done, 'entry')} changed, the others unchanged"
 
 
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:

@@ -108,8 +108,8 @@ def _settings(context: CommandContext) -> Settings | None:
     """Return the configuration, None if there is none. RELAY_SENDMAIL does without it."""
     if read_environment().sendmail:
         return None
-    is_named = context.config is not None or read_environment().names_config
-    return context.settings() if is_named or context.found_config_file().exists() else None
+    is_there = context.names_config or context.found_config_file().exists()
+    return context.settings() if is_there else None
 
 
 def _address(settings: Settings | None) -> Address:

@@ -89,9 +89,9 @@ def _reason(recipient: Recipient, due: str | None) -> str:
     if state == "deferred" and due:
         text += f" at {due[11:19]}Z"
     if attempts := recipient.attempts:
-        number = "1 attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
         host = attempts[-1].host
-        text += f", {number} so far" + (f", the last by {host}" if host else "")
+        text += f", {counted(len(attempts), 'attempt')} so far"
+        text += f", the last by {host}" if host else ""
     return f"{text}: {recipient.reply}" if recipient.reply else text
 
 

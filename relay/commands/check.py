@@ -6,11 +6,11 @@ Checks read only and start nothing. Each result names what was checked; no check
 import asyncio
 import os
 import ssl
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
 from relay.files import open_to_others
 from relay.phrases import counted
-from relay.policy.rule_files import PolicyError, load_rules, slow_patterns
+from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
 from relay.settings.document import (
@@ -47,6 +47,7 @@ from relay.smtp.tls import certificate_matches, certificate_names
 from relay.sockets import has_address
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 
+T = TypeVar("T")
 SOON_S = 14 * 86400
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 
@@ -167,10 +168,8 @@ def check_file(
     file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole = NodeRole.ALL
 ) -> Iterator[CheckFinding]:
     """Check a configuration and, if it can be loaded, everything that it names."""
-    try:
-        settings = load(file, environ, role=role)
-    except SettingsError as error:
-        yield from _faults("configuration", error)
+    settings = yield from _loaded("configuration", lambda: load(file, environ, role=role))
+    if settings is None:
         return
     yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for line numbers
@@ -188,7 +187,7 @@ def check_file(
         yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
         yield from _token_key(settings)
     yield from _permissions(settings, place, environ, folders=folders)
-    yield from _srs_key(settings)
+    yield from _loaded("srs key", lambda: srs_in(settings))
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
     yield from asyncio.run(_dns(settings, ring, place, now_us=clock.time_us()))
@@ -329,9 +328,14 @@ def _warning(what: str, fault: Fault) -> CheckFinding:
     return CheckFinding(what, CheckResult.WARNING, str(fault))
 
 
-def _faults(what: str, error: SettingsError) -> Iterator[CheckFinding]:
-    for fault in error.faults:
-        yield CheckFinding(what, CheckResult.FAULT, str(fault))
+def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T | None]:
+    """Return what `read` returns; if its files have faults, yield them and return None."""
+    try:
+        return read()
+    except SettingsError as error:
+        for fault in error.faults:
+            yield CheckFinding(what, CheckResult.FAULT, str(fault))
+    return None
 
 
 def _token_key(settings: Settings) -> Iterator[CheckFinding]:
@@ -341,28 +345,18 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
         return
     from relay.accounts.access_tokens import read_token_key  # noqa: PLC0415 - slow
 
-    try:
-        read_token_key(path)
-    except SettingsError as error:
-        yield from _faults("token key", error)
-
-
-def _srs_key(settings: Settings) -> Iterator[CheckFinding]:
-    """Yield the fault of the key in state_dir, if it is used and there is one."""
-    try:
-        srs_in(settings)
-    except SettingsError as error:
-        yield from _faults("srs key", error)
+    yield from _loaded("token key", lambda: read_token_key(path))
 
 
 def _accounts(
     settings: Settings, environ: Mapping[str, str], clock: Clock
 ) -> Iterator[CheckFinding]:
     boxes = settings.mailboxes
-    try:
-        accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
-    except SettingsError as error:
-        yield from _faults("accounts", error)
+    accounts = yield from _loaded(
+        "accounts",
+        lambda: load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ),
+    )
+    if accounts is None:
         return
     try:
         route_table(settings, accounts)
@@ -377,14 +371,15 @@ def _accounts(
 
 
 def _policies(settings: Settings, clock: Clock) -> Iterator[CheckFinding]:
-    try:
-        rules = load_rules(
+    rules = yield from _loaded(
+        "policy",
+        lambda: load_rules(
             settings.policy.directory,
             local_domains=settings.mailboxes.domains,
             routes=next_hops_by_name(settings.route),
-        )
-    except PolicyError as error:
-        yield from _faults("policy", error)
+        ),
+    )
+    if rules is None:
         return
     for warning in slow_patterns(rules, clock.busy_s):
         yield CheckFinding("policy", CheckResult.WARNING, warning)
@@ -399,12 +394,9 @@ def _reports(settings: Settings) -> Iterator[CheckFinding]:
     folder = settings.reports.templates
     if folder is None:
         return
-    try:
-        texts = load_texts(settings.reports)
-    except SettingsError as error:
-        yield from _faults("reports", error)
-        return
-    yield CheckFinding("reports", CheckResult.OK, f"{len(texts.templates)} files in {folder}")
+    if texts := (yield from _loaded("reports", lambda: load_texts(settings.reports))):
+        text = f"{len(texts.templates)} files in {folder}"
+        yield CheckFinding("reports", CheckResult.OK, text)
 
 
 def _signing_keys(
@@ -413,10 +405,8 @@ def _signing_keys(
     """Check the keys of [[dkim]], if there are any; return those that can be used."""
     if not settings.dkim:
         return KeyRing()
-    try:
-        ring = load_keys(settings.dkim, place.file)
-    except SettingsError as error:
-        yield from _faults("dkim", error)
+    ring = yield from _loaded("dkim", lambda: load_keys(settings.dkim, place.file))
+    if ring is None:
         return KeyRing()
     for warning in key_warnings(ring, place, now_us=clock.time_us()):
         yield _warning("dkim", warning)
