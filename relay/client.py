@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -27,6 +27,7 @@ from relay.certificates import client_of_pair
 from relay.message.address import AddressError, parse_mailbox
 from relay.settings.tree import Address
 
+T = TypeVar("T")
 _TIMEOUT_S = 30.0
 _TOO_MANY = 429
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -69,10 +70,10 @@ class ControlError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ControlResponse:
+class ControlResponse(Generic[T]):
     """The JSON of a response, and its header fields."""
 
-    value: Any
+    value: T
     headers: http.client.HTTPMessage
 
     @property
@@ -89,29 +90,29 @@ class ControlClient:
         self._path = path
         self._timeout_s = timeout_s
 
-    def get(self, path: str, query: Mapping[str, str] | None = None, *, kind: Any = Any) -> Any:
-        """Return the JSON at `/relay/v1` + `path`, as an object of `kind`.
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the JSON object at `/relay/v1` + `path`.
 
         Raises ControlUnavailableError, ControlForbiddenError, ControlError.
         """
-        return self.get_response(path, query, kind=kind).value
+        return self.get_response(path, query, kind=dict[str, Any]).value
 
     def get_response(
-        self, path: str, query: Mapping[str, str] | None = None, *, kind: Any = Any
-    ) -> ControlResponse:
-        """Like get(), with the header fields."""
+        self, path: str, query: Mapping[str, str] | None = None, *, kind: type[T]
+    ) -> ControlResponse[T]:
+        """Like get(), with the header fields, for JSON of any `kind`."""
         return self._request("GET", _with(path, query), kind=kind)
 
-    def post(self, path: str, value: Any) -> Any:
-        """Post `value` as JSON and return the JSON of the response.
+    def post(self, path: str, value: Any) -> dict[str, Any]:
+        """Post `value` as JSON and return the JSON object of the response. Raises as get() does."""
+        body = msgspec.json.encode(value)
+        return self._request("POST", path, body, kind=dict[str, Any]).value
 
-        Raises ControlUnavailableError, ControlForbiddenError, ControlError.
-        """
-        return self._request("POST", path, msgspec.json.encode(value)).value
-
-    def post_message(self, path: str, query: Mapping[str, str], content: bytes) -> Any:
-        """Post a message and return the JSON of the response. Raises as post() does."""
-        return self._request("POST", _with(path, query), content, body_type="message/rfc822").value
+    def post_message(self, path: str, query: Mapping[str, str], content: bytes) -> dict[str, Any]:
+        """Post a message and return the JSON object of the response. Raises as get() does."""
+        return self._request(
+            "POST", _with(path, query), content, kind=dict[str, Any], body_type="message/rfc822"
+        ).value
 
     def download(self, path: str) -> Iterator[bytes]:
         """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
@@ -135,9 +136,9 @@ class ControlClient:
         finally:
             connection.close()
 
-    def delete(self, path: str) -> Any:
-        """Delete what is at `/relay/v1` + `path`; return the JSON. Raises as get() does."""
-        return self._request("DELETE", path).value
+    def delete(self, path: str) -> dict[str, Any]:
+        """Delete what is at `/relay/v1` + `path`; return the JSON object. Raises as get() does."""
+        return self._request("DELETE", path, kind=dict[str, Any]).value
 
     def _request(
         self,
@@ -145,20 +146,19 @@ class ControlClient:
         path: str,
         body: bytes | None = None,
         *,
-        kind: Any = Any,
+        kind: type[T],
         body_type: str = "application/json",
-    ) -> ControlResponse:
+    ) -> ControlResponse[T]:
         connection = _UnixConnection(self._path, self._timeout_s)
         with self._translated_errors():
             answer, content = _exchange(
                 connection, method, "/relay/v1" + path, body=body,
                 headers={"content-type": body_type}, bytes_max=_ANSWER_BYTES_MAX,
             )  # fmt: skip
-            has_failed = answer.status >= http.client.BAD_REQUEST
-            value = msgspec.json.decode(content, type=Any if has_failed else kind)
-        if has_failed:
-            raise _control_error(answer.status, value)
-        return ControlResponse(value, answer.headers)
+            if answer.status < http.client.BAD_REQUEST:
+                return ControlResponse(msgspec.json.decode(content, type=kind), answer.headers)
+            fault = msgspec.json.decode(content)
+        raise _control_error(answer.status, fault)
 
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:

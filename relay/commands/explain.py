@@ -23,10 +23,8 @@ def ask_relay(
     """Return what the running relay answers. Raises ControlUnavailableError, ControlError."""
     client = ControlClient(settings.control_socket, timeout_s=_TIMEOUT_S)
     if message is None and "probe" not in query:
-        answer: dict[str, Any] = client.get("/explain", query)
-    else:
-        answer = client.post_message("/explain", query, message or b"")
-    return answer
+        return client.get("/explain", query)
+    return client.post_message("/explain", query, message or b"")
 
 
 def explain(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from relay.spool.types import Selector
 
 T = TypeVar("T")
+_ENTRIES = list[dict[str, Any]]
 LIST_MAX = 10_000
 _REFUSED_MAX = 20
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
@@ -83,7 +84,7 @@ class OperatorClient:
         """Return the newest refusals that concern a mail or IP address, the newest first."""
         query = {"address": address, "limit": str(_REFUSED_MAX)}
         try:
-            page: RefusalPage = self._client.get("/refused", query, kind=RefusalPage)
+            page = self._client.get_response("/refused", query, kind=RefusalPage).value
         except ControlForbiddenError:
             raise
         except ControlUnavailableError as silent:
@@ -106,7 +107,7 @@ class OperatorClient:
             left_s = max(0.0, deadline - self._clock.real_s())
             query = {"state": state, "timeout": f"{min(left_s, WAIT_S_MAX):.3f}"}
             try:
-                found: Journey | None = self._journey(client, path_of(key) + "/wait", query)
+                found: Journey | None = self._journey(client, f"{path_of(key)}/wait", query)
             except ControlError as error:
                 if error.status != _NOT_FOUND:
                     raise
@@ -127,8 +128,7 @@ class OperatorClient:
     ) -> Journey:
         response = client.get_response(path, query, kind=Journey)
         self._relay_us = response.time_us
-        found: Journey = response.value
-        return found
+        return response.value
 
     def answer(self, found: Journey) -> list[str]:
         """Return what became of a message, in sentences; a relay is asked for its reports too."""
@@ -148,42 +148,38 @@ class OperatorClient:
         """
         client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
         try:
-            deleted: dict[str, Any] = client.delete("/messages")
+            return client.delete("/messages")
         except ControlError as error:
             if error.status in (_NOT_FOUND, _NOT_ALLOWED):
                 return None
             raise
-        return deleted
 
     def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
         """Return the entries of a message that are not final, from the daemon."""
-        listed: list[dict[str, Any]] = self._client.get("/queue", {"id": queue_id})
-        return listed
+        response = self._client.get_response("/queue", {"id": queue_id}, kind=_ENTRIES)
+        return response.value
 
     def unlock(self, address: str) -> dict[str, Any]:
         """Lift the delays of an account; return its `address` and their number in `delays`.
 
         Raises ControlUnavailableError without a daemon, which alone has delays.
         """
-        done: dict[str, Any] = self._client.post("/accounts/unlock", {"address": address})
-        return done
+        return self._client.post("/accounts/unlock", {"address": address})
 
     def clock_state(self) -> dict[str, Any]:
         """Return `now` and `advanced_s` of a development relay. A service raises ControlError."""
-        found: dict[str, Any] = self._client.get("/dev/clock")
-        return found
+        return self._client.get("/dev/clock")
 
     def advance_clock(self, seconds: float) -> dict[str, Any]:
         """Advance the clock of a development relay; return what clock_state() does then."""
         client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
-        found: dict[str, Any] = client.post("/dev/clock", {"advance_s": seconds})
-        return found
+        return client.post("/dev/clock", {"advance_s": seconds})
 
     def queue_list(self, selector: "Selector") -> EntryList:
         """Return entries that are not final, oldest first, at most LIST_MAX."""
         query = _query(selector) | {"limit": str(LIST_MAX)}
         try:
-            response = self._client.get_response("/queue", query)
+            response = self._client.get_response("/queue", query, kind=_ENTRIES)
         except ControlUnavailableError as silent:
             return self._offline(
                 silent, partial(_list, selector), nothing=EntryList(unknown=selector.ids)
@@ -201,10 +197,9 @@ class OperatorClient:
     def stats(self) -> dict[str, Any]:
         """Return the statistics of the queue."""
         try:
-            stats: dict[str, Any] = self._client.get("/queue/stats")
+            return self._client.get("/queue/stats")
         except ControlUnavailableError as silent:
             return self._offline(silent, _stats, nothing={})
-        return stats
 
     def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
         """Change entries; return the response of POST /queue/{operation}.
@@ -215,13 +210,12 @@ class OperatorClient:
         wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
         client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
         try:
-            done: dict[str, Any] = client.post(f"/queue/{operation}", wanted)
+            return client.post(f"/queue/{operation}", wanted)
         except ControlUnavailableError as silent:
             nothing = _NOTHING_CHANGED | {"unknown": list(selector.ids)}
             return self._change_offline(silent, operation, wanted, nothing=nothing)
         except KeyboardInterrupt:
             raise CommandInterruptedError(None) from None
-        return done
 
     def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
         """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
@@ -233,10 +227,8 @@ class OperatorClient:
         age_s = self._settings.spool.keep if older_than_s is None else older_than_s
 
         def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
-            result: Mapping[str, Any] = client.post(
-                "/storage/prune", {"older_than_s": older_than_s, "dry_run": dry_run_only}
-            )
-            return result
+            wanted = {"older_than_s": older_than_s, "dry_run": dry_run_only}
+            return client.post("/storage/prune", wanted)
 
         async def prune_files(files: "SpoolFiles") -> Mapping[str, Any]:
             prune_many = files.spool.maintenance.prune_many
