@@ -1,37 +1,19 @@
-"""Which keys of relay.toml a reload (SIGHUP) applies, and which need a restart.
+"""Apply the keys of relay.toml that a reload (SIGHUP) applies, and name those that need a restart.
 
-docs/operation-run.md has all of them as a table.
+The tree says which are which, by RELOADED. docs/operation-run.md has all of them as a table.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from relay.phrases import shown
 from relay.settings.document import KeyPath, dotted
-from relay.settings.tree import Address, Duration, Secret, Settings
+from relay.settings.tree import RELOADED, Address, Duration, Secret, Settings
 
 _VALUE_LENGTH_MAX = 300
-
-_REPLACED_WHOLE: Final = frozenset({"dkim"})  # tables of which a reload takes all entries
-RELOADABLE: Final = frozenset(  # the others need a restart; names are without an index
-    {
-        "dkim.domain",
-        "dkim.key",
-        "dkim.selector",
-        "dkim.until",
-        "http.tls.certificate",
-        "http.tls.key",
-        "mailboxes.accounts",
-        "policy.directory",
-        "reports.language",
-        "reports.templates",
-        "smtp.tls.certificate",
-        "smtp.tls.key",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +47,13 @@ def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[ChangedKey]) 
             changes.append(ChangedKey(dotted(place), _text(old), _text(new)))
             merged += [old] if old else []
         return tuple(merged)
-    values = {}
-    for name, hint in get_type_hints(type(active), include_extras=True).items():
+    values, hints = {}, get_type_hints(type(active), include_extras=True)
+    for field in dataclasses.fields(active):
+        name, hint = field.name, hints[field.name]
         old, new, place = getattr(active, name), getattr(read, name), (*path, name)
         if old == new:
             continue
-        if ".".join(one for one in place if isinstance(one, str)) in RELOADABLE | _REPLACED_WHOLE:
+        if field.metadata == RELOADED:
             values[name] = new
         elif None not in (old, new) and (_has_tables(old) or _has_tables(new)):
             values[name] = _merge(old, new, place, changes=changes)

@@ -1,7 +1,8 @@
 """The configuration as one frozen, typed tree; its attribute names are the TOML keys.
 
 Durations are seconds (float), sizes are bytes (int), paths are absolute. reader.load() has
-validated everything. Annotations mark the syntax and the limits of a value.
+validated everything. Annotations mark the syntax and the limits of a value, RELOADED the keys that
+a reload (SIGHUP) applies.
 """
 
 from dataclasses import dataclass, field
@@ -65,6 +66,9 @@ class Secret:
     """Marks a text that is never shown in a fault."""
 
 
+# Metadata of a key: a reload applies it. The others need a restart.
+RELOADED: Final = {"reloaded": True}
+
 Seconds = Annotated[float, Duration()]
 PositiveSeconds = Annotated[float, Duration(at_least=0.001)]
 Bytes = Annotated[int, Size(at_least=1024)]
@@ -97,8 +101,8 @@ class Address:
 class CertificateFiles:
     """A certificate chain and its key, PEM files."""
 
-    certificate: Path
-    key: Path
+    certificate: Path = field(metadata=RELOADED)
+    key: Path = field(metadata=RELOADED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,7 @@ class MailboxSettings:
     root: Path = Path("mail")
     # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
     store: Annotated[str, Form.NODE_NAME] = "main"
-    accounts: Path = Path("accounts.toml")
+    accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)
     catch_all: Mailbox = ""
     postmaster: Mailbox = ""
     # of the senders that forwarded mail gets; "": a file in state_dir
@@ -304,7 +308,7 @@ class DkimKey:
 class PolicySettings:
     """The mail-flow rules."""
 
-    directory: Path = Path("policies")
+    directory: Path = field(default=Path("policies"), metadata=RELOADED)
     held_max: Annotated[int, Between(0, 10_000_000)] = 10_000  # entries that rules hold; then 452
 
 
@@ -312,8 +316,10 @@ class PolicySettings:
 class ReportsSettings:
     """Reports to senders."""
 
-    language: Language = "en"  # of those for whom no other is known
-    templates: Path | None = None  # the directory of the operator's texts
+    # of those for whom no other is known
+    language: Language = field(default="en", metadata=RELOADED)
+    # the directory of the operator's texts
+    templates: Path | None = field(default=None, metadata=RELOADED)
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
     copy_to: Mailbox = ""  # gets a copy, with the header only
     copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
@@ -342,7 +348,7 @@ class Settings:
     dns: DnsSettings = field(default_factory=DnsSettings)  # [dns]
     delivery: DeliverySettings = field(default_factory=DeliverySettings)  # [delivery]
     route: tuple[Route, ...] = ()  # each [[route]], the first that matches is used
-    dkim: tuple[DkimKey, ...] = ()  # each [[dkim]]
+    dkim: tuple[DkimKey, ...] = field(default=(), metadata=RELOADED)  # each [[dkim]]
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
     reports: ReportsSettings = field(default_factory=ReportsSettings)  # [reports]
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]

@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from relay.settings.reader import load
-from relay.settings.tree import Address, Settings
+from relay.settings.tree import RELOADED, Address, Settings
 
 DOMAIN = "example.test"
 PEOPLE = ("alice", "bob", "carol", "dave")
 OPERATOR = "operator"
 
 
-def keys_of(kind: type = Settings, prefix: str = "") -> Iterator[str]:
+def keys_of(
+    kind: type = Settings, prefix: str = "", *, only_reloaded: bool = False
+) -> Iterator[str]:
     """Every key of the settings such as "smtp.tls.key", without the indexes of tables, in their order."""
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, left_out = hints[field.name], only_reloaded and field.metadata != RELOADED
         table = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
-        if table is None or table is Address:
-            yield prefix + name
-        else:
-            yield from keys_of(table, f"{prefix}{name}.")
+        if table is not None and table is not Address:
+            yield from keys_of(table, f"{prefix}{field.name}.", only_reloaded=left_out)
+        elif not left_out:
+            yield prefix + field.name
 
 
 def configuration(dns: Address | None, mx_port: int) -> dict[str, Any]:
