@@ -72,9 +72,9 @@ def build_transport(base: Foundation) -> Transport:
     acceptance = _acceptance(base, reporter, scheduler)
     ingress = _ingress(base, acceptance)
     pickup = Pickup(
-        base.store.ready, run_dir=settings.run_dir, hostname=settings.hostname, reports=reporter,
-        postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER, log=base.store_log,
-        clock=base.clock, crash=base.crash, metrics=base.metrics,
+        base.store.ready, socket=settings.pickup_socket, hostname=settings.hostname,
+        reports=reporter, postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER,
+        log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
         give_up_after_s=settings.pickup.give_up_after,
         max_concurrent=settings.pickup.max_concurrent, rng=rng,
         converts_in_threads=sources.converts_in_threads,

@@ -28,7 +28,6 @@ from relay.pickup.smtp_client import SubmissionClient
 from relay.round_robin import RoundRobinQueue
 from relay.spool.types import SpoolError
 
-SOCKET_NAME = "pickup.sock"
 _EMPTIED_S = 2.0
 _SLOW_MAX = 4096  # further ones are retried later
 _log = get_logger("pickup")
@@ -41,7 +40,7 @@ class Pickup:
         self,
         ready: ReadySubmissions,
         *,
-        run_dir: Path,
+        socket: Path,
         hostname: str,
         reports: InboxReporter,
         postmaster: str,
@@ -55,12 +54,12 @@ class Pickup:
         converter: ConvertFunction = convert,
         converts_in_threads: bool = False,
     ) -> None:
-        """`run_dir` has the pickup socket; `rng` spreads the retries.
+        """`socket` is that of the SMTP listener for pickup; `rng` spreads the retries.
 
         `postmaster` is the mailbox for reports that do not fit into the sender's.
         """
         self._ready = ready
-        self._submit_path = run_dir / SOCKET_NAME
+        self._socket = socket
         self._hostname = hostname
         metrics.pickup_waiting.set_function(lambda: len(ready.pending))
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, hides nothing
@@ -192,7 +191,7 @@ class Pickup:
         if self._idle_clients:
             client = self._idle_clients.pop()
         else:
-            client = SubmissionClient(self._submit_path, hostname=self._hostname)
+            client = SubmissionClient(self._socket, hostname=self._hostname)
         try:
             yield client
         finally:

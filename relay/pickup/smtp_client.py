@@ -26,8 +26,8 @@ _TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=60
 class SubmissionClient:
     """Submits one message at a time and keeps its connection open."""
 
-    def __init__(self, submit_path: Path, *, hostname: str) -> None:
-        self._target = Target(hostname, path=str(submit_path), tls=TlsPolicy("none"))
+    def __init__(self, socket: Path, *, hostname: str) -> None:
+        self._target = Target(hostname, path=str(socket), tls=TlsPolicy("none"))
         self._hostname = hostname
         self._connection: Connection | None = None
 

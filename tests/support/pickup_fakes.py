@@ -154,7 +154,7 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         pickup = self.pickup = Pickup(
-            self.ready, run_dir=self.folder, hostname="relay.test", reports=self.reports,
+            self.ready, socket=self.folder / "pickup.sock", hostname="relay.test", reports=self.reports,
             postmaster=POSTMASTER, log=self.log, clock=self.clock, crash=self.crash,
             metrics=self.metrics, give_up_after_s=DAY_S, max_concurrent=max_concurrent,
             converter=converter,
