@@ -225,22 +225,17 @@ async def _all_of(*steps: Awaitable[None]) -> None:
             del result
 
 
-class ServiceManager:
-    """Sends service states to the socket that NOTIFY_SOCKET names (sd_notify(3)).
+def notify_manager(notify_socket: str, *states: str) -> None:
+    """Send lines such as "READY=1", "STATUS=..." to the service manager (sd_notify(3)).
 
-    Errors are ignored. Without a socket nothing is sent.
+    `notify_socket` is a path, or "@name" for an abstract socket; "" for no manager. Errors are
+    ignored.
     """
-
-    def __init__(self, notify_socket: str) -> None:
-        """`notify_socket` is a path, or "@name" for an abstract socket; "" for no manager."""
-        self._address = "\0" + notify_socket[1:] if notify_socket[:1] == "@" else notify_socket
-
-    def tell(self, *states: str) -> None:
-        """Send lines such as "READY=1", "STOPPING=1", "STATUS=..."."""
-        if not self._address:
-            return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto("\n".join(states).encode(), self._address)
+    if not notify_socket:
+        return
+    address = "\0" + notify_socket[1:] if notify_socket.startswith("@") else notify_socket
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto("\n".join(states).encode(), address)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
@@ -255,14 +250,14 @@ class BrokenRelayError(Exception):
 
 async def serve(
     daemon: Daemon,
-    manager: ServiceManager,
     *,
+    notify_socket: str = "",
     active: ActiveConfiguration | None = None,
     ready_file: Path | None = None,
 ) -> None:
     """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
 
-    SIGHUP reloads `active`.
+    `notify_socket` is that of the service manager. SIGHUP reloads `active`.
 
     Raises, after the stop, BrokenRelayError when a room has ended by itself, SpoolError when
     another node has the spool, and ForeignRootError when its store has another mail root.
@@ -283,12 +278,13 @@ async def serve(
         tune_garbage_collector()
         if ready_file is not None:
             write_ready_file(ready_file, daemon)
-        manager.tell("READY=1", f"STATUS=listening as {daemon.base.settings.hostname}")
+        status = f"STATUS=listening as {daemon.base.settings.hostname}"
+        notify_manager(notify_socket, "READY=1", status)
         _log.info("ready", pid=os.getpid(), **addresses(daemon))
         await stop.wait()
         _log.info("stopping", grace_s=daemon.base.settings.delivery.shutdown_grace)
         grace_us = int(daemon.base.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
-        manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
+        notify_manager(notify_socket, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
         if reloader is not None:
             await reloader.end()

@@ -11,7 +11,6 @@ import uvloop
 
 from relay.app.compose import compose
 from relay.app.configuration import ActiveConfiguration
-from relay.app.daemon import ServiceManager
 from relay.app.daemon import serve as run
 from relay.app.foundation import RelayDependencies
 from relay.app.pressure_monitor import raise_open_files_limit
@@ -75,9 +74,9 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
             daemon = compose(settings, sources)
         except ValueError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
-        manager = ServiceManager(environment.notify_socket)
+        notify = environment.notify_socket
         try:
-            await run(daemon, manager, active=active, ready_file=ready_file)
+            await run(daemon, notify_socket=notify, active=active, ready_file=ready_file)
         except ForeignRootError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
 

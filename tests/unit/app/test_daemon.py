@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from relay.app.daemon import BrokenRelayError, ServiceManager, serve
+from relay.app.daemon import BrokenRelayError, serve
 from relay.app.state_dir import OwnerLock
 from relay.spool.types import SpoolError
 
@@ -46,7 +46,7 @@ async def test_a_failed_start_releases_everything(
         change = {"http": {"listen": [listen]}, "smtp": [{"listen": listen}]}[listener]
         settings = settings_with(**{listener: change})
         with pytest.raises(OSError, match="in use"):
-            await serve(composed(settings), ServiceManager(""))
+            await serve(composed(settings))
     assert open_files() == []
     assert threads() <= before
     assert not settings.pickup_socket.exists()
@@ -83,14 +83,14 @@ async def test_a_room_that_fails_ends_the_relay(
     monkeypatch.setattr(daemon.transport.pickup, "run", broken)
     async with asyncio.timeout(SOON_S):
         with pytest.raises(BrokenRelayError, match="pickup ended unexpectedly"):
-            await serve(daemon, ServiceManager(""))
+            await serve(daemon)
     assert open_files() == []
 
 
 async def test_two_signals_at_once_stop_it_once(settings_with, composed, tmp_path) -> None:
     daemon = composed(settings_with())
     ready = tmp_path / "ready.json"
-    serving = asyncio.create_task(serve(daemon, ServiceManager(""), ready_file=ready))
+    serving = asyncio.create_task(serve(daemon, ready_file=ready))
     async with asyncio.timeout(SOON_S):
         while not ready.exists():
             assert not serving.done()
@@ -107,9 +107,7 @@ async def test_the_ready_file_of_an_earlier_run_is_removed_at_the_start(
 ) -> None:
     ready = tmp_path / "ready.json"
     ready.write_text('{"pid":1,"http":["127.0.0.1:1"]}')
-    serving = asyncio.create_task(
-        serve(composed(settings_with()), ServiceManager(""), ready_file=ready)
-    )
+    serving = asyncio.create_task(serve(composed(settings_with()), ready_file=ready))
     await asyncio.sleep(0)
     assert not ready.exists()
     async with asyncio.timeout(SOON_S):
@@ -133,4 +131,4 @@ async def test_a_signal_during_the_start_stops_the_relay_after_it(
 
     monkeypatch.setattr(daemon.base.spool, "start", slow_start)
     async with asyncio.timeout(SOON_S):
-        await serve(daemon, ServiceManager(""))
+        await serve(daemon)

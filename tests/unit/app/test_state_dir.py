@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.daemon import ServiceManager
+from relay.app.daemon import notify_manager
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 
 
@@ -75,10 +75,10 @@ def test_the_service_manager_receives_states(tmp_path: Path, name: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
         manager.settimeout(5)
-        ServiceManager(given).tell("READY=1", "STATUS=listening")
+        notify_manager(given, "READY=1", "STATUS=listening")
         assert manager.recv(100) == b"READY=1\nSTATUS=listening"
 
 
 @pytest.mark.parametrize("given", ["", "/no/such/socket", "@no-such-socket"])
 def test_a_missing_service_manager_is_ignored(given: str) -> None:
-    ServiceManager(given).tell("READY=1")
+    notify_manager(given, "READY=1")
