@@ -64,10 +64,9 @@ def _pressure_monitor(base: Foundation, pickup: Pickup) -> PressureMonitor:
         PressureLevel.SLOW: notes // _SLOW_DIVISOR,
         PressureLevel.REFUSE: 1,
     }
-    monitor = PressureMonitor(
+    return PressureMonitor(
         base.pressure, base.spool, bounds=bounds_of(base.settings),
         mailboxes=base.root.path, metrics=base.metrics, clock=base.clock,
         on_change=lambda state: pickup.limit_concurrency(allowed[state.queue]),
+        on_measured=base.history.keep,
     )  # fmt: skip
-    monitor.on_measured = base.history.keep
-    return monitor

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from msgspec import Struct
@@ -125,18 +126,36 @@ async def _repeat(
         await clock.sleep(interval_s, slack_s=math.inf)  # sleeps: the interval between passes
 
 
+async def _attend(
+    work: Callable[[], Awaitable[None]], report: Callable[[str], None], *, interval_s: float
+) -> None:
+    """Run `work` at each interval until cancelled; `report` gets each error once until it succeeds.
+    What it attends to changes without an event.
+    """
+    fault = RepeatedError()
+    while True:
+        try:
+            await work()
+        except (AlreadyRunningError, StoreError, SpoolError) as error:
+            if fault.is_new(error):
+                report(str(error))
+        else:
+            fault.clear()
+        await sleep_in_step(interval_s)  # real time: mounts, disks, and the machine may stop
+
+
+@dataclass(eq=False)
 class MailRootAttendant:
     """Keeps the store on the mail root of which the spool has the id."""
 
-    def __init__(
-        self, root: MailRoot, store: FileStore, spool: SpoolEngine, *, name: str, is_shared: bool
-    ) -> None:
-        """`name` is that of the root in the spool. `is_shared`: other roots may be there too."""
-        self._root = root
-        self._store = store
-        self._spool = spool
-        self._name = name
-        self._is_shared = is_shared
+    root: MailRoot  # of this node
+    store: FileStore  # what is on it
+    spool: SpoolEngine  # knows its id
+    _: KW_ONLY
+    name: str  # of the root in the spool
+    is_shared: bool  # whether other roots may be in the spool too
+
+    def __post_init__(self) -> None:
         self._recorded = ""
         self._takes_any = False
         self._is_known = False  # whether the root was compared with the id in the spool
@@ -150,17 +169,17 @@ class MailRootAttendant:
         """
         if takes_any:
             self._takes_any = self._is_known = True
-            self._root.open("", may_take=True)
+            self.root.open("", may_take=True)
             return
         try:
-            known = await self._spool.mail_root(self._name)
+            known = await self.spool.mail_root(self.name)
         except SpoolError:
             with suppress(ForeignRootError):
-                self._root.open("", may_take=False)
+                self.root.open("", may_take=False)
             return
         self._is_known = True
         try:
-            self._root.open(known.id, may_take=not known.was_used)
+            self.root.open(known.id, may_take=not known.was_used)
         except ForeignRootError as error:
             raise self._foreign(error) from None
 
@@ -168,62 +187,55 @@ class MailRootAttendant:
         """Record the id of the root in the spool, once it is known. Raises SpoolError, and
         ForeignRootError for another root than the one that the spool knows.
         """
-        if self._recorded == self._root.id:
+        if self._recorded == self.root.id:
             return
-        known = await self._spool.mail_root(self._name)
+        known = await self.spool.mail_root(self.name)
         if not self._takes_any:
             self._check_id(known.id)
         self._is_known = True
-        found = await self._spool.record_mail_root(
-            self._name, self._root.id, instead_of=known.id if self._takes_any else ""
+        found = await self.spool.record_mail_root(
+            self.name, self.root.id, instead_of=known.id if self._takes_any else ""
         )
         self._check_id(found)  # another one may have come at the same moment
         self._recorded = found
 
     def _check_id(self, known_id: str) -> None:
         try:
-            self._root.check_id(known_id)
+            self.root.check_id(known_id)
         except ForeignRootError as error:
             raise self._foreign(error) from None
 
     def _foreign(self, error: ForeignRootError) -> ForeignRootError:
-        if not self._is_shared:
+        if not self.is_shared:
             return error
         return ForeignRootError(
             f"{error}; if it is another one on the same spool, give it a name of its own:"
-            f' [mailboxes] store = "second", not "{self._name}"'
+            f' [mailboxes] store = "second", not "{self.name}"'
         )
 
     async def run(self) -> None:
         """Look each second whether the root is there, until cancelled."""
-        fault = RepeatedError()
-        while True:
-            try:
-                if not (self._is_known or self._root.id):
-                    await self.open(takes_any=False)
-                await self._store.attend_root()
-                await self.record_id()
-            except (AlreadyRunningError, StoreError, SpoolError) as error:
-                if fault.is_new(error):
-                    _log.error("the mail root cannot be used", reason=str(error))
-            else:
-                fault.clear()
-            await sleep_in_step(_ROOT_S)  # real time: mounts change without an event
+
+        async def look() -> None:
+            if not (self._is_known or self.root.id):
+                await self.open(takes_any=False)
+            await self.store.attend_root()
+            await self.record_id()
+
+        def report(reason: str) -> None:
+            _log.error("the mail root cannot be used", reason=reason)
+
+        await _attend(look, report, interval_s=_ROOT_S)
 
 
 async def write_clock_anchor(store: FileStore) -> None:
     """Write the mail store's clock anchor until cancelled, and once more at the end."""
-    fault = RepeatedError()
+
+    def report(error: str) -> None:
+        _log.warning("the clock anchor cannot be written", error=error)
+
     try:
-        while True:
-            try:
-                await store.keep_anchor()
-            except StoreError as error:
-                if fault.is_new(error):
-                    _log.warning("the clock anchor cannot be written", error=str(error))
-            else:
-                fault.clear()
-            await asyncio.sleep(_ANCHOR_S)  # real time: the machine may stop at any time
+        await _attend(store.keep_anchor, report, interval_s=_ANCHOR_S)
     finally:
         with suppress(StoreError):
             await store.keep_anchor()
@@ -233,20 +245,18 @@ async def settle_keys(store: FileStore, note: KeysNote) -> None:
     """Each second, finish what failed requests with an Idempotency-Key left, and note the number of
     commits, until cancelled.
     """
-    fault = RepeatedError()
+
+    async def settle() -> None:
+        if note.is_due:
+            await asyncio.to_thread(note.attend)
+        if store.keys.has_open:
+            await store.submissions.settle_keys()
+
+    def report(error: str) -> None:
+        _log.warning("requests with a key are not settled", error=error)
+
     try:
-        while True:
-            if note.is_due:
-                await asyncio.to_thread(note.attend)
-            if store.keys.has_open:
-                try:
-                    await store.submissions.settle_keys()
-                except StoreError as error:
-                    if fault.is_new(error):
-                        _log.warning("requests with a key are not settled", error=str(error))
-                else:
-                    fault.clear()
-            await sleep_in_step(_SETTLE_S)  # real time: a disk fails and recovers in it
+        await _attend(settle, report, interval_s=_SETTLE_S)
     finally:
         note.attend()
 

@@ -13,6 +13,7 @@ import os
 import resource
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from relay.clock import Clock, sleep_in_step, wall_offset_us
@@ -106,47 +107,34 @@ def bounds_of(settings: Settings) -> Bounds:
     )
 
 
+@dataclass(eq=False)
 class PressureMonitor:
-    """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before.
+    """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before."""
 
-    `on_measured` is called after each measurement.
-    """
+    pressure: Pressure  # what is kept up to date
+    spool: SpoolEngine  # its disk and its queue
+    _: KW_ONLY
+    bounds: Bounds  # what is too much, or too little
+    mailboxes: Path  # the mail root, whose disk is measured too
+    metrics: Metrics  # show the levels
+    clock: Clock  # whose jumps are reported
+    # called with every state whose levels differ from the previous ones
+    on_change: Callable[[PressureState], None] = lambda _state: None
+    resident: Callable[[], int] = resident_bytes  # the memory of the process in bytes
+    on_measured: Callable[[], None] = lambda: None  # called after each measurement
 
-    def __init__(
-        self,
-        pressure: Pressure,
-        spool: SpoolEngine,
-        *,
-        bounds: Bounds,
-        mailboxes: Path,
-        metrics: Metrics,
-        clock: Clock,
-        on_change: Callable[[PressureState], None] = lambda _state: None,
-        resident: Callable[[], int] | None = None,
-    ) -> None:
-        """`on_change` is called with every state whose levels differ from the previous ones.
-
-        `resident` returns the resident memory of the process in bytes.
-        """
-        self._pressure = pressure
-        self._spool = spool
-        self._bounds = bounds
+    def __post_init__(self) -> None:
         self._disks = (
-            _AskedDisk(spool.disk, clock),
-            _AskedDisk(lambda: _nearest_disk(mailboxes), clock),
+            _AskedDisk(self.spool.disk, self.clock),
+            _AskedDisk(lambda: _nearest_disk(self.mailboxes), self.clock),
         )
-        self._metrics = metrics
-        self._clock = clock
-        self._on_change = on_change
-        self._resident = resident or resident_bytes
-        self._clock_differs = abs(wall_offset_us(clock)) > _CLOCK_DIFFERS_S * 1_000_000
+        self._clock_differs = abs(wall_offset_us(self.clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
-        self.on_measured: Callable[[], None] = lambda: None
 
     @property
     def is_calm(self) -> bool:
         """Whether no resource is short."""
-        return self._pressure.state.level is PressureLevel.NORMAL
+        return self.pressure.state.level is PressureLevel.NORMAL
 
     async def run(self) -> None:
         """Measure each second until cancelled."""
@@ -160,39 +148,39 @@ class PressureMonitor:
     async def measure(self) -> None:
         """Measure once, and log changes."""
         spool_disk, mail_disk = await asyncio.gather(*(disk.asked() for disk in self._disks))
-        load = self._spool.load()
+        load = self.spool.load()
         figures = Measurements(
             spool=None if load.is_failing else spool_disk,
             mail=mail_disk,
             kept_bytes=load.kept_bytes,
             queue_entries=load.entries,
-            memory_bytes=self._resident(),
+            memory_bytes=self.resident(),
             commit_s=load.commit_s,
             backlog=load.backlog,
         )
-        before = self._pressure.state
-        self._pressure.state = state = assess(before, figures, self._bounds)
-        self._metrics.pressure.set(state.level)
+        before = self.pressure.state
+        self.pressure.state = state = assess(before, figures, self.bounds)
+        self.metrics.pressure.set(state.level)
         for reason in PressureReason:
             level = state.levels.get(reason, PressureLevel.NORMAL)
-            self._metrics.pressure_reasons.labels(reason=reason).set(level)
+            self.metrics.pressure_reasons.labels(reason=reason).set(level)
         if state.levels != before.levels:
             _tell(before, state)
-            self._on_change(state)
+            self.on_change(state)
         if state.has(PressureReason.MEMORY):
             await self._give_memory_back()
         self._check_clock()
         self.on_measured()
 
     async def _give_memory_back(self) -> None:
-        now_s = self._clock.real_s()
+        now_s = self.clock.real_s()
         if now_s - self._trimmed_s >= _TRIM_S:
             self._trimmed_s = now_s
             await asyncio.to_thread(trim_memory)
 
     def _check_clock(self) -> None:
-        jumped_s = wall_offset_us(self._clock) / 1_000_000
-        self._metrics.clock_jump.set(jumped_s)
+        jumped_s = wall_offset_us(self.clock) / 1_000_000
+        self.metrics.clock_jump.set(jumped_s)
         differs = abs(jumped_s) > _CLOCK_DIFFERS_S
         if differs and not self._clock_differs:
             _log.warning("the clock has jumped: queue time follows slowly", seconds=jumped_s)

@@ -111,7 +111,7 @@ class ActiveQueue:
         )
 
     def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
-        """The priority level for mail that is accepted now and would have the level `lane`."""
+        """The priority level for mail that is accepted now and would have the level `level`."""
         if next_hop in self._reached or next_hop.kind in HERE:
             return level
         is_too_much = (

@@ -15,6 +15,7 @@ See RFC 3461 6; docs/design.md 4 and 7, invariants 1 and 5.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 from zlib import crc32
 
@@ -84,30 +85,24 @@ class RecordedAttempt(Struct, frozen=True):
     due_us: int | None
 
 
+@dataclass(eq=False)
 class AttemptRecorder:
     """Computes the results of attempts and commits them."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        contents: ContentCache,
-        reporter: ReportWriter,
-        *,
-        schedule: RetrySchedule,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> None:
-        self._spool = spool
-        self._contents = contents
-        self._reporter = reporter
-        self._schedule = schedule
-        self._clock = clock
-        self._metrics = metrics
+    spool: Spool  # where attempts become durable
+    contents: ContentCache  # of the messages that reports are about
+    reporter: ReportWriter  # writes the reports
+    _: KW_ONLY
+    schedule: RetrySchedule  # when recipients are retried
+    clock: Clock  # for the times of attempts
+    metrics: Metrics  # counts attempts and recipients
+    claims_reports: bool = True  # False while delivery drains: reports wait in the spool
+
+    def __post_init__(self) -> None:
         self._stopped = asyncio.Event()
         self._spool_fault = RepeatedError()  # logged once for all claims that wait
         self._owed: dict[tuple[Key, int], tuple[ReportedRecipient, ...]] = {}  # key, epoch
         self._warning = [asyncio.Lock() for _ in range(_LOCKS)]  # by message
-        self.claims_reports = True  # False while delivery drains: reports wait in the spool
 
     def stop_retrying(self) -> None:
         """Stop retrying a spool that fails: the next start recovers what is unsettled."""
@@ -124,7 +119,7 @@ class AttemptRecorder:
         """Settle an attempt; `reached` as in result_of_attempt()."""
         time = self._time()
         result = result_of_attempt(
-            claim, outcomes, time=time, schedule=self._schedule, reached=reached, evidence=evidence
+            claim, outcomes, time=time, schedule=self.schedule, reached=reached, evidence=evidence
         )
         return await self._settle(claim, result, time)
 
@@ -186,7 +181,7 @@ class AttemptRecorder:
         return await self._settle(claim, requeue_result(claim, time=time), time)
 
     def _time(self) -> AttemptTime:
-        return AttemptTime(now_us=self._clock.queue_us(), at_us=self._clock.time_us())
+        return AttemptTime(now_us=self.clock.queue_us(), at_us=self.clock.time_us())
 
     async def _settle(
         self, claim: Claim, result: AttemptResult, time: AttemptTime
@@ -197,7 +192,7 @@ class AttemptRecorder:
         lock = self._warning[crc32(claim.message.id.encode()) % _LOCKS]
         async with lock:  # its other entries may be late at the same moment
             try:
-                waiting = await self._spool.late_recipients(claim.key)
+                waiting = await self.spool.late_recipients(claim.key)
             except SpoolError as error:
                 _log.error("delay not reported yet", qid=claim.message.id, error=str(error))
                 result = postponed_warning(result, time=time)
@@ -245,7 +240,7 @@ class AttemptRecorder:
         )
         in_time, claims = await self._write(settlement)
         self._owed.pop((claim.key, claim.epoch), None)
-        self._contents.release(claim)
+        self.contents.release(claim)
         if not in_time:
             _log.warning(
                 "settlement ignored: the claim has another owner",
@@ -264,7 +259,7 @@ class AttemptRecorder:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                settled = await self._spool.settle(settlement, claim_reports=self.claims_reports)
+                settled = await self.spool.settle(settlement, claim_reports=self.claims_reports)
             except SpoolError as error:
                 if self._spool_fault.is_new(error):
                     qid = settlement.claim.message.id
@@ -293,7 +288,7 @@ class AttemptRecorder:
 
     async def _pause(self, pause_s: float) -> float:
         """Wait, or until stop_retrying(); return the next pause."""
-        await self._clock.wait(self._stopped, pause_s)
+        await self.clock.wait(self._stopped, pause_s)
         return min(pause_s * 2, _PAUSE_S_MAX)
 
     async def _remote_report(self, claim: Claim, result: AttemptResult) -> DeliveredReport | None:
@@ -312,7 +307,7 @@ class AttemptRecorder:
         if not to:
             return None
         try:
-            octets = octets_of(await self._contents.of(claim))
+            octets = octets_of(await self.contents.of(claim))
             report = await asyncio.to_thread(read_remote_report, octets)
         except (SpoolError, OSError) as error:
             _log.error("a report that came in cannot be read", qid=facts.id, error=str(error))
@@ -334,7 +329,7 @@ class AttemptRecorder:
         if not due:
             return (), ()
         try:
-            content = await self._contents.of(claim, for_report=True)
+            content = await self.contents.of(claim, for_report=True)
             if isinstance(content, LargeContent):  # it existed when the attempt began
                 await asyncio.to_thread(_check_readable, content)
         except (SpoolError, UnreadableError) as error:
@@ -344,10 +339,10 @@ class AttemptRecorder:
         events: list[Event] = []
         for kind, some in due.items():
             try:
-                plan = self._reporter.reports(kind, claim.message, some, content=content)
+                plan = self.reporter.reports(kind, claim.message, some, content=content)
             except Exception:  # noqa: BLE001 - no content may prevent its report
                 _log.exception("internal error in a report", qid=claim.message.id)
-                plan = self._reporter.reports(kind, claim.message, some, content=UNREADABLE)
+                plan = self.reporter.reports(kind, claim.message, some, content=UNREADABLE)
             messages += plan.messages
             entry = {"entry": claim.entry_id} if kind is ReportKind.DELAYED else {}
             events += (replace(one, detail={**one.detail, **entry}) for one in plan.events)
@@ -375,11 +370,11 @@ class AttemptRecorder:
                 name = str(RecipientState.EXPIRED)
             else:
                 name = outcome_name(outcome)
-                self._metrics.attempts_by(name, deferral_class(outcome)).inc()
+                self.metrics.attempts_by(name, deferral_class(outcome)).inc()
             if name in _FINAL_NAMES:
-                self._metrics.recipients_by(name).inc()
+                self.metrics.recipients_by(name).inc()
             if isinstance(outcome, Success):
-                self._metrics.delivery_seconds.observe(max(0.0, delay_s))
+                self.metrics.delivery_seconds.observe(max(0.0, delay_s))
             evidence = outcome.evidence
             _log.info(
                 "recipient", qid=claim.message.id, to=recipient.path.address, status=name,

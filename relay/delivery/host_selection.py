@@ -11,6 +11,7 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import KW_ONLY, dataclass
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -142,35 +143,24 @@ class HostUse(Struct, frozen=True):
     connected: frozenset[str]
 
 
+@dataclass(eq=False)
 class HostSelection:
-    """Connects to the best host that answers. `hosts` may be replaced by the same, reordered.
+    """Connects to the best host that answers. `hosts` may be replaced by the same, reordered."""
 
-    Each host has its TLS policy, as Sites has decided it; `via` has the login and source address.
-    """
-
-    def __init__(
-        self,
-        hosts: Hosts,
-        options: SiteOptions,
-        *,
-        via: HopOptions,
-        host_status: HostStatusCache,
-        clock: Clock,
-        connect: Connect,
-    ) -> None:
-        self.hosts = hosts
-        self._options = options
-        self._via = via
-        self._host_status = host_status
-        self._clock = clock
-        self._connect = connect
+    hosts: Hosts  # each with its TLS policy, as Sites has decided it
+    options: SiteOptions  # for how long a failure to connect counts
+    _: KW_ONLY
+    via: HopOptions  # the login and the source address
+    host_status: HostStatusCache  # shared by all sites
+    clock: Clock
+    open_session: Connect
 
     def known_failure(self, claim: Claim) -> Deferred | None:
         """The last failure, if all hosts failed recently enough for `claim`."""
-        since_s = self._clock.monotonic() - self._options.failure_age_max_s(claim)
+        since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
         found: Deferred | None = None
         for key in self._keys():
-            failure = self._host_status.failure(key, since_s=since_s)
+            failure = self.host_status.failure(key, since_s=since_s)
             if failure is None:
                 return None
             # A temporary failure of one host outweighs a permanent one of another.
@@ -180,23 +170,23 @@ class HostSelection:
 
     def last_failure(self) -> ConnectFailure | None:
         """The last failure to connect to one of the hosts, unless a connection followed."""
-        known = (self._host_status.failure(key, since_s=-math.inf) for key in self._keys())
+        known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
         return max(filter(None, known), key=lambda each: each.at_s, default=None)
 
     def all_failed(self) -> bool:
         """Whether all hosts failed recently enough for mail that was never attempted."""
-        since_s = self._clock.monotonic() - self._options.unreachable_s
-        return all(self._host_status.failure(key, since_s=since_s) for key in self._keys())
+        since_s = self.clock.monotonic() - self.options.unreachable_s
+        return all(self.host_status.failure(key, since_s=since_s) for key in self._keys())
 
     def has_answered(self) -> bool:
         """Whether one of the hosts was connected to recently, by any site."""
-        since_s = self._clock.monotonic() - ANSWERED_S
-        return any(self._host_status.has_answered(key, since_s=since_s) for key in self._keys())
+        since_s = self.clock.monotonic() - ANSWERED_S
+        return any(self.host_status.has_answered(key, since_s=since_s) for key in self._keys())
 
     def forget_failures(self) -> None:
         """Forget failures, so that all hosts are tried again."""
         for key in self._keys():
-            self._host_status.forget_failure(key)
+            self.host_status.forget_failure(key)
 
     def count_of_best(self) -> int:
         """How many hosts have the same rank as the best one."""
@@ -215,13 +205,13 @@ class HostSelection:
         `at` is called with the name of each host tried; `probe_timeout` limits each attempt.
         Raises ConnectError if no host gives a connection.
         """
-        since_s = self._clock.monotonic() - self._options.unreachable_s
+        since_s = self.clock.monotonic() - self.options.unreachable_s
         last: tuple[Deferred | Failed, SmtpStage] | None = None
         tried = 0
         results: list[str] = []  # of each address, for the journey
         for host, address in self._addresses_in_order(use.sessions):
             key = self._key(host, address)
-            known = self._host_status.failure(key, since_s=since_s)
+            known = self.host_status.failure(key, since_s=since_s)
             if known is None and tried == ADDRESSES_MAX:
                 continue
             at(host.name)
@@ -229,7 +219,7 @@ class HostSelection:
                 if known is None:
                     tried += 1
                     connection = await self._connect_to(host, address, probe_timeout=probe_timeout)
-                    self._host_status.note(key, self._clock.monotonic())
+                    self.host_status.note(key, self.clock.monotonic())
                     if results:
                         results.append(f"{_named(host, address)}: connected")
                         connection.peer = replace(connection.peer, hosts=tuple(results))
@@ -239,8 +229,8 @@ class HostSelection:
                 outcome, stage = error.outcome, error.stage
                 # A connected host is reachable: it only takes no more connections.
                 if host.name not in use.connected:
-                    failure = ConnectFailure(outcome, self._clock.monotonic())
-                    self._host_status.note(key, failure)
+                    failure = ConnectFailure(outcome, self.clock.monotonic())
+                    self.host_status.note(key, failure)
             if len(results) < ADDRESSES_MAX:
                 reply = outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
                 results.append(f"{_named(host, address)}: {reply}")
@@ -256,7 +246,7 @@ class HostSelection:
 
     def _no_address(self) -> ConnectError:
         """The error where no host has an address of the source address's family."""
-        text = f"no host has an address of the family of source_address {self._via.source_address}"
+        text = f"no host has an address of the family of source_address {self.via.source_address}"
         peer = Peer(self.hosts.hosts[0].name)
         return ConnectError.broken(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
 
@@ -267,10 +257,10 @@ class HostSelection:
         *,
         probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
-        target = target_of(host, address, self._via)
+        target = target_of(host, address, self.via)
         try:
             async with probe_timeout():
-                return await self._connect(target)
+                return await self.open_session(target)
         except TimeoutError:
             text = "no answer yet; ended because other hosts waited for a connection attempt"
             peer = Peer(host.name, address=str(target))
@@ -283,15 +273,15 @@ class HostSelection:
         With a source address, only those of its family.
         """
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
-        source = self._via.source_address
+        source = self.via.source_address
         return [
             (host, address) for host in ordered for address in of_family(host.addresses, source)
         ]
 
     def _rank(self, host: Host) -> tuple[bool, int]:
-        since_s = self._clock.monotonic() - self._options.unreachable_s
+        since_s = self.clock.monotonic() - self.options.unreachable_s
         down = all(
-            self._host_status.failure(self._key(host, address), since_s=since_s) is not None
+            self.host_status.failure(self._key(host, address), since_s=since_s) is not None
             for address in host.addresses
         )
         return (down, host.preference)
@@ -300,9 +290,9 @@ class HostSelection:
         return [self._key(host, address) for host in self.hosts.hosts for address in host.addresses]
 
     def _key(self, host: Host, address: str) -> HostKey:
-        login = self._via.login
+        login = self.via.login
         user = login.user if login is not None else ""
-        return (address, host.port, host.tls, user, self._via.source_address)
+        return (address, host.port, host.tls, user, self.via.source_address)
 
 
 def _named(host: Host, address: str) -> str:

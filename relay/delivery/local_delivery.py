@@ -13,6 +13,7 @@ indeterminate: the next attempt first looks for its copy in the mailbox. An unkn
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -55,16 +56,14 @@ _AT_ONCE = 16
 _CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
 
 
+@dataclass(eq=False)
 class LocalDelivery:
     """Delivers to mailboxes."""
 
-    def __init__(
-        self, store: DeliveryStore, addresses: RouteTable, *, delivers_captured: bool = False
-    ) -> None:
-        """Without `delivers_captured`, captured mail gets no copy in a mailbox."""
-        self._store = store
-        self._addresses = addresses
-        self.delivers_captured = delivers_captured
+    store: DeliveryStore  # has the mailboxes
+    addresses: RouteTable  # which mailbox an address has
+    _: KW_ONLY
+    delivers_captured: bool = False  # whether captured mail gets a copy in a mailbox
 
     def by_mailbox(self, claim: Claim) -> list[tuple[str | None, list[ClaimedRecipient]]]:
         """Return the recipients of a claim, grouped by mailbox; each unknown one has None.
@@ -73,7 +72,7 @@ class LocalDelivery:
         captured mail, `bob+tag@` has a mailbox of its own.
         """
         is_local = claim.next_hop != CAPTURE
-        mailbox_of = self._addresses.mailbox_for if is_local else own_mailbox
+        mailbox_of = self.addresses.mailbox_for if is_local else own_mailbox
         groups: dict[str | int, tuple[str | None, list[ClaimedRecipient]]] = {}
         for recipient in claim.recipients:
             mailbox = mailbox_of(recipient.path.address)
@@ -106,7 +105,7 @@ class LocalDelivery:
         ).encode()
         unique = f"{claim.message.id}-{recipient.id}"
         try:
-            result = await self._store.deliver(
+            result = await self.store.deliver(
                 mailbox,
                 unique=unique,
                 content=edit_header(content, head.__add__),

@@ -16,7 +16,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 from msgspec.structs import replace
@@ -221,30 +221,21 @@ class _ResolvedSite:
     until: float
 
 
+@dataclass(eq=False)
 class Sites:
     """All sites, and the claims that wait for next-hop resolution."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        claims_in_memory: ClaimsInMemory,
-        *,
-        resolver: HostResolver,
-        table: RouteTable,
-        slots: ConnectionSlots,
-        options: SiteOptions,
-        clock: Clock,
-        connect: Connect,
-    ) -> None:
-        """`claims_in_memory` records where each claim waits."""
-        self._scheduler = scheduler
-        self._claims_in_memory = claims_in_memory
-        self._resolver = resolver
-        self._table = table
-        self._slots = slots
-        self._options = options
-        self._clock = clock
-        self._connect = connect
+    scheduler: Scheduler  # settles claims
+    claims_in_memory: ClaimsInMemory  # records where each claim waits
+    _: KW_ONLY
+    resolver: HostResolver  # finds the hosts of a next hop
+    table: RouteTable  # how they are contacted
+    slots: ConnectionSlots  # of all sites together
+    options: SiteOptions  # of each site, without those of routes
+    clock: Clock  # for how long something is remembered
+    connect: Connect  # opens connections
+
+    def __post_init__(self) -> None:
         self._sites: dict[SiteKey, Site] = {}
         self._resolved: dict[NextHop, _ResolvedSite] = {}
         self._found: dict[NextHop, Lookup] = {}  # for the evidence of attempts
@@ -252,14 +243,14 @@ class Sites:
         self._waiting: dict[NextHop, ClaimQueue] = {}
         self._lookups: dict[NextHop, asyncio.Task[None]] = {}
         self._settling: set[asyncio.Task[None]] = set()
-        self._lookup_queue = LookupQueue(clock)
+        self._lookup_queue = LookupQueue(self.clock)
         self._host_status = HostStatusCache()
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
         resolved = self._resolved.get(claim.next_hop)
         if resolved is not None and (
-            resolved.until > self._clock.monotonic() or resolved.site.has_known_failure_for(claim)
+            resolved.until > self.clock.monotonic() or resolved.site.has_known_failure_for(claim)
         ):
             self._push_to_site(claim, resolved.site)
             return
@@ -280,7 +271,7 @@ class Sites:
                 partial(self._lookup_queue.use_earlier_turn, claim, at_once=self._is_urgent(claim))
             )
         waiting.push(claim)
-        self._claims_in_memory.track(claim, waiting)
+        self.claims_in_memory.track(claim, waiting)
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Forget failures of these next hops and their hosts."""
@@ -328,7 +319,7 @@ class Sites:
 
     def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
         """What the site of these hosts does now; one that is not in use may have failed hosts."""
-        options = self._table.options_for(next_hop)
+        options = self.table.options_for(next_hop)
         hosts = with_tls(found, options.tls)
         key = _site_key(hosts, options)
         return (self._sites.get(key) or self._new_site(key, hosts, options)).state
@@ -338,7 +329,7 @@ class Sites:
         return await self._site(next_hop, found).probe()
 
     def _push_to_site(self, claim: Claim, site: Site) -> None:
-        self._claims_in_memory.track(claim, site.ready)
+        self.claims_in_memory.track(claim, site.ready)
         site.push(claim)
 
     async def _find_site(self, first: Claim) -> None:
@@ -350,7 +341,7 @@ class Sites:
         if isinstance(found, Site):
             if len(self._resolved) >= _RESOLVED_MAX:
                 self._resolved.clear()
-            self._resolved[next_hop] = _ResolvedSite(found, self._clock.monotonic() + _RESOLVED_S)
+            self._resolved[next_hop] = _ResolvedSite(found, self.clock.monotonic() + _RESOLVED_S)
             if next_hop in self._retry_now:
                 del self._retry_now[next_hop]
                 found.retry_now()
@@ -359,20 +350,20 @@ class Sites:
             return
         outcome = outcome_of(found)
         if isinstance(outcome, Deferred):
-            now_s = self._clock.monotonic()
+            now_s = self.clock.monotonic()
             self._host_status.note(_host_key(next_hop), ConnectFailure(outcome, now_s))
         await self._settle_unresolved(claims, outcome, took_s=0.0)
 
     def _recent_failure(self, claim: Claim) -> ConnectFailure | None:
-        since_s = self._clock.monotonic() - self._options.failure_age_max_s(claim)
+        since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
         return self._host_status.failure(_host_key(claim.next_hop), since_s=since_s)
 
     async def _resolve(self, first: Claim) -> Site | Unresolved:
         try:
             async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
-                began_s = self._clock.real_s()
-                found = await self._resolver.resolve(first.next_hop)
-                self._note_lookup(first.next_hop, found, self._clock.real_s() - began_s)
+                began_s = self.clock.real_s()
+                found = await self.resolver.resolve(first.next_hop)
+                self._note_lookup(first.next_hop, found, self.clock.real_s() - began_s)
                 return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
         except Exception:  # noqa: BLE001 - an internal error: defer
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
@@ -385,7 +376,7 @@ class Sites:
 
     def _note_lookup(self, next_hop: NextHop, found: Resolution, took_s: float) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
-        options = self._table.options_for(next_hop)
+        options = self.table.options_for(next_hop)
         mx = mx_of(found, options.source_address)
         self._found.pop(next_hop, None)
         if len(self._found) >= _RESOLVED_MAX:
@@ -394,13 +385,13 @@ class Sites:
             tuple(map(str, mx.hosts)),
             mx.more,
             round(1000 * took_s, 1),
-            self._table.tls_demanded_by(next_hop),
+            self.table.tls_demanded_by(next_hop),
         )
 
     async def _settle_unresolved(
         self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
     ) -> None:
-        settle = partial(self._scheduler.settle, reached=False, took_s=took_s)
+        settle = partial(self.scheduler.settle, reached=False, took_s=took_s)
         await asyncio.gather(*(settle(one, same_outcome(one, outcome)) for one in claims))
 
     def _site(self, next_hop: NextHop, found: Hosts) -> Site:
@@ -409,7 +400,7 @@ class Sites:
         Each host gets its TLS policy here. Under different policies or options, hosts are different
         sites with connections of their own.
         """
-        options = self._table.options_for(next_hop)
+        options = self.table.options_for(next_hop)
         hosts = with_tls(found, options.tls)
         key = _site_key(hosts, options)
         site = self._sites.get(key)
@@ -424,13 +415,13 @@ class Sites:
         return Site(
             name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
             host_selection=HostSelection(
-                hosts, self._options, via=options, host_status=self._host_status,
-                clock=self._clock, connect=self._connect,
+                hosts, self.options, via=options, host_status=self._host_status,
+                clock=self.clock, open_session=self.connect,
             ),
-            options=self._options.limited(options.connections_max, parse_rate(options.rate)),
-            scheduler=self._scheduler,
-            slots=self._slots,
-            clock=self._clock,
+            options=self.options.limited(options.connections_max, parse_rate(options.rate)),
+            scheduler=self.scheduler,
+            slots=self.slots,
+            clock=self.clock,
         )  # fmt: skip
 
     def _forget_unused(self) -> None:

@@ -10,7 +10,7 @@ start, which is made every RESCAN_US. See docs/design.md 5 and 7.8.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from relay.clock import Clock
 from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
@@ -225,25 +225,19 @@ def _earlier(one: Position | None, other: Position | None) -> Position | None:
     return min(one, other, key=lambda it: (it.due_us, it.message_id, it.number))
 
 
+@dataclass(eq=False)
 class QueueScanner:
     """The scans of all priority levels, and when the next one is due. Times are queue time."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        active_queue: ActiveQueue,
-        clock: Clock,
-        *,
-        offer: Callable[[Iterable[Claim]], None],
-        delivers_captured: bool = False,
-    ) -> None:
-        """`offer` puts claims into the active queue."""
-        self._spool = spool
-        self._active_queue = active_queue
-        self._clock = clock
-        self._offer = offer
-        self._delivers_captured = delivers_captured
-        self._scans = {level: PriorityScan(level, active_queue) for level in PriorityLevel}
+    spool: Spool  # has the entries
+    active_queue: ActiveQueue  # says for how many claims there is room
+    clock: Clock
+    _: KW_ONLY
+    offer: Callable[[Iterable[Claim]], None]  # puts claims into the active queue
+    delivers_captured: bool = False  # whether captured mail is attempted
+
+    def __post_init__(self) -> None:
+        self._scans = {level: PriorityScan(level, self.active_queue) for level in PriorityLevel}
         self._scanned_us = 0  # queries are for what was due by then
         self.next_due_us = 0  # the next due time after that; 0 if it is not known
         self._has_newly_due = False  # entries have come due since then
@@ -258,7 +252,7 @@ class QueueScanner:
     @property
     def is_due(self) -> bool:
         """Whether entries have come due that no scan has looked for."""
-        return self._has_newly_due or self.next_due_us <= self._clock.queue_us()
+        return self._has_newly_due or self.next_due_us <= self.clock.queue_us()
 
     @property
     def has_work(self) -> bool:
@@ -272,18 +266,18 @@ class QueueScanner:
     @property
     def can_scan(self) -> bool:
         """Whether there may be something to fetch, and there is room."""
-        return any(self._active_queue.batch_size(level) > 0 for level in self._lanes_with_work())
+        return any(self.active_queue.batch_size(level) > 0 for level in self._levels_with_work())
 
     @property
     def can_scan_batch(self) -> bool:
         """The same, with room for a whole batch."""
         return any(
-            self._active_queue.has_room_for_batch(level) for level in self._lanes_with_work()
+            self.active_queue.has_room_for_batch(level) for level in self._levels_with_work()
         )
 
     async def run(self) -> None:
         """Fetch until there is no more room, or nothing due. Raises SpoolError."""
-        now_us = self._clock.queue_us()
+        now_us = self.clock.queue_us()
         if now_us >= self._rescan_us:
             self.restart()
             self._rescan_us = now_us + RESCAN_US
@@ -296,7 +290,7 @@ class QueueScanner:
             while await self._scan_round():
                 pass
             if has_come_due:
-                due_us = await self._spool.next_due_us(self._scanned_us)
+                due_us = await self.spool.next_due_us(self._scanned_us)
                 if due_us is not None:
                     self.due_at(due_us)
         except BaseException:  # the result of a query was lost
@@ -324,14 +318,14 @@ class QueueScanner:
         sender, due_us = message.sender_key, message.facts.received_us
         for entry in message.entries:
             level = message.level_of(entry)
-            is_captured = entry.next_hop.kind is HopKind.CAPTURE and not self._delivers_captured
+            is_captured = entry.next_hop.kind is HopKind.CAPTURE and not self.delivers_captured
             if is_captured or entry.extra.reason:  # it is not attempted
                 continue
             if due_us > self._scanned_us:
                 self._has_newly_due = True
             else:
                 self._scans[level].add_unclaimed(entry.next_hop, sender, due_us)
-            has_room = has_room or self._active_queue.has_room_for(entry.next_hop, sender, level)
+            has_room = has_room or self.active_queue.has_room_for(entry.next_hop, sender, level)
         return has_room
 
     def due_at(self, due_us: int) -> bool:
@@ -343,7 +337,7 @@ class QueueScanner:
 
     def requeued(self, claim: Claim, due_us: int) -> bool:
         """Record that a claim is in the queue again; return whether run() is due earlier for it."""
-        if due_us > self._clock.queue_us():
+        if due_us > self.clock.queue_us():
             return self.due_at(due_us)
         if due_us > self._scanned_us:
             self._has_newly_due = True
@@ -364,17 +358,17 @@ class QueueScanner:
         if self._is_stopped:
             return False
         for level, scan in self._scans.items():
-            limit = self._active_queue.batch_size(level)
+            limit = self.active_queue.batch_size(level)
             query = scan.next_query() if limit else None
             if query is None:
                 continue
-            batch = await self._spool.claim_due(self._scanned_us, limit, query)
-            self._offer(batch.claims)
+            batch = await self.spool.claim_due(self._scanned_us, limit, query)
+            self.offer(batch.claims)
             scan.apply(query, batch)
             has_queried = True
         return has_queried
 
-    def _lanes_with_work(self) -> Iterator[PriorityLevel]:
+    def _levels_with_work(self) -> Iterator[PriorityLevel]:
         for level, scan in self._scans.items():
             if scan.has_work or self._has_newly_due:
                 yield level

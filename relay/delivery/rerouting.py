@@ -10,6 +10,7 @@ rerouted, as an operator does it, or ends if the routes now reject its recipient
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 from relay.clock import Clock
@@ -29,24 +30,18 @@ _AFTER_FAULT_S = 1.0
 _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
 
 
+@dataclass(eq=False)
 class ClaimRerouter:
     """Takes claims whose route has changed."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        claims_in_memory: ClaimsInMemory,
-        *,
-        table: RouteTable,
-        admin: QueueAdmin,
-        clock: Clock,
-    ) -> None:
-        """`claims_in_memory` records where each claim waits, from where `admin` withdraws it."""
-        self._scheduler = scheduler
-        self._claims_in_memory = claims_in_memory
-        self._table = table
-        self._admin = admin
-        self._clock = clock
+    scheduler: Scheduler  # settles claims that have no way left
+    claims_in_memory: ClaimsInMemory  # where each claim waits, from where `admin` withdraws it
+    _: KW_ONLY
+    table: RouteTable  # the routes in force
+    admin: QueueAdmin  # reroutes entries
+    clock: Clock
+
+    def __post_init__(self) -> None:
         self.ready = ClaimQueue()
         self._task: asyncio.Task[None] | None = None
 
@@ -56,16 +51,16 @@ class ClaimRerouter:
             return False
         addresses = [one.path.address for one in claim.recipients]
         sender = claim.message.envelope.reverse_path
-        if self._table.still_leads(claim.next_hop, addresses, sender, chosen=claim.extra.chosen):
+        if self.table.still_leads(claim.next_hop, addresses, sender, chosen=claim.extra.chosen):
             return False
         if self._has_way(addresses, sender):
-            self._claims_in_memory.track(claim, self.ready)
+            self.claims_in_memory.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
-                self._task = self._scheduler.run_in_background(self._run())
+                self._task = self.scheduler.run_in_background(self._run())
         else:
             outcomes = {one.id: self._end(one.path.address, sender) for one in claim.recipients}
-            self._scheduler.run_in_background(self._scheduler.settle(claim, outcomes))
+            self.scheduler.run_in_background(self.scheduler.settle(claim, outcomes))
         return True
 
     def close(self) -> list[Claim]:
@@ -82,11 +77,11 @@ class ClaimRerouter:
                 names = sorted({claim.next_hop.route or "no name" for claim in claims})
                 _log.info("route changed: rerouted", entries=len(claims), routes=", ".join(names))
                 try:
-                    await self._admin.execute(self._command(claims))
+                    await self.admin.execute(self._command(claims))
                 except SpoolError as error:
                     _log.warning("not rerouted yet", error=str(error))
                 if any(claim in claims for claim in islice(self.ready, 1)):
-                    await self._clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
+                    await self.clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
         finally:
             self._task = None
 
@@ -94,15 +89,15 @@ class ClaimRerouter:
         ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
         return QueueCommand(
             Operation.REROUTE, Selector(ids=ids), "relay", why="its route has changed",
-            to=self._table.destination_of,
+            to=self.table.destination_of,
         )  # fmt: skip
 
     def _has_way(self, addresses: Collection[str], sender: str) -> bool:
-        hops = {self._table.next_hop_for(address, sender) for address in addresses}
+        hops = {self.table.next_hop_for(address, sender) for address in addresses}
         return bool(hops - {None, CAPTURE})
 
     def _end(self, address: str, sender: str) -> Outcome:
-        found = self._table.examine(address, sender)
+        found = self.table.examine(address, sender)
         if isinstance(found, InvalidRecipient):
             return Failed(Evidence(found.status, found.text))
         return Deferred(Evidence("4.3.5", _CAPTURED_NOW), DeferralClass.INTERNAL)

@@ -14,7 +14,7 @@ import math
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol
 
 from relay.accounts.account import Account, AccountDirectory, LoginRefusedError
@@ -58,31 +58,21 @@ class AuthCredentials:
     refused: str = ""
 
 
+@dataclass(eq=False)
 class Authentication:
-    """The AUTH state of one session.
+    """The AUTH state of one session."""
 
-    `account` is the one that logged in, as it was then. `user` is the user name of the last
-    exchange, for the log. `unsent` is the reply to a refused token while its challenge waits.
-    """
-
-    def __init__(
-        self,
-        accounts: AccountDirectory,
-        limits: SessionLimits,
-        *,
-        check_login: CheckLogin,
-        check_token: CheckLogin,
-        ip: str,
-    ) -> None:
-        self._accounts = accounts
-        self._check_login = check_login
-        self._check_token = check_token
-        self._limits = limits
-        self._ip = ip
-        self._failures = 0
-        self.account: Account | None = None
-        self.user = ""
-        self.unsent = ""
+    accounts: AccountDirectory  # those in force
+    limits: SessionLimits  # of failed logins, and the pause after one
+    _: KW_ONLY
+    check_login: CheckLogin  # a user and a password
+    check_token: CheckLogin  # a user and a bearer token
+    ip: str  # of the client
+    account: Account | None = field(default=None, init=False)  # that logged in, as it was then
+    user: str = field(default="", init=False)  # the user name of the last exchange, for the log
+    # the reply to a refused token while its challenge waits
+    unsent: str = field(default="", init=False)
+    _failures: int = field(default=0, init=False)
 
     @property
     def login(self) -> str:
@@ -94,7 +84,7 @@ class Authentication:
         """Whether the account of the login was removed, or has another password or token now."""
         if self.account is None:
             return False
-        now = self._accounts.by_address(self.account.address)
+        now = self.accounts.by_address(self.account.address)
         return now is None or (now.address, now.credentials) != (
             self.account.address, self.account.credentials,
         )  # fmt: skip
@@ -102,7 +92,7 @@ class Authentication:
     @property
     def is_exhausted(self) -> bool:
         """Whether too many logins failed: the session must end."""
-        return self._failures >= self._limits.auth_failures
+        return self._failures >= self.limits.auth_failures
 
     async def authenticate(
         self, argument: str, *, ask: Ask, pause: Callable[[float], Awaitable[None]]
@@ -113,17 +103,17 @@ class Authentication:
         """
         credentials = await _exchange(argument, ask)
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
-        check = self._check_token if credentials.refused else self._check_login
+        check = self.check_token if credentials.refused else self.check_login
         wrong = "Token is not known here" if credentials.refused else "User or password is wrong"
         rejection = f"535 5.7.8 {wrong}"  # RFC 4954 6
         try:
-            account = await check(credentials.user, credentials.password, client=self._ip)
+            account = await check(credentials.user, credentials.password, client=self.ip)
         except LoginRefusedError as refused:
             account, rejection = None, f"535 5.7.8 {refused}"  # RFC 4954 6
         except LoginDelayedError as delayed:
             account, rejection = None, _delayed_reply(delayed)
             if delayed.__cause__ is not None:
-                _log.error("password not checked", client=self._ip, error=delayed.__cause__)
+                _log.error("password not checked", client=self.ip, error=delayed.__cause__)
         if account is not None:
             self.account = account
             return "235 2.7.0 Authentication successful"  # RFC 4954 6
@@ -133,7 +123,7 @@ class Authentication:
             with suppress(SmtpRejection):  # whatever the client answers, the login has failed
                 await ask(f"334 {challenge}")  # RFC 7628 3.2.3
             self.unsent = ""
-        await pause(self._limits.auth_failure_delay_s * self._failures)
+        await pause(self.limits.auth_failure_delay_s * self._failures)
         if self.is_exhausted:
             return "421 4.7.0 Too many failed logins, closing the connection"  # RFC 4954 9
         return rejection

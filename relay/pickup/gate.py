@@ -11,6 +11,7 @@ A submission starts when these three allow it:
 
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 from relay.clock import Clock, Timer
 from relay.mailbox.types import PendingSubmission
@@ -25,22 +26,17 @@ OLD_S = 10.0  # a submission that has been ready for this long is old
 _RUSH_CHECK_S = 0.01  # no event marks the end of a rush
 
 
+@dataclass(eq=False)
 class Gate:
     """Counts the submissions in progress and decides whether one more may start."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        concurrency: int,
-        is_rush: Callable[[], bool],
-        on_reopened: Callable[[], None],
-    ) -> None:
-        """`on_reopened` is called when is_open() may have changed, except by ended()."""
-        self._clock = clock
-        self._is_rush = is_rush
-        self._on_reopened = on_reopened
-        self._concurrency = concurrency
+    clock: Clock
+    _: KW_ONLY
+    concurrency: int  # submissions of an account that may be in progress
+    is_rush: Callable[[], bool]  # whether submissions arrive faster than they are processed
+    on_reopened: Callable[[], None]  # called when is_open() may have changed, except by ended()
+
+    def __post_init__(self) -> None:
         self._in_progress = ConcurrencyCounter()  # by account
         self._failed: set[str] = set()  # submission ids since the last success
         self._is_broken = False  # the circuit breaker is open
@@ -52,7 +48,7 @@ class Gate:
 
     def is_open(self) -> bool:
         """Whether a submission of some account may start now."""
-        if self._in_progress.total > self._concurrency:
+        if self._in_progress.total > self.concurrency:
             return False
         if self._is_broken and (self._probe or self._probe_timer is not None):
             return False
@@ -60,7 +56,7 @@ class Gate:
 
     def may_start(self, account: str) -> bool:
         """Whether the concurrency limit lets this account start a submission."""
-        return self._in_progress.count(account) < self._concurrency
+        return self._in_progress.count(account) < self.concurrency
 
     @property
     def waits_to_probe(self) -> bool:
@@ -72,9 +68,9 @@ class Gate:
         self._in_progress.begin(pending.account)
         if self._is_broken:
             self._probe = pending.submission_id
-        age_s = (self._clock.queue_us() - pending.ready_us) / 1_000_000
+        age_s = (self.clock.queue_us() - pending.ready_us) / 1_000_000
         space_s = SPACE_S if age_s < OLD_S else OLD_SPACE_S
-        self._next_start_s = self._clock.monotonic() + space_s
+        self._next_start_s = self.clock.monotonic() + space_s
 
     def ended(self, pending: PendingSubmission) -> None:
         """Count a submission as no longer in progress."""
@@ -86,8 +82,8 @@ class Gate:
 
     def limit_concurrency(self, submissions: int) -> None:
         """Let at most `submissions` of one account be in progress, and one more of all accounts."""
-        self._concurrency = submissions
-        self._on_reopened()
+        self.concurrency = submissions
+        self.on_reopened()
 
     # -- the circuit breaker
 
@@ -114,25 +110,25 @@ class Gate:
     def _delay_probe(self) -> None:
         if self._probe_timer is not None:
             self._probe_timer.cancel()
-        self._probe_timer = self._clock.call_later(self._probe_delay_s, self._end_probe_delay)
+        self._probe_timer = self.clock.call_later(self._probe_delay_s, self._end_probe_delay)
 
     def _end_probe_delay(self) -> None:
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
-        self._on_reopened()
+        self.on_reopened()
 
     # -- the throttle
 
     def _is_throttled(self) -> bool:
-        wait_s = self._next_start_s - self._clock.monotonic()
-        if wait_s <= 0 or not self._is_rush():
+        wait_s = self._next_start_s - self.clock.monotonic()
+        if wait_s <= 0 or not self.is_rush():
             return False
         if self._rush_timer is None:
             wait_s = min(wait_s, _RUSH_CHECK_S)
-            self._rush_timer = self._clock.call_later(wait_s, self._check_rush)
+            self._rush_timer = self.clock.call_later(wait_s, self._check_rush)
         return True
 
     def _check_rush(self) -> None:
         self._rush_timer = None
-        self._on_reopened()
+        self.on_reopened()

@@ -196,7 +196,7 @@ async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
         looked.set()
         raise ZeroDivisionError
 
-    watched.monitor._resident = broken
+    watched.monitor.resident = broken
     monkeypatch.setattr(monitoring, "INTERVAL_S", 0)
     task = asyncio.create_task(watched.monitor.run())
     async with asyncio.timeout(30):
