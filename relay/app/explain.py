@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from relay.ingress.acceptance import POLICY_TIMEOUT_S, TOO_MANY_PARTS
 from relay.ingress.expansion import expand_recipients
 from relay.ingress.forwarding import Forwarder
 from relay.ingress.recipient_checks import RecipientChecks
-from relay.ingress.smtp_server import is_in
 from relay.mailbox.types import Room
 from relay.message.envelope import ForwardPath, Source, domain_of
 from relay.message.header import Header, ParsedContent
@@ -60,7 +59,7 @@ from relay.routing.route_table import (
 )
 from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings
-from relay.settings.validation import next_hops_by_name
+from relay.settings.validation import is_trusted, next_hops_by_name
 
 _GOES_ON = ("local", "remote", "captured", "held")  # states in which mail is delivered or queued
 _NO_PLACE = RoutePlace("", 0)
@@ -382,7 +381,8 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         forwarding=forwarding, rules=base.sources.rules, resolver=transport.resolver,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places,
-        checks=RecipientChecks(forwarding, base.store), trusts=_trusts(base.settings),
+        checks=RecipientChecks(forwarding, base.store),
+        trusts=partial(is_trusted, base.settings.smtp),
         state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
     )  # fmt: skip
 
@@ -416,15 +416,9 @@ def explainer_of_files(
             forwarding=forwarding, rules=lambda: rules, resolver=resolver,
             schedule=schedule, options=site_options(settings, schedule), clock=clock,
             places=route_places(file, settings),
-            checks=RecipientChecks(forwarding, _UnknownRoom()), trusts=_trusts(settings),
-            state_of=None,
+            checks=RecipientChecks(forwarding, _UnknownRoom()),
+            trusts=partial(is_trusted, settings.smtp), state_of=None,
         )  # fmt: skip
         yield explainer, resolver.close
     finally:
         accounts.close()
-
-
-def _trusts(settings: Settings) -> Callable[[str], bool]:
-    """Return whether any listener trusts an address."""
-    networks = [ip_network(text) for one in settings.smtp for text in one.trusted_networks]
-    return lambda ip: is_in(networks, ip)

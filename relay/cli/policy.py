@@ -5,7 +5,6 @@ cannot be applied, and 66 for one that does not exist.
 """
 
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +34,7 @@ from relay.policy.rule_tests import (
     format_test_results,
     run_tests,
 )
-from relay.settings.tree import Settings
-from relay.settings.validation import next_hops_by_name
+from relay.settings.validation import is_trusted, next_hops_by_name
 from relay.settings.values import parse_ip
 
 
@@ -123,7 +121,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         given["sender"], given["recipients"], content, source=Source(given["source"]),
         local_domains=settings.mailboxes.domains, client=given["client"], login=given["login"],
         is_trusted=not given["client"] or bool(given["login"])
-        or _is_trusted(settings, given["client"]),
+        or is_trusted(settings.smtp, given["client"]),
     )  # fmt: skip
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
@@ -134,12 +132,6 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
     document = verdict_document(explained)
     context.show(document, lambda: verdict_lines(document))
-
-
-def _is_trusted(settings: Settings, client: str) -> bool:
-    """Return whether any listener trusts the network of a client."""
-    networks = [ip_network(text) for one in settings.smtp for text in one.trusted_networks]
-    return any(ip_address(client) in each for each in networks)
 
 
 class _RulesPlace(NamedTuple):

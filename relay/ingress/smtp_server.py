@@ -8,9 +8,9 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
 
@@ -45,12 +45,6 @@ _CLIENTS_KNOWN = 1024  # addresses of which a listener remembers whether they ar
 _COMMIT_S = 5.0
 _LAST_REPLY_S = 0.2  # for the 421 after the grace time
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
-
-
-def is_in(networks: Iterable[IPv4Network | IPv6Network], ip: str) -> bool:
-    """Return whether a client's address is in one of these networks."""
-    address = ip_address(ip.partition("%")[0])
-    return any(address in network for network in networks)
 
 
 class ListenerOptions(Struct, frozen=True):
@@ -292,7 +286,8 @@ class SmtpServer:
     def _is_trusted(self, ip: str) -> bool:
         if not ip and not self._listener.listen.path:
             return False  # a TCP client that disconnected before its address was read
-        return is_in(self._networks, ip or _LOOPBACK)
+        address = ip_address((ip or _LOOPBACK).partition("%")[0])
+        return any(address in network for network in self._networks)
 
 
 class BeforeTls(asyncio.Protocol):

@@ -75,6 +75,13 @@ def is_loopback(address: Address) -> bool:
     return is_ip(address.host) and ipaddress.ip_address(address.host).is_loopback
 
 
+def is_trusted(listeners: Sequence[SmtpListener], ip: str) -> bool:
+    """Return whether one of these SMTP listeners trusts an IP address."""
+    address = ipaddress.ip_address(ip)
+    networks = (text for listener in listeners for text in listener.trusted_networks)
+    return any(address in ipaddress.ip_network(text) for text in networks)
+
+
 def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
     places: list[tuple[KeyPath, Address]] = []
     for path, made in read:
