@@ -42,7 +42,7 @@ def compose(
             transport=transport,
             http_servers=build_http_servers(base, front_door, site),
             end_live_views=site.end_streams,
-            events=front_door.events,
+            events=front_door.means.events,
             pressure=_pressure_monitor(base, transport.pickup),
             settling=Settling(
                 transport.scheduler,

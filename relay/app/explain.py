@@ -162,8 +162,7 @@ class Explainer:
         found = self.forwarding.examine(address, sender.reverse_path)
         document = self._document(address, sender, found)
         if isinstance(found, InvalidRecipient):
-            state = "rejected" if found.route else "invalid"
-            return document | {"state": state, "reply": rejection or found.text}
+            return document | ({"reply": rejection} if rejection else {})
         if rejection:
             return document | {"state": "rejected", "reply": rejection}
         try:
@@ -247,8 +246,7 @@ class Explainer:
         found = self.forwarding.examine(address, sender.reverse_path)
         document = self._document(address, sender, found)
         if isinstance(found, InvalidRecipient):
-            state = "rejected" if found.route else "invalid"
-            return document | {"state": state, "reply": found.text}
+            return document
         return document | await self._destination(found)
 
     async def _destination(self, found: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
@@ -302,17 +300,18 @@ class Explainer:
         return found | {"state": _state_of_all(targets), "targets": list(targets)}
 
     def _document(self, address: str, sender: _Sender, found: RoutingResult) -> dict[str, Any]:
-        """Return the document of an address of which only the route is known."""
+        """Return the document of an address of which only the route is known, or its rejection."""
+        next_hop = state = reply = ""
         match found:
             case LocalRecipient():
                 next_hop = str(LOCAL)
             case RemoteRecipient(hop):
                 next_hop = str(hop)
             case InvalidRecipient():
-                next_hop = ""
+                state, reply = "rejected" if found.route else "invalid", found.text
         place = self.places.get(found.route, _NO_PLACE)
         return {
-            "address": address, "from": sender.reverse_path, "state": "", "reply": "",
+            "address": address, "from": sender.reverse_path, "state": state, "reply": reply,
             "reason": "", "rule": "", "aliases": [], "rules": [],
             "route": {
                 "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,

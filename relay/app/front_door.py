@@ -47,7 +47,6 @@ class FrontDoor:
 
     control: ASGIApp  # /relay/v1 for run/control.sock: every client is an operator
     means: api.ApiDependencies  # what /relay/v1 and the pages show and change
-    events: api.EventStreams  # that are open
     relay_v1: ASGIApp | None = None  # /relay/v1, health and metrics; None: no TCP listeners
     graph: Gateway | None = None  # the Graph API; None: http.listen is empty
     programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
@@ -73,7 +72,7 @@ def build_front_door(
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
     means = _means(base, resolver, events, explain=explain)
-    door = FrontDoor(api.create_control_app(means), means=means, events=events)
+    door = FrontDoor(api.create_control_app(means), means)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
     from relay.accounts.access_tokens import AccessTokens, token_key  # noqa: PLC0415 - see above
