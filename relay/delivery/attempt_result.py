@@ -35,6 +35,7 @@ from relay.message.tls_policy import CONFIGURATION, USUAL_POLICY
 from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel
 
+_NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
 _REPLY_CHARACTERS_MAX = 500
 _UNRECORDED_US = 600_000_000  # until the next attempt after a settlement that failed
@@ -395,24 +396,23 @@ def _attempt_event(
         for recipient in claim.recipients
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
-    first = next(iter(outcomes.values()), None)
+    first = next((outcome.evidence for outcome in outcomes.values()), _NO_REPLY)
     detail: dict[str, Any] = {
         "entry": claim.entry_id,
         "attempt": claim.attempts + 1,
         **_next_hop(claim),
-        "host": first.evidence.host if first else "",
-        "tls": first.evidence.tls if first else "",
+        "host": first.host,
+        "tls": first.tls,
         "recipients": details[:_DETAIL_RECIPIENTS_MAX],
     }
-    if first is not None and first.evidence.address:
-        detail["address"] = first.evidence.address
-    if first is not None and first.evidence.cipher:
-        detail["cipher"] = first.evidence.cipher
-    if first is not None and first.evidence.hosts:
-        detail["hosts"] = list(first.evidence.hosts)
+    if first.address:
+        detail["address"] = first.address
+    if first.cipher:
+        detail["cipher"] = first.cipher
+    if first.hosts:
+        detail["hosts"] = list(first.hosts)
     if evidence.lookup is not None:
-        session = first.evidence.session if first is not None else None
-        _add_session(detail, session, evidence.lookup, took_s=evidence.took_s)
+        _add_session(detail, first.session, evidence.lookup, took_s=evidence.took_s)
     if held:
         detail["held"] = held
     if retry:

@@ -288,27 +288,22 @@ def routing_event(
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
         **signed.as_json(),
     }
-    if rules.identity is not None:
-        detail["set"] = rules.identity
-    if routes:
-        detail["routes"] = routes
-    if held:
-        detail["held"] = {reason: names[:_NAMED_MAX] for reason, names in held.items()}
-    if client is not None:
-        detail["client"] = client.as_json()
-    if aliases:
-        detail["aliases"] = [each.path.address for each in aliases[:_NAMED_MAX]]
     extras = [each.extra for each in fan.entries if each.extra.sender]
-    if extras:
-        detail["senders"] = {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]}
-    if rejected:
-        detail["refused"] = [
-            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
-        ]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "aliases": len(aliases),
         "refused": len(rejected),
     }
-    if counts := {name: size for name, size in sizes.items() if size > _NAMED_MAX}:
-        detail["counts"] = counts
+    if_any = {
+        "set": rules.identity,
+        "routes": routes,
+        "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
+        "client": client.as_json() if client is not None else None,
+        "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],
+        "senders": {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
+        "refused": [
+            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
+        ],
+        "counts": {name: size for name, size in sizes.items() if size > _NAMED_MAX},
+    }
+    detail |= {name: value for name, value in if_any.items() if value}
     return Event(Step.POLICY_AND_ROUTING, at_us, detail)
