@@ -12,10 +12,8 @@ RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME);
 (NOTIFY); RFC 2045; RFC 2046 5.1 (mixed, alternative); RFC 2387 (related); RFC 2392 (cid).
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from email.message import Message, MIMEPart
-from email.policy import SMTP
+from email.message import Message
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -28,7 +26,6 @@ from relay.message.content import (
     Octets,
     as_bytes,
     as_octets,
-    contains,
     is_eight_bit,
     memory_part,
 )
@@ -41,6 +38,7 @@ from relay.mime.draft import (
     PrivateBlock,
     StoredPart,
     attachment_fields,
+    free_boundary,
     part_octets,
     private_block_length,
     read_private_block,
@@ -86,9 +84,7 @@ class ConvertedMessage(Struct, frozen=True):
     from_mime: bool = False  # the draft was MIME
 
 
-_NO_LETTER = re.compile(r"[^A-Za-z0-9]")
-# relay.mime.write_header folds the fields; `email` must not fold them again.
-_POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
+_BOUNDARY_CHARACTERS = 40  # of the draft's name
 
 
 def convert_properties(
@@ -115,14 +111,9 @@ def _made_of_properties(
         properties, message_id=block.origin.message_id, date_us=block.origin.modified_us
     )
     bcc = address_list_field("Bcc", properties.bcc) if keep_bcc else ""
-    top, _, rest = _written(tree).partition(b"\r\n\r\n")
-    header = f"{bcc}{fields}".encode() + top + b"\r\n"
-    pieces: list[bytes | Octets] = [b"\r\n"]
-    for leaf in tree.leaves:
-        before, _, rest = rest.partition(leaf.mark.encode())
-        pieces += [before, leaf.content]
-    pieces.append(rest)
-    if not as_bytes(rest or tree.leaves[-1].content).endswith(b"\r\n"):
+    header = f"{bcc}{fields}{tree.root.header}".encode()
+    pieces = list(tree.root.body)
+    if not as_bytes(pieces[-1]).endswith(b"\r\n"):
         pieces.append(b"\r\n")
     if stored.size <= LARGE_BYTES:
         return b"".join((header, *map(as_bytes, pieces))), tree.texts
@@ -134,22 +125,17 @@ def _made_of_properties(
 # -- structure: mixed(alternative(text, related(html, images)), files), only the levels needed
 
 
-class _Leaf(Struct, frozen=True):
-    """A leaf. `mark` is a placeholder for its bytes in the tree: `email` would copy them."""
+class _Part(Struct, frozen=True):
+    """An entity: its header, and its body in pieces, which begin with the blank line."""
 
-    fields: Sequence[tuple[str, str]]
-    content: bytes | Octets
-    mark: str
+    header: str
+    body: Sequence[bytes | Octets]
 
 
 class _Tree(Struct, frozen=True):
-    """The structure with placeholders, and the leaves in the order of the placeholders.
+    """The structure, and its text parts, each with its transfer encoding."""
 
-    `texts` are the text parts, each with its transfer encoding.
-    """
-
-    root: MIMEPart
-    leaves: Sequence[_Leaf]
+    root: _Part
     texts: Sequence[str]
 
 
@@ -160,79 +146,51 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     images = [one for one in block.attachments if one.inline and _identity(one) in shown]
     files = [one for one in block.attachments if one not in images]
     items = [stored.part(length + one.offset, one.length) for one in files if one.item]
-    boundary = _boundary(block.origin.base_name, items)
-    leaves: list[_Leaf] = []
+    # no text has "=_" in it
+    boundary = free_boundary(block.origin.base_name[:_BOUNDARY_CHARACTERS], items)
     texts: list[str] = []
 
-    def leaf(fields: Sequence[tuple[str, str]], content: bytes | Octets) -> MIMEPart:
-        mark = f"{boundary}_bytes_of_{len(leaves)}_"
-        leaves.append(_Leaf(fields, content, mark))
-        return _part(fields, mark)
-
-    def text_leaf(subtype: str, content: bytes) -> MIMEPart:
+    def text_part(subtype: str, content: bytes) -> _Part:
         coded = coded_text(with_crlf(content))
-        content_type = f"text/{subtype}; charset={coded.charset}"
         texts.append(f"text/{subtype} ({coded.charset}, {coded.encoding})")
-        fields = (("Content-Type", content_type), ("Content-Transfer-Encoding", coded.encoding))
-        return leaf(fields, coded.content)
+        return _leaf(coded.fields(subtype), coded.content)
 
-    def file_leaf(part: StoredPart, *, inline: bool) -> MIMEPart:
+    def file_part(part: StoredPart, *, inline: bool) -> _Part:
         fields = attachment_fields(replace(part, inline=inline))
-        return leaf(fields, stored.part(length + part.offset, part.length))
+        return _leaf(fields, stored.part(length + part.offset, part.length))
 
     if body_type == "html":
-        alternative = text_leaf("plain", html_to_text(source).encode("utf-8", "replace"))
-        root = text_leaf("html", text)
+        alternative = text_part("plain", html_to_text(source).encode("utf-8", "replace"))
+        root = text_part("html", text)
         if images:
-            shown_parts = [file_leaf(one, inline=True) for one in images]
+            shown_parts = [file_part(one, inline=True) for one in images]
             root = _multipart("related", [root, *shown_parts], f"{boundary}_related")
         root = _multipart("alternative", [alternative, root], f"{boundary}_alternative")
     else:
-        root = text_leaf("plain", text)
+        root = text_part("plain", text)
     if files:
-        parts = [file_leaf(one, inline=False) for one in files]
+        parts = [file_part(one, inline=False) for one in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
-    return _Tree(root, leaves, texts)
-
-
-def _written(tree: _Tree) -> bytes:
-    """Return the tree with its placeholders. A single part needs no `email` generator."""
-    if len(tree.leaves) > 1:
-        return tree.root.as_bytes()
-    [leaf] = tree.leaves
-    return f"{''.join(raw_field(*field) for field in leaf.fields)}{CRLF}{leaf.mark}".encode()
+    return _Tree(root, texts)
 
 
 def _identity(part: StoredPart) -> str:
     return part.content_id.strip("<> ")
 
 
-def _boundary(base_name: str, items: Iterable[Octets]) -> str:
-    """Return the prefix of all boundaries: it occurs in no text, which has no "=_", and in no
-    attached message.
-    """
-    boundary = f"=_{_NO_LETTER.sub('_', base_name)[:40]}"
-    for item in items:
-        while contains(item, boundary.encode()):
-            boundary += "_"
-    return boundary
+def _leaf(fields: Iterable[tuple[str, str]], content: bytes | Octets) -> _Part:
+    return _Part("".join(raw_field(*field) for field in fields), [b"\r\n", content])
 
 
-def _multipart(subtype: str, parts: Iterable[MIMEPart], boundary: str) -> MIMEPart:
+def _multipart(subtype: str, parts: Iterable[_Part], boundary: str) -> _Part:
     root_type = '; type="text/html"' if subtype == "related" else ""
-    whole = MIMEPart(policy=_POLICY)
-    whole.set_raw("Content-Type", f'multipart/{subtype}{root_type};{CRLF} boundary="{boundary}"')
+    content_type = f'multipart/{subtype}{root_type};{CRLF} boundary="{boundary}"'
+    delimiter = f"{CRLF}--{boundary}"
+    body: list[bytes | Octets] = []
     for part in parts:
-        whole.attach(part)
-    return whole
-
-
-def _part(fields: Iterable[tuple[str, str]], mark: str) -> MIMEPart:
-    part = MIMEPart(policy=_POLICY)
-    for name, value in fields:
-        part.set_raw(name, value)
-    part.set_payload(mark)
-    return part
+        body += [f"{delimiter}{CRLF}{part.header}".encode(), *part.body]
+    body.append(f"{delimiter}--{CRLF}".encode())
+    return _Part(raw_field("Content-Type", content_type), body)
 
 
 _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")

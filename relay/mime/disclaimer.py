@@ -42,6 +42,7 @@ from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
 from relay.mime.structure import LINE_OCTETS_MAX, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import coded_text, decoded_quoted_printable
+from relay.mime.write_header import raw_field
 
 TEXT_OCTETS_MAX = 1024 * 1024  # of a text as it is encoded; a longer one is not read
 _CRLF = b"\r\n"
@@ -394,7 +395,5 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
 
 def _text_part(subtype: str, text: str) -> bytes:
     coded = coded_text(with_crlf(text.encode()))
-    return (
-        f"Content-Type: text/{subtype}; charset={coded.charset}\r\n"
-        f"Content-Transfer-Encoding: {coded.encoding}\r\n\r\n"
-    ).encode() + coded.content
+    fields = (raw_field(*one).encode() for one in coded.fields(subtype))
+    return b"".join((*fields, _CRLF, coded.content))

@@ -12,7 +12,7 @@ RFC 5322; RFC 2045, 2046; Graph's message resource type.
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -267,7 +267,8 @@ def _write_entity(
 ) -> _Entity:
     """Write the template: the body, or multipart/mixed of the body and each attachment."""
     body = properties.body.encode("utf-8", "replace")
-    boundary = _boundary(mark, attachments)
+    items = [as_octets(pieces[0]) for part, pieces in attachments if part.item]
+    boundary = free_boundary(mark[:_BOUNDARY_CHARACTERS], items)
     base64_body = _needs_base64(body, boundary.encode()) or (seven_bit and not body.isascii())
     body_fields = _body_fields(properties.body_type, base64_body=base64_body)
     if base64_body:
@@ -295,12 +296,12 @@ def _write_entity(
     return _Entity(pieces, body_part, tuple(parts))
 
 
-def _boundary(mark: str, attachments: Sequence[tuple[StoredPart, _Pieces]]) -> str:
-    """Return a boundary that occurs in no attached message."""
-    boundary = f"=_{_NO_LETTER.sub('_', mark)[:_BOUNDARY_CHARACTERS]}"
-    items = [as_octets(pieces[0]) for part, pieces in attachments if part.item]
-    while any(contains(one, boundary.encode()) for one in items):
-        boundary += "_"
+def free_boundary(mark: str, items: Iterable[Octets]) -> str:
+    """Return a boundary, or the beginning of several, that occurs in no attached message."""
+    boundary = f"=_{_NO_LETTER.sub('_', mark)}"
+    for item in items:
+        while contains(item, boundary.encode()):
+            boundary += "_"
     return boundary
 
 

@@ -328,10 +328,7 @@ def _field(name: str, value: str) -> tuple[bytes, bytes]:
 
 
 def _text_fields(subtype: str, text: CodedText) -> Fields:
-    return [
-        _field("Content-Type", f"text/{subtype}; charset={text.charset}"),
-        _field("Content-Transfer-Encoding", text.encoding),
-    ]
+    return [_field(*one) for one in text.fields(subtype)]
 
 
 def _multipart_field(subtype: str, boundary: bytes) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ import re
 from base64 import b64encode
 from binascii import a2b_base64, a2b_qp, b2a_qp
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -288,6 +288,11 @@ class CodedText(Struct, frozen=True):
     charset: str
     encoding: str
     content: bytes
+
+    def fields(self, subtype: str) -> Sequence[tuple[str, str]]:
+        """Return names and values of the header fields of the text as text/`subtype`."""
+        content_type = f"text/{subtype}; charset={self.charset}"
+        return (("Content-Type", content_type), ("Content-Transfer-Encoding", self.encoding))
 
 
 def coded_text(text: bytes) -> CodedText:
