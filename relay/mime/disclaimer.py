@@ -36,12 +36,17 @@ from relay.message.content import (
 )
 from relay.message.header import Header, ParsedContent, cleaned, with_crlf
 from relay.mime.disclaimer_text import Disclaimer, in_html, in_text, with_utf8_meta
-from relay.mime.draft import base64_lines, has_line_over
 from relay.mime.encoded_words import is_for_mail
 from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
 from relay.mime.structure import LINE_OCTETS_MAX, Entity, Structure, read_structure
-from relay.mime.transfer_encoding import coded_text, decoded_quoted_printable
+from relay.mime.transfer_encoding import (
+    base64_lines,
+    coded_text,
+    decoded_quoted_printable,
+    has_line_over,
+    is_shorter_in_base64,
+)
 from relay.mime.write_header import raw_field
 
 TEXT_OCTETS_MAX = 1024 * 1024  # of a text as it is encoded; a longer one is not read
@@ -58,8 +63,6 @@ _TNEF = frozenset(("application/ms-tnef", "application/vnd.ms-tnef"))
 _ARMOUR = r"-----BEGIN PGP (?:SIGNED )?MESSAGE-----"
 _PGP_TEXT = re.compile(rf"^{_ARMOUR}", re.MULTILINE)
 _PGP_HTML = re.compile(_ARMOUR)
-_QUOTED_PRINTABLE_SHARE = 6  # base64 is shorter if more than one octet in six needs "=XX"
-_ASCII = bytes(range(128))
 _BLANKS = b"\r\n\t "
 _CHARSET = re.compile(rb'(;\s*charset\s*=\s*)(?:"[^"]*"|[^\s;"()]+)', re.IGNORECASE)
 _TYPE = re.compile(rb"^([^:]+:\s*[^\s;]+)")
@@ -301,9 +304,8 @@ class _TextEdits:
             if stays and not self._has_boundary(entity, octets):
                 return octets, entity.encoding
         if entity.encoding != "base64" and new.is_ascii_based:
-            foreign = len(octets.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(octets)
             quoted = with_crlf(b2a_qp(octets, istext=True))
-            is_wanted = entity.encoding == "quoted-printable" or not foreign
+            is_wanted = entity.encoding == "quoted-printable" or not is_shorter_in_base64(octets)
             if is_wanted and not self._has_boundary(entity, quoted):
                 return quoted, "quoted-printable"
         return base64_lines(b64encode(octets)), "base64"

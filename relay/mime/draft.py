@@ -29,6 +29,7 @@ from relay.message.content import (
     join_octets,
 )
 from relay.message.properties import Attachment, EmailAddress, ExtendedProperty, MessageProperties
+from relay.mime.transfer_encoding import base64_lines, has_line_over, line_blocks
 from relay.mime.write_header import (
     CRLF,
     address_list_field,
@@ -44,8 +45,7 @@ PRIVATE_BYTES_MAX = 16 * 1024 * 1024  # a longer block is not accepted
 _FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
 _DATA_FIELD = "X-Relay-Data: "
 _DATA_LINE = 900
-_BASE64_LINE = 76
-_BASE64_BLOCK = _BASE64_LINE * 16384
+_PARAMETER_CHARACTERS_MAX = 76
 _LINE_OCTETS_MAX = 997
 _TYPE_OCTETS_MAX = 255  # RFC 6838 4.2: 127 for each half
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
@@ -323,10 +323,10 @@ def _stored(attachment: Attachment) -> tuple[StoredPart, _Pieces]:
         item=attachment.item,
     )
     if not attachment.item:
-        return part, _line_blocks(attachment.content)
+        return part, line_blocks(attachment.content)
     message = b64decode(attachment.content)
     if not _needs_no_encoding(message):  # as base64 it is not message/rfc822, but stays intact
-        return replace(part, item=False), _line_blocks(attachment.content)
+        return replace(part, item=False), line_blocks(attachment.content)
     eight_bit = not message.isascii()
     return replace(part, base64=False, content_type=_MESSAGE, eight_bit=eight_bit), [message]
 
@@ -365,32 +365,6 @@ def part_octets(stored: bytes, part: StoredPart) -> bytes:
     return b64decode(stored) if part.base64 else stored
 
 
-def base64_lines(content: bytes) -> bytes:
-    """Return base64 in lines of 76 characters, without a line end after the last."""
-    return content if len(content) <= _BASE64_LINE else b"".join(_line_blocks(content))
-
-
-def _line_blocks(content: bytes) -> list[bytes]:
-    """Return base64_lines() in pieces: a list of all lines would need three times the memory."""
-    pieces = []
-    for start in range(0, len(content), _BASE64_BLOCK):
-        end = min(start + _BASE64_BLOCK, len(content))
-        starts = range(start, end, _BASE64_LINE)
-        lines = [content[at : at + _BASE64_LINE] for at in starts]
-        pieces.append(b"\r\n".join(lines if end == len(content) else [*lines, b""]))
-    return pieces
-
-
-def has_line_over(content: bytes, octets: int) -> bool:
-    """Return whether a line has more than `octets` octets before its LF."""
-    position = 0
-    while len(content) - position > octets:
-        position = content.rfind(b"\n", position, position + octets + 1) + 1
-        if not position:
-            return True
-    return False
-
-
 def attachment_fields(part: StoredPart) -> list[tuple[str, str]]:
     """Return the header fields of an attachment, with folded values."""
     name = parameter("name", part.name) if part.name else ""
@@ -424,7 +398,8 @@ def safe_content_type(given: str) -> str:
     parameters = [
         f"{name}={value}"
         for name, value in _PARAMETER.findall(given)
-        if name.lower() not in _NOT_OF_THE_TYPE and len(name) + len(value) <= _BASE64_LINE
+        if name.lower() not in _NOT_OF_THE_TYPE
+        and len(name) + len(value) <= _PARAMETER_CHARACTERS_MAX
     ]
     return f";{CRLF} ".join((media_type, *parameters))
 

@@ -19,7 +19,6 @@ from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_addres
 from relay.message.header import BCC_FIELDS, Header, ParsedContent
 from relay.message.outcome import Evidence
 from relay.message.status import ascii_folded, one_line, split_reply
-from relay.mime.draft import has_line_over
 from relay.mime.headers import (
     LINE_OCTETS_MAX,
     date_field,
@@ -27,7 +26,7 @@ from relay.mime.headers import (
     field,
     fold,
 )
-from relay.mime.transfer_encoding import coded_text
+from relay.mime.transfer_encoding import coded_text, has_line_over
 
 UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"  # in its place
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit

@@ -22,7 +22,7 @@ from relay.message.content import MemoryOctets, Octets
 from relay.message.extended_properties import extended_header_fields
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned, with_crlf
 from relay.message.properties import MessageProperties
-from relay.mime.draft import DraftAttachment, StoredPart, base64_lines, read_private_block
+from relay.mime.draft import DraftAttachment, StoredPart, read_private_block
 from relay.mime.html_text import html_to_text
 from relay.mime.read_mime import (
     AttachmentFacts,
@@ -30,11 +30,7 @@ from relay.mime.read_mime import (
     sorted_leaves,
 )
 from relay.mime.structure import Entity, Structure, read_structure
-from relay.mime.transfer_encoding import (
-    Base64Octets,
-    CodedText,
-    coded_text,
-)
+from relay.mime.transfer_encoding import CodedText, base64_lines, base64_octets, coded_text
 from relay.mime.write_header import address_list_field, header_fields, raw_field
 
 CRLF = b"\r\n"
@@ -393,4 +389,4 @@ def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
         content_id=facts.content_id,
         id=facts.id,
     )
-    return DraftAttachment(part, Base64Octets(octets))
+    return DraftAttachment(part, base64_octets(octets))

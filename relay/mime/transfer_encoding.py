@@ -20,12 +20,12 @@ from msgspec import Struct
 
 from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
 from relay.message.header import with_crlf
-from relay.mime.draft import base64_lines, has_line_over
 
 _CHUNK_OCTETS = 57 * 1024  # whole lines of base64; the size of a chunk
 _LOOKAHEAD_OCTETS = 4096
 _LINE = 76
 _LINE_SOURCE = 57  # octets in a line of base64
+_LINES_BLOCK = _LINE * 16384  # as much is split into lines at once
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
 # With bare CRs too: after one, binascii skips everything up to an LF.
@@ -68,13 +68,11 @@ class Base64Coding:
 
     def cut(self, octets: bytes) -> int:
         """See Coding: whole lines."""
-        return len(octets) // 57 * 57
+        return len(octets) // _LINE_SOURCE * _LINE_SOURCE
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding."""
-        coded = b64encode(octets)
-        lines = [coded[start : start + _LINE] for start in range(0, len(coded), _LINE)]
-        return b"\r\n".join(lines) + (b"" if last else b"\r\n")
+        return base64_lines(b64encode(octets)) + (b"" if last else b"\r\n")
 
 
 class QuotedPrintableCoding:
@@ -109,9 +107,8 @@ class RewrappedBase64:
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding."""
-        plain = octets.translate(None, _NOT_BASE64)
-        lines = [plain[start : start + _LINE] for start in range(0, len(plain), _LINE)]
-        return b"\r\n".join(lines) + (b"" if last or not lines else b"\r\n")
+        lines = base64_lines(octets.translate(None, _NOT_BASE64))
+        return lines + (b"" if last or not lines else b"\r\n")
 
 
 class RewrappedQuotedPrintable:
@@ -202,36 +199,42 @@ def recode(source: Octets, coding: Coding) -> RecodedOctets:
     return RecodedOctets(source, coding, places[-1], tuple(sources), tuple(places))
 
 
-class Base64Octets(Struct, frozen=True):
-    """Octets in base64 in lines of 76 (relay.message.content.Octets)."""
-
-    source: Octets
-
-    @property
-    def size(self) -> int:
-        """See Octets."""
-        return base64_size(self.source.size)
-
-    def read(self, start: int, length: int) -> bytes:
-        """See Octets: whole lines are encoded and then cut."""
-        end = min(start + length, self.size)
-        if start >= end:
-            return b""
-        first, last = start // (_LINE + 2), -(-end // (_LINE + 2))
-        octets = self.source.read(first * _LINE_SOURCE, (last - first) * _LINE_SOURCE)
-        coded = base64_lines(b64encode(octets)) + b"\r\n"
-        skipped = start - first * (_LINE + 2)
-        return coded[skipped : skipped + end - start]
-
-    def part(self, start: int, length: int) -> Octets:
-        """See Octets."""
-        return SpanOfOctets(self, start, max(0, min(length, self.size - start)))
+def base64_octets(source: Octets) -> RecodedOctets:
+    """Return a source in base64 in lines of 76. Nothing is read: a chunk has whole lines."""
+    starts = range(0, source.size, _CHUNK_OCTETS)
+    places = (*(start // _LINE_SOURCE * (_LINE + 2) for start in starts), base64_size(source.size))
+    return RecodedOctets(source, Base64Coding(), places[-1], (*starts, source.size), places)
 
 
 def base64_size(octets: int) -> int:
     """Return the size of base64 in lines of 76, without a line end after the last line."""
     coded = -(-octets // 3) * 4
     return coded + max(-(-coded // _LINE) - 1, 0) * len(b"\r\n")
+
+
+def base64_lines(content: bytes) -> bytes:
+    """Return base64 in lines of 76 characters, without a line end after the last."""
+    return content if len(content) <= _LINE else b"".join(line_blocks(content))
+
+
+def line_blocks(content: bytes) -> list[bytes]:
+    """Return base64_lines() in pieces: a list of all lines would need three times the memory."""
+    pieces = []
+    for start in range(0, len(content), _LINES_BLOCK):
+        end = min(start + _LINES_BLOCK, len(content))
+        lines = [content[at : at + _LINE] for at in range(start, end, _LINE)]
+        pieces.append(b"\r\n".join(lines if end == len(content) else [*lines, b""]))
+    return pieces
+
+
+def has_line_over(content: bytes, octets: int) -> bool:
+    """Return whether a line has more than `octets` octets before its LF."""
+    position = 0
+    while len(content) - position > octets:
+        position = content.rfind(b"\n", position, position + octets + 1) + 1
+        if not position:
+            return True
+    return False
 
 
 def decoded_blocks(source: Octets, encoding: str) -> Iterator[bytes]:
@@ -305,6 +308,13 @@ def coded_text(text: bytes) -> CodedText:
     plain = text.isascii() and b"\0" not in text and b"=_" not in text
     if plain and not has_line_over(text, _BODY_LINE_BYTES + len("\r")):
         return CodedText(charset, "7bit", text)
-    if len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text):
+    if is_shorter_in_base64(text):
         return CodedText(charset, "base64", base64_lines(b64encode(text)))
     return CodedText(charset, "quoted-printable", with_crlf(b2a_qp(text, istext=True)))
+
+
+def is_shorter_in_base64(text: bytes) -> bool:
+    """Return whether a text is shorter in base64 than in quoted-printable, as far as its octets
+    beyond ASCII decide.
+    """
+    return len(text.translate(None, _ASCII)) * _QUOTED_PRINTABLE_SHARE > len(text)
