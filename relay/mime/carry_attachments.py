@@ -46,9 +46,10 @@ def _from_mime(one: AttachedOctets) -> DraftAttachment:
 
 def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
     """Return an attached message without encoding; None if it can only be carried in base64."""
-    counter = BodyCounter()
+    counter, before = BodyCounter(), b""
     for block in octets_in_blocks([one.octets]):
-        counter.add(block, b"")
+        counter.add(block, before)
+        before = block[-1:]
     counted = counter.statistics()
     if not counted.has_crlf_only or counted.nul or counted.long_line:
         return None
