@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from relay.message.content import Octets, octets_in_blocks
+from relay.message.content import Octets
 from relay.mime.draft import DraftAttachment, read_private_block
 from relay.mime.edit_draft import new_attachment, stored_attachments
 from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_attachments
-from relay.mime.structure import BodyCounter
+from relay.mime.structure import BodyStatistics
 from relay.mime.transfer_encoding import QuotedPrintableDecoding, RewrappedBase64, recode
 
 _MESSAGE = "message/rfc822"
@@ -46,12 +46,8 @@ def _from_mime(one: AttachedOctets) -> DraftAttachment:
 
 def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
     """Return an attached message without encoding; None if it can only be carried in base64."""
-    counter, before = BodyCounter(), b""
-    for block in octets_in_blocks([one.octets]):
-        counter.add(block, before)
-        before = block[-1:]
-    counted = counter.statistics()
-    if not counted.has_crlf_only or counted.nul or counted.long_line:
+    counted = BodyStatistics.of(one.octets)
+    if not counted.fits_smtp:
         return None
     part = replace(
         new.part, item=True, base64=False, content_type=_MESSAGE, eight_bit=counted.eight_bit

@@ -18,7 +18,6 @@ from relay.message.content import (
     MemoryOctets,
     Octets,
     contains,
-    octets_in_blocks,
     read_all,
 )
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, cleaned
@@ -26,7 +25,7 @@ from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
 from relay.mime.headers import date_field
 from relay.mime.read_header import read_addresses
-from relay.mime.structure import LINE_OCTETS_MAX, BodyCounter, Entity, Structure
+from relay.mime.structure import LINE_OCTETS_MAX, BodyStatistics, Entity, Structure
 from relay.mime.transfer_encoding import (
     Base64Coding,
     CrlfCoding,
@@ -258,7 +257,4 @@ def _can_be_coded(entity: Entity) -> bool:
 
 def _has_long_line(octets: Octets) -> bool:
     """Return whether a line is too long after its line ends become CRLF."""
-    counter = BodyCounter()
-    for block in octets_in_blocks([recode(octets, CrlfCoding(keeps_nul=True))]):
-        counter.add(block, b"\r")
-    return counter.statistics().long_line
+    return BodyStatistics.of(recode(octets, CrlfCoding(keeps_nul=True))).long_line

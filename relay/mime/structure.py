@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
+from typing import Self
 
 from msgspec import Struct
 
@@ -52,29 +53,73 @@ _WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news")
 _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
 
-class BodyStatistics(Struct, frozen=True):
-    """Statistics of a body: its own text, without the parts that it contains.
+@dataclass(slots=True)
+class BodyStatistics:
+    """Statistics of a body, counted slice by slice: its own text, without the parts that it has."""
 
-    Counts are of octets and CRLF pairs. `long_line`: a line has more than LINE_OCTETS_MAX octets.
-    """
+    size: int = 0  # octets
+    carriage_returns: int = 0  # octets CR
+    line_feeds: int = 0  # octets LF
+    pairs: int = 0  # CRLF
+    eight_bit: bool = False  # it has octets over 127
+    nul: bool = False  # it has a NUL
+    has_long_line: bool = False  # a finished line has more than LINE_OCTETS_MAX octets
+    line_octets: int = 0  # of the unfinished line
 
-    size: int = 0
-    carriage_returns: int = 0
-    line_feeds: int = 0
-    pairs: int = 0
-    eight_bit: bool = False
-    nul: bool = False
-    long_line: bool = False
+    @classmethod
+    def of(cls, octets: Octets) -> Self:
+        """Count all of a body. Reading blocks; raises OSError."""
+        counted, before = cls(), b""
+        for block in octets_in_blocks([octets]):
+            counted.add(block, before)
+            before = block[-1:]
+        return counted
 
     @property
     def has_crlf_only(self) -> bool:
         """Whether every line ends in CRLF, and there is no other CR or LF."""
         return self.carriage_returns == self.line_feeds == self.pairs
 
+    @property
+    def long_line(self) -> bool:
+        """Whether a line has more than LINE_OCTETS_MAX octets."""
+        return self.has_long_line or self.line_octets > LINE_OCTETS_MAX
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def fits_smtp(self) -> bool:
+        """Whether SMTP can carry the body as it is (RFC 5321 2.3.8, 4.5.3.1.6)."""
+        return self.has_crlf_only and not self.nul and not self.long_line
+
+    def add(self, octets: bytes, before: bytes) -> None:
+        """Count a slice; `before` is the octet before it."""
+        line_feeds, returns = octets.count(b"\n"), octets.count(b"\r")
+        pairs = octets.count(b"\r\n") + (before == b"\r" and octets[:1] == b"\n")
+        self.size += len(octets)
+        self.line_feeds += line_feeds
+        self.carriage_returns += returns
+        self.pairs += pairs
+        self.eight_bit = self.eight_bit or not octets.isascii()
+        self.nul = self.nul or b"\0" in octets
+        if not self.has_long_line:
+            # the CR before the LF does not count
+            self._measure(octets, LINE_OCTETS_MAX + (1 if line_feeds == pairs else 0))
+
+    def _measure(self, octets: bytes, limit: int) -> None:
+        """Find a line longer than `limit`: one search per `limit` octets."""
+        start = -self.line_octets
+        while len(octets) - start > limit:
+            line_end = octets.rfind(b"\n", max(start, 0), max(start + limit + 1, 0))
+            if line_end < 0:
+                self.has_long_line = True
+                return
+            start = line_end + 1
+        last = octets.rfind(b"\n")
+        self.line_octets = len(octets) - 1 - last if last >= 0 else self.line_octets + len(octets)
+
+
+@dataclass(slots=True)
 class Entity:
-    """A message or a part of one (RFC 2045 2.4).
+    """A message or a part of one (RFC 2045 2.4), complete once its end was read.
 
     Positions count from the message's first octet.
     """
@@ -83,16 +128,17 @@ class Entity:
     depth: int  # 0 for the message itself
     lead: int  # the start of the delimiter before the entity, with the line end that belongs to it
     start: int  # of the header
-    header: bytes = field(repr=False)  # the original octets
-    blank: bytes  # the blank line after the header; b"" if it is missing
-    body_start: int  # after the blank line
-    end: int  # before the line end that belongs to the next delimiter
-    content_type: str  # in lower case, without parameters
-    encoding: str  # Content-Transfer-Encoding in lower case
-    boundary: bytes  # b"" unless the entity has parts
-    is_message: bool  # its body is read as a message: the next entity
-    protected: bool  # inside a signed or encrypted entity: it must not be changed
-    body: BodyStatistics  # counted while it was read
+    protected: bool = False  # inside a signed or encrypted entity: it must not be changed
+    header: bytes = field(default=b"", repr=False)  # the original octets
+    blank: bytes = b""  # the blank line after the header; b"" if it is missing
+    body_start: int = 0  # after the blank line
+    end: int = 0  # before the line end that belongs to the next delimiter
+    content_type: str = "text/plain"  # in lower case, without parameters
+    encoding: str = "7bit"  # Content-Transfer-Encoding in lower case
+    boundary: bytes = b""  # b"" unless the entity has parts
+    is_closed: bool = False  # the delimiter after its last part was found
+    is_message: bool = False  # its body is read as a message: the next entity
+    body: BodyStatistics = field(default_factory=BodyStatistics)  # counted while it was read
 
     @property
     def is_leaf(self) -> bool:
@@ -128,58 +174,6 @@ class Structure(Struct, frozen=True):
         return range(index + 1, end)
 
 
-@dataclass(slots=True)
-class BodyCounter:
-    """Counts BodyStatistics slice by slice."""
-
-    size: int = 0  # octets
-    carriage_returns: int = 0  # octets CR
-    line_feeds: int = 0  # octets LF
-    pairs: int = 0  # CRLF
-    eight_bit: bool = False  # an octet over 127 was found
-    nul: bool = False  # a NUL was found
-    long_line: bool = False  # a line over LINE_OCTETS_MAX was found
-    line_octets: int = 0  # of the unfinished line
-
-    def add(self, octets: bytes, before: bytes) -> None:
-        """Count a slice; `before` is the octet before it."""
-        line_feeds, returns = octets.count(b"\n"), octets.count(b"\r")
-        pairs = octets.count(b"\r\n") + (before == b"\r" and octets[:1] == b"\n")
-        self.size += len(octets)
-        self.line_feeds += line_feeds
-        self.carriage_returns += returns
-        self.pairs += pairs
-        self.eight_bit = self.eight_bit or not octets.isascii()
-        self.nul = self.nul or b"\0" in octets
-        if not self.long_line:
-            # the CR before the LF does not count
-            self._measure(octets, LINE_OCTETS_MAX + (1 if line_feeds == pairs else 0))
-
-    def _measure(self, octets: bytes, limit: int) -> None:
-        """Find a line longer than `limit`: one search per `limit` octets."""
-        start = -self.line_octets
-        while len(octets) - start > limit:
-            line_end = octets.rfind(b"\n", max(start, 0), max(start + limit + 1, 0))
-            if line_end < 0:
-                self.long_line = True
-                return
-            start = line_end + 1
-        last = octets.rfind(b"\n")
-        self.line_octets = len(octets) - 1 - last if last >= 0 else self.line_octets + len(octets)
-
-    def statistics(self) -> BodyStatistics:
-        """Return the counts at the end of the body."""
-        return BodyStatistics(
-            self.size,
-            self.carriage_returns,
-            self.line_feeds,
-            self.pairs,
-            eight_bit=self.eight_bit,
-            nul=self.nul,
-            long_line=self.long_line or self.line_octets > LINE_OCTETS_MAX,
-        )
-
-
 class LooseReading(Struct, frozen=True):
     """One way to read a message where programs differ, to find what any of them shows.
 
@@ -209,49 +203,6 @@ def structure_of(blocks: Iterable[bytes], reading: LooseReading | None = None) -
     return reader.close()
 
 
-@dataclass(slots=True)
-class _OpenEntity:
-    """An entity whose end has not been read; the fields that Entity has are explained there."""
-
-    parent: int  # as in Entity
-    depth: int  # as in Entity
-    lead: int  # as in Entity
-    start: int  # as in Entity
-    # without Content-Type; message/rfc822 in a digest (RFC 2046 5.1.5)
-    default_type: str = "text/plain"
-    protected: bool = False  # as in Entity
-    header: bytes = b""  # what was read of it
-    blank: bytes = b""  # as in Entity
-    body_start: int = 0  # as in Entity
-    end: int = 0  # as in Entity, when it is closed
-    content_type: str = "text/plain"  # as in Entity
-    encoding: str = "7bit"  # as in Entity
-    boundary: bytes = b""  # as in Entity
-    is_message: bool = False  # as in Entity
-    has_parts: bool = False  # a delimiter was found
-    closed: bool = False  # the closing delimiter was found
-    tally: BodyCounter = field(default_factory=BodyCounter)  # counts the body
-
-    def ended(self) -> Entity:
-        """Return the Entity; a multipart without parts is a leaf."""
-        return Entity(
-            parent=self.parent,
-            depth=self.depth,
-            lead=self.lead,
-            start=self.start,
-            header=self.header,
-            blank=self.blank,
-            body_start=self.body_start,
-            end=self.end,
-            content_type=self.content_type,
-            encoding=self.encoding,
-            boundary=self.boundary if self.has_parts else b"",
-            is_message=self.is_message,
-            protected=self.protected,
-            body=self.tally.statistics(),
-        )
-
-
 class _BoundaryLine(Struct, frozen=True):
     """A delimiter line in the buffer: `level` is the index of its multipart in the path.
 
@@ -276,7 +227,7 @@ class StructureReader:
         self._is_complete = True
         self._held = b"\n"
         self._offset = -1  # of the first octet in the buffer
-        self._entities = [_OpenEntity(-1, 0, 0, 0)]
+        self._entities = [Entity(parent=-1, depth=0, lead=0, start=0)]
         self._path = [0]  # from the message to the innermost entity that is open
         self._in_header = True
         self._searching = True
@@ -302,8 +253,7 @@ class StructureReader:
             pass
         size = self._offset + len(self._held)
         self._leave(0, end=size)
-        entities = tuple(one.ended() for one in self._entities)
-        return Structure(entities, size, tuple(self._defects), self._is_complete)
+        return Structure(tuple(self._entities), size, tuple(self._defects), self._is_complete)
 
     def _step(self, *, final: bool) -> bool:
         """Process one header or delimiter; False when more octets are needed, or at the end."""
@@ -339,7 +289,7 @@ class StructureReader:
             return False
         return True
 
-    def _enter(self, entity: _OpenEntity, header_end: int, body_start: int) -> None:
+    def _enter(self, entity: Entity, header_end: int, body_start: int) -> None:
         """Store the header and start the body: after the last field if there is no blank line."""
         last = 1 + fields_end(self._held[1:header_end])
         if last < header_end and not (self._reading and self._reading.ends_late):
@@ -355,7 +305,7 @@ class StructureReader:
         if entity.is_message:
             self._open(entity, lead=entity.body_start)
 
-    def _describe(self, entity: _OpenEntity) -> None:
+    def _describe(self, entity: Entity) -> None:
         """Set the properties of an entity from its header."""
         for name, line in Header.parse(cleaned(entity.header)).fields:
             if not name:
@@ -365,12 +315,15 @@ class StructureReader:
             self._defect("a NUL in a header")
         if entity.header.startswith(BYTE_ORDER_MARK):
             self._defect("a byte order mark before a header")
-        fields = parse_header(entity.header)
+        fields = entity.fields()
+        over = self._entities[entity.parent] if entity.depth else None
+        is_in_digest = over is not None and over.content_type == "multipart/digest"
+        default = "message/rfc822" if is_in_digest else "text/plain"  # RFC 2046 5.1.5
         if self._reading is None:
-            kind = _content_type(fields, entity.default_type)
+            kind = _content_type(fields, default)
             boundary = _boundary(fields) if kind.startswith("multipart/") else b""
         else:
-            kind, boundary = self._type_as_read(fields, entity.default_type, self._reading)
+            kind, boundary = self._type_as_read(fields, default, self._reading)
         entity.content_type = kind
         entity.encoding = _encoding(fields)
         if entity.encoding not in _ENCODINGS:
@@ -428,19 +381,16 @@ class StructureReader:
         multipart = self._innermost
         self._count(delimiter.end - moved)
         if delimiter.closing:
-            multipart.closed = True
+            multipart.is_closed = True
         elif self._has_room():
-            multipart.has_parts = True
             self._open(multipart, lead=lead)
 
-    def _open(self, parent: _OpenEntity, *, lead: int) -> None:
-        is_digest = parent.content_type == "multipart/digest"
-        part = _OpenEntity(
+    def _open(self, parent: Entity, *, lead: int) -> None:
+        part = Entity(
             parent=self._path[-1],
             depth=parent.depth + 1,
             lead=lead,
             start=self._offset + 1,
-            default_type="message/rfc822" if is_digest else "text/plain",
             protected=parent.protected or parent.content_type in _PROTECTED_TYPES,
         )
         self._path.append(len(self._entities))
@@ -452,14 +402,22 @@ class StructureReader:
         for number in self._path[level:]:
             entity = self._entities[number]
             entity.end = end
-            if entity.boundary and not entity.closed:
-                missing = "its closing boundary" if entity.has_parts else "any of its parts"
+            has_parts = self._has_parts(number)
+            if entity.boundary and not entity.is_closed:
+                missing = "its closing boundary" if has_parts else "any of its parts"
                 self._defect(f"{entity.content_type} without {missing}")
-            if entity.tally.nul:
+            if not has_parts:  # it is a leaf
+                entity.boundary = b""
+            if entity.body.nul:
                 self._defect("a NUL in a body")
-            if entity.tally.eight_bit and entity.encoding == "7bit":
+            if entity.body.eight_bit and entity.encoding == "7bit":
                 self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
+
+    def _has_parts(self, number: int) -> bool:
+        """Return whether an entity has parts: the first of them is the next entity."""
+        following = number + 1
+        return following < len(self._entities) and self._entities[following].parent == number
 
     def _find(self, limit: int, final: bool) -> _BoundaryLine | None:
         """Return the first delimiter line that starts before `limit` and is complete in the buffer.
@@ -503,13 +461,13 @@ class StructureReader:
     def _boundaries(self) -> Iterator[tuple[int, bytes]]:
         for level, number in enumerate(self._path):
             entity = self._entities[number]
-            if entity.boundary and not entity.closed:
+            if entity.boundary and not entity.is_closed:
                 yield level, entity.boundary
 
     # -- the buffer
 
     @property
-    def _innermost(self) -> _OpenEntity:
+    def _innermost(self) -> Entity:
         return self._entities[self._path[-1]]
 
     @property
@@ -522,7 +480,7 @@ class StructureReader:
         """Count the buffer up to `end` as text of the innermost entity, and drop it."""
         if end > 1:
             if self._reading is None:
-                self._innermost.tally.add(self._held[1:end], self._held[:1])
+                self._innermost.body.add(self._held[1:end], self._held[:1])
             self._skip(end)
 
     def _skip(self, end: int) -> None:
