@@ -21,9 +21,9 @@ from relay.files import OpenOctets
 from relay.journeys.document import Journey
 from relay.message.content import Octets
 from relay.message.properties import EmailAddress
+from relay.mime.draft import AttachmentFacts
 from relay.mime.html_text import html_to_text
 from relay.mime.read_mime import (
-    AttachmentFacts,
     ReadBodies,
     ReadMessage,
     read_attachments,

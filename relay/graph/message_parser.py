@@ -46,8 +46,7 @@ from relay.mailbox.attachments import ATTACHMENTS_MAX
 from relay.mailbox.message_state import FollowUpFlag
 from relay.message.extended_properties import merged
 from relay.message.properties import Attachment, MessageProperties
-from relay.mime.draft import write_message
-from relay.mime.read_mime import AttachmentFacts
+from relay.mime.draft import AttachmentFacts, write_message
 from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 
 _NAME_CHARACTERS = 255

@@ -33,10 +33,9 @@ from relay.message.conversation import answer_index, answer_references, answer_s
 from relay.message.header import Header, ParsedContent
 from relay.message.properties import MessageProperties
 from relay.mime.carry_attachments import carried_attachments
-from relay.mime.draft import DraftAttachment, StoredPart
+from relay.mime.draft import AttachmentFacts, DraftAttachment, StoredPart
 from relay.mime.html_tokens import content_ids
 from relay.mime.quoting import quoted_body
-from relay.mime.read_mime import AttachmentFacts
 from relay.mime.write_header import header_fields
 
 _RECIPIENTS = ("to", "cc")

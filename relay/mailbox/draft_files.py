@@ -45,14 +45,11 @@ from relay.mime.draft import (
     private_block_length,
     read_block,
     read_private_block,
+    stored_attachments,
     with_defaults,
 )
 from relay.mime.edit_attachments import add_part, remove_part
-from relay.mime.edit_draft import (
-    NotEditableError,
-    changed_mime,
-    stored_attachments,
-)
+from relay.mime.edit_draft import NotEditableError, changed_mime
 from relay.mime.read_mime import (
     read_attachments,
     read_message,

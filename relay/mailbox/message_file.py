@@ -31,8 +31,8 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
-from relay.mime.draft import read_private_block, with_defaults
-from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_message
+from relay.mime.draft import AttachmentFacts, read_private_block, with_defaults
+from relay.mime.read_mime import AttachedOctets, read_message
 
 DRAFT = "D"
 SEEN = "S"

@@ -44,8 +44,7 @@ from relay.mailbox.types import (
     Upload,
     UploadBusyError,
 )
-from relay.mime.edit_draft import new_attachment
-from relay.mime.read_mime import AttachmentFacts
+from relay.mime.draft import AttachmentFacts, new_attachment
 from relay.mime.transfer_encoding import base64_size
 
 UPLOADS_MAX = 20  # incomplete ones per account

@@ -11,13 +11,17 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from relay.message.content import Octets
-from relay.mime.draft import DraftAttachment, read_private_block
-from relay.mime.edit_draft import new_attachment, stored_attachments
-from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_attachments
+from relay.mime.draft import (
+    AttachmentFacts,
+    DraftAttachment,
+    as_message,
+    new_attachment,
+    read_private_block,
+    stored_attachments,
+)
+from relay.mime.read_mime import AttachedOctets, read_attachments
 from relay.mime.structure import BodyStatistics
 from relay.mime.transfer_encoding import QuotedPrintableDecoding, RewrappedBase64, recode
-
-_MESSAGE = "message/rfc822"
 
 
 def carried_attachments(
@@ -49,7 +53,4 @@ def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | 
     counted = BodyStatistics.of(one.octets)
     if not counted.fits_smtp:
         return None
-    part = replace(
-        new.part, item=True, base64=False, content_type=_MESSAGE, eight_bit=counted.eight_bit
-    )
-    return DraftAttachment(part, one.octets)
+    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), one.octets)

@@ -29,7 +29,7 @@ from relay.message.content import (
     join_octets,
 )
 from relay.message.properties import Attachment, EmailAddress, ExtendedProperty, MessageProperties
-from relay.mime.transfer_encoding import base64_lines, has_line_over, line_blocks
+from relay.mime.transfer_encoding import base64_lines, base64_octets, has_line_over, line_blocks
 from relay.mime.write_header import (
     CRLF,
     address_list_field,
@@ -180,6 +180,22 @@ def with_defaults(properties: MessageProperties, block: PrivateBlock | None) -> 
     )
 
 
+class AttachmentFacts(Struct, frozen=True):
+    """An attachment without its content; `size` is the decoded size.
+
+    `item`: it is a whole message (message/rfc822). `id` is the id that a draft stores; if it is "",
+    the index in the order of attachments is the id.
+    """
+
+    name: str
+    content_type: str
+    size: int
+    inline: bool
+    content_id: str = ""
+    item: bool = False
+    id: str = ""
+
+
 class DraftAttachment(Struct, frozen=True):
     """An attachment as stored in a draft's file: `octets` are base64 in lines of 76, or a message
     without encoding. `part` has everything except the place.
@@ -193,6 +209,26 @@ def draft_attachment(attachment: Attachment, *, identity: str) -> DraftAttachmen
     """Return an attachment to be added to a draft with this id."""
     part, pieces = _stored(attachment)
     return DraftAttachment(replace(part, id=identity), join_octets(list(map(as_octets, pieces))))
+
+
+def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
+    """Return a file as a new attachment; it is encoded while it is read."""
+    return DraftAttachment(replace(_new_part(facts), id=facts.id), base64_octets(octets))
+
+
+def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
+    """Return the attachments of a draft of properties for a new file; each gets a stored id.
+
+    They are read in blocks while that is written. Reading blocks; raises OSError.
+    """
+    block, length = read_private_block(stored)
+    return tuple(
+        DraftAttachment(
+            replace(part, id=part.id or str(number)),
+            stored.part(length + part.offset, part.length),
+        )
+        for number, part in enumerate(block.attachments if block else ())
+    )
 
 
 def draft_content(
@@ -311,7 +347,18 @@ def _size(piece: bytes | Octets) -> int:
 
 def _stored(attachment: Attachment) -> tuple[StoredPart, _Pieces]:
     """Return an attachment as stored, in pieces: base64, or a message without encoding."""
-    part = StoredPart(
+    part = _new_part(attachment)
+    if attachment.item:
+        message = b64decode(attachment.content)
+        if _needs_no_encoding(message):
+            return as_message(part, eight_bit=not message.isascii()), [message]
+        # as base64 it is not message/rfc822, but stays intact
+    return part, line_blocks(attachment.content)
+
+
+def _new_part(attachment: Attachment | AttachmentFacts) -> StoredPart:
+    """Return an attachment as a file in base64, without a place."""
+    return StoredPart(
         offset=0,
         length=0,
         base64=True,
@@ -320,15 +367,12 @@ def _stored(attachment: Attachment) -> tuple[StoredPart, _Pieces]:
         size=attachment.size,
         inline=attachment.inline,
         content_id=attachment.content_id,
-        item=attachment.item,
     )
-    if not attachment.item:
-        return part, line_blocks(attachment.content)
-    message = b64decode(attachment.content)
-    if not _needs_no_encoding(message):  # as base64 it is not message/rfc822, but stays intact
-        return replace(part, item=False), line_blocks(attachment.content)
-    eight_bit = not message.isascii()
-    return replace(part, base64=False, content_type=_MESSAGE, eight_bit=eight_bit), [message]
+
+
+def as_message(part: StoredPart, *, eight_bit: bool) -> StoredPart:
+    """Return an attachment as a message, which is stored without encoding."""
+    return replace(part, item=True, base64=False, content_type=_MESSAGE, eight_bit=eight_bit)
 
 
 def _needs_no_encoding(message: bytes) -> bool:

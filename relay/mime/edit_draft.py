@@ -1,12 +1,9 @@
-"""Change a draft that exists: edit its MIME in place, or carry its attachments to a new file.
+"""Change the fields and the body of a draft of MIME, in place.
 
-changed_mime() changes only the fields and the body that a PATCH names. Other octets stay as they
-are: attachments and inline parts are spliced, so that of a large draft only the headers and the new
-text are in memory. Where the HTML body has a text alternative, the alternative is written again.
-
-stored_attachments() returns the attachments of a draft that is written again from its properties.
-They are read in blocks while the new file is written. relay.mime.edit_attachments changes those of
-MIME.
+Only what a PATCH names changes. Other octets stay as they are: attachments and inline parts are
+spliced, so that of a large draft only the headers and the new text are in memory. Where the HTML
+body has a text alternative, the alternative is written again. relay.mime.edit_attachments changes
+the attachments.
 
 Raises NotEditableError where the body is signed or encrypted, and OSError where the file cannot be
 read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
@@ -22,15 +19,10 @@ from relay.message.content import MemoryOctets, Octets
 from relay.message.extended_properties import extended_header_fields
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned, with_crlf
 from relay.message.properties import MessageProperties
-from relay.mime.draft import DraftAttachment, StoredPart, read_private_block
 from relay.mime.html_text import html_to_text
-from relay.mime.read_mime import (
-    AttachmentFacts,
-    SortedLeaves,
-    sorted_leaves,
-)
+from relay.mime.read_mime import SortedLeaves, sorted_leaves
 from relay.mime.structure import Entity, Structure, read_structure
-from relay.mime.transfer_encoding import CodedText, base64_lines, base64_octets, coded_text
+from relay.mime.transfer_encoding import CodedText, base64_lines, coded_text
 from relay.mime.write_header import address_list_field, header_fields, raw_field
 
 CRLF = b"\r\n"
@@ -359,34 +351,3 @@ def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
     fields = header_fields(shown, message_id=properties.internet_message_id, date_us=0)
     header = address_list_field("Bcc", properties.bcc) + fields
     return list(Header.parse(header.encode()).fields)
-
-
-def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
-    """Return the attachments of a draft of properties for a new file; each gets a stored id.
-
-    Reading blocks; raises OSError.
-    """
-    block, length = read_private_block(stored)
-    return tuple(
-        DraftAttachment(
-            replace(part, id=part.id or str(number)),
-            stored.part(length + part.offset, part.length),
-        )
-        for number, part in enumerate(block.attachments if block else ())
-    )
-
-
-def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
-    """Return a file as a new attachment; it is encoded while it is read."""
-    part = StoredPart(
-        offset=0,
-        length=0,
-        base64=True,
-        name=facts.name,
-        content_type=facts.content_type,
-        size=facts.size,
-        inline=facts.inline,
-        content_id=facts.content_id,
-        id=facts.id,
-    )
-    return DraftAttachment(part, base64_octets(octets))

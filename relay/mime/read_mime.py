@@ -17,7 +17,13 @@ from msgspec.structs import replace
 
 from relay.message.content import Octets, as_octets
 from relay.message.properties import MessageProperties
-from relay.mime.draft import MimeDraftProperties, StoredPart, read_private_block, read_properties
+from relay.mime.draft import (
+    AttachmentFacts,
+    MimeDraftProperties,
+    StoredPart,
+    read_private_block,
+    read_properties,
+)
 from relay.mime.encoded_words import is_for_mail, printable
 from relay.mime.read_header import (
     date_us_of,
@@ -32,22 +38,6 @@ from relay.mime.transfer_encoding import decoded_blocks
 
 TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
 _PADDING_OCTETS_MAX = 8
-
-
-class AttachmentFacts(Struct, frozen=True):
-    """An attachment without its content; `size` is the decoded size.
-
-    `item`: it is a whole message (message/rfc822). `id` is the id that a draft stores; if it is "",
-    the index in the order of attachments is the id.
-    """
-
-    name: str
-    content_type: str
-    size: int
-    inline: bool
-    content_id: str = ""
-    item: bool = False
-    id: str = ""
 
 
 class AttachedOctets(Struct, frozen=True):

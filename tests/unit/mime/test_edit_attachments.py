@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from relay.message.content import BLOCK_BYTES, MemoryOctets
-from relay.mime.draft import DraftAttachment, StoredPart
+from relay.mime.draft import AttachmentFacts, DraftAttachment, StoredPart, new_attachment
 from relay.mime.edit_attachments import add_part, remove_part
-from relay.mime.edit_draft import NotEditableError, new_attachment
-from relay.mime.read_mime import AttachmentFacts, read_mime
+from relay.mime.edit_draft import NotEditableError
+from relay.mime.read_mime import read_mime
 from relay.mime.structure import DEPTH_MAX, ENTITIES_MAX, read_structure
 from tests.support.contents import attached_octets
 from tests.unit.mime.test_edit_draft import (
