@@ -28,7 +28,6 @@ from relay.message.content import (
     Content,
     LargeContent,
     Octets,
-    join_octets,
     memory_part,
     size_of,
 )
@@ -266,7 +265,7 @@ def next_generation(
         return compose(content, identity, mime_properties=block.beside if block else None)
     before = with_defaults(read_message(stored).properties, block)
     try:
-        content = join_octets(changed_mime(content, before, change))
+        content = changed_mime(content, before, change)
     except NotEditableError as error:
         raise NotADraftError(str(error)) from None
     mime_properties = MimeDraftProperties(

@@ -8,9 +8,9 @@ RFC 5322 2.1 (header section and body).
 
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Protocol
 
 from msgspec import Struct
@@ -213,9 +213,33 @@ class JoinedOctets(Struct, frozen=True):
 
 
 def join_octets(pieces: Sequence[Octets]) -> JoinedOctets:
-    """Return the pieces as one source; empty pieces are left out."""
-    some = tuple(piece for piece in pieces if piece.size)
+    """Return the pieces as one source, also those of pieces that are joined; without empty ones."""
+    each = chain.from_iterable(
+        one.pieces if isinstance(one, JoinedOctets) else (one,) for one in pieces
+    )
+    some = tuple(piece for piece in each if piece.size)
     return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
+
+
+class Splice(Struct, frozen=True):
+    """What is put in the place of a range of octets."""
+
+    start: int
+    end: int
+    instead: Sequence[bytes | Octets]
+
+
+def spliced(octets: Octets, splices: Iterable[Splice]) -> JoinedOctets:
+    """Return octets with other ones in the place of ranges, which do not overlap.
+
+    Those that stay are not copied.
+    """
+    pieces: list[Octets] = []
+    place = 0
+    for one in sorted(splices, key=lambda each: each.start):
+        pieces += [octets.part(place, one.start - place), *map(as_octets, one.instead)]
+        place = one.end
+    return join_octets([*pieces, octets.part(place, octets.size - place)])
 
 
 def octets_of(content: Content) -> Octets:

@@ -18,7 +18,6 @@ from base64 import b64encode
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_qp
 from codecs import lookup
-from collections.abc import Sequence
 from email.message import Message
 from hashlib import sha256
 
@@ -29,10 +28,13 @@ from relay.message.content import (
     LargeContent,
     MemoryOctets,
     Octets,
+    Splice,
     blocks,
     is_eight_bit,
+    join_octets,
     octets_in_blocks,
     octets_of,
+    spliced,
 )
 from relay.message.header import Header, ParsedContent, cleaned, with_crlf
 from relay.mime.disclaimer_text import Disclaimer, in_html, in_text, with_utf8_meta
@@ -238,14 +240,6 @@ def _is_flowed(fields: "Message[str, str]") -> bool:
 # -- the message
 
 
-class _Replacement(Struct, frozen=True):
-    """Octets for a range of the message."""
-
-    start: int
-    end: int
-    octets: bytes
-
-
 class _TextEdits:
     """The changes of a message: replaced ranges behind its header, and the header."""
 
@@ -254,7 +248,7 @@ class _TextEdits:
         self._octets = octets
         self._structure = structure
         self._header = content.header
-        self._replacements: list[_Replacement] = []
+        self._splices = [Splice(0, self._header.size, [])]
 
     def put(self, new: _NewText) -> None:
         """Replace a text."""
@@ -273,7 +267,7 @@ class _TextEdits:
                 header = header.append(b"MIME-Version: 1.0\r\n")
             self._header = header
             body = _CRLF + body + (b"" if body.endswith(_CRLF) else _CRLF)
-            self._replacements.append(_Replacement(old.size, self._structure.size, body))
+            self._splices.append(Splice(old.size, self._structure.size, [body]))
             return
         start = entity.body_start
         if header is not old or not entity.blank:
@@ -283,17 +277,11 @@ class _TextEdits:
                 body = _CRLF + body  # the message ends with the delimiter before the part
         if self._octets.read(entity.end, 1) not in (b"\r", b"\n"):
             body += _CRLF  # the delimiter shared its line end with the blank line
-        self._replacements.append(_Replacement(start, entity.end, body))
+        self._splices.append(Splice(start, entity.end, [body]))
 
     def applied(self) -> ParsedContent:
         """Return the changed content; unchanged octets of a large one are not read."""
-        pieces: list[Octets] = []
-        place = self._content.header.size
-        for one in sorted(self._replacements, key=lambda each: each.start):
-            pieces += [self._octets.part(place, one.start - place), MemoryOctets(one.octets)]
-            place = one.end
-        pieces.append(self._octets.part(place, self._structure.size - place))
-        return _with_body(self._content, self._header, pieces)
+        return _with_body(self._content, self._header, spliced(self._octets, self._splices))
 
     def _coded(self, new: _NewText) -> tuple[bytes, str]:
         """Return a body in a transfer encoding: the old one, or one in 7 bits."""
@@ -339,19 +327,15 @@ def _with_charset(header: Header, leaf: Leaf) -> Header:
     )
 
 
-def _with_body(content: ParsedContent, header: Header, pieces: Sequence[Octets]) -> ParsedContent:
-    """Return a content of the same kind, in memory or large, made of these pieces.
+def _with_body(content: ParsedContent, header: Header, body: JoinedOctets) -> ParsedContent:
+    """Return a content of the same kind, in memory or large, with another body.
 
-    Its body has octets of 8 bits only if the old content has them.
+    It has octets of 8 bits only if the old content has them.
     """
     if isinstance(content.rest, bytes):
-        return ParsedContent(header, b"".join(one.read(0, one.size) for one in pieces))
-    body: list[Octets] = []
-    for piece in pieces:  # a file in a piece by itself is opened once when it is read
-        body += piece.pieces if isinstance(piece, JoinedOctets) else [piece]
+        return ParsedContent(header, body.read(0, body.size))
     eight_bit = content.rest.eight_bit or not content.header.octets.isascii()
-    some = tuple(one for one in body if one.size)
-    return ParsedContent(header, LargeContent(b"", some, eight_bit=eight_bit))
+    return ParsedContent(header, LargeContent(b"", body.pieces, eight_bit=eight_bit))
 
 
 # -- a new message
@@ -392,7 +376,7 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
     blank = b"" if content.rest else _CRLF
     octets = octets_of(message)
     after = MemoryOctets(b"%b\r\n--%b--\r\n" % (blank, mixed))
-    return _with_body(content, header, [MemoryOctets(before), octets, after])
+    return _with_body(content, header, join_octets([MemoryOctets(before), octets, after]))
 
 
 def _text_part(subtype: str, text: str) -> bytes:

@@ -20,9 +20,10 @@ from relay.message.content import (
     JoinedOctets,
     MemoryOctets,
     Octets,
-    as_octets,
+    Splice,
     contains,
     join_octets,
+    spliced,
 )
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned
 from relay.mime.draft import DraftAttachment, attachment_fields
@@ -73,14 +74,14 @@ def remove_part(content: Octets, number: int) -> JoinedOctets:
         kept = [octets for name, octets in _fields(message) if not name.startswith(_CONTENT)]
         return join_octets([MemoryOctets(b"".join(kept) + _CRLF)])
     if _children(structure, 0) == [entity]:  # a multipart has at least one part
-        return _replaced(content, entity.start, entity.end, _EMPTY_TEXT)
+        return spliced(content, [Splice(entity.start, entity.end, [_EMPTY_TEXT])])
     before, after = _line_end(content, entity.lead), _line_end(content, entity.end)
     start, end = entity.lead, entity.end
     if after and not before:  # the first delimiter, or one that ends a blank line
         end += len(after)
     elif before and not after and end < content.size:  # without a closing delimiter nothing follows
         start += len(before)
-    return _replaced(content, start, end)
+    return spliced(content, [Splice(start, end, [])])
 
 
 def _editable(content: Octets) -> Structure:
@@ -160,7 +161,7 @@ class _Addition:
             new = [_CRLF, *new, _CRLF + delimiter + b"--", b"" if follows else _CRLF]
         else:
             new = [_CRLF, *new] if follows else [*new, _CRLF]
-        return _Spliced(_replaced(self._content, place, place, *new), place)
+        return _Spliced(spliced(self._content, [Splice(place, place, new)]), place)
 
     def _wrap(self, entity: Entity, kind: bytes) -> _Spliced:
         """Put the entity and the part into a new multipart."""
@@ -181,7 +182,8 @@ class _Addition:
             self._new.octets,
             _CRLF + delimiter + b"--" + (b"" if follows else _CRLF),
         )
-        return _Spliced(_replaced(self._content, entity.start, entity.end, *new), entity.end)
+        whole = Splice(entity.start, entity.end, new)
+        return _Spliced(spliced(self._content, [whole]), entity.end)
 
     def _boundary(self) -> bytes:
         """Return a boundary that occurs neither in the content nor in the new part.
@@ -197,12 +199,6 @@ class _Addition:
                 or contains(self._content, boundary)
             ):
                 return boundary
-
-
-def _replaced(content: Octets, start: int, end: int, *new: bytes | Octets) -> JoinedOctets:
-    """Return the content with other octets in the place of a range."""
-    before, after = content.part(0, start), content.part(end, content.size - end)
-    return join_octets([before, *map(as_octets, new), after])
 
 
 def _children(structure: Structure, number: int) -> list[Entity]:

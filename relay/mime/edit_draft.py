@@ -11,11 +11,10 @@ read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC
 
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 
 from msgspec.structs import replace
 
-from relay.message.content import MemoryOctets, Octets
+from relay.message.content import Octets, Splice, spliced
 from relay.message.extended_properties import extended_header_fields
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned, with_crlf
 from relay.message.properties import MessageProperties
@@ -56,15 +55,15 @@ class MimeEdits:
     Octets that no edit replaces stay unchanged and are not copied. Edits must not overlap.
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, content: Octets, structure: Structure) -> None:
+        self.content = content
         self.structure = structure
         message = structure.message
         # a NUL in a name, or a byte order mark, would hide a field
         is_odd = b"\0" in message.header or message.header.startswith(BYTE_ORDER_MARK)
         header = cleaned(message.header) if is_odd else message.header
         self.fields = list(Header.parse(header).fields)
-        self._places: list[tuple[int, int, tuple[bytes | range, ...]]] = []
-        self._ends_of_lines: set[int] = set()
+        self._splices: list[Splice] = []
 
     def replace_fields(self, names: Iterable[str], written: Iterable[tuple[bytes, bytes]]) -> None:
         """Replace the fields of these names by those in `written`, in the place of the first."""
@@ -80,17 +79,17 @@ class MimeEdits:
             new = [one for one in new if one[0] != name]
         self.fields = list(Header(tuple(kept)).append(b"".join(line for _, line in new)).fields)
 
-    def replace(self, start: int, end: int, *instead: bytes | range) -> None:
-        """Replace the range from start to end by octets and ranges of the content."""
-        self._places.append((start, end, instead))
+    def replace(self, start: int, end: int, *instead: bytes | Octets) -> None:
+        """Replace the range from start to end."""
+        self._splices.append(Splice(start, end, instead))
 
-    def replace_lines(self, start: int, end: int, *instead: bytes | range) -> None:
+    def replace_lines(self, start: int, end: int, instead: bytes = b"") -> None:
         """Replace a range, and add a line end after it if there is none.
 
         The line end of a delimiter may belong to the delimiter or blank line before it.
         """
-        self.replace(start, end, *instead)
-        self._ends_of_lines.add(end)
+        follows = self.content.read(end, 1)
+        self.replace(start, end, instead if follows in (b"\r", b"\n") else instead + CRLF)
 
     def replace_header(self, entity: Entity, fields: Fields) -> None:
         """Replace the fields of a part, or of the message."""
@@ -101,25 +100,13 @@ class MimeEdits:
         end = entity.start + len(entity.header)
         self.replace(entity.start, end, header if entity.blank else header + CRLF)
 
-    def applied(self, content: Octets) -> tuple[Octets, ...]:
-        """Return the changed message in pieces; unchanged octets are not copied."""
+    def applied(self) -> Octets:
+        """Return the changed message; unchanged octets are not copied."""
         message = self.structure.message
         header = b"".join(octets for _, octets in self.fields)
-        has_body = self.structure.size > message.body_start or bool(self._places)
-        pieces: list[Octets] = [MemoryOctets(header + (message.blank or CRLF * has_body))]
-        place = message.body_start
-        for start, end, instead in sorted(self._places, key=itemgetter(0)):
-            pieces.append(content.part(place, start - place))
-            for one in instead:
-                if isinstance(one, bytes):
-                    pieces.append(MemoryOctets(one))
-                else:
-                    pieces.append(content.part(one.start, len(one)))
-            if end in self._ends_of_lines and content.read(end, 1) not in (b"\r", b"\n"):
-                pieces.append(MemoryOctets(CRLF))
-            place = end
-        pieces.append(content.part(place, self.structure.size - place))
-        return tuple(one for one in pieces if one.size)
+        has_body = self.structure.size > message.body_start or bool(self._splices)
+        header += message.blank or CRLF * has_body
+        return spliced(self.content, [Splice(0, message.body_start, [header]), *self._splices])
 
 
 class NotEditableError(ValueError):
@@ -224,7 +211,7 @@ class _BodyChange:
             message.body_start,
             message.end,
             delimiter + part + CRLF + delimiter + old + CRLF,
-            range(message.body_start, message.end),
+            self._edits.content.part(message.body_start, message.end - message.body_start),
             CRLF + b"--" + boundary + b"--" + CRLF,
         )
 
@@ -325,9 +312,7 @@ def _multipart_field(subtype: str, boundary: bytes) -> tuple[bytes, bytes]:
     return b"content-type", b"Content-Type: " + value + CRLF
 
 
-def changed_mime(
-    content: Octets, before: MessageProperties, after: MessageProperties
-) -> tuple[Octets, ...]:
+def changed_mime(content: Octets, before: MessageProperties, after: MessageProperties) -> Octets:
     """Return MIME content with the properties of `after` that differ from `before`.
 
     `before` are the properties that were read of the content. Reading blocks.
@@ -338,11 +323,11 @@ def changed_mime(
     names = [name for one in changed for name in _FIELDS_OF[one]]
     if before.extended != after.extended:
         names += [name for name, _ in extended_header_fields((*before.extended, *after.extended))]
-    edits = MimeEdits(structure)
+    edits = MimeEdits(content, structure)
     edits.replace_fields(names, _written(after))
     if any(getattr(before, name) != getattr(after, name) for name in _BODY):
         change_body(edits, sorted_leaves(structure), body_type=after.body_type, body=after.body)
-    return edits.applied(content)
+    return edits.applied()
 
 
 def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
