@@ -25,7 +25,7 @@ from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
 from relay.mime.headers import date_field
 from relay.mime.read_header import read_addresses
-from relay.mime.structure import LINE_OCTETS_MAX, BodyStatistics, Entity, Structure
+from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, BodyStatistics, Entity, Structure
 from relay.mime.transfer_encoding import (
     Base64Coding,
     CrlfCoding,
@@ -40,7 +40,6 @@ from relay.mime.write_header import CRLF, address_list_field, raw_field
 _CRLF = CRLF.encode()
 _WHITE = (b" ", b"\t")
 _ENCODING = "Content-Transfer-Encoding"
-_IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _COMPOSITE = ("multipart/", "message/")
 _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
@@ -250,7 +249,7 @@ def _ends_a_line(pieces: Sequence[Octets]) -> bool:
 
 def _can_be_coded(entity: Entity) -> bool:
     """Return whether the entity may be encoded: multiparts and messages may not (RFC 2045 6.4)."""
-    if entity.encoding in _IDENTITY:
+    if entity.encoding in IDENTITY:
         return not entity.content_type.startswith(_COMPOSITE)
     return entity.encoding in ("base64", "quoted-printable")
 

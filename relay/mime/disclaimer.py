@@ -41,7 +41,7 @@ from relay.mime.disclaimer_text import Disclaimer, in_html, in_text, with_utf8_m
 from relay.mime.encoded_words import is_for_mail
 from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
-from relay.mime.structure import LINE_OCTETS_MAX, Entity, Structure, read_structure
+from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import (
     base64_lines,
     coded_text,
@@ -54,7 +54,6 @@ from relay.mime.write_header import raw_field
 TEXT_OCTETS_MAX = 1024 * 1024  # of a text as it is encoded; a longer one is not read
 _CRLF = b"\r\n"
 _ENCODING = "Content-Transfer-Encoding"
-_IDENTITY = frozenset(("7bit", "8bit", "binary"))
 _ENCRYPTED = frozenset(
     (
         *("application/pkcs7-mime", "application/x-pkcs7-mime"),
@@ -190,7 +189,7 @@ def _payload(octets: Octets, entity: Entity) -> bytes | str:
     if size > TEXT_OCTETS_MAX:
         return f"a text has more than {TEXT_OCTETS_MAX} octets"
     raw = b"".join(octets_in_blocks([octets.part(entity.body_start, size)]))
-    if entity.encoding in _IDENTITY:
+    if entity.encoding in IDENTITY:
         return raw
     if entity.encoding == "quoted-printable":
         return decoded_quoted_printable(raw)
@@ -286,7 +285,7 @@ class _TextEdits:
     def _coded(self, new: _NewText) -> tuple[bytes, str]:
         """Return a body in a transfer encoding: the old one, or one in 7 bits."""
         entity, octets = new.leaf.entity, new.octets
-        if entity.encoding in _IDENTITY:
+        if entity.encoding in IDENTITY:
             stays = octets.isascii() or entity.body.eight_bit  # what was 7-bit stays so
             stays = stays and not has_line_over(octets, LINE_OCTETS_MAX + len("\r"))
             if stays and not self._has_boundary(entity, octets):

@@ -19,7 +19,7 @@ from relay.message.envelope import decode_utf8_address
 from relay.message.header import Header, cleaned, header_section, with_crlf
 from relay.message.status import find_statuses
 from relay.mime.encoded_words import decode_words
-from relay.mime.structure import Entity, Structure, read_structure
+from relay.mime.structure import IDENTITY, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import decoded_blocks
 
 _STATUS = ("message/delivery-status", "message/global-delivery-status")
@@ -46,7 +46,6 @@ _RETURNED = ("message/rfc822", "message/global")
 _RETURNED_HEADERS = ("text/rfc822-headers", "message/rfc822-headers", "message/global-headers")
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
 _RETURNED_OCTETS_MAX = 2 * 1024 * 1024
-_PLAIN = frozenset(("", "7bit", "8bit", "binary"))
 ORDINARY_CLASS = "IPM.Note"
 _CLASSES = {  # by kind; the worst first, which a report about several recipients has
     "failure": "NDR",
@@ -289,7 +288,7 @@ def returned_message(content: Octets) -> bytes | None:
         return None
     for entity in structure.entities:
         size = entity.end - entity.body_start
-        is_whole = entity.content_type in _RETURNED and entity.encoding in _PLAIN
+        is_whole = entity.content_type in _RETURNED and entity.encoding in IDENTITY
         if is_whole and entity.parent == 0 and 0 < size <= _RETURNED_OCTETS_MAX:
             return content.read(entity.body_start, size)
     return None

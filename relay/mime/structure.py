@@ -47,8 +47,8 @@ _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_O
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
 _VISIBLE = re.compile(r"[!-~]+")
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\([^()]*\)')
-_IDENTITY = frozenset(("7bit", "8bit", "binary"))
-_ENCODINGS = frozenset((*_IDENTITY, "quoted-printable", "base64"))
+IDENTITY = frozenset(("7bit", "8bit", "binary"))  # the encodings that change nothing
+_ENCODINGS = frozenset((*IDENTITY, "quoted-printable", "base64"))
 _WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
 _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
@@ -332,7 +332,7 @@ class StructureReader:
         is_multipart, is_message = kind.startswith("multipart/"), kind in _WHOLE_MESSAGES
         if not is_multipart and not is_message:
             return
-        if entity.encoding not in _IDENTITY:
+        if entity.encoding not in IDENTITY:
             self._defect(f"{kind} with a transfer encoding of its own")
         if is_multipart and not boundary:
             self._defect(f"{kind} without a boundary")
@@ -340,7 +340,7 @@ class StructureReader:
             self._leave_unread(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
             entity.boundary = boundary
-        elif entity.encoding in _IDENTITY or self._reading is not None:
+        elif entity.encoding in IDENTITY or self._reading is not None:
             entity.is_message = self._has_room()  # with a transfer encoding it is a leaf
 
     def _type_as_read(
