@@ -9,12 +9,12 @@ RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), 
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from msgspec import Struct
 
-from relay.message.content import Content
+from relay.message.content import Content, MemoryOctets
 from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
 from relay.message.header import BCC_FIELDS, Header, ParsedContent
 from relay.message.outcome import Evidence
@@ -26,6 +26,7 @@ from relay.mime.headers import (
     field,
     fold,
 )
+from relay.mime.structure import BodyStatistics
 from relay.mime.transfer_encoding import coded_text, has_line_over
 
 UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"  # in its place
@@ -129,9 +130,36 @@ def write_dsn(
         _status_part(kind, message, recipients, hostname=hostname),
         _returned_part(kind, message, original),
     )
-    identity = _Identity(hostname, report_id, now_us)
-    head = _header(kind, message, recipients, identity=identity, original=original.header)
+    head = report_fields(
+        author=f"Mail Delivery System <MAILER-DAEMON@{hostname}>",
+        to=message.envelope.reverse_path,
+        subject=f"{_TITLES[kind]}: {short_subject(original.header) or '(no subject)'}",
+        message_id=f"<{report_id}.dsn@{hostname}>",
+        now_us=now_us,
+        thread=thread_fields(original.header),
+    )
+    # Exim's field, for programs; addresses that are not ASCII are left out
+    failed = [one.path.address for one in recipients if one.path.address.isascii()]
+    if failed and kind is ReportKind.FAILED:
+        head += field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX]))
     return joined_report(head, "delivery-status", parts, boundary=f"=_dsn_{report_id}")
+
+
+def report_fields(
+    *, author: str, to: str, subject: str, message_id: str, now_us: int, thread: Iterable[bytes]
+) -> bytes:
+    """Return the header of a report, without the fields of its content."""
+    return b"".join(
+        (
+            fold("From", author),
+            fold("To", f"<{to}>"),
+            field("Subject", subject),
+            field("Date", date_field(now_us)),
+            field("Message-ID", message_id),
+            *thread,
+            field("Auto-Submitted", "auto-replied"),
+        )
+    )
 
 
 def joined_report(
@@ -152,36 +180,9 @@ def joined_report(
     return opening + b"".join(delimiter + part for part in written) + delimiter[:-2] + b"--\r\n"
 
 
-class _Identity(Struct, frozen=True):
-    hostname: str
-    report_id: str
-    now_us: int
-
-
-def _header(
-    kind: ReportKind,
-    message: MessageFacts,
-    recipients: Sequence[ReportedRecipient],
-    *,
-    identity: _Identity,
-    original: Header,
-) -> bytes:
-    hostname = identity.hostname
-    subject = decoded(original, "subject")[:_SUBJECT_CHARACTERS_MAX] or "(no subject)"
-    lines = [
-        field("From", f"Mail Delivery System <MAILER-DAEMON@{hostname}>"),
-        fold("To", f"<{message.envelope.reverse_path}>"),
-        field("Subject", f"{_TITLES[kind]}: {subject}"),
-        field("Date", date_field(identity.now_us)),
-        field("Message-ID", f"<{identity.report_id}.dsn@{hostname}>"),
-        *thread_fields(original),
-        field("Auto-Submitted", "auto-replied"),
-    ]
-    # Exim's field, for programs; addresses that are not ASCII are left out
-    failed = [one.path.address for one in recipients if one.path.address.isascii()]
-    if failed and kind is ReportKind.FAILED:
-        lines.append(field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX])))
-    return b"".join(lines)
+def short_subject(header: Header) -> str:
+    """Return the beginning of the subject, decoded; "" if there is none."""
+    return decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX]
 
 
 def message_id_of(header: Header) -> str:
@@ -246,7 +247,7 @@ def _status_part(
             block.append(("Will-Retry-Until", date_field(message.expires_us)))
     written = (
         b"".join(
-            fold(name, _clipped(value) if international else ascii_folded(_clipped(value)))
+            fold(name, clipped(value) if international else ascii_folded(clipped(value)))
             for name, value in block
         )
         for block in blocks
@@ -270,13 +271,8 @@ def _recipient_block(
     report: ReportKind, recipient: ReportedRecipient, international: bool
 ) -> list[tuple[str, str]]:
     path, evidence = recipient.path, recipient.evidence
-    block = []
-    if path.orcpt:
-        kind, _, address = path.orcpt.partition(";")
-        block.append(("Original-Recipient", typed_address(kind, address, international)))
-    kind = "rfc822" if path.address.isascii() else "utf-8"
-    block += [
-        ("Final-Recipient", typed_address(kind, path.address, international)),
+    block = [
+        *address_fields(path.address, path.orcpt, international=international),
         ("Action", report.action),
         ("Status", evidence.status),
     ]
@@ -293,7 +289,16 @@ def _recipient_block(
     return block
 
 
-def typed_address(kind: str, address: str, international: bool) -> str:
+def address_fields(address: str, orcpt: str, *, international: bool) -> Iterator[tuple[str, str]]:
+    """Yield the fields that say whom a report is about (RFC 3464 2.3.1, 2.3.2)."""
+    if orcpt:
+        kind, _, original = orcpt.partition(";")
+        yield "Original-Recipient", _typed_address(kind, original, international)
+    kind = "rfc822" if address.isascii() else "utf-8"
+    yield "Final-Recipient", _typed_address(kind, address, international)
+
+
+def _typed_address(kind: str, address: str, international: bool) -> str:
     """Return "type;address"; type utf-8 is escaped if the DSN is ASCII (RFC 6533)."""
     if kind.lower() == "utf-8":
         address = encode_utf8_address(one_line(address), unicode=international)
@@ -339,11 +344,7 @@ def _returned_header(header: Header) -> bytes:
 
 
 def _fits_smtp(octets: bytes) -> bool:
-    """Return whether SMTP can carry the octets (RFC 5321 2.3.8, 4.5.3.1.6)."""
-    ends = octets.count(b"\r\n")
-    if b"\0" in octets or ends != octets.count(b"\r") or ends != octets.count(b"\n"):
-        return False
-    return all(len(line) <= LINE_OCTETS_MAX for line in octets.split(b"\r\n"))
+    return BodyStatistics.of(MemoryOctets(octets)).fits_smtp
 
 
 def _is_utf8(octets: bytes) -> bool:
@@ -368,5 +369,6 @@ def _boundary(wanted: str, parts: Sequence[bytes]) -> str:
     return boundary
 
 
-def _clipped(text: str) -> str:
+def clipped(text: str) -> str:
+    """Return a value from outside as one line."""
     return one_line(text[:_VALUE_CHARACTERS_MAX])

@@ -16,20 +16,21 @@ from relay.message.status import one_line
 from relay.mime.dsn import (
     HumanPart,
     ReportPart,
+    address_fields,
     human_part,
     joined_report,
     message_id_of,
+    report_fields,
+    short_subject,
     thread_fields,
-    typed_address,
 )
-from relay.mime.headers import date_field, decoded, field, fold, is_automatic
+from relay.mime.headers import decoded, fold, is_automatic
 from relay.mime.read_header import parse_header, read_addresses, unreadable_addresses
 
 _ASKS = "Disposition-Notification-To"
 _OPTIONS = "Disposition-Notification-Options"
 _ASKS_LINE = b"\ndisposition-notification-to"
 _FIELD_OCTETS_MAX = 2000
-_SUBJECT_CHARACTERS_MAX = 200
 _LANGUAGE_CHARACTERS_MAX = 200
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
@@ -63,7 +64,7 @@ def receipt_request(
         recipient=path.address,
         orcpt=path.orcpt,
         message_id=message_id_of(header),
-        subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
+        subject=short_subject(header),
         thread=b"".join(thread_fields(header)).decode("ascii"),
         account=message.account,
         is_trusted=message.trusted,
@@ -117,16 +118,13 @@ def write_mdn(
     is_international = not request.to.isascii()
     is_plain = is_international or request.recipient.isascii()
     sender = request.recipient if is_plain else f"MAILER-DAEMON@{hostname}"
-    head = b"".join(
-        (
-            fold("From", f"<{sender}>"),
-            fold("To", f"<{request.to}>"),
-            field("Subject", f"{_TITLES[kind]}: {subject}"),
-            field("Date", date_field(now_us)),
-            field("Message-ID", f"<{report_id}.mdn@{hostname}>"),
-            request.thread.encode("ascii"),
-            field("Auto-Submitted", "auto-replied"),
-        )
+    head = report_fields(
+        author=f"<{sender}>",
+        to=request.to,
+        subject=f"{_TITLES[kind]}: {subject}",
+        message_id=f"<{report_id}.mdn@{hostname}>",
+        now_us=now_us,
+        thread=[request.thread.encode("ascii")],
     )
     subtype = "global-disposition-notification" if is_international else "disposition-notification"
     status = _disposition(kind, request, is_manual=is_manual, hostname=hostname)
@@ -141,13 +139,7 @@ def _disposition(
     international = not request.to.isascii()
     mode = "manually" if is_manual else "automatically"
     fields = [("Reporting-UA", f"{hostname}; Relay")]
-    if request.orcpt:
-        address_type, _, address = request.orcpt.partition(";")
-        fields.append(("Original-Recipient", typed_address(address_type, address, international)))
-    address_type = "rfc822" if request.recipient.isascii() else "utf-8"
-    fields.append(
-        ("Final-Recipient", typed_address(address_type, request.recipient, international))
-    )
+    fields += address_fields(request.recipient, request.orcpt, international=international)
     if request.message_id:
         fields.append(("Original-Message-ID", request.message_id))
     fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[kind]}"))

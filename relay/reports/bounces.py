@@ -26,7 +26,14 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
-from relay.mime.dsn import FAILURES, HumanPart, ReportedRecipient, ReportKind, write_dsn
+from relay.mime.dsn import (
+    FAILURES,
+    HumanPart,
+    ReportedRecipient,
+    ReportKind,
+    short_subject,
+    write_dsn,
+)
 from relay.mime.headers import decoded, is_automatic
 from relay.mime.mdn import write_mdn
 from relay.observe.logs import get_logger
@@ -72,7 +79,6 @@ class SenderRate:
 _log = get_logger("reports")
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
-_SUBJECT_CHARACTERS_MAX = 200
 _NEVER = frozenset({Notify.NEVER})
 _NO_TIMES: Mapping[str, str] = {}
 
@@ -429,7 +435,7 @@ class Reporter:
             size=size_of(content),
             account=account,
             message_id=decoded(header, "message-id"),
-            subject=decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX],
+            subject=short_subject(header),
         )
         return NewMessage(
             facts,

@@ -15,12 +15,11 @@ from relay.message.envelope import MessageFacts, domain_of
 from relay.message.header import Header
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.status import one_line, split_reply
-from relay.mime.dsn import ReportedRecipient, ReportKind, message_id_of
-from relay.mime.headers import date_field, decoded
+from relay.mime.dsn import ReportedRecipient, ReportKind, clipped, message_id_of, short_subject
+from relay.mime.headers import date_field
 
 SHOWN_RECIPIENTS_MAX = 100  # in the text and the html; the second part has all
-_VALUE_CHARACTERS_MAX = 500
-_SUBJECT_CHARACTERS_MAX = 200
+_ACCEPTED_CHARACTERS_MAX = 500  # of an Accept-Language
 _RANGES_MAX = 20  # of an Accept-Language
 _CANCELLED = "5.0.0"  # of this relay: no other status says that an operator ended it
 _LAST = "; last: "  # in the reply of an expired recipient, before what the last attempt gave
@@ -161,7 +160,7 @@ def message_fields(
     return {
         "kind": str(kind),
         "sender": one_line(message.envelope.reverse_path),
-        "subject": one_line(decoded(header, "subject")[:_SUBJECT_CHARACTERS_MAX]),
+        "subject": one_line(short_subject(header)),
         "message_id": message_id_of(header),
         "arrived": date_field(message.received_us),
         "until": date_field(until_us) if until_us else "",
@@ -191,15 +190,10 @@ def is_success(kind: ReportKind) -> bool:
     return kind in _SUCCESSES
 
 
-def clipped(text: str) -> str:
-    """Return a value from outside as one line."""
-    return one_line(text[:_VALUE_CHARACTERS_MAX])
-
-
 def accepted_language(value: str, known: Collection[str]) -> str:
     """Return the language that the value of Accept-Language prefers, "" if none is known."""
     ranges = []
-    for part in value[:_VALUE_CHARACTERS_MAX].split(",")[:_RANGES_MAX]:
+    for part in value[:_ACCEPTED_CHARACTERS_MAX].split(",")[:_RANGES_MAX]:
         tag, _, parameter = (one.strip() for one in part.partition(";"))
         quality = _quality(parameter)
         if quality > 0:
