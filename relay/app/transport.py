@@ -61,12 +61,11 @@ def build_transport(base: Foundation) -> Transport:
         expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
         rate=_sender_rate(base),
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
+        expand=base.table.expand, signer=base.signer,
     )  # fmt: skip
     resolver = _resolver(base, rng)
     scheduler = _scheduler(base, reporter, resolver, rng=rng)
-    reporter.use_aliases(base.table.expand)
-    reporter.sign_with(base.signer)
-    reporter.send_copies(_copies(base, scheduler))
+    reporter.copies = _copies(base, scheduler)
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)

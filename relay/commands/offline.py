@@ -156,12 +156,10 @@ async def execute(
 def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
     """Return what writes the reports of a cancel."""
     metrics = Metrics()
-    reporter = Reporter(
+    keys = load_keys(settings.dkim)
+    return Reporter(
         hostname=settings.hostname, clock=clock, ids=Ids(clock),
         destination_of=table.destination_of, expire_after_s=settings.delivery.expire_after,
-        metrics=metrics,
+        metrics=metrics, expand=table.expand,
+        signer=Signer(lambda: keys, clock=clock, metrics=metrics),
     )  # fmt: skip
-    reporter.use_aliases(table.expand)
-    keys = load_keys(settings.dkim)
-    reporter.sign_with(Signer(lambda: keys, clock=clock, metrics=metrics))
-    return reporter

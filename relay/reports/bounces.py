@@ -9,7 +9,7 @@ number, at most SENDERS_MAX of them, and a start forgets what they had.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import assert_never
 
@@ -21,14 +21,13 @@ from relay.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, is_eight_bit, read_all, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
-from relay.message.header import Header, ParsedContent
+from relay.message.header import ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import (
     FAILURES,
-    HumanPart,
     ReportedRecipient,
     ReportKind,
     short_subject,
@@ -149,6 +148,15 @@ class Copies(Struct, frozen=True):
     accept: Callable[[NewMessage, str], Awaitable[None]] | None = None
 
 
+class _Subject(Struct, frozen=True):
+    """What a report is about; the times of the message are in queue time."""
+
+    kind: ReportKind
+    message: MessageFacts
+    recipients: Sequence[ReportedRecipient]
+    content: Content
+
+
 class LeftOut(StrEnum):
     """Why a report of a success, a delay or a hold is not sent, in the journey; the name is in
     metrics.
@@ -159,47 +167,21 @@ class LeftOut(StrEnum):
     RATE = "the sender has had as many as reports.per_sender allows"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Reporter:
     """Decides, writes and routes reports."""
 
-    def __init__(
-        self,
-        *,
-        hostname: str,
-        clock: Clock,
-        ids: Ids,
-        destination_of: Callable[[str], Destination | None],
-        expire_after_s: float,
-        metrics: Metrics,
-        rate: SenderRate | None = None,
-        texts: TextSource | None = None,
-    ) -> None:
-        """`destination_of` returns None for an address without a next hop. `rate` limits reports of
-        successes and delays; None is no limit. `texts` None are those of this relay.
-        """
-        self._hostname = hostname
-        self._clock = clock
-        self._ids = ids
-        self._destination_of = destination_of
-        self._expand: Callable[[str], Expansion | None] = lambda _address: None
-        self._expire_after_us = int(expire_after_s * 1_000_000)
-        self._metrics = metrics
-        self._signer: Signer | None = None
-        self._rate = rate
-        self._texts = texts or TextSource()
-        self._copies = Copies()
-
-    def use_aliases(self, expand: Callable[[str], Expansion | None]) -> None:
-        """From now on send reports for an alias to those who get its mail, as `expand` says."""
-        self._expand = expand
-
-    def send_copies(self, copies: Copies) -> None:
-        """From now on send copies; a relay has none at first."""
-        self._copies = copies
-
-    def sign_with(self, signer: Signer) -> None:
-        """From now on sign reports; without a signer they are not signed."""
-        self._signer = signer
+    hostname: str  # in their addresses and ids
+    clock: Clock  # their dates
+    ids: Ids  # of reports, and of the messages that they are
+    destination_of: Callable[[str], Destination | None]  # None for an address without a next hop
+    expire_after_s: float  # as other mail does
+    metrics: Metrics  # count them by kind
+    rate: SenderRate | None = None  # of successes and delays; None: no limit
+    texts: TextSource = field(default_factory=TextSource)  # what people read
+    expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
+    signer: Signer | None = None  # None: they are not signed
+    copies: Copies = field(default_factory=Copies)  # none at first
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
@@ -225,10 +207,10 @@ class Reporter:
         messages: list[NewMessage] = []
         events: list[Event] = []
         if decision.reported:
-            report, event = self._report(kind, message, decision.reported, content=content)
+            subject = _Subject(kind, message, decision.reported, content)
+            report, event = self._report(subject)
             if report is not None:
-                messages.append(report)
-                messages += self._copy(kind, message, decision.reported, content=content)
+                messages += [report, *self._copy(subject)]
             events.append(event)
         if decision.dead_letters:
             unsigned = SignedContents((ParsedContent.of(content),))
@@ -240,7 +222,7 @@ class Reporter:
         if decision.dropped:
             self.count("dropped")
             detail = {"kind": "dropped", "recipients": _named(decision.dropped)}
-            events.append(Event(Step.REPORT, self._clock.time_us(), detail))
+            events.append(Event(Step.REPORT, self.clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
 
     async def inbox_report(
@@ -257,33 +239,25 @@ class Reporter:
         It has the Return-Path that final delivery would add (RFC 5321 4.4). Its copy is durable
         then, so that no crash loses it before the submission is removed. Raises SpoolError.
         """
-        if self._copies.accept is not None:
-            for copy in self._copy(kind, message, recipients, content=content):
-                await self._copies.accept(copy, f"copy of {message.envelope.envid}")
+        subject = _Subject(kind, message, recipients, content)
+        if self.copies.accept is not None:
+            for copy in self._copy(subject):
+                await self.copies.accept(copy, f"copy of {message.envelope.envid}")
         self.count(kind)
-        shown = self._in_wall_time(message)
-        report = self._written(kind, shown, recipients, content=content)
+        report = self._written(subject)
         return b"Return-Path: <>\r\n" + read_all(report.contents[0].joined())
 
-    def _copy(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        content: Content,
-    ) -> Iterator[NewMessage]:
+    def _copy(self, subject: _Subject) -> Iterator[NewMessage]:
         """Yield the copy of a report for the operator, if one is wanted: with the header only. It
         has the null reverse-path as the report has, so that there is no report about it.
         """
-        if not self._copies.to or kind not in self._copies.kinds:
+        if not self.copies.to or subject.kind not in self.copies.kinds:
             return
-        route = self._route_to(self._copies.to) or _TO_POSTMASTER
-        about = self._in_wall_time(message)
-        envelope = replace(about.envelope, reverse_path=self._copies.to, ret="HDRS")
-        shown = replace(about, envelope=envelope)
-        written = self._written(kind, shown, recipients, content=content)
-        yield self._message(written, route, about=message)
+        route = self._route_to(self.copies.to) or _TO_POSTMASTER
+        about = subject.message
+        envelope = replace(about.envelope, reverse_path=self.copies.to, ret="HDRS")
+        written = self._written(replace(subject, message=replace(about, envelope=envelope)))
+        yield self._message(written, route, about=about)
 
     def receipt(
         self, kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, is_manual: bool
@@ -294,84 +268,72 @@ class Reporter:
         route = self._route_to(request.to)
         if route is None:
             return None
-        now_us = self._clock.time_us()
-        words = self._texts.current().receipt(
-            kind, request, queue_id, hostname=self._hostname, now_us=now_us,
+        now_us = self.clock.time_us()
+        words = self.texts.current().receipt(
+            kind, request, queue_id, hostname=self.hostname, now_us=now_us,
             language=self._language(request.to, request.account),
         )  # fmt: skip
         written = write_mdn(
-            kind, request, words=words, is_manual=is_manual, hostname=self._hostname,
-            report_id=self._ids.new(), now_us=now_us,
+            kind, request, words=words, is_manual=is_manual, hostname=self.hostname,
+            report_id=self.ids.new(), now_us=now_us,
         )  # fmt: skip
         about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
         made = self._message(self._signed(written), route, about=about, account=request.account)
         reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
 
-    def _report(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        content: Content,
-    ) -> tuple[NewMessage | None, Event]:
+    def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
-        reverse_path = message.envelope.reverse_path
-        found = self._route_to(reverse_path)
-        shown = self._in_wall_time(message)
+        kind, message = subject.kind, subject.message
+        found = self._route_to(message.envelope.reverse_path)
         times = {}
         if kind is ReportKind.DELAYED:
+            shown = self._in_wall_time(message)
             times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
-        if kind not in FAILURES and (left_out := self._left_out(message, found, content)):
-            self._metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
-            detail = {"kind": str(kind), "recipients": _named(recipients), **times}
-            event = Event(Step.REPORT, self._clock.time_us(), detail | {"left_out": left_out})
+        if kind not in FAILURES and (left_out := self._left_out(subject, found)):
+            self.metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
+            detail = {"kind": str(kind), "recipients": _named(subject.recipients), **times}
+            event = Event(Step.REPORT, self.clock.time_us(), detail | {"left_out": left_out})
             return None, event
         if found is None:  # the sender's own address has no next hop
             route, label, account = _TO_POSTMASTER, "dead-letter", ""
         else:
             route, label, account = found, str(kind), message.account
         self.count(label)
-        written = self._written(kind, shown, recipients, content=content)
-        report = self._message(written, route, about=message, account=account)
-        return report, _event(report, label, recipients, times=times)
+        report = self._message(self._written(subject), route, about=message, account=account)
+        return report, _event(report, label, subject.recipients, times=times)
 
-    def _left_out(
-        self, message: MessageFacts, route: "_Route | None", content: Content
-    ) -> "LeftOut | None":
+    def _left_out(self, subject: _Subject, route: "_Route | None") -> LeftOut | None:
         """Return why a report of a success or a delay is not sent, None if it is."""
         if route is None:
             return LeftOut.UNROUTED
-        if is_automatic(ParsedContent.of(content).header):
+        if is_automatic(ParsedContent.of(subject.content).header):
             return LeftOut.AUTOMATIC
-        if self._rate is not None and not self._rate.take(message):
+        if self.rate is not None and not self.rate.take(subject.message):
             return LeftOut.RATE
         return None
 
     def _in_wall_time(self, message: MessageFacts) -> MessageFacts:
-        offset_us = wall_offset_us(self._clock)
+        offset_us = wall_offset_us(self.clock)
         expires_us = message.expires_us and message.expires_us + offset_us
         return replace(message, received_us=message.received_us + offset_us, expires_us=expires_us)
 
-    def _written(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        content: Content,
-    ) -> SignedContents:
-        """Return the report, signed; the times of `message` are wall time."""
+    def _written(self, subject: _Subject) -> SignedContents:
+        """Return the report, signed."""
+        kind, recipients = subject.kind, subject.recipients
+        message = self._in_wall_time(subject.message)
+        language = self._language(message.envelope.reverse_path, message.account)
         written = write_dsn(
             kind,
             message,
             recipients,
-            content=content,
-            words=lambda header: self._words(kind, message, recipients, header=header),
-            hostname=self._hostname,
-            report_id=self._ids.new(),
-            now_us=self._clock.time_us(),
+            content=subject.content,
+            words=lambda header: self.texts.current().write(
+                kind, message, recipients, header=header, hostname=self.hostname, language=language
+            ),
+            hostname=self.hostname,
+            report_id=self.ids.new(),
+            now_us=self.clock.time_us(),
         )
         return self._signed(written)
 
@@ -380,32 +342,19 @@ class Reporter:
         lost.
         """
         content = ParsedContent.of(written)
-        if self._signer is None:
+        if self.signer is None:
             return SignedContents((content,), unsigned="reports are not signed")
         try:
-            return self._signer.sign_report(content)
+            return self.signer.sign_report(content)
         except SigningError as error:
             _log.error("a report is not signed", error=str(error))
             return SignedContents((content,), unsigned="signing failed")
-
-    def _words(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        header: Header,
-    ) -> HumanPart:
-        language = self._language(message.envelope.reverse_path, message.account)
-        return self._texts.current().write(
-            kind, message, recipients, header=header, hostname=self._hostname, language=language
-        )
 
     def _language(self, reader: str, account: str) -> str:
         """Return the language of who gets a report, else of the account that sent the message; ""
         if neither is known.
         """
-        return self._texts.language_of(reader) or self._texts.language_of(account)
+        return self.texts.language_of(reader) or self.texts.language_of(account)
 
     def _message(
         self,
@@ -416,13 +365,13 @@ class Reporter:
         account: str = "",
     ) -> NewMessage:
         """Return a message with a route: it skips policy. A dead letter is not signed."""
-        now_us = self._clock.queue_us()
+        now_us = self.clock.queue_us()
         header, content = made.contents[0].header, made.contents[0].joined()
         routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id, **made.as_json()}
         if held := route.held():
             routed["held"] = held
         facts = MessageFacts(
-            id=self._ids.new(),
+            id=self.ids.new(),
             envelope=Envelope(
                 reverse_path="",
                 smtputf8=route.needs_smtputf8,
@@ -431,7 +380,7 @@ class Reporter:
             source=Source.REPORT,
             trusted=True,
             received_us=now_us,
-            expires_us=now_us + self._expire_after_us,
+            expires_us=now_us + int(self.expire_after_s * 1_000_000),
             size=size_of(content),
             account=account,
             message_id=decoded(header, "message-id"),
@@ -442,18 +391,18 @@ class Reporter:
             contents=(content,),
             entries=route.entries,
             final_recipients=route.aliases,
-            events=(Event(Step.POLICY_AND_ROUTING, self._clock.time_us(), routed),),
+            events=(Event(Step.POLICY_AND_ROUTING, self.clock.time_us(), routed),),
         )
 
     def _route_to(self, address: str) -> "_Route | None":
         """Return where mail for an address goes, for an alias to whom it leads; None if nowhere."""
-        expansion = self._expand(address)
+        expansion = self.expand(address)
         if expansion is None:
-            to = self._destination_of(address)
+            to = self.destination_of(address)
             return None if to is None else _Route((_entry(to, (address,)),))
         found: dict[tuple[Destination, str], list[str]] = {}
         for target in expansion.targets:
-            to = self._destination_of(target.address)
+            to = self.destination_of(target.address)
             if to is not None:
                 by = "" if to.next_hop == LOCAL else target.forwarded_by
                 found.setdefault((to, by), []).append(target.address)
@@ -469,7 +418,7 @@ class Reporter:
 
     def count(self, kind: str) -> None:
         """Count a report that was made."""
-        self._metrics.reports.labels(kind=kind).inc()
+        self.metrics.reports.labels(kind=kind).inc()
 
 
 class _Route(Struct, frozen=True):

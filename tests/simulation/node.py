@@ -195,9 +195,8 @@ class Node:
         reporter = Reporter(
             hostname="relay.test", clock=self.clock, ids=ids,
             destination_of=self.table.destination_of, expire_after_s=scenario.expire_after_s,
-            metrics=self.metrics,
+            metrics=self.metrics, expand=self.table.expand,
         )  # fmt: skip
-        reporter.use_aliases(self.table.expand)
         self.scheduler = self._scheduler(around, reporter)
         self.spool.queue_admin.attend(Attendant(self.scheduler, around.ledger))
         acceptance = Acceptance(

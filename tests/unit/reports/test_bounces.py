@@ -115,7 +115,7 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
         {"bob@example.com": Destination(LOCAL)}
         | dict.fromkeys((to[1], to[3]), Destination(outside, held="route r"))
     )
-    reporter.reporter.use_aliases(aliases.get)
+    reporter.reporter.expand = aliases.get
     plan = reporter.failures([recipient()])
     (report,) = plan.messages
     found = [
@@ -142,7 +142,7 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
 
 def test_a_bounce_for_an_alias_that_leads_nowhere_becomes_a_dead_letter(reporter):
     to = Expansion((AliasTarget("lost@nowhere.test", ("alice@example.com",)),))
-    reporter.reporter.use_aliases({"alice@example.com": to}.get)
+    reporter.reporter.expand = {"alice@example.com": to}.get
     (report,) = reporter.failures([recipient()]).messages
     assert report.entries[0].recipients[0].path.address == "postmaster"
     assert reporter.counted() == {"dead-letter": 1}

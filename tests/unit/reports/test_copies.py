@@ -34,7 +34,7 @@ def reporter():
         counted.accepted[submission_key] = copy
 
     kinds = frozenset({"failure", "unknown"})
-    counted.reporter.send_copies(Copies(OPS, kinds, accept))
+    counted.reporter.copies = Copies(OPS, kinds, accept)
     return counted
 
 

@@ -17,7 +17,7 @@ OF_NO_FAILURE = (ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.HELD)
 @pytest.fixture
 def reporter():
     counted = CountedReporter()
-    counted.reporter._rate = SenderRate(2, 3600, counted.clock)
+    counted.reporter.rate = SenderRate(2, 3600, counted.clock)
     return counted
 
 
