@@ -16,7 +16,7 @@ from relay.journeys.message_list import MessageSummary
 from relay.mailbox.types import StoreError
 from relay.message.content import Octets, octets_of
 from relay.mime.html_text import preview
-from relay.mime.read_mime import read_bodies, read_mime
+from relay.mime.read_mime import read_mime, read_parts
 from relay.spool.types import SpoolError
 
 KEPT_MAX = 5000  # of at most 2 KB each
@@ -92,5 +92,5 @@ def read_preview(octets: Octets) -> MessagePreview:
         is_attached = b"multipart/mixed" in header.lower()
     text = preview(read.properties.body, read.properties.body_type)
     if not text:  # of HTML that begins with a long style sheet
-        text = preview(read_bodies(beginning).text or "", "text")
+        text = preview(read_parts(beginning).bodies.text or "", "text")
     return MessagePreview(author.name[:_NAME_CHARACTERS_MAX] if author else "", is_attached, text)

@@ -27,8 +27,8 @@ from relay.mime.read_mime import (
     ReadBodies,
     ReadMessage,
     read_attachments,
-    read_bodies,
     read_mime,
+    read_parts,
 )
 from relay.mime.transfer_encoding import decoded_blocks
 
@@ -74,7 +74,7 @@ def show(
         elif attachment is not None:
             _write_attachment(octets, attachment)
         else:
-            message, bodies = read_mime(octets), read_bodies(octets)
+            message, bodies = read_mime(octets), read_parts(octets).bodies
             context.show(
                 message_document(journey, message, bodies),
                 lambda: message_lines(journey, message, bodies),
@@ -160,7 +160,7 @@ def _person(person: EmailAddress) -> dict[str, str]:
 
 
 def _write_html(octets: Octets) -> None:
-    html = read_bodies(octets).html
+    html = read_parts(octets).bodies.html
     if html is None:
         raise CommandError(ExitCode.DATA, "relay show: the message has no HTML body")
     _write([html.encode("utf-8", "replace")])

@@ -148,16 +148,6 @@ class ReadBodies(Struct, frozen=True):
     text: str | None
 
 
-def read_bodies(content: Octets) -> ReadBodies:
-    """Read both bodies of a MIME message. Reading blocks; raises OSError."""
-    leaves = sorted_leaves(read_structure(content))
-    html, text = (
-        None if leaf is None else _read_text(content, leaf).text
-        for leaf in (leaves.html, leaves.text)
-    )
-    return ReadBodies(html, text)
-
-
 @dataclass(frozen=True, slots=True)
 class ReadParts:
     """All that a message has: its header, its bodies and its attachments, those of HTML too.
@@ -193,7 +183,9 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     """
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
-        attached = _attached_to_mime(stored.part(length, stored.size - length))
+        content = stored.part(length, stored.size - length)
+        structure = read_structure(content)
+        attached = _attached(content, structure, sorted_leaves(structure))
         ids = _ids(block.beside if block else None, len(attached))
         return tuple(
             replace(one, facts=replace(one.facts, id=identity))
@@ -207,11 +199,6 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
         )
         for part in block.attachments
     )
-
-
-def _attached_to_mime(octets: Octets) -> tuple[AttachedOctets, ...]:
-    structure = read_structure(octets)
-    return _attached(octets, structure, sorted_leaves(structure))
 
 
 def _attached(
