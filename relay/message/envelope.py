@@ -13,6 +13,7 @@ import re
 from enum import StrEnum
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from relay.message.address import excerpt
 
@@ -105,12 +106,7 @@ class Client(Struct, frozen=True):
 
     def as_json(self) -> dict[str, str]:
         """Return the `client` of a journey."""
-        return {
-            "address": self.address,
-            "helo": self.helo,
-            "account": self.account,
-            "tls": self.tls,
-        }
+        return asdict(self)
 
 
 def domain_of(address: str) -> str:

@@ -162,7 +162,8 @@ class _StageRule(Struct, frozen=True):
     """How replies in one stage are classified.
 
     `success` is the class of codes with which the session continues. A 5yz reply is permanent only
-    if `final`. `status` replaces the status of the code where that would be misleading.
+    if `final`. `status` replaces the status of the code where that would be misleading, and is that
+    of any other failure.
     """
 
     success: int
@@ -256,14 +257,11 @@ def classify_session_failure(
 
     At DOT it is unknown whether the message arrived (RFC 1047).
     """
-    is_protocol_error = failure is SessionFailure.PROTOCOL
     if stage is SmtpStage.CONNECT:
         status, kind = "4.4.1", DeferralClass.CONNECT
-    elif stage is SmtpStage.STARTTLS:
-        status, kind = "4.7.5", DeferralClass.TLS
-    elif stage is SmtpStage.AUTH:
-        status, kind = "4.7.8", DeferralClass.AUTH
-    elif is_protocol_error:
+    elif (row := _STAGE_RULES[stage]).status:
+        status, kind = row.status, row.kind
+    elif failure is SessionFailure.PROTOCOL:
         status, kind = "4.5.0", DeferralClass.PROTOCOL
     else:
         status, kind = "4.4.2", DeferralClass.CONNECT
