@@ -87,21 +87,14 @@ class ConvertedMessage(Struct, frozen=True):
 _BOUNDARY_CHARACTERS = 40  # of the draft's name
 
 
-def convert_properties(
-    stored: Octets, block: PrivateBlock, length: int, *, keep_bcc: bool
-) -> Content:
-    """Return the MIME of a draft whose private block has `length` octets.
-
-    Bcc is removed unless `keep_bcc`, which is for its owner. Reading blocks. Raises
-    ConversionError, and OSError where the file cannot be read.
-    """
-    return _made_of_properties(stored, block, length, keep_bcc=keep_bcc)[0]
-
-
 def _made_of_properties(
     stored: Octets, block: PrivateBlock, length: int, *, keep_bcc: bool
 ) -> tuple[Content, Sequence[str]]:
-    """Return the MIME, and the types of its text parts with their transfer encodings."""
+    """Return the MIME of a draft whose private block has `length` octets, and the types of its text
+    parts with their transfer encodings.
+
+    Bcc is removed unless `keep_bcc`, which is for its owner.
+    """
     properties, body = block.properties, block.body
     if properties is None or body is None:
         raise ConversionError("The draft's private block does not say where the body is.")
@@ -221,11 +214,14 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
 
 
 def render(raw: bytes | Octets) -> Content:
-    """Return a stored file as MIME for its owner: without the block, with Bcc. Raises OSError."""
+    """Return a stored file as MIME for its owner: without the block, with Bcc.
+
+    Reading blocks. Raises ConversionError, and OSError where the file cannot be read.
+    """
     stored = as_octets(raw)
     block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
-        return convert_properties(stored, block, length, keep_bcc=True)
+        return _made_of_properties(stored, block, length, keep_bcc=True)[0]
     content = stored.part(length, stored.size - length)
     if content.size <= LARGE_BYTES:
         return content.read(0, content.size)

@@ -145,11 +145,8 @@ def read_private_block(octets: Octets) -> tuple[PrivateBlock | None, int]:
     length = private_block_length(octets.read(0, FIRST_FIELD_BYTES))
     if not FIRST_FIELD_BYTES < length <= octets.size:
         return None, 0
-    start = FIRST_FIELD_BYTES + len(_DATA_FIELD)
-    folded = octets.read(start, length - start)
-    try:
-        block = _decoder.decode(folded.replace(b"\r\n ", b""))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    block = read_block(octets.read(0, length))
+    if block is None:
         return None, 0
     places = [*block.attachments, *([block.body] if block.body else [])]
     room = octets.size - length

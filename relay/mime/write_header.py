@@ -142,9 +142,7 @@ def _mailbox(person: EmailAddress) -> str:
         return f"{_phrase(name)}:;"
     if not name:
         return address
-    if _needs_words(name):
-        return f"{_encoded_words(name, taken=_NAME_TAKEN)}{CRLF} <{address}>"
-    return f"{name if _ATOMS.fullmatch(name) else _quoted(name)} <{address}>"
+    return f"{_phrase(name)}{CRLF if _needs_words(name) else ''} <{address}>"
 
 
 def _phrase(text: str) -> str:

@@ -142,7 +142,6 @@ GONE_US = 60_000_000
 _INTERVAL_S = 3.0
 _PRUNE_US = 3_600_000_000
 _COST_FACTOR = 20  # reading what is owed takes at most a twentieth of the time
-_log = get_logger("reports")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
