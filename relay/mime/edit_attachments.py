@@ -67,13 +67,13 @@ def remove_part(content: Octets, number: int) -> JoinedOctets:
     entity = sorted_leaves(structure).attached[number].entity
     if entity.protected:
         raise NotEditableError("The attachments of a signed or encrypted part cannot be changed.")
-    while entity.parent > 0 and _children(structure, entity.parent) == [entity]:
+    while entity.parent > 0 and structure.parts(structure.entities[entity.parent]) == [entity]:
         entity = structure.entities[entity.parent]
     message = structure.message
     if entity is message:
         kept = [octets for name, octets in _fields(message) if not name.startswith(_CONTENT)]
         return join_octets([MemoryOctets(b"".join(kept) + _CRLF)])
-    if _children(structure, 0) == [entity]:  # a multipart has at least one part
+    if structure.parts(message) == [entity]:  # a multipart has at least one part
         return spliced(content, [Splice(entity.start, entity.end, [_EMPTY_TEXT])])
     before, after = _line_end(content, entity.lead), _line_end(content, entity.end)
     start, end = entity.lead, entity.end
@@ -152,8 +152,7 @@ class _Addition:
 
     def _insert(self, multipart: Entity) -> _Spliced:
         """Insert the part before the closing delimiter, or write that if it is missing."""
-        number = self._structure.entities.index(multipart)
-        place = _children(self._structure, number)[-1].end
+        place = self._structure.parts(multipart)[-1].end
         delimiter = b"--" + multipart.boundary
         new: list[bytes | Octets] = [delimiter + _CRLF + self._header, self._new.octets]
         follows = _line_end(self._content, place)
@@ -199,10 +198,6 @@ class _Addition:
                 or contains(self._content, boundary)
             ):
                 return boundary
-
-
-def _children(structure: Structure, number: int) -> list[Entity]:
-    return [one for one in structure.entities if one.parent == number]
 
 
 def _fields(entity: Entity) -> Sequence[tuple[bytes, bytes]]:

@@ -183,7 +183,8 @@ class _BodyChange:
         self._put(self._text_leaf, fields, content)
         removed_entity = self._html_leaf
         over = list(self._over(removed_entity))
-        while self._parts(over[0]) == 1:  # the multipart that contains the text too has two parts
+        # the multipart that contains the text too has two parts
+        while len(self._structure.parts(over[0])) == 1:
             removed_entity = over.pop(0)
         self._edits.replace_lines(removed_entity.lead, removed_entity.end)
         self._make_mixed(over)
@@ -279,13 +280,10 @@ class _BodyChange:
 
     def _is_all_of(self, multipart: Entity) -> bool:
         """Return whether the multipart contains nothing but the HTML and the text."""
-        number = self._structure.entities.index(multipart)
-        inner = (self._structure.entities[one] for one in self._structure.within(number))
-        return all(one.boundary or one in (self._html_leaf, self._text_leaf) for one in inner)
-
-    def _parts(self, multipart: Entity) -> int:
-        number = self._structure.entities.index(multipart)
-        return sum(one.parent == number for one in self._structure.entities)
+        return all(
+            one.boundary or one in (self._html_leaf, self._text_leaf)
+            for one in self._structure.within(multipart)
+        )
 
     def _make_mixed(self, multiparts: Iterator[Entity] | list[Entity]) -> None:
         """Turn related and alternative multiparts into mixed: images become attachments."""

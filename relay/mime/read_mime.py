@@ -59,12 +59,8 @@ class ReadMessage(Struct, frozen=True):
 
 
 class Leaf(Struct, frozen=True):
-    """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
+    """An entity that mail programs show as one body or attachment: a leaf, or a whole message."""
 
-    `number` is its index in Structure.entities.
-    """
-
-    number: int
     entity: Entity
     fields: "Message[str, str]"
 
@@ -219,12 +215,10 @@ def sorted_leaves(structure: Structure) -> SortedLeaves:
     """Find the HTML body, the text body and the attachments; attached messages are not searched."""
     html = text = None
     attached = []
-    end = 0
-    for number, entity in enumerate(structure.entities):
-        if number < end or not (entity.is_leaf or entity.is_message):
+    for entity in structure.entities:
+        if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
             continue
-        end = structure.within(number).stop
-        leaf = Leaf(number, entity, entity.fields())
+        leaf = Leaf(entity, entity.fields())
         # A multipart without parts is shown as text.
         kind = entity.content_type
         is_text = kind == "text/plain" or kind.startswith("multipart/")
@@ -309,8 +303,9 @@ def _decoded_size(octets: Octets, entity: Entity) -> int:
 
 def _title(structure: Structure, leaf: Leaf) -> str:
     """Return the subject of an attached message, which mail programs use as its name."""
-    inner = structure.within(leaf.number)
-    return read_text(structure.entities[inner[0]].fields(), "subject") if inner else ""
+    if not leaf.entity.is_message:
+        return ""
+    return read_text(structure.entities[leaf.entity.number + 1].fields(), "subject")
 
 
 def _filename(fields: "Message[str, str]") -> str:

@@ -143,9 +143,8 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
     """
     head = content.part(0, _REMOTE_OCTETS_MAX)
     structure = read_structure(head)
-    for number in _own_parts(structure):
-        entity = structure.entities[number]
-        if entity.content_type not in (*_STATUS, *_DISPOSITION):
+    for entity in structure.entities[1:]:
+        if entity.is_forwarded or entity.content_type not in (*_STATUS, *_DISPOSITION):
             continue
         body = _decoded(head, entity, _REMOTE_STATUS_OCTETS_MAX)
         groups = [_fields(one) for one in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
@@ -180,15 +179,6 @@ def message_class(content: Octets, content_type: str) -> str:
     return f"REPORT.{ORDINARY_CLASS}.{worst}" if worst else ORDINARY_CLASS
 
 
-def _own_parts(structure: Structure) -> Iterator[int]:
-    """Yield the numbers of the parts that are not within a message that is attached."""
-    own = {0}
-    for number, entity in enumerate(structure.entities[1:], 1):
-        if entity.parent in own and not structure.entities[entity.parent].is_message:
-            own.add(number)
-            yield number
-
-
 def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
     """Return the beginning of a body with CRLF line ends and without its transfer encoding."""
     body = content.part(entity.body_start, min(entity.end - entity.body_start, octets_max))
@@ -197,12 +187,11 @@ def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
 
 def _returned_message_id(content: Octets, structure: Structure) -> str:
     """Return the Message-ID of the message that is returned, or of its header."""
-    for number in _own_parts(structure):
-        entity = structure.entities[number]
-        if entity.content_type not in (*_RETURNED, *_RETURNED_HEADERS):
+    for entity in structure.entities[1:]:
+        if entity.is_forwarded or entity.content_type not in (*_RETURNED, *_RETURNED_HEADERS):
             continue
         if entity.is_message:
-            octets = structure.entities[number + 1].header
+            octets = structure.entities[entity.number + 1].header
         else:
             octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
         found = Header.parse(cleaned(octets)).first("message-id") or b""

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
+from itertools import islice, takewhile
 from typing import Self
 
 from msgspec import Struct
@@ -124,11 +125,13 @@ class Entity:
     Positions count from the message's first octet.
     """
 
-    parent: int  # an index into Structure.entities; -1 for the message itself
+    number: int  # its index in Structure.entities
+    parent: int  # the index of the entity that it is a part of; -1 for the message itself
     depth: int  # 0 for the message itself
     lead: int  # the start of the delimiter before the entity, with the line end that belongs to it
     start: int  # of the header
     protected: bool = False  # inside a signed or encrypted entity: it must not be changed
+    is_forwarded: bool = False  # inside an attached message
     header: bytes = field(default=b"", repr=False)  # the original octets
     blank: bytes = b""  # the blank line after the header; b"" if it is missing
     body_start: int = 0  # after the blank line
@@ -137,7 +140,7 @@ class Entity:
     encoding: str = "7bit"  # Content-Transfer-Encoding in lower case
     boundary: bytes = b""  # b"" unless the entity has parts
     is_closed: bool = False  # the delimiter after its last part was found
-    is_message: bool = False  # its body is read as a message: the next entity
+    is_message: bool = False  # its body is read as a message, which is the next entity
     body: BodyStatistics = field(default_factory=BodyStatistics)  # counted while it was read
 
     @property
@@ -166,12 +169,14 @@ class Structure(Struct, frozen=True):
         """The message itself."""
         return self.entities[0]
 
-    def within(self, index: int) -> range:
-        """Return the indices of the entities inside an entity."""
-        depth, end = self.entities[index].depth, index + 1
-        while end < len(self.entities) and self.entities[end].depth > depth:
-            end += 1
-        return range(index + 1, end)
+    def parts(self, entity: Entity) -> list[Entity]:
+        """Return the parts of an entity, without what is in them."""
+        return [one for one in self.entities if one.parent == entity.number]
+
+    def within(self, entity: Entity) -> Iterator[Entity]:
+        """Return all entities inside an entity."""
+        following = islice(self.entities, entity.number + 1, None)
+        return takewhile(lambda one: one.depth > entity.depth, following)
 
 
 class LooseReading(Struct, frozen=True):
@@ -227,8 +232,8 @@ class StructureReader:
         self._is_complete = True
         self._held = b"\n"
         self._offset = -1  # of the first octet in the buffer
-        self._entities = [Entity(parent=-1, depth=0, lead=0, start=0)]
-        self._path = [0]  # from the message to the innermost entity that is open
+        self._entities = [Entity(number=0, parent=-1, depth=0, lead=0, start=0)]
+        self._path = self._entities[:]  # from the message to the innermost entity that is open
         self._in_header = True
         self._searching = True
         self._bare_returns = False
@@ -387,22 +392,23 @@ class StructureReader:
 
     def _open(self, parent: Entity, *, lead: int) -> None:
         part = Entity(
-            parent=self._path[-1],
+            number=len(self._entities),
+            parent=parent.number,
             depth=parent.depth + 1,
             lead=lead,
             start=self._offset + 1,
             protected=parent.protected or parent.content_type in _PROTECTED_TYPES,
+            is_forwarded=parent.is_forwarded or parent.is_message,
         )
-        self._path.append(len(self._entities))
+        self._path.append(part)
         self._entities.append(part)
         self._in_header = True
 
     def _leave(self, level: int, *, end: int) -> None:
         """End the entities from index `level` of the path on."""
-        for number in self._path[level:]:
-            entity = self._entities[number]
+        for entity in self._path[level:]:
             entity.end = end
-            has_parts = self._has_parts(number)
+            has_parts = self._has_parts(entity)
             if entity.boundary and not entity.is_closed:
                 missing = "its closing boundary" if has_parts else "any of its parts"
                 self._defect(f"{entity.content_type} without {missing}")
@@ -414,10 +420,10 @@ class StructureReader:
                 self._defect("octets of 8 bits where the encoding is 7bit")
         del self._path[level or 1 :]
 
-    def _has_parts(self, number: int) -> bool:
+    def _has_parts(self, entity: Entity) -> bool:
         """Return whether an entity has parts: the first of them is the next entity."""
-        following = number + 1
-        return following < len(self._entities) and self._entities[following].parent == number
+        following = self._entities[entity.number + 1 : entity.number + 2]
+        return bool(following) and following[0].parent == entity.number
 
     def _find(self, limit: int, final: bool) -> _BoundaryLine | None:
         """Return the first delimiter line that starts before `limit` and is complete in the buffer.
@@ -459,8 +465,7 @@ class StructureReader:
         return None
 
     def _boundaries(self) -> Iterator[tuple[int, bytes]]:
-        for level, number in enumerate(self._path):
-            entity = self._entities[number]
+        for level, entity in enumerate(self._path):
             if entity.boundary and not entity.is_closed:
                 yield level, entity.boundary
 
@@ -468,7 +473,7 @@ class StructureReader:
 
     @property
     def _innermost(self) -> Entity:
-        return self._entities[self._path[-1]]
+        return self._path[-1]
 
     @property
     def _margin(self) -> int:

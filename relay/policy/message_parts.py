@@ -126,15 +126,11 @@ def _read(content: ParsedContent, reading: LooseReading) -> tuple[list[MessagePa
         types = header.values("Content-Type")
         is_ambiguous |= len(types) > 1 or any(b"(" in each for each in types)
         is_ambiguous |= bool(header.fields) and not header.fields[-1][0]
-        parent = structure.entities[entity.parent] if entity.parent >= 0 else None
-        is_forwarded = parent is not None and (
-            parent.is_message or parts[entity.parent].is_forwarded
-        )
-        parts.append(_part(entity, header, is_forwarded=is_forwarded))
+        parts.append(_part(entity, header))
     return parts, is_ambiguous
 
 
-def _part(entity: Entity, header: Header, *, is_forwarded: bool) -> MessagePart:
+def _part(entity: Entity, header: Header) -> MessagePart:
     names: list[str] = []
     for field in _FIELDS:
         for value in header.values(field):
@@ -156,7 +152,7 @@ def _part(entity: Entity, header: Header, *, is_forwarded: bool) -> MessagePart:
         disposition=_first_word(header.first("Content-Disposition") or b""),
         names=tuple(names),
         is_leaf=entity.is_leaf,
-        is_forwarded=is_forwarded,
+        is_forwarded=entity.is_forwarded,
     )
 
 
