@@ -212,10 +212,10 @@ class JoinedOctets(Struct, frozen=True):
         return join_octets(parts)
 
 
-def join_octets(pieces: Sequence[Octets]) -> JoinedOctets:
+def join_octets(pieces: Iterable[bytes | Octets]) -> JoinedOctets:
     """Return the pieces as one source, also those of pieces that are joined; without empty ones."""
     each = chain.from_iterable(
-        one.pieces if isinstance(one, JoinedOctets) else (one,) for one in pieces
+        one.pieces if isinstance(one, JoinedOctets) else (as_octets(one),) for one in pieces
     )
     some = tuple(piece for piece in each if piece.size)
     return JoinedOctets(some, tuple(accumulate(piece.size for piece in some)))
@@ -234,10 +234,10 @@ def spliced(octets: Octets, splices: Iterable[Splice]) -> JoinedOctets:
 
     Those that stay are not copied.
     """
-    pieces: list[Octets] = []
+    pieces: list[bytes | Octets] = []
     place = 0
     for one in sorted(splices, key=lambda each: each.start):
-        pieces += [octets.part(place, one.start - place), *map(as_octets, one.instead)]
+        pieces += [octets.part(place, one.start - place), *one.instead]
         place = one.end
     return join_octets([*pieces, octets.part(place, octets.size - place)])
 
@@ -246,7 +246,7 @@ def octets_of(content: Content) -> Octets:
     """Return a content as Octets."""
     if isinstance(content, bytes):
         return MemoryOctets(content)
-    return join_octets([MemoryOctets(content.header), *content.body])
+    return join_octets([content.header, *content.body])
 
 
 def contains(octets: Octets, wanted: bytes) -> bool:

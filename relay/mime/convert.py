@@ -27,6 +27,7 @@ from relay.message.content import (
     as_bytes,
     as_octets,
     is_eight_bit,
+    join_octets,
     memory_part,
 )
 from relay.message.header import header_section, with_crlf
@@ -111,8 +112,7 @@ def _made_of_properties(
     if stored.size <= LARGE_BYTES:
         return b"".join((header, *map(as_bytes, pieces))), tree.texts
     eight_bit = any(part.eight_bit for part in block.attachments)
-    body_pieces = tuple(as_octets(one) for one in pieces if one)
-    return LargeContent(header, body_pieces, eight_bit=eight_bit), tree.texts
+    return LargeContent(header, join_octets(pieces).pieces, eight_bit=eight_bit), tree.texts
 
 
 # -- structure: mixed(alternative(text, related(html, images)), files), only the levels needed

@@ -26,7 +26,6 @@ from msgspec import Struct
 from relay.message.content import (
     JoinedOctets,
     LargeContent,
-    MemoryOctets,
     Octets,
     Splice,
     blocks,
@@ -374,8 +373,8 @@ def wrapped(content: ParsedContent, disclaimer: Disclaimer) -> ParsedContent:
     )
     blank = b"" if content.rest else _CRLF
     octets = octets_of(message)
-    after = MemoryOctets(b"%b\r\n--%b--\r\n" % (blank, mixed))
-    return _with_body(content, header, join_octets([MemoryOctets(before), octets, after]))
+    after = b"%b\r\n--%b--\r\n" % (blank, mixed)
+    return _with_body(content, header, join_octets([before, octets, after]))
 
 
 def _text_part(subtype: str, text: str) -> bytes:

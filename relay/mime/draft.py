@@ -205,7 +205,7 @@ class DraftAttachment(Struct, frozen=True):
 def draft_attachment(attachment: Attachment, *, identity: str) -> DraftAttachment:
     """Return an attachment to be added to a draft with this id."""
     part, pieces = _stored(attachment)
-    return DraftAttachment(replace(part, id=identity), join_octets(list(map(as_octets, pieces))))
+    return DraftAttachment(replace(part, id=identity), join_octets(pieces))
 
 
 def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
@@ -248,8 +248,8 @@ def draft_content(
     if sum(map(_size, written.pieces)) <= LARGE_BYTES:
         return b"".join((block, *map(as_bytes, written.pieces)))
     top, _, rest = as_bytes(written.pieces[0]).partition(b"\r\n\r\n")
-    body = (b"\r\n" + rest, *written.pieces[1:])
-    return LargeContent(block + top + b"\r\n", tuple(map(as_octets, body)), eight_bit=True)
+    body = join_octets((b"\r\n" + rest, *written.pieces[1:]))
+    return LargeContent(block + top + b"\r\n", body.pieces, eight_bit=True)
 
 
 def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> bytes:

@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from relay.message.content import (
     JoinedOctets,
-    MemoryOctets,
     Octets,
     Splice,
     contains,
@@ -72,7 +71,7 @@ def remove_part(content: Octets, number: int) -> JoinedOctets:
     message = structure.message
     if entity is message:
         kept = [octets for name, octets in _fields(message) if not name.startswith(_CONTENT)]
-        return join_octets([MemoryOctets(b"".join(kept) + _CRLF)])
+        return join_octets([*kept, _CRLF])
     if structure.parts(message) == [entity]:  # a multipart has at least one part
         return spliced(content, [Splice(entity.start, entity.end, [_EMPTY_TEXT])])
     before, after = _line_end(content, entity.lead), _line_end(content, entity.end)
