@@ -5,7 +5,6 @@ MessageView reads each fact of a message once, when a condition first needs it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Generic, TypeVar
 
@@ -32,7 +31,7 @@ _first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASC
 
 
 class _Fact(Generic[T]):
-    """A property of MessageView that is read once.
+    """A property of MessageView that is read once, as once() does it.
 
     Not cached_property: before Python 3.12 it has one lock for all messages while it reads.
     """
@@ -44,7 +43,7 @@ class _Fact(Generic[T]):
         self._name = name
 
     def __get__(self, view: "MessageView", _: type) -> T:
-        found = view.__dict__[self._name] = self._read(view)
+        found = view.__dict__[self._name] = view.once(self._name, lambda: self._read(view))
         return found
 
 
@@ -77,7 +76,7 @@ class MessageView:
     @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
         """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
-        return self._once("parts", lambda: message_parts(self.content))
+        return message_parts(self.content)
 
     @_Fact
     def attachment_names(self) -> tuple[str, ...]:
@@ -89,12 +88,12 @@ class MessageView:
     def attachments(self) -> tuple[AttachedFile, ...]:
         """All attachments, with the types of their contents."""
         parts = self.parts if may_have_attachments(self.content) else ()
-        return self._once("attachments", partial(attachments, self.content, parts))
+        return attachments(self.content, parts)
 
     @_Fact
     def body(self) -> BodyText:
         """The text of the body."""
-        return BodyText(self._once("body", partial(body_text, self.content, self.parts)))
+        return BodyText(body_text(self.content, self.parts))
 
     def header(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields called `name`, unfolded and decoded."""
@@ -132,11 +131,11 @@ class MessageView:
         if (known := self._found.get(field)) is not None:
             return known
         patterns = self._pattern_sets[field]
-        found = self._once(f"patterns {field}", lambda: _first_values(patterns, values))
+        found = self.once(f"patterns {field}", lambda: _first_values(patterns, values))
         self._found[field] = found
         return found
 
-    def _once(self, fact: str, read: Callable[[], T]) -> T:
+    def once(self, fact: str, read: Callable[[], T]) -> T:
         """Return what `read` returns. It is not called again after an error, which is raised again:
         rules that are skipped for it would all repeat its work.
         """
