@@ -97,8 +97,8 @@ def _made_of_properties(
     Bcc is removed unless `keep_bcc`, which is for its owner.
     """
     properties, body = block.properties, block.body
-    if properties is None or body is None:
-        raise ConversionError("The draft's private block does not say where the body is.")
+    assert properties is not None
+    assert body is not None  # read_private_block() takes no other block
     text = part_octets(stored.read(length + body.offset, body.length), body)
     tree = _tree(stored, block, length=length, text=text)
     fields = header_fields(
@@ -214,10 +214,7 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
 
 
 def render(raw: bytes | Octets) -> Content:
-    """Return a stored file as MIME for its owner: without the block, with Bcc.
-
-    Reading blocks. Raises ConversionError, and OSError where the file cannot be read.
-    """
+    """Return a stored file as MIME for its owner: without the block, with Bcc. Raises OSError."""
     stored = as_octets(raw)
     block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
