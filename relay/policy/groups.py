@@ -19,15 +19,20 @@ _DIRECTORY = "groups"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def visible_files(directory: Path, suffix: str) -> tuple[Path, ...]:
+    """Return the files with a suffix in the order of their names, without hidden ones.
+
+    Raises OSError.
+    """
+    found = (each for each in directory.iterdir() if each.suffix == suffix)
+    return tuple(sorted(each for each in found if not each.name.startswith(".")))
+
+
 def group_files(directory: Path, faults: list[Fault]) -> tuple[Path, ...]:
     """Return the files of the groups in the policy directory, in the order of their names."""
     folder = directory / _DIRECTORY
     try:
-        files = sorted(
-            each
-            for each in folder.iterdir()
-            if each.suffix == ".txt" and not each.name.startswith(".")
-        )
+        files = visible_files(folder, ".txt")
     except FileNotFoundError:
         return ()
     except OSError as error:
@@ -38,7 +43,7 @@ def group_files(directory: Path, faults: list[Fault]) -> tuple[Path, ...]:
         message = f"found {len(files)} groups, expected at most {GROUPS_MAX}"
         faults.append(Fault(folder, 0, "", message))
         return ()
-    return tuple(files)
+    return files
 
 
 def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, str]:

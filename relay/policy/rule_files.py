@@ -26,7 +26,7 @@ from relay.policy.actions import (
 from relay.policy.conditions import CONDITIONS, Condition
 from relay.policy.engine import RuleSet
 from relay.policy.globs import Groups
-from relay.policy.groups import group_files, read_groups
+from relay.policy.groups import group_files, read_groups, visible_files
 from relay.policy.patterns import (
     SAMPLE_CHARACTERS,
     SET_STEPS_MAX,
@@ -331,21 +331,17 @@ def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
 
 
 def _files(directory: Path) -> tuple[Path, ...]:
-    """Return the rule files in the order of their names, without hidden files and folders."""
+    """Return the rule files in the order of their names."""
     try:
-        names = sorted(
-            each
-            for each in directory.iterdir()
-            if each.suffix == ".toml" and not each.name.startswith(".")
-        )
+        files = visible_files(directory, ".toml")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         message = f"found no folder of rules ({reason}), expected one; it may be empty"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
-    if len(names) > FILES_MAX:
-        message = f"found {len(names)} files, expected at most {FILES_MAX}"
+    if len(files) > FILES_MAX:
+        message = f"found {len(files)} files, expected at most {FILES_MAX}"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)])
-    return tuple(names)
+    return files
 
 
 def _duplicate_names(rules: Iterable[Rule]) -> list[Fault]:
