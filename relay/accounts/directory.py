@@ -10,11 +10,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -75,6 +75,7 @@ _SCOPE_NAMES = Literal[
     "MailboxSettings.ReadWrite",
     "User.Read",
 ]
+_Parsed = TypeVar("_Parsed")
 _log = get_logger("accounts")
 
 
@@ -110,21 +111,54 @@ class _AliasEntry:
     to: tuple[str, ...]  # addresses that get its mail
 
 
-class FileAccounts:
-    """The accounts of one file (an AccountDirectory)."""
+@dataclass(slots=True)
+class AccountTables:
+    """What accounts.toml says. Nothing is added any more when the file is loaded."""
 
-    def __init__(self, clock: Clock, *, rng: Callable[[int], bytes] = os.urandom) -> None:
-        self._accounts: list[Account] = []
-        self._by_address: dict[str, Account] = {}
-        self._by_token: dict[bytes, tuple[bytes, Account]] = {}
-        self._passwords: dict[str, Password] = {}
-        self._clients: dict[str, tuple[RegisteredClient, Password]] = {}
-        self._warnings: list[str] = []
-        self._aliases = AliasTable()
-        self._checker = PasswordChecker(clock, rng=rng, on_delay=self._log_delay)
+    accounts: list[Account] = field(default_factory=list)  # in the order of the file
+    by_address: dict[str, Account] = field(default_factory=dict)  # and by alias
+    by_token: dict[bytes, tuple[bytes, Account]] = field(default_factory=dict)  # by its digest
+    passwords: dict[str, Password] = field(default_factory=dict)  # by the address of the account
+    # by client id in lower case; the password is the secret, or matches nothing
+    clients: dict[str, tuple[RegisteredClient, Password]] = field(default_factory=dict)
+    aliases: AliasTable = field(default_factory=AliasTable)  # and accounts that forward
+    warnings: list[str] = field(default_factory=list)  # of `relay check`
+    digest: str = ""  # of the file
+
+    def add(self, account: Account, *, password: Password | None, token: bytes | None) -> None:
+        """Add an account whose addresses and token are unique; `token` is a digest."""
+        self.accounts.append(account)
+        for address in (account.address, *account.aliases):
+            self.by_address[address] = account
+        if password:
+            self.passwords[account.address] = password
+        if token:
+            self.by_token[token] = (token, account)
+
+    def find(self, address: str) -> Account | None:
+        """Return the account whose address, alias or `local+tag` is `address`, or None."""
+        wanted = address.lower()
+        return self.by_address.get(wanted) or self.by_address.get(untagged(wanted))
+
+
+class FileAccounts:
+    """The accounts of a file as it was last loaded (an AccountDirectory)."""
+
+    def __init__(self, tables: AccountTables, clock: Clock) -> None:
+        self.tables = tables
         self._clock = clock
-        self.digest = ""  # of the file
+        self._begin_checks()
+
+    def _begin_checks(self) -> None:
+        self._checker = PasswordChecker(self._clock, rng=os.urandom, on_delay=self._log_delay)
         self._delays_logged_s: dict[str, float] = {}
+
+    def use(self, tables: AccountTables) -> None:
+        """Have these accounts from now on; failed logins are forgotten. May run in a thread."""
+        before = self._checker
+        self.tables = tables
+        self._begin_checks()
+        before.close()
 
     def opened(self, address: str, caller: Account) -> Account | None:
         """See AccountDirectory."""
@@ -133,7 +167,7 @@ class FileAccounts:
 
     def every(self) -> Sequence[Account]:
         """Return all accounts, in the order of the file."""
-        return tuple(self._accounts)
+        return tuple(self.tables.accounts)
 
     def by_token(
         self,
@@ -145,17 +179,16 @@ class FileAccounts:
         if not token or len(token) > _TOKEN_LENGTH_MAX:
             return None
         digest = digest_of(token)
-        stored, account = self._by_token.get(digest, (b"", None))
+        stored, account = self.tables.by_token.get(digest, (b"", None))
         return account if hmac.compare_digest(stored, digest) else None
 
     def by_address(self, address: str) -> Account | None:
         """Return the account whose address, alias or `local+tag` is `address`, or None."""
-        wanted = address.lower()
-        return self._by_address.get(wanted) or self._by_address.get(untagged(wanted))
+        return self.tables.find(address)
 
     def expand(self, address: str) -> Expansion | None:
         """See AccountDirectory."""
-        return self._aliases.expand(address)
+        return self.tables.aliases.expand(address)
 
     async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
         """Return the account that logs in with its address or an alias, or None.
@@ -163,15 +196,15 @@ class FileAccounts:
         An unknown user takes as much time, and is delayed as much, as a known one. Raises
         LoginDelayedError.
         """
-        account = self._by_address.get(user.lower())
+        account = self.tables.by_address.get(user.lower())
         name = account.address if account else user[:_USER_LENGTH_MAX].lower()
-        stored = self._passwords.get(name)
+        stored = self.tables.passwords.get(name)
         is_right = await self._checker.check(name, stored or _NOBODY, password, client=client)
         return account if is_right and stored else None
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """See AccountDirectory."""
-        client, _ = self._clients.get(client_id.lower(), (None, None))
+        client, _ = self.tables.clients.get(client_id.lower(), (None, None))
         return client
 
     async def by_client_secret(
@@ -183,7 +216,7 @@ class FileAccounts:
         LoginDelayedError.
         """
         name = client_id[:_USER_LENGTH_MAX].lower()
-        found, stored = self._clients.get(name, (None, _NOBODY))
+        found, stored = self.tables.clients.get(name, (None, _NOBODY))
         # its failures are counted apart from those of the user with this name
         is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)
         return found if is_right else None
@@ -197,16 +230,16 @@ class FileAccounts:
     ) -> RegisteredClient | None:
         """See AccountDirectory. Failures are counted together with wrong secrets."""
         name = client_id[:_USER_LENGTH_MAX].lower()
-        found, _ = self._clients.get(name, (None, None))
+        found, _ = self.tables.clients.get(name, (None, None))
         return self._checker.attempt(_OF_CLIENT + name, lambda: check(found), client=client)
 
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
-        account = self._by_address.get(address.lower())
+        account = self.tables.by_address.get(address.lower())
         if account is None:
             raise UnknownUserError(address)
         names = [account.address]
-        names += [_OF_CLIENT + name for name, (one, _) in self._clients.items()
+        names += [_OF_CLIENT + name for name, (one, _) in self.tables.clients.items()
                   if one.account is account]  # fmt: skip
         for name in names:
             self._delays_logged_s.pop(name, None)
@@ -218,7 +251,7 @@ class FileAccounts:
         Guesses from many addresses cause one line, until failures would be forgotten.
         """
         client_id = name.removeprefix(_OF_CLIENT) if name.startswith(_OF_CLIENT) else ""
-        known = self._clients if client_id else self._passwords
+        known = self.tables.clients if client_id else self.tables.passwords
         now = self._clock.monotonic()
         before_s = self._delays_logged_s.get(name)
         if (client_id or name) in known and (before_s is None or now - before_s >= FORGOTTEN_S):
@@ -230,33 +263,11 @@ class FileAccounts:
         """Return the warnings of `relay check`: about secrets in plain text or open to others, and
         about addresses of aliases that nobody here has.
         """
-        return tuple(self._warnings)
+        return tuple(self.tables.warnings)
 
     def close(self) -> None:
         """Stop the threads that check passwords."""
         self._checker.close()
-
-    def add(self, account: Account, *, password: Password | None, token: bytes | None) -> None:
-        """Add an account whose addresses and token are unique; `token` is a digest."""
-        self._accounts.append(account)
-        for address in (account.address, *account.aliases):
-            self._by_address[address] = account
-        if password:
-            self._passwords[account.address] = password
-        if token:
-            self._by_token[token] = (token, account)
-
-    def add_client(self, client: RegisteredClient, secret: Password | None) -> None:
-        """Add a client of the token endpoint, whose id is unique; None: it has only keys."""
-        self._clients[client.client_id.lower()] = (client, secret or _NOBODY)
-
-    def use_aliases(self, aliases: AliasTable) -> None:
-        """From now on expand() uses these."""
-        self._aliases = aliases
-
-    def warn(self, warning: str) -> None:
-        """Add a warning for `relay check`."""
-        self._warnings.append(warning)
 
 
 def load_accounts(
@@ -279,7 +290,7 @@ def load_accounts(
     addresses += [entry.address for _, entry in aliases]
     reserved = frozenset(one for one in addresses if one != untagged(one))
     now_s = clock.time_us() / 1_000_000
-    loading = _Loading(document, FileAccounts(clock), domains, reserved=reserved, now_s=now_s)
+    loading = _Loading(document, domains, reserved=reserved, now_s=now_s)
     for place, entry in entries:
         faults += loading.take(place, entry)
     for place, alias in aliases:
@@ -289,11 +300,10 @@ def load_accounts(
         raise SettingsError(faults)
     for place, file in reader.secret_files:
         if text := open_to_others(file, to_read=True):
-            loading.accounts.warn(str(document.fault(place, text)))
-    loading.accounts.digest = sha256(
-        msgspec.json.encode(document.table, order="sorted")
-    ).hexdigest()
-    return loading.accounts
+            loading.warn(place, text)
+    tables = loading.tables
+    tables.digest = sha256(msgspec.json.encode(document.table, order="sorted")).hexdigest()
+    return FileAccounts(tables, clock)
 
 
 _HASHED_FORMS = {
@@ -310,13 +320,12 @@ class _Loading:
     def __init__(
         self,
         document: Document,
-        accounts: FileAccounts,
         domains: Sequence[str],
         *,
         reserved: frozenset[str],
         now_s: float,
     ) -> None:
-        self.accounts = accounts
+        self.tables = AccountTables()
         self._now_s = now_s
         self._reserved = reserved
         self._document = document
@@ -334,19 +343,10 @@ class _Loading:
                 yield from self._check_pattern((*place, name, number), address)
         for number, address in enumerate(entry.acts_for):
             yield from self._check_domain((*place, "acts_for", number), address)
-        password, token, secret = None, None, None
-        try:
-            password = parse_password(entry.password) if entry.password else None
-        except ValueError as error:
-            yield self._secret_fault((*place, "password"), error)
-        try:
-            token = parse_token(entry.token) if entry.token else None
-        except ValueError as error:
-            yield self._secret_fault((*place, "token"), error)
-        try:
-            secret = parse_password(entry.client_secret) if entry.client_secret else None
-        except ValueError as error:
-            yield self._secret_fault((*place, "client_secret"), error)
+        password = yield from self._parsed((*place, "password"), entry.password, parse_password)
+        token = yield from self._parsed((*place, "token"), entry.token, parse_token)
+        path = (*place, "client_secret")
+        secret = yield from self._parsed(path, entry.client_secret, parse_password)
         if token:
             yield from self._claim((*place, "token"), token, "a token")
         keys = yield from self._keys(place, entry)
@@ -367,11 +367,11 @@ class _Loading:
             language=entry.language or "",
             credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )
-        self.accounts.add(account, password=password, token=token)
+        self.tables.add(account, password=password, token=token)
         if secret or keys:
             digest = digest_of(entry.client_secret) if secret else keys[0].digest
             client = RegisteredClient(entry.client_id, account, digest, keys)
-            self.accounts.add_client(client, secret)
+            self.tables.clients[entry.client_id.lower()] = (client, secret or _NOBODY)
 
     def take_alias(self, place: KeyPath, entry: _AliasEntry) -> Iterator[Fault]:
         """Add the alias, after all accounts; yield its faults."""
@@ -422,13 +422,12 @@ class _Loading:
         """Make the table of all aliases; yield the faults of their expansion."""
         table = AliasTable(self._forwardings, named=self._reserved)
         yield from table.check(self._document)
-        self.accounts.use_aliases(table)
+        self.tables.aliases = table
         for path, address in table.leaves():
             local_part, _, domain = address.lower().rpartition("@")
             is_here = domain in self._domains and local_part != "postmaster"
-            if is_here and self.accounts.by_address(address) is None:
-                message = f"found {shown(address)}, which is no account and no alias"
-                self.accounts.warn(str(self._document.fault(path, message)))
+            if is_here and self.tables.find(address) is None:
+                self.warn(path, f"found {shown(address)}, which is no account and no alias")
 
     def _check_domain(self, path: KeyPath, address: str) -> Iterator[Fault]:
         if address.rpartition("@")[2] not in self._domains:
@@ -476,11 +475,22 @@ class _Loading:
                 continue
             keys += found.keys
             for warning in found.warnings:
-                self.accounts.warn(str(self._document.fault(path, warning)))
+                self.warn(path, warning)
         return tuple(keys)
 
-    def _secret_fault(self, path: KeyPath, error: ValueError) -> Fault:
-        return self._document.fault(path, f"found something else, expected {error}")
+    def _parsed(
+        self, path: KeyPath, secret: str, parse: Callable[[str], _Parsed]
+    ) -> Generator[Fault, None, _Parsed | None]:
+        """Yield the fault of a secret; return what it is, None for none."""
+        try:
+            return parse(secret) if secret else None
+        except ValueError as error:
+            yield self._document.fault(path, f"found something else, expected {error}")
+            return None
+
+    def warn(self, path: KeyPath, message: str) -> None:
+        """Add a warning for `relay check`."""
+        self.tables.warnings.append(str(self._document.fault(path, message)))
 
     def _claim(
         self, path: KeyPath, value: str | bytes | tuple[str, str], found: str
@@ -494,8 +504,7 @@ class _Loading:
         for name, form in _HASHED_FORMS.items():
             path = (*place, name)
             if is_plain(str(self._document.value(path))) and getattr(entry, name):
-                message = f"found a plain secret; {form} keeps it from readers of the file"
-                self.accounts.warn(str(self._document.fault(path, message)))
+                self.warn(path, f"found a plain secret; {form} keeps it from readers of the file")
 
 
 def _addresses(place: KeyPath, entry: _Entry) -> Iterator[tuple[KeyPath, str]]:

@@ -10,14 +10,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.accounts.account import (
-    Account,
-    AccountDirectory,
-    Expansion,
-    RegisteredClient,
-    Role,
-)
-from relay.accounts.directory import FileAccounts, load_accounts
+from relay.accounts.account import AccountDirectory, Role
+from relay.accounts.directory import AccountTables, FileAccounts, load_accounts
 from relay.app.agreed import agreed_parts
 from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock, rfc3339
@@ -44,7 +38,7 @@ class Configuration(Struct, frozen=True):
     """Settings, accounts, rules, texts of reports and signing keys, read together."""
 
     settings: Settings
-    accounts: FileAccounts
+    accounts: AccountTables
     rules: RuleSet
     texts: ReportTexts
     keys: KeyRing
@@ -58,7 +52,7 @@ class ListenerCertificates(Struct, frozen=True):
 
 
 class ActiveConfiguration:
-    """The configuration of the last successful load, and an AccountDirectory on top of it."""
+    """The configuration of the last successful load; `accounts` are always its accounts."""
 
     def __init__(
         self,
@@ -72,6 +66,7 @@ class ActiveConfiguration:
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         settings = load(file, environ, role=role)
         self._now = self._with_files(settings, routes=settings)
+        self.accounts = FileAccounts(self._now.accounts, clock)
         self._agreed: tuple[Configuration, Mapping[str, str]] | None = None
         self.certificates = server_certificates(settings)
         self.route_places = route_places(file, settings)
@@ -111,13 +106,13 @@ class ActiveConfiguration:
         `on_restart_key` is called with each changed key that needs a restart, even if a later file
         has a fault. Raises SettingsError; then nothing has changed.
         """
-        before, read = self._now, load(self._file, self._environ, role=self._role)
-        settings, changes = apply_reloadable(before.settings, read)
+        read = load(self._file, self._environ, role=self._role)
+        settings, changes = apply_reloadable(self._now.settings, read)
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
         self._now = self._with_files(settings, routes=read)
-        before.accounts.close()
+        self.accounts.use(self._now.accounts)
         for certificate, pair in pairs:
             certificate.use(pair)
         return len(pairs)
@@ -163,67 +158,16 @@ class ActiveConfiguration:
         )
         anonymous = settings.http.anonymous
         if fault := anonymous_fault(anonymous, accounts):
-            accounts.close()
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
         try:
             route_table(routes, accounts)
         except ValueError as error:
-            accounts.close()
             raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
-        return Configuration(settings, accounts, rules, texts, keys)
+        return Configuration(settings, accounts.tables, rules, texts, keys)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""
-        self._now.accounts.close()
-
-    # -- AccountDirectory
-    def by_token(self, token: str, *, client: str = "") -> Account | None:
-        """See AccountDirectory."""
-        return self._now.accounts.by_token(token, client=client)
-
-    def by_address(self, address: str) -> Account | None:
-        """See AccountDirectory."""
-        return self._now.accounts.by_address(address)
-
-    def expand(self, address: str) -> Expansion | None:
-        """See AccountDirectory."""
-        return self._now.accounts.expand(address)
-
-    def opened(self, address: str, caller: Account) -> Account | None:
-        """See AccountDirectory."""
-        return self._now.accounts.opened(address, caller)
-
-    def every(self) -> Sequence[Account]:
-        """See AccountDirectory."""
-        return self._now.accounts.every()
-
-    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
-        """See AccountDirectory."""
-        return await self._now.accounts.by_password(user, password, client=client)
-
-    def by_client_id(self, client_id: str) -> RegisteredClient | None:
-        """See AccountDirectory."""
-        return self._now.accounts.by_client_id(client_id)
-
-    async def by_client_secret(
-        self, client_id: str, secret: str, *, client: str
-    ) -> RegisteredClient | None:
-        """See AccountDirectory."""
-        return await self._now.accounts.by_client_secret(client_id, secret, client=client)
-
-    def by_client_assertion(
-        self,
-        client_id: str,
-        check: Callable[[RegisteredClient | None], RegisteredClient],
-        *,
-        client: str,
-    ) -> RegisteredClient | None:
-        """See AccountDirectory."""
-        return self._now.accounts.by_client_assertion(client_id, check, client=client)
-
-    def unlock(self, address: str) -> int:
-        """See AccountDirectory."""
-        return self._now.accounts.unlock(address)
+        self.accounts.close()
 
 
 def warn_of_slow_patterns(rules: RuleSet, clock: Clock) -> None:

@@ -57,7 +57,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         node=settings.node_of_many,
     )
     sources = RelayDependencies(
-        active,
+        active.accounts,
         active.rules,
         active.texts,
         active.keys,

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from relay.accounts.account import Account, AccountDirectory
-from relay.accounts.directory import FileAccounts
+from relay.accounts.directory import AccountTables, FileAccounts
 from relay.accounts.passwords import digest_of
 from relay.development.accounts import DevelopmentAccounts
 from relay.mailbox import upload_sessions
@@ -459,9 +459,9 @@ async def test_a_session_that_cannot_be_written_is_none(
 async def test_an_upload_url_goes_with_its_account(place: Place, left: tuple[Account, ...]) -> None:
     url = (await place.session(await place.draft())).json()["uploadUrl"]
     assert (await place.put(url, 0, OCTETS[:100])).status_code == 200
-    accounts = place.accounts = FileAccounts(place.clock)
+    accounts = place.accounts = FileAccounts(AccountTables(), place.clock)
     for account in left:
-        accounts.add(account, password=None, token=None)
+        accounts.tables.add(account, password=None, token=None)
     await place.restart()
     assert place.http is not None
     for answer in (
@@ -479,11 +479,11 @@ async def test_an_upload_url_goes_with_the_right_to_open_the_mailbox(place: Plac
     alice = Account("alice@example.test")
 
     def with_app(*acts_for: str) -> FileAccounts:
-        accounts = FileAccounts(place.clock)
-        accounts.add(alice, password=None, token=None)
+        tables = AccountTables()
+        tables.add(alice, password=None, token=None)
         app = Account("app@example.test", acts_for=acts_for)
-        accounts.add(app, password=None, token=digest_of("app"))
-        return accounts
+        tables.add(app, password=None, token=digest_of("app"))
+        return FileAccounts(tables, place.clock)
 
     place.accounts = with_app("*@example.test")
     await place.restart()
