@@ -34,24 +34,6 @@ _ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _BLOCK_BYTES = 256 * 1024
 
 
-def _exchange(
-    connection: http.client.HTTPConnection,
-    method: str,
-    target: str,
-    *,
-    headers: dict[str, str],
-    body: bytes | None = None,
-    bytes_max: int | None = None,
-) -> tuple[http.client.HTTPResponse, bytes]:
-    """Return a response and its content; close the connection."""
-    try:
-        connection.request(method, target, body, headers)
-        answer = connection.getresponse()
-        return answer, answer.read(bytes_max)
-    finally:
-        connection.close()
-
-
 class ControlUnavailableError(Exception):
     """No daemon answers on the control socket."""
 
@@ -116,25 +98,11 @@ class ControlClient:
 
     def download(self, path: str) -> Iterator[bytes]:
         """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
-        connection = _UnixConnection(self._path, self._timeout_s)
-        try:
-            with self._translated_errors():
-                connection.request("GET", "/relay/v1" + path)
-                answer = connection.getresponse()
-                if answer.status >= http.client.BAD_REQUEST:
-                    value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
-            if answer.status >= http.client.BAD_REQUEST:
-                raise _control_error(answer.status, value)
-            while True:
-                with self._translated_errors():
-                    block = answer.read(_BLOCK_BYTES)
-                    if not block and answer.length:
-                        raise http.client.IncompleteRead(b"", answer.length)
-                if not block:
-                    return
+        with self._answer("GET", path) as answer:
+            while block := answer.read(_BLOCK_BYTES):
                 yield block
-        finally:
-            connection.close()
+            if answer.length:
+                raise http.client.IncompleteRead(b"", answer.length)
 
     def delete(self, path: str) -> dict[str, Any]:
         """Delete what is at `/relay/v1` + `path`; return the JSON object. Raises as get() does."""
@@ -149,21 +117,30 @@ class ControlClient:
         kind: type[T],
         body_type: str = "application/json",
     ) -> ControlResponse[T]:
-        connection = _UnixConnection(self._path, self._timeout_s)
-        with self._translated_errors():
-            answer, content = _exchange(
-                connection, method, "/relay/v1" + path, body=body,
-                headers={"content-type": body_type}, bytes_max=_ANSWER_BYTES_MAX,
-            )  # fmt: skip
-            if answer.status < http.client.BAD_REQUEST:
-                return ControlResponse(msgspec.json.decode(content, type=kind), answer.headers)
-            fault = msgspec.json.decode(content)
-        raise _control_error(answer.status, fault)
+        with self._answer(method, path, body, body_type=body_type) as answer:
+            value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX), type=kind)
+            return ControlResponse(value, answer.headers)
 
     @contextlib.contextmanager
-    def _translated_errors(self) -> Iterator[None]:
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        body_type: str = "application/json",
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request, and give its response to the with block. Raises as get() does, also for
+        what the block raises.
+        """
+        connection = _UnixConnection(self._path, self._timeout_s)
         try:
-            yield
+            connection.request(method, "/relay/v1" + path, body, {"content-type": body_type})
+            answer = connection.getresponse()
+            if answer.status >= http.client.BAD_REQUEST:
+                value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
+                raise _control_error(answer.status, value)
+            yield answer
         except FileNotFoundError:
             text = f"no relay is running: there is no {self._path}"
             raise ControlUnavailableError(text) from None
@@ -176,6 +153,8 @@ class ControlClient:
         except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
             text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
             raise ControlUnavailableError(text) from None
+        finally:
+            connection.close()
 
 
 def _with(path: str, query: Mapping[str, str] | None) -> str:
@@ -300,6 +279,23 @@ def send_by_graph(
     if answer.status >= http.client.INTERNAL_SERVER_ERROR or answer.status == _TOO_MANY:
         raise TryLaterError(text)
     raise RejectedError(text)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    *,
+    headers: dict[str, str],
+    body: bytes | None = None,
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """Return a response and its content; close the connection."""
+    try:
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        return answer, answer.read()
+    finally:
+        connection.close()
 
 
 def read_by_graph(address: Address, graph_id: str, *, token: str) -> bytes:
