@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hmac import compare_digest
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -31,6 +31,7 @@ from relay.accounts.account import (
 )
 from relay.accounts.passwords import GuessDelays, digest_of
 from relay.clock import Clock, SystemClock
+from relay.mailbox.mailbox_list import MailboxList
 from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox
 from relay.message.address import parse_mailbox as parse_any_mailbox
 from relay.settings.values import is_atom_character, parse_mailbox
@@ -46,24 +47,12 @@ _USER_CLAIMS = ("upn", "preferred_username")
 _CLIENT_CLAIMS = ("appid", "azp", "sub")
 
 
-class ExistingMailboxes(Protocol):
-    """The mailboxes on the disk: relay.mailbox's MailboxList."""
-
-    def has(self, address: str) -> bool:
-        """Whether there is a mailbox of this address."""
-        ...
-
-    def some(self, limit: int) -> Sequence[str]:
-        """Return the addresses of at most `limit` mailboxes, in order."""
-        ...
-
-
 class DevelopmentAccounts:
     """The accounts of a development relay (an AccountDirectory)."""
 
     def __init__(
         self,
-        mailboxes: ExistingMailboxes | None = None,
+        mailboxes: MailboxList | None = None,
         *,
         domains: Sequence[str] = (DOMAIN,),
         operator_token: str = "",
