@@ -13,7 +13,6 @@ from typing import Any, Self
 from relay.internet.behaviour import ReceivedMail
 from relay.internet.scenario_file import read_scenarios, scenario_of
 from relay.message.lifecycle import RecipientState
-from relay.settings.document import SettingsError
 from relay.testing.message import WAIT_S, Message, MessageSource
 from relay.testing.running import RunningRelay
 from relay.testing.waiting import Pattern, WaitTimeout, Wanted, journey_lines, timeout_text
@@ -67,15 +66,26 @@ class InternetScenario:
 
         Raises SettingsError.
         """
-        found = tomllib.loads(read_scenarios([str(one) for one in scenarios]).toml)
-        self._extend(found)
+        tables = dict(self._tables)
+        added = tomllib.loads(read_scenarios([str(one) for one in scenarios]).toml)
+        for key, value in added.items():
+            is_list = isinstance(value, list)
+            tables[key] = [*tables.get(key, ()), *value] if is_list else value
+        self._use(tables)
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """Return the table of a domain, a new one if there is none. Raises SettingsError."""
-        table = self._table_of(name)
-        if table is None:
-            table = {"name": name}
-            self._extend({"domain": [table]})
+    def describe(self, name: str, /, **keys: Any) -> dict[str, Any]:
+        """Set keys in the table of a domain, a new one if there is none; return the table.
+
+        Raises SettingsError; then nothing changes.
+        """
+        before = self._table_of(name)
+        if before is not None and not keys:
+            return before
+        table = {**(before or {"name": name}), **keys}
+        domains = [table if one is before else one for one in self._tables["domain"]]
+        if before is None:
+            domains.append(table)
+        self._use({**self._tables, "domain": domains})
         return table
 
     async def reset(self) -> None:
@@ -85,14 +95,15 @@ class InternetScenario:
         self._tables = {"domain": []}
         self._taken.clear()
 
-    def apply(self) -> None:
-        """Put the description into force. Raises SettingsError; then what is in force stays."""
-        scenario = scenario_of(self._tables, Path("internet"))
+    def _use(self, tables: dict[str, Any]) -> None:
+        """Put a description into force. Raises SettingsError; then what is in force stays."""
+        scenario = scenario_of(tables, Path("internet"))
 
         async def use() -> None:
             self.running.relay.extend_scenario(scenario)
 
         self.running.run(use())
+        self._tables = tables
 
     async def received(self, domain: str = "") -> list[RemoteMessage]:
         """Return what read() returns when what is in progress has ended."""
@@ -142,19 +153,6 @@ class InternetScenario:
             lines = [f"mail to domains that the test does not describe: {', '.join(domains)}"]
             lines += [f"  {one}" for one in list(found.values())[:_SHOWN_MAX]]
             raise AssertionError("\n".join(lines))
-
-    def _extend(self, tables: dict[str, Any]) -> None:
-        """Add to the lists, replace other values. Raises SettingsError; then nothing changes."""
-        before, extended = self._tables, dict(self._tables)
-        for key, value in tables.items():
-            is_list = isinstance(value, list)
-            extended[key] = [*extended.get(key, ()), *value] if is_list else value
-        self._tables = extended
-        try:
-            self.apply()
-        except SettingsError:
-            self._tables = before
-            raise
 
     def _table_of(self, name: str) -> dict[str, Any] | None:
         for table in self._tables["domain"]:
@@ -287,15 +285,7 @@ class SiteScenario:
 
     def set(self, **keys: Any) -> Self:
         """Set keys of the domain's table in a scenario. Raises SettingsError."""
-        table = self._scenario.describe(self.name)
-        before = dict(table)
-        table.update(keys)
-        try:
-            self._scenario.apply()
-        except SettingsError:
-            table.clear()
-            table.update(before)
-            raise
+        self._scenario.describe(self.name, **keys)
         return self
 
     def _stage(self, verb: str, **keys: str) -> "Stage":
