@@ -35,7 +35,6 @@ _SHIFTS = range(5 * (ID_LENGTH - 2), -1, -10)
 _RANDOM_BITS = 32
 _JUMP_US_MIN = 1_000_000
 _FOLLOWING_PARTS = 10  # the correction is at most this part of the time that passed
-_TIME_CHARACTERS = 10  # 48 bits of milliseconds need ten characters of five bits
 DOUBT_US = 86_400_000_000  # how long a relay runs before a doubtful gap counts as a long stop
 _GAP_US_MIN = 3_600_000_000  # a shorter gap is not doubtful
 ADVANCED_S_MAX = 400 * 86400.0  # of the clock of a development relay, in all
