@@ -21,6 +21,7 @@ from msgspec import Struct
 from relay.pressure import Disk
 
 _BLOCK_BYTES = 1 << 20
+LINE_BYTES_MAX = 512 * 1024  # of a log: 1,000 addresses of 320 characters, and the rest
 _KEY_FILE_BYTES_MAX = 64 * 1024  # an RSA key of 4,096 bits has 3.3 KB
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
@@ -161,6 +162,35 @@ class OpenOctets(Struct, frozen=True):
         """Return a part; nothing is read."""
         size = max(0, min(length, self.size - start))
         return OpenOctets(self.descriptor, self.start + start, size)
+
+
+def lines_backwards(path: Path, needle: bytes = b"") -> Iterator[bytes]:
+    """Yield the lines of a file from last to first, none of a missing file; skip overlong lines.
+
+    Only those with `needle`, which is in lower case, where ASCII letters have any case. The memory
+    is bounded. Raises OSError.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # pruned meanwhile
+        return
+    with file:
+        end = file.seek(0, os.SEEK_END)
+        rest = b""
+        while end > 0:
+            start = max(0, end - _BLOCK_BYTES)
+            file.seek(start)
+            block = file.read(end - start) + rest
+            first, _, complete = block.partition(b"\n")
+            if start == 0:
+                complete, first = block, b""
+            if not needle:
+                yield from reversed(complete.splitlines())
+            elif needle in complete.lower():  # quick for a file without any
+                lines = reversed(complete.splitlines())
+                yield from (line for line in lines if needle in line.lower())
+            rest = first + b"\n" if start and len(first) < LINE_BYTES_MAX else b""
+            end = start
 
 
 def fsync_path(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from relay.files import LINE_BYTES_MAX, lines_backwards
 from relay.journeys.events import Step
 from relay.journeys.message_list import OpenSubmission
 from relay.message.lifecycle import RecipientState, SubmissionState
@@ -23,8 +24,6 @@ from relay.message.lifecycle import RecipientState, SubmissionState
 _READ_BYTES_MAX = 32 << 20  # of the log, at one time
 _OPEN_MAX = 10_000
 _OPEN_BYTES_MAX = 16 << 20
-_LINE_BYTES_MAX = 512 * 1024  # 1,000 addresses of 320 characters, and the rest
-_CHUNK_BYTES = 1 << 20
 
 
 class _LineHead(msgspec.Struct, frozen=True):
@@ -226,7 +225,7 @@ def _end_of(path: Path) -> tuple[_FileKey | None, int]:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            begin = max(0, status.st_size - _LINE_BYTES_MAX)
+            begin = max(0, status.st_size - LINE_BYTES_MAX)
             end = status.st_size
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 last = os.pread(file.fileno(), end - begin, begin)
@@ -243,24 +242,3 @@ def _lines_between(path: Path, begin: int, end: int) -> Iterator[bytes]:
             return iter(file.read(end - begin).splitlines())
     except FileNotFoundError:
         return iter(())
-
-
-def lines_backwards(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file from last to first, in bounded memory; skip overlong lines."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:  # pruned meanwhile
-        return
-    with file:
-        end = file.seek(0, os.SEEK_END)
-        rest = b""
-        while end > 0:
-            start = max(0, end - _CHUNK_BYTES)
-            file.seek(start)
-            block = file.read(end - start) + rest
-            first, _, complete = block.partition(b"\n")
-            if start == 0:
-                complete, first = block, b""
-            yield from reversed(complete.splitlines())
-            rest = first + b"\n" if start and len(first) < _LINE_BYTES_MAX else b""
-            end = start

@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from relay.clock import Clock, id_time_us, now_at_least_us
+from relay.files import lines_backwards
 from relay.journeys.events import Event, Step
 from relay.journeys.message_list import OpenSubmission
 from relay.journeys.message_search import (
@@ -31,7 +32,7 @@ from relay.journeys.message_search import (
     FoundMessage,
     MessageSearch,
 )
-from relay.journeys.open_submissions import OpenSubmissions, lines_backwards
+from relay.journeys.open_submissions import OpenSubmissions
 
 _DAY_US = 86_400_000_000
 _RECIPIENTS_MAX = 1000  # in a line
@@ -192,12 +193,12 @@ class SubmissionLog:
         found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}
         steps: dict[int, Event] = {}
         remark: dict[str, Any] = {}
-        wanted = submission_id.encode()
+        wanted = submission_id.lower().encode()
         for path in self._files():
             if earliest is not None and path.name[:10] < _day_of(earliest):
                 break
-            for line in lines_backwards(path):
-                if wanted not in line or (record := _decoded(line)) is None:
+            for line in lines_backwards(path, wanted):
+                if (record := _decoded(line)) is None:
                     continue
                 if record.get("submission_id") != submission_id:
                     continue
@@ -240,8 +241,8 @@ class SubmissionLog:
         for path in self._files():
             if created_us is not None and path.name[:10] < _day_of(created_us):
                 break  # no earlier log contains an id
-            for line in lines_backwards(path):
-                if wanted not in line.lower() or (record := _decoded(line)) is None:
+            for line in lines_backwards(path, wanted):
+                if (record := _decoded(line)) is None:
                     continue
                 if "account" not in record or account not in (None, record["account"]):
                     continue

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from relay.accounts.passwords import client_of
 from relay.clock import rfc3339
-from relay.files import replace_file, write_all
+from relay.files import lines_backwards, replace_file, write_all
 from relay.observe.logs import RepeatedError, get_logger
 from relay.refusals.refusal import (
     Refusal,
@@ -37,7 +37,6 @@ CLIENT_LINES_MAX = 1000  # a day, of one client
 WAITING_MAX = 10_000  # records that no thread has written yet
 _RESERVED_BYTES = 64 * 1024  # of a file, for the lines of reasons
 _PAUSE_S = 0.1
-_BLOCK_BYTES = 256 * 1024
 _TIMES = b'"times":'
 _DIGITS = 10  # of a number that is written over
 _log = get_logger("refusals")
@@ -322,18 +321,6 @@ def _decoded(line: bytes) -> Refusal | None:
 
 def _backwards(path: Path, needle: bytes = b"") -> Iterator[Refusal]:
     """Yield the records of a file, the last one first; only those whose lines have `needle`."""
-    with path.open("rb") as file:
-        place = file.seek(0, os.SEEK_END)
-        rest = b""
-        while place:
-            size = min(_BLOCK_BYTES, place)
-            place -= size
-            file.seek(place)
-            block = file.read(size) + rest
-            begun = block.find(b"\n") + 1 if place else 0
-            rest = block[:begun]
-            if needle and needle not in block.lower():  # quick, for a file without any
-                continue
-            for line in reversed(block[begun:].splitlines()):
-                if needle in line.lower() and (found := _decoded(line)):
-                    yield found
+    for line in lines_backwards(path, needle):
+        if found := _decoded(line):
+            yield found

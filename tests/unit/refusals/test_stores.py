@@ -242,7 +242,7 @@ async def test_a_disk_that_fails_loses_records_and_raises_nothing(files, tmp_pat
 
 
 async def test_blocks_of_a_file_are_joined(files, monkeypatch):
-    monkeypatch.setattr(day_files, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr("relay.files._BLOCK_BYTES", 100)
     for number in range(50):
         files.record(refusal(number))
     assert await names(files) == [f"r{number}" for number in reversed(range(50))]
