@@ -6,7 +6,7 @@ account sees its own messages only.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
-from relay.journeys.list_places import ListPlaces, OpenSubmissionSource, is_between
+from relay.journeys.list_places import ListPlaces, is_between
 from relay.journeys.message_list import (
     ListPosition,
     MessageSummary,
@@ -34,6 +34,7 @@ from relay.journeys.open_submissions import state_before_queue
 from relay.journeys.reported import with_reports
 from relay.journeys.sentences import reasons_of
 from relay.journeys.spool_history import SpoolHistory
+from relay.journeys.submission_log import SubmissionLog
 from relay.message.envelope import Client
 from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 
@@ -44,26 +45,6 @@ _SCANS_MAX = 20  # for names: each reads up to message_search.SCAN_MAX messages
 _NEIGHBOURS_READ = 200  # names at a time
 _NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
-
-
-class StoreJourneys(OpenSubmissionSource, Protocol):
-    """What Journeys needs of the submission log."""
-
-    async def submission(self, submission_id: str) -> dict[str, Any] | None:
-        """Return {submission_id, graph_id, account, ..., queue_id, recipients, steps} or None."""
-        ...
-
-    async def find_submission_ids(
-        self, key: str, *, account: str | None, limit: int
-    ) -> Sequence[str]:
-        """Return submission ids for any of a submission's names, newest first."""
-        ...
-
-    async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
-    ) -> Sequence[FoundMessage]:
-        """Return submissions that may match, newest first; with `since_us` all that are newer."""
-        ...
 
 
 class MessageList(Struct, frozen=True):
@@ -86,7 +67,7 @@ class ListPage(Struct, frozen=True):
 class Journeys:
     """Joins the steps of submission log and spool by submission id."""
 
-    def __init__(self, spool: SpoolHistory, store: StoreJourneys, *, clock: Clock) -> None:
+    def __init__(self, spool: SpoolHistory, store: SubmissionLog, *, clock: Clock) -> None:
         self._spool = spool
         self._store = store
         self._clock = clock

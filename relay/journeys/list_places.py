@@ -10,19 +10,12 @@ from typing import Protocol
 from relay.journeys.message_list import FoundPage, ListPosition, OpenSubmission, position_of
 from relay.journeys.message_search import SCAN_MAX, FoundMessage, MessageSearch
 from relay.journeys.spool_history import SpoolHistory
+from relay.journeys.submission_log import SubmissionLog
 
 _LOOKUP_S = 0.03
 _CHUNK = 400  # messages whose contents are checked at once
 _LOOKS_MAX = 3  # for a page, while submissions are accepted
 Place = tuple[ListPosition, FoundMessage | OpenSubmission]
-
-
-class OpenSubmissionSource(Protocol):
-    """The submission log."""
-
-    async def open_submissions(self) -> Sequence[OpenSubmission]:
-        """Return the newest submissions that are not recorded as accepted."""
-        ...
 
 
 class ContentChecks(Protocol):
@@ -60,7 +53,7 @@ class ListPlaces:
     of a page that a person looks at.
     """
 
-    def __init__(self, spool: SpoolHistory, store: OpenSubmissionSource) -> None:
+    def __init__(self, spool: SpoolHistory, store: SubmissionLog) -> None:
         self._spool = spool
         self._store = store
         self.contents: ContentConditions | None = None

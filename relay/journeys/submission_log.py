@@ -154,24 +154,24 @@ class SubmissionLog:
             self._file = None
 
     async def submission(self, submission_id: str) -> dict[str, Any] | None:
-        """Return facts and steps 1 to 4 of one submission (StoreJourneys)."""
+        """Return {submission_id, queue_id, steps} and the facts of one submission, or None."""
         return await asyncio.to_thread(self._submission, submission_id)
 
     async def find_submission_ids(
         self, key: str, *, account: str | None, limit: int
     ) -> Sequence[str]:
-        """Return submission ids for any of their names, newest first (StoreJourneys)."""
+        """Return submission ids for any of a submission's names, newest first."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
     async def search(
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
     ) -> Sequence[FoundMessage]:
-        """Return submissions that may match, newest first (StoreJourneys)."""
+        """Return submissions that may match, newest first; with `since_us` all that are newer."""
         scan = _Scan(wanted, account, since_us=since_us, limit=limit)
         return await asyncio.to_thread(scan.read, self._files())
 
     async def open_submissions(self) -> Sequence[OpenSubmission]:
-        """Return the submissions that are not recorded as accepted (StoreJourneys)."""
+        """Return the newest submissions that are not recorded as accepted."""
         return await asyncio.to_thread(self._followed.read)
 
     def prune(self, keep_days: int) -> int:
