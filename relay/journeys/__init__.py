@@ -6,6 +6,7 @@ command line read journeys.
 
 - `events`: an event, and the seven steps
 - `submission_log`: the log of steps 1 to 4: written, searched, and pruned by days
+- `log_line`: one line of the submission log as a typed value
 - `log_reader`: reads the submission log forward from a position
 - `open_submissions`: submissions not yet accepted, and their state before the queue: scheduled,
   converting, cancelled, failed (state_before_queue)

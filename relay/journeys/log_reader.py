@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import msgspec
 from msgspec import Struct
 
 from relay.clock import id_time_us
 from relay.journeys.events import Event, RecordedEvent, Step
+from relay.journeys.log_line import parse_line
+from relay.journeys.open_submissions import state_before_queue
 from relay.message.lifecycle import RecipientState, SubmissionState
 
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d)-([a-z]{1,20})", re.ASCII)
@@ -191,31 +192,20 @@ class _RoleFiles:
 
 def _event_of(line: bytes) -> RecordedEvent | None:
     """Return the event of a line; None for a damaged line."""
-    try:
-        record: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-        submission_id, number = str(record["submission_id"]), int(record["step"])
-        detail = dict(record.get("detail") or {})
-        if record.get("withdrawn"):
-            detail = {"withdrawn": True}
-        at_us = int(record.get("at_us") or id_time_us(submission_id) or 0)
-        step = Step(number or Step.NOTIFIED)  # what happened to a submission before step 3
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, ValueError, TypeError):
+    if (found := parse_line(line)) is None:
         return None
+    step = Step(found.step or Step.NOTIFIED)  # what happened to a submission before step 3
+    detail: dict[str, Any] = {"withdrawn": True} if found.withdrawn else found.detail
     detail.pop("client", None)
-    account = str(record.get("account") or record.get("owner") or "")
-    queue_id = record.get("queue_id") or None
-    event = Event(step, at_us, detail)
-    return RecordedEvent(queue_id, submission_id, account, event, _state_after(step, detail))
+    at_us = found.at_us or id_time_us(found.submission_id) or 0
+    return RecordedEvent(
+        found.queue_id or None, found.submission_id, found.account or found.owner,
+        Event(step, at_us, detail), _state_after(step, detail),
+    )  # fmt: skip
 
 
 def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | SubmissionState | None:
     """Return the state of the message. Step 4 says nothing: it is recorded after step 5."""
     if step is Step.ACCEPTED or "withdrawn" in detail:
         return None
-    if step is Step.REPORT:
-        is_unknown = detail.get("kind") == "unknown"
-        return RecipientState.EXPIRED if is_unknown else RecipientState.FAILED
-    if "cancelled" in detail:
-        return RecipientState.CANCELLED
-    is_scheduled = "deferred_until" in detail
-    return SubmissionState.SCHEDULED if is_scheduled else SubmissionState.CONVERTING
+    return state_before_queue({step: detail}).state

@@ -13,39 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from relay.files import LINE_BYTES_MAX, lines_backwards
 from relay.journeys.events import Step
+from relay.journeys.log_line import parse_line
 from relay.journeys.message_list import OpenSubmission
 from relay.message.lifecycle import RecipientState, SubmissionState
 
 _READ_BYTES_MAX = 32 << 20  # of the log, at one time
 _OPEN_MAX = 10_000
 _OPEN_BYTES_MAX = 16 << 20
-
-
-class _LineHead(msgspec.Struct, frozen=True):
-    submission_id: str
-    step: int
-    withdrawn: bool = False
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """A line of the log; the facts are those of step 1."""
-
-    step: int
-    detail: dict[str, Any] = {}
-    account: str = ""
-    sender: str = ""
-    message_id: str = ""
-    subject: str = ""
-    recipients: tuple[str, ...] = ()
-
-
-_head_decoder = msgspec.json.Decoder(_LineHead)
-_line_decoder = msgspec.json.Decoder(_Line)
 _FileKey = tuple[str, int]  # name and inode
 
 
@@ -89,7 +67,7 @@ class OpenSubmissions:
                 left_bytes -= len(line)
                 if left_bytes <= 0:
                     break
-                head = _head_of(line)
+                head = parse_line(line)
                 if head is None or head.submission_id in ended:
                     if head is not None and head.step == Step.CREATED:
                         ended.discard(head.submission_id)
@@ -130,7 +108,7 @@ class OpenSubmissions:
 
     def _apply(self, lines: Sequence[bytes]) -> None:
         ended_before, self._ended_first = self._ended_first, set()
-        heads = [(head, line) for line in lines if (head := _head_of(line)) is not None]
+        heads = [(head, line) for line in lines if (head := parse_line(line)) is not None]
         for head, line in heads:
             if head.step == Step.CREATED and head.submission_id not in ended_before:
                 self._remove(head.submission_id)
@@ -190,11 +168,8 @@ def state_before_queue(details: Mapping[int, Mapping[str, Any]]) -> StateBeforeQ
 
 
 def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
-    """Return the submission, None for one that was never submitted, or whose lines are damaged."""
-    try:
-        read = [_line_decoder.decode(line) for line in lines]
-    except msgspec.MsgspecError:
-        return None
+    """Return the submission, None for one that was never submitted."""
+    read = [one for line in lines if (one := parse_line(line)) is not None]
     created = read[0]
     steps: dict[int, dict[str, Any]] = {}
     remarks: dict[str, Any] = {}
@@ -209,15 +184,8 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
     found = state_before_queue(steps)
     return OpenSubmission(
         name, created.account, created.sender, created.message_id, created.subject,
-        created.recipients, str(found.state), found.reply, found.send_at,
+        tuple(created.recipients), str(found.state), found.reply, found.send_at,
     )  # fmt: skip
-
-
-def _head_of(line: bytes) -> _LineHead | None:
-    try:
-        return _head_decoder.decode(line)
-    except msgspec.MsgspecError:
-        return None
 
 
 def _end_of(path: Path) -> tuple[_FileKey | None, int]:

@@ -24,6 +24,7 @@ from msgspec.structs import asdict, replace
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.files import lines_backwards
 from relay.journeys.events import Event, Step
+from relay.journeys.log_line import LogLine, parse_line
 from relay.journeys.message_list import OpenSubmission
 from relay.journeys.message_search import (
     CLOCK_MARGIN_US,
@@ -198,23 +199,22 @@ class SubmissionLog:
             if earliest is not None and path.name[:10] < _day_of(earliest):
                 break
             for line in lines_backwards(path, wanted):
-                if (record := _decoded(line)) is None:
+                if (one := parse_line(line)) is None:
                     continue
-                if record.get("submission_id") != submission_id:
+                if one.submission_id != submission_id:
                     continue
-                if "withdrawn" in record:
+                if one.withdrawn:
                     return None
-                step = int(record["step"])
-                if not step:
-                    remark = {**record.get("detail", {}), **remark}
+                if not one.step:
+                    remark = {**one.detail, **remark}
                     continue
-                if step == Step.REPORT and step in steps:
+                if one.step == Step.REPORT and one.step in steps:
                     continue  # the last report counts; of other steps, the first line
-                steps[step] = Event(Step(step), int(record["at_us"]), record.get("detail", {}))
-                if record.get("queue_id"):
-                    found["queue_id"] = record["queue_id"]
-                if step == Step.CREATED:
-                    found |= {name: record[name] for name in _FACTS if name in record}
+                steps[one.step] = Event(Step(one.step), one.at_us, one.detail)
+                if one.queue_id:
+                    found["queue_id"] = one.queue_id
+                if one.step == Step.CREATED:
+                    found |= {name: getattr(one, name) for name in _FACTS}
                     break  # its other steps are later in the file and were read before
         if not steps:
             return None
@@ -242,18 +242,18 @@ class SubmissionLog:
             if created_us is not None and path.name[:10] < _day_of(created_us):
                 break  # no earlier log contains an id
             for line in lines_backwards(path, wanted):
-                if (record := _decoded(line)) is None:
+                if (one := parse_line(line)) is None:
                     continue
-                if "account" not in record or account not in (None, record["account"]):
+                if not one.has_facts or account not in (None, one.account):
                     continue
-                names = (record["submission_id"], record["graph_id"], record["message_id"])
-                addresses = (record["sender"], *record["recipients"])
-                if record["submission_id"] in withdrawn:
+                names = (one.submission_id, one.graph_id, one.message_id)
+                addresses = (one.sender, *one.recipients)
+                if one.submission_id in withdrawn:
                     continue
-                if "withdrawn" in record:
-                    withdrawn.add(record["submission_id"])
+                if one.withdrawn:
+                    withdrawn.add(one.submission_id)
                 elif key == "last" or key in names or lowered in map(str.lower, addresses):
-                    found[record["submission_id"]] = None
+                    found[one.submission_id] = None
                     if len(found) >= limit:
                         return list(found)
         return list(found)
@@ -284,42 +284,41 @@ class _Scan:
             if earliest_us is not None and path.name[:10] < _day_of(earliest_us):
                 break
             for line in lines_backwards(path):
-                if (record := _decoded(line)) is None:
+                if (one := parse_line(line)) is None:
                     continue
                 if self._has_enough():
                     return list(self._found.values())
-                is_old = earliest_us is not None and record.get("at_us", earliest_us) < earliest_us
-                if is_old and record["step"] > Step.CREATED:
+                is_old = earliest_us is not None and one.at_us < earliest_us
+                if is_old and one.step > Step.CREATED:
                     break  # a draft may be older than its sending
-                self._take(record)
+                self._take(one)
         return list(self._found.values())
 
     def _has_enough(self) -> bool:
         return len(self._found) >= self._limit or self._read >= SCAN_MAX
 
-    def _take(self, record: Mapping[str, Any]) -> None:
-        submission_id = record["submission_id"]
-        if record["step"] == Step.NOTIFIED:
-            self._submitted_us[submission_id] = record["at_us"]
-        elif record["step"] == Step.ACCEPTED or "withdrawn" in record:
-            self._ended.add(submission_id)
-        elif record["step"] == Step.CREATED:
+    def _take(self, line: LogLine) -> None:
+        if line.step == Step.NOTIFIED:
+            self._submitted_us[line.submission_id] = line.at_us
+        elif line.step == Step.ACCEPTED or line.withdrawn:
+            self._ended.add(line.submission_id)
+        elif line.step == Step.CREATED:
             self._read += 1
-            at_us = self._submitted_us.pop(submission_id, None)
-            if at_us is not None and self._account in (None, record["account"]):
-                self._keep(record, at_us)
+            at_us = self._submitted_us.pop(line.submission_id, None)
+            if at_us is not None and self._account in (None, line.account):
+                self._keep(line, at_us)
 
-    def _keep(self, record: Mapping[str, Any], at_us: int) -> None:
-        submission_id = record["submission_id"]
+    def _keep(self, line: LogLine, at_us: int) -> None:
+        submission_id = line.submission_id
         matches = (
             submission_id not in self._ended
-            and self._wanted.matches_facts(record["sender"], record["subject"])
-            and any(map(self._wanted.matches_address, record["recipients"]))
+            and self._wanted.matches_facts(line.sender, line.subject)
+            and any(map(self._wanted.matches_address, line.recipients))
         )
         self._ended.discard(submission_id)
         if matches if self._since_us is None else at_us > self._since_us:
             self._found[submission_id] = FoundMessage(
-                "", submission_id, at_us, record["account"], matches=matches
+                "", submission_id, at_us, line.account, matches=matches
             )
 
 
@@ -334,15 +333,6 @@ def _names(facts: SubmissionFacts) -> dict[str, Any]:
 
 def _day_of(time_us: int) -> str:
     return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d}"
-
-
-def _decoded(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = msgspec.json.decode(line)
-    except msgspec.DecodeError:
-        return None
-    is_step = isinstance(record, dict) and "submission_id" in record and "step" in record
-    return record if is_step else None
 
 
 _READ_BYTES_MAX = 1 << 20
@@ -381,38 +371,32 @@ def _read_file(
     path: Path, found: LoggedSubmissions, ended: set[str], *, among: Collection[str]
 ) -> None:  # fmt: skip
     names: dict[str, tuple[str, str]] = {}
-    for record in _lines(path):
-        submission_id, step = str(record.get("submission_id")), record.get("step")
-        detail = record.get("detail") or {}
+    for line in _lines(path):
+        submission_id, step = line.submission_id, line.step
         if step == Step.CREATED:
-            names[submission_id] = str(record.get("account")), str(record.get("graph_id"))
+            names[submission_id] = line.account, line.graph_id
         elif step == Step.NOTIFIED and submission_id in names:
             account, draft_id = names.pop(submission_id)
-            at_us = int(record.get("at_us", 0))
-            found.open[submission_id] = UnfinishedSubmission(account, draft_id, at_us)
+            found.open[submission_id] = UnfinishedSubmission(account, draft_id, line.at_us)
         elif (
             step in (Step.ACCEPTED, Step.REPORT)
-            or record.get("withdrawn")
-            or not _ENDS.isdisjoint(detail)
+            or line.withdrawn
+            or not _ENDS.isdisjoint(line.detail)
         ):
             ended.add(submission_id)
             if step == Step.ACCEPTED and submission_id in among:
                 found.accepted.add(submission_id)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[LogLine]:
     try:
         file = path.open("rb")
     except FileNotFoundError:  # pruned meanwhile
         return
     with file:
         while line := file.readline(_READ_BYTES_MAX):
-            try:
-                record = msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
-            if isinstance(record, dict):
-                yield record
+            if (one := parse_line(line)) is not None:
+                yield one
 
 
 def _files(directory: Path) -> list[Path]:
