@@ -8,7 +8,6 @@ a route: a login is sent only with TLS and a verified certificate, unless the ho
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -42,48 +41,8 @@ EXPECTED = "smtp://HOST:PORT or smtps://HOST:PORT, with USER:PASSWORD@ before HO
 _PORTS = {HopKind.SMTP: 25, HopKind.SMTPS: 465}
 _NO_DOMAIN = ""  # of no recipient: the route is there for its TLS policy and its login
 
-_CONFIG = """\
-: its configuration, which the other commands find.
-hostname = "relay.{domain}"
-state_dir = "state"
-
-[http]
-listen = {listen}
-tls = {{ certificate = "tls/relay.pem", key = "tls/relay.key" }}
-
-{smtp}
-[mailboxes]
-domains = {domains}
-root = "mail"
-accounts = "accounts.toml"
-
-[dns]
-nameservers = ["{nameserver}"]
-
-[delivery]
-port = {port}
-retry = ["5s", "15s", "1m", "5m", "15m", "30m", "1h"]
-command_timeout = "30s"
-shutdown_grace = "2s"
-
-[[route]]
-domain = "*"
-next_hop = "capture"
-
-[spool]
-keep = "{keep}s"
-
-[policy]
-directory = {policies}
-"""
-_SMTP = """\
-[[smtp]]
-listen = "{listen}"
-role = "{role}"
-trusted_networks = ["127.0.0.0/8", "::1/128"]
-"""
+_TLS = {"certificate": "tls/relay.pem", "key": "tls/relay.key"}
 _KEEP_S_MIN = 0.001  # of the configuration
-_SMTP_TLS = 'tls = { certificate = "tls/relay.pem", key = "tls/relay.key" }\n'
 # The listeners of SMTP, by the names of their options, and the roles of the configuration.
 SMTP_ROLES = {"smtp": "relay", "submission": "submission", "submissions": "submissions"}
 _ACCOUNTS = """\
@@ -239,75 +198,73 @@ def _connectable(address: Address) -> Address:
 def write_config(
     folder: DevelopmentFolder, options: DevelopmentOptions, internet: SimulatedInternet
 ) -> None:
-    """Write the configuration for these options."""
-    domain = options.domains[0]
-    folder.write("accounts.toml", _ACCOUNTS.format(domain=domain))
+    """Write the configuration for these options. Raises ValueError for what TOML does not have."""
+    folder.write("accounts.toml", _ACCOUNTS.format(domain=options.domains[0]))
     authority = internet.certificates.authority
     folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
-    text = _CONFIG.format(
-        domain=domain,
-        domains=_value(options.domains),
-        listen=_value(
-            [
-                *(f"http://{one}" for one in options.everywhere(options.http)),
-                *map(str, options.everywhere(options.https)),
-            ]
-        ),
-        smtp="\n".join(_listeners(options)),
-        nameserver=internet.nameserver,
-        port=internet.port,
-        policies=_value(str(options.rules or shipped("policies"))),
-        keep=max(options.keep.age_s, _KEEP_S_MIN),
-    )
-    folder.write("relay.toml", with_overrides(f"#{text}", options.overrides).removeprefix("#"))
+    config = overridden(_config(options, internet), options.overrides)
+    text = ": its configuration, which the other commands find.\n"
+    folder.write("relay.toml", text + tomlkit.dumps(config))
 
 
-def _listeners(options: DevelopmentOptions) -> Iterator[str]:
+def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[str, Any]:
+    """Return the keys of relay.toml."""
+    http = [f"http://{one}" for one in options.everywhere(options.http)]
+    https = [str(one) for one in options.everywhere(options.https)]
+    return {
+        "hostname": f"relay.{options.domains[0]}",
+        "state_dir": "state",
+        "http": {"listen": [*http, *https], "tls": _TLS},
+        "smtp": list(_listeners(options)),
+        "mailboxes": {
+            "domains": list(options.domains), "root": "mail", "accounts": "accounts.toml",
+        },
+        "dns": {"nameservers": [str(internet.nameserver)]},
+        "delivery": {
+            "port": internet.port,
+            "retry": ["5s", "15s", "1m", "5m", "15m", "30m", "1h"],
+            "command_timeout": "30s",
+            "shutdown_grace": "2s",
+        },
+        "route": [{"domain": "*", "next_hop": "capture"}],
+        "spool": {"keep": f"{max(options.keep.age_s, _KEEP_S_MIN)}s"},
+        "policy": {"directory": str(options.rules or shipped("policies"))},
+    }  # fmt: skip
+
+
+def _listeners(options: DevelopmentOptions) -> Iterator[dict[str, Any]]:
     """Yield the tables of SMTP, that of the listener without TLS first."""
     given = options.listeners
     for name, role in SMTP_ROLES.items():
+        tls = {} if name == "smtp" else {"tls": _TLS}
         for one in options.everywhere(given[name]) if name in given else ():
-            table = _SMTP.format(listen=one, role=role)
-            yield table if name == "smtp" else table + _SMTP_TLS
+            trusted = ["127.0.0.0/8", "::1/128"]
+            yield {"listen": str(one), "role": role, "trusted_networks": trusted, **tls}
 
 
-def with_overrides(text: str, overrides: Mapping[str, Any]) -> str:
-    """Return a TOML text with other values of some keys; of its comments the first line stays.
+def overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table of TOML with other values of some keys.
 
     A table is overridden key by key, an array of tables entry by entry; further entries are added.
-    Routes are put before those that are there, because the first match wins. Raises ValueError for
-    what TOML does not have.
+    Routes are put before those that are there, because the first match wins.
     """
-    if not overrides:
-        return text
-    table = _overridden(tomllib.loads(text), overrides)
-    first, _, _ = text.partition("\n")
-    return f"{first}\n{tomlkit.dumps(table)}"
-
-
-def _overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    overridden = dict(table)
+    changed = dict(table)
     for key, value in overrides.items():
-        there = overridden.get(key)
+        there = changed.get(key)
         if isinstance(value, Mapping):
-            overridden[key] = _overridden(there if isinstance(there, Mapping) else {}, value)
+            changed[key] = overridden(there if isinstance(there, Mapping) else {}, value)
         elif _is_tables(there) and _is_tables(value):
             if key == "route":
-                overridden[key] = [*value, *there]
+                changed[key] = [*value, *there]
             else:
                 entries = zip(there, value, strict=False)
-                common = [_overridden(one, other) for one, other in entries]
+                common = [overridden(one, other) for one, other in entries]
                 longer = there if len(there) > len(value) else value
-                overridden[key] = [*common, *longer[len(common) :]]
+                changed[key] = [*common, *longer[len(common) :]]
         else:
-            overridden[key] = value
-    return overridden
+            changed[key] = value
+    return changed
 
 
 def _is_tables(value: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     return isinstance(value, list | tuple) and all(isinstance(one, Mapping) for one in value)
-
-
-def _value(value: Any) -> str:
-    """Return a value on one line."""
-    return str(tomlkit.item(value).as_string())
