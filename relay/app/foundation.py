@@ -90,7 +90,6 @@ class RelayDependencies:
     # returns a digest of each part that must be equal on all nodes of a spool
     agreed: Callable[[], Mapping[str, str]] = dict
     holds_root: bool = True  # False: the node has no mailboxes, no pickup and no front door
-    log_role: str = "relay"  # names the files of the submission log
     # with it, the front door answers only requests for these, for loopback names and for
     # http.public_url
     hosts: AllowedHosts | None = None
@@ -180,7 +179,7 @@ def open_foundation(
     table = route_table(settings, sources.accounts, confinement=_confinement(sources))
     log_directory = root.path / SUBMISSIONS / "log"
     store_log = SubmissionLog(
-        log_directory, role=sources.log_role, clock=clock, on_append=changes.notify,
+        log_directory, role="relay", clock=clock, on_append=changes.notify,
         node=settings.node_of_many,
     )  # fmt: skip
 
