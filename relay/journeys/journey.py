@@ -6,7 +6,6 @@ account sees its own messages only.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -34,7 +33,7 @@ from relay.journeys.open_submissions import state_before_queue
 from relay.journeys.reported import with_reports
 from relay.journeys.sentences import reasons_of
 from relay.journeys.spool_history import SpoolHistory
-from relay.journeys.submission_log import SubmissionLog
+from relay.journeys.submission_log import SubmissionLog, SubmissionRecord
 from relay.message.envelope import Client
 from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 
@@ -84,7 +83,7 @@ class Journeys:
     async def mailbox_of(self, submission_id: str) -> str:
         """Return the account in whose mailbox the message was created, "" if that is unknown."""
         found = await self._store.submission(submission_id)
-        return str(found.get("account", "")) if found else ""
+        return found.facts.account if found else ""
 
     async def search(
         self,
@@ -415,37 +414,36 @@ class Journeys:
         return join(store, transport)
 
 
-def join(store: dict[str, Any] | None, transport: Journey | None) -> Journey | None:
+def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey | None:
     """Join the two parts of a journey; either may be missing."""
     if transport is None:
         if store is None:
             return None
         transport = _before_transport(store)
-    steps = [*(store or {}).get("steps", []), *transport.steps]
+    steps = [*(store.steps if store else ()), *transport.steps]
     # each part is sorted already; the clock may have gone back
     steps.sort(key=lambda step: step.step)
     return replace(
         transport,
-        graph_id=(store or {}).get("graph_id") or _draft_of(transport.submission_id),
+        graph_id=(store.facts.graph_id if store else "") or _draft_of(transport.submission_id),
         client=_client_of(steps),
         steps=tuple(steps),
         recipients=with_reports(_with_reasons(transport.recipients, steps), steps),
     )
 
 
-def _before_transport(store: Mapping[str, Any]) -> Journey:
+def _before_transport(store: SubmissionRecord) -> Journey:
     """Return the transport's part of a submission that the spool does not know."""
-    found = state_before_queue({step.step: step.detail for step in store["steps"]})
+    found, facts = state_before_queue({one.step: one.detail for one in store.steps}), store.facts
     return Journey(
-        id=None, graph_id=None, submission_id=store["submission_id"],
-        message_id=store.get("message_id", ""), sender=store.get("sender", ""),
-        subject=store.get("subject", ""), state=str(found.state), client={}, steps=(),
+        id=None, graph_id=None, submission_id=facts.submission_id, message_id=facts.message_id,
+        sender=facts.sender, subject=facts.subject, state=str(found.state), client={}, steps=(),
         recipients=tuple(
             Recipient(
                 address, str(found.of_recipients), reply=found.reply,
                 next_attempt=found.send_at or None,
             )
-            for address in store.get("recipients", ())
+            for address in facts.recipients
         ),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ class LogLine(msgspec.Struct, frozen=True):
     sender: str = ""
     message_id: str = ""
     subject: str = ""
-    recipients: list[str] = []
+    recipients: tuple[str, ...] = ()
 
     @property
     def has_facts(self) -> bool:

@@ -184,7 +184,7 @@ def _submission(name: str, lines: Sequence[bytes]) -> OpenSubmission | None:
     found = state_before_queue(steps)
     return OpenSubmission(
         name, created.account, created.sender, created.message_id, created.subject,
-        tuple(created.recipients), str(found.state), found.reply, found.send_at,
+        created.recipients, str(found.state), found.reply, found.send_at,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from msgspec.structs import asdict, replace
 
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.files import lines_backwards
+from relay.journeys.document import JourneyStep
 from relay.journeys.events import Event, Step
 from relay.journeys.log_line import LogLine, parse_line
 from relay.journeys.message_list import OpenSubmission
@@ -51,6 +52,13 @@ class SubmissionFacts(Struct, frozen=True):
     message_id: str = ""
     subject: str = ""
     recipients: tuple[str, ...] = ()
+
+
+class SubmissionRecord(Struct, frozen=True):
+    """What the log has of a submission: its facts, and steps 1 to 4 in their order."""
+
+    facts: SubmissionFacts
+    steps: list[JourneyStep]
 
 
 class SubmissionLog:
@@ -154,8 +162,8 @@ class SubmissionLog:
             os.close(self._file)
             self._file = None
 
-    async def submission(self, submission_id: str) -> dict[str, Any] | None:
-        """Return {submission_id, queue_id, steps} and the facts of one submission, or None."""
+    async def submission(self, submission_id: str) -> SubmissionRecord | None:
+        """Return what the log has of a submission, None if it has nothing or it was withdrawn."""
         return await asyncio.to_thread(self._submission, submission_id)
 
     async def find_submission_ids(
@@ -185,13 +193,13 @@ class SubmissionLog:
 
     def client_of(self, submission_id: str) -> dict[str, str] | None:
         """Return the client that step 2 of a submission names; blocks."""
-        steps = (self._submission(submission_id) or {}).get("steps", ())
-        found = [step.detail.get("client") for step in steps if step.step == Step.NOTIFIED]
-        return found[0] if found else None
+        found = self._submission(submission_id)
+        steps = [one for one in found.steps if one.step == Step.NOTIFIED] if found else []
+        return steps[0].detail.get("client") if steps else None
 
-    def _submission(self, submission_id: str) -> dict[str, Any] | None:
+    def _submission(self, submission_id: str) -> SubmissionRecord | None:
         earliest = self._created_us(submission_id)
-        found: dict[str, Any] = {"submission_id": submission_id, "queue_id": None, "steps": []}
+        facts = SubmissionFacts(submission_id, graph_id="", account="", sender="")
         steps: dict[int, Event] = {}
         remark: dict[str, Any] = {}
         wanted = submission_id.lower().encode()
@@ -211,17 +219,14 @@ class SubmissionLog:
                 if one.step == Step.REPORT and one.step in steps:
                     continue  # the last report counts; of other steps, the first line
                 steps[one.step] = Event(Step(one.step), one.at_us, one.detail)
-                if one.queue_id:
-                    found["queue_id"] = one.queue_id
                 if one.step == Step.CREATED:
-                    found |= {name: getattr(one, name) for name in _FACTS}
+                    facts = SubmissionFacts(*(getattr(one, name) for name in _FACTS))
                     break  # its other steps are later in the file and were read before
         if not steps:
             return None
         if remark and (notified := steps.get(Step.NOTIFIED)):
             steps[Step.NOTIFIED] = replace(notified, detail={**notified.detail, **remark})
-        found["steps"] = [steps[step].as_step() for step in sorted(steps)]
-        return found
+        return SubmissionRecord(facts, [steps[step].as_step() for step in sorted(steps)])
 
     def _created_us(self, identifier: str) -> int | None:
         """Return when an id was created, None if unknown; no earlier line concerns it.
@@ -322,7 +327,7 @@ class _Scan:
             )
 
 
-_FACTS = SubmissionFacts.__struct_fields__[1:]
+_FACTS = SubmissionFacts.__struct_fields__
 
 
 def _names(facts: SubmissionFacts) -> dict[str, Any]:

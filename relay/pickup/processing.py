@@ -168,8 +168,8 @@ class SubmissionProcessor(Struct, frozen=True):
 
     async def _attempted_before(self, pending: PendingSubmission) -> bool:
         """Return whether an earlier process may have submitted it: step 3 is recorded."""
-        journey = await self.log.submission(pending.submission_id)
-        converted = [one.at for one in (journey or {}).get("steps", ()) if one.step == 3]
+        found = await self.log.submission(pending.submission_id)
+        converted = [one.at for one in found.steps if one.step == 3] if found else []
         mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
         # A time after now comes from a clock that was wrong.
         return any(not mine[0] <= at <= mine[1] for at in converted)

@@ -1,7 +1,6 @@
 """One document from two halves: what the store knows, what the spool knows."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +10,7 @@ from relay.clock import Ids
 from relay.journeys.document import Journey, JourneyStep, ReportSource, SenderReport
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, join
+from relay.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 
@@ -22,12 +22,11 @@ def steps(*numbers: int) -> list[JourneyStep]:
     return [Event(Step(number), CLOCK.time_us() + number).as_step() for number in numbers]
 
 
-def store_half(submission_id: str, *numbers: int) -> dict[str, Any]:
-    return {
-        "submission_id": submission_id, "graph_id": submission_id.partition(".")[0],
-        "queue_id": None, "message_id": "<m@x>", "sender": "alice@x", "subject": "s",
-        "account": "alice@x", "recipients": ["bob@y"], "steps": steps(*numbers),
-    }  # fmt: skip
+def store_half(submission_id: str, *numbers: int, account: str = "alice@x") -> SubmissionRecord:
+    facts = SubmissionFacts(
+        submission_id, submission_id.partition(".")[0], account, "alice@x", "<m@x>", "s", ("bob@y",)
+    )
+    return SubmissionRecord(facts, steps(*numbers))
 
 
 def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> Journey:
@@ -61,17 +60,17 @@ class Spool:
 
 @dataclass
 class Store:
-    halves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    halves: dict[str, SubmissionRecord] = field(default_factory=dict)
 
-    async def submission(self, submission_id: str) -> dict[str, Any] | None:
+    async def submission(self, submission_id: str) -> SubmissionRecord | None:
         return self.halves.get(submission_id)
 
     async def find_submission_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
         found = [
             name
             for name, one in self.halves.items()
-            if key in ("last", one["sender"], name, one["graph_id"])
-            and account in (None, one["account"])
+            if key in ("last", one.facts.sender, name, one.facts.graph_id)
+            and account in (None, one.facts.account)
         ]
         return found[::-1][:limit]  # as a log that is read backwards
 
@@ -89,7 +88,7 @@ class KnownJourneys:
         CLOCK.advance(1)
         graph_id = IDS.new()
         name = f"{graph_id}.1"
-        self.store.halves[name] = store_half(name, 1, 2) | {"account": account}
+        self.store.halves[name] = store_half(name, 1, 2, account=account)
         if accepted:
             queue_id = IDS.new()
             self.spool.halves[queue_id] = spool_half(queue_id, name, 5, 6)
@@ -214,7 +213,7 @@ DUE = "2027-01-01T00:00:00.000000Z"
 )  # fmt: skip
 def test_before_step_4_a_message_has_a_state_of_its_own(numbers, noted, state, recipient):
     half = store_half("a.1", *numbers)
-    half["steps"][1].detail.update(noted)
+    half.steps[1].detail.update(noted)
     told = join(half, None)
     assert told.state == state
     assert [(one.state, one.reply, one.next_attempt) for one in told.recipients] == [recipient]
@@ -259,7 +258,7 @@ def test_what_a_host_claims_is_shown_only_where_relay_has_reported_nothing() -> 
 
 def test_the_report_of_pickup_is_about_all_recipients() -> None:
     half = store_half("a.1", 1, 2, 3, 7)
-    half["steps"][3].detail.update({"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"})
+    half.steps[3].detail.update({"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"})
     (recipient,) = join(half, None).recipients
     assert (recipient.reported.kind, recipient.reported.reply) == ("failure", "5.6.3 no")
 

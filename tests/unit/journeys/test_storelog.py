@@ -63,7 +63,7 @@ def test_a_step_can_be_read_when_it_is_told_of(tmp_path: Path) -> None:
 
     def look() -> None:
         found = log._submission("s.1")
-        steps.extend(step.step for step in (found or {})["steps"])
+        steps.extend(step.step for step in found.steps)
 
     log = SubmissionLog(tmp_path, role="graph", clock=ManualClock(), on_append=look)
     log.append(facts, Event(Step.CREATED, 1))
@@ -81,9 +81,8 @@ async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
     pickup.close()
     found = await journal.log.submission(facts.submission_id)
     assert found is not None
-    assert [step.step for step in found["steps"]] == [1, 3, 4]
-    assert found["queue_id"] == "q1"
-    assert found["recipients"] == ["bob@y.test"]
+    assert [step.step for step in found.steps] == [1, 3, 4]
+    assert found.facts.recipients == ("bob@y.test",)
     assert await journal.log.submission("no-such.1") is None
 
 
@@ -200,5 +199,4 @@ async def test_steps_are_found_though_the_clock_was_ahead_when_their_id_was_made
     later.close()
     told = await later.submission(facts.submission_id)
     assert told is not None
-    assert [one.step for one in told["steps"]] == [Step.CREATED, Step.ACCEPTED]
-    assert told["queue_id"] == "q"
+    assert [one.step for one in told.steps] == [Step.CREATED, Step.ACCEPTED]

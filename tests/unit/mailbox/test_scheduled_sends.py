@@ -49,7 +49,7 @@ def deferred(place) -> list[str]:
 
 async def step_2(place, submission) -> dict:
     told = await place.log.submission(submission.submission_id)
-    return next(step.detail for step in told["steps"] if step.step == 2)
+    return next(step.detail for step in told.steps if step.step == 2)
 
 
 async def come_to_time(place, store) -> list:
@@ -188,7 +188,7 @@ async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiti
     [submission] = await come_to_time(place, store)
     assert file.samefile(submission.path)
     assert read_properties(submission.path.read_bytes()).subject == "better"
-    assert (await place.log.submission(waiting.submission_id))["subject"] == "better"
+    assert (await place.log.submission(waiting.submission_id)).facts.subject == "better"
     assert place.left_over() == []
 
 

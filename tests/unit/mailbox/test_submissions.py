@@ -45,9 +45,10 @@ async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, stor
     assert file.name.endswith(f",S={file.stat().st_size}:2,DS")
     assert place.left_over() == []
     assert {oct(path.stat().st_mode & 0o777) for path in (file, file.parent)} == {"0o600", "0o700"}
-    steps = (await place.log.submission(submission.submission_id))["steps"]
+    steps = (await place.log.submission(submission.submission_id)).steps
     assert [step.name for step in steps] == ["created", "notified"]
-    assert (await place.log.submission(submission.submission_id))["recipients"] == ["bob@b.test"]
+    record = await place.log.submission(submission.submission_id)
+    assert record.facts.recipients == ("bob@b.test",)
 
 
 async def test_the_submission_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
@@ -69,8 +70,7 @@ async def test_step_4_moves_the_original_once(place, store, draft):
     assert sent.read_bytes() == before
     assert (place.files(".Drafts"), place.submissions()) == ([], [])
     told = await place.log.submission(submission.submission_id)
-    assert told["queue_id"] == "q1"
-    assert told["steps"][-1].detail == {"folder": "sentitems", "queue_id": "q1"}
+    assert told.steps[-1].detail == {"folder": "sentitems", "queue_id": "q1"}
     message = await store.messages.get(ALICE, submission.draft_id)
     assert (message.is_draft, message.folder.id) == (False, "sentitems")
 
@@ -80,7 +80,7 @@ async def test_an_unsaved_message_is_removed(place, store, draft):
     await store.ready.complete(submission, queue_id="q")
     assert (place.files(".Drafts"), place.files(".Sent"), place.submissions()) == ([], [], [])
     told = await place.log.submission(submission.submission_id)
-    assert told["steps"][-1].detail == {"folder": None, "queue_id": "q"}
+    assert told.steps[-1].detail == {"folder": None, "queue_id": "q"}
 
 
 async def test_a_removed_draft_is_filed_from_the_submission(place, store, draft):
@@ -426,7 +426,7 @@ async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
     assert place.submissions() == [first.path]
     second = await store.submissions.submit_new(ALICE, draft(), SAVE)
     for submission in (first, second):
-        assert len((await place.log.submission(submission.submission_id))["steps"]) == 2
+        assert len((await place.log.submission(submission.submission_id)).steps) == 2
 
 
 async def test_a_long_message_id_is_kept(store, draft):

@@ -44,7 +44,7 @@ async def test_a_submission_is_converted_submitted_and_filed(fakes):
     assert fakes.crash.passed == ["submission-converted", "submission-sent", "submission-accepted"]
     assert fakes.waiting == 0
     journey = await fakes.log.submission(pending.submission_id)
-    (step,) = journey["steps"]
+    (step,) = journey.steps
     assert (step.step, step.detail["recipients"]) == (3, 2)
     assert step.detail["draft"] == "MIME"
     assert step.detail["draft_size"] == pending.path.stat().st_size
@@ -96,7 +96,7 @@ async def test_a_permanent_rejection_is_reported_in_the_inbox(fakes, replies):
     evidence = recipients[0].evidence
     assert (evidence.status, evidence.reply) == ("5.6.0", "554 5.6.0 not this")
     assert (evidence.host, evidence.remote) == ("", False)
-    steps = (await fakes.log.submission(pending.submission_id))["steps"]
+    steps = (await fakes.log.submission(pending.submission_id)).steps
     assert [step.step for step in steps] == [3, 7]
     assert fakes.waiting == 0
 
@@ -111,7 +111,7 @@ async def test_a_report_for_a_full_mailbox_goes_to_the_postmaster_or_dead_letter
     assert (fakes.ready.delays, fakes.waiting) == ([], 0)
     counted = fakes.metrics.registry.get_sample_value
     assert counted("relay_reports_total", {"kind": "dead-letter"}) == 1
-    *_, last = (await fakes.log.submission(pending.submission_id))["steps"]
+    *_, last = (await fakes.log.submission(pending.submission_id)).steps
     assert (last.step, last.detail["to"]) == (7, "postmaster")
     assert "is full" in last.detail["reason"]
 
@@ -303,7 +303,7 @@ async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
         await fakes.ready.ended()
     assert log.read_bytes().count(b'"step":3') == 1
     journey = await fakes.log.submission(pending.submission_id)
-    assert [step.step for step in journey["steps"]] == [3]
+    assert [step.step for step in journey.steps] == [3]
 
 
 async def test_the_log_has_the_reply_after_which_a_submission_waits(fakes):
