@@ -9,7 +9,9 @@ RFC 5321 3.9.1.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 from msgspec import Struct
 
@@ -35,11 +37,9 @@ class _Node:
 
     forwarding: Forwarding
     inner: list[str]  # the forwardings that it names
-    waits_for: int  # how many of these are not checked
     depth: int = 1
     bound: int = 0
     is_faulty: bool = False  # or one that it names is
-    outer: list[str] = field(default_factory=list)  # those that name it
 
 
 class AliasTable:
@@ -117,25 +117,22 @@ class AliasTable:
         An alias that names a faulty one has no fault of its own.
         """
         nodes = self._nodes()
-        ready = [name for name, node in nodes.items() if not node.waits_for]
-        while ready:
-            node = nodes[ready.pop()]
-            yield from self._check_one(node, nodes, document)
-            for name in node.outer:
-                nodes[name].waits_for -= 1
-                if not nodes[name].waits_for:
-                    ready.append(name)
-        yield from _rings({name: node for name, node in nodes.items() if node.waits_for}, document)
+        left = dict(nodes)
+        order = TopologicalSorter({name: node.inner for name, node in nodes.items()})
+        with suppress(CycleError):  # it goes on to where a ring blocks it
+            order.prepare()
+        while ready := order.get_ready():
+            for name in ready:
+                yield from self._check_one(left.pop(name), nodes, document)
+            order.done(*ready)
+        yield from _rings(left, document)
 
     def _nodes(self) -> dict[str, _Node]:
         nodes = {}
         for name, one in self._forwardings().items():
             found = (self._find(target) for target in one.targets)
             inner = list(dict.fromkeys(each.address for each in found if each is not None))
-            nodes[name] = _Node(one, inner, waits_for=len(inner))
-        for name, node in nodes.items():
-            for each in node.inner:
-                nodes[each].outer.append(name)
+            nodes[name] = _Node(one, inner)
         return nodes
 
     def _check_one(
