@@ -50,39 +50,27 @@ _mox = re.compile(
 ).fullmatch
 _mox_plain = re.compile(rf"{_CODE}|timeout|.*(?:temperror|permerror)").fullmatch
 
-_STATUS_OF_CODE = {
-    "421": "4.3.2",
-    "450": "4.2.1",
-    "451": "4.3.0",
-    "452": "4.2.2",
-    "454": "4.7.0",
-    "500": "5.5.2",
-    "501": "5.5.4",
-    "502": "5.5.1",
-    "503": "5.5.1",
-    "504": "5.5.4",
-    "521": "5.3.2",
-    "530": "5.7.0",
-    "535": "5.7.8",
-    "550": "5.1.1",
-    "551": "5.1.6",
-    "552": "5.2.2",
-    "553": "5.1.3",
-    "554": "5.7.1",
-    "556": "5.1.10",
-}
-_TEXT_OF_CODE = {
-    "421": "Service not available, closing the connection",
-    "450": "Mailbox busy",
-    "451": "Local error, try again later",
-    "452": "Mailbox full",
-    "454": "Temporary authentication failure",
-    "550": "No such user",
-    "551": "User not local",
-    "552": "Mailbox full, message too large",
-    "553": "Mailbox name not allowed",
-    "554": "Transaction failed",
-    "556": "Domain accepts no mail",
+# The enhanced status of a code, and its text; "" for the general one.
+_USUAL = {
+    "421": ("4.3.2", "Service not available, closing the connection"),
+    "450": ("4.2.1", "Mailbox busy"),
+    "451": ("4.3.0", "Local error, try again later"),
+    "452": ("4.2.2", "Mailbox full"),
+    "454": ("4.7.0", "Temporary authentication failure"),
+    "500": ("5.5.2", ""),
+    "501": ("5.5.4", ""),
+    "502": ("5.5.1", ""),
+    "503": ("5.5.1", ""),
+    "504": ("5.5.4", ""),
+    "521": ("5.3.2", ""),
+    "530": ("5.7.0", ""),
+    "535": ("5.7.8", ""),
+    "550": ("5.1.1", "No such user"),
+    "551": ("5.1.6", "User not local"),
+    "552": ("5.2.2", "Mailbox full, message too large"),
+    "553": ("5.1.3", "Mailbox name not allowed"),
+    "554": ("5.7.1", "Transaction failed"),
+    "556": ("5.1.10", "Domain accepts no mail"),
 }
 
 
@@ -166,9 +154,9 @@ def _bounced(code: str, text: str | None) -> TestRecipient:
 
 
 def _reply(code: str, status: str | None = None, text: str = "") -> str:
-    status = status or _STATUS_OF_CODE.get(code, f"{code[0]}.0.0")
+    usual_status, usual_text = _USUAL.get(code, (f"{code[0]}.0.0", ""))
     default = "Temporary failure" if code[0] == "4" else "Permanent failure"
-    return f"{code} {status} {text or _TEXT_OF_CODE.get(code, default)} ({MARK})"
+    return f"{code} {status or usual_status} {text or usual_text or default} ({MARK})"
 
 
 _OWN = {
