@@ -87,13 +87,6 @@ class UserGrants:
     paths: Sequence[str] = (TOKEN_V1, DEVICE_PAGE)
     prefixes: Sequence[str] = ("common",)  # of the path with a user's name
     pages: Sequence[str] = (AUTHORIZE, DEVICE_PAGE)
-    grants: Sequence[str] = (
-        "authorization_code",
-        "refresh_token",
-        "password",
-        *_DEVICE_GRANTS,
-        _ON_BEHALF,
-    )
 
     def __init__(
         self,
@@ -114,19 +107,20 @@ class UserGrants:
         self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
         self._used: OrderedDict[str, float] = OrderedDict()  # codes -> their end
         self._approved: OrderedDict[str, None] = OrderedDict()  # user codes of devices
+        self._by_grant = {
+            "authorization_code": self._by_code,
+            "refresh_token": self._by_refresh_token,
+            "password": self._by_password,
+            **dict.fromkeys(_DEVICE_GRANTS, self._by_device_code),
+            _ON_BEHALF: self._on_behalf,
+        }
+        self.grants: Sequence[str] = tuple(self._by_grant)
         self.discovery: Mapping[str, Any] = {
             "grant_types_supported": ["client_credentials", *self.grants],
             "response_types_supported": ["code"],
             "response_modes_supported": list(MODES),
             "scopes_supported": [*_OIDC_SCOPES, ".default"],
             "code_challenge_methods_supported": ["plain", "S256"],
-        }
-        self._by_grant = {
-            "authorization_code": self._by_code,
-            "refresh_token": self._by_refresh_token,
-            "password": self._by_password,
-            _ON_BEHALF: self._on_behalf,
-            **dict.fromkeys(_DEVICE_GRANTS, self._by_device_code),
         }
 
     async def respond(self, asked: SignInRequest) -> Response | None:
