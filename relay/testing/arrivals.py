@@ -51,7 +51,7 @@ class MessageCopy:
 
 @dataclass(frozen=True, slots=True)
 class ArrivedMessage:
-    """A copy that has arrived, and the journey of its message; None for one that has none."""
+    """A copy, and the journey of its message; None for one that has none."""
 
     copy: MessageCopy
     journey: Journey | None
@@ -66,6 +66,11 @@ class ArrivedMessage:
         """The reverse-path and the addresses in From."""
         found = field_addresses(self.copy.eml, "From")
         return tuple(dict.fromkeys([self.journey.sender if self.journey else "", *found]))
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the queue knows that this copy was written."""
+        return self.state in AT_REST
 
     @property
     def state(self) -> str:
@@ -131,11 +136,6 @@ class MailboxFiles:
                 continue
             if (folder / "new").is_dir():
                 yield f"{name}@{domain}", folder
-
-
-def has_arrived(copy: MessageCopy, journey: Journey | None) -> bool:
-    """Return whether the queue knows that this copy was written."""
-    return not journey or ArrivedMessage(copy, journey).state in AT_REST
 
 
 def _files(mailbox: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
 from relay.journeys.message_search import MessageSearch
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
-from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy, has_arrived
+from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
 from relay.testing.message import Bounce, read_reports
 from relay.testing.waiting import (
     Observed,
@@ -64,9 +64,9 @@ class Observer:
         """Return what has arrived for an address, or for all, in that order."""
         found: list[ArrivedMessage] = []
         for copy in await asyncio.to_thread(self.files.copies, address):
-            journey = await self._journey_of(copy)
-            if has_arrived(copy, journey):
-                found.append(ArrivedMessage(copy, journey))
+            arrival = ArrivedMessage(copy, await self._journey_of(copy))
+            if arrival.has_arrived:
+                found.append(arrival)
         return found
 
     async def wait_for(self, wanted: Wanted, timeout_s: float) -> ArrivedMessage:

@@ -9,7 +9,7 @@ import pytest
 
 from relay.refusals.refusal import Refusal, RefusalReason
 from relay.testing import Relay, WaitTimeout
-from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy, has_arrived
+from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy
 from relay.testing.waiting import (
     Observed,
     Wanted,
@@ -201,7 +201,7 @@ def test_patterns_are_of_the_whole_value_without_regard_to_case(wanted, is_right
 )
 def test_a_copy_has_arrived_when_the_queue_has_its_state(state, is_there):
     found = arrival("Hello", state=state)
-    assert has_arrived(found.copy, found.journey) is is_there
+    assert found.has_arrived is is_there
 
 
 def test_unexpected_mail_is_listed():
