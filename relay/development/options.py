@@ -19,7 +19,7 @@ import tomlkit
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.development.accounts import DOMAIN
+from relay.development.accounts import DOMAIN, NAMES
 from relay.development.folder import DevelopmentFolder
 from relay.development.retention import DEFAULT_LIMITS, KeepLimits
 from relay.internet.simulator import SimulatedInternet
@@ -45,18 +45,6 @@ _TLS = {"certificate": "tls/relay.pem", "key": "tls/relay.key"}
 _KEEP_S_MIN = 0.001  # of the configuration
 # The listeners of SMTP, by the names of their options, and the roles of the configuration.
 SMTP_ROLES = {"smtp": "relay", "submission": "submission", "submissions": "submissions"}
-_ACCOUNTS = """\
-: the accounts that always exist; others are created when they log in.
-[[account]]
-address = "alice@{domain}"
-token = "plain:alice"
-password = "plain:alice"
-
-[[account]]
-address = "bob@{domain}"
-token = "plain:bob"
-password = "plain:bob"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +187,13 @@ def write_config(
     folder: DevelopmentFolder, options: DevelopmentOptions, internet: SimulatedInternet
 ) -> None:
     """Write the configuration for these options. Raises ValueError for what TOML does not have."""
-    folder.write("accounts.toml", _ACCOUNTS.format(domain=options.domains[0]))
+    domain = options.domains[0]
+    accounts = [
+        {"address": f"{name}@{domain}", "token": f"plain:{name}", "password": f"plain:{name}"}
+        for name in NAMES
+    ]
+    text = ": the accounts that always exist; others are created when they log in.\n"
+    folder.write("accounts.toml", text + tomlkit.dumps({"account": accounts}))
     authority = internet.certificates.authority
     folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
     config = overridden(_config(options, internet), options.overrides)
