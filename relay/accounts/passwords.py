@@ -355,7 +355,10 @@ class PasswordChecker:
             raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
         if len(self._running) >= WAITING_MAX:
             raise LoginDelayedError("Too many logins at once", _BUSY_S)
-        running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
+        except RuntimeError:  # the accounts were reloaded meanwhile
+            raise LoginDelayedError("The login could not be checked", _BUSY_S) from None
         self._running[digest] = running
         for key in (pair, client):
             self._running_of.begin(key)

@@ -236,6 +236,12 @@ async def test_a_client_that_leaves_early_has_still_guessed(checker, login, stor
     assert "d" not in stored.calls
 
 
+async def test_who_logs_in_while_the_accounts_are_renewed_tries_again(checker, login):
+    """A reload closes the checker in a thread, at any moment of a login."""
+    checker.close()
+    assert await login("right", HOME) == SECOND
+
+
 async def test_who_waits_when_the_accounts_are_renewed_tries_again(checker, login, stored):
     stored.may_go.clear()
     checks = [asyncio.create_task(login("right", HOME, user=f"u{n}")) for n in range(5)]
