@@ -243,6 +243,7 @@ class _DayFile:
                     self._note(found, line)
 
     def _note(self, found: Refusal, line: bytes) -> None:
+        """Count a line, which is the last one, and remember the place of a number in it."""
         key = _key_of(found)
         self._lines[key] += 1
         if line[line.rfind(_TIMES) + len(_TIMES) :].startswith(b" "):
@@ -255,9 +256,7 @@ class _DayFile:
             self._raise(key, number, refusal.times)
             return
         is_last = self._lines[key] + 1 >= CLIENT_LINES_MAX
-        if self._append(refusal, FILE_BYTES_MAX - _RESERVED_BYTES, is_counted=is_last):
-            self._lines[key] += 1
-        else:
+        if not self._append(refusal, FILE_BYTES_MAX - _RESERVED_BYTES, is_counted=is_last):
             self.count(refusal.reason, refusal.times, at=refusal.at)
 
     def count(self, reason: RefusalReason, times: int, *, at: str) -> None:
@@ -277,9 +276,7 @@ class _DayFile:
             return False
         self._new.append(line)
         self._end += len(line)
-        if is_counted:
-            place = self._end - len(b"}\n") - _DIGITS
-            self._numbers[_key_of(refusal)] = _Number(refusal.times, place)
+        self._note(refusal, line)
         return True
 
     def _raise(self, key: str, number: _Number, times: int) -> None:
