@@ -175,15 +175,10 @@ class MessageSearch(Struct, frozen=True):
         """Whether (address, state) pairs match `to` and `state`."""
         if not self.to and not self.state:
             return True
-        states = (state for address, state in recipients if self.matches_address(address))
-        if self.state != FINAL_STATE:
-            return any(self.state in ("", state) for state in states)
-        is_any = False
-        for state in states:
-            if state not in FINAL:
-                return False
-            is_any = True
-        return is_any
+        states = [state for address, state in recipients if self.matches_address(address)]
+        if self.state == FINAL_STATE:
+            return bool(states) and FINAL.issuperset(states)
+        return any(self.state in ("", state) for state in states)
 
     def matches_all(self, sender: str, subject: str, recipients: Sequence[tuple[str, str]]) -> bool:
         """Whether a message matches, apart from `after` and `key`."""
