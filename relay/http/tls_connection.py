@@ -19,8 +19,10 @@ HANDSHAKE_TIMEOUT_S = 10.0
 _READ_BYTES = 256 * 1024
 
 
-class TlsConnection(asyncio.Protocol):
-    """The protocol of a connection: it makes the handshake, then decrypts for a BoundedProtocol."""
+class TlsConnection(asyncio.Protocol, asyncio.Transport):
+    """The protocol of a connection, which makes the handshake and decrypts, and the transport of
+    the BoundedProtocol within.
+    """
 
     def __init__(
         self,
@@ -31,24 +33,25 @@ class TlsConnection(asyncio.Protocol):
         handshakes: set["TlsConnection"],
     ) -> None:
         """`new_protocol` is called after the handshake; `handshakes` contains this until then."""
-        self.context = context
+        super().__init__()
+        self._context = context
         self._table = connection_table
         self._new_protocol = new_protocol
         self._handshakes = handshakes
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._connection: HttpConnection | None = None
-        self.protocol: asyncio.Protocol | None = None  # None: the handshake is not over
+        self._protocol: asyncio.Protocol | None = None  # None: the handshake is not over
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading = True
         self._is_writing_paused = False
         self._is_closing = False
-        self.raw: asyncio.Transport
+        self._raw: asyncio.Transport
 
     # -- the connection
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection and start the time-out of its handshake; at the limit close it."""
-        self.raw = transport
+        self._raw = transport
         connection = self._table.add(host_of_peer(transport), self.abort)
         if connection is None:
             transport.abort()
@@ -57,7 +60,7 @@ class TlsConnection(asyncio.Protocol):
 
     def take_over(self, transport: asyncio.Transport, connection: HttpConnection) -> None:
         """Continue a connection that was added before: what follows is a handshake."""
-        self.raw = transport
+        self._raw = transport
         connection.close = self.abort
         transport.set_protocol(self)
         self._begin(connection)
@@ -72,8 +75,8 @@ class TlsConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection, or tell its protocol."""
         self._is_closing = True
-        if self.protocol is not None:
-            self.protocol.connection_lost(exc)
+        if self._protocol is not None:
+            self._protocol.connection_lost(exc)
         else:
             self._end_handshake()
             if self._connection is not None:
@@ -82,47 +85,47 @@ class TlsConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Continue the handshake, or decrypt."""
         self._incoming.write(data)
-        if self.protocol is None:
+        if self._protocol is None:
             self._shake_hands()
-        if self.protocol is not None:
+        if self._protocol is not None:
             self._deliver()
 
     def eof_received(self) -> None:
         """Tell the protocol; the connection is closed then."""
-        if self.protocol is not None:
-            self.protocol.eof_received()
+        if self._protocol is not None:
+            self._protocol.eof_received()
 
     def pause_writing(self) -> None:
         """Pass it on."""
         self._is_writing_paused = True
-        if self.protocol is not None:
-            self.protocol.pause_writing()
+        if self._protocol is not None:
+            self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
         """Pass it on."""
         self._is_writing_paused = False
-        if self.protocol is not None:
-            self.protocol.resume_writing()
+        if self._protocol is not None:
+            self._protocol.resume_writing()
 
     def _shake_hands(self) -> None:
         try:
-            self.tls.do_handshake()
+            self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return
         except ssl.SSLError:  # not TLS, or no version or cipher in common
             self._flush()
             self._is_closing = True
-            self.raw.close()
+            self._raw.close()
             return
         self._flush()
         self._end_handshake()
         assert self._connection is not None
-        self.protocol = made = self._new_protocol()
+        self._protocol = made = self._new_protocol()
         made.admit(self._connection)
-        made.connection_made(TlsTransport(self))
+        made.connection_made(self)
         if self._is_writing_paused:
-            self.protocol.pause_writing()
+            self._protocol.pause_writing()
 
     def _end_handshake(self) -> None:
         self._handshakes.discard(self)
@@ -131,121 +134,83 @@ class TlsConnection(asyncio.Protocol):
 
     def _deliver(self) -> None:
         """Pass what has arrived to the protocol, while it reads."""
-        assert self.protocol is not None
+        assert self._protocol is not None
         while self._is_reading and not self._is_closing:
             try:
-                data = self.tls.read(_READ_BYTES)
+                data = self._tls.read(_READ_BYTES)
             except ssl.SSLWantReadError:
-                if not self.raw.is_reading():
-                    self.raw.resume_reading()  # not before: more would come than is delivered
+                if not self._raw.is_reading():
+                    self._raw.resume_reading()  # not before: more would come than is delivered
                 break
             except ssl.SSLError:
                 self.abort()
                 return
             if not data:  # the client's closure alert
-                self.protocol.eof_received()
+                self._protocol.eof_received()
                 self.close()
                 return
-            self.protocol.data_received(data)
+            self._protocol.data_received(data)
         self._flush()
 
     def _flush(self) -> None:
-        if self._outgoing.pending and not self.raw.is_closing():
-            self.raw.write(self._outgoing.read())
+        if self._outgoing.pending and not self._raw.is_closing():
+            self._raw.write(self._outgoing.read())
 
-    # -- for the transport
-    @property
-    def is_closing(self) -> bool:
-        """Whether nothing more is read or written."""
-        return self._is_closing or self.raw.is_closing()
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether received data is passed to the protocol."""
-        return self._is_reading and not self.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Encrypt and send."""
-        if data and not self.is_closing:
-            self.tls.write(data)
-            self._flush()
-
-    def close(self) -> None:
-        """Send a closure alert, and close when everything is sent."""
-        if not self.is_closing:
-            with contextlib.suppress(ssl.SSLError):  # raised because the client's alert is missing
-                self.tls.unwrap()
-            self._flush()
-            self._is_closing = True
-            self.raw.close()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._is_closing = True
-        self.raw.abort()
-
-    def pause_reading(self) -> None:
-        """Pass nothing more to the protocol."""
-        if self.is_reading:
-            self._is_reading = False
-            self.raw.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Continue with what has arrived meanwhile."""
-        if not self._is_reading and not self.is_closing:
-            self._is_reading = True
-            asyncio.get_running_loop().call_soon(self._deliver)
-
-
-class TlsTransport(asyncio.Transport):
-    """The transport of a protocol that talks over TLS."""
-
-    def __init__(self, connection: TlsConnection) -> None:
-        super().__init__()
-        self._of = connection
-
+    # -- the transport
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return a fact about the connection."""
-        own = {"sslcontext": self._of.context, "ssl_object": self._of.tls}
-        return own[name] if name in own else self._of.raw.get_extra_info(name, default)
+        own = {"sslcontext": self._context, "ssl_object": self._tls}
+        return own[name] if name in own else self._raw.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Pass what is received from now on to another protocol."""
         assert isinstance(protocol, asyncio.Protocol)
-        self._of.protocol = protocol
+        self._protocol = protocol
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send data."""
-        self._of.write(bytes(data))
+        """Encrypt and send."""
+        if data and not self.is_closing():
+            self._tls.write(data)
+            self._flush()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the limits of encrypted data that waits to be sent."""
-        self._of.raw.set_write_buffer_limits(high, low)
+        self._raw.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:
         """Return the number of encrypted octets that wait to be sent."""
-        return self._of.raw.get_write_buffer_size()
-
-    def is_reading(self) -> bool:
-        """Whether received data is passed to the protocol."""
-        return self._of.is_reading
-
-    def pause_reading(self) -> None:
-        """Pass nothing more to the protocol."""
-        self._of.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Pass received data again."""
-        self._of.resume_reading()
+        return self._raw.get_write_buffer_size()
 
     def is_closing(self) -> bool:
-        """Whether nothing more is read or written."""
-        return self._of.is_closing
+        """Return whether nothing more is read or written."""
+        return self._is_closing or self._raw.is_closing()
 
     def close(self) -> None:
-        """Close when everything is sent."""
-        self._of.close()
+        """Send a closure alert, and close when everything is sent."""
+        if not self.is_closing():
+            with contextlib.suppress(ssl.SSLError):  # raised because the client's alert is missing
+                self._tls.unwrap()
+            self._flush()
+            self._is_closing = True
+            self._raw.close()
 
     def abort(self) -> None:
         """Close at once."""
-        self._of.abort()
+        self._is_closing = True
+        self._raw.abort()
+
+    def is_reading(self) -> bool:
+        """Return whether received data is passed to the protocol."""
+        return self._is_reading and not self.is_closing()
+
+    def pause_reading(self) -> None:
+        """Pass nothing more to the protocol."""
+        if self.is_reading():
+            self._is_reading = False
+            self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Continue with what has arrived meanwhile."""
+        if not self._is_reading and not self.is_closing():
+            self._is_reading = True
+            asyncio.get_running_loop().call_soon(self._deliver)

@@ -311,7 +311,7 @@ async def test_no_more_is_received_over_tls_than_is_delivered(
             size += len(block)
             for _ in range(5):  # more arrives meanwhile, if it is read
                 await asyncio.sleep(0.001)
-            most = max(most, made[0]._of._incoming.pending)
+            most = max(most, made[0]._incoming.pending)
         return Response(str(size))
 
     async with serving(slow, certificate=certificate) as server:
