@@ -205,7 +205,7 @@ async def test_a_client_that_never_reads_its_answer_is_cut_off(
 
     monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.05)
     async with serving(much) as server:
-        connections = server._server.server_state.connections
+        connections = server._state.connections
         with socket.create_connection((server.bound[0].host, server.bound[0].port)) as client:
             client.sendall(
                 b"GET / HTTP/1.1\r\nHost: h\r\nConnection: %b\r\n\r\n" % connection.encode()
@@ -388,7 +388,7 @@ async def test_answers_do_not_wait_for_an_acknowledgement() -> None:
     no_delay: list[int] = []
 
     async def handler(_: HttpRequest) -> Response:
-        for connection in server._server.server_state.connections:
+        for connection in server._state.connections:
             peer = connection.transport.get_extra_info("socket")
             no_delay.append(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         return Response("done")

@@ -81,7 +81,7 @@ def fields_of(answer: bytes) -> dict[str, str]:
 async def all_closed(server: HttpServer, *, within_s: float = 5) -> None:
     """Wait until the server has no connection, not even one in its handshake."""
     async with asyncio.timeout(within_s):
-        while server._server.server_state.connections or server._server._handshakes:
+        while server._state.connections or server._handshakes:
             await asyncio.sleep(0.01)
 
 
@@ -221,7 +221,7 @@ async def test_unfinished_handshakes_do_not_exhaust_the_connections(
         for source in (OTHER, ATTACKER):
             answer = await talk_tls(server, LAST_GET, context=trusting, source=source)
             assert status_of(answer) == 200
-        assert len(server._server._handshakes) <= 20
+        assert len(server._handshakes) <= 20
 
 
 @on_both_loops
@@ -235,7 +235,7 @@ async def test_connections_after_the_handshake_keep_the_limit(certificate, trust
             for _ in range(8)
         ]
         async with asyncio.timeout(30):
-            while len(server._server.server_state.connections) > 5:
+            while len(server._state.connections) > 5:
                 await asyncio.sleep(0.01)
         assert await asyncio.wait_for(opened[0][0].read(), 30) == b""
         opened[-1][1].write(LAST_GET)

@@ -177,10 +177,10 @@ async def test_reading_pauses_behind_a_request() -> None:
         _reader, writer = await connected(server)
         sent = get("x") * 600_000  # more than the sockets hold
         writer.write(sent)
-        [connection] = [*server._server.server_state.connections] or [None]
+        [connection] = [*server._state.connections] or [None]
         while connection is None or not connection._unparsed:
             await asyncio.sleep(0)
-            [connection] = [*server._server.server_state.connections] or [None]
+            [connection] = [*server._state.connections] or [None]
         before = writer.transport.get_write_buffer_size()
         while (after := writer.transport.get_write_buffer_size()) != before:
             before = after

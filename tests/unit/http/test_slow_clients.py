@@ -131,7 +131,7 @@ async def test_a_running_request_keeps_its_connection() -> None:
         async with held(server, 60, HALF):
             go_on.set()
             assert b'"size":3' in await operation
-            assert len(server._server.server_state.connections) <= 20
+            assert len(server._state.connections) <= 20
 
 
 @on_both_loops
@@ -238,7 +238,7 @@ async def test_a_header_has_a_limited_time_in_all(monkeypatch: pytest.MonkeyPatc
 
 def unread_bytes(server: HttpServer) -> int:
     """Return the bytes of responses that the server holds for its connections."""
-    connections = server._server.server_state.connections
+    connections = server._state.connections
     return sum(one.transport.get_write_buffer_size() for one in connections)
 
 

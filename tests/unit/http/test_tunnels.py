@@ -81,7 +81,7 @@ async def test_a_tunnel_ends_at_the_relay(hosts, trusting) -> None:
                 body = await reader.readexactly(int(fields_of(header)["content-length"]))
                 assert b'"base":"https://graph.test","client":"127.0.0.2"' in body
                 assert "strict-transport-security" not in fields_of(header)
-            table = server._server._table
+            table = server._table
             assert table._connections == 1, "a tunnel counts once"
             assert list(table._clients) == [OTHER]
         await all_closed(server)
@@ -105,7 +105,7 @@ async def test_a_tunnel_through_the_https_listener(hosts, trusting, authority) -
         assert status_of(answer) == 200
         assert answer.endswith(big)
         await all_closed(server)
-        assert server._server._table._connections == 0
+        assert server._table._connections == 0
 
 
 @on_both_loops
@@ -248,14 +248,14 @@ async def test_half_open_tunnels_end_and_others_are_served(hosts, trusting) -> N
     try:
         async with serving(where, tunnel_hosts=hosts, connection_limits=limits) as server:
             async with held(server, 1000, CONNECT, answered=True):
-                assert server._server._table._connections <= 200
-                assert len(server._server._handshakes) <= 200
+                assert server._table._connections <= 200
+                assert len(server._handshakes) <= 200
                 for source in (OTHER, ATTACKER):
                     async with tunnel(server, trusting, source=source) as (reader, writer):
                         writer.write(LAST_GET)
                         assert status_of(await asyncio.wait_for(reader.read(), 30)) == 200
                 await all_closed(server, within_s=10)  # the clients hold them
-            assert server._server._table._connections == 0
+            assert server._table._connections == 0
     finally:
         tls_connection.HANDSHAKE_TIMEOUT_S = before
 
