@@ -21,8 +21,8 @@ from relay.api.request_parameters import (
     single_values,
 )
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.gateway import Gateway, RequestLimits, json_response
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway, json_response
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
 from relay.observe.metrics import CONTENT_TYPE
 from relay.pressure import PressureState

@@ -13,15 +13,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from relay.clock import Clock
 from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, RequestIds
-from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import BodyLimits, HttpRequest
+from relay.http.gateway import Gateway
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.internet.scenario import GraphFault
 from relay.internet.scenario_state import ScenarioState
 from relay.pressure import MemoryBudget
 
 _AFTER = 504
 _LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
-_NO_BODY = BodyLimits(0, 0.0, MemoryBudget(0), 0.0, 0.0)
+_NO_BODY = MemoryBudget(0)
 _NO_IDS = RequestIds("", "")
 _EXPIRED = "Lifetime validation failed, the token is expired."
 _CODES: dict[int | str, tuple[str, str]] = {
@@ -61,7 +61,7 @@ class FaultyFrontDoor:
 
     def _find(self, scope: Scope, receive: Receive) -> GraphFault | None:
         try:
-            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=_NO_BODY)
+            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=_LIMITS, budget=_NO_BODY)
         except ApiError:
             return None  # the application responds with this error
         try:

@@ -31,8 +31,8 @@ from relay.graph.routes import (
 from relay.graph.upload_sessions import serve_upload
 from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
-from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.pressure import (

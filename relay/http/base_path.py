@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.clock import Clock
-from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway
+from relay.http.http_request import HttpRequest, RequestLimits, raw_path
 
 _LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
 
@@ -28,7 +28,7 @@ class BasePath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
-        raw: bytes = scope.get("raw_path") or str(scope["path"]).encode()
+        raw = raw_path(scope)
         if raw == self._path and scope["method"] in ("GET", "HEAD"):
             await self._to_first_page(scope, receive, send)
             return

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
-from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.protocol import AllowedHosts
 
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

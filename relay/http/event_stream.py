@@ -7,9 +7,9 @@ client that does not take what was sent is cut off: nothing is buffered for it b
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from relay.http.gateway import EMPTY_CHUNK, BodyOnDemand
 from relay.http.http_request import ABORT
 from relay.observe.logs import get_logger
 
@@ -26,7 +26,7 @@ _HEADERS = {
 _log = get_logger("http")
 
 
-class EventStreamResponse(Response):
+class EventStreamResponse(BodyOnDemand):
     """Sends the blocks of an asynchronous generator, each as events in their text form.
 
     The generator is closed when the client disconnects or is cut off. With HEAD it is not started.
@@ -48,25 +48,15 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response (ASGI)."""
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        if scope["method"] == "HEAD":
-            await send(start)
-            await send({"type": "http.response.body", "body": b""})
-            return
-        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await send(start)
-            if await self._send_blocks(send, disconnected):
-                await send({"type": "http.response.body", "body": b""})
+            await super().__call__(scope, receive, send)
         except TimeoutError:
             client = (scope.get("client") or ("",))[0]
             _log.info("event stream cut off: its client does not read", client=client)
             if (abort := scope.get(ABORT)) is not None:
                 abort()  # a close would wait until the client has read
-        finally:
-            disconnected.cancel()
 
-    async def _send_blocks(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
+    async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
         """Send all blocks; return False if the client has disconnected. Raises TimeoutError."""
         following: asyncio.Future[bytes] | None = None
         try:
@@ -97,10 +87,4 @@ class EventStreamResponse(Response):
             piece = block[start : start + _PIECE_BYTES]
             async with asyncio.timeout(self._take_timeout_s):  # real time: a client
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-                # Sending nothing waits until the client has read most of the piece.
-                await send({"type": "http.response.body", "body": b"", "more_body": True})
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+                await send(EMPTY_CHUNK)

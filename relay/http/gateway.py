@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import Struct
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,19 +21,46 @@ from relay.clock import Clock, Ids, rfc3339
 from relay.http.errors import ApiError, RequestIds, UnansweredError, error_body, service_unavailable
 from relay.http.http_request import (
     ALLOW_RESPONSE,
-    BodyLimits,
     ClientDisconnectedError,
     HttpRequest,
+    RequestLimits,
 )
 from relay.observe.logs import get_logger
 from relay.pressure import MemoryBudget
 
 BLOCK_BYTES = 64 * 1024
 # Sending this waits until the client has read most of what was sent before.
-_EMPTY_CHUNK = {"type": "http.response.body", "body": b"", "more_body": True}
+EMPTY_CHUNK = {"type": "http.response.body", "body": b"", "more_body": True}
+_LAST_CHUNK = {"type": "http.response.body", "body": b""}
 
 
-class StreamedResponse(Response):
+class BodyOnDemand(Response):
+    """A response whose body is made while it is sent; with HEAD it is not begun."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response (ASGI)."""
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        await send(start)
+        if scope["method"] == "HEAD":
+            await send(_LAST_CHUNK)
+            return
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+        try:
+            if await self.send_body(send, disconnected):
+                await send(_LAST_CHUNK)
+        finally:
+            disconnected.cancel()
+
+    async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
+        """Send the chunks before the last; return False if the body is incomplete."""
+        raise NotImplementedError
+
+
+class StreamedResponse(BodyOnDemand):
     """A body that is read in a thread while it is sent, one block in memory at a time.
 
     Without `size_bytes` the transfer is chunked. If reading fails, the connection is closed before
@@ -71,31 +97,18 @@ class StreamedResponse(Response):
             parts.append(block)
         return b"".join(parts)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response (ASGI)."""
-        start = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        if scope["method"] == "HEAD":
-            await send(start)
-            await send({"type": "http.response.body", "body": b""})
-            return
-        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+    async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
+        """Send block by block. After a failure, the server closes the connection."""
         blocks = iter(self._blocks)
         try:
-            await send(start)
             while (block := await self._read(blocks)) and not disconnected.done():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
                 del block  # a block that was sent is not kept while the client reads
-                await send(_EMPTY_CHUNK)
+                await send(EMPTY_CHUNK)
         except OSError as error:
             _log.warning("response aborted", reason=str(error))
-            return  # the server closes a connection with an incomplete response
-        finally:
-            disconnected.cancel()
-        await send({"type": "http.response.body", "body": b""})
+            return False
+        return True
 
     async def _read(self, blocks: Iterator[bytes]) -> bytes:
         async with self._turns or nullcontext():
@@ -137,21 +150,6 @@ class _AllowResponse(Protocol):
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
-class RequestLimits(Struct, frozen=True):
-    """The limits of one application.
-
-    `body_bytes` limits one body in memory, `held_bytes` all of them together, `read_timeout_s` the
-    time for one. A body in blocks may take `idle_timeout_s` for each block and `stream_timeout_s`
-    in all.
-    """
-
-    body_bytes: int
-    held_bytes: int
-    read_timeout_s: float = 300.0
-    idle_timeout_s: float = 60.0
-    stream_timeout_s: float = 3600.0
-
-
 class Gateway:
     """An ASGI application made of one handler."""
 
@@ -161,13 +159,8 @@ class Gateway:
         self._ids = Ids(clock)
         self._date = (0, b"")  # a second, and its Date field
         self.changes_in_progress = 0  # requests of other methods than GET without a response
-        self._body_limits = BodyLimits(
-            limit_bytes=limits.body_bytes,
-            timeout_s=limits.read_timeout_s,
-            budget=MemoryBudget(max(limits.held_bytes, limits.body_bytes)),
-            idle_timeout_s=limits.idle_timeout_s,
-            stream_timeout_s=limits.stream_timeout_s,
-        )
+        self._limits = limits
+        self._budget = MemoryBudget(max(limits.held_bytes, limits.body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (ASGI)."""
@@ -178,7 +171,7 @@ class Gateway:
         is_change = scope["method"] != "GET"
         self.changes_in_progress += is_change
         try:
-            request = HttpRequest(scope, receive, ids=ids, limits=self._body_limits)
+            request = self._request(scope, receive, ids)
             response = await self._respond(request)
         except ApiError as error:
             response = self._error_response(error, ids)
@@ -219,7 +212,7 @@ class Gateway:
         """
         ids = self._request_ids(scope)
         try:
-            request = HttpRequest(scope, receive, ids=ids, limits=self._body_limits)
+            request = self._request(scope, receive, ids)
         except ApiError as error:
             return self._error_response(error, ids)
         try:
@@ -229,6 +222,9 @@ class Gateway:
         if response is not None:
             response.headers["request-id"] = ids.request_id
         return response
+
+    def _request(self, scope: Scope, receive: Receive, ids: RequestIds) -> HttpRequest:
+        return HttpRequest(scope, receive, ids=ids, limits=self._limits, budget=self._budget)
 
     async def _respond(self, request: HttpRequest) -> Response | None:
         """Call the handler; an error becomes its response, an unknown outcome None."""

@@ -41,23 +41,47 @@ class ClientDisconnectedError(Exception):
     """The client closed the connection before its request was complete."""
 
 
+class RequestLimits(Struct, frozen=True):
+    """The limits of one application.
+
+    `body_bytes` limits one body in memory, `held_bytes` all of them together, `read_timeout_s` the
+    time for one. A body in blocks may take `idle_timeout_s` for each block and `stream_timeout_s`
+    in all.
+    """
+
+    body_bytes: int
+    held_bytes: int
+    read_timeout_s: float = 300.0
+    idle_timeout_s: float = 60.0
+    stream_timeout_s: float = 3600.0
+
+
 class HttpRequest:
     """One HTTP request. `segments` are the percent-decoded parts of the path without empty ones. A
     handler sets `is_idempotent` if the client may repeat a request that was interrupted.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, *, ids: RequestIds, limits: "BodyLimits"
+        self,
+        scope: Scope,
+        receive: Receive,
+        *,
+        ids: RequestIds,
+        limits: RequestLimits,
+        budget: MemoryBudget,
     ) -> None:
+        """`budget` is that of all bodies in memory."""
         self.ids = ids
         self.method = "GET" if scope["method"] == "HEAD" else str(scope["method"])
         self.headers = Headers(scope=scope)
-        self.segments = _segments(scope)
+        self.path: bytes = raw_path(scope)  # as the client wrote it, after the path of the proxy
+        self.segments = _segments(self.path)
         self.query = _query(scope["query_string"])
         self.is_idempotent = False
         self._scope = scope
         self._receive = receive
         self._limits = limits
+        self._budget = budget
         self._held_bytes = 0
         self._complete = False
         self._body_requested = False
@@ -77,12 +101,6 @@ class HttpRequest:
         """The id of a request that is part of a batch; None for any other."""
         identifier: str | None = self._scope.get(_PART_ID)
         return identifier
-
-    @property
-    def path(self) -> bytes:
-        """The path as the client wrote it, after the path of the proxy."""
-        path: bytes = self._scope.get("raw_path") or str(self._scope["path"]).encode()
-        return path
 
     @property
     def page_bytes(self) -> int | None:
@@ -168,21 +186,21 @@ class HttpRequest:
             kept, self._kept_body = self._kept_body, None
             return kept
         self._reject_content_encoding()
-        limit = self._limits.limit_bytes
+        limit = self._limits.body_bytes
         if (self.declared_bytes or 0) > limit:
             raise body_too_large(limit)
         self._body_requested = True
         if self._scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
             return await self._read_all(limit)
         try:
-            async with asyncio.timeout(self._limits.timeout_s):  # real time: a client
+            async with asyncio.timeout(self._limits.read_timeout_s):  # real time: a client
                 return await self._read_all(limit)
         except TimeoutError:
             self._timed_out = True
             raise ApiError(
                 408,
                 "RequestTimeout",
-                f"The body was not complete within {self._limits.timeout_s:g} seconds.",
+                f"The body was not complete within {self._limits.read_timeout_s:g} seconds.",
             ) from None
 
     async def _read_all(self, limit_bytes: int) -> bytes:
@@ -261,7 +279,7 @@ class HttpRequest:
 
     def release(self) -> None:
         """Release the body's share of the budget."""
-        self._limits.budget.release(self._held_bytes)
+        self._budget.release(self._held_bytes)
         self._held_bytes = 0
 
     async def drain(self) -> bool:
@@ -306,7 +324,7 @@ class HttpRequest:
         return chunk
 
     def _reserve(self, size: int) -> None:
-        if not self._limits.budget.take(size):
+        if not self._budget.take(size):
             raise service_unavailable(
                 "Too many large requests are being read; try again.",
                 retry_after_s=2,
@@ -330,27 +348,18 @@ def is_loopback_address(text: str) -> bool:
         return False
 
 
-class BodyLimits(Struct, frozen=True):
-    """How bodies are read. `limit_bytes` and `timeout_s` apply to each body in memory, `budget` to
-    all of them together. A body in blocks may take `idle_timeout_s` for each block and
-    `stream_timeout_s` in all.
-    """
-
-    limit_bytes: int
-    timeout_s: float
-    budget: MemoryBudget
-    idle_timeout_s: float
-    stream_timeout_s: float
-
-
 def body_too_large(limit_bytes: int) -> ApiError:
     """Return the 413 for a body over the limit."""
     message = f"The request body is larger than the maximum of {limit_bytes} bytes."
     return ApiError(413, "RequestEntityTooLarge", message)
 
 
-def _segments(scope: Scope) -> tuple[str, ...]:
-    raw: bytes = scope.get("raw_path") or str(scope["path"]).encode()
+def raw_path(scope: Scope) -> bytes:
+    """Return the path of a request as the client wrote it."""
+    return scope.get("raw_path") or str(scope["path"]).encode()
+
+
+def _segments(raw: bytes) -> tuple[str, ...]:
     try:
         if b"%" not in raw:
             return tuple(part for part in raw.decode().split("/") if part)

@@ -29,8 +29,8 @@ from relay.accounts.passwords import LoginDelayedError
 from relay.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted
-from relay.http.gateway import Gateway, RequestLimits, json_response
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway, json_response
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.observe.logs import get_logger
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path

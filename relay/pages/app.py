@@ -13,8 +13,8 @@ from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method
 from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
 from relay.pages.access import Access, Visitor
 from relay.pages.clock import ClockPage

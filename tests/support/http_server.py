@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from relay.certificates import ServerCertificate
 from relay.http.connection_limits import ConnectionLimits
-from relay.http.gateway import Gateway, RequestLimits, json_response
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway, json_response
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from relay.accounts.account import Account
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.http.errors import ApiError
-from relay.http.gateway import Gateway, RequestLimits
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
 from relay.internet.scenario_file import parse_scenario
 from relay.internet.scenario_state import ScenarioState

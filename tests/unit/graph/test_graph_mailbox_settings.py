@@ -44,7 +44,7 @@ def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
     )
     nothing: Any = None
     alice = Account("alice@example.test")
-    http = HttpRequest(scope, nothing, ids=nothing, limits=nothing)
+    http = HttpRequest(scope, nothing, ids=nothing, limits=nothing, budget=nothing)
     return GraphRequest(dependencies, http, alice, {}, alice)
 
 

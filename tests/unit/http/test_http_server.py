@@ -16,8 +16,8 @@ from relay.client import ControlClient
 from relay.http import http_request, protocol
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.errors import ApiError
-from relay.http.gateway import Gateway, PathRouter, RequestLimits, StreamedResponse, json_response
-from relay.http.http_request import HttpRequest
+from relay.http.gateway import Gateway, PathRouter, StreamedResponse, json_response
+from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.settings.tree import Address
