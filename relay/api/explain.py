@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from relay.api.dependencies import Explain, Principal, Question
 from relay.api.request_parameters import require_method, single_values
-from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.errors import ApiError, quoted, service_unavailable, unsupported_media_type
 from relay.http.http_request import HttpRequest, body_too_large
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
@@ -104,10 +104,8 @@ async def _message_of(request: HttpRequest) -> bytes:
         if size_bytes > MESSAGE_BYTES_MAX:
             raise body_too_large(MESSAGE_BYTES_MAX)
         parts.append(block)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if size_bytes and kind != _MESSAGE_TYPE:
-        message = f"Content-Type: found {quoted(kind)}, expected {_MESSAGE_TYPE}."
-        raise ApiError(415, "UnsupportedMediaType", message)
+    if size_bytes and request.media_type != _MESSAGE_TYPE:
+        raise unsupported_media_type(request.media_type, _MESSAGE_TYPE)
     return b"".join(parts)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.clock import Clock
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, parse_position
 from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
@@ -59,9 +59,9 @@ def single_values(query: Collection[tuple[str, str]], allowed: Collection[str]) 
     for name, value in query:
         if name not in allowed:
             message = f"The parameter {quoted(name)} is unknown; expected: "
-            raise _bad(message + (", ".join(allowed) or "none") + ".")
+            raise bad_request(message + (", ".join(allowed) or "none") + ".")
         if name in values:
-            raise _bad(f"The parameter {quoted(name)} is given twice.")
+            raise bad_request(f"The parameter {quoted(name)} is given twice.")
         values[name] = value
     return values
 
@@ -69,12 +69,7 @@ def single_values(query: Collection[tuple[str, str]], allowed: Collection[str]) 
 def require_method(request: HttpRequest, *methods: str) -> None:
     """Raise ApiError 405 for another method."""
     if request.method not in methods:
-        raise ApiError(
-            405,
-            "Request_BadRequest",
-            "Specified HTTP method is not allowed for the request target.",
-            headers={"allow": ", ".join(methods)},
-        )
+        raise method_not_allowed(methods)
 
 
 def limit_of(query: Mapping[str, str]) -> int:
@@ -95,7 +90,8 @@ def number_of(
     except ValueError:
         number = float("nan")
     if not low <= number <= high:
-        raise _bad(f"{name}: found {quoted(text)}, expected a number from {low:g} to {high:g}.")
+        expected = f"expected a number from {low:g} to {high:g}"
+        raise bad_request(f"{name}: found {quoted(text)}, {expected}.")
     return number
 
 
@@ -111,7 +107,7 @@ def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
             after = parse_cursor(text, now_us=clock.time_us())
         except ValueError:
             expected = 'the "cursor" of an earlier answer'
-            raise _bad(f"after: found {quoted(text)}, expected {expected}.") from None
+            raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None
     return MessageSearch(
         to=texts["to"], sender=texts["sender"], subject=texts["subject"],
         mailbox=texts["mailbox"], state=state, after=after,
@@ -125,12 +121,12 @@ def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
         return None
     for name in ("after", "wait"):
         if name in query:
-            raise _bad(f"before: found it together with {name}, expected one of them.")
+            raise bad_request(f"before: found it together with {name}, expected one of them.")
     try:
         return parse_position(text)
     except ValueError:
         expected = 'the "older" of an earlier answer'
-        raise _bad(f"before: found {quoted(text)}, expected {expected}.") from None
+        raise bad_request(f"before: found {quoted(text)}, expected {expected}.") from None
 
 
 def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> RefusalSearch:
@@ -140,9 +136,9 @@ def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> Refus
     for name, place in places.items():
         if name in query and not is_cursor(place):
             expected = f'the "{"cursor" if name == "after" else "older"}" of an earlier answer'
-            raise _bad(f"{name}: found {quoted(place)}, expected {expected}.")
+            raise bad_request(f"{name}: found {quoted(place)}, expected {expected}.")
     if all(places.values()):
-        raise _bad("before: found it together with after, expected one of them.")
+        raise bad_request("before: found it together with after, expected one of them.")
     limit = int(number_of(query, "limit", default=_LIMIT, limits=(1, PAGE_MAX)))
     return RefusalSearch(address, account, **places, limit=limit)
 
@@ -152,14 +148,15 @@ MESSAGE_STATES = (FINAL_STATE, *SubmissionState, *RecipientState)
 
 def bad_state(state: str, choices: Collection[str]) -> ApiError:
     """Return the error for an unknown state."""
-    return _bad(f"state: found {quoted(state)}, expected one of {', '.join(choices)}.")
+    return bad_request(f"state: found {quoted(state)}, expected one of {', '.join(choices)}.")
 
 
 def _text_of(texts: Mapping[str, str | None], name: str) -> str:
     """Return a text, "" if it is not given. Raises ApiError 400 for one that is empty or long."""
     text = texts.get(name)
     if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
-        raise _bad(f"{name}: found {len(text)} letters, expected 1 to {_TEXT_CHARACTERS_MAX}.")
+        expected = f"expected 1 to {_TEXT_CHARACTERS_MAX}"
+        raise bad_request(f"{name}: found {len(text)} letters, {expected}.")
     return text or ""
 
 
@@ -175,7 +172,7 @@ def selector_of_query(query: Mapping[str, str]) -> Selector:
     texts = conditions_of({name: query.get(name) for name in TEXT_CONDITIONS})
     restored = query.get("restored", "false")
     if restored not in ("true", "false"):
-        raise _bad(f"restored: found {quoted(restored)}, expected true or false.")
+        raise bad_request(f"restored: found {quoted(restored)}, expected true or false.")
     is_restored = restored == "true"
     given = bool(ids) or older_than_s is not None or any(texts.values()) or is_restored
     return Selector(
@@ -192,10 +189,6 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     if (state := found.get("state")) and state not in LIVE:
         raise bad_state(state, LIVE)
     return found
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(400, "BadRequest", message)
 
 
 _IDS_MAX = 10_000
@@ -279,14 +272,15 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
     except ValueError as error:
         text = str(error)
         names_a_field = text.partition(" ")[0].endswith(":")
-        raise _bad(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
+        raise bad_request(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
 
 
 def _selector(given: _CommandBody) -> Selector:
     if len(given.ids) > _IDS_MAX:
-        raise _bad(f"ids: found {len(given.ids)}, expected at most {_IDS_MAX}.")
+        raise bad_request(f"ids: found {len(given.ids)}, expected at most {_IDS_MAX}.")
     if given.older_than_s is not None and not 0 <= given.older_than_s <= 1e9:
-        raise _bad(f"older_than_s: found {given.older_than_s:g}, expected seconds from 0 to 1e9.")
+        found = f"{given.older_than_s:g}"
+        raise bad_request(f"older_than_s: found {found}, expected seconds from 0 to 1e9.")
     texts = conditions_of({name: getattr(given, name) for name in TEXT_CONDITIONS})
     return Selector(
         ids=given.ids, older_than_s=given.older_than_s, restored=given.restored, all=given.all,
@@ -301,7 +295,7 @@ def _who(given: _CommandBody, issuer: CommandIssuer) -> str:
         message = "Access is denied: who follows from the token; omit it."
         raise ApiError(403, "ErrorAccessDenied", message)
     if len(given.who) > _WHO_CHARACTERS_MAX or not given.who.isprintable():
-        raise _bad(f"who: found {quoted(given.who)}, expected a name.")
+        raise bad_request(f"who: found {quoted(given.who)}, expected a name.")
     return given.who
 
 
@@ -318,9 +312,9 @@ def _until_us(text: str, clock: Clock) -> int | None:
                 raise ValueError  # noqa: TRY301 - the time zone is unknown
             ahead_s = until.timestamp() - clock.time_us() / 1e6
         except (ValueError, OverflowError):
-            raise _bad(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
+            raise bad_request(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
     if ahead_s <= 0:
-        raise _bad(f"until: found {quoted(text)}, expected a time in the future.")
+        raise bad_request(f"until: found {quoted(text)}, expected a time in the future.")
     return clock.queue_us() + int(ahead_s * 1e6)
 
 
@@ -332,4 +326,4 @@ def _next_hops(given: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None
     try:
         return issuer.way_to(given.to)
     except ValueError as error:
-        raise _bad(f"to: {error}.") from None
+        raise bad_request(f"to: {error}.") from None

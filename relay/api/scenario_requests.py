@@ -10,7 +10,7 @@ from starlette.responses import Response
 from relay.api.dependencies import DevelopmentControls
 from relay.api.request_parameters import read_table, require_method
 from relay.http.browsers import check_origin
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, quoted, unsupported_media_type
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest, body_too_large
 from relay.settings.document import SettingsError
@@ -38,17 +38,15 @@ async def scenario_response(request: HttpRequest, controls: DevelopmentControls)
 
 
 async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in (_TOML, _JSON):
-        message = f"Content-Type: found {quoted(media_type)}, expected {_TOML} or {_JSON}."
-        raise ApiError(415, "UnsupportedMediaType", message)
+    if request.media_type not in (_TOML, _JSON):
+        raise unsupported_media_type(request.media_type, f"{_TOML} or {_JSON}")
     if (request.declared_bytes or 0) > _BYTES_MAX:
         raise body_too_large(_BYTES_MAX)
     body = await request.body()
     if len(body) > _BYTES_MAX:
         raise body_too_large(_BYTES_MAX)
     try:
-        await controls.use_scenario(_content(body, is_json=media_type == _JSON))
+        await controls.use_scenario(_content(body, is_json=request.media_type == _JSON))
     except SettingsError as error:
         faults = [f"{fault}." for fault in error.faults[:_FAULTS_MAX]]
         if len(error.faults) > _FAULTS_MAX:

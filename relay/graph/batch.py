@@ -27,6 +27,7 @@ from relay.http.errors import (
     ApiError,
     UnansweredError,
     error_body,
+    method_not_allowed,
     quoted,
     service_unavailable,
 )
@@ -146,8 +147,7 @@ class BatchHandler:
         if request.part_id is not None:
             raise ApiError(400, "BadRequest", "A batch cannot contain a batch.")
         if request.method != "POST":
-            message = "Specified HTTP method is not allowed for the request target."
-            raise ApiError(405, "Request_BadRequest", message, headers={"allow": "POST"})
+            raise method_not_allowed(["POST"])
         if (reason := self._pressure.state.refusing({PressureReason.MEMORY})) is not None:
             message = f"Batches are not taken now: {describe(reason)}. Try again later."
             raise service_unavailable(message, retry_after_s=_RETRY_S)

@@ -27,7 +27,7 @@ from relay.graph.serializer import (
     MESSAGE_PROPERTIES,
     folder_json,
 )
-from relay.http.errors import ApiError, quoted, service_unavailable
+from relay.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.mailbox.query import (
     EVERY_CHANGE,
     Compare,
@@ -122,8 +122,8 @@ def _kinds(change_type: str) -> frozenset[ChangeKind]:
     try:
         return _KINDS[change_type.lower()]
     except KeyError:
-        expected = "created, updated or deleted"
-        raise _bad(f"changeType: found {quoted(change_type)}, expected {expected}.") from None
+        message = f"changeType: found {quoted(change_type)}, expected created, updated or deleted."
+        raise bad_request(message) from None
 
 
 def _read_filter(text: str | None) -> tuple[Condition | None, int]:
@@ -191,7 +191,7 @@ class DeltaLink(msgspec.Struct, frozen=True, array_like=True):
         """Return the token. Raises ApiError 400 if the options are too long for one."""
         token = urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
         if len(token) > TOKEN_CHARACTERS_MAX:
-            raise _bad(
+            raise bad_request(
                 f"The query options are too long for a token of {TOKEN_CHARACTERS_MAX} characters;"
                 " select or expand less."
             )
@@ -209,7 +209,7 @@ def read_delta_token(text: str) -> DeltaLink:
             return _decoder.decode(octets)
         except (ValueError, msgspec.MsgspecError, RecursionError):
             pass
-    raise _bad(
+    raise bad_request(
         f"The token {quoted(text)} is malformed; use the whole @odata.nextLink or @odata.deltaLink."
     )
 
@@ -261,7 +261,7 @@ def read_delta_request(
     options = request.collection_options(names, known)
     given = _texts(request.http.query, allowed)
     if options.skiptoken and options.deltatoken:
-        raise _bad("$skiptoken and $deltatoken: give one of them.")
+        raise bad_request("$skiptoken and $deltatoken: give one of them.")
     text = options.skiptoken or options.deltatoken or ""
     is_latest = text.lower() == _LATEST
     link = DeltaLink(collection, given)
@@ -271,7 +271,7 @@ def read_delta_request(
             raise _stale(request, given)
         for name, value in given.items():
             if link.options.get(name) != value:
-                raise _bad(
+                raise bad_request(
                     f"The option {quoted(name)} is not that of the first request; omit it, "
                     "because the token has the options."
                 )
@@ -304,7 +304,3 @@ def _stale(request: GraphRequest, given: Mapping[str, str]) -> ApiError:
         " Begin again with the URL in the Location header."
     )
     return ApiError(410, "syncStateNotFound", message, headers={"location": location})
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(400, "BadRequest", message)

@@ -18,7 +18,7 @@ from relay.graph.json_values import (
     read_object,
     read_string,
 )
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, bad_request, quoted
 from relay.mailbox.types import StoredMessage
 from relay.message.conversation import is_index, message_ids
 from relay.message.extended_properties import (
@@ -220,14 +220,14 @@ def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> Expand
             continue
         match = _ITEM.match(text or "", position)
         if match is None:
-            raise _bad(f"$expand: found {quoted((text or '')[position:])}, {_EXPECTED}.")
+            raise bad_request(f"$expand: found {quoted((text or '')[position:])}, {_EXPECTED}.")
         name = _NAMES.get(match[1].lower())
         if name is None:
-            raise _bad(f"$expand: {quoted(match[1])} cannot be expanded here, {_EXPECTED}.")
+            raise bad_request(f"$expand: {quoted(match[1])} cannot be expanded here, {_EXPECTED}.")
         if match[2] is None:
-            raise _bad(f"$expand: {name} needs a $filter, {_EXPECTED}.")
+            raise bad_request(f"$expand: {name} needs a $filter, {_EXPECTED}.")
         if name in ids:
-            raise _bad(f"$expand: {name} is given twice.")
+            raise bad_request(f"$expand: {name} is given twice.")
         ids[name] = _ids(match[2], multiple=name == MULTIPLE)
         position, is_more = match.end(), match[3] == ","
     return ExpandOptions(ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), attachments)
@@ -237,7 +237,7 @@ def _selected(text: str | None, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     for name in names:
         if name not in known:
-            raise _bad(f"$expand: attachments have no property named {quoted(name)}.")
+            raise bad_request(f"$expand: attachments have no property named {quoted(name)}.")
     return names
 
 
@@ -247,17 +247,13 @@ def _ids(text: str, *, multiple: bool) -> tuple[str, ...]:
     while is_more:
         match = _TERM.match(text, position)
         if match is None or len(found) == _IDS_MAX:
-            raise _bad(f"$expand: found the $filter {quoted(text)}, {_EXPECTED}.")
+            raise bad_request(f"$expand: found the $filter {quoted(text)}, {_EXPECTED}.")
         try:
             found.append(canonical_id(match[1].replace("''", "'"), multiple=multiple))
         except ExtendedPropertyError as error:
-            raise _bad(f"$expand: found the id {quoted(match[1])}, {error}.") from None
+            raise bad_request(f"$expand: found the id {quoted(match[1])}, {error}.") from None
         position, is_more = match.end(), bool(match[2])
     return tuple(found)
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(400, "BadRequest", message)
 
 
 _EXPECTED = f"expected {SINGLE}($filter=id eq 'TYPE 0xTAG'), with 'or' between several"

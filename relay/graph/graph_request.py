@@ -21,7 +21,13 @@ from relay.crashpoints import CrashPoints
 from relay.graph.ids import read_message_id
 from relay.graph.json_values import read_json_object
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
-from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
+from relay.http.errors import (
+    ApiError,
+    UnansweredError,
+    quoted,
+    service_unavailable,
+    unsupported_media_type,
+)
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.mailbox.query import PAGE_BYTES_MAX
@@ -275,7 +281,7 @@ class GraphRequest(Struct, frozen=True):
     def is_streamed(self) -> bool:
         """Return whether the body is MIME that is too large for memory, or may be."""
         size_bytes = self.http.declared_bytes
-        return self._content_type() == "text/plain" and (
+        return self.http.media_type == "text/plain" and (
             size_bytes is None or size_bytes > IN_MEMORY_BODY_BYTES_MAX
         )
 
@@ -284,9 +290,9 @@ class GraphRequest(Struct, frozen=True):
 
         Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413.
         """
-        kind = self._content_type()
+        kind = self.http.media_type
         if kind not in ("", "application/json"):
-            raise _unsupported(kind, "application/json")
+            raise unsupported_media_type(kind, "application/json")
         return read_json_object(await self.http.body())
 
     def is_mime(self) -> bool:
@@ -294,24 +300,24 @@ class GraphRequest(Struct, frozen=True):
 
         Raises ApiError 415 for another Content-Type.
         """
-        kind = self._content_type()
+        kind = self.http.media_type
         if kind in ("", "application/json"):
             return False
         if kind == "text/plain":
             return True
-        raise _unsupported(kind, "application/json, or text/plain for MIME in base64")
+        raise unsupported_media_type(kind, "application/json, or text/plain for MIME in base64")
 
     def is_base64_mime(self) -> bool:
         """Return whether a body that must be MIME is in base64 (text/plain, the default).
 
         Raises ApiError 415 for another Content-Type.
         """
-        kind = self._content_type()
+        kind = self.http.media_type
         if kind in ("", "text/plain"):
             return True
         if kind in ("message/rfc822", "application/octet-stream"):
             return False
-        raise _unsupported(
+        raise unsupported_media_type(
             kind,
             "text/plain for MIME in base64, message/rfc822 or application/octet-stream for "
             "plain MIME",
@@ -370,11 +376,6 @@ def change_keys(given: str, *, field_name: str = "If-Match") -> frozenset[str]:
             raise ApiError(400, "BadRequest", message)
         keys.add(match["quoted"] or match["bare"])
     return frozenset(keys)
-
-
-def _unsupported(kind: str, expected: str) -> ApiError:
-    message = f"Content-Type: found {quoted(kind)}, expected {expected}."
-    return ApiError(415, "UnsupportedMediaType", message)
 
 
 async def await_submission(submission: Awaitable[_Result]) -> _Result:

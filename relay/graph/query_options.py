@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import bad_request, quoted
 
 TOP_DEFAULT = 10
 TOP_MAX = 1000
@@ -79,12 +79,12 @@ def parse_options(
         option = name.removeprefix("$").lower()
         if option not in _SYSTEM:
             if name.startswith("$"):
-                raise _bad(f"The query option {quoted(name)} is not supported.")
+                raise bad_request(f"The query option {quoted(name)} is not supported.")
             continue
         if option not in allowed:
-            raise _bad(f"The query option '${option}' is not supported here.")
+            raise bad_request(f"The query option '${option}' is not supported here.")
         if option in given:
-            raise _bad(f"The query option '${option}' is given twice.")
+            raise bad_request(f"The query option '${option}' is given twice.")
         given[option] = value
     size = page_size or TOP_DEFAULT
     top = _number(given, "top", default=size, limits=(1, TOP_MAX))
@@ -106,7 +106,7 @@ def _select(value: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     for name in names:
         if name not in known:
-            raise _bad(f"$select: could not find a property named {quoted(name)}.")
+            raise bad_request(f"$select: could not find a property named {quoted(name)}.")
     return names
 
 
@@ -119,18 +119,14 @@ def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int
         number = int(text)
         if low <= number <= high:
             return number
-    raise _bad(f"${name}: found {quoted(text)}, expected a number from {low} to {high}.")
+    raise bad_request(f"${name}: found {quoted(text)}, expected a number from {low} to {high}.")
 
 
 def _truth(given: dict[str, str], name: str) -> bool:
     text = given.get(name, "false")
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    raise _bad(f"${name}: found {quoted(text)}, expected true or false.")
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(400, "BadRequest", message)
+    raise bad_request(f"${name}: found {quoted(text)}, expected true or false.")
 
 
 _PREFERENCE = re.compile(

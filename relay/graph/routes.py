@@ -26,7 +26,7 @@ from relay.graph import (
 from relay.graph.graph_request import GraphRequest
 from relay.graph.paths import innermost_folder, match_pattern, pattern_of
 from relay.graph.unsupported import check_in_mailbox, check_outside
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, method_not_allowed, quoted
 
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 
@@ -88,7 +88,7 @@ def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
             continue
         if (operation := by_method.get(method)) is None:
             check_in_mailbox(method, segments, has_route=True)
-            raise _not_allowed(by_method)
+            raise method_not_allowed(by_method)
         return RouteMatch(operation, parameters)
     check_in_mailbox(method, segments, has_route=False)
     raise _not_found(segments)
@@ -108,7 +108,7 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
         return None
     check_outside(method, segments, has_route=first in _OUTSIDE and len(segments) == 1)
     if by_method is not None:
-        raise _not_allowed(by_method)
+        raise method_not_allowed(by_method)
     if first == "users":
         return None
     raise _not_found(segments, "; mail is under /me and /users/…")
@@ -117,15 +117,6 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
 def _not_found(segments: tuple[str, ...], hint: str = "") -> ApiError:
     message = f"Resource not found for the path {quoted('/'.join(segments))}{hint}."
     return ApiError(404, "ResourceNotFound", message)
-
-
-def _not_allowed(by_method: Mapping[str, GraphOperation]) -> ApiError:
-    return ApiError(
-        405,
-        "Request_BadRequest",
-        "Specified HTTP method is not allowed for the request target.",
-        headers={"allow": ", ".join(by_method)},
-    )
 
 
 _OUTSIDE: Mapping[str, Mapping[str, GraphOperation]] = {

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from relay.accounts.account import AccountDirectory
 from relay.graph.graph_request import GraphDependencies
 from relay.graph.serializer import graph_date
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, method_not_allowed, quoted
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.mailbox.types import NewUpload, NoSuchItemError, Upload
@@ -51,12 +51,7 @@ async def serve_upload(
     Raises ApiError: 404 for an unknown or expired session, 416 for a range out of order.
     """
     if request.method not in _METHODS:
-        raise ApiError(
-            405,
-            "Request_BadRequest",
-            "Specified HTTP method is not allowed for the request target.",
-            headers={"allow": ", ".join(_METHODS)},
-        )
+        raise method_not_allowed(_METHODS)
     given = dict(request.query).get(_TOKEN)
     token = attachment_id if given is None else given  # older URLs have the token in the path
     upload = await dependencies.store.uploads.find(token)

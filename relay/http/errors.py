@@ -4,7 +4,7 @@ A handler raises ApiError; the gateway turns it into the response. The message i
 client: it names the field, what was found and what was expected.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -58,6 +58,23 @@ def service_unavailable(message: str, *, retry_after_s: int) -> ApiError:
     """Return a 503 with Retry-After (RFC 9110 10.2.3): clients repeat the request by themselves."""
     headers = {"retry-after": str(retry_after_s)}
     return ApiError(503, "ResourceUnhealthy", message, headers=headers)
+
+
+def bad_request(message: str) -> ApiError:
+    """Return a 400."""
+    return ApiError(400, "BadRequest", message)
+
+
+def method_not_allowed(allowed: Iterable[str]) -> ApiError:
+    """Return a 405 with Allow (RFC 9110 15.5.6)."""
+    message = "Specified HTTP method is not allowed for the request target."
+    return ApiError(405, "Request_BadRequest", message, headers={"allow": ", ".join(allowed)})
+
+
+def unsupported_media_type(found: str, expected: str) -> ApiError:
+    """Return the 415 for a Content-Type."""
+    message = f"Content-Type: found {quoted(found)}, expected {expected}."
+    return ApiError(415, "UnsupportedMediaType", message)
 
 
 def quoted(value: object) -> str:

@@ -244,6 +244,11 @@ class HttpRequest:
         return int(declared[:20]) if declared.isascii() and declared.isdecimal() else None
 
     @property
+    def media_type(self) -> str:
+        """The Content-Type in lower case without its parameters, "" without one."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
     def is_complete(self) -> bool:
         """Whether the whole body has been read."""
         return self._complete

@@ -401,7 +401,7 @@ async def read_form(request: HttpRequest) -> Mapping[str, str]:
 
     Raises SignInError, ApiError.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = request.media_type
     if kind != _FORM:
         text = f"Content-Type: found {quoted(kind)}, expected {_FORM}."
         raise SignInError("invalid_request", text, number=900144)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, unsupported_media_type
 from relay.http.http_request import HttpRequest
 
 _FORM = "application/x-www-form-urlencoded"
@@ -43,11 +43,9 @@ async def read_form(request: HttpRequest, csrf: str) -> PageForm:
     403 for another one or none, 415 for another media type, 400, and what HttpRequest.body()
     raises.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.keep_body()
-    if body and kind != _FORM:
-        message = f"Content-Type: found {quoted(kind)}, expected {_FORM}."
-        raise ApiError(415, "UnsupportedMediaType", message)
+    if body and request.media_type != _FORM:
+        raise unsupported_media_type(request.media_type, _FORM)
     try:
         fields = parse_qsl(
             body.decode("ascii"),
