@@ -12,7 +12,8 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 from starlette.responses import Response
@@ -43,6 +44,8 @@ _SUBMISSION, _MESSAGE_ID = b"x-relay-submission-id", b"x-relay-internet-message-
 
 _Target = tuple[int, int]
 _Answer = tuple[str, str, str]  # submission id, Message-ID, applied preferences
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 _Handler = Callable[[GraphRequest], Awaitable[Response]]
 
 
@@ -84,17 +87,47 @@ class _Running:
         await self.done.wait()
 
 
-@dataclass(eq=False, slots=True)
-class _AccountMemory:
-    """What is known of the requests of one account; the oldest first.
-
-    `accepted` has the answers by fingerprint and until when they are kept, `rejected` the number of
-    requests to a target (its hash), with a body of some length, that got a 429 or 503.
+class _Remembered(Generic[_Key, _Value]):
+    """What is known of the requests of each account, for five minutes. At a limit the oldest is
+    forgotten, at that of all accounts the one of the idlest account.
     """
 
-    running: dict[_Running, None] = field(default_factory=dict)
-    accepted: OrderedDict[bytes, tuple[float, _Answer]] = field(default_factory=OrderedDict)
-    rejected: OrderedDict[_Target, tuple[float, int]] = field(default_factory=OrderedDict)
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._by_account: OrderedDict[str, OrderedDict[_Key, tuple[float, _Value]]] = OrderedDict()
+        self._count = 0  # of all accounts
+
+    def find(self, account: str, key: _Key) -> _Value | None:
+        """Return the value of a key, None without one."""
+        own = self._by_account.get(account)
+        found = own.get(key) if own is not None else None
+        return found[1] if found is not None and found[0] > self._clock.monotonic() else None
+
+    def add(self, account: str, key: _Key, value: _Value, *, limits: tuple[int, int]) -> None:
+        """Remember a value; `limits` are those of the account and of all."""
+        now_s = self._clock.monotonic()
+        own = self._by_account.setdefault(account, OrderedDict())
+        self._count += key not in own
+        own[key] = (now_s + REPEAT_S, value)
+        own.move_to_end(key)
+        self._by_account.move_to_end(account)
+        while len(own) > limits[0] or next(iter(own.values()))[0] <= now_s:
+            self.remove(account, next(iter(own)))
+        while self._count > limits[1]:
+            idlest, its = next(iter(self._by_account.items()))
+            self.remove(idlest, next(iter(its)))
+
+    def change(self, account: str, key: _Key, value: _Value) -> None:
+        """Replace a value; it is forgotten when the one before would have been."""
+        own = self._by_account[account]
+        own[key] = (own[key][0], value)
+
+    def remove(self, account: str, key: _Key) -> None:
+        """Forget a value."""
+        del self._by_account[account][key]
+        self._count -= 1
+        if not self._by_account[account]:
+            del self._by_account[account]
 
 
 class SubmissionRepeats:
@@ -104,8 +137,11 @@ class SubmissionRepeats:
         self._store = store
         self._clock = clock
         self._by_slot: dict[bytes, asyncio.Event] = {}
-        self._accounts: OrderedDict[str, _AccountMemory] = OrderedDict()
-        self._accepted = self._rejected = 0  # of all accounts
+        self._running: dict[str, dict[_Running, None]] = {}  # by account, the oldest first
+        # the answers by fingerprint
+        self._accepted: _Remembered[bytes, _Answer] = _Remembered(clock)
+        # the number of requests to a target, with a body of some length, that got a 429 or 503
+        self._rejected: _Remembered[_Target, int] = _Remembered(clock)
 
     async def submit(self, request: GraphRequest, handler: _Handler) -> Response:
         """Return the response of `handler`, or that to the request which this one repeats."""
@@ -128,21 +164,19 @@ class SubmissionRepeats:
             return await self._with_key(request, handler, read_key(http), digest=digest)
         if client_request_id := http.headers.get(_CLIENT_REQUEST_ID):
             digest.update(client_request_id.encode("latin-1"))
-        memory = self._accounts.get(request.caller.address)
-        if memory is None:
-            memory = self._accounts[request.caller.address] = _AccountMemory()
-        running = _Running(digest)
-        memory.running[running] = None
+        account, running = request.caller.address, _Running(digest)
+        its_running = self._running.setdefault(account, {})
+        its_running[running] = None
         try:
-            if is_repeat and not self._was_rejected(memory, _about(http)):
-                return await self._repeated(request, handler, own=(memory, running))
-            return await self._first(request, handler, own=(memory, running))
+            if is_repeat and not self._was_rejected(account, _about(http)):
+                return await self._repeated(request, handler, running)
+            return await self._first(request, handler, running)
         finally:
-            del memory.running[running]
+            del its_running[running]
             if running.done is not None:
                 running.done.set()
-            if not (memory.running or memory.accepted or memory.rejected):
-                self._accounts.pop(request.caller.address, None)
+            if not its_running:
+                del self._running[account]
 
     # -- with a key
 
@@ -190,13 +224,12 @@ class SubmissionRepeats:
     # -- without
 
     async def _repeated(
-        self, request: GraphRequest, handler: _Handler, *, own: tuple[_AccountMemory, _Running]
+        self, request: GraphRequest, handler: _Handler, running: _Running
     ) -> Response:
         """Return the response to the request that an SDK repeats, if it was accepted."""
-        memory, running = own
 
         async def check() -> None:
-            if (response := await self._first_response(request, memory, running)) is not None:
+            if (response := await self._first_response(request, running)) is not None:
                 raise _RepeatedError(response)
 
         try:
@@ -205,48 +238,35 @@ class SubmissionRepeats:
             else:
                 await request.http.keep_body()
                 await check()
-            return await self._first(request, handler, own=own)
+            return await self._first(request, handler, running)
         except _RepeatedError as repeated:
             return repeated.response
 
-    async def _first(
-        self, request: GraphRequest, handler: _Handler, *, own: tuple[_AccountMemory, _Running]
-    ) -> Response:
-        memory, running = own
+    async def _first(self, request: GraphRequest, handler: _Handler, running: _Running) -> Response:
         try:
             response = await handler(request)
         except (ApiError, StoreError) as error:
             shown = error if isinstance(error, ApiError) else api_error(error)
             if shown.status in _REPEATED_BY_SDKS and not isinstance(error, OutcomeUnknownError):
-                self._reject(memory, _about(request.http))
+                self._reject(request.caller.address, _about(request.http))
             raise
         if response.status_code < 300:
-            self._accept(request, memory, running, response=response)
+            self._accept(request, running, response)
         return response
 
-    async def _first_response(
-        self, request: GraphRequest, memory: _AccountMemory, own: _Running
-    ) -> Response | None:
+    async def _first_response(self, request: GraphRequest, own: _Running) -> Response | None:
         """Return the response to an equal request that was accepted; wait for one that runs."""
-        fingerprint = own.digest.digest()
-        for other in tuple(memory.running):
+        account, fingerprint = request.caller.address, own.digest.digest()
+        its_running = self._running[account]
+        for other in tuple(its_running):
             if other is own:
                 break  # only those that began before: none waits for one that waits for it
-            if other in memory.running and other.digest.digest() == fingerprint:
+            if other in its_running and other.digest.digest() == fingerprint:
                 await other.wait()
-        until_s, answer = memory.accepted.get(fingerprint, (0.0, ("", "", "")))
-        if until_s <= self._clock.monotonic():
-            return None
-        return _again(request, answer)
+        answer = self._accepted.find(account, fingerprint)
+        return None if answer is None else _again(request, answer)
 
-    def _accept(
-        self,
-        request: GraphRequest,
-        memory: _AccountMemory,
-        running: _Running,
-        *,
-        response: Response,
-    ) -> None:
+    def _accept(self, request: GraphRequest, running: _Running, response: Response) -> None:
         submission_id = internet_message_id = ""
         for name, value in response.raw_headers:
             if name == _SUBMISSION:
@@ -254,57 +274,30 @@ class SubmissionRepeats:
             elif name == _MESSAGE_ID:
                 internet_message_id = value.decode("latin-1")
         applied = ", ".join(dict.fromkeys(request.applied)) if request.applied else ""
-        answer = (submission_id, internet_message_id, applied)
-        fingerprint, accepted = running.digest.digest(), memory.accepted
-        self._accepted += fingerprint not in accepted
-        accepted[fingerprint] = (self._clock.monotonic() + REPEAT_S, answer)
-        accepted.move_to_end(fingerprint)
-        self._accounts.move_to_end(request.caller.address)
-        self._forget(memory)
+        self._accepted.add(
+            request.caller.address,
+            running.digest.digest(),
+            (submission_id, internet_message_id, applied),
+            limits=(REPEATS_PER_ACCOUNT_MAX, REPEATS_MAX),
+        )
 
-    def _forget(self, memory: _AccountMemory) -> None:
-        """Forget what has expired or is too much, of this account and then of the idlest one."""
-        now_s, accepted = self._clock.monotonic(), memory.accepted
-        while accepted and (
-            len(accepted) > REPEATS_PER_ACCOUNT_MAX or next(iter(accepted.values()))[0] <= now_s
-        ):
-            accepted.popitem(last=False)
-            self._accepted -= 1
-        while self._accepted > REPEATS_MAX:
-            next(one.accepted for one in self._accounts.values() if one.accepted).popitem(
-                last=False
-            )
-            self._accepted -= 1
-
-    def _reject(self, memory: _AccountMemory, about: _Target) -> None:
+    def _reject(self, account: str, about: _Target) -> None:
         """Note that the client may repeat a request that was not accepted.
 
         It may equal one that was accepted before. Without this, its repeat would be lost.
         """
-        rejected = memory.rejected
-        _, count = rejected.get(about, (0.0, 0))
-        self._rejected += not count
-        rejected[about] = (self._clock.monotonic() + REPEAT_S, count + 1)
-        rejected.move_to_end(about)
-        if len(rejected) > _REJECTIONS_PER_ACCOUNT_MAX:
-            rejected.popitem(last=False)
-            self._rejected -= 1
-        elif self._rejected > _REJECTIONS_MAX:
-            next(one.rejected for one in self._accounts.values() if one.rejected).popitem(
-                last=False
-            )
-            self._rejected -= 1
+        count = self._rejected.find(account, about) or 0
+        limits = (_REJECTIONS_PER_ACCOUNT_MAX, _REJECTIONS_MAX)
+        self._rejected.add(account, about, count + 1, limits=limits)
 
-    def _was_rejected(self, memory: _AccountMemory, about: _Target) -> bool:
+    def _was_rejected(self, account: str, about: _Target) -> bool:
         """Return whether a request may repeat a rejected one; each is repeated once."""
-        until_s, count = memory.rejected.get(about, (0.0, 0))
-        is_kept = until_s > self._clock.monotonic()
-        if is_kept and count > 1:
-            memory.rejected[about] = (until_s, count - 1)
+        count = self._rejected.find(account, about) or 0
+        if count > 1:
+            self._rejected.change(account, about, count - 1)
         elif count:
-            del memory.rejected[about]
-            self._rejected -= 1
-        return is_kept
+            self._rejected.remove(account, about)
+        return count > 0
 
 
 def _about(request: HttpRequest) -> _Target:
