@@ -22,9 +22,14 @@ from relay.graph.json_values import missing_property, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
 from relay.graph.preferred_bodies import show_preferred_bodies
 from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
-from relay.graph.reference import BYTES_MAX, Reference, read_reference
-from relay.graph.reference import CONTENT_TYPE as REFERENCE_TYPE
-from relay.graph.reference_attachments import REFERENCE_PROPERTIES, reference_json
+from relay.graph.reference_attachments import (
+    REFERENCE_BYTES_MAX,
+    REFERENCE_PROPERTIES,
+    REFERENCE_TYPE,
+    Reference,
+    read_reference,
+    reference_json,
+)
 from relay.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.graph.upload_sessions import upload_url
 from relay.http.errors import ApiError, quoted
@@ -316,7 +321,7 @@ def attachment_json(
 def _reference(one: OpenAttachment) -> Reference | None:
     """Return the link that the attachment holds; None for a file or a message."""
     found = one.attachment
-    if found.content_type.lower() != REFERENCE_TYPE or found.size > BYTES_MAX:
+    if found.content_type.lower() != REFERENCE_TYPE or found.size > REFERENCE_BYTES_MAX:
         return None
     return read_reference(b"".join(content_of(one)))
 

@@ -18,7 +18,6 @@ from starlette.responses import Response
 from relay.accounts.account import Account, AccountDirectory, Scope
 from relay.clock import Clock, Ids
 from relay.crashpoints import CrashPoints
-from relay.graph.ids import read_message_id
 from relay.graph.json_values import read_json_object
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
 from relay.http.errors import (
@@ -64,6 +63,7 @@ SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
 BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 _RETRY_S = 5
+_ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
@@ -165,7 +165,10 @@ class GraphRequest(Struct, frozen=True):
     @property
     def message_id(self) -> str:
         """The store's id of the message in the path. Raises ApiError 400 if it is malformed."""
-        return read_message_id(self.path_parameters["message"])
+        text = self.path_parameters["message"]
+        if not is_graph_id(text):
+            raise malformed_id(text)
+        return text
 
     @property
     def condition(self) -> Precondition:
@@ -323,8 +326,18 @@ class GraphRequest(Struct, frozen=True):
             "plain MIME",
         )
 
-    def _content_type(self) -> str:
-        return self.http.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+def is_graph_id(text: str) -> bool:
+    """Return whether a text may be the id of an item: the store's ids are the same.
+
+    They are Graph's immutable ids: a message has one, before and after sending and in any folder.
+    """
+    return _ID.fullmatch(text) is not None
+
+
+def malformed_id(text: str) -> ApiError:
+    """Return the 400 for a text that is no id."""
+    return ApiError(400, "ErrorInvalidIdMalformed", f"Id is malformed: {quoted(text)}.")
 
 
 def collection_response(

@@ -8,8 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import GraphRequest
-from relay.graph.ids import MALFORMED, is_graph_id
+from relay.graph.graph_request import GraphRequest, is_graph_id, malformed_id
 from relay.graph.json_values import (
     invalid_value,
     missing_property,
@@ -18,7 +17,6 @@ from relay.graph.json_values import (
     read_parameters,
     unsupported,
 )
-from relay.http.errors import quoted
 from relay.http.gateway import json_response
 
 IDS_MAX = 1000
@@ -54,5 +52,5 @@ def _translated(source: object, path: str) -> dict[str, Any]:
         raise invalid_value(path, source, "a string")
     if is_graph_id(source):
         return {"sourceId": source, "targetId": source}
-    message = f"Id is malformed: {quoted(source)}."
-    return {"sourceId": source, "errorDetails": {"code": MALFORMED, "message": message}}
+    error = malformed_id(source)
+    return {"sourceId": source, "errorDetails": {"code": error.code, "message": error.message}}
