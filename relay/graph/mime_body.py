@@ -41,10 +41,6 @@ _HEAD_BYTES = HEADER_OCTETS_MAX + 4  # the longest header that can be sent, and 
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
-class Base64Error(ValueError):
-    """Invalid base64; the text gives the byte offset in the body."""
-
-
 class MimeMessage(Struct, frozen=True):
     """MIME content, its recipients, and its Message-ID ("" if it has none, or an invalid one).
 
@@ -55,23 +51,6 @@ class MimeMessage(Struct, frozen=True):
     recipients: MessageProperties
     internet_message_id: str
     on_behalf_of: str = ""
-
-
-def decode_base64_mime(body: bytes) -> bytes:
-    """Decode a body in base64. Raises ApiError 400."""
-    decoder = Base64Decoder()
-    try:
-        content = decoder.feed(body)
-        decoder.close()
-    except Base64Error as error:
-        raise invalid_base64(error) from None
-    return content
-
-
-def invalid_base64(error: Base64Error) -> ApiError:
-    """Return the 400 for invalid base64."""
-    message = f"Invalid base64 string for MIME content. {error}."
-    return ApiError(400, "ErrorMimeContentInvalidBase64String", message)
 
 
 async def check_mime_content(content: bytes, account: Account) -> MimeMessage:
@@ -182,7 +161,9 @@ async def receive_mime(
         return await receive_in_blocks(
             request, consumer.streamed, is_base64=True, to_send=to_send, amend=amend
         )
-    content = decode_base64_mime(await request.http.body())
+    decoder = Base64Decoder()
+    content = decoder.feed(await request.http.body())
+    decoder.close()
     message = await _checked(content, request.account, to_send=to_send, amend=amend)
     return ReceivedMime(message, await consumer.in_memory(message))
 
@@ -218,7 +199,7 @@ async def receive_in_blocks(
     if expected_bytes > limit_bytes:
         raise _too_large(limit_bytes)
     with request.dependencies.streamed_bodies.acquire(request.caller.address):
-        content = _decoded(request, limit_bytes) if is_base64 else _counted(request, limit_bytes)
+        content = _octets(request, limit_bytes, is_base64=is_base64)
         head = b""
         async for block in content:
             head += block
@@ -242,28 +223,20 @@ async def receive_in_blocks(
             await arrival.discard()
 
 
-async def _decoded(request: GraphRequest, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-    decoder = Base64Decoder()
-    size_bytes = 0
-    try:
-        async for block in request.http.blocks():
-            octets = decoder.feed(block)
-            size_bytes += len(octets)
-            if size_bytes > limit_bytes:
-                raise _too_large(limit_bytes)
-            yield octets
-        decoder.close()
-    except Base64Error as error:
-        raise invalid_base64(error) from None
-
-
-async def _counted(request: GraphRequest, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _octets(
+    request: GraphRequest, limit_bytes: int, *, is_base64: bool
+) -> AsyncGenerator[bytes, None]:
+    """Yield the content of the body block by block. Raises ApiError."""
+    decoder = Base64Decoder() if is_base64 else None
     size_bytes = 0
     async for block in request.http.blocks():
-        size_bytes += len(block)
+        octets = decoder.feed(block) if decoder else block
+        size_bytes += len(octets)
         if size_bytes > limit_bytes:
             raise _too_large(limit_bytes)
-        yield block
+        yield octets
+    if decoder:
+        decoder.close()
 
 
 def _too_large(limit_bytes: int) -> ApiError:
@@ -280,11 +253,11 @@ class Base64Decoder:
         self._padding_ends: int | None = None  # the offset after the padding
 
     def feed(self, block: bytes) -> bytes:
-        """Return the octets that this block completes. Raises Base64Error."""
+        """Return the octets that this block completes. Raises ApiError 400."""
         plain = self._incomplete_group + block.translate(None, _WHITE_SPACE)
         end = len(plain) // 4 * 4
         if plain and self._padding_ends is not None:
-            raise Base64Error(f"Data after the padding that ends at byte {self._padding_ends}")
+            raise _invalid(f"Data after the padding that ends at byte {self._padding_ends}")
         try:
             decoded = binascii.a2b_base64(plain[:end], strict_mode=True)
         except binascii.Error:
@@ -300,16 +273,21 @@ class Base64Decoder:
         return decoded
 
     def close(self) -> None:
-        """End the body. Raises Base64Error if it ends within a group."""
+        """End the body. Raises ApiError 400 if it ends within a group."""
         if self._incomplete_group:
             found = self._incomplete_group.decode("ascii", "replace")
-            raise Base64Error(
+            raise _invalid(
                 f"It ends at byte {self._consumed_bytes} in the middle of a group: {found!r}"
             )
 
-    def _error(self, block: bytes) -> Base64Error:
+    def _error(self, block: bytes) -> ApiError:
         if strange := _NOT_BASE64.search(block):
             at = self._consumed_bytes + strange.start()
-            return Base64Error(f"Found {strange[0]!r} at byte {at}, expected base64")
+            return _invalid(f"Found {strange[0]!r} at byte {at}, expected base64")
         at = self._consumed_bytes + max(block.find(b"="), 0)
-        return Base64Error(f"Padding in the wrong place, at byte {at}")
+        return _invalid(f"Padding in the wrong place, at byte {at}")
+
+
+def _invalid(reason: str) -> ApiError:
+    message = f"Invalid base64 string for MIME content. {reason}."
+    return ApiError(400, "ErrorMimeContentInvalidBase64String", message)
