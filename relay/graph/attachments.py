@@ -20,7 +20,7 @@ from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
 from relay.graph.json_values import missing_property, read_parameters
 from relay.graph.message_parser import read_attachment, read_upload
-from relay.graph.preferred_bodies import show_preferred_bodies
+from relay.graph.preferred_bodies import show_preferred_body
 from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.graph.reference_attachments import (
     REFERENCE_BYTES_MAX,
@@ -200,7 +200,7 @@ async def get_with_attachments(
     if unchanged := request.not_modified(opened.message.change_key):
         return unchanged
     shown = message_json(opened.message, options.select) | expand.to_json(opened.message)
-    await show_preferred_bodies(request, (shown,))
+    await show_preferred_body(request, shown)
     head = msgspec.json.encode({**request.context(context), **shown})
     pieces = chain(
         (head[:-1] + b',"attachments":',),

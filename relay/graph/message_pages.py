@@ -18,11 +18,7 @@ from starlette.responses import Response
 from relay.graph.attachments import json_pieces, json_stream_response, shows_content
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, collection_response
-from relay.graph.preferred_bodies import (
-    convert_bodies,
-    preferred_body_type,
-    show_preferred_bodies,
-)
+from relay.graph.preferred_bodies import convert_body, preferred_body_type, show_body_as
 from relay.graph.serializer import message_json
 from relay.mailbox.types import StoredMessage
 
@@ -47,9 +43,9 @@ class MessagePage(Struct, frozen=True):
     async def response(self, request: GraphRequest) -> Response:
         """Return the response."""
         left_bytes = request.page_bytes - len(self._around((), ends_after=1).body)
-        if self.expand.attachments is None:
-            return await self._in_memory(request, left_bytes)
         body_type = preferred_body_type(request)
+        if self.expand.attachments is None:
+            return await self._in_memory(request, left_bytes, body_type)
         size_bytes, count = 0, 0
         for one in self.items:
             its_bytes = self._expanded_bytes(one)
@@ -66,12 +62,11 @@ class MessagePage(Struct, frozen=True):
         async with turns or nullcontext():  # a small page is read, with its conversions
             return await asyncio.to_thread(json_stream_response, pieces, size_bytes, turns=turns)
 
-    async def _in_memory(self, request: GraphRequest, left_bytes: int) -> Response:
+    async def _in_memory(self, request: GraphRequest, left_bytes: int, body_type: str) -> Response:
         encoded: list[msgspec.Raw] = []
-        await show_preferred_bodies(request, ())  # the preferences of an empty page apply as well
         for one in self.items:
             shown = self._json(one) if isinstance(one, StoredMessage) else dict(one)
-            await show_preferred_bodies(request, (shown,))
+            await show_body_as(request, shown, body_type)
             octets = msgspec.json.encode(shown)
             left_bytes -= len(octets) + 1
             if encoded and left_bytes < 0:
@@ -118,8 +113,7 @@ class MessagePage(Struct, frozen=True):
                 request.mailbox, item, folder_id=request.folder_id
             ):
                 shown = self._json(opened.message)
-                if body_type:
-                    convert_bodies((shown,), body_type)
+                convert_body(shown, body_type)
                 yield separator + msgspec.json.encode(shown)[:-1] + b',"attachments":'
                 select = self.expand.attachments or ()
                 yield from json_pieces(opened, opened.attachments, select=select)

@@ -23,7 +23,7 @@ from relay.graph.message_parser import ParsedMessage, comparable, draft_only, pa
 from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
 from relay.graph.odata.resources import message_condition, message_order
 from relay.graph.odata.search import search_condition
-from relay.graph.preferred_bodies import show_preferred_bodies
+from relay.graph.preferred_bodies import show_preferred_body
 from relay.graph.query_options import QueryOptions
 from relay.graph.recipients import check_recipients_count
 from relay.graph.serializer import (
@@ -101,7 +101,7 @@ async def get_message(request: GraphRequest) -> Response:
     if unchanged := request.not_modified(found.change_key):
         return unchanged
     shown = message_json(found, options.select) | expand.to_json(found)
-    await show_preferred_bodies(request, (shown,))
+    await show_preferred_body(request, shown)
     head = request.context(messages_context(request) + "/$entity")
     return json_response({**head, **shown}, headers=etag_field(found.change_key))
 
@@ -195,7 +195,7 @@ async def _without_unchanged(
     message, change it and send all of it. Raises NotADraftError.
     """
     shown = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(given)}
-    await show_preferred_bodies(request, (shown,))
+    await show_preferred_body(request, shown)
     unchanged = {name for name, value in shown.items() if is_same_json(given[name], value)}
     if before.is_draft and not unchanged.issuperset(_ORIGINATORS & shown.keys()):
         unchanged -= _ORIGINATORS  # without `sender`, `from` decides it

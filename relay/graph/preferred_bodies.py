@@ -5,7 +5,7 @@ preference always holds.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from relay.graph.graph_request import GraphRequest
@@ -16,17 +16,20 @@ _UNSAFE = "outlook.allow-unsafe-html"
 _CONVERT = {"text": html_to_text, "html": text_to_html}
 
 
-async def show_preferred_bodies(request: GraphRequest, shown: Iterable[dict[str, Any]]) -> None:
-    """Convert the bodies in the JSON of messages to the preferred type.
+async def show_preferred_body(request: GraphRequest, shown: dict[str, Any]) -> None:
+    """Convert the body in a message's JSON to the preferred type."""
+    await show_body_as(request, shown, preferred_body_type(request))
+
+
+async def show_body_as(request: GraphRequest, shown: dict[str, Any], wanted: str) -> None:
+    """Convert the body in a message's JSON to a type; "" leaves it.
 
     A large page takes many seconds. Requests take turns with each message, so that none waits for
     the whole page of another one.
     """
-    wanted = preferred_body_type(request)
-    for one in shown:
-        if wanted and _type_of(one) not in ("", wanted):
-            async with request.dependencies.conversions:
-                await asyncio.to_thread(convert_bodies, (one,), wanted)
+    if _has_another(shown, wanted):
+        async with request.dependencies.conversions:
+            await asyncio.to_thread(convert_body, shown, wanted)
 
 
 def preferred_body_type(request: GraphRequest) -> str:
@@ -40,14 +43,12 @@ def preferred_body_type(request: GraphRequest) -> str:
     return wanted if wanted in _CONVERT else ""
 
 
-def _type_of(shown: Mapping[str, Any]) -> str:
-    return str(shown["body"]["contentType"]) if "body" in shown else ""
+def convert_body(shown: dict[str, Any], wanted: str) -> None:
+    """Convert the body if it has another type. Takes long for a large one."""
+    if _has_another(shown, wanted):
+        content = _CONVERT[wanted](shown["body"]["content"])
+        shown["body"] = {"contentType": wanted, "content": content}
 
 
-def convert_bodies(messages: Iterable[dict[str, Any]], wanted: str) -> None:
-    """Convert the bodies that have another type. Takes long for large ones."""
-    for one in messages:
-        if _type_of(one) in ("", wanted):
-            continue
-        content = _CONVERT[wanted](one["body"]["content"])
-        one["body"] = {"contentType": wanted, "content": content}
+def _has_another(shown: Mapping[str, Any], wanted: str) -> bool:
+    return bool(wanted) and "body" in shown and shown["body"]["contentType"] != wanted
