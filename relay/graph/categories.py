@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from relay.graph.graph_request import GraphRequest, collection_response, minimal_response
 from relay.graph.json_values import (
-    check_known_properties,
     invalid_value,
     missing_property,
     one_of,
+    read_resource,
 )
 from relay.graph.message_parser import read_category
 from relay.graph.query_options import parse_options
@@ -27,7 +27,6 @@ from relay.http.gateway import json_response
 from relay.mailbox.settings_file import MasterCategory, UserSettings
 
 CATEGORIES_MAX = 200
-_RESOURCE = "microsoft.graph.outlookCategory"
 _COLORS = ("none", *(f"preset{number}" for number in range(25)))
 _PROPERTIES = ("id", "displayName", "color")
 
@@ -45,8 +44,7 @@ async def list_categories(request: GraphRequest) -> Response:
 async def create_category(request: GraphRequest) -> Response:
     """POST outlook/masterCategories: add a category with a name that no other has."""
     request.options()
-    given = await request.json_object()
-    check_known_properties(given, _PROPERTIES, path="category", resource=_RESOURCE)
+    given = await _read(request)
     name = read_category(given.get("displayName"), "displayName")
     if not name:
         raise missing_property("displayName")
@@ -74,8 +72,7 @@ async def get_category(request: GraphRequest) -> Response:
 async def change_category(request: GraphRequest) -> Response:
     """PATCH a category: its colour."""
     request.options()
-    given = await request.json_object()
-    check_known_properties(given, _PROPERTIES, path="category", resource=_RESOURCE)
+    given = await _read(request)
     async with _lock(request):
         settings = await _settings(request)
         found = _find(request, settings)
@@ -97,6 +94,11 @@ async def delete_category(request: GraphRequest) -> Response:
         found = _find(request, settings)
         await _write(request, settings, tuple(one for one in settings.categories if one != found))
     return Response(status_code=204)
+
+
+async def _read(request: GraphRequest) -> Mapping[str, Any]:
+    body = await request.json_object()
+    return read_resource(body, "category", "microsoft.graph.outlookCategory", known=_PROPERTIES)
 
 
 def _color(given: Mapping[str, Any]) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 from msgspec import Struct
 
 from relay.graph.json_values import (
-    check_known_properties,
     invalid_value,
     missing_property,
     read_array,
-    read_object,
+    read_resource,
     read_string,
 )
 from relay.http.errors import ApiError, bad_request, quoted
@@ -72,10 +71,9 @@ def _read(value: object, path: str, *, multiple: bool) -> list[ExtendedProperty]
 
 
 def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
-    given = read_object(value, path)
     kind = "multiValue" if multiple else "singleValue"
     resource = f"microsoft.graph.{kind}LegacyExtendedProperty"
-    check_known_properties(given, ("id", "value"), path=path, resource=resource)
+    given = read_resource(value, path, resource, known=("id", "value"))
     property_id = read_string(given.get("id"), f"{path}.id")
     if not property_id:
         raise missing_property(f"{path}.id")

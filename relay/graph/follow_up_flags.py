@@ -10,19 +10,16 @@ from typing import Any
 
 from relay.clock import rfc3339
 from relay.graph.json_values import (
-    check_known_properties,
     invalid_value,
     missing_property,
     one_of,
     read_header_text,
-    read_object,
+    read_resource,
 )
 from relay.http.errors import ApiError
 from relay.mailbox.message_state import FollowUpFlag
 from relay.message.time_zones import time_zone
 
-_FLAG_RESOURCE = "microsoft.graph.followupFlag"
-_TIME_RESOURCE = "microsoft.graph.dateTimeTimeZone"
 _STATUSES = {one.lower(): one for one in ("notFlagged", "flagged", "complete")}
 _DATES = {
     "startDateTime": "start_us",
@@ -49,8 +46,9 @@ def read_flag(value: object, path: str) -> Mapping[str, Any]:
     """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError."""
     if value is None:
         return {}
-    given = read_object(value, path)
-    check_known_properties(given, ("flagStatus", *_DATES), path=path, resource=_FLAG_RESOURCE)
+    given = read_resource(
+        value, path, "microsoft.graph.followupFlag", known=("flagStatus", *_DATES)
+    )
     fields: dict[str, Any] = {}
     if given.get("flagStatus") is not None:
         status = one_of(given["flagStatus"], f"{path}.flagStatus", tuple(_STATUSES))
@@ -94,8 +92,9 @@ def _contradiction(path: str, expected: str) -> ApiError:
 def _time_us(value: object, path: str) -> int | None:
     if value is None:
         return None
-    given = read_object(value, path)
-    check_known_properties(given, ("dateTime", "timeZone"), path=path, resource=_TIME_RESOURCE)
+    given = read_resource(
+        value, path, "microsoft.graph.dateTimeTimeZone", known=("dateTime", "timeZone")
+    )
     text = read_header_text(given.get("dateTime"), f"{path}.dateTime", longest=_TEXT_CHARACTERS)
     zone = read_header_text(given.get("timeZone"), f"{path}.timeZone", longest=_TEXT_CHARACTERS)
     if not text:

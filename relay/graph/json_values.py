@@ -222,13 +222,22 @@ def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
     return ApiError(400, "ErrorInvalidRequest", f"{path}: found {place}{reason}")
 
 
+def read_resource(
+    value: object, path: str, resource: str, *, known: Collection[str]
+) -> dict[str, Any]:
+    """Check that a value is an object with properties of `known`, which are those of `resource`."""
+    given = read_object(value, path)
+    check_known_properties(given, known, prefix=f"{path}.", resource=resource)
+    return given
+
+
 def check_known_properties(
-    given: dict[str, Any], known: tuple[str, ...], *, path: str, resource: str
+    given: Mapping[str, Any], known: Collection[str], *, prefix: str, resource: str
 ) -> None:
     """Raise ApiError 400 for a property that the resource does not have."""
     for name in given:
         if name not in known and not is_annotation(name):
-            raise unknown_property(f"{path}.{name}", resource)
+            raise unknown_property(prefix + name, resource)
 
 
 def is_annotation(name: str) -> bool:

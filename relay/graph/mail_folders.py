@@ -20,12 +20,11 @@ from relay.graph.graph_request import (
     minimal_response,
 )
 from relay.graph.json_values import (
+    check_known_properties,
     destination_id,
-    is_annotation,
     missing_property,
     read_boolean,
     read_header_text,
-    unknown_property,
     unsupported,
 )
 from relay.graph.odata.resources import select_folders
@@ -35,14 +34,11 @@ from relay.http.gateway import json_response
 from relay.mailbox.types import Folder, ProtectedFolderError
 
 _NAME_CHARACTERS = 255
-_RESOURCE = "microsoft.graph.mailFolder"
 _LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
 # Clients send these back unchanged; they are ignored.
-_READ_ONLY = frozenset(
-    (
-        *("id", "parentFolderId", "childFolderCount", "unreadItemCount", "totalItemCount"),
-        *("sizeInBytes", "wellKnownName"),
-    )
+_READ_ONLY = (
+    *("id", "parentFolderId", "childFolderCount", "unreadItemCount", "totalItemCount"),
+    *("sizeInBytes", "wellKnownName"),
 )
 
 
@@ -194,10 +190,8 @@ async def _find_folder(request: GraphRequest) -> Folder:
 
 def _display_name(given: Mapping[str, Any]) -> str | None:
     """Return the displayName of a mailFolder's JSON, None if it has none."""
-    for name in given:
-        known = name in ("displayName", "isHidden") or name in _READ_ONLY
-        if not known and not is_annotation(name):
-            raise unknown_property(name, _RESOURCE)
+    known = ("displayName", "isHidden", *_READ_ONLY)
+    check_known_properties(given, known, prefix="", resource="microsoft.graph.mailFolder")
     if read_boolean(given.get("isHidden") or False, "isHidden"):
         raise unsupported("isHidden", "hidden folders are not supported; omit it or send false")
     if given.get("displayName") is None:

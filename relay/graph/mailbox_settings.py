@@ -17,13 +17,13 @@ from starlette.responses import Response
 from relay.accounts.account import Scope
 from relay.graph.graph_request import GraphRequest, collection_response, minimal_response
 from relay.graph.json_values import (
-    check_known_properties,
     invalid_value,
     is_annotation,
     one_of,
     read_array,
     read_header_text,
     read_object,
+    read_resource,
     read_string,
     unknown_property,
     unsupported,
@@ -199,9 +199,11 @@ def _format(value: object, path: str, *, default: str) -> str:
 
 
 def _language(value: object) -> dict[str, str]:
-    given = {} if value is None else read_object(value, "language")
-    check_known_properties(
-        given, ("locale", "displayName"), path="language", resource="microsoft.graph.localeInfo"
+    given = read_resource(
+        {} if value is None else value,
+        "language",
+        "microsoft.graph.localeInfo",
+        known=("locale", "displayName"),
     )
     locale = read_string(given.get("locale"), "language.locale")
     if not locale:
@@ -222,13 +224,8 @@ def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
     if value is None:
         return WorkingHours()
     path = "workingHours"
-    given = read_object(value, path)
-    check_known_properties(
-        given,
-        ("daysOfWeek", "startTime", "endTime", "timeZone"),
-        path=path,
-        resource="microsoft.graph.workingHours",
-    )
+    known = ("daysOfWeek", "startTime", "endTime", "timeZone")
+    given = read_resource(value, path, "microsoft.graph.workingHours", known=known)
     fields: dict[str, Any] = {}
     if "daysOfWeek" in given:
         days = read_array(given["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
@@ -254,7 +251,7 @@ def _working_zone(value: object, path: str) -> str:
     given = read_object(value, path)
     if str(given.get("@odata.type", "")).endswith("customTimeZone") or "bias" in given:
         raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
-    check_known_properties(given, ("name",), path=path, resource="microsoft.graph.timeZoneBase")
+    given = read_resource(given, path, "microsoft.graph.timeZoneBase", known=("name",))
     return _zone(given.get("name"), f"{path}.name")
 
 
@@ -275,13 +272,8 @@ def _check_automatic_replies(value: object) -> None:
     if value is None:
         return
     path = "automaticRepliesSetting"
-    given = read_object(value, path)
-    check_known_properties(
-        given,
-        tuple(_AUTOMATIC_REPLIES),
-        path=path,
-        resource="microsoft.graph.automaticRepliesSetting",
-    )
+    resource = "microsoft.graph.automaticRepliesSetting"
+    given = read_resource(value, path, resource, known=_AUTOMATIC_REPLIES)
     choices = ("disabled", "alwaysenabled", "scheduled")
     status = one_of(given.get("status") or "disabled", f"{path}.status", choices)
     messages = (

@@ -17,7 +17,6 @@ from relay.accounts.account import Account
 from relay.graph.extended_properties import MULTIPLE, SINGLE, read_extended
 from relay.graph.follow_up_flags import changed_flag, read_flag
 from relay.graph.json_values import (
-    check_known_properties,
     invalid_value,
     is_annotation,
     missing_property,
@@ -28,6 +27,7 @@ from relay.graph.json_values import (
     read_header_text,
     read_object,
     read_parameters,
+    read_resource,
     read_string,
     read_time_us,
     unknown_property,
@@ -268,10 +268,7 @@ def read_item(value: object, path: str) -> bytes:
 def _body(value: object, path: str) -> dict[str, Any]:
     if value is None:
         return {"body_type": "text", "body": ""}
-    given = read_object(value, path)
-    check_known_properties(
-        given, ("contentType", "content"), path=path, resource="microsoft.graph.itemBody"
-    )
+    given = read_resource(value, path, "microsoft.graph.itemBody", known=("contentType", "content"))
     kind = given.get("contentType")
     return {
         "body_type": "text"
@@ -312,9 +309,8 @@ def _headers(value: object, path: str) -> tuple[tuple[str, str], ...]:
 
 
 def _header(value: object, path: str) -> tuple[str, str]:
-    given = read_object(value, path)
     resource = "microsoft.graph.internetMessageHeader"
-    check_known_properties(given, ("name", "value"), path=path, resource=resource)
+    given = read_resource(value, path, resource, known=("name", "value"))
     name = read_header_text(given.get("name"), f"{path}.name", longest=_HEADER_NAME_CHARACTERS)
     content = read_header_text(given.get("value"), f"{path}.value", longest=_HEADER_CHARACTERS)
     if not name:
@@ -366,10 +362,8 @@ def read_attachment(value: object) -> Attachment:
 
 def read_upload(value: object, path: str) -> AttachmentFacts:
     """Read the attachmentItem of createUploadSession. Raises ApiError."""
-    given = read_object(value, path)
-    check_known_properties(
-        given, _UPLOAD_PROPERTIES, path=path, resource="microsoft.graph.attachmentItem"
-    )
+    resource = "microsoft.graph.attachmentItem"
+    given = read_resource(value, path, resource, known=_UPLOAD_PROPERTIES)
     kind = given.get("attachmentType")
     if kind is not None and one_of(kind, f"{path}.attachmentType", _UPLOAD_TYPES) != "file":
         raise unsupported(f"{path}.attachmentType", "only files can be uploaded")
@@ -402,8 +396,7 @@ def _attachment(value: object, path: str) -> Attachment:
         expected = ", ".join(f"#{resource}" for resource in resources)
         raise invalid_value(f"{path}.@odata.type", given["@odata.type"], f"one of {expected}")
     resource, properties = found
-    known = (*_ATTACHMENT_PROPERTIES, *properties)
-    check_known_properties(given, known, path=path, resource=resource)
+    given = read_resource(given, path, resource, known=(*_ATTACHMENT_PROPERTIES, *properties))
     name = read_header_text(given.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     if not name:
         raise missing_property(f"{path}.name")

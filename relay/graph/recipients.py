@@ -10,12 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from relay.accounts.account import Account
-from relay.graph.json_values import (
-    check_known_properties,
-    read_array,
-    read_header_text,
-    read_object,
-)
+from relay.graph.json_values import read_array, read_header_text, read_resource
 from relay.http.errors import ApiError, quoted
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.properties import EmailAddress, MessageProperties
@@ -126,17 +121,12 @@ def check_has_recipients(properties: MessageProperties) -> None:
 
 
 def _recipient(value: object, path: str) -> EmailAddress:
-    given = read_object(value, path)
-    check_known_properties(
-        given, ("emailAddress",), path=path, resource="microsoft.graph.recipient"
-    )
+    given = read_resource(value, path, "microsoft.graph.recipient", known=("emailAddress",))
     path = f"{path}.emailAddress"
     if given.get("emailAddress") is None:
         raise _invalid_recipient(f"{path} is missing")
-    inner = read_object(given["emailAddress"], path)
-    check_known_properties(
-        inner, ("address", "name"), path=path, resource="microsoft.graph.emailAddress"
-    )
+    resource = "microsoft.graph.emailAddress"
+    inner = read_resource(given["emailAddress"], path, resource, known=("address", "name"))
     name = read_header_text(inner.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     path = f"{path}.address"
     text = read_header_text(inner.get("address"), path, longest=_ADDRESS_CHARACTERS).strip(" ")
