@@ -131,6 +131,8 @@ class _Admission:
     async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
         with self._concurrent.acquire(request.caller.address):
             check_pressure(self._pressure.state, operation.intake)
+            if request.http.method != "GET":
+                request.options()  # a change has none: one that is given is a 400
             return await operation.handler(request)
 
 

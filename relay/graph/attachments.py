@@ -135,7 +135,6 @@ async def get_value(request: GraphRequest) -> Response:
 
 async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
-    request.options()
     attachment = read_attachment(await request.json_object())
     attachments = request.dependencies.store.attachments
     identity = await attachments.add(
@@ -158,7 +157,6 @@ async def add_attachment(request: GraphRequest) -> Response:
 
 async def delete_attachment(request: GraphRequest) -> Response:
     """DELETE an attachment of a draft."""
-    request.options()
     one = request.path_parameters["attachment"]
     await request.dependencies.store.attachments.remove(
         request.mailbox, request.message_id, one, condition=request.condition
@@ -168,7 +166,6 @@ async def delete_attachment(request: GraphRequest) -> Response:
 
 async def create_upload_session(request: GraphRequest) -> Response:
     """POST createUploadSession: return a URL to which a file is PUT in ranges."""
-    request.options()
     body = await request.json_object()
     action = "microsoft.graph.createUploadSession"
     given = read_parameters(body, ("attachmentitem",), action)

@@ -43,7 +43,6 @@ async def list_categories(request: GraphRequest) -> Response:
 
 async def create_category(request: GraphRequest) -> Response:
     """POST outlook/masterCategories: add a category with a name that no other has."""
-    request.options()
     given = await _read(request)
     name = read_category(given.get("displayName"), "displayName")
     if not name:
@@ -71,7 +70,6 @@ async def get_category(request: GraphRequest) -> Response:
 
 async def change_category(request: GraphRequest) -> Response:
     """PATCH a category: its colour."""
-    request.options()
     given = await _read(request)
     async with _lock(request):
         settings = await _settings(request)

@@ -66,7 +66,6 @@ async def get_folder(request: GraphRequest) -> Response:
 
 async def create_folder(request: GraphRequest) -> Response:
     """POST mailFolders or childFolders: create a folder."""
-    request.options()
     name = _display_name(await request.json_object())
     if name is None:
         raise missing_property("displayName")
@@ -78,7 +77,6 @@ async def create_folder(request: GraphRequest) -> Response:
 
 async def change_folder(request: GraphRequest) -> Response:
     """PATCH: change the display name."""
-    request.options()
     name = _display_name(await request.json_object())
     async with _required_version(request):
         folder = await _find_folder(request)
@@ -90,7 +88,6 @@ async def change_folder(request: GraphRequest) -> Response:
 
 async def move_folder(request: GraphRequest) -> Response:
     """POST move: move the folder and its child folders into another folder."""
-    request.options()
     parent_id = destination_id(await request.json_object(), "microsoft.graph.move")
     store, folder_id = request.dependencies.store, request.folder_id
     try:
@@ -103,7 +100,6 @@ async def move_folder(request: GraphRequest) -> Response:
 
 async def copy_folder(request: GraphRequest) -> Response:
     """POST copy: copy the folder with its child folders and messages into another folder."""
-    request.options()
     parent_id = destination_id(await request.json_object(), "microsoft.graph.copy")
     copied = await request.dependencies.store.folders.copy(
         request.mailbox, request.folder_id, parent_id=parent_id
@@ -122,13 +118,11 @@ async def list_rules(request: GraphRequest) -> Response:
 
 async def delete_folder(request: GraphRequest) -> Response:
     """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
-    request.options()
     return await _delete(request, permanently=False)
 
 
 async def remove_folder(request: GraphRequest) -> Response:
     """POST permanentDelete: delete the folder and its content permanently."""
-    request.options()
     return await _delete(request, permanently=True)
 
 

@@ -75,7 +75,6 @@ async def get_setting(request: GraphRequest) -> Response:
 
 async def change_settings(request: GraphRequest) -> Response:
     """PATCH mailboxSettings: replace the given settings, and return all of them."""
-    request.options()
     body = await request.json_object()
     store = request.dependencies.store
     async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):

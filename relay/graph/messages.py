@@ -108,7 +108,6 @@ async def get_message(request: GraphRequest) -> Response:
 
 async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
-    request.options()
     body = await request.json_object()
     async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
         before = await find_message(request)
@@ -167,7 +166,6 @@ async def get_mime(request: GraphRequest) -> Response:
 
 async def replace_mime(request: GraphRequest) -> Response:
     """PUT $value: replace the MIME of a draft; the body is base64 or plain MIME."""
-    request.options()
     is_base64 = request.is_base64_mime()
     before = await find_message(request)
     arrivals, condition = request.dependencies.store.arrivals, request.condition

@@ -94,7 +94,6 @@ async def create_forward(request: GraphRequest) -> Response:
 
 
 async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
-    request.options()
     if request.is_mime():
         return await send_mime(request, await _missing_fields(request, kind))
     parameters = await _parameters(request, kind)

@@ -48,7 +48,6 @@ _BOOLEANS = {"true": True, "false": False}
 
 async def send_mail(request: GraphRequest) -> Response:
     """POST sendMail: create a draft and submit it."""
-    request.options()
     if request.is_mime():
         return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
@@ -94,7 +93,6 @@ async def send_mime(
 
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
-    request.options()
     await request.http.body()  # it counts when the request is repeated
     store = request.dependencies.store
     draft = await store.messages.get(

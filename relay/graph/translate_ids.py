@@ -31,7 +31,6 @@ _TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
 
 async def translate_ids(request: GraphRequest) -> Response:
     """POST translateExchangeIds: return each id with its translation, or why it has none."""
-    request.options()
     body = await request.json_object()
     given = read_parameters(body, _PARAMETERS, "microsoft.graph.translateExchangeIds")
     for name, spelled in _PARAMETERS.items():
