@@ -78,7 +78,7 @@ async def list_attachments(request: GraphRequest) -> Response:
         known=ATTACHMENT_PROPERTIES,
         page_size=TOP_MAX,
     )
-    opened = await _open_message(request)
+    opened = await open_message(request)
     end = options.skip + options.top
     page = opened.attachments[options.skip : end]
     head: dict[str, Any] = _context(request, opened, "")
@@ -86,17 +86,17 @@ async def list_attachments(request: GraphRequest) -> Response:
         head["@odata.count"] = len(opened.attachments)
     tail = b"}"
     if end < len(opened.attachments):
-        link = options.next_link(f"{_url(request, opened)}/attachments", skip=end)
+        link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
         tail = b',"@odata.nextLink":' + msgspec.json.encode(link) + b"}"
     start = msgspec.json.encode(head)[:-1] + b',"value":'
     pieces = chain((start,), json_pieces(opened, page, select=options.select), (tail,))
-    return await _response(pieces, _size(page, options))
+    return await _response(pieces, _size(page, options.select))
 
 
 async def count_attachments(request: GraphRequest) -> Response:
     """GET $count of attachments: return their number as text."""
     request.options()
-    opened = await _open_message(request)
+    opened = await open_message(request)
     return Response(str(len(opened.attachments)), headers={"content-type": "text/plain"})
 
 
@@ -107,7 +107,7 @@ async def get_attachment(request: GraphRequest) -> Response:
     if expand not in ("", _WITH_ITEM):
         message = f"$expand: {quoted(options.expand)} cannot be expanded here, only {_WITH_ITEM}."
         raise ApiError(400, "BadRequest", message)
-    opened = await _open_message(request)
+    opened = await open_message(request)
     one = found_attachment(opened.attachments, request.path_parameters["attachment"])
     pieces = attachment_pieces(
         opened,
@@ -116,13 +116,13 @@ async def get_attachment(request: GraphRequest) -> Response:
         context=_context(request, opened, "/$entity"),
         with_item=bool(expand),
     )
-    return await _response(pieces, _size((one,), options))
+    return await _response(pieces, _size((one,), options.select))
 
 
 async def get_value(request: GraphRequest) -> Response:
     """GET $value: return the file, or the attached message as MIME."""
     request.options()
-    opened = await _open_message(request)
+    opened = await open_message(request)
     one = found_attachment(opened.attachments, request.path_parameters["attachment"])
     kind = one.attachment.content_type
     is_plain = kind.isascii() and kind.isprintable()
@@ -136,7 +136,7 @@ async def get_value(request: GraphRequest) -> Response:
 async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
     attachment = read_attachment(await request.json_object())
-    attachments = request.dependencies.store.attachments
+    attachments = request.store.attachments
     identity = await attachments.add(
         request.mailbox,
         request.message_id,
@@ -144,21 +144,20 @@ async def add_attachment(request: GraphRequest) -> Response:
         limit_bytes=request.dependencies.max_upload,
         condition=request.condition,
     )
-    opened = await _open_message(request)
+    opened = await open_message(request)
     one = found_attachment(opened.attachments, identity)
     context = _context(request, opened, "/$entity")
     pieces = attachment_pieces(opened, one, context=context)
-    location = f"{_url(request, opened)}/attachments/{quote(identity)}"
+    location = f"{request.root_url()}/{_path(request, opened)}/{quote(identity)}"
     if request.prefers_minimal():
         return minimal_response(location, is_new=True)
-    size = _size((one,), QueryOptions())
-    return await _response(pieces, size, status=201, headers={"location": location})
+    return await _response(pieces, _size((one,)), status=201, headers={"location": location})
 
 
 async def delete_attachment(request: GraphRequest) -> Response:
     """DELETE an attachment of a draft."""
     one = request.path_parameters["attachment"]
-    await request.dependencies.store.attachments.remove(
+    await request.store.attachments.remove(
         request.mailbox, request.message_id, one, condition=request.condition
     )
     return Response(status_code=204)
@@ -172,7 +171,7 @@ async def create_upload_session(request: GraphRequest) -> Response:
     if given.get("attachmentitem") is None:
         raise missing_property("attachmentItem")
     item = read_upload(given["attachmentitem"], "attachmentItem")
-    made = await request.dependencies.store.uploads.create(
+    made = await request.store.uploads.create(
         request.mailbox,
         request.message_id,
         item,
@@ -193,7 +192,7 @@ async def get_with_attachments(
     request: GraphRequest, options: QueryOptions, expand: ExpandOptions, *, context: str
 ) -> Response:
     """GET a message with $expand=attachments."""
-    opened = await _open_message(request)
+    opened = await open_message(request)
     if unchanged := request.not_modified(opened.message.change_key):
         return unchanged
     shown = message_json(opened.message, options.select) | expand.to_json(opened.message)
@@ -204,7 +203,7 @@ async def get_with_attachments(
         json_pieces(opened, opened.attachments, select=expand.attachments or ()),
         (b"}",),
     )
-    size = _size(opened.attachments, QueryOptions(select=expand.attachments or ()))
+    size = _size(opened.attachments, expand.attachments or ())
     return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
 
@@ -220,15 +219,16 @@ async def _response(
     )
 
 
-async def _open_message(request: GraphRequest) -> OpenedMessage:
-    return await request.dependencies.store.attachments.opened(
+async def open_message(request: GraphRequest) -> OpenedMessage:
+    """Return the message that the path names, with its attachments to be read."""
+    return await request.store.attachments.opened(
         request.mailbox, request.message_id, folder_id=request.folder_id
     )
 
 
-def _size(attachments: tuple[OpenAttachment, ...], options: QueryOptions) -> int:
+def _size(attachments: tuple[OpenAttachment, ...], select: Collection[str] = ()) -> int:
     """Estimate the size of the JSON in bytes."""
-    if not shows_content(options.select):
+    if not shows_content(select):
         return 0
     return sum(one.octets.size for one in attachments) * 4 // 3
 
@@ -238,14 +238,12 @@ def shows_content(select: Collection[str]) -> bool:
     return not select or any(name.endswith(CONTENT) for name in select)
 
 
-def _url(request: GraphRequest, opened: OpenedMessage) -> str:
-    owner = f"{request.root_url()}/users('{quote(request.mailbox)}')"
-    return f"{owner}/messages('{opened.message.id}')"
+def _path(request: GraphRequest, opened: OpenedMessage) -> str:
+    return f"{request.owner}/messages('{opened.message.id}')/attachments"
 
 
 def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[str, Any]:
-    owner = f"users('{quote(request.mailbox)}')"
-    return request.context(f"{owner}/messages('{opened.message.id}')/attachments{rest}")
+    return request.context(f"{_path(request, opened)}{rest}")
 
 
 # -- serialization

@@ -5,15 +5,13 @@ nothing happens to messages when it changes. A name is never changed, as in Grap
 without regard to case.
 """
 
-import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from relay.graph.graph_request import GraphRequest, collection_response, minimal_response
+from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.json_values import (
     invalid_value,
     missing_property,
@@ -36,7 +34,7 @@ async def list_categories(request: GraphRequest) -> Response:
     options = parse_options(
         request.http.query, allowed=("select", "top"), known=_PROPERTIES, page_size=CATEGORIES_MAX
     )
-    found = (await _settings(request)).categories[: options.top]
+    found = (await request.store.settings.read(request.mailbox)).categories[: options.top]
     shown = [_json(one, options.select) for one in found]
     return collection_response(request.context(_context(request)), shown)
 
@@ -48,8 +46,8 @@ async def create_category(request: GraphRequest) -> Response:
     if not name:
         raise missing_property("displayName")
     color = _color(given)
-    async with _lock(request):
-        settings = await _settings(request)
+    async with request.patch_lock:
+        settings = await request.store.settings.read(request.mailbox)
         if any(one.name.casefold() == name.casefold() for one in settings.categories):
             message = f"displayName: there is a category {quoted(name)}."
             raise ApiError(409, "CategoryNameDuplicate", message)
@@ -58,21 +56,22 @@ async def create_category(request: GraphRequest) -> Response:
             raise ApiError(400, "ErrorInvalidRequest", message)
         made = MasterCategory(request.dependencies.ids.new(), name, color)
         await _write(request, settings, (*settings.categories, made))
-    return _response(request, made, status=201)
+    return _response(request, made, is_new=True)
 
 
 async def get_category(request: GraphRequest) -> Response:
     """GET one category."""
     options = request.options({"select"}, _PROPERTIES)
-    found = _find(request, await _settings(request))
-    return json_response({**_entity_context(request), **_json(found, options.select)})
+    found = _find(request, await request.store.settings.read(request.mailbox))
+    context = request.context(f"{_context(request)}/$entity")
+    return json_response({**context, **_json(found, options.select)})
 
 
 async def change_category(request: GraphRequest) -> Response:
     """PATCH a category: its colour."""
     given = await _read(request)
-    async with _lock(request):
-        settings = await _settings(request)
+    async with request.patch_lock:
+        settings = await request.store.settings.read(request.mailbox)
         found = _find(request, settings)
         if given.get("displayName") not in (None, found.name):
             expected = "the same name: delete the category and create another one"
@@ -81,14 +80,13 @@ async def change_category(request: GraphRequest) -> Response:
         if changed != found:
             kept = (changed if one is found else one for one in settings.categories)
             await _write(request, settings, tuple(kept))
-    return _response(request, changed, status=200)
+    return _response(request, changed, is_new=False)
 
 
 async def delete_category(request: GraphRequest) -> Response:
     """DELETE a category from the list; messages keep it."""
-    request.options()
-    async with _lock(request):
-        settings = await _settings(request)
+    async with request.patch_lock:
+        settings = await request.store.settings.read(request.mailbox)
         found = _find(request, settings)
         await _write(request, settings, tuple(one for one in settings.categories if one != found))
     return Response(status_code=204)
@@ -117,34 +115,17 @@ def _json(category: MasterCategory, select: Collection[str] = ()) -> dict[str, A
     return {name: shown[name] for name in ("id", *select)} if select else shown
 
 
-def _response(request: GraphRequest, category: MasterCategory, *, status: int) -> Response:
-    owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
-    location = f"{owner}/outlook/masterCategories/{category.id}"
-    if request.prefers_minimal():
-        return minimal_response(location, is_new=status != 200)
-    headers = {} if status == 200 else {"location": location}
-    body = {**_entity_context(request), **_json(category)}
-    return json_response(body, status=status, headers=headers)
+def _response(request: GraphRequest, category: MasterCategory, *, is_new: bool) -> Response:
+    path = f"outlook/masterCategories/{category.id}"
+    return request.changed(path, f"{_context(request)}/$entity", _json(category), is_new=is_new)
 
 
 def _context(request: GraphRequest) -> str:
-    return f"users('{quote(request.mailbox)}')/outlook/masterCategories"
-
-
-def _entity_context(request: GraphRequest) -> dict[str, Any]:
-    return request.context(_context(request) + "/$entity")
-
-
-def _lock(request: GraphRequest) -> asyncio.Lock:
-    return request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock())
-
-
-async def _settings(request: GraphRequest) -> UserSettings:
-    return await request.dependencies.store.settings.read(request.mailbox)
+    return f"{request.owner}/outlook/masterCategories"
 
 
 async def _write(
     request: GraphRequest, settings: UserSettings, categories: tuple[MasterCategory, ...]
 ) -> None:
     changed = replace(settings, categories=categories)
-    await request.dependencies.store.settings.write(request.mailbox, changed)
+    await request.store.settings.write(request.mailbox, changed)

@@ -74,7 +74,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
     if options.orderby is not None:
         _check_order(options.orderby)
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
-    store, position, page = request.dependencies.store, delta.link.position, delta.link.page
+    position, page = delta.link.position, delta.link.page
 
     async def respond(
         items: Sequence[MessageItem], links: tuple[str, str], link_after: Callable[[int], str]
@@ -88,14 +88,16 @@ async def list_message_changes(request: GraphRequest) -> Response:
     is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
     if is_listing or not position:
         # Before the list is read. For its later pages this checks that the feed has the position.
-        feed = await delta.answered(store.lists.changes(request.mailbox, after=position, limit=1))
+        feed = await delta.answered(
+            request.store.lists.changes(request.mailbox, after=position, limit=1)
+        )
         position = position or feed.position
     if is_listing:
         listed = MessageQuery(
             request.folder_id, condition,
             top=options.top, after=page, bytes_max=request.page_bytes,
         )  # fmt: skip
-        found = await delta.answered(store.lists.query(request.mailbox, listed))
+        found = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
             found.messages,
             delta.links(position, found.next_after),
@@ -105,7 +107,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         request.folder_id, position, options.top, kinds,
         received_from_us=received_from_us, bytes_max=request.page_bytes,
     )  # fmt: skip
-    changed = await delta.answered(store.lists.delta(request.mailbox, query))
+    changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
     return await respond(
         [one.message or _removed(one) for one in changed.changed],
         delta.links(changed.position, more=changed.more),
@@ -158,10 +160,10 @@ async def list_folder_changes(request: GraphRequest) -> Response:
     delta = read_delta_request(
         request, collection=_FOLDERS, allowed=("select", "top"), known=FOLDER_PROPERTIES
     )
-    store, options = request.dependencies.store, delta.options
+    options = delta.options
     limit = 0 if delta.is_latest else options.top
     found = await delta.answered(
-        store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
+        request.store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
     )
     items = [
         {"id": one.folder_id, "@removed": {"reason": "deleted"}}

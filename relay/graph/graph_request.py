@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import tzinfo
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
@@ -70,6 +71,7 @@ _UPLOAD_RETRY_S = 60
 _KEYS_RETRY_S = 600
 _CONCURRENCY_RETRY_S = 1
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class StreamedBodies:
@@ -131,6 +133,14 @@ class GraphDependencies:
     # limits the replies and forwards that are composed at once
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
 
+    def base_url(self, request: HttpRequest) -> str:
+        """Return the URL of the API as the client sees it."""
+        return request.base_url(self.public_url, self.hostname)
+
+    def root_url(self, request: HttpRequest) -> str:
+        """Return the URL of the version of the API that is requested."""
+        return f"{self.base_url(request)}/{request.segments[0].lower()}"
+
 
 class GraphRequest(Struct, frozen=True):
     """One request to one mailbox.
@@ -156,6 +166,11 @@ class GraphRequest(Struct, frozen=True):
             found, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
             message = f"Access is denied: found {found or 'no scopes'}, expected the permission "
             raise ApiError(403, "ErrorAccessDenied", f"{message}{expected}.")
+
+    @property
+    def store(self) -> FileStore:
+        """The mail store."""
+        return self.dependencies.store
 
     @property
     def mailbox(self) -> str:
@@ -226,7 +241,7 @@ class GraphRequest(Struct, frozen=True):
         """
         preferred = self.preferences.get("outlook.timezone")
         if not preferred:
-            settings = await self.dependencies.store.settings.read(self.mailbox)
+            settings = await self.store.settings.read(self.mailbox)
             return time_zone(settings.time_zone)
         try:
             zone = time_zone(preferred)
@@ -267,6 +282,11 @@ class GraphRequest(Struct, frozen=True):
             response.headers["preference-applied"] = ", ".join(dict.fromkeys(self.applied))
         return response
 
+    @property
+    def patch_lock(self) -> asyncio.Lock:
+        """The lock under which the changes of one mailbox read and write."""
+        return self.dependencies.patch_locks.setdefault(self.mailbox, asyncio.Lock())
+
     def url(self) -> str:
         """Return the request's absolute URL without its query."""
         path = "/".join(quote(segment, safe="@$") for segment in self.http.segments[1:])
@@ -274,12 +294,56 @@ class GraphRequest(Struct, frozen=True):
 
     def root_url(self) -> str:
         """Return the base URL of this API version as the client sees it."""
-        base = self.http.base_url(self.dependencies.public_url, self.dependencies.hostname)
-        return f"{base}/{self.http.segments[0].lower()}"
+        return self.dependencies.root_url(self.http)
 
     def context(self, what: str) -> dict[str, Any]:
         """Return the JSON's @odata.context."""
         return {"@odata.context": f"{self.root_url()}/$metadata#{what}"}
+
+    @property
+    def owner(self) -> str:
+        """The mailbox, with which the context of what it contains begins."""
+        return f"users('{quote(self.mailbox)}')"
+
+    def changed(
+        self,
+        path: str,
+        context: str,
+        shown: Mapping[str, Any],
+        *,
+        is_new: bool,
+        change_key: str = "",
+    ) -> Response:
+        """Return the response to a change of what is at `path` in the mailbox: its JSON, or nothing
+        with return=minimal. What is new has a Location.
+        """
+        location = f"{self.root_url()}/users/{quote(self.mailbox)}/{path}"
+        headers = etag_field(change_key) if change_key else {}
+        if self.prefers_minimal():
+            return minimal_response(location, is_new=is_new, headers=headers)
+        if is_new:
+            headers["location"] = location
+        status = HTTPStatus.CREATED if is_new else HTTPStatus.OK
+        return json_response({**self.context(context), **shown}, status=status, headers=headers)
+
+    def page(
+        self,
+        found: Sequence[_Item],
+        options: QueryOptions,
+        to_json: Callable[[_Item, Collection[str]], Mapping[str, Any]],
+        *,
+        context: str,
+    ) -> Response:
+        """Return the page of the whole list `found` that the query options select."""
+        page = found[options.skip : options.skip + options.top]
+        next_skip = options.skip + len(page)
+        is_more = page and next_skip < len(found)
+        return collection_response(
+            self.context(context),
+            [to_json(one, options.select) for one in page],
+            total=len(found) if options.count else None,
+            next_link=options.next_link(self.url(), skip=next_skip) if is_more else "",
+        )
 
     def is_streamed(self) -> bool:
         """Return whether the body is MIME that is too large for memory, or may be."""

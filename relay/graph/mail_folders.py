@@ -4,21 +4,14 @@ A folder keeps its id when it is renamed or moved. A 201 is sent when the change
 Well-known folders cannot be moved or deleted (403); a name that exists already is a 409.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    etag_field,
-    minimal_response,
-)
+from relay.graph.graph_request import GraphRequest, collection_response, etag_field
 from relay.graph.json_values import (
     check_known_properties,
     destination_id,
@@ -44,7 +37,11 @@ _READ_ONLY = (
 
 async def list_folders(request: GraphRequest) -> Response:
     """GET mailFolders, the top level, or childFolders."""
-    return _list_page(request, await _folders_in(request))
+    folders = await _folders_in(request)
+    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
+    selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
+    within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
+    return request.page(selected, options, folder_json, context=f"{_context(request)}{within}")
 
 
 async def count_folders(request: GraphRequest) -> Response:
@@ -61,7 +58,9 @@ async def get_folder(request: GraphRequest) -> Response:
     folder = await _find_folder(request)
     if unchanged := request.not_modified(folder_version(folder)):
         return unchanged
-    return _folder_response(request, folder, select=options.select)
+    context = request.context(f"{_context(request)}/$entity")
+    shown = {**context, **folder_json(folder, options.select)}
+    return json_response(shown, headers=etag_field(folder_version(folder)))
 
 
 async def create_folder(request: GraphRequest) -> Response:
@@ -69,10 +68,8 @@ async def create_folder(request: GraphRequest) -> Response:
     name = _display_name(await request.json_object())
     if name is None:
         raise missing_property("displayName")
-    created = await request.dependencies.store.folders.create(
-        request.mailbox, name, parent_id=request.folder_id
-    )
-    return _folder_response(request, created, status=201)
+    created = await request.store.folders.create(request.mailbox, name, parent_id=request.folder_id)
+    return _folder_response(request, created)
 
 
 async def change_folder(request: GraphRequest) -> Response:
@@ -81,38 +78,36 @@ async def change_folder(request: GraphRequest) -> Response:
     async with _required_version(request):
         folder = await _find_folder(request)
         if name is not None and name != folder.display_name:
-            store = request.dependencies.store
-            folder = await store.folders.rename(request.mailbox, folder.id, name)
-    return _folder_response(request, folder)
+            folder = await request.store.folders.rename(request.mailbox, folder.id, name)
+    return _folder_response(request, folder, is_new=False)
 
 
 async def move_folder(request: GraphRequest) -> Response:
     """POST move: move the folder and its child folders into another folder."""
     parent_id = destination_id(await request.json_object(), "microsoft.graph.move")
-    store, folder_id = request.dependencies.store, request.folder_id
+    folders, folder_id = request.store.folders, request.folder_id
     try:
         async with _required_version(request):
-            moved = await store.folders.move(request.mailbox, folder_id, parent_id=parent_id)
+            moved = await folders.move(request.mailbox, folder_id, parent_id=parent_id)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorMoveDistinguishedFolder", str(error)) from error
-    return _folder_response(request, moved, status=201)
+    return _folder_response(request, moved)
 
 
 async def copy_folder(request: GraphRequest) -> Response:
     """POST copy: copy the folder with its child folders and messages into another folder."""
     parent_id = destination_id(await request.json_object(), "microsoft.graph.copy")
-    copied = await request.dependencies.store.folders.copy(
+    copied = await request.store.folders.copy(
         request.mailbox, request.folder_id, parent_id=parent_id
     )
-    return _folder_response(request, copied, status=201)
+    return _folder_response(request, copied)
 
 
 async def list_rules(request: GraphRequest) -> Response:
     """GET messageRules: an empty list; mail-flow rules are the administrator's."""
     request.options({"select", "top"}, ("id", "displayName", "sequence", "isEnabled"))
     folder = await _find_folder(request)
-    owner = f"users('{quote(request.mailbox)}')"
-    context = request.context(f"{owner}/mailFolders('{folder.id}')/messageRules")
+    context = request.context(f"{_context(request)}('{folder.id}')/messageRules")
     return collection_response(context, ())
 
 
@@ -126,33 +121,18 @@ async def remove_folder(request: GraphRequest) -> Response:
     return await _delete(request, permanently=True)
 
 
-def _list_page(request: GraphRequest, folders: Sequence[Folder]) -> Response:
-    """Return the page of `folders` that the query options select."""
-    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
-    selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
-    page = selected[options.skip : options.skip + options.top]
-    items = [folder_json(one, options.select) for one in page]
-    next_skip = options.skip + len(page)
-    is_more = page and next_skip < len(selected)
-    link = options.next_link(request.url(), skip=next_skip) if is_more else ""
-    within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
-    context = request.context(f"users('{quote(request.mailbox)}')/mailFolders{within}")
-    total = len(selected) if options.count else None
-    return collection_response(context, items, total=total, next_link=link)
-
-
 async def _folders_in(request: GraphRequest) -> Sequence[Folder]:
     """Return the folders within the folder in the path, without one those of the top level."""
     parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
-    folders = await request.dependencies.store.folders.every(request.mailbox)
+    folders = await request.store.folders.every(request.mailbox)
     return [one for one in folders if (one.parent_id or ROOT_FOLDER_ID) == parent_id]
 
 
 async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
-    store = request.dependencies.store
+    folders, folder_id = request.store.folders, request.folder_id
     try:
         async with _required_version(request):
-            await store.folders.delete(request.mailbox, request.folder_id, permanently=permanently)
+            await folders.delete(request.mailbox, folder_id, permanently=permanently)
     except ProtectedFolderError as error:
         raise ApiError(403, "ErrorDeleteDistinguishedFolder", str(error)) from error
     return Response(status_code=204)
@@ -168,7 +148,7 @@ async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
     if not keys:
         yield
         return
-    async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
+    async with request.patch_lock:
         if (version := folder_version(await _find_folder(request))) not in keys:
             message = (
                 f'If-Match: the folder has the ETag W/"{version}" now. Its name, its place or its '
@@ -179,7 +159,7 @@ async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
 
 
 async def _find_folder(request: GraphRequest) -> Folder:
-    return await request.dependencies.store.folders.get(request.mailbox, request.folder_id)
+    return await request.store.folders.get(request.mailbox, request.folder_id)
 
 
 def _display_name(given: Mapping[str, Any]) -> str | None:
@@ -193,20 +173,15 @@ def _display_name(given: Mapping[str, Any]) -> str | None:
     return read_header_text(given["displayName"], "displayName", longest=_NAME_CHARACTERS)
 
 
-def _folder_response(
-    request: GraphRequest,
-    folder: Folder,
-    *,
-    status: int = 200,
-    select: tuple[str, ...] = (),
-) -> Response:
-    location = f"{request.root_url()}/users/{quote(request.mailbox)}/mailFolders/{folder.id}"
-    headers = etag_field(folder_version(folder))
-    is_new = status == HTTPStatus.CREATED
-    if request.http.method != "GET" and request.prefers_minimal():
-        return minimal_response(location, is_new=is_new, headers=headers)
-    if is_new:
-        headers["location"] = location
-    context = request.context(f"users('{quote(request.mailbox)}')/mailFolders/$entity")
-    shown = {**context, **folder_json(folder, select)}
-    return json_response(shown, status=status, headers=headers)
+def _context(request: GraphRequest) -> str:
+    return f"{request.owner}/mailFolders"
+
+
+def _folder_response(request: GraphRequest, folder: Folder, *, is_new: bool = True) -> Response:
+    return request.changed(
+        f"mailFolders/{folder.id}",
+        f"{_context(request)}/$entity",
+        folder_json(folder),
+        is_new=is_new,
+        change_key=folder_version(folder),
+    )

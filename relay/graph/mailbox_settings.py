@@ -4,18 +4,16 @@ Relay stores what a user sets and uses the time zone. Automatic replies do not e
 always disabled, and a request that would enable them or store a text for them is a 501.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import time
 from typing import Any
-from urllib.parse import quote
 
 from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.accounts.account import Scope
-from relay.graph.graph_request import GraphRequest, collection_response, minimal_response
+from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.json_values import (
     invalid_value,
     is_annotation,
@@ -56,8 +54,9 @@ _AUTOMATIC_REPLIES: Mapping[str, Any] = {
 async def get_settings(request: GraphRequest) -> Response:
     """GET mailboxSettings: return all settings, or those of $select."""
     options = request.options({"select"}, _SHOWN)
-    settings = await request.dependencies.store.settings.read(request.mailbox)
-    return _settings_response(request, settings, options.select)
+    settings = await request.store.settings.read(request.mailbox)
+    shown = settings_json(settings, options.select)
+    return json_response({**request.context(_context(request)), **shown})
 
 
 async def get_setting(request: GraphRequest) -> Response:
@@ -68,7 +67,7 @@ async def get_setting(request: GraphRequest) -> Response:
     if name is None:
         message = f"Resource not found for the segment {quoted(wanted)} of mailboxSettings."
         raise ApiError(404, "ResourceNotFound", message)
-    shown = _SHOWN[name](await request.dependencies.store.settings.read(request.mailbox))
+    shown = _SHOWN[name](await request.store.settings.read(request.mailbox))
     body = shown if isinstance(shown, Mapping) else {"value": shown}
     return json_response({**request.context(f"{_context(request)}/{name}"), **body})
 
@@ -76,23 +75,19 @@ async def get_setting(request: GraphRequest) -> Response:
 async def change_settings(request: GraphRequest) -> Response:
     """PATCH mailboxSettings: replace the given settings, and return all of them."""
     body = await request.json_object()
-    store = request.dependencies.store
-    async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
-        before = await store.settings.read(request.mailbox)
+    async with request.patch_lock:
+        before = await request.store.settings.read(request.mailbox)
         settings = changed_settings(before, body)
         if settings != before:
-            await store.settings.write(request.mailbox, settings)
-    if request.prefers_minimal():
-        owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
-        return minimal_response(f"{owner}/mailboxSettings")
-    return _settings_response(request, settings)
+            await request.store.settings.write(request.mailbox, settings)
+    shown = settings_json(settings)
+    return request.changed("mailboxSettings", _context(request), shown, is_new=False)
 
 
 async def list_overrides(request: GraphRequest) -> Response:
     """GET inferenceClassification/overrides: an empty list; nothing classifies messages here."""
     request.options({"select", "top"}, ("id", "classifyAs", "senderEmailAddress"))
-    owner = f"users('{quote(request.mailbox)}')"
-    context = request.context(f"{owner}/inferenceClassification/overrides")
+    context = request.context(f"{request.owner}/inferenceClassification/overrides")
     return collection_response(context, ())
 
 
@@ -117,15 +112,8 @@ def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[
     return {name: _SHOWN[name](settings) for name in select or _SHOWN}
 
 
-def _settings_response(
-    request: GraphRequest, settings: UserSettings, select: Collection[str] = ()
-) -> Response:
-    shown = settings_json(settings, select)
-    return json_response({**request.context(_context(request)), **shown})
-
-
 def _context(request: GraphRequest) -> str:
-    return f"users('{quote(request.mailbox)}')/mailboxSettings"
+    return f"{request.owner}/mailboxSettings"
 
 
 def _working_hours_json(settings: UserSettings) -> dict[str, Any]:

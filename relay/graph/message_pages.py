@@ -104,7 +104,7 @@ class MessagePage(Struct, frozen=True):
         self, request: GraphRequest, items: Sequence[str | Mapping[str, Any]], body_type: str
     ) -> Iterator[bytes]:
         """Yield the items; of messages only the ids are given. Blocks; raises OSError."""
-        attachments = request.dependencies.store.attachments
+        attachments = request.store.attachments
         separator = b""
         for item in items:
             if not isinstance(item, str):

@@ -4,9 +4,7 @@ A 201 is sent when the change is on disk. Concurrent PATCHes of one mailbox are 
 none overwrites a field that another one changed. A draft that is being sent is not changed (409).
 """
 
-import asyncio
-from collections.abc import Mapping
-from http import HTTPStatus
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -16,11 +14,11 @@ from starlette.responses import Response
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import parse_expand, shown_extended
 from relay.graph.follow_up_flags import changed_flag
-from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
-from relay.graph.json_values import destination_id, is_same_json, read_json_object
+from relay.graph.graph_request import GraphRequest, etag_field
+from relay.graph.json_values import destination_id, is_same_json
 from relay.graph.message_pages import MessagePage
 from relay.graph.message_parser import ParsedMessage, comparable, draft_only, parse_message
-from relay.graph.mime_body import MimeConsumer, receive_in_blocks, receive_mime
+from relay.graph.mime_body import MimeConsumer, MimeMessage, receive_in_blocks, receive_mime
 from relay.graph.odata.resources import message_condition, message_order
 from relay.graph.odata.search import search_condition
 from relay.graph.preferred_bodies import show_preferred_body
@@ -62,22 +60,26 @@ _NOT_A_SCHEDULED_DRAFT = (
 
 async def create_message(request: GraphRequest) -> Response:
     """POST messages: create a draft from JSON or MIME."""
-    request.options()
-    store = request.dependencies.store
     folder_id = request.folder_id or "drafts"
     if request.is_mime():
-        consumer = MimeConsumer(
-            lambda mime: store.messages.create(request.mailbox, mime.content, folder_id=folder_id),
-            lambda _, size: store.arrivals.draft(request.mailbox, folder_id, expected_bytes=size),
-        )
-        created = (await receive_mime(request, consumer)).result
-    else:
-        parsed = parse_message(read_json_object(await request.http.body()), request.account)
-        created = await store.messages.create(
-            request.mailbox, parsed.properties, folder_id=folder_id
-        )
-        created = await with_flags(request, created, parsed)
-    return message_response(request, created, status=201)
+        return await create_from_mime(request, folder_id)
+    parsed = parse_message(await request.json_object(), request.account)
+    created = await request.store.messages.create(
+        request.mailbox, parsed.properties, folder_id=folder_id
+    )
+    return message_response(request, await with_flags(request, created, parsed))
+
+
+async def create_from_mime(
+    request: GraphRequest, folder_id: str, amend: Callable[[MimeMessage], bytes] | None = None
+) -> Response:
+    """Create a draft from MIME; `amend` may add fields to its header."""
+    store, mailbox = request.store, request.mailbox
+    consumer = MimeConsumer(
+        lambda mime: store.messages.create(mailbox, mime.content, folder_id=folder_id),
+        lambda _, size: store.arrivals.draft(mailbox, folder_id, expected_bytes=size),
+    )
+    return message_response(request, (await receive_mime(request, consumer, amend=amend)).result)
 
 
 async def with_flags(
@@ -87,7 +89,7 @@ async def with_flags(
     change = _change(request, created, replace(parsed, fields={}))
     if change == MessageChange():
         return created
-    return await request.dependencies.store.messages.update(request.mailbox, created.id, change)
+    return await request.store.messages.update(request.mailbox, created.id, change)
 
 
 async def get_message(request: GraphRequest) -> Response:
@@ -109,7 +111,7 @@ async def get_message(request: GraphRequest) -> Response:
 async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
     body = await request.json_object()
-    async with request.dependencies.patch_locks.setdefault(request.mailbox, asyncio.Lock()):
+    async with request.patch_lock:
         before = await find_message(request)
         condition = request.condition
         condition.check_version(before.change_key)
@@ -119,7 +121,7 @@ async def change_message(request: GraphRequest) -> Response:
         changed = before
         if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
             try:
-                changed = await request.dependencies.store.messages.update(
+                changed = await request.store.messages.update(
                     request.mailbox, before.id, change, condition=condition
                 )
             except NotADraftError as error:
@@ -128,13 +130,13 @@ async def change_message(request: GraphRequest) -> Response:
                 raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # it was sent meanwhile
     if parsed.is_read and not changed.is_draft:
         await _send_receipt(request, changed)
-    return message_response(request, changed, status=200)
+    return message_response(request, changed, is_new=False)
 
 
 async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
     """Have the read receipt sent that the sender of the message asked for, if it is due."""
     is_wanted = request.preferences.get(_RECEIPT, "").lower() == "send"
-    on_read = request.dependencies.store.messages.on_read
+    on_read = request.store.messages.on_read
     try:
         is_sent = await on_read(request.mailbox, [message.id], is_wanted=is_wanted)
     except (SpoolError, StoreError) as error:
@@ -146,9 +148,9 @@ async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
 
 async def delete_message(request: GraphRequest) -> Response:
     """DELETE: move to Deleted Items; delete permanently if the message is there already."""
-    request.options()
-    store = request.dependencies.store
-    await store.messages.delete(request.mailbox, request.message_id, condition=request.condition)
+    await request.store.messages.delete(
+        request.mailbox, request.message_id, condition=request.condition
+    )
     return Response(status_code=204)
 
 
@@ -157,7 +159,7 @@ async def get_mime(request: GraphRequest) -> Response:
     request.options()
     if request.folder_id:
         await find_message(request)
-    content = await request.dependencies.store.messages.mime(request.mailbox, request.message_id)
+    content = await request.store.messages.mime(request.mailbox, request.message_id)
     headers = {"content-type": "text/plain"}
     if isinstance(content, bytes):
         return Response(content, headers=headers)
@@ -168,7 +170,7 @@ async def replace_mime(request: GraphRequest) -> Response:
     """PUT $value: replace the MIME of a draft; the body is base64 or plain MIME."""
     is_base64 = request.is_base64_mime()
     before = await find_message(request)
-    arrivals, condition = request.dependencies.store.arrivals, request.condition
+    arrivals, condition = request.store.arrivals, request.condition
     received = await receive_in_blocks(
         request,
         lambda _, size: arrivals.replacement(
@@ -176,12 +178,12 @@ async def replace_mime(request: GraphRequest) -> Response:
         ),
         is_base64=is_base64,
     )
-    return message_response(request, received.result, status=200)
+    return message_response(request, received.result, is_new=False)
 
 
 async def find_message(request: GraphRequest) -> StoredMessage:
     """Return the message that the path names; it must be in the folder that the path names."""
-    return await request.dependencies.store.messages.get(
+    return await request.store.messages.get(
         request.mailbox, request.message_id, folder_id=request.folder_id
     )
 
@@ -253,54 +255,43 @@ def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in pairs if value != getattr(before.properties, name)}
 
 
-def message_response(request: GraphRequest, message: StoredMessage, *, status: int) -> Response:
-    """Return the response to a change: the message's JSON, or nothing with return=minimal.
-
-    With the status 201 it has the Location of the new message.
-    """
-    owner = f"{request.root_url()}/users/{quote(request.mailbox)}"
-    location = f"{owner}/messages/{message.id}"
-    etag = etag_field(message.change_key)
-    if request.prefers_minimal():
-        return minimal_response(location, is_new=status == HTTPStatus.CREATED, headers=etag)
-    headers = {**etag, "location": location} if status == HTTPStatus.CREATED else etag
-    context = request.context(messages_context(request) + "/$entity")
-    return json_response({**context, **message_json(message)}, status=status, headers=headers)
+def message_response(
+    request: GraphRequest, message: StoredMessage, *, is_new: bool = True
+) -> Response:
+    """Return the response to a change of a message, or to its creation."""
+    return request.changed(
+        f"messages/{message.id}",
+        f"{messages_context(request)}/$entity",
+        message_json(message),
+        is_new=is_new,
+        change_key=message.change_key,
+    )
 
 
 async def move_message(request: GraphRequest) -> Response:
     """POST move: move the message to another folder. It keeps its id."""
-    destination = await _destination(request, "microsoft.graph.move")
-    store = request.dependencies.store
-    moved = await store.messages.move(
+    destination = destination_id(await request.json_object(), "microsoft.graph.move")
+    moved = await request.store.messages.move(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
-    return message_response(request, moved, status=201)
+    return message_response(request, moved)
 
 
 async def copy_message(request: GraphRequest) -> Response:
     """POST copy: copy the message to a folder. The copy has an id of its own."""
-    destination = await _destination(request, "microsoft.graph.copy")
-    store = request.dependencies.store
-    copy = await store.messages.copy(
+    destination = destination_id(await request.json_object(), "microsoft.graph.copy")
+    copy = await request.store.messages.copy(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
-    return message_response(request, copy, status=201)
+    return message_response(request, copy)
 
 
 async def remove_message(request: GraphRequest) -> Response:
     """POST permanentDelete: delete the message permanently, in any folder."""
-    request.options()
-    store = request.dependencies.store
-    await store.messages.delete(
+    await request.store.messages.delete(
         request.mailbox, request.message_id, condition=request.condition, permanently=True
     )
     return Response(status_code=204)
-
-
-async def _destination(request: GraphRequest, action: str) -> str:
-    request.options()
-    return destination_id(await request.json_object(), action)
 
 
 # -- lists
@@ -340,10 +331,9 @@ async def count_messages(request: GraphRequest) -> Response:
 
 def messages_context(request: GraphRequest) -> str:
     """Return the @odata.context fragment of the messages that the path names."""
-    owner = f"users('{quote(request.mailbox)}')"
     if request.folder_id:
-        return f"{owner}/mailFolders('{quote(request.folder_id)}')/messages"
-    return f"{owner}/messages"
+        return f"{request.owner}/mailFolders('{quote(request.folder_id)}')/messages"
+    return f"{request.owner}/messages"
 
 
 def message_query(
@@ -371,7 +361,7 @@ async def _query(request: GraphRequest, options: QueryOptions) -> Page:
     query = message_query(options, request.folder_id, bytes_max=request.page_bytes)
     try:
         return await request.http.cancel_on_disconnect(
-            request.dependencies.store.lists.query(request.mailbox, query)
+            request.store.lists.query(request.mailbox, query)
         )
     except StalePositionError as error:
         message = "$skiptoken: it is invalid or has expired; start again without it."

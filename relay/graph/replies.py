@@ -13,16 +13,23 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from datetime import UTC, tzinfo
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import Response
 
+from relay.graph.attachments import open_message
 from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.json_values import read_json_object
 from relay.graph.message_parser import AnswerParameters, parse_answer
-from relay.graph.messages import find_message, message_response, with_flags
-from relay.graph.mime_body import MimeConsumer, MimeMessage, receive_mime
+from relay.graph.messages import (
+    create_from_mime,
+    find_message,
+    message_response,
+    with_flags,
+)
+from relay.graph.mime_body import MimeMessage
 from relay.graph.recipients import check_has_recipients, check_recipients_count, reply_recipients
 from relay.graph.send_mail import accepted, new_message_id, send_mime, send_options
 from relay.http.errors import ApiError
@@ -63,36 +70,6 @@ class Answer(Struct, frozen=True):
     kept: tuple[DraftAttachment, ...]
 
 
-async def reply(request: GraphRequest) -> Response:
-    """POST reply."""
-    return await _send(request, AnswerKind("reply"))
-
-
-async def reply_all(request: GraphRequest) -> Response:
-    """POST replyAll."""
-    return await _send(request, AnswerKind("replyAll", to_all=True))
-
-
-async def forward(request: GraphRequest) -> Response:
-    """POST forward."""
-    return await _send(request, AnswerKind("forward", prefix="FW"))
-
-
-async def create_reply(request: GraphRequest) -> Response:
-    """POST createReply."""
-    return await _create(request, AnswerKind("createReply"))
-
-
-async def create_reply_all(request: GraphRequest) -> Response:
-    """POST createReplyAll."""
-    return await _create(request, AnswerKind("createReplyAll", to_all=True))
-
-
-async def create_forward(request: GraphRequest) -> Response:
-    """POST createForward."""
-    return await _create(request, AnswerKind("createForward", prefix="FW"))
-
-
 async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
     if request.is_mime():
         return await send_mime(request, await _missing_fields(request, kind))
@@ -110,7 +87,7 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
         check_has_recipients(properties)
         options = await send_options(request, properties.extended)
         submission = await await_submission(
-            request.dependencies.store.submissions.submit_new(
+            request.store.submissions.submit_new(
                 request.mailbox, properties, options, kept=answer.kept
             )
         )
@@ -118,22 +95,25 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
 
 
 async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
-    request.options()
-    store = request.dependencies.store
     if request.is_mime():
-        consumer = MimeConsumer(
-            lambda mime: store.messages.create(request.mailbox, mime.content),
-            lambda _, size: store.arrivals.draft(request.mailbox, "drafts", expected_bytes=size),
-        )
-        amend = await _missing_fields(request, kind)
-        received = await receive_mime(request, consumer, amend=amend)
-        return message_response(request, received.result, status=201)
+        return await create_from_mime(request, "drafts", await _missing_fields(request, kind))
     parameters = await _parameters(request, kind)
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
-        created = await store.messages.create(request.mailbox, answer.properties, kept=answer.kept)
+        created = await request.store.messages.create(
+            request.mailbox, answer.properties, kept=answer.kept
+        )
     created = await with_flags(request, created, parameters.message)
-    return message_response(request, created, status=201)
+    return message_response(request, created)
+
+
+# The handlers of POST reply, POST createReply and so on.
+reply = partial(_send, kind=AnswerKind("reply"))
+reply_all = partial(_send, kind=AnswerKind("replyAll", to_all=True))
+forward = partial(_send, kind=AnswerKind("forward", prefix="FW"))
+create_reply = partial(_create, kind=AnswerKind("createReply"))
+create_reply_all = partial(_create, kind=AnswerKind("createReplyAll", to_all=True))
+create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 
 
 async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
@@ -146,10 +126,7 @@ async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParamete
 async def _composed(
     request: GraphRequest, kind: AnswerKind, parameters: AnswerParameters
 ) -> Answer:
-    store = request.dependencies.store
-    opened = await store.attachments.opened(
-        request.mailbox, request.message_id, folder_id=request.folder_id
-    )
+    opened = await open_message(request)
     time_zone = UTC if parameters.has_body else await request.time_zone()
     try:
         answer = await asyncio.to_thread(

@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from relay.crashpoints import CrashPoint
 from relay.graph.graph_request import GraphRequest, await_submission
-from relay.graph.json_values import read_json_object
 from relay.graph.message_parser import parse_send_mail
+from relay.graph.messages import find_message
 from relay.graph.mime_body import (
     MimeConsumer,
     MimeMessage,
@@ -51,14 +51,14 @@ async def send_mail(request: GraphRequest) -> Response:
     if request.is_mime():
         return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
-    parameters = parse_send_mail(read_json_object(await request.http.body()), request.account)
+    parameters = parse_send_mail(await request.json_object(), request.account)
     fields = dict(parameters.message.fields)
     fields["internet_message_id"] = fields.get("internet_message_id") or new_message_id(request)
     properties = MessageProperties(**fields)
     check_has_recipients(properties)
     options = await send_options(request, properties.extended, save=parameters.save_to_sent_items)
     submission = await await_submission(
-        request.dependencies.store.submissions.submit_new(request.mailbox, properties, options)
+        request.store.submissions.submit_new(request.mailbox, properties, options)
     )
     return accepted(request, submission, internet_message_id=properties.internet_message_id)
 
@@ -73,16 +73,16 @@ async def send_mime(
 ) -> Response:
     """Create a draft from MIME and submit it; `amend` may add fields to its header."""
     options = await send_options(request, ())
-    store, mailbox = request.dependencies.store, request.mailbox
+    mailbox = request.mailbox
 
     def options_for(message: MimeMessage) -> SendOptions:
         return dataclasses.replace(options, on_behalf_of=message.on_behalf_of)
 
     consumer = MimeConsumer(
         lambda message: await_submission(
-            store.submissions.submit_new(mailbox, message.content, options_for(message))
+            request.store.submissions.submit_new(mailbox, message.content, options_for(message))
         ),
-        lambda message, size: store.arrivals.submission(
+        lambda message, size: request.store.arrivals.submission(
             mailbox, options_for(message), expected_bytes=size
         ),
     )
@@ -94,15 +94,12 @@ async def send_mime(
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
     await request.http.body()  # it counts when the request is repeated
-    store = request.dependencies.store
-    draft = await store.messages.get(
-        request.mailbox, request.message_id, folder_id=request.folder_id
-    )
+    draft = await find_message(request)
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
     on_behalf_of = author_on_behalf(draft.properties, request.account)
     if draft.is_mime:  # an IMAP client may have written it
-        content = await store.messages.mime(request.mailbox, draft.id)
+        content = await request.store.messages.mime(request.mailbox, draft.id)
         mime = await check_mime_content(
             await asyncio.to_thread(header_block, content), request.account
         )
@@ -113,7 +110,7 @@ async def send_draft(request: GraphRequest) -> Response:
     options = await send_options(request, draft.properties.extended)
     options = dataclasses.replace(options, on_behalf_of=on_behalf_of)
     submission = await await_submission(
-        store.submissions.submit_draft(
+        request.store.submissions.submit_draft(
             request.mailbox, draft.id, options, condition=request.condition
         )
     )
@@ -216,7 +213,7 @@ async def _sent_folder(request: GraphRequest, identifiers: Sequence[str], *, whe
     folder: Folder | None = None
     for one in identifiers:
         with suppress(NoSuchItemError):
-            folder = await request.dependencies.store.folders.get(request.mailbox, one)
+            folder = await request.store.folders.get(request.mailbox, one)
             break
     if folder is None:
         raise _bad_folder(where, f"there is no folder {quoted(identifiers[0])} in this mailbox.")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from starlette.responses import Response
 
 from relay.accounts.account import Account, AccountDirectory, UnknownUserError
-from relay.graph.graph_request import GraphRequest, collection_response
+from relay.graph.graph_request import GraphRequest
 from relay.graph.mailbox_settings import MAY_READ, settings_json
 from relay.graph.odata.resources import select_users
 from relay.graph.serializer import USER_PROPERTIES, user_json
@@ -24,7 +24,7 @@ async def get_user(request: GraphRequest) -> Response:
     user = user_json(request.account, options.select)
     if "mailboxSettings" in options.select:
         request.check_scopes(MAY_READ)
-        settings = await request.dependencies.store.settings.read(request.mailbox)
+        settings = await request.store.settings.read(request.mailbox)
         user["mailboxSettings"] = settings_json(settings)
     return json_response({**request.context("users/$entity"), **user})
 
@@ -43,9 +43,4 @@ async def list_users(request: GraphRequest) -> Response:
     users = select_users(
         visible, filter_=options.filter, search=options.search, orderby=options.orderby
     )
-    page = users[options.skip : options.skip + options.top]
-    is_more = options.skip + len(page) < len(users)
-    link = options.next_link(request.url(), skip=options.skip + len(page)) if is_more else ""
-    items = [user_json(user, options.select) for user in page]
-    total = len(users) if options.count else None
-    return collection_response(request.context("users"), items, total=total, next_link=link)
+    return request.page(users, options, user_json, context="users")
