@@ -68,10 +68,9 @@ def create_app(
     `pressure` requests that add messages or content are rejected.
     """
     pressure = pressure or Pressure()
-    accounts = authentication.accounts
     dependencies = GraphDependencies(
         store=store,
-        accounts=accounts,
+        accounts=authentication.accounts,
         clock=clock,
         ids=Ids(clock),
         hostname=hostname,
@@ -93,10 +92,12 @@ def create_app(
             if is_upload:  # the URL's own token authorizes it
                 if request.method == "PUT":
                     check_pressure(pressure.state, Intake.CONTENT)
-                return await serve_upload(dependencies, request, segments[2], accounts=accounts)
+                return await serve_upload(dependencies, request, segments[2])
             if len(segments) == 2 and segments[1].lower() == "$batch":
                 return await batches.handle(request)
-            match, graph_request = _find_operation(dependencies, request, caller, accounts=accounts)
+            match, graph_request = _find_operation(
+                dependencies, request, segments[1:], caller=caller
+            )
             return await admission.run(match.operation, graph_request)
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
@@ -106,9 +107,8 @@ def create_app(
     limits = RequestLimits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
     gateway = Gateway(handle, clock=clock, limits=limits)
     batches = BatchHandler(
-        gateway.respond_to, clock=clock, pressure=pressure,
-        base_url=lambda request: request.base_url(http.public_url, hostname),
-    )  # fmt: skip
+        gateway.respond_to, clock=clock, pressure=pressure, base_url=dependencies.base_url
+    )
     return gateway
 
 
@@ -161,15 +161,16 @@ def check_pressure(state: PressureState, intake: Intake) -> None:
 def _find_operation(
     dependencies: GraphDependencies,
     request: HttpRequest,
-    caller: Account,
+    segments: tuple[str, ...],
     *,
-    accounts: AccountDirectory,
+    caller: Account,
 ) -> tuple[RouteMatch, GraphRequest]:
-    """Return the operation that the caller requests, in a mailbox or on /users. Raises ApiError."""
-    segments = with_keys(request.segments)[1:]
+    """Return the operation that the caller requests, in a mailbox or on /users, by the path after
+    the version. Raises ApiError.
+    """
     match, account = find_route_outside(request.method, segments), caller
     if match is None:
-        account, rest = _find_mailbox(segments, caller, accounts)
+        account, rest = _find_mailbox(segments, caller, dependencies.accounts)
         match = find_route(request.method, rest)
     parameters = match.path_parameters
     graph_request = GraphRequest(dependencies, request, account, parameters, caller=caller)

@@ -123,28 +123,21 @@ _OUTSIDE: Mapping[str, Mapping[str, GraphOperation]] = {
     "users": {"GET": _reads(users.list_users, MAY_READ_USER)},
     "subscriptions": {"GET": _reads(mailbox_settings.list_subscriptions)},
 }
-_ONE_MESSAGE: Mapping[str, GraphOperation] = {
-    "GET": _reads(messages.get_message),
-    "PATCH": _changes(messages.change_message),
-    "DELETE": _changes(messages.delete_message),
-}
-_MESSAGES: Mapping[str, GraphOperation] = {
-    "GET": _reads(messages.list_messages),
-    "POST": _adds(messages.create_message),
-}
 _MESSAGES_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_message_changes)}
 _FOLDERS_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_folder_changes)}
-_ONE_FOLDER: Mapping[str, GraphOperation] = {
-    "GET": _reads(mail_folders.get_folder),
-    "PATCH": _changes(mail_folders.change_folder),
-    "DELETE": _changes(mail_folders.delete_folder),
-}
 _MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
-    "messages": _MESSAGES,
+    "messages": {
+        "GET": _reads(messages.list_messages),
+        "POST": _adds(messages.create_message),
+    },
     "messages/$count": {"GET": _reads(messages.count_messages)},
     "messages/delta": _MESSAGES_DELTA,
     "messages/delta()": _MESSAGES_DELTA,
-    "messages/{message}": _ONE_MESSAGE,
+    "messages/{message}": {
+        "GET": _reads(messages.get_message),
+        "PATCH": _changes(messages.change_message),
+        "DELETE": _changes(messages.delete_message),
+    },
     "messages/{message}/send": {"POST": _sends(send_mail.send_draft)},
     "messages/{message}/reply": {"POST": _sends(replies.reply)},
     "messages/{message}/replyall": {"POST": _sends(replies.reply_all)},
@@ -181,7 +174,11 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailfolders/$count": {"GET": _reads(mail_folders.count_folders)},
     "mailfolders/delta": _FOLDERS_DELTA,
     "mailfolders/delta()": _FOLDERS_DELTA,
-    "mailfolders/{folder}": _ONE_FOLDER,
+    "mailfolders/{folder}": {
+        "GET": _reads(mail_folders.get_folder),
+        "PATCH": _changes(mail_folders.change_folder),
+        "DELETE": _changes(mail_folders.delete_folder),
+    },
     "mailfolders/{folder}/childfolders": {
         "GET": _reads(mail_folders.list_folders),
         "POST": _changes(mail_folders.create_folder),
@@ -194,7 +191,12 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
 _TIME_ZONES: Mapping[str, GraphOperation] = {
     "GET": _reads(mailbox_settings.list_time_zones, MAY_READ_USER),
 }
-_SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
+_MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
+    "": {"GET": _reads(users.get_user, MAY_READ_USER)},
+    "sendmail": {"POST": _sends(send_mail.send_mail)},
+    "translateexchangeids": {
+        "POST": _reads(translate_ids.translate_ids, (Scope.USER_READ, *MAY_READ)),
+    },
     "mailboxsettings": {
         "GET": _reads(mailbox_settings.get_settings, mailbox_settings.MAY_READ),
         "PATCH": _changes(mailbox_settings.change_settings, mailbox_settings.MAY_CHANGE),
@@ -216,18 +218,12 @@ _SETTINGS_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "GET": _reads(mailbox_settings.get_setting, mailbox_settings.MAY_READ),
     },
 }
-_ROUTES: tuple[tuple[tuple[str, ...], Mapping[str, GraphOperation]], ...] = (
-    (pattern_of(""), {"GET": _reads(users.get_user, MAY_READ_USER)}),
-    (pattern_of("sendmail"), {"POST": _sends(send_mail.send_mail)}),
-    (
-        pattern_of("translateexchangeids"),
-        {"POST": _reads(translate_ids.translate_ids, (Scope.USER_READ, *MAY_READ))},
-    ),
-    *((pattern_of(path), by_method) for path, by_method in _SETTINGS_ROUTES.items()),
-    *((pattern_of(path), by_method) for path, by_method in _MESSAGE_ROUTES.items()),
-    *((pattern_of(path), by_method) for path, by_method in _FOLDER_ROUTES.items()),
-    *(
-        (pattern_of(f"mailfolders/{{folder}}/{path}"), by_method)
-        for path, by_method in _MESSAGE_ROUTES.items()
-    ),
+_ROUTES = tuple(
+    (pattern_of(path), by_method)
+    for path, by_method in (
+        *_MAILBOX_ROUTES.items(),
+        *_MESSAGE_ROUTES.items(),
+        *_FOLDER_ROUTES.items(),
+        *((f"mailfolders/{{folder}}/{path}", one) for path, one in _MESSAGE_ROUTES.items()),
+    )
 )

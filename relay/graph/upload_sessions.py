@@ -39,11 +39,7 @@ def upload_url(root: str, made: NewUpload) -> str:
 
 
 async def serve_upload(
-    dependencies: GraphDependencies,
-    request: HttpRequest,
-    attachment_id: str,
-    *,
-    accounts: AccountDirectory,
+    dependencies: GraphDependencies, request: HttpRequest, attachment_id: str
 ) -> Response:
     """Handle a request to an upload URL. The session ends with its account, and with the right of
     the caller to open its mailbox.
@@ -56,7 +52,7 @@ async def serve_upload(
     token = attachment_id if given is None else given  # older URLs have the token in the path
     upload = await dependencies.store.uploads.find(token)
     is_its_own = given is None or upload.attachment_id == attachment_id
-    if not is_its_own or not _is_open(upload, accounts):
+    if not is_its_own or not _is_open(upload, dependencies.accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if request.method == "GET":
         return _status(upload)
@@ -135,9 +131,8 @@ async def _take(
 
 async def _attached(dependencies: GraphDependencies, request: HttpRequest, token: str) -> Response:
     upload = await dependencies.store.uploads.attach(token, limit_bytes=dependencies.max_upload)
-    base = request.base_url(dependencies.public_url, dependencies.hostname)
     location = (
-        f"{base}/{request.segments[0].lower()}/users('{quote(upload.account)}')"
+        f"{dependencies.root_url(request)}/users('{quote(upload.account)}')"
         f"/messages('{upload.message_id}')/attachments('{upload.attachment_id}')"
     )
     return Response(status_code=201, headers={"location": location})
