@@ -37,13 +37,11 @@ from relay.http.gateway import StreamedResponse, json_response
 from relay.mailbox.attachments import found_attachment
 from relay.mailbox.types import (
     Folder,
-    OpenAttachment,
     OpenedMessage,
-    StoredAttachment,
     StoredMessage,
 )
 from relay.message.content import LARGE_BYTES
-from relay.mime.read_mime import read_mime
+from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_mime
 from relay.mime.transfer_encoding import decoded_blocks
 
 CONTENT = "contentBytes"
@@ -124,7 +122,7 @@ async def get_value(request: GraphRequest) -> Response:
     request.options()
     opened = await open_message(request)
     one = found_attachment(opened.attachments, request.path_parameters["attachment"])
-    kind = one.attachment.content_type
+    kind = one.facts.content_type
     is_plain = kind.isascii() and kind.isprintable()
     headers = {
         "content-type": kind if is_plain else "application/octet-stream",
@@ -226,7 +224,7 @@ async def open_message(request: GraphRequest) -> OpenedMessage:
     )
 
 
-def _size(attachments: tuple[OpenAttachment, ...], select: Collection[str] = ()) -> int:
+def _size(attachments: tuple[AttachedOctets, ...], select: Collection[str] = ()) -> int:
     """Estimate the size of the JSON in bytes."""
     if not shows_content(select):
         return 0
@@ -250,7 +248,7 @@ def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[st
 
 
 def json_pieces(
-    opened: OpenedMessage, attachments: Sequence[OpenAttachment], *, select: Collection[str] = ()
+    opened: OpenedMessage, attachments: Sequence[AttachedOctets], *, select: Collection[str] = ()
 ) -> Iterator[bytes]:
     """Yield the JSON array of attachments."""
     for number, one in enumerate(attachments):
@@ -261,7 +259,7 @@ def json_pieces(
 
 def attachment_pieces(
     opened: OpenedMessage,
-    one: OpenAttachment,
+    one: AttachedOctets,
     *,
     select: Collection[str] = (),
     context: Mapping[str, Any] | None = None,
@@ -270,14 +268,14 @@ def attachment_pieces(
     """Yield the JSON of an attachment; `with_item` adds its item up to 10 MiB."""
     selected = {name.rpartition("/")[2] for name in select}
     reference = _reference(one)
-    item = _item_json(one) if with_item and one.attachment.item else None
+    item = _item_json(one) if with_item and one.facts.item else None
     modified_us = opened.message.modified_us
-    shown = attachment_json(one.attachment, modified_us=modified_us, item=item, reference=reference)
+    shown = attachment_json(one.facts, modified_us=modified_us, item=item, reference=reference)
     if selected:
         kept = selected | {"id", "@odata.type", "@odata.mediaContentType", "item"}
         shown = {name: value for name, value in shown.items() if name in kept}
     encoded = msgspec.json.encode({**(context or {}), **shown})
-    if one.attachment.item or reference or (selected and CONTENT not in selected):
+    if one.facts.item or reference or (selected and CONTENT not in selected):
         yield encoded
         return
     yield encoded[:-1] + b',"contentBytes":"'
@@ -286,7 +284,7 @@ def attachment_pieces(
 
 
 def attachment_json(
-    attachment: StoredAttachment,
+    attachment: AttachmentFacts,
     *,
     modified_us: int,
     item: Mapping[str, Any] | None = None,
@@ -313,15 +311,15 @@ def attachment_json(
     return shown | {"contentId": attachment.content_id or None, "contentLocation": None}
 
 
-def _reference(one: OpenAttachment) -> Reference | None:
+def _reference(one: AttachedOctets) -> Reference | None:
     """Return the link that the attachment holds; None for a file or a message."""
-    found = one.attachment
+    found = one.facts
     if found.content_type.lower() != REFERENCE_TYPE or found.size > REFERENCE_BYTES_MAX:
         return None
     return read_reference(b"".join(content_of(one)))
 
 
-def content_of(one: OpenAttachment) -> Iterator[bytes]:
+def content_of(one: AttachedOctets) -> Iterator[bytes]:
     """Yield the decoded content."""
     return decoded_blocks(one.octets, one.encoding)
 
@@ -344,7 +342,7 @@ def json_stream_response(
     return Response(b"".join(pieces), status_code=status, headers=fields)
 
 
-def _base64_of(one: OpenAttachment) -> Iterator[bytes]:
+def _base64_of(one: AttachedOctets) -> Iterator[bytes]:
     held = b""
     for block in content_of(one):
         held += block
@@ -354,7 +352,7 @@ def _base64_of(one: OpenAttachment) -> Iterator[bytes]:
     yield b64encode(held)
 
 
-def _item_json(one: OpenAttachment) -> dict[str, Any] | None:
+def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
     if one.octets.size > ITEM_BYTES_MAX:
         return None
     read = read_mime(one.octets)

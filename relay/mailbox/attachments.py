@@ -18,13 +18,7 @@ from relay.mailbox.draft_files import (
 from relay.mailbox.folders import Folders
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import retry_if_renamed
-from relay.mailbox.message_file import (
-    MessageFile,
-    attachment_ids,
-    loaded,
-    open_octets,
-    stored_attachment,
-)
+from relay.mailbox.message_file import MessageFile, attachments_of, loaded, open_octets
 from relay.mailbox.messages import Messages
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
@@ -32,7 +26,6 @@ from relay.mailbox.types import (
     AttachmentsTooLargeError,
     NoSuchItemError,
     NotADraftError,
-    OpenAttachment,
     OpenedMessage,
     Precondition,
     StoredMessage,
@@ -41,7 +34,7 @@ from relay.mailbox.types import (
 from relay.message.properties import Attachment
 from relay.mime.draft import DraftAttachment, draft_attachment
 from relay.mime.edit_draft import NotEditableError
-from relay.mime.read_mime import read_attachments
+from relay.mime.read_mime import AttachedOctets
 
 ATTACHMENTS_MAX = 250
 
@@ -78,11 +71,7 @@ class Attachments:
         mailbox = self.folders.mailbox(account)
         located = self.index.get(mailbox, message_id, folder_id=folder_id)
         octets = open_octets(located)
-        found = tuple(
-            OpenAttachment(stored_attachment(one.facts, number), one.octets, one.encoding)
-            for number, one in enumerate(read_attachments(octets))
-        )
-        return OpenedMessage(loaded(located), found, octets)
+        return OpenedMessage(loaded(located), attachments_of(octets), octets)
 
     def open_if_there(
         self, account: str, message_id: str, *, folder_id: str = ""
@@ -123,10 +112,10 @@ class Attachments:
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
-            kept = read_attachments(stored)
-            if new.part.id in attachment_ids(kept):
+            kept = [one.facts for one in attachments_of(stored)]
+            if any(one.id == new.part.id for one in kept):
                 raise _IsThereError
-            check_sizes([*(one.facts.size for one in kept), new.part.size], limit_bytes)
+            check_sizes([*(one.size for one in kept), new.part.size], limit_bytes)
             return with_attachment(located, stored, identity, new=new)
 
         with suppress(_IsThereError):
@@ -145,7 +134,7 @@ class Attachments:
 
         def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
             stored = open_octets(located)
-            ids = attachment_ids(read_attachments(stored))
+            ids = [one.facts.id for one in attachments_of(stored)]
             if attachment_id not in ids:
                 raise no_such_attachment(attachment_id)
             number = ids.index(attachment_id)
@@ -185,10 +174,10 @@ class Attachments:
             raise NotADraftError(str(error)) from None
 
 
-def found_attachment(attachments: Sequence[OpenAttachment], attachment_id: str) -> OpenAttachment:
+def found_attachment(attachments: Sequence[AttachedOctets], attachment_id: str) -> AttachedOctets:
     """Return the attachment with this id. Raises NoSuchItemError."""
     for one in attachments:
-        if one.attachment.id == attachment_id:
+        if one.facts.id == attachment_id:
             return one
     raise no_such_attachment(attachment_id)
 

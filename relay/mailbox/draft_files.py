@@ -17,7 +17,7 @@ from relay.mailbox.keywords import convert_keywords
 from relay.mailbox.message_file import (
     MessageFile,
     MessageName,
-    attachment_ids,
+    attachments_of,
     delivered_id,
     make_base_name,
     parse_name,
@@ -49,11 +49,7 @@ from relay.mime.draft import (
 )
 from relay.mime.edit_attachments import add_part, remove_part
 from relay.mime.edit_draft import NotEditableError, changed_mime
-from relay.mime.read_mime import (
-    read_attachments,
-    read_message,
-    read_mime,
-)
+from relay.mime.read_mime import read_message, read_mime
 from relay.mime.write_header import is_message_id
 
 
@@ -289,7 +285,7 @@ def with_attachment(
         kept = stored_attachments(stored)
         return compose(read_message(stored).properties, identity, (*kept, new))
     added = add_part(stored.part(length, stored.size - length), new)
-    ids = attachment_ids(read_attachments(stored))
+    ids = [one.facts.id for one in attachments_of(stored)]
     ids.insert(added.number, new.part.id)
     return compose(added.content, identity, mime_properties=_with_ids(block, ids))
 
@@ -308,7 +304,7 @@ def without_attachment(
         del rest[number]
         return compose(read_message(stored).properties, identity, rest)
     content = remove_part(stored.part(length, stored.size - length), number)
-    ids = attachment_ids(read_attachments(stored))
+    ids = [one.facts.id for one in attachments_of(stored)]
     del ids[number]
     return compose(content, identity, mime_properties=_with_ids(block, ids))
 

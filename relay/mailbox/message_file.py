@@ -12,12 +12,12 @@ OSError.
 import hashlib
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.clock import ID_LENGTH, id_time_us
 from relay.files import OpenOctets
@@ -26,13 +26,12 @@ from relay.mailbox.message_state import NO_STATE, MessageState, encode_state, fl
 from relay.mailbox.types import (
     Folder,
     NoSuchItemError,
-    StoredAttachment,
     StoredMessage,
     WellKnown,
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.mime.draft import AttachmentFacts, read_private_block, with_defaults
-from relay.mime.read_mime import AttachedOctets, read_message
+from relay.mime.read_mime import AttachedOctets, read_attachments, read_message
 
 DRAFT = "D"
 SEEN = "S"
@@ -257,9 +256,7 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
     state = located.state
     properties = with_state(with_defaults(message.properties, block), state)
     flags = located.name.flags
-    attachments = tuple(
-        stored_attachment(one, number) for number, one in enumerate(message.attachments)
-    )
+    attachments = tuple(_with_id(one, at) for at, one in enumerate(message.attachments))
     return StoredMessage(
         id=located.message_id,
         folder=located.folder,
@@ -281,19 +278,12 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
     )
 
 
-def stored_attachment(facts: AttachmentFacts, number: int) -> StoredAttachment:
+def attachments_of(stored: Octets) -> tuple[AttachedOctets, ...]:
+    """Return the attachments of a file, each with its id. Reading blocks; raises OSError."""
+    found = enumerate(read_attachments(stored))
+    return tuple(replace(one, facts=_with_id(one.facts, at)) for at, one in found)
+
+
+def _with_id(facts: AttachmentFacts, position: int) -> AttachmentFacts:
     """Return an attachment; its id is its position unless the draft has stored one."""
-    return StoredAttachment(
-        facts.id or str(number),
-        facts.name,
-        facts.content_type,
-        facts.size,
-        facts.inline,
-        content_id=facts.content_id,
-        item=facts.item,
-    )
-
-
-def attachment_ids(attachments: Sequence[AttachedOctets]) -> list[str]:
-    """Return the ids of a file's attachments."""
-    return [stored_attachment(one.facts, at).id for at, one in enumerate(attachments)]
+    return facts if facts.id else replace(facts, id=str(position))

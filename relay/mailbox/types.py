@@ -18,6 +18,8 @@ from relay.mailbox.message_state import FollowUpFlag
 from relay.message.content import Octets
 from relay.message.envelope import Client
 from relay.message.properties import MessageProperties
+from relay.mime.draft import AttachmentFacts
+from relay.mime.read_mime import AttachedOctets
 
 _PART_BYTES = 256  # a recipient, an attachment, or the rest of a message in memory
 
@@ -148,30 +150,6 @@ class Folder(Struct, frozen=True):
         return self.well_known not in (WellKnown.DRAFTS, WellKnown.OUTBOX)
 
 
-class StoredAttachment(Struct, frozen=True):
-    """An attachment of a stored message, without its content; an `item` is a message."""
-
-    id: str
-    name: str
-    content_type: str
-    size: int
-    inline: bool
-    content_id: str = ""
-    item: bool = False
-
-
-class OpenAttachment(Struct, frozen=True):
-    """An attachment that can be read.
-
-    `octets` are a part of the message's file, which is open, in the transfer encoding `encoding`;
-    "" is none.
-    """
-
-    attachment: StoredAttachment
-    octets: Octets
-    encoding: str
-
-
 class Upload(Struct, frozen=True):
     """An upload session of an attachment: its size, and how many bytes were received. `caller` is
     the address of the account that created it.
@@ -200,7 +178,7 @@ class StoredMessage(Struct, frozen=True):
     folder: Folder  # where it is
     path: Path  # its file
     properties: MessageProperties  # without attachments: see `attachments`
-    attachments: tuple[StoredAttachment, ...]  # without their content
+    attachments: tuple[AttachmentFacts, ...]  # each with its id
     is_draft: bool  # it can be changed and sent
     is_read: bool  # flag S
     size: int  # in octets
@@ -252,7 +230,7 @@ class OpenedMessage(Struct, frozen=True):
     """
 
     message: StoredMessage
-    attachments: tuple[OpenAttachment, ...]
+    attachments: tuple[AttachedOctets, ...]
     stored: Octets
 
 

@@ -30,11 +30,11 @@ from relay.mailbox.types import (
     QuotaLimits,
     SendOptions,
     StalePositionError,
-    StoredAttachment,
     StoredMessage,
     WellKnown,
 )
 from relay.message.properties import MessageProperties
+from relay.mime.read_mime import AttachmentFacts
 from relay.pressure import Pressure
 from relay.settings.tree import HttpSettings
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
@@ -79,7 +79,7 @@ class MemoryStore:
         self.written += 1
         properties = content if isinstance(content, MessageProperties) else MessageProperties()
         attachments = tuple(
-            StoredAttachment(one.name, one.name, one.content_type, one.size, inline=one.inline)
+            AttachmentFacts(one.name, one.content_type, one.size, inline=one.inline, id=one.name)
             for one in properties.attachments
         )
         now = self.clock.time_us()

@@ -3,8 +3,8 @@
 import pytest
 
 from relay.graph.attachments import attachment_json
-from relay.mailbox.types import StoredAttachment
 from relay.mime.html_text import preview
+from relay.mime.read_mime import AttachmentFacts
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_preview_of_a_hostile_body_is_one_pass() -> None:
 
 
 def test_attachments_are_shown_by_their_kind() -> None:
-    file = StoredAttachment("0", "a.png", "image/png", 5, inline=True, content_id="c@a.test")
+    file = AttachmentFacts("a.png", "image/png", 5, inline=True, content_id="c@a.test", id="0")
     shown = attachment_json(file, modified_us=1_700_000_000_000_000)
     assert shown == {
         "@odata.type": "#microsoft.graph.fileAttachment",
@@ -43,7 +43,7 @@ def test_attachments_are_shown_by_their_kind() -> None:
         "contentId": "c@a.test",
         "contentLocation": None,
     }
-    message = StoredAttachment("1", "m", "message/rfc822", 9, inline=False, item=True)
+    message = AttachmentFacts("m", "message/rfc822", 9, inline=False, item=True, id="1")
     shown = attachment_json(message, modified_us=0, item={"subject": "s"})
     assert shown["@odata.type"] == "#microsoft.graph.itemAttachment"
     assert shown["item"] == {"subject": "s"}
