@@ -41,7 +41,8 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.message.content import LARGE_BYTES
-from relay.mime.read_mime import AttachedOctets, AttachmentFacts, read_mime
+from relay.mime.draft import AttachmentFacts
+from relay.mime.read_mime import AttachedOctets, read_mime
 from relay.mime.transfer_encoding import decoded_blocks
 
 CONTENT = "contentBytes"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from relay.files import FileOctets, write_all
-from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_head, next_identity
+from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_head
 from relay.mailbox.folders import Folders, find_folder
 from relay.mailbox.maildir import Stripes, remove, retry_if_renamed
 from relay.mailbox.message_file import open_octets
@@ -240,13 +240,12 @@ class Arrivals:
     ) -> ArrivingFile:
         mailbox = self.folders.mailbox(account)
         before = self.messages.draft(mailbox, message_id, condition=condition)
-        located = before.located
+        located, names = before.located, self.names
         self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
-        options = before.submission.options if before.submission else None
-        identity = self.names.identity(account, options)
-        head = draft_head(next_identity(located, open_octets(located), identity))
+        stored = open_octets(located)
+        head = draft_head(names.next_identity(account, located, stored, options=before.options))
         # Unique: two requests may write the same generation, and the first to finish wins.
-        own_name = f"{head.base_name}.{self.names.ids.new()}"
+        own_name = f"{head.base_name}.{names.ids.new()}"
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)
 
     def _check_room(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:

@@ -4,7 +4,7 @@ No attachment is held in memory. A changed draft is a new file, and the old one 
 raise StoreError's children and OSError. Graph's attachment resource type.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,22 +18,21 @@ from relay.mailbox.draft_files import (
 from relay.mailbox.folders import Folders
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import retry_if_renamed
-from relay.mailbox.message_file import MessageFile, attachments_of, loaded, open_octets
+from relay.mailbox.message_file import attachments_of, loaded, open_octets
 from relay.mailbox.messages import Messages
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     AttachmentsTooLargeError,
     NoSuchItemError,
-    NotADraftError,
     OpenedMessage,
     Precondition,
     StoredMessage,
     StoreUnavailableError,
 )
+from relay.message.content import Octets
 from relay.message.properties import Attachment
 from relay.mime.draft import DraftAttachment, draft_attachment
-from relay.mime.edit_draft import NotEditableError
 from relay.mime.read_mime import AttachedOctets
 
 ATTACHMENTS_MAX = 250
@@ -110,16 +109,15 @@ class Attachments:
     ) -> None:
         """Add an attachment to a draft; one with an id that the draft has changes nothing."""
 
-        def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
-            stored = open_octets(located)
+        def make(stored: Octets, identity: DraftIdentity) -> ComposedDraft:
             kept = [one.facts for one in attachments_of(stored)]
             if any(one.id == new.part.id for one in kept):
                 raise _IsThereError
             check_sizes([*(one.size for one in kept), new.part.size], limit_bytes)
-            return with_attachment(located, stored, identity, new=new)
+            return with_attachment(stored, identity, new=new)
 
         with suppress(_IsThereError):
-            self._change(account, message_id, make, condition=condition)
+            self.messages.change(account, message_id, make, condition=condition)
 
     @in_thread
     def remove(
@@ -132,15 +130,14 @@ class Attachments:
     ) -> None:
         """Remove an attachment from a draft."""
 
-        def make(located: MessageFile, identity: DraftIdentity) -> ComposedDraft:
-            stored = open_octets(located)
+        def make(stored: Octets, identity: DraftIdentity) -> ComposedDraft:
             ids = [one.facts.id for one in attachments_of(stored)]
             if attachment_id not in ids:
                 raise no_such_attachment(attachment_id)
             number = ids.index(attachment_id)
-            return without_attachment(located, stored, identity, number=number)
+            return without_attachment(stored, identity, number=number)
 
-        self._change(account, message_id, make, condition=condition)
+        self.messages.change(account, message_id, make, condition=condition)
 
     def check(
         self,
@@ -159,19 +156,6 @@ class Attachments:
         message = loaded(self.messages.draft(mailbox, message_id, condition=condition).located)
         check_sizes([*(one.size for one in message.attachments), size_bytes], limit_bytes)
         return message
-
-    def _change(
-        self,
-        account: str,
-        message_id: str,
-        make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
-        *,
-        condition: Precondition,
-    ) -> None:
-        try:
-            self.messages.change(account, message_id, make, condition=condition)
-        except NotEditableError as error:
-            raise NotADraftError(str(error)) from None
 
 
 def found_attachment(attachments: Sequence[AttachedOctets], attachment_id: str) -> AttachedOctets:

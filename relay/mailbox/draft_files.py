@@ -4,7 +4,8 @@ A draft's id, Message-ID and Date are assigned once and kept in every generation
 only the requested parts are in memory. Reading blocks; raises OSError. See Graph's message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
@@ -63,9 +64,7 @@ class DraftIdentity(Struct, frozen=True):
     modified_us: int  # wall clock time
     generation: int = 1  # counts the files of the draft
     internet_message_id: str = ""  # with its angle brackets; "": made of the id
-    save_to_sent_items: bool = True  # whether step 4 keeps the message
-    sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
-    on_behalf_of: str = ""  # another user, from whom the message is
+    options: SendOptions = SendOptions()  # of its submission
 
 
 class NewNames(Struct, frozen=True):
@@ -78,16 +77,35 @@ class NewNames(Struct, frozen=True):
     def identity(self, account: str, options: SendOptions | None = None) -> DraftIdentity:
         """Return the identity of a new draft, or of one submitted with these options."""
         now_us = self.clock.time_us()
-        options = options or SendOptions()
         return DraftIdentity(
             account=account,
             message_id=self.ids.new(),
             hostname=self.hostname,
             created_us=now_us,
             modified_us=now_us,
-            save_to_sent_items=options.save_to_sent_items,
-            sent_folder=options.sent_folder,
-            on_behalf_of=options.on_behalf_of,
+            options=options or SendOptions(),
+        )
+
+    def next_identity(
+        self,
+        account: str,
+        located: MessageFile,
+        stored: Octets,
+        *,
+        options: SendOptions | None = None,
+    ) -> DraftIdentity:
+        """Return the identity of the next generation of the draft in `stored`, or of one submitted
+        with these options. Reading blocks; raises OSError.
+        """
+        identity = self.identity(account, options)
+        block, _ = read_private_block(stored)
+        stored_id = block.origin.message_id if block else ""
+        return replace(
+            identity,
+            message_id=located.message_id,
+            generation=located.generation + 1,
+            created_us=block.origin.created_us if block else identity.created_us,
+            internet_message_id=stored_id or read_message(stored).properties.internet_message_id,
         )
 
     def of_copy(self, name: MessageName) -> str:
@@ -97,23 +115,27 @@ class NewNames(Struct, frozen=True):
 
 
 class ComposedDraft(Struct, frozen=True):
-    """A draft's file: its base name without and with `,S=`, and its content.
+    """A draft's file.
 
     `properties` are the source of the content, None for MIME. `written` is the path of a file that
     exists already but is not synced; None if it must still be written.
     """
 
-    base_name: str
-    name_with_size: str
+    base_name: str  # without `,S=` and flags
     content: Content
     account: str
-    properties: MessageProperties | None
+    properties: MessageProperties | None = None
     written: Path | None = None
 
     @property
     def size(self) -> int:
         """The file's size."""
         return size_of(self.content)
+
+    @property
+    def name_with_size(self) -> str:
+        """The file's name without its flags."""
+        return f"{self.base_name},S={self.size}"
 
 
 def compose(
@@ -137,8 +159,7 @@ def compose(
         written = draft_content(properties, origin, kept)
     else:
         written = _after_block(mime_draft_block(origin, mime_properties), content)
-    name_with_size = f"{origin.base_name},S={size_of(written)}"
-    return ComposedDraft(origin.base_name, name_with_size, written, identity.account, properties)
+    return ComposedDraft(origin.base_name, written, identity.account, properties)
 
 
 class DraftHead(Struct, frozen=True):
@@ -156,9 +177,7 @@ class DraftHead(Struct, frozen=True):
         header = self.block + beginning[: header_end(beginning).header]
         body = file.part(len(header), file.size - len(header))
         content = LargeContent(header, (body,), eight_bit=True)
-        name_with_size = f"{self.base_name},S={file.size}"
-        account = self.identity.account
-        return ComposedDraft(self.base_name, name_with_size, content, account, None, file.path)
+        return ComposedDraft(self.base_name, content, self.identity.account, written=file.path)
 
 
 def draft_head(identity: DraftIdentity) -> DraftHead:
@@ -183,9 +202,9 @@ def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
         else f"<{identity.message_id}@{identity.hostname}>",
         created_us=identity.created_us,
         modified_us=identity.modified_us,
-        save_to_sent_items=identity.save_to_sent_items,
-        sent_folder=identity.sent_folder,
-        on_behalf_of=identity.on_behalf_of,
+        save_to_sent_items=identity.options.save_to_sent_items,
+        sent_folder=identity.options.sent_folder,
+        on_behalf_of=identity.options.on_behalf_of,
     )
 
 
@@ -239,20 +258,25 @@ def _facts(
     )
 
 
+@contextmanager
+def _not_editable_errors() -> Iterator[None]:
+    """Convert NotEditableError to NotADraftError."""
+    try:
+        yield
+    except NotEditableError as error:
+        raise NotADraftError(str(error)) from None
+
+
+@_not_editable_errors()
 def next_generation(
-    located: MessageFile,
-    stored: Octets,
-    identity: DraftIdentity,
-    *,
-    change: MessageProperties | None,
+    stored: Octets, identity: DraftIdentity, *, change: MessageProperties | None
 ) -> ComposedDraft:
     """Compose a draft's next generation, changed by `change` or unchanged, with its attachments.
 
-    `identity` supplies what the old file does not contain. MIME stays MIME. Reading blocks; raises
-    NotADraftError for a change of a signed body, and OSError.
+    MIME stays MIME. Reading blocks; raises NotADraftError for a change of a signed body, and
+    OSError.
     """
     block, length = read_private_block(stored)
-    identity = next_identity(located, stored, identity)
     if block is not None and block.properties is not None:
         properties = change or read_message(stored).properties
         return compose(properties, identity, stored_attachments(stored))
@@ -260,10 +284,7 @@ def next_generation(
     if change is None:
         return compose(content, identity, mime_properties=block.beside if block else None)
     before = with_defaults(read_message(stored).properties, block)
-    try:
-        content = changed_mime(content, before, change)
-    except NotEditableError as error:
-        raise NotADraftError(str(error)) from None
+    content = changed_mime(content, before, change)
     mime_properties = MimeDraftProperties(
         change.delivery_receipt,
         change.extended,
@@ -272,14 +293,11 @@ def next_generation(
     return compose(content, identity, mime_properties=mime_properties)
 
 
+@_not_editable_errors()
 def with_attachment(
-    located: MessageFile, stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
+    stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
 ) -> ComposedDraft:
-    """Compose a draft's next generation with one more attachment. MIME stays MIME.
-
-    Reading blocks; raises NotEditableError and OSError.
-    """
-    identity = next_identity(located, stored, identity)
+    """Compose a draft's next generation with one more attachment. Like next_generation()."""
     block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
         kept = stored_attachments(stored)
@@ -290,14 +308,11 @@ def with_attachment(
     return compose(added.content, identity, mime_properties=_with_ids(block, ids))
 
 
-def without_attachment(
-    located: MessageFile, stored: Octets, identity: DraftIdentity, *, number: int
-) -> ComposedDraft:
-    """Compose a draft's next generation without the attachment of this index.
-
-    Reading blocks; raises NotEditableError and OSError.
+@_not_editable_errors()
+def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) -> ComposedDraft:
+    """Compose a draft's next generation without the attachment of this index. Like
+    next_generation().
     """
-    identity = next_identity(located, stored, identity)
     block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
         rest = list(stored_attachments(stored))
@@ -312,22 +327,6 @@ def without_attachment(
 def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProperties:
     properties = block.beside if block and block.beside else MimeDraftProperties()
     return replace(properties, attachment_ids=tuple(ids))
-
-
-def next_identity(located: MessageFile, stored: Octets, identity: DraftIdentity) -> DraftIdentity:
-    """Return the identity of a draft's next generation.
-
-    `identity` supplies what the file does not contain. Reading blocks; raises OSError.
-    """
-    block, _ = read_private_block(stored)
-    stored_id = block.origin.message_id if block else ""
-    return replace(
-        identity,
-        message_id=located.message_id,
-        generation=located.generation + 1,
-        created_us=block.origin.created_us if block else identity.created_us,
-        internet_message_id=stored_id or read_message(stored).properties.internet_message_id,
-    )
 
 
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
@@ -365,6 +364,11 @@ class Before(Struct, frozen=True):
     located: MessageFile
     submission: PendingSubmission | None
     cancelled: PendingSubmission | None = None
+
+    @property
+    def options(self) -> SendOptions | None:
+        """Those of the submission."""
+        return self.submission.options if self.submission else None
 
 
 def in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:

@@ -78,7 +78,7 @@ from relay.mailbox.types import (
     WellKnown,
     ignore_read,
 )
-from relay.message.content import Content, MemoryOctets, memory_part
+from relay.message.content import Content, MemoryOctets, Octets, memory_part
 from relay.message.properties import MessageProperties
 from relay.mime.convert import render
 from relay.mime.draft import DraftAttachment
@@ -254,9 +254,8 @@ class Messages:
             if before.submission is not None:
                 extended = read_message(stored).properties.extended
                 before = self.scheduled.changed(before, extended, change.properties.extended)
-            options = before.submission.options if before.submission else None
-            identity = self.names.identity(account, options)
-            draft = next_generation(located, stored, identity, change=change.properties)
+            identity = self.names.next_identity(account, located, stored, options=before.options)
+            draft = next_generation(stored, identity, change=change.properties)
             return self.replace(
                 before, draft, flags=flags, make=lambda state: without_content(make(state))
             )
@@ -290,7 +289,7 @@ class Messages:
         self,
         account: str,
         message_id: str,
-        make: Callable[[MessageFile, DraftIdentity], ComposedDraft],
+        make: Callable[[Octets, DraftIdentity], ComposedDraft],
         *,
         condition: Precondition = NO_PRECONDITION,
     ) -> StoredMessage:
@@ -303,11 +302,9 @@ class Messages:
         self.stale_files.clean(mailbox)
         with self.stripes.of(message_id):
             before = self.draft(mailbox, message_id, condition=condition)
-            submission, located = before.submission, before.located
-            draft = make(
-                located, self.names.identity(account, submission.options if submission else None)
-            )
-            return self.replace(before, draft, flags=located.name.flags)
+            located, stored = before.located, open_octets(before.located)
+            identity = self.names.next_identity(account, located, stored, options=before.options)
+            return self.replace(before, make(stored, identity), flags=located.name.flags)
 
     def draft(
         self, mailbox: Path, message_id: str, *, condition: Precondition = NO_PRECONDITION

@@ -182,7 +182,6 @@ class Submissions:
             stored = open_octets(located)
             # The queue time makes the ids of later sends of the same draft greater.
             submission_id = f"{message_id}.{self.clock.queue_us()}"
-            identity = self.names.identity(account, options)
             block, _ = read_private_block(stored)
             if (
                 block is not None
@@ -192,14 +191,15 @@ class Submissions:
                 and block.origin.sent_folder == options.sent_folder
                 and block.origin.on_behalf_of == options.on_behalf_of
                 and located.folder.well_known is WellKnown.DRAFTS
-                and (block.is_mime or identity.created_us - block.origin.modified_us < _DATE_US)
+                and (block.is_mime or self.clock.time_us() - block.origin.modified_us < _DATE_US)
             ):
                 submission = self._new_submission(
                     located.name.base_name, submission_id, account=account, options=options
                 )
                 created_us, head = block.origin.created_us, stored.read(0, LARGE_BYTES)
                 return self._submit_as_it_is(located, head, submission, created_us=created_us)
-            draft = next_generation(located, stored, identity, change=None)
+            identity = self.names.next_identity(account, located, stored, options=options)
+            draft = next_generation(stored, identity, change=None)
             submission = self._new_submission(
                 draft.base_name, submission_id, account=account, options=options
             )
