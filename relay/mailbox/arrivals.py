@@ -173,12 +173,7 @@ class Arrivals:
     ) -> Arrival[StoredMessage]:
         """Messages.create() in blocks."""
         file = await self.threads.run(self._begin_draft, account, folder_id, expected_bytes)
-
-        def create(draft: ComposedDraft) -> StoredMessage:
-            mailbox = self.folders.mailbox(account)
-            return self.messages.create_composed(draft, mailbox, find_folder(mailbox, folder_id))
-
-        return self._arrival(file, create)
+        return self._arrival(file, lambda draft: self.messages.create_composed(draft, folder_id))
 
     async def replacement(
         self,
@@ -197,9 +192,8 @@ class Arrivals:
         )
 
         def replace(draft: ComposedDraft) -> StoredMessage:
-            mailbox = self.folders.mailbox(account)
             with self.stripes.of(message_id):
-                before = self.messages.draft(mailbox, message_id, condition=condition)
+                before = self.messages.draft(account, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
                 flags = before.located.name.flags
@@ -238,8 +232,7 @@ class Arrivals:
     def _begin_replacement(
         self, account: str, message_id: str, expected_bytes: int, *, condition: Precondition
     ) -> ArrivingFile:
-        mailbox = self.folders.mailbox(account)
-        before = self.messages.draft(mailbox, message_id, condition=condition)
+        before = self.messages.draft(account, message_id, condition=condition)
         located, names = before.located, self.names
         self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
         stored = open_octets(located)

@@ -152,8 +152,7 @@ class Attachments:
 
         Raises what add() raises.
         """
-        mailbox = self.folders.mailbox(account)
-        message = loaded(self.messages.draft(mailbox, message_id, condition=condition).located)
+        message = loaded(self.messages.draft(account, message_id, condition=condition).located)
         check_sizes([*(one.size for one in message.attachments), size_bytes], limit_bytes)
         return message
 

@@ -356,10 +356,11 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
 
 
 class Before(Struct, frozen=True):
-    """A draft before a change: its file, and its submission if it is a scheduled send, with the
+    """A message before a change: its file, and its submission if it is a scheduled send, with the
     options that it is to have; `cancelled` is the submission if the change cancels it.
     """
 
+    account: str
     mailbox: Path
     located: MessageFile
     submission: PendingSubmission | None

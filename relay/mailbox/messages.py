@@ -146,19 +146,18 @@ class Messages:
 
         Raises MailboxFullError, StoreUnavailableError, NoSuchItemError.
         """
+        draft = compose(content, self.names.identity(account), kept)
+        return self.create_composed(draft, folder_id)
+
+    def create_composed(self, draft: ComposedDraft, folder_id: str) -> StoredMessage:
+        """Write a new draft. If its file is already written, it is in the folder's tmp/."""
+        account = draft.account
         mailbox = self.folders.mailbox(account)
         self.stale_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
-        return self.create_composed(
-            compose(content, self.names.identity(account), kept), mailbox, folder
-        )
-
-    def create_composed(self, draft: ComposedDraft, mailbox: Path, folder: Folder) -> StoredMessage:
-        """Write a new draft. If its file is already written, it is in the folder's tmp/."""
-        account = draft.account
         with self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
-            located = self._write(draft, folder, flags=NEW_DRAFT)
-        return self._written(located, draft)
+            located = self._write(mailbox, draft, folder, flags=NEW_DRAFT)
+        return self._written(mailbox, draft, located)
 
     @in_thread
     @retry_if_renamed
@@ -203,11 +202,11 @@ class Messages:
         return set()
 
     @retry_if_renamed
-    def _shown(self, account: str, located: MessageFile) -> StoredMessage:
+    def _shown(self, mailbox: Path, located: MessageFile) -> StoredMessage:
         """Load a message that was just written, even if it was renamed or moved since."""
         with suppress(FileNotFoundError):
             return loaded(located)
-        return loaded(self.index.get(self.folders.mailbox(account), located.message_id))
+        return loaded(self.index.get(mailbox, located.message_id))
 
     @in_thread
     @retry_if_renamed
@@ -235,9 +234,8 @@ class Messages:
         Raises NoSuchItemError, NotADraftError, BeingSentError, MailboxFullError,
         StoreUnavailableError.
         """
-        mailbox = self.folders.mailbox(account)
         with self.stripes.of(message_id):
-            before = self._found(mailbox, message_id, condition)
+            before = self._found(account, message_id, condition)
             located = before.located
             flags = located.name.flags
             for flag, wanted in {SEEN: change.is_read, FLAGGED: change.flagged}.items():
@@ -247,9 +245,8 @@ class Messages:
                 raise NotADraftError("Only a draft's content can be changed.")
             make = self._state_maker(change.state)
             if change.properties is None:
-                changed = self._with_flags(account, located, flags, make=make)
-                return self._shown(account, changed)
-            self.stale_files.clean(mailbox)
+                changed = self._with_flags(before, flags, make)
+                return self._shown(before.mailbox, changed)
             stored = open_octets(located)
             if before.submission is not None:
                 extended = read_message(stored).properties.extended
@@ -298,29 +295,30 @@ class Messages:
         Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError,
         MailboxFullError, and what `make` raises.
         """
-        mailbox = self.folders.mailbox(account)
-        self.stale_files.clean(mailbox)
         with self.stripes.of(message_id):
-            before = self.draft(mailbox, message_id, condition=condition)
+            before = self.draft(account, message_id, condition=condition)
             located, stored = before.located, open_octets(before.located)
             identity = self.names.next_identity(account, located, stored, options=before.options)
             return self.replace(before, make(stored, identity), flags=located.name.flags)
 
     def draft(
-        self, mailbox: Path, message_id: str, *, condition: Precondition = NO_PRECONDITION
+        self, account: str, message_id: str, *, condition: Precondition = NO_PRECONDITION
     ) -> Before:
         """Find a draft that can be changed.
 
         Raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
         """
-        before = self._found(mailbox, message_id, condition)
+        before = self._found(account, message_id, condition)
         if not before.located.is_draft:
             raise NotADraftError("Only a draft's content can be changed.")
         return before
 
-    def _found(self, mailbox: Path, message_id: str, condition: Precondition) -> Before:
+    def _found(self, account: str, message_id: str, condition: Precondition) -> Before:
+        mailbox = self.folders.mailbox(account)
+        self.stale_files.clean(mailbox)
         located = self.index.get_if(mailbox, message_id, condition)
-        return Before(mailbox, located, self.scheduled.scheduled_submission(message_id, located))
+        submission = self.scheduled.scheduled_submission(message_id, located)
+        return Before(account, mailbox, located, submission)
 
     def replace(
         self, before: Before, draft: ComposedDraft, *, flags: str, make: _MakeState = _same
@@ -360,28 +358,30 @@ class Messages:
 
             ids = self.index.state_ids(mailbox, located.message_id) if content else ()
             changed = self._write(
-                draft, located.folder, flags=flags, replaced=located.path, on_written=on_written
-            )
+                mailbox, draft, located.folder,
+                flags=flags, replaced=located.path, on_written=on_written,
+            )  # fmt: skip
             if content:
-                undo.append(partial(self._take_back, draft.account, changed, located.path))
+                undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.write_states(mailbox, dict.fromkeys(ids, state))
         remove(located.path)
         if (scheduled := submission or before.cancelled) is not None:
             self.scheduled.finish_replace(scheduled)
         if before.cancelled is not None:
             self.scheduled.note_cancelled(before.cancelled, "its send time was removed")
-        return self._written(replace(changed, state=state), draft)
+        return self._written(mailbox, draft, replace(changed, state=state))
 
-    def _take_back(self, account: str, changed: MessageFile, replaced: Path | None) -> None:
+    def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:
         """Remove a draft's new file, unless an update of the index has seen it, and removed the
         one before.
         """
-        with self.index.no_update(self.folders.mailbox(account)):
+        with self.index.no_update(mailbox):
             if replaced is None or replaced.exists():
                 self.root.remove(changed.path)
 
     def _write(
         self,
+        mailbox: Path,
         draft: ComposedDraft,
         folder: Folder,
         *,
@@ -410,36 +410,33 @@ class Messages:
             self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
         except OSError:
-            self._take_back(draft.account, located, replaced)
+            self._take_back(mailbox, located, replaced)
             raise
         finally:
             remove(temporary)
         return located
 
-    def _written(self, located: MessageFile, draft: ComposedDraft) -> StoredMessage:
+    def _written(self, mailbox: Path, draft: ComposedDraft, located: MessageFile) -> StoredMessage:
         """Return the message just written, which a mail client may have renamed since."""
         if isinstance(draft.content, bytes):
             stored = MemoryOctets(draft.content)
             return load(located, stored, mtime_us=self.clock.time_us())
-        return self._shown(draft.account, located)
+        return self._shown(mailbox, located)
 
-    def _with_flags(
-        self, account: str, located: MessageFile, flags: str, *, make: _MakeState
-    ) -> MessageFile:
+    def _with_flags(self, before: Before, flags: str, make: _MakeState) -> MessageFile:
         """Give a message flags, durably, and another state. A file in new/ moves to cur/.
 
         Raises MailboxFullError, StoreUnavailableError.
         """
-        mailbox, state = self.folders.mailbox(account), make(located.state)
+        mailbox, located = before.mailbox, before.located
+        state = make(located.state)
         is_other_state = state != located.state
-        if is_other_state:
-            self.stale_files.clean(mailbox)
         growth = len(encode_state(state)) - len(encode_state(located.state))
         name = f"state of {located.message_id}"
         # A flag that is complete is set before F goes: a crash in between loses no task.
         is_first = FLAGGED in located.name.flags and FLAGGED not in flags
         with (
-            self.quota.room_for(account, mailbox, growth, base_name=name, messages=0),
+            self.quota.room_for(before.account, mailbox, growth, base_name=name, messages=0),
             _undone_after_errors() as undo,
         ):
             changed = located
