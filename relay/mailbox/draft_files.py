@@ -15,6 +15,7 @@ from relay.clock import Clock, Ids
 from relay.files import FileOctets
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.keywords import convert_keywords
+from relay.mailbox.maildir import open_written, write_file
 from relay.mailbox.message_file import (
     MessageFile,
     MessageName,
@@ -136,6 +137,10 @@ class ComposedDraft(Struct, frozen=True):
     def name_with_size(self) -> str:
         """The file's name without its flags."""
         return f"{self.base_name},S={self.size}"
+
+    def write(self, path: Path) -> int:
+        """Write the file, unless it is already written; return its descriptor, not synced."""
+        return open_written(path) if self.written else write_file(path, self.content)
 
 
 def compose(

@@ -33,13 +33,11 @@ from relay.mailbox.maildir import (
     DirectorySync,
     Stripes,
     finish_content,
-    open_written,
     place,
     place_again,
     remove,
     rename,
     retry_if_renamed,
-    write_file,
 )
 from relay.mailbox.message_file import (
     FLAGGED,
@@ -400,11 +398,7 @@ class Messages:
         assert name is not None
         located = MessageFile(folder, directory, name, name.message_id, name.generation)
         try:
-            if draft.written:
-                descriptor = open_written(temporary)
-            else:
-                descriptor = write_file(temporary, draft.content)
-            finish_content(descriptor)
+            finish_content(draft.write(temporary))
             on_written(temporary)
             place(temporary, located.path)
             self.crash.reached(CrashPoint.DRAFT_REPLACED)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -39,11 +39,9 @@ from relay.mailbox.maildir import (
     DirectorySync,
     Stripes,
     finish_content,
-    open_written,
     place_again,
     remove,
     retry_if_renamed,
-    write_file,
 )
 from relay.mailbox.message_file import (
     NEW_DRAFT,
@@ -70,7 +68,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
     WellKnown,
 )
-from relay.message.content import LARGE_BYTES, Octets, memory_part
+from relay.message.content import LARGE_BYTES, Octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
 
@@ -153,10 +151,7 @@ class Submissions:
             self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
             self.stripes.of(identity.message_id),  # no PATCH before the submission is ready
         ):
-            submission = self._new_submission(
-                draft.base_name, submission_id, account=account, options=options
-            )
-            return self._write_and_submit(mailbox, draft, submission)
+            return self._write_and_submit(mailbox, draft, submission_id, options=options)
 
     @_requested
     @retry_if_renamed
@@ -196,14 +191,13 @@ class Submissions:
                 submission = self._new_submission(
                     located.name.base_name, submission_id, account=account, options=options
                 )
-                created_us, head = block.origin.created_us, stored.read(0, LARGE_BYTES)
-                return self._submit_as_it_is(located, head, submission, created_us=created_us)
+                facts = submission_facts(stored.read(0, LARGE_BYTES), submission_id)
+                prepare = partial(self._link_prepared, located=located)
+                created_us = block.origin.created_us
+                return self._submit(submission, facts, prepare, created_us=created_us)
             identity = self.names.next_identity(account, located, stored, options=options)
             draft = next_generation(stored, identity, change=None)
-            submission = self._new_submission(
-                draft.base_name, submission_id, account=account, options=options
-            )
-            submission = self._write_and_submit(mailbox, draft, submission)
+            submission = self._write_and_submit(mailbox, draft, submission_id, options=options)
             with suppress(OSError):  # it is being sent; the index removes the old file later
                 remove(located.path)
             return submission
@@ -251,53 +245,85 @@ class Submissions:
         return submission
 
     def _write_and_submit(
-        self, mailbox: Path, draft: ComposedDraft, submission: PendingSubmission
+        self, mailbox: Path, draft: ComposedDraft, submission_id: str, *, options: SendOptions
     ) -> PendingSubmission:
-        """Write a draft and make its submission ready. After an error neither is left.
-
-        Raises OutcomeUnknownError if the submission may be left.
+        """Write a draft and submit it.
 
         The file is written in preparing/ and linked into Drafts from there. A start therefore finds
         unfinished submissions without reading any mailbox, and there is no third name to remove.
         """
         self.stale_files.clean(mailbox)
+        placed = _drafts_of(mailbox) / f"{draft.name_with_size}:2,{NEW_DRAFT}"
+        submission = self._new_submission(
+            draft.base_name, submission_id, account=draft.account, options=options
+        )
+        has_key = options.key is not None
+        prepare = partial(self._write_prepared, draft=draft, placed=placed, synced=has_key)
+        return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
+
+    def _write_prepared(
+        self, prepared: Path, *, draft: ComposedDraft, placed: Path, synced: bool
+    ) -> bool:
+        """Write a draft in preparing/, and link it into the mailbox; without hard links, copy it
+        through tmp/. Return whether the next sync covers its name there.
+        """
+        descriptor = draft.write(prepared)
+        self.crash.reached(CrashPoint.DRAFT_WRITTEN)
+        in_order = finish_content(descriptor, synced=synced)
+        self.crash.reached(CrashPoint.DRAFT_WRITTEN_BACK)
+        is_link = place_again(prepared, placed)
+        if not is_link:
+            self.directory.mark_copied()
+        self.crash.reached(CrashPoint.DRAFT_LINKED)
+        return in_order and is_link
+
+    def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
+        """Give a draft whose file needs no change a name in preparing/."""
+        self.directory.prepare(located.path, prepared.name)
+        self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
+        return True
+
+    def _submit(
+        self,
+        submission: PendingSubmission,
+        facts: SubmissionFacts,
+        prepare: Callable[[Path], bool],
+        *,
+        placed: Path | None = None,
+        created_us: int | None = None,
+    ) -> PendingSubmission:
+        """Make a submission ready. After an error neither it nor its new draft `placed` is left.
+
+        `prepare` puts its file into preparing/; it returns whether the next sync covers `placed` as
+        well. `created_us` is when the draft was created; None is now. Raises OutcomeUnknownError if
+        the submission may be left.
+        """
         self.directory.make()
-        drafts = _drafts_of(mailbox)
-        placed = drafts / f"{draft.name_with_size}:2,{NEW_DRAFT}"
         prepared = self.directory.preparing / submission.submission_id
-        reached = self.crash.reached
+        drafts = [placed] if placed is not None else []
         is_recorded = is_named = False
         try:
-            if draft.written:
-                descriptor = open_written(prepared)
-            else:
-                descriptor = write_file(prepared, draft.content)
-            reached(CrashPoint.DRAFT_WRITTEN)
-            has_key = submission.options.key is not None
-            in_order = finish_content(descriptor, synced=has_key)
-            reached(CrashPoint.DRAFT_WRITTEN_BACK)
-            is_link = self._place(prepared, placed)
-            reached(CrashPoint.DRAFT_LINKED)
-            created_us = self.clock.time_us()
-            facts = facts_of(draft, submission.submission_id)
+            is_covered = prepare(prepared)
             self._record_submission(submission, facts, created_us=created_us)
-            if has_key:
+            if submission.options.key is not None:
                 submission, is_recorded = self._ready_for_key(submission, facts), True
                 self._record_key(submission)
             is_named = True
             self._make_ready(prepared, submission)
-            if not (in_order and is_link):  # else the next sync covers the draft as well
-                self.syncs.sync(drafts)
-            reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
+            if placed is not None:
+                if not is_covered:
+                    self.syncs.sync(placed.parent)
+                self.crash.reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             self.directory.sync(submission)
-            reached(CrashPoint.READY_DIRECTORY_SYNCED)
+            self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except BaseException as error:
             if is_recorded and not isinstance(error, BeingSentError):
                 self._remove_keyed(submission)
             elif is_named:
-                self._remove_submission(prepared, submission, placed)
-            _remove_all(prepared, placed)
-            self._withdraw(memory_part(draft.content), submission)
+                self._remove_submission(prepared, submission, *drafts)
+            _remove_all(prepared, *drafts)
+            with suppress(OSError):  # as far as the disk allows
+                self.log.withdraw(facts)
             raise
         return submission
 
@@ -328,53 +354,15 @@ class Submissions:
         with suppress(OSError, StoreError):
             self.stale_files.finish_removal(submission.submission_id)
 
-    def _place(self, prepared: Path, placed: Path) -> bool:
-        """Link a prepared draft into the mailbox; without hard links, copy it through tmp/.
-
-        Return whether it is a link.
-        """
-        is_link = place_again(prepared, placed)
-        if not is_link:
-            self.directory.mark_copied()
-        return is_link
-
-    def _submit_as_it_is(
-        self, located: MessageFile, head: bytes, submission: PendingSubmission, *, created_us: int
-    ) -> PendingSubmission:
-        """Submit a draft whose file needs no change. `head` is the beginning of the file."""
-        self.directory.make()
-        prepared = self.directory.preparing / submission.submission_id
-        is_recorded = is_named = False
-        try:
-            self.directory.prepare(located.path, prepared.name)
-            self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
-            facts = submission_facts(head, submission.submission_id)
-            self._record_submission(submission, facts, created_us=created_us)
-            if submission.options.key is not None:
-                submission, is_recorded = self._ready_for_key(submission, facts), True
-                self._record_key(submission)
-            is_named = True
-            self._make_ready(prepared, submission)
-            self.directory.sync(submission)
-            self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
-        except BaseException as error:
-            if is_recorded and not isinstance(error, BeingSentError):
-                self._remove_keyed(submission)
-            elif is_named:
-                self._remove_submission(prepared, submission)
-            _remove_all(prepared)
-            self._withdraw(head, submission)
-            raise
-        return submission
-
     def _record_submission(
-        self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int
+        self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int | None
     ) -> None:
         """Record steps 1 and 2 before pickup can see the submission.
 
         Every ready submission has these events, and their times precede those of pickup.
         """
-        created = Event(Step.CREATED, created_us, _IN_DRAFTS)
+        now_us = self.clock.time_us()
+        created = Event(Step.CREATED, now_us if created_us is None else created_us, _IN_DRAFTS)
         notified = Event(Step.NOTIFIED, self.clock.time_us(), submission.options.notified_detail())
         self.log.append(facts, created, notified)
 
@@ -420,11 +408,6 @@ class Submissions:
                 f"again when the submission was removed: {error.strerror or error}. Whether it "
                 "will be sent is not known."
             ) from error
-
-    def _withdraw(self, head: bytes, submission: PendingSubmission) -> None:
-        """Withdraw the events of steps 1 and 2, as far as the disk allows."""
-        with suppress(OSError):
-            self.log.withdraw(submission_facts(head, submission.submission_id))
 
     def _new_submission(
         self, base_name: str, submission_id: str, *, account: str, options: SendOptions

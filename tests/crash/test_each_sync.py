@@ -199,7 +199,7 @@ async def removals_of_keyed_submissions(trial: PowerLossTrial) -> None:
     """It was refused, and its record is removed: nothing of it may come back."""
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
-    trial.fails_at("submit.py:_write_and_submit", 1)
+    trial.fails_at("submit.py:_submit", 0)
     with pytest.raises(StoreUnavailableError):
         await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.check(lambda found: found.sent.total() == 0)
@@ -210,7 +210,7 @@ async def removals_of_keyed_scheduled_sends(trial: PowerLossTrial) -> None:
     due_us = trial.clock.time_us() + HOUR_US
     made = await trial.store.messages.create(ALICE, letter("asked", extended=until(due_us)))
     store = trial.settled_store()
-    trial.fails_at("submit.py:_submit_as_it_is", 0)
+    trial.fails_at("submit.py:_submit", 0)
     with pytest.raises(StoreUnavailableError):
         await store.submissions.submit_draft(ALICE, made.id, options_with_key(scheduled_us=due_us))
     await trial.promised(("drafts", "asked"))
@@ -221,7 +221,7 @@ async def removals_that_began(trial: PowerLossTrial) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
     trial.looks_at = CrashPoint.KEY_REMOVAL_BEGUN
-    trial.fails_at("submit.py:_write_and_submit", 1)
+    trial.fails_at("submit.py:_submit", 0)
     with pytest.raises(StoreUnavailableError):
         await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
     await trial.check(lambda found: found.sent.total() == 0)
@@ -288,7 +288,7 @@ async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
 async def rejected_submissions(trial: PowerLossTrial) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
-    trial.fails_at("submit.py:_write_and_submit", 1)
+    trial.fails_at("submit.py:_submit", 0)
     with pytest.raises(StoreUnavailableError):
         await store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
     await trial.check(lambda found: found.sent.total() == 0)

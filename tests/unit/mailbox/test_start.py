@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from relay.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox.submit import Submissions
 from relay.mailbox.types import SendOptions
 from tests.support.stores import blocking, ready_submissions
 
@@ -97,7 +96,7 @@ async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
     kept = None if is_new else await store.messages.create(ALICE, draft())
     with monkeypatch.context() as patched:
         patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
-        patched.setattr(Submissions, "_withdraw", lambda *_: None)
+        patched.setattr(place.log, "withdraw", lambda *_: None)
         patched.setattr("relay.mailbox.submit.os.rename", killed)
         send, what = store.submissions.submit_new, draft()
         if kept is not None:
