@@ -11,12 +11,9 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox.folders import Folders, list_folders
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
+from relay.crashpoints import CrashPoint
+from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import (
-    DirectorySync,
     Stripes,
     finish_content,
     list_names,
@@ -30,8 +27,7 @@ from relay.mailbox.message_file import (
     is_delivered_id,
     parse_name,
 )
-from relay.mailbox.quota import Quota
-from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.store_part import StorePart
 from relay.mailbox.types import DeliveryResult
 from relay.message.content import Content, edit_header, size_of
 from relay.mime.headers import with_relay_id
@@ -91,17 +87,9 @@ class DeliveredIds:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Inbox:
+class Inbox(StorePart):
     """Delivers to mailboxes. Blocking: the store calls it in its threads."""
 
-    hostname: str  # in the names of files
-    crash: CrashPoints  # for crash tests
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    quota: Quota  # reserves room
-    syncs: DirectorySync  # shares fsyncs among threads
-    stale_files: StaleFiles  # a mailbox is cleaned before the first write
     # Its own: the delivery of a report already holds a shared one.
     _stripes: Stripes = field(default_factory=Stripes, init=False)
     _delivered: DeliveredIds = field(default_factory=DeliveredIds, init=False)
@@ -120,7 +108,7 @@ class Inbox:
         self.stale_files.clean(mailbox)
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))
-        base_name = delivered_base_name(unique, hostname=self.hostname)
+        base_name = delivered_base_name(unique, hostname=self.names.hostname)
         temporary = mailbox / "tmp" / base_name
         with self._stripes.of(message_id):
             if self._is_there(mailbox, message_id, is_repeat=is_repeat):

@@ -36,6 +36,7 @@ from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.store_part import StorePart
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile, SubmissionDirectory
 from relay.mailbox.submissions.restored import RestoredSubmissions
@@ -77,87 +78,59 @@ class FileStore:
             return dead_letter if account == DEAD_LETTER else mailbox_directory(root.path, account)
 
         clock.resume(ClockAnchorFile(root.path / SUBMISSIONS).read())
-        self._directory_of, self._root, self._clock = directory_of, root, clock
-        self._crash, self._log, self._names = crash, log, NewNames(clock, ids, hostname)
+        self._directory_of, self._root, self._clock, self._log = directory_of, root, clock, log
         pool = partial(ThreadPool, check_root=root.check, on_failure=root.note_failure)
         self._threads = pool(_THREADS, "mailbox")
         self._query_threads = pool(_QUERY_THREADS, "mailbox-query")
         self._folder_threads = pool(_FOLDER_THREADS, "mailbox-folders")
-        self._stripes, self._syncs = Stripes(), DirectorySync()
+        stripes, self._syncs = Stripes(), DirectorySync()
         self._folders, self._index = Folders(directory_of, self._syncs), Indexes(clock)
         self._quota = Quota(limits_of, self._index)
         self._directory = SubmissionDirectory(root.path / SUBMISSIONS, self._syncs)
         self.keys = KeyedSubmissions(root.path, clock)
         self._scheduled = ScheduledSends(
-            self._directory, folders=self._folders, stripes=self._stripes, clock=clock,
-            crash=crash, log=log,
+            self._directory, folders=self._folders, stripes=stripes, clock=clock, crash=crash,
+            log=log,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )  # fmt: skip
         self._stale_files = StaleFiles(
             clock=clock, crash=crash, root=root, folders=self._folders, index=self._index,
-            stripes=self._stripes, syncs=self._syncs, submissions=self._directory,
-            keyed=self.keys, log=log,
+            stripes=stripes, syncs=self._syncs, submissions=self._directory, keyed=self.keys,
+            log=log,
         )  # fmt: skip
-        self._inbox = Inbox(
-            hostname=hostname, crash=crash, root=root, folders=self._folders, index=self._index,
-            quota=self._quota, syncs=self._syncs, stale_files=self._stale_files,
+        shared = StorePart(
+            threads=self._threads, clock=clock, crash=crash, root=root, folders=self._folders,
+            index=self._index, quota=self._quota, names=NewNames(clock, ids, hostname),
+            stripes=stripes, syncs=self._syncs, directory=self._directory,
+            scheduled=self._scheduled, keyed=self.keys, stale_files=self._stale_files, log=log,
         )  # fmt: skip
-        self._open_mailboxes(ids)
-        self._open_submissions()
+        self._make_parts(shared)
         self._builder = IndexBuilder(root, self._index, clock=clock, may_work=self._is_idle)
         self.build_indexes = self._builder.run
 
-    def _open_mailboxes(self, ids: Ids) -> None:
-        threads, clock, folders, quota = self._threads, self._clock, self._folders, self._quota
-        index, stripes, syncs = self._index, self._stripes, self._syncs
-        names, stale_files = self._names, self._stale_files
-        queries = AccountQueues(self._query_threads)
-        self.messages = Messages(
-            threads=threads, clock=clock, crash=self._crash, root=self._root, folders=folders,
-            index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
-            scheduled=self._scheduled, stale_files=stale_files,
-        )  # fmt: skip
-        self.lists = MessageLists(queries=queries, clock=clock, folders=folders, index=index)
-        self.folders = FolderTree(
-            threads=threads, queries=queries, changes=AccountQueues(self._folder_threads),
-            folders=folders, index=index, quota=quota, names=names, stale_files=stale_files,
-        )  # fmt: skip
-        self.attachments = Attachments(
-            threads=threads, ids=ids, folders=folders, index=index, messages=self.messages
-        )
-        self.uploads = Uploads(
-            threads=threads, directory=self._directory.ready.with_name("uploads"), clock=clock,
-            ids=ids, folders=folders, quota=quota, syncs=syncs, attachments=self.attachments,
+    def _make_parts(self, shared: StorePart) -> None:
+        objects, queries = vars(shared), AccountQueues(self._query_threads)
+        self._inbox = Inbox(**objects)
+        self.messages = Messages(**objects)
+        self.lists = MessageLists(**objects, queries=queries)
+        changes = AccountQueues(self._folder_threads)
+        self.folders = FolderTree(**objects, queries=queries, changes=changes)
+        self.attachments = Attachments(**objects, messages=self.messages)
+        self.uploads = Uploads(**objects, attachments=self.attachments)
+        self.ready = ReadySubmissions(**objects, inbox=self._inbox)
+        self.submissions = Submissions(**objects, ready=self.ready)
+        self.arrivals = Arrivals(**objects, submissions=self.submissions, messages=self.messages)
+        self.restored = RestoredSubmissions(
+            directory=shared.directory, syncs=shared.syncs, clock=shared.clock, log=shared.log,
+            offer=self.ready.offer,
         )  # fmt: skip
         self.owed_copies = OwedCopies(
-            threads=threads, clock=clock, folders=folders, index=index, stripes=stripes
+            threads=shared.threads, clock=shared.clock, folders=shared.folders,
+            index=shared.index, stripes=shared.stripes,
+        )  # fmt: skip
+        self.settings = SettingsFiles(
+            threads=shared.threads, folders=shared.folders, stripes=shared.stripes
         )
-        self.settings = SettingsFiles(threads=threads, folders=folders, stripes=stripes)
-
-    def _open_submissions(self) -> None:
-        threads, clock, crash, root = self._threads, self._clock, self._crash, self._root
-        folders, index, stripes, syncs = self._folders, self._index, self._stripes, self._syncs
-        directory, scheduled, log = self._directory, self._scheduled, self._log
-        quota, names, stale_files = self._quota, self._names, self._stale_files
-        self.ready = ReadySubmissions(
-            threads=threads, clock=clock, crash=crash, root=root, folders=folders, index=index,
-            stripes=stripes, syncs=syncs, directory=directory, scheduled=scheduled,
-            keyed=self.keys, inbox=self._inbox, log=log,
-        )  # fmt: skip
-        self.submissions = Submissions(
-            threads=threads, ready=self.ready, clock=clock, crash=crash, root=root,
-            folders=folders, index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
-            directory=directory, scheduled=scheduled, keyed=self.keys, stale_files=stale_files,
-            log=log,
-        )  # fmt: skip
-        self.restored = RestoredSubmissions(
-            directory=directory, syncs=syncs, clock=clock, log=log, offer=self.ready.offer
-        )
-        self.arrivals = Arrivals(
-            threads=threads, folders=folders, quota=quota, names=names, stripes=stripes,
-            directory=directory, stale_files=stale_files, submissions=self.submissions,
-            messages=self.messages,
-        )  # fmt: skip
 
     def close(self) -> None:
         """End the threads after their current work."""

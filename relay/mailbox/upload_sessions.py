@@ -19,11 +19,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock, Ids, wall_offset_us
+from relay.clock import Clock, wall_offset_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
-from relay.mailbox.folders import Folders
 from relay.mailbox.maildir import (
     DirectorySync,
     list_names,
@@ -32,8 +31,8 @@ from relay.mailbox.maildir import (
     sync_descriptor,
     write_synced,
 )
-from relay.mailbox.quota import Quota
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import StorePart
+from relay.mailbox.threads import in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     MailboxFullError,
@@ -78,20 +77,13 @@ class _UploadSession:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Uploads:
+class Uploads(StorePart):
     """The upload sessions of all mailboxes. clear() blocks.
 
     A session is two files: ID.json, and ID@N with the first N bytes and possibly more bytes of an
     interrupted range. ID is the token's digest.
     """
 
-    threads: ThreadPool  # in which the coroutines work
-    directory: Path  # with two files for each session
-    clock: Clock  # for the end of sessions
-    ids: Ids  # for the attachments
-    folders: Folders  # the directories of the mailboxes
-    quota: Quota  # reserves room for the bytes to come
-    syncs: DirectorySync  # shares fsyncs among threads
     attachments: Attachments  # gets the complete upload
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _sessions: dict[str, _UploadSession] | None = field(default=None, init=False)
@@ -119,7 +111,7 @@ class Uploads:
             condition=condition,
         )
         expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
-        attachment = replace(wanted, id=self.ids.new())
+        attachment = replace(wanted, id=self.names.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us, caller=caller)
         with self._all() as sessions:
             open_ones = [
@@ -133,7 +125,7 @@ class Uploads:
                 )
             kept = self._reserved(facts)
             try:
-                make_directory(self.directory)
+                make_directory(self.directory.uploads)
                 self._write(_digest(token), facts)
             except OSError:
                 kept.close()
@@ -161,7 +153,7 @@ class Uploads:
         if not session.lock.acquire(blocking=False):
             raise UploadBusyError("Another range of this upload is being received.")
         try:
-            base_name = self.directory / _digest(token)
+            base_name = self.directory.uploads / _digest(token)
             return RangeWriter(base_name, session, start=start, clock=self.clock, syncs=self.syncs)
         except BaseException:
             session.lock.release()
@@ -209,7 +201,7 @@ class Uploads:
 
     def _attach(self, digest: str, session: _UploadSession, limit_bytes: int) -> None:
         facts = session.facts
-        path = self.directory / f"{digest}@{session.received}"
+        path = self.directory.uploads / f"{digest}@{session.received}"
         octets = FileOctets(path, 0, facts.attachment.size)
         session.kept.close()  # the growth of the draft is counted instead
         try:
@@ -261,21 +253,21 @@ class Uploads:
     def _remove(self, sessions: dict[str, _UploadSession], digest: str) -> None:
         session = sessions.pop(digest)
         session.kept.close()
-        remove(self.directory / f"{digest}@{session.received}")
-        remove(self.directory / (digest + _FACTS))
+        remove(self.directory.uploads / f"{digest}@{session.received}")
+        remove(self.directory.uploads / (digest + _FACTS))
 
     def _write(self, digest: str, facts: _Facts) -> None:
         """Write a session's facts durably, replacing the file atomically."""
-        written = self.directory / f"{digest}.new"
+        written = self.directory.uploads / f"{digest}.new"
         remove(written)
         write_synced(written, msgspec.json.encode(facts))
-        written.rename(self.directory / (digest + _FACTS))
-        self.syncs.sync(self.directory)
+        written.rename(self.directory.uploads / (digest + _FACTS))
+        self.syncs.sync(self.directory.uploads)
 
     def _loaded(self) -> dict[str, _UploadSession]:
         """Load the sessions of an earlier process and remove files without a session."""
         received: dict[str, int] = {}
-        names = list_names(self.directory)
+        names = list_names(self.directory.uploads)
         for name in names:
             digest, at, number = name.partition("@")
             if at and number.isdecimal():
@@ -284,7 +276,7 @@ class Uploads:
         for name in names:
             if name.endswith(_FACTS):
                 digest = name.removesuffix(_FACTS)
-                facts = _read(self.directory / name)
+                facts = _read(self.directory.uploads / name)
                 if facts is not None and self._is_there(digest, received.get(digest, 0)):
                     kept = ExitStack()
                     if not facts.is_attached:
@@ -296,13 +288,13 @@ class Uploads:
         for name in names:
             digest = name.partition("@")[0].partition(".")[0]
             if digest not in sessions or name.endswith(".new"):
-                remove(self.directory / name)
+                remove(self.directory.uploads / name)
         return sessions
 
     def _is_there(self, digest: str, received: int) -> bool:
         """Whether the confirmed bytes of a session exist, so that it can continue."""
         with suppress(FileNotFoundError):
-            return (self.directory / f"{digest}@{received}").stat().st_size >= received
+            return (self.directory.uploads / f"{digest}@{received}").stat().st_size >= received
         return received == 0
 
 

@@ -114,6 +114,7 @@ class SubmissionDirectory:
         self.scheduled = directory / "deferred"
         self.restored_ready = directory / "restored" / self.ready.name
         self.restored_scheduled = directory / "restored" / self.scheduled.name
+        self.uploads = directory / "uploads"  # see upload_sessions.py
         self._corrupt = directory / "corrupt"
         self._copied = directory / _COPIED
         self._syncs = syncs
