@@ -25,7 +25,6 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 
-_Query = TypeVar("_Query")
 _Result = TypeVar("_Result")
 
 
@@ -43,7 +42,7 @@ class MessageLists(StorePart):
         StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
         StoreUnavailableError.
         """
-        return await self._in_time(self._find, account, query)
+        return await self._in_time(account, partial(self._find, account, query))
 
     async def look_up(
         self, account: str, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
@@ -54,28 +53,14 @@ class MessageLists(StorePart):
         What the index has not read of these messages is read for at most `read_s`. Messages that
         are not there are left out. Raises TooManyQueriesError, StoreUnavailableError.
         """
-        limit = QueryTimeLimit(self.clock)
-        try:
-            return await self.queries.run(
-                account,
-                partial(self._look_up, account, message_ids, words, read_s=read_s, limit=limit),
-            )
-        finally:
-            limit.stop()
 
-    def _look_up(
-        self,
-        account: str,
-        message_ids: Sequence[str],
-        words: Sequence[str],
-        *,
-        read_s: float,
-        limit: QueryTimeLimit,
-    ) -> CopyLookup:
-        mailbox = self.folders.directory(account)
-        if not mailbox.is_dir():
-            return CopyLookup({})
-        return self.index.look_up(mailbox, message_ids, words, read_s=read_s, limit=limit)
+        def look_up(limit: QueryTimeLimit) -> CopyLookup:
+            mailbox = self.folders.directory(account)
+            if not mailbox.is_dir():
+                return CopyLookup({})
+            return self.index.look_up(mailbox, message_ids, words, read_s=read_s, limit=limit)
+
+        return await self._in_time(account, look_up)
 
     async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
         """Return what became of a folder's messages since a position, each message once.
@@ -83,7 +68,7 @@ class MessageLists(StorePart):
         It reads the changes and the changed messages, whatever the size of the mailbox. A page may
         end early, as in query(). Raises what that raises, with StalePositionError for `after`.
         """
-        return await self._in_time(self._delta, account, query)
+        return await self._in_time(account, partial(self._delta, account, query))
 
     async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
         """Return the changes of a mailbox's messages after the position `after`, by any program.
@@ -93,15 +78,10 @@ class MessageLists(StorePart):
         """
         return await self.queries.run(account, self._changes, account, after, limit)
 
-    async def _in_time(
-        self,
-        find: Callable[[str, _Query, QueryTimeLimit], _Result],
-        account: str,
-        query: _Query,
-    ) -> _Result:
+    async def _in_time(self, account: str, find: Callable[[QueryTimeLimit], _Result]) -> _Result:
         limit = QueryTimeLimit(self.clock)
         try:
-            return await self.queries.run(account, find, account, query, limit)
+            return await self.queries.run(account, find, limit)
         finally:
             limit.stop()
 

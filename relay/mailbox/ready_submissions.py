@@ -34,10 +34,10 @@ from relay.mailbox.submissions.on_disk import (
 )
 from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
 from relay.mailbox.submissions.scheduled import (
-    DueSubmissions,
     ScheduledDirectory,
     ScheduleTimer,
 )
+from relay.mailbox.threads import in_thread
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,
@@ -124,34 +124,29 @@ class ReadySubmissions(StorePart):
         self.pending.clear()
         self.timer.clear()
 
-    async def send_scheduled_now(self, submission_id: str, *, who: str) -> bool:
+    @in_thread
+    def send_scheduled_now(self, submission_id: str, *, who: str) -> bool:
         """Make a scheduled send ready now, durably; False if it does not wait for its time.
 
         Raises StoreUnavailableError.
         """
-        found = await self.threads.run(self._made_ready, submission_id, who)
-        if found is not None:
-            self.pending.offer(found)
-        return found is not None
-
-    def _made_ready(self, submission_id: str, who: str) -> PendingSubmission | None:
         path = self._scheduled_path(submission_id)
-        due = self.scheduled.make_due_ready([path.name]) if path else DueSubmissions((), ())
+        if path is None:
+            return False
+        due = self.scheduled.make_due_ready([path.name])
         if due.kept:
             raise StoreUnavailableError("the scheduled send cannot be read; it stays as it is")
         for one in due.submissions:
             sent_now = {"sent_now": rfc3339(self.clock.time_us()), "who": who}
             self.log.remark(submission_id, sent_now, account=one.account)
-            return one
-        return None
+            self.pending.offer(one)
+        return bool(due.submissions)
 
-    async def cancel_scheduled(self, submission_id: str, *, who: str) -> bool:
+    @in_thread
+    def cancel_scheduled(self, submission_id: str, *, who: str) -> bool:
         """Cancel a scheduled send, durably; its draft stays. False if it does not wait for its
         time. Raises StoreUnavailableError.
         """
-        return await self.threads.run(self._cancelled, submission_id, who)
-
-    def _cancelled(self, submission_id: str, who: str) -> bool:
         path = self._scheduled_path(submission_id)
         if path is None:
             return False
@@ -214,7 +209,7 @@ class ReadySubmissions(StorePart):
             self.keyed.end_pickup(submission.submission_id)
             # Not synced: for a submission that reappears after a power loss, pickup asks for the
             # result again with the same key.
-            self.directory.remove_ready(submission)
+            remove(submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
     @_ending
@@ -248,7 +243,7 @@ class ReadySubmissions(StorePart):
             self.keyed.end_pickup(submission.submission_id)
             if to_corrupt:
                 self.directory.move_to_corrupt(submission.path)
-            self.directory.remove_ready(submission)
+            remove(submission.path)
             # A rejection that was reported must not be requested again, nor a start finish it.
             self.directory.sync_preparing()
             self.directory.sync_ready()

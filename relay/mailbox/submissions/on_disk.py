@@ -301,10 +301,6 @@ class SubmissionDirectory:
             found.append(PreparedFile(self.preparing / name, submission_id, is_change))
         return found
 
-    def remove_ready(self, submission: PendingSubmission) -> None:
-        """Unlink a submission; the caller syncs the directory."""
-        remove(submission.path)
-
     def sync(self, submission: PendingSubmission) -> None:
         """Sync the directory that a submission is in."""
         self._syncs.sync(submission.path.parent)
