@@ -89,8 +89,8 @@ class FileStore:
         self._directory = SubmissionDirectory(root.path / SUBMISSIONS, self._syncs)
         self.keys = KeyedSubmissions(root.path, clock)
         self._scheduled = ScheduledSends(
-            self._directory, folders=self._folders, stripes=stripes, clock=clock, crash=crash,
-            log=log,
+            directory=self._directory, folders=self._folders, stripes=stripes, clock=clock,
+            crash=crash, log=log,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )  # fmt: skip
         self._stale_files = StaleFiles(

@@ -14,6 +14,7 @@ import heapq
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -54,30 +55,19 @@ class DueSubmissions(Struct, frozen=True):
     kept: tuple[str, ...]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ScheduledSends:
     """The scheduled sends on disk. Blocking: callers hold the message's lock."""
 
-    def __init__(
-        self,
-        submissions: SubmissionDirectory,
-        *,
-        folders: Folders,
-        stripes: Stripes,
-        clock: Clock,
-        crash: CrashPoints,
-        log: SubmissionLog,
-        on_scheduled: Callable[[PendingSubmission], None],
-    ) -> None:
-        """`on_scheduled` is called with each submission whose send time was set or changed."""
-        self._directory = submissions
-        self._folders = folders
-        self._stripes = stripes
-        self._clock = clock
-        self._reached = crash.reached
-        self._log = log
-        self._on_scheduled = on_scheduled
-        self._failed_syncs = 0
-        self._synced_failures = 0
+    directory: SubmissionDirectory  # `.submissions/`
+    folders: Folders  # the directories of the mailboxes
+    stripes: Stripes  # a lock for each message, held by every change of it
+    clock: Clock  # for the times of messages and submissions
+    crash: CrashPoints  # for crash tests
+    log: SubmissionLog  # of steps 1 to 4
+    on_scheduled: Callable[[PendingSubmission], None]  # its send time was set or changed
+    _failed_syncs: int = field(default=0, init=False)
+    _synced_failures: int = field(default=0, init=False)
 
     def scheduled_submission(
         self, message_id: str, located: MessageFile
@@ -86,13 +76,13 @@ class ScheduledSends:
 
         Raises BeingSentError when its submission is ready.
         """
-        path = self._directory.find(message_id, located.path)
+        path = self.directory.find(message_id, located.path)
         if path is None:
             if self._failed_syncs != self._synced_failures:
                 self._sync_cancellations()
             return None
-        is_due = not self._directory.may_change(path)
-        if is_due or (submission := self._directory.read(path)) is None:
+        is_due = not self.directory.may_change(path)
+        if is_due or (submission := self.directory.read(path)) is None:
             raise BeingSentError(_BEING_SENT)
         return submission
 
@@ -116,35 +106,35 @@ class ScheduledSends:
         note_cancelled(); after a crash in between, the next start does all of it. Raises
         BeingSentError.
         """
-        marker = self._directory.preparing / f"{submission.submission_id}+"
+        marker = self.directory.preparing / f"{submission.submission_id}+"
         remove(marker)  # left by a failure
-        self._directory.prepare(file, marker.name)
+        self.directory.prepare(file, marker.name)
         self._remove(submission)
 
     def undo_cancel(self, submission: PendingSubmission, file: Path) -> None:
         """Undo cancel_for(): `file` is the message to send again."""
         SYNC_FAILURES.begin()
         if not submission.path.exists():
-            spare = self._directory.preparing / f"{submission.submission_id}~"
+            spare = self.directory.preparing / f"{submission.submission_id}~"
             remove(spare)
-            self._directory.prepare(file, spare.name)
+            self.directory.prepare(file, spare.name)
             spare.rename(submission.path)
-            self._directory.sync_scheduled()
-            self._on_scheduled(submission)
+            self.directory.sync_scheduled()
+            self.on_scheduled(submission)
         self.finish_replace(submission)
 
     def note_cancelled(self, submission: PendingSubmission, reason: str) -> None:
         """Record that a submission is cancelled."""
-        detail = {"cancelled": rfc3339(self._clock.time_us()), "reason": reason}
-        self._log.remark(submission.submission_id, detail, account=submission.account)
+        detail = {"cancelled": rfc3339(self.clock.time_us()), "reason": reason}
+        self.log.remark(submission.submission_id, detail, account=submission.account)
 
     def _remove(self, submission: PendingSubmission) -> None:
         try:
             submission.path.unlink()
         except FileNotFoundError:
             raise BeingSentError(_BEING_SENT) from None
-        remove(self._directory.preparing / submission.submission_id)  # left by a failed request
-        self._reached(CrashPoint.SUBMISSION_CANCELLED)
+        remove(self.directory.preparing / submission.submission_id)  # left by a failed request
+        self.crash.reached(CrashPoint.SUBMISSION_CANCELLED)
         self._sync_cancellations()
 
     def _sync_cancellations(self) -> None:
@@ -155,8 +145,8 @@ class ScheduledSends:
         """
         failures = self._failed_syncs
         try:
-            self._directory.sync_preparing()  # a name there that came back would be finished
-            self._directory.sync_scheduled()
+            self.directory.sync_preparing()  # a name there that came back would be finished
+            self.directory.sync_scheduled()
         except OSError:
             self._failed_syncs += 1
             raise
@@ -174,7 +164,7 @@ class ScheduledSends:
         submission = draft.submission
         if submission is None or before == after:
             return draft
-        now_us = self._clock.time_us()
+        now_us = self.clock.time_us()
         old, new = (requested_send_options(one, now_us=now_us) for one in (before, after))
         if not new.scheduled_us:
             return msgspec.structs.replace(draft, submission=None, cancelled=submission)
@@ -188,7 +178,7 @@ class ScheduledSends:
         changed = dataclasses.replace(submission, options=options)
         return msgspec.structs.replace(draft, submission=changed)
 
-    def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> PendingSubmission:
+    def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> None:
         """Make `file` the message to send, at the time in the submission's options.
 
         `head` is the beginning of `file`, at least private block and header. The caller then puts
@@ -197,55 +187,54 @@ class ScheduledSends:
         """
         changed = dataclasses.replace(
             submission,
-            path=self._directory.scheduled_path(
+            path=self.directory.scheduled_path(
                 submission.submission_id, submission.options.scheduled_us
             ),
             ready_us=submission.options.scheduled_us,
         )
         self._record(changed, head)
-        marker = self._directory.preparing / f"{submission.submission_id}+"
-        spare = self._directory.preparing / f"{submission.submission_id}~"
+        marker = self.directory.preparing / f"{submission.submission_id}+"
+        spare = self.directory.preparing / f"{submission.submission_id}~"
         for path in (marker, spare):
             remove(path)  # left by a failure
-        self._directory.prepare(file, marker.name)
-        self._directory.prepare(file, spare.name)
-        self._reached(CrashPoint.CHANGE_PREPARED)
+        self.directory.prepare(file, marker.name)
+        self.directory.prepare(file, spare.name)
+        self.crash.reached(CrashPoint.CHANGE_PREPARED)
         try:
             submission.path.rename(changed.path)  # the time first: there are never two submissions
         except FileNotFoundError:
             remove(spare)
             remove(marker)
             raise BeingSentError(_BEING_SENT) from None
-        self._reached(CrashPoint.SUBMISSION_RESCHEDULED)
+        self.crash.reached(CrashPoint.SUBMISSION_RESCHEDULED)
         spare.rename(changed.path)
-        self._reached(CrashPoint.SUBMISSION_REPLACED)
-        self._directory.sync_scheduled()
-        self._on_scheduled(changed)
-        return changed
+        self.crash.reached(CrashPoint.SUBMISSION_REPLACED)
+        self.directory.sync_scheduled()
+        self.on_scheduled(changed)
 
     def undo_replace(self, submission: PendingSubmission, file: Path) -> None:
         """Undo replace(): `file` is the message to send again, at the time in the
         submission's file name.
         """
         SYNC_FAILURES.begin()
-        after = self._directory.scheduled_path(
+        after = self.directory.scheduled_path(
             submission.submission_id, submission.options.scheduled_us
         )
-        spare = self._directory.preparing / f"{submission.submission_id}~"
+        spare = self.directory.preparing / f"{submission.submission_id}~"
         remove(spare)
         if after.exists():
             if not after.samefile(file):
-                self._directory.prepare(file, spare.name)
+                self.directory.prepare(file, spare.name)
                 spare.rename(after)
             after.rename(submission.path)
-            self._directory.sync_scheduled()
-            if (before := self._directory.read(submission.path)) is not None:
-                self._on_scheduled(before)
+            self.directory.sync_scheduled()
+            if (before := self.directory.read(submission.path)) is not None:
+                self.on_scheduled(before)
         self.finish_replace(submission)
 
     def finish_replace(self, submission: PendingSubmission) -> None:
         """End replace(): the draft in the mailbox is the submission's file again."""
-        remove(self._directory.preparing / f"{submission.submission_id}+")
+        remove(self.directory.preparing / f"{submission.submission_id}+")
 
     # -- at their time
 
@@ -258,35 +247,35 @@ class ScheduledSends:
         kept: list[str] = []
         for name in names:
             try:
-                with self._stripes.of(draft_of(name)):
+                with self.stripes.of(draft_of(name)):
                     if (
-                        submission := self._made_ready(self._directory.scheduled / name)
+                        submission := self._made_ready(self.directory.scheduled / name)
                     ) is not None:
                         submissions.append(submission)
             except (OSError, StoreError) as error:
                 _log.error("scheduled send kept", submission=name, reason=str(error))
                 kept.append(name)
         if submissions:
-            self._directory.sync_ready()
-            self._directory.sync_scheduled()  # before pickup sees them: they must not reappear here
-            self._reached(CrashPoint.DUE_SUBMISSIONS_SYNCED)
+            self.directory.sync_ready()
+            self.directory.sync_scheduled()  # before pickup sees them: they must not reappear here
+            self.crash.reached(CrashPoint.DUE_SUBMISSIONS_SYNCED)
         return DueSubmissions(tuple(submissions), tuple(kept))
 
     def _made_ready(self, path: Path) -> PendingSubmission | None:
-        submission = self._directory.read(path)
+        submission = self.directory.read(path)
         if submission is None:
             return None
         if not self._is_in_drafts(submission):
             with suppress(BeingSentError):  # by another process
                 self.cancel(submission, reason="the draft was removed from Drafts")
             return None
-        now_us = self._clock.queue_us()
-        ready = self._directory.ready_path(submission.submission_id, now_us)
+        now_us = self.clock.queue_us()
+        ready = self.directory.ready_path(submission.submission_id, now_us)
         try:
             path.rename(ready)
         except FileNotFoundError:
             return None
-        self._reached(CrashPoint.SUBMISSION_DUE)
+        self.crash.reached(CrashPoint.SUBMISSION_DUE)
         return dataclasses.replace(
             submission,
             path=ready,
@@ -299,7 +288,7 @@ class ScheduledSends:
 
         A mail client that changes a draft writes it under another name.
         """
-        drafts = well_known_path(self._folders.mailbox(submission.account), WellKnown.DRAFTS)
+        drafts = well_known_path(self.folders.mailbox(submission.account), WellKnown.DRAFTS)
         untouched = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
         if (drafts / "cur" / untouched).exists():
             return True
@@ -312,7 +301,7 @@ class ScheduledSends:
         )
 
     def _folder_of(self, account: str, wishes: RequestedSendOptions) -> str:
-        mailbox = self._folders.mailbox(account)
+        mailbox = self.folders.mailbox(account)
         for wanted in wishes.sent_folders:
             with suppress(NoSuchItemError):
                 return find_folder(mailbox, wanted).id
@@ -321,13 +310,13 @@ class ScheduledSends:
     def _record(self, submission: PendingSubmission, head: bytes) -> None:
         """Record steps 1 and 2 again, with the original client. The last events count."""
         facts = submission_facts(head, submission.submission_id)
-        now_us = self._clock.time_us()
+        now_us = self.clock.time_us()
         block = read_block(head)
         created_us = block.origin.created_us if block else now_us
-        known = self._log.client_of(submission.submission_id)
-        self._log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
+        known = self.log.client_of(submission.submission_id)
+        self.log.append(facts, Event(Step.CREATED, created_us, {"folder": str(WellKnown.DRAFTS)}))
         detail = submission.options.notified_detail() | ({"client": known} if known else {})
-        self._log.append(facts, Event(Step.NOTIFIED, now_us, detail))
+        self.log.append(facts, Event(Step.NOTIFIED, now_us, detail))
 
 
 NAMES_IN_MEMORY_MAX = 10_000

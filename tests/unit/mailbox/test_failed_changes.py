@@ -166,7 +166,7 @@ async def test_a_send_stays_scheduled_if_the_change_that_cancels_it_fails(
         if failing == "draft":
             patched.setattr(store._syncs, "sync", broken)
         else:
-            patched.setattr(store._scheduled._directory, "sync_preparing", broken)
+            patched.setattr(store._scheduled.directory, "sync_preparing", broken)
         with pytest.raises(StoreUnavailableError):
             await store.messages.update(
                 ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
@@ -181,7 +181,7 @@ async def test_a_kill_when_a_send_is_cancelled_leaves_the_changed_draft(place, s
     waiting = await store.submissions.submit_new(
         ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
     )
-    store._scheduled._reached = Die(CrashPoint.SUBMISSION_CANCELLED).reached
+    store._scheduled.crash = Die(CrashPoint.SUBMISSION_CANCELLED)
     with pytest.raises(KeyboardInterrupt):
         blocking(store.messages.update)(
             ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
