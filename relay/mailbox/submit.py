@@ -44,7 +44,7 @@ from relay.mailbox.message_file import (
 )
 from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.store_part import StorePart
-from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION, draft_of
+from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION
 from relay.mailbox.threads import in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -400,7 +400,6 @@ class Submissions(StorePart):
             path = directory.ready_path(submission_id, at_us)
         return PendingSubmission(
             submission_id=submission_id,
-            draft_id=draft_of(submission_id),
             account=account,
             base_name=base_name,
             path=path,

@@ -288,7 +288,6 @@ class PendingSubmission:
     """A submitted draft as pickup sees it: the exact snapshot that is sent."""
 
     submission_id: str  # `<draft id>.<n>`: the submission key of the spool
-    draft_id: str  # the Graph id of the draft
     account: str  # the address of the mailbox
     base_name: str  # of the draft's file
     path: Path  # the file of the submission
@@ -296,6 +295,11 @@ class PendingSubmission:
     ready_us: int
     options: SendOptions = field(default_factory=SendOptions)  # those of the request
     internet_message_id: str = ""  # known when a submission with a key is submitted, else ""
+
+    @property
+    def draft_id(self) -> str:
+        """The Graph id of the draft."""
+        return self.submission_id.partition(".")[0]
 
 
 class MessageChange(Struct, frozen=True):

@@ -114,7 +114,7 @@ class MemoryStore:
     def _submit(self, draft, content, account, options: SendOptions) -> PendingSubmission:
         submission_id = f"{draft.id}.1"
         now = self.clock.time_us()
-        pending = PendingSubmission(submission_id, draft.id, account, "base", Path(), now, options)
+        pending = PendingSubmission(submission_id, account, "base", Path(), now, options)
         self.submitted.append((pending, content))
         return pending
 

@@ -54,8 +54,8 @@ class Ready:
         self._changed = asyncio.Condition()
 
     def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
-        draft, path = f"draft{number}", self.folder / f"draft{number}.1"
-        pending = PendingSubmission(path.name, draft, account, "base", path, ready_us=ready_us)
+        path = self.folder / f"draft{number}.1"
+        pending = PendingSubmission(path.name, account, "base", path, ready_us=ready_us)
         path.write_bytes(content)
         self._ready.append(pending)
         self.pending.offer(pending)

@@ -278,7 +278,6 @@ class SubmissionDirectory:
         origin = block.origin
         return PendingSubmission(
             submission_id=f"{match[1]}.{match[2]}",
-            draft_id=match[1],
             account=origin.account,
             base_name=origin.base_name,
             path=path,

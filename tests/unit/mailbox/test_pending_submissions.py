@@ -13,7 +13,7 @@ from tests.support.manual_clock import ManualClock
 def submission(number: int, account: str = "a@b") -> PendingSubmission:
     name = f"{number:016}"
     return PendingSubmission(
-        f"{name}.1", name, account, "base", Path(f"/ready/{name}.1@{number}"), number
+        f"{name}.1", account, "base", Path(f"/ready/{name}.1@{number}"), number
     )
 
 

@@ -31,7 +31,7 @@ class Directory:
         self.names[name] = due_us
         self.changed += 1
         return PendingSubmission(
-            name, name, "a@b", name, Path(name), due_us, SendOptions(scheduled_us=due_us)
+            name, "a@b", name, Path(name), due_us, SendOptions(scheduled_us=due_us)
         )
 
     async def changed_ns(self) -> int:
@@ -49,7 +49,7 @@ class Directory:
         self.largest_batch = max(self.largest_batch, len(names))
         kept = tuple(name for name in names if name in self.refused)
         found = [name for name in names if name not in kept and self.names.pop(name, 0)]
-        submissions = (PendingSubmission(name, name, "a@b", name, Path(name), 0) for name in found)
+        submissions = (PendingSubmission(name, "a@b", name, Path(name), 0) for name in found)
         return DueSubmissions(tuple(submissions), kept)
 
     def on_ready(self, submission: PendingSubmission) -> None:

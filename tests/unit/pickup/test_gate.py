@@ -40,7 +40,7 @@ class GateFakes:
         assert self.gate.is_open()
         assert self.gate.may_start(account)
         ready_us = self.clock.queue_us() - int(age_s * 1e6)
-        one = PendingSubmission(str(next(NUMBERS)), "", account, "", Path("x"), ready_us=ready_us)
+        one = PendingSubmission(str(next(NUMBERS)), account, "", Path("x"), ready_us=ready_us)
         self.gate.started(one)
         return one
 
