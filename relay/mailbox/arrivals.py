@@ -47,7 +47,7 @@ class ArrivingFile:
         self._path = path
         self._size = 0
         self._beginning = b""
-        self._is_discarded = False
+        self._is_closed = False
         # The last write of an interrupted request may still run in its thread; discard() waits.
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -60,7 +60,7 @@ class ArrivingFile:
     def write(self, octets: bytes) -> None:
         """Append octets. Raises OSError."""
         with self._lock:
-            if not self._is_discarded:
+            if not self._is_closed:
                 if len(self._beginning) < _BEGINNING_BYTES:
                     self._beginning += octets[: _BEGINNING_BYTES - len(self._beginning)]
                 self._append(octets)
@@ -83,20 +83,20 @@ class ArrivingFile:
         self._close()
         return result
 
-    def _close(self) -> None:
+    def _close(self) -> bool:
+        """Close the file; return whether it was open."""
         with self._lock:
-            if not self._is_discarded:
-                self._is_discarded = True
-                os.close(self._descriptor)
+            if self._is_closed:
+                return False
+            self._is_closed = True
+            os.close(self._descriptor)
+            return True
 
     def discard(self) -> None:
         """Remove the file; later writes do nothing."""
-        with self._lock:
-            if not self._is_discarded:
-                self._is_discarded = True
-                os.close(self._descriptor)
-                with suppress(OSError):
-                    remove(self._path)
+        if self._close():
+            with suppress(OSError):
+                remove(self._path)
 
     def _append(self, octets: bytes) -> None:
         write_all(self._descriptor, octets)

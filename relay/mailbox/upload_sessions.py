@@ -19,12 +19,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock, wall_offset_us
+from relay.clock import wall_offset_us
 from relay.files import FileOctets, write_all
 from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.maildir import (
-    DirectorySync,
     list_names,
     make_directory,
     remove,
@@ -70,10 +69,11 @@ _decoder = msgspec.json.Decoder(_Facts)
 class _UploadSession:
     """A session. `kept` holds its quota reservation. Changes require `lock`."""
 
+    digest: str  # of its token
     facts: _Facts
-    received: int
     kept: ExitStack
-    lock: threading.Lock
+    received: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -123,21 +123,21 @@ class Uploads(StorePart):
                 raise TooManyUploadsError(
                     f"There are {len(open_ones)} incomplete uploads; finish or delete one first."
                 )
-            kept = self._reserved(facts)
+            session = _UploadSession(_digest(token), facts, self._reserved(facts))
             try:
                 make_directory(self.directory.uploads)
-                self._write(_digest(token), facts)
+                self._write(session)
             except OSError:
-                kept.close()
+                session.kept.close()
                 raise
-            sessions[_digest(token)] = session = _UploadSession(facts, 0, kept, threading.Lock())
-            return NewUpload(token, _shown(session, self.clock))
+            sessions[session.digest] = session
+            return NewUpload(token, self._shown(session))
 
     @in_thread
     def find(self, token: str) -> Upload:
         """Return a session that has not expired. Raises NoSuchItemError."""
         with self._all() as sessions:
-            return _shown(_found(sessions, token), self.clock)
+            return self._shown(_found(sessions, token))
 
     async def begin_range(self, token: str, start: int) -> Arrival[Upload]:
         """Begin a range at `start`, which must be the number of bytes received so far.
@@ -153,8 +153,7 @@ class Uploads(StorePart):
         if not session.lock.acquire(blocking=False):
             raise UploadBusyError("Another range of this upload is being received.")
         try:
-            base_name = self.directory.uploads / _digest(token)
-            return RangeWriter(base_name, session, start=start, clock=self.clock, syncs=self.syncs)
+            return RangeWriter(self, session, start)
         except BaseException:
             session.lock.release()
             raise
@@ -170,8 +169,8 @@ class Uploads(StorePart):
             if session.received < session.facts.attachment.size and not session.facts.is_attached:
                 raise UploadBusyError("The upload is not complete.")
             if not session.facts.is_attached:
-                self._attach(_digest(token), session, limit_bytes)
-            return _shown(session, self.clock)
+                self._attach(session, limit_bytes)
+            return self._shown(session)
         finally:
             session.lock.release()
 
@@ -183,7 +182,7 @@ class Uploads(StorePart):
             if not session.lock.acquire(blocking=False):
                 raise UploadBusyError("A range of this upload is being received.")
             try:
-                self._remove(sessions, _digest(token))
+                self._remove(sessions, session)
             finally:
                 session.lock.release()
 
@@ -196,12 +195,11 @@ class Uploads(StorePart):
     def clear(self) -> None:
         """Remove all sessions."""
         with self._all() as sessions:
-            for digest in list(sessions):
-                self._remove(sessions, digest)
+            for session in list(sessions.values()):
+                self._remove(sessions, session)
 
-    def _attach(self, digest: str, session: _UploadSession, limit_bytes: int) -> None:
-        facts = session.facts
-        path = self.directory.uploads / f"{digest}@{session.received}"
+    def _attach(self, session: _UploadSession, limit_bytes: int) -> None:
+        facts, path = session.facts, self.content_path(session)
         octets = FileOctets(path, 0, facts.attachment.size)
         session.kept.close()  # the growth of the draft is counted instead
         try:
@@ -217,7 +215,7 @@ class Uploads(StorePart):
             raise
         soon_us = self.clock.queue_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
         session.facts = replace(facts, is_attached=True, expires_us=min(soon_us, facts.expires_us))
-        self._write(digest, session.facts)
+        self._write(session)
         remove(path)
 
     def _reserved(self, facts: _Facts) -> ExitStack:
@@ -236,6 +234,18 @@ class Uploads(StorePart):
         )
         return kept
 
+    def _shown(self, session: _UploadSession) -> Upload:
+        facts = session.facts
+        return Upload(
+            account=facts.account,
+            caller=facts.caller or facts.account,
+            message_id=facts.message_id,
+            attachment_id=facts.attachment.id,
+            size=facts.attachment.size,
+            received=facts.attachment.size if facts.is_attached else session.received,
+            expires_us=facts.expires_us + wall_offset_us(self.clock),
+        )
+
     # -- on disk
 
     @contextmanager
@@ -245,23 +255,35 @@ class Uploads(StorePart):
             if self._sessions is None:
                 self._sessions = self._loaded()
             now_us = self.clock.confirmed_us()
-            for digest, session in list(self._sessions.items()):
+            for session in list(self._sessions.values()):
                 if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
-                    self._remove(self._sessions, digest)
+                    self._remove(self._sessions, session)
             yield self._sessions
 
-    def _remove(self, sessions: dict[str, _UploadSession], digest: str) -> None:
-        session = sessions.pop(digest)
-        session.kept.close()
-        remove(self.directory.uploads / f"{digest}@{session.received}")
-        remove(self.directory.uploads / (digest + _FACTS))
+    def content_path(self, session: _UploadSession) -> Path:
+        """Return the file with the bytes that were received."""
+        return self.directory.uploads / f"{session.digest}@{session.received}"
 
-    def _write(self, digest: str, facts: _Facts) -> None:
+    def count_received(self, session: _UploadSession, received: int) -> Upload:
+        """Note durably how many bytes were received; they are on the disk already."""
+        before = self.content_path(session)
+        before.rename(before.with_name(f"{session.digest}@{received}"))
+        session.received = received
+        self.syncs.sync(before.parent)
+        return self._shown(session)
+
+    def _remove(self, sessions: dict[str, _UploadSession], session: _UploadSession) -> None:
+        del sessions[session.digest]
+        session.kept.close()
+        remove(self.content_path(session))
+        remove(self.directory.uploads / (session.digest + _FACTS))
+
+    def _write(self, session: _UploadSession) -> None:
         """Write a session's facts durably, replacing the file atomically."""
-        written = self.directory.uploads / f"{digest}.new"
+        written = self.directory.uploads / f"{session.digest}.new"
         remove(written)
-        write_synced(written, msgspec.json.encode(facts))
-        written.rename(self.directory.uploads / (digest + _FACTS))
+        write_synced(written, msgspec.json.encode(session.facts))
+        written.rename(self.directory.uploads / (session.digest + _FACTS))
         self.syncs.sync(self.directory.uploads)
 
     def _loaded(self) -> dict[str, _UploadSession]:
@@ -282,9 +304,7 @@ class Uploads(StorePart):
                     if not facts.is_attached:
                         with suppress(MailboxFullError, NoSuchItemError):
                             kept = self._reserved(facts)
-                    sessions[digest] = _UploadSession(
-                        facts, received.get(digest, 0), kept, threading.Lock()
-                    )
+                    sessions[digest] = _UploadSession(digest, facts, kept, received.get(digest, 0))
         for name in names:
             digest = name.partition("@")[0].partition(".")[0]
             if digest not in sessions or name.endswith(".new"):
@@ -301,25 +321,15 @@ class Uploads(StorePart):
 class RangeWriter:
     """One range that is being received. Blocking; abort() or finish() ends it."""
 
-    def __init__(
-        self,
-        base_name: Path,
-        session: _UploadSession,
-        *,
-        start: int,
-        clock: Clock,
-        syncs: DirectorySync,
-    ) -> None:
+    def __init__(self, uploads: Uploads, session: _UploadSession, start: int) -> None:
         """Raises UploadBusyError if `start` is not the number of bytes received; OSError."""
         if start != session.received:
             raise UploadBusyError("Another range of this upload has just arrived.")
-        self._base_name = base_name
-        self._session = session
-        self._clock, self._syncs = clock, syncs
+        self._uploads, self._session = uploads, session
         self._size = start
         self._lock = threading.Lock()
         self._is_over = False
-        path = base_name.with_name(f"{base_name.name}@{start}")
+        path = uploads.content_path(session)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.lseek(self._descriptor, start, os.SEEK_SET)  # overwrites an aborted range
 
@@ -335,13 +345,7 @@ class RangeWriter:
         with self._lock:
             try:
                 sync_descriptor(self._descriptor)
-                before = self._base_name.with_name(
-                    f"{self._base_name.name}@{self._session.received}"
-                )
-                before.rename(self._base_name.with_name(f"{self._base_name.name}@{self._size}"))
-                self._session.received = self._size
-                self._syncs.sync(self._base_name.parent)
-                return _shown(self._session, self._clock)
+                return self._uploads.count_received(self._session, self._size)
             finally:
                 self._end()
 
@@ -362,19 +366,6 @@ def _found(sessions: dict[str, _UploadSession], token: str) -> _UploadSession:
     if session is None:
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     return session
-
-
-def _shown(session: _UploadSession, clock: Clock) -> Upload:
-    facts = session.facts
-    return Upload(
-        account=facts.account,
-        caller=facts.caller or facts.account,
-        message_id=facts.message_id,
-        attachment_id=facts.attachment.id,
-        size=facts.attachment.size,
-        received=facts.attachment.size if facts.is_attached else session.received,
-        expires_us=facts.expires_us + wall_offset_us(clock),
-    )
 
 
 def _digest(token: str) -> str:
