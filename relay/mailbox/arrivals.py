@@ -153,7 +153,7 @@ class Arrivals(StorePart):
         file = await self.threads.run(self._begin_submission, account, options, expected_bytes)
 
         def submit(draft: ComposedDraft) -> PendingSubmission:
-            submission = self.submissions.submit_composed(draft, file.head.identity, options)
+            submission = self.submissions.submit_composed(draft)
             self.submissions.ready.offer(submission)
             return submission
 

@@ -122,9 +122,9 @@ class ComposedDraft(Struct, frozen=True):
     exists already but is not synced; None if it must still be written.
     """
 
+    identity: DraftIdentity
     base_name: str  # without `,S=` and flags
     content: Content
-    account: str
     properties: MessageProperties | None = None
     written: Path | None = None
 
@@ -164,7 +164,7 @@ def compose(
         written = draft_content(properties, origin, kept)
     else:
         written = _after_block(mime_draft_block(origin, mime_properties), content)
-    return ComposedDraft(origin.base_name, written, identity.account, properties)
+    return ComposedDraft(identity, origin.base_name, written, properties)
 
 
 class DraftHead(Struct, frozen=True):
@@ -182,7 +182,7 @@ class DraftHead(Struct, frozen=True):
         header = self.block + beginning[: header_end(beginning).header]
         body = file.part(len(header), file.size - len(header))
         content = LargeContent(header, (body,), eight_bit=True)
-        return ComposedDraft(self.base_name, content, self.identity.account, written=file.path)
+        return ComposedDraft(self.identity, self.base_name, content, written=file.path)
 
 
 def draft_head(identity: DraftIdentity) -> DraftHead:
@@ -228,7 +228,8 @@ def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
     """Return what is logged about a draft that was just composed."""
     if draft.properties is None:
         return submission_facts(memory_part(draft.content), submission_id)
-    return _facts(draft.properties, submission_id, account=draft.account, message_id="")
+    account = draft.identity.account
+    return _facts(draft.properties, submission_id, account=account, message_id="")
 
 
 def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:

@@ -129,7 +129,7 @@ class Messages(StorePart):
 
     def create_composed(self, draft: ComposedDraft, folder_id: str) -> StoredMessage:
         """Write a new draft. If its file is already written, it is in the folder's tmp/."""
-        account = draft.account
+        account = draft.identity.account
         mailbox = self.folders.mailbox(account)
         self.stale_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
@@ -314,7 +314,7 @@ class Messages(StorePart):
         growth += len(encode_state(state)) - len(encode_state(located.state))
         with (
             self.quota.room_for(
-                draft.account, mailbox, growth, base_name=draft.base_name, messages=0
+                before.account, mailbox, growth, base_name=draft.base_name, messages=0
             ),
             _undone_after_errors() as undo,
         ):

@@ -112,22 +112,20 @@ class Submissions(StorePart):
         Raises MailboxFullError, StoreUnavailableError.
         """
         identity = self.names.identity(account, options)
-        return self.submit_composed(compose(content, identity, kept), identity, options)
+        return self.submit_composed(compose(content, identity, kept))
 
-    def submit_composed(
-        self, draft: ComposedDraft, identity: DraftIdentity, options: SendOptions
-    ) -> PendingSubmission:
+    def submit_composed(self, draft: ComposedDraft) -> PendingSubmission:
         """Submit a new draft. If its file is already written, it is in preparing/ under the
         submission's id.
         """
-        account = identity.account
+        account = draft.identity.account
         mailbox = self.folders.mailbox(account)
-        submission_id = first_submission(identity)
+        submission_id = first_submission(draft.identity)
         with (
             self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
-            self.stripes.of(identity.message_id),  # no PATCH before the submission is ready
+            self.stripes.of(draft.identity.message_id),  # no PATCH before the submission is ready
         ):
-            return self._write_and_submit(mailbox, draft, submission_id, options=options)
+            return self._write_and_submit(mailbox, draft, submission_id)
 
     @_requested
     @retry_if_renamed
@@ -173,7 +171,7 @@ class Submissions(StorePart):
                 return self._submit(submission, facts, prepare, created_us=created_us)
             identity = self.names.next_identity(account, located, stored, options=options)
             draft = next_generation(stored, identity, change=None)
-            submission = self._write_and_submit(mailbox, draft, submission_id, options=options)
+            submission = self._write_and_submit(mailbox, draft, submission_id)
             with suppress(OSError):  # it is being sent; the index removes the old file later
                 remove(located.path)
             return submission
@@ -221,7 +219,7 @@ class Submissions(StorePart):
         return submission
 
     def _write_and_submit(
-        self, mailbox: Path, draft: ComposedDraft, submission_id: str, *, options: SendOptions
+        self, mailbox: Path, draft: ComposedDraft, submission_id: str
     ) -> PendingSubmission:
         """Write a draft and submit it.
 
@@ -230,8 +228,9 @@ class Submissions(StorePart):
         """
         self.stale_files.clean(mailbox)
         placed = _drafts_of(mailbox) / f"{draft.name_with_size}:2,{NEW_DRAFT}"
+        account, options = draft.identity.account, draft.identity.options
         submission = self._new_submission(
-            draft.base_name, submission_id, account=draft.account, options=options
+            draft.base_name, submission_id, account=account, options=options
         )
         has_key = options.key is not None
         prepare = partial(self._write_prepared, draft=draft, placed=placed, synced=has_key)
