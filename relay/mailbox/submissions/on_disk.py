@@ -228,14 +228,11 @@ class SubmissionDirectory:
 
         An unreadable file does not block the others. Raises OSError if no submission could be read.
         """
-        waiting = []
-        for name in list_names(self.ready):
-            match = SUBMISSION_FILE_NAME.fullmatch(name)
-            if match and f"{match[1]}.{match[2]}" not in known:
-                waiting.append((int(match[3]), name))
         found: list[PendingSubmission] = []
         trouble: OSError | None = None
-        for _, name in sorted(waiting):
+        for _, name in sorted(_listed(self.ready)):
+            if name.partition("@")[0] in known:
+                continue
             if len(found) >= limit:
                 break
             try:
@@ -252,12 +249,7 @@ class SubmissionDirectory:
 
     def list_scheduled(self) -> list[tuple[int, str]]:
         """The due time and file name of each scheduled send. No file is read."""
-        names = list_names(self.scheduled)
-        return [
-            (int(match[3]), name)
-            for name in names
-            if (match := SUBMISSION_FILE_NAME.fullmatch(name))
-        ]
+        return _listed(self.scheduled)
 
     def read(self, path: Path) -> PendingSubmission | None:
         """Return the submission in a file of ready/ or deferred/, or of those in restored/.
@@ -385,6 +377,12 @@ def _changed_ns(directory: Path) -> int:
         return directory.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def _listed(directory: Path) -> list[tuple[int, str]]:
+    """The time in the name, and the name, of each submission in a directory."""
+    names = list_names(directory)
+    return [(int(one[3]), name) for name in names if (one := SUBMISSION_FILE_NAME.fullmatch(name))]
 
 
 def _first(directory: Path, beginning: str) -> Path | None:
