@@ -154,7 +154,7 @@ class Messages(StorePart):
     def mark(self, account: str, message_ids: Sequence[str], *, is_read: bool) -> Sequence[str]:
         """Mark messages as read or unread, durably; return those that are in the mailbox."""
         mailbox = self.folders.mailbox(account)
-        found = self.index.find_all(mailbox, message_ids) if mailbox.is_dir() else []
+        found = self.index.find_all(mailbox, message_ids)
         changed: set[Path] = set()
         for located in found:
             if (SEEN in located.name.flags) != is_read:

@@ -78,7 +78,7 @@ class FileStore:
             return dead_letter if account == DEAD_LETTER else mailbox_directory(root.path, account)
 
         clock.resume(ClockAnchorFile(root.path / SUBMISSIONS).read())
-        self._directory_of, self._root, self._clock, self._log = directory_of, root, clock, log
+        self._root, self._clock, self._log = root, clock, log
         pool = partial(ThreadPool, check_root=root.check, on_failure=root.note_failure)
         self._threads = pool(_THREADS, "mailbox")
         self._query_threads = pool(_QUERY_THREADS, "mailbox-query")
@@ -150,7 +150,7 @@ class FileStore:
         if not self._quota.is_limited(account):
             return Room.FITS
         try:
-            mailbox = self._directory_of(account)
+            mailbox = self._folders.directory(account)
             return await self._threads.run(self._quota.room, account, mailbox, size)
         except StoreUnavailableError:
             return Room.FITS
@@ -173,7 +173,7 @@ class FileStore:
             over_quota=over_quota,
             is_repeat=is_repeat,
         )
-        self._builder.note_delivery(self._directory_of(account))
+        self._builder.note_delivery(self._folders.directory(account))
         return result
 
     # -- the mail root
@@ -231,7 +231,7 @@ class FileStore:
         domains = [
             self._root.path / name for name in list_names(self._root.path) if name[:1] != "."
         ]
-        for number, directory in enumerate([*domains, self._directory_of(DEAD_LETTER)]):
+        for number, directory in enumerate([*domains, self._folders.directory(DEAD_LETTER)]):
             with suppress(FileNotFoundError):
                 directory.rename(trash / str(number))
         return removed
