@@ -297,9 +297,7 @@ def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, p
             ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
         )
     )
-    waiting_on_disk = store._scheduled
-    store.messages.crash = Die(point)
-    waiting_on_disk._reached = Die(point).reached
+    store.messages.crash = store._scheduled.crash = Die(point)
     change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
     with pytest.raises(KeyboardInterrupt):
         blocking(store.messages.update)(ALICE, waiting.draft_id, change)
