@@ -217,7 +217,7 @@ class Arrivals(StorePart):
         mailbox = self._check_room(account, expected_bytes)
         folder = find_folder(mailbox, folder_id)
         head = draft_head(self.names.identity(account))
-        return ArrivingFile(folder.path / "tmp" / head.base_name, head)
+        return ArrivingFile(folder.path / "tmp" / head.identity.base_name, head)
 
     @retry_if_renamed
     def _begin_replacement(
@@ -229,7 +229,7 @@ class Arrivals(StorePart):
         stored = open_octets(located)
         head = draft_head(names.next_identity(account, located, stored, options=before.options))
         # Unique: two requests may write the same generation, and the first to finish wins.
-        own_name = f"{head.base_name}.{names.ids.new()}"
+        own_name = f"{head.identity.base_name}.{names.ids.new()}"
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)
 
     def _check_room(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:

@@ -67,6 +67,13 @@ class DraftIdentity(Struct, frozen=True):
     internet_message_id: str = ""  # with its angle brackets; "": made of the id
     options: SendOptions = SendOptions()  # of its submission
 
+    @property
+    def base_name(self) -> str:
+        """The base name of the draft's file."""
+        return make_base_name(
+            self.message_id, self.generation, time_us=self.created_us, hostname=self.hostname
+        )
+
 
 class NewNames(Struct, frozen=True):
     """Gives new messages their ids and the names of their files."""
@@ -123,7 +130,6 @@ class ComposedDraft(Struct, frozen=True):
     """
 
     identity: DraftIdentity
-    base_name: str  # without `,S=` and flags
     content: Content
     properties: MessageProperties | None = None
     written: Path | None = None
@@ -136,7 +142,7 @@ class ComposedDraft(Struct, frozen=True):
     @property
     def name_with_size(self) -> str:
         """The file's name without its flags."""
-        return f"{self.base_name},S={self.size}"
+        return f"{self.identity.base_name},S={self.size}"
 
     def write(self, path: Path) -> int:
         """Write the file, unless it is already written; return its descriptor, not synced."""
@@ -156,22 +162,19 @@ def compose(
     """
     wanted = identity.internet_message_id
     if isinstance(content, MessageProperties):
-        wanted = content.internet_message_id or wanted
-    origin = _origin(identity, wanted)
-    properties = None
-    if isinstance(content, MessageProperties):
+        origin = _origin(identity, content.internet_message_id or wanted)
         properties = _owned(content, origin)
         written = draft_content(properties, origin, kept)
-    else:
-        written = _after_block(mime_draft_block(origin, mime_properties), content)
-    return ComposedDraft(identity, origin.base_name, written, properties)
+        return ComposedDraft(identity, written, properties)
+    origin = _origin(identity, wanted)
+    written = _after_block(mime_draft_block(origin, mime_properties), content)
+    return ComposedDraft(identity, written)
 
 
 class DraftHead(Struct, frozen=True):
     """The beginning of the file of a draft whose MIME is still being received."""
 
     identity: DraftIdentity
-    base_name: str
     block: bytes
 
     def arrived(self, file: FileOctets, beginning: bytes) -> ComposedDraft:
@@ -182,26 +185,20 @@ class DraftHead(Struct, frozen=True):
         header = self.block + beginning[: header_end(beginning).header]
         body = file.part(len(header), file.size - len(header))
         content = LargeContent(header, (body,), eight_bit=True)
-        return ComposedDraft(self.identity, self.base_name, content, written=file.path)
+        return ComposedDraft(self.identity, content, written=file.path)
 
 
 def draft_head(identity: DraftIdentity) -> DraftHead:
     """Return the beginning of a draft whose MIME is still being received."""
     origin = _origin(identity, identity.internet_message_id)
-    return DraftHead(identity, origin.base_name, mime_draft_block(origin))
+    return DraftHead(identity, mime_draft_block(origin))
 
 
 def _origin(identity: DraftIdentity, wanted: str) -> DraftOrigin:
     """Return the private block's values; `wanted` is the Message-ID if it is valid."""
-    base_name = make_base_name(
-        identity.message_id,
-        identity.generation,
-        time_us=identity.created_us,
-        hostname=identity.hostname,
-    )
     return DraftOrigin(
         account=identity.account,
-        base_name=base_name,
+        base_name=identity.base_name,
         message_id=wanted
         if is_message_id(wanted)
         else f"<{identity.message_id}@{identity.hostname}>",

@@ -133,7 +133,7 @@ class Messages(StorePart):
         mailbox = self.folders.mailbox(account)
         self.stale_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
-        with self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name):
+        with self.quota.room_for(account, mailbox, draft.size, base_name=draft.identity.base_name):
             located = self._write(mailbox, draft, folder, flags=NEW_DRAFT)
         return self._written(mailbox, draft, located)
 
@@ -314,7 +314,7 @@ class Messages(StorePart):
         growth += len(encode_state(state)) - len(encode_state(located.state))
         with (
             self.quota.room_for(
-                before.account, mailbox, growth, base_name=draft.base_name, messages=0
+                before.account, mailbox, growth, base_name=draft.identity.base_name, messages=0
             ),
             _undone_after_errors() as undo,
         ):
@@ -373,7 +373,7 @@ class Messages(StorePart):
         other links to it.
         """
         directory = folder.path / "cur"
-        temporary = draft.written or folder.path / "tmp" / draft.base_name
+        temporary = draft.written or folder.path / "tmp" / draft.identity.base_name
         name = parse_name(f"{draft.name_with_size}:2,{with_flags(flags)}")
         assert name is not None
         located = MessageFile(folder, directory, name, name.message_id, name.generation)

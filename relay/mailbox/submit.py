@@ -122,7 +122,7 @@ class Submissions(StorePart):
         mailbox = self.folders.mailbox(account)
         submission_id = first_submission(draft.identity)
         with (
-            self.quota.room_for(account, mailbox, draft.size, base_name=draft.base_name),
+            self.quota.room_for(account, mailbox, draft.size, base_name=draft.identity.base_name),
             self.stripes.of(draft.identity.message_id),  # no PATCH before the submission is ready
         ):
             return self._write_and_submit(mailbox, draft, submission_id)
@@ -230,7 +230,7 @@ class Submissions(StorePart):
         placed = _drafts_of(mailbox) / f"{draft.name_with_size}:2,{NEW_DRAFT}"
         account, options = draft.identity.account, draft.identity.options
         submission = self._new_submission(
-            draft.base_name, submission_id, account=account, options=options
+            draft.identity.base_name, submission_id, account=account, options=options
         )
         has_key = options.key is not None
         prepare = partial(self._write_prepared, draft=draft, placed=placed, synced=has_key)
