@@ -23,7 +23,7 @@ class StorePart:
     """A part of the store: the operations of one subject. A part adds what it alone needs."""
 
     threads: ThreadPool  # in which the coroutines work
-    clock: Clock  # for the times of messages and submissions
+    clock: Clock  # for the times of messages and submissions, and the end of sessions
     crash: CrashPoints  # for crash tests
     root: MailRoot  # whether it is there; where a file may be that was just written
     folders: Folders  # the directories of the mailboxes
@@ -35,5 +35,5 @@ class StorePart:
     directory: SubmissionDirectory  # `.submissions/`
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
-    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    stale_files: StaleFiles  # cleans a mailbox before its first write; finishes removals
     log: SubmissionLog  # of steps 1 to 4

@@ -254,7 +254,7 @@ class Submissions(StorePart):
 
     def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
         """Give a draft whose file needs no change a name in preparing/."""
-        self.directory.prepare(located.path, prepared.name)
+        self.directory.prepare(located.path, prepared)
         self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
         return True
 

@@ -157,13 +157,11 @@ class SubmissionDirectory:
         """The path of a scheduled send until its time."""
         return self.scheduled / f"{submission_id}@{due_us}"
 
-    def prepare(self, source: Path, name: str) -> Path:
+    def prepare(self, source: Path, prepared: Path) -> None:
         """Create a hard link to a draft's file in preparing/, or a copy."""
-        prepared = self.preparing / name
         link_or_copy(source, prepared)
         if prepared.stat().st_nlink == 1:
             self.mark_copied()
-        return prepared
 
     def has_copies(self) -> bool:
         """Whether mark_copied() was ever called."""
@@ -171,7 +169,7 @@ class SubmissionDirectory:
 
     def mark_copied(self) -> None:
         """Record durably that submissions may be copies, so that link counts are not evidence."""
-        if not self._copied.exists():
+        if not self.has_copies():
             self._copied.touch(0o600)
             self._syncs.sync(self._copied.parent)
 
@@ -181,7 +179,7 @@ class SubmissionDirectory:
         A file with a single link has no submission, so no directory is listed for it, unless
         submissions may be copies. Raises FileNotFoundError when the file does not exist.
         """
-        if file.stat().st_nlink == 1 and not self._copied.exists():
+        if file.stat().st_nlink == 1 and not self.has_copies():
             return None
         return self._first(f"{draft_id}.")
 

@@ -108,7 +108,7 @@ class ScheduledSends:
         """
         marker = self.directory.preparing / f"{submission.submission_id}+"
         remove(marker)  # left by a failure
-        self.directory.prepare(file, marker.name)
+        self.directory.prepare(file, marker)
         self._remove(submission)
 
     def undo_cancel(self, submission: PendingSubmission, file: Path) -> None:
@@ -117,7 +117,7 @@ class ScheduledSends:
         if not submission.path.exists():
             spare = self.directory.preparing / f"{submission.submission_id}~"
             remove(spare)
-            self.directory.prepare(file, spare.name)
+            self.directory.prepare(file, spare)
             spare.rename(submission.path)
             self.directory.sync_scheduled()
             self.on_scheduled(submission)
@@ -197,8 +197,8 @@ class ScheduledSends:
         spare = self.directory.preparing / f"{submission.submission_id}~"
         for path in (marker, spare):
             remove(path)  # left by a failure
-        self.directory.prepare(file, marker.name)
-        self.directory.prepare(file, spare.name)
+        self.directory.prepare(file, marker)
+        self.directory.prepare(file, spare)
         self.crash.reached(CrashPoint.CHANGE_PREPARED)
         try:
             submission.path.rename(changed.path)  # the time first: there are never two submissions
@@ -224,7 +224,7 @@ class ScheduledSends:
         remove(spare)
         if after.exists():
             if not after.samefile(file):
-                self.directory.prepare(file, spare.name)
+                self.directory.prepare(file, spare)
                 spare.rename(after)
             after.rename(submission.path)
             self.directory.sync_scheduled()
