@@ -65,8 +65,8 @@ class _OwedCopy:
 @dataclass(slots=True)
 class _Mailbox:
     path: Path
+    watch: MailboxWatch
     copies: dict[str, _OwedCopy] = field(default_factory=dict)  # by id
-    watched: set[Path] = field(default_factory=set)  # directories
     # device and inode of the cur/ of each folder with copies, when its directories were watched
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     times: dict[Path, int] = field(default_factory=dict)  # of directories without a watch
@@ -92,9 +92,7 @@ class OwedCopies:
         self._index = index
         self._stripes = stripes
         self._watcher = watcher or InotifyWatcher()
-        self._watch: MailboxWatch = self._watcher.for_mailbox()
         self._mailboxes: dict[str, _Mailbox] = {}
-        self._accounts: dict[Path, str] = {}  # by watched directory
         self._is_reported = False
         self._compared_s = clock.monotonic()
 
@@ -106,7 +104,7 @@ class OwedCopies:
         """Watch a copy from now on; the next look() looks for it."""
         found = self._mailboxes.get(owed.mailbox)
         if found is None:
-            found = _Mailbox(self._folders.directory(owed.mailbox))
+            found = _Mailbox(self._folders.directory(owed.mailbox), self._watcher.for_mailbox())
             self._mailboxes[owed.mailbox] = found
         if owed.copy_id not in found.copies:
             found.copies[owed.copy_id] = _OwedCopy(owed)
@@ -118,7 +116,7 @@ class OwedCopies:
         if mailbox is None or mailbox.copies.pop(owed.copy_id, None) is None or mailbox.copies:
             return
         del self._mailboxes[owed.mailbox]
-        self._unwatch(mailbox, mailbox.watched)
+        mailbox.watch.close()
 
     def look_again(self, owed: OwedReceipt) -> None:
         """Let the next look() list the mailbox of a copy, changed or not."""
@@ -135,30 +133,22 @@ class OwedCopies:
             self._compare_places()
         found: list[Sighting] = []
         left = _MAILBOXES_AT_ONCE
-        for account, mailbox in self._mailboxes.items():
+        for mailbox in self._mailboxes.values():
             # one that is not there is elsewhere now: it stays due
             if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
                 left -= 1
                 mailbox.is_due = False
-                found += self._listed(account, mailbox)
+                found += self._listed(mailbox)
         return found
 
     # -- what has changed
 
     def _take_events(self) -> None:
-        events = self._watch.take()
-        if events.overflowed:
-            for mailbox in self._mailboxes.values():
-                mailbox.is_due = True
-        for directory in events.removed:
-            removed = self._mailboxes.get(self._accounts.pop(directory, ""))
-            if removed is not None:
-                removed.watched.discard(directory)
-                removed.is_due = True
-        for directory, names in events.names.items():
-            changed = self._mailboxes.get(self._accounts.get(directory, ""))
-            if changed is not None:
-                self._note_names(changed, map(os.fsdecode, names))
+        for mailbox in self._mailboxes.values():
+            events = mailbox.watch.take()
+            mailbox.is_due |= events.overflowed or bool(events.removed)
+            for names in events.names.values():
+                self._note_names(mailbox, map(os.fsdecode, names))
 
     def _note_names(self, mailbox: _Mailbox, names: Iterable[str]) -> None:
         """Note which copies the names are of: one may be read, and gone before it is listed."""
@@ -187,7 +177,7 @@ class OwedCopies:
             places = mailbox.places.items()
             mailbox.is_due |= any(_identity(mailbox.path / name) != place for name, place in places)
 
-    def _follow(self, account: str, mailbox: _Mailbox) -> None:
+    def _follow(self, mailbox: _Mailbox) -> None:
         """Watch the directories of the folders with copies; note the times of those that cannot
         be watched. They are listed afterwards.
         """
@@ -195,15 +185,12 @@ class OwedCopies:
         wanted = {mailbox.path / name / part for name in folders for part in ("new", "cur")}
         places = {name: _identity(mailbox.path / name) for name in folders}
         if places != mailbox.places:  # what is watched may be elsewhere now
-            self._unwatch(mailbox, mailbox.watched)
+            mailbox.watch.close()
             mailbox.places = places
         mailbox.times.clear()
         now_ns = self._clock.file_time_us() * 1000
         for directory in wanted:
-            if self._watch.add(directory):
-                self._accounts[directory] = account
-                mailbox.watched.add(directory)
-            else:
+            if not mailbox.watch.add(directory):
                 time_ns = _time_ns(directory)
                 is_fresh = now_ns - time_ns < _FRESH_NS
                 mailbox.times[directory] = _UNKNOWN if is_fresh else time_ns
@@ -213,19 +200,13 @@ class OwedCopies:
             _log.warning(
                 "mailboxes that owe read receipts are scanned: the kernel watches no more"
                 " directories (fs.inotify.max_user_watches)",
-                watched=len(self._accounts),
+                watched=self._watcher.count,
             )
-
-    def _unwatch(self, mailbox: _Mailbox, directories: Iterable[Path]) -> None:
-        for directory in list(directories):
-            self._watch.remove(directory)
-            self._accounts.pop(directory, None)
-            mailbox.watched.discard(directory)
 
     # -- where the copies are
 
-    def _listed(self, account: str, mailbox: _Mailbox) -> list[Sighting]:
-        self._follow(account, mailbox)
+    def _listed(self, mailbox: _Mailbox) -> list[Sighting]:
+        self._follow(mailbox)
         files = self._names_in(mailbox)
         found: list[Sighting] = []
         left: list[_OwedCopy] = []
@@ -236,7 +217,7 @@ class OwedCopies:
                 continue
             copy.place = _identity(mailbox.path / copy.owed.folder)
             found.append(Sighting(copy.owed, is_read=SEEN in name.flags or copy.was_read))
-        return [*found, *self._searched(account, mailbox, left)]
+        return [*found, *self._searched(mailbox, left)]
 
     def _names_in(self, mailbox: _Mailbox) -> dict[tuple[str, str], MessageName]:
         """Return the files of copies in their folders, by folder, and base name or id."""
@@ -254,7 +235,7 @@ class OwedCopies:
                             files[key] = name
         return files
 
-    def _searched(self, account: str, mailbox: _Mailbox, left: list[_OwedCopy]) -> list[Sighting]:
+    def _searched(self, mailbox: _Mailbox, left: list[_OwedCopy]) -> list[Sighting]:
         """Search copies that are not where they were."""
         if not left:
             return []
@@ -273,7 +254,7 @@ class OwedCopies:
                 is_there = place != _UNSEEN and copy.place in (_UNSEEN, place)
                 found.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
         if any(one.is_moved for one in found):
-            self._follow(account, mailbox)
+            self._follow(mailbox)
         return found
 
     # -- the keyword

@@ -43,9 +43,6 @@ class WatchEvents:
     overflowed: bool = False
     count: int = 0
 
-    def __bool__(self) -> bool:
-        return self.overflowed or bool(self.names) or bool(self.removed)
-
     def add(self, directory: Path, name: str) -> None:
         """Add a name; with too many names, set `overflowed` instead."""
         self.count += 1
@@ -69,6 +66,11 @@ class InotifyWatcher:
         self._inotify: INotify | None = None
         self._is_unavailable = False
         self._owners: dict[int, tuple[MailboxWatch, Path]] = {}
+
+    @property
+    def count(self) -> int:
+        """The number of watched directories."""
+        return len(self._owners)
 
     def for_mailbox(self) -> "MailboxWatch":
         """Return the watch of one mailbox, without directories."""
@@ -152,7 +154,7 @@ class MailboxWatch:
     def __init__(self, watcher: InotifyWatcher) -> None:
         self._watcher = watcher
         self._numbers: dict[Path, int] = {}
-        self.events = WatchEvents()  # of Watches, under its lock
+        self.events = WatchEvents()  # of InotifyWatcher, under its lock
 
     def is_watching(self, directory: Path) -> bool:
         """Return whether a directory is watched."""

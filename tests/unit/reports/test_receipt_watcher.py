@@ -444,8 +444,8 @@ async def test_what_was_restored_waits_for_its_release(world) -> None:
 async def test_a_mailbox_that_owes_nothing_is_not_watched(world) -> None:
     [copy] = await world.deliver()
     await world.sent()
-    watched = world.store.owed_copies._accounts
-    assert {one.name for one in watched} == {"new", "cur"}
+    watched = world.store.owed_copies._watcher._owners
+    assert {directory.name for _, directory in watched.values()} == {"new", "cur"}
     world.move(copy, flags="S")
     await world.sent()
     assert not watched
