@@ -33,7 +33,7 @@ from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.maildir import list_names, open_message
 from relay.mailbox.message_file import FLAGGED, OTHER, SEEN, MessageName, parse_name
 from relay.mailbox.message_state import united
-from relay.mailbox.state_file import StateFile
+from relay.mailbox.state_file import StateFile, StatePosition
 from relay.mailbox.types import Folder
 from relay.message.content import blocks
 from relay.mime.convert import render
@@ -103,7 +103,7 @@ class MailStates:
         """Return what finds the states of its messages. Raises StoreUnavailableError, as it does
         itself.
         """
-        if not self._index.states.mark():
+        if self._index.states.position() == StatePosition():
             return lambda _: b""
         ids = self._index.run(lambda cursor: state_ids_in(cursor, folder.id))
 

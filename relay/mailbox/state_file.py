@@ -38,7 +38,6 @@ INSERT INTO last VALUES (0);
 """
 
 _PAGE_STATES, _PAGE_BYTES = 1000, 4 * 1024 * 1024  # of since()
-_SETTLED_AT_ONCE = 100
 _ABSENT_BYTES_MAX = 16 * 1024 * 1024  # of the states of messages that have vanished
 _SINCE = """
 SELECT version, message_id, value FROM state WHERE (version, message_id) > (?, ?) ORDER BY 1, 2
@@ -63,14 +62,8 @@ class StateFile:
 
     def __init__(self, mailbox: Path) -> None:
         self.path = mailbox / FILE_NAME
-        self._writer = _Opened(self.path, _open_writer)
-        self._reader = _Opened(self.path, _open_reader)
-
-    def mark(self) -> tuple[int, ...]:
-        """Return a value that changes whenever the states may have changed; () without a file."""
-        with self._reader.lock:
-            rows = self._fetch("PRAGMA data_version")
-            return (self._reader.inode, self._reader.opened, rows[0][0]) if rows else ()
+        self._writer = _Opened(self.path, is_writer=True)
+        self._reader = _Opened(self.path, is_writer=False)
 
     def position(self) -> StatePosition:
         """Return how far the file goes; StatePosition() without a file."""
@@ -105,30 +98,25 @@ class StateFile:
         """Store one state for the ids of each message in `owed`, durably: what united() makes of
         the states that they have, or the given state if they have none.
 
-        Return False, and store nothing more, while another writer is at work.
+        Return False, and store nothing, while another writer is at work.
         """
-        is_free = self._writer.lock.acquire(blocking=False)
+        if not self._writer.lock.acquire(blocking=False):
+            return False
         try:
-            return is_free and self._settled(owed)
+            with self._writer.use(busy_ms=0) as connection:
+                assert connection is not None
+                with suppress(apsw.BusyError), _transaction(connection):
+                    states: dict[str, bytes] = {}
+                    for ids, state in owed:
+                        before = _states_of(connection, ids)
+                        new = reduce(united, before.values()) or state
+                        states |= {one: new for one, old in before.items() if old != new}
+                    if states:
+                        _write(connection, states)
+                    return True
+                return False
         finally:
-            if is_free:
-                self._writer.lock.release()
-
-    def _settled(self, owed: Sequence[tuple[Sequence[str], bytes]]) -> bool:
-        for start in range(0, len(owed), _SETTLED_AT_ONCE):
-            some = owed[start : start + _SETTLED_AT_ONCE]
-            if all(len({self.find(one) for one in ids}) == 1 and not state for ids, state in some):
-                continue
-            with self._writing(is_waiting=False) as connection:
-                if connection is None:
-                    return False
-                states: dict[str, bytes] = {}
-                for ids, state in some:
-                    found = [connection.execute(_FIND, (one,)).get or b"" for one in ids]
-                    new = reduce(united, found) or state
-                    states |= {one: new for one, old in zip(ids, found, strict=True) if old != new}
-                _write(connection, states)
-        return True
+            self._writer.lock.release()
 
     def change(
         self,
@@ -141,8 +129,7 @@ class StateFile:
         or of `base` if it has none. Return it, and what restore() takes. Raises what `make` raises.
         """
         with self._writing() as connection:
-            assert connection is not None
-            before = {one: connection.execute(_FIND, (one,)).get or b"" for one in ids}
+            before = _states_of(connection, ids)
             state = make(read_state(reduce(united, before.values()) or base))
             _write(connection, dict.fromkeys(ids, encode_state(state)))
         return state, before
@@ -150,7 +137,6 @@ class StateFile:
     def restore(self, states: Mapping[str, bytes]) -> None:
         """Replace encoded states, durably and all together; b"" is none."""
         with self._writing() as connection:
-            assert connection is not None
             _write(connection, states)
 
     def write(self, states: Mapping[str, MessageState]) -> None:
@@ -175,7 +161,6 @@ class StateFile:
             return
         noted = [*((now_us, one) for one in new), *((None, one) for one in back)]
         with self._writing() as connection:
-            assert connection is not None
             connection.executemany(
                 "UPDATE state SET absent_since_us = ? WHERE message_id = ?", noted
             )
@@ -188,7 +173,6 @@ class StateFile:
     def remove(self, ids: Collection[str]) -> None:
         """Remove the states of messages that were removed."""
         with self._writing() as connection:
-            assert connection is not None
             sql = "DELETE FROM state WHERE message_id = ?"
             connection.executemany(sql, [(one,) for one in ids])
 
@@ -203,26 +187,29 @@ class StateFile:
             return connection.execute(sql, values).fetchall() if connection else []
 
     @contextmanager
-    def _writing(self, *, is_waiting: bool = True) -> Iterator[apsw.Connection | None]:
-        """Commit what is written inside the block, durably. Unless `is_waiting`, provide None while
-        another process writes.
-        """
-        with self._writer.use(busy_ms=_BUSY_MS if is_waiting else 0) as connection:
+    def _writing(self) -> Iterator[apsw.Connection]:
+        """Commit what is written inside the block, durably."""
+        with self._writer.use() as connection:
             assert connection is not None
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except apsw.BusyError:
-                if is_waiting:
-                    raise
-                yield None
-                return
-            try:
+            with _transaction(connection):
                 yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(apsw.Error):
-                    connection.execute("ROLLBACK")
-                raise
+
+
+@contextmanager
+def _transaction(connection: apsw.Connection) -> Iterator[None]:
+    """Commit what is written inside the block. Raises BusyError at its begin."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(apsw.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _states_of(connection: apsw.Connection, ids: Sequence[str]) -> dict[str, bytes]:
+    return {one: connection.execute(_FIND, (one,)).get or b"" for one in ids}
 
 
 def _write(connection: apsw.Connection, states: Mapping[str, bytes]) -> None:
@@ -234,16 +221,13 @@ def _write(connection: apsw.Connection, states: Mapping[str, bytes]) -> None:
 
 
 class _Opened:
-    """A connection to the file that is there now, opened with `open_file` at its first use."""
+    """A connection to the file that is there now, opened at its first use."""
 
-    def __init__(
-        self, path: Path, open_file: Callable[[Path, int], apsw.Connection | None]
-    ) -> None:
+    def __init__(self, path: Path, *, is_writer: bool) -> None:
         self.lock = threading.RLock()
         self.inode = 0
-        self.opened = 0  # how often
         self._path = path
-        self._open_file = open_file
+        self._is_writer = is_writer
         self._connection: apsw.Connection | None = None
         self._is_reported = False  # the present trouble
 
@@ -272,7 +256,7 @@ class _Opened:
                     connection.close()
 
     def _current(self, busy_ms: int) -> apsw.Connection | None:
-        if self._open_file is _open_writer and not self._path.exists():
+        if self._is_writer and not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o600))
         try:
             inode = self._path.stat().st_ino
@@ -281,42 +265,31 @@ class _Opened:
             return None
         if self._connection is None or inode != self.inode:
             self.close()
-            self._connection = self._open_file(self._path, busy_ms)
+            self._connection = _open(self._path, is_writer=self._is_writer, busy_ms=busy_ms)
             self.inode = inode
-            self.opened += 1
         return self._connection
 
 
-def _open_reader(path: Path, _busy_ms: int) -> apsw.Connection | None:
-    """Return a connection that waits for no writer; None while the file has no schema yet."""
-    connection = _connect(path, busy_ms=0)
-    if _is_set_up(connection):
-        return connection
-    connection.close()
-    return None
-
-
-def _open_writer(path: Path, busy_ms: int) -> apsw.Connection:
-    connection = _connect(path, busy_ms=busy_ms)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
-        _set_up(connection)
-        sync_directory(path.parent)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect(path: Path, *, busy_ms: int) -> apsw.Connection:
+def _open(path: Path, *, is_writer: bool, busy_ms: int) -> apsw.Connection | None:
+    """Open the file; a writer sets it up. A reader waits for no writer, and gets None while the
+    file has no schema yet.
+    """
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        connection.set_busy_timeout(busy_ms)
+        connection.set_busy_timeout(busy_ms if is_writer else 0)
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        _is_set_up(connection)
+        is_set_up = _is_set_up(connection)
         with suppress(apsw.BusyError):  # a dead process may have left a log with a failed sync
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        if is_writer:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
+            if not is_set_up:
+                _set_up(connection)
+            sync_directory(path.parent)
+        elif not is_set_up:
+            connection.close()
+            return None
     except BaseException:
         connection.close()
         raise
@@ -324,18 +297,10 @@ def _connect(path: Path, *, busy_ms: int) -> apsw.Connection:
 
 
 def _set_up(connection: apsw.Connection) -> None:
-    if _is_set_up(connection):
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         if not _is_set_up(connection):  # no other process was faster
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        with suppress(apsw.Error):
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _is_set_up(connection: apsw.Connection) -> bool:

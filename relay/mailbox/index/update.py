@@ -37,7 +37,7 @@ from relay.mailbox.index.states import copy_states, forget_position, known_posit
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.message_file import is_relay_name, parse_name
-from relay.mailbox.state_file import StateFile, StatePosition
+from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder, StoreUnavailableError
 
 
@@ -132,7 +132,7 @@ _FILES_AT_ONCE = 1000
 _NO_TIME = -1
 _BY_NAME = -2
 _INCOMPLETE_MAX = 100
-_OWED_AT_ONCE = 1000
+_OWED_AT_ONCE = 100  # of one transaction: other writers wait for it
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
@@ -168,7 +168,6 @@ class IndexUpdater:
         self._clock = clock
         self._watch = watch
         self._states = states
-        self._states_mark: tuple[int, ...] | None = None  # up to which they were copied
         self._transaction = transaction
         self._root_ns = 0
         self._is_stale = True  # the list of folders may have changed
@@ -178,7 +177,6 @@ class IndexUpdater:
         # or _BY_NAME if there were events since.
         self._pending_times: dict[Directory, int] = {}
         self._superseded: list[FileLocation] = []
-        self._is_state_unread = False  # one was not readable when its message was found
         self.has_owed = True  # there may be entries in owed_state
         self._incomplete: tuple[Path, ...] = ()  # directories that may become folders
 
@@ -194,9 +192,8 @@ class IndexUpdater:
 
         self._update_folders(cursor)
         table = self._table(cursor, is_first=True)
-        position = StatePosition()
         with suppress(StoreUnavailableError):
-            position = self._states.position()
+            record_position(cursor, self._states.position())
         foreign: list[FileLocation] = []
         times = {}
         for directory, path in self._directories():
@@ -212,8 +209,6 @@ class IndexUpdater:
             check()
             self._match_files(table, scan(table, self.folders, some))
         self._store_owed(cursor, table)
-        if not self._is_state_unread:
-            record_position(cursor, position)
         self._store_times(cursor, _ScanScope(times=times))
 
     def run(self, cursor: apsw.Cursor) -> None:
@@ -243,20 +238,18 @@ class IndexUpdater:
         keeps those that it has.
         """
         with suppress(StoreUnavailableError):
-            if (mark := self._states.mark()) == self._states_mark:
-                return
             known, position = known_position(cursor), self._states.position()
-            if position != known:
-                is_all = position.inode != known.inode or position.version < known.version
-                at = (0 if is_all else known.version + 1, "")
-                while found := self._states.since(*at):
-                    self._record_states({one: state for _, one, state in found})
-                    at = found[-1][:2]
-                if is_all:
-                    self._record_states(dict.fromkeys(self._without_state(cursor), b""))
-                with self._transaction() as writing:
-                    record_position(writing, position)
-            self._states_mark = mark
+            if position == known:
+                return
+            is_all = position.inode != known.inode or position.version < known.version
+            at = (0 if is_all else known.version + 1, "")
+            while found := self._states.since(*at):
+                self._record_states({one: state for _, one, state in found})
+                at = found[-1][:2]
+            if is_all:
+                self._record_states(dict.fromkeys(self._without_state(cursor), b""))
+            with self._transaction() as writing:
+                record_position(writing, position)
 
     def _record_states(self, states: Mapping[str, bytes]) -> None:
         with self._transaction() as writing:
@@ -433,8 +426,7 @@ class IndexUpdater:
             try:
                 return self._states.find(message_id)
             except StoreUnavailableError:
-                forget_position(cursor)
-                self._states_mark, self._is_state_unread = None, True
+                forget_position(cursor)  # it is copied when it can be read
                 return b""
 
         return MessageTable(

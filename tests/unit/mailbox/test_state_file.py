@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.mailbox.message_state import MessageState, decode_state
-from relay.mailbox.state_file import FILE_NAME, StateFile
+from relay.mailbox.state_file import FILE_NAME, StateFile, StatePosition
 from relay.mailbox.types import StoreUnavailableError
 from tests.support.vfs import FaultyDisk
 
@@ -79,11 +79,11 @@ def test_a_write_syncs_once(tmp_path: Path) -> None:
 
 def test_several_processes_create_and_write_it(tmp_path: Path) -> None:
     first, second = StateFile(tmp_path), StateFile(tmp_path)
-    assert first.mark() == second.mark() == ()
+    assert first.position() == second.position() == StatePosition()
     first.write({"m1": MessageState(importance="low")})
-    before = second.mark()
+    before = second.position()
     first.write({"m2": MessageState(importance="high")})
-    assert second.mark() != before
+    assert second.position() != before
     assert second.position() == first.position()
     assert [one[:2] for one in second.since(2)] == [(2, "m2")]
     assert second.since(2, "m2") == []
