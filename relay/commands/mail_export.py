@@ -105,7 +105,7 @@ class MailStates:
         """
         if self._index.states.position() == StatePosition():
             return lambda _: b""
-        ids = self._index.run(lambda cursor: state_ids_in(cursor, folder.id))
+        ids = self._index.run(lambda cursor, _: state_ids_in(cursor, folder.id))
 
         def state_of(name: MessageName) -> bytes:  # its flags may have changed, or it is new
             found = ids.get(name.file_name) or ids.get(name.base_name) or (name.message_id,)

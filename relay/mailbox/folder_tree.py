@@ -359,7 +359,7 @@ class FolderTree(StorePart):
                 states = self.index.states_in(mailbox, pair.source)
                 copied = {copies[one]: state for one, state in states.items() if one in copies}
                 if copied:
-                    self.index.write_states(mailbox, copied)
+                    self.index.states(mailbox).write(copied)
             for pair in pairs:
                 rename_directory(pair.temporary, mailbox / pair.directory)
         except BaseException:

@@ -256,7 +256,7 @@ class Messages(StorePart):
     ) -> MessageState:
         """Change a message's state, durably; add to `undo` what restores it."""
         state, before = self.index.change_state(mailbox, located, make)
-        undo.append(partial(self.index.restore_states, mailbox, before))
+        undo.append(partial(self.index.states(mailbox).restore, before))
         return state
 
     @retry_if_renamed
@@ -341,7 +341,7 @@ class Messages(StorePart):
             )  # fmt: skip
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
-                self.index.write_states(mailbox, dict.fromkeys(ids, state))
+                self.index.states(mailbox).write(dict.fromkeys(ids, state))
         remove(located.path)
         if (scheduled := submission or before.cancelled) is not None:
             self.scheduled.finish_replace(scheduled)
@@ -478,7 +478,7 @@ class Messages(StorePart):
                 self.syncs.sync(located.directory)
                 if ids:
                     with suppress(StoreError):  # it goes in 30 days
-                        self.index.remove_states(mailbox, ids)
+                        self.index.states(mailbox).remove(ids)
             else:
                 self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
 
@@ -506,7 +506,7 @@ class Messages(StorePart):
         size_bytes += len(encode_state(copy.state))
         with self.quota.room_for(account, mailbox, size_bytes, base_name=base_name):
             if copy.state != NO_STATE:
-                self.index.write_states(mailbox, {copy.message_id: copy.state})
+                self.index.states(mailbox).write({copy.message_id: copy.state})
             self._link(located, copy)
         return loaded(copy)
 

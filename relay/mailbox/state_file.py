@@ -47,6 +47,9 @@ _FIND = "SELECT value FROM state WHERE message_id = ?"
 _log = get_logger("mailbox")
 
 
+OwedState = tuple[tuple[str, ...], bytes]  # ids of one message, and what they get if they have none
+
+
 class StatePosition(Struct, frozen=True):
     """How far the states of a file are known: its inode, and the version of the last write."""
 
@@ -94,7 +97,7 @@ class StateFile:
         """Return the ids of all messages that have a state, or had one."""
         return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
-    def settle(self, owed: Sequence[tuple[Sequence[str], bytes]]) -> bool:
+    def settle(self, owed: Sequence[OwedState]) -> bool:
         """Store one state for the ids of each message in `owed`, durably: what united() makes of
         the states that they have, or the given state if they have none.
 

@@ -268,7 +268,9 @@ def check_file(mailbox: Path, *, full: bool) -> None:
 def compare(mailbox: Path, clock: Clock, *, full: bool) -> set[Difference]:
     """Update the index, and return what still differs."""
     with closing(_index(mailbox, clock)) as index:
-        return index.run(lambda cursor: _compared(cursor, mailbox, states=index.states, full=full))
+        return index.run(
+            lambda cursor, _: _compared(cursor, mailbox, states=index.states, full=full)
+        )
 
 
 def compare_without_update(mailbox: Path, *, full: bool) -> set[Difference]:
@@ -281,7 +283,7 @@ def rebuild(mailbox: Path, clock: Clock) -> None:
     """Remove the index and build another one."""
     remove_database(index_path(mailbox))
     with closing(_index(mailbox, clock)) as index:
-        index.run(lambda _: None)
+        index.run(lambda *_: None)
 
 
 def find_file(mailbox: Path, message_id: str) -> Path | None:

@@ -24,7 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.clock import Clock
-from relay.mailbox.index.database import fetch, open_database
+from relay.mailbox.index.database import fetch, marks, open_database
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (
     HEADER_LEVEL,
@@ -33,7 +33,7 @@ from relay.mailbox.index.query_sql import (
     search_key,
     words_expression,
 )
-from relay.mailbox.index.rows import FolderRow, IndexedMessage, select_rows
+from relay.mailbox.index.rows import FolderRows, IndexedMessage, select_rows
 from relay.mailbox.index.states import INSERT_ITEM
 from relay.mailbox.index.update import path_of
 from relay.mailbox.maildir import open_message
@@ -266,7 +266,7 @@ READ_TIME_MAX_S = 45.0  # less than a proxy waits
 _MISSES_MAX = 3
 _HEADER_SQL = (
     f"UPDATE message SET content_level = {HEADER_LEVEL}, ({HEADER_COLUMNS})"
-    f" = ({', '.join('?' * len(HEADER_COLUMNS.split(',')))}) WHERE uid = ?"
+    f" = ({marks(HEADER_COLUMNS.split(','))}) WHERE uid = ?"
 )
 _INSERT_TEXT = (
     "INSERT INTO fulltext (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
@@ -298,11 +298,11 @@ class ContentIndexer:
         self._until_s = math.inf
         self._misses: Counter[int] = Counter() if misses is None else misses
 
-    def run(self, operation: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T]) -> _T:
+    def run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
         """Read what is missing, then answer. Raises StoreUnavailableError, QueryTooLongError."""
         self._until_s = self._clock.real_s() + READ_TIME_MAX_S
 
-        def run_if_indexed(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> _T | None:
+        def run_if_indexed(cursor: apsw.Cursor, folders: FolderRows) -> _T | None:
             return None if self._has_unread(cursor) else operation(cursor, folders)
 
         while (answer := self._index.query(run_if_indexed, self._limit)) is None:
@@ -325,9 +325,9 @@ class ContentIndexer:
             return True
         try:
             for level in _LEVELS:
-                found = self._unread(level, messages_max)
+                found = self._some_unread(level, messages_max)
                 if found and not self._index.is_in_memory:
-                    self._index.run(self._read_files(level, found))
+                    self._read_files(level, found)
                     return True
             return False
         finally:
@@ -344,53 +344,46 @@ class ContentIndexer:
         if self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
             try:
                 for level in _LEVELS:
-                    while found := self._unread_of(level, message_ids):
-                        self._index.run(self._read_files(level, found))
+                    where = f"WHERE content_level = ? AND message_id IN ({marks(message_ids)})"
+                    while found := self._unread(where, (level.number - 1, *message_ids)):
+                        self._read_files(level, found)
                         has_read = True
                         if self._is_over():
                             break
             finally:
                 self._index.content_lock.release()
         took_s = self._clock.real_s() - began_s if has_read else 0.0
-        return self._index.run(lambda cursor: _looked_up(cursor, message_ids, words, read_s=took_s))
-
-    def _unread_of(
-        self, level: "_Level[Any]", message_ids: Sequence[str]
-    ) -> list[tuple[IndexedMessage, Path]]:
-        marks = ", ".join("?" * len(message_ids))
         return self._index.run(
-            lambda cursor: [
-                (row, Path(path_of(self._index.folders, row.location)))
-                for row in select_rows(
-                    cursor,
-                    f"WHERE content_level = ? AND message_id IN ({marks})",
-                    (level.number - 1, *message_ids),
-                )
-            ]
+            lambda cursor, _: _looked_up(cursor, message_ids, words, read_s=took_s)
         )
 
     def _read_level(self, level: "_Level[Any]") -> None:
-        found = self._unread(level, _MESSAGES_AT_ONCE)
+        found = self._some_unread(level, _MESSAGES_AT_ONCE)
         while found:
-            self._index.run(self._read_files(level, found))
-            if found := self._unread(level, _MESSAGES_AT_ONCE):
+            self._read_files(level, found)
+            if found := self._some_unread(level, _MESSAGES_AT_ONCE):
                 self._check()  # after writing, so that each request reads at least one message
 
-    def _unread(self, level: "_Level[Any]", messages_max: int) -> list[tuple[IndexedMessage, Path]]:
+    def _some_unread(
+        self, level: "_Level[Any]", messages_max: int
+    ) -> list[tuple[IndexedMessage, Path]]:
         """Return messages that are read up to the level below."""
+        # messages that arrived after the level below was read wait for the next round
+        where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
+        return self._unread(where, (level.number - 1, messages_max))
 
-        def unread(cursor: apsw.Cursor) -> list[tuple[IndexedMessage, Path]]:
-            # messages that arrived after the level below was read wait for the next round
-            where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
-            rows = select_rows(cursor, where, (level.number - 1, messages_max))
-            return [(row, Path(path_of(self._index.folders, row.location))) for row in rows]
-
-        return self._index.run(unread)
+    def _unread(self, where: str, values: Sequence[Any]) -> list[tuple[IndexedMessage, Path]]:
+        return self._index.run(
+            lambda cursor, folders: [
+                (row, Path(path_of(folders, row.location)))
+                for row in select_rows(cursor, where, values)
+            ]
+        )
 
     def _read_files(
         self, level: "_Level[_T]", found: Sequence[tuple[IndexedMessage, Path]]
-    ) -> Callable[[apsw.Cursor], None]:
-        """Read at least one of the files; return the function that writes their content."""
+    ) -> None:
+        """Read at least one of the files, and write their content."""
         read: list[tuple[IndexedMessage, _T | None]] = []
         size_bytes = 0
         for row, path in found:
@@ -399,13 +392,13 @@ class ContentIndexer:
             if size_bytes >= _BYTES_AT_ONCE or self._is_over():
                 break
 
-        def write(_: apsw.Cursor) -> None:
+        def write(*_: object) -> None:
             with self._index.transaction() as cursor:
                 for row, one in read:
                     if one is not None and _is_as_read(cursor, row, level.number):
                         level.write(cursor, row.uid, one)
 
-        return write
+        self._index.run(write)
 
     def _read(self, level: "_Level[_T]", row: IndexedMessage, path: Path) -> _T | None:
         """Read a message's file; return None if it was not found."""
@@ -452,10 +445,9 @@ class CopyLookup(Struct, frozen=True):
 def _looked_up(
     cursor: apsw.Cursor, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
 ) -> CopyLookup:
-    marks = ", ".join("?" * len(message_ids))
     sql = (
         "SELECT uid, message_id, has_attachments, content_level FROM message"
-        f" WHERE message_id IN ({marks})"
+        f" WHERE message_id IN ({marks(message_ids)})"
     )
     rows = fetch(cursor, sql, message_ids)
     read = [row for row in rows if row[3] >= TEXT_LEVEL]

@@ -117,6 +117,11 @@ def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any
     return cursor.execute(sql, values).fetchall()
 
 
+def marks(values: Sequence[Any]) -> str:
+    """Return the SQL parameters for values."""
+    return ", ".join("?" * len(values))
+
+
 def open_snapshot(path: Path) -> apsw.Connection:
     """Open the index at `path` to read its current state, isolated from later writes.
 
@@ -177,6 +182,7 @@ def _set_up_or_close(connection: apsw.Connection) -> apsw.Connection:
 
 def _set_up(connection: apsw.Connection) -> None:
     connection.set_busy_timeout(_BUSY_MS)
+    connection.transaction_mode = "IMMEDIATE"
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     found = connection.execute("PRAGMA user_version").get
     if found == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:

@@ -9,9 +9,10 @@ StoreError's children, and OSError when a mailbox cannot be read.
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import apsw
 from msgspec import Struct
@@ -21,7 +22,7 @@ from relay.clock import Clock
 from relay.mailbox.index import folder_feed
 from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
 from relay.mailbox.index.content_index import ContentIndexer, CopyLookup
-from relay.mailbox.index.database import fetch
+from relay.mailbox.index.database import fetch, marks
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (
     TEXT_LEVEL,
@@ -38,6 +39,7 @@ from relay.mailbox.index.query_sql import (
 from relay.mailbox.index.rows import (
     COLUMNS,
     FolderRow,
+    FolderRows,
     IndexedMessage,
     read_row,
     select_rows,
@@ -49,6 +51,7 @@ from relay.mailbox.message_file import MessageFile, id_of_name, parse_name
 from relay.mailbox.message_state import MessageState, encode_state, read_state
 from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.state_file import FILE_NAME as STATES
+from relay.mailbox.state_file import StateFile
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import (
     Change,
@@ -66,19 +69,20 @@ from relay.mailbox.types import (
 
 CHANGED_MESSAGES_READ = 10_000  # for one page of a delta
 _WIDTH = len(COLUMNS.split(","))
+_T = TypeVar("_T")
 
 
-class PageRow(Struct, frozen=True):
-    """A message of a page; a page that begins after it has the token `position`."""
+class Hit(Struct, frozen=True):
+    """A message that was found; a page that begins after it has the token `position`."""
 
-    row: IndexedMessage
+    located: MessageFile
     position: str
 
 
-class RowPage(Struct, frozen=True):
-    """A page; `more` says whether another page follows."""
+class QueryResult(Struct, frozen=True):
+    """A page of a query; `more` says whether another page follows."""
 
-    rows: tuple[PageRow, ...]
+    hits: tuple[Hit, ...]
     total: int | None
     more: bool
 
@@ -95,12 +99,13 @@ class CompiledQuery:
         clauses = (self._compiled.lead.where, self._compiled.filter)
         self.level = max(*(one.level for one in clauses), *(one.level for one in self._keys))
 
-    def answer(self, cursor: apsw.Cursor, folder: int | None) -> RowPage:
-        """Return the page; `folder` is the number of the folder to search, None for all."""
+    def answer(self, cursor: apsw.Cursor, folders: FolderRows) -> QueryResult:
+        """Return the page. Raises NoSuchItemError for the folder."""
         query, lead = self._query, self._compiled.lead
         where = [lead.where, self._compiled.filter]
+        folder = _folder_of_id(folders, query.folder_id)
         if folder is not None:
-            where.append(Clause(self._compiled.folder, (folder,)))
+            where.append(Clause(self._compiled.folder, (folder.number,)))
         total = self._count(cursor, where, folder) if query.count else None
         if self._after:
             where.append(after_row(self._keys, self._after))
@@ -116,16 +121,19 @@ class CompiledQuery:
             f"SELECT {distinct}{_COLUMNS}, {key_columns} FROM {lead.tables} {clauses}",
             (*clause.values, query.top + 1, query.skip),
         )
-        rows = tuple(
-            PageRow(read_row(one[:_WIDTH]), make_page_token(self._keys, one[_WIDTH:]))
+        hits = tuple(
+            Hit(
+                message_file_of(folders, read_row(one[:_WIDTH])),
+                make_page_token(self._keys, one[_WIDTH:]),
+            )
             for one in found[: query.top]
         )
-        return RowPage(rows, total, more=len(found) > query.top)
+        return QueryResult(hits, total, more=len(found) > query.top)
 
-    def _count(self, cursor: apsw.Cursor, where: Sequence[Clause], folder: int | None) -> int:
+    def _count(self, cursor: apsw.Cursor, where: Sequence[Clause], folder: FolderRow | None) -> int:
         if self._query.condition is None:
             sql = "SELECT coalesce(sum(total), 0) FROM folder WHERE ?1 IS NULL OR number = ?1"
-            return int(fetch(cursor, sql, (folder,))[0][0])
+            return int(fetch(cursor, sql, (folder.number if folder else None,))[0][0])
         clause, lead = join_clauses(where, " AND ", "1"), self._compiled.lead
         what = f"DISTINCT {lead.uid}" if lead.may_repeat else "*"
         sql = f"SELECT count({what}) FROM {lead.tables} WHERE {_with_driving_uid(clause.sql, lead)}"
@@ -162,48 +170,30 @@ class Indexes:
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
         """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
 
-        def operation(cursor: apsw.Cursor) -> MessageFile | None:
-            folder = _folder_of_id(index.folders, folder_id)
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> MessageFile | None:
+            folder = _folder_of_id(folders, folder_id)
             for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
                 if folder is None or row.location.folder == folder.number:
-                    return message_file_of(index.folders, row)
+                    return message_file_of(folders, row)
             return None
 
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        return self._run(mailbox, operation)
 
     def find_all(self, mailbox: Path, message_ids: Sequence[str]) -> list[MessageFile]:
         """Return the files of those of these messages that are there."""
-
-        def operation(cursor: apsw.Cursor) -> list[MessageFile]:
-            where = f"WHERE message_id IN ({', '.join('?' * len(message_ids))})"
-            rows = select_rows(cursor, where, tuple(message_ids))
-            return [message_file_of(index.folders, row) for row in rows]
-
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        return self._files(mailbox, f"WHERE message_id IN ({marks(message_ids)})", message_ids)
 
     def claimed(self, mailbox: Path, message_ids: Sequence[str]) -> set[str]:
         """Return those of these ids of which there are copies that other programs have made."""
-
-        def operation(cursor: apsw.Cursor) -> set[str]:
-            marks = ", ".join("?" * len(message_ids))
-            sql = f"SELECT claimed_id FROM message WHERE claimed_id IN ({marks})"
-            return {claimed for (claimed,) in fetch(cursor, sql, message_ids)}
-
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        sql = f"SELECT claimed_id FROM message WHERE claimed_id IN ({marks(message_ids)})"
+        found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
+        return {claimed for (claimed,) in found}
 
     def read_flags(self, mailbox: Path, message_ids: Sequence[str]) -> dict[str, bool]:
         """Return whether messages are read, by id; those that are not there are left out."""
-
-        def operation(cursor: apsw.Cursor) -> dict[str, bool]:
-            marks = ", ".join("?" * len(message_ids))
-            sql = f"SELECT message_id, is_read FROM message WHERE message_id IN ({marks})"
-            return {found: bool(is_read) for found, is_read in fetch(cursor, sql, message_ids)}
-
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        sql = f"SELECT message_id, is_read FROM message WHERE message_id IN ({marks(message_ids)})"
+        found = self._run(mailbox, lambda cursor, _: fetch(cursor, sql, message_ids))
+        return {message_id: bool(is_read) for message_id, is_read in found}
 
     def get(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile:
         """Return the file of a message. Raises NoSuchItemError."""
@@ -223,19 +213,12 @@ class Indexes:
 
     def find_by_base_name(self, mailbox: Path, base_name: str) -> MessageFile | None:
         """Return the file with this base name (without `,S=`), or None."""
-
-        def operation(cursor: apsw.Cursor) -> MessageFile | None:
-            where = "WHERE base_name = ? ORDER BY generation DESC LIMIT 1"
-            for row in select_rows(cursor, where, (os.fsencode(base_name),)):
-                return message_file_of(index.folders, row)
-            return None
-
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        where = "WHERE base_name = ? ORDER BY generation DESC LIMIT 1"
+        return next(iter(self._files(mailbox, where, (os.fsencode(base_name),))), None)
 
     def query(
         self, mailbox: Path, query: MessageQuery, limit: QueryTimeLimit | None = None
-    ) -> "QueryResult":
+    ) -> QueryResult:
         """Return a page of messages.
 
         Raises NoSuchItemError for the folder, StalePositionError, QueryTooLongError,
@@ -243,12 +226,9 @@ class Indexes:
         """
         prepared, limit = CompiledQuery(query), limit or QueryTimeLimit(self._clock)
 
-        def operation(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> QueryResult:
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> QueryResult:
             limit.begin()
-            folder = _folder_of_id(folders, query.folder_id)
-            page = prepared.answer(cursor, folder.number if folder else None)
-            hits = tuple(Hit(message_file_of(folders, one.row), one.position) for one in page.rows)
-            return QueryResult(hits, page.total, page.more)
+            return prepared.answer(cursor, folders)
 
         with self._of(mailbox) as index:
             indexer = ContentIndexer(index, prepared.level, clock=self._clock, limit=limit)
@@ -282,14 +262,13 @@ class Indexes:
 
     def folders(self, mailbox: Path) -> list[Folder]:
         """Return every folder with its counts, in the order of list_folders()."""
-        with self._of(mailbox) as index:
-            return index.run(lambda cursor: _counted(cursor, index.folders))
+        return self._run(mailbox, _counted)
 
     def folder_delta(self, mailbox: Path, after: str, limit: int) -> FolderDeltaPage:
         """See FolderTree.delta()."""
 
-        def operation(cursor: apsw.Cursor) -> FolderDeltaPage:
-            states = folder_feed.compare(cursor, _counted(cursor, index.folders))
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
+            states = folder_feed.compare(cursor, _counted(cursor, folders))
             if states.differing:
                 with index.transaction() as writing:
                     folder_feed.update(writing, states)
@@ -305,25 +284,24 @@ class Indexes:
         messages, and which of `base_names` it includes.
         """
 
-        def operation(cursor: apsw.Cursor) -> CountedUsage:
-            numbers = [at for at, row in index.folders.items() if row.folder.path in within]
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> CountedUsage:
+            numbers = [at for at, row in folders.items() if row.folder.path in within]
             sql = (
                 "SELECT coalesce(sum(size_bytes + state_bytes), 0), coalesce(sum(total), 0)"
                 " FROM folder"
             )
-            where = f" WHERE number IN ({', '.join('?' * len(numbers))})" if within else ""
+            where = f" WHERE number IN ({marks(numbers)})" if within else ""
             [(size_bytes, messages)] = fetch(cursor, sql + where, numbers)
             counted = frozenset(one for one in base_names if _has_base_name(cursor, one))
             return CountedUsage(Usage(size_bytes, messages), counted)
 
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        return self._run(mailbox, operation)
 
     def change_state(
         self, mailbox: Path, located: MessageFile, make: Callable[[MessageState], MessageState]
     ) -> tuple[MessageState, dict[str, bytes]]:
         """Change the state of a message, durably, under all ids that the message's file may have.
-        Return it, and what restore_states() takes.
+        Return it, and what StateFile.restore() takes.
 
         Raises what `make` raises, NoSuchItemError if the message vanishes or gets another id
         meanwhile, StoreUnavailableError.
@@ -347,42 +325,30 @@ class Indexes:
     def state_ids(self, mailbox: Path, message_id: str) -> tuple[str, ...]:
         """Return the ids under which a message's state is stored. Raises NoSuchItemError."""
 
-        def operation(cursor: apsw.Cursor) -> tuple[str, ...]:
+        def operation(cursor: apsw.Cursor, _: FolderRows) -> tuple[str, ...]:
             for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
                 name = parse_name(os.fsdecode(row.location.file_name))
                 assert name is not None
                 return state_ids(cursor, message_id, name)
             raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
 
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        return self._run(mailbox, operation)
 
-    def restore_states(self, mailbox: Path, states: Mapping[str, bytes]) -> None:
-        """Replace encoded states, durably; b"" is none. Raises StoreUnavailableError."""
+    def states(self, mailbox: Path) -> StateFile:
+        """Return the file with the states of a mailbox's messages, for one use."""
         with self._of(mailbox) as index:
-            index.states.restore(states)
-
-    def remove_states(self, mailbox: Path, ids: Sequence[str]) -> None:
-        """Remove the states of a removed message. Raises StoreUnavailableError."""
-        with self._of(mailbox) as index:
-            index.states.remove(ids)
-
-    def write_states(self, mailbox: Path, states: Mapping[str, MessageState]) -> None:
-        """Give new messages states, by their ids, durably. Raises StoreUnavailableError."""
-        with self._of(mailbox) as index:
-            index.states.write(states)
+            return index.states
 
     def states_in(self, mailbox: Path, folder: Path) -> dict[str, MessageState]:
         """Return the states of the messages of a folder, by base name."""
 
-        def operation(cursor: apsw.Cursor) -> dict[str, MessageState]:
-            numbers = [at for at, row in index.folders.items() if row.folder.path == folder]
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> dict[str, MessageState]:
+            numbers = [at for at, row in folders.items() if row.folder.path == folder]
             sql = "SELECT base_name, state FROM message WHERE state_bytes > 0 AND folder = ?"
             found = fetch(cursor, sql, numbers) if numbers else []
             return {os.fsdecode(base_name): read_state(state) for base_name, state in found}
 
-        with self._of(mailbox) as index:
-            return index.run(operation)
+        return self._run(mailbox, operation)
 
     def expire_states(self, mailbox: Path) -> None:
         """Remove the states of messages that vanished 30 days ago. Raises StoreUnavailableError."""
@@ -400,8 +366,7 @@ class Indexes:
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
         """See MessageLists.changes()."""
-        with self._of(mailbox) as index:
-            return index.run(lambda cursor: changes_after(cursor, after, limit))
+        return self._run(mailbox, lambda cursor, _: changes_after(cursor, after, limit))
 
     def delta(
         self, mailbox: Path, query: DeltaQuery, limit: QueryTimeLimit | None = None
@@ -413,7 +378,7 @@ class Indexes:
         """
         limit = limit or QueryTimeLimit(self._clock)
 
-        def operation(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> DeltaResult:
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> DeltaResult:
             limit.begin()
             return _delta(cursor, folders, query)
 
@@ -441,6 +406,18 @@ class Indexes:
         """Let no update of the mailbox's index run inside the block."""
         with self._of(mailbox) as index, index.lock:
             yield
+
+    def _run(self, mailbox: Path, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
+        with self._of(mailbox) as index:
+            return index.run(operation)
+
+    def _files(self, mailbox: Path, where: str, values: Sequence[Any]) -> list[MessageFile]:
+        return self._run(
+            mailbox,
+            lambda cursor, folders: [
+                message_file_of(folders, row) for row in select_rows(cursor, where, values)
+            ],
+        )
 
     @contextmanager
     def _of(self, mailbox: Path, *, in_background: bool = False) -> Iterator[MailboxIndex]:
@@ -475,21 +452,6 @@ class Indexes:
                     del self._users[mailbox]
 
 
-class Hit(Struct, frozen=True):
-    """A message that was found; a page that begins after it has the token `position`."""
-
-    located: MessageFile
-    position: str
-
-
-class QueryResult(Struct, frozen=True):
-    """A page of a query; `more` says whether another page follows."""
-
-    hits: tuple[Hit, ...]
-    total: int | None
-    more: bool
-
-
 class ChangedMessage(Struct, frozen=True):
     """A changed message; `located` is its file in the folder, None if it is not there any more.
 
@@ -510,7 +472,7 @@ class DeltaResult(Struct, frozen=True):
     more: bool
 
 
-def _delta(cursor: apsw.Cursor, folders: Mapping[int, FolderRow], query: DeltaQuery) -> DeltaResult:
+def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> DeltaResult:
     folder = _folder_of_id(folders, query.folder_id)
     changed: list[ChangedMessage] = []
     changes = first_changes(cursor, query.after, folder.folder.id if folder else "")
@@ -546,7 +508,7 @@ def _sum_of_changes(
     return ChangeKind.CREATED if came and is_here else ChangeKind.UPDATED
 
 
-def message_file_of(folders: Mapping[int, FolderRow], row: IndexedMessage) -> MessageFile:
+def message_file_of(folders: FolderRows, row: IndexedMessage) -> MessageFile:
     """Return the file of a row."""
     folder = folders[row.location.folder]
     name = parse_name(os.fsdecode(row.location.file_name))
@@ -563,7 +525,7 @@ def message_file_of(folders: Mapping[int, FolderRow], row: IndexedMessage) -> Me
     )
 
 
-def _counted(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> list[Folder]:
+def _counted(cursor: apsw.Cursor, folders: FolderRows) -> list[Folder]:
     """Return the folders with their counts."""
     counts = {
         number: (total, unread, size_bytes)
@@ -578,7 +540,7 @@ def _counted(cursor: apsw.Cursor, folders: Mapping[int, FolderRow]) -> list[Fold
     return found
 
 
-def _folder_of_id(folders: Mapping[int, FolderRow], folder_id: str) -> FolderRow | None:
+def _folder_of_id(folders: FolderRows, folder_id: str) -> FolderRow | None:
     if not folder_id:
         return None
     wanted = folder_id.lower()

@@ -7,7 +7,7 @@ OSError when the mailbox cannot be read. See docs/design.md 3.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,10 @@ from relay.mailbox.index.database import (
     remove_database,
     translate_errors,
 )
-from relay.mailbox.index.rows import FolderRow
+from relay.mailbox.index.rows import FolderRows
 from relay.mailbox.index.update import IndexUpdater
 from relay.mailbox.index.watch import InotifyWatcher
-from relay.mailbox.state_file import StateFile
+from relay.mailbox.state_file import OwedState, StateFile
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
 from relay.observe.logs import get_logger
@@ -71,18 +71,13 @@ class MailboxIndex:
         self.content_lock = threading.Lock()  # one thread reads the content of messages
 
     @property
-    def folders(self) -> dict[int, FolderRow]:
-        """The folders by number, as of the last update; for use within run()."""
-        assert self._updater is not None
-        return self._updater.folders
-
-    @property
     def is_in_memory(self) -> bool:
         """Whether the disk cannot hold the index at present."""
         return self._memory_until_s is not None
 
-    def run(self, operation: Callable[[apsw.Cursor], _T]) -> _T:
-        """Update the index and call `operation`, again if the index had to be rebuilt.
+    def run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
+        """Update the index and call `operation` with the folders by number; again if the index had
+        to be rebuilt.
 
         Raises StoreUnavailableError.
         """
@@ -97,32 +92,26 @@ class MailboxIndex:
             return
         try:
             with suppress(StoreUnavailableError):
-                while owed := self._run(self._owed):
-                    if not self.states.settle(owed):
-                        break  # the next call tries again
-                    self._run(partial(self._forget_owed, owed))
+                owed = self._run(partial(self._owed, ()))
+                while owed and self.states.settle(owed):
+                    owed = self._run(partial(self._owed, owed))
         finally:
             self._settling.release()
 
-    def _owed(self, cursor: apsw.Cursor) -> Sequence[tuple[tuple[str, ...], bytes]]:
+    def _owed(
+        self, settled: Sequence[OwedState], cursor: apsw.Cursor, _: FolderRows
+    ) -> list[OwedState]:
         assert self._updater is not None
-        return self._updater.owed(cursor)
+        return self._updater.owed(cursor, settled)
 
-    def _forget_owed(
-        self, owed: Sequence[tuple[tuple[str, ...], bytes]], _cursor: apsw.Cursor
-    ) -> None:
-        with self.transaction() as cursor:
-            rows = [(" ".join(ids), state) for ids, state in owed]
-            cursor.executemany("DELETE FROM owed_state WHERE ids = ? AND state = ?", rows)
-
-    def _run(self, operation: Callable[[apsw.Cursor], _T]) -> _T:
+    def _run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
         with self.lock:
             for _ in range(_ATTEMPTS):
                 try:
                     with translate_errors():
                         cursor, updater = self._opened()
                         updater.run(cursor)
-                        return operation(cursor)
+                        return operation(cursor, updater.folders)
                 except IndexDamagedError as error:
                     self._discard()
                     if remove_database(self._path):
@@ -140,14 +129,14 @@ class MailboxIndex:
             raise StoreUnavailableError("The mailbox's index cannot be created.")
 
     def query(
-        self, operation: Callable[[apsw.Cursor, Mapping[int, FolderRow]], _T], limit: QueryTimeLimit
+        self, operation: Callable[[apsw.Cursor, FolderRows], _T], limit: QueryTimeLimit
     ) -> _T:
         """Update the index and call `operation` with a snapshot; other threads need not wait.
 
         Without a snapshot, for an index in memory or a damaged one, run() is used. Raises
         QueryTooLongError, StoreUnavailableError.
         """
-        snapshot = self.run(lambda _: self._snapshot())
+        snapshot = self.run(self._snapshot)
         if snapshot is not None:
             connection, folders = snapshot
             try:
@@ -158,9 +147,9 @@ class MailboxIndex:
             finally:
                 connection.close()
 
-        def limited_operation(cursor: apsw.Cursor) -> _T:
+        def limited_operation(cursor: apsw.Cursor, folders: FolderRows) -> _T:
             with limit_statements(cursor.connection, limit):
-                return operation(cursor, self.folders)
+                return operation(cursor, folders)
 
         return self.run(limited_operation)
 
@@ -177,14 +166,8 @@ class MailboxIndex:
             with connection:
                 open_feed(connection.cursor(), file_id=self._file_id)
             connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with connection:
             yield connection.cursor()
-        except BaseException:
-            with suppress(apsw.Error):
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
 
     def close(self) -> None:
         """Store what the next process can continue from, and close the file."""
@@ -201,11 +184,13 @@ class MailboxIndex:
             self._watch.close()
             self.states.close()
 
-    def _snapshot(self) -> tuple[apsw.Connection, Mapping[int, FolderRow]] | None:
+    def _snapshot(
+        self, _: apsw.Cursor, folders: FolderRows
+    ) -> tuple[apsw.Connection, FolderRows] | None:
         if self._memory_until_s is not None:
             return None
         try:
-            return open_snapshot(self._path), dict(self.folders)
+            return open_snapshot(self._path), dict(folders)
         except apsw.Error:
             return None
 

@@ -16,6 +16,7 @@ from typing import Any, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.mailbox.index.database import marks
 from relay.mailbox.index.rows import FLAG_STATUSES, UIDS_PER_US
 from relay.mailbox.message_file import TIME_US_MAX
 from relay.mailbox.query import (
@@ -401,7 +402,7 @@ def after_row(keys: Sequence[SortKey], values: Sequence[Any]) -> Clause:
     if len({key.descending for key in keys}) == 1:
         sign = "<" if keys[0].descending else ">"
         columns = ", ".join(key.sql for key in keys)
-        return Clause(f"({columns}) {sign} ({', '.join('?' * len(keys))})", tuple(values))
+        return Clause(f"({columns}) {sign} ({marks(keys)})", tuple(values))
     clauses = []
     for number, key in enumerate(keys):
         same = [Clause(f"{one.sql} = ?", (values[at],)) for at, one in enumerate(keys[:number])]

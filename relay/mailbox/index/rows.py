@@ -6,7 +6,7 @@ Raises apsw's exceptions.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.mailbox.index.change_feed import append_change
-from relay.mailbox.index.database import fetch
+from relay.mailbox.index.database import fetch, marks
 from relay.mailbox.message_file import (
     FLAGGED,
     SEEN,
@@ -27,6 +27,7 @@ from relay.mailbox.message_file import (
     received_at_us,
 )
 from relay.mailbox.message_state import flag_of, read_state, united
+from relay.mailbox.state_file import OwedState
 from relay.mailbox.types import ChangeKind, Folder
 
 UIDS_PER_US = 1024
@@ -40,7 +41,7 @@ _ALL = (
     f"({COLUMNS}, is_read, is_draft, state_bytes, is_other,"
     " flag_status, flag_start_us, flag_due_us, flag_completed_us)"
 )
-_MARKS = f"({', '.join('?' * (_ALL.count(',') + 1))})"
+_MARKS = f"({marks(_ALL.split(','))})"
 FLAG_STATUSES = {"notflagged": 0, "flagged": 1, "complete": 2}
 
 
@@ -53,6 +54,9 @@ class FolderRow(Struct, frozen=True):
     number: int
     folder: Folder
     is_removed: bool = False
+
+
+FolderRows = Mapping[int, FolderRow]  # by their numbers
 
 
 class FileLocation(Struct, frozen=True):
@@ -122,8 +126,7 @@ class MessageTable:
         self.is_first = is_first
         self.cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
-        # Ids that are one message, with the state that they are to have if they have none.
-        self.owed: list[tuple[tuple[str, ...], bytes]] = []
+        self.owed: list[OwedState] = []
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
     def at(self, location: FileLocation) -> IndexedMessage | None:
@@ -159,7 +162,7 @@ class MessageTable:
         return is_draft_file(info, self._folders[location.folder])
 
     def names_in(self, folder: int, *, in_new: bool) -> dict[bytes, int]:
-        """Return the names of the files of a directory, with tcopied inodes."""
+        """Return the names of the files of a directory, with their inodes."""
         where = "folder = ? AND in_new = ?"
         sql = f"SELECT file_name, inode FROM message WHERE {where}"
         return dict(fetch(self.cursor, sql, (folder, in_new)))

@@ -11,7 +11,7 @@ rolled back. See Maildir, inotify(7) and POSIX on the modification time of a dir
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +28,7 @@ from relay.mailbox.index.rows import (
     INODE_MASK,
     FileLocation,
     FolderRow,
+    FolderRows,
     IndexedMessage,
     MessageTable,
     ScannedFile,
@@ -37,7 +38,7 @@ from relay.mailbox.index.states import copy_states, forget_position, known_posit
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.message_file import is_relay_name, parse_name
-from relay.mailbox.state_file import StateFile
+from relay.mailbox.state_file import OwedState, StateFile
 from relay.mailbox.types import Folder, StoreUnavailableError
 
 
@@ -62,7 +63,7 @@ def directory_path(folder: FolderRow, *, in_new: bool) -> Path:
     return folder.folder.path / ("new" if in_new else "cur")
 
 
-def path_of(folders: dict[int, FolderRow], location: FileLocation) -> str:
+def path_of(folders: FolderRows, location: FileLocation) -> str:
     """Return the path of a file; as a str, because a large mailbox has 100,000 of them."""
     directory = folders[location.folder].folder.path
     return f"{directory}/{'new' if location.in_new else 'cur'}/{os.fsdecode(location.file_name)}"
@@ -91,9 +92,7 @@ def differing_locations(
             yield FileLocation(folder.number, in_new, name)
 
 
-def scan(
-    table: MessageTable, folders: dict[int, FolderRow], locations: Iterable[FileLocation]
-) -> ScanResult:
+def scan(table: MessageTable, folders: FolderRows, locations: Iterable[FileLocation]) -> ScanResult:
     """Compare the files at these locations with the rows."""
     scanned = ScanResult()
     for location in locations:
@@ -260,16 +259,20 @@ class IndexUpdater:
         rows = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
         return [message_id for (message_id,) in rows if not self._states.find(message_id)]
 
-    def owed(self, cursor: apsw.Cursor) -> list[tuple[tuple[str, ...], bytes]]:
-        """Return some of the ids whose states are to be made one."""
+    def owed(self, cursor: apsw.Cursor, settled: Sequence[OwedState]) -> list[OwedState]:
+        """Forget what is settled; return some of the ids whose states are to be made one."""
+        if settled:
+            with self._transaction() as writing:
+                sql = "DELETE FROM owed_state WHERE ids = ? AND state = ?"
+                writing.executemany(sql, map(_owed_row, settled))
         rows = fetch(cursor, f"SELECT ids, state FROM owed_state LIMIT {_OWED_AT_ONCE}")
         self.has_owed = bool(rows)
         return [(tuple(ids.split()), state) for ids, state in rows]
 
     def _store_owed(self, cursor: apsw.Cursor, table: MessageTable) -> None:
         self.has_owed |= bool(table.owed)
-        rows = [(" ".join(ids), state) for ids, state in table.owed]
-        cursor.executemany("INSERT OR REPLACE INTO owed_state VALUES (?, ?)", rows)
+        sql = "INSERT OR REPLACE INTO owed_state VALUES (?, ?)"
+        cursor.executemany(sql, map(_owed_row, table.owed))
 
     # -- what to scan
 
@@ -524,6 +527,11 @@ class IndexUpdater:
         """Return whether a later change certainly has another time."""
         tick_ns = _TICK_NS if changed_ns % _SECOND_NS else _COARSE_TICK_NS
         return self._clock.file_time_us() * 1000 - changed_ns > tick_ns
+
+
+def _owed_row(owed: OwedState) -> tuple[str, bytes]:
+    ids, state = owed
+    return " ".join(ids), state
 
 
 def _changed_ns(directory: Path) -> int:
