@@ -11,6 +11,7 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from typing import Any, assert_never
 
 from msgspec import Struct
@@ -37,47 +38,52 @@ from relay.mailbox.query import (
 from relay.mailbox.types import StalePositionError
 
 KEY_CHARACTERS = 255
-HEADER_LEVEL, TEXT_LEVEL = (
-    1,
-    2,
-)  # content levels: the header; the text as well
+HEADER_LEVEL = 1  # of the content of a message: its header is read
+TEXT_LEVEL = 2  # its text as well
 UID = "message.uid"
 _LAST_LETTER = "\U0010ffff"
 _TRIGRAM_LETTERS = 3
 _SLACK_US = 1024  # messages of a full microsecond have uids of later ones
-TIME_COLUMNS = {
-    Property.RECEIVED: "received_us",
-    Property.SENT: "sent_us",
-    Property.CREATED: "created_us",
-    Property.MODIFIED: "modified_us",
-    Property.FLAG_START: "flag_start_us",
-    Property.FLAG_DUE: "flag_due_us",
-    Property.FLAG_COMPLETED: "flag_completed_us",
-}
-TEXT_COLUMNS = {
-    Property.SUBJECT: "subject_key",
-    Property.FROM_ADDRESS: "from_key",
-    Property.FROM_NAME: "from_name_key",
-    Property.SENDER_ADDRESS: "sender_key",
-    Property.SENDER_NAME: "sender_name_key",
-    Property.INTERNET_MESSAGE_ID: "internet_key",
-    Property.CONVERSATION_ID: "conversation_key",
-    Property.MESSAGE_CLASS: "class_key",
-}
-FLAG_COLUMNS = {
-    Property.IS_READ: "is_read",
-    Property.IS_DRAFT: "is_draft",
-    Property.HAS_ATTACHMENTS: "has_attachments",
-    Property.IMPORTANCE: "importance",
-    Property.FLAG: "flag_status",
-    Property.CLASSIFICATION: "is_other",
-}
-CONTENT_LEVELS = {
-    **dict.fromkeys(TEXT_COLUMNS, HEADER_LEVEL),
-    **dict.fromkeys(
-        (Property.SENT, Property.CREATED, Property.MODIFIED, Property.IMPORTANCE), HEADER_LEVEL
-    ),
-    Property.HAS_ATTACHMENTS: TEXT_LEVEL,
+
+
+class _Kind(Enum):
+    TIME = auto()
+    TEXT = auto()
+    NUMBER = auto()
+
+
+class _Column(Struct, frozen=True):
+    """The column of a property, and the content level at which it has a value."""
+
+    name: str
+    kind: _Kind
+    level: int = 0
+
+
+_COLUMNS = {
+    Property.RECEIVED: _Column("received_us", _Kind.TIME),
+    Property.SENT: _Column("sent_us", _Kind.TIME, HEADER_LEVEL),
+    Property.CREATED: _Column("created_us", _Kind.TIME, HEADER_LEVEL),
+    Property.MODIFIED: _Column("modified_us", _Kind.TIME, HEADER_LEVEL),
+    Property.FLAG_START: _Column("flag_start_us", _Kind.TIME),
+    Property.FLAG_DUE: _Column("flag_due_us", _Kind.TIME),
+    Property.FLAG_COMPLETED: _Column("flag_completed_us", _Kind.TIME),
+    Property.SUBJECT: _Column("subject_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.FROM_ADDRESS: _Column("from_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.FROM_NAME: _Column("from_name_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.SENDER_ADDRESS: _Column("sender_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.SENDER_NAME: _Column("sender_name_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.INTERNET_MESSAGE_ID: _Column("internet_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.CONVERSATION_ID: _Column("conversation_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.MESSAGE_CLASS: _Column("class_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.PARENT_FOLDER: _Column("folder", _Kind.TEXT),  # its number stands for its id
+    Property.ID: _Column("message_id", _Kind.TEXT),
+    Property.IS_READ: _Column("is_read", _Kind.NUMBER),
+    Property.IS_DRAFT: _Column("is_draft", _Kind.NUMBER),
+    Property.HAS_ATTACHMENTS: _Column("has_attachments", _Kind.NUMBER, TEXT_LEVEL),
+    Property.IMPORTANCE: _Column("importance", _Kind.NUMBER, HEADER_LEVEL),
+    Property.FLAG: _Column("flag_status", _Kind.NUMBER),
+    Property.CLASSIFICATION: _Column("is_other", _Kind.NUMBER),
 }
 _INDEXED = frozenset(
     (
@@ -199,8 +205,9 @@ def _choose_driving_table(parts: Sequence[Condition]) -> tuple[DrivingTable, Seq
     if not any(_has_index(one) for one in parts):
         for one in parts:
             if isinstance(one, Compare) and _can_use_trigrams(one):
-                column, quoted = TEXT_COLUMNS[one.property], _fts_string(search_key(str(one.value)))
-                where = Clause("trigram MATCH ?", (f"{column} : {quoted}",), HEADER_LEVEL)
+                text = _fts_string(search_key(str(one.value)))
+                expression = f"{_COLUMNS[one.property].name} : {text}"
+                where = Clause("trigram MATCH ?", (expression,), HEADER_LEVEL)
                 tables = "trigram CROSS JOIN message ON message.uid = trigram.rowid"
                 return DrivingTable(tables, where, "trigram.rowid"), ()
     return ALL_MESSAGES, ()
@@ -288,29 +295,24 @@ def _clause(condition: Condition) -> Clause:
 
 
 def _compared(condition: Compare) -> Clause:
-    operator, value, level = (
-        condition.operator,
-        condition.value,
-        CONTENT_LEVELS.get(condition.property, 0),
-    )
-    if condition.property in TIME_COLUMNS:
-        column = TIME_COLUMNS[condition.property]
-        return _time_compared(column, operator, int(value), level=level)
+    operator, value, column = condition.operator, condition.value, _COLUMNS[condition.property]
     if condition.property is Property.PARENT_FOLDER:
         clause = _text_compared("id", operator, str(value))
         sql = f"message.folder IN (SELECT number FROM folder WHERE {clause.sql})"
         return Clause(sql, clause.values)
-    if condition.property is Property.ID:
-        return _text_compared("message.message_id", operator, str(value))
-    if condition.property in TEXT_COLUMNS:
-        column = f"message.{TEXT_COLUMNS[condition.property]}"
-        clause = _text_compared(column, operator, str(value))
-        return Clause(clause.sql, clause.values, level)
-    number = _number(condition)
-    sign = _OPERATORS.get(operator)
-    if sign is None or (number == _NO_RANK and operator is not Operator.NE):
-        return Clause("0", (), level)
-    return Clause(f"message.{FLAG_COLUMNS[condition.property]} {sign} ?", (number,), level)
+    match column.kind:
+        case _Kind.TIME:
+            return _time_compared(column, operator, int(value))
+        case _Kind.TEXT:
+            clause = _text_compared(f"message.{column.name}", operator, str(value))
+            return Clause(clause.sql, clause.values, column.level)
+        case _Kind.NUMBER:
+            number, sign = _number(condition), _OPERATORS.get(operator)
+            if sign is None or (number == _NO_RANK and operator is not Operator.NE):
+                return Clause("0", (), column.level)
+            return Clause(f"message.{column.name} {sign} ?", (number,), column.level)
+        case _:
+            assert_never(column.kind)
 
 
 def _number(condition: Compare) -> int:
@@ -334,16 +336,16 @@ def _text_compared(column: str, operator: Operator, value: str) -> Clause:
             return Clause(f"{column} {_OPERATORS[operator]} ?", (key,))
 
 
-def _time_compared(column: str, operator: Operator, value_us: int, *, level: int) -> Clause:
-    sign = _OPERATORS.get(operator)
+def _time_compared(column: _Column, operator: Operator, value_us: int) -> Clause:
+    sign, name, level = _OPERATORS.get(operator), column.name, column.level
     if sign is None:
         return Clause("0", (), level)
-    if column == "received_us":  # the bounds below fit into SQLite's integers
+    if name == "received_us":  # the bounds below fit into SQLite's integers
         value_us = min(max(value_us, -1), TIME_US_MAX + 1)
-    sql = f"message.{column} {sign} ?"
-    if column.startswith("flag_"):  # no date is unequal to every date
+    sql = f"message.{name} {sign} ?"
+    if name.startswith("flag_"):  # no date is unequal to every date
         sql = f"coalesce({sql}, {int(operator is Operator.NE)})"
-    if column != "received_us" or operator is Operator.NE:
+    if name != "received_us" or operator is Operator.NE:
         return Clause(sql, (value_us,), level)
     # The uids are in the order of time, so these bounds limit the scan.
     first, last = value_us * UIDS_PER_US, (value_us + _SLACK_US) * UIDS_PER_US
@@ -388,11 +390,11 @@ def sort_keys(orders: Sequence[SortOrder]) -> tuple[SortKey, ...]:
     for order in orders:
         if order.property is Property.RECEIVED and order is orders[-1]:
             break
-        column = f"message.{_COLUMNS[order.property]}"
+        column = _COLUMNS[order.property]
+        sql = f"message.{column.name}"
         if order.property is Property.PARENT_FOLDER:
-            column = f"(SELECT id FROM folder WHERE number = {column})"
-        level = CONTENT_LEVELS.get(order.property, 0)
-        keys.append(SortKey(column, order.descending, order.property in _TEXTS, level))
+            sql = f"(SELECT id FROM folder WHERE number = {sql})"
+        keys.append(SortKey(sql, order.descending, column.kind is _Kind.TEXT, column.level))
     descending = orders[-1].descending if orders else True
     return (*keys, SortKey(UID, descending))
 
@@ -450,13 +452,3 @@ def _shape(keys: Sequence[SortKey]) -> str:
 
 def _stale() -> StalePositionError:
     return StalePositionError("The page token is not one of this query; start with the first page.")
-
-
-_TEXTS = frozenset((*TEXT_COLUMNS, Property.PARENT_FOLDER, Property.ID))
-_COLUMNS = {
-    **TIME_COLUMNS,
-    **TEXT_COLUMNS,
-    **FLAG_COLUMNS,
-    Property.PARENT_FOLDER: "folder",
-    Property.ID: "message_id",
-}
