@@ -7,16 +7,15 @@ only renames a file and is never rejected.
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from msgspec import Struct
 
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import Stripes
 from relay.mailbox.types import (
-    CountedUsage,
     MailboxFullError,
     MailboxTooSmallError,
     QuotaLimits,
@@ -30,28 +29,15 @@ _REPORTS_MESSAGES = 100
 _REPORTS_SHARE = 10  # reports may use a tenth of the quota more, if that is more than the above
 
 
-class UsageCounter(Protocol):
-    """Counts what a mailbox holds: relay.mailbox.index.Indexes."""
-
-    def usage(self, mailbox: Path, *, base_names: Collection[str] = ()) -> CountedUsage:
-        """Return the current usage of a mailbox, and which of `base_names` it includes."""
-        ...
-
-
-class _Reservation(Struct, frozen=True):
-    size_bytes: int
-    messages: int
-
-
 class Quota:
     """Checks the quota of accounts that have one. A check for other accounts reads nothing."""
 
-    def __init__(self, limits_of: Callable[[str], QuotaLimits], counter: UsageCounter) -> None:
+    def __init__(self, limits_of: Callable[[str], QuotaLimits], index: Indexes) -> None:
         self._limits_of = limits_of
-        self._counter = counter
+        self._index = index
         self._lock = threading.Lock()
         self._stripes = Stripes(64)
-        self._reserved: dict[Path, dict[str, _Reservation]] = {}
+        self._reserved: dict[Path, dict[str, Usage]] = {}
 
     def is_limited(self, account: str) -> bool:
         """Return whether the account has a quota. Does not block."""
@@ -62,8 +48,9 @@ class Quota:
         limits = self._limits_of(account)
         if limits == _UNLIMITED:
             return Room.FITS
-        return _check(limits, self._used(mailbox), _Reservation(size_bytes, 1)).room
+        return _check(limits, self._used(mailbox), Usage(size_bytes, 1)).room
 
+    @contextmanager
     def room_for(
         self,
         account: str,
@@ -73,7 +60,7 @@ class Quota:
         base_name: str,
         messages: int = 1,
         is_report: bool = False,
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
         """Reserve room for the file `base_name` (without `,S=`) while it is written.
 
         With `is_report` a bounded room above the quota may be used. Raises MailboxFullError on
@@ -81,22 +68,11 @@ class Quota:
         """
         limits = self._limits_of(account)
         if limits == _UNLIMITED or (size_bytes <= 0 and not messages):
-            return nullcontext()
+            yield
+            return
         if is_report:
             limits = _limits_for_reports(limits)
-        wanted = _Reservation(size_bytes, messages)
-        return self._reserving(account, mailbox, limits, base_name=base_name, wanted=wanted)
-
-    @contextmanager
-    def _reserving(
-        self,
-        account: str,
-        mailbox: Path,
-        limits: QuotaLimits,
-        *,
-        base_name: str,
-        wanted: _Reservation,
-    ) -> Iterator[None]:
+        wanted = Usage(size_bytes, messages)
         with self._stripes.of(str(mailbox)):  # the next check includes what is reserved here
             checked = _check(limits, self._used(mailbox), wanted)
             if checked.room is not Room.FITS:
@@ -117,7 +93,7 @@ class Quota:
             reserved = dict(self._reserved.get(mailbox, {}))
         if not mailbox.is_dir():
             return Usage(0, 0)
-        used = self._counter.usage(mailbox, base_names=reserved.keys())
+        used = self._index.usage(mailbox, base_names=reserved.keys())
         missing = [one for base_name, one in reserved.items() if base_name not in used.counted]
         return Usage(
             used.usage.size_bytes + sum(one.size_bytes for one in missing),
@@ -136,7 +112,7 @@ class _QuotaCheck(Struct, frozen=True):
     limit: str = ""
 
 
-def _check(limits: QuotaLimits, used: Usage, wanted: _Reservation) -> _QuotaCheck:
+def _check(limits: QuotaLimits, used: Usage, wanted: Usage) -> _QuotaCheck:
     for limit, stored, more, unit in (
         (limits.size_bytes, used.size_bytes, wanted.size_bytes, "byte"),
         (limits.messages, used.messages, wanted.messages, "message"),

@@ -328,7 +328,7 @@ class Page(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """The size and number of the messages in all folders of a mailbox."""
+    """A number of messages, and their size: of all of a mailbox, or for which room is reserved."""
 
     size_bytes: int
     messages: int
