@@ -10,6 +10,18 @@ from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import NoSuchItemError
 
 
+def mailbox_directories(root: Path) -> Iterator[Path]:
+    """Yield the paths where a mailbox may be, by domain, in order."""
+    for domain in _names(root):
+        for local_part in _names(root / domain):
+            yield root / domain / local_part
+
+
+def _names(directory: Path) -> list[str]:
+    """Return the names that a domain or a local part may have: none begins with a dot."""
+    return sorted(name for name in list_names(directory) if not name.startswith("."))
+
+
 class MailboxList:
     """The mailboxes of a root. Blocks for a few system calls; nothing is kept in memory."""
 
@@ -25,12 +37,5 @@ class MailboxList:
 
     def some(self, limit: int) -> Sequence[str]:
         """Return the addresses of at most `limit` mailboxes, by domain, in order."""
-        return [*islice(self._all(), limit)]
-
-    def _all(self) -> Iterator[str]:
-        for domain in sorted(list_names(self._root)):
-            if domain.startswith("."):
-                continue
-            for local_part in sorted(list_names(self._root / domain)):
-                if (self._root / domain / local_part / "cur").is_dir():
-                    yield f"{unquote(local_part)}@{unquote(domain)}"
+        found = (one for one in mailbox_directories(self._root) if (one / "cur").is_dir())
+        return [f"{unquote(one.name)}@{unquote(one.parent.name)}" for one in islice(found, limit)]

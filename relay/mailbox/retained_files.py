@@ -10,6 +10,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from relay.mailbox.folders import list_folders
+from relay.mailbox.mailbox_list import mailbox_directories
 from relay.mailbox.maildir import list_names, remove
 
 
@@ -36,13 +37,10 @@ def remove_files(files: Iterable[MailFile]) -> int:
 
 
 def _files(root: Path) -> Iterator[MailFile]:
-    for domain in list_names(root):
-        if domain.startswith("."):
-            continue
-        for local_part in list_names(root / domain):
-            for folder in list_folders(root / domain / local_part):
-                for directory in (folder.path / "new", folder.path / "cur"):
-                    yield from _in_directory(directory)
+    for mailbox in mailbox_directories(root):
+        for folder in list_folders(mailbox):
+            for directory in (folder.path / "new", folder.path / "cur"):
+                yield from _in_directory(directory)
 
 
 def _in_directory(directory: Path) -> Iterator[MailFile]:

@@ -9,19 +9,18 @@ until more mail arrives.
 """
 
 import asyncio
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Callable
+from itertools import chain, islice
 from math import inf
 from pathlib import Path
 
 from relay.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.indexes import Indexes
+from relay.mailbox.index.update import names_on_disk
 from relay.mailbox.mail_root import MailRoot
-from relay.mailbox.maildir import list_names
+from relay.mailbox.mailbox_list import mailbox_directories
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
@@ -105,19 +104,12 @@ class IndexBuilder:
 
 
 def _mailboxes(root: Path) -> list[Path]:
-    domains = [root / name for name in sorted(list_names(root)) if not name.startswith(".")]
-    found = [domain / name for domain in domains for name in sorted(list_names(domain))]
-    return [one for one in found if (one / "cur").is_dir()]
+    return [one for one in mailbox_directories(root) if (one / "cur").is_dir()]
 
 
 def _is_large(mailbox: Path) -> bool:
     """Return whether a mailbox has many messages; no more of its files are listed."""
-    return sum(1 for _ in islice(_files(mailbox), LARGE_MESSAGES)) == LARGE_MESSAGES
-
-
-def _files(mailbox: Path) -> Iterator[str]:
-    for folder in list_folders(mailbox):
-        for name in ("cur", "new"):
-            path = folder.path / name
-            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as found:
-                yield from (entry.name for entry in found)
+    folders = list_folders(mailbox)
+    directories = (folder.path / name for folder in folders for name in ("cur", "new"))
+    files = chain.from_iterable(map(names_on_disk, directories))
+    return sum(1 for _ in islice(files, LARGE_MESSAGES)) == LARGE_MESSAGES

@@ -92,10 +92,7 @@ class SubmissionCheck:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                found = error.strerror or str(error)
-                self._repairer.handle(
-                    StoreFault(StoreFindingKind.UNREADABLE, path, found, "a submission")
-                )
+                self._repairer.report_unreadable(error, path, expected="a submission")
                 continue
             if block is not None:
                 submission_id = f"{match[1]}.{match[2]}"
@@ -133,9 +130,8 @@ class SubmissionCheck:
                 submission = wanted.pop(base_name)
                 self._check_link(submission, path)
             for submission in wanted.values():
-                change = (
-                    self._directory.preparing / f"{submission.submission_id}+"
-                )  # the next start puts it into Drafts
+                # the next start puts it into Drafts
+                change = self._directory.preparing / f"{submission.submission_id}+"
                 if submission.path.exists() and not change.exists():
                     add_name(counts.without_draft, submission.submission_id)
 

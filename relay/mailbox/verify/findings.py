@@ -158,6 +158,14 @@ class Repairer:
         )
         return is_done
 
+    def report_unreadable(
+        self, error: OSError, where: Path, *, expected: str = "readable files"
+    ) -> None:
+        """Report a file or directory that cannot be read: `where`, or what the error names."""
+        found = error.strerror or str(error)
+        path = Path(str(error.filename or where))
+        self.handle(StoreFault(StoreFindingKind.UNREADABLE, path, found, expected))
+
     def move_to_corrupt(self, path: Path, *, is_complete: bool = False) -> Repair:
         """Return the repair that moves a file to `.submissions/corrupt/`, below its directories."""
         target = self._free(path)

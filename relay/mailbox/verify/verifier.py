@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from relay.clock import Clock, Ids
+from relay.mailbox.mailbox_list import mailbox_directories
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.submissions.idempotency_file import damage_of, keys_file
@@ -116,11 +117,7 @@ class Verifier:
                 uploads = self._root / ".submissions" / "uploads"
                 self._counts.uploads = sum(one.endswith(".json") for one in list_names(uploads))
         except OSError as error:
-            where = Path(str(error.filename or self._root / ".submissions"))
-            found = error.strerror or str(error)
-            self._repairer.handle(
-                StoreFault(StoreFindingKind.UNREADABLE, where, found, "readable files")
-            )
+            self._repairer.report_unreadable(error, self._root / ".submissions")
 
     def _check_keys(self) -> None:
         path = keys_file(self._root)
@@ -133,15 +130,6 @@ class Verifier:
         if accounts is not None:
             yield from (mailbox_directory(self._root, one) for one in accounts)
             return
-        for domain in sorted(_directories_in(self._root)):
-            for name in sorted(_directories_in(self._root / domain)):
-                yield self._root / domain / name
+        yield from (one for one in mailbox_directories(self._root) if one.is_dir())
         if self._dependencies.dead_letter.is_dir():
             yield self._dependencies.dead_letter
-
-
-def _directories_in(path: Path) -> list[str]:
-    """Return the directories in `path`. Domains and local parts never begin with a dot."""
-    return [
-        name for name in list_names(path) if not name.startswith(".") and (path / name).is_dir()
-    ]
