@@ -262,9 +262,7 @@ class OwedCopies:
     @in_thread
     def is_marked(self, account: str, copy_id: str) -> bool | None:
         """Whether a copy has $MDNSent; None if its folder has no letter for it, or it is gone."""
-        mailbox = self._folders.directory(account)
-        located = self._index.find(mailbox, copy_id) if mailbox.is_dir() else None
-        letter = letter_of(located.folder.path, MDN_SENT) if located is not None else ""
+        located, letter = self._file_and_letter(account, copy_id)
         return letter in located.name.flags if located is not None and letter else None
 
     @in_thread
@@ -272,11 +270,9 @@ class OwedCopies:
         """Set $MDNSent where there is a letter for it. It is not synced: a loss of power may cost
         it, but this relay does not need it.
         """
-        mailbox = self._folders.directory(account)
         with self._stripes.of(copy_id):
             for _ in range(_LOOKS_MAX):
-                located = self._index.find(mailbox, copy_id) if mailbox.is_dir() else None
-                letter = letter_of(located.folder.path, MDN_SENT) if located is not None else ""
+                located, letter = self._file_and_letter(account, copy_id)
                 if located is None or not letter or letter in located.name.flags:
                     return
                 flags = with_flags(located.name.flags, add=letter)
@@ -284,6 +280,11 @@ class OwedCopies:
                 with suppress(FileNotFoundError):  # renamed meanwhile
                     located.path.rename(located.folder.path / "cur" / name)
                     return
+
+    def _file_and_letter(self, account: str, copy_id: str) -> tuple[MessageFile | None, str]:
+        mailbox = self._folders.directory(account)
+        located = self._index.find(mailbox, copy_id) if mailbox.is_dir() else None
+        return located, letter_of(located.folder.path, MDN_SENT) if located is not None else ""
 
 
 def _moved(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:

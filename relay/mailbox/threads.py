@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
-from functools import wraps
+from functools import partial, wraps
 from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -65,13 +65,7 @@ class ThreadPool:
         self, function: Callable[_Parameters, _Result]
     ) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:
         """Return a function that runs `function` in a thread."""
-
-        def call(
-            *args: _Parameters.args, **kwargs: _Parameters.kwargs
-        ) -> Coroutine[Any, Any, _Result]:
-            return self.run(function, *args, **kwargs)
-
-        return call
+        return partial(self.run, function)
 
     async def run(
         self,
