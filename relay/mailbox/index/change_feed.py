@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from relay.mailbox.index.database import fetch
+from relay.mailbox.index.database import fetch, get_meta, set_meta
 from relay.mailbox.types import Change, ChangeKind, ChangePage, StalePositionError
 
 CHANGES_KEPT = 100_000
@@ -32,23 +32,23 @@ def open_feed(cursor: apsw.Cursor, *, file_id: str) -> None:
     `file_id` distinguishes the file from a restored copy of it. The transaction must be synced,
     because positions are returned to clients after it.
     """
-    state = _get_meta(cursor, "state")
+    state = get_meta(cursor, "state")
     is_sound = state in (_CLOSED, f"open {boot_id()}") and boot_id() != ""
-    if not is_sound or _get_meta(cursor, "made_as") != file_id:
-        _set(cursor, "feed", os.urandom(8).hex())
-    _set(cursor, "made_as", file_id)
-    _set(cursor, "state", f"open {boot_id()}")
+    if not is_sound or get_meta(cursor, "made_as") != file_id:
+        set_meta(cursor, "feed", os.urandom(8).hex())
+    set_meta(cursor, "made_as", file_id)
+    set_meta(cursor, "state", f"open {boot_id()}")
 
 
 def is_open(cursor: apsw.Cursor, *, file_id: str) -> bool:
     """Return whether open_feed() has run since the machine started."""
-    is_same = _get_meta(cursor, "made_as") == file_id
-    return is_same and _get_meta(cursor, "state") == f"open {boot_id()}" and boot_id() != ""
+    is_same = get_meta(cursor, "made_as") == file_id
+    return is_same and get_meta(cursor, "state") == f"open {boot_id()}" and boot_id() != ""
 
 
 def close_feed(cursor: apsw.Cursor) -> None:
     """Mark the feed as complete. The checkpoint that follows syncs it."""
-    _set(cursor, "state", _CLOSED)
+    set_meta(cursor, "state", _CLOSED)
 
 
 @functools.cache
@@ -120,13 +120,13 @@ def first_changes(cursor: apsw.Cursor, position: str, folder_id: str) -> Iterato
 def position_at(cursor: apsw.Cursor, sequence: int | None = None) -> str:
     """Return the position after the change with this sequence, by default after the last one."""
     reached = _last(cursor) if sequence is None else sequence
-    return f"{_get_meta(cursor, 'feed')}.{reached}"
+    return f"{get_meta(cursor, 'feed')}.{reached}"
 
 
 def sequence_of(cursor: apsw.Cursor, position: str) -> int:
     """Return the sequence in a position of this feed. Raises StalePositionError."""
     match = _POSITION.fullmatch(position)
-    if match is None or match[1] != _get_meta(cursor, "feed"):
+    if match is None or match[1] != get_meta(cursor, "feed"):
         raise StalePositionError(
             "The position is not one of this mailbox's feed; start again without it."
         )
@@ -150,12 +150,3 @@ def _change(values: Sequence[Any]) -> Change:
 def _last(cursor: apsw.Cursor) -> int:
     found = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
     return int(found[0]) if found else 0
-
-
-def _get_meta(cursor: apsw.Cursor, name: str) -> str:
-    found = cursor.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return str(found[0]) if found else ""
-
-
-def _set(cursor: apsw.Cursor, name: str, value: str) -> None:
-    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))

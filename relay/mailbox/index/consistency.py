@@ -9,7 +9,7 @@ be read. See docs/design.md 3.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -22,8 +22,11 @@ from relay.mailbox.folders import list_folders
 from relay.mailbox.index.content_index import HEADER_COLUMNS, NO_HEADER_DATA, read_header_data
 from relay.mailbox.index.database import (
     FILE_NAME,
+    READY,
     IndexDamagedError,
+    IndexUnusableError,
     fetch,
+    get_meta,
     open_database,
     remove_database,
     translate_errors,
@@ -32,25 +35,18 @@ from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import HEADER_LEVEL
 from relay.mailbox.index.rows import (
     COLUMNS,
-    FLAG_STATUSES,
+    DERIVED_COLUMNS,
     FolderRow,
     IndexedMessage,
     StatData,
+    derived_columns,
     read_row,
     state_ids,
 )
 from relay.mailbox.index.update import directory_path, names_on_disk, path_of
 from relay.mailbox.index.watch import InotifyWatcher
-from relay.mailbox.message_file import (
-    FLAGGED,
-    SEEN,
-    is_draft_file,
-    is_other,
-    is_relay_name,
-    parse_name,
-    received_at_us,
-)
-from relay.mailbox.message_state import flag_of, read_state, united
+from relay.mailbox.message_file import is_relay_name, parse_name, received_at_us
+from relay.mailbox.message_state import read_state, united
 from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.state_file import StateFile
 from relay.mailbox.types import Folder, StoreUnavailableError
@@ -59,11 +55,6 @@ _WIDTH = len(COLUMNS.split(","))
 _ROWS_AT_ONCE = 1000
 _SAMPLE = 20  # messages per directory whose header is read again
 _DIFFERENCES_MAX = 10_000
-_STATE = (
-    "is_read, is_draft, is_other, flag_status, flag_start_us, flag_due_us, flag_completed_us,"
-    " content_level"
-)
-_READY = "SELECT 1 FROM meta WHERE name = 'ready'"
 _COUNTS = (
     "SELECT id, total, unread, size_bytes, state_bytes,"
     " (SELECT count(*) FROM message WHERE folder = number),"
@@ -91,7 +82,7 @@ def differences(
     With `full` the header of each indexed message is read. An index that is not built yet has no
     differences.
     """
-    if cursor.execute(_READY).fetchone() is None:
+    if not get_meta(cursor, READY):
         return
     for folder_id, *counts in fetch(cursor, _COUNTS):
         stored, counted = counts[:4], counts[4:]
@@ -128,18 +119,6 @@ def feed_fault(cursor: apsw.Cursor) -> str:
     return ""
 
 
-def find_path(cursor: apsw.Cursor, message_id: str) -> Path | None:
-    """Return the file of a message."""
-    sql = (
-        "SELECT directory, in_new, file_name FROM message JOIN folder ON folder = number"
-        " WHERE message_id = ?"
-    )
-    for directory, in_new, file_name in fetch(cursor, sql, (message_id,)):
-        name = "new" if in_new else "cur"
-        return Path(os.fsdecode(directory)) / name / os.fsdecode(file_name)
-    return None
-
-
 def _of_directory(
     cursor: apsw.Cursor, folder: FolderRow, *, in_new: bool, states: StateFile | None, full: bool
 ) -> Iterator[Difference]:
@@ -172,7 +151,7 @@ def _rows(
     cursor: apsw.Cursor, folder: FolderRow, *, in_new: bool
 ) -> Iterator[tuple[IndexedMessage, list[int | None]]]:
     sql = (
-        f"SELECT {COLUMNS}, {_STATE} FROM message"
+        f"SELECT {COLUMNS}, {DERIVED_COLUMNS}, content_level FROM message"
         " WHERE folder = ? AND in_new = ? AND file_name > ? ORDER BY file_name LIMIT ?"
     )
     after = b""
@@ -192,13 +171,7 @@ def _row_faults(
         return
     if row.base_name != os.fsencode(name.base_name) or row.flags != name.flags:
         yield "the index has another base name or other flags"
-    state = read_state(row.state)
-    flag = flag_of(state, is_flagged=FLAGGED in name.flags)
-    expected = [
-        *(SEEN in name.flags, is_draft_file(name.flags, folder), is_other(name.flags, state)),
-        *(FLAG_STATUSES[flag.status.lower()], flag.start_us, flag.due_us, flag.completed_us),
-    ]
-    if columns[:-1] != expected:
+    if columns[:-1] != [*derived_columns(name.flags, read_state(row.state), folder)]:
         yield f"the index has the flags {columns[:-1]}"
     if row.received_us != received_at_us(row.message_id, row.stat_data.mtime_ns // 1000):
         yield "the index has another time of receipt"
@@ -287,9 +260,21 @@ def rebuild(mailbox: Path, clock: Clock) -> None:
 
 
 def find_file(mailbox: Path, message_id: str) -> Path | None:
-    """Return the file of a message as of the index's last update, or None."""
-    with closing(open_database(index_path(mailbox))) as connection, translate_errors():
-        return find_path(connection.cursor(), message_id)
+    """Return the file of a message as of the index's last update; None without a usable index."""
+    sql = (
+        "SELECT directory, in_new, file_name FROM message JOIN folder ON folder = number"
+        " WHERE message_id = ?"
+    )
+    if index_path(mailbox).exists():
+        with (
+            suppress(IndexDamagedError, IndexUnusableError),
+            closing(open_database(index_path(mailbox))) as connection,
+            translate_errors(),
+        ):
+            for directory, in_new, file_name in connection.execute(sql, (message_id,)):
+                name = "new" if in_new else "cur"
+                return Path(os.fsdecode(directory)) / name / os.fsdecode(file_name)
+    return None
 
 
 def _index(mailbox: Path, clock: Clock) -> MailboxIndex:

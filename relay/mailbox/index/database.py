@@ -21,6 +21,7 @@ import apsw
 from relay.mailbox.threads import QueryTimeLimit
 
 FILE_NAME = "relay-index"
+READY = "ready"  # in the table `meta`: the index is built
 SCHEMA_VERSION = 7
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
@@ -120,6 +121,16 @@ def fetch(cursor: apsw.Cursor, sql: str, values: Sequence[Any] = ()) -> list[Any
 def marks(values: Sequence[Any]) -> str:
     """Return the SQL parameters for values."""
     return ", ".join("?" * len(values))
+
+
+def get_meta(cursor: apsw.Cursor, name: str) -> str:
+    """Return a value of the table `meta`, "" if it is not there."""
+    return str(cursor.execute("SELECT value FROM meta WHERE name = ?", (name,)).get or "")
+
+
+def set_meta(cursor: apsw.Cursor, name: str, value: str) -> None:
+    """Store a value in the table `meta`."""
+    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
 def open_snapshot(path: Path) -> apsw.Connection:

@@ -13,7 +13,7 @@ import apsw
 from msgspec import Struct
 
 from relay.mailbox.index.change_feed import position_at, sequence_of
-from relay.mailbox.index.database import fetch
+from relay.mailbox.index.database import fetch, get_meta, set_meta
 from relay.mailbox.types import Folder, FolderDelta, FolderDeltaPage, StalePositionError
 
 REMOVED_FOLDERS_KEPT = 1000
@@ -57,7 +57,7 @@ def update(cursor: apsw.Cursor, states: FolderStates) -> None:
     if surplus:
         pruned = surplus[0][0]
         cursor.execute("DELETE FROM folder_state WHERE digest = x'' AND sequence <= ?", (pruned,))
-        cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PRUNED, str(pruned)))
+        set_meta(cursor, _PRUNED, str(pruned))
 
 
 def folders_after(
@@ -69,8 +69,7 @@ def folders_after(
     """
     last = _last(cursor)
     after = sequence_of(cursor, position) if position else 0
-    pruned = fetch(cursor, "SELECT value FROM meta WHERE name = ?", (_PRUNED,))
-    if position and not int(pruned[0][0] if pruned else 0) <= after <= last:
+    if position and not int(get_meta(cursor, _PRUNED) or 0) <= after <= last:
         raise StalePositionError("The position is too old; start again without it.")
     found = fetch(
         cursor,

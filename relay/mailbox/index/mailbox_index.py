@@ -19,13 +19,16 @@ from relay.clock import Clock
 from relay.mailbox.index.change_feed import close_feed, is_open, open_feed
 from relay.mailbox.index.database import (
     FILE_NAME,
+    READY,
     IndexDamagedError,
     IndexUnusableError,
     finish_schema,
+    get_meta,
     limit_statements,
     open_database,
     open_snapshot,
     remove_database,
+    set_meta,
     translate_errors,
 )
 from relay.mailbox.index.rows import FolderRows
@@ -38,7 +41,6 @@ from relay.observe.logs import get_logger
 
 _ATTEMPTS = 3
 _IN_MEMORY_S = 60.0
-_READY = "SELECT value FROM meta WHERE name = 'ready'"
 _T = TypeVar("_T")
 
 _log = get_logger("mailbox")
@@ -207,12 +209,12 @@ class MailboxIndex:
         assert self._connection is not None
         assert self._updater is not None
         cursor = self._connection.cursor()
-        if cursor.execute(_READY).fetchone() is None:
+        if not get_meta(cursor, READY):
             try:
                 with self.transaction() as cursor:
                     self._updater.build(cursor, self._is_stopping)
                     finish_schema(cursor)
-                    cursor.execute("INSERT INTO meta VALUES ('ready', '1')")
+                    set_meta(cursor, READY, "1")
             except StoreUnavailableError:
                 self._discard()  # it has folders that are not in the index
                 raise

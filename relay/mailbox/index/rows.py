@@ -26,7 +26,7 @@ from relay.mailbox.message_file import (
     parse_name,
     received_at_us,
 )
-from relay.mailbox.message_state import flag_of, read_state, united
+from relay.mailbox.message_state import MessageState, flag_of, read_state, united
 from relay.mailbox.state_file import OwedState
 from relay.mailbox.types import ChangeKind, Folder
 
@@ -37,10 +37,10 @@ COLUMNS = (
     "uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, inode,"
     " size_bytes, mtime_ns, received_us, first_seen_us, flags, state"
 )
-_ALL = (
-    f"({COLUMNS}, is_read, is_draft, state_bytes, is_other,"
-    " flag_status, flag_start_us, flag_due_us, flag_completed_us)"
+DERIVED_COLUMNS = (
+    "is_read, is_draft, is_other, flag_status, flag_start_us, flag_due_us, flag_completed_us"
 )
+_ALL = f"({COLUMNS}, state_bytes, {DERIVED_COLUMNS})"
 _MARKS = f"({marks(_ALL.split(','))})"
 FLAG_STATUSES = {"notflagged": 0, "flagged": 1, "complete": 2}
 
@@ -297,8 +297,7 @@ class MessageTable:
         self.cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
 
     def _values(self, row: IndexedMessage) -> tuple[Any, ...]:
-        state = read_state(row.state)
-        flag = flag_of(state, is_flagged=FLAGGED in row.flags)
+        folder = self._folders[row.location.folder]
         return (
             *(row.uid, row.message_id, row.claimed_id),
             *(row.location.folder, row.location.in_new, row.location.file_name),
@@ -309,12 +308,8 @@ class MessageTable:
                 row.stat_data.size_bytes,
                 row.stat_data.mtime_ns,
             ),
-            *(row.received_us, row.first_seen_us, row.flags, row.state),
-            SEEN in row.flags,
-            is_draft_file(row.flags, self._folders[row.location.folder]),
-            *(len(row.state), is_other(row.flags, state)),
-            FLAG_STATUSES[flag.status.lower()],
-            *(flag.start_us, flag.due_us, flag.completed_us),
+            *(row.received_us, row.first_seen_us, row.flags, row.state, len(row.state)),
+            *derived_columns(row.flags, read_state(row.state), folder),
         )
 
     def _new_uid(self, received_us: int) -> int:
@@ -349,6 +344,17 @@ class MessageTable:
 
     def _one(self, where: str, values: Sequence[Any]) -> IndexedMessage | None:
         return next(select_rows(self.cursor, f"WHERE {where} LIMIT 1", values), None)
+
+
+def derived_columns(
+    flags: str, state: MessageState, folder: Folder
+) -> tuple[bool | int | None, ...]:
+    """Return the values of DERIVED_COLUMNS."""
+    flag = flag_of(state, is_flagged=FLAGGED in flags)
+    return (
+        *(SEEN in flags, is_draft_file(flags, folder), is_other(flags, state)),
+        *(FLAG_STATUSES[flag.status.lower()], flag.start_us, flag.due_us, flag.completed_us),
+    )
 
 
 def state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import apsw
 
+from relay.mailbox.index.database import get_meta, set_meta
 from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, search_key
 from relay.mailbox.index.rows import IndexedMessage, MessageTable
 from relay.mailbox.message_state import MessageState, read_state
@@ -22,22 +23,18 @@ _NAME = "states"  # in the table `meta`
 
 def known_position(cursor: apsw.Cursor) -> StatePosition:
     """Return up to where the states were copied."""
-    found = cursor.execute("SELECT value FROM meta WHERE name = ?", (_NAME,)).get
-    if not found:
-        return StatePosition()
-    inode, _, version = found.partition(".")
-    return StatePosition(int(inode), int(version))
+    inode, _, version = get_meta(cursor, _NAME).partition(".")
+    return StatePosition(int(inode or 0), int(version or 0))
 
 
 def forget_position(cursor: apsw.Cursor) -> None:
     """Have all states copied again."""
-    cursor.execute("DELETE FROM meta WHERE name = ?", (_NAME,))
+    record_position(cursor, StatePosition())
 
 
 def record_position(cursor: apsw.Cursor, position: StatePosition) -> None:
     """Record that the states up to `position` were copied."""
-    value = f"{position.inode}.{position.version}"
-    cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_NAME, value))
+    set_meta(cursor, _NAME, f"{position.inode}.{position.version}")
 
 
 def copy_states(table: MessageTable, states: Mapping[str, bytes]) -> None:

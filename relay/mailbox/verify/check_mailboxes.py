@@ -5,7 +5,6 @@ folder. A file or directory that cannot be read is a finding, not an error. See 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -111,14 +110,6 @@ class IndexCheck:
         return Repair("rebuilt", act)
 
 
-def indexed_file(mailbox: Path, message_id: str) -> Path | None:
-    """Return the file that has an id in the mailbox's index; None without a usable index."""
-    if index_path(mailbox).exists():
-        with suppress(IndexDamagedError, IndexUnusableError):
-            return find_file(mailbox, message_id)
-    return None
-
-
 def _summary(found: list[Difference]) -> str:
     shown = "; ".join(
         f"{one.where}: {one.what}".removeprefix(": ") for one in found[:_DIFFERENCES_SHOWN]
@@ -182,11 +173,7 @@ class MailboxCheck:
         except (FileNotFoundError, NotADirectoryError):
             return  # renamed or removed meanwhile, or reported already
         except OSError as error:
-            where = Path(str(error.filename or mailbox))
-            found = error.strerror or str(error)
-            self._repairer.handle(
-                StoreFault(StoreFindingKind.UNREADABLE, where, found, "readable files")
-            )
+            self._repairer.report_unreadable(error, mailbox)
 
     # -- directories
 
@@ -286,7 +273,7 @@ class MailboxCheck:
             by_id.setdefault(name.message_id, []).append((name, path))
         for message_id, files in by_id.items():
             if len(files) > 1:
-                self._separate(indexed_file(mailbox, message_id), folder, files)
+                self._separate(find_file(mailbox, message_id), folder, files)
 
     def _separate(
         self, indexed: Path | None, folder: Folder, files: list[tuple[MessageName, Path]]
