@@ -167,19 +167,16 @@ TIME_US_MAX = (1 << 52) - 1  # in the year 2112
 
 
 class MessageFile(Struct, frozen=True):
-    """A message's file. `directory` is the folder's new/ or cur/.
+    """A message's file."""
 
-    `message_id` may differ from the id in the name: another program may have named the file.
-    `received_us` is 0 if it must be read from the file.
-    """
-
-    folder: Folder
-    directory: Path
-    name: MessageName
-    message_id: str
-    generation: int = 1
-    received_us: int = 0
-    state: MessageState = NO_STATE
+    folder: Folder  # where it is
+    directory: Path  # the folder's new/ or cur/
+    name: MessageName  # of the file
+    message_id: str  # not always the id in the name: another program may have named the file
+    generation: int = 1  # of a draft
+    received_us: int = 0  # 0 if it must be read from the file
+    state: MessageState = NO_STATE  # as the index has it
+    state_ids: tuple[str, ...] = ()  # the ids under which the state is stored
 
     @property
     def path(self) -> Path:

@@ -334,14 +334,13 @@ class Messages(StorePart):
                     undo.append(partial(self.scheduled.undo_cancel, before.cancelled, located.path))
                     self.scheduled.cancel_for(before.cancelled, temporary)
 
-            ids = self.index.state_ids(mailbox, located.message_id) if content else ()
             changed = self._write(
                 mailbox, draft, located.folder,
                 flags=flags, replaced=located.path, on_written=on_written,
             )  # fmt: skip
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
-                self.index.states(mailbox).write(dict.fromkeys(ids, state))
+                self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
         remove(located.path)
         if (scheduled := submission or before.cancelled) is not None:
             self.scheduled.finish_replace(scheduled)
@@ -472,13 +471,11 @@ class Messages(StorePart):
             located = self.index.get_if(mailbox, message_id, condition)
             self.scheduled.cancel_scheduled(message_id, located, reason="the draft was deleted")
             if permanently or is_deleted(located.folder):
-                has_state = located.state != NO_STATE
-                ids = self.index.state_ids(mailbox, message_id) if has_state else ()
                 remove(located.path)
                 self.syncs.sync(located.directory)
-                if ids:
+                if located.state != NO_STATE:
                     with suppress(StoreError):  # it goes in 30 days
-                        self.index.states(mailbox).remove(ids)
+                        self.index.states(mailbox).remove(located.state_ids)
             else:
                 self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
 
@@ -502,7 +499,10 @@ class Messages(StorePart):
         destination = self._destination(mailbox, destination_id)
         size_bytes, base_name = located.path.stat().st_size, self.names.of_copy(located.name)
         copy = in_folder(located, destination, f"{base_name},S={size_bytes}")
-        copy = replace(copy, message_id=copy.name.message_id, generation=1, received_us=0)
+        message_id = copy.name.message_id
+        copy = replace(
+            copy, message_id=message_id, generation=1, received_us=0, state_ids=(message_id,)
+        )
         size_bytes += len(encode_state(copy.state))
         with self.quota.room_for(account, mailbox, size_bytes, base_name=base_name):
             if copy.state != NO_STATE:

@@ -47,7 +47,7 @@ from relay.mailbox.index.rows import (
 )
 from relay.mailbox.index.update import directory_path
 from relay.mailbox.index.watch import InotifyWatcher
-from relay.mailbox.message_file import MessageFile, id_of_name, parse_name
+from relay.mailbox.message_file import MessageFile, parse_name
 from relay.mailbox.message_state import MessageState, encode_state, read_state
 from relay.mailbox.query import DeltaQuery, MessageQuery
 from relay.mailbox.state_file import FILE_NAME as STATES
@@ -123,7 +123,7 @@ class CompiledQuery:
         )
         hits = tuple(
             Hit(
-                message_file_of(folders, read_row(one[:_WIDTH])),
+                message_file_of(cursor, folders, read_row(one[:_WIDTH])),
                 make_page_token(self._keys, one[_WIDTH:]),
             )
             for one in found[: query.top]
@@ -174,7 +174,7 @@ class Indexes:
             folder = _folder_of_id(folders, folder_id)
             for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
                 if folder is None or row.location.folder == folder.number:
-                    return message_file_of(folders, row)
+                    return message_file_of(cursor, folders, row)
             return None
 
         return self._run(mailbox, operation)
@@ -307,32 +307,21 @@ class Indexes:
         meanwhile, StoreUnavailableError.
         """
         before: dict[str, bytes] = {}
-        state, base = located.state, encode_state(located.state)
+        base = encode_state(located.state)
         with self._of(mailbox) as index:
             try:
                 for _ in range(_LOOKS_MAX):
-                    ids = self.state_ids(mailbox, located.message_id)
-                    if before.keys() >= set(ids):
+                    state, old = index.states.change(located.state_ids, make, base=base)
+                    before = old | before
+                    # another program may have moved the file
+                    located = self.get(mailbox, located.message_id)
+                    if before.keys() >= set(located.state_ids):
                         return state, before
-                    state, old = index.states.change(ids, make, base=base)
-                    before = old | before  # another program may have moved the file
                 raise StoreUnavailableError("The message is moved faster than it can be changed.")
             except StoreError:
                 if before:
                     index.states.restore(before)
                 raise
-
-    def state_ids(self, mailbox: Path, message_id: str) -> tuple[str, ...]:
-        """Return the ids under which a message's state is stored. Raises NoSuchItemError."""
-
-        def operation(cursor: apsw.Cursor, _: FolderRows) -> tuple[str, ...]:
-            for row in select_rows(cursor, "WHERE message_id = ?", (message_id,)):
-                name = parse_name(os.fsdecode(row.location.file_name))
-                assert name is not None
-                return state_ids(cursor, message_id, name)
-            raise NoSuchItemError(f"There is no message {message_id!r} in this mailbox.")
-
-        return self._run(mailbox, operation)
 
     def states(self, mailbox: Path) -> StateFile:
         """Return the file with the states of a mailbox's messages, for one use."""
@@ -359,9 +348,7 @@ class Indexes:
             vanished = set(ids)
             for start in range(0, len(ids), _IDS_AT_ONCE):
                 found = self.find_all(mailbox, ids[start : start + _IDS_AT_ONCE])
-                vanished.difference_update(
-                    *((one.message_id, id_of_name(one.name)) for one in found)
-                )
+                vanished.difference_update(*(one.state_ids for one in found))
             index.states.expire(vanished, now_us=self._clock.confirmed_us())
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
@@ -415,7 +402,7 @@ class Indexes:
         return self._run(
             mailbox,
             lambda cursor, folders: [
-                message_file_of(folders, row) for row in select_rows(cursor, where, values)
+                message_file_of(cursor, folders, row) for row in select_rows(cursor, where, values)
             ],
         )
 
@@ -488,7 +475,7 @@ def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> Delta
         if row is not None and kind is not ChangeKind.MOVED:
             if row.received_us < query.received_from_us:
                 continue
-            located = message_file_of(folders, row)
+            located = message_file_of(cursor, folders, row)
         changed.append(ChangedMessage(change.message_id, kind, located, position))
     return DeltaResult(tuple(changed), position_at(cursor), more=False)
 
@@ -508,7 +495,7 @@ def _sum_of_changes(
     return ChangeKind.CREATED if came and is_here else ChangeKind.UPDATED
 
 
-def message_file_of(folders: FolderRows, row: IndexedMessage) -> MessageFile:
+def message_file_of(cursor: apsw.Cursor, folders: FolderRows, row: IndexedMessage) -> MessageFile:
     """Return the file of a row."""
     folder = folders[row.location.folder]
     name = parse_name(os.fsdecode(row.location.file_name))
@@ -522,6 +509,7 @@ def message_file_of(folders: FolderRows, row: IndexedMessage) -> MessageFile:
         generation=row.generation,
         received_us=row.received_us,
         state=read_state(row.state),
+        state_ids=state_ids(cursor, row.message_id, name),
     )
 
 

@@ -173,7 +173,7 @@ class MessageTable:
         """Insert a message."""
         uid = self._new_uid(received_at_us(message_id, file.stat_data.mtime_ns // 1000))
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation, uid=uid)
-        ids = self._state_ids(message_id, file.name)
+        ids = state_ids(self.cursor, message_id, file.name)
         state = reduce(united, map(self._state_of, ids))
         if not (state or self.is_first) and (state := self._state_of_original(file, claimed_id)):
             self.owed.append((ids[-1:], state))
@@ -233,15 +233,12 @@ class MessageTable:
     def _note_ids(self, row: IndexedMessage, before: str) -> None:
         """Note the ids of a message whose file has another name, and had the id `before`."""
         name = parse_name(os.fsdecode(row.location.file_name))
-        ids = self._state_ids(row.message_id, name) if name else (row.message_id,)
+        ids = state_ids(self.cursor, row.message_id, name) if name else (row.message_id,)
         self._owe(tuple(dict.fromkeys((*ids, before))), row.state)
 
     def _owe(self, ids: tuple[str, ...], state: bytes) -> None:
         if {self._state_of(one) for one in ids} != {state}:
             self.owed.append((ids, state))
-
-    def _state_ids(self, message_id: str, name: MessageName) -> tuple[str, ...]:
-        return state_ids(self.cursor, message_id, name)
 
     def is_claimed(self, message_id: str) -> bool:
         """Return whether a copy's file claims that id."""
