@@ -13,6 +13,7 @@ then removed. See Maildir (a base name is never used twice) and docs/design.md 3
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -94,13 +95,10 @@ class MessageMatcher:
         table: MessageTable,
         missing: Iterable[IndexedMessage],
         *,
-        read_id_claim: Callable[[ScannedFile], IdClaim | None],
-        file_exists: Callable[[FileLocation], bool],
+        path_of: Callable[[FileLocation], str],
     ) -> None:
-        """`read_id_claim` and `file_exists` read the disk."""
         self._table = table
-        self._read_id_claim = read_id_claim
-        self._file_exists = file_exists
+        self._path_of = path_of
         self._missing = {row.uid: row for row in missing}
         self._missing_by_id = {row.message_id: row for row in self._missing.values()}
         self._missing_by_base_name: dict[bytes, list[IndexedMessage]] = {}
@@ -114,7 +112,7 @@ class MessageMatcher:
         """Update the rows; return the locations of superseded files, which are to be removed."""
         ordered = sorted(found, key=self._may_be_new_copy)
         rest = [one for one in ordered if not self._match_by_base_name(one)]
-        claimed_id = [(one, self._read_id_claim(one)) for one in rest]
+        claimed_id = [(one, read_id_claim(self._path_of(one.location), one.name)) for one in rest]
         claimed_id.sort(key=_claim_order)
         for file, claim in claimed_id:
             if not self._match_by_claimed_id(file, claim) and not self._match_by_stat_data(file):
@@ -154,7 +152,7 @@ class MessageMatcher:
                 return False  # of a message that was removed, and had copies
             self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
             return True
-        if not self._file_exists(holder.location):  # it moved after its old location was scanned
+        if not Path(self._path_of(holder.location)).exists():  # it moved after that was scanned
             self._table.change(holder, file, generation=claim.generation)
             return True
         is_higher = claim.generation > holder.generation

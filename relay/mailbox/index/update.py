@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +24,7 @@ import apsw
 from relay.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.database import fetch
-from relay.mailbox.index.identity import IdClaim, MessageMatcher, read_id_claim
+from relay.mailbox.index.identity import MessageMatcher
 from relay.mailbox.index.rows import (
     INODE_MASK,
     FileLocation,
@@ -406,9 +407,7 @@ class IndexUpdater:
             self._is_stale = True  # the next run compares all times
 
     def _match_files(self, table: MessageTable, scanned: ScanResult) -> None:
-        matcher = MessageMatcher(
-            table, scanned.missing, read_id_claim=self._read_id_claim, file_exists=self._file_exists
-        )
+        matcher = MessageMatcher(table, scanned.missing, path_of=partial(path_of, self.folders))
         self._superseded += matcher.match(scanned.found)
 
     def _remove_superseded(self) -> None:
@@ -417,12 +416,6 @@ class IndexUpdater:
             with suppress(OSError):
                 remove(Path(path_of(self.folders, location)))
         self._superseded.clear()
-
-    def _read_id_claim(self, file: ScannedFile) -> IdClaim | None:
-        return read_id_claim(path_of(self.folders, file.location), file.name)
-
-    def _file_exists(self, location: FileLocation) -> bool:
-        return Path(path_of(self.folders, location)).exists()
 
     def _table(self, cursor: apsw.Cursor, *, is_first: bool = False) -> MessageTable:
         def state_of(message_id: str) -> bytes:

@@ -5,7 +5,6 @@ folder. A file or directory that cannot be read is a finding, not an error. See 
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from relay.clock import Clock, Ids
@@ -143,6 +142,7 @@ class MailboxCheck:
         ids: Ids,
         hostname: str,
         owner: int,
+        counts: StoreCounts,
     ) -> None:
         self._repairer = repairer
         self._quiet_period = quiet_period
@@ -151,29 +151,32 @@ class MailboxCheck:
         self._ids = ids
         self._hostname = hostname
         self._owner = owner
+        self._counts = counts
 
-    def check(self, mailbox: Path, counts: StoreCounts) -> bool:
-        """Check a mailbox; return False if there is none."""
+    def check(self, mailbox: Path) -> None:
+        """Check a mailbox, if there is one."""
         if not _is_mailbox(mailbox):
-            return False
-        counts.mailboxes += 1
-        self._readable(mailbox, lambda: self._check_directories(mailbox))
-        self._readable(mailbox, lambda: self._check_owners(mailbox))
-        self._readable(mailbox, lambda: self._check_folder_ids(mailbox))
-        self._readable(mailbox, lambda: self._check_messages(mailbox, counts))
-        self._readable(mailbox, lambda: self._check_subscriptions(mailbox))
-        self._readable(mailbox, lambda: self._check_states(mailbox))
-        self._readable(mailbox, lambda: self._check_index(mailbox, counts))
-        return True
+            return
+        self._counts.mailboxes += 1
+        for check in (
+            self._check_directories,
+            self._check_owners,
+            self._check_folder_ids,
+            self._check_messages,
+            self._check_subscriptions,
+            self._check_states,
+            self._check_index,
+        ):
+            self._readable(mailbox, check)
 
-    def _readable(self, mailbox: Path, check: Callable[[], None]) -> None:
-        """Run a check; report what it cannot read."""
+    def _readable(self, path: Path, check: Callable[[Path], None]) -> None:
+        """Check a mailbox or a directory; report what cannot be read."""
         try:
-            check()
+            check(path)
         except (FileNotFoundError, NotADirectoryError):
             return  # renamed or removed meanwhile, or reported already
         except OSError as error:
-            self._repairer.report_unreadable(error, mailbox)
+            self._repairer.report_unreadable(error, path)
 
     # -- directories
 
@@ -239,11 +242,11 @@ class MailboxCheck:
 
     # -- messages
 
-    def _check_messages(self, mailbox: Path, counts: StoreCounts) -> None:
+    def _check_messages(self, mailbox: Path) -> None:
         for folder in list_folders(mailbox):
-            self._check_folder(mailbox, folder, counts)
+            self._check_folder(mailbox, folder)
 
-    def _check_folder(self, mailbox: Path, folder: Folder, counts: StoreCounts) -> None:
+    def _check_folder(self, mailbox: Path, folder: Folder) -> None:
         known: set[str] = set()
         shared: set[str] = set()
 
@@ -254,10 +257,10 @@ class MailboxCheck:
                 known.add(name.message_id)
 
         def check(directory: Path) -> None:
-            counts.messages += self._messages.check(directory, on_name)
+            self._counts.messages += self._messages.check(directory, on_name)
 
         for directory in (folder.path / "new", folder.path / "cur"):
-            self._readable(directory, partial(check, directory))
+            self._readable(directory, check)
         if shared:
             self._check_shared_ids(mailbox, folder, shared)
 
@@ -337,8 +340,8 @@ class MailboxCheck:
                 kind = StoreFindingKind.DAMAGED_PROPERTIES
                 self._repairer.handle(StoreFault(kind, path, found, _STATES_EXPECTED))
 
-    def _check_index(self, mailbox: Path, counts: StoreCounts) -> None:
-        counts.indexes += self._indexes.check(mailbox)
+    def _check_index(self, mailbox: Path) -> None:
+        self._counts.indexes += self._indexes.check(mailbox)
 
 
 def _base_name(path: Path) -> str:

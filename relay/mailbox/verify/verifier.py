@@ -84,6 +84,7 @@ class Verifier:
             ids=Ids(clock),
             hostname=dependencies.hostname,
             owner=owner,
+            counts=self._counts,
         )
 
     def run(self, accounts: Collection[str] | None = None) -> StoreCounts:
@@ -91,7 +92,7 @@ class Verifier:
         self._check_submissions(accounts)
         for number, mailbox in enumerate(self._directories(accounts)):
             self._on_mailbox(number)
-            self._mailboxes.check(mailbox, self._counts)
+            self._mailboxes.check(mailbox)
         return self._counts
 
     def has_mailbox(self, account: str) -> bool:
