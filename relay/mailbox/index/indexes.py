@@ -318,7 +318,7 @@ class Indexes:
                     if before.keys() >= set(located.state_ids):
                         return state, before
                 raise StoreUnavailableError("The message is moved faster than it can be changed.")
-            except StoreError:
+            except (OSError, StoreError):
                 if before:
                     index.states.restore(before)
                 raise

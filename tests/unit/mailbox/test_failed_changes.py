@@ -9,8 +9,9 @@ import apsw
 import pytest
 
 from relay.crashpoints import CrashPoint
+from relay.mailbox.index.update import IndexUpdater
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.state_file import FILE_NAME
+from relay.mailbox.state_file import FILE_NAME, StateFile
 from relay.mailbox.types import (
     MailboxFullError,
     MessageChange,
@@ -192,6 +193,24 @@ async def test_a_kill_when_a_send_is_cancelled_leaves_the_changed_draft(place, s
     assert (shown.properties.subject, shown.properties.extended) == ("after", ())
     assert not waiting.path.exists()
     assert (len(place.files(".Drafts")), place.left_over()) == (1, [])
+
+
+async def test_a_mailbox_that_cannot_be_read_after_a_change_of_a_state(store, mail, monkeypatch):
+    change, update = StateFile.change, IndexUpdater.run
+
+    def then_unreadable(states, *args, **named):
+        changed = change(states, *args, **named)
+        monkeypatch.setattr(IndexUpdater, "run", failing)
+        return changed
+
+    def failing(_updater, _cursor):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(StateFile, "change", then_unreadable)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.update(ALICE, mail.id, MessageChange(state=STATE))
+    monkeypatch.setattr(IndexUpdater, "run", update)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
 
 
 async def test_a_rename_by_a_mail_program_does_not_fail_the_condition(
