@@ -3,7 +3,8 @@
 look() returns what became of copies since the last call. Only directories with such a copy are
 watched, with inotify; those that cannot be are compared by their time of change, which is as cheap
 while nothing happens. A changed directory is listed, and only copies that left it are searched with
-the mailbox's index. All blocking; one caller at a time. Raises StoreError's children, and OSError.
+the mailbox's index. One caller follows copies: it calls look(), add() and remove() in turn. Raises
+StoreError's children.
 
 The keyword $MDNSent (RFC 3503) says that a program has sent the receipt. It is set only where
 Dovecot has a letter for it.
@@ -164,12 +165,9 @@ class OwedCopies:
 
     def _compare_times(self) -> None:
         for mailbox in self._mailboxes.values():
-            if mailbox.is_due:
-                continue
-            for directory, time_ns in mailbox.times.items():
-                if _time_ns(directory) != time_ns:
-                    mailbox.is_due = True
-                    break
+            if not mailbox.is_due:
+                times = mailbox.times.items()
+                mailbox.is_due = any(_time_ns(directory) != time_ns for directory, time_ns in times)
 
     def _compare_places(self) -> None:
         """Notice folders that were renamed, or are other directories now: there is no event."""

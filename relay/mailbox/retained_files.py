@@ -24,7 +24,12 @@ class MailFile(Struct, frozen=True):
 
 def stored_files(root: Path) -> list[MailFile]:
     """Return the files of all folders of all mailboxes; no drafts that are being sent."""
-    return [*_files(root)]
+    found: list[MailFile] = []
+    for mailbox in mailbox_directories(root):
+        for folder in list_folders(mailbox):
+            for directory in (folder.path / "new", folder.path / "cur"):
+                found += _in_directory(directory)
+    return found
 
 
 def remove_files(files: Iterable[MailFile]) -> int:
@@ -34,13 +39,6 @@ def remove_files(files: Iterable[MailFile]) -> int:
         remove(one.path)
         number += 1
     return number
-
-
-def _files(root: Path) -> Iterator[MailFile]:
-    for mailbox in mailbox_directories(root):
-        for folder in list_folders(mailbox):
-            for directory in (folder.path / "new", folder.path / "cur"):
-                yield from _in_directory(directory)
 
 
 def _in_directory(directory: Path) -> Iterator[MailFile]:

@@ -8,7 +8,7 @@ docs/design.md 3.
 - `indexes`: answers: where a message is, queries, changes, usage; how many indexes are open
 - `mailbox_index`: opens one index, updates it before an answer, rebuilds a damaged one
 - `database`: its SQLite file: journal mode, schema, time limit of a statement, damage
-- `rows`: rows of messages and folders; a message's uid
+- `rows`: rows of messages and folders
 
 From the disk to the rows:
 

@@ -292,7 +292,9 @@ class Indexes:
             )
             where = f" WHERE number IN ({marks(numbers)})" if within else ""
             [(size_bytes, messages)] = fetch(cursor, sql + where, numbers)
-            counted = frozenset(one for one in base_names if _has_base_name(cursor, one))
+            names = list(map(os.fsencode, base_names))
+            sql = f"SELECT base_name FROM message WHERE base_name IN ({marks(names)})"
+            counted = frozenset(os.fsdecode(name) for (name,) in fetch(cursor, sql, names))
             return CountedUsage(Usage(size_bytes, messages), counted)
 
         return self._run(mailbox, operation)
@@ -536,10 +538,3 @@ def _folder_of_id(folders: FolderRows, folder_id: str) -> FolderRow | None:
         if folder.folder.id == wanted:
             return folder
     raise NoSuchItemError(f"There is no folder {folder_id!r} in this mailbox.")
-
-
-def _has_base_name(cursor: apsw.Cursor, base_name: str) -> bool:
-    found: Sequence[object] | None = cursor.execute(
-        "SELECT 1 FROM message WHERE base_name = ? LIMIT 1", (os.fsencode(base_name),)
-    ).fetchone()
-    return found is not None

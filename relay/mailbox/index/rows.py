@@ -167,24 +167,19 @@ class MessageTable:
         sql = f"SELECT file_name, inode FROM message WHERE {where}"
         return dict(fetch(self.cursor, sql, (folder, in_new)))
 
-    def add(
-        self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int
-    ) -> IndexedMessage:
+    def add(self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int) -> None:
         """Insert a message."""
-        uid = self._new_uid(received_at_us(message_id, file.stat_data.mtime_ns // 1000))
-        row = self._row(file, message_id, claimed_id=claimed_id, generation=generation, uid=uid)
+        row = self._row(file, message_id, claimed_id=claimed_id, generation=generation)
         ids = state_ids(self.cursor, message_id, file.name)
         state = reduce(united, map(self._state_of, ids))
         if not (state or self.is_first) and (state := self._state_of_original(file, claimed_id)):
             self.owed.append((ids[-1:], state))
         elif len(ids) > 1:
             self._owe(ids, state)
-        row = replace(row, state=state)
-        self._insert(row)
+        row = self._insert(replace(row, state=state))
         self._append_change(ChangeKind.CREATED, row)
-        return row
 
-    def change(self, row: IndexedMessage, file: ScannedFile, *, generation: int) -> IndexedMessage:
+    def change(self, row: IndexedMessage, file: ScannedFile, *, generation: int) -> None:
         """Record the current file of a message."""
         changed = self._row(file, row.message_id, claimed_id=row.claimed_id, generation=generation)
         changed = replace(changed, first_seen_us=row.first_seen_us, state=row.state)
@@ -196,7 +191,6 @@ class MessageTable:
             self._append_change(ChangeKind.MOVED, changed, previous=row)
         elif not is_same or set(row.flags) != set(changed.flags):
             self._append_change(ChangeKind.UPDATED, changed)
-        return changed
 
     def transfer_id(self, row: IndexedMessage, copy: IndexedMessage) -> None:
         """Give the id of a removed message to the copy of it that a move made."""
@@ -255,10 +249,10 @@ class MessageTable:
         self._append_change(ChangeKind.DELETED, row)
 
     def _row(
-        self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int, uid: int = 0
+        self, file: ScannedFile, message_id: str, *, claimed_id: str, generation: int
     ) -> IndexedMessage:
         return IndexedMessage(
-            uid=uid,
+            uid=0,  # of _insert()
             message_id=message_id,
             claimed_id=claimed_id,
             location=file.location,
@@ -283,12 +277,14 @@ class MessageTable:
             )
         else:
             self._delete(row)
-            changed = replace(changed, uid=self._new_uid(changed.received_us))
-            self._insert(changed)
+            changed = self._insert(changed)
         return changed
 
-    def _insert(self, row: IndexedMessage) -> None:
+    def _insert(self, row: IndexedMessage) -> IndexedMessage:
+        """Insert a row with a new uid."""
+        row = replace(row, uid=self._new_uid(row.received_us))
         self.cursor.execute(f"INSERT INTO message {_ALL} VALUES {_MARKS}", self._values(row))
+        return row
 
     def _delete(self, row: IndexedMessage) -> None:
         self.cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
