@@ -101,11 +101,6 @@ class StaleFiles:
         `is_due` again, while no other call of the store runs.
         """
         self.is_due = True
-        removed = self._remove_unfinished()
-        self.is_due = False
-        return removed
-
-    def _remove_unfinished(self) -> int:
         submissions = self.submissions
         found = submissions.prepared()
         try:
@@ -115,7 +110,7 @@ class StaleFiles:
         except KeysDamagedError as error:  # any of the files may be a submission that exists
             if found:
                 _log.error("stale files kept", files=len(found), reason=str(error))
-            return 0
+            found, places = [], {}  # all are kept
         removed, unfinished = 0, ""
         for prepared in found:
             SYNC_FAILURES.begin()
@@ -135,6 +130,7 @@ class StaleFiles:
                 removed += 1
         if unfinished:
             raise StoreUnavailableError(unfinished)
+        self.is_due = False
         return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:
