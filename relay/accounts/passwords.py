@@ -1,7 +1,8 @@
 """Parse and check passwords and tokens, and delay clients that guess.
 
 Argon2 (RFC 9106) runs in two threads. Failures are counted by user and client address, and by
-client address over all users, so that failures at one address do not lock out a user at another.
+client address over all users, so that failures at one address do not lock out a user at another,
+nor one device with an old password the others of its address (NAT).
 All tables and queues are bounded. A success is remembered for a minute, as a keyed digest only.
 LoginDelayedError means that the password was not checked (454 4.7.0, RFC 4954 4 and 6).
 """

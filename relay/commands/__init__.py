@@ -7,9 +7,10 @@ that a command that uses the daemon loads neither of them.
 - `operator_client`: whom trace, show, queue and storage prune ask: the daemon, or the files
 - `offline`: opens the files of the spool while no daemon runs; queue commands without one
 - `explain`: who is asked for `relay explain`: the running relay, or a configuration
-- `sendmail`: the message that sendmail sends: recipients of the header, missing fields; its SMTP
+- `sendmail`: the message that sendmail sends: recipients of the header (To or
+  Resent-To), missing fields; its SMTP
 - `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords
-- `dkim`: new DKIM keys: their file, owner and DNS record; whether records are published
+- `dkim`: new DKIM keys: their file, owner and DNS record; whether records are published, warnings
 - `dns`: asks the DNS for `relay dns`: SPF with its includes, MX, TLSA ...
 - `dns_records`: what to publish for a domain, and what is wrong with what is published: MX, SPF,
   DKIM, DMARC, MTA-STS, TLS-RPT, TLSA
@@ -20,7 +21,6 @@ Checks:
 
 - `check`: what `relay check` finds: files, permissions, certificates, listeners, routes, DNS
 - `check_ports`: whether an address is free to listen on
-- `check_keys`: warnings of DKIM keys and their records
 - `check_nodes`: limits of all nodes together
 
 Copies and repairs:

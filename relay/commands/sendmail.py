@@ -39,7 +39,7 @@ class SendmailOptions(Struct, frozen=True):
     """What the options of the command say."""
 
     recipients: tuple[str, ...]  # as they were given
-    from_header: bool  # -t: those in To, Cc and Bcc too
+    from_header: bool  # -t: those in To, Cc and Bcc too, or in the Resent fields
     sender: str  # -f, "<>" for the null reverse-path
     name: str  # -F, in a From field that is added
     domain: str  # of addresses without one

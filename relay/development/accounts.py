@@ -2,7 +2,8 @@
 
 An account is named by its address. Addresses of other domains are accounts too: mail for them is
 captured in their mailboxes, which every account may open. A bare name is in the first local
-domain; one that is no local part is replaced by a short hash. Nothing is secret, for loopback
+domain; one that is no local part is replaced by a short hash, in an SMTP login (login_address) each
+character that does not fit by `_`. Nothing is secret, for loopback
 only, unless there is a token that all requests need. Clients that guess it are delayed.
 
 Few accounts are remembered: almost everything is in the address, and a mailbox on the disk shows

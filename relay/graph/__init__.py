@@ -15,7 +15,6 @@ The way of a request:
 - `idempotency`: Idempotency-Key and repeats of SDKs: answered as the first time
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
-- `ids`: what the id of a message may be
 - `json_values`: types and names in a JSON body; the path in a 400
 
 Messages:
@@ -38,8 +37,7 @@ Attachments:
 
 - `attachments`: list, get, add and delete attachments; their JSON and $value
 - `upload_sessions`: ranges of a large attachment, their URL and token
-- `reference_attachments`: the JSON of a referenceAttachment
-- `reference`: how a link to a file is stored in MIME
+- `reference_attachments`: a link to a file: its JSON, and how it is stored in MIME
 
 Folders, settings, users:
 

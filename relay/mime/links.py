@@ -1,6 +1,7 @@
 """Find the links and one-time codes in the bodies of a message.
 
-The test kit and the pages use it. Time is linear in the size of the bodies. Nothing raises.
+The test kit and the pages use it; whether a link deceives is decided in relay/pages/content.py.
+Time is linear in the size of the bodies. Nothing raises.
 RFC 3986 (URI); RFC 6068 (mailto).
 """
 

@@ -258,7 +258,7 @@ class LogSink:
                 size_bytes += len(lines[-1])
             self._write_now(b"".join(lines))
         if self._dropped and not self._backlog and self._is_writable(timeout_ms):
-            fields = {"room": "journal", "event": "log lines dropped", "lines": self._dropped}
+            fields = {"room": "observe", "event": "log lines dropped", "lines": self._dropped}
             self._dropped = 0
             self._write_now(self._line(_PRIORITY["warning"], fields).encode() + b"\n")
 

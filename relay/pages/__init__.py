@@ -29,7 +29,8 @@ Messages:
 The content of a message:
 
 - `content_pages`: HTML, text, headers, source and attachments; who may load remote images
-- `content`: what of a content is shown: fields, links, codes, file names of attachments
+- `content`: what of a content is shown: fields, links (and whether a link's text names another
+  host: phishing), codes, file names of attachments
 - `sanitize`: which HTML elements, attributes and URLs of a message a page shows
 - `remote_images`: which remote images a development relay may load
 

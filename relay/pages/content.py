@@ -3,8 +3,8 @@
 read_content() reads a MIME message of any size: bodies up to a limit, attachments as places in the
 message, and nothing is decoded that is not shown. All texts are bounded, and `notes` says what was
 cut off or damaged. Texts are for a template that escapes them; characters that reorder or hide
-other text are replaced in names. Reading blocks: call it in a thread. Raises OSError where the
-octets cannot be read.
+other text are replaced in names, and a link whose text names another host is marked. Reading
+blocks: call it in a thread. Raises OSError where the octets cannot be read.
 RFC 5322 2.2 (fields); RFC 2183 2.3 (file names); RFC 6266 and RFC 8187 (Content-Disposition).
 """
 

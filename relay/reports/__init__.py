@@ -9,7 +9,8 @@ postmaster.
   backscatter); limits of reports per sender; who gets copies of reports; the report's own route
 - `wording`: which class of failure a bounce explains, which language it is in, what it shows
 - `texts`: the words of reports: Relay's in each language, the operator's templates, their faults
-- `receipts`: read receipts (MDN): which are sent for an account's mailbox, and when a copy was read
+- `receipts`: read receipts (MDN): which are sent without asking the user (never, ask, always,
+  auto), and when a copy was read
 
 Elsewhere: when a delay report is due: `relay/delivery/attempt_result.py`; the parts of a DSN:
 `relay/mime/dsn.py`, of an MDN: `relay/mime/mdn.py`; reports received from other hosts:
