@@ -285,6 +285,15 @@ async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
     await trial.check(lambda found: found.sent == Counter(["asked"]))
 
 
+async def rejected_cancellations(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    store, changed = trial.settled_store(), MessageChange(properties=letter("changed"))
+    trial.fails_at("messages.py:_write", 1)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.update(ALICE, pending.draft_id, changed)
+    await trial.check(lambda found: found.sent == Counter(["asked"]))
+
+
 async def rejected_submissions(trial: PowerLossTrial) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
@@ -403,7 +412,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
-    *(rejected_changes_of_scheduled_sends, deliveries, repeated_deliveries, leftovers),
+    *(rejected_changes_of_scheduled_sends, rejected_cancellations),
+    *(deliveries, repeated_deliveries, leftovers),
     drafts_after_a_delivery,
     *(changes_that_were_cut_off, changes_after_a_start, changes_of_settings),
 )
@@ -448,7 +458,10 @@ async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: S
 # -- a disk with a journal, on which fewer syncs are needed
 
 
-OF_A_SECOND_SYNC = (rejected_submissions, rejected_changes_of_scheduled_sends, repeated_deliveries)
+OF_A_SECOND_SYNC = (
+    *(rejected_submissions, rejected_changes_of_scheduled_sends, rejected_cancellations),
+    repeated_deliveries,
+)
 
 
 @pytest.fixture
