@@ -9,7 +9,6 @@ same time.
 The store as others see it:
 
 - `store`: FileStore: its parts, its start, its end
-- `store_part`: what its parts share: folders, quota, locks, the run of a call
 - `delivery_store`: what ingress and delivery need of it
 - `types`: values and errors: messages, folders, submissions, quota, changes
 - `threads`: in which thread a call runs, how many, time limit of a query

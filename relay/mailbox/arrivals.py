@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from relay.files import FileOctets, write_all
-from relay.mailbox.draft_files import ComposedDraft, DraftHead, draft_head
-from relay.mailbox.folders import find_folder
-from relay.mailbox.maildir import remove, retry_if_renamed
+from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_head
+from relay.mailbox.folders import Folders, find_folder
+from relay.mailbox.maildir import Stripes, remove, retry_if_renamed
 from relay.mailbox.message_file import open_octets
 from relay.mailbox.message_state import without_content
 from relay.mailbox.messages import Messages
-from relay.mailbox.store_part import StorePart
+from relay.mailbox.quota import Quota
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.submit import Submissions, first_submission
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
@@ -135,7 +137,7 @@ class Arrival(Generic[_Result]):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Arrivals(StorePart):
+class Arrivals:
     """Drafts from MIME that is too large for memory.
 
     `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
@@ -143,6 +145,13 @@ class Arrivals(StorePart):
     raises what Messages.create(), submit_new() and Messages.update() raise.
     """
 
+    threads: ThreadPool  # in which the coroutines work
+    folders: Folders  # the directories of the mailboxes
+    quota: Quota  # reserves room
+    names: NewNames  # ids and file names for new messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    directory: SubmissionDirectory  # `.submissions/`
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
     submissions: Submissions  # ends an arrival that is sent
     messages: Messages  # ends an arrival that stays a draft
 

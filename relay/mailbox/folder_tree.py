@@ -23,12 +23,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folder_copy import copy_messages
 from relay.mailbox.folders import (
     COPY_PREFIX,
     DELETED_PREFIX,
     ROOT_ID,
     SEPARATOR,
+    Folders,
     as_single_name,
     checked_directory,
     directory_within,
@@ -42,9 +44,11 @@ from relay.mailbox.folders import (
     same_name,
     write_folder_ids,
 )
+from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import Stripes, remove, sync_directory, write_synced
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.threads import AccountQueues, in_thread
+from relay.mailbox.quota import Quota
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
 from relay.mailbox.types import (
     Folder,
     FolderDeltaPage,
@@ -173,9 +177,15 @@ class _FolderPair(Struct, frozen=True):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FolderTree(StorePart):
+class FolderTree:
     """The folders of all mailboxes. `parent_id` "" is the mailbox's root."""
 
+    threads: ThreadPool  # in which the coroutines work
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # counts messages
+    quota: Quota  # reserves room for copies
+    names: NewNames  # ids for folders, ids and file names for copies
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
     queries: AccountQueues  # queries take long: they have threads of their own
     changes: AccountQueues  # so do the changes of folders
     _stripes: Stripes = field(default_factory=Stripes, init=False)

@@ -15,17 +15,23 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.crashpoints import CrashPoint
+from relay.clock import Clock
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.draft_files import (
     Before,
     ComposedDraft,
     DraftIdentity,
+    NewNames,
     compose,
     in_folder,
     next_generation,
 )
-from relay.mailbox.folders import find_folder, is_deleted
+from relay.mailbox.folders import Folders, find_folder, is_deleted
+from relay.mailbox.index.indexes import Indexes
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
     finish_content,
     place,
     place_again,
@@ -53,8 +59,10 @@ from relay.mailbox.message_state import (
     encode_state,
     without_content,
 )
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.threads import in_thread
+from relay.mailbox.quota import Quota
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.submissions.scheduled import ScheduledSends
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     Folder,
@@ -99,7 +107,7 @@ def _undone_after_errors() -> Iterator[list[_Action]]:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Messages(StorePart):
+class Messages:
     """The messages of all mailboxes. `account` is the canonical address of a mailbox.
 
     The coroutines are for the HTTP API; the other methods block, for the store's other parts. With
@@ -107,6 +115,18 @@ class Messages(StorePart):
     MessageChangedError if it is not true.
     """
 
+    threads: ThreadPool  # in which the coroutines work
+    clock: Clock  # for the times of messages and submissions
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    quota: Quota  # reserves room
+    names: NewNames  # ids and file names for new messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    syncs: DirectorySync  # shares fsyncs among threads
+    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    stale_files: StaleFiles  # a mailbox is cleaned before the first write
     on_read: ReadListener = ignore_read  # awaited by those who mark messages as read
 
     @in_thread

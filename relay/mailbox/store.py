@@ -36,7 +36,6 @@ from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.stale_files import StaleFiles
-from relay.mailbox.store_part import StorePart
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile, SubmissionDirectory
 from relay.mailbox.submissions.restored import RestoredSubmissions
@@ -98,39 +97,68 @@ class FileStore:
             stripes=stripes, syncs=self._syncs, submissions=self._directory, keyed=self.keys,
             log=log,
         )  # fmt: skip
-        shared = StorePart(
-            threads=self._threads, clock=clock, crash=crash, root=root, folders=self._folders,
-            index=self._index, quota=self._quota, names=NewNames(clock, ids, hostname),
-            stripes=stripes, syncs=self._syncs, directory=self._directory,
-            scheduled=self._scheduled, keyed=self.keys, stale_files=self._stale_files, log=log,
+        self._names = NewNames(clock, ids, hostname)
+        self._crash, self._stripes = crash, stripes
+        self._inbox = Inbox(
+            crash=crash, root=root, folders=self._folders, index=self._index, quota=self._quota,
+            names=self._names, syncs=self._syncs, stale_files=self._stale_files,
         )  # fmt: skip
-        self._make_parts(shared)
+        self._open_mailboxes()
+        self._open_submissions()
         self._builder = IndexBuilder(root, self._index, clock=clock, may_work=self._is_idle)
         self.build_indexes = self._builder.run
 
-    def _make_parts(self, shared: StorePart) -> None:
-        objects, queries = vars(shared), AccountQueues(self._query_threads)
-        self._inbox = Inbox(**objects)
-        self.messages = Messages(**objects)
-        self.lists = MessageLists(**objects, queries=queries)
-        changes = AccountQueues(self._folder_threads)
-        self.folders = FolderTree(**objects, queries=queries, changes=changes)
-        self.attachments = Attachments(**objects, messages=self.messages)
-        self.uploads = Uploads(**objects, attachments=self.attachments)
-        self.ready = ReadySubmissions(**objects, inbox=self._inbox)
-        self.submissions = Submissions(**objects, ready=self.ready)
-        self.arrivals = Arrivals(**objects, submissions=self.submissions, messages=self.messages)
-        self.restored = RestoredSubmissions(
-            directory=shared.directory, syncs=shared.syncs, clock=shared.clock, log=shared.log,
-            offer=self.ready.offer,
+    def _open_mailboxes(self) -> None:
+        threads, clock, folders, quota = self._threads, self._clock, self._folders, self._quota
+        index, stripes, syncs = self._index, self._stripes, self._syncs
+        names, stale_files = self._names, self._stale_files
+        queries = AccountQueues(self._query_threads)
+        self.messages = Messages(
+            threads=threads, clock=clock, crash=self._crash, root=self._root, folders=folders,
+            index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
+            scheduled=self._scheduled, stale_files=stale_files,
+        )  # fmt: skip
+        self.lists = MessageLists(queries=queries, clock=clock, folders=folders, index=index)
+        self.folders = FolderTree(
+            threads=threads, queries=queries, changes=AccountQueues(self._folder_threads),
+            folders=folders, index=index, quota=quota, names=names, stale_files=stale_files,
+        )  # fmt: skip
+        self.attachments = Attachments(
+            threads=threads, folders=folders, index=index, names=names, messages=self.messages
+        )
+        self.uploads = Uploads(
+            threads=threads, clock=clock, folders=folders, quota=quota, names=names, syncs=syncs,
+            directory=self._directory, attachments=self.attachments,
         )  # fmt: skip
         self.owed_copies = OwedCopies(
-            threads=shared.threads, clock=shared.clock, folders=shared.folders,
-            index=shared.index, stripes=shared.stripes,
-        )  # fmt: skip
-        self.settings = SettingsFiles(
-            threads=shared.threads, folders=shared.folders, stripes=shared.stripes
+            threads=threads, clock=clock, folders=folders, index=index, stripes=stripes
         )
+        self.settings = SettingsFiles(threads=threads, folders=folders, stripes=stripes)
+
+    def _open_submissions(self) -> None:
+        threads, clock, crash, root = self._threads, self._clock, self._crash, self._root
+        folders, index, stripes, syncs = self._folders, self._index, self._stripes, self._syncs
+        directory, scheduled, log = self._directory, self._scheduled, self._log
+        quota, names, stale_files = self._quota, self._names, self._stale_files
+        self.ready = ReadySubmissions(
+            threads=threads, clock=clock, crash=crash, root=root, folders=folders, index=index,
+            stripes=stripes, syncs=syncs, directory=directory, scheduled=scheduled,
+            keyed=self.keys, inbox=self._inbox, log=log,
+        )  # fmt: skip
+        self.submissions = Submissions(
+            threads=threads, ready=self.ready, clock=clock, crash=crash, root=root,
+            folders=folders, index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
+            directory=directory, scheduled=scheduled, keyed=self.keys, stale_files=stale_files,
+            log=log,
+        )  # fmt: skip
+        self.restored = RestoredSubmissions(
+            directory=directory, syncs=syncs, clock=clock, log=log, offer=self.ready.offer
+        )
+        self.arrivals = Arrivals(
+            threads=threads, folders=folders, quota=quota, names=names, stripes=stripes,
+            directory=directory, stale_files=stale_files, submissions=self.submissions,
+            messages=self.messages,
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the threads after their current work."""

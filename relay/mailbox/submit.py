@@ -17,21 +17,27 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from relay.crashpoints import CrashPoint
+from relay.clock import Clock
+from relay.crashpoints import CrashPoint, CrashPoints
 from relay.files import fsync_path
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts
+from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts, SubmissionLog
 from relay.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
+    NewNames,
     compose,
     facts_of,
     next_generation,
     submission_facts,
 )
-from relay.mailbox.folders import well_known_path
+from relay.mailbox.folders import Folders, well_known_path
+from relay.mailbox.index.indexes import Indexes
+from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
+    DirectorySync,
+    Stripes,
     finish_content,
     place_again,
     remove,
@@ -42,10 +48,13 @@ from relay.mailbox.message_file import (
     MessageFile,
     open_octets,
 )
+from relay.mailbox.quota import Quota
 from relay.mailbox.ready_submissions import ReadySubmissions
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION
-from relay.mailbox.threads import in_thread
+from relay.mailbox.stale_files import StaleFiles
+from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION, SubmissionDirectory
+from relay.mailbox.submissions.scheduled import ScheduledSends
+from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
@@ -93,10 +102,25 @@ def _requested(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Submissions(StorePart):
+class Submissions:
     """Makes submissions, and finds those with a key. submit_composed() blocks."""
 
-    ready: ReadySubmissions  # hands new submissions to pickup
+    threads: ThreadPool  # in which the coroutines work
+    clock: Clock  # for the times of messages and submissions
+    crash: CrashPoints  # for crash tests
+    root: MailRoot  # whether it is there; where a file may be that was just written
+    folders: Folders  # the directories of the mailboxes
+    index: Indexes  # finds messages
+    quota: Quota  # reserves room
+    names: NewNames  # ids and file names for new messages
+    stripes: Stripes  # a lock for each message, held by every change of it
+    syncs: DirectorySync  # shares fsyncs among threads
+    directory: SubmissionDirectory  # `.submissions/`
+    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    keyed: KeyedSubmissions  # the records of keys
+    stale_files: StaleFiles  # cleans mailboxes; finishes the removal of what failed
+    log: SubmissionLog  # of steps 1 to 4
+    ready: ReadySubmissions  # to pickup
 
     @_requested
     def submit_new(

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -44,13 +44,12 @@ class FolderMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="relay-folders-"))
         self.home = self.root / "box"
         clock = ManualClock()
-        not_asked: dict[str, Any] = {one.name: None for one in fields(FolderTree) if one.init}
-        asked = {
-            "folders": Folders(lambda _: self.home),
-            "index": Mock(folders=lambda _: ()),
-            "names": NewNames(clock, Ids(clock), HOSTNAME),
-        }
-        self.tree = FolderTree(**not_asked | asked)
+        not_asked: Any = None
+        self.tree = FolderTree(
+            threads=not_asked, queries=not_asked, changes=not_asked, quota=not_asked,
+            stale_files=not_asked, folders=Folders(lambda _: self.home),
+            index=Mock(folders=lambda _: ()), names=NewNames(clock, Ids(clock), HOSTNAME),
+        )  # fmt: skip
         self.model: dict[str, Known] = {}
 
     @initialize()
