@@ -94,7 +94,7 @@ class ReadySubmissions:
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
     log: SubmissionLog  # of steps 1 to 4
-    inbox: Inbox  # for reports
+    inbox: Inbox  # takes the reports of step 3
 
     def __post_init__(self) -> None:
         in_threads = self.threads.in_thread

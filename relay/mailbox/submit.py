@@ -120,7 +120,7 @@ class Submissions:
     keyed: KeyedSubmissions  # the records of keys
     stale_files: StaleFiles  # cleans mailboxes; finishes the removal of what failed
     log: SubmissionLog  # of steps 1 to 4
-    ready: ReadySubmissions  # to pickup
+    ready: ReadySubmissions  # hands new submissions to pickup
 
     @_requested
     def submit_new(
