@@ -14,7 +14,7 @@ from relay.cli.options import CommandContext, InputPath, common_options, read_in
 from relay.cli.output import flush
 from relay.cli.rule_lines import condition_text, rule_text
 from relay.clock import SystemClock
-from relay.commands.explain import explain as ask
+from relay.commands.operator_client import OperatorClient
 from relay.message.nexthop import BY_RULE
 from relay.phrases import counted, time_left
 from relay.settings.environment import read_environment
@@ -55,15 +55,12 @@ def explain(
     settings = context.settings()
     query = {"address": address, "from": sender, "ip": ip, "probe": "true" if probe else ""}
     message = read_input("explain", file) if file is not None else None
-    document, why_files = ask(
-        settings,
-        context.found_config_file(),
-        {name: value for name, value in query.items() if value},
-        message=message,
-        environ=read_environment().variables,
-        clock=SystemClock(),
-    )
-    context.show(document, lambda: explanation_lines(document, why_files))
+    client = OperatorClient(settings, SystemClock())
+    document = client.explain(
+        {name: value for name, value in query.items() if value}, message,
+        file=context.found_config_file(), environ=read_environment().variables,
+    )  # fmt: skip
+    context.show(document, lambda: explanation_lines(document, client.without_daemon))
     if document["state"] not in _QUEUED:
         flush()
         raise CommandError(ExitCode.DATA)

@@ -1,4 +1,4 @@
-"""Use the spool's files without a daemon: one query, or one change of the queue.
+"""Use a relay's files without a daemon: one query, or one change of the queue.
 
 The owner lock is held while the spool is open, so a daemon cannot start meanwhile (docs/design.md
 2). Root works as the owner of state_dir. Raises AlreadyRunningError if a daemon holds it;
@@ -6,8 +6,9 @@ SpoolError, OSError.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -142,15 +143,52 @@ async def execute(
             way_to=lambda text: parse_next_hop(text, table),
             clock=clock,
         )
-        try:
+        with _as_answered():
             order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
-        except ApiError as error:
-            raise ControlError(error.status, error.code, error.message) from None
         if order.operation is Operation.CANCEL:  # it may owe a report of a success
             files.spool.queue_admin.report_with(_reporter(settings, clock, table()))
         return await restored.execute(
             files.spool.queue_admin, files.restored, order, on_progress=tell
         )
+
+
+def explain(
+    query: Mapping[str, str],
+    message: bytes | None,
+    *,
+    settings: Settings,
+    file: Path,
+    environ: Mapping[str, str],
+    clock: Clock,
+) -> dict[str, Any]:
+    """Return what /relay/v1/explain would answer in a relay with the configuration `file`.
+
+    Raises ControlError for a question that cannot be answered; SettingsError for files.
+    """
+    from relay.api.explain import read_question  # noqa: PLC0415 - slow, as the following
+    from relay.app.explain import explainer_of_files  # noqa: PLC0415
+
+    with _as_answered():
+        question = read_question(query, message)
+
+    async def answer() -> dict[str, Any]:
+        files = explainer_of_files(settings, file=file, environ=environ, clock=clock)
+        with files as (explainer, close):
+            try:
+                return await explainer.explain(question)
+            finally:
+                await close()
+
+    return asyncio.run(answer())
+
+
+@contextmanager
+def _as_answered() -> Iterator[None]:
+    """Raise an error of the API as the client of a relay does."""
+    try:
+        yield
+    except ApiError as error:
+        raise ControlError(error.status, error.code, error.message) from None
 
 
 def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:

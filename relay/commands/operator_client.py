@@ -7,6 +7,7 @@ quickly.
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
@@ -40,6 +41,7 @@ WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries, and an advance of the clock
 _STEP_S_MAX = 120.0
+_EXPLAIN_S_MAX = 120.0  # the rules may take 10 s, the name servers longer
 _NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0, "refused": 0}
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
@@ -115,6 +117,36 @@ class OperatorClient:
             is_over = found is not None and (found.reached or found.is_final)
             if is_over or left_s <= WAIT_S_MAX:
                 return found
+
+    def explain(
+        self,
+        query: Mapping[str, str],
+        message: bytes | None,
+        *,
+        file: Path,
+        environ: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Return where mail for an address goes: the relay's answer, or that of its configuration
+        `file` if none runs.
+
+        Raises ControlError for a question that cannot be answered; SettingsError for files.
+        """
+        client = ControlClient(self._settings.control_socket, timeout_s=_EXPLAIN_S_MAX)
+        try:
+            if message is None and "probe" not in query:
+                return client.get("/explain", query)
+            return client.post_message("/explain", query, message or b"")
+        except ControlForbiddenError:
+            raise
+        except ControlUnavailableError as silent:
+            if "probe" in query:
+                raise
+            self.without_daemon = str(silent)
+        from relay.commands.offline import explain  # noqa: PLC0415 - slow
+
+        return explain(
+            query, message, settings=self._settings, file=file, environ=environ, clock=self._clock
+        )
 
     def message_from_relay(self, key: str) -> Journey:
         """Return the journey of one message from the daemon; an unknown message is a ControlError.
