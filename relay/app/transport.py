@@ -22,7 +22,11 @@ from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_commands import IngressDependencies
 from relay.ingress.smtp_server import SmtpServer
 from relay.message.nexthop import NextHop
+from relay.mime.convert import convert
+from relay.pickup.conversion import ConversionPool
 from relay.pickup.dispatch import Pickup
+from relay.pickup.gate import Gate
+from relay.pickup.processing import SubmissionProcessor
 from relay.pressure import PressureReason
 from relay.reports.bounces import Copies, Reporter, SenderRate
 from relay.reports.receipts import ReceiptSender, ReceiptWatcher
@@ -71,12 +75,8 @@ def build_transport(base: Foundation) -> Transport:
     acceptance = _acceptance(base, reporter, scheduler)
     ingress = _ingress(base, acceptance)
     pickup = Pickup(
-        base.store.ready, socket=settings.pickup_socket, hostname=settings.hostname,
-        reports=reporter, postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER,
-        log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
-        give_up_after_s=settings.pickup.give_up_after,
-        max_concurrent=settings.pickup.max_concurrent, rng=rng,
-        converts_in_threads=sources.converts_in_threads,
+        _submission_processor(base, reporter), socket=settings.pickup_socket,
+        hostname=settings.hostname, rng=rng,
     )  # fmt: skip
     receipts = ReceiptSender(
         spool=base.spool, reporter=reporter, accounts=sources.accounts,
@@ -106,6 +106,23 @@ def build_transport(base: Foundation) -> Transport:
             clock=base.clock,
         ),
     )
+
+
+def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
+    settings, ready = base.settings, base.store.ready
+    return SubmissionProcessor(
+        ready=ready, reports=reporter,
+        postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER,
+        conversion=ConversionPool(
+            convert, hostname=settings.hostname, clock=base.clock,
+            in_threads=base.sources.converts_in_threads,
+        ),
+        gate=Gate(
+            base.clock, concurrency=settings.pickup.max_concurrent, is_rush=ready.rush.is_rush
+        ),
+        log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
+        give_up_after_s=settings.pickup.give_up_after, started_us=base.clock.time_us(),
+    )  # fmt: skip
 
 
 def _ingress(base: Foundation, acceptance: Acceptance) -> IngressDependencies:

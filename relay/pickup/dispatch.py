@@ -9,21 +9,15 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from relay.clock import Clock
-from relay.crashpoints import CrashPoints
-from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.message.outcome import Evidence
-from relay.mime.convert import convert
 from relay.observe.logs import RepeatedError, get_logger
-from relay.observe.metrics import Metrics
-from relay.pickup.conversion import ConversionPool, ConversionUnfinishedError, ConvertFunction
+from relay.pickup.conversion import ConversionUnfinishedError
 from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
-from relay.pickup.gate import Gate
-from relay.pickup.processing import EarlierAttempts, InboxReporter, SubmissionProcessor
+from relay.pickup.processing import EarlierAttempts, SubmissionProcessor
 from relay.pickup.smtp_client import SubmissionClient
 from relay.round_robin import RoundRobinQueue
 from relay.spool.types import SpoolError
@@ -33,58 +27,21 @@ _SLOW_MAX = 4096  # further ones are retried later
 _log = get_logger("pickup")
 
 
+@dataclass(eq=False)
 class Pickup:
     """Takes the store's pending submissions and processes a few at a time."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each of them
-        self,
-        ready: ReadySubmissions,
-        *,
-        socket: Path,
-        hostname: str,
-        reports: InboxReporter,
-        postmaster: str,
-        log: SubmissionLog,
-        clock: Clock,
-        crash: CrashPoints,
-        metrics: Metrics,
-        give_up_after_s: float,
-        max_concurrent: int,
-        rng: random.Random | None = None,
-        converter: ConvertFunction = convert,
-        converts_in_threads: bool = False,
-    ) -> None:
-        """`socket` is that of the SMTP listener for pickup; `rng` spreads the retries.
+    processor: SubmissionProcessor  # makes each attempt
+    _: KW_ONLY
+    socket: Path  # of the SMTP listener for pickup
+    hostname: str  # with which it is greeted
+    rng: random.Random  # spreads the retries
 
-        `postmaster` is the mailbox for reports that do not fit into the sender's.
-        """
-        self._ready = ready
-        self._socket = socket
-        self._hostname = hostname
-        metrics.pickup_waiting.set_function(lambda: len(ready.pending))
-        self._rng = rng or random.Random()  # noqa: S311 - spreads load, hides nothing
-        self._gate = Gate(
-            clock,
-            concurrency=max_concurrent,
-            is_rush=ready.rush.is_rush,
-            on_reopened=self._start_more,
-        )
-        self._conversion = ConversionPool(
-            converter, hostname=hostname, clock=clock, in_threads=converts_in_threads
-        )
-        self._processor = SubmissionProcessor(
-            ready=ready,
-            reports=reports,
-            postmaster=postmaster,
-            conversion=self._conversion,
-            gate=self._gate,
-            log=log,
-            clock=clock,
-            crash=crash,
-            metrics=metrics,
-            give_up_after_s=give_up_after_s,
-            started_us=clock.time_us(),
-        )
+    def __post_init__(self) -> None:
+        self._ready, self._gate = self.processor.ready, self.processor.gate
+        self._gate.on_reopened = self._start_more
+        gauge = self.processor.metrics.pickup_waiting
+        gauge.set_function(lambda: len(self._ready.pending))
         self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
         self._slow: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
         self._slow_task: asyncio.Task[None] | None = None
@@ -126,7 +83,7 @@ class Pickup:
         finally:
             for task in tasks:
                 task.cancel()
-            self._conversion.close()
+            self.processor.conversion.close()
 
     @asynccontextmanager
     async def emptied(self) -> AsyncIterator[None]:
@@ -191,7 +148,7 @@ class Pickup:
         if self._idle_clients:
             client = self._idle_clients.pop()
         else:
-            client = SubmissionClient(self._socket, hostname=self._hostname)
+            client = SubmissionClient(self.socket, hostname=self.hostname)
         try:
             yield client
         finally:
@@ -203,7 +160,7 @@ class Pickup:
         is_told = False  # a mail store that fails has one line, not one for each submission
         try:
             with self._idle_client() as client:
-                deferred = await self._processor.process(pending, client, earlier, alone=alone)
+                deferred = await self.processor.process(pending, client, earlier, alone=alone)
         except ConversionUnfinishedError as error:
             reason = error.fault or str(error)
             _log.warning(
@@ -230,7 +187,7 @@ class Pickup:
         earlier.failures += 1
         earlier.uncertain |= deferred.uncertain
         self._attempts[pending.submission_id] = earlier
-        pause_s = retry_delay_s(earlier.failures, self._rng.random())
+        pause_s = retry_delay_s(earlier.failures, self.rng.random())
         reply = deferred.evidence.reply
         if not is_told:
             _log.info(

@@ -34,7 +34,8 @@ class Gate:
     _: KW_ONLY
     concurrency: int  # submissions of an account that may be in progress
     is_rush: Callable[[], bool]  # whether submissions arrive faster than they are processed
-    on_reopened: Callable[[], None]  # called when is_open() may have changed, except by ended()
+    # called when is_open() may have changed, except by ended()
+    on_reopened: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._in_progress = ConcurrencyCounter()  # by account

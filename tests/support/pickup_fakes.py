@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from random import Random
 from types import SimpleNamespace
 
 from relay.crashpoints import CrashPoints
@@ -18,7 +19,10 @@ from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
 from relay.observe.metrics import Metrics
+from relay.pickup.conversion import ConversionPool
 from relay.pickup.dispatch import Pickup
+from relay.pickup.gate import Gate
+from relay.pickup.processing import SubmissionProcessor
 from tests.support.drafts import write_draft
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx
@@ -153,12 +157,16 @@ class PickupFakes:
 
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
-        pickup = self.pickup = Pickup(
-            self.ready, socket=self.folder / "pickup.sock", hostname="relay.test", reports=self.reports,
-            postmaster=POSTMASTER, log=self.log, clock=self.clock, crash=self.crash,
-            metrics=self.metrics, give_up_after_s=DAY_S, max_concurrent=max_concurrent,
-            converter=converter,
+        processor = SubmissionProcessor(
+            ready=self.ready, reports=self.reports, postmaster=POSTMASTER,
+            conversion=ConversionPool(converter, hostname="relay.test", clock=self.clock),
+            gate=Gate(self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush),
+            log=self.log, clock=self.clock, crash=self.crash, metrics=self.metrics,
+            give_up_after_s=DAY_S, started_us=self.clock.time_us(),
         )  # fmt: skip
+        pickup = self.pickup = Pickup(
+            processor, socket=self.folder / "pickup.sock", hostname="relay.test", rng=Random(0)
+        )
         task = asyncio.create_task(pickup.run())
         try:
             yield pickup
