@@ -18,7 +18,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from functools import partial
+from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 
 from relay.clock import Clock, Timer
@@ -56,50 +56,39 @@ _ABORTS, _EMPTIED_S = 2, 0.5  # how often, and how long each time, emptied() wai
 _AFTER_CANCEL_S = 1.0  # for cancelled attempts to be settled after the grace time
 
 
+@dataclass(eq=False)
 class DeliveryScheduler:
     """Runs delivery. offer() takes claims at any time; run() fetches what is due."""
 
-    def __init__(  # noqa: PLR0913 - delivery's parts meet here
-        self,
-        spool: Spool,
-        recorder: AttemptRecorder,
-        contents: ContentCache,
-        *,
-        local: LocalDelivery,
-        resolver: HostResolver,
-        table: RouteTable,
-        slots: ConnectionSlots,
-        active_queue: ActiveQueue,
-        options: SiteOptions,
-        clock: Clock,
-        connect: Connect,
-        queue_admin: QueueAdmin,
-        on_change: Callable[[str], None] = lambda _queue_id: None,
-    ) -> None:
-        """`queue_admin` reroutes entries whose route has changed. `on_change` is called with the
-        queue id of each message whose state has changed.
-        """
-        self._spool = spool
-        self._recorder = recorder
-        self._contents = contents
-        self._clock = clock
-        self._on_change = on_change
-        self._active_queue = active_queue
+    spool: Spool  # has the entries
+    recorder: AttemptRecorder  # commits what came of attempts
+    contents: ContentCache  # of the claims being delivered
+    _: KW_ONLY
+    local: LocalDelivery  # into mailboxes here
+    resolver: HostResolver  # finds the hosts of a next hop
+    table: RouteTable  # how hosts are contacted, and which routes are in force
+    slots: ConnectionSlots  # of all sites together
+    active_queue: ActiveQueue  # for how many claims there is room
+    options: SiteOptions  # of each site, without those of routes
+    clock: Clock  # for queue time
+    connect: Connect  # opens connections
+    queue_admin: QueueAdmin  # reroutes entries whose route has changed
+    # called with the queue id of each message whose state has changed
+    on_change: Callable[[str], None] = lambda _queue_id: None
+
+    def __post_init__(self) -> None:
         self._claims_in_memory = ClaimsInMemory()
-        self._local_queue = LocalDeliveryQueue(local, self)
+        self._local_queue = LocalDeliveryQueue(self.local, self)
         self._roomless = ClaimQueue()  # claims that wait for room for their contents
-        self._new_sites = partial(
-            Sites, self, self._claims_in_memory, resolver=resolver, table=table, slots=slots,
-            options=options, clock=clock, connect=connect,
-        )  # fmt: skip
         self._sites = self._new_sites()
         self._rerouter = ClaimRerouter(
-            self, self._claims_in_memory, table=table, admin=queue_admin, clock=clock
+            self, self._claims_in_memory, table=self.table, admin=self.queue_admin, clock=self.clock
         )
         self._scanner = QueueScanner(
-            spool, active_queue, clock, offer=self.offer, delivers_captured=local.delivers_captured
-        )
-        self._started_us = self._delayed_us = clock.queue_us()
+            self.spool, self.active_queue, self.clock, offer=self.offer,
+            delivers_captured=self.local.delivers_captured,
+        )  # fmt: skip
+        self._started_us = self._delayed_us = self.clock.queue_us()
         self._wake = asyncio.Event()
         self._wake_timer: Timer | None = None
         self._scan_lock = asyncio.Lock()
@@ -108,18 +97,24 @@ class DeliveryScheduler:
         self._background: set[asyncio.Task[None]] = set()  # settlements begun by connections
         self._stopping = False
 
+    def _new_sites(self) -> Sites:
+        return Sites(
+            self, self._claims_in_memory, resolver=self.resolver, table=self.table,
+            slots=self.slots, options=self.options, clock=self.clock, connect=self.connect,
+        )  # fmt: skip
+
     def has_room_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether mail accepted now may come as a claim; otherwise it waits in the spool."""
-        return not self._stopping and self._active_queue.has_room_for(next_hop, sender, level)
+        return not self._stopping and self.active_queue.has_room_for(next_hop, sender, level)
 
     def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
         """The priority level for mail that is accepted now, as ActiveQueue.level_of()."""
-        return self._active_queue.level_of(next_hop, sender, level)
+        return self.active_queue.level_of(next_hop, sender, level)
 
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take claims."""
         for claim in claims:
-            self._active_queue.add(claim)
+            self.active_queue.add(claim)
             try:
                 self._route_claim(claim)
             except Exception:  # noqa: BLE001 - an internal error: other claims go on
@@ -131,16 +126,16 @@ class DeliveryScheduler:
                 self._claims_in_memory.take(claim.key)
                 outcomes = internal_error_outcomes(claim)
                 self._spawn(
-                    self._finish(claim, self._recorder.record_attempt(claim, outcomes), outcomes)
+                    self._finish(claim, self.recorder.record_attempt(claim, outcomes), outcomes)
                 )
 
     def end_unheld(self, claims: Iterable[Claim]) -> None:
         """Take claims of SpoolMaintenance.claim_unheld(): expire them, or report their delay."""
-        now_us = self._clock.confirmed_us()
+        now_us = self.clock.confirmed_us()
         for claim in claims:
-            self._active_queue.add(claim)
+            self.active_queue.add(claim)
             is_over = now_us >= claim.expires_us
-            record = self._recorder.record_expiry if is_over else self._recorder.requeue
+            record = self.recorder.record_expiry if is_over else self.recorder.requeue
             self._spawn(self._finish(claim, record(claim)))
 
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
@@ -156,7 +151,7 @@ class DeliveryScheduler:
 
     def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""
-        return self._spool.may_finish(claim)
+        return self.spool.may_finish(claim)
 
     def look_for_work(self, *, from_start: bool) -> None:
         """Scan the spool for what other nodes may have left there, with `from_start` also for what
@@ -169,7 +164,7 @@ class DeliveryScheduler:
 
     def due_at(self, due_us: int) -> None:
         """Report a due time that an operator has set."""
-        if due_us <= self._clock.queue_us():
+        if due_us <= self.clock.queue_us():
             self.due_now()
         elif self._scanner.due_at(due_us):
             self._wake.set()
@@ -193,7 +188,7 @@ class DeliveryScheduler:
         for key in sorted(keys):
             claim = self._claims_in_memory.take(key)
             if claim is not None:
-                self._contents.release(claim)
+                self.contents.release(claim)
                 self._remove(claim)
                 taken.append(key)
         return frozenset(taken)
@@ -218,14 +213,14 @@ class DeliveryScheduler:
     @property
     def claims_in_progress(self) -> int:
         """The number of claims in memory that wait for no later time."""
-        return self._active_queue.claims - self._sites.delayed_claims
+        return self.active_queue.claims - self._sites.delayed_claims
 
     async def run(self) -> None:
         """Fetch due claims and expire waiting ones, until cancelled."""
         has_scanned = False
         while True:
             if not has_scanned:  # the start of the spool may set the clock
-                self._started_us = self._delayed_us = self._clock.queue_us()
+                self._started_us = self._delayed_us = self.clock.queue_us()
             try:
                 async with self._scan_lock:
                     self._expire_waiting()
@@ -237,7 +232,7 @@ class DeliveryScheduler:
                         _log.error("spool unreadable", error=str(error))
                     else:
                         _log.exception("internal error in the queue scan")
-                await self._clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
+                await self.clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
                 self._fault.clear()
                 has_scanned = True
@@ -257,7 +252,7 @@ class DeliveryScheduler:
         deadline_s = loop.time() + grace_s  # real time: attempts at peers end
         self._stopping = True
         self._scanner.stop()
-        self._recorder.claims_reports = False
+        self.recorder.claims_reports = False
         await self.give_back(*self._take_not_begun())
         await self._all_ended(deadline_s)
         self._sites.abort()
@@ -265,7 +260,7 @@ class DeliveryScheduler:
         for task in self._tasks:
             task.cancel()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
-        self._recorder.stop_retrying()
+        self.recorder.stop_retrying()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
 
     @contextlib.asynccontextmanager
@@ -281,7 +276,7 @@ class DeliveryScheduler:
         try:
             async with self._scan_lock:
                 for claim in self._take_not_begun():
-                    self._contents.release(claim)
+                    self.contents.release(claim)
                     self._remove(claim)
                 for _ in range(_ABORTS):  # a connection that was cut off says QUIT first
                     self._sites.abort()
@@ -322,11 +317,11 @@ class DeliveryScheduler:
     # -- for sites and the local delivery queue
     async def content_of(self, claim: Claim) -> Content:
         """The content of a claim. Raises SpoolError."""
-        return await self._contents.of(claim)
+        return await self.contents.of(claim)
 
     def has_room_for_content(self, claim: Claim) -> bool:
         """See dependencies.Scheduler."""
-        return self._contents.has_room_for(claim)
+        return self.contents.has_room_for(claim)
 
     async def wait_for_room(self, claim: Claim) -> bool:
         """See dependencies.Scheduler."""
@@ -336,7 +331,7 @@ class DeliveryScheduler:
         came_from = self._claims_in_memory.queue_of(claim)
         self._roomless.push(claim)
         self._claims_in_memory.track(claim, self._roomless)
-        await self._contents.room_for(claim)
+        await self.contents.room_for(claim)
         if self._roomless.remove(claim.key) is None:
             return False
         self._claims_in_memory.track(claim, came_from)
@@ -352,13 +347,13 @@ class DeliveryScheduler:
     ) -> None:
         """Settle an attempt, as the Protocol Scheduler says."""
         if reached:
-            self._active_queue.mark_reached(claim.next_hop)
+            self.active_queue.mark_reached(claim.next_hop)
         else:
-            self._active_queue.mark_unreachable(claim.next_hop)
+            self.active_queue.mark_unreachable(claim.next_hop)
         evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)
         await self._finish(
             claim,
-            self._recorder.record_attempt(claim, outcomes, reached=reached, evidence=evidence),
+            self.recorder.record_attempt(claim, outcomes, reached=reached, evidence=evidence),
             outcomes,
         )
 
@@ -369,14 +364,14 @@ class DeliveryScheduler:
         evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)
         try:
             try:
-                await self._recorder.record_partial(claim, outcomes, evidence=evidence)
+                await self.recorder.record_partial(claim, outcomes, evidence=evidence)
             except SpoolError:
                 raise
             except Exception:  # noqa: BLE001 - an internal error
                 _log.exception(
                     "internal error in settlement", qid=claim.message.id, entry=claim.entry_id
                 )
-                await self._recorder.record_partial_after_fault(claim, outcomes)
+                await self.recorder.record_partial_after_fault(claim, outcomes)
         except SpoolError as error:
             self._log_unsettled(claim, error)
         self._notify_change(claim)
@@ -393,11 +388,11 @@ class DeliveryScheduler:
         if not claims:  # the spool is not open if the start failed
             return
         try:
-            await self._spool.release(claims)
+            await self.spool.release(claims)
         except SpoolError as error:  # the next start releases them
             _log.warning("claims not released", claims=len(claims), error=str(error))
         for claim in claims:
-            self._contents.release(claim)
+            self.contents.release(claim)
             self._remove(claim)
             self._note_requeued(claim, claim.due_us)
 
@@ -418,7 +413,7 @@ class DeliveryScheduler:
                 _log.exception(
                     "internal error in settlement", qid=claim.message.id, entry=claim.entry_id
                 )
-                settled = await self._recorder.record_after_fault(claim, outcomes)
+                settled = await self.recorder.record_after_fault(claim, outcomes)
         except SpoolError as error:
             self._log_unsettled(claim, error)
         self._remove(claim)
@@ -430,7 +425,7 @@ class DeliveryScheduler:
     def _notify_change(self, claim: Claim) -> None:
         """Call on_change. Its error must not end the worker that settles."""
         try:
-            self._on_change(claim.message.id)
+            self.on_change(claim.message.id)
         except Exception:  # noqa: BLE001 - an internal error
             _log.exception("internal error in a change notification", qid=claim.message.id)
 
@@ -441,13 +436,13 @@ class DeliveryScheduler:
 
     def _remove(self, claim: Claim) -> None:
         self._claims_in_memory.forget(claim)
-        self._scanner.capacity_freed(self._active_queue.remove(claim))
+        self._scanner.capacity_freed(self.active_queue.remove(claim))
         if not self._scanner.has_work:  # nearly always
             return
         if self._scanner.can_scan_batch:
             self._wake.set()
         elif self._wake_timer is None and self._scanner.can_scan:
-            self._wake_timer = self._clock.call_later(_SCAN_DELAY_S, self._wake.set)
+            self._wake_timer = self.clock.call_later(_SCAN_DELAY_S, self._wake.set)
 
     def _note_requeued(self, claim: Claim, due_us: int) -> None:
         if self._scanner.requeued(claim, due_us):
@@ -458,15 +453,15 @@ class DeliveryScheduler:
         if self._stopping:
             self._spawn(self.give_back(claim))
             return
-        now_us = self._clock.queue_us()
-        confirmed_us = self._clock.confirmed_us()
+        now_us = self.clock.queue_us()
+        confirmed_us = self.clock.confirmed_us()
         match claim_action(
             claim, now_us=now_us, confirmed_us=confirmed_us, started_us=self._started_us
         ):
             case ClaimAction.EXPIRE:
-                self._spawn(self._finish(claim, self._recorder.record_expiry(claim)))
+                self._spawn(self._finish(claim, self.recorder.record_expiry(claim)))
             case ClaimAction.REQUEUE:
-                self._spawn(self._finish(claim, self._recorder.requeue(claim)))
+                self._spawn(self._finish(claim, self.recorder.requeue(claim)))
             case ClaimAction.ATTEMPT:
                 self._attempt(claim)
 
@@ -481,17 +476,17 @@ class DeliveryScheduler:
             self._sites.push(claim)
 
     def _expire_waiting(self) -> None:
-        for claim in self._claims_in_memory.take_expired(self._clock.queue_us()):
-            self._spawn(self._finish(claim, self._recorder.record_expiry(claim)))
+        for claim in self._claims_in_memory.take_expired(self.clock.queue_us()):
+            self._spawn(self._finish(claim, self.recorder.record_expiry(claim)))
 
     def _requeue_delayed(self) -> None:
         """Requeue claims whose delay notice is due, which records it; they come again at once."""
-        now_us = self._clock.queue_us()
+        now_us = self.clock.queue_us()
         if now_us < self._delayed_us:
             return
         self._delayed_us = now_us + _DELAY_CHECK_US
         for claim in self._claims_in_memory.take_delayed(now_us):
-            self._spawn(self._finish(claim, self._recorder.requeue(claim)))
+            self._spawn(self._finish(claim, self.recorder.requeue(claim)))
 
     async def _wait(self) -> None:
         """Wait until something happens, an entry is due or a claim expires; or for a check, which
@@ -500,11 +495,11 @@ class DeliveryScheduler:
         due_us, check_us = self._scanner.next_due_us, self._scanner.next_run_us
         if self._claims_in_memory.next_expiry_us is not None:
             due_us = min(due_us, self._claims_in_memory.next_expiry_us)
-        now_us = self._clock.queue_us()
+        now_us = self.clock.queue_us()
         due_s = max(0.0, (due_us - now_us) / 1_000_000)
         check_s = max(0.0, (min(check_us, self._delayed_us) - now_us) / 1_000_000)
         wait_s = min(due_s, check_s, _SLEEP_S_MAX)
-        await self._clock.wait(self._wake, wait_s, slack_s=due_s - wait_s)
+        await self.clock.wait(self._wake, wait_s, slack_s=due_s - wait_s)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

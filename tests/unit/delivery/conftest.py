@@ -205,7 +205,7 @@ class RunningDelivery:
 
     def left(self) -> dict[str, object]:
         """What is still held for claims that have ended."""
-        claims_in_memory, contents = self.scheduler._claims_in_memory, self.scheduler._contents
+        claims_in_memory, contents = self.scheduler._claims_in_memory, self.scheduler.contents
         held = {
             "window": self.window_claims - self.active_queue.claims_left,
             "window's bytes": ACTIVE_QUEUE_BYTES - self.active_queue._whole.left.size_bytes,

@@ -175,7 +175,7 @@ async def test_an_internal_error_of_on_change_leaves_no_claim_behind(delivery, m
     delivery.table.mailboxes |= {"bob@b.test"}
     await delivery.open()
     delivery.compose()
-    monkeypatch.setattr(delivery.scheduler, "_on_change", break_off)
+    monkeypatch.setattr(delivery.scheduler, "on_change", break_off)
     sent = {await delivery.send("bob@b.test", claim=False) for _ in range(40)}
     delivery.run()  # more at once than there are workers
     async with asyncio.timeout(SOON_S):
@@ -467,5 +467,5 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(delivery) -> None:
         await delivery.start()
         await delivery.send("x@a.test", claim=False)  # its content is in the spool only
         await asked.wait()
-        assert delivery.scheduler._contents._held == {}
+        assert delivery.scheduler.contents._held == {}
         answer.set()

@@ -65,7 +65,7 @@ async def test_a_withdrawn_claim_leaves_no_content_behind(delivery) -> None:
         async with asyncio.timeout(SOON_S):
             while not site.ready:
                 await asyncio.sleep(0.001)
-        contents = delivery.scheduler._contents
+        contents = delivery.scheduler.contents
         await contents.of(site.ready.first)
         assert contents._used > 0
         assert delivery.scheduler.withdraw([(waits, 1)]) == {(waits, 1)}
