@@ -14,8 +14,8 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Expansion
@@ -92,6 +92,17 @@ _NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
 _LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 
+class _Arrival(Struct, frozen=True):
+    """A message as it came, and the id and the queue time that it gets."""
+
+    envelope: Envelope
+    paths: Sequence[ForwardPath]  # as the client named them
+    content: Content
+    origin: Origin
+    queue_id: str
+    received_us: int
+
+
 @dataclass(kw_only=True, eq=False)
 class Acceptance:
     """Takes responsibility for messages, or returns the reply that rejects them."""
@@ -159,7 +170,9 @@ class Acceptance:
     ) -> DataReply:
         """Return the reply to the final dot, whatever happens."""
         try:
-            return await self._accept(envelope, paths, content, origin=origin)
+            queue_id, now_us = self.ids.new(), self.clock.queue_us()
+            arrival = _Arrival(envelope, paths, content, origin, queue_id, now_us)
+            return await self._accept(arrival)
         except SpoolFullError:
             return _NO_ROOM
         except SpoolUnavailableError as error:
@@ -172,43 +185,24 @@ class Acceptance:
             _log.exception("acceptance failed", client=origin.ip)
             return _LOCAL_ERROR
 
-    async def _accept(
-        self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
-    ) -> DataReply:
-        queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        prepared = partial(
-            self._prepared, envelope, paths, content, origin=origin, queue_id=queue_id
-        )
-        parsed = prepared() if _is_quick(content) else await asyncio.to_thread(prepared)
+    async def _accept(self, arrival: _Arrival) -> DataReply:
+        origin = arrival.origin
+        if _is_quick(arrival.content):
+            parsed = self._prepared(arrival)
+        else:
+            parsed = await asyncio.to_thread(self._prepared, arrival)
         if isinstance(parsed, DataReply):
             return parsed
-        sender, forwarding = envelope.reverse_path, self.forwarding
+        sender, forwarding = arrival.envelope.reverse_path, self.forwarding
         expand = forwarding.expander(sender, parsed.header)
-        recipients = expand_recipients(paths, expand)
+        recipients = expand_recipients(arrival.paths, expand)
         examinations = [forwarding.examine(path.address, sender) for path in recipients.paths]
         rules = self.policy()
-        verdict = await self._evaluate(
-            rules,
-            self._policy_input(
-                envelope,
-                recipients.paths,
-                parsed,
-                origin=origin,
-                examinations=examinations,
-                named=len(paths),
-            ),
-        )
+        examined = self._policy_input(arrival, recipients.paths, parsed, examinations=examinations)
+        verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
-        fan = self._fan_out(
-            envelope,
-            content,
-            recipients=recipients,
-            verdict=verdict,
-            examinations=examinations,
-            expand=expand,
-            times=HoldTimes(now_us, int(self.expire_after_s * 1_000_000)),
-        )
+        fan = self._fan_out(arrival, recipients, verdict, examinations=examinations, expand=expand)
         if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
             self._count_rules(verdict)
             first = fan.rejected[0]
@@ -220,14 +214,11 @@ class Acceptance:
             return self._beyond(reserved)
         with reserved:
             self._count_rules(verdict)
-            message = self._message(
-                envelope, origin, fan, header=parsed.header,
-                event=routing_event(
-                    verdict, fan, self.clock.time_us(),
-                    client=None if origin.pickup else origin.client, rules=rules, signed=signed,
-                ),
-                queue_id=queue_id, time_us=now_us,
+            event = routing_event(
+                verdict, fan, self.clock.time_us(),
+                client=None if origin.pickup else origin.client, rules=rules, signed=signed,
             )  # fmt: skip
+            message = self._message(arrival, fan, header=parsed.header, event=event)
             message, reports = self._with_reports(
                 message, verdict, fan, expanded=recipients.reported, content=parsed
             )
@@ -235,16 +226,15 @@ class Acceptance:
 
     def _fan_out(
         self,
-        envelope: Envelope,
-        content: Content,
-        *,
+        arrival: _Arrival,
         recipients: ExpandedRecipients,
         verdict: Verdict,
+        *,
         examinations: Sequence[RoutingResult],
         expand: Callable[[str], Expansion | None],
-        times: HoldTimes,
     ) -> FanOut:
-        sender, forwarding = envelope.reverse_path, self.forwarding
+        envelope, forwarding = arrival.envelope, self.forwarding
+        sender = envelope.reverse_path
         has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
         return fan_out(
             recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
@@ -252,9 +242,11 @@ class Acceptance:
             examine=lambda address: forwarding.examine(address, sender),
             sender_of=lambda alias, address: forwarding.sender_of(alias, address, sender),
             answers_discarded=(
-                self.answers.why_discarded(envelope, size_of(content)) if has_answers else ""
+                self.answers.why_discarded(envelope, size_of(arrival.content))
+                if has_answers
+                else ""
             ),
-            times=times,
+            times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
         )  # fmt: skip
 
     def _with_reports(
@@ -287,20 +279,12 @@ class Acceptance:
         message = replace(message, events=(*message.events, *events))
         return message, [report for plan in plans for report in plan.messages]
 
-    def _prepared(
-        self,
-        envelope: Envelope,
-        paths: Sequence[ForwardPath],
-        content: Content,
-        *,
-        origin: Origin,
-        queue_id: str,
-    ) -> ParsedContent | DataReply:
+    def _prepared(self, arrival: _Arrival) -> ParsedContent | DataReply:
         """Return the content with its header cleaned up, or the reply that rejects it.
 
         This splits the header into fields, for everything that follows.
         """
-        parsed = ParsedContent.of(content)
+        parsed, origin = ParsedContent.of(arrival.content), arrival.origin
         header = parsed.header
         if header.size > HEADER_BYTES_MAX:
             return _LONG_HEADER
@@ -313,26 +297,25 @@ class Acceptance:
             return DataReply(rejection)
         header = header_cleanup.clean_up(
             header,
-            envelope,
-            paths,
+            arrival.envelope,
+            arrival.paths,
             origin=origin,
             hostname=self.hostname,
-            queue_id=queue_id,
+            queue_id=arrival.queue_id,
             time_us=self.clock.time_us(),
         )
         return ParsedContent(header, parsed.rest)
 
     def _policy_input(
         self,
-        envelope: Envelope,
+        arrival: _Arrival,
         paths: Sequence[ForwardPath],
         content: ParsedContent,
         *,
-        origin: Origin,
         examinations: Sequence[RoutingResult],
-        named: int,
     ) -> ExaminedMessage:
-        """`named` is the number of recipients in the envelope; `paths` are what they lead to."""
+        """`paths` are what the recipients lead to that the client named."""
+        envelope, origin = arrival.envelope, arrival.origin
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         valid = [
@@ -351,8 +334,8 @@ class Acceptance:
             source=origin.source,
             client=origin.ip,
             # a client of a trusted network has no login, whatever sender it names
-            login=self._account_of(envelope, origin) if origin.pickup else origin.login,
-            recipient_count=named,
+            login=self._account_of(arrival) if origin.pickup else origin.login,
+            recipient_count=len(arrival.paths),
         )
 
     async def _evaluate(self, rules: RuleSet, message: ExaminedMessage) -> Verdict | DataReply:
@@ -382,28 +365,21 @@ class Acceptance:
         return _NO_POLICY
 
     def _message(
-        self,
-        envelope: Envelope,
-        origin: Origin,
-        fan: FanOut,
-        *,
-        header: Header,
-        event: Event,
-        queue_id: str,
-        time_us: int,
+        self, arrival: _Arrival, fan: FanOut, *, header: Header, event: Event
     ) -> NewMessage:
         """Return the message for the spool; `header` is the one that the rules evaluated."""
+        envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
         address = f" [{origin.ip}]" if origin.ip else ""
         contents = tuple([each.joined() for each in fan.contents])
         facts = MessageFacts(
-            id=queue_id,
+            id=arrival.queue_id,
             envelope=envelope,
             source=origin.source,
             trusted=origin.trusted,
-            received_us=time_us,
-            expires_us=time_us + int(self.expire_after_s * 1_000_000),
+            received_us=received_us,
+            expires_us=received_us + int(self.expire_after_s * 1_000_000),
             size=size_of(contents[0]),
-            account=self._account_of(envelope, origin),
+            account=self._account_of(arrival),
             submission_id=envelope.envid if origin.pickup else "",
             client="" if origin.pickup else f"{origin.helo}{address}",
             message_id=_message_id(header),
@@ -416,7 +392,7 @@ class Acceptance:
             final_recipients=fan.final_recipients,
             events=(event,),
             priority=self._priority(origin, fan),
-            warn_us=self._warn_us(envelope, origin, time_us),
+            warn_us=self._warn_us(arrival),
             held_max=self.held_max,
         )
 
@@ -427,18 +403,20 @@ class Acceptance:
         priority = priority_of(fan.contents[0].header)
         return PriorityLevel.NORMAL if priority is Priority.NORMAL else PriorityLevel(priority)
 
-    def _warn_us(self, envelope: Envelope, origin: Origin, received_us: int) -> int | None:
+    def _warn_us(self, arrival: _Arrival) -> int | None:
         """Return when a delay report is due, None if the sender gets no reports."""
         after_s = self.delay_warning_after_s
-        if not (origin.trusted and envelope.reverse_path) or not 0 < after_s < self.expire_after_s:
+        hears = arrival.origin.trusted and bool(arrival.envelope.reverse_path)
+        if not hears or not 0 < after_s < self.expire_after_s:
             return None
-        return received_us + int(after_s * 1_000_000)
+        return arrival.received_us + int(after_s * 1_000_000)
 
-    def _account_of(self, envelope: Envelope, origin: Origin) -> str:
+    def _account_of(self, arrival: _Arrival) -> str:
         """Return the account: the login, or the owner of a trusted reverse-path."""
+        origin = arrival.origin
         if origin.login or not origin.trusted:
             return origin.login
-        account = self.accounts.by_address(envelope.reverse_path)
+        account = self.accounts.by_address(arrival.envelope.reverse_path)
         return account.address if account else ""
 
     async def _commit(
