@@ -91,15 +91,6 @@ class MimeEdits:
         follows = self.content.read(end, 1)
         self.replace(start, end, instead if follows in (b"\r", b"\n") else instead + CRLF)
 
-    def replace_header(self, entity: Entity, fields: Fields) -> None:
-        """Replace the fields of a part, or of the message."""
-        if entity is self.structure.message:
-            self.fields = fields
-            return
-        header = b"".join(octets for _, octets in fields)
-        end = entity.start + len(entity.header)
-        self.replace(entity.start, end, header if entity.blank else header + CRLF)
-
     def applied(self) -> Octets:
         """Return the changed message; unchanged octets are not copied."""
         message = self.structure.message
@@ -167,9 +158,8 @@ class _BodyChange:
             self._put(self._text_leaf, fields, content)
             return
         for one in self._attached:
-            if (
-                one.content_type == "text/html" and not one.protected
-            ):  # it would be shown as the body
+            # it would be shown as the body
+            if one.content_type == "text/html" and not one.protected:
                 self._put_fields(one, [_field("Content-Disposition", "attachment")])
         if self._text_leaf is None:
             self._put(self._html_leaf, fields, content)
@@ -232,7 +222,12 @@ class _BodyChange:
         is_message = entity is self._structure.message
         had = self._edits.fields if is_message else _fields_of(entity)
         kept = [one for one in had if one[0] not in replaced and not one[0].startswith(removed)]
-        self._edits.replace_header(entity, [*kept, *fields])
+        if is_message:
+            self._edits.fields = [*kept, *fields]
+            return
+        header = b"".join(octets for _, octets in (*kept, *fields))
+        end = entity.start + len(entity.header)
+        self._edits.replace(entity.start, end, header if entity.blank else header + CRLF)
 
     def _whole(self) -> tuple[Fields, bytes]:
         """Return the body as one entity: the text, or multipart/alternative of text and html."""
