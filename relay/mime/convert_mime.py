@@ -7,17 +7,15 @@ Damage never raises; OSError where the content cannot be read.
 RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay).
 """
 
-from collections.abc import Sequence
-
 from msgspec import Struct
 
 from relay.message.content import (
     LARGE_BYTES,
     Content,
     LargeContent,
-    MemoryOctets,
     Octets,
     contains,
+    join_octets,
     read_all,
 )
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, cleaned
@@ -87,7 +85,7 @@ class _MimeRepair:
         self._defects = dict.fromkeys(self._structure.defects)
         self._changes: list[str] = []
         self._place = self._structure.message.body_start
-        self._pieces: list[Octets] = [MemoryOctets(_CRLF)]
+        self._pieces: list[bytes | Octets] = [_CRLF]
 
     def sent(self) -> RepairedMime:
         """Return the repaired message: the octets between two repairs are copied."""
@@ -106,9 +104,10 @@ class _MimeRepair:
             else:
                 eight_bit = eight_bit or entity.body.eight_bit
         self._copy_to(self._structure.size)
-        if not _ends_a_line(self._pieces):
-            self._pieces.append(MemoryOctets(_CRLF))
-        content = LargeContent(header, tuple(self._pieces), eight_bit=eight_bit)
+        whole = join_octets(self._pieces)
+        if whole.read(max(whole.size - len(_CRLF), 0), len(_CRLF)) != _CRLF:
+            whole = join_octets([whole, _CRLF])
+        content = LargeContent(header, whole.pieces, eight_bit=eight_bit)
         return RepairedMime(
             content if self._content.size > LARGE_BYTES else read_all(content),
             tuple(self._defects),
@@ -118,7 +117,7 @@ class _MimeRepair:
 
     # -- output
 
-    def _put(self, start: int, end: int, instead: Octets) -> None:
+    def _put(self, start: int, end: int, instead: bytes | Octets) -> None:
         """Copy up to `start`; replace the octets from there to `end`."""
         self._copy_to(start)
         self._pieces.append(instead)
@@ -130,7 +129,7 @@ class _MimeRepair:
         elif not entity.header.endswith((b"\r", b"\n")):
             header = header.removesuffix(_CRLF)  # its last line end is that of the next delimiter
         if header != entity.header:
-            self._put(entity.start, entity.start + len(entity.header), MemoryOctets(header))
+            self._put(entity.start, entity.start + len(entity.header), header)
 
     def _copy_to(self, end: int) -> None:
         if end > self._place:
@@ -236,15 +235,6 @@ def _is_clean(entity: Entity) -> bool:
         and entity.blank in (b"", _CRLF)
         and cleaned(entity.header) in (entity.header, entity.header + _CRLF)
     )
-
-
-def _ends_a_line(pieces: Sequence[Octets]) -> bool:
-    end = b""
-    for piece in reversed(pieces):
-        end = piece.read(max(piece.size - len(_CRLF), 0), len(_CRLF)) + end
-        if len(end) >= len(_CRLF):
-            break
-    return end.endswith(_CRLF)
 
 
 def _can_be_coded(entity: Entity) -> bool:
