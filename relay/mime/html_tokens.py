@@ -72,30 +72,31 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
 
     The texts of INVISIBLE_TEXTS are left out, except those of <style> if they are wanted.
     """
-    position = start = 0
+    position = 0
     while found := _MARKUP.search(html, position):
-        position = found.start()
-        tag = _TAG.match(html, position)
-        if position > start:
-            yield HtmlToken("", html[start:position])
+        begin = found.start()
+        if begin > position:
+            yield HtmlToken("", html[position:begin])
+        tag = _TAG.match(html, begin)
         if tag is None:
-            start = position = _end_of_comment(html, position)
+            position = _end_of_comment(html, begin)
             continue
         attributes = _ATTRIBUTES.match(html, tag.end())
         if attributes is None:
             return
-        start = position = attributes.end()
+        position = attributes.end()
         name = tag[2].lower()
         yield HtmlToken(name, attributes[0], is_end=bool(tag[1]))
         if name in TEXTS and not tag[1]:
             ended = _TEXT_ENDS[name].search(html, position)
-            start = position = ended.start() if ended else len(html)
+            end = ended.start() if ended else len(html)
             if name not in INVISIBLE_TEXTS or (with_styles and name == "style"):
-                yield HtmlToken("", html[attributes.end() : start])
+                yield HtmlToken("", html[position:end])
+            position = end
         elif name == "plaintext" and not tag[1]:
             break
-    if start < len(html):
-        yield HtmlToken("", html[start:])
+    if position < len(html):
+        yield HtmlToken("", html[position:])
 
 
 def _end_of_comment(html: str, start: int) -> int:
