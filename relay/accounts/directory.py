@@ -351,7 +351,6 @@ class _Loading:
             yield from self._claim((*place, "token"), token, "a token")
         keys = yield from self._keys(place, entry)
         yield from self._check_client(place, entry)
-        yield from self._take_forwarding(place, entry)
         self._warn_of_plain(place, entry)
         account = Account(
             entry.address,
@@ -367,6 +366,7 @@ class _Loading:
             language=entry.language or "",
             credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )
+        yield from self._take_forwarding(place, entry, account)
         self.tables.add(account, password=password, token=token)
         if secret or keys:
             digest = digest_of(entry.client_secret) if secret else keys[0].digest
@@ -388,21 +388,18 @@ class _Loading:
         forwarding = Forwarding(entry.address, targets, keeps_copy=False, place=path)
         self._forwardings.append((forwarding, [entry.address]))
 
-    def _take_forwarding(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
+    def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
         """Add the account if it forwards. Its own address in `forward_to` keeps a copy."""
-        path, own = (*place, "forward_to"), (entry.address, *entry.aliases)
+        path = (*place, "forward_to")
         if not entry.keep_copy and not self._document.value(path):
             message = "found false without forward_to, expected both"
             yield self._document.fault((*place, "keep_copy"), message)
         named = yield from self._targets(path, entry.forward_to)
-        targets = tuple([one for one in named if not self._is_own(one, own)])
+        targets = tuple([one for one in named if not account.owns(one)])
         if targets:
             keeps_copy = entry.keep_copy or len(targets) < len(named)
-            self._forwardings.append((Forwarding(entry.address, targets, keeps_copy, path), own))
-
-    def _is_own(self, address: str, own: Sequence[str]) -> bool:
-        wanted = address.lower()
-        return wanted in own or (wanted not in self._reserved and untagged(wanted) in own)
+            forwarding = Forwarding(entry.address, targets, keeps_copy, path)
+            self._forwardings.append((forwarding, (entry.address, *entry.aliases)))
 
     def _targets(
         self, path: KeyPath, texts: Sequence[str]
