@@ -10,7 +10,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from relay.http.errors import ApiError, quoted
+from relay.http.errors import ApiError, bad_request, quoted
 
 CHARACTERS_MAX = 8192
 _SECOND_US = 1_000_000
@@ -64,13 +64,12 @@ class Token(Struct, frozen=True):
 class Tokenizer:
     """Reads the tokens of one clause; `next` is the next token."""
 
-    def __init__(self, text: str, option: str) -> None:
-        """`option` is the name of the query option without the dollar sign."""
+    def __init__(self, text: str) -> None:
         self._text = text
-        self._option = option
         if len(text) > CHARACTERS_MAX:
-            message = f"${option}: found {len(text)} characters, expected at most {CHARACTERS_MAX}."
-            raise ApiError(400, "BadRequest", message)
+            raise bad_request(
+                f"$filter: found {len(text)} characters, expected at most {CHARACTERS_MAX}."
+            )
         self.next = self._token(0)
 
     def take(self) -> Token:
@@ -94,7 +93,7 @@ class Tokenizer:
         token = at or self.next
         found = quoted(token.text) if token.text else "the end"
         message = f"position {token.position}: found {found}, expected {expected}"
-        return clause_error(self._option, message)
+        return clause_error("filter", message)
 
     def _token(self, start: int) -> Token:
         match = _SPACE.match(self._text, start)
@@ -208,17 +207,16 @@ class Or(Struct, frozen=True):
 Expression = Path | Literal | FunctionCall | Lambda | Comparison | Not | And | Or
 
 
-def parse_expression(text: str, option: str = "filter") -> Expression:
-    """Parse a clause. Raises ApiError 400."""
-    return _ExpressionParser(Tokenizer(text, option), option).clause()
+def parse_expression(text: str) -> Expression:
+    """Parse a $filter. Raises ApiError 400."""
+    return _ExpressionParser(Tokenizer(text)).clause()
 
 
 class _ExpressionParser:
     """Recursive descent with one method for each level of precedence."""
 
-    def __init__(self, tokenizer: Tokenizer, option: str) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._option = option
         self._depth = 0
         self._terms = 0
 
@@ -347,7 +345,7 @@ class _ExpressionParser:
         self._depth += 1
         if self._depth > DEPTH_MAX:
             message = f"position {self._tokenizer.next.position}: more than {DEPTH_MAX} levels"
-            raise clause_error(self._option, message)
+            raise clause_error("filter", message)
 
     def _count_term(self) -> None:
         self._terms += 1
@@ -355,4 +353,4 @@ class _ExpressionParser:
             message = (
                 f"position {self._tokenizer.next.position}: more than {TERMS_MAX} names and values"
             )
-            raise clause_error(self._option, message)
+            raise clause_error("filter", message)
