@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from relay.clock import Clock, rfc3339
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.event_stream import TAKE_TIMEOUT_S, EventStreamResponse
+from relay.http.event_stream import EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
@@ -129,17 +129,8 @@ class _Block:
 class EventStreams:
     """The open streams of a process, and the task that reads for them."""
 
-    def __init__(
-        self,
-        feed: EventFeed,
-        *,
-        changes: ChangeNotifier,
-        clock: Clock,
-        take_timeout_s: float = TAKE_TIMEOUT_S,
-    ) -> None:
-        """A client that does not take what was sent within `take_timeout_s` is cut off."""
+    def __init__(self, feed: EventFeed, *, changes: ChangeNotifier, clock: Clock) -> None:
         self._feed = feed
-        self._take_timeout_s = take_timeout_s
         self._changes = changes
         self._clock = clock
         self._is_closed = False
@@ -179,11 +170,7 @@ class EventStreams:
         self._check_number(view)
         begins = await self._feed.now() if view.after is None else None
         cursor = str(view.after or begins)
-        return EventStreamResponse(
-            self._stream(view, begins),
-            headers={"x-relay-cursor": cursor},
-            take_timeout_s=self._take_timeout_s,
-        )
+        return EventStreamResponse(self._stream(view, begins), headers={"x-relay-cursor": cursor})
 
     def _check_number(self, view: EventView) -> None:
         if self._is_closed or self._open.total >= STREAMS_MAX:

@@ -33,18 +33,11 @@ class EventStreamResponse(BodyOnDemand):
     """
 
     def __init__(
-        self,
-        blocks: AsyncGenerator[bytes, None],
-        *,
-        headers: Mapping[str, str] | None = None,
-        take_timeout_s: float = TAKE_TIMEOUT_S,
-        heartbeat_s: float = HEARTBEAT_S,
+        self, blocks: AsyncGenerator[bytes, None], *, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(None, headers=_HEADERS | dict(headers or {}))
         del self.headers["content-length"]
         self._blocks = blocks
-        self._take_timeout_s = take_timeout_s
-        self._heartbeat_s = heartbeat_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response (ASGI)."""
@@ -65,7 +58,7 @@ class EventStreamResponse(BodyOnDemand):
                     following = asyncio.ensure_future(anext(self._blocks, b""))
                 await asyncio.wait(  # real time: a client
                     (following, disconnected),
-                    timeout=self._heartbeat_s,
+                    timeout=HEARTBEAT_S,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if disconnected.done():
@@ -85,6 +78,6 @@ class EventStreamResponse(BodyOnDemand):
     async def _send(self, send: Send, block: bytes) -> None:
         for start in range(0, len(block), _PIECE_BYTES):
             piece = block[start : start + _PIECE_BYTES]
-            async with asyncio.timeout(self._take_timeout_s):  # real time: a client
+            async with asyncio.timeout(TAKE_TIMEOUT_S):  # real time: a client
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await send(EMPTY_CHUNK)

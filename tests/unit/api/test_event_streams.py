@@ -15,6 +15,7 @@ from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, EventStreams, create_app, event_streams
 from relay.api.event_streams import EventView
 from relay.clock import Ids, SystemClock
+from relay.http import event_stream
 from relay.http.http_server import HttpServer
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventCursor, EventFeed, parse_event_cursor
@@ -67,7 +68,7 @@ class CountingFeed(EventFeed):
 class Relay:
     """The stores of a relay and its API."""
 
-    def __init__(self, folder: Path, **options: float) -> None:
+    def __init__(self, folder: Path) -> None:
         self.clock = SystemClock()
         self.ids = Ids(self.clock)
         self.changes = ChangeNotifier()
@@ -76,7 +77,7 @@ class Relay:
             folder / "log", role="relay", clock=self.clock, on_append=self.changes.notify
         )
         self.feed = CountingFeed(self.spool, LogReader(folder / "log"))
-        self.streams = EventStreams(self.feed, changes=self.changes, clock=self.clock, **options)
+        self.streams = EventStreams(self.feed, changes=self.changes, clock=self.clock)
         dependencies = ApiDependencies(
             journeys=Journeys(self.spool, self.log, clock=self.clock),
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
@@ -154,8 +155,8 @@ def names(events: list[ReceivedEvent]) -> list[str]:
 
 
 @asynccontextmanager
-async def running(folder: Path, **options: float) -> AsyncIterator[Relay]:
-    relay = Relay(folder, **options)
+async def running(folder: Path) -> AsyncIterator[Relay]:
+    relay = Relay(folder)
     await relay.spool.start()
     await relay.server.start()
     try:
@@ -498,8 +499,11 @@ async def test_a_reset_is_a_gap_and_the_stream_goes_on(relay: Relay) -> None:
             assert names(await source.events(EVENTS_OF_MAIL)) == names(new)
 
 
-async def test_a_client_that_does_not_read_is_cut_off_and_continues(tmp_path: Path) -> None:
-    async with running(tmp_path, take_timeout_s=0.3) as relay:
+async def test_a_client_that_does_not_read_is_cut_off_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "TAKE_TIMEOUT_S", 0.3)
+    async with running(tmp_path) as relay:
         async with relay.stream(receive_bytes=4096) as slow, relay.stream() as other:
             big = Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {}, "text": "x" * 200_000})
             for _ in range(40):

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from relay.http import event_stream
 from relay.http.event_stream import EventStreamResponse
 from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer
@@ -38,9 +39,9 @@ def blocks() -> Blocks:
 
 
 @asynccontextmanager
-async def streaming(blocks: Blocks, **limits: float) -> AsyncIterator[HttpServer]:
+async def streaming(blocks: Blocks) -> AsyncIterator[HttpServer]:
     async def handle(_request: HttpRequest) -> EventStreamResponse:
-        return EventStreamResponse(blocks.stream(), headers={"x-more": "1"}, **limits)
+        return EventStreamResponse(blocks.stream(), headers={"x-more": "1"})
 
     async with serving(handle) as server:
         yield server
@@ -79,8 +80,11 @@ async def test_head_has_no_body_and_starts_nothing(blocks: Blocks) -> None:
         assert blocks.started == 0
 
 
-async def test_a_silent_stream_sends_comments(blocks: Blocks) -> None:
-    async with streaming(blocks, heartbeat_s=0.02) as server, client(server) as source:
+async def test_a_silent_stream_sends_comments(
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.02)
+    async with streaming(blocks) as server, client(server) as source:
         assert [await source.chunk() for _ in range(3)] == [b":\n"] * 3
         blocks.queue.put_nowait(b"data: 1\n\n")
         async with asyncio.timeout(30):
@@ -96,12 +100,12 @@ async def test_a_client_that_disconnects_ends_the_generator(blocks: Blocks) -> N
         await until(lambda: blocks.ended)
 
 
-async def test_a_client_that_does_not_read_is_cut_off(blocks: Blocks) -> None:
+async def test_a_client_that_does_not_read_is_cut_off(
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At once, not when it has read what is left; no more than a piece is kept for it."""
-    async with (
-        streaming(blocks, take_timeout_s=0.3) as server,
-        client(server, receive_bytes=SMALL) as source,
-    ):
+    monkeypatch.setattr(event_stream, "TAKE_TIMEOUT_S", 0.3)
+    async with streaming(blocks) as server, client(server, receive_bytes=SMALL) as source:
         buffered = 0
         (connection,) = server._state.connections
         for _ in range(400):
@@ -119,10 +123,7 @@ async def test_a_client_that_does_not_read_is_cut_off(blocks: Blocks) -> None:
 
 
 async def test_a_slow_client_that_reads_is_not_cut_off(blocks: Blocks) -> None:
-    async with (
-        streaming(blocks, take_timeout_s=5.0) as server,
-        client(server, receive_bytes=16 * SMALL) as source,
-    ):
+    async with streaming(blocks) as server, client(server, receive_bytes=16 * SMALL) as source:
         sent = [b"data: " + bytes([65 + n]) * 300_000 + b"\n\n" for n in range(20)]
         for block in (*sent, b""):
             blocks.queue.put_nowait(block)
