@@ -6,6 +6,7 @@ needs the role read or operate.
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from ipaddress import ip_address
 from typing import Any
 
@@ -18,6 +19,7 @@ from relay.http.http_request import HttpRequest, body_too_large
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.policy.rule_test_reader import crlf
+from relay.pressure import ConcurrencyCounter
 
 PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024
@@ -32,7 +34,7 @@ class ExplainHandler:
 
     def __init__(self, explain: Explain) -> None:
         self._explain = explain
-        self._together = self._messages = 0
+        self._running = ConcurrencyCounter()
 
     async def answer(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """Return the document. Raises ApiError."""
@@ -42,23 +44,19 @@ class ExplainHandler:
         if query.get("probe") == "true":  # it connects, which no GET does
             require_method(request, "POST")
             principal.check_may_operate()
-        if self._together >= _TOGETHER_MAX:
-            raise _too_many("explanations")
-        self._together += 1
-        try:
+        with self._counted("explanations", _TOGETHER_MAX):
             if request.method != "POST":
                 question = read_question(query, None)
                 return await request.cancel_on_disconnect(self._answer(question))
-            if self._messages >= _MESSAGES_MAX:
-                raise _too_many("messages")
-            self._messages += 1
-            try:
+            with self._counted("messages", _MESSAGES_MAX):
                 message = await _message_of(request)
                 return await self._answer(await asyncio.to_thread(read_question, query, message))
-            finally:
-                self._messages -= 1
-        finally:
-            self._together -= 1
+
+    def _counted(self, what: str, most: int) -> AbstractContextManager[None]:
+        """Count one more inside the with block. Raises ApiError 503 at the limit."""
+        if not self._running.has_room(what, per_key=most):
+            raise _unavailable(f"Too many {what} are being explained; try again.")
+        return self._running.counted(what)
 
     async def _answer(self, question: Question) -> Mapping[str, Any]:
         try:
@@ -118,11 +116,6 @@ def _mailbox(name: str, text: str) -> str:
 
 def _bad(name: str, found: str, expected: str) -> ApiError:
     return ApiError(400, "BadRequest", f"{name}: found {found}, expected {expected}.")
-
-
-def _too_many(what: str) -> ApiError:
-    message = f"Too many {what} are being explained; try again."
-    return _unavailable(message)
 
 
 def _unavailable(message: str) -> ApiError:

@@ -55,6 +55,7 @@ from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination
 from relay.observe.logs import get_logger
+from relay.pressure import ConcurrencyCounter
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
     BEFORE_QUEUE_HEADER,
@@ -109,7 +110,7 @@ class Handlers:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources)
         self.explain = ExplainHandler(dependencies.explain)
-        self._waiting = 0
+        self._waiting = ConcurrencyCounter()
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /messages?q=&to=&sender=&subject=&mailbox=&state=&before=&after=&wait=&limit=:
@@ -266,35 +267,23 @@ class Handlers:
         """Return the result of `read` when it is enough or the time is up."""
         if timeout_s <= 0:
             return await read()
-        if self._waiting >= _WAITING_MAX:
+        if self._waiting.total >= _WAITING_MAX:
             raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
-        self._waiting += 1
-        try:
-            return await self._read_repeatedly(read, is_enough, timeout_s=timeout_s)
-        finally:
-            self._waiting -= 1
-
-    async def _read_repeatedly(
-        self,
-        read: Callable[[], Awaitable[Found]],
-        is_enough: Callable[[Found], bool],
-        *,
-        timeout_s: float,
-    ) -> Found:
         clock, loop = self._dependencies.clock, asyncio.get_running_loop()
         deadline = loop.time() + timeout_s  # real time: a client waits
-        while True:
-            seen = self._dependencies.changes.count
-            began = clock.real_s()
-            found = await read()
-            pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.real_s() - began))
-            left_s = deadline - loop.time()  # real time: a client waits
-            if is_enough(found) or left_s <= 0:
-                return found
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
-                    await self._dependencies.changes.wait_beyond(seen)
-                    await asyncio.sleep(pause_s)  # real time: reads a burst of events once
+        with self._waiting.counted(None):
+            while True:
+                seen = self._dependencies.changes.count
+                began = clock.real_s()
+                found = await read()
+                pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.real_s() - began))
+                left_s = deadline - loop.time()  # real time: a client waits
+                if is_enough(found) or left_s <= 0:
+                    return found
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
+                        await self._dependencies.changes.wait_beyond(seen)
+                        await asyncio.sleep(pause_s)  # real time: reads a burst of events once
 
     async def _find(self, key: str, principal: Principal) -> Journey | None:
         if not key or len(key) > _KEY_CHARACTERS:
