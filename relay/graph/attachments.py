@@ -88,7 +88,7 @@ async def list_attachments(request: GraphRequest) -> Response:
         link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
         tail = b',"@odata.nextLink":' + msgspec.json.encode(link) + b"}"
     start = msgspec.json.encode(head)[:-1] + b',"value":'
-    pieces = chain((start,), json_pieces(opened, page, select=options.select), (tail,))
+    pieces = chain((start,), _array_pieces(opened, page, options.select), (tail,))
     return await _response(pieces, _size(page, options.select))
 
 
@@ -108,7 +108,7 @@ async def get_attachment(request: GraphRequest) -> Response:
         raise ApiError(400, "BadRequest", message)
     opened = await open_message(request)
     one = found_attachment(opened.attachments, request.path_parameters["attachment"])
-    pieces = attachment_pieces(
+    pieces = _attachment_pieces(
         opened,
         one,
         select=options.select,
@@ -146,7 +146,7 @@ async def add_attachment(request: GraphRequest) -> Response:
     opened = await open_message(request)
     one = found_attachment(opened.attachments, identity)
     context = _context(request, opened, "/$entity")
-    pieces = attachment_pieces(opened, one, context=context)
+    pieces = _attachment_pieces(opened, one, context=context)
     location = f"{request.root_url()}/{_path(request, opened)}/{quote(identity)}"
     if request.prefers_minimal():
         return minimal_response(location, is_new=True)
@@ -196,13 +196,9 @@ async def get_with_attachments(
         return unchanged
     shown = message_json(opened.message, options.select) | expand.to_json(opened.message)
     await show_preferred_body(request, shown)
-    head = msgspec.json.encode({**request.context(context), **shown})
-    pieces = chain(
-        (head[:-1] + b',"attachments":',),
-        json_pieces(opened, opened.attachments, select=expand.attachments or ()),
-        (b"}",),
-    )
-    size = _size(opened.attachments, expand.attachments or ())
+    select = expand.attachments or ()
+    pieces = message_pieces({**request.context(context), **shown}, opened, select)
+    size = _size(opened.attachments, select)
     return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
 
@@ -248,17 +244,26 @@ def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[st
 # -- serialization
 
 
-def json_pieces(
-    opened: OpenedMessage, attachments: Sequence[AttachedOctets], *, select: Collection[str] = ()
+def message_pieces(
+    shown: Mapping[str, Any], opened: OpenedMessage, select: Collection[str]
+) -> Iterator[bytes]:
+    """Yield the JSON of a message with its attachments."""
+    yield msgspec.json.encode(shown)[:-1] + b',"attachments":'
+    yield from _array_pieces(opened, opened.attachments, select)
+    yield b"}"
+
+
+def _array_pieces(
+    opened: OpenedMessage, attachments: Sequence[AttachedOctets], select: Collection[str]
 ) -> Iterator[bytes]:
     """Yield the JSON array of attachments."""
     for number, one in enumerate(attachments):
         yield b"," if number else b"["
-        yield from attachment_pieces(opened, one, select=select)
+        yield from _attachment_pieces(opened, one, select=select)
     yield b"]" if attachments else b"[]"
 
 
-def attachment_pieces(
+def _attachment_pieces(
     opened: OpenedMessage,
     one: AttachedOctets,
     *,

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.graph.attachments import json_pieces, json_stream_response, shows_content
+from relay.graph.attachments import json_stream_response, message_pieces, shows_content
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.preferred_bodies import convert_body, preferred_body_type, show_body_as
@@ -114,10 +114,8 @@ class MessagePage(Struct, frozen=True):
             ):
                 shown = self._json(opened.message)
                 convert_body(shown, body_type)
-                yield separator + msgspec.json.encode(shown)[:-1] + b',"attachments":'
-                select = self.expand.attachments or ()
-                yield from json_pieces(opened, opened.attachments, select=select)
-                yield b"}"
+                yield separator
+                yield from message_pieces(shown, opened, self.expand.attachments or ())
             else:
                 continue
             separator = b","
