@@ -14,13 +14,12 @@ from relay.clock import Clock
 from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, RequestIds
 from relay.http.gateway import Gateway
-from relay.http.http_request import HttpRequest, RequestLimits
+from relay.http.http_request import SMALL_LIMITS, HttpRequest
 from relay.internet.scenario import GraphFault
 from relay.internet.scenario_state import ScenarioState
 from relay.pressure import MemoryBudget
 
 _AFTER = 504
-_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
 _NO_BODY = MemoryBudget(0)
 _NO_IDS = RequestIds("", "")
 _EXPIRED = "Lifetime validation failed, the token is expired."
@@ -61,7 +60,7 @@ class FaultyFrontDoor:
 
     def _find(self, scope: Scope, receive: Receive) -> GraphFault | None:
         try:
-            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=_LIMITS, budget=_NO_BODY)
+            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=SMALL_LIMITS, budget=_NO_BODY)
         except ApiError:
             return None  # the application responds with this error
         try:
@@ -91,7 +90,7 @@ class FaultyFrontDoor:
         async def respond(_request: HttpRequest) -> Response:
             raise self._error(fault)
 
-        await Gateway(respond, clock=self._clock, limits=_LIMITS)(scope, receive, send)
+        await Gateway(respond, clock=self._clock, limits=SMALL_LIMITS)(scope, receive, send)
 
     def _error(self, fault: GraphFault) -> ApiError:
         if fault.status not in _CODES:

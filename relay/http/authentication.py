@@ -14,10 +14,9 @@ from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.passwords import LoginDelayedError
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
-from relay.http.protocol import AllowedHosts
+from relay.http.protocol import LOOPBACK_HOSTS
 
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
-_LOOPBACK = AllowedHosts()
 
 
 class HttpAuthentication:
@@ -87,4 +86,4 @@ def _names_loopback(headers: Headers) -> bool:
         host = urlsplit(f"//{headers.get('host', '')}").hostname
     except ValueError:  # brackets around something else than an IPv6 address
         return False
-    return host is not None and _LOOPBACK.allows(host)
+    return host is not None and LOOPBACK_HOSTS.allows(host)

@@ -12,9 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.clock import Clock
 from relay.http.gateway import Gateway
-from relay.http.http_request import HttpRequest, RequestLimits, raw_path
-
-_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
+from relay.http.http_request import SMALL_LIMITS, HttpRequest, raw_path
 
 
 class BasePath:
@@ -24,7 +22,7 @@ class BasePath:
         """`path` begins with a slash and does not end with one."""
         self._app = app
         self._path = path.encode("ascii")
-        self._to_first_page = Gateway(self._add_slash, clock=clock, limits=_LIMITS)
+        self._to_first_page = Gateway(self._add_slash, clock=clock, limits=SMALL_LIMITS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""

@@ -18,14 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from relay.clock import Clock
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway
-from relay.http.http_request import HttpRequest, RequestLimits
-from relay.http.protocol import AllowedHosts
+from relay.http.http_request import SMALL_LIMITS, HttpRequest
+from relay.http.protocol import LOOPBACK_HOSTS
 
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _FIELDS_MAX = 1024
 _PREFLIGHT_AGE_S = 600
-_LOOPBACK = AllowedHosts()
-_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
 
 
 class BrowserGuard:
@@ -50,8 +48,8 @@ class BrowserGuard:
         self._own_origins = frozenset(map(str.lower, own_origins))
         self._allows_loopback_pages = allows_loopback_pages
         self._may_be_linked = may_be_linked
-        self._refusal = Gateway(_refuse, clock=clock, limits=_LIMITS)
-        self._preflight = Gateway(_allow, clock=clock, limits=_LIMITS)
+        self._refusal = Gateway(_refuse, clock=clock, limits=SMALL_LIMITS)
+        self._preflight = Gateway(_allow, clock=clock, limits=SMALL_LIMITS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or refuse it (ASGI)."""
@@ -156,4 +154,4 @@ def _is_loopback(origin: str) -> bool:
         host, _ = parts.hostname, parts.port
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(host) and _LOOPBACK.allows(str(host))
+    return parts.scheme in ("http", "https") and bool(host) and LOOPBACK_HOSTS.allows(str(host))

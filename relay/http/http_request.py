@@ -56,6 +56,10 @@ class RequestLimits(Struct, frozen=True):
     stream_timeout_s: float = 3600.0
 
 
+# of an application that reads no body
+SMALL_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
+
+
 class HttpRequest:
     """One HTTP request. `segments` are the percent-decoded parts of the path without empty ones. A
     handler sets `is_idempotent` if the client may repeat a request that was interrupted.

@@ -57,6 +57,9 @@ class AllowedHosts(Struct, frozen=True):
             return False
 
 
+LOOPBACK_HOSTS = AllowedHosts()
+
+
 def host_error(
     named: Sequence[bytes], *, is_required: bool, allowed: AllowedHosts | None = None
 ) -> ApiError | None:
@@ -102,7 +105,6 @@ _RETRY_S = 2
 _TRANSPORT_SECURITY = "max-age=31536000"
 # A browser applies the field to all ports of a host: those of other programs on localhost as well.
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
-_LOOPBACK_HOSTS = AllowedHosts()
 _TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
 _PIECES_PER_TURN = 1000
@@ -418,7 +420,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.scheme != "https":
             return ""
         named = b"".join(self._hosts_named()[:1]).decode("latin-1")
-        is_local = _LOOPBACK_HOSTS.allows(named.rpartition(":")[0] or named)
+        is_local = LOOPBACK_HOSTS.allows(named.rpartition(":")[0] or named)
         if is_local:
             return _LOCAL_TRANSPORT_SECURITY
         return _TRANSPORT_SECURITY if self.hosts is None else ""

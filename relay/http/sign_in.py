@@ -159,16 +159,8 @@ def create_sign_in_app(
     async def handle(request: HttpRequest) -> Response:
         try:
             return await endpoints.respond(request)
-        except SignInError as error:
-            return _error_response(error, request, time_us=clock.time_us())
-        except LoginDelayedError as error:
-            return _error_response(
-                _later(error, number=90055, status=429), request, time_us=clock.time_us()
-            )
-        except ApiError as error:  # of the body
-            kind = "invalid_request" if error.status < 500 else "temporarily_unavailable"
-            failed = SignInError(kind, error.message, status=error.status, headers=error.headers)
-            return _error_response(failed, request, time_us=clock.time_us())
+        except (SignInError, LoginDelayedError, AssertionsFullError, ApiError) as error:
+            return _error_response(_shown(error), request, time_us=clock.time_us())
 
     limits = RequestLimits(
         body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, read_timeout_s=_READ_TIMEOUT_S
@@ -203,7 +195,7 @@ class _Endpoints:
         }
 
     async def respond(self, request: HttpRequest) -> Response:
-        """Return the response for a path. Raises SignInError, ApiError."""
+        """Return the response for a path. Raises what _shown() takes."""
         tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
         if len(tenant.encode()) > TEXT_MAX:
             raise SignInError("invalid_request", "The tenant's name is too long.", number=90002)
@@ -290,7 +282,10 @@ class _Endpoints:
         return token_response({"access_token": token})
 
     async def _signed_in(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient:
-        """Return the client. An unknown one and a wrong secret have the same response."""
+        """Return the client. An unknown one and a wrong secret have the same response.
+
+        Raises SignInError, LoginDelayedError, AssertionsFullError.
+        """
         request = asked.http
         address = request.counted_address
         text = "Invalid client secret provided"
@@ -306,9 +301,7 @@ class _Endpoints:
             if error.__cause__ is not None:
                 shown = address or request.client_address
                 _log.error("secret not checked", client=shown, error=error.__cause__)
-            raise _later(error, number=90055, status=429) from None
-        except AssertionsFullError as error:
-            raise _later(error, number=90033, status=503) from None
+            raise
         except AssertionRefusedError as error:
             raise self._rejected(request, given, str(error), number=error.number) from None
         if client is None:
@@ -341,14 +334,20 @@ class _Endpoints:
         return SignInError("invalid_client", text, number=number, status=401, headers=headers)
 
 
-def _later(
-    error: LoginDelayedError | AssertionsFullError, *, number: int, status: int
+def _shown(
+    error: SignInError | LoginDelayedError | AssertionsFullError | ApiError,
 ) -> SignInError:
+    """Return what the client is told of an error."""
+    later = "temporarily_unavailable"
+    if isinstance(error, SignInError):
+        return error
+    if isinstance(error, ApiError):  # of the body
+        kind = "invalid_request" if error.status < 500 else later
+        return SignInError(kind, error.message, status=error.status, headers=error.headers)
     headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
+    number, status = (90055, 429) if isinstance(error, LoginDelayedError) else (90033, 503)
     text = f"{error}. Try again later."
-    return SignInError(
-        "temporarily_unavailable", text, number=number, status=status, headers=headers
-    )
+    return SignInError(later, text, number=number, status=status, headers=headers)
 
 
 def token_response(fields: Mapping[str, Any]) -> Response:
