@@ -225,14 +225,15 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
             everything = BasePath(everything, path, clock=base.clock)
         servers.append(
             HttpServer(
-                everything, http.listen, limits=limits, hosts=_hosts(base),
+                everything, http.listen, clock=base.clock, limits=limits, hosts=_hosts(base),
                 certificate=base.certificates.http, tunnel_hosts=base.sources.tunnel_hosts,
             )
         )  # fmt: skip
     control_socket = Address(path=str(base.settings.control_socket))
-    servers.append(HttpServer(front_door.control, [control_socket]))
+    servers.append(HttpServer(front_door.control, [control_socket], clock=base.clock))
     if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:
-        servers.append(HttpServer(guard(front_door.relay_v1), [metrics], limits=limits))
+        app = guard(front_door.relay_v1)
+        servers.append(HttpServer(app, [metrics], clock=base.clock, limits=limits))
     return servers
 
 

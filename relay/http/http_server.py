@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from relay.certificates import ServerCertificate
-from relay.clock import Clock, SystemClock
+from relay.clock import Clock
 from relay.http.connection_limits import ConnectionLimits, ConnectionTable, HttpConnection
 from relay.http.protocol import AllowedHosts, BoundedProtocol
 from relay.http.tls_connection import TlsConnection
@@ -38,7 +38,7 @@ class HttpServer:
         app: ASGIApp,
         addresses: Sequence[Address],
         *,
-        clock: Clock | None = None,
+        clock: Clock,
         limits: ConnectionLimits | None = None,
         hosts: AllowedHosts | None = None,
         certificate: ServerCertificate | None = None,
@@ -63,7 +63,7 @@ class HttpServer:
         )
         self._state = ServerState()
         self._addresses = tuple(addresses)
-        self._clock = clock or SystemClock()
+        self._clock = clock
         self._limits = limits or ConnectionLimits()
         self._hosts = hosts
         self._certificate = certificate

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,23 @@ def test_the_command_advances_the_clock(shared: DevelopmentProcess) -> None:
     ):
         failed = shared.cli("clock", "advance", duration)
         assert (failed.returncode, text in failed.stderr) == (code, True), failed.stderr
+
+
+def test_the_errors_of_the_server_itself_have_its_time(shared: DevelopmentProcess) -> None:
+    """Those before a request has a handler, such as that for a missing Host."""
+    now = shared.advance(3 * DAY_S)
+    connection = shared.connection()
+    try:
+        connection.putrequest("GET", "/healthz", skip_host=True)
+        connection.endheaders()
+        answer = connection.getresponse()
+        error = json.loads(answer.read())["error"]
+    finally:
+        connection.close()
+    assert answer.status == 400
+    assert parsedate_to_datetime(answer.headers["date"]) >= now.replace(microsecond=0)
+    shown = datetime.fromisoformat(error["innerError"]["date"] + "+00:00")
+    assert shown >= now.replace(microsecond=0)
 
 
 def test_a_service_has_no_such_path() -> None:

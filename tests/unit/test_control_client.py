@@ -33,7 +33,7 @@ async def test_the_control_socket(tmp_path: Path) -> None:
     app = Gateway(
         handler, clock=ManualClock(), limits=RequestLimits(body_bytes=1000, held_bytes=1000)
     )
-    server = HttpServer(app, [Address(path=str(path))])
+    server = HttpServer(app, [Address(path=str(path))], clock=ManualClock())
     await server.start()
     try:
         assert server.bound == (Address(path=str(path)),)
@@ -47,7 +47,7 @@ async def test_the_control_socket(tmp_path: Path) -> None:
             await asyncio.to_thread(client.post, "/queue/retry", {"all": True})
         assert (refused.value.status, refused.value.code) == (404, "ErrorItemNotFound")
         with pytest.raises(OSError, match="Address already in use"):
-            HttpServer(app, [Address(path=str(path))]).bind()
+            HttpServer(app, [Address(path=str(path))], clock=ManualClock()).bind()
     finally:
         await server.stop(0.5)
     assert not path.exists()

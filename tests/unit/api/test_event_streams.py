@@ -88,7 +88,7 @@ class Relay:
         )  # fmt: skip
         self.accounts = dict(ACCOUNTS)
         app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))
-        self.server = HttpServer(app, [ANY_PORT])
+        self.server = HttpServer(app, [ANY_PORT], clock=self.clock)
 
     async def mail(
         self, account: str = ALICE, *, late_us: int = 0, back_us: int = 0

@@ -51,7 +51,7 @@ async def faulty(text: str, *, status: int = 202) -> AsyncIterator[Application]:
     front_door = FaultyFrontDoor(
         app, authentication_of(ACCOUNTS), scenario=lambda: state, realm="relay", clock=clock
     )
-    server = HttpServer(front_door, [Address("127.0.0.1", 0)])
+    server = HttpServer(front_door, [Address("127.0.0.1", 0)], clock=clock)
     await server.start()
     try:
         base = f"http://{server.bound[0]}"

@@ -20,7 +20,7 @@ CALLS = ["sendMail", "sendMail in MIME", "send"]
 
 @asynccontextmanager
 async def serving(store: MemoryStore) -> AsyncIterator[HttpServer]:
-    server = HttpServer(graph_app(store, store.clock), [Address("127.0.0.1", 0)])
+    server = HttpServer(graph_app(store, store.clock), [Address("127.0.0.1", 0)], clock=store.clock)
     await server.start()
     try:
         yield server

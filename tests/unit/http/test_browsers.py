@@ -44,7 +44,7 @@ async def guarded(
     guard = BrowserGuard(
         app, clock=clock, own_origins=["https://mail.example.test"], allows_loopback_pages=dev
     )
-    server = HttpServer(guard, [Address("127.0.0.1", 0)])
+    server = HttpServer(guard, [Address("127.0.0.1", 0)], clock=clock)
     await server.start()
     try:
         base = f"http://{server.bound[0]}"

@@ -245,7 +245,7 @@ async def test_an_exception_in_a_handler_is_not_disclosed() -> None:
 
 async def test_a_port_in_use_is_an_error_before_the_start() -> None:
     async with serving() as server:
-        second = HttpServer(echo, server.bound)  # type: ignore[arg-type]
+        second = HttpServer(echo, server.bound, clock=ManualClock())  # type: ignore[arg-type]
         with pytest.raises(OSError, match=f"cannot listen on {server.bound[0]}: Address already"):
             second.bind()
 
@@ -265,8 +265,9 @@ async def test_stop_lets_requests_end_and_then_cancels() -> None:
         await go_on.wait()
         return Response("done")
 
+    clock = ManualClock()
     server = HttpServer(
-        Gateway(slow, clock=ManualClock(), limits=RequestLimits(LIMIT, LIMIT)), [ANY_PORT]
+        Gateway(slow, clock=clock, limits=RequestLimits(LIMIT, LIMIT)), [ANY_PORT], clock=clock
     )
     await server.start()
     address = server.bound[0]
@@ -405,7 +406,8 @@ async def test_dispatch_by_first_segment() -> None:
     def gateway(handler: Handler) -> Gateway:
         return Gateway(handler, clock=ManualClock(), limits=RequestLimits(LIMIT, LIMIT))
 
-    server = HttpServer(PathRouter({"v1.0": gateway(named)}, otherwise=gateway(echo)), [ANY_PORT])
+    router = PathRouter({"v1.0": gateway(named)}, otherwise=gateway(echo))
+    server = HttpServer(router, [ANY_PORT], clock=ManualClock())
     await server.start()
     answers = [
         await talk(server, request().replace(b"/x", path))

@@ -267,7 +267,7 @@ async def test_guesses_are_delayed(http):
 async def test_guesses_of_one_client_of_a_proxy_delay_no_other_one(sign_in):
     """Each client of a proxy counts alone; those that the proxy does not name share nothing."""
     limits = ConnectionLimits(proxy_networks=("127.0.0.1/32",))
-    server = HttpServer(sign_in.app, [ANY_PORT], limits=limits)
+    server = HttpServer(sign_in.app, [ANY_PORT], clock=sign_in.clock, limits=limits)
     await server.start()
     try:
         base = f"http://{server.bound[0]}"
