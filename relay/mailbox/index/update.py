@@ -508,13 +508,9 @@ class IndexUpdater:
         old = {one: ns for one, ns in old.items() if recorded.get(one, ns) != ns}
         if old:
             with self._transaction() as writing:
-                self._write_times(writing, old)
-
-    def _write_times(self, cursor: apsw.Cursor, times: Mapping[Directory, int]) -> None:
-        for (number, in_new), changed_ns in times.items():
-            column = "new_ns" if in_new else "cur_ns"
-            mtime_ns = changed_ns if self._is_old(changed_ns) else 0
-            cursor.execute(f"UPDATE folder SET {column} = ? WHERE number = ?", (mtime_ns, number))
+                for (number, in_new), changed_ns in old.items():
+                    sql = f"UPDATE folder SET {'new' if in_new else 'cur'}_ns = ? WHERE number = ?"
+                    writing.execute(sql, (changed_ns, number))
 
     def _is_old(self, changed_ns: int) -> bool:
         """Return whether a later change certainly has another time."""
