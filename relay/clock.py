@@ -225,16 +225,20 @@ def boot_s() -> float:
     return time.clock_gettime(_ELAPSED)
 
 
+def read_boot_id() -> str:
+    """Return the id of this boot of the machine, "" if it is not known."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""  # each start then counts as a reboot
+
+
 def this_machine() -> Machine:
     """Return the clocks of this machine."""
-    try:
-        boot_id = _BOOT_ID.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        boot_id = ""  # each start then counts as a reboot
     return Machine(
         wall_us=lambda: time.time_ns() // 1000,
         elapsed_us=lambda: time.clock_gettime_ns(_ELAPSED) // 1000,
-        boot_id=boot_id,
+        boot_id=read_boot_id(),
     )
 
 

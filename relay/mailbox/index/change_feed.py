@@ -10,19 +10,19 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import apsw
 
+from relay.clock import read_boot_id
 from relay.mailbox.index.database import fetch, get_meta, set_meta
 from relay.mailbox.types import Change, ChangeKind, ChangePage, StalePositionError
 
 CHANGES_KEPT = 100_000
 _PRUNED_EVERY = 1000
 _POSITION = re.compile(r"([0-9a-f]{16})\.(\d{1,18})")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CLOSED = "closed"
+boot_id = functools.cache(read_boot_id)
 _COLUMNS = "sequence, kind, message_id, folder_id, previous_folder_id"
 
 
@@ -49,15 +49,6 @@ def is_open(cursor: apsw.Cursor, *, file_id: str) -> bool:
 def close_feed(cursor: apsw.Cursor) -> None:
     """Mark the feed as complete. The checkpoint that follows syncs it."""
     set_meta(cursor, "state", _CLOSED)
-
-
-@functools.cache
-def boot_id() -> str:
-    """Return the id of this boot of the machine, "" if it is not known."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def append_change(
