@@ -75,7 +75,6 @@ class HeaderData(Struct, frozen=True):
     """The fields of a message's header, or of a draft's private block."""
 
     properties: MessageProperties
-    internet_message_id: str
     conversation: str
     sent_us: int
     created_us: int
@@ -102,7 +101,7 @@ class HeaderData(Struct, frozen=True):
             *(search_key(sender.address), search_key(sender.name or sender.address)),
             *(self.sent_us, self.created_us, self.modified_us),
             RANKS.get(one.importance, RANKS["normal"]),
-            *(search_key(self.internet_message_id), search_key(self.conversation)),
+            *(search_key(one.internet_message_id), search_key(self.conversation)),
             search_key(self.message_class),
         )
 
@@ -137,7 +136,7 @@ class TextData(Struct, frozen=True):
     has_attachments: bool
 
 
-NO_HEADER_DATA = HeaderData(MessageProperties(), "", "", 0, 0, 0, ORDINARY_CLASS)
+NO_HEADER_DATA = HeaderData(MessageProperties(), "", 0, 0, 0, ORDINARY_CLASS)
 NO_TEXT = TextData(("",) * 7, has_attachments=False)
 
 
@@ -162,12 +161,10 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         header = head[length : length + end.body]
         properties, date_us = _read_header(with_first_fields(header))
     properties = with_defaults(properties, block)
-    own = properties.internet_message_id
     extended = block.beside.extended if block and block.beside else properties.extended
     return HeaderData(
         properties=properties,
-        internet_message_id=own,
-        conversation=conversation_id(properties, own or message_id),
+        conversation=conversation_id(properties, properties.internet_message_id or message_id),
         sent_us=date_us or (block.origin.modified_us if block else written_us),
         created_us=block.origin.created_us if block else written_us,
         modified_us=block.origin.modified_us if block else written_us,
