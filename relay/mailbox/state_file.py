@@ -17,6 +17,7 @@ from typing import Any
 import apsw
 from msgspec import Struct
 
+from relay.last_commit import log_bytes
 from relay.mailbox.maildir import sync_directory
 from relay.mailbox.message_state import MessageState, decode_state, encode_state, read_state, united
 from relay.mailbox.types import StoreUnavailableError
@@ -318,8 +319,7 @@ def state_faults(path: Path) -> Iterable[str]:
 
     Raises OSError.
     """
-    log = path.with_name(f"{path.name}-wal")
-    has_log = log.exists() and log.stat().st_size > 0  # asked first: the file grows before its log
+    has_log = log_bytes(path) > 0  # asked first: the file grows before its log
     if not path.stat().st_size:
         return ["it is empty, and its write-ahead log is not"] if has_log else []
     try:
