@@ -73,8 +73,8 @@ class Difference:
     what: str
 
 
-def differences(
-    cursor: apsw.Cursor, folders: Sequence[Folder], *, states: StateFile | None, full: bool
+def _differences(
+    cursor: apsw.Cursor, mailbox: Path, *, states: StateFile | None, full: bool
 ) -> Iterator[Difference]:
     """Compare the rows with the files; after an update, with `states`, also compare the lists of
     files, and the copies of states.
@@ -82,13 +82,15 @@ def differences(
     With `full` the header of each indexed message is read. An index that is not built yet has no
     differences.
     """
+    if fault := _feed_fault(cursor):
+        yield Difference("", fault)
     if not get_meta(cursor, READY):
         return
     for folder_id, *counts in fetch(cursor, _COUNTS):
         stored, counted = counts[:4], counts[4:]
         if stored != counted:
             yield Difference(folder_id, f"counts {stored}; rows {counted}")
-    by_id = {folder.id: folder for folder in folders}
+    by_id = {folder.id: folder for folder in list_folders(mailbox)}
     known = {
         folder_id: number for number, folder_id in fetch(cursor, "SELECT number, id FROM folder")
     }
@@ -106,7 +108,7 @@ def differences(
                     return
 
 
-def feed_fault(cursor: apsw.Cursor) -> str:
+def _feed_fault(cursor: apsw.Cursor) -> str:
     """Return what is wrong with the change feed's sequence numbers, "" if nothing."""
     [(count, first, last)] = fetch(
         cursor, "SELECT count(*), min(sequence), max(sequence) FROM change"
@@ -242,14 +244,14 @@ def compare(mailbox: Path, clock: Clock, *, full: bool) -> set[Difference]:
     """Update the index, and return what still differs."""
     with closing(_index(mailbox, clock)) as index:
         return index.run(
-            lambda cursor, _: _compared(cursor, mailbox, states=index.states, full=full)
+            lambda cursor, _: {*_differences(cursor, mailbox, states=index.states, full=full)}
         )
 
 
 def compare_without_update(mailbox: Path, *, full: bool) -> set[Difference]:
     """Return differences that no change since the last update explains."""
     with closing(open_database(index_path(mailbox))) as connection, translate_errors():
-        return _compared(connection.cursor(), mailbox, states=None, full=full)
+        return {*_differences(connection.cursor(), mailbox, states=None, full=full)}
 
 
 def rebuild(mailbox: Path, clock: Clock) -> None:
@@ -279,12 +281,3 @@ def find_file(mailbox: Path, message_id: str) -> Path | None:
 
 def _index(mailbox: Path, clock: Clock) -> MailboxIndex:
     return MailboxIndex(mailbox, clock=clock, watcher=InotifyWatcher(watches_max=0))
-
-
-def _compared(
-    cursor: apsw.Cursor, mailbox: Path, *, states: StateFile | None, full: bool
-) -> set[Difference]:
-    found = set(differences(cursor, list_folders(mailbox), states=states, full=full))
-    if fault := feed_fault(cursor):
-        found.add(Difference("", fault))
-    return found

@@ -225,16 +225,19 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int]:
             addresses[name] = addresses.get(name, b"") + field
         elif name in _OTHERS:
             others.append(field)
+
+    def people(name: bytes) -> tuple[EmailAddress, ...]:
+        return _addresses_in(addresses.get(name, b""), name)
+
     fields = parse_header(b"".join(others))
-    authors = [_addresses_in(addresses.get(name, b""), name) for name in (b"from", b"sender")]
     properties = replace(
         read_properties_of_header(fields),
-        from_=next(iter(authors[0]), None),
-        sender=next(iter(authors[1]), None),
-        to=_addresses_in(addresses.get(b"to", b""), b"to"),
-        cc=_addresses_in(addresses.get(b"cc", b""), b"cc"),
-        bcc=_addresses_in(addresses.get(b"bcc", b""), b"bcc"),
-        reply_to=_addresses_in(addresses.get(b"reply-to", b""), b"reply-to"),
+        from_=next(iter(people(b"from")), None),
+        sender=next(iter(people(b"sender")), None),
+        to=people(b"to"),
+        cc=people(b"cc"),
+        bcc=people(b"bcc"),
+        reply_to=people(b"reply-to"),
     )
     return properties, date_us_of(fields)
 
