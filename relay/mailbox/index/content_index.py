@@ -280,37 +280,38 @@ _T = TypeVar("_T")
 
 
 class ContentIndexer:
-    """Reads the content of a mailbox's messages up to the level that one query needs."""
+    """Reads the content of a mailbox's messages."""
 
     def __init__(
         self,
         index: MailboxIndex,
-        level: int,
         *,
         clock: Clock,
         limit: QueryTimeLimit,
         misses: Counter[int] | None = None,
     ) -> None:
         self._index = index
-        self._level = level
         self._clock = clock
         self._limit = limit
         self._until_s = math.inf
         self._misses: Counter[int] = Counter() if misses is None else misses
 
-    def run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
-        """Read what is missing, then answer. Raises StoreUnavailableError, QueryTooLongError."""
+    def run(self, content_level: int, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
+        """Read what is missing up to the level that a query needs, then answer.
+
+        Raises StoreUnavailableError, QueryTooLongError.
+        """
         self._until_s = self._clock.real_s() + READ_TIME_MAX_S
 
         def run_if_indexed(cursor: apsw.Cursor, folders: FolderRows) -> _T | None:
-            return None if self._has_unread(cursor) else operation(cursor, folders)
+            return None if _has_unread(cursor, content_level) else operation(cursor, folders)
 
         while (answer := self._index.query(run_if_indexed, self._limit)) is None:
             while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
                 self._check()
             try:
                 for level in _LEVELS:
-                    if level.number <= self._level:
+                    if level.number <= content_level:
                         self._read_level(level)
             finally:
                 self._index.content_lock.release()
@@ -410,10 +411,6 @@ class ContentIndexer:
         except OSError:
             return level.nothing
 
-    def _has_unread(self, cursor: apsw.Cursor) -> bool:
-        where = "WHERE content_level < 2 AND content_level < ? LIMIT 1"
-        return bool(self._level) and any(select_rows(cursor, where, (self._level,)))
-
     def _is_over(self) -> bool:
         return self._limit.is_stopped or self._clock.real_s() > self._until_s
 
@@ -422,6 +419,11 @@ class ContentIndexer:
             self._limit.check()  # its time has not begun: it is over only if it was stopped
             message = "The mailbox's messages are being read for the first search."
             raise StoreUnavailableError(message)
+
+
+def _has_unread(cursor: apsw.Cursor, content_level: int) -> bool:
+    where = "WHERE content_level < 2 AND content_level < ? LIMIT 1"
+    return bool(content_level) and any(select_rows(cursor, where, (content_level,)))
 
 
 class CopyFacts(Struct, frozen=True):

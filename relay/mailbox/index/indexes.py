@@ -25,7 +25,6 @@ from relay.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.mailbox.index.database import fetch, marks
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (
-    TEXT_LEVEL,
     UID,
     Clause,
     DrivingTable,
@@ -231,8 +230,8 @@ class Indexes:
             return prepared.answer(cursor, folders)
 
         with self._of(mailbox) as index:
-            indexer = ContentIndexer(index, prepared.level, clock=self._clock, limit=limit)
-            return indexer.run(operation)
+            indexer = ContentIndexer(index, clock=self._clock, limit=limit)
+            return indexer.run(prepared.level, operation)
 
     def read_some(self, mailbox: Path, messages_max: int, *, misses: Counter[int]) -> bool:
         """Read the content of a few messages before a query needs it.
@@ -241,9 +240,7 @@ class Indexes:
         """
         with self._of(mailbox, in_background=True) as index:
             limit = QueryTimeLimit(self._clock)
-            indexer = ContentIndexer(
-                index, TEXT_LEVEL, clock=self._clock, limit=limit, misses=misses
-            )
+            indexer = ContentIndexer(index, clock=self._clock, limit=limit, misses=misses)
             return indexer.read_some(messages_max)
 
     def look_up(
@@ -257,7 +254,7 @@ class Indexes:
     ) -> CopyLookup:
         """See ContentIndexer.look_up(). This is no use that keeps the index open."""
         with self._of(mailbox, in_background=True) as index:
-            indexer = ContentIndexer(index, TEXT_LEVEL, clock=self._clock, limit=limit)
+            indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.look_up(message_ids, words, read_s=read_s)
 
     def folders(self, mailbox: Path) -> list[Folder]:
