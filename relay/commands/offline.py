@@ -76,11 +76,11 @@ def with_spool_files(
     """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
 
     async def answer() -> T:
-        log = SubmissionLog(
-            settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock,
-            node=settings.node_of_many,
-        )  # fmt: skip
         async with opened_spool(settings, clock, holds_store=False) as engine:
+            log = SubmissionLog(
+                settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock,
+                node=settings.node_of_many,
+            )  # fmt: skip
             journeys = Journeys(engine, log, clock=clock)
             held = restored_submissions(settings, clock, log)
             return await ask(SpoolFiles(engine, journeys, _refusals(settings), held))

@@ -1,7 +1,10 @@
 """The user and the locks of `relay storage verify`."""
 
+import asyncio
+import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,9 +23,10 @@ from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
 from relay.clock import SystemClock
-from relay.commands.storage import VerifyOptions, verify
+from relay.commands.storage import VerifyOptions, back_up, extent, verify
 from relay.settings.tree import Settings
 from tests.support.relay_config import written_settings
+from tests.support.spools import new_message, spool_on
 
 NOBODY = 65534
 
@@ -125,6 +129,47 @@ def stored(tmp_path: Path) -> Settings:
     for name in ("cur", "new", "tmp"):
         (settings.mailboxes.root / "example.test" / "alice" / name).mkdir(parents=True)
     return settings
+
+
+LETTERS = ("new/one", "cur/two:2,S", ".Archive/new/three", ".Archive/maildirfolder")
+
+
+@pytest.fixture
+def with_letters(stored: Settings) -> Settings:
+    """A store with a large message in its spool, and with dead letters."""
+
+    async def fill() -> None:
+        async with spool_on(stored.spool_file) as spool:
+            content = b"Subject: x\r\n\r\n" + bytes(200_000)
+            large = new_message([("mx:a.test", "x@a.test")], contents=(content,))
+            await spool.accept(large, claim=False)
+
+    asyncio.run(fill())
+    for name in (*LETTERS, "relay-index"):
+        file = stored.state_dir / "dead-letter" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+        os.utime(file, (1000, 1000))
+    return stored
+
+
+def test_a_backup_of_the_spool_has_the_dead_letters(with_letters: Settings, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    assert extent(with_letters)["dead_letters"] == len(LETTERS)
+    manifest = back_up(with_letters, copy, clock=SystemClock())
+    assert manifest == json.loads((copy / "manifest.json").read_text())
+    (content,) = (copy / "spool.sqlite-content").iterdir()
+    assert manifest["contents"] == {"files": 1, "bytes": content.stat().st_size, "missing": []}
+    assert manifest["dead_letters"] == len(LETTERS)
+    letters = [copy / "dead-letter" / name for name in LETTERS]
+    assert [one.stat().st_mtime for one in letters] == [1000] * len(LETTERS)
+    summed = {*letters, content, copy / "spool.sqlite"}
+    files = {one for one in copy.rglob("*") if one.is_file()}
+    assert files == {*summed, copy / "manifest.json", copy / "SHA256SUMS"}
+    assert {one.stat().st_mode & 0o777 for one in files} == {0o600}
+    command = ["sha256sum", "--check", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=copy, check=True, capture_output=True, text=True)
+    assert {copy / one.removesuffix(": OK") for one in done.stdout.splitlines()} == summed
 
 
 def during(settings: Settings, ask: Callable[[], bool], *, dry_run: bool = False) -> list[bool]:
