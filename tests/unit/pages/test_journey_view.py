@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from relay.clock import rfc3339, time_us_of
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.journey import join
+from relay.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from relay.journeys.wording import describe
 from relay.pages.journey_view import JourneyView, journey_view
 from relay.pages.step_evidence import _delivery, evidence_of
@@ -379,15 +380,9 @@ def test_an_expanded_recipient_names_the_members(relay):
 
 
 def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
-    half = {
-        "submission_id": "a.1", "graph_id": "a", "message_id": "<m@x>", "sender": ALICE,
-        "subject": "s", "account": ALICE, "queue_id": None, "recipients": [BOB],
-        "steps": [
-            JourneyStep(number, "", rfc3339(number), detail)
-            for number, detail in steps
-        ],
-    }  # fmt: skip
-    found = join(half, None)
+    facts = SubmissionFacts("a.1", "a", ALICE, ALICE, "<m@x>", "s", recipients=(BOB,))
+    made = [JourneyStep(number, "", rfc3339(number), detail) for number, detail in steps]
+    found = join(SubmissionRecord(facts, made), None)
     assert found is not None
     return found
 
