@@ -15,6 +15,10 @@ from relay.journeys.message_search import FoundMessage, MessageSearch
 LISTED_MAX = 20  # recipients in a row
 
 
+_LETTERS = ".0123456789abcdefghijklmnopqrstuvwxyz"  # of ids, in their order
+_FALLING = str.maketrans(_LETTERS, _LETTERS[::-1])
+
+
 class ListPosition(Struct, frozen=True):
     """The place of a message in the list: when it was submitted, or received by SMTP, and its
     name. It does not change when a submission is accepted.
@@ -25,8 +29,10 @@ class ListPosition(Struct, frozen=True):
 
     @property
     def order(self) -> tuple[int, str]:
-        """Sorts the newest first."""
-        return -self.at_us, self.name
+        """Sorts the newest first, of one millisecond the last name. Without a name, it is before
+        all of its time.
+        """
+        return -self.at_us, self.name and self.name.translate(_FALLING) + "~"
 
     def __str__(self) -> str:
         """Return the text of the API."""

@@ -95,6 +95,23 @@ async def messages(tmp_path: Path) -> AsyncIterator[Messages]:
     log.close()
 
 
+async def test_messages_of_one_millisecond_are_paged_newest_first(messages: Messages) -> None:
+    names = []
+    for number in range(30):  # the clock stands
+        submitted = messages.submit() if number % 3 else None
+        names.append(
+            submitted.submission_id if submitted and number % 2
+            else await messages.accept(submitted)
+        )  # fmt: skip
+    found, before = [], None
+    while True:
+        page = await messages.journeys.page(MessageSearch(), account=None, limit=7, before=before)
+        found += [one.submission_id or one.id for one in page.rows]
+        if (before := page.older) is None:
+            break
+    assert found == names[::-1]
+
+
 async def test_the_newest_come_first_from_log_and_spool(messages: Messages) -> None:
     waiting = messages.submit()
     messages.clock.advance(1)

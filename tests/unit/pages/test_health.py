@@ -67,7 +67,7 @@ async def test_the_part_that_changes_is_rendered_once_for_all(pages, monkeypatch
 
 async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
     daemon = pages.relay.daemon
-    daemon.pressure._resident = lambda: 1 << 50
+    daemon.pressure.resident = lambda: 1 << 50
     await daemon.pressure.measure()
     daemon.base.readiness.reason = "a room <has> ended"
     text = await pages.text("/health")
