@@ -123,9 +123,9 @@ class RunningRelay:
         if text := await self.observer.unexpected():
             raise AssertionError(text)
 
-    def source_of(self, key: str, *, settles: bool = True) -> MessageSource:
+    def source_of(self, key: str) -> MessageSource:
         """Return where journey and reports of a message are read; `key` is one of its ids."""
-        return _RunningSource(self, key, settles=settles)
+        return _RunningSource(self, key, settles=True)
 
     def _message(self, arrival: ArrivedMessage, *, settles: bool) -> Message:
         source = _RunningSource(self, arrival.copy.queue_id, settles=settles)
