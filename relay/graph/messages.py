@@ -4,7 +4,7 @@ A 201 is sent when the change is on disk. Concurrent PATCHes of one mailbox are 
 none overwrites a field that another one changed. A draft that is being sent is not changed (409).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -44,6 +44,8 @@ from relay.mailbox.types import (
 )
 from relay.message.content import blocks
 from relay.message.extended_properties import merged, sets_send_time
+from relay.message.properties import MessageProperties
+from relay.mime.draft import DraftAttachment
 from relay.spool.types import SpoolError
 
 _LIST_OPTIONS = (
@@ -64,10 +66,26 @@ async def create_message(request: GraphRequest) -> Response:
     if request.is_mime():
         return await create_from_mime(request, folder_id)
     parsed = parse_message(await request.json_object(), request.account)
-    created = await request.store.messages.create(
-        request.mailbox, parsed.properties, folder_id=folder_id
-    )
-    return message_response(request, await with_flags(request, created, parsed))
+    return await create_draft(request, parsed.properties, parsed, folder_id=folder_id)
+
+
+async def create_draft(
+    request: GraphRequest,
+    properties: MessageProperties,
+    parsed: ParsedMessage,
+    *,
+    folder_id: str = "drafts",
+    kept: Sequence[DraftAttachment] = (),
+) -> Response:
+    """Create a draft, with the isRead, flag and inferenceClassification of its JSON, `parsed`, and
+    attachments of another message.
+    """
+    messages = request.store.messages
+    created = await messages.create(request.mailbox, properties, folder_id=folder_id, kept=kept)
+    change = _change(request, created, replace(parsed, fields={}))
+    if change != MessageChange():
+        created = await messages.update(request.mailbox, created.id, change)
+    return message_response(request, created)
 
 
 async def create_from_mime(
@@ -80,16 +98,6 @@ async def create_from_mime(
         lambda _, size: store.arrivals.draft(mailbox, folder_id, expected_bytes=size),
     )
     return message_response(request, (await receive_mime(request, consumer, amend=amend)).result)
-
-
-async def with_flags(
-    request: GraphRequest, created: StoredMessage, parsed: ParsedMessage
-) -> StoredMessage:
-    """Give a new draft the isRead, flag and inferenceClassification of its JSON; return it."""
-    change = _change(request, created, replace(parsed, fields={}))
-    if change == MessageChange():
-        return created
-    return await request.store.messages.update(request.mailbox, created.id, change)
 
 
 async def get_message(request: GraphRequest) -> Response:

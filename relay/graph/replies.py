@@ -20,18 +20,13 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.graph.attachments import open_message
-from relay.graph.graph_request import GraphRequest, await_submission
+from relay.graph.graph_request import GraphRequest
 from relay.graph.json_values import read_json_object
 from relay.graph.message_parser import AnswerParameters, parse_answer
-from relay.graph.messages import (
-    create_from_mime,
-    find_message,
-    message_response,
-    with_flags,
-)
+from relay.graph.messages import create_draft, create_from_mime, find_message
 from relay.graph.mime_body import MimeMessage
-from relay.graph.recipients import check_has_recipients, check_recipients_count, reply_recipients
-from relay.graph.send_mail import accepted, new_message_id, send_mime, send_options
+from relay.graph.recipients import check_recipients_count, reply_recipients
+from relay.graph.send_mail import send_mime, submit
 from relay.http.errors import ApiError
 from relay.mailbox.attachments import check_sizes
 from relay.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
@@ -82,16 +77,7 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
         raise ApiError(400, "ErrorInvalidRecipients", message)
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
-        message_id = answer.properties.internet_message_id or new_message_id(request)
-        properties = replace(answer.properties, internet_message_id=message_id)
-        check_has_recipients(properties)
-        options = await send_options(request, properties.extended)
-        submission = await await_submission(
-            request.store.submissions.submit_new(
-                request.mailbox, properties, options, kept=answer.kept
-            )
-        )
-    return accepted(request, submission, internet_message_id=properties.internet_message_id)
+        return await submit(request, answer.properties, kept=answer.kept)
 
 
 async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
@@ -100,11 +86,7 @@ async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
     parameters = await _parameters(request, kind)
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
-        created = await request.store.messages.create(
-            request.mailbox, answer.properties, kept=answer.kept
-        )
-    created = await with_flags(request, created, parameters.message)
-    return message_response(request, created)
+        return await create_draft(request, answer.properties, parameters.message, kept=answer.kept)
 
 
 # The handlers of POST reply, POST createReply and so on.

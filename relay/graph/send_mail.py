@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
@@ -39,6 +40,7 @@ from relay.mailbox.types import (
 from relay.message.envelope import Client
 from relay.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.message.properties import ExtendedProperty, MessageProperties
+from relay.mime.draft import DraftAttachment
 
 _OURS = "relay."
 _SAVE = "relay.save-to-sent-items"
@@ -51,21 +53,27 @@ async def send_mail(request: GraphRequest) -> Response:
     if request.is_mime():
         return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
-    parameters = parse_send_mail(await request.json_object(), request.account)
-    fields = dict(parameters.message.fields)
-    fields["internet_message_id"] = fields.get("internet_message_id") or new_message_id(request)
-    properties = MessageProperties(**fields)
+    given = parse_send_mail(await request.json_object(), request.account)
+    return await submit(request, given.message.properties, save=given.save_to_sent_items)
+
+
+async def submit(
+    request: GraphRequest,
+    properties: MessageProperties,
+    *,
+    save: bool = True,
+    kept: Sequence[DraftAttachment] = (),
+) -> Response:
+    """Create a draft and submit it; `save` as in send_options(), `kept` as in submit_new()."""
+    needed, message_id = request.dependencies, properties.internet_message_id
+    message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
+    properties = replace(properties, internet_message_id=message_id)
     check_has_recipients(properties)
-    options = await send_options(request, properties.extended, save=parameters.save_to_sent_items)
+    options = await send_options(request, properties.extended, save=save)
     submission = await await_submission(
-        request.store.submissions.submit_new(request.mailbox, properties, options)
+        request.store.submissions.submit_new(request.mailbox, properties, options, kept=kept)
     )
-    return accepted(request, submission, internet_message_id=properties.internet_message_id)
-
-
-def new_message_id(request: GraphRequest) -> str:
-    """Return the Message-ID of a message without one, for x-relay-internet-message-id."""
-    return f"<{request.dependencies.ids.new()}@{request.dependencies.hostname}>"
+    return _accepted(request, submission, internet_message_id=message_id)
 
 
 async def send_mime(
@@ -88,7 +96,7 @@ async def send_mime(
     )
     received = await receive_mime(request, consumer, to_send=True, amend=amend)
     message_id = received.message.internet_message_id
-    return accepted(request, received.result, internet_message_id=message_id)
+    return _accepted(request, received.result, internet_message_id=message_id)
 
 
 async def send_draft(request: GraphRequest) -> Response:
@@ -114,10 +122,10 @@ async def send_draft(request: GraphRequest) -> Response:
             request.mailbox, draft.id, options, condition=request.condition
         )
     )
-    return accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
+    return _accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
 
 
-def accepted(
+def _accepted(
     request: GraphRequest, submission: PendingSubmission, *, internet_message_id: str
 ) -> Response:
     """Return the 202 for a submission."""

@@ -73,7 +73,8 @@ class MemoryStore:
         self.submissions = SimpleNamespace(submit_new=self._send, submit_draft=self._send_draft)
         self.settings = SimpleNamespace(read=self._settings, write=self._write_settings)
 
-    async def _create(self, account, content, *, folder_id="drafts"):
+    async def _create(self, account, content, *, folder_id="drafts", kept=()):
+        assert not kept, "no message has attachments that could be read"
         if self.refuse:
             raise self.refuse
         self.written += 1
@@ -101,8 +102,8 @@ class MemoryStore:
         self.stored.setdefault(account, []).insert(0, stored)
         return stored
 
-    async def _send(self, account, content, options):
-        draft = await self._create(account, content)
+    async def _send(self, account, content, options, *, kept=()):
+        draft = await self._create(account, content, kept=kept)
         return self._submit(draft, content, account, options)
 
     async def _send_draft(self, account, message_id, options, *, condition=NO_PRECONDITION):
