@@ -1,8 +1,8 @@
 """The pages as an ASGI application: routing, the visitor, and errors as pages.
 
-Each page has a module of its own with a handler `(request, visitor, site) -> Response`. A page is
-read with GET; a change is a POST of a form with the visitor's CSRF token, answered with 303. The
-token of every request but GET is checked before its handler is called.
+Each page has a module of its own with a handler `(PageRequest) -> Response`. A page is read with
+GET; a change is a POST of a form with the visitor's CSRF token, answered with 303. The form of
+every request but GET is read, and its token checked, before its handler is called.
 """
 
 from contextlib import AbstractContextManager
@@ -19,7 +19,7 @@ from relay.mailbox.types import StoreError
 from relay.pages.access import Access, Visitor
 from relay.pages.clock import ClockPage
 from relay.pages.first_minute import help_page, send_example
-from relay.pages.forms import read_form
+from relay.pages.forms import PageForm, read_form
 from relay.pages.health import HealthPage
 from relay.pages.internet import change_internet, internet_page
 from relay.pages.live import LiveViews
@@ -32,7 +32,7 @@ from relay.pages.queue_change import queue_change
 from relay.pages.queue_page import queue_page
 from relay.pages.refused import refused_page
 from relay.pages.release import release
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest, PageSite
 from relay.pages.snippets import snippets_page
 from relay.pressure import ConcurrencyCounter
 from relay.spool.queue_commands import Operation
@@ -81,19 +81,21 @@ def create_app(
                 return site.static_file(request, request.segments[1])
             visitor = access.visitor(request)
             if request.segments == ("login",):
-                return await login(request, visitor, site, logins=access.logins)
+                return await login(request, visitor, site)
             if visitor is None:
                 return login_needed(request, site)
+            form = PageForm(())
             if request.method != "GET":
-                await read_form(request, visitor.csrf)
+                form = await read_form(request, visitor.csrf)
+            asked = PageRequest(site, request, visitor, form)
             if request.segments == ("logout",):
-                return logout(request, visitor, site, logins=access.logins)
+                return logout(asked)
             with _counted(running, visitor.principal.name):
                 if request.segments == ("health",):
-                    return await health.respond(request, visitor, site)
+                    return await health.respond(asked)
                 if request.segments == ("clock",) and clock is not None:
-                    return await clock.respond(request, visitor, site)
-                return await _page(request, visitor, site)
+                    return await clock.respond(asked)
+                return await _page(asked)
         except (SpoolError, StoreError) as error:
             failure = service_unavailable(str(error), retry_after_s=5)
             return site.error(request, visitor, failure)
@@ -111,49 +113,50 @@ def _counted(running: ConcurrencyCounter, name: str) -> AbstractContextManager[N
     return running.counted(name)
 
 
-async def _page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
-    match request.segments:
+async def _page(request: PageRequest) -> Response:
+    http, site = request.http, request.site
+    match http.segments:
         case ():
-            require_method(request, "GET")
-            return await message_list(request, visitor, site)
-        case ("messages",) if request.method == "GET" and "action" not in dict(request.query):
-            return site.redirect(request)  # the list is the first page
+            require_method(http, "GET")
+            return await message_list(request)
+        case ("messages",) if http.method == "GET" and "action" not in dict(http.query):
+            return request.redirect()  # the list is the first page
         case ("messages",):
-            return await marked_messages(request, visitor, site)
+            return await marked_messages(request)
         case ("messages", key):
-            return await message_page(key, request, visitor, site=site)
+            return await message_page(request, key)
         case ("messages", key, "release") if site.handlers.is_development:
-            return await release(key, request, visitor, site=site)
+            return await release(request, key)
         case ("messages", key, "send-now" | "cancel-send"):
-            return await change_scheduled(key, request, visitor, site=site)
+            return await change_scheduled(request, key)
         case ("messages", key, "advance"):
-            return await advance_to_next(key, request, visitor, site=site)
+            return await advance_to_next(request, key)
         case (
             "messages",
             key,
             "html" | "text" | "headers" | "source" | "properties" | "attachments",
             *_,
         ):
-            return await site.contents.response(request, visitor, key)
+            return await site.contents.response(http, request.visitor, key)
         case ("refused",):
-            return await refused_page(request, visitor, site)
+            return await refused_page(request)
         case ("queue",):
-            return await queue_page(request, visitor, site)
+            return await queue_page(request)
         case ("queue", operation) if operation in tuple(Operation):
-            return await queue_change(Operation(operation), request, visitor, site=site)
+            return await queue_change(request, Operation(operation))
         case ("internet",) if (controls := site.dependencies.development) is not None:
-            return internet_page(request, visitor, site, controls=controls)
+            return internet_page(request, controls)
         case ("internet", "add" | "remove" | "shipped" | "scenario") if (
             controls := site.dependencies.development
         ) is not None:
-            return await change_internet(request, visitor, site, controls=controls)
+            return await change_internet(request, controls)
         case ("help",):
-            return await help_page(request, visitor, site)
+            return await help_page(request)
         case ("help", "programs"):
-            return await snippets_page(request, visitor, site)
+            return await snippets_page(request)
         case ("help", "example"):
-            return await send_example(request, visitor, site)
+            return await send_example(request)
         case _:
-            path = "/".join(request.segments)
+            path = "/".join(http.segments)
             message = f"There is no page {quoted(path)}."
             raise ApiError(404, "ResourceNotFound", message)

@@ -14,12 +14,10 @@ from relay.api.dependencies import DevelopmentControls
 from relay.api.request_parameters import require_method, single_values
 from relay.clock import ADVANCED_S_MAX
 from relay.http.errors import quoted
-from relay.http.http_request import HttpRequest
-from relay.pages.access import Visitor
 from relay.pages.charts import duration_text
 from relay.pages.clock_facts import CLOCK_STEPS, NEXT_RETRY
-from relay.pages.forms import PageForm, read_form
-from relay.pages.site import PageSite
+from relay.pages.forms import PageForm
+from relay.pages.site import PageRequest
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 
 _WAIT_S = 5.0
@@ -37,23 +35,22 @@ class ClockPage:
         self._controls = controls
         self._advances: set[asyncio.Task[None]] = set()
 
-    async def respond(self, request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+    async def respond(self, request: PageRequest) -> Response:
         """Return the page, or advance the clock. Raises ApiError."""
-        require_method(request, "GET", "POST")
-        if request.method == "GET":
-            part = single_values(request.query, ("part",)).get("part")
+        require_method(request.http, "GET", "POST")
+        if request.http.method == "GET":
+            part = single_values(request.http.query, ("part",)).get("part")
             name = "_clock.html" if part == "state" else "clock.html"
-            return site.page(request, visitor, name, fault="", own="")
-        visitor.principal.check_may_operate()
-        form = await read_form(request, visitor.csrf)
+            return request.page(name, fault="", own="")
+        request.principal.check_may_operate()
+        form = request.form
         status, fault = await self._advance(form)
         if fault:
-            own = form.text("own")
-            return site.page(request, visitor, "clock.html", status=status, fault=fault, own=own)
+            return request.page("clock.html", status=status, fault=fault, own=form.text("own"))
         if self._controls.is_advancing:
-            return site.redirect(request, "clock")
+            return request.redirect("clock")
         path, query = _place(form.text("back"))
-        return site.redirect(request, path, **query)
+        return request.redirect(path, **query)
 
     async def _advance(self, form: PageForm) -> tuple[int, str]:
         """Advance the clock; return a status and why it is not advanced, "" if it is."""

@@ -13,9 +13,7 @@ from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError, service_unavailable
-from relay.http.http_request import HttpRequest
-from relay.pages.access import Visitor
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 
 _KEY_BYTES = 16
 _KEY_CHARACTERS_MAX = 64
@@ -37,10 +35,10 @@ class FirstMinute(Struct, frozen=True):
     needs_token: bool = True
 
 
-def first_minute(request: HttpRequest, site: PageSite) -> FirstMinute:
+def first_minute(request: PageRequest) -> FirstMinute:
     """Return how a first message is sent to this relay."""
-    base = request.base_url("", "127.0.0.1:8025")
-    development = site.dependencies.development
+    base = request.http.base_url("", "127.0.0.1:8025")
+    development = request.site.dependencies.development
     if development is None:
         return FirstMinute(_curl_http(f"{base}/v1.0/me/sendMail", "$TOKEN", "bob@example.com"))
     clients = development.clients
@@ -58,21 +56,20 @@ def first_minute(request: HttpRequest, site: PageSite) -> FirstMinute:
     )
 
 
-async def help_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+async def help_page(request: PageRequest) -> Response:
     """GET /help."""
-    require_method(request, "GET")
-    first = first_minute(request, site)
-    return site.page(request, visitor, "help.html", first=first)
+    require_method(request.http, "GET")
+    return request.page("help.html", first=first_minute(request))
 
 
-async def send_example(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+async def send_example(request: PageRequest) -> Response:
     """POST /help/example?key=: send one message to this relay, as a client does."""
-    require_method(request, "POST")
-    visitor.principal.check_may_operate()
-    development = site.dependencies.development
+    require_method(request.http, "POST")
+    request.principal.check_may_operate()
+    development = request.site.dependencies.development
     if development is None:
         raise ApiError(404, "ResourceNotFound", "Only the development relay sends an example.")
-    key = dict(request.query).get("key", "")
+    key = dict(request.http.query).get("key", "")
     if not (0 < len(key) <= _KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
         message = f"key: expected 1 to {_KEY_CHARACTERS_MAX} characters of ASCII."
         raise ApiError(400, "BadRequest", message)
@@ -80,7 +77,7 @@ async def send_example(request: HttpRequest, visitor: Visitor, site: PageSite) -
     if reason:
         message = f"The example was not sent: {reason}"
         raise service_unavailable(message, retry_after_s=1)
-    return site.redirect(request)
+    return request.redirect()
 
 
 def _curl_http(url: str, token: str, recipient: str) -> str:

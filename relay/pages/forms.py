@@ -39,11 +39,10 @@ class PageForm(Struct, frozen=True):
 async def read_form(request: HttpRequest, csrf: str) -> PageForm:
     """Read the form of a POST whose CSRF token is `csrf`, "" for a visitor without one.
 
-    A form can be read again. The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError
-    403 for another one or none, 415 for another media type, 400, and what HttpRequest.body()
-    raises.
+    The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for another one or
+    none, 415 for another media type, 400, and what HttpRequest.body() raises.
     """
-    body = await request.keep_body()
+    body = await request.body()
     if body and request.media_type != _FORM:
         raise unsupported_media_type(request.media_type, _FORM)
     try:

@@ -15,11 +15,9 @@ from relay import __version__
 from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method, single_values
 from relay.clock import rfc3339
-from relay.http.http_request import HttpRequest
 from relay.observe.history import Minute, Sample, minutes, quantile
-from relay.pages.access import Visitor
 from relay.pages.charts import Chart, Series, draw, duration_text, number_text
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 from relay.phrases import moment
 from relay.pressure import PressureLevel, PressureState, describe
 
@@ -58,19 +56,20 @@ class HealthPage:
         self._dependencies = dependencies
         self._figures = (-math.inf, b"", "")  # when the part was rendered, for which path
 
-    async def respond(self, request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+    async def respond(self, request: PageRequest) -> Response:
         """Return the page or the part. Raises ApiError 403 for an account of the role user."""
-        require_method(request, "GET")
-        visitor.principal.check_may_read()
-        part = single_values(request.query, ("part",)).get("part")
+        http = request.http
+        require_method(http, "GET")
+        request.principal.check_may_read()
+        part = single_values(http.query, ("part",)).get("part")
         if part != "figures":
-            return site.page(request, visitor, "health.html", **self._values())
+            return request.page("health.html", **self._values())
         now_s = self._dependencies.clock.real_s()
         rendered_s, target, text = self._figures
-        if target != request.target or now_s - rendered_s >= _KEPT_S:
-            text = site.render(request, visitor, "_figures.html", **self._values())
-            self._figures = now_s, request.target, text
-        return site.html(text)
+        if target != http.target or now_s - rendered_s >= _KEPT_S:
+            text = request.shared_part("_figures.html", **self._values())
+            self._figures = now_s, http.target, text
+        return request.site.html(text)
 
     def _values(self) -> dict[str, Any]:
         """Return the values of the templates."""

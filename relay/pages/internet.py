@@ -14,11 +14,9 @@ from starlette.responses import Response
 from relay.api.dependencies import DevelopmentControls
 from relay.api.request_parameters import require_method, single_values
 from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
-from relay.pages.access import Visitor
 from relay.pages.charts import duration_text
-from relay.pages.forms import PageForm, read_form
-from relay.pages.site import PageSite
+from relay.pages.forms import PageForm
+from relay.pages.site import PageRequest
 from relay.settings.document import Fault, SettingsError
 
 VERBS = (
@@ -52,33 +50,28 @@ class RefusedChange(Struct, frozen=True):
     faults: Sequence[Fault] = ()
 
 
-def internet_page(
-    request: HttpRequest, visitor: Visitor, site: PageSite, *, controls: DevelopmentControls
-) -> Response:
+def internet_page(request: PageRequest, controls: DevelopmentControls) -> Response:
     """GET /internet, with `?part=hosts` what changes of it."""
-    visitor.principal.check_may_read()
-    require_method(request, "GET")
-    part = single_values(request.query, ("part",)).get("part")
+    request.principal.check_may_read()
+    require_method(request.http, "GET")
+    part = single_values(request.http.query, ("part",)).get("part")
     name = "_hosts.html" if part == "hosts" else "internet.html"
-    return site.page(request, visitor, name, **_values(controls))
+    return request.page(name, **_values(controls))
 
 
-async def change_internet(
-    request: HttpRequest, visitor: Visitor, site: PageSite, *, controls: DevelopmentControls
-) -> Response:
+async def change_internet(request: PageRequest, controls: DevelopmentControls) -> Response:
     """POST /internet/{change}."""
-    visitor.principal.check_may_read()
-    require_method(request, "POST")
-    visitor.principal.check_may_operate()
-    if request.client_address and not request.is_local:
+    request.principal.check_may_read()
+    require_method(request.http, "POST")
+    request.principal.check_may_operate()
+    if request.http.client_address and not request.http.is_local:
         message = "The scenario can be changed only from the machine of the relay."
         raise ApiError(403, "ErrorAccessDenied", message)
-    form = await read_form(request, visitor.csrf)
-    refused = await _change(request.segments[1], form, controls)
+    refused = await _change(request.http.segments[1], request.form, controls)
     if refused is None:
-        return site.redirect(request, "internet")
+        return request.redirect("internet")
     values = _values(controls, refused)
-    return site.page(request, visitor, "internet.html", status=refused.status, **values)
+    return request.page("internet.html", status=refused.status, **values)
 
 
 async def _change(

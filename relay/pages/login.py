@@ -18,7 +18,7 @@ from relay.pages.access import Visitor
 from relay.pages.forms import read_form
 from relay.pages.logins import Logins
 from relay.pages.sessions import new_secret
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest, PageSite
 
 # The first segment has no colon, so it is no scheme. No segment is empty, so there is no authority.
 _REFERENCE = re.compile(
@@ -34,11 +34,9 @@ _NO_COOKIE = (
 )
 
 
-async def login(
-    request: HttpRequest, visitor: Visitor | None, site: PageSite, *, logins: Logins | None
-) -> Response:
+async def login(request: HttpRequest, visitor: Visitor | None, site: PageSite) -> Response:
     """GET and POST /login."""
-    if logins is None:
+    if (logins := site.access.logins) is None:
         return site.redirect(request)
     if request.method == "POST":
         return await _log_in(request, site, logins)
@@ -49,14 +47,12 @@ async def login(
     return _form(request, site, logins, wanted=wanted)
 
 
-def logout(
-    request: HttpRequest, visitor: Visitor, site: PageSite, *, logins: Logins | None
-) -> Response:
+def logout(request: PageRequest) -> Response:
     """POST /logout."""
-    require_method(request, "POST")
-    response = site.redirect(request, "login" if visitor.may_log_out else "")
-    if logins is not None:
-        logins.log_out(request, response)
+    require_method(request.http, "POST")
+    response = request.redirect("login" if request.visitor.may_log_out else "")
+    if (logins := request.site.access.logins) is not None:
+        logins.log_out(request.http, response)
     return response
 
 

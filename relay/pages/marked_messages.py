@@ -12,11 +12,8 @@ from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError, quoted
-from relay.http.http_request import HttpRequest
-from relay.pages.access import Visitor
-from relay.pages.forms import read_form
 from relay.pages.message_list import DELETE, READ, ROWS, UNREAD, ListView, view_of
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 
 NAMES_MAX = 10_000
 _LISTED_MAX = 20
@@ -25,81 +22,78 @@ _SEPARATOR = "_"  # is in no name, and is not percent-encoded in a form
 _VIEW_FIELDS = ("q", "mailbox", "state", "before", "newer")
 
 
-async def marked_messages(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+async def marked_messages(request: PageRequest) -> Response:
     """POST /messages with `id`s or `names`, an `action`, and the fields of the list to go back to.
 
     GET /messages?action=&q=&mailbox=&state= asks about all that match.
     """
-    require_method(request, "GET", "POST")
-    if request.method == "GET":
-        return await _all_that_match(request, visitor, site)
-    form = await read_form(request, visitor.csrf)
+    require_method(request.http, "GET", "POST")
+    if request.http.method == "GET":
+        return await _all_that_match(request)
+    form = request.form
     names = form.every("id")[:ROWS] + form.text("names").split(_SEPARATOR)
     names = list(dict.fromkeys(filter(None, names)))[:NAMES_MAX]
-    action = _checked(form.text("action"), site)
+    action = _checked(form.text("action"), request)
     view = view_of([(name, form.text(name)) for name in _VIEW_FIELDS])
     if action == DELETE and names and not form.text("confirmed"):
-        return await _question(action, names, request, visitor=visitor, site=site, view=view)
-    done = await _apply(action, names, visitor, site=site)
-    site.dependencies.changes.notify()
-    if request.headers.get("hx-request") == "true":
+        return await _question(request, action, names, view=view)
+    done = await _apply(action, names, request)
+    request.site.dependencies.changes.notify()
+    if request.http.headers.get("hx-request") == "true":
         return Response(status_code=204)
-    return site.redirect(request, "", **view.here(), done=action, count=done, of=len(names))
+    return request.redirect("", **view.here(), done=action, count=done, of=len(names))
 
 
-def _checked(action: str, site: PageSite) -> str:
+def _checked(action: str, request: PageRequest) -> str:
     """Return the action. Raises ApiError 400."""
     if action not in (READ, UNREAD, DELETE) or (
-        action == DELETE and not site.handlers.is_development
+        action == DELETE and not request.site.handlers.is_development
     ):
         raise ApiError(400, "BadRequest", f"There is no action {quoted(action)}.")
     return action
 
 
-async def _all_that_match(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
-    action = _checked(dict(request.query).get("action", ""), site)
-    view = view_of(request.query)
+async def _all_that_match(request: PageRequest) -> Response:
+    action = _checked(dict(request.http.query).get("action", ""), request)
+    view = view_of(request.http.query)
     if view.fault:
         raise ApiError(400, "BadRequest", view.fault)
-    names, is_more = await site.dependencies.journeys.names(
-        site.handlers.with_reader(view.wanted, visitor.principal),
-        account=visitor.principal.account,
+    names, is_more = await request.site.dependencies.journeys.names(
+        request.site.handlers.with_reader(view.wanted, request.principal),
+        account=request.principal.account,
         limit=NAMES_MAX,
     )
-    return await _question(
-        action, names, request, visitor=visitor, site=site, view=view, is_more=is_more
-    )
+    return await _question(request, action, names, view=view, is_more=is_more)
 
 
 async def _question(
+    request: PageRequest,
     action: str,
     names: Sequence[str],
-    request: HttpRequest,
     *,
-    visitor: Visitor,
-    site: PageSite,
     view: ListView,
     is_more: bool = False,
 ) -> Response:
     """Return the page that asks before an action."""
-    rows = await site.dependencies.journeys.rows(
-        names[:_LISTED_MAX], account=visitor.principal.account
+    rows = await request.site.dependencies.journeys.rows(
+        names[:_LISTED_MAX], account=request.principal.account
     )
-    return site.page(
-        request, visitor, "marked.html",
+    return request.page(
+        "marked.html",
         action=action, names=_SEPARATOR.join(names), count=len(names), is_more=is_more,
         rows=rows, back=view.here(),
     )  # fmt: skip
 
 
-async def _apply(action: str, names: Sequence[str], visitor: Visitor, *, site: PageSite) -> int:
+async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int:
     """Apply an action to messages; return how many were changed."""
     if action != DELETE:
-        is_read = action == READ
-        return await site.handlers.mark_messages(names, visitor.principal, is_read=is_read)
+        return await request.site.handlers.mark_messages(
+            names, request.principal, is_read=action == READ
+        )
     done = 0
     for at in range(0, len(names), _AT_ONCE):
-        removals = (_remove(name, visitor, site) for name in names[at : at + _AT_ONCE])
+        removals = (_remove(name, request) for name in names[at : at + _AT_ONCE])
         results = await asyncio.gather(*removals, return_exceptions=True)
         failures = [one for one in results if isinstance(one, BaseException)]
         if failures:
@@ -108,10 +102,10 @@ async def _apply(action: str, names: Sequence[str], visitor: Visitor, *, site: P
     return done
 
 
-async def _remove(name: str, visitor: Visitor, site: PageSite) -> bool:
+async def _remove(name: str, request: PageRequest) -> bool:
     """Remove a message; return False if it is gone, or being delivered."""
     try:
-        await site.handlers.remove_message(name, visitor.principal)
+        await request.site.handlers.remove_message(name, request.principal)
     except ApiError as error:
         if error.status not in (404, 409):
             raise

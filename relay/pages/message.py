@@ -16,20 +16,17 @@ from relay.advanceable_clock import AdvanceError
 from relay.api.request_parameters import require_method
 from relay.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
-from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
 from relay.message.lifecycle import SubmissionState
 from relay.mime.read_report import DeliveryReport
-from relay.pages.access import Visitor
-from relay.pages.forms import read_form
 from relay.pages.journey_view import journey_view
 from relay.pages.live import LIVE_PARAMETER, digest_of
 from relay.pages.message_list import READ, ListView, actions, list_of
 from relay.pages.queue_change import choices_for, result_sentence
-from relay.pages.site import LivePart, PageSite
+from relay.pages.site import LivePart, PageRequest, PageSite
 from relay.reports.bounces import POSTMASTER
 from relay.spool.types import Selector
 
@@ -41,57 +38,53 @@ _STILL_US = 60_000_000
 _MARGIN_S = 0.01
 
 
-async def message_page(
-    key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
-) -> Response:
+async def message_page(request: PageRequest, key: str) -> Response:
     """GET /messages/{id}; with `live`, the stream of its journey."""
-    require_method(request, "GET")
-    values = await journey_values(key, visitor, site)
-    name = values["key"]
+    http, site = request.http, request.site
+    require_method(http, "GET")
+    values = await _journey_values(request, key)
+    name, journey = values["key"], values["journey"]
 
     async def render() -> str:
-        return "".join(_live_parts(request, await journey_values(name, visitor, site), site))
+        return "".join(_live_parts(request, await _journey_values(request, name)))
 
-    if (stream := site.live_stream(request, visitor, render)) is not None:
+    if (stream := request.live_stream(render)) is not None:
         return stream
-    content = await site.contents.panel(request, visitor, values["journey"])
-    about = await _original_of(content.report, visitor, site) if content.report else ""
-    came_from = list_of(request.query)
-    newer, older = await _neighbours(values["journey"], visitor, site, view=came_from)
-    return site.page(
-        request,
-        visitor,
+    content = await site.contents.panel(http, request.visitor, journey)
+    about = await _original_of(request, content.report) if content.report else ""
+    came_from = list_of(http.query)
+    newer, older = await _neighbours(request, journey, came_from)
+    return request.page(
         "message.html",
         list=came_from,
         newer=newer,
         older=older,
-        actions=await _actions(name, visitor, site),
-        result=_SENT.get(dict(request.query).get("did", "")) or result_sentence(request.query),
+        actions=await _actions(request, name),
+        result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
         content=content,
         about=about,
-        is_own_report=_is_own_report(values["journey"]),
-        live=None if _has_ended(values["journey"], site) else _live_part(request, values, site),
+        is_own_report=_is_own_report(journey),
+        live=None if _has_ended(journey, site) else _live_part(request, values),
         **values,
     )
 
 
-async def _neighbours(
-    journey: Journey, visitor: Visitor, site: PageSite, *, view: ListView
-) -> tuple[str, str]:
+async def _neighbours(request: PageRequest, journey: Journey, view: ListView) -> tuple[str, str]:
     """Return the names of the messages before and behind this one in a list, "" for none."""
-    return await site.dependencies.journeys.neighbours(
-        site.handlers.with_reader(view.wanted, visitor.principal),
+    return await request.site.dependencies.journeys.neighbours(
+        request.site.handlers.with_reader(view.wanted, request.principal),
         position_of(journey.id or "", journey.submission_id or ""),
-        account=visitor.principal.account,
+        account=request.principal.account,
         begin=view.begin,
     )
 
 
-async def _actions(name: str, visitor: Visitor, site: PageSite) -> list[tuple[str, str]]:
+async def _actions(request: PageRequest, name: str) -> list[tuple[str, str]]:
     """Return what can be done with the copies of a message, and the words of its button."""
+    site, principal = request.site, request.principal
     if not site.handlers.is_development:
-        rows = await site.dependencies.journeys.rows([name], account=visitor.principal.account)
-        facts = await site.handlers.row_facts(rows, visitor.principal)
+        rows = await site.dependencies.journeys.rows([name], account=principal.account)
+        facts = await site.handlers.row_facts(rows, principal)
         if not any(one.is_received for one in facts.values()):
             return []
     return [one for one in actions(site) if one[0] != READ or not site.handlers.is_development]
@@ -104,26 +97,27 @@ def _has_ended(journey: Journey, site: PageSite) -> bool:
     return journey.is_final and last != "" and time_us_of(last) < ended_us
 
 
-def _live_parts(request: HttpRequest, values: Mapping[str, Any], site: PageSite) -> list[str]:
+def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
     """Return the answer, which the stream puts into its place, and the journey."""
-    return [site.render(request, None, one, **values) for one in ("_answer.html", "_journey.html")]
+    return [request.shared_part(one, **values) for one in ("_answer.html", "_journey.html")]
 
 
-def _live_part(request: HttpRequest, values: Mapping[str, Any], site: PageSite) -> LivePart:
+def _live_part(request: PageRequest, values: Mapping[str, Any]) -> LivePart:
     """Return the journey and its stream, by the message's own name: "last" is soon another one."""
-    parts = _live_parts(request, values, site)
+    parts = _live_parts(request, values)
     url = f"{values['key']}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
     return LivePart(Markup(parts[1]), url)  # noqa: S704 - a template has rendered it
 
 
-async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str, Any]:
+async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
     """Return what the template of a journey needs. Raises ApiError 404."""
-    journey = await site.handlers.message(key, visitor.principal)
-    entries = await _entries_of(journey, visitor, site)
+    site = request.site
+    journey = await site.handlers.message(key, request.principal)
+    entries = await _entries_of(request, journey)
     now_us = site.dependencies.clock.time_us()
-    reports = await _reports_of(journey, visitor, site)
+    reports = await _reports_of(request, journey)
     view = journey_view(journey, entries, now_us=now_us, reports=reports)
-    may_operate = visitor.principal.role is Role.OPERATE
+    may_operate = request.principal.role is Role.OPERATE
     due = min((one.at for one in view.next if one.at), default="")
     controls = site.dependencies.development
     return {
@@ -140,16 +134,14 @@ async def journey_values(key: str, visitor: Visitor, site: PageSite) -> dict[str
     }
 
 
-async def _entries_of(
-    journey: Journey, visitor: Visitor, site: PageSite
-) -> Sequence[Mapping[str, Any]]:
+async def _entries_of(request: PageRequest, journey: Journey) -> Sequence[Mapping[str, Any]]:
     """Return the entries of a message in the queue; an account sees those with its recipients."""
     if not journey.id:
         return []
-    listed = await site.dependencies.queue_admin.list(
+    listed = await request.site.dependencies.queue_admin.list(
         Selector(ids=(journey.id,)), limit=_ENTRIES_MAX
     )
-    if visitor.principal.account is None:
+    if request.principal.account is None:
         return listed
     shown = {one.address for one in journey.recipients}
     return [
@@ -159,15 +151,21 @@ async def _entries_of(
     ]
 
 
-async def _reports_of(journey: Journey, visitor: Visitor, site: PageSite) -> dict[str, Journey]:
+async def _reports_of(request: PageRequest, journey: Journey) -> dict[str, Journey]:
     """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
     names = [one.detail.get("report_id") for one in journey.steps if one.step == 7]
     found: dict[str, Journey] = {}
     for name in list(filter(None, names))[-_REPORTS_MAX:]:
-        report = await site.dependencies.journeys.journey(name, account=visitor.principal.account)
+        report = await _journey(request, name)
         if report is not None:
             found[name] = report
     return found
+
+
+async def _journey(request: PageRequest, name: str) -> Journey | None:
+    """Return the journey of a message, None if it is none that the visitor may see."""
+    journeys = request.site.dependencies.journeys
+    return await journeys.journey(name, account=request.principal.account)
 
 
 def _is_own_report(journey: Journey) -> bool:
@@ -180,7 +178,7 @@ def _is_own_report(journey: Journey) -> bool:
     return is_about and all(one.address != POSTMASTER for one in journey.recipients)
 
 
-async def _original_of(report: DeliveryReport, visitor: Visitor, site: PageSite) -> str:
+async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
     """Return the message that a report is about, "" if it is none that the visitor may see.
 
     Relay sends a submission id as the ENVID, which a report repeats if its host knows ENVID.
@@ -190,32 +188,29 @@ async def _original_of(report: DeliveryReport, visitor: Visitor, site: PageSite)
     names = [envid] if is_submission else []
     names += [message_id] if _is_message_id(message_id) else []
     for name in names:
-        found = await site.dependencies.journeys.journey(name, account=visitor.principal.account)
-        if found:
+        if found := await _journey(request, name):
             return found.key
     return ""
 
 
-async def advance_to_next(
-    key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
-) -> Response:
+async def advance_to_next(request: PageRequest, key: str) -> Response:
     """POST /messages/{id}/advance in a development relay: to the time of what happens next."""
-    require_method(request, "POST")
-    await read_form(request, visitor.csrf)
-    visitor.principal.check_may_operate()
-    values = await journey_values(key, visitor, site)
-    controls = site.dependencies.development
+    require_method(request.http, "POST")
+    request.principal.check_may_operate()
+    values = await _journey_values(request, key)
+    dependencies = request.site.dependencies
+    controls = dependencies.development
     if controls is None or not values["due"]:
         message = "Nothing of this message waits for a time: the clock stays as it is."
         raise ApiError(400, "BadRequest", message)
-    left_s = (time_us_of(values["due"]) - site.dependencies.clock.time_us()) / 1e6
+    left_s = (time_us_of(values["due"]) - dependencies.clock.time_us()) / 1e6
     try:
         await controls.advance_clock(max(left_s, 0.0) + _MARGIN_S)
     except ValueError as error:
         raise ApiError(400, "BadRequest", f"The clock: {error}.") from None
     except AdvanceError as error:
         raise service_unavailable(str(error), retry_after_s=5) from error
-    return site.redirect(request, f"messages/{values['key']}")
+    return request.redirect(f"messages/{values['key']}")
 
 
 _SENT_NOW, _CANCELLED = "sent-now", "send-cancelled"
@@ -225,21 +220,18 @@ _SENT = {
 }
 
 
-async def change_scheduled(
-    key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite
-) -> Response:
+async def change_scheduled(request: PageRequest, key: str) -> Response:
     """POST /messages/{id}/send-now: before the time that the sender chose; or cancel-send: the
     draft of a scheduled send stays.
     """
-    did = _CANCELLED if request.segments[2] == "cancel-send" else _SENT_NOW
-    require_method(request, "POST")
-    await read_form(request, visitor.csrf)
-    visitor.principal.check_may_operate()
-    journey = await site.handlers.message(key, visitor.principal)
-    submissions, name = site.dependencies.submissions, journey.submission_id or ""
+    did = _CANCELLED if request.http.segments[2] == "cancel-send" else _SENT_NOW
+    require_method(request.http, "POST")
+    request.principal.check_may_operate()
+    journey = await request.site.handlers.message(key, request.principal)
+    submissions, name = request.site.dependencies.submissions, journey.submission_id or ""
     is_cancelled = did == _CANCELLED
     change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now
-    if not await change(name, who=visitor.principal.name):
+    if not await change(name, who=request.principal.name):
         message = "It does not wait for its time any more: it is being sent, or was cancelled."
         raise ApiError(409, "Conflict", message)
-    return site.redirect(request, f"messages/{journey.key}", did=did)
+    return request.redirect(f"messages/{journey.key}", did=did)

@@ -13,15 +13,13 @@ from relay.api.message_previews import RowFacts
 from relay.api.request_parameters import MESSAGE_STATES
 from relay.api.search_text import SearchTextError, parse_search
 from relay.clock import rfc3339
-from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, MessageSummary, parse_position
 from relay.journeys.message_search import MessageSearch
 from relay.message.lifecycle import RecipientState, SubmissionState
-from relay.pages.access import Visitor
 from relay.pages.content import one_line
 from relay.pages.first_minute import first_minute
 from relay.pages.refused import refused_tab
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest, PageSite
 
 ROWS = 50
 READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
@@ -153,52 +151,44 @@ def _place(text: str) -> ListPosition | None:
         return None
 
 
-async def message_list(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+async def message_list(request: PageRequest) -> Response:
     """GET /?q=&mailbox=&state=&before=&newer=."""
-    view = view_of(request.query)
+    view = view_of(request.http.query)
 
     async def render() -> str:
-        return await _fragment(request, visitor, site, view=view)
+        return await _fragment(request, view)
 
-    if (stream := site.live_stream(request, visitor, render)) is not None:
+    if (stream := request.live_stream(render)) is not None:
         return stream
-    account = visitor.principal.account
-    journeys = site.dependencies.journeys
-    mailboxes = await journeys.addresses(account=account, limit=_COUNTED_MAX)
-    live = await site.live_part(request, render)
-    return site.page(
-        request,
-        visitor,
+    journeys = request.site.dependencies.journeys
+    mailboxes = await journeys.addresses(account=request.principal.account, limit=_COUNTED_MAX)
+    live = await request.live_part(render)
+    return request.page(
         "list.html",
-        first=first_minute(request, site) if _NO_MESSAGES in live.html else None,
+        first=first_minute(request) if _NO_MESSAGES in live.html else None,
         status=400 if view.fault else 200,
         view=view,
         live=live,
         mailboxes=_mailboxes(mailboxes, view.mailbox),
         states=MESSAGE_STATES,
         hidden=view.here(),
-        result=result_sentence(dict(request.query)),
+        result=result_sentence(dict(request.http.query)),
     )
 
 
-async def _fragment(
-    request: HttpRequest, visitor: Visitor, site: PageSite, *, view: ListView
-) -> str:
+async def _fragment(request: PageRequest, view: ListView) -> str:
     """Render the part of the page that changes by itself."""
-    journeys = site.dependencies.journeys
-    account = visitor.principal.account
+    site, principal = request.site, request.principal
     rows: Sequence[MessageSummary] = ()
     older = None
     if not view.fault:
-        page = await site.handlers.page(
-            view.wanted, visitor.principal, limit=ROWS, before=view.before
-        )
+        page = await site.handlers.page(view.wanted, principal, limit=ROWS, before=view.before)
         rows, older = page.rows, page.older
-    facts = await site.handlers.row_facts(rows, visitor.principal)
-    total, counts = await journeys.counts(account=account, limit=_COUNTED_MAX)
-    return site.render(
-        request,
-        None,
+    facts = await site.handlers.row_facts(rows, principal)
+    total, counts = await site.dependencies.journeys.counts(
+        account=principal.account, limit=_COUNTED_MAX
+    )
+    return request.shared_part(
         "_list.html",
         view=view,
         rows=[_row(one, facts[one.name]) for one in rows],
@@ -206,7 +196,7 @@ async def _fragment(
         actions=actions(site),
         matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
         tabs=_tabs(view, total, counts),
-        refused=await refused_tab(visitor, site),
+        refused=await refused_tab(request),
         is_empty=not (rows or view.filters() or view.before),
         older=view.older(older),
         newer=view.newer(),

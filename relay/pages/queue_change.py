@@ -13,15 +13,12 @@ from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
 from relay.journeys.wording import changed_line
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
-from relay.pages.access import Visitor
-from relay.pages.forms import read_form
 from relay.pages.queue_selection import selection_of
 from relay.pages.release import released_by_command
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 from relay.phrases import counted
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
@@ -79,30 +76,26 @@ def choices_for(
     return found
 
 
-async def queue_change(
-    operation: Operation, request: HttpRequest, visitor: Visitor, *, site: PageSite
-) -> Response:
+async def queue_change(request: PageRequest, operation: Operation) -> Response:
     """GET and POST /queue/{operation}."""
-    require_method(request, "GET", "POST")
-    visitor.principal.check_may_operate()
-    if request.method == "POST":
-        form = await read_form(request, visitor.csrf)
-        return await _change(operation, form.fields, request, visitor=visitor, site=site)
-    return await _confirmation(operation, request, visitor, site=site)
+    require_method(request.http, "GET", "POST")
+    request.principal.check_may_operate()
+    if request.http.method == "POST":
+        return await _change(request, operation)
+    return await _confirmation(request, operation)
 
 
-async def _confirmation(
-    operation: Operation, request: HttpRequest, visitor: Visitor, *, site: PageSite
-) -> Response:
-    selection = selection_of(request.query)
-    given = _given(operation, request.query)
+async def _confirmation(request: PageRequest, operation: Operation) -> Response:
+    query = request.http.query
+    selection = selection_of(query)
+    given = _given(operation, query)
     values: dict[str, Any] = {
         "operation": str(operation),
         "label": LABELS[operation],
         "effect": EFFECTS[operation],
         "selection": selection,
         "given": given,
-        "back": _text(request.query, "message"),
+        "back": _text(query, "message"),
         "typed": "",
     }
     if not (selection.ids or selection.conditions or selection.all):
@@ -112,9 +105,7 @@ async def _confirmation(
     if operation is not Operation.REROUTE or given["to"]:
         body = {**selection.body(), **_fields(given), "dry_run": True}
         try:
-            answer = await site.handlers.run_command(
-                operation, msgspec.json.encode(body), visitor.principal, request=request
-            )
+            answer = await _run(request, operation, body)
             line = changed_line(operation, answer)
         except ApiError as error:
             if operation is not Operation.REROUTE or error.status != 400:
@@ -122,33 +113,33 @@ async def _confirmation(
             fault = error.message
     listed: Sequence[Any] = answer["entries"][:_LISTED_MAX] if answer else ()
     is_release = operation is Operation.RELEASE and answer is not None
-    values |= released_by_command(answer if is_release else None, site.dependencies.development)
-    return site.page(
-        request, visitor, "queue_change.html",
-        status=400 if fault else 200, **values,
+    development = request.site.dependencies.development
+    values |= released_by_command(answer if is_release else None, development)
+    return request.page(
+        "queue_change.html", status=400 if fault else 200, **values,
         answer=answer, line=line, listed=listed, fault=fault,
     )  # fmt: skip
 
 
-async def _change(
-    operation: Operation,
-    fields: Collection[tuple[str, str]],
-    request: HttpRequest,
-    *,
-    visitor: Visitor,
-    site: PageSite,
-) -> Response:
+async def _change(request: PageRequest, operation: Operation) -> Response:
+    fields = request.form.fields
     selection = selection_of(fields)
     given = _given(operation, fields) | {"reason": _text(fields, "reason")}
-    body = {**selection.body(), **_fields(given)}
-    answer = await site.handlers.run_command(
-        operation, msgspec.json.encode(body), visitor.principal, request=request
-    )
+    answer = await _run(request, operation, {**selection.body(), **_fields(given)})
     result = {"did": str(operation)} | {name: answer[name] for name in _COUNTS}
     message = _text(fields, "message")
     if message.replace(".", "").isalnum():  # a queue id or a submission id
-        return site.redirect(request, f"messages/{message}", **result)
-    return site.redirect(request, "queue", **(dict(selection.conditions) | result))
+        return request.redirect(f"messages/{message}", **result)
+    return request.redirect("queue", **(dict(selection.conditions) | result))
+
+
+async def _run(
+    request: PageRequest, operation: Operation, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run a command as the API does; return its answer. Raises ApiError."""
+    return await request.site.handlers.run_command(
+        operation, msgspec.json.encode(body), request.principal, request=request.http
+    )
 
 
 def result_sentence(query: Collection[tuple[str, str]]) -> str:

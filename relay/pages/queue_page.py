@@ -10,12 +10,10 @@ from relay.accounts.account import Role
 from relay.api.request_parameters import require_method, selector_of_query
 from relay.clock import id_time_us
 from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
 from relay.message.lifecycle import FINAL, RecipientState, hold_text
-from relay.pages.access import Visitor
 from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
 from relay.pages.queue_selection import QueueSelection, selection_of
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 from relay.pages.step_evidence import hop_words
 from relay.spool.queue_commands import LIVE
 from relay.spool.types import FIRST_KEY, Key
@@ -32,11 +30,12 @@ FIELDS = (
 )
 
 
-async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+async def queue_page(request: PageRequest) -> Response:
     """GET /queue?CONDITION=&after=ENTRY; with `live`, the stream of its entries."""
-    require_method(request, "GET")
-    visitor.principal.check_may_read()
-    selection, after = selection_of(request.query), _entry_name(request.query)
+    site, query, principal = request.site, request.http.query, request.principal
+    require_method(request.http, "GET")
+    principal.check_may_read()
+    selection, after = selection_of(query), _entry_name(query)
     fault = ""
     try:
         selector_of_query(selection.query())
@@ -44,12 +43,10 @@ async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> 
         fault = error.message
 
     async def render() -> str:
-        entries = [] if fault else await _entries(selection, after, visitor, site=site)
-        stats = await site.handlers.queue_stats(visitor.principal)
+        entries = [] if fault else await _entries(request, selection, after)
+        stats = await site.handlers.queue_stats(principal)
         now_us = site.dependencies.clock.time_us()
-        return site.render(
-            request,
-            None,
+        return request.shared_part(
             "_queue.html",
             fault=fault,
             selection=selection,
@@ -60,31 +57,29 @@ async def queue_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> 
             more=_name_of(entries[-1]) if len(entries) == _ROWS else "",
             is_first=after == FIRST_KEY,
             before_queue=await site.dependencies.journeys.count_before_queue(),
-            operations=_OPERATIONS if visitor.principal.role is Role.OPERATE else (),
+            operations=_OPERATIONS if principal.role is Role.OPERATE else (),
         )
 
-    if (stream := site.live_stream(request, visitor, render)) is not None:
+    if (stream := request.live_stream(render)) is not None:
         return stream
-    return site.page(
-        request,
-        visitor,
+    return request.page(
         "queue.html",
         status=400 if fault else 200,
         fault=fault,
         selection=selection,
         fields=FIELDS,
         states=tuple(map(str, LIVE)),
-        result=result_sentence(request.query),
-        live=await site.live_part(request, render),
+        result=result_sentence(query),
+        live=await request.live_part(render),
     )
 
 
 async def _entries(
-    selection: QueueSelection, after: Key, visitor: Visitor, *, site: PageSite
+    request: PageRequest, selection: QueueSelection, after: Key
 ) -> Sequence[Mapping[str, Any]]:
     """Return the entries of a page. Raises ApiError 400."""
     query = selection.query() | {"limit": str(_ROWS)}
-    return await site.handlers.queue_entries(query, visitor.principal, after=after)
+    return await request.site.handlers.queue_entries(query, request.principal, after=after)
 
 
 def _name_of(entry: Mapping[str, Any]) -> str:

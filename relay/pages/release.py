@@ -14,22 +14,19 @@ from relay.api.dependencies import DevelopmentControls
 from relay.api.release import captured_recipients, parse_addresses, release_host
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
 from relay.message.lifecycle import RecipientState
-from relay.pages.access import Visitor
-from relay.pages.forms import read_form
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 from relay.spool.queue_commands import CommandResult
 
 _SEPARATOR = re.compile(r"[\s,;]+")
 
 
-async def release(key: str, request: HttpRequest, visitor: Visitor, *, site: PageSite) -> Response:
+async def release(request: PageRequest, key: str) -> Response:
     """Show to whom a copy goes, and send it when that is confirmed."""
-    require_method(request, "POST")
-    form = await read_form(request, visitor.csrf)
-    visitor.principal.check_may_operate()
-    journey = await site.handlers.message(key, visitor.principal)
+    site, form, principal = request.site, request.form, request.principal
+    require_method(request.http, "POST")
+    principal.check_may_operate()
+    journey = await site.handlers.message(key, principal)
     entry = await site.handlers.captured_entry(journey)
     values: dict[str, Any] = {
         "journey": journey,
@@ -41,17 +38,14 @@ async def release(key: str, request: HttpRequest, visitor: Visitor, *, site: Pag
     try:
         addresses = parse_addresses([one for one in _SEPARATOR.split(form.text("to")) if one])
     except ApiError as error:
-        return site.page(
-            request, visitor, "release.html", status=400, fault=error.message, addresses=(),
-            **values,
-        )  # fmt: skip
+        return request.page("release.html", status=400, fault=error.message, addresses=(), **values)
     if not form.text("confirmed"):
-        return site.page(request, visitor, "release.html", fault="", addresses=addresses, **values)
+        return request.page("release.html", fault="", addresses=addresses, **values)
     await site.handlers.release_copy(
-        journey, addresses, visitor.principal, request=request, why=form.text("reason")
+        journey, addresses, principal, request=request.http, why=form.text("reason")
     )
     copies = len(addresses)
-    return site.redirect(request, f"messages/{entry['id']}", did="release", copies=copies)
+    return request.redirect(f"messages/{entry['id']}", did="release", copies=copies)
 
 
 def released_by_command(

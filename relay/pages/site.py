@@ -1,4 +1,5 @@
-"""PageSite: renders the templates, with relative links and the header fields that protect a page.
+"""PageSite renders the templates, with relative links and the header fields that protect a page.
+PageRequest is what the handler of a page gets, and makes its answers.
 
 Templates escape all values and fail for an undefined one. Links are relative to the path of the
 request, so that the pages work below any path of a reverse proxy that removes it.
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.api.dependencies import ApiDependencies
+from relay.api.dependencies import ApiDependencies, Principal
 from relay.api.handlers import Handlers
 from relay.clock import rfc3339, time_us_of
 from relay.http.errors import ApiError, quoted
@@ -24,6 +25,7 @@ from relay.http.http_request import HttpRequest
 from relay.pages.access import Access, Visitor
 from relay.pages.clock_facts import clock_facts
 from relay.pages.content_pages import ContentPages
+from relay.pages.forms import PageForm
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
 from relay.phrases import moment, time_left
 
@@ -72,8 +74,8 @@ class PageSite:
     ) -> None:
         """Load templates and static files of the package. Raises OSError if one is missing."""
         self.dependencies = dependencies
-        self._access = access
-        self._live_views = live_views
+        self.access = access
+        self.live_views = live_views
         self.handlers = Handlers(dependencies)
         self.contents = ContentPages(self.handlers, development=dependencies.development)
         self._static = _load_static()
@@ -131,36 +133,6 @@ class PageSite:
             is_development=self.handlers.is_development,
         )
 
-    def live_stream(
-        self, request: HttpRequest, visitor: Visitor, render: Render
-    ) -> Response | None:
-        """Return the stream of a live page, None if the request is for the page itself.
-
-        `render` returns the part of the page that changes by itself. It depends on the query and
-        the visitor's principal alone, and contains no CSRF token: requests with the same ones share
-        it. The page has it by live_part() and the macro live_region().
-        """
-        query = dict(request.query)
-        has = query.pop(LIVE_PARAMETER, None)
-        if has is None:
-            return None
-        principal = visitor.principal
-        path = request.target.partition(b"?")[0]  # links are relative to it
-        key = (path, tuple(sorted(query.items())), principal.name, principal.role)
-        reader = LiveReader(
-            principal.name,
-            has=request.headers.get("last-event-id", has),
-            is_current=lambda: self._access.is_current(request),
-        )
-        return self._live_views.stream(key, render, reader)
-
-    async def live_part(self, request: HttpRequest, render: Render) -> LivePart:
-        """Return the part of a page that changes by itself, and the URL of its stream."""
-        fragment = await render()
-        query = [(name, value) for name, value in request.query if name != LIVE_PARAMETER]
-        fields = urlencode([*query, (LIVE_PARAMETER, digest_of(fragment))])
-        return LivePart(Markup(fragment), f"?{fields}")  # noqa: S704 - a template has rendered it
-
     def error(self, request: HttpRequest, visitor: Visitor | None, error: ApiError) -> Response:
         """Return the page of an error."""
         response = self.page(
@@ -190,6 +162,59 @@ class PageSite:
         return Response(content, headers=headers)
 
 
+class PageRequest(Struct, frozen=True):
+    """A request of a visitor, as the handler of its page gets it."""
+
+    site: PageSite
+    http: HttpRequest
+    visitor: Visitor
+    form: PageForm = PageForm(())  # what a POST contains; its token is the visitor's
+
+    @property
+    def principal(self) -> Principal:
+        """Who the visitor is for the API."""
+        return self.visitor.principal
+
+    def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """Return a whole page, or a part of one that htmx asks for."""
+        return self.site.page(self.http, self.visitor, template, status=status, **values)
+
+    def shared_part(self, template: str, **values: Any) -> str:
+        """Return the text of a part of a page without what is the visitor's alone."""
+        return self.site.render(self.http, None, template, **values)
+
+    def redirect(self, path: str = "", /, **query: Any) -> Response:
+        """Return 303 to a page, see PageSite.redirect()."""
+        return self.site.redirect(self.http, path, **query)
+
+    def live_stream(self, render: Render) -> Response | None:
+        """Return the stream of a live page, None if the request is for the page itself.
+
+        `render` returns the part of the page that changes by itself. It depends on the query and
+        the visitor's principal alone, and contains no CSRF token: requests with the same ones share
+        it. The page has it by live_part() and the macro live_region().
+        """
+        query = dict(self.http.query)
+        has = query.pop(LIVE_PARAMETER, None)
+        if has is None:
+            return None
+        name, path = self.principal.name, self.http.path  # links are relative to the path
+        key = (path, tuple(sorted(query.items())), name, self.principal.role)
+        reader = LiveReader(
+            name,
+            has=self.http.headers.get("last-event-id", has),
+            is_current=lambda: self.site.access.is_current(self.http),
+        )
+        return self.site.live_views.stream(key, render, reader)
+
+    async def live_part(self, render: Render) -> LivePart:
+        """Return the part of a page that changes by itself, and the URL of its stream."""
+        fragment = await render()
+        query = [(name, value) for name, value in self.http.query if name != LIVE_PARAMETER]
+        fields = urlencode([*query, (LIVE_PARAMETER, digest_of(fragment))])
+        return LivePart(Markup(fragment), f"?{fields}")  # noqa: S704 - a template has rendered it
+
+
 def relative_url(up: str, path: str, query: Mapping[str, Any]) -> str:
     """Return the URL reference of a page; `up` leads from the present page to the first one.
 
@@ -208,8 +233,7 @@ def _here(request: HttpRequest) -> str:
 
 def _depth(request: HttpRequest) -> int:
     """Return how many directories below the first page the path of a request is."""
-    path = request.target.partition(b"?")[0]
-    return max(path.count(b"/") - 1, 0)
+    return max(request.path.count(b"/") - 1, 0)
 
 
 @cache

@@ -9,9 +9,7 @@ from starlette.responses import Response
 from relay.api.dependencies import ClientSettings
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
-from relay.pages.access import Visitor
-from relay.pages.site import PageSite
+from relay.pages.site import PageRequest
 from relay.settings.environment import shipped
 
 _SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n)*)", re.MULTILINE)
@@ -27,14 +25,14 @@ class Snippet(Struct, frozen=True):
     code: str
 
 
-async def snippets_page(request: HttpRequest, visitor: Visitor, site: PageSite) -> Response:
+async def snippets_page(request: PageRequest) -> Response:
     """GET /help/programs."""
-    require_method(request, "GET")
-    development = site.dependencies.development
+    require_method(request.http, "GET")
+    development = request.site.dependencies.development
     if development is None:
         raise ApiError(404, "ResourceNotFound", "Only the development relay has these programs.")
     snippets = [with_ports(one, development.clients) for one in read_snippets()]
-    return site.page(request, visitor, "snippets.html", snippets=snippets)
+    return request.page("snippets.html", snippets=snippets)
 
 
 @cache
