@@ -48,7 +48,7 @@ def backup(context: CommandContext, directory: Path) -> None:
         raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None
     result: dict[str, Any] = msgspec.to_builtins(manifest)
     size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
-    context.show(result, lambda: [printable(f"backed up to {directory}: {size}")])
+    context.show(result, lambda: [f"backed up to {directory}: {size}"])
     if damaged := _damaged(result):
         raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
 
@@ -98,14 +98,13 @@ def _lines(result: dict[str, Any]) -> list[str]:
     entries = counted(held["entries"], "entry")
     submissions = counted(held["submissions"], "submission")
     places = ", ".join((result["config"], result["state_dir"], result["root"]))
-    lines = [
+    return [
         f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
         *(f"kept, and different from the backup: {one}" for one in result["kept"]),
         *_damaged(result),
         f"held: {entries} of the queue, {submissions}",
         "see relay queue list --restored; relay queue release --restored lets all go",
     ]
-    return [printable(one) for one in lines]
 
 
 def _damaged(result: Mapping[str, Any]) -> list[str]:

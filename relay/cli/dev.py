@@ -252,7 +252,7 @@ class _TextView(_WarningView):
         for number in _WHY if bounced else Step:
             mine = [step for step in journey.steps if step.step == number]
             for step in mine:
-                _echo(*step_lines(step))
+                _echo(*map(printable, step_lines(step)))
             if not mine:
                 _echo(f" {number:d} {number.title:<18} {'-':<13}  none: no recipient failed")
         if bounced:
@@ -289,7 +289,7 @@ class _TextView(_WarningView):
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
         name = journey.key
-        first, *more = step_lines(step)
+        first, *more = map(printable, step_lines(step))
         _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
 
     def refused(self, refusal: Refusal) -> None:

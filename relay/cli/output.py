@@ -1,7 +1,8 @@
 """Print facts to stdout: JSON, and text for journeys, queue entries, statistics and findings.
 
 JSON is UTF-8 on any terminal; a document is printed at once, a stream line by line. The text
-functions are pure and return lines.
+functions are pure and return lines. print_lines() replaces their control characters: what prints
+them in another way has to do that itself, by printable().
 """
 
 import json
@@ -41,7 +42,7 @@ def _as_json(value: Any) -> bytes:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print lines of text; without any, nothing."""
+    """Print lines of text, without control characters; without any, nothing."""
     if lines:
         click.echo("\n".join(map(printable, lines)))
 
@@ -62,9 +63,9 @@ def journey_lines(found: Journey, answer: Sequence[str] = ()) -> list[str]:
     recipients = named([one.address for one in found.recipients])
     headline = f'{found.key}  "{found.subject}"  {found.sender or "<>"} -> {recipients}'
     days = {step.at[:10] for step in found.steps}
-    lines = [printable(one) for one in (*answer, f"{headline}  {_state(found)}")]
+    lines = [*answer, f"{headline}  {_state(found)}"]
     if client := client_line(found.client):
-        lines.append(printable(f"   {client}"))
+        lines.append(f"   {client}")
     for step in found.steps:
         lines += step_lines(step, with_date=len(days) > 1)
     return lines + recipient_lines(found.shown_recipients)
@@ -78,7 +79,7 @@ def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
     node = f"[{step.detail['node']}]  " if "node" in step.detail else ""
     head = f" {step.step} {step.name:<18} {clock}Z  {node}"
     first, *rest = details
-    return [printable(f"{head}{first}".rstrip()), *(printable(" " * len(head) + x) for x in rest)]
+    return [f"{head}{first}".rstrip(), *(" " * len(head) + one for one in rest)]
 
 
 def recipient_lines(
@@ -95,7 +96,7 @@ def recipient_lines(
         more += f"  Graph id {one.graph_id}" if one.graph_id else ""
         said = f"to {named(one.successors)}" if one.successors else one.reply
         line = f"{indent}{one.address:<{width}}  {one.state:<9}  {said}".rstrip()
-        lines.append(printable(line + more))
+        lines.append(line + more)
     if rest:
         by_state = Counter(one.state for one in rest)
         states = ", ".join(f"{number} {state}" for state, number in by_state.items())
@@ -114,10 +115,10 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             cell.rjust(width) if column in (2, 3) else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         )
-        lines.append(printable(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}"))
+        lines.append(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}")
         if number:
             entry = entries[number - 1]
-            lines += [printable(f"    {remark}") for remark in _remarks(entry)]
+            lines += [f"    {remark}" for remark in _remarks(entry)]
             recipients = msgspec.convert(entry["recipients"], list[Recipient])
             lines += recipient_lines(recipients, indent="    ", most=10)
     return [*lines, _count(entries)]
@@ -165,7 +166,7 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         lines += ["", *table]
     if nodes := stats.get("nodes"):
         lines += ["", *_node_lines(nodes)]
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -193,7 +194,7 @@ def finding_line(one: Mapping[str, Any]) -> str:
     state = "repaired" if one["repaired"] else "REMAINS"
     action = f"; {one['action']}" if one["action"] else ""
     result = f"found {one['found']}, expected {one['expected']}{action}"
-    return printable(f"{state:<9} {one['kind']:<17} {one['where']}: {result}")
+    return f"{state:<9} {one['kind']:<17} {one['where']}: {result}"
 
 
 def backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
@@ -208,7 +209,7 @@ def backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) ->
         lines.append(f"in the queue: {entries}, {counted(result['recipients'], 'recipient')}")
         lines += [f"missing: {name}" for name in contents["missing"]]
         lines.append(f"copied to {directory}")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def recover_lines(result: Mapping[str, Any]) -> list[str]:
@@ -234,7 +235,7 @@ def recover_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"without their recipients, now held: {held}")
     lines.append(f"in the queue: {counted(result['entries_waiting'], 'entry')}")
     lines.append(f"the damaged spool is kept as {result['aside']}")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def recovered_keys_lines(result: Mapping[str, Any]) -> list[str]:
@@ -243,7 +244,7 @@ def recovered_keys_lines(result: Mapping[str, Any]) -> list[str]:
         return ["the records of keys are not damaged: nothing was done"]
     lines = [f"found: {result['damage']}", *(f"kept as {one}" for one in result["kept"])]
     lines.append("the next start begins new records: earlier keys are unknown")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _hole(hole: Mapping[str, Any]) -> str:
@@ -281,7 +282,7 @@ def verified_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
     repaired = counted(document["repaired"], "fault")
     lines.append(f"{repaired} repaired, {document['remaining']} remaining")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -124,12 +124,12 @@ def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) ->
         "Message-ID": given.internet_message_id,
         "Graph ids": _graph_ids(journey),
     }
-    lines = [printable(f"{name:<11} {value}") for name, value in head.items() if value]
+    lines = [f"{name:<11} {value}" for name, value in head.items() if value]
     text = bodies.text
     if text is None:
         text = html_to_text(bodies.html) if bodies.html is not None else ""
     if text.strip():
-        lines += ["", *(printable(line.expandtabs()) for line in text.rstrip().splitlines())]
+        lines += ["", *(line.expandtabs() for line in text.rstrip().splitlines())]
     if message.attachments:
         rows = enumerate(message.attachments, 1)
         lines += ["", *(_attachment_line(number, one) for number, one in rows)]
@@ -138,7 +138,7 @@ def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) ->
 
 def _attachment_line(number: int, one: AttachmentFacts) -> str:
     name = one.name or "(no name)"
-    return printable(f"{number:>3}  {name}  {one.content_type}  {one.size:,} bytes")
+    return f"{number:>3}  {name}  {one.content_type}  {one.size:,} bytes"
 
 
 def _graph_ids(journey: Journey) -> str:

@@ -16,6 +16,7 @@ from relay.cli.output import (
     backup_lines,
     finding_line,
     print_json,
+    print_lines,
     recover_lines,
     recovered_keys_lines,
     verified_lines,
@@ -79,7 +80,7 @@ def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool)
             clock=SystemClock(),
             on_finding=(lambda _: None)
             if context.json
-            else (lambda x: click.echo(finding_line(x))),
+            else (lambda one: print_lines([finding_line(one)])),
             on_mailbox=progress,
         )
     except UnknownAccountError as error:

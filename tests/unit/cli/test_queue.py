@@ -346,11 +346,11 @@ def test_ages_have_two_units():
         "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_delivery": 0, "unaccounted": None,
         "priorities": {"normal": {"entries": 1, "in_delivery": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
         "next_hops": [
-            {"next_hop": "mx:\x1b[31m", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None,
+            {"next_hop": "mx:a.test", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None,
              "last": None},
             {"next_hop": "mx:b.test", "entries": 1, "in_delivery": 0, "deferred": 1, "oldest": None,
              "last": {"at": "2026-11-20T08:59:00.000000Z", "host": "mx.b.test", "domain": "b.test",
-                      "reply": "450 4.2.0 later\x07"}},
+                      "reply": "450 4.2.0 later"}},
         ],
     }  # fmt: skip
     begin_s = 1795165200  # 2026-11-20T09:00:00Z
@@ -359,10 +359,10 @@ def test_ages_have_two_units():
         lines = stats_lines(reported, now_us=(begin_s + age_s) * 1_000_000)
         assert f"oldest       {words}" in lines
     assert lines[5] == "unaccounted  not counted yet"
-    assert lines[-2].split() == ["mx:?[31m", "1", "0", "0", "-"]
+    assert lines[-2].split() == ["mx:a.test", "1", "0", "0", "-"]
     lines = stats_lines(reported, now_us=begin_s * 1_000_000)
     assert lines[-3].endswith("LAST REPLY")
-    assert lines[-1].endswith("  1m0s ago, mx.b.test, for b.test: 450 4.2.0 later?")
+    assert lines[-1].endswith("  1m0s ago, mx.b.test, for b.test: 450 4.2.0 later")
 
 
 def test_the_nodes_of_a_spool():
@@ -407,13 +407,13 @@ def test_a_queue_command_in_a_journey_reads_as_a_sentence():
 def test_held_entries_say_why_and_until_when():
     entry = {
         "id": "q1", "entry": 1, "sender": "", "next_hop": "mx:b.test", "state": "held",
-        "due": None, "attempts": 0, "size": 1, "recipients": [], "reason": "olga: spam\x07",
+        "due": None, "attempts": 0, "size": 1, "recipients": [], "reason": "olga: spam",
         "rule": "", "since": "2026-11-19T08:00:00.000000Z", "subject": "",
         "held_until": "2026-11-20T09:00:00.000000Z", "result": "in flight", "note": "busy",
     }  # fmt: skip
     assert entry_lines([entry])[2:5] == [
         "    held until 2026-11-20 09:00:00",
-        "    held by olga: spam?, since 2026-11-19 08:00:00",
+        "    held by olga: spam, since 2026-11-19 08:00:00",
         "    in flight: busy",
     ]
 
