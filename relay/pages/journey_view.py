@@ -97,7 +97,8 @@ class SkippedSteps(Struct, frozen=True):
 
 
 class NextEvent(Struct, frozen=True):
-    """What happens next, and when ("" if no time is known); `until` is when the relay gives up.
+    """What happens next, and when ("" if no time is known); `until` is when the relay gives up, or
+    removes captured mail.
 
     `entry` is the entry's name in the queue.
     """
@@ -105,10 +106,14 @@ class NextEvent(Struct, frozen=True):
     text: str
     at: str = ""
     until: str = ""
-    until_text: str = ""
     entry: str = ""
     state: str = ""
     recipients: tuple[str, ...] = ()
+
+    @property
+    def until_text(self) -> str:
+        """What happens at `until`."""
+        return "removed" if self.state == "captured" else "gives up"
 
 
 class ShownAttempts(Struct, frozen=True):
@@ -439,8 +444,9 @@ def next_events(
         addresses = tuple(
             one["address"] for one in entry["recipients"] if one["state"] not in FINAL
         )
+        text, at = _next_of(entry, now_us)
         yield NextEvent(
-            **_next_of(entry, now_us), entry=f"{entry['id']}-{entry['entry']}",
+            text, at, until=entry.get("expires") or "", entry=f"{entry['id']}-{entry['entry']}",
             state=str(entry["state"]), recipients=addresses,
         )  # fmt: skip
 
@@ -455,21 +461,19 @@ def _next_before_transport(journey: Journey) -> Iterator[NextEvent]:
         yield NextEvent(f"Pickup goes on by itself: {WAITS_FOR[max(details)]}")
 
 
-def _next_of(entry: Mapping[str, Any], now_us: int) -> dict[str, str]:
-    state, until = str(entry["state"]), entry.get("expires") or ""
-    gives_up = {"until": until, "until_text": "gives up" if until else ""}
+def _next_of(entry: Mapping[str, Any], now_us: int) -> tuple[str, str]:
+    """Return what happens next with an entry, and when ("" if no time is known)."""
     due, number = entry["due"], entry["attempts"] + 1
     if entry.get("claimed"):
-        return {"text": f"Attempt {number} is in progress, or next in turn", **gives_up}
-    if state == "held":
+        return f"Attempt {number} is in progress, or next in turn", ""
+    if entry["state"] == "held":
         by = hold_text(entry.get("reason", ""), entry.get("rule", ""))
         text = f"Held by {by}" if by else "Held"
         if held_until := entry.get("held_until"):
-            return {"text": f"{text}; it is released", "at": held_until, **gives_up}
-        return {"text": f"{text}; it stays until an operator releases it", **gives_up}
-    if state == "captured":
-        text = "Captured: it is kept here"
-        return {"text": text, "until": until, "until_text": "removed" if until else ""}
+            return f"{text}; it is released", held_until
+        return f"{text}; it stays until an operator releases it", ""
+    if entry["state"] == "captured":
+        return "Captured: it is kept here", ""
     if due is None or time_us_of(due) <= now_us:
-        return {"text": f"Attempt {number} is due now", **gives_up}
-    return {"text": f"Attempt {number}", "at": due, **gives_up}
+        return f"Attempt {number} is due now", ""
+    return f"Attempt {number}", due
