@@ -4,7 +4,6 @@ Progress is on stderr if that is a terminal. Exit codes: 64 for a directory that
 for a backup that was cut short or changed, and for one that is complete but has a damaged file.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import msgspec
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, user_name
-from relay.cli.output import printable
+from relay.cli.output import print_progress, printable
 from relay.clock import SystemClock
 from relay.phrases import counted
 from relay.settings.environment import read_environment
@@ -112,5 +111,5 @@ def _damaged(result: Mapping[str, Any]) -> list[str]:
 
 
 def _tell(verb: str, done: str, number: int) -> None:
-    if number % _PROGRESS_FILES == 0 and sys.stderr is not None and sys.stderr.isatty():
-        click.echo(f"relay {verb}: {number} files {done}", err=True)
+    if number % _PROGRESS_FILES == 0:
+        print_progress(f"relay {verb}: {number} files {done}")

@@ -47,6 +47,12 @@ def print_lines(lines: Sequence[str]) -> None:
         click.echo("\n".join(map(printable, lines)))
 
 
+def print_progress(text: str) -> None:
+    """Print a line on stderr if that is a terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo(text, err=True)
+
+
 def flush() -> None:
     """Flush stdout while an error can still be reported."""
     if sys.stdout is not None:

@@ -17,6 +17,7 @@ from relay.cli.output import (
     finding_line,
     print_json,
     print_lines,
+    print_progress,
     recover_lines,
     recovered_keys_lines,
     verified_lines,
@@ -66,11 +67,10 @@ def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool)
     if accounts and flags["recount"]:
         raise click.UsageError("--recount: the spool belongs to all accounts: expected no ACCOUNT")
     settings = context.settings()
-    is_watched = _is_watched()
 
     def progress(number: int) -> None:
-        if is_watched and number and number % _PROGRESS_MAILBOXES == 0:
-            click.echo(f"relay storage verify: {number} mailboxes so far", err=True)
+        if number and number % _PROGRESS_MAILBOXES == 0:
+            print_progress(f"relay storage verify: {number} mailboxes so far")
 
     try:
         result = verified(
@@ -105,8 +105,8 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
     settings = context.settings()
 
     def progress(done: int, pages: int) -> None:
-        if _is_watched() and done != pages and done % _PROGRESS_PAGES == 0:
-            click.echo(f"relay storage backup: {100 * done // pages} %", err=True)
+        if done != pages and done % _PROGRESS_PAGES == 0:
+            print_progress(f"relay storage backup: {100 * done // pages} %")
 
     try:
         if dry_run:
@@ -196,7 +196,3 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
         {"path": result.path, "id": result.id, "before": result.known_id},
         lambda: [f"adopted {result.path} with the id {result.id}"],
     )
-
-
-def _is_watched() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
