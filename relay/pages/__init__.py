@@ -6,20 +6,20 @@ templates are in templates/, style sheet and script in static/.
 What all pages share:
 
 - `app`: which page answers a path, errors as pages, how many requests a visitor may have
-- `access`: who the visitor is: a login, or everyone in an open development relay
 - `login`: /login and /logout; where a request without a login is sent, and where `next` may lead
-- `logins`: checks address and password of a login; the cookie and its attributes
+- `logins`: who the visitor is: a login, or everyone in an open development relay; checks address
+  and password of a login; the cookie and its attributes
 - `sessions`: how long a login lasts, and what ends it
 - `forms`: reads a POST; the CSRF token
-- `site`: templates, relative links, the Content-Security-Policy, static files
+- `site`: templates, relative links, the Content-Security-Policy, static files; what a handler gets
 - `live`: parts of a page that change by themselves (server-sent events), and how often
 
 Messages:
 
 - `message_list`: the first page: the list, its search, filters, tabs and pages
 - `marked_messages`: mark messages of the list as read or unread, or delete them
-- `first_minute`: how to send a first message: the empty list, and /help
-- `snippets`: /help/programs: the programs of docs/snippets.md with this relay's ports
+- `help`: how to send a first message: the empty list, and /help; /help/programs: the programs of
+  docs/snippets.md with this relay's ports
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
 - `journey_view`: the seven steps of a message, its recipients, and what happens next
 - `step_evidence`: the sentences and facts of one event of a journey
@@ -50,9 +50,8 @@ journey shared with `relay trace`: `relay/journeys/sentences.py`; the safe style
 HTML: `relay/mime/safe_markup.py`; foreign pages that make requests: `relay/http/browsers.py`.
 """
 
-from relay.pages.access import Access
 from relay.pages.app import PREFIXES, create_app
 from relay.pages.live import LiveViews
-from relay.pages.logins import Logins
+from relay.pages.logins import Access, Logins
 
 __all__ = ["PREFIXES", "Access", "LiveViews", "Logins", "create_app"]

@@ -16,15 +16,15 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
-from relay.pages.access import Access, Visitor
 from relay.pages.clock import ClockPage
-from relay.pages.first_minute import help_page, send_example
 from relay.pages.forms import PageForm, read_form
 from relay.pages.health import HealthPage
+from relay.pages.help import help_page, send_example, snippets_page
 from relay.pages.internet import change_internet, internet_page
 from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
+from relay.pages.logins import Access, Visitor
 from relay.pages.marked_messages import marked_messages
 from relay.pages.message import advance_to_next, change_scheduled, message_page
 from relay.pages.message_list import message_list
@@ -33,7 +33,6 @@ from relay.pages.queue_page import queue_page
 from relay.pages.refused import refused_page
 from relay.pages.release import release
 from relay.pages.site import PageRequest, PageSite
-from relay.pages.snippets import snippets_page
 from relay.pressure import ConcurrencyCounter
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError

@@ -38,7 +38,6 @@ from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks, octets_of, size_of
 from relay.mime.read_mime import read_parts
 from relay.mime.read_report import DeliveryReport, read_report
-from relay.pages.access import Visitor
 from relay.pages.content import (
     ATTACHMENTS_MAX,
     HEADER_OCTETS_MAX,
@@ -55,6 +54,7 @@ from relay.pages.content import (
     shown_text,
 )
 from relay.pages.forms import is_csrf_token
+from relay.pages.logins import Visitor
 from relay.pages.remote_images import (
     DEFAULT_PORTS,
     OwnPlaces,

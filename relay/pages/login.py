@@ -14,9 +14,8 @@ from relay.accounts.passwords import LoginDelayedError
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest, body_too_large
-from relay.pages.access import Visitor
 from relay.pages.forms import read_form
-from relay.pages.logins import Logins
+from relay.pages.logins import Logins, Visitor
 from relay.pages.sessions import new_secret
 from relay.pages.site import PageRequest, PageSite
 

@@ -1,4 +1,6 @@
-"""Logins of browsers: the address and the password or token of an account, then a cookie.
+"""Who looks at the pages: the account of a login, or everyone in an open development relay.
+
+Browsers log in with the address and the password or token of an account, and then have a cookie.
 
 The cookie of a login is HttpOnly, SameSite=Strict and without a Domain, so that it belongs to one
 host: a page of another name that resolves to this address (DNS rebinding) has no cookie. Over HTTPS
@@ -8,14 +10,16 @@ serve the relay under a path that the relay does not know.
 
 import hashlib
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.passwords import LoginDelayedError
+from relay.api.dependencies import Principal, principal_of
 from relay.clock import Clock
 from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
-from relay.pages.sessions import Session, Sessions
+from relay.pages.sessions import Session, Sessions, new_secret
 
 _SECURE_PREFIX = "__Host-"
 _FORM = "-login"  # ends the name of the cookie of the login form
@@ -23,6 +27,14 @@ _COOKIES_LENGTH_MAX = 16 * 1024
 _USER_LENGTH_MAX = 320
 _LOGGED_MAX = 128
 _log = get_logger("pages")
+
+
+class Visitor(Struct, frozen=True):
+    """Who looks at a page. `csrf` is the token that each change of this visitor contains."""
+
+    principal: Principal
+    csrf: str
+    may_log_out: bool = False
 
 
 class Logins:
@@ -118,6 +130,39 @@ class Logins:
                 if given == name:
                     return value.strip()
         return ""
+
+
+class Access:
+    """Finds the visitor of a request."""
+
+    def __init__(self, *, everyone: Principal | None = None, logins: Logins | None = None) -> None:
+        """`everyone` is who all visitors are; None if they have to log in, by `logins`."""
+        self._open = Visitor(everyone, csrf=new_secret()) if everyone else None
+        self.logins = None if everyone else logins
+
+    def visitor(self, request: HttpRequest) -> Visitor | None:
+        """Return the visitor, None if they have to log in."""
+        is_use = not _is_by_script(request)
+        session = self.logins.session(request, is_use=is_use) if self.logins else None
+        if session is None:
+            return self._open
+        return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
+
+    def is_current(self, request: HttpRequest) -> bool:
+        """Return whether a request that still runs may go on: its login has not ended since.
+
+        It is not a use of the login: a page that is left open does not prolong it.
+        """
+        if self._open is not None:
+            return True
+        return bool(self.logins and self.logins.session(request, is_use=False))
+
+
+def _is_by_script(request: HttpRequest) -> bool:
+    """Return whether a page that is left open may have made a request by itself."""
+    headers = request.headers
+    is_update = "hx-request" in headers and "hx-boosted" not in headers
+    return is_update or "text/event-stream" in headers.get("accept", "")
 
 
 def _client(request: HttpRequest) -> str:

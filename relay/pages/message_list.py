@@ -17,7 +17,7 @@ from relay.journeys.message_list import ListPosition, MessageSummary, parse_posi
 from relay.journeys.message_search import MessageSearch
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.pages.content import one_line
-from relay.pages.first_minute import first_minute
+from relay.pages.help import first_minute
 from relay.pages.refused import refused_tab
 from relay.pages.site import PageRequest, PageSite
 

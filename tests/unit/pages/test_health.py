@@ -13,9 +13,9 @@ from relay.clock import SystemClock
 from relay.journeys.changes import ChangeNotifier
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
-from relay.pages.access import Access
 from relay.pages.app import create_app
 from relay.pages.health import HealthPage, last_hour
+from relay.pages.logins import Access
 from relay.pressure import Pressure
 from tests.support.manual_clock import ManualClock
 from tests.unit.pages.conftest import plain, send

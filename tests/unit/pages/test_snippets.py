@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from relay.api.dependencies import ClientSettings
-from relay.pages.snippets import read_snippets, with_ports
+from relay.pages.help import read_snippets, with_ports
 
 DOCUMENT = Path(__file__).parents[3] / "docs/snippets.md"
 
