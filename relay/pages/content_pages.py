@@ -36,7 +36,7 @@ from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks, octets_of, size_of
-from relay.mime.read_mime import read_parts
+from relay.mime.read_mime import ReadParts, read_parts
 from relay.mime.read_report import DeliveryReport, read_report
 from relay.pages.content import (
     ATTACHMENTS_MAX,
@@ -145,28 +145,24 @@ class ContentPages:
         if view == "properties":
             return await self._properties(journey, visitor.principal)
         content = await self._handlers.content(journey, visitor.principal, view=view)
+        answer: Callable[[ReadParts], Response]
         match request.segments[2:]:
             case ("source",):
                 return _source(request, journey, content)
             case ("html",):
-                remote_url = self._remote_url(request, visitor, journey)
-                return await self._html(content, visitor.principal, remote_url=remote_url)
+                answer = partial(_html, remote_url=self._remote_url(request, visitor, journey))
             case ("text",):
-                text = await self._in_thread(
-                    visitor.principal, lambda: shown_text(read_parts(octets_of(content)))
-                )
-                return Response(text.encode("utf-8", "replace"), headers=_TEXT_HEADERS)
+                answer = _text
             case ("headers",):
-                found = await self._in_thread(
-                    visitor.principal, lambda: read_parts(octets_of(content))
-                )
-                return Response(found.header[:HEADER_OCTETS_MAX], headers=_TEXT_HEADERS)
+                answer = _header
             case ("attachments", number):
-                shows = ("show", "1") in request.query
-                return await self._attachment(content, number, visitor.principal, shows=shows)
+                answer = partial(_attachment, number, shows=("show", "1") in request.query)
             case _:
                 path = "/".join(request.segments)
                 raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
+        return await self._in_thread(
+            visitor.principal, lambda: answer(read_parts(octets_of(content)))
+        )
 
     async def panel(self, request: HttpRequest, visitor: Visitor, journey: Journey) -> ContentPanel:
         """Return what the page of a message shows of its content: the view that ?show= names.
@@ -213,37 +209,6 @@ class ContentPages:
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
         shown = await self._in_thread(principal, lambda: _properties_json(message, select))
         return Response(shown, headers=_TEXT_HEADERS)
-
-    async def _html(
-        self, content: Content, principal: Principal, *, remote_url: RemoteImageUrl | None
-    ) -> Response:
-        document = await self._in_thread(
-            principal,
-            lambda: html_document(read_parts(octets_of(content)), remote_url=remote_url).html,
-        )
-        if not document:
-            raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
-        headers = HTML_HEADERS if remote_url is None else REMOTE_IMAGES_HEADERS
-        return Response(document.encode(), headers=headers)
-
-    async def _attachment(
-        self, content: Content, number: str, principal: Principal, *, shows: bool
-    ) -> Response:
-        """Return an attachment as a download; with `shows`, an image as an image."""
-        found = await self._in_thread(principal, lambda: read_parts(octets_of(content)).attachments)
-        index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
-        if not 1 <= index <= len(found):
-            expected = f"the message has {len(found)}" if found else "the message has none"
-            message = f"Found attachment {quoted(number)}; {expected}."
-            raise ApiError(404, "ErrorItemNotFound", message)
-        one = found[index - 1]
-        image = await self._in_thread(principal, lambda: image_type(one)) if shows else ""
-        disposition = content_disposition(file_name(index, one), is_shown=bool(image))
-        headers = CONTENT_HEADERS | {
-            "content-type": image or download_type(one),
-            "content-disposition": disposition,
-        }
-        return StreamedResponse(decoded(one), headers=headers)
 
     async def _in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
         """Run blocking work in one of the threads, one at a time of each visitor, so that costly
@@ -305,6 +270,40 @@ def _filled(
         left = size_of(content) - len(octets)
         return replace(panel, source=octets.decode("utf-8", "replace"), source_left=left)
     return panel
+
+
+def _html(parts: ReadParts, *, remote_url: RemoteImageUrl | None) -> Response:
+    document = html_document(parts, remote_url=remote_url).html
+    if not document:
+        raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
+    headers = HTML_HEADERS if remote_url is None else REMOTE_IMAGES_HEADERS
+    return Response(document.encode(), headers=headers)
+
+
+def _text(parts: ReadParts) -> Response:
+    return Response(shown_text(parts).encode("utf-8", "replace"), headers=_TEXT_HEADERS)
+
+
+def _header(parts: ReadParts) -> Response:
+    return Response(parts.header[:HEADER_OCTETS_MAX], headers=_TEXT_HEADERS)
+
+
+def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
+    """Return an attachment as a download; with `shows`, an image as an image."""
+    found = parts.attachments
+    index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
+    if not 1 <= index <= len(found):
+        expected = f"the message has {len(found)}" if found else "the message has none"
+        message = f"Found attachment {quoted(number)}; {expected}."
+        raise ApiError(404, "ErrorItemNotFound", message)
+    one = found[index - 1]
+    image = image_type(one) if shows else ""
+    disposition = content_disposition(file_name(index, one), is_shown=bool(image))
+    headers = CONTENT_HEADERS | {
+        "content-type": image or download_type(one),
+        "content-disposition": disposition,
+    }
+    return StreamedResponse(decoded(one), headers=headers)
 
 
 def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
