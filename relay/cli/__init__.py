@@ -8,7 +8,7 @@ What verbs share:
 
 - `root`: the list of verbs, and which module is loaded for one
 - `options`: --config, --json, --role; which configuration file is used without --config
-- `output`: JSON and text: journeys, queue entries, statistics, findings of verify
+- `output`: JSON and text; the lines of journeys and recipients; control characters
 - `rule_lines`: the text of what rules compared and would do
 - `errors`: which exception has which exit code, and the line on stderr
 
@@ -21,7 +21,7 @@ A service:
 - `dns`: `relay dns`
 - `policy`: `relay policy check | test | try`
 - `backup`: `relay backup` and `relay restore`
-- `storage`: `relay storage verify | backup | prune | recover | adopt`
+- `storage`: `relay storage verify | backup | prune | recover | adopt`; the text of findings
 - `mail_files`: `relay import` and `relay export`
 
 Messages:
@@ -31,7 +31,8 @@ Messages:
 - `trace`: `relay trace` and `relay wait`; why a wait has timed out
 - `show`: `relay show`
 - `explain`: `relay explain`
-- `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`
+- `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`; the text
+  of entries and statistics
 
 A development relay:
 

@@ -1,10 +1,12 @@
-"""`relay queue`: list the queue, and the commands that change it.
+"""`relay queue`: list the queue, and the commands that change it; the text of entries and counts.
 
 Commands that change entries need a selector. Exits 65 for an unknown message, 69 if another
 process owns the spool, 75 if all selected entries are in flight, 130 for Ctrl-C.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -22,19 +24,20 @@ from relay.cli.options import (
     user_name,
 )
 from relay.cli.output import (
-    before_queue_lines,
-    entry_lines,
     flush,
     journey_lines,
     print_json,
     print_lines,
-    stats_lines,
+    recipient_lines,
 )
 from relay.client import ControlError
 from relay.clock import SystemClock
 from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
+from relay.journeys.document import Recipient
 from relay.journeys.wording import changed_line, named
+from relay.message.lifecycle import hold_text
 from relay.phrases import counted, shown
+from relay.spool.queue_commands import EntryList
 from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -119,7 +122,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
     An entry must match all conditions given; without any, all entries are listed.
     """
     entries = _client(context).queue_list(_selector(conditions))
-    context.show(entries, lambda: [*entry_lines(entries), *before_queue_lines(entries)])
+    context.show(entries, lambda: [*entry_lines(entries), *_before_queue_lines(entries)])
     _say_if_cut(entries)
     _refuse_unknown("list", entries.unknown)
 
@@ -284,3 +287,139 @@ def _client(context: CommandContext) -> OperatorClient:
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:
     if len(entries) >= LIST_MAX:
         click.echo(f"relay queue: only the first {LIST_MAX} are shown; add a condition", err=True)
+
+
+# -- lines
+
+
+def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return entries as a table, and a line with their number."""
+    head = ("ID", "STATE", "BYTES", "ATTEMPTS", "NEXT ATTEMPT (UTC)", "SENDER -> NEXT HOP")
+    rows = [head, *map(_entry_cells, entries)] if entries else []
+    widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(5)]
+    lines = []
+    for number, row in enumerate(rows):
+        name, state, size, tries, due = (
+            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        lines.append(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}")
+        if number:
+            entry = entries[number - 1]
+            lines += [f"    {remark}" for remark in _remarks(entry)]
+            recipients = msgspec.convert(entry["recipients"], list[Recipient])
+            lines += recipient_lines(recipients, indent="    ", most=10)
+    return [*lines, _count(entries)]
+
+
+def _before_queue_lines(entries: EntryList) -> list[str]:
+    """Return the line about messages that are not in the queue yet, if they were counted."""
+    counts = entries.before_queue or {}
+    numbers = [f"{number} {state}" for state, number in counts.items()]
+    return [f"and {', '.join(numbers)}"] if numbers else []
+
+
+def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
+    """Return the statistics of the queue."""
+    if not stats:
+        return ["the queue is empty: there is no spool"]
+    by_state = ", ".join(f"{number} {state}" for state, number in stats["entries"].items())
+    unaccounted = "not counted yet" if stats["unaccounted"] is None else stats["unaccounted"]
+    levels = ", ".join(f"{one['entries']} {level}" for level, one in stats["priorities"].items())
+    lines = [
+        f"entries      {by_state}",
+        f"recipients   {stats['recipients']}",
+        f"due now      {stats['due']}, with delivery {stats['in_delivery']}",
+        f"oldest       {_age(stats['oldest'], now_us)}",
+        f"priorities   {levels}",
+        f"unaccounted  {unaccounted}",
+    ]
+    hops = stats["next_hops"]
+    rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
+        (
+            one["next_hop"], str(one["entries"]), str(one["in_delivery"]), str(one["deferred"]),
+            _age(one["oldest"], now_us),
+        )
+        for one in hops
+    ]  # fmt: skip
+    width = max(len(row[0]) for row in rows)
+    table = [f"{hop:<{width}}  {'  '.join(f'{x:>8}' for x in rest)}" for hop, *rest in rows]
+    table[0] += "  LAST REPLY"
+    for number, one in enumerate(hops, 1):
+        if last := one["last"]:
+            host = f"{last['host']}, " if last["host"] else ""
+            age = _age(last["at"], now_us)
+            table[number] += f"  {age} ago, {host}for {last['domain']}: {last['reply']}"
+    if hops:
+        lines += ["", *table]
+    if nodes := stats.get("nodes"):
+        lines += ["", *_node_lines(nodes)]
+    return lines
+
+
+def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the nodes of a spool as a table, and whether those that live have one version."""
+    rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
+        (
+            one["name"] + (" (this)" if one["is_this"] else ""), one["state"], one["version"],
+            f"{_duration(one['beat_age_s'])} ago", str(one["claims"]),
+        )
+        for one in nodes
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+    versions = sorted({one["version"] for one in nodes if one["state"] == "alive"})
+    if len(versions) > 1:
+        lines.append(f"living nodes have several versions: {', '.join(versions)}")
+    return lines
+
+
+def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
+    is_lost = entry["sender"] is None
+    numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
+    way = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
+    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+
+
+def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield remarks about an entry: hold, reason, last result."""
+    if entry["sender"] is None:
+        yield "its message is lost: see relay storage verify"
+    if entry.get("held_until"):
+        yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
+    if entry.get("reason"):
+        held_by = f"held by {hold_text(entry['reason'], entry.get('rule', ''))}"
+        since = str(entry.get("since", ""))[:19].replace("T", " ")  # a list has it, a change not
+        yield f"{held_by}, since {since}" if since else held_by
+        if entry.get("subject"):
+            yield f"subject: {entry['subject']}"
+    if entry.get("note"):
+        yield f"{entry['result']}: {entry['note']}"
+
+
+def _age(at: str | None, now_us: int) -> str:
+    """Return the age of an RFC 3339 time in its two largest units."""
+    if at is None:
+        return "-"
+    return _duration(max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp())))
+
+
+def _duration(left_s: int) -> str:
+    parts: list[str] = []
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, left_s = divmod(left_s, unit_s)
+        if number or parts or unit == "s":
+            parts.append(f"{number}{unit}")
+    return "".join(parts[:2])
+
+
+def _count(entries: Sequence[Mapping[str, Any]]) -> str:
+    recipients = sum(len(entry["recipients"]) for entry in entries)
+    states = Counter(str(entry["state"]) for entry in entries)
+    by_state = ", ".join(f"{number} {state}" for state, number in states.items())
+    total = f"{counted(len(entries), 'entry')}, {counted(recipients, 'recipient')}"
+    return total + (f": {by_state}" if by_state else "")

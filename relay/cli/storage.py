@@ -6,21 +6,18 @@ for a backup. See docs/names.md (Commands).
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, older_than_s
 from relay.cli.output import (
-    backup_lines,
-    finding_line,
     print_json,
     print_lines,
     print_progress,
-    recover_lines,
-    recovered_keys_lines,
-    verified_lines,
 )
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
@@ -35,6 +32,7 @@ from relay.commands.storage import (
 )
 from relay.commands.storage import recover as recovered
 from relay.commands.storage import verify as verified
+from relay.journeys.wording import named
 from relay.phrases import counted
 from relay.settings.environment import read_environment
 
@@ -80,12 +78,12 @@ def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool)
             clock=SystemClock(),
             on_finding=(lambda _: None)
             if context.json
-            else (lambda one: print_lines([finding_line(one)])),
+            else (lambda one: print_lines([_finding_line(one)])),
             on_mailbox=progress,
         )
     except UnknownAccountError as error:
         raise CommandError(ExitCode.DATA, f"relay storage verify: {error}") from None
-    context.show(result.document, lambda: verified_lines(result.document))
+    context.show(result.document, lambda: _verified_lines(result.document))
     if result.counts.remaining:
         raise CommandError(ExitCode.DATA)
 
@@ -115,7 +113,7 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
             result = back_up(settings, directory, clock=SystemClock(), on_part=progress)
     except BackupRefusedError as error:
         raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
-    context.show(result, lambda: backup_lines(result, str(directory), dry_run=dry_run))
+    context.show(result, lambda: _backup_lines(result, str(directory), dry_run=dry_run))
 
 
 @storage.command()
@@ -159,7 +157,7 @@ def recover(context: CommandContext, *, keys: bool) -> None:
     except NothingToRecoverError as error:
         raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
     if keys:
-        context.show(result, lambda: recovered_keys_lines(result))
+        context.show(result, lambda: _recovered_keys_lines(result))
         return
     context.show(result, lambda: recover_lines(result))
     if not result["whole"]:
@@ -196,3 +194,99 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
         {"path": result.path, "id": result.id, "before": result.known_id},
         lambda: [f"adopted {result.path} with the id {result.id}"],
     )
+
+
+def _finding_line(one: Mapping[str, Any]) -> str:
+    """Return a finding of `relay storage verify`, and the action taken."""
+    state = "repaired" if one["repaired"] else "REMAINS"
+    action = f"; {one['action']}" if one["action"] else ""
+    result = f"found {one['found']}, expected {one['expected']}{action}"
+    return f"{state:<9} {one['kind']:<17} {one['where']}: {result}"
+
+
+def _verified_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return the counts of `relay storage verify`."""
+    submissions = document["submissions"]
+    checked = (
+        counted(document["mailboxes"], "mailbox"),
+        counted(document["messages"], "message"),
+        counted(document["indexes"], "index"),
+    )
+    waiting = (
+        f"{counted(submissions['ready'], 'submission')} ready, {submissions['scheduled']} scheduled"
+    )
+    lines = [f"{', '.join(checked)}; {waiting}"]
+    for name, result in (
+        ("without_draft", "the draft was removed, the submission is sent without it"),
+        ("accepted", "accepted already, the next start removes the submission"),
+        ("corrupt", "in corrupt/, to be examined"),
+    ):
+        if found := submissions[name]:
+            lines.append(f"{result}: {named(found)}")
+    if spool := document["spool"]:
+        queue = f"{counted(spool['entries'], 'entry')} in the queue"
+        contents = counted(spool["contents"], "content")
+        lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
+    repaired = counted(document["repaired"], "fault")
+    lines.append(f"{repaired} repaired, {document['remaining']} remaining")
+    return lines
+
+
+def _backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
+    """Return what `relay storage backup` has copied, or would copy."""
+    database, contents = result["database"], result["contents"]
+    size_mib = (database["bytes"] + contents["bytes"]) / 2**20
+    files = counted(contents["files"], "content file")
+    letters = counted(result["dead_letters"], "dead letter")
+    lines = [f"{size_mib:.1f} MiB: the spool, {files}, {letters}"]
+    if not dry_run:
+        entries = counted(sum(result["entries"].values()), "entry")
+        lines.append(f"in the queue: {entries}, {counted(result['recipients'], 'recipient')}")
+        lines += [f"missing: {name}" for name in contents["missing"]]
+        lines.append(f"copied to {directory}")
+    return lines
+
+
+def recover_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what `relay storage recover` has copied and lost."""
+    if not result["faults"]:
+        return ["the spool is not damaged: nothing was done"]
+    lines = [f"found: {fault}" for fault in result["faults"]]
+    recovered = ", ".join(f"{n} {table}" for table, n in result["rows"].items())
+    lines.append(f"recovered: {recovered or 'nothing'}")
+    lines += [f"lost: {_hole(hole)}" for hole in result["holes"]]
+    if result["log_damaged"]:
+        lines.append(
+            "the log is damaged: its readable part is recovered, the last changes may be lost"
+        )
+    if result["recipients_lost"] is None:
+        lines.append("the number of lost recipients is unknown")
+    elif result["recipients_lost"]:
+        lines.append(f"lost from the queue: {counted(result['recipients_lost'], 'recipient')}")
+    if result["without_content"]:
+        lines.append(f"without their content: {counted(result['without_content'], 'entry')}")
+    if result["without_recipients"]:
+        held = counted(result["without_recipients"], "entry")
+        lines.append(f"without their recipients, now held: {held}")
+    lines.append(f"in the queue: {counted(result['entries_waiting'], 'entry')}")
+    lines.append(f"the damaged spool is kept as {result['aside']}")
+    return lines
+
+
+def _recovered_keys_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what `relay storage recover --keys` has moved aside."""
+    if not result["damage"]:
+        return ["the records of keys are not damaged: nothing was done"]
+    lines = [f"found: {result['damage']}", *(f"kept as {one}" for one in result["kept"])]
+    lines.append("the next start begins new records: earlier keys are unknown")
+    return lines
+
+
+def _hole(hole: Mapping[str, Any]) -> str:
+    """Return the rows of a table between which rows are unreadable; without both ends, all."""
+    ends = [
+        f"{name} {' '.join(map(str, hole[name]))}"
+        for name in ("after", "before")
+        if hole[name] is not None
+    ]
+    return f"rows of {hole['table']}" + (f" {', '.join(ends)}" if ends else ": none could be read")

@@ -6,14 +6,14 @@ import pytest
 from msgspec import convert, to_builtins
 
 from relay.cli.output import (
-    entry_lines,
     journey_lines,
     print_json,
     print_lines,
     recipient_lines,
-    recover_lines,
     step_lines,
 )
+from relay.cli.queue import entry_lines
+from relay.cli.storage import recover_lines
 from relay.cli.trace import diagnosis
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import describe

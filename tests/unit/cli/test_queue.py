@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from relay.cli.errors import INTERRUPTED, CommandError
-from relay.cli.output import entry_lines, stats_lines, step_lines
+from relay.cli.output import step_lines
+from relay.cli.queue import entry_lines, stats_lines
 from relay.cli.root import cli
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
