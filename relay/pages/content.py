@@ -143,10 +143,12 @@ def read_content(octets: Octets) -> MessageContent:
         notes.append(f"the text has {len(text):,} characters: {TEXT_CHARACTERS_MAX:,} are shown")
         text = text[:TEXT_CHARACTERS_MAX]
     attached = parts.attachments
-    used = content_ids((bodies.html or "")[:_SEARCHED_CHARACTERS_MAX])
+    searched_html = (bodies.html or "")[:_SEARCHED_CHARACTERS_MAX]
+    searched_text = (bodies.text or "")[:_SEARCHED_CHARACTERS_MAX]
+    used = content_ids(searched_html)
     if len(attached) > ATTACHMENTS_MAX:
         notes.append(f"{len(attached):,} attachments: {ATTACHMENTS_MAX} are listed")
-    links = list(islice(_links(parts), LINKS_MAX + 1))
+    links = list(islice(_links(searched_html, searched_text), LINKS_MAX + 1))
     if len(links) > LINKS_MAX:
         notes.append(f"more than {LINKS_MAX} links: the first are listed")
     fields, is_cut = _fields(parts.header)
@@ -164,7 +166,7 @@ def read_content(octets: Octets) -> MessageContent:
         ),
         attachment_count=len(attached),
         links=tuple(links[:LINKS_MAX]),
-        codes=_codes(parts),
+        codes=_codes(searched_html, searched_text),
         notes=tuple(map(one_line, notes)),
         parts=parts,
     )
@@ -227,24 +229,23 @@ def _head(fields: Iterable[ShownField]) -> MessageHead:
 # -- links and codes
 
 
-def _links(parts: ReadParts) -> Iterator[ShownLink]:
+def _links(html: str, text: str) -> Iterator[ShownLink]:
     """Yield the distinct links of both bodies."""
     seen = set()
-    for link in _body_links(parts):
+    for link in _body_links(html, text):
         if link not in seen:
             seen.add(link)
             yield _shown_link(link)
 
 
-def _body_links(parts: ReadParts) -> Iterator[BodyLink]:
-    html = (parts.bodies.html or "")[:_SEARCHED_CHARACTERS_MAX]
+def _body_links(html: str, text: str) -> Iterator[BodyLink]:
     targets = set()
     for link in links_of_html(html):
         target = link.target.strip()
         if target and not target.startswith("#"):
             targets.add(target)
             yield BodyLink(link.text, target)
-    for link in links_of_text((parts.bodies.text or "")[:_SEARCHED_CHARACTERS_MAX]):
+    for link in links_of_text(text):
         if link.target not in targets:
             yield link
 
@@ -274,13 +275,9 @@ def _other_host(link: BodyLink) -> str:
     return "" if host.removeprefix("www.") == name.removeprefix("www.") else name
 
 
-def _codes(parts: ReadParts) -> tuple[str, ...]:
+def _codes(html: str, text: str) -> tuple[str, ...]:
     """Return what looks like one-time codes."""
-    texts = (
-        (parts.bodies.text or "")[:_SEARCHED_CHARACTERS_MAX],
-        text_of_html((parts.bodies.html or "")[:_SEARCHED_CHARACTERS_MAX]),
-    )
-    return tuple(find_codes(texts, needs_word=True)[:CODES_MAX])
+    return tuple(find_codes((text, text_of_html(html)), needs_word=True)[:CODES_MAX])
 
 
 # -- attachments
