@@ -104,7 +104,6 @@ _Result = TypeVar("_Result")
 class ContentPanel(Struct, frozen=True):
     """The content in the page of a message, for _content.html."""
 
-    key: str  # the message in links
     view: View  # what is shown of it
     refusal: str = ""  # why there is no `message`
     message: MessageContent | None = None  # None: see `refusal`
@@ -172,10 +171,8 @@ class ContentPages:
         asked = dict(request.query).get("show", "")
         view: View = next((one for one in VIEWS if one == asked), "html")
         remote_url = self._remote_url(request, visitor, journey)
-        panel = ContentPanel(
-            key=journey.key, view=view, images_proof=self._images_proof(visitor, journey),
-            has_images=remote_url is not None,
-        )  # fmt: skip
+        images_proof = self._images_proof(visitor, journey)
+        panel = ContentPanel(view, images_proof=images_proof, has_images=remote_url is not None)
         try:
             content = await self._handlers.content(journey, visitor.principal, view=view)
             is_chosen = view == asked

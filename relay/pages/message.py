@@ -43,10 +43,10 @@ async def message_page(request: PageRequest, key: str) -> Response:
     http, site = request.http, request.site
     require_method(http, "GET")
     values = await _journey_values(request, key)
-    name, journey = values["key"], values["journey"]
+    journey = values["journey"]
 
     async def render() -> str:
-        return "".join(_live_parts(request, await _journey_values(request, name)))
+        return "".join(_live_parts(request, await _journey_values(request, journey.key)))
 
     if (stream := request.live_stream(render)) is not None:
         return stream
@@ -59,7 +59,7 @@ async def message_page(request: PageRequest, key: str) -> Response:
         list=came_from,
         newer=newer,
         older=older,
-        actions=await _actions(request, name),
+        actions=await _actions(request, journey.key),
         result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
         content=content,
         about=about,
@@ -105,7 +105,7 @@ def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
 def _live_part(request: PageRequest, values: Mapping[str, Any]) -> LivePart:
     """Return the journey and its stream, by the message's own name: "last" is soon another one."""
     parts = _live_parts(request, values)
-    url = f"{values['key']}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
+    url = f"{values['journey'].key}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
     return LivePart(Markup(parts[1]), url)  # noqa: S704 - a template has rendered it
 
 
@@ -124,7 +124,6 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
         "answer": answer(journey, now_us=now_us, reports=reports),
         "journey": journey,
         "view": view,
-        "key": journey.key,
         "operations": choices_for(entries, release_to=controls.release_to if controls else None)
         if may_operate and entries
         else [],
@@ -210,7 +209,7 @@ async def advance_to_next(request: PageRequest, key: str) -> Response:
         raise ApiError(400, "BadRequest", f"The clock: {error}.") from None
     except AdvanceError as error:
         raise service_unavailable(str(error), retry_after_s=5) from error
-    return request.redirect(f"messages/{values['key']}")
+    return request.redirect(f"messages/{values['journey'].key}")
 
 
 _SENT_NOW, _CANCELLED = "sent-now", "send-cancelled"
