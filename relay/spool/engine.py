@@ -385,7 +385,7 @@ class SpoolStorage(Protocol):
 
     def files(self) -> Sequence[Path]:
         """Return the files that the owner of the spool reads and writes; some may not exist."""
-        ...
+        return ()
 
     def exists(self) -> bool:
         """Whether there is a spool, or anything that is left of one."""
@@ -393,19 +393,19 @@ class SpoolStorage(Protocol):
 
     def is_marked_damaged(self) -> bool:
         """Whether its owner has recorded that it is damaged."""
-        ...
+        return False
 
     def faults(self) -> Sequence[str]:
         """Return why a relay that has started would not work, or could lose mail."""
-        ...
+        return ()
 
     def warnings(self) -> Sequence[str]:
         """Return what keeps some mail waiting, for an operator to decide."""
-        ...
+        return ()
 
     def living_nodes(self) -> Sequence[str]:
         """Return the names of the nodes that share it and live; none of what is not shared."""
-        ...
+        return ()
 
     def check(self, *, has_owner: bool) -> None:
         """Check whether a start could open it, and change nothing. Raises SpoolFormatError,

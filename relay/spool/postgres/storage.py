@@ -8,11 +8,10 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.engine import unheld_text
+from relay.spool.engine import SpoolStorage, unheld_text
 from relay.spool.postgres import require_driver
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class PostgresStorage:
+class PostgresStorage(SpoolStorage):
     """A SpoolStorage."""
 
     def __init__(self, url: str, *, store: str, domains: Collection[str]) -> None:
@@ -34,10 +33,6 @@ class PostgresStorage:
     def __str__(self) -> str:
         return str(self._options)
 
-    def files(self) -> tuple[Path, ...]:
-        """SpoolStorage.files."""
-        return ()
-
     def exists(self) -> bool:
         """SpoolStorage.exists."""
 
@@ -47,10 +42,6 @@ class PostgresStorage:
             return bool(tables_there(tables))
 
         return self._ask(is_there)
-
-    def is_marked_damaged(self) -> bool:
-        """SpoolStorage.is_marked_damaged."""
-        return False
 
     def faults(self) -> Sequence[str]:
         """SpoolStorage.faults."""

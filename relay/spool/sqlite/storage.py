@@ -12,7 +12,15 @@ import apsw
 
 from relay.clock import Clock
 from relay.last_commit import log_of
-from relay.spool.engine import BackupResult, BackupSize, RecoveryResult, SpoolFinding, VerifyMode
+from relay.spool.engine import (
+    BackupResult,
+    BackupSize,
+    RecoveryResult,
+    SpoolFinding,
+    SpoolStorage,
+    SpoolTools,
+    VerifyMode,
+)
 from relay.spool.sqlite.backup import back_up, backup_size, deliveries_since, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
 from relay.spool.sqlite.migrate import check_files
@@ -27,7 +35,7 @@ from relay.spool.sqlite.spool_files import (
 from relay.spool.sqlite.verify import SpoolVerifier
 
 
-class SqliteStorage:
+class SqliteStorage(SpoolStorage, SpoolTools):
     """A SpoolStorage, and its SpoolTools."""
 
     def __init__(self, database: Path) -> None:
@@ -47,18 +55,6 @@ class SqliteStorage:
     def is_marked_damaged(self) -> bool:
         """SpoolStorage.is_marked_damaged."""
         return damage_mark_of(self._database).exists()
-
-    def faults(self) -> tuple[str, ...]:
-        """SpoolStorage.faults."""
-        return ()
-
-    def warnings(self) -> tuple[str, ...]:
-        """SpoolStorage.warnings."""
-        return ()
-
-    def living_nodes(self) -> tuple[str, ...]:
-        """SpoolStorage.living_nodes."""
-        return ()
 
     def tools(self) -> Self:
         """SpoolStorage.tools."""
