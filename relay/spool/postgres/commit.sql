@@ -15,10 +15,10 @@
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
     INSERT INTO event (message_id, sequence, step, at_us, detail)
     SELECT message_id, nextval('event_number'), step, at_us, detail
-    FROM own CROSS JOIN unnest($52::text[], $53::integer[], $54::bigint[], $55::text[]) AS k (
+    FROM own CROSS JOIN unnest($53::text[], $54::integer[], $55::bigint[], $56::text[]) AS k (
         message_id, step, at_us, detail)
 ), counted AS (
-    INSERT INTO counter SELECT $72, $90, * FROM unnest($80::text[], $81::bigint[])
+    INSERT INTO counter SELECT $90, $91, * FROM unnest($82::text[], $83::bigint[])
 )
 -- accepted:
 , new_message AS (
@@ -57,11 +57,11 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
         coalesce(claimed, ($31::integer[])[1]), due_us, retry_us,
         coalesce(lane, ($34::integer[])[1]), coalesce(sender, ($35::bigint[])[1]), warn_us,
         coalesce(priority, ($37::integer[])[1]), coalesce(extra, ($38::text[])[1]),
-        coalesce(owner, ($39::bigint[])[1]), coalesce(store, ($92::integer[])[1]), 0, 1, '', 0
+        coalesce(owner, ($39::bigint[])[1]), coalesce(store, ($40::integer[])[1]), 0, 1, '', 0
     FROM unnest(
         $26::text[], $27::integer[], $28::text[], $29::integer[], $30::text[], $31::integer[],
         $32::bigint[], $33::bigint[], $34::integer[], $35::bigint[], $36::bigint[], $37::integer[],
-        $38::text[], $39::bigint[], $92::integer[]
+        $38::text[], $39::bigint[], $40::integer[]
     ) AS k (
         message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, lane, sender,
         warn_us, priority, extra, owner, store)
@@ -70,43 +70,43 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
         message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
         successors, next_hop, owed)
     SELECT
-        message_id, coalesce(entry, ($41::integer[])[1]), coalesce(number, ($42::integer[])[1]),
-        address, coalesce(notify, ($44::text[])[1]), coalesce(orcpt, ($45::text[])[1]),
-        coalesce(state, ($46::text[])[1]), coalesce(status, ($47::text[])[1]),
-        coalesce(reply, ($48::text[])[1]), coalesce(added_by, ($49::text[])[1]),
-        coalesce(successors, ($50::text[])[1]), coalesce(next_hop, ($51::text[])[1]), ''
+        message_id, coalesce(entry, ($42::integer[])[1]), coalesce(number, ($43::integer[])[1]),
+        address, coalesce(notify, ($45::text[])[1]), coalesce(orcpt, ($46::text[])[1]),
+        coalesce(state, ($47::text[])[1]), coalesce(status, ($48::text[])[1]),
+        coalesce(reply, ($49::text[])[1]), coalesce(added_by, ($50::text[])[1]),
+        coalesce(successors, ($51::text[])[1]), coalesce(next_hop, ($52::text[])[1]), ''
     FROM unnest(
-        $40::text[], $41::integer[], $42::integer[], $43::text[], $44::text[], $45::text[],
-        $46::text[], $47::text[], $48::text[], $49::text[], $50::text[], $51::text[]
+        $41::text[], $42::integer[], $43::integer[], $44::text[], $45::text[], $46::text[],
+        $47::text[], $48::text[], $49::text[], $50::text[], $51::text[], $52::text[]
     ) AS k (
         message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
         successors, next_hop)
 )
 -- submitted:
 , new_submission AS (
-    INSERT INTO submission SELECT * FROM unnest($56::text[], $57::text[], $58::bigint[])
+    INSERT INTO submission SELECT * FROM unnest($57::text[], $58::text[], $59::bigint[])
 )
 -- settled:
 , claimed AS MATERIALIZED (
     SELECT k.*, e.place
     FROM (
         SELECT
-            message_id, coalesce(number, ($60::integer[])[1]) AS number,
-            coalesce(epoch, ($61::bigint[])[1]) AS epoch,
-            coalesce(content_id, ($62::integer[])[1]) AS content_id,
-            coalesce(ends, ($63::integer[])[1]) AS ends, coalesce(state, ($64::text[])[1]) AS state,
-            coalesce(attempts, ($65::integer[])[1]) AS attempts, due_us, retry_us,
-            coalesce(lane, ($68::integer[])[1]) AS lane, coalesce(cause, ($69::text[])[1]) AS cause,
-            coalesce(cause_attempts, ($70::integer[])[1]) AS cause_attempts, warn_us,
-            coalesce(ended_with, ($88::text[])[1]) AS ended_with,
-            coalesce(owner, ($79::bigint[])[1]) AS owner
+            message_id, coalesce(number, ($61::integer[])[1]) AS number,
+            coalesce(epoch, ($62::bigint[])[1]) AS epoch,
+            coalesce(owner, ($63::bigint[])[1]) AS owner,
+            coalesce(content_id, ($64::integer[])[1]) AS content_id,
+            coalesce(ends, ($65::integer[])[1]) AS ends, coalesce(state, ($66::text[])[1]) AS state,
+            coalesce(attempts, ($67::integer[])[1]) AS attempts, due_us, retry_us,
+            coalesce(lane, ($70::integer[])[1]) AS lane, coalesce(cause, ($71::text[])[1]) AS cause,
+            coalesce(cause_attempts, ($72::integer[])[1]) AS cause_attempts, warn_us,
+            coalesce(ended_with, ($74::text[])[1]) AS ended_with
         FROM unnest(
-            $59::text[], $60::integer[], $61::bigint[], $62::integer[], $63::integer[], $64::text[],
-            $65::integer[], $66::bigint[], $67::bigint[], $68::integer[], $69::text[],
-            $70::integer[], $71::bigint[], $88::text[], $79::bigint[]
+            $60::text[], $61::integer[], $62::bigint[], $63::bigint[], $64::integer[],
+            $65::integer[], $66::text[], $67::integer[], $68::bigint[], $69::bigint[],
+            $70::integer[], $71::text[], $72::integer[], $73::bigint[], $74::text[]
         ) AS k (
-            message_id, number, epoch, content_id, ends, state, attempts, due_us, retry_us, lane,
-            cause, cause_attempts, warn_us, ended_with, owner)
+            message_id, number, epoch, owner, content_id, ends, state, attempts, due_us, retry_us,
+            lane, cause, cause_attempts, warn_us, ended_with)
     ) k
     CROSS JOIN LATERAL (
         SELECT ctid AS place FROM entry
@@ -135,15 +135,15 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
     SELECT k.*, r.place
     FROM (
         SELECT
-            coalesce(state, ($73::text[])[1]) AS state,
-            coalesce(status, ($74::text[])[1]) AS status,
-            coalesce(reply, ($75::text[])[1]) AS reply, message_id,
-            coalesce(entry, ($77::integer[])[1]) AS entry,
-            coalesce(number, ($78::integer[])[1]) AS number,
-            coalesce(next_hop, ($89::text[])[1]) AS next_hop
+            coalesce(state, ($75::text[])[1]) AS state,
+            coalesce(status, ($76::text[])[1]) AS status,
+            coalesce(reply, ($77::text[])[1]) AS reply, message_id,
+            coalesce(entry, ($79::integer[])[1]) AS entry,
+            coalesce(number, ($80::integer[])[1]) AS number,
+            coalesce(next_hop, ($81::text[])[1]) AS next_hop
         FROM unnest(
-            $73::text[], $74::text[], $75::text[], $76::text[], $77::integer[], $78::integer[],
-            $89::text[]
+            $75::text[], $76::text[], $77::text[], $78::text[], $79::integer[], $80::integer[],
+            $81::text[]
         ) AS k (
             state, status, reply, message_id, entry, number, next_hop)
     ) k
@@ -177,8 +177,8 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 )
 -- noted:
 , noted AS (
-    INSERT INTO clock SELECT $91, * FROM unnest(
-        $82::bigint[], $83::bigint[], $84::bigint[], $85::text[], $86::bigint[], $87::bigint[])
+    INSERT INTO clock SELECT $92, * FROM unnest(
+        $84::bigint[], $85::bigint[], $86::bigint[], $87::text[], $88::bigint[], $89::bigint[])
     ON CONFLICT (node) DO UPDATE SET
         steady_us = excluded.steady_us, wall_us = excluded.wall_us,
         elapsed_us = excluded.elapsed_us, boot_id = excluded.boot_id,
@@ -188,5 +188,5 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 SELECT 1
 -- settled:
     / CASE WHEN (SELECT count(*) FROM ended) + (SELECT count(*) FROM waiting)
-        + (SELECT count(*) FROM going_on) = cardinality($59::text[]) THEN 1 ELSE 0 END,
+        + (SELECT count(*) FROM going_on) = cardinality($60::text[]) THEN 1 ELSE 0 END,
     ARRAY(SELECT body FROM dropped WHERE body <> '')

@@ -27,11 +27,11 @@ _PARAMETER = re.compile(r"\$(\d+)")
 # element of an array takes more time than anything else here.
 _MESSAGE = "wooowwwooooooowwo"
 _CONTENT = "wowwnoow"
-_ENTRY = "wooooonnoonooo"
+_ENTRY = "wooooonnoonoooo"
 _RECIPIENT = "woowoooooooo"
 _EVENT = "wwww"
 _SUBMISSION = "www"
-_SETTLED = "woooooonnooon"  # the owner is a column of its own
+_SETTLED = "wooooooonnooon"
 _OUTCOME = "ooowoo"
 _COUNT = "ww"
 _ANCHOR = "wwwwww"
@@ -43,6 +43,7 @@ class SettledEntry(Struct, frozen=True):
     message_id: str  # of the entry
     number: int  # of the entry
     epoch: int  # that the claim has
+    owner: int  # that has the claim
     content_id: int  # the number of the content, which goes if no other entry has it
     ends: int  # 1: the entry is deleted; 0: it waits; 2: it stays claimed
     state: str  # of an entry that waits
@@ -72,12 +73,10 @@ class CommitRows:
         self.messages: list[tuple[Any, ...]] = []
         self.contents: list[tuple[Any, ...]] = []
         self.entries: list[tuple[Any, ...]] = []
-        self.stores: list[int] = []  # of the entries: the number of the mail root
         self.recipients: list[tuple[Any, ...]] = []
         self.events: list[tuple[str, Event]] = []
         self.submissions: list[tuple[str, str, int]] = []
         self.settled: list[SettledEntry] = []
-        self.owners: list[int] = []  # that have the claims of the results
         self.outcomes: list[tuple[Any, ...]] = []
         self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
         self.counts: Counter[str] = Counter()
@@ -108,16 +107,14 @@ class CommitRows:
             *_columns(events, _EVENT),
             *_columns(self.submissions, _SUBMISSION),
             *_columns([astuple(one) for one in self.settled], _SETTLED),
-            incarnation,
+            _once(self._ended_with()),
             *_columns(self.outcomes, _OUTCOME),
-            _once(self.owners),
+            _once(self.hops),
             *_columns(counts, _COUNT),
             *_columns([astuple(anchor)] if anchor is not None else (), _ANCHOR),
-            _once(self._ended_with()),
-            _once(self.hops),
+            incarnation,
             number,
             name,
-            _once(self.stores),
         ]
         sql, used = _parts(
             "always",

@@ -132,10 +132,9 @@ def add_message(
         if index in used
     ]
     rows.entries += [
-        (*row[:3], row[3][1], *row[4:], transaction.incarnation if row[5] else 0)
+        (*row[:3], row[3][1], *row[4:], transaction.incarnation if row[5] else 0, store)
         for row in added.entries
     ]
-    rows.stores += [store] * len(added.entries)
     hops = ["", *(row[2] for row in added.entries)]
     rows.recipients += [(*row, hops[row[1]]) for row in added.recipients]
     transaction.append_events(facts.id, message.events)
@@ -177,11 +176,10 @@ def settle(
     changed = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
     ends = _ENDS if changed.is_finished else _GOES_ON if settlement.goes_on else _WAITS
     entry = SettledEntry(
-        *claim.key, claim.epoch, claim.content_id[1], ends, changed.state, changed.attempts,
-        *waiting_columns(changed.waiting),
+        *claim.key, claim.epoch, claim.owner, claim.content_id[1], ends, changed.state,
+        changed.attempts, *waiting_columns(changed.waiting),
     )  # fmt: skip
     rows.settled.append(entry)
-    rows.owners.append(claim.owner)
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
     rows.counts.update(changed.final)
