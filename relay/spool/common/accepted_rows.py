@@ -68,7 +68,7 @@ def accepted_as(tables: Tables, submission_key: str) -> str:
     return str(known[0]) if known else ""
 
 
-def used_contents(message: NewMessage) -> Collection[int]:
+def used_contents(message: NewMessage) -> set[int]:
     """Return the contents that an entry has; the others are not stored."""
     return {entry.content for entry in message.entries}
 

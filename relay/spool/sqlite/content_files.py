@@ -16,7 +16,7 @@ import dataclasses
 import errno
 import os
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 from zlib import crc32
@@ -105,6 +105,9 @@ class StoredFile(Struct, frozen=True):
     crc32: int
 
 
+StoredFiles = Mapping[int, StoredFile]  # by the index of the content in its message
+
+
 class ContentRow(Struct, frozen=True):
     """The row of a content in a file: `size` includes the header.
 
@@ -162,29 +165,27 @@ class ContentFiles:
         return IncomingFile(path, check_free_space=self._check_free_space)
 
     def write(
-        self, message_id: str, contents: Sequence[Content], *, only: Container[int]
-    ) -> tuple[StoredFile | None, ...]:
-        """Store the contents with the indexes in `only`; return a file for each, None for others.
+        self, message_id: str, contents: Sequence[Content], *, only: Collection[int]
+    ) -> StoredFiles:
+        """Store the contents with the indexes in `only`, at least one.
 
         Contents that differ only in their header share the file of their body. The names are in use
         until committed() or remove().
         """
         names = _names(message_id, contents, only)
-        self._in_use.update(filter(None, names))
+        self._in_use.update(names.values())
         stored: dict[str, StoredFile] = {}
         try:
             with translate_os_errors(self._directory):
-                for name, content in zip(names, contents, strict=True):
-                    if name and name not in stored:
-                        stored[name] = StoredFile(name, self._store(name, content))
-                if stored:
-                    fsync_path(self._directory)
+                for index, name in names.items():
+                    if name not in stored:
+                        stored[name] = StoredFile(name, self._store(name, contents[index]))
+                fsync_path(self._directory)
         except SpoolError:
-            self.remove(names)
+            self.remove(names.values())
             raise
-        if stored:
-            self._crash.reached(CrashPoint.SPOOL_BODY_SYNCED)
-        return tuple(stored.get(name) for name in names)
+        self._crash.reached(CrashPoint.SPOOL_BODY_SYNCED)
+        return {index: stored[name] for index, name in names.items()}
 
     def read(self, row: ContentRow, *, check: bool) -> Content:
         """Return a content, a large one without its body; with `check` the body is read once.
@@ -227,19 +228,18 @@ class ContentFiles:
         start = octets.size - sum(part.size for part in content.body)
         return dataclasses.replace(content, body=(octets.part(start, octets.size),))
 
-    def committed(self, files: Iterable[Sequence[StoredFile | None]]) -> None:
+    def committed(self, files: Iterable[StoredFiles]) -> None:
         """Rows name these files now."""
-        self._in_use.difference_update(file.name for some in files for file in some if file)
+        self._in_use.difference_update(file.name for some in files for file in some.values())
 
     def remove(self, names: Iterable[str]) -> int:
         """Remove files that no row names; return how many were there."""
         removed = 0
         for name in names:
-            if name:
-                with contextlib.suppress(OSError):
-                    (self._directory / name).unlink()
-                    removed += 1
-                self._in_use.discard(name)
+            with contextlib.suppress(OSError):
+                (self._directory / name).unlink()
+                removed += 1
+            self._in_use.discard(name)
         return removed
 
     def put_aside(self, names: Iterable[str]) -> None:
@@ -324,16 +324,16 @@ def message_of(name: str) -> str:
     return message_id if number.isdecimal() and not name.startswith(ARRIVING) else ""
 
 
-def _names(message_id: str, contents: Sequence[Content], only: Container[int]) -> tuple[str, ...]:
-    """Return one name for each body that is stored."""
+def _names(message_id: str, contents: Sequence[Content], only: Collection[int]) -> dict[int, str]:
+    """Return the names of the files, one for each body, by the index of the content."""
     numbers: dict[tuple[Octets, ...], int] = {}
-    names: list[str] = []
-    for index, content in enumerate(contents):
-        number = index
-        if isinstance(content, LargeContent) and index in only:
+    names: dict[int, str] = {}
+    for index in sorted(only):
+        content, number = contents[index], index
+        if isinstance(content, LargeContent):
             number = numbers.setdefault(content.body, index)
-        names.append(f"{message_id}-{number}" if index in only else "")
-    return tuple(names)
+        names[index] = f"{message_id}-{number}"
+    return names
 
 
 def _divided(whole: FileOctets) -> LargeContent:

@@ -41,7 +41,7 @@ from relay.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
     IncomingFile,
-    StoredFile,
+    StoredFiles,
     is_in_file,
 )
 from relay.spool.sqlite.damage import Damage
@@ -79,7 +79,6 @@ from relay.spool.types import (
 )
 
 T = TypeVar("T")
-_Files = Sequence[Sequence[StoredFile | None]]  # of each message's contents
 _CONTENT = "c.size, c.data, c.file, c.header, c.eight_bit, c.crc32"
 _CAPTURED = CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
 _log = get_logger("spool")
@@ -254,8 +253,8 @@ class SqliteSpool(SharedSpool):
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
         inline_bytes = sum(
             len(memory_part(content))
-            for content, file in zip(message.contents, files[0], strict=True)
-            if not file or isinstance(content, LargeContent)
+            for index, content in enumerate(message.contents)
+            if index not in files[0] or isinstance(content, LargeContent)
         )
 
         def write(batch: Batch) -> Accepted | None:
@@ -394,29 +393,24 @@ class SqliteSpool(SharedSpool):
         self._entries = sum(counts.entries.values())
         return counts
 
-    async def _store_large(self, messages: Iterable[NewMessage]) -> _Files:
-        """Write the contents that need a file; return one for each, None where inline.
-
-        If one cannot be written, all are removed.
-        """
-        files: list[Sequence[StoredFile | None]] = []
+    async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[StoredFiles]:
+        """Write the contents that need a file. If one cannot be written, all are removed."""
+        files: list[StoredFiles] = []
         try:
             for message in messages:
                 used = {entry.content for entry in message.entries}
                 large = {index for index in used if is_in_file(message.contents[index])}
+                stored: StoredFiles = {}
                 if large:
-                    write = partial(
-                        self._files.write, message.facts.id, message.contents, only=large
-                    )
-                    files.append(await asyncio.to_thread(write))
-                else:
-                    files.append((None,) * len(message.contents))
+                    write = partial(self._files.write, message.facts.id, message.contents)
+                    stored = await asyncio.to_thread(write, only=large)
+                files.append(stored)
         except SpoolError:
             await self.discard(files)
             raise
         return files
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> _Files:
+    async def store_contents(self, reports: Sequence[NewMessage]) -> Sequence[StoredFiles]:
         """QueueEngine.store_contents, which releases the reserve file if the disk is full."""
         if not reports:
             return ()
@@ -427,13 +421,13 @@ class SqliteSpool(SharedSpool):
                 raise
             return await self._store_large(reports)
 
-    async def discard(self, stored: _Files) -> None:
+    async def discard(self, stored: Sequence[StoredFiles]) -> None:
         """QueueEngine.discard."""
-        names = [file.name for some in stored for file in some if file]
+        names = [file.name for some in stored for file in some.values()]
         if names:
             await asyncio.to_thread(self._files.remove, names)
 
-    def committed(self, stored: _Files) -> None:
+    def committed(self, stored: Sequence[StoredFiles]) -> None:
         """QueueEngine.committed."""
         self._files.committed(stored)
 
@@ -459,7 +453,7 @@ class SqliteSpool(SharedSpool):
         self,
         transaction: Any,
         reports: Sequence[NewMessage],
-        stored: _Files,
+        stored: Sequence[StoredFiles],
         *,
         original: str,  # noqa: ARG002 - there is one mail root
     ) -> None:

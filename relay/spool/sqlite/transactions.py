@@ -38,7 +38,7 @@ from relay.spool.common.settled_rows import (
     settled_rows,
     waiting_columns,
 )
-from relay.spool.sqlite.content_files import StoredFile
+from relay.spool.sqlite.content_files import StoredFile, StoredFiles
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
@@ -78,7 +78,7 @@ class Recorded(Struct, frozen=True):
 def accept(
     batch: Batch,
     messages: Sequence[NewMessage],
-    files: Sequence[Sequence[StoredFile | None]],
+    files: Sequence[StoredFiles],
     *,
     submission_key: str,
     submission_expires_us: int,
@@ -87,9 +87,7 @@ def accept(
     receipt: SentReceipt | None = None,
 ) -> Accepted | None:
     """Write messages[0] and the reports that follow it; None, and nothing is done, where rules
-    would hold more entries than they may.
-
-    `files[i][j]` is the file of messages[i].contents[j], None where it is inline.
+    would hold more entries than they may. `files` are those of each message.
     """
     if receipt is not None:
         record_sent(batch, receipt)
@@ -113,7 +111,7 @@ def accept(
 def settle(
     batch: Batch,
     settlement: Settlement,
-    files: Sequence[Sequence[StoredFile | None]],
+    files: Sequence[StoredFiles],
     *,
     captured: CapturedMail,
     claim_reports: bool,
@@ -160,7 +158,7 @@ def note_removed_events(batch: Batch, last: int | None) -> None:
 def _insert_message(
     batch: Batch,
     message: NewMessage,
-    files: Sequence[StoredFile | None],
+    files: StoredFiles,
     *,
     claim: bool,
     captured: CapturedMail,
@@ -171,9 +169,9 @@ def _insert_message(
     content_ids: dict[int, int] = {}
     for index, content in enumerate(message.contents):
         if index in used:
-            batch.execute(_CONTENT, _content_row(content, files[index]))
+            batch.execute(_CONTENT, _content_row(content, files.get(index)))
             content_ids[index] = batch.cursor.connection.last_insert_rowid()
-    kept = {index for index in used if not files[index]}
+    kept = used - files.keys()
     rows = accepted_rows(message, content_ids, kept=kept, claim=claim, captured=captured)
     batch.execute_each(_ENTRY, rows.entries)
     batch.execute_each(_RECIPIENT, rows.recipients)
@@ -186,7 +184,7 @@ def _insert_message(
 def add_reports(
     batch: Batch,
     reports: Sequence[NewMessage],
-    files: Sequence[Sequence[StoredFile | None]],
+    files: Sequence[StoredFiles],
     *,
     captured: CapturedMail,
 ) -> None:
