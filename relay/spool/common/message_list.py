@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from msgspec.structs import replace
+
 from relay.clock import first_id_after, id_time_us
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
@@ -39,7 +41,6 @@ _LATEST = "~"  # sorts after every id
 _FACTS = "id, account, reverse_path, subject, submission_id, size"
 _Row = tuple[str, str, str, str, str, int]
 _RecipientRow = tuple[int, str, str]  # number, address, state
-_Recipients = Mapping[str, Sequence[_RecipientRow]]
 
 # A submission may be accepted long after it was made: its id is then newer than its place.
 _LATE = (
@@ -67,22 +68,72 @@ _FIRST = ".1"  # the end of the id of a draft's first submission, behind the id 
 _ID_LENGTH = 16
 
 
-def _matches(wanted: MessageSearch, row: _Row, recipients: Sequence[_RecipientRow]) -> bool:
-    return wanted.matches_all(row[2], row[3], [(one[1], one[2]) for one in recipients])
+class _Matching:
+    """Decides by their rows which messages match, and reads recipients where that is needed."""
 
+    def __init__(self, tables: Tables, wanted: MessageSearch, account: str | None) -> None:
+        self._tables = tables
+        self._wanted = wanted
+        self._strict = wanted.without_content()
+        self._account = account
+        self.recipients_left = _RECIPIENTS_MAX  # that it may still read
 
-def _found_message(
-    wanted: MessageSearch, row: _Row, recipients: Sequence[_RecipientRow], *, at_us: int = 0
-) -> FoundMessage:
-    """Return a message that matches, with what is needed to check conditions on its content."""
-    queue_id, account, sender, subject, submission_id, _ = row
-    if not wanted.needs_content:
-        return FoundMessage(queue_id, submission_id, at_us)
-    words = wanted.words_of_text(sender, subject, [one[1] for one in recipients])
-    return FoundMessage(
-        queue_id, submission_id, at_us, account=account, words_left=words,
-        recipients=tuple(recipients[:LISTED_MAX]),
-    )  # fmt: skip
+    def among(self, rows: Sequence[_Row]) -> list[FoundMessage]:
+        """Return those that match, with what is needed to check conditions on their content."""
+        wanted = self._strict
+        rows = [
+            row
+            for row in rows
+            if self._account in (None, row[1])
+            and row[5] > (wanted.larger_than_bytes or -1)
+            and wanted.matches_facts(row[2], row[3])
+            and not (wanted.from_us and position_of(row[0], row[4]).at_us < wanted.from_us)
+        ]
+        if not rows or not (wanted.needs_recipients or self._wanted.needs_content):
+            return [FoundMessage(row[0], row[4]) for row in rows]
+        if wanted.state not in ("", FINAL_STATE) and not wanted.to:
+            rows = self._in_state(rows)
+        recipients = self._recipients_of(rows)
+        self.recipients_left -= sum(map(len, recipients.values()))
+        found = []
+        for row in rows:
+            its_own = recipients.get(row[0], ())
+            if wanted.matches_all(row[2], row[3], [one[1:] for one in its_own]):
+                found.append(self._found(row, its_own))
+        return found
+
+    def _found(self, row: _Row, recipients: Sequence[_RecipientRow]) -> FoundMessage:
+        queue_id, account, sender, subject, submission_id, _ = row
+        if not self._wanted.needs_content:
+            return FoundMessage(queue_id, submission_id)
+        words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
+        return FoundMessage(
+            queue_id, submission_id, account=account, words_left=words,
+            recipients=tuple(recipients[:LISTED_MAX]),
+        )  # fmt: skip
+
+    def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
+        """Return the rows with a recipient in the state."""
+        where, values = self._tables.among("message_id", [row[0] for row in rows])
+        found = self._tables.fetch(
+            f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND added_by = ''"
+            " AND state = ?",
+            (*values, self._strict.state),
+        )
+        ids = {queue_id for (queue_id,) in found}
+        return [row for row in rows if row[0] in ids]
+
+    def _recipients_of(self, rows: Sequence[_Row]) -> Mapping[str, Sequence[_RecipientRow]]:
+        """Return the recipients by queue id, except those that policy added."""
+        found: dict[str, list[_RecipientRow]] = defaultdict(list)
+        where, values = self._tables.among("message_id", [row[0] for row in rows])
+        for queue_id, number, address, state in self._tables.fetch(
+            f"SELECT message_id, number, address, state FROM recipient WHERE {where}"
+            " AND added_by = '' LIMIT ?",
+            (*values, max(self.recipients_left, 0)),
+        ):
+            found[queue_id].append((number, address, state))
+        return found
 
 
 class PageSearch:
@@ -101,12 +152,10 @@ class PageSearch:
         limit: int,
     ) -> None:
         self._tables = tables
-        self._wanted = wanted
-        self._strict = wanted.without_content()
-        self._account = account
+        self._matching = _Matching(tables, wanted, account)
+        self._from_us = wanted.from_us
         self._before = before
         self._limit = limit
-        self._recipients_left = _RECIPIENTS_MAX
         self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
         self._found: list[FoundMessage] = []
 
@@ -125,9 +174,9 @@ class PageSearch:
             self._settle(last_us)
             if len(self._found) >= self._limit:
                 return FoundPage(tuple(self._found[: self._limit]), None)
-            if last_us < self._strict.from_us:
+            if last_us < self._from_us:
                 break  # no place is behind its id
-            if self._recipients_left <= 0 or read >= SCAN_MAX:
+            if self._matching.recipients_left <= 0 or read >= SCAN_MAX:
                 return FoundPage(tuple(self._found), ListPosition(last_us, ""))
         self._settle(-1)
         return FoundPage(tuple(self._found[: self._limit]), None)
@@ -147,39 +196,10 @@ class PageSearch:
             begin = rows[-1][0]
 
     def _take(self, rows: Sequence[_Row]) -> None:
-        wanted = self._strict
-        rows = [row for row in rows if self._account in (None, row[1])]
-        if wanted.larger_than_bytes:
-            rows = [row for row in rows if row[5] > wanted.larger_than_bytes]
-        if wanted.sender or wanted.subject:
-            rows = [row for row in rows if wanted.matches_facts(row[2], row[3])]
-        if rows and wanted.state and not wanted.to:
-            rows = self._in_state(rows)
-        recipients: _Recipients = {}
-        if rows and (wanted.needs_recipients or self._wanted.needs_content):
-            recipients = _recipients_of(self._tables, rows, limit=self._recipients_left)
-            self._recipients_left -= sum(map(len, recipients.values()))
-            rows = [row for row in rows if _matches(wanted, row, recipients.get(row[0], ()))]
-        for row in rows:
-            position = position_of(row[0], row[4])
-            if position.at_us < wanted.from_us:
-                continue
+        for found in self._matching.among(rows):
+            position = position_of(found.queue_id, found.submission_id)
             if self._before is None or position.order > self._before.order:
-                found = _found_message(self._wanted, row, recipients.get(row[0], ()))
                 heapq.heappush(self._waiting, (position.order, found))
-
-    def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
-        """Return the rows with a recipient in the state; for "final" all of them."""
-        if self._wanted.state == FINAL_STATE:
-            return rows
-        where, values = self._tables.among("message_id", [row[0] for row in rows])
-        found = self._tables.fetch(
-            f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND added_by = ''"
-            " AND state = ?",
-            (*values, self._wanted.state),
-        )
-        ids = {queue_id for (queue_id,) in found}
-        return [row for row in rows if row[0] in ids]
 
     def _settle(self, until_us: int) -> None:
         """Move the messages whose places are after `until_us` into the page."""
@@ -209,50 +229,22 @@ def search(
 ) -> list[FoundMessage]:
     """Scan the newest messages, without reports; older ones may be missed."""
     found: list[FoundMessage] = []
-    strict = wanted.without_content()
+    matching = _Matching(tables, wanted, account)
     earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
     rows = tables.each(
         f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id > ?"
         " ORDER BY id DESC LIMIT ?",
         (earliest, SCAN_MAX),
     )
-    recipients_left = _RECIPIENTS_MAX
     for some in in_chunks(rows, _SEARCHED_AT_ONCE):
-        chunk = [
-            row
-            for row in some
-            if account in (None, row[1])
-            and strict.matches_facts(row[2], row[3])
-            and row[5] > (strict.larger_than_bytes or -1)
-            and not position_of(row[0], row[4]).at_us < strict.from_us
-        ]
-        recipients: _Recipients = {}
-        if chunk and (strict.needs_recipients or wanted.needs_content):
-            recipients = _recipients_of(tables, chunk, limit=recipients_left)
-            recipients_left -= sum(map(len, recipients.values()))
-            chunk = [row for row in chunk if _matches(strict, row, recipients.get(row[0], ()))]
-        times = {} if since_us is None else _accepted_us(tables, [row[0] for row in chunk])
-        for row in chunk:
-            at_us = times.get(row[0], 0)
-            if since_us is None or at_us > since_us:
-                its_own = recipients.get(row[0], ())
-                found.append(_found_message(wanted, row, its_own, at_us=at_us))
-        if len(found) >= limit or recipients_left <= 0:
+        chunk = matching.among(some)
+        if since_us is not None:
+            times = _accepted_us(tables, [one.queue_id for one in chunk])
+            chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
+        found += [one for one in chunk if since_us is None or one.at_us > since_us]
+        if len(found) >= limit or matching.recipients_left <= 0:
             break
     return found[:limit]
-
-
-def _recipients_of(tables: Tables, rows: Sequence[_Row], *, limit: int) -> _Recipients:
-    """Return the recipients by queue id, except those that policy added."""
-    found: dict[str, list[_RecipientRow]] = defaultdict(list)
-    where, values = tables.among("message_id", [row[0] for row in rows])
-    for queue_id, number, address, state in tables.fetch(
-        f"SELECT message_id, number, address, state FROM recipient WHERE {where}"
-        " AND added_by = '' LIMIT ?",
-        (*values, max(limit, 0)),
-    ):
-        found[queue_id].append((number, address, state))
-    return found
 
 
 def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:
