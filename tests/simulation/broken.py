@@ -125,7 +125,7 @@ def _always_in_time(_original: Any) -> Any:
 def _reviving(original: Any) -> Any:
     def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
         recorded = original(batch, settlement, *args, **more)
-        if settlement.waiting is not None and recorded.in_time:
+        if settlement.waiting is not None and recorded is not None:
             batch.cursor.execute(
                 "UPDATE recipient SET state = 'deferred'"
                 " WHERE message_id = ? AND entry = ? AND state = 'delivered'",

@@ -22,7 +22,7 @@ from relay.spool.common.holds import note_hold
 from relay.spool.common.receipts import add_receipts
 from relay.spool.common.remote_reports import join_report
 from relay.spool.tables import OpenTransaction
-from relay.spool.types import EntrySchedule, PriorityLevel, Settlement
+from relay.spool.types import Claim, EntrySchedule, PriorityLevel, Settlement
 
 
 class SettledRows(Struct, frozen=True):
@@ -38,6 +38,16 @@ class SettledRows(Struct, frozen=True):
     # by the copy, which several may share: the number of a recipient, and what it is asked for
     receipts: Mapping[str, tuple[int, ReceiptRequest]]
     held: str = ""  # why the relay holds the entry from now on
+
+
+class Recorded(Struct, frozen=True):
+    """What a settlement leaves: claims of its reports, and a content file that is to be removed, or
+    "". `owes`: it has added read receipts.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    unneeded: str = ""
+    owes: bool = False
 
 
 def settled_rows(

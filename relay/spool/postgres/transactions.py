@@ -22,7 +22,7 @@ from relay.spool.common.accepted_rows import (
 from relay.spool.common.holds import count_holds, has_room
 from relay.spool.common.receipts import note_receipt, record_sent
 from relay.spool.common.rows import message_row
-from relay.spool.common.settled_rows import record_beside, settled_rows, waiting_columns
+from relay.spool.common.settled_rows import Recorded, record_beside, settled_rows, waiting_columns
 from relay.spool.postgres.rows import SettledEntry
 from relay.spool.postgres.write_transaction import KnownKeyError, WriteTransaction
 from relay.spool.types import (
@@ -48,13 +48,6 @@ class StoredBody(Struct, frozen=True):
 
 
 Bodies = Mapping[int, StoredBody]  # by the index of the content in its message
-
-
-class RecordedResult(Struct, frozen=True):
-    """`claims` are those of the reports. `owes`: the settlement has added read receipts."""
-
-    claims: tuple[Claim, ...] = ()
-    owes: bool = False
 
 
 def has_bodies(stored: Sequence[Bodies]) -> bool:
@@ -168,7 +161,7 @@ def settle(
     captured: CapturedMail,
     claim_reports: bool,
     now_us: int,
-) -> RecordedResult:
+) -> Recorded:
     """Record outcomes; the commit raises StaleClaimError where the claim has ended. `now_us` is
     queue time, or NEVER_US if no read receipts are to be recorded.
     """
@@ -192,7 +185,7 @@ def settle(
         claims += add_message(
             transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
         )
-    return RecordedResult(tuple(claims), owes=bool(changed.receipts))
+    return Recorded(tuple(claims), owes=bool(changed.receipts))
 
 
 def runs_statements(settlement: Settlement) -> bool:

@@ -306,16 +306,16 @@ class SqliteSpool(SharedSpool):
         except Exception:
             await self.discard(files)
             raise
+        if recorded is None:
+            await self.discard(files)
+            return False, ()
         if recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
         if recorded.owes:
             self.receipts.added()
-        if recorded.in_time:
-            self._files.committed(files)
-            self._count_accepted(settlement.reports)
-        else:
-            await self.discard(files)
-        return recorded.in_time, recorded.claims
+        self._files.committed(files)
+        self._count_accepted(settlement.reports)
+        return True, recorded.claims
 
     def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
         """Spool.may_finish: nobody else has the file."""

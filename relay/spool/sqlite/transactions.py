@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
-from msgspec import Struct
-
 from relay.message.content import Content
 from relay.spool.common.accepted_rows import (
     ENTRY_COLUMNS,
@@ -33,6 +31,7 @@ from relay.spool.common.rows import (
     message_row,
 )
 from relay.spool.common.settled_rows import (
+    Recorded,
     SettledRows,
     record_beside,
     settled_rows,
@@ -62,17 +61,6 @@ _ENTRY = (
     f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
-
-
-class Recorded(Struct, frozen=True):
-    """`in_time`: the claim was still valid; otherwise nothing was done. `claims` are those of the
-    reports; `unneeded` is the content file to remove, or "". `owes`: it has added read receipts.
-    """
-
-    in_time: bool
-    claims: tuple[Claim, ...] = ()
-    unneeded: str = ""
-    owes: bool = False
 
 
 def accept(
@@ -116,14 +104,14 @@ def settle(
     captured: CapturedMail,
     claim_reports: bool,
     now_us: int,
-) -> Recorded:
-    """Record outcomes, or nothing where the claim's epoch has ended. `now_us` is queue time, or
-    NEVER_US if no read receipts are to be recorded.
+) -> Recorded | None:
+    """Record outcomes; None, and nothing is done, where the claim's epoch has ended. `now_us` is
+    queue time, or NEVER_US if no read receipts are to be recorded.
     """
     claim = settlement.claim
     rows = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
     if not _leave(batch, settlement, rows):
-        return Recorded(in_time=False)
+        return None
     batch.counts.update(rows.final)
     count_holds(batch, -int(rows.is_finished and claim.is_held_by_rule))  # its hold has expired
     batch.execute_each(
@@ -140,7 +128,7 @@ def settle(
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
         claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
-    return Recorded(True, tuple(claims), unneeded, owes=bool(rows.receipts))
+    return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
 def note_removed_events(batch: Batch, last: int | None) -> None:
