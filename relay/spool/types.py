@@ -195,6 +195,14 @@ def parse_entry_extra(text: str) -> EntryExtra:
     return _ENTRY_EXTRA.decode(text) if text else NO_EXTRA
 
 
+def readable_extra(text: str) -> EntryExtra | None:
+    """Return what parse_entry_extra() does, None for a text that cannot be read."""
+    try:
+        return parse_entry_extra(text)
+    except ValueError:
+        return None
+
+
 def parse_message_extra(text: str) -> MessageExtra:
     """Parse extra_text(). Raises ValueError."""
     return _MESSAGE_EXTRA.decode(text) if text else NO_MESSAGE_EXTRA

@@ -6,7 +6,6 @@ Nothing is changed here. A limit or a single message bounds each answer. The JSO
 
 import re
 from collections.abc import Collection, Container, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_st
 from relay.spool.common.rows import MESSAGE_COLUMNS, in_chunks, read_facts
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.spool.tables import Tables
-from relay.spool.types import parse_entry_extra
+from relay.spool.types import NO_EXTRA, readable_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _RECIPIENTS = (
@@ -103,9 +102,8 @@ def _recipient(
     times: ShownTimes,
 ) -> Recipient:
     _, address, state, status, reply, _, successors, hop, _, retry_us, due_us, text = row
-    expires_us = facts.expires_us
-    with suppress(ValueError):
-        expires_us = parse_entry_extra(text or "").expires_us or expires_us
+    extra = readable_extra(text or "") or NO_EXTRA
+    expires_us = extra.expires_us or facts.expires_us
     next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
     return Recipient(
         address=address,
@@ -132,13 +130,11 @@ def _reasons(
     in; each is given by its state, number and EntryExtra.
     """
     found = {}
-    for state, number, extra in entries:
-        with suppress(ValueError):
-            hold = parse_entry_extra(extra)
-            if state == RecipientState.HELD and hold.reason:
-                found[state, number] = hold_text(hold.reason, hold.rule)
-                continue
-        if (operation := _OPERATIONS.get(state)) is not None:
+    for state, number, text in entries:
+        extra = readable_extra(text) or NO_EXTRA
+        if state == RecipientState.HELD and extra.reason:
+            found[state, number] = hold_text(extra.reason, extra.rule)
+        elif (operation := _OPERATIONS.get(state)) is not None:
             details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)
             if reason := command_reason(number, details, operation):
                 found[state, number] = reason

@@ -7,8 +7,7 @@ start. EntryListBuilder bounds the answer by entries and by recipients; its time
 See docs/names.md (Commands).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ from relay.spool.types import (
     Key,
     PriorityLevel,
     Selector,
-    parse_entry_extra,
+    readable_extra,
 )
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
@@ -110,9 +109,7 @@ class EntryListBuilder:
         sender, subject, hop, state, retry_us, attempts, size, claimed, level, text, *ends = row
         next_hop, _, route = hop.partition(" ")  # NextHop.key
         expires_us, due_us, received_us = ends
-        extra = None
-        with suppress(ValueError):
-            extra = parse_entry_extra(text)
+        extra = readable_extra(text)
         if extra is not None and extra.expires_us:
             expires_us = extra.expires_us
         shown = recipients[: self.recipients_left]
@@ -169,23 +166,11 @@ def _hold(
         since_us = extra.since_us
         since = times.wall_time(accepted or 0) if not since_us else rfc3339(since_us)
         return {"reason": extra.reason, "rule": extra.rule, "since": since}
-    for at_us, detail in _details(tables, key):  # held before schema 9, or its fields are damaged
-        if reason := command_reason(key[1], (detail,), Operation.HOLD):
+    # held before schema 9, or its fields are damaged
+    for at_us, text in tables.fetch(_EVENTS, (key[0], int(Step.DELIVERY), _EVENTS_MAX)):
+        if reason := command_reason(key[1], (msgspec.json.decode(text),), Operation.HOLD):
             return shown | {"reason": reason, "since": rfc3339(at_us)}
     return shown
-
-
-def _details(tables: Tables, key: Key) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield operations on an entry, and attempts that left it held, newest first; each with its
-    time.
-    """
-    message_id, number = key
-    for at_us, text in tables.fetch(_EVENTS, (message_id, int(Step.DELIVERY), _EVENTS_MAX)):
-        if '"operation"' not in text and '"held"' not in text:
-            continue
-        detail = msgspec.json.decode(text, type=dict[str, Any])
-        if number in detail.get("entries", ()) or detail.get("entry") == number:
-            yield at_us, detail
 
 
 class EntrySelection:

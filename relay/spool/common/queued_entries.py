@@ -6,7 +6,6 @@ between needs no tables: see relay/spool/common/queue_decisions.py.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from relay.spool.common.holds import count_holds
 from relay.spool.common.rows import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.queue_commands import Operation, QueueCommand, states_before
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import ContentKey, EntryExtra, Key, parse_entry_extra
+from relay.spool.types import ContentKey, EntryExtra, Key, readable_extra
 
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for an operation
 _FACTS = (
@@ -222,9 +221,7 @@ def put_back(transaction: OpenTransaction, keys: Collection[Key]) -> None:
 def _facts(row: Sequence[Any]) -> EntryFacts:
     state, is_claimed, next_hop, retry_us, due_us, warn_us, *others = row
     content_id, attempts, expires_us, epoch, text, reverse_path = others
-    extra = None
-    with suppress(ValueError):
-        extra = parse_entry_extra(text)
+    extra = readable_extra(text)
     own_us = extra.expires_us if extra is not None else 0
     return EntryFacts(
         state=RecipientState(state), is_claimed=bool(is_claimed), next_hop=next_hop,
