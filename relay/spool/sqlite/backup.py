@@ -10,7 +10,6 @@ See docs/operation-run.md (Back up).
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import apsw
@@ -21,7 +20,12 @@ from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.engine import BackupResult, BackupSize
 from relay.spool.sqlite.database import SqliteTables, open_database
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
-from relay.spool.sqlite.spool_files import contents_of, copy_database
+from relay.spool.sqlite.spool_files import (
+    contents_of,
+    copy_database,
+    copy_privately,
+    open_copy,
+)
 from relay.spool.sqlite.transactions import is_file_needed
 from relay.spool.types import SpoolDamagedError, SpoolFullError
 
@@ -75,14 +79,9 @@ def restore(database: Path, folder: Path) -> None:
         raise SpoolDamagedError(f"{folder} has no copy of a spool")
     with translate_os_errors(database.parent):
         contents_of(database).mkdir(mode=0o700, parents=True)
-        _copy_private(found[0], database)
+        copy_privately(found[0], database)
         for one in contents_of(found[0]).iterdir():
-            _copy_private(one, contents_of(database) / one.name)
-
-
-def _copy_private(source: Path, target: Path) -> None:
-    copyfile(source, target)
-    target.chmod(0o600)
+            copy_privately(one, contents_of(database) / one.name)
 
 
 def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
@@ -128,7 +127,7 @@ def _remove_others(connection: apsw.Connection, folder: Path) -> None:
 
 def _counts(database: Path) -> dict[str, Any]:
     """Return the counts for the manifest. Raises SpoolDamagedError where the copy is damaged."""
-    with translate_sqlite_errors(database), closing(_open_copy(database)) as connection:
+    with translate_sqlite_errors(database), closing(open_copy(database)) as connection:
         if faults := integrity_errors(connection, full=False):
             text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
             raise SpoolDamagedError(text)
@@ -148,7 +147,7 @@ def deliveries_since(database: Path, copy: Path, keys: Iterable[str]) -> Iterato
     """
     with (
         translate_sqlite_errors(database),
-        closing(_open_copy(copy)) as before,
+        closing(open_copy(copy)) as before,
         closing(open_database(database, read_only=True)) as now,
     ):
         for key in keys:
@@ -156,12 +155,6 @@ def deliveries_since(database: Path, copy: Path, keys: Iterable[str]) -> Iterato
                 continue
             rows = now.execute(_RECIPIENTS_OF_KEY, (key,))
             yield from (f"{queue_id}-{number}" for queue_id, number in rows)
-
-
-def _open_copy(database: Path) -> apsw.Connection:
-    """Open a copy, which has no log, and which no process writes."""
-    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    return apsw.Connection(f"{database.absolute().as_uri()}?immutable=1", flags=flags)
 
 
 def _size_of(path: Path) -> int:

@@ -21,7 +21,12 @@ from msgspec import Struct
 from relay.observe.logs import get_logger
 from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.disk_space import check_free_space
-from relay.spool.sqlite.spool_files import check_presence, contents_of, copy_database
+from relay.spool.sqlite.spool_files import (
+    check_presence,
+    contents_of,
+    copy_database,
+    open_copy,
+)
 from relay.spool.sqlite.write_ahead_log import preview_log
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError, sender_key
 
@@ -209,11 +214,8 @@ def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None
 
 def _state_of_copy(copy: Path) -> tuple[int, dict[str, int]]:
     """Return the schema and the counters of a copy; no schema for no copy, or no readable one."""
-    with suppress(apsw.Error):
-        name = f"{copy.absolute().as_uri()}?immutable=1"  # no file is created next to it
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-        with closing(apsw.Connection(name, flags=flags)) as connection:
-            return connection.pragma("user_version"), _counters(connection)
+    with suppress(apsw.Error), closing(open_copy(copy)) as connection:
+        return connection.pragma("user_version"), _counters(connection)
     return 0, {}
 
 

@@ -12,7 +12,6 @@ copy of the file with a repaired header or log is read (SQLite file format 1.3 a
 See docs/operation-repair.md (Recover the spool).
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
     contents_of,
+    copy_privately,
     damage_mark_of,
     is_openable,
     recovery_mark_of,
@@ -229,7 +229,7 @@ def _open_with_good_frames(damaged: Path, new: Path, copy: Path) -> apsw.Connect
     SQLite ends a log at its first bad frame. What a lost frame had changed is as it was before; the
     rows on its page may be lost. A database that is missing is replaced by `new`.
     """
-    _copy_privately(damaged if is_openable(damaged) else new, copy)
+    copy_privately(damaged if is_openable(damaged) else new, copy)
     write_repaired_log(log_of(damaged), log_of(copy), size=_page_size(new))
     with suppress(apsw.Error):
         connection = apsw.Connection(str(copy))
@@ -247,9 +247,9 @@ def _open_with_new_header(damaged: Path, new: Path, copy: Path) -> apsw.Connecti
     size = _page_size(new)
     if not damaged.exists() or damaged.stat().st_size < 2 * size:
         return None
-    _copy_privately(damaged, copy)
+    copy_privately(damaged, copy)
     if log_of(damaged).exists():
-        _copy_privately(log_of(damaged), log_of(copy))
+        copy_privately(log_of(damaged), log_of(copy))
     with new.open("rb") as one, damaged.open("rb") as other:
         first, own = one.read(size), other.read(size)
     for page in (first[:_HEADER_BYTES] + own[_HEADER_BYTES:], first):
@@ -284,12 +284,6 @@ def _write_first_page(copy: Path, page: bytes) -> None:
 def _page_size(new: Path) -> int:
     with new.open("rb") as file:
         return int.from_bytes(file.read(_HEADER_BYTES)[_PAGE_SIZE], "big")
-
-
-def _copy_privately(source: Path, target: Path) -> None:
-    """Copy a file of the spool. It has mail in it: only its owner may read the copy."""
-    shutil.copyfile(source, target)
-    target.chmod(0o600)
 
 
 def _copy_all(source: apsw.Connection, target: apsw.Connection, found: RecoveryResult) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from shutil import copyfile
 
 import apsw
 
@@ -87,6 +88,18 @@ def _has_contents(database: Path) -> bool:
     ):
         return any(not entry.name.startswith(ARRIVING) for entry in entries)
     return False
+
+
+def copy_privately(source: Path, target: Path) -> None:
+    """Copy a file of the spool. It has mail in it: only its owner may read the copy."""
+    copyfile(source, target)
+    target.chmod(0o600)
+
+
+def open_copy(database: Path) -> apsw.Connection:
+    """Open a copy, which has no log, and which no process writes. No file is created next to it."""
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    return apsw.Connection(f"{database.absolute().as_uri()}?immutable=1", flags=flags)
 
 
 def copy_database(
