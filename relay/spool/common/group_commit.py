@@ -76,6 +76,13 @@ class GroupWriter(Generic[JobT]):
             target=in_context, args=(run,), name="spool-writer", daemon=True
         )
 
+    async def stop(self) -> None:
+        """Write what waits, then end the thread, if it was started."""
+        self._stopping = True
+        self._end_turn()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
     @property
     def waiting(self) -> int:
         """How many operations wait for a commit."""

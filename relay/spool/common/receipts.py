@@ -111,8 +111,7 @@ class ReceiptRecords:
 
     async def end(self, keys: Sequence[ReceiptKey]) -> None:
         """ReceiptLedger.end."""
-        sql = "DELETE FROM owed_receipt WHERE message_id = ? AND number = ?"
-        await self._engine.change(lambda transaction: transaction.execute_each(sql, keys))
+        await self._engine.change(lambda transaction: transaction.execute_each(_END, keys))
         self.version += 1
 
     async def prune(self, before_us: int) -> None:

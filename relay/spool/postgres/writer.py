@@ -155,10 +155,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
 
     async def stop(self) -> None:
         """Write what waits, then close the connection."""
-        self._stopping = True
-        self._end_turn()
-        if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+        await super().stop()
         await asyncio.to_thread(self._close)
 
     @property

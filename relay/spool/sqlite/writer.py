@@ -140,12 +140,9 @@ class Writer(GroupWriter[_Job]):
 
     async def stop(self) -> None:
         """Write what waits, then end."""
-        self._stopping = True
-        self._end_turn()
+        await super().stop()
         if self._timer is not None:
             self._timer.cancel()
-        if self._thread.ident is not None:  # the start may have failed before
-            await asyncio.to_thread(self._thread.join)
 
     def empty_log(self) -> None:
         """Checkpoint the log before the connection of a stopped writer is closed."""
