@@ -14,7 +14,7 @@ from relay.spool.common.rows import LIVE_STATES
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import Claim, ClaimedRecipient, Key, Settlement
 
-NEVER_US = 1 << 62  # when a damaged entry is due
+DAMAGED_DUE_US = 1 << 62  # when a damaged entry is due: never
 CLAIMS_AT_ONCE = 500
 _NOT_RECORDED = "the relay was stopped before this attempt was recorded"
 _LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
@@ -94,7 +94,7 @@ def hold_damaged(
     """Hold an entry that cannot be read, so that others continue: this is in the log, in the
     journey and in the queue list.
     """
-    if not transaction.execute(_HOLD_DAMAGED, (NEVER_US, *key, int(is_claimed))):
+    if not transaction.execute(_HOLD_DAMAGED, (DAMAGED_DUE_US, *key, int(is_claimed))):
         return
     message_id, number = key
     transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))

@@ -7,7 +7,7 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.common import due_claims
-from relay.spool.common.claim_changes import NEVER_US
+from relay.spool.common.claim_changes import DAMAGED_DUE_US
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.types import (
@@ -148,7 +148,7 @@ async def test_an_unreadable_entry_is_held_and_the_others_are_claimed(
     raw(tmp_path, damage, broken)
     assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == [whole]
     sql = "SELECT state, claimed, due_us FROM entry WHERE message_id = ?"
-    assert raw(tmp_path, sql, broken) == [("held", 0, NEVER_US)]
+    assert raw(tmp_path, sql, broken) == [("held", 0, DAMAGED_DUE_US)]
     (event,) = raw(tmp_path, "SELECT detail FROM event WHERE message_id = ?", broken)
     assert '"why":"damaged: ' in event[0]
     assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == []
