@@ -57,9 +57,14 @@ class SharedMaintenance(SpoolMaintenance):
         self._clock = clock
         self._pruned_to = ""
         self._counts: QueueCounts | None = None  # the most recent ones
+        self._counted: Any = None  # what had happened before that
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
         """Release some claims of owners that do not live; return how many, 0 when none is left."""
+        raise NotImplementedError
+
+    async def happened(self) -> Any:
+        """Return what changes when any owner has committed; None where that is not known."""
         raise NotImplementedError
 
     def used_bytes(self, tables: Tables) -> int:
@@ -136,7 +141,19 @@ class SharedMaintenance(SpoolMaintenance):
         """
         return first_id_after(before_us + max(0, wall_offset_us(self._clock)))
 
+    @property
+    def entries(self) -> int:
+        """How many entries there were when they were counted last."""
+        return sum(self._counts.entries.values()) if self._counts is not None else 0
+
     async def counts(self) -> QueueCounts:
+        """SpoolEngine.counts. While no owner commits, they stay."""
+        happened = await self.happened()
+        if self._counts is None or happened is None or happened != self._counted:
+            self._counts, self._counted = await self._count_queue(), happened
+        return self._counts
+
+    async def _count_queue(self) -> QueueCounts:
         """Count entries and unaccounted recipients.
 
         Raises SpoolUnavailableError when this takes so long that the snapshot would keep the
@@ -152,8 +169,7 @@ class SharedMaintenance(SpoolMaintenance):
             await self._count(count.end)
         if count.snapshots > 1:
             raise SpoolUnavailableError("the count was cut off")
-        self._counts = count.result()
-        return self._counts
+        return count.result()
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`; `unaccounted` is from the most recent count."""

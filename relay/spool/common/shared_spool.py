@@ -24,7 +24,7 @@ from relay.spool.common.shared_maintenance import SharedMaintenance
 from relay.spool.engine import News, RecordedRoot
 from relay.spool.queue_commands import QueueCommand, ShownTimes
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import ClaimedRecipient, Key, NewMessage, SpoolError
+from relay.spool.types import ClaimedRecipient, Key, NewMessage, QueueCounts, SpoolError
 
 T = TypeVar("T")
 SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
@@ -225,6 +225,10 @@ class SharedSpool(QueueEngine):
 
     def _last_event(self, tables: Tables) -> int:
         return recorded_events.last_event(tables)
+
+    async def counts(self) -> QueueCounts:
+        """SpoolEngine.counts."""
+        return await self.maintenance.counts()
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`."""

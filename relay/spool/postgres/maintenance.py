@@ -71,6 +71,7 @@ class PostgresMaintenance(SharedMaintenance):
         self._writer = writer
         self._bodies = bodies
         self.unheld = UnheldStores()
+        self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
     async def _counted_change(self, operation: Operation[T]) -> T:
         def change(transaction: WriteTransaction) -> T:
@@ -82,6 +83,10 @@ class PostgresMaintenance(SharedMaintenance):
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
         """SharedMaintenance.take_over_some."""
         return take_over(transaction, now_us=now_us, at_us=at_us)
+
+    async def happened(self) -> tuple[int, int] | None:
+        """SharedMaintenance.happened."""
+        return None if self._writer.fault else (self._writer.commits, self.heard)
 
     @property
     def unheld_stores(self) -> Sequence[str]:

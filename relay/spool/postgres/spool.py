@@ -55,7 +55,6 @@ from relay.spool.types import (
     HoldsFullError,
     Key,
     NewMessage,
-    QueueCounts,
     SentReceipt,
     Settlement,
     SpoolError,
@@ -162,9 +161,6 @@ class PostgresSpool(SharedSpool):
             on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
             elapsed_s=elapsed_s,
         )  # fmt: skip
-        self._counts: QueueCounts | None = None
-        self._counted = (0, 0)  # what had happened before they were counted
-        self._heard = 0  # how often other nodes may have done something
         self._connecting: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
@@ -221,7 +217,7 @@ class PostgresSpool(SharedSpool):
         return self.agreed()
 
     def _hear(self, news: News) -> None:
-        self._heard += 1
+        self.maintenance.heard += 1
         self.on_news(news)
 
     async def _take_over(self) -> int:
@@ -395,7 +391,7 @@ class PostgresSpool(SharedSpool):
     def load(self) -> SpoolLoad:
         """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""
         return SpoolLoad(
-            entries=sum(self._counts.entries.values()) if self._counts else 0,
+            entries=self.maintenance.entries,
             backlog=self._writer.waiting / WAITING_MAX,
             commit_s=self._writer.commit_timer.commit_s(),
         )
@@ -407,13 +403,6 @@ class PostgresSpool(SharedSpool):
     def disk(self) -> Disk:
         """SpoolEngine.disk."""
         return UNKNOWN_DISK
-
-    async def counts(self) -> QueueCounts:
-        """SpoolEngine.counts. While no node does anything, they stay until the next beat."""
-        happened = self._writer.commits, self._heard
-        if self._counts is None or self._counted != happened or self.health():
-            self._counts, self._counted = await self.maintenance.counts(), happened
-        return self._counts
 
     def _check_usable(self) -> None:
         if fault := self.health():

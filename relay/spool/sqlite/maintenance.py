@@ -25,7 +25,6 @@ from relay.spool.sqlite.database import Reader, SqliteTables
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.tables import OpenTransaction
-from relay.spool.types import QueueCounts
 
 _TABLES = {"recipient": "message_id", "event": "message_id", "entry": "message_id", "message": "id"}
 _ABANDONED = (
@@ -131,13 +130,16 @@ class Maintenance(SharedMaintenance):
         self._files = files
         self._queries = queries
         self._is_unknown_foreign = was_closed  # files of messages that the spool does not know
-        self._counted: tuple[apsw.Connection, int] | None = None  # the commit of the counts
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
         """SharedMaintenance.take_over_some."""
         claimed = transaction.fetch(_ABANDONED, (CLAIMS_AT_ONCE,))
         release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
         return len(claimed)
+
+    async def happened(self) -> tuple[apsw.Connection, int]:
+        """SharedMaintenance.happened."""
+        return await self._count(_data_version)
 
     def used_bytes(self, tables: Any) -> int:
         """SharedMaintenance.used_bytes: new rows use the free pages of the file first."""
@@ -186,13 +188,6 @@ class Maintenance(SharedMaintenance):
         if files:
             self._queries.later(partial(self._files.remove, files))
         return found
-
-    async def counts(self) -> QueueCounts:
-        """SharedMaintenance.counts, again only after a commit of any process."""
-        version = await self._count(_data_version)
-        if self._counts is None or version != self._counted:
-            self._counts, self._counted = await super().counts(), version
-        return self._counts
 
     def _sweep_some(self, listed: Iterator[tuple[str, ...]], tables: SqliteTables) -> int | None:
         names = next(listed, None)

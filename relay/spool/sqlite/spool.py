@@ -68,7 +68,6 @@ from relay.spool.types import (
     HoldsFullError,
     Key,
     NewMessage,
-    QueueCounts,
     SentReceipt,
     Settlement,
     SpoolDamagedError,
@@ -155,7 +154,7 @@ class SqliteSpool(SharedSpool):
             metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
             reserve_file=self.reserve_file,
         )  # fmt: skip
-        self._entries, reader = 0, partial(Reader, path, on_damage=self._found_damage)
+        reader = partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()
         self._counting = reader()
@@ -371,7 +370,7 @@ class SqliteSpool(SharedSpool):
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access."""
         return SpoolLoad(
-            entries=self._entries,
+            entries=self.maintenance.entries,
             backlog=self._writer.waiting / WAITING_MAX,
             commit_s=self._writer.commit_timer.commit_s(),
             is_failing=self._writer.is_failing,
@@ -386,12 +385,6 @@ class SqliteSpool(SharedSpool):
         """SpoolEngine.disk."""
         self.reserve_file.make()
         return disk_of(self.reserve_file.directory)
-
-    async def counts(self) -> QueueCounts:
-        """SpoolEngine.counts."""
-        counts = await self.maintenance.counts()
-        self._entries = sum(counts.entries.values())
-        return counts
 
     async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[StoredFiles]:
         """Write the contents that need a file. If one cannot be written, all are removed."""
