@@ -60,6 +60,7 @@ class AcceptedRows(Struct, frozen=True):
     recipients: Sequence[tuple[Any, ...]]  # recipient_row()
     counts: Counter[str]  # by how much counters change, but that of holds
     claims: Sequence[Claim]  # of the entries that are claimed
+    parked_until_us: Sequence[int]  # when entries end that are held or captured from the beginning
 
 
 def accepted_as(tables: Tables, submission_key: str) -> str:
@@ -88,7 +89,7 @@ def accepted_rows(
     """
     facts, (owner, store) = message.facts, claimed_by
     counts: Counter[str] = Counter()
-    entries, recipients, claims = [], [], []
+    entries, recipients, claims, parked_until_us = [], [], [], []
     numbers = _numbers(message)
     for recipient in message.final_recipients:
         number = recipient.position or next(numbers)
@@ -97,17 +98,17 @@ def accepted_rows(
     for position, entry in enumerate(message.entries, 1):
         state = _first_state(entry, captured)
         is_queued = state is RecipientState.QUEUED
-        content_key = content_keys[entry.content]
         due_us = facts.received_us
         retry_us: int | None = due_us
         warn_us = message.warn_us
         if not is_queued:  # it is not attempted, and nobody is warned
             retry_us = warn_us = None
             due_us = _end_us(message, entry, captured)
+            parked_until_us.append(due_us)
         level = message.level_of(entry)
         entries.append(
             (
-                facts.id, position, entry.next_hop.key, content_key, state,
+                facts.id, position, entry.next_hop.key, content_keys[entry.content], state,
                 int(claim and is_queued), due_us, retry_us, level, message.sender_key, warn_us,
                 message.priority, extra_text(entry.extra),
             )
@@ -125,25 +126,14 @@ def accepted_rows(
             claims.append(
                 Claim(
                     entry_id=position, epoch=FIRST_EPOCH, message=facts, next_hop=entry.next_hop,
-                    recipients=tuple(people), attempts=0, content_id=content_key,
+                    recipients=tuple(people), attempts=0, content_id=content_keys[entry.content],
                     content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
                     level=level, sender=message.sender_key, warn_us=warn_us,
                     priority=message.priority, extra=entry.extra, owner=owner, store=store,
                 )
             )  # fmt: skip
     counts[ACCEPTED_COUNTER] += len(recipients)
-    return AcceptedRows(entries, recipients, counts, claims)
-
-
-def parked_until_us(messages: Sequence[NewMessage], captured: CapturedMail) -> int | None:
-    """Return when the first of the entries ends that are held or captured from the beginning."""
-    ends = (
-        _end_us(message, entry, captured)
-        for message in messages
-        for entry in message.entries
-        if _first_state(entry, captured) is not RecipientState.QUEUED
-    )
-    return min(ends, default=None)
+    return AcceptedRows(entries, recipients, counts, claims, parked_until_us)
 
 
 def _numbers(message: NewMessage) -> Iterator[int]:

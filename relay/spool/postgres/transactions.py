@@ -13,10 +13,10 @@ from msgspec import Struct
 from relay.message.content import Content
 from relay.message.nexthop import HopKind
 from relay.spool.common.accepted_rows import (
+    AcceptedRows,
     CapturedMail,
     accepted_as,
     accepted_rows,
-    parked_until_us,
     used_contents,
 )
 from relay.spool.common.holds import count_holds, has_room
@@ -90,10 +90,12 @@ def accept(
             raise KnownKeyError("the submission key is used twice in one commit")
         transaction.rows.submissions.append(row)
     claims: list[Claim] = []
+    ends: list[int] = []
     for message, stored in zip(messages, bodies, strict=True):
-        claims += add_message(transaction, message, stored, claim=claim, captured=captured)
-    until_us = parked_until_us(messages, captured)
-    return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
+        added = add_message(transaction, message, stored, claim=claim, captured=captured)
+        claims += added.claims
+        ends += added.parked_until_us
+    return Accepted(first.facts.id, tuple(claims), parked_until_us=min(ends, default=None))
 
 
 def add_message(
@@ -104,9 +106,9 @@ def add_message(
     claim: bool,
     captured: CapturedMail,
     store: int = 0,
-) -> Sequence[Claim]:
-    """Add the rows of a message; return its claims. Its local mail goes to the mail root `store`,
-    if it is given, else to that of this node.
+) -> AcceptedRows:
+    """Add the rows of a message, and return those that all engines have. Its local mail goes to the
+    mail root `store`, if it is given, else to that of this node.
     """
     facts, rows = message.facts, transaction.rows
     _check_parts(transaction, bodies)
@@ -134,7 +136,7 @@ def add_message(
     for name, number in added.counts.items():  # faster than update()
         rows.counts[name] += number
     count_holds(transaction, len(message.held_by_rules))
-    return added.claims
+    return added
 
 
 def _is_local(message: NewMessage) -> bool:
@@ -182,9 +184,10 @@ def settle(
         record_beside(transaction, settlement, changed, now_us=now_us, store=claim.store)
     claims: list[Claim] = []
     for message, stored in zip(settlement.reports, bodies, strict=True):
-        claims += add_message(
+        added = add_message(
             transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
         )
+        claims += added.claims
     return Recorded(tuple(claims), owes=bool(changed.receipts))
 
 

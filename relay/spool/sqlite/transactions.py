@@ -15,10 +15,10 @@ from zlib import crc32
 from relay.message.content import Content
 from relay.spool.common.accepted_rows import (
     ENTRY_COLUMNS,
+    AcceptedRows,
     CapturedMail,
     accepted_as,
     accepted_rows,
-    parked_until_us,
     used_contents,
 )
 from relay.spool.common.holds import count_holds, has_room
@@ -88,12 +88,14 @@ def accept(
         row = (submission_key, first.facts.id, submission_expires_us)
         batch.execute("INSERT INTO submission VALUES (?,?,?)", row)
     claims: list[Claim] = []
+    ends: list[int] = []
     for message, names in zip(messages, files, strict=True):
-        claims += _insert_message(batch, message, names, claim=claim, captured=captured)
+        added = _insert_message(batch, message, names, claim=claim, captured=captured)
+        claims += added.claims
+        ends += added.parked_until_us
     if receipt is not None:
         note_receipt(batch, receipt)
-    until_us = parked_until_us(messages, captured)
-    return Accepted(first.facts.id, tuple(claims), parked_until_us=until_us)
+    return Accepted(first.facts.id, tuple(claims), parked_until_us=min(ends, default=None))
 
 
 def settle(
@@ -127,7 +129,8 @@ def settle(
     record_beside(batch, settlement, rows, now_us=now_us, store=0)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
-        claims += _insert_message(batch, message, names, claim=claim_reports, captured=captured)
+        added = _insert_message(batch, message, names, claim=claim_reports, captured=captured)
+        claims += added.claims
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
@@ -150,7 +153,7 @@ def _insert_message(
     *,
     claim: bool,
     captured: CapturedMail,
-) -> Sequence[Claim]:
+) -> AcceptedRows:
     facts = message.facts
     batch.execute(_MESSAGE, message_row(facts))
     used = used_contents(message)
@@ -166,7 +169,7 @@ def _insert_message(
     batch.append_events(facts.id, message.events)
     batch.counts.update(rows.counts)
     count_holds(batch, len(message.held_by_rules))
-    return rows.claims
+    return rows
 
 
 def add_reports(
