@@ -19,7 +19,7 @@ Queue commands (retry, hold, release, cancel, reroute):
 - `queued_entries`: loads what a command needs of entries, and stores what was decided
 - `queue_decisions`: what a command does to an entry: state, due time, expiry, next hop, event
 - `cancel_reports`: the bounces of a cancel (--bounce)
-- `queue_engine`: what an engine supplies for this
+- `queue_engine`: what an engine supplies for this, and for its maintenance
 
 Lists and history:
 

@@ -1,6 +1,6 @@
-"""What an engine supplies so that operators can list and change its queue."""
+"""What an engine supplies so that its queue can be listed, changed, counted and maintained."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from relay.message.content import Content
@@ -10,22 +10,6 @@ from relay.spool.types import Claim, ContentKey, Key, NewMessage
 T = TypeVar("T")
 StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
-
-
-class RunQuery(Protocol):
-    """Runs a query of the engine."""
-
-    def __call__(self, query: Callable[[Tables], T], /) -> Awaitable[T]:
-        """Return what it returns. Raises SpoolError."""
-        ...
-
-
-class RunOperation(Protocol):
-    """Runs an operation of the engine in a transaction."""
-
-    def __call__(self, operation: Callable[[OpenTransaction], T], /) -> Awaitable[T]:
-        """Return what it returns, after the commit. Raises SpoolError."""
-        ...
 
 
 class QueueEngine(Protocol):
@@ -38,6 +22,10 @@ class QueueEngine(Protocol):
 
     async def read(self, query: Callable[[Tables], T]) -> T:
         """Run a query; it never delays delivery."""
+        ...
+
+    async def count(self, query: Callable[[Tables], T]) -> T:
+        """Run a step of a count, on a connection of its own: it may leave a snapshot open."""
         ...
 
     async def change(self, operation: Callable[[OpenTransaction], T]) -> T:

@@ -10,20 +10,21 @@ correct.
 See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
 from relay.clock import Clock, first_id_after, wall_offset_us
 from relay.spool.common import stats
-from relay.spool.common.queue_engine import RunOperation, RunQuery
+from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.rows import LIVE_STATES
 from relay.spool.engine import Retention, SpoolMaintenance
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import QueueCounts, SpoolUnavailableError
 
+T = TypeVar("T")
 AT_ONCE = 200
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
 _COUNT_S_MAX = 30.0
@@ -47,13 +48,8 @@ class SharedMaintenance(SpoolMaintenance):
     )
     scans = stats.SCANS
 
-    def __init__(
-        self, *, read: RunQuery, count: RunQuery, change: RunOperation, clock: Clock
-    ) -> None:
-        """`count` has a connection of its own, because it keeps a snapshot."""
-        self._read = read
-        self._count = count
-        self._change = change
+    def __init__(self, engine: QueueEngine, clock: Clock) -> None:
+        self._engine = engine
         self._clock = clock
         self._pruned_to = ""
         self._counts: QueueCounts | None = None  # the most recent ones
@@ -75,11 +71,15 @@ class SharedMaintenance(SpoolMaintenance):
         """Remove all rows of finished messages."""
         raise NotImplementedError
 
+    async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
+        """Run an operation, as QueueEngine.change."""
+        return await self._engine.change(operation)
+
     async def take_over(self) -> int:
         """Release the claims of dead owners; return their number."""
         now_us, at_us = self._clock.queue_us(), self._clock.time_us()
         released = 0
-        while number := await self._change(
+        while number := await self.change(
             lambda one: self.take_over_some(one, now_us=now_us, at_us=at_us)
         ):
             released += number
@@ -89,11 +89,11 @@ class SharedMaintenance(SpoolMaintenance):
         """SpoolMaintenance.prune. Time that is in doubt (Clock.confirmed_us) makes nothing old."""
         now_us = self._clock.confirmed_us()
         before_us = now_us - int(keep.age_s * 1_000_000)
-        keys = await self._change(lambda one: prune_keys(one, now_us))
-        if keep.size_bytes and await self._read(self.used_bytes) > keep.size_bytes:
+        keys = await self.change(lambda one: prune_keys(one, now_us))
+        if keep.size_bytes and await self._engine.read(self.used_bytes) > keep.size_bytes:
             before_us = max(before_us, now_us - _FRESH_US)
         while True:
-            messages, self._pruned_to = await self._change(
+            messages, self._pruned_to = await self.change(
                 lambda one: self.prune_some(one, before_us, after=self._pruned_to)
             )
             if messages or keys or not self._pruned_to:
@@ -119,7 +119,9 @@ class SharedMaintenance(SpoolMaintenance):
         if dry_run:
             now_us = self._clock.confirmed_us()
             before_us = now_us - int(age_s * 1_000_000)
-            would = await self._read(lambda one: self._removable(one, before_us, now_us=now_us))
+            would = await self._engine.read(
+                lambda one: self._removable(one, before_us, now_us=now_us)
+            )
             return asdict(would) | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):
             if not await self.prune(Retention(age_s)):
@@ -162,11 +164,11 @@ class SharedMaintenance(SpoolMaintenance):
         count = stats.QueueCounter(self.scans)
         deadline_s = self._clock.real_s() + _COUNT_S_MAX
         try:
-            while await self._count(count.step):
+            while await self._engine.count(count.step):
                 if self._clock.real_s() > deadline_s:
                     raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
         finally:
-            await self._count(count.end)
+            await self._engine.count(count.end)
         if count.snapshots > 1:
             raise SpoolUnavailableError("the count was cut off")
         return count.result()
@@ -175,7 +177,7 @@ class SharedMaintenance(SpoolMaintenance):
         """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
         unaccounted = (self._counts or await self.counts()).unaccounted
         now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
-        figures = await self._read(
+        figures = await self._engine.read(
             lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
         )
         return figures | {"unaccounted": unaccounted}

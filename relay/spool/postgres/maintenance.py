@@ -5,12 +5,12 @@ from typing import Any, TypeVar
 
 from relay.clock import Clock
 from relay.spool.common import stats
+from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.common.shared_maintenance import SharedMaintenance
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import claim_keys, take_over
 from relay.spool.postgres.nodes import node_list
-from relay.spool.postgres.tables import ReadConnection
 from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
@@ -58,27 +58,26 @@ class PostgresMaintenance(SharedMaintenance):
 
     def __init__(
         self,
+        engine: QueueEngine,
         writer: WriteConnection,
         bodies: BodyStore,
         *,
-        queries: ReadConnection,
-        counting: ReadConnection,
         clock: Clock,
     ) -> None:
-        super().__init__(
-            read=queries.read, count=counting.read, change=self._counted_change, clock=clock
-        )
+        super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
         self.unheld = UnheldStores()
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
-    async def _counted_change(self, operation: Operation[T]) -> T:
-        def change(transaction: WriteTransaction) -> T:
+    async def change(self, operation: Operation[T]) -> T:
+        """SharedMaintenance.change, whose changes used_bytes() sees at once."""
+
+        def counted(transaction: WriteTransaction) -> T:
             transaction.fetch(_COUNT_ROWS_NOW)
             return operation(transaction)
 
-        return await self._writer.submit(change, alone=True)
+        return await self._writer.submit(counted, alone=True)
 
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
         """SharedMaintenance.take_over_some."""
@@ -135,5 +134,5 @@ class PostgresMaintenance(SharedMaintenance):
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`, with the nodes."""
-        nodes = await self._read(lambda one: node_list(one, self._writer.incarnation))
+        nodes = await self._engine.read(lambda one: node_list(one, self._writer.incarnation))
         return await super().stats() | {"nodes": nodes}

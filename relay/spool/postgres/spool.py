@@ -164,9 +164,7 @@ class PostgresSpool(SharedSpool):
         self._connecting: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
-        self.maintenance = PostgresMaintenance(
-            self._writer, self._bodies, queries=self._queries, counting=self._counting, clock=clock
-        )
+        self.maintenance = PostgresMaintenance(self, self._writer, self._bodies, clock=clock)
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
             on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
@@ -411,6 +409,10 @@ class PostgresSpool(SharedSpool):
     async def read(self, query: Callable[[ConnectionTables], T]) -> T:
         """QueueEngine.read."""
         return await self._queries.read(query)
+
+    async def count(self, query: Callable[[ConnectionTables], T]) -> T:
+        """QueueEngine.count."""
+        return await self._counting.read(query)
 
     async def change(self, operation: Callable[[WriteTransaction], T]) -> T:
         """QueueEngine.change."""

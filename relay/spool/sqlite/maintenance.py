@@ -16,12 +16,13 @@ from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.spool.common.claim_changes import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.common.holds import count_removed
+from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.recorded_events import last_sequence
 from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.common.shared_maintenance import AT_ONCE, SharedMaintenance
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles, message_of
-from relay.spool.sqlite.database import Reader, SqliteTables
+from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.tables import OpenTransaction
@@ -116,19 +117,17 @@ class Maintenance(SharedMaintenance):
 
     def __init__(
         self,
+        engine: QueueEngine,
         writer: Writer,
         files: ContentFiles,
         *,
-        queries: Reader,
-        counting: Reader,
         clock: Clock,
         was_closed: bool,
     ) -> None:
         """`was_closed`: the owner before has ended in order, and has left nothing unfinished."""
-        super().__init__(read=queries.read, count=counting.read, change=writer.submit, clock=clock)
+        super().__init__(engine, clock)
         self._writer = writer
         self._files = files
-        self._queries = queries
         self._is_unknown_foreign = was_closed  # files of messages that the spool does not know
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
@@ -139,7 +138,7 @@ class Maintenance(SharedMaintenance):
 
     async def happened(self) -> tuple[apsw.Connection, int]:
         """SharedMaintenance.happened."""
-        return await self._count(_data_version)
+        return await self._engine.count(_data_version)
 
     def used_bytes(self, tables: Any) -> int:
         """SharedMaintenance.used_bytes: new rows use the free pages of the file first."""
@@ -153,8 +152,8 @@ class Maintenance(SharedMaintenance):
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
         removed = 0
-        listed = self._files.listed()
-        while (number := await self._queries.read(partial(self._sweep_some, listed))) is not None:
+        sweep = partial(self._sweep_some, self._files.listed())
+        while (number := await self._engine.read(sweep)) is not None:
             removed += number
         self._is_unknown_foreign = False
         return removed
@@ -165,7 +164,7 @@ class Maintenance(SharedMaintenance):
             f"SELECT id, CASE WHEN {self.is_in_queue} THEN size ELSE 0 END FROM message m"
             " ORDER BY id DESC LIMIT ?"
         )
-        rows = await self._queries.read(lambda tables: tables.fetch(sql, (limit,)))
+        rows = await self._engine.read(lambda tables: tables.fetch(sql, (limit,)))
         return [(id_time_us(queue_id) or 0, size) for queue_id, size in rows]
 
     async def discard(self, until_us: int) -> int:
@@ -186,10 +185,10 @@ class Maintenance(SharedMaintenance):
         """Run an operation, and remove the files that it returns once it is durable."""
         found, files = await self._writer.submit(operation)
         if files:
-            self._queries.later(partial(self._files.remove, files))
+            self._engine.remove(files)
         return found
 
-    def _sweep_some(self, listed: Iterator[tuple[str, ...]], tables: SqliteTables) -> int | None:
+    def _sweep_some(self, listed: Iterator[tuple[str, ...]], tables: Any) -> int | None:
         names = next(listed, None)
         if names is None:
             return None

@@ -162,9 +162,8 @@ class SqliteSpool(SharedSpool):
         threads = partial(ThreadPoolExecutor, 1, initializer=inherit())
         self._checking = threads(thread_name_prefix="spool-check")
         self.maintenance = Maintenance(
-            self._writer, self._files, queries=self._queries, counting=self._counting, clock=clock,
-            was_closed=self._last_commit.was_closed,
-        )  # fmt: skip
+            self, self._writer, self._files, clock=clock, was_closed=self._last_commit.was_closed
+        )
         with translate_sqlite_errors(path):
             self.receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
 
@@ -427,6 +426,10 @@ class SqliteSpool(SharedSpool):
     async def read(self, query: Callable[[SqliteTables], T]) -> T:
         """QueueEngine.read."""
         return await self._queries.read(query)
+
+    async def count(self, query: Callable[[SqliteTables], T]) -> T:
+        """QueueEngine.count."""
+        return await self._counting.read(query)
 
     async def change(self, operation: Callable[[Batch], T]) -> T:
         """QueueEngine.change."""

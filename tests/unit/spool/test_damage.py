@@ -293,7 +293,7 @@ async def test_a_count_that_the_reopening_cuts_off_is_not_a_result(
 ) -> None:
     """Its steps read one snapshot, which ends with the connection."""
     await claims_of(spool, make)
-    steps, run = 0, spool.maintenance._count
+    steps, run = 0, spool.count
 
     async def cut_off(query):
         nonlocal steps
@@ -305,7 +305,7 @@ async def test_a_count_that_the_reopening_cuts_off_is_not_a_result(
             await until_well(spool)
         return await run(query)
 
-    monkeypatch.setattr(spool.maintenance, "_count", cut_off)
+    monkeypatch.setattr(spool, "count", cut_off)
     with pytest.raises(SpoolUnavailableError, match="cut off"):
         await spool.counts()
     assert (await spool.counts()).unaccounted == 0
