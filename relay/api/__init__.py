@@ -20,8 +20,7 @@ same as that of `relay trace`.
 
 In a development relay:
 
-- `development`: /relay/v1/dev/...: clock, reset, deletion
-- `scenario_requests`: /relay/v1/dev/internet: the scenario of the simulated internet
+- `development`: /relay/v1/dev/...: clock, reset, deletion; the scenario of the simulated internet
 - `release`: to whom captured mail may leave this machine
 
 Elsewhere: why /readyz is 503: `relay/app/front_door.py`; what a queue command does to an entry:

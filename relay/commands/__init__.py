@@ -4,7 +4,7 @@ Verbs about the queue and journeys query the running daemon over run/control.soc
 runs, they take the locks and open the spool and the mail store. This package imports nothing, so
 that a command that uses the daemon loads neither of them.
 
-- `operator_client`: whom trace, show, queue, explain and storage prune ask: the daemon, or the files
+- `operator_client`: whom trace, show, queue, explain and storage prune ask: daemon, or files
 - `offline`: opens the files of the spool while no daemon runs; queue commands without one
 - `sendmail`: the message that sendmail sends: recipients of the header (To or
   Resent-To), missing fields; its SMTP

@@ -17,6 +17,7 @@ from relay.pages.app import create_app
 from relay.pages.health import HealthPage, last_hour
 from relay.pages.logins import Access
 from relay.pressure import Pressure
+from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.unit.pages.conftest import plain, send
 
@@ -68,7 +69,7 @@ async def test_the_part_that_changes_is_rendered_once_for_all(pages, monkeypatch
 async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
     daemon = pages.relay.daemon
     daemon.pressure.resident = lambda: 1 << 50
-    await daemon.pressure.measure()
+    await until(lambda: not daemon.pressure.is_calm)
     daemon.base.readiness.reason = "a room <has> ended"
     text = await pages.text("/health")
     assert "not ready" in text
