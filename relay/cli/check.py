@@ -9,7 +9,7 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option
-from relay.cli.output import flush, print_json, printable
+from relay.cli.output import print_json, printable
 from relay.clock import SystemClock
 from relay.commands.check import CheckFinding, CheckResult, check_file
 from relay.phrases import counted
@@ -52,5 +52,4 @@ def _show(one: CheckFinding) -> None:
         click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
         return
     begin = {CheckResult.FAILED: f"{one.what}: ", CheckResult.WARNING: "warning: "}
-    flush()
     click.echo(printable(begin.get(one.verdict, "") + one.text), err=True)

@@ -27,7 +27,7 @@ from relay.cli.dev_options import (
 )
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
-from relay.cli.output import flush, print_json_line, printable, step_lines
+from relay.cli.output import print_json_line, printable, step_lines
 from relay.clock import SystemClock
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.folder import DevelopmentFolder, open_folder
@@ -300,4 +300,3 @@ class _TextView(_WarningView):
 
 def _echo(*lines: str) -> None:
     click.echo("\n".join(lines))
-    flush()

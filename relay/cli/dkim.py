@@ -12,7 +12,7 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import DOMAIN, CommandContext, Parsed, common_options
-from relay.cli.output import flush, printable
+from relay.cli.output import printable
 from relay.clock import SystemClock
 from relay.commands.dkim import (
     default_files,
@@ -90,7 +90,6 @@ def keygen(
         raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}") from None
     key = SigningKey(domain, selector, private, file)
     context.show(new_key_document(key, config), lambda: new_key_lines(key, config))
-    flush()
     if kind == "rsa" and private.bits < RSA_BITS_ADVISED:
         text = f"{private.bits} bits: receivers may not accept an RSA key below {RSA_BITS_ADVISED}"
         click.echo(f"warning: {text}", err=True)

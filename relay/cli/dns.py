@@ -11,7 +11,6 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import DOMAIN, CommandContext, common_options
-from relay.cli.output import flush
 from relay.clock import SystemClock
 from relay.commands.dns import NoDnsAnswerError, compare_zone
 from relay.commands.dns_records import ZoneRecord, ZoneVerdict, mta_sts_policy
@@ -41,7 +40,6 @@ def dns(context: CommandContext, domain: str) -> None:
         [one.as_json() for one in records if one.verdict is not None],
         lambda: [line for one in records for line in _lines(one, hostname)],
     )
-    flush()
     for note in compared.notes:
         click.echo(f"relay dns: {note}", err=True)
     bad = [one for one in records if one.verdict in _BAD]

@@ -11,7 +11,6 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options, read_input
-from relay.cli.output import flush
 from relay.cli.rule_lines import condition_text, rule_text
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
@@ -62,7 +61,6 @@ def explain(
     )  # fmt: skip
     context.show(document, lambda: explanation_lines(document, client.without_daemon))
     if document["state"] not in _QUEUED:
-        flush()
         raise CommandError(ExitCode.DATA)
 
 

@@ -2,7 +2,8 @@
 
 JSON is UTF-8 on any terminal; a document is printed at once, a stream line by line. The text
 functions are pure and return lines. print_lines() replaces their control characters: what prints
-them in another way has to do that itself, by printable().
+them in another way has to do that itself, by printable(). click.echo() flushes what it prints, so
+that its failure is still reported, and what goes to stderr afterwards is seen after it.
 """
 
 import json
@@ -47,12 +48,6 @@ def print_progress(text: str) -> None:
     """Print a line on stderr if that is a terminal."""
     if sys.stderr is not None and sys.stderr.isatty():
         click.echo(text, err=True)
-
-
-def flush() -> None:
-    """Flush stdout while an error can still be reported."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
 
 
 _RECIPIENTS_MAX = 20  # of one message, one line each; --json has all

@@ -24,7 +24,6 @@ from relay.cli.options import (
     user_name,
 )
 from relay.cli.output import (
-    flush,
     journey_lines,
     print_json,
     print_lines,
@@ -253,7 +252,6 @@ def _change(
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:
-        flush()
         text = f"relay queue {operation}: all selected entries are in flight{{}}; try again later"
         nodes = answer.get("in_flight_at", {})
         at = f" at {named(list(nodes))}" if sum(nodes.values()) == answer["in_flight"] else ""
@@ -275,7 +273,6 @@ def _so_far(done: int | None) -> str:
 def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
     """Exit with an error for selector ids that match nothing, after all other output."""
     if unknown:
-        flush()
         names = ", ".join(shown(name) for name in unknown)
         raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
 

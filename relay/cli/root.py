@@ -11,7 +11,6 @@ import click
 
 from relay import __version__
 from relay.cli.options import CommandContext, common_options
-from relay.cli.output import flush
 
 _VERBS = {
     "dev": "Run the development relay: no file, loopback only.",
@@ -97,7 +96,6 @@ def run() -> int:
         words, name = [called, *words], "relay"
     try:
         cli.main(words, prog_name=name, standalone_mode=False)
-        flush()
     except BaseException as error:  # noqa: BLE001 - no traceback reaches a user
         from relay.cli.errors import report_error  # noqa: PLC0415 - imports the errors of all rooms
 

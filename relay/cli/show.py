@@ -14,7 +14,7 @@ import click
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import KEY, CommandContext, common_options
-from relay.cli.output import flush, printable
+from relay.cli.output import printable
 from relay.clock import SystemClock, rfc3339
 from relay.commands.operator_client import OperatorClient
 from relay.files import OpenOctets
@@ -188,7 +188,6 @@ def _write(blocks: Iterable[bytes]) -> None:
         for line in _lines(blocks):
             click.echo(printable(line.decode("utf-8", "replace").rstrip("\r\n").expandtabs()))
         return
-    flush()
     sys.stdout.buffer.writelines(blocks)
     sys.stdout.buffer.flush()
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import KEY, CommandContext, common_options, unknown_message
-from relay.cli.output import flush, journey_lines, printable
+from relay.cli.output import journey_lines, printable
 from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.document import Journey, Recipient
@@ -135,7 +135,6 @@ def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> 
     journey = replace(found, reached=UNSET)
     context.show(journey, lambda: journey_lines(journey, client.answer(journey)))
     if not found.reached:
-        flush()  # the journey first
         entries = client.entries_of(found.id) if found.id else []
         so_far = "permanently" if found.is_final else f"after {timeout_s:g} s"
         expected = "final or captured" if state == "there" else state
