@@ -192,8 +192,9 @@ def _steps(
     for one in journey.steps:
         events[one.step].append(one)
     since = _times_between(journey.steps)
+    is_claimed = any(entry.get("claimed") for entry in entries)
     for number, name in _NAMES.items():
-        state, text = _state_of_step(number, journey, events, entries=entries)
+        state, text = _state_of_step(number, journey, events, is_claimed=is_claimed)
         found = [_event(some, since, journey, reports=reports) for some in _runs(events[number])]
         shown = tuple(found[-_EVENTS_MAX:])
         left_out = sum(one.count for one in found[:-_EVENTS_MAX])
@@ -258,15 +259,11 @@ _Events = Mapping[int, Sequence[JourneyStep]]
 
 
 def _state_of_step(
-    number: int,
-    journey: Journey,
-    events: _Events,
-    *,
-    entries: Sequence[Mapping[str, Any]],
+    number: int, journey: Journey, events: _Events, *, is_claimed: bool
 ) -> tuple[StepState, str]:
     """Return the state of a step and a sentence about it."""
     if number == Step.DELIVERY and journey.id:
-        return _delivery(journey, events, entries=entries)
+        return _delivery(journey, events, is_claimed=is_claimed)
     if number == Step.REPORT:
         return _report(journey, events)
     if events[number]:
@@ -344,14 +341,12 @@ def _end_before_transport(events: _Events) -> tuple[int, str] | None:
     return (4, f"Transport refused the message: {reply}") if "size" in converted else (3, reply)
 
 
-def _delivery(
-    journey: Journey, events: _Events, *, entries: Sequence[Mapping[str, Any]]
-) -> tuple[StepState, str]:
+def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[StepState, str]:
     """Return the state of step 6, which follows from those of the recipients."""
     states = Counter(one.state for one in journey.recipients)
     text = ", ".join(f"{number} {state}" for state, number in states.items())
     text = f"{counted(states.total(), 'recipient')}: {text}."
-    if any(entry.get("claimed") for entry in entries):
+    if is_claimed:
         return StepState.RUNNING, text
     if any(states[name] for name in ("queued", "deferred", "held")):
         return StepState.WAITING, text
