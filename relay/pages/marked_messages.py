@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError, quoted
-from relay.pages.message_list import DELETE, READ, ROWS, UNREAD, ListView, view_of
+from relay.pages.message_list import DELETE, READ, ROWS, ListView, actions, view_of
 from relay.pages.site import PageRequest
 
 NAMES_MAX = 10_000
@@ -46,9 +46,7 @@ async def marked_messages(request: PageRequest) -> Response:
 
 def _checked(action: str, request: PageRequest) -> str:
     """Return the action. Raises ApiError 400."""
-    if action not in (READ, UNREAD, DELETE) or (
-        action == DELETE and not request.site.handlers.is_development
-    ):
+    if action not in dict(actions(request.site)):
         raise ApiError(400, "BadRequest", f"There is no action {quoted(action)}.")
     return action
 
