@@ -133,8 +133,7 @@ def claim_keys(
     transaction: WriteTransaction, keys: Sequence[Key], *, now_us: int, at_us: int
 ) -> tuple[Claim, ...]:
     """Claim those of these entries that are still due, and that nobody else has or takes now."""
-    columns = (_ids(keys), _numbers(keys))
-    taken = transaction.fetch(_TAKE, (*columns, transaction.incarnation, now_us))
+    taken = transaction.fetch(_TAKE, (*_columns(keys), transaction.incarnation, now_us))
     found = {(row[0], row[1]) for row in taken}
     claims, damaged = read_claims(transaction, [key for key in keys if key in found])
     for key, text in damaged.items():
@@ -155,7 +154,7 @@ def read_claims(
     """Return claims of these entries as they are, and what is wrong with the others."""
     if not keys:
         return (), {}
-    columns = (_ids(keys), _numbers(keys))
+    columns = _columns(keys)
     recipients = tables.fetch(_RECIPIENTS, columns)
     return claims_of(map(tuple, tables.fetch(_FACTS, columns)), recipients, by_message=True)
 
@@ -232,9 +231,5 @@ def _scan_next_hop(
     return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
 
 
-def _ids(keys: Sequence[Key]) -> list[str]:
-    return [message_id for message_id, _ in keys]
-
-
-def _numbers(keys: Sequence[Key]) -> list[int]:
-    return [number for _, number in keys]
+def _columns(keys: Sequence[Key]) -> tuple[list[str], list[int]]:
+    return [message_id for message_id, _ in keys], [number for _, number in keys]
