@@ -548,7 +548,7 @@ BROKEN = (
     Broken("backscatter", _instead(bounces, "decide_reports", _to_anybody), "invariant 5"),
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
-    Broken("all get the first version", _instead(transactions, "_insert_message", _first_version), "another content", where=conditions.in_versions),
+    Broken("all get the first version", _instead(transactions, "add_message", _first_version), "another content", where=conditions.in_versions),
     Broken("doubts are not reported", _instead(claim_changes, "record_doubt", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(

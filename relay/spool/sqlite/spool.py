@@ -454,7 +454,10 @@ class SqliteSpool(SharedSpool):
         original: str,  # noqa: ARG002 - there is one mail root
     ) -> None:
         """QueueEngine.add_reports."""
-        transactions.add_reports(transaction, reports, stored, captured=self._captured)
+        for report, files in zip(reports, stored, strict=True):
+            transactions.add_message(
+                transaction, report, files, claim=False, captured=self._captured
+            )
 
     def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
         """QueueEngine.entries_ended: return the files of contents that were removed. The entries

@@ -90,7 +90,7 @@ def accept(
     claims: list[Claim] = []
     ends: list[int] = []
     for message, names in zip(messages, files, strict=True):
-        added = _insert_message(batch, message, names, claim=claim, captured=captured)
+        added = add_message(batch, message, names, claim=claim, captured=captured)
         claims += added.claims
         ends += added.parked_until_us
     if receipt is not None:
@@ -129,7 +129,7 @@ def settle(
     record_beside(batch, settlement, rows, now_us=now_us, store=0)
     claims: list[Claim] = []
     for message, names in zip(settlement.reports, files, strict=True):
-        added = _insert_message(batch, message, names, claim=claim_reports, captured=captured)
+        added = add_message(batch, message, names, claim=claim_reports, captured=captured)
         claims += added.claims
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
@@ -146,7 +146,7 @@ def note_removed_events(batch: Batch, last: int | None) -> None:
         )
 
 
-def _insert_message(
+def add_message(
     batch: Batch,
     message: NewMessage,
     files: StoredFiles,
@@ -154,6 +154,7 @@ def _insert_message(
     claim: bool,
     captured: CapturedMail,
 ) -> AcceptedRows:
+    """Write a message, and return those of its rows that all engines have."""
     facts = message.facts
     batch.execute(_MESSAGE, message_row(facts))
     used = used_contents(message)
@@ -170,18 +171,6 @@ def _insert_message(
     batch.counts.update(rows.counts)
     count_holds(batch, len(message.held_by_rules))
     return rows
-
-
-def add_reports(
-    batch: Batch,
-    reports: Sequence[NewMessage],
-    files: Sequence[StoredFiles],
-    *,
-    captured: CapturedMail,
-) -> None:
-    """Write reports, which wait unclaimed."""
-    for message, names in zip(reports, files, strict=True):
-        _insert_message(batch, message, names, claim=False, captured=captured)
 
 
 def _leave(batch: Batch, settlement: Settlement, rows: SettledRows) -> bool:
