@@ -115,6 +115,8 @@ async def test_no_250_where_the_commit_fails(
 async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
     disk: FaultyDisk, running: Running, fault: str
 ) -> None:
+    assert (await running.submit("before"))[0] == 250  # what a start writes has been written
+    await running.until_inbox_has("before")
     disk.refuses(fault)
     assert await running.send_mail("waits") == 202
     ready = running.folder / "mail/.submissions/ready"
@@ -124,7 +126,7 @@ async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
             await asyncio.sleep(0.02)
     assert len(list(ready.iterdir())) == 1
     disk.is_well()
-    await running.until_inbox_has("waits")
+    await running.until_inbox_has("before", "waits")
     async with asyncio.timeout(SOON_S):
         while list(ready.iterdir()):
             await asyncio.sleep(0.02)
