@@ -13,7 +13,8 @@ RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME);
 """
 
 from collections.abc import Iterable, Sequence
-from email.message import Message
+from email.message import Message, MIMEPart
+from email.policy import SMTP
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -86,6 +87,8 @@ class ConvertedMessage(Struct, frozen=True):
 
 
 _BOUNDARY_CHARACTERS = 40  # of the draft's name
+# relay.mime.write_header folds the fields; `email` must not fold them again.
+_POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
 
 
 def _made_of_properties(
@@ -105,9 +108,14 @@ def _made_of_properties(
         properties, message_id=block.origin.message_id, date_us=block.origin.modified_us
     )
     bcc = address_list_field("Bcc", properties.bcc) if keep_bcc else ""
-    header = f"{bcc}{fields}{tree.root.header}".encode()
-    pieces = list(tree.root.body)
-    if not as_bytes(pieces[-1]).endswith(b"\r\n"):
+    top, _, rest = _written(tree).partition(b"\r\n\r\n")
+    header = f"{bcc}{fields}".encode() + top + b"\r\n"
+    pieces: list[bytes | Octets] = [b"\r\n"]
+    for leaf in tree.leaves:
+        before, _, rest = rest.partition(leaf.mark.encode())
+        pieces += [before, leaf.content]
+    pieces.append(rest)
+    if not as_bytes(rest or tree.leaves[-1].content).endswith(b"\r\n"):
         pieces.append(b"\r\n")
     if stored.size <= LARGE_BYTES:
         return b"".join((header, *map(as_bytes, pieces))), tree.texts
@@ -118,17 +126,22 @@ def _made_of_properties(
 # -- structure: mixed(alternative(text, related(html, images)), files), only the levels needed
 
 
-class _Part(Struct, frozen=True):
-    """An entity: its header, and its body in pieces, which begin with the blank line."""
+class _Leaf(Struct, frozen=True):
+    """A leaf. `mark` is a placeholder for its octets in the tree: `email` would copy them."""
 
-    header: str
-    body: Sequence[bytes | Octets]
+    fields: Sequence[tuple[str, str]]
+    content: bytes | Octets
+    mark: str
 
 
 class _Tree(Struct, frozen=True):
-    """The structure, and its text parts, each with its transfer encoding."""
+    """The structure with placeholders, and the leaves in the order of the placeholders.
 
-    root: _Part
+    `texts` are the text parts, each with its transfer encoding.
+    """
+
+    root: MIMEPart
+    leaves: Sequence[_Leaf]
     texts: Sequence[str]
 
 
@@ -139,18 +152,23 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     images = [one for one in block.attachments if one.inline and _identity(one) in shown]
     files = [one for one in block.attachments if one not in images]
     items = [stored.part(length + one.offset, one.length) for one in files if one.item]
-    # no text has "=_" in it
+    # What all boundaries begin with: no encoded text has "=_".
     boundary = free_boundary(block.origin.base_name[:_BOUNDARY_CHARACTERS], items)
+    leaves: list[_Leaf] = []
     texts: list[str] = []
 
-    def text_part(subtype: str, content: bytes) -> _Part:
+    def leaf(fields: Sequence[tuple[str, str]], content: bytes | Octets) -> MIMEPart:
+        leaves.append(_Leaf(fields, content, f"{boundary}_bytes_of_{len(leaves)}_"))
+        return _part(leaves[-1])
+
+    def text_part(subtype: str, content: bytes) -> MIMEPart:
         coded = coded_text(with_crlf(content))
         texts.append(f"text/{subtype} ({coded.charset}, {coded.encoding})")
-        return _leaf(coded.fields(subtype), coded.content)
+        return leaf(coded.fields(subtype), coded.content)
 
-    def file_part(part: StoredPart, *, inline: bool) -> _Part:
+    def file_part(part: StoredPart, *, inline: bool) -> MIMEPart:
         fields = attachment_fields(replace(part, inline=inline))
-        return _leaf(fields, stored.part(length + part.offset, part.length))
+        return leaf(fields, stored.part(length + part.offset, part.length))
 
     if body_type == "html":
         alternative = text_part("plain", html_to_text(source).encode("utf-8", "replace"))
@@ -164,26 +182,36 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     if files:
         parts = [file_part(one, inline=False) for one in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
-    return _Tree(root, texts)
+    return _Tree(root, leaves, texts)
+
+
+def _written(tree: _Tree) -> bytes:
+    """Return the tree with its placeholders. A single part needs no `email` generator."""
+    if len(tree.leaves) > 1:
+        return tree.root.as_bytes()
+    [leaf] = tree.leaves
+    return f"{''.join(raw_field(*field) for field in leaf.fields)}{CRLF}{leaf.mark}".encode()
 
 
 def _identity(part: StoredPart) -> str:
     return part.content_id.strip("<> ")
 
 
-def _leaf(fields: Iterable[tuple[str, str]], content: bytes | Octets) -> _Part:
-    return _Part("".join(raw_field(*field) for field in fields), [b"\r\n", content])
-
-
-def _multipart(subtype: str, parts: Iterable[_Part], boundary: str) -> _Part:
+def _multipart(subtype: str, parts: Iterable[MIMEPart], boundary: str) -> MIMEPart:
     root_type = '; type="text/html"' if subtype == "related" else ""
-    content_type = f'multipart/{subtype}{root_type};{CRLF} boundary="{boundary}"'
-    delimiter = f"{CRLF}--{boundary}"
-    body: list[bytes | Octets] = []
+    whole = MIMEPart(policy=_POLICY)
+    whole.set_raw("Content-Type", f'multipart/{subtype}{root_type};{CRLF} boundary="{boundary}"')
     for part in parts:
-        body += [f"{delimiter}{CRLF}{part.header}".encode(), *part.body]
-    body.append(f"{delimiter}--{CRLF}".encode())
-    return _Part(raw_field("Content-Type", content_type), body)
+        whole.attach(part)
+    return whole
+
+
+def _part(leaf: _Leaf) -> MIMEPart:
+    part = MIMEPart(policy=_POLICY)
+    for name, value in leaf.fields:
+        part.set_raw(name, value)
+    part.set_payload(leaf.mark)
+    return part
 
 
 _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
