@@ -148,7 +148,7 @@ def _report_later(original: Any) -> Any:
 
 
 def _no_waiting(_original: Any) -> Any:
-    async def before_dot(self: OutboundSession) -> None:
+    async def before_dot(self: OutboundSession, _claim: Any) -> None:
         self._in_doubt = True
 
     return before_dot
@@ -584,7 +584,7 @@ BROKEN = (
     Broken("a release forgets when", _instead(queue_decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
     Broken("a release forgets the attempts", _instead(queue_decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
     Broken("each next hop is warned of", _instead(settled_rows, "record_owed", _nothing), "invariant 6"),
-    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing),
+    Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing, seeds=120),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
