@@ -332,8 +332,9 @@ class DeliveryScheduler:
         self._roomless.push(claim)
         self._claims_in_memory.track(claim, self._roomless)
         await self.contents.room_for(claim)
-        if self._roomless.remove(claim.key) is None:
+        if self._roomless.get(claim.key) is not claim:  # it was taken, perhaps claimed again
             return False
+        self._roomless.remove(claim.key)
         self._claims_in_memory.track(claim, came_from)
         return True
 

@@ -110,6 +110,7 @@ class Pause:
     async def hold(self, node: Any, ledger: Ledger, world: World) -> None:
         """Hold what is in the queue, and note how it was."""
         ids, offset_us = set(_ids(ledger)), _ahead_us(node)
+        operated = ledger.operated.copy()
         listed = await node.spool.queue_admin.list(Selector(all=True), limit=_LISTED_MAX)
         before = {_key(one): one for one in listed if one["id"] in ids}
         if not before:
@@ -121,6 +122,8 @@ class Pause:
             key, was = _key(one), before.get(_key(one))
             if one["result"] != CommandResult.DONE or was is None:
                 continue
+            if ledger.operated[key] != operated[key] + 1:
+                continue  # another operator has changed it between the list and this hold
             if was["state"] in ("queued", "deferred") and was["attempts"] == one["attempts"]:
                 self._before[key] = (one["attempts"], _steady_us(was["due"], offset_us))
                 self._operated[key] = ledger.operated[key]

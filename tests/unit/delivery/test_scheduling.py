@@ -156,6 +156,35 @@ async def test_a_claim_that_waits_for_room_for_its_content_is_withdrawn(delivery
         never.set()
 
 
+@pytest.mark.parametrize("hop", ["other@b.test", "bob@example.test"])
+async def test_a_claim_that_was_taken_while_it_waited_for_room_leaves_its_successor(
+    delivery, hop
+) -> None:
+    never = asyncio.Event()
+    async with RemoteMx(gates={"DOT": never}) as mx, RemoteMx() as other:
+        delivery.table.at("a.test", mx)
+        delivery.table.at("b.test", other)
+        delivery.table.mailboxes.add("bob@example.test")
+        delivery.content_bytes = len(LONG)
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
+        await delivery.start()
+        await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
+        await mx.reached("DOT")
+        key = (await delivery.send(hop, claim=False), 1)
+        roomless = delivery.scheduler._roomless
+        await until(lambda: roomless)
+        first = roomless.get(key)
+        assert delivery.scheduler.withdraw([key]) == {key}
+        await delivery.spool.release([first])
+        delivery.scheduler.due_now()
+        await until(lambda: roomless)
+        assert roomless.get(key).epoch > first.epoch
+        never.set()
+        journey = await settled(delivery, key[0])
+        assert set(states(journey).values()) <= {"relayed", "delivered"}
+        assert len(journey.recipients[0].attempts) == 1
+
+
 async def test_mail_that_came_due_while_the_relay_was_down_gets_one_attempt(delivery) -> None:
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
