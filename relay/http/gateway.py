@@ -7,6 +7,7 @@ unknown, the connection is closed without a response.
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from email.utils import formatdate
@@ -34,7 +35,7 @@ EMPTY_CHUNK = {"type": "http.response.body", "body": b"", "more_body": True}
 _LAST_CHUNK = {"type": "http.response.body", "body": b""}
 
 
-class BodyOnDemand(Response):
+class BodyOnDemand(ABC, Response):
     """A response whose body is made while it is sent; with HEAD it is not begun."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,9 +56,9 @@ class BodyOnDemand(Response):
         finally:
             disconnected.cancel()
 
+    @abstractmethod
     async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
         """Send the chunks before the last; return False if the body is incomplete."""
-        raise NotImplementedError
 
 
 class StreamedResponse(BodyOnDemand):

@@ -337,7 +337,7 @@ class _Endpoints:
 def _shown(
     error: SignInError | LoginDelayedError | AssertionsFullError | ApiError,
 ) -> SignInError:
-    """Return what the client is told of an error."""
+    """Return the error of OAuth that a client gets for an error."""
     later = "temporarily_unavailable"
     if isinstance(error, SignInError):
         return error

@@ -4,9 +4,8 @@ The submission log keeps the events of steps 1 to 4, the spool those of steps 5 
 joins both by submission id and orders them by step. The rooms write events; the API and the
 command line read journeys.
 
-- `events`: an event, and the seven steps
+- `events`: an event, the seven steps, and a line of the submission log
 - `submission_log`: the log of steps 1 to 4: written, searched, and pruned by days
-- `log_line`: one line of the submission log as a typed value
 - `log_reader`: reads the submission log forward from a position
 - `open_submissions`: submissions not yet accepted, and their state before the queue: scheduled,
   converting, cancelled, failed (state_before_queue)

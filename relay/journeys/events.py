@@ -7,9 +7,10 @@ step. The names are those of docs/names.md.
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from relay.clock import rfc3339
 from relay.journeys.document import JourneyStep
@@ -61,3 +62,42 @@ class RecordedEvent(Struct, frozen=True):
     account: str
     event: Event
     state: RecipientState | SubmissionState | None
+
+
+class LogLine(Struct, frozen=True):
+    """A line of the submission log: an event of a submission; a remark about it, whose step is 0;
+    or that it was withdrawn.
+
+    The facts of a submission are in its line of step 1, by which the others are found, and in that
+    of its withdrawal.
+    """
+
+    submission_id: str  # draft and number
+    step: Annotated[int, Meta(ge=0, le=int(max(Step)))]  # 0 for a remark
+    at_us: int = 0  # wall time
+    detail: dict[str, Any] = {}  # of the event, or the remark
+    queue_id: str = ""  # in the line of step 4
+    owner: str = ""  # the account, in lines without the facts
+    withdrawn: bool = False  # it was rejected, and has no journey
+    graph_id: str = ""  # the draft; with this the facts begin
+    account: str = ""  # whose submission it is
+    sender: str = ""  # the address in From, else of the account
+    message_id: str = ""  # of its header
+    subject: str = ""  # decoded
+    recipients: tuple[str, ...] = ()  # Bcc too
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether the facts are in this line."""
+        return self.step == Step.CREATED or self.withdrawn
+
+
+_decoder = msgspec.json.Decoder(LogLine)
+
+
+def parse_line(line: bytes) -> LogLine | None:
+    """Return what a line says, None for one that a crash or a full disk has damaged."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

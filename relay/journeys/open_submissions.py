@@ -1,7 +1,7 @@
 """The submissions in the log that are not recorded as accepted: they wait, or ended before step 4.
 
 state_before_queue() derives the state of a message before the queue from its events: scheduled,
-converting, cancelled, failed, or expired where nobody knows whether it was sent.
+converting, cancelled, failed, or expired if it is not known whether it was sent.
 
 The log is read once, from its end backwards, and then only what was appended to it. Of accepted
 submissions nothing is remembered: the spool has them.
@@ -16,8 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from relay.files import LINE_BYTES_MAX, lines_backwards
-from relay.journeys.events import Step
-from relay.journeys.log_line import parse_line
+from relay.journeys.events import Step, parse_line
 from relay.journeys.message_list import OpenSubmission
 from relay.message.lifecycle import RecipientState, SubmissionState
 

@@ -24,8 +24,7 @@ from msgspec.structs import asdict, replace
 from relay.clock import Clock, id_time_us, now_at_least_us
 from relay.files import lines_backwards
 from relay.journeys.document import JourneyStep
-from relay.journeys.events import Event, Step
-from relay.journeys.log_line import LogLine, parse_line
+from relay.journeys.events import Event, LogLine, Step, parse_line
 from relay.journeys.message_list import OpenSubmission
 from relay.journeys.message_search import (
     CLOCK_MARGIN_US,

@@ -2,7 +2,7 @@
 
 In a local domain, the addresses of accounts are valid, and every other one with `catch_all`. Mail
 to postmaster (also without a domain) and to MAILER-DAEMON of this host is valid without an account
-and goes to the postmaster, or into the dead-letter mailbox where nobody is set. Aliases are not
+and goes to the postmaster, or into the dead-letter mailbox if no postmaster is set. Aliases are not
 known here: who gets their mail is in relay/accounts/aliases.py.
 
 Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look

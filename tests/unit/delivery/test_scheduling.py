@@ -1,6 +1,7 @@
 """Claims in memory: withdrawn, expired, in fair order; and the queue after a start."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 from msgspec import structs
@@ -135,10 +136,13 @@ async def test_a_claim_that_waits_for_room_for_its_content_expires_on_time(deliv
         assert delivery.reporter.failures_reported == [("late@a.test", "5.4.7")]
 
 
-@pytest.mark.parametrize("hop", ["other@b.test", "bob@example.test"])
-async def test_a_claim_that_waits_for_room_for_its_content_is_withdrawn(delivery, hop) -> None:
-    never = asyncio.Event()
-    async with RemoteMx(gates={"DOT": never}) as mx, RemoteMx() as other:
+@asynccontextmanager
+async def waiting_for_room(delivery, address):
+    """The key of a message that waits: a host does not answer to one that uses all room, until the
+    event is set.
+    """
+    answers = asyncio.Event()
+    async with RemoteMx(gates={"DOT": answers}) as mx, RemoteMx() as other:
         delivery.table.at("a.test", mx)
         delivery.table.at("b.test", other)
         delivery.table.mailboxes.add("bob@example.test")
@@ -147,39 +151,37 @@ async def test_a_claim_that_waits_for_room_for_its_content_is_withdrawn(delivery
         await delivery.start()
         await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
         await mx.reached("DOT")
-        waits = await delivery.send(hop, claim=False)
+        key = (await delivery.send(address, claim=False), 1)
         await until(lambda: delivery.scheduler._roomless)
-        assert delivery.scheduler.withdraw([(waits, 1)]) == {(waits, 1)}
-        (one,) = (await delivery.spool.journey(waits)).recipients
+        yield key, answers
+
+
+REMOTE_AND_LOCAL = pytest.mark.parametrize("address", ["other@b.test", "bob@example.test"])
+
+
+@REMOTE_AND_LOCAL
+async def test_a_claim_that_waits_for_room_for_its_content_is_withdrawn(delivery, address) -> None:
+    async with waiting_for_room(delivery, address) as (key, answers):
+        assert delivery.scheduler.withdraw([key]) == {key}
+        (one,) = (await delivery.spool.journey(key[0])).recipients
         assert (one.state, one.attempts) == ("queued", ())
         await delivery.spool.release(await delivery.claim_due())
-        never.set()
+        answers.set()
 
 
-@pytest.mark.parametrize("hop", ["other@b.test", "bob@example.test"])
+@REMOTE_AND_LOCAL
 async def test_a_claim_that_was_taken_while_it_waited_for_room_leaves_its_successor(
-    delivery, hop
+    delivery, address
 ) -> None:
-    never = asyncio.Event()
-    async with RemoteMx(gates={"DOT": never}) as mx, RemoteMx() as other:
-        delivery.table.at("a.test", mx)
-        delivery.table.at("b.test", other)
-        delivery.table.mailboxes.add("bob@example.test")
-        delivery.content_bytes = len(LONG)
-        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
-        await delivery.start()
-        await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
-        await mx.reached("DOT")
-        key = (await delivery.send(hop, claim=False), 1)
+    async with waiting_for_room(delivery, address) as (key, answers):
         roomless = delivery.scheduler._roomless
-        await until(lambda: roomless)
         first = roomless.get(key)
         assert delivery.scheduler.withdraw([key]) == {key}
         await delivery.spool.release([first])
         delivery.scheduler.due_now()
         await until(lambda: roomless)
         assert roomless.get(key).epoch > first.epoch
-        never.set()
+        answers.set()
         journey = await settled(delivery, key[0])
         assert set(states(journey).values()) <= {"relayed", "delivered"}
         assert len(journey.recipients[0].attempts) == 1
