@@ -37,7 +37,7 @@ from relay.ingress.expansion import expand_recipients
 from relay.ingress.forwarding import Forwarder
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.mailbox.types import Room
-from relay.message.envelope import ForwardPath, Source, domain_of
+from relay.message.envelope import ForwardPath, Source
 from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import CAPTURE, LOCAL, NextHop
 from relay.message.outcome import Deferred, Failed
@@ -56,6 +56,7 @@ from relay.routing.route_table import (
     RemoteRecipient,
     RouteTable,
     RoutingResult,
+    ascii_domain_of,
 )
 from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings
@@ -178,16 +179,20 @@ class Explainer:
         return document | await self._by_verdict(verdict, sender, found, question=question)
 
     async def _apply_rules(
-        self, address: str, sender: _Sender, question: Question, *, found: RoutingResult
+        self,
+        address: str,
+        sender: _Sender,
+        question: Question,
+        *,
+        found: LocalRecipient | RemoteRecipient,
     ) -> RulesExplained:
         """Apply the rules as acceptance does. Raises TooManyPartsError, TimeoutError."""
-        claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
-        local = [address] if isinstance(found, LocalRecipient) else []
+        claims_local = self.table.is_local_domain(ascii_domain_of(sender.reverse_path))
         message = ExaminedMessage(
             reverse_path=sender.reverse_path,
             sender_local=claims_local and sender.is_trusted,
             recipients=(address,),
-            local=frozenset(local),
+            local=frozenset([address] if found.is_local else []),
             content=ParsedContent.of(question.content or b""),
             source=Source.SMTP,
             client=question.ip,

@@ -44,7 +44,7 @@ from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
-from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
+from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts
 from relay.message.header import FIELDS_MAX, Header, ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
@@ -58,7 +58,12 @@ from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.policy.message_parts import TooManyPartsError
-from relay.routing.route_table import InvalidRecipient, LocalRecipient, RouteTable, RoutingResult
+from relay.routing.route_table import (
+    InvalidRecipient,
+    RouteTable,
+    RoutingResult,
+    ascii_domain_of,
+)
 from relay.signing.signer import Signer, SigningError
 from relay.spool.types import (
     Accepted,
@@ -196,7 +201,10 @@ class Acceptance:
         sender, forwarding = arrival.envelope.reverse_path, self.forwarding
         expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(arrival.paths, expand)
-        examinations = [forwarding.examine(path.address, sender) for path in recipients.paths]
+        examinations = [
+            forwarding.examine(path.address, sender, forwarded_by=by)
+            for path, by in zip(recipients.paths, recipients.forwarded_by, strict=True)
+        ]
         rules = self.policy()
         examined = self._policy_input(arrival, recipients.paths, parsed, examinations=examinations)
         verdict = await self._evaluate(rules, examined)
@@ -235,7 +243,9 @@ class Acceptance:
     ) -> FanOut:
         envelope, forwarding = arrival.envelope, self.forwarding
         sender = envelope.reverse_path
-        has_answers = any(isinstance(one, LocalRecipient) and one.is_answer for one in examinations)
+        has_answers = any(
+            not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations
+        )
         return fan_out(
             recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
             verdict, expand=expand,
@@ -317,7 +327,7 @@ class Acceptance:
         """`paths` are what the recipients lead to that the client named."""
         envelope, origin = arrival.envelope, arrival.origin
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
-        claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
+        claims_local = self.router.is_local_domain(ascii_domain_of(envelope.reverse_path))
         valid = [
             (path.address, found)
             for path, found in zip(paths, examinations, strict=True)
@@ -327,9 +337,7 @@ class Acceptance:
             reverse_path=envelope.reverse_path,
             sender_local=claims_local and origin.trusted,
             recipients=tuple([address for address, _ in valid]),
-            local=frozenset(
-                [address for address, found in valid if isinstance(found, LocalRecipient)]
-            ),
+            local=frozenset([address for address, found in valid if found.is_local]),
             content=content,
             source=origin.source,
             client=origin.ip,

@@ -132,7 +132,7 @@ def fan_out(
             final.append(_failed(start, found.status, found.text))
             continue
         decided = next(verdicts)
-        if isinstance(found, LocalRecipient) and found.is_answer:
+        if found.is_answer:
             start = replace(start, path=replace(path, notify=_NEVER))
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))

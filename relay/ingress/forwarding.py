@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.clock import Clock
@@ -20,7 +21,13 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.message.srs import Srs, SrsError, is_srs
 from relay.message.status import own_reply
-from relay.routing.route_table import InvalidRecipient, RouteTable, RoutingResult, ascii_domain_of
+from relay.routing.route_table import (
+    InvalidRecipient,
+    RemoteRecipient,
+    RouteTable,
+    RoutingResult,
+    ascii_domain_of,
+)
 
 _LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
@@ -36,7 +43,7 @@ class Forwarder(Struct, frozen=True):
 
     def expand(self, address: str, reverse_path: str) -> Expansion | None:
         """Return who gets the mail for `address`; None for an address that leads nowhere else."""
-        expansion = self.accounts.expand(address)
+        expansion = self.router.expand(address, reverse_path)
         if expansion is not None or reverse_path or not self._is_own_srs(address):
             return expansion
         try:
@@ -52,9 +59,15 @@ class Forwarder(Struct, frozen=True):
             return partial(self.expand, reverse_path=reverse_path)
         return partial(self._expand_once, reverse_path=reverse_path, passed=passed)
 
-    def examine(self, address: str, reverse_path: str) -> RoutingResult:
-        """Return where mail for an address goes that expand() does not replace."""
-        return self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
+    def examine(
+        self, address: str, reverse_path: str, *, forwarded_by: str = ""
+    ) -> RoutingResult:
+        """Return where mail for an address goes that expand() does not replace; `forwarded_by` led
+        to it.
+        """
+        found = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
+        is_answer = isinstance(found, RemoteRecipient) and self.router.is_daemon(forwarded_by)
+        return replace(found, is_answer=True) if is_answer else found
 
     def sender_of(self, forwarded_by: str, address: str, reverse_path: str) -> str:
         """Return the sender of the copy that an alias forwards to `address`; "" for `reverse_path`.

@@ -4,14 +4,16 @@ Which are valid is decided in relay/routing/route_table.py, with the reply for a
 domain; what an alias or an SRS address leads to in `forwarding`, and whether a mailbox has room in
 relay/mailbox/quota.py.
 
-An alias is taken if any of the addresses is that it leads to. Those may be outside although the
-client may not relay: the operator has decided where the mail for an alias goes, and the key of SRS
+A client that may not relay may send to local domains, wherever a route sends their mail. An alias
+is taken if any of the addresses is that it leads to. Those may be outside although the client may
+not relay: the operator has decided where the mail for an alias goes, and the key of SRS
 addresses proves that mail came from where a report goes back to. A rejection names
 the address that the client gave, never one behind an alias.
 
 RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
+import re
 from typing import Protocol
 
 from msgspec import Struct
@@ -20,6 +22,8 @@ from relay.accounts.account import DEAD_LETTER
 from relay.ingress.forwarding import Forwarder
 from relay.mailbox.types import Room
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+
+_SENDER_ROUTED = re.compile("[@%!]")
 
 
 class MailboxRoom(Protocol):
@@ -48,8 +52,9 @@ class RecipientChecks(Struct, frozen=True):
         rejection = ""
         for target in expansion.addresses:
             found = await self._rejection(
-                target, reverse_path, size_bytes=size_bytes, may_relay=True
-            )
+                target, reverse_path, size_bytes=size_bytes,
+                may_relay=may_relay or target != address,
+            )  # fmt: skip
             if not found:
                 return ""
             rejection = rejection or found.replace(f"<{target}>", f"<{address}>", 1)
@@ -59,8 +64,9 @@ class RecipientChecks(Struct, frozen=True):
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
         match self.forwarding.examine(address, reverse_path):
-            case RemoteRecipient():
-                if not may_relay:
+            case RemoteRecipient(is_local=is_local) if not may_relay:
+                # A host that trusts this one may read alice+bob%elsewhere as bob@elsewhere.
+                if not is_local or _SENDER_ROUTED.search(address.rpartition("@")[0]):
                     # RFC 5321 7.9
                     return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
             case LocalRecipient(mailbox):

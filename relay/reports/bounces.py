@@ -214,7 +214,8 @@ class Reporter:
             events.append(event)
         if decision.dead_letters:
             unsigned = SignedContents((ParsedContent.of(content),))
-            letter = self._message(unsigned, _TO_POSTMASTER, about=message)
+            route = self._to_postmaster(decision.dead_letters)
+            letter = self._message(unsigned, route, about=message)
             messages.append(letter)
             self.count("dead-letter")
             if message.source is Source.REPORT:
@@ -253,7 +254,7 @@ class Reporter:
         """
         if not self.copies.to or subject.kind not in self.copies.kinds:
             return
-        route = self._route_to(self.copies.to) or _TO_POSTMASTER
+        route = self._route_to(self.copies.to) or self._to_postmaster()
         about = subject.message
         envelope = replace(about.envelope, reverse_path=self.copies.to, ret="HDRS")
         written = self._written(replace(subject, message=replace(about, envelope=envelope)))
@@ -296,7 +297,7 @@ class Reporter:
             event = Event(Step.REPORT, self.clock.time_us(), detail | {"left_out": left_out})
             return None, event
         if found is None:  # the sender's own address has no next hop
-            route, label, account = _TO_POSTMASTER, "dead-letter", ""
+            route, label, account = self._to_postmaster(), "dead-letter", ""
         else:
             route, label, account = found, str(kind), message.account
         self.count(label)
@@ -415,6 +416,15 @@ class Reporter:
         )  # fmt: skip
         entries = tuple(_entry(to, some, forwarded_by=by) for (to, by), some in found.items())
         return _Route(entries, (alias,))
+
+    def _to_postmaster(self, failed: Sequence[ReportedRecipient] = ()) -> "_Route":
+        """Return where a dead letter goes: to the postmaster's address if that has a route, but
+        into the mailbox here if it has `failed` there.
+        """
+        expansion = self.expand(POSTMASTER)
+        if expansion is None or {one.path.address for one in failed} & set(expansion.addresses):
+            return _TO_POSTMASTER
+        return self._route_to(POSTMASTER) or _TO_POSTMASTER
 
     def count(self, kind: str) -> None:
         """Count a report that was made."""

@@ -2,8 +2,12 @@
 
 In a local domain, the addresses of accounts are valid, and every other one with `catch_all`. Mail
 to postmaster (also without a domain) and to MAILER-DAEMON of this host is valid without an account
-and goes to the postmaster, or into the dead-letter mailbox if no postmaster is set. Aliases are not
-known here: who gets their mail is in relay/accounts/aliases.py.
+and goes to the postmaster, or into the dead-letter mailbox if no postmaster is set. A route decides
+where the mail of a valid address leaves; it makes no address valid. What aliases lead to is in
+relay/accounts/aliases.py.
+
+Which domain is local is decided in is_local_domain(). A result is local if its recipient is: then
+anybody may send to it, and in rules it is not outbound.
 
 Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look
 up next hops. The reply for an unknown user (550 5.1.1) is made here. The first route that
@@ -15,11 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import ClassVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.accounts.account import DEAD_LETTER, AccountDirectory, Expansion
+from relay.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
@@ -158,6 +163,7 @@ class LocalRecipient(Struct, frozen=True):
     is_answer: bool = False
     route: str = ""  # that decided; "": none did
     held: str = ""  # the reason, "route NAME": it waits for a release; "": it does not
+    is_local: ClassVar[bool] = True
 
 
 class RemoteRecipient(Struct, frozen=True):
@@ -167,6 +173,8 @@ class RemoteRecipient(Struct, frozen=True):
     route: str = ""  # that decided; "": none did
     held: str = ""  # as of a LocalRecipient
     chosen: bool = False  # by a mail-flow rule: no route has to match
+    is_local: bool = False  # an account of a local domain; a route says where its mail leaves
+    is_answer: bool = False  # the postmaster gets it, as of a LocalRecipient
 
 
 class InvalidRecipient(Struct, frozen=True):
@@ -269,6 +277,8 @@ class RouteTable:
             self._by_name[route.name] = route
             if isinstance(action, NextHop):
                 self._routes_to.setdefault(action, []).append(route)
+        takers = {self._catch_all, self._postmaster} - {"", DEAD_LETTER}
+        self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
 
     def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
         """Return where mail for `address` goes; its syntax has been checked. Without
@@ -280,29 +290,27 @@ class RouteTable:
         if not domain.isascii() and not (domain := ascii_domain_of(address)):
             # RFC 3463 3.2
             return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
-        if self._is_daemon(address):
+        if self.is_daemon(address):
             return LocalRecipient(self._postmaster, is_answer=True)
-        if domain in self._domains and _local_part(address) == "postmaster":
-            mailbox = self.mailbox_for(address) or self._postmaster
-            return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
-        return self._examine_by_routes(address, domain, reverse_path)
+        found = self._examine_by_routes(address, domain, reverse_path)
+        if _local_part(address) == "postmaster" and self.is_local_domain(domain):
+            is_account = self._accounts.by_address(address) is not None
+            if not is_account or isinstance(found, InvalidRecipient):  # RFC 5321 4.5.1
+                mailbox = self.mailbox_for(address) or self._postmaster
+                return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
+        return found
 
     def _examine_by_routes(
         self, address: str, domain: str, reverse_path: str, *, after: int = -1
     ) -> RoutingResult:
         """Let the first route behind the route `after` decide that takes the mail."""
         route = self._route_for(domain, reverse_path, after)
-        if route is not None and route.result is not None:
-            return route.result
+        is_local = self.is_local_domain(domain)
         if route is None:
-            if domain in self._domains:
-                return self._examine_local(address)
-            return _examine_mx(address, domain, route="")
+            return self._examine_local(address) if is_local else _examine_mx(address, domain)
         match route.action:
-            case UseMx():
-                return _examine_mx(address, domain, route=route.name)
             case HoldMail():
                 found = self._examine_by_routes(address, domain, reverse_path, after=route.number)
                 if isinstance(found, InvalidRecipient):
@@ -310,8 +318,13 @@ class RouteTable:
                 return replace(found, held=f"route {route.name}")
             case RejectRoute(status, text):
                 return _rejected(status, address, text, route=route.name)
-            case NextHop():  # LOCAL: another one has a result
+            case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
+        if is_local and self._accounts.by_address(address) is None:
+            return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
+        found = route.result or _examine_mx(address, domain, route=route.name)
+        is_own = is_local and isinstance(found, RemoteRecipient)
+        return replace(found, is_local=True) if is_own else found
 
     def examine_chosen(
         self, address: str, way: str, usual: LocalRecipient | RemoteRecipient
@@ -322,7 +335,7 @@ class RouteTable:
 
         Raises LookupError for a route that there is not, or that gives no next hop.
         """
-        if isinstance(usual, LocalRecipient) and usual.is_answer:
+        if usual.is_answer:
             return usual
         name = way.removeprefix(ROUTE_PREFIX)
         if name == way:
@@ -345,9 +358,24 @@ class RouteTable:
             found = RemoteRecipient(CAPTURE, found.route)
         return replace(found, held=usual.held, chosen=True)
 
-    def expand(self, address: str) -> Expansion | None:
-        """Return who gets the mail for an alias, which examine() does not know."""
-        return self._accounts.expand(address)
+    def expand(self, address: str, reverse_path: str = "") -> Expansion | None:
+        """Return who gets the mail for an alias, which examine() does not know. What catch_all or
+        postmaster takes is mail to the address of that account, if that leaves by a route.
+        """
+        found = self._accounts.expand(address)
+        if not self._may_move:  # nearly always
+            return found
+        targets = found.targets if found is not None else (AliasTarget(address),)
+        moved = tuple([self._moved(one, reverse_path) for one in targets])
+        return found if moved == targets else Expansion(moved)
+
+    def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
+        found = self.examine(target.address, reverse_path)
+        if not isinstance(found, LocalRecipient) or self._accounts.by_address(target.address):
+            return target
+        if not isinstance(self.examine(found.mailbox, reverse_path), RemoteRecipient):
+            return target
+        return AliasTarget(found.mailbox, (*target.through, target.address.lower()))
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
@@ -356,13 +384,13 @@ class RouteTable:
         """
         if account := self._accounts.by_address(address):
             return account.address
-        if self._is_daemon(address):
+        if self.is_daemon(address):
             return self._postmaster
         if _local_part(address) == "postmaster" and domain_of(address) in (*self._domains, ""):
             return self._postmaster
         return self._catch_all or None
 
-    def _is_daemon(self, address: str) -> bool:
+    def is_daemon(self, address: str) -> bool:
         """Whether it is the author of this relay's reports, and no account has the address."""
         return address.lower() == self._daemon and self._accounts.by_address(address) is None
 
@@ -449,7 +477,7 @@ class RouteTable:
         return next(iter(self._routes_to.get(next_hop, ())), None)
 
     def is_local_domain(self, domain: str) -> bool:
-        """Whether `domain` is local; rules check the sender with it."""
+        """Whether `domain` is local, for all that asks."""
         return domain.lower() in self._domains
 
     def _goes_to_simulator(self, address: str, domain: str) -> bool:
@@ -504,7 +532,7 @@ def _action_of(route: Route) -> RouteAction:
         raise ValueError(f"route {route.domain!r}: next_hop: {error}") from error
 
 
-def _examine_mx(address: str, domain: str, *, route: str) -> RoutingResult:
+def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:
     is_literal = domain.startswith("[")
     if is_literal and literal_address(domain) is None:
         return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")

@@ -114,7 +114,7 @@ async def explainer(dns: DnsThread, tmp_path: Path):
 
     def made(**changes) -> Explainer:
         parts = {
-            "table": RouteTable(ROUTES, ["example.test"], PEOPLE),
+            "table": None,
             "rules": lambda: rules,
             "resolver": resolver,
             "schedule": RetrySchedule((60.0, 300.0), lambda: 0.0),
@@ -126,7 +126,8 @@ async def explainer(dns: DnsThread, tmp_path: Path):
             "state_of": lambda _hop, _hosts: SiteState(0, 0.0, None, 0.0),
         }
         parts |= changes
-        accounts, table = parts.pop("accounts"), parts.pop("table")
+        accounts, given = parts.pop("accounts"), parts.pop("table")
+        table = given or RouteTable(ROUTES, ["example.test"], accounts)
         forwarding = Forwarder(accounts, table, Srs(b"x" * 32), clock)
         checks = RecipientChecks(forwarding, Mailboxes())
         return Explainer(forwarding=forwarding, checks=checks, **parts)
