@@ -59,9 +59,7 @@ class Forwarder(Struct, frozen=True):
             return partial(self.expand, reverse_path=reverse_path)
         return partial(self._expand_once, reverse_path=reverse_path, passed=passed)
 
-    def examine(
-        self, address: str, reverse_path: str, *, forwarded_by: str = ""
-    ) -> RoutingResult:
+    def examine(self, address: str, reverse_path: str, *, forwarded_by: str = "") -> RoutingResult:
         """Return where mail for an address goes that expand() does not replace; `forwarded_by` led
         to it.
         """

@@ -13,7 +13,6 @@ the address that the client gave, never one behind an alias.
 RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
-import re
 from typing import Protocol
 
 from msgspec import Struct
@@ -22,8 +21,6 @@ from relay.accounts.account import DEAD_LETTER
 from relay.ingress.forwarding import Forwarder
 from relay.mailbox.types import Room
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
-
-_SENDER_ROUTED = re.compile("[@%!]")
 
 
 class MailboxRoom(Protocol):
@@ -52,9 +49,8 @@ class RecipientChecks(Struct, frozen=True):
         rejection = ""
         for target in expansion.addresses:
             found = await self._rejection(
-                target, reverse_path, size_bytes=size_bytes,
-                may_relay=may_relay or target != address,
-            )  # fmt: skip
+                target, reverse_path, size_bytes=size_bytes, may_relay=True
+            )
             if not found:
                 return ""
             rejection = rejection or found.replace(f"<{target}>", f"<{address}>", 1)
@@ -64,9 +60,8 @@ class RecipientChecks(Struct, frozen=True):
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
         match self.forwarding.examine(address, reverse_path):
-            case RemoteRecipient(is_local=is_local) if not may_relay:
-                # A host that trusts this one may read alice+bob%elsewhere as bob@elsewhere.
-                if not is_local or _SENDER_ROUTED.search(address.rpartition("@")[0]):
+            case RemoteRecipient(is_local=is_local):
+                if not (is_local or may_relay):
                     # RFC 5321 7.9
                     return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
             case LocalRecipient(mailbox):

@@ -15,6 +15,7 @@ matches wins. A table that cannot be made raises ValueError; a lookup never fail
 dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,6 +38,9 @@ from relay.settings.values import parse_next_hop
 
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
 
+# A host that trusts this one may read ann+bob%elsewhere as bob@elsewhere (Postfix:
+# allow_untrusted_routing).
+_SENDER_ROUTED = re.compile("[@%!]")
 _DOMAINS_KEPT = 4096  # domains whose route is cached: each address is looked up three times
 
 
@@ -320,11 +324,14 @@ class RouteTable:
                 return _rejected(status, address, text, route=route.name)
             case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
-        if is_local and self._accounts.by_address(address) is None:
-            return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
         found = route.result or _examine_mx(address, domain, route=route.name)
-        is_own = is_local and isinstance(found, RemoteRecipient)
-        return replace(found, is_local=True) if is_own else found
+        if not is_local or isinstance(found, InvalidRecipient):
+            return found
+        if self._accounts.by_address(address) is None:
+            return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
+        if _SENDER_ROUTED.search(_local_part(address).partition("+")[2]):
+            return _rejected(REJECT_STATUS, address, "@, % and ! in a tag are not passed on")
+        return replace(found, is_local=True)
 
     def examine_chosen(
         self, address: str, way: str, usual: LocalRecipient | RemoteRecipient
@@ -366,8 +373,10 @@ class RouteTable:
         if not self._may_move:  # nearly always
             return found
         targets = found.targets if found is not None else (AliasTarget(address),)
-        moved = tuple([self._moved(one, reverse_path) for one in targets])
-        return found if moved == targets else Expansion(moved)
+        moved: dict[str, AliasTarget] = {}
+        for one in [self._moved(target, reverse_path) for target in targets]:
+            moved.setdefault(one.address.lower(), one)
+        return found if tuple(moved.values()) == targets else Expansion(tuple(moved.values()))
 
     def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
         found = self.examine(target.address, reverse_path)
