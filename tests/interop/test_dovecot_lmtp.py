@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.dovecot import NoDovecotError
 from tests.support.dovecot_lmtp import SERVICE, DovecotLmtp
-from tests.support.relay_config import OPERATOR
+from tests.support.relay_config import DOMAIN, OPERATOR
 from tests.support.relay_process import ROOT, RelayProcess
 
 PAGE = (ROOT / "docs" / "operation-install.md").read_text()
@@ -18,6 +18,7 @@ PEOPLE = {
     for domain in (TCP, SOCKET)
     for name, rule in {"alice": "", "bob": "", "full": "*:bytes=10"}.items()
 }
+STRANGER = "127.0.0.2"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def dovecot() -> Iterator[DovecotLmtp]:
 
 @pytest.fixture(scope="module")
 def relay(dovecot: DovecotLmtp) -> Iterator[RelayProcess]:
-    """A relay with the route of the recipe, and the same by TCP."""
+    """A relay with the route of the recipe, and the same by TCP. Dovecot does not know gone@."""
     [route] = re.findall(r"^```toml\n(.*?)^```$", RECIPE, re.MULTILINE | re.DOTALL)
     [by_tcp] = re.findall(r'next_hop = "lmtp://[^"]*"', RECIPE)
     [by_socket] = re.findall(r"next_hop = .*", route)
@@ -41,7 +42,12 @@ def relay(dovecot: DovecotLmtp) -> Iterator[RelayProcess]:
             by_socket, by_tcp.replace("mail.example.org:24", f"127.0.0.1:{dovecot.port}")
         ),
     ]
-    made = RelayProcess()
+    domains = [f"{one}.org" for one in (TCP, SOCKET)]
+    known = [*PEOPLE, *(f"gone@{one}" for one in domains)]
+    made = RelayProcess(
+        config={"mailboxes": {"domains": [DOMAIN, *domains]}},
+        accounts=[{"address": one} for one in known],
+    )
     with made.config_file.open("a") as file:
         file.write("\n".join(["", *routes]))
     with made:
@@ -56,23 +62,40 @@ def test_the_recipe_has_the_service_of_this_dovecot() -> None:
 def test_dovecot_has_an_answer_for_each_recipient(
     relay: RelayProcess, dovecot: DovecotLmtp, domain: str
 ) -> None:
-    names = ("alice", "nobody", "full", "bob")
+    names = ("alice", "gone", "full", "bob")
     people = [f"{name}@{domain}.org" for name in names]
     content = "Subject: to Dovecot\r\n\r\nÜber LMTP.\r\n.\r\n".encode()
     journey = relay.until_final(relay.submit("carol@example.test", people, content))
     found = {one["address"].partition("@")[0]: one for one in journey["recipients"]}
     assert {name: one["state"] for name, one in found.items()} == {
-        "alice": "delivered", "nobody": "failed", "full": "failed", "bob": "delivered",
+        "alice": "delivered", "gone": "failed", "full": "failed", "bob": "delivered",
     }  # fmt: skip
-    assert found["nobody"]["status"] == "5.1.1"
+    assert found["gone"]["status"] == "5.1.1"
     assert found["full"]["status"] == "5.2.2"
     assert [one["attempts"][0]["outcome"] for one in found.values()].count("delivered") == 2
     for name in ("alice", "bob"):
-        (mail,) = dovecot.mail(f"{name}@{domain}.org")
+        (mail,) = [one for one in dovecot.mail(f"{name}@{domain}.org") if b"carol@" in one]
         fields, _, body = mail.partition(b"\n\n")
         assert fields.count(b"Return-Path: <carol@example.test>") == 1
         assert body == "Über LMTP.\n.\n".encode()
     assert dovecot.mail(f"full@{domain}.org") == []
+
+
+@pytest.mark.parametrize("domain", [TCP, SOCKET])
+def test_a_stranger_sends_to_accounts_only(
+    relay: RelayProcess, dovecot: DovecotLmtp, domain: str
+) -> None:
+    sender, to = "eve@away.test", f"alice+tag@{domain}.org"
+    relay.until_final(relay.submit(sender, [to, f"gone@{domain}.org"], source=STRANGER))
+    found = [one for one in dovecot.mail(f"alice@{domain}.org") if sender.encode() in one]
+    assert len(found) == 1
+    with relay.smtp(source=STRANGER) as session:
+        session.ehlo()
+        session.mail(sender)
+        code, text = session.rcpt(f"nobody@{domain}.org")
+        assert (code, text[:6]) == (550, b"5.1.1 ")
+        code, text = session.rcpt("x@away.test")
+        assert (code, text[:6]) == (550, b"5.7.1 ")
 
 
 @pytest.mark.parametrize("domain", [TCP, SOCKET])

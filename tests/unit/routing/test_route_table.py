@@ -122,6 +122,26 @@ def test_a_route_that_names_a_local_domain_takes_its_mail_but_not_its_postmaster
     )
 
 
+@pytest.mark.parametrize("hop", ["smtp://127.0.0.1:2626", "mx", "capture", "lmtp:unix:/run/lmtp"])
+def test_a_route_makes_no_address_of_a_local_domain_valid(hop):
+    routes = table(("*.test", hop))
+    for address in ("alice@example.test", "AL@example.test"):
+        assert routes.examine(address).is_local
+    assert routes.examine("nobody@example.test").status == "5.1.1"
+    assert not routes.examine("alice@other.test").is_local
+
+
+def test_what_a_catch_all_takes_stays_here_if_its_own_mail_does():
+    routes = RouteTable(
+        [Route("b.test", "smtp://127.0.0.1:2626"), Route("example.test", "hold")],
+        ["example.test", "b.test"],
+        Accounts(),
+        catch_all="carol@example.test",
+    )
+    assert routes.examine("nobody@b.test") == LocalRecipient("carol@example.test")
+    assert routes.examine("nobody@example.test").held == "route example.test hold"
+
+
 @pytest.mark.parametrize(
     ("text", "status", "reply"),
     [
