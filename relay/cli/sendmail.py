@@ -41,8 +41,8 @@ _UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
 @click.option("-R", "ret", metavar="WHAT", help="full or hdrs: what a report contains.")
 @click.option("-b", "mode", default="m", help="-bm sends a message, -bs speaks SMTP.")
 @click.option("-o", "more", multiple=True, help="-oi is -i; others are ignored.")
-@click.option("-B", "_body", hidden=True)
-@click.option("-v", "_verbose", is_flag=True, hidden=True)
+@click.option("-A", "-B", "-L", "-O", "-X", "-h", "_values", multiple=True, hidden=True)
+@click.option("-G", "-U", "-V", "-m", "-n", "-v", "_flags", is_flag=True, hidden=True)
 @common_options
 def sendmail(
     context: CommandContext,

@@ -47,6 +47,15 @@ def test_it_sends_as_programs_call_it(relay, sendmail):
         assert message.eml["From"] == "The Shop <shop@x.test>"
 
 
+def test_options_of_other_sendmails_have_no_effect(relay, sendmail):
+    words = ["-V", "-O", "DeliveryMode=b", "-G", "-U", "-m", "-n", "-v", "-h", "3", "-L", "shop"]
+    words += ["-X", "log", "-Am", "-B8BITMIME", "-om", "-oA/etc/aliases"]
+    done = sendmail("Subject: o\n\nx\n", *words, "-i", "bob@example.test")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    relay.mailbox("bob@example.test").wait_for(subject="o")
+    assert sendmail("Subject: o\n\nx\n", "-O").returncode == 64
+
+
 def test_n_and_r_say_which_report_the_sender_gets(relay, sendmail):
     text = "Subject: x\n\nthe text\n"
     for words in (["-Nfailure"], ["-N", "delay,failure", "-R", "hdrs"], ["-N", "never", "-Rfull"]):
