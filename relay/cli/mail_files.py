@@ -51,7 +51,8 @@ def import_mail(
     of relay export keeps its flags.
     """
     settings = context.settings()
-    place = _mailbox(settings.mailboxes.root, mailbox, create=create)
+    hint = "; `relay import --create` makes it"
+    place = _mailbox(settings.mailboxes.root, mailbox, create=create, hint=hint)
     (target,) = _folders(place, folder)[:1]
     importing = MailImport(place, target.path, hostname=settings.hostname)
     try:
@@ -89,7 +90,7 @@ def export_mail(
 
     `relay show ID --source` writes a single message.
     """
-    place = _mailbox(context.settings().mailboxes.root, mailbox, create=False)
+    place = _mailbox(context.settings().mailboxes.root, mailbox)
     states = MailStates(place, SystemClock())
     mail = stored_mail(_folders(place, folder), states)
     kind = kind or ("mbox" if target.suffix.lower() == ".mbox" else "eml")
@@ -112,8 +113,8 @@ def _said(importing: MailImport) -> str:
     return f"imported {number}{present}"
 
 
-def _mailbox(root: Path, address: str, *, create: bool) -> Path:
-    """Return the mailbox. Raises CommandError."""
+def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") -> Path:
+    """Return the mailbox. Raises CommandError; `hint` is about one that is not there."""
     if root.is_dir() and root.stat().st_uid != os.geteuid():
         text = f"{root} belongs to the user {root.stat().st_uid}: run it as that user"
         raise CommandError(ExitCode.NO_PERMISSION, f"relay: {text}")
@@ -124,7 +125,7 @@ def _mailbox(root: Path, address: str, *, create: bool) -> Path:
     if create:
         return Folders(lambda account: mailbox_directory(root, account)).mailbox(address.lower())
     if not (place / "cur").is_dir():
-        text = f"relay: there is no mailbox {shown(address)}; `relay import --create` makes it"
+        text = f"relay: there is no mailbox {shown(address)}{hint}"
         raise CommandError(ExitCode.DATA, text)
     return place
 

@@ -63,6 +63,8 @@ def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
         (["queue", "hold", "--all", "--until", "yesterday"], USAGE, "found 'yesterday'"),
         (["storage", "verify", "nobody@example.test"], DATA, "no account and no mailbox"),
         (["storage", "verify", "../../etc"], DATA, "no account and no mailbox"),
+        (["export", "nobody@example.test", "x"], DATA, 'no mailbox "nobody@example.test"\n'),
+        (["import", ".", "--mailbox", "nobody@example.test"], DATA, "--create` makes it"),
     ],
 )
 def test_exit_codes(relay: RelayProcess, words: list[str], code: int, expected_text: str) -> None:
