@@ -378,8 +378,8 @@ class Handlers:
         entries = await self._captured_entries(found)
         if found.id is None or not entries:
             return CommandReport().as_json()
-        if (development := self._dependencies.development) is not None:
-            check_own_recipients(entries, development)
+        development = self._dependencies.development
+        check_own_recipients(entries, development)
         selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
         route = release_route(development)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
@@ -396,11 +396,13 @@ class Handlers:
     ) -> dict[str, Any]:
         """Send a copy of a captured message to these addresses; its recipients stay captured.
 
-        Raises ApiError 403 if nothing leaves this machine, 409 if nothing is captured, and 400.
+        Raises ApiError 403 if nothing leaves this machine or nothing to one of them, 409 if nothing
+        is captured, and 400.
         """
         principal.check_may_operate()
         next_hop = release_host(self._dependencies.development)
-        entry = await self.captured_entry(journey)
+        entry, *more = await self.captured_entries(journey)
+        check_own_recipients([entry, *more], self._dependencies.development, named=copy_to)
         selector = Selector(ids=(f"{entry['id']}-{entry['entry']}",))
         try:
             command = QueueCommand(
@@ -412,13 +414,13 @@ class Handlers:
             raise ApiError(400, "BadRequest", f"{error}.") from None
         return await self._execute(command, request)
 
-    async def captured_entry(self, journey: Journey) -> Mapping[str, Any]:
-        """Return the first entry of a message that is captured. Raises ApiError 409."""
+    async def captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
+        """Return the entries of a message that are captured. Raises ApiError 409 for none."""
         entries = await self._captured_entries(journey)
         if not entries:
             message = "Nothing of this message is captured (any more): only that is released."
             raise ApiError(409, "ErrorIrresolvableConflict", message)
-        return entries[0]
+        return entries
 
     async def _captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
         if journey.id is None:

@@ -1,7 +1,7 @@
 """To whom captured mail of a development relay may leave this machine, by a release.
 
-To its own recipients where `--release-allow` matches them; as a copy to any addresses that a person
-names. A copy has the content as it is, header fields too: only the envelope has other recipients.
+To its own recipients where `--release-allow` matches them; as a copy to any other addresses that a
+person names. A copy has the content as it is, header fields too: only the envelope has other recipients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,17 +87,27 @@ def captured_recipients(entry: Mapping[str, Any]) -> list[str]:
 
 
 def check_own_recipients(
-    entries: Sequence[Mapping[str, Any]], development: DevelopmentControls
+    entries: Sequence[Mapping[str, Any]],
+    development: DevelopmentControls | None,
+    *,
+    named: Sequence[str] | None = None,
 ) -> None:
-    """Raise ApiError 403 unless mail may leave for all captured recipients of these entries."""
-    everyone = (address for entry in entries for address in captured_recipients(entry))
+    """Raise ApiError 403 unless mail may leave for all captured recipients of these entries, or for
+    those of them that a person has `named` for a copy.
+    """
+    everyone = [address for entry in entries for address in captured_recipients(entry)]
+    if named is not None:
+        wanted = {address.lower() for address in named}
+        everyone = [address for address in everyone if address.lower() in wanted]
+    if development is None:
+        return
     refused = [address for address in everyone if not development.may_release(address)]
     if not refused:
         return
     more = f" and {len(refused) - _NAMED_MAX} more" if len(refused) > _NAMED_MAX else ""
     message = (
         f"No --release-allow matches {', '.join(refused[:_NAMED_MAX])}{more}, and nothing was "
-        'released. Name the addresses for a copy, {"to": ["ADDRESS"]}, or start the relay with: '
+        'released. Name other addresses for a copy, {"to": ["ADDRESS"]}, or start the relay with: '
         f"relay dev --release-to {development.release_to} --release-allow GLOB"
     )
     raise ApiError(403, "ErrorAccessDenied", message)

@@ -1,6 +1,6 @@
 """POST /messages/{id}/release of a development relay: send a copy of captured mail.
 
-It goes to the addresses that a person types. A page says first where it goes, and to whom. Mail is
+It goes to the addresses that a person types, other than its own. A page says first where it goes, and to whom. Mail is
 released to its own recipients by /queue/release, where --release-allow matches them.
 """
 
@@ -11,7 +11,12 @@ from typing import Any
 from starlette.responses import Response
 
 from relay.api.dependencies import DevelopmentControls
-from relay.api.release import captured_recipients, parse_addresses, release_host
+from relay.api.release import (
+    captured_recipients,
+    check_own_recipients,
+    parse_addresses,
+    release_host,
+)
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
 from relay.message.lifecycle import RecipientState
@@ -27,18 +32,22 @@ async def release(request: PageRequest, key: str) -> Response:
     require_method(request.http, "POST")
     principal.check_may_operate()
     journey = await site.handlers.message(key, principal)
-    entry = await site.handlers.captured_entry(journey)
+    entries = await site.handlers.captured_entries(journey)
+    entry, development = entries[0], site.dependencies.development
     values: dict[str, Any] = {
         "journey": journey,
-        "release_host": release_host(site.dependencies.development),
+        "release_host": release_host(development),
         "copy_of": entry["id"],
         "own": captured_recipients(entry),
         "typed": form.text("to"),
     }
     try:
         addresses = parse_addresses([one for one in _SEPARATOR.split(form.text("to")) if one])
+        check_own_recipients(entries, development, named=addresses)
     except ApiError as error:
-        return request.page("release.html", status=400, fault=error.message, addresses=(), **values)
+        return request.page(
+            "release.html", status=error.status, fault=error.message, addresses=(), **values
+        )
     if not form.text("confirmed"):
         return request.page("release.html", fault="", addresses=addresses, **values)
     await site.handlers.release_copy(

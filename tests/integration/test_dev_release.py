@@ -166,6 +166,10 @@ def test_own_recipients_need_a_release_allow(dev: RunningDev, other: OtherServer
     assert answer.status_code == 403
     text = answer.json()["error"]["message"]
     assert "No --release-allow matches own@closed.test" in text
+    # nor by its name
+    for to in (["Own@Closed.Test"], ["me@office.test", "own@closed.test"]):
+        named = post(dev, f"/relay/v1/messages/{key}/release", json={"to": to})
+        assert (named.status_code, named.json()["error"]["message"]) == (403, text)
     assert f"--release-to smtp://{other.address} --release-allow GLOB" in text
     done = relay_command(dev, "queue", "release", key)
     assert "no --release-allow matches its recipients" in done.stdout

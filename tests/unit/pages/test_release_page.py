@@ -95,19 +95,22 @@ def test_own_recipients_are_named_before_their_mail_leaves(dev: RunningDev) -> N
 
 
 @pytest.mark.parametrize(
-    ("to", "fault"),
+    ("to", "status", "fault"),
     [
-        ("", "to: found 0 addresses, expected 1 to 100."),
-        ("me@office.test nobody", "to: found 'nobody': expected local-part@domain"),
-        (" ".join(f"u{number}@office.test" for number in range(1000)), "to: found 1,000 addresses"),
-        ("me@office..test", "has an empty label (one dot too many)."),
+        ("", 400, "to: found 0 addresses, expected 1 to 100."),
+        ("me@office.test nobody", 400, "to: found 'nobody': expected local-part@domain"),
+        (" ".join(f"u{number}@office.test" for number in range(1000)), 400, "to: found 1,000 addresses"),
+        ("me@office..test", 400, "has an empty label (one dot too many)."),
+        ("Ann@Customer.Test me@office.test", 403, "No --release-allow matches ann@customer.test"),
     ],
 )  # fmt: skip
-def test_a_fault_is_shown_with_what_was_typed(dev: RunningDev, to: str, fault: str) -> None:
+def test_a_fault_is_shown_with_what_was_typed(
+    dev: RunningDev, to: str, status: int, fault: str
+) -> None:
     visit = Visit(dev, captured(dev, "ann@customer.test"))
     for confirmed in ({}, {"confirmed": "true"}):
         page = visit.release(to, **confirmed)
-        assert page.status_code == 400
+        assert page.status_code == status
         assert fault in plain(page.text)
         assert re.search(r"<textarea[^>]*>([^<]*)</textarea>", page.text)[1] == to  # type: ignore[index]
     assert visit.states() == ["captured"]
