@@ -1,7 +1,8 @@
 """To whom captured mail of a development relay may leave this machine, by a release.
 
 To its own recipients where `--release-allow` matches them; as a copy to any other addresses that a
-person names. A copy has the content as it is, header fields too: only the envelope has other recipients.
+person names. A copy has the content as it is, header fields too: only the envelope has other
+recipients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,10 +100,8 @@ def check_own_recipients(
     if named is not None:
         wanted = {address.lower() for address in named}
         everyone = [address for address in everyone if address.lower() in wanted]
-    if development is None:
-        return
-    refused = [address for address in everyone if not development.may_release(address)]
-    if not refused:
+    refused = [one for one in everyone if development and not development.may_release(one)]
+    if not refused or development is None:
         return
     more = f" and {len(refused) - _NAMED_MAX} more" if len(refused) > _NAMED_MAX else ""
     message = (

@@ -1,7 +1,8 @@
 """POST /messages/{id}/release of a development relay: send a copy of captured mail.
 
-It goes to the addresses that a person types, other than its own. A page says first where it goes, and to whom. Mail is
-released to its own recipients by /queue/release, where --release-allow matches them.
+It goes to the addresses that a person types. A page says first where it goes, and to whom. Mail is
+released to its own recipients by /queue/release, where --release-allow matches them; typed, they
+need a match as well.
 """
 
 import re

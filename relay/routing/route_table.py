@@ -299,7 +299,7 @@ class RouteTable:
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
         found = self._examine_by_routes(address, domain, reverse_path)
-        if _local_part(address) == "postmaster" and self.is_local_domain(domain):
+        if self.is_local_domain(domain) and _local_part(address) == "postmaster":
             is_account = self._accounts.by_address(address) is not None
             if not is_account or isinstance(found, InvalidRecipient):  # RFC 5321 4.5.1
                 mailbox = self.mailbox_for(address) or self._postmaster
@@ -395,7 +395,8 @@ class RouteTable:
             return account.address
         if self.is_daemon(address):
             return self._postmaster
-        if _local_part(address) == "postmaster" and domain_of(address) in (*self._domains, ""):
+        domain = domain_of(address)
+        if _local_part(address) == "postmaster" and (not domain or self.is_local_domain(domain)):
             return self._postmaster
         return self._catch_all or None
 
@@ -490,7 +491,7 @@ class RouteTable:
         return domain.lower() in self._domains
 
     def _goes_to_simulator(self, address: str, domain: str) -> bool:
-        if self._confinement is None or domain in self._domains or domain.startswith("["):
+        if self._confinement is None or self.is_local_domain(domain) or domain.startswith("["):
             return False
         return self._confinement.is_simulated(f"{address.rpartition('@')[0]}@{domain}")
 
@@ -505,7 +506,7 @@ class RouteTable:
         """Find the routes for a domain, in their order, among the few patterns that can match."""
         if not self._by_pattern:
             return ()
-        patterns = [domain] if domain in self._domains else [domain, "*"]
+        patterns = [domain] if self.is_local_domain(domain) else [domain, "*"]
         labels = domain
         while "." in labels and not domain.startswith("["):
             labels = labels.partition(".")[2]
