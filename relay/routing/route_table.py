@@ -314,6 +314,8 @@ class RouteTable:
         is_local = self.is_local_domain(domain)
         if route is None:
             return self._examine_local(address) if is_local else _examine_mx(address, domain)
+        if route.result is not None and not is_local:  # most mail that leaves
+            return route.result
         match route.action:
             case HoldMail():
                 found = self._examine_by_routes(address, domain, reverse_path, after=route.number)

@@ -97,7 +97,10 @@ def made(hosts: Hosts, mailboxes: dict[str, Any]) -> RelayProcess:
         for name in ("ann", "kim")
     ]
     people[1] |= {"forward_to": ["x@away.test"]}
-    boxes = {"domains": [DOMAIN, *(f"{hop}.test" for hop in STATES)], **mailboxes}
+    boxes = {
+        "domains": [DOMAIN, "xn--bcher-kva.test", *(f"{hop}.test" for hop in STATES)],
+        **mailboxes,
+    }
     config = {"route": routes, "mailboxes": boxes}
     started = remotes.relay(config=config, policies={"10.toml": RULES}, accounts=people)
     with (started.folder / "accounts.toml").open("a") as file:
@@ -123,9 +126,9 @@ def send(relay: RelayProcess, client: str, to: str, *, sender: str = SENDER) -> 
         return f"{code} {text.decode()}"
 
 
-def explain(relay: RelayProcess, client: str, to: str) -> dict[str, Any]:
+def explain(relay: RelayProcess, client: str, to: str, *, sender: str = SENDER) -> dict[str, Any]:
     ip = {"stranger": OUTSIDE, "trusted": "127.0.0.1"}.get(client)
-    query = urlencode({"address": to, "from": SENDER} | ({"ip": ip} if ip else {}))
+    query = urlencode({"address": to, "from": sender} | ({"ip": ip} if ip else {}))
     answer = relay.graph("GET", f"/relay/v1/explain?{query}", token=OPERATOR)
     assert answer.status == 200, answer.body
     return dict(answer.json())
@@ -159,6 +162,19 @@ def test_a_local_domain_takes_mail_for_its_accounts_from_anybody(
     if hop in HOSTS:
         assert explained["route"]["next_hop"] == str(step["detail"]["next_hops"]).split("'")[1]
         assert len(hosts[1][hop].received(to)) == CLIENTS.index(client) + 1
+
+
+def test_a_sender_of_a_local_domain_in_unicode_is_internal(relay: RelayProcess) -> None:
+    sender, to = "x@b\u00fccher.test", "ann@none.test"
+    with session_of(relay, "trusted") as session:
+        session.command_encoding = "utf-8"
+        session.docmd(f"MAIL FROM:<{sender}> SMTPUTF8")
+        session.rcpt(to)
+        _, text = session.data("Subject: x\r\n\r\nhello\r\n")
+    found = relay.until_final(text.decode().rpartition(" ")[2])
+    (step,) = (one for one in found["steps"] if one["step"] == 5)
+    assert [one["rule"] for one in step["detail"]["rules"]] == ["internal"]
+    assert directions(explain(relay, "trusted", to, sender=sender)) == ["internal"]
 
 
 @pytest.mark.parametrize("client", CLIENTS)
