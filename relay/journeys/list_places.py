@@ -23,7 +23,7 @@ class ContentChecks(Protocol):
 
     async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
         """Return whether the content of each matches; fewer answers than candidates when the time
-        is over, but the first one always.
+        is over: at a later call there may be none.
         """
         ...
 
@@ -94,7 +94,7 @@ class ListPlaces:
                 if matches:
                     found.append(place)
             if len(answers) < len(some):
-                return found, some[len(answers) - 1][0]
+                return found, some[len(answers) - 1][0] if answers else before
             read += len(some)
             if older is None or len(some) < _CHUNK or read >= SCAN_MAX:
                 return found, older

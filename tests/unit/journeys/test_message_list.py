@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.clock import Ids, rfc3339
-from relay.journeys import journey
+from relay.journeys import journey, list_places
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import ListPosition, parse_position, position_of
@@ -488,10 +488,12 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
         assert await messages.names(**condition) == []
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 7])
+@pytest.mark.parametrize("chunk", [3, 400])  # with 3, the time also ends between two chunks
+@pytest.mark.parametrize("most", [1, 2, 3, 6, 7])
 async def test_pages_continue_where_the_time_for_contents_ended(
-    messages: Messages, most: int
+    messages: Messages, most: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(list_places, "_CHUNK", chunk)
     names = []
     for number in range(20):
         messages.clock.advance(1)
