@@ -24,7 +24,7 @@ from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
 from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
-from relay.mime.read_header import date_us_of, parse_header
+from relay.mime.read_header import date_us_of, parse_header, read_addresses
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.pages.remote_images import RemoteImageUrl
@@ -111,9 +111,11 @@ class MessageHead(Struct, frozen=True):
     """What the page of a message shows of its header at once; "" where a field is missing."""
 
     author: str  # From, with the display name
+    to: str
     cc: str
     reply_to: str
     date: str  # RFC 3339
+    addressed: frozenset[str]  # the addresses of To and Cc, in lower case
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def read_content(octets: Octets) -> MessageContent:
         notes.append("a long header: its beginning is shown, the source has all of it")
     return MessageContent(
         size=octets.size,
-        head=_head(fields),
+        head=_head(fields, parts.header[:HEADER_OCTETS_MAX]),
         fields=fields,
         text=text,
         has_html=bodies.html is not None,
@@ -214,16 +216,21 @@ def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
     return tuple(shown), is_cut
 
 
-def _head(fields: Iterable[ShownField]) -> MessageHead:
+def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     first: dict[str, str] = {}
     for one in fields:
         first.setdefault(one.name.lower(), one.value)
-    author, cc, reply_to = (
+    author, to, cc, reply_to = (
         text if len(text) <= _HEAD_CHARACTERS_MAX else f"{text[:_HEAD_CHARACTERS_MAX]}…"
-        for text in (first.get(name, "") for name in ("from", "cc", "reply-to"))
+        for text in (first.get(name, "") for name in ("from", "to", "cc", "reply-to"))
     )
-    date_us = date_us_of(parse_header(f"Date: {first.get('date', '')}\r\n".encode()))
-    return MessageHead(author, cc, reply_to, rfc3339(date_us) if date_us else "")
+    parsed = parse_header(header)
+    date_us = date_us_of(parsed)
+    addressed = frozenset(
+        one.address.lower() for name in ("to", "cc") for one in read_addresses(parsed, name)
+    )
+    date = rfc3339(date_us) if date_us else ""
+    return MessageHead(author, to, cc, reply_to, date, addressed)
 
 
 # -- links and codes

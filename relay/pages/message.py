@@ -22,6 +22,7 @@ from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
 from relay.message.lifecycle import SubmissionState
 from relay.mime.read_report import DeliveryReport
+from relay.pages.content import MessageHead
 from relay.pages.journey_view import journey_view
 from relay.pages.live import LIVE_PARAMETER, digest_of
 from relay.pages.message_list import READ, ListView, actions, list_of
@@ -62,11 +63,22 @@ async def message_page(request: PageRequest, key: str) -> Response:
         actions=await _actions(request, journey.key),
         result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
         content=content,
+        hidden=_hidden_recipients(journey, content.message.head) if content.message else (),
         about=about,
         is_own_report=_is_own_report(journey),
         live=None if _has_ended(journey, site) else _live_part(request, values),
         **values,
     )
+
+
+def _hidden_recipients(journey: Journey, head: MessageHead) -> Sequence[str]:
+    """Return the recipients that the header does not name; what replaced a recipient is none."""
+    replaced_by = {name for one in journey.recipients for name in one.successors or ()}
+    return [
+        one.address
+        for one in journey.recipients
+        if one.address.lower() not in head.addressed and one.address not in replaced_by
+    ]
 
 
 async def _neighbours(request: PageRequest, journey: Journey, view: ListView) -> tuple[str, str]:

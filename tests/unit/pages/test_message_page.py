@@ -127,8 +127,8 @@ def test_a_message_for_many_lists_some_recipients_at_once_and_leads_to_its_conte
     recipients = [f"u{number}@slow.test" for number in range(25)]
     name = relay.send(ALICE, recipients, "For many", "text").journey["id"]
     page = get(relay, f"messages/{name}")
-    assert "To u0@slow.test, u1@slow.test, u2@slow.test and 22 more" in page.text
-    assert page.links["and 22 more"] == "#recipients-heading"
+    assert "To u0@slow.test, u1@slow.test, u2@slow.test, u3@slow.test" in page.text
+    assert page.links["all 25 recipients"] == "#recipients-heading"
     assert page.links["Journey"] == "#journey"
     assert "5 more recipients" in page.text
     source = httpx.get(str(page.url)).text
@@ -538,3 +538,32 @@ def test_captured_mail_says_when_it_is_removed_and_not_that_it_is_never_sent():
         for told in ("It is removed", "Captured: it is kept here; removed"):
             assert re.search(rf"{told} {removed} \d\d:\d\d UTC \.", page.text), told
         assert "never sent" not in httpx.get(page.url).text
+
+
+def people_of(relay: Relay, name: str) -> dict[str, str]:
+    """Return what the page of a message says of the people of its header."""
+    page = httpx.get(f"{relay.http_url}/messages/{name}").text
+    head = page[page.index('<dl class="facts head">') : page.index("<dt>Date</dt>")]
+    found = re.findall(r"<dt>([^<]+)</dt><dd[^>]*>(.*?)</dd>", head)
+    return {term: re.sub(r"<[^>]+>", "", text) for term, text in found}
+
+
+def test_recipients_that_the_header_does_not_name_are_bcc(relay):
+    hidden = [f"hidden{number}@example.test" for number in range(4)]
+    content = (
+        f"From: Alice <{ALICE}>\r\nTo: Bob <BOB@example.test>, list@lists.test\r\n"
+        f"Cc: {JOE}\r\nDate: Wed, 25 Nov 2026 10:00:00 +0000\r\nSubject: s\r\n\r\nx\r\n"
+    )
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.sendmail(ALICE, [BOB, JOE, *hidden], content)
+    relay.settle()
+    assert people_of(relay, "last") == {
+        "From": "Alice &lt;alice@example.test&gt;",
+        "To": "Bob &lt;BOB@example.test&gt;, list@lists.test all 6 recipients",
+        "Cc": JOE,
+        "Bcc (envelope only)": f"{', '.join(hidden[:3])} and 1 more",
+    }
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.sendmail(ALICE, [BOB], content.replace("list@lists.test", "b@example.test"))
+    relay.settle()
+    assert "Bcc (envelope only)" not in people_of(relay, "last")
