@@ -1,8 +1,9 @@
 """The folders of a mailbox: Maildir++ directories, their names, and their ids.
 
-Folders are created on first use and found by id or well-known name. Folders of other programs are
-shown and kept. A folder's id stays when any program renames its directory, because it is stored in
-the marker file `maildirfolder`. A display name becomes a directory name in modified UTF-7 (RFC
+The Inbox of a mailbox is created by the first delivery, its other well-known folders by the first
+other use; they are listed before. Folders are found by id or well-known name. Folders of other
+programs are shown and kept. A folder's id stays when any program renames its directory, because it
+is stored in the marker file `maildirfolder`. A display name becomes a directory name in modified UTF-7 (RFC
 3501 5.1.3); Relay and IMAP servers read back the same display name.
 
 Raises NoSuchItemError for an unknown folder, FolderError for a name that a Maildir++ cannot hold,
@@ -29,10 +30,8 @@ from relay.mailbox.maildir import (
     list_names,
     make_directories,
     make_directory,
-    prepare_directories,
     remove,
     sync_directory,
-    sync_prepared,
     write_synced,
 )
 from relay.mailbox.types import Folder, FolderError, NoSuchItemError, WellKnown
@@ -142,8 +141,6 @@ _MAILBOXES_CACHED = 10_000
 _INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; its subfolders have this prefix
 _DOVECOT_DELETES = "..DOVECOT-TRASHED"
 _SUBSCRIPTIONS_FILE = "subscriptions"
-# In a mailbox: only its Inbox is durable yet, and its other folders are empty.
-_UNSYNCED = "relay-unsynced"
 
 
 class _WellKnownFolder(Struct, frozen=True):
@@ -190,7 +187,7 @@ _UNSUPPORTED = frozenset(
 class _MailboxPaths(Struct, frozen=True):
     """A mailbox that exists, and the directories that are checked on each use.
 
-    `is_whole`: its other folders are durable as well, not the Inbox alone.
+    `is_whole`: it has its other folders as well, not the Inbox alone.
     """
 
     mailbox: Path
@@ -229,8 +226,6 @@ class Folders:
             make_directories(mailbox, (*DIRECTORIES, *_OTHER_DIRECTORIES))
             for directory in _OTHER_DIRECTORIES:
                 _make_maildir(mailbox / directory, is_folder=True)
-            if (mailbox / _UNSYNCED).exists():
-                _sync_folders(mailbox)
             if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
                 write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
                 sync_directory(mailbox)
@@ -238,12 +233,7 @@ class Folders:
         return mailbox
 
     def inbox(self, account: str) -> Path:
-        """Return the account's Maildir for a delivery; create it on first use.
-
-        Its other folders are created as well, for other programs, but only mailbox() makes them
-        durable: they are empty until then, and a message to many new mailboxes waits for few
-        fsyncs. A loss of power may cost these folders; mailbox() then creates them again.
-        """
+        """Return the account's Maildir for a delivery; create its Inbox on first use."""
         made = self._known.get(account)
         if made is not None and made.inbox.is_dir():
             return made.mailbox
@@ -251,9 +241,7 @@ class Folders:
         self._make_domain(mailbox.parent)
         with self._stripes.of(str(mailbox)):
             make_directory(mailbox, self._sync)
-            if not (mailbox / "cur").is_dir():
-                _prepare_folders(mailbox)
-            make_directories(mailbox, DIRECTORIES)  # its fsync covers what was prepared
+            make_directories(mailbox, DIRECTORIES)
             self._remember(account, mailbox, is_whole=False)
         return mailbox
 
@@ -425,24 +413,6 @@ def read_folder_id(path: Path) -> str:
 def _derived_id(directory: str, number: int) -> str:
     octets = os.fsencode(directory) + (b"/%d" % number if number else b"")
     return "f" + b32encode(hashlib.sha256(octets).digest()).decode().lower()[:15]
-
-
-def _prepare_folders(mailbox: Path) -> None:
-    """Create the other folders of a new mailbox; only `subscriptions` is synced."""
-    (mailbox / _UNSYNCED).touch(0o600)
-    prepare_directories(mailbox, _OTHER_DIRECTORIES)
-    for directory in _OTHER_DIRECTORIES:
-        prepare_directories(mailbox / directory, DIRECTORIES)
-        (mailbox / directory / MARKER).touch(0o600)
-    if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
-        write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
-
-
-def _sync_folders(mailbox: Path) -> None:
-    """Make durable what _prepare_folders() has created. Its names are, in the mailbox."""
-    for directory in _OTHER_DIRECTORIES:
-        sync_prepared(mailbox / directory, DIRECTORIES)
-    remove(mailbox / _UNSYNCED)  # after a loss of power it may be back: they are synced again
 
 
 def _make_maildir(path: Path, *, is_folder: bool) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -241,26 +241,17 @@ def make_directories(parent: Path, names: Iterable[str]) -> None:
 
     If that fails, they are removed, as by make_directory().
     """
-    if made := prepare_directories(parent, names):
-        sync_prepared(parent, made)
-
-
-def prepare_directories(parent: Path, names: Iterable[str]) -> list[str]:
-    """Create directories as make_directories() does, without the fsync; return the new ones."""
     made = []
     for name in names:
         with contextlib.suppress(FileExistsError):
             os.mkdir(f"{parent}/{name}", _DIRECTORY_MODE)  # noqa: PTH102 - there are many
             made.append(name)
-    return made
-
-
-def sync_prepared(parent: Path, names: Sequence[str]) -> None:
-    """Make prepared directories durable. If that fails, they are removed, unless they are used."""
+    if not made:
+        return
     try:
         sync_directory(parent)
     except OSError:
-        for name in reversed(names):
+        for name in reversed(made):
             with contextlib.suppress(OSError):
                 (parent / name).rmdir()
         raise

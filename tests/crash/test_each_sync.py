@@ -535,7 +535,7 @@ SYNCED_BY = frozenset(
     (
         *("sync", "sync_ready", "sync_scheduled", "sync_preparing", "sync_directory"),
         "write_synced",
-        *("make_directory", "make_directories", "sync_prepared"),
+        *("make_directory", "make_directories"),
         *("finish_content", "place_again", "link_or_copy"),
     )
 )
@@ -546,7 +546,7 @@ MODULES = (
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = (
-    *("mailbox", "_prepare_folders", "make_folder", "write_folder_id"),
+    *("mailbox", "make_folder", "write_folder_id"),
     *("resubscribe", "_lock", "_relocate", "_detach"),
 )
 

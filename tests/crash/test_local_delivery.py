@@ -30,8 +30,10 @@ def seen(file: Path) -> None:
 
 def moved(file: Path) -> None:
     """As an IMAP server moves: under a name of its own."""
-    size = file.stat().st_size
-    file.rename(file.parents[1] / ".Archive/cur" / f"1700000000.M5P6.imap,S={size}:2,S")
+    size, archive = file.stat().st_size, file.parents[1] / ".Archive"
+    for name in ("tmp", "new", "cur"):
+        (archive / name).mkdir(parents=True)
+    file.rename(archive / "cur" / f"1700000000.M5P6.imap,S={size}:2,S")
 
 
 @pytest.mark.parametrize("meanwhile", [left_alone, seen, moved])

@@ -40,7 +40,7 @@ class Place:
         """Messages on disk; `folder` as ".Drafts", "" is the Inbox."""
         local_part, _, domain = account.partition("@")
         directory = self.root / domain / local_part / folder
-        return sorted(path for name in ("new", "cur") for path in (directory / name).iterdir())
+        return sorted(path for name in ("new", "cur") for path in directory.glob(f"{name}/*"))
 
     def submissions(self) -> list[Path]:
         directory = self.root / ".submissions" / "ready"

@@ -82,6 +82,7 @@ async def test_the_same_again_changes_nothing(place, store, restarted, moved_to)
     await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
     [file] = place.files("", BOB)
     target = file.parents[1] / moved_to
+    target.mkdir(parents=True, exist_ok=True)  # as a mail program does
     file.rename(target / (file.name if moved_to == "new" else f"{file.name}:2,S"))
     again = place.store() if restarted else store
     result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT)
@@ -98,7 +99,9 @@ async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
     if indexed:
         await store.lists.query(BOB, MessageQuery())
     [file] = place.files("", BOB)
-    file.rename(file.parents[1] / f".Archive/cur/1234.M5P6.host,S={len(ARRIVED)}:2,S")
+    archive = file.parents[1] / ".Archive/cur"
+    archive.mkdir(parents=True, exist_ok=True)
+    file.rename(archive / f"1234.M5P6.host,S={len(ARRIVED)}:2,S")
     again = place.store() if restarted else store
     result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT, is_repeat=True)
     assert result is DeliveryResult.ALREADY_THERE

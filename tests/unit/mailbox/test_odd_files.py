@@ -23,6 +23,7 @@ KINDS = ["fifo", "directory", "link", "dangling", "socket"]
 async def odd(request, place, store, tmp_path, monkeypatch) -> Path:
     """Something odd under a message's name in new/ and in cur/, beside a message."""
     await store.deliver(ALICE, unique="0123456789abcdef.1", content=b"Subject: s\r\n\r\n")
+    await store.folders.every(ALICE)  # makes the other folders
     home = place.root / "example.test/alice"
     (tmp_path / "secret").write_bytes(SECRET)
     for name in (f"new/1.R{ID}_1.h", "cur/2.M1P1.other:2,", f".Drafts/cur/3.R{ID}_2.h,S=5:2,D"):
