@@ -3,8 +3,8 @@
 The Inbox of a mailbox is created by the first delivery, its other well-known folders by the first
 other use; they are listed before. Folders are found by id or well-known name. Folders of other
 programs are shown and kept. A folder's id stays when any program renames its directory, because it
-is stored in the marker file `maildirfolder`. A display name becomes a directory name in modified UTF-7 (RFC
-3501 5.1.3); Relay and IMAP servers read back the same display name.
+is stored in the marker file `maildirfolder`. A display name becomes a directory name in modified
+UTF-7 (RFC 3501 5.1.3); Relay and IMAP servers read back the same display name.
 
 Raises NoSuchItemError for an unknown folder, FolderError for a name that a Maildir++ cannot hold,
 and OSError when the disk rejects a change. See Maildir++ (`.A.B` is B within A), Graph's

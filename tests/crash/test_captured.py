@@ -46,8 +46,9 @@ def test_a_kill_between_copy_and_settlement_copies_once(relay: DevProcess, meanw
     if meanwhile == "seen":
         file.rename(file.parents[1] / "cur" / f"{file.name}:2,S")
     elif meanwhile == "moved":  # under a name of its own, as an IMAP server moves
-        size = file.stat().st_size
-        file.rename(file.parents[1] / ".Archive/cur" / f"1700000000.M5P6.imap,S={size}:2,S")
+        size, archive = file.stat().st_size, file.parents[1] / ".Archive/cur"
+        archive.mkdir(parents=True)
+        file.rename(archive / f"1700000000.M5P6.imap,S={size}:2,S")
     relay.start()
     until("it is captured", lambda: set(relay.states(ANN).values()) == {"captured"})
     assert subjects(relay, ANN) == subjects(relay, TAGGED) == ["Subject: once"]

@@ -128,8 +128,8 @@ def _allocate(path: Path, size_bytes: int) -> None:
         os.ftruncate(descriptor, 0)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+        except (OSError, AttributeError) as error:  # AttributeError: macOS does not have it
+            if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
                 raise
             for _ in range(-(-size_bytes // len(_BLOCK))):
                 write_all(descriptor, _BLOCK)
