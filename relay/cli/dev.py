@@ -53,8 +53,8 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
 
     It shows one message in all seven steps and one that bounces, then every step of your messages.
-    It writes its own configuration and reads none. The other commands find it, unless --dir is
-    given or /etc/relay/relay.toml exists.
+    It writes its own configuration and reads none. The other commands find it, unless
+    /etc/relay/relay.toml exists; of several, the one without --dir, or the last one with it.
     """
     if context.config is not None:
         _warn("--config is ignored, a configuration is not read")
@@ -142,6 +142,9 @@ class _WarningView(DevelopmentView):
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
+
+    def stopping(self, folder: DevelopmentFolder) -> None:
+        _warn(f"stopping; {folder.path} is {'removed' if folder.temporary else 'kept'}")
 
 
 class _JsonView(_WarningView):

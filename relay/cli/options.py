@@ -9,7 +9,6 @@ import getpass
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,7 +71,7 @@ class CommandContext(Struct, frozen=True):
         file = self.config_file()
         if self.names_config or file.exists():
             return file
-        return running_config(Path(tempfile.gettempdir())) or file
+        return running_config() or file
 
     def settings(self) -> Settings:
         """Load found_config_file().

@@ -1,8 +1,9 @@
 """The directory of the development relay: its lock, its marked files, its removal.
 
 Each user has one temporary directory, which the other commands find; a second development relay
-gets a directory of its own. A directory given by --dir is kept, and files in it that do not begin
-with MARK are never overwritten.
+gets a directory of its own. It is in memory if there is much room, so that its end is quick. A
+directory given by --dir is kept, and files in it that do not begin with MARK are never overwritten.
+The last one that was given is found by a symbolic link in the directory of temporary files.
 """
 
 import contextlib
@@ -17,11 +18,14 @@ from msgspec import Struct
 
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.clock import ADVANCED_S_MAX
-from relay.files import replace_file
+from relay.files import disk_of, replace_file
 
 _CLOCK = "clock.toml"
 MARK = "# Written by `relay dev`"
 _PLACE_BYTES_MAX = 60
+_DISK = Path("/tmp")  # noqa: S108 - what is in it belongs to this user
+_MEMORY = Path("/dev/shm")  # noqa: S108 - as above
+_MEMORY_FREE_BYTES = 2 << 30
 
 
 class ForeignFolderError(Exception):
@@ -76,9 +80,11 @@ class DevelopmentFolder(Struct, frozen=True):
         replace_file(self.path / _CLOCK, text.encode(), mode=0o600)
 
     def remove(self) -> None:
-        """Remove a temporary directory, and release the lock."""
+        """Remove a temporary directory, or the link to another one, and release the lock."""
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif _given_last() == self.path:
+            _link().unlink(missing_ok=True)
         self.lock.give_back()
 
 
@@ -89,7 +95,7 @@ def open_folder(given: Path | None) -> DevelopmentFolder:
     """
     if given is not None:
         return _open_given(given.absolute())
-    own = _own_folder(Path(tempfile.gettempdir()))
+    own = _own_folder(_new_place())
     if not _is_foreign(own):
         own.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(AlreadyRunningError):
@@ -101,9 +107,9 @@ def open_folder(given: Path | None) -> DevelopmentFolder:
 
 def open_new_folder() -> DevelopmentFolder:
     """Return a temporary directory that no other command finds. Raises OSError."""
-    place = tempfile.gettempdir()
+    place = _new_place()
     if len(os.fsencode(place)) > _PLACE_BYTES_MAX:  # no socket could be in it
-        place = "/tmp"  # noqa: S108 - mkdtemp makes a directory that only this user can use
+        place = _DISK
     new = Path(tempfile.mkdtemp(prefix="relay-dev-", dir=place))
     return DevelopmentFolder(new, temporary=True, lock=_locked(new))
 
@@ -115,19 +121,53 @@ def _open_given(path: Path) -> DevelopmentFolder:
             raise ForeignFolderError(
                 f"{file} was not written by `relay dev`; name another directory"
             )
-    return DevelopmentFolder(path, temporary=False, lock=_locked(path))
+    folder = DevelopmentFolder(path, temporary=False, lock=_locked(path))
+    with contextlib.suppress(OSError):  # another user's file: --config names the relay
+        _link().unlink(missing_ok=True)
+        _link().symlink_to(path)
+    return folder
 
 
-def running_config(temporary: Path) -> Path | None:
-    """Return the configuration of this user's running development relay, or None.
+def running_config() -> Path | None:
+    """Return the configuration of this user's running development relay, or None."""
+    found = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
+    if given := _given_last():
+        found.append(given)
+    configs = (one / "relay.toml" for one in found)
+    return next((one for one in configs if one.exists() and _in_use(one.parent)), None)
 
-    `temporary` is the directory of temporary files.
-    """
-    own = _own_folder(temporary)
-    config = own / "relay.toml"
-    if _is_foreign(own) or not config.exists():
+
+def memory_place(free_bytes: int) -> Path | None:
+    """Return the directory of files in memory; None if less is free there, or nobody may write."""
+    try:
+        is_roomy = disk_of(_MEMORY).free_bytes >= free_bytes
+    except OSError:
         return None
-    return config if _in_use(own) else None
+    return _MEMORY if is_roomy and os.access(_MEMORY, os.W_OK | os.X_OK) else None
+
+
+def _places() -> list[Path]:
+    """Return where a temporary directory may be: where TMPDIR says, or in memory or /tmp."""
+    place = Path(tempfile.gettempdir())
+    return [_MEMORY, place] if place == _DISK else [place]
+
+
+def _new_place() -> Path:
+    *memory, place = _places()
+    return (memory and memory_place(_MEMORY_FREE_BYTES)) or place
+
+
+def _link() -> Path:
+    return Path(tempfile.gettempdir()) / f"relay-dev-{os.getuid()}.dir"
+
+
+def _given_last() -> Path | None:
+    """Return the directory that the link names if this user made it."""
+    link = _link()
+    with contextlib.suppress(OSError):
+        if link.lstat().st_uid == os.getuid():
+            return link.readlink()
+    return None
 
 
 def _locked(path: Path) -> OwnerLock:

@@ -72,6 +72,10 @@ class DevelopmentView(Protocol):
         """The files of the rules have changed; `text` says what is in force."""
         ...
 
+    def stopping(self, folder: DevelopmentFolder) -> None:
+        """A signal ends the relay."""
+        ...
+
 
 async def develop(
     folder: DevelopmentFolder,
@@ -100,6 +104,8 @@ async def develop(
     try:
         await relay.start()
         done = await _unless(stop, _show(relay, view, run))
+        if not done:
+            view.stopping(folder)
     finally:
         for task in tasks:
             task.cancel()

@@ -28,12 +28,11 @@ import uvloop
 
 from relay.app.daemon import BrokenRelayError
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
-from relay.development.folder import DevelopmentFolder
+from relay.development.folder import DevelopmentFolder, memory_place
 from relay.development.relay import DevelopmentRelay
-from relay.files import disk_of, locked_directory
+from relay.files import locked_directory
 from relay.observe import logs
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - the directory in it is this user's
 _FREE_BYTES_MIN = 128 * 1024 * 1024  # a container often has 64 MiB: too little for large mail
 
 
@@ -50,9 +49,7 @@ def new_state_folder() -> DevelopmentFolder:
 
 def _parent() -> Path:
     """Return this user's directory for all of them."""
-    for place in (_MEMORY, Path(tempfile.gettempdir())):
-        if place == _MEMORY and not _is_roomy(place):
-            continue
+    for place in filter(None, (memory_place(_FREE_BYTES_MIN), Path(tempfile.gettempdir()))):
         own = place / f"relay-tests-{os.getuid()}"
         with contextlib.suppress(OSError):
             own.mkdir(mode=0o700, exist_ok=True)
@@ -60,15 +57,6 @@ def _parent() -> Path:
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
                 return own
     return Path(tempfile.mkdtemp(prefix="relay-tests-"))
-
-
-def _is_roomy(place: Path) -> bool:
-    if not os.access(place, os.W_OK | os.X_OK):
-        return False
-    try:
-        return disk_of(place).free_bytes >= _FREE_BYTES_MIN
-    except OSError:
-        return False
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import smtplib
 import socket
 import ssl
@@ -15,8 +16,16 @@ import pytest
 
 from relay.cli import dev_options
 from relay.cli.dev_options import OPTIONAL
+from tests.support import relay_starts
 from tests.support.relay_process import ROOT, until
-from tests.support.running_dev import PORTS, RunningDev, relay_command, relay_dev, run
+from tests.support.running_dev import (
+    PORTS,
+    RunningDev,
+    environment,
+    relay_command,
+    relay_dev,
+    run,
+)
 
 REJECTING = """
 [[rule]]
@@ -40,6 +49,19 @@ def test_the_demonstration_leaves_nothing(dev: RunningDev) -> None:
     assert dev.get("/relay/v1/queue", dev.ready["token"]).json() == []
     folders = [one.name for one in Path(dev.ready["dir"]).parent.glob("relay-dev-*")]
     assert folders == [f"relay-dev-{os.getuid()}"], "the relay of the demonstration is gone"
+
+
+def test_other_commands_find_a_relay_with_a_directory(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with relay_dev("--no-demo", "--dir", str(kept)) as running:
+        running.send("app@example.test", "bob@example.test", "one")
+        words = [*relay_starts.RELAY, "trace", "last"]
+        found = relay_starts.run(words, cwd=running.folder, env=environment(running.folder))
+        assert '"one"' in found.stdout, found.stderr
+        assert "--config" not in running.output
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == 0
+        assert running.output.endswith(f"relay dev: stopping; {kept} is kept\n")
 
 
 # sitecustomize.py: what macOS does not have, as far as Relay asks for it

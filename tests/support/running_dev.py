@@ -27,6 +27,7 @@ class RunningDev:
         self.process = process
         self.ready = ready
         self._output = output
+        self.folder = output.parent  # its home, and its directory of temporary files
         self.http = f"http://{ready['http'][0]}"
         host, port = ready["smtp"][0].rsplit(":", 1)
         self.smtp = (host, int(port))

@@ -15,6 +15,7 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.certificates import certificate_of_handshake
 from relay.clock import SystemClock
 from relay.commands.check import CheckResult, check_file
+from relay.development import folder as folder_module
 from relay.development import options as development
 from relay.development.authority import (
     LEAF_DAYS,
@@ -93,20 +94,65 @@ def test_a_foreign_link_or_file_is_not_touched(own, temporary, kind):
         own.touch()
     folder = open_folder(None)
     assert folder.path != own
-    assert running_config(temporary) is None
+    assert running_config() is None
     folder.remove()
     assert list(elsewhere.iterdir()) == []
     assert own.is_symlink() or own.is_file()
 
 
 def test_a_running_relay_is_found_by_its_configuration(temporary):
-    assert running_config(temporary) is None
+    assert running_config() is None
     folder = open_folder(None)
-    assert running_config(temporary) is None, "there is nothing to read yet"
+    assert running_config() is None, "there is nothing to read yet"
     write_config(folder)
-    assert running_config(temporary) == folder.config
+    assert running_config() == folder.config
     folder.lock.give_back()  # as the kernel does for a killed one
-    assert running_config(temporary) is None
+    assert running_config() is None
+
+
+def test_the_folder_is_in_memory_if_there_is_room(temporary, monkeypatch):
+    memory, disk = temporary / "memory", temporary / "disk"
+    for place in (memory, disk):
+        place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    monkeypatch.setattr(folder_module, "_MEMORY", memory)
+    for default, free_bytes, expected in (
+        (disk, 1, memory), (disk, 1 << 60, disk), (temporary, 1, disk)
+    ):  # fmt: skip
+        monkeypatch.setattr(folder_module, "_DISK", default)
+        monkeypatch.setattr(folder_module, "_MEMORY_FREE_BYTES", free_bytes)
+        folder = open_folder(None)
+        write_config(folder)
+        assert (folder.path.parent, running_config()) == (expected, folder.config)
+        folder.remove()
+        assert running_config() is None
+
+
+def test_the_last_given_folder_is_found_after_the_users_own(temporary):
+    first, last = open_folder(temporary / "first"), open_folder(temporary / "last")
+    own = open_folder(None)
+    for folder in (first, last, own):
+        write_config(folder)
+    assert running_config() == own.config
+    own.remove()
+    assert running_config() == last.config
+    first.remove()  # not the one that the link names
+    assert running_config() == last.config
+    last.remove()
+    assert running_config() is None
+    assert sorted(one.name for one in temporary.iterdir()) == ["first", "last"]
+
+
+def test_a_link_of_somebody_else_is_not_followed(temporary):
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    folder = open_folder(temporary / "given")
+    write_config(folder)
+    [link] = temporary.glob("relay-dev-*.dir")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    assert running_config() is None
+    folder.remove()
+    assert link.is_symlink()
 
 
 def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):

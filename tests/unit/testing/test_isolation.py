@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.development import folder
 from relay.observe.logs import get_logger
 from relay.settings.document import SettingsError
-from relay.testing import Relay, relay_thread
+from relay.testing import Relay
 from tests.support.long_tests import long
 from tests.support.process_tree import child_processes
 
@@ -41,7 +42,7 @@ def files() -> dict[str, str]:
 def memory(monkeypatch):
     """A directory of this test alone; other tests run at the same time."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as own:
-        monkeypatch.setattr(relay_thread, "_MEMORY", Path(own))
+        monkeypatch.setattr(folder, "_MEMORY", Path(own))
         yield Path(own) / f"relay-tests-{os.getuid()}"
 
 
@@ -169,8 +170,9 @@ def test_a_process_that_ends_without_the_end_of_with_leaves_nothing():
 def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
     program = (
         "import os, pathlib, signal, sys\n"
-        "from relay.testing import Relay, relay_thread\n"
-        "relay_thread._MEMORY = pathlib.Path(sys.argv[1])\n"
+        "from relay.development import folder\n"
+        "from relay.testing import Relay\n"
+        "folder._MEMORY = pathlib.Path(sys.argv[1])\n"
         "with Relay() as relay:\n"
         "    print(relay.running.thread.folder.path, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
