@@ -40,6 +40,7 @@ OTHER = "O"  # inferenceClassification before it was in the state; not in the sp
 NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
 _RELAY_NAME = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
+_SIZES = re.compile(r",[SW]=\d+")  # W: Dovecot's, with CRLF
 _SECONDS = re.compile(r"\d{1,15}")
 _NAME_BYTES_MAX = 255
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -60,6 +61,13 @@ class MessageName(Struct, frozen=True):
     seconds: int  # when the file was made, by its name
     size: int | None  # by `,S=`; None: unknown
     flags: str  # of Maildir
+
+    @property
+    def name_elsewhere(self) -> str:
+        """The name without flags for another folder: what programs add is of this one, such as the
+        UID of mbsync (`,U=`), which does not read a folder where two files have the same.
+        """
+        return self.base_name + "".join(_SIZES.findall(self.name_with_size))
 
 
 def parse_name(file_name: str) -> MessageName | None:

@@ -544,7 +544,7 @@ class Messages:
         After an error it stays: a client repeats the request, and a repeated DELETE would delete
         permanently.
         """
-        moved = in_folder(located, destination, located.name.name_with_size)
+        moved = in_folder(located, destination, located.name.name_elsewhere)
         self._rename(located, moved)
         return moved
 

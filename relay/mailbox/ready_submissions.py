@@ -317,7 +317,7 @@ class ReadySubmissions:
         if not located.is_draft:  # filed before a crash, or moved by a mail client
             return None
         flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
-        located.path.rename(target.parent / f"{located.name.name_with_size}:2,{flags}")
+        located.path.rename(target.parent / f"{located.name.name_elsewhere}:2,{flags}")
         return located.directory
 
     def _discard(self, mailbox: Path, submission: PendingSubmission) -> None:

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 
+from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     BeingSentError,
     MailboxFullError,
@@ -41,6 +42,20 @@ async def test_a_message_moves_and_stays_the_same(place, store, arrived):
     assert (await store.messages.get(ALICE, arrived.id)).folder.id == "archive"
     assert (await store.messages.move(ALICE, arrived.id, "archive")).path == file
     assert (await store.messages.move(ALICE, arrived.id, "inbox")).folder.id == "inbox"
+
+
+async def test_what_mbsync_adds_to_a_name_stays_in_its_folder(place, store, arrived):
+    """Two files with one UID, and mbsync does not read the folder again."""
+    received = arrived.path.rename(arrived.path.with_name("1.M2P3.host,U=7,S=49,W=49:2,a"))
+    message = (await store.lists.query(ALICE, MessageQuery(folder_id="inbox"))).messages[0]
+    await store.messages.update(ALICE, message.id, MessageChange(is_read=True))
+    assert [one.name for one in place.files("")] == ["1.M2P3.host,U=7,S=49,W=49:2,Sa"]
+    moved = await store.messages.move(ALICE, message.id, "archive")
+    assert (moved.id, moved.path.name) == (message.id, "1.M2P3.host,S=49,W=49:2,S")
+    moved.path.rename(moved.path.with_name("1.M2P3.host,S=49,U=8:2,S"))
+    await store.messages.delete(ALICE, message.id)
+    assert [one.name for one in place.files(".Trash")] == ["1.M2P3.host,S=49:2,S"]
+    assert not received.exists()
 
 
 async def test_a_copy_is_a_message_of_its_own(place, store, arrived):
