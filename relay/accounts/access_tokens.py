@@ -13,6 +13,7 @@ import hmac
 import stat
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -210,7 +211,7 @@ class AccessTokens:
         if found is None or verified is None:
             return accounts.by_token(token, client=client)
         if not verified.user:
-            return found.account
+            return replace(found.account, is_application=True)
         if (user := accounts.opened(verified.user, found.account)) is None:
             raise InvalidTokenError("The client may not open the mailbox of the token's user.")
         return user

@@ -82,6 +82,8 @@ class Account:
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
     read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
     language: str = ""  # of the reports that it gets; "": not known
+    # by a token of its client alone: no user has signed in
+    is_application: bool = field(default=False, compare=False)
     # a digest that changes with the stored password and token
     credentials: bytes = field(default=b"", repr=False, compare=False)
 

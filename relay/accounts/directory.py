@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -67,14 +67,6 @@ _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
 _OF_CLIENT = "client "  # begins the name by which failures of a client id are counted
 _CLIENT_ID = re.compile(r"[!-~]{1,128}")
-_SCOPE_NAMES = Literal[
-    "Mail.Read",
-    "Mail.ReadWrite",
-    "Mail.Send",
-    "MailboxSettings.Read",
-    "MailboxSettings.ReadWrite",
-    "User.Read",
-]
 _Parsed = TypeVar("_Parsed")
 _log = get_logger("accounts")
 
@@ -90,14 +82,14 @@ class _Entry:
     send_as: tuple[Mailbox, ...] = ()  # addresses of others that it may send from
     quota: Bytes | None = None  # of all folders together; None: no limit
     quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None  # None: no limit
-    role: Literal["user", "read", "operate"] = "user"  # what it may do in /relay/v1
+    role: Role = Role.USER  # what it may do in /relay/v1
     client_id: str = ""  # of the application; "": none
     client_secret: Annotated[str, Secret] = ""  # a hash, or plain:…
     client_certificate: str = ""  # the path of its certificates (PEM), or their text
     client_keys: str = ""  # the path of its JWK set, or its text
-    scopes: tuple[_SCOPE_NAMES, ...] | None = None  # None: all
+    scopes: tuple[Scope, ...] | None = None  # None: all
     acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
-    read_receipts: Literal["never", "ask", "always", "auto"] = "auto"  # when they are sent
+    read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # when they are sent
     language: Language | None = None  # of the reports that it gets; None: not known
     forward_to: tuple[str, ...] = ()  # addresses that get its mail
     keep_copy: bool = True  # of forwarded mail
@@ -356,13 +348,13 @@ class _Loading:
             entry.address,
             entry.aliases,
             entry.quota,
-            role=Role(entry.role),
+            role=entry.role,
             send_as=entry.send_as,
             quota_messages=entry.quota_messages,
             reserved=self._reserved,
-            scopes=ALL_SCOPES if entry.scopes is None else frozenset(map(Scope, entry.scopes)),
+            scopes=ALL_SCOPES if entry.scopes is None else frozenset(entry.scopes),
             acts_for=entry.acts_for,
-            read_receipts=ReceiptSetting(entry.read_receipts),
+            read_receipts=entry.read_receipts,
             language=entry.language or "",
             credentials=digest_of(f"{entry.password}\0{entry.token}"),
         )

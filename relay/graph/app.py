@@ -183,10 +183,13 @@ def _find_mailbox(
 ) -> tuple[Account, tuple[str, ...]]:
     """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
 
-    Raises ApiError: 403 for a mailbox that the caller may not open and for one that does not exist,
-    404 for an UnknownUserError.
+    Raises ApiError: 400 for /me where no user has signed in, as Graph; 403 for a mailbox that the
+    caller may not open and for one that does not exist, 404 for an UnknownUserError.
     """
     if segments[0].lower() == "me":
+        if caller.is_application:
+            message = "/me request is only valid with delegated authentication flow."
+            raise ApiError(400, "BadRequest", message)
         return caller, segments[1:]
     try:
         owner = accounts.opened(segments[1], caller)

@@ -8,6 +8,7 @@ files that secrets are read from, each with its key path. accounts.toml is read 
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -186,6 +187,8 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
         return _read_marked(get_args(hint)[1], value)
     if get_origin(hint) is Literal:
         return _read_choice(get_args(hint), value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(str(_read_choice(tuple(one.value for one in hint), value)))
     if hint is bool:
         if isinstance(value, bool):
             return value

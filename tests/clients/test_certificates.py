@@ -16,7 +16,7 @@ SHA_1, SHA_256 = "thumbprint", "public_certificate"
 
 def is_certified(served: ServedRelay, token: str) -> bool:
     """Whether a token is one of the account with the certificate."""
-    answer = served.relay.graph("GET", "/me", token=token)
+    answer = served.relay.graph("GET", "/users/certified@example.test", token=token)
     return bool(answer.json()["mail"] == "certified@example.test")
 
 
@@ -129,7 +129,7 @@ def test_javascript_with_a_certificate(javascript: JavaScript, pem: Path) -> Non
           { scopes: ['https://graph.microsoft.com/.default'] });
         const signedIn = graph.Client.initWithMiddleware({ baseUrl: process.env.RELAY_URL + '/',
           customHosts: new Set(['localhost']), authProvider });
-        return (await signedIn.api('/me').get()).mail;
+        return (await signedIn.api('/users/certified@example.test').get()).mail;
     """
     found = javascript.run(program % (CLIENT_ID, pem))
     assert found == "certified@example.test"

@@ -41,7 +41,7 @@ def test_04_msal_with_an_oidc_authority_calls_the_relay_alone(
         f"{served.url}/contoso/v2.0/.well-known/openid-configuration",
         f"{served.url}/contoso/oauth2/v2.0/token",
     ]
-    answer = served.relay.graph("GET", "/me", token=found["access_token"])
+    answer = served.relay.graph("GET", f"/users/{user.address}", token=found["access_token"])
     assert answer.json()["mail"] == user.address
 
 
@@ -83,7 +83,7 @@ def test_03_azure_identity(served: ServedRelay, user: User, options: dict[str, A
     with identity.ClientSecretCredential("contoso", user.client_id, THE_SECRET, **options) as one:
         token = one.get_token(*SCOPES)
         assert one.get_token("http://localhost/.default").token
-    answer = served.relay.graph("GET", "/me", token=token.token)
+    answer = served.relay.graph("GET", f"/users/{user.address}", token=token.token)
     assert answer.json()["mail"] == user.address
 
 
@@ -96,7 +96,7 @@ async def test_03_azure_identity_aio(
     credential = identity.ClientSecretCredential("contoso", user.client_id, THE_SECRET, **options)
     async with credential:
         token = await credential.get_token(*SCOPES, enable_cae=True)
-    answer = served.relay.graph("GET", "/me", token=token.token)
+    answer = served.relay.graph("GET", f"/users/{user.address}", token=token.token)
     assert answer.json()["mail"] == user.address
 
 

@@ -15,6 +15,7 @@ from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import RelayProcess, until
 
 APP = account("app", client_id="app-1", client_secret="plain:s3cret", acts_for=["bob@example.test"])
+OF_APP = "/users/app@example.test"
 OF_BOB = "/users/bob@example.test/messages"
 
 
@@ -51,7 +52,9 @@ def reload_accounts(relay: RelayProcess, *entries: object) -> None:
 
 def test_a_token_ends_with_its_client_and_lives_over_a_restart(relay):
     token, others = new_token(relay), [account("bob"), account("alice")]
-    assert relay.graph("GET", "/me", token=token).json()["mail"] == "app@example.test"
+    assert relay.graph("GET", OF_APP, token=token).json()["mail"] == "app@example.test"
+    assert "delegated authentication flow" in relay.graph("GET", "/me", token=token).body.decode()
+    assert relay.graph("GET", "/me", token="bob").status == 200  # the account's own
     assert relay.graph("GET", OF_BOB, token=token).status == 200
     assert relay.graph("GET", "/users/alice@example.test", token=token).status == 403
     relay.stop()
@@ -119,10 +122,13 @@ def test_a_certificate_is_replaced_by_a_reload(relay):
     file.write_text(old.pem + new.pem)
     reload_accounts(relay, entry)
     assert by_certificate(relay, new).status == 200
-    assert relay.graph("GET", "/me", token=first).json()["mail"] == "certified@example.test"
+    assert (
+        relay.graph("GET", "/users/certified@example.test", token=first).json()["mail"]
+        == "certified@example.test"
+    )
     file.write_text(new.pem)
     reload_accounts(relay, entry)
-    assert relay.graph("GET", "/me", token=first).status == 401
+    assert relay.graph("GET", "/users/certified@example.test", token=first).status == 401
     assert by_certificate(relay, new).status == 200
     file.write_text("no certificate")
     reload_accounts(relay, entry)

@@ -89,10 +89,10 @@ class Development:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def mailbox(self, found: dict[str, Any]) -> str:
+    async def mailbox(self, found: dict[str, Any], at: str = "me") -> str:
         """The mailbox that an access token opens."""
         headers = {"authorization": f"Bearer {found['access_token']}"}
-        answer = await self.http.get("/v1.0/me", headers=headers)
+        answer = await self.http.get(f"/v1.0/{at}", headers=headers)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["mail"])
 

@@ -248,7 +248,7 @@ address = "app@example.test"
 aliases = ["service@example.test"]
 client_id = "3F2504E0-4F89-11D3-9A0C-0305E82C3301"
 client_secret = "{HASHED}"
-scopes = ["Mail.Send", "User.Read"]
+scopes = ["Mail.Send", "SMTP.Send", "User.Read"]
 acts_for = ["Bob@example.test", "*@shared.test"]
 """
 CLIENT_ID = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
@@ -331,7 +331,7 @@ def test_a_client_changes_with_its_secret(tmp_path):
 def test_scopes_and_acts_for(tmp_path):
     accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
     app, bob = (accounts.by_address(f"{name}@example.test") for name in ("app", "bob"))
-    assert app.scopes == {Scope.MAIL_SEND, Scope.USER_READ}
+    assert app.scopes == {Scope.MAIL_SEND, Scope.SMTP_SEND, Scope.USER_READ}
     assert bob.scopes == ALL_SCOPES
     alice = accounts.by_address("alice@example.test")
     assert [app.may_open(one) for one in (app, bob, alice)] == [True, True, False]

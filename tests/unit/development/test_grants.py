@@ -170,7 +170,7 @@ async def test_any_assertion_is_a_secret_of_its_client(dev):
     form = {"client_assertion": "a.b.c", "scope": f"{GRAPH}/.default"}
     form["client_assertion_type"] = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
     found = await dev.tokens_by("client_credentials", **form)
-    assert await dev.mailbox(found) == "app@example.test"
+    assert await dev.mailbox(found, "users/app@example.test") == "app@example.test"
 
 
 async def test_the_path_of_version_1(dev):
@@ -259,7 +259,8 @@ async def test_with_a_token_no_secret_and_no_assertion_of_another_text_is_good(g
         answer = await guarded.ask("password", username="carol", password=THE_TOKEN, **wrong)
         failed(answer, "invalid_client", 7000215, status=401)
     form = {"client_assertion": THE_TOKEN, "scope": f"{GRAPH}/.default"}
-    assert await guarded.mailbox(await guarded.tokens_by("client_credentials", **form))
+    found = await guarded.tokens_by("client_credentials", **form)
+    assert await guarded.mailbox(found, "users/app@example.test")
 
 
 async def test_with_a_token_on_behalf_of_needs_a_token_of_this_relay(guarded):

@@ -127,7 +127,7 @@ async def test_a_good_assertion_gets_a_token(client, key, header):
     answer = await client.post(client.assertion(key=key, header=header))
     assert answer.status_code == 200, answer.text
     token = answer.json()["access_token"]
-    me = await client.http.get("/v1.0/me", headers=bearing(token))
+    me = await client.http.get("/v1.0/users/app@example.test", headers=bearing(token))
     assert me.json()["mail"] == "app@example.test"
     keys = KeySet.import_key_set((await client.http.get("/x/discovery/v2.0/keys")).json())
     claims = jwt.decode(token, keys, algorithms=["ES256"]).claims
@@ -403,7 +403,9 @@ async def test_a_certificate_out_of_its_time_is_refused(client, tmp_path, begins
 
 async def test_a_token_ends_with_the_certificate_that_it_was_issued_for(client, tmp_path):
     async def status(token: str) -> int:
-        return (await client.http.get("/v1.0/me", headers=bearing(token))).status_code
+        return (
+            await client.http.get("/v1.0/users/app@example.test", headers=bearing(token))
+        ).status_code
 
     first = (await client.post(client.assertion())).json()["access_token"]
     assertion = client.assertion(

@@ -143,7 +143,9 @@ async def test_a_token(http, path, scope, audience):
     body = answer.json()
     token = body.pop("access_token")
     assert body == {"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599}
-    assert (await http.get("/v1.0/me", headers=bearing(token))).json()["id"] == "app@example.test"
+    own = await http.get("/v1.0/users/app@example.test", headers=bearing(token))
+    assert own.json()["id"] == "app@example.test"
+    refused(await http.get("/v1.0/me", headers=bearing(token)), 400, "BadRequest")
     keys = KeySet.import_key_set((await http.get("/x/discovery/v2.0/keys")).json())
     claims = jwt.decode(token, keys, algorithms=["ES256"]).claims
     tenant = {TOKEN: "contoso", "/common/oauth2/v2.0/token": "common"}.get(path, "A b")
@@ -366,7 +368,8 @@ async def test_the_longest_texts_give_a_token_that_works(http):
     answer = await http.post(path, data=FORM | {"scope": scope})
     assert answer.status_code == 200, answer.text
     token = answer.json()["access_token"]
-    assert (await http.get("/v1.0/me", headers=bearing(token))).status_code == 200
+    own = await http.get("/v1.0/users/app@example.test", headers=bearing(token))
+    assert own.status_code == 200
     failed(
         await http.post(TOKEN, data=FORM | {"scope": f"four{scope}"}), 400, "invalid_scope", 70011
     )
