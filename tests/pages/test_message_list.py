@@ -62,6 +62,16 @@ def test_the_list_follows_what_happens(browser: Browser, relay: DevProcess) -> N
     assert browser.requests_elsewhere(relay.ready["pages"]) == []
 
 
+def test_enter_on_the_mark_of_a_row_opens_the_row(browser: Browser, relay: DevProcess) -> None:
+    send(relay, "first", "second")
+    browser.open(relay.ready["pages"])
+    browser.wait_for("a", "first")
+    mark = "[...document.querySelectorAll('tr input')].find((one) => one.ariaLabel === 'Mark first')"
+    browser.evaluate(f"{mark}.focus()")
+    browser.press("\n")
+    browser.wait_for("h1", "first")
+
+
 def test_a_long_subject_takes_two_lines_and_a_narrow_row_its_width(
     browser: Browser, relay: DevProcess
 ) -> None:

@@ -65,8 +65,8 @@
     if (button) copy(button);
   });
 
-  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row. Where
-  // there are none, j and k follow [data-next] and [data-previous].
+  // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row, Enter on its
+  // mark opens it. Where there are none, j and k follow [data-next] and [data-previous].
   const rows = () => [...document.querySelectorAll("[data-row]")];
   const move = (by) => {
     const all = rows();
@@ -92,6 +92,12 @@
       const box = document.activeElement.closest("tr")?.querySelector("input[type=checkbox]");
       if (!box) return;
       box.click();
+    }
+    // by itself, Enter on a mark submits the form of the marks
+    else if (event.key === "Enter" && event.target.matches("tr input[type=checkbox]")) {
+      const link = event.target.closest("tr").querySelector("[data-row]");
+      if (!link) return;
+      link.click();
     }
     else return;
     event.preventDefault();
