@@ -19,7 +19,7 @@ from relay.http.http_request import HttpRequest, body_too_large
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.policy.rule_test_reader import crlf
-from relay.pressure import ConcurrencyCounter
+from relay.pressure import ConcurrencyCounter, MemoryBudget
 
 PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024
@@ -35,6 +35,7 @@ class ExplainHandler:
     def __init__(self, explain: Explain) -> None:
         self._explain = explain
         self._running = ConcurrencyCounter()
+        self._budget = MemoryBudget(2 * MESSAGE_BYTES_MAX)  # of messages that arrive
 
     async def answer(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """Return the document. Raises ApiError."""
@@ -44,13 +45,34 @@ class ExplainHandler:
         if query.get("probe") == "true":  # it connects, which no GET does
             require_method(request, "POST")
             principal.check_may_operate()
+        # before a place is taken, which a slow client would keep
+        message = await self._message_of(request) if request.method == "POST" else None
         with self._counted("explanations", _TOGETHER_MAX):
-            if request.method != "POST":
+            if message is None:
                 question = read_question(query, None)
                 return await request.cancel_on_disconnect(self._answer(question))
             with self._counted("messages", _MESSAGES_MAX):
-                message = await _message_of(request)
                 return await self._answer(await asyncio.to_thread(read_question, query, message))
+
+    async def _message_of(self, request: HttpRequest) -> bytes:
+        """Read the body. Raises ApiError 413, 415, 503, and what blocks() raises."""
+        if (request.declared_bytes or 0) > MESSAGE_BYTES_MAX:
+            raise body_too_large(MESSAGE_BYTES_MAX)
+        parts: list[bytes] = []
+        size_bytes = 0
+        try:
+            async for block in request.blocks():
+                if size_bytes + len(block) > MESSAGE_BYTES_MAX:
+                    raise body_too_large(MESSAGE_BYTES_MAX)
+                if not self._budget.take(len(block)):
+                    raise _unavailable("Too many messages are being read; try again.")
+                size_bytes += len(block)
+                parts.append(block)
+        finally:
+            self._budget.release(size_bytes)
+        if size_bytes and request.media_type != _MESSAGE_TYPE:
+            raise unsupported_media_type(request.media_type, _MESSAGE_TYPE)
+        return b"".join(parts)
 
     def _counted(self, what: str, most: int) -> AbstractContextManager[None]:
         """Count one more inside the with block. Raises ApiError 503 at the limit."""
@@ -89,22 +111,6 @@ def read_question(query: Mapping[str, str], message: bytes | None) -> Question:
     if not Header.of(content).fields:
         raise _bad("message", "text without a header", "a message (RFC 5322)")
     return replace(question, content=content)
-
-
-async def _message_of(request: HttpRequest) -> bytes:
-    """Read the body. Raises ApiError 413, 415, and what blocks() raises."""
-    if (request.declared_bytes or 0) > MESSAGE_BYTES_MAX:
-        raise body_too_large(MESSAGE_BYTES_MAX)
-    parts: list[bytes] = []
-    size_bytes = 0
-    async for block in request.blocks():
-        size_bytes += len(block)
-        if size_bytes > MESSAGE_BYTES_MAX:
-            raise body_too_large(MESSAGE_BYTES_MAX)
-        parts.append(block)
-    if size_bytes and request.media_type != _MESSAGE_TYPE:
-        raise unsupported_media_type(request.media_type, _MESSAGE_TYPE)
-    return b"".join(parts)
 
 
 def _mailbox(name: str, text: str) -> str:

@@ -1,6 +1,7 @@
 """GET and POST /relay/v1/explain: who may ask, and questions that are not answered."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -128,6 +129,47 @@ async def test_only_a_few_questions_are_answered_at_once(api: ApiClients) -> Non
     api.records.allowed.set()
     assert {(await one).status_code for one in waiting} == {200}
     assert (await api.control.get(PATH)).status_code == 200
+
+
+async def test_a_client_that_is_slow_keeps_nobody_waiting(api: ApiClients) -> None:
+    slow = [Slow(api, MESSAGE) for _ in range(9)]  # more than questions at once
+    for one in slow:
+        await one.begun.wait()
+    answer = await api.control.post(PATH, headers=messages(), content=MESSAGE)
+    assert answer.status_code == 200
+    assert (await api.control.get(PATH)).status_code == 200
+    for one in slow:
+        one.goes_on.set()
+        assert (await one.answer).status_code == 200
+
+
+async def test_the_messages_that_arrive_at_once_are_bounded(api: ApiClients) -> None:
+    large = MESSAGE + b"x" * (MESSAGE_BYTES_MAX - len(MESSAGE))
+    slow = [Slow(api, large) for _ in range(2)]
+    for one in slow:
+        await one.begun.wait()
+    answer = await api.control.post(PATH, headers=messages(), content=MESSAGE)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    for one in slow:
+        one.answer.cancel()
+    await asyncio.gather(*(one.answer for one in slow), return_exceptions=True)
+    assert (await api.control.post(PATH, headers=messages(), content=MESSAGE)).status_code == 200
+
+
+class Slow:
+    """A client that sends a message and keeps its end back until `goes_on`."""
+
+    def __init__(self, api: ApiClients, message: bytes) -> None:
+        self.begun, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.answer = asyncio.create_task(
+            api.control.post(PATH, headers=messages(), content=self._body(message))
+        )
+
+    async def _body(self, message: bytes) -> AsyncIterator[bytes]:
+        for at in range(0, len(message), 1 << 18):
+            yield message[at : at + (1 << 18)]
+        self.begun.set()
+        await self.goes_on.wait()
 
 
 async def test_rules_that_take_too_long_are_a_503(api: ApiClients) -> None:
