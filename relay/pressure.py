@@ -236,7 +236,12 @@ class MemoryBudget:
     """Memory for the messages or bodies that are being received at once."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._left_bytes = limit_bytes
+        self._left_bytes = self._limit_bytes = limit_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """How much is taken now."""
+        return self._limit_bytes - self._left_bytes
 
     def has(self, size_bytes: int) -> bool:
         """Return whether that much is available now, without taking it."""

@@ -162,7 +162,8 @@ class ContentCollector:
     """Takes the content in blocks of any size and processes whole blocks, never single lines.
 
     When `needs_spill` is true after add(), the caller must call spill() before it adds more. The
-    first spill() of a content larger than `limits.large_bytes` splits it into header and body.
+    first spill() of a content larger than `limits.large_bytes` splits it into header and body; so
+    does that of a smaller one while others take much memory.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class ContentCollector:
         self._line_max_bytes = limits.text_line_bytes
         self._budget = budget
         self._new_arrival = arrival
-        self._large_bytes = limits.large_bytes
+        self._limits = limits
         self._chunks: list[bytes] = []
         self._line_bytes = 0  # of the line that is not complete yet
         self._held_bytes = 0
@@ -209,8 +210,16 @@ class ContentCollector:
         full, or its end has come.
         """
         if self._header is None:
-            return self.size_bytes > self._large_bytes
-        return self._ended or self._held_bytes - len(self._header) >= BLOCK_BYTES
+            return self.size_bytes > self._memory_bytes
+        block_bytes = min(BLOCK_BYTES, self._memory_bytes)
+        return self._ended or self._held_bytes - len(self._header) >= block_bytes
+
+    @property
+    def _memory_bytes(self) -> int:
+        """How much of a message may be in memory now, beside those of other sessions."""
+        limits = self._limits
+        is_calm = self._budget.taken_bytes <= limits.calm_bytes
+        return limits.large_bytes if is_calm else min(limits.crowded_bytes, limits.large_bytes)
 
     async def spill(self, in_thread: InThread) -> None:
         """Write the buffered part of the body. Raises SpoolFullError, SpoolUnavailableError.
@@ -317,8 +326,10 @@ class ContentCollector:
         section = begun if blank < 0 else begun[: blank and blank + len(_CRLF)]
         is_quick = len(section) <= _HEAD_BYTES
         end = fields_end(section) if is_quick else await in_thread(fields_end, section)
-        if end > self._large_bytes or (end and blank < 0):
-            self.reject(ContentRejection.LONG_HEADER)
+        known = len(begun) if end and blank < 0 else end  # of the header
+        if known > self._memory_bytes:
+            is_too_long = known > self._limits.large_bytes
+            self.reject(ContentRejection.LONG_HEADER if is_too_long else ContentRejection.NO_ROOM)
             return
         body = begun[end:]
         # A content without a header gets one later; the blank line that must follow is added here.

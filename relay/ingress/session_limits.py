@@ -29,3 +29,5 @@ class SessionLimits(Struct, frozen=True):
     sessions_per_client: int = 50  # Postfix's smtpd_client_connection_count_limit
     buffered_bytes: int = 512 * 1024 * 1024  # messages being received by all sessions of a listener
     large_bytes: int = LARGE_BYTES  # the body of a larger message is written to a file
+    calm_bytes: int = 64 * 1024 * 1024  # while more are buffered,
+    crowded_bytes: int = 128 * 1024  # the body of a message over this size is written to a file

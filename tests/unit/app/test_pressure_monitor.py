@@ -228,12 +228,17 @@ def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
 
 async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
     given = []
-    monkeypatch.setattr(monitoring, "trim_memory", lambda: given.append(watched.clock.now_s))
-    for memory_bytes in (0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
+    monkeypatch.setattr(
+        monitoring, "trim_memory", lambda *, collect: given.append((watched.clock.now_s, collect))
+    )
+    for memory_bytes in (0, 0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
         watched.memory_bytes = memory_bytes
         await watched.measure()
         watched.clock.advance(5)
-    assert [at - given[0] for at in given] == [0, 10]
+    began_s = given[0][0]
+    assert [(at - began_s, collect) for at, collect in given] == [
+        (0, False), (10, True), (20, True), (30, False),
+    ]  # fmt: skip
 
 
 def test_trim_memory_returns_fragmented_memory():

@@ -318,6 +318,49 @@ def test_the_file_of_rejected_content_is_removed_at_once(bad, rejection):
     assert (len(arrival.written), arrival.discarded) == (1, 1)
 
 
+CROWDED = SessionLimits(large_bytes=1000, calm_bytes=2000, crowded_bytes=200)
+
+
+def crowded(*, others_bytes: int) -> Receiver:
+    """Receives while the contents of others take so much memory."""
+    budget = MemoryBudget(10_000)
+    assert budget.take(others_bytes)
+    return Receiver(size_max_bytes=5000, limits=CROWDED, budget=budget, arrival=MemoryArrival)
+
+
+@pytest.mark.parametrize(
+    ("others_bytes", "size_bytes", "is_large"),
+    [(0, 400, False), (2001, 190, False), (2001, 400, True), (2001, 4000, True)],
+)
+def test_while_others_take_much_memory_a_smaller_body_goes_into_a_file(
+    others_bytes, size_bytes, is_large
+):
+    one = crowded(others_bytes=others_bytes)
+    sent = b"A: b\r\n\r\n" + b"x" * (size_bytes - 10) + b"\r\n"
+    held = []
+    for at in range(0, size_bytes, 50):
+        one.feed(sent[at : at + 50])
+        if one.needs_spill:
+            asyncio.run(one.spill(asyncio.to_thread))
+        held.append(one._budget.taken_bytes - others_bytes)
+    feed_in_blocks(one, b".\r\n", 5)
+    content = one.hand_over().content
+    assert isinstance(content, LargeContent) is is_large
+    assert (read_all(content) if is_large else content) == sent
+    assert not is_large or max(held) < 500
+
+
+@pytest.mark.parametrize(
+    ("others_bytes", "rejection"),
+    [(0, None), (2001, ContentRejection.NO_ROOM)],
+)
+def test_while_others_take_much_memory_a_long_header_is_deferred(others_bytes, rejection):
+    for blank in (b"", b"\r\nbody\r\n"):
+        one = crowded(others_bytes=others_bytes)
+        feed_in_blocks(one, b"X-Filling: x\r\n" * 20 + blank + b".\r\n", 1000)
+        assert one.rejection is rejection
+
+
 def test_large_content_uses_memory_only_for_its_buffers():
     budget = MemoryBudget(LARGE_BYTES + 4 * BLOCK_BYTES)
     one = receiver(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
