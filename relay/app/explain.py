@@ -35,6 +35,7 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import POLICY_TIMEOUT_S, TOO_MANY_PARTS
 from relay.ingress.expansion import expand_recipients
 from relay.ingress.forwarding import Forwarder
+from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.mailbox.types import Room
 from relay.message.envelope import ForwardPath, Source
@@ -50,6 +51,7 @@ from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import load_rules
 from relay.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.routing.route_table import (
+    REJECT_STATUS,
     HopOptions,
     InvalidRecipient,
     LocalRecipient,
@@ -139,7 +141,7 @@ class Explainer:
             return found | {"state": "rejected", "reply": alias.reply}
         targets: list[dict[str, Any]] = []
         for target in expansion.targets:
-            document = await self._recipient(target.address, sender, question)
+            document = await self._recipient(target.address, sender, question, is_copy=True)
             targets.append(document | {"aliases": [*target.through[1:], target.address]})
         if len(targets) == 1:
             found = targets[0] | {"address": question.address}
@@ -151,16 +153,32 @@ class Explainer:
                 found["state"] = "rejected"
         return found
 
+    def _examine(
+        self, address: str, sender: _Sender, question: Question, *, is_copy: bool
+    ) -> RoutingResult:
+        """Return where mail for an address goes, as acceptance does."""
+        header = Header.of(question.content or b"")
+        examine = self.forwarding.examiner(sender.reverse_path, header, trusted=sender.is_trusted)
+        return examine(address, "", is_copy)
+
     def _expander(self, question: Question) -> Callable[[str], Expansion | None]:
         """Return what replaces an alias; without a message it has not been forwarded before."""
         header = Header.of(question.content or b"")
         return self.forwarding.expander(question.sender, header)
 
     async def _recipient(
-        self, address: str, sender: _Sender, question: Question, *, rejection: str = ""
+        self,
+        address: str,
+        sender: _Sender,
+        question: Question,
+        *,
+        rejection: str = "",
+        is_copy: bool = False,
     ) -> dict[str, Any]:
-        """Explain an address that is no alias; `rejection` is the reply to RCPT, if it has one."""
-        found = self.forwarding.examine(address, sender.reverse_path)
+        """Explain an address that is no alias; `rejection` is the reply to RCPT, if it has one.
+        `is_copy`: an alias led there.
+        """
+        found = self._examine(address, sender, question, is_copy=is_copy)
         document = self._document(address, sender, found)
         if isinstance(found, InvalidRecipient):
             return document | ({"reply": rejection} if rejection else {})
@@ -228,8 +246,10 @@ class Explainer:
                     for each, expansion in pairs
                     for address in (expansion.addresses if expansion is not None else ()) or (each,)
                 ]
+                copies = set(addresses).difference(verdict.successors)
                 targets = [
-                    await self._target(each, sender) | _held(verdict.hold)
+                    await self._target(each, sender, question, is_copy=each in copies)
+                    | _held(verdict.hold)
                     for each in dict.fromkeys(addresses)
                 ]
                 return {"state": _state_of_all(targets), "targets": targets}
@@ -246,9 +266,11 @@ class Explainer:
         route = {"route": self._document(verdict.address, sender, chosen)["route"]}
         return route | await self._destination(chosen) | _held(verdict.hold)
 
-    async def _target(self, address: str, sender: _Sender) -> dict[str, Any]:
+    async def _target(
+        self, address: str, sender: _Sender, question: Question, *, is_copy: bool
+    ) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
-        found = self.forwarding.examine(address, sender.reverse_path)
+        found = self._examine(address, sender, question, is_copy=is_copy)
         document = self._document(address, sender, found)
         if isinstance(found, InvalidRecipient):
             return document
@@ -313,7 +335,8 @@ class Explainer:
             case RemoteRecipient(hop):
                 next_hop = str(hop)
             case InvalidRecipient():
-                state, reply = "rejected" if found.route else "invalid", found.text
+                is_refused = found.route or found.status == REJECT_STATUS
+                state, reply = "rejected" if is_refused else "invalid", found.text
         place = self.places.get(found.route, _NO_PLACE)
         return {
             "address": address, "from": sender.reverse_path, "state": state, "reply": reply,
@@ -407,8 +430,10 @@ def explainer_of_files(
             table = route_table(settings, accounts)
         except ValueError as error:
             raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-        srs = srs_in(settings) or Srs(secrets.token_bytes())
-        forwarding = Forwarder(accounts, table, srs, clock)
+        srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)
+        forwarding = Forwarder(
+            accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from
+        )
         schedule = retry_schedule(settings, _RNG)
         rules = load_rules(
             settings.policy.directory,

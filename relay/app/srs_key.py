@@ -35,7 +35,7 @@ def srs_of(settings: Settings) -> Srs:
         return found
     path = settings.state_dir / SRS_KEY_FILE
     replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
-    return Srs(_read_key(path).encode())
+    return Srs(_read_key(path).encode(), settings.mailboxes.srs_domain)
 
 
 def srs_in(settings: Settings) -> Srs | None:
@@ -46,7 +46,7 @@ def srs_in(settings: Settings) -> Srs | None:
     key, path = settings.mailboxes.srs_key, settings.state_dir / SRS_KEY_FILE
     if not key and not os.access(path, os.F_OK):
         return None
-    return Srs((key or _read_key(path)).encode())
+    return Srs((key or _read_key(path)).encode(), settings.mailboxes.srs_domain)
 
 
 def _read_key(path: Path) -> str:

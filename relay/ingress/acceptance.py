@@ -14,6 +14,7 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -38,7 +39,7 @@ from relay.ingress.fanout import (
     routing_event,
     with_next_hops,
 )
-from relay.ingress.forwarding import Forwarder
+from relay.ingress.forwarding import LARGE_REPORT, MANY_REPORTS, REPORT_BYTES_MAX, Forwarder
 from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.send_as import header_rejection
@@ -127,6 +128,7 @@ class Acceptance:
     expire_after_s: float  # from acceptance
     delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
     any_sender: bool = False  # a login may send from any address
+    forward_own_from: bool = False  # strangers' mail in the name of local domains may leave
     # gets messages that were committed without claims and are due in the spool
     on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
     # gets when held and captured mail ends: nothing looks at it before
@@ -144,10 +146,11 @@ class Acceptance:
 
     def __post_init__(self) -> None:
         self.threads = PolicyThreads()  # evaluate rules
-        # what addresses lead to
-        self.forwarding = Forwarder(self.accounts, self.router, self.srs, self.clock)
         self.answers = AnswerLimit(self.clock, self.metrics)  # of mail for MAILER-DAEMON
-        self.rates = RateLimits(self.clock)  # of rules
+        self.rates = RateLimits(self.clock)  # of rules, and of reports to SRS addresses
+        self.forwarding = Forwarder(
+            self.accounts, self.router, self.srs, self.clock, self.rates, self.forward_own_from
+        )
         self.holds = HoldLimit(self.clock, self.held_max)
 
     def close(self) -> None:
@@ -199,25 +202,29 @@ class Acceptance:
         if isinstance(parsed, DataReply):
             return parsed
         sender, forwarding = arrival.envelope.reverse_path, self.forwarding
+        charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
+        if charges and size_of(arrival.content) > REPORT_BYTES_MAX:
+            return DataReply(LARGE_REPORT)
         expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(arrival.paths, expand)
-        examinations = [
-            forwarding.examine(path.address, sender, forwarded_by=by)
-            for path, by in zip(recipients.paths, recipients.forwarded_by, strict=True)
-        ]
+        examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
+        found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
+        examinations = [examine(path.address, by, not position) for path, position, by in found]
         rules = self.policy()
         examined = self._policy_input(arrival, recipients.paths, parsed, examinations=examinations)
         verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
-        fan = self._fan_out(arrival, recipients, verdict, examinations=examinations, expand=expand)
+        fan = self._fan_out(
+            arrival, recipients, verdict, examinations=examinations, examine=examine, expand=expand
+        )
         if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
             self._count_rules(verdict)
             first = fan.rejected[0]
             return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
         signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
         fan = replace(fan, contents=signed.contents)
-        reserved = self.rates.reserve(verdict.charges)
+        reserved = self.rates.reserve((*verdict.charges, *charges))
         if isinstance(reserved, RateCharge):
             return self._beyond(reserved)
         with reserved:
@@ -239,18 +246,19 @@ class Acceptance:
         verdict: Verdict,
         *,
         examinations: Sequence[RoutingResult],
+        examine: Callable[[str, str, bool], RoutingResult],
         expand: Callable[[str], Expansion | None],
     ) -> FanOut:
-        envelope, forwarding = arrival.envelope, self.forwarding
-        sender = envelope.reverse_path
+        envelope, trusted = arrival.envelope, arrival.origin.trusted
+        sender_of = partial(
+            self.forwarding.sender_of, reverse_path=envelope.reverse_path, trusted=trusted
+        )
         has_answers = any(
             not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations
         )
         return fan_out(
             recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
-            verdict, expand=expand,
-            examine=lambda address: forwarding.examine(address, sender),
-            sender_of=lambda alias, address: forwarding.sender_of(alias, address, sender),
+            verdict, expand=expand, examine=examine, sender_of=sender_of,
             answers_discarded=(
                 self.answers.why_discarded(envelope, size_of(arrival.content))
                 if has_answers
@@ -501,6 +509,8 @@ class Acceptance:
 
     def _beyond(self, charge: RateCharge) -> DataReply:
         """Return the reply to a message beyond the limit of a rule; nothing else counts."""
+        if not charge.rule:
+            return DataReply(MANY_REPORTS)
         self.metrics.policy_rules.labels(rule=charge.rule, outcome="defer").inc()
         return _deferral(Deferral(charge.status, charge.text, charge.rule))
 

@@ -106,7 +106,7 @@ def fan_out(
     examinations: Sequence[RoutingResult],
     verdict: Verdict,
     *,
-    examine: Callable[[str], RoutingResult],
+    examine: Callable[[str, str, bool], RoutingResult],
     expand: Callable[[str], Expansion | None],
     sender_of: Callable[[str, str], str],
     answers_discarded: str = "",
@@ -147,7 +147,7 @@ def fan_out(
         if address in served:
             continue
         served.add(address)
-        found = examine(address)
+        found = examine(address, forwarded_by, bool(forwarded_by))
         added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))

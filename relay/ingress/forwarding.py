@@ -2,25 +2,34 @@
 copies that are forwarded to other domains.
 
 An SRS address of a local domain takes reports only, and leads to the sender that it stands for
-(relay/message/srs.py). Its days are those of queue time, which a wrong clock does not change. Mail
+(relay/message/srs.py). Its days are those of queue time, which a wrong clock does not change. The
+null sender proves nothing, so a sender gets few such reports, and none that is large. Mail
 that an alias or an account has forwarded already, as Delivered-To says, is not forwarded again: the
 account keeps it, the alias rejects it.
 
-RFC 5321 4.5.5; RFC 9228 (Delivered-To).
+A copy for another domain leaves in the name of this host: it passes SPF for the local domains, and
+DMARC if From has one of them. A stranger's mail in their name is therefore not copied.
+
+RFC 5321 4.5.5; RFC 7489 3.1 (SPF and From); RFC 9228 (Delivered-To).
 """
 
-from collections.abc import Callable, Collection
-from functools import partial
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from functools import cache, partial
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.clock import Clock
+from relay.ingress.message_limits import RateLimits
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.message.srs import Srs, SrsError, is_srs
 from relay.message.status import own_reply
+from relay.message.verdict import RateCharge
+from relay.mime.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
 from relay.routing.route_table import (
     InvalidRecipient,
     RemoteRecipient,
@@ -29,8 +38,23 @@ from relay.routing.route_table import (
     ascii_domain_of,
 )
 
+REPORT_BYTES_MAX = 1_000_000  # of one to an SRS address
+REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
+_HOUR_S = 3600.0
+# RFC 3463 3.4
+LARGE_REPORT = f"552 5.3.4 An SRS address takes reports of at most {REPORT_BYTES_MAX} octets"
+# RFC 3463 3.8
+MANY_REPORTS = f"450 4.7.1 The sender gets {REPORTS_PER_HOUR} reports in an hour, try again later"
 _LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
+_DOMAIN = re.compile(r"@\s*([^\s@<>()\[\]:;,\"\\]+)")
+_DOTS = str.maketrans("\u3002\uff0e\uff61", "...")  # RFC 3490 3.1
+# RFC 3463 3.8
+_LENDS = InvalidRecipient(
+    "5.7.1",
+    "550 5.7.1 From or Sender has a domain of this host, whose mail it forwards to other domains "
+    "only for authenticated clients",
+)
 
 
 class Forwarder(Struct, frozen=True):
@@ -40,15 +64,18 @@ class Forwarder(Struct, frozen=True):
     router: RouteTable  # which domains are local
     srs: Srs
     clock: Clock
+    rates: RateLimits  # count the reports to SRS addresses
+    forward_own_from: bool = False  # strangers' mail in the name of local domains may leave
 
     def expand(self, address: str, reverse_path: str) -> Expansion | None:
         """Return who gets the mail for `address`; None for an address that leads nowhere else."""
-        expansion = self.router.expand(address, reverse_path)
-        if expansion is not None or reverse_path or not self._is_own_srs(address):
-            return expansion
+        if not self._is_own_srs(address):
+            return self.router.expand(address, reverse_path)
         try:
             original = self.srs.original(address, now_us=self.clock.queue_us())
         except SrsError:
+            return None
+        if reverse_path:
             return None
         return self.expand(original, "") or Expansion((AliasTarget(original),))
 
@@ -67,22 +94,84 @@ class Forwarder(Struct, frozen=True):
         is_answer = isinstance(found, RemoteRecipient) and self.router.is_daemon(forwarded_by)
         return replace(found, is_answer=True) if is_answer else found
 
-    def sender_of(self, forwarded_by: str, address: str, reverse_path: str) -> str:
+    def examiner(
+        self, reverse_path: str, header: Header, *, trusted: bool
+    ) -> Callable[[str, str, bool], RoutingResult]:
+        """Return examine() for one message. Its third argument is whether expand() led to the
+        address: then a stranger's copy in our name is rejected.
+        """
+        lends = cache(lambda: self._may_be_ours(header))
+        may_lend = trusted or self.forward_own_from
+
+        def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
+            found = self.examine(address, reverse_path, forwarded_by=forwarded_by)
+            leaves = isinstance(found, RemoteRecipient) and not found.is_local
+            return _LENDS if leaves and is_copy and not may_lend and lends() else found
+
+        return examine
+
+    def sender_of(
+        self, forwarded_by: str, address: str, reverse_path: str, *, trusted: bool
+    ) -> str:
         """Return the sender of the copy that an alias forwards to `address`; "" for `reverse_path`.
 
-        It is rewritten for another domain, unless it is null or of a local domain.
+        It is rewritten for another domain, unless it is null, or of a local domain and `trusted`.
         """
-        is_local = self.router.is_local_domain
-        if not reverse_path or not forwarded_by or is_local(ascii_domain_of(address)):
+        if not reverse_path or not forwarded_by or self._is_local(address):
             return ""
-        if is_local(ascii_domain_of(reverse_path)):
+        if trusted and self._is_local(reverse_path):
             return ""
         domain, now_us = ascii_domain_of(forwarded_by), self.clock.queue_us()
         written = self.srs.rewritten(reverse_path, domain, now_us=now_us)
         return "" if written == reverse_path else written
 
+    def reports_to(self, addresses: Iterable[str], reverse_path: str) -> list[RateCharge]:
+        """Return what a report to these addresses counts, each for the sender that an SRS address
+        stands for in the end: there are many addresses for one sender.
+        """
+        charges = []
+        for address in () if reverse_path else addresses:
+            original = address
+            with suppress(SrsError):
+                while self._is_own_srs(original):
+                    original = self.srs.original(original, now_us=self.clock.queue_us())
+            if not self._is_own_srs(original) and original != address:
+                charges.append(_report_to(original))
+        return charges
+
+    def report_rejection(self, address: str, reverse_path: str, size_bytes: int) -> str:
+        """Return the reply to a report that an SRS address does not take now, else ""."""
+        charges = self.reports_to([address], reverse_path)
+        if charges and size_bytes > REPORT_BYTES_MAX:
+            return LARGE_REPORT
+        found = self.rates.reserve(charges)
+        if isinstance(found, RateCharge):
+            return MANY_REPORTS
+        found.give_back()
+        return ""
+
+    def _is_local(self, address: str) -> bool:
+        return self.router.is_local_domain(ascii_domain_of(address))
+
+    def _may_be_ours(self, header: Header) -> bool:
+        """Whether From or Sender has an address of a local domain for any reader.
+
+        Where readers may see other addresses, what is behind each @ counts.
+        """
+        fields = Header(tuple([one for one in header.fields if one[0] in (b"from", b"sender")]))
+        if sum(len(octets) for _, octets in fields.fields) > ORIGINATORS_OCTETS_MAX:
+            return True
+        found = list(originators(fields))
+        texts = [one.address for field in found for one in field.addresses]
+        if any(field.unread or not field.addresses for field in found):
+            values = (*fields.values("From"), *fields.values("Sender"))
+            texts += [decode_text(value.decode("utf-8", "replace")) for value in values]
+        domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
+        is_local = self.router.is_local_domain
+        return any(is_local(spelt) for domain in domains for spelt in _as_a_labels(domain))
+
     def _is_own_srs(self, address: str) -> bool:
-        return is_srs(address) and self.router.is_local_domain(ascii_domain_of(address))
+        return is_srs(address) and self._is_local(address)
 
     def _srs_fault(self, address: str, reverse_path: str) -> InvalidRecipient | None:
         if not self._is_own_srs(address):
@@ -125,6 +214,27 @@ class Forwarder(Struct, frozen=True):
         if own is not None and list(found) == [own.address]:
             return None
         return Expansion(tuple(found.values()))
+
+
+def _report_to(sender: str) -> RateCharge:
+    """Return what a report to the SRS addresses of a sender counts."""
+    return RateCharge(
+        rule="", per="srs", key=sender.lower(), recipients=1, status="4.7.1",
+        text=MANY_REPORTS, allowed=REPORTS_PER_HOUR, period_s=_HOUR_S,
+    )  # fmt: skip
+
+
+def _as_a_labels(domain: str) -> Iterator[str]:
+    """Yield a domain as the DNS has it: by IDNA 2003, and by IDNA 2008, which keeps letters such as
+    the sharp s.
+    """
+    domain = domain.translate(_DOTS).rstrip(".").lower()
+    yield ascii_domain_of(f"@{domain}")
+    labels = [
+        one if one.isascii() else f"xn--{one.encode('punycode').decode()}"
+        for one in domain.split(".")
+    ]
+    yield ".".join(labels)
 
 
 def _passed(header: Header) -> frozenset[str]:

@@ -41,6 +41,8 @@ class RecipientChecks(Struct, frozen=True):
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
         """Return the reply if a recipient is rejected, else ""."""
+        if found := self.forwarding.report_rejection(address, reverse_path, size_bytes):
+            return found
         expansion = self.forwarding.expand(address, reverse_path)
         if expansion is None:
             return await self._rejection(

@@ -54,8 +54,10 @@ def is_srs(address: str) -> bool:
 class Srs:
     """Rewrites and reverses addresses with one key."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, domain: str = "") -> None:
+        """`domain` is that of all addresses that it writes; "": that of each forwarder."""
         self._key = key
+        self._domain = domain
 
     def digest(self) -> str:
         """Return what tells this key from others; it is as secret as the key."""
@@ -69,7 +71,7 @@ class Srs:
         """
         local_part, at, host = sender.rpartition("@")
         try:
-            domain, host = to_ascii_domain(domain), to_ascii_domain(host)
+            domain, host = to_ascii_domain(self._domain or domain), to_ascii_domain(host)
         except AddressError:
             return sender
         plain = plain_local_part(local_part)

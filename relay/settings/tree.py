@@ -161,14 +161,17 @@ class SmtpListener:
 class MailboxSettings:
     """The local domains and the directory of their mailboxes."""
 
-    domains: tuple[Domain, ...] = ()
-    root: Path = Path("mail")
+    domains: tuple[Domain, ...] = ()  # that are local
+    root: Path = Path("mail")  # of the Maildirs
     # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
     store: Annotated[str, Form.NODE_NAME] = "main"
-    accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)
-    catch_all: Mailbox = ""
-    postmaster: Mailbox = ""
-    # of the senders that forwarded mail gets; "": a file in state_dir
+    accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)  # and aliases
+    catch_all: Mailbox = ""  # of mail to unknown users; "": none
+    postmaster: Mailbox = ""  # of mail to postmaster; "": the dead letters
+    # whether mail of strangers in the name of a local domain may leave by an alias
+    forward_own_from: bool = False
+    srs_domain: Domain = ""  # of the senders that forwarded mail gets; "": that of the alias
+    # of the same; "": a file in state_dir
     srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
 
 

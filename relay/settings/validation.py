@@ -179,6 +179,8 @@ def _mailboxes(path: KeyPath, mailboxes: MailboxSettings) -> Found:
         address = getattr(mailboxes, name)
         if address and address.rpartition("@")[2] not in mailboxes.domains:
             yield (*path, name), "a mailbox in one of mailboxes.domains"
+    if mailboxes.srs_domain and mailboxes.srs_domain not in mailboxes.domains:
+        yield (*path, "srs_domain"), "one of mailboxes.domains"
 
 
 def _credentials(path: KeyPath, route: Route) -> Found:

@@ -1,10 +1,10 @@
-"""Mail that an alias forwards, between real hosts: its sender, the reports that come back, loops."""
+"""Mail that an alias forwards, between real hosts: its sender and author, reports of it, loops."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
 ANN = "ann@sender.test"
@@ -29,6 +29,48 @@ def refusal(relay: RelayProcess, sender: str, recipient: str, content: bytes = H
             code, text = session.data(content)
     assert code >= 500, text
     return f"{code} {text.decode()}"
+
+
+def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes) -> None:
+    away = remotes.start("away.test")
+    home = remotes.start("sender.test")
+    relay = remotes.relay(
+        config={"mailboxes": {"domains": ["example.test", "srs.test"], "srs_domain": "srs.test"}}
+    )
+    with (relay.folder / "accounts.toml").open("a") as file:
+        file.write('[[alias]]\naddress = "office@example.test"\nto = ["office@away.test"]\n')
+    in_our_name = HELLO.replace(b"ann@sender.test", b"Alice <alice@example.test>")
+    mail = relay.folder / "mail.eml"
+    mail.write_bytes(in_our_name)
+    with relay:
+        for sender in (ANN, "alice@example.test", ""):
+            reply = refusal(relay, sender, "office@example.test", in_our_name)
+            words = ("explain", "office@example.test", "--from", sender, "--message", str(mail))
+            explained = relay.cli(*words, "--ip", OUTSIDE)
+            assert explained.returncode == 65, explained.stdout
+            assert reply.startswith("550 5.7.1 ")
+            assert reply in explained.stdout
+            assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
+
+        # a local sender that nobody proved leaves as another one
+        relay.submit("alice@example.test", ["office@example.test"], HELLO, source=OUTSIDE)
+        (forwarded,) = until("the copy", lambda: away.received("office@away.test"))
+        assert forwarded.reverse_path.endswith("=example.test=alice@srs.test")
+
+        # the address of a copy takes 20 reports
+        relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
+        until("the next copy", lambda: len(away.received("office@away.test")) == 2)
+        address = away.received("office@away.test")[1].reverse_path
+        with relay.smtp(source=OUTSIDE) as session:
+            session.ehlo("client.test")
+            codes = []
+            for _ in range(30):
+                session.mail("")
+                code, _ = session.rcpt(address)
+                codes.append(session.data(BOUNCE)[0] if code == 250 else code)
+                session.rset()
+        assert codes == [250] * 20 + [450] * 10
+        until("the reports", lambda: len(home.received(ANN)) == 20)
 
 
 def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes) -> None:

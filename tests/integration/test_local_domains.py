@@ -122,7 +122,7 @@ def send(relay: RelayProcess, client: str, to: str, *, sender: str = SENDER) -> 
         session.mail(sender)
         code, text = session.docmd(f"RCPT TO:<{to}>")
         if code == 250:
-            code, text = session.data(f"From: {SENDER}\r\nSubject: to {to}\r\n\r\nhello\r\n")
+            code, text = session.data(f"From: {sender}\r\nSubject: to {to}\r\n\r\nhello\r\n")
         return f"{code} {text.decode()}"
 
 

@@ -16,6 +16,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import Rate, SiteOptions
 from relay.ingress.forwarding import Forwarder
+from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.mailbox.types import Room
 from relay.message.outcome import DeferralClass, Deferred, Evidence
@@ -128,7 +129,7 @@ async def explainer(dns: DnsThread, tmp_path: Path):
         parts |= changes
         accounts, given = parts.pop("accounts"), parts.pop("table")
         table = given or RouteTable(ROUTES, ["example.test"], accounts)
-        forwarding = Forwarder(accounts, table, Srs(b"x" * 32), clock)
+        forwarding = Forwarder(accounts, table, Srs(b"x" * 32), clock, RateLimits(clock))
         checks = RecipientChecks(forwarding, Mailboxes())
         return Explainer(forwarding=forwarding, checks=checks, **parts)
 
@@ -376,6 +377,23 @@ async def test_mail_that_an_alias_has_forwarded_is_rejected_with_its_message(exp
     content = b"Delivered-To: info@example.test\r\n\r\n"
     found = await asking.explain(Question("info@example.test", SENDER, content=content))
     assert (found["state"], found["reply"][:9]) == ("rejected", "554 5.4.6")
+
+
+@pytest.mark.parametrize(
+    ("ip", "author", "state"),
+    [
+        ("192.0.2.1", "alice@example.test", "rejected"),
+        ("192.0.2.9", "alice@example.test", "remote"),
+        ("192.0.2.1", "ann@other.test", "remote"),
+        ("", "alice@example.test", "remote"),
+    ],
+)
+async def test_a_strangers_mail_in_our_name_is_not_forwarded(explainer, ip, author, state) -> None:
+    asking = explainer(accounts=Aliases(PEOPLE.accounts))
+    content = f"From: {author}\r\n\r\n".encode()
+    found = await asking.explain(Question("info@example.test", "a@b.test", ip, content))
+    assert found["state"] == state
+    assert found["reply"].startswith("550 5.7.1 From or Sender" if state == "rejected" else "")
 
 
 async def test_a_full_mailbox_rejects(explainer) -> None:

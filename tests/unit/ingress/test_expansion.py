@@ -215,8 +215,8 @@ async def begun() -> AsyncIterator[Callable[[Relay], Awaitable[Client]]]:
     """Open a session of a client that may not relay, up to MAIL."""
     servers = []
 
-    async def begin(relay: Relay) -> Client:
-        server = relay.server(trusted_networks=())
+    async def begin(relay: Relay, *, trusted_networks: tuple[str, ...] = ()) -> Client:
+        server = relay.server(trusted_networks=trusted_networks)
         servers.append(server)
         await server.start()
         client = await Client.connect(server.address)

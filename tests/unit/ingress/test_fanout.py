@@ -17,7 +17,7 @@ MX_C = NextHop(HopKind.MX, "c.test")
 CONTENTS = (b"zero", b"one", b"two")
 
 
-def examine(address: str):
+def examine(address: str, _by: str = "", _is_copy: bool = False):
     domain = address.rpartition("@")[2]
     if domain == "here.test":
         return LocalRecipient(address)

@@ -231,6 +231,10 @@ max_connections = 0
         ("[pressure]\nmemory = -1", "4: pressure.memory: found -1, expected 0, or a size of 16 MiB"),
         ("[mailboxes]\nroot = ''", '4: mailboxes.root: found "", expected a path'),
         ("[mailboxes]\ncatch_all = 'a@b.test'", "expected a mailbox in one of mailboxes.domains"),
+        (
+            "[mailboxes]\ndomains = ['b.test']\nsrs_domain = 'a.test'",
+            '5: mailboxes.srs_domain: found "a.test", expected one of mailboxes.domains',
+        ),
         ("[dns]\nnameservers = ['localhost:53']", '4: dns.nameservers[0]: found "localhost:53"'),
         ("[policy]\ndirectry = 'p'", '(did you mean "directory"?)'),
         ("[delivery]\nmax_rate_per_next_hop = '100'", '4: delivery.max_rate_per_next_hop: found "100", expected a number of messages and'),
