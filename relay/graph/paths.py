@@ -7,7 +7,8 @@ import re
 
 _NAMESPACE = "microsoft.graph."
 _ANY_REST = "*"  # at the end of a pattern: any number of segments
-_WITH_KEY = re.compile(r"(.+?)\((?:userPrincipalName=)?'(.*)'\)", re.IGNORECASE | re.DOTALL)
+_KEY = r"\((?:userPrincipalName=)?'"
+_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 
 
 def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ its settings file.
 import re
 from zoneinfo import ZoneInfo
 
-_IANA_NAME = re.compile(r"[A-Za-z]{1,32}(?:/?[A-Za-z0-9_+-]{1,32}){0,4}")
+_IANA_NAME = re.compile(r"[A-Za-z]{1,32}+(?:/?[A-Za-z0-9_+-]{1,32}+){0,4}+")
 # Files of a database that are no zones: the host's own zone, and zones that count leap seconds.
 _NO_ZONES = frozenset(("localtime", "posixrules", "Factory", "right", "posix"))
 

@@ -34,7 +34,8 @@ _FIELD_OCTETS_MAX = 2000
 _LANGUAGE_CHARACTERS_MAX = 200
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
-_quoted = re.compile(r'"(?:[^"\\]|\\.)*+"')
+# A quoted string; group 1 is one without an end.
+_quoted = re.compile(r'("(?:[^"\\]|\\.?)*+\Z)|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _separator = re.compile(r"[,;:]")  # between addresses, and of a group
 
 
@@ -79,7 +80,7 @@ def _asker(header: Header) -> str:
         return ""
     fields = parse_header(octets)
     found = read_addresses(fields, _ASKS)
-    plain = _quoted.sub("", str(fields.get(_ASKS, "")))
+    plain = _quoted.sub(r"\1", str(fields.get(_ASKS, "")))
     if len(found) != 1 or unreadable_addresses(fields, _ASKS) or _separator.search(plain):
         return ""
     return found[0].address

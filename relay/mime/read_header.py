@@ -31,13 +31,17 @@ from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
-_CONTENT_FIELD_CHARACTERS_MAX = 8192  # `email` is quadratic in a field's parameters
+PARAMETERS_MAX = 100  # of a content field: `email` is quadratic in them
+_CONTENT_FIELD_CHARACTERS_MAX = 8192
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
-_AT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|\(')  # starts of quoted strings and comments
+# Quoted strings, and the starts of comments. A string without an end goes on to the end of the
+# text: if it were looked for at each quote in it, the time would be quadratic.
+_AT_TEXT = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|(?P<open>\Z))|\(', re.DOTALL)
+_OPENING = re.compile(r"\(")
 _IN_COMMENT = re.compile(r"\\.|[()]")
-_PHRASE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^",])+|")')
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_PHRASE = re.compile(r'(?:"(?:[^"\\]|\\.?)*+(?:"|\Z)|[^",]++)++', re.DOTALL)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.?)*+)(?:"|\Z)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)")
 _GROUP = re.compile("[:;]")  # what a list of addresses has only there (RFC 5322 3.4)
 # The only author of most messages: `Name <local@domain>`, or the address alone.
@@ -46,11 +50,12 @@ _PLAIN_AUTHOR = re.compile(
     rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
 )
 _UNCLOSED = re.compile(r'[("\x00]')  # a quote, a comment without an end; octets that readers drop
-_LITERAL = re.compile(r"\[[^\]]*\]")  # may have colons
+_LITERAL = re.compile(r"\[[^\[\]]*+\]")  # may have colons
 _STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
 _ADDRESSES_MAX = 2000
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
 _PHRASES_MAX = 200
+KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
 _IDS_MAX = 1000
 _REPRESENTED = frozenset(
     (
@@ -78,12 +83,17 @@ _SENSITIVITIES = {
 class _RawHeaderPolicy(Compat32):
     """Return header values with raw 8-bit octets as surrogates.
 
-    Content fields are unfolded, because a boundary or a name may be folded, and clipped.
+    Content fields are unfolded, because a boundary or a name may be folded, and clipped: of more
+    than PARAMETERS_MAX parameters, one more stays.
     """
 
     def header_fetch_parse(self, name: str, value: str) -> str:
-        is_content = name[:8].lower() == "content-"
-        return "".join(value[:_CONTENT_FIELD_CHARACTERS_MAX].split("\r\n")) if is_content else value
+        if name[:8].lower() != "content-":
+            return value
+        value = "".join(value[:_CONTENT_FIELD_CHARACTERS_MAX].split("\r\n"))
+        if value.count(";") > PARAMETERS_MAX:
+            value = ";".join(value.split(";", PARAMETERS_MAX + 2)[: PARAMETERS_MAX + 2])
+        return value
 
 
 _POLICY = _RawHeaderPolicy()
@@ -305,8 +315,11 @@ def _without_quotes(value: str) -> str:
 
 def _outside_quotes(value: str) -> list[str]:
     """Return the pieces between quoted strings and comments; unterminated ones stay."""
-    pieces, outside, position, depth = [], 0, 0, 0
-    while found := (_IN_COMMENT if depth else _AT_TEXT).search(value, position):
+    pieces, outside, position, depth, at_text = [], 0, 0, 0, _AT_TEXT
+    while found := (_IN_COMMENT if depth else at_text).search(value, position):
+        if found.lastgroup == "open":  # no later quote ends either
+            at_text = _OPENING
+            continue
         if not depth:
             pieces.append(value[outside : found.start()])
             outside = found.start()
@@ -342,10 +355,15 @@ def date_us_of(message: "Message[str, str]") -> int:
 
 
 def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
-    """Yield the decoded phrases of all fields of a name."""
+    """Yield the decoded phrases of all fields of a name, up to KEYWORDS_CHARACTERS_MAX."""
+    left = KEYWORDS_CHARACTERS_MAX
     with contextlib.suppress(Exception):  # damaged headers make `email` raise in many ways
         for value in _values(message, name):
-            for phrase in _PHRASE.findall(value)[:_PHRASES_MAX]:
+            phrases = _PHRASE.findall(value[:left])
+            if len(value) > left:
+                phrases = phrases[:-1]  # it may be cut
+            left = max(left - len(value), 0)
+            for phrase in phrases[:_PHRASES_MAX]:
                 plain = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), phrase.strip())
                 if plain.strip():
                     yield decode_text(plain).strip()

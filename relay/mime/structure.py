@@ -14,7 +14,7 @@ encrypted); RFC 5322 2.1.1 (line lengths).
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
 from itertools import islice, takewhile
@@ -31,23 +31,24 @@ from relay.message.header import (
     cleaned,
     fields_end,
 )
-from relay.mime.read_header import HEADER_OCTETS_MAX, parse_header
+from relay.mime.read_header import HEADER_OCTETS_MAX, PARAMETERS_MAX, parse_header
 
 LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
 ENTITIES_MAX = 1000
 DEPTH_MAX = 50
 _MESSAGE_HEADER_OCTETS_MAX = 1024 * 1024
 _HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # of all headers together: they are kept in memory
+HEADERS_LINES_MAX = 50_000  # the same: each takes time, and may have two octets
 FALSE_DELIMITERS_MAX = 1_000_000
 _PADDING_OCTETS_MAX = 200  # of white space after a boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
-_PARAMETERS_MAX = 100  # of a Content-Type: the library's parser is quadratic in them
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
 _VISIBLE = re.compile(r"[!-~]+")
-_COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|\([^()]*\)')
+# A quoted string stays; one without an end goes on to the end of the text, in linear time.
+_COMMENT = re.compile(r'("(?:[^"\\]|\\.?)*+(?:"|\Z))|\([^()]*\)', re.DOTALL)
 IDENTITY = frozenset(("7bit", "8bit", "binary"))  # the encodings that change nothing
 _ENCODINGS = frozenset((*IDENTITY, "quoted-printable", "base64"))
 _WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
@@ -200,9 +201,16 @@ def read_structure(content: bytes | Octets) -> Structure:
     return structure_of(octets_in_blocks([content]))
 
 
-def structure_of(blocks: Iterable[bytes], reading: LooseReading | None = None) -> Structure:
-    """Read a message that comes in blocks of any sizes."""
-    reader = StructureReader(reading)
+def structure_of(
+    blocks: Iterable[bytes],
+    reading: LooseReading | None = None,
+    fields_of: Callable[[bytes], "Message[str, str]"] = parse_header,
+) -> Structure:
+    """Read a message that comes in blocks of any sizes.
+
+    `fields_of` parses a header; for a loose reading it may return the same fields each time.
+    """
+    reader = StructureReader(reading, fields_of)
     for block in blocks:
         reader.feed(block)
     return reader.close()
@@ -227,8 +235,13 @@ class StructureReader:
     delimiter. The message starts as if after a line end.
     """
 
-    def __init__(self, reading: LooseReading | None = None) -> None:
+    def __init__(
+        self,
+        reading: LooseReading | None = None,
+        fields_of: Callable[[bytes], "Message[str, str]"] = parse_header,
+    ) -> None:
         self._reading = reading
+        self._fields_of = fields_of
         self._is_complete = True
         self._held = b"\n"
         self._offset = -1  # of the first octet in the buffer
@@ -238,7 +251,7 @@ class StructureReader:
         self._searching = True
         self._bare_returns = False
         self._looked_for: dict[bytes, int] = {}  # boundary: up to which octet of the message
-        self._headers_octets = 0
+        self._headers_octets = self._headers_lines = 0
         self._false_delimiters = 0
         self._defects: dict[str, None] = {}
 
@@ -296,10 +309,13 @@ class StructureReader:
 
     def _enter(self, entity: Entity, header_end: int, body_start: int) -> None:
         """Store the header and start the body: after the last field if there is no blank line."""
-        last = 1 + fields_end(self._held[1:header_end])
-        if last < header_end and not (self._reading and self._reading.ends_late):
-            self._defect(_NO_BLANK)
-            header_end = body_start = last
+        section = self._held[1:header_end]
+        self._headers_lines += max(section.count(b"\n"), section.count(b"\r"))
+        if self._reading is None or not self._reading.ends_late:
+            last = 1 + fields_end(section)
+            if last < header_end:
+                self._defect(_NO_BLANK)
+                header_end = body_start = last
         entity.header = self._held[1:header_end]
         entity.blank = self._held[header_end:body_start]
         entity.body_start = self._offset + body_start
@@ -312,7 +328,9 @@ class StructureReader:
 
     def _describe(self, entity: Entity) -> None:
         """Set the properties of an entity from its header."""
-        for name, line in Header.parse(cleaned(entity.header)).fields:
+        fields = self._fields_of(entity.header)
+        lines = Header.parse(cleaned(entity.header)).fields if self._reading is None else ()
+        for name, line in lines:
             if not name:
                 shown = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()
                 self._defect(f"a line in a header that is not a field: {shown!r}")
@@ -320,7 +338,6 @@ class StructureReader:
             self._defect("a NUL in a header")
         if entity.header.startswith(BYTE_ORDER_MARK):
             self._defect("a byte order mark before a header")
-        fields = entity.fields()
         over = self._entities[entity.parent] if entity.depth else None
         is_in_digest = over is not None and over.content_type == "multipart/digest"
         default = "message/rfc822" if is_in_digest else "text/plain"  # RFC 2046 5.1.5
@@ -359,8 +376,8 @@ class StructureReader:
         kind = value.partition(";")[0].strip().lower()
         if not kind.startswith("multipart/"):
             return kind, b""
-        if value.count(";") > _PARAMETERS_MAX:
-            self._leave_unread(f"a type with more than {_PARAMETERS_MAX} parameters")
+        if value.count(";") > PARAMETERS_MAX:
+            self._leave_unread(f"a type with more than {PARAMETERS_MAX} parameters")
             return kind, b""
         one: Message[str, str] = Message()
         one["Content-Type"] = value
@@ -498,6 +515,8 @@ class StructureReader:
             self._stop(f"more than {ENTITIES_MAX} parts")
         elif self._headers_octets > _HEADERS_OCTETS_MAX:
             self._stop(f"more than {_HEADERS_OCTETS_MAX} octets in the headers of its parts")
+        elif self._headers_lines > HEADERS_LINES_MAX:
+            self._stop(f"more than {HEADERS_LINES_MAX} lines in the headers of its parts")
         return self._searching
 
     def _stop(self, reason: str) -> None:

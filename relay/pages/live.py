@@ -40,7 +40,7 @@ _CHECK_S = 10.0  # whether the reader may still read
 _EVENT = "view"
 _RETRY = b"retry: 2000\n"
 _TOO_MANY = "Too many live pages are open. This page does not change by itself: load it again."
-_COUNTDOWN = re.compile(r"(<time [^>]* data-countdown>)[^<]*")  # scripts count down
+_COUNTDOWN = re.compile(r"(<time [^<>]* data-countdown>)[^<]*")  # scripts count down
 _log = get_logger("pages")
 
 Render = Callable[[], Awaitable[str]]

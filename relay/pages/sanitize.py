@@ -83,8 +83,8 @@ _SCHEMES = frozenset(("http", "https", "cid", "data"))
 _LINK = re.compile(r":link(?![\w-])")
 _REMOTE = re.compile(r"(?:https?:|ftp:)?//([^/\s\"'()<>?#\\,;]+)", re.IGNORECASE)
 _IN_STYLE = re.compile(
-    r"@import\s*(?:url\()?\s*[\"']?([^\"')\s;]+)|url\(\s*[\"']?([^\"')\s]+)"
-    r"|image-set\(\s*[\"']([^\"']+)",
+    r"@import\s*+(?:url\(\s*+)?[\"']?([^\"')\s;]++)|url\(\s*+[\"']?([^\"')\s]++)"
+    r"|image-set\(\s*+[\"']([^\"']++)",
     re.IGNORECASE,
 )
 _FONT = re.compile(r"\.(?:woff2?|ttf|otf|eot|css)(?:[?#]|\Z)", re.IGNORECASE)

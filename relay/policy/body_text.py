@@ -14,7 +14,7 @@ import codecs
 import contextlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from relay.message.content import Octets, octets_of
 from relay.message.header import ParsedContent
@@ -71,7 +71,11 @@ def in_words(small: str) -> str:
     return f" {_BETWEEN_WORDS.sub(' ', small).strip()} "
 
 
-def body_text(content: ParsedContent, parts: Sequence[MessagePart]) -> str:
+def body_text(
+    content: ParsedContent,
+    parts: Sequence[MessagePart],
+    between_parts: Callable[[], None] = lambda: None,
+) -> str:
     """Return the folded text of all bodies among the parts of a content, one after the other.
 
     Of the first BODY_OCTETS_MAX octets, and no more characters than that.
@@ -81,6 +85,7 @@ def body_text(content: ParsedContent, parts: Sequence[MessagePart]) -> str:
     left, texts = BODY_OCTETS_MAX, []
     for part in parts:
         for encoding in part.encodings if part.is_body else ():
+            between_parts()
             body = octets.part(part.start, min(part.end - part.start, ENCODED_OCTETS_MAX))
             read = _first_octets(body, encoding, left)
             left -= len(read)

@@ -100,7 +100,8 @@ class Evaluation:
     def __init__(self, index: RuleIndex, message: ExaminedMessage) -> None:
         self._index = index
         self._message = message
-        self._views = [MessageView(message, message.content, index.pattern_sets)]
+        self._stopped: Callable[[], bool] = lambda: False
+        self._views = [self._view(message.content)]
         self._open = (1 << len(message.recipients)) - 1  # neither decided nor stopped
         self._having = [self._open]  # for each view, the recipients who get its content
         self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
@@ -118,13 +119,12 @@ class Evaluation:
     def run(self, *, in_thread: bool, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Apply the rules that are left; False: only a thread can apply the next one.
 
-        `stopped` is asked before each rule. Raises EvaluationStoppedError, TooManyPartsError,
-        OSError.
+        `stopped` is asked before each rule, and between the parts of the message. Raises
+        EvaluationStoppedError, TooManyPartsError, OSError.
         """
-        self._in_thread = in_thread
+        self._in_thread, self._stopped = in_thread, stopped
         while self._open and (place := self._candidates.find(1, self._next)) >= 0:
-            if stopped():
-                raise EvaluationStoppedError
+            self._check_stopped()
             try:
                 self.apply(self._index.plans[place])
             except _ThreadNeededError:
@@ -138,7 +138,7 @@ class Evaluation:
         try:
             if matched := self.matched(plan):
                 self._carry_out(rule, matched)
-        except _ThreadNeededError:
+        except (_ThreadNeededError, EvaluationStoppedError):
             raise
         except Exception as error:
             # a rule that changes nothing cannot hold mail up either
@@ -265,12 +265,21 @@ class Evaluation:
         for index, view in enumerate(self._views):
             if view.content == content:
                 return index
-        view = MessageView(self._message, content, self._index.pattern_sets)
+        view = self._view(content)
         for place, flag in enumerate(self._index.candidates(view)):
             self._candidates[place] |= flag
         self._views.append(view)
         self._having.append(0)
         return len(self._views) - 1
+
+    def _view(self, content: ParsedContent) -> MessageView:
+        return MessageView(
+            self._message, content, self._index.pattern_sets, between_parts=self._check_stopped
+        )
+
+    def _check_stopped(self) -> None:
+        if self._stopped():
+            raise EvaluationStoppedError
 
     def _mark(self, rule: Rule, places: list[int]) -> None:
         """Keep what the rule says about the delivery of the matched recipients' copies."""

@@ -17,9 +17,10 @@ RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 
 import re
 from binascii import a2b_base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from email.message import Message
 from email.utils import collapse_rfc2231_value
+from functools import cache
 from itertools import product
 
 from msgspec import Struct
@@ -28,12 +29,14 @@ from relay.message.content import Octets, octets_in_blocks, octets_of
 from relay.message.header import Header, ParsedContent
 from relay.mime.encoded_words import decode_words
 from relay.mime.file_types import OTHER_NAMES, file_types
+from relay.mime.read_header import PARAMETERS_MAX, parse_header
 from relay.mime.structure import Entity, LooseReading, structure_of
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.policy.folding import folded
 
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
-PARAMETERS_MAX = 100  # of one field: the stdlib's parser is quadratic in them
+# Of a message that is read in several ways: its content fields together. Real ones have some kB.
+FIELDS_OCTETS_MAX = 256 * 1024
 NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False), (True, False))]
@@ -82,15 +85,19 @@ class MessagePart(Struct, frozen=True):
         return self.disposition in ("", "inline")  # another one is an attachment (RFC 2183 2.8)
 
 
-def message_parts(content: ParsedContent) -> tuple[MessagePart, ...]:
+def message_parts(
+    content: ParsedContent, between_parts: Callable[[], None] = lambda: None
+) -> tuple[MessagePart, ...]:
     """Return all parts of all readings, in the order of the message for each reading.
 
+    `between_parts` is called between blocks, parts and readings: what it raises ends the call.
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    found, is_ambiguous = _read(content, _READINGS[0])
+    reader = _PartReader(content, between_parts)
+    found, is_ambiguous = reader.read(_READINGS[0])
     parts = dict.fromkeys(found)
     for reading in _READINGS[1:] if is_ambiguous else ():
-        parts |= dict.fromkeys(_read(content, reading)[0])
+        parts |= dict.fromkeys(reader.read(reading, is_one_of_several=True)[0])
     return tuple(parts)
 
 
@@ -114,23 +121,19 @@ def normalised(name: str) -> str:
     return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
-def _read(content: ParsedContent, reading: LooseReading) -> tuple[list[MessagePart], bool]:
-    """Return the parts, and whether another reading may find others."""
-    structure = structure_of(_blocks(content), reading)
-    if not structure.is_complete:
-        raise TooManyPartsError("; ".join(structure.defects))
-    parts: list[MessagePart] = []
-    is_ambiguous = False
-    for entity in structure.entities:
-        header = Header.parse(entity.header)
-        types = header.values("Content-Type")
-        is_ambiguous |= len(types) > 1 or any(b"(" in each for each in types)
-        is_ambiguous |= bool(header.fields) and not header.fields[-1][0]
-        parts.append(_part(entity, header))
-    return parts, is_ambiguous
+class _PartHeader(Struct, frozen=True):
+    """What the header of a part says, in every reading of the message."""
+
+    is_ambiguous: bool  # another reading may find other parts
+    has_several: bool  # it has a content field twice
+    size: int  # of the content fields, in octets
+    disposition: str
+    names: tuple[str, ...]
+    encodings: tuple[str, ...]  # without the first
 
 
-def _part(entity: Entity, header: Header) -> MessagePart:
+def _part_header(octets: bytes) -> _PartHeader:
+    header = Header.parse(octets)
     names: list[str] = []
     for field in _FIELDS:
         for value in header.values(field):
@@ -140,8 +143,64 @@ def _part(entity: Entity, header: Header) -> MessagePart:
                 )
             if b"name" in value.lower():
                 names += _names(field, value)
-    others = [_first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]]
-    encodings = [each if each in _CODED else "" for each in (entity.encoding, *others)]
+    types = header.values("Content-Type")
+    sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
+    return _PartHeader(
+        is_ambiguous=len(types) > 1
+        or any(b"(" in each for each in types)
+        or (bool(header.fields) and not header.fields[-1][0]),
+        has_several=len(dict(sizes)) < len(sizes),
+        size=sum([size for _, size in sizes]),
+        disposition=_first_word(header.first("Content-Disposition") or b""),
+        names=tuple(names),
+        encodings=tuple(
+            _first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]
+        ),
+    )
+
+
+class _PartReader:
+    """Reads a message in several ways, but each header only once."""
+
+    def __init__(self, content: ParsedContent, between_parts: Callable[[], None]) -> None:
+        self._content = content
+        self._between_parts = between_parts
+        self._header_of = cache(_part_header)
+        self._fields_of = cache(parse_header)
+
+    def read(
+        self, reading: LooseReading, *, is_one_of_several: bool = False
+    ) -> tuple[list[MessagePart], bool]:
+        """Return the parts, and whether another reading may find others."""
+        structure = structure_of(self._blocks(), reading, self._fields_of)
+        if not structure.is_complete:
+            raise TooManyPartsError("; ".join(structure.defects))
+        parts: list[MessagePart] = []
+        is_ambiguous, is_several, size = False, is_one_of_several, 0
+        for entity in structure.entities:
+            self._between_parts()
+            header = self._header_of(entity.header)
+            is_ambiguous |= header.is_ambiguous
+            is_several |= header.is_ambiguous or header.has_several
+            size += header.size
+            if is_several and size > FIELDS_OCTETS_MAX:
+                raise TooManyPartsError(
+                    f"more than {FIELDS_OCTETS_MAX} octets of content fields that programs read in"
+                    " several ways"
+                )
+            parts.append(_part(entity, header))
+        return parts, is_ambiguous
+
+    def _blocks(self) -> Iterator[bytes]:
+        yield self._content.header.octets
+        rest = self._content.rest
+        for block in [rest] if isinstance(rest, bytes) else octets_in_blocks(rest.body):
+            self._between_parts()
+            yield block
+
+
+def _part(entity: Entity, header: _PartHeader) -> MessagePart:
+    encodings = [each if each in _CODED else "" for each in (entity.encoding, *header.encodings)]
     kind = (entity.content_type.split(maxsplit=1) or [""])[0]
     return MessagePart(
         header=entity.header,
@@ -149,8 +208,8 @@ def _part(entity: Entity, header: Header) -> MessagePart:
         end=entity.end,
         content_type=kind if "/" in kind else "text/plain",  # RFC 2045 5.2
         encodings=tuple(dict.fromkeys(encodings)),  # the body is decoded once for each
-        disposition=_first_word(header.first("Content-Disposition") or b""),
-        names=tuple(names),
+        disposition=header.disposition,
+        names=header.names,
         is_leaf=entity.is_leaf,
         is_forwarded=entity.is_forwarded,
     )
@@ -158,14 +217,6 @@ def _part(entity: Entity, header: Header) -> MessagePart:
 
 def _first_word(value: bytes) -> str:
     return value.decode("latin-1").partition(";")[0].strip().lower()
-
-
-def _blocks(content: ParsedContent) -> Iterator[bytes]:
-    yield content.header.octets
-    if isinstance(content.rest, bytes):
-        yield content.rest
-    else:
-        yield from octets_in_blocks(content.rest.body)
 
 
 def _names(title: str, value: bytes) -> list[str]:
@@ -204,13 +255,21 @@ class AttachedFile(Struct, frozen=True):
     types: tuple[str, ...]
 
 
-def attachments(content: ParsedContent, parts: Sequence[MessagePart]) -> tuple[AttachedFile, ...]:
+def attachments(
+    content: ParsedContent,
+    parts: Sequence[MessagePart],
+    between_parts: Callable[[], None] = lambda: None,
+) -> tuple[AttachedFile, ...]:
     """Return the attachments among the parts of a content.
 
     Reading blocks; raises OSError for a large body that cannot be read.
     """
-    octets = octets_of(content.joined())
-    return tuple([_attachment(octets, each) for each in parts if each.is_attachment])
+    octets, found = octets_of(content.joined()), []
+    for each in parts:
+        between_parts()
+        if each.is_attachment:
+            found.append(_attachment(octets, each))
+    return tuple(found)
 
 
 def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:

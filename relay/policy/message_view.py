@@ -51,13 +51,19 @@ class MessageView:
     """A message for conditions: `message` as received, `content` after earlier rules."""
 
     def __init__(
-        self, message: ExaminedMessage, content: ParsedContent, pattern_sets: PatternSets
+        self,
+        message: ExaminedMessage,
+        content: ParsedContent,
+        pattern_sets: PatternSets,
+        *,
+        between_parts: Callable[[], None] = lambda: None,
     ) -> None:
         self.message = message
         self.content = content
         self.size = content.size
         self._values: dict[str, tuple[str, ...]] = {}
         self._pattern_sets = pattern_sets
+        self._between_parts = between_parts  # raises when nobody waits for an answer any more
         self._found: dict[str, Mapping[Pattern, str]] = {}
         self._numbers: dict[str, Sequence[tuple[str, float]]] = {}
         self._errors: dict[str, Exception] = {}  # by what could not be read
@@ -76,7 +82,7 @@ class MessageView:
     @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
         """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
-        return message_parts(self.content)
+        return message_parts(self.content, self._between_parts)
 
     @_Fact
     def attachment_names(self) -> tuple[str, ...]:
@@ -88,12 +94,12 @@ class MessageView:
     def attachments(self) -> tuple[AttachedFile, ...]:
         """All attachments, with the types of their contents."""
         parts = self.parts if may_have_attachments(self.content) else ()
-        return attachments(self.content, parts)
+        return attachments(self.content, parts, self._between_parts)
 
     @_Fact
     def body(self) -> BodyText:
         """The text of the body."""
-        return BodyText(body_text(self.content, self.parts))
+        return BodyText(body_text(self.content, self.parts, self._between_parts))
 
     def header(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields called `name`, unfolded and decoded."""

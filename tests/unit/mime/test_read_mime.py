@@ -263,3 +263,47 @@ def test_reading_takes_linear_time(content):
     started = time.process_time()
     assert read_mime(content).properties.body_type == "text"
     assert time.process_time() - started < 3
+
+
+def test_of_keywords_the_first_4096_characters_count():
+    fields = [b"Keywords: a%03d, %s\r\n" % (at, b"b" * 1000) for at in range(8)]
+    found = read_mime(b"".join(fields) + b"\r\n").properties.categories
+    whole = [one for at in range(4) for one in (f"a{at:03d}", "b" * 1000)]
+    assert found == (*whole, "a004")
+
+
+@pytest.mark.parametrize(
+    ("given", "categories"),
+    [
+        ('a, "b, c" d, "e\\"f"', ("a", "b, c d", 'e"f')),
+        ('a, "open, g', ("a", "open, g")),
+        ('"' + '\\"' * 1000, ('"' * 1000,)),
+        ('"a\\', ("a\\",)),
+        ('a, "', ("a",)),
+    ],
+)
+def test_a_quote_without_an_end_goes_on_to_the_end_of_keywords(given, categories):
+    assert read_mime(f"Keywords: {given}\r\n\r\n".encode()).properties.categories == categories
+
+
+HOSTILE = {
+    "quotes": b'Content-Type: multipart/x; a=(; b="' + b'\\"' * 2000,
+    "separators in a quote": b'Content-Type: multipart/x; a="' + b";" * 4000,
+    "separators": b"Content-Type: multipart/x; a=" + b";" * 4000,
+    "continued parameters": b"Content-Disposition: a; b=c" + b";filename*0*=a" * 280,
+    "lines that are no fields": b"Content-Type: a/b" + b"\r\nx" * 1300,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_message_of_a_thousand_hostile_parts_takes_less_than_a_second(kind):
+    part = HOSTILE[kind] + b"\r\n\r\nx\r\n"
+    content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"".join(
+        b"--b\r\nX: %d\r\n%s" % (at, part) for at in range(1000)
+    )
+    times = []
+    while len(times) < 3 and min(times, default=1) >= 1:
+        started = time.thread_time()
+        read_message(content)
+        times.append(time.thread_time() - started)
+    assert min(times) < 1

@@ -291,7 +291,7 @@ def test_too_many_parts_are_an_error(condition):
 def test_a_message_with_too_many_parts_is_read_once(monkeypatch):
     reads = []
     monkeypatch.setattr(
-        message_view, "message_parts", lambda each: reads.append(1) or message_parts(each)
+        message_view, "message_parts", lambda *given: reads.append(1) or message_parts(*given)
     )
     view = view_of(mixed(*[part(b"")] * 1001))
     for _ in range(3):

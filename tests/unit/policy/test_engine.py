@@ -333,3 +333,24 @@ def test_a_stopped_evaluation_begins_no_further_rule(rules_of):
     assert hits(evaluation.verdict()) == ["a"]
     assert evaluation.run(in_thread=True)
     assert hits(evaluation.verdict()) == names
+
+
+def test_an_evaluation_stops_between_the_parts_of_a_message(rules_of):
+    when = "{ attachment_name = '*.exe' }"
+    rules = rules_of(rule(TAG, when=when, name="a", mode="'audit'"), rule(TAG, name="b"))
+    parts = b"--b\r\nContent-Type: a/b; name=c\r\n\r\nx\r\n" * 100
+    content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + parts + b"--b--\r\n"
+    message = examined_message(
+        "a@in.test", ["b@out.test"], content, source=Source.SMTP, local_domains={"in.test"}
+    )
+    asked: list[bool] = []
+
+    def stopped() -> bool:
+        asked.append(len(asked) == 50)
+        return asked[-1]
+
+    evaluation = rules.begin(message)
+    with pytest.raises(EvaluationStoppedError):
+        evaluation.run(in_thread=True, stopped=stopped)
+    assert len(asked) == 51
+    assert not hits(evaluation.verdict())

@@ -1,7 +1,10 @@
 """Names of attachments, in any encoding and at any nesting, and the limits of the scan."""
 
+import contextlib
 import email.policy
+import time
 from email.message import EmailMessage
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,12 @@ from relay.message.content import BLOCK_BYTES, LargeContent, UnreadableError
 from relay.message.header import ParsedContent
 from relay.mime.read_header import HEADER_OCTETS_MAX
 from relay.mime.structure import ENTITIES_MAX, FALSE_DELIMITERS_MAX
-from relay.policy.message_parts import TooManyPartsError, message_parts, normalised
+from relay.policy.message_parts import (
+    FIELDS_OCTETS_MAX,
+    TooManyPartsError,
+    message_parts,
+    normalised,
+)
 from tests.support.contents import as_large
 
 
@@ -196,3 +204,88 @@ def test_a_part_that_several_readings_find_is_there_once():
     fields = b"Content-Type: a/b\r\nContent-Type: multipart/x\r\n\r\n"
     found = message_parts(ParsedContent.of(mixed(*[fields] * (ENTITIES_MAX - 1))))
     assert len(found) == len(set(found)) > ENTITIES_MAX
+
+
+# Content fields of a part by which programs read a message in several ways.
+SEVERAL = {
+    "a comment in a type": (b"Content-Type: multipart/x; a=(", b"a", b""),
+    "two types": (b"Content-Type: a/b\r\nContent-Type: a/b; c=", b"a", b""),
+    "two dispositions": (b"Content-Disposition: a\r\nContent-Disposition: a; b=", b"a", b""),
+    "a line that is no field": (b"Content-Type: a/b; c=", b"a", b"\r\nx"),
+}
+
+
+def with_content_fields(lead: bytes, again: bytes, end: bytes, *, size: int) -> bytes:
+    """Return a message whose parts have that many octets of content fields, in 256 fields."""
+    length = size // 256 - len(lead) - len(b"\r\n")
+    field = lead + (again * length)[:length] + end + b"\r\n"
+    parts = [b"X: %d\r\n%s\r\nx" % (at, field) for at in range(256)]
+    return mixed(*parts)
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_of_a_message_that_is_read_in_several_ways_the_content_fields_are_limited(kind):
+    few = with_content_fields(*SEVERAL[kind], size=FIELDS_OCTETS_MAX - 2048)
+    assert len(message_parts(ParsedContent.of(few))) >= 257
+    many = with_content_fields(*SEVERAL[kind], size=FIELDS_OCTETS_MAX + 1024)
+    with pytest.raises(TooManyPartsError, match="262144 octets of content fields"):
+        message_parts(ParsedContent.of(many))
+
+
+def test_of_a_message_that_is_read_in_one_way_they_are_not():
+    many = with_content_fields(
+        b"Content-Type: multipart/x; a=", b"a", b"", size=4 * FIELDS_OCTETS_MAX
+    )
+    assert len(message_parts(ParsedContent.of(many))) == 257
+
+
+HOSTILE = {
+    "quotes": (b'Content-Type: multipart/x; a=(; b="', b'\\"', b""),
+    "parameters": (b"Content-Type: a/b; x=(", b";name=a", b""),
+    "continued parameters": (b"Content-Type: a/b; x=(", b";name*0*=a", b""),
+    "types": (b"Content-Type: a/b(\r\n", b"Content-Type:;name=a\r\n", b""),
+    "fields": (b"Content-Type: a/b(\r\n", b"X:\r\n", b""),
+    "lines that are no fields": (b"Content-Type: a/b(\r\n", b"x\r\n", b""),
+    "separators in quotes": (b'Content-Type: multipart/x; a="', b'";"', b""),
+}
+
+
+def hostile(kind: str, size: int) -> bytes:
+    lead, again, end = HOSTILE[kind]
+    fields = lead + again * ((size - len(lead)) // len(again)) + end
+    return mixed(*[b"X: %d\r\n%s\r\n\r\nx" % (at, fields) for at in range(ENTITIES_MAX - 1)])
+
+
+@pytest.mark.parametrize("size", [230, 4000])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_thousand_hostile_parts_take_less_than_a_second(kind, size):
+    content = ParsedContent.of(hostile(kind, size))
+    times = []
+    while len(times) < 3 and min(times, default=1) >= 1:
+        started = time.thread_time()
+        with contextlib.suppress(TooManyPartsError):
+            message_parts(content)
+        times.append(time.thread_time() - started)
+    assert min(times) < 1
+
+
+class GivenUpError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_between_parts_and_readings_a_call_can_end(kind):
+    content, calls = ParsedContent.of(hostile(kind, 230)), []
+
+    def between_parts():
+        calls.append(time.thread_time())
+
+    with contextlib.suppress(TooManyPartsError):
+        message_parts(content, between_parts)
+    assert max(after - before for before, after in pairwise(calls)) < 0.5
+
+    def given_up():
+        raise GivenUpError
+
+    with pytest.raises(GivenUpError):
+        message_parts(content, given_up)
