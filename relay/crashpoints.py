@@ -53,7 +53,8 @@ class CrashPoint(StrEnum):
     SUBMISSION_RESCHEDULED = "submission-rescheduled"  # renamed to another time
     SUBMISSION_REPLACED = "submission-replaced"  # the next generation renamed over it
     DRAFT_REPLACED = "draft-replaced"  # and linked into the draft's folder
-    SUBMISSION_CANCELLED = "submission-cancelled"  # unlinked from deferred/
+    DRAFT_TAKEN_AWAY = "draft-taken-away"  # it was moved or deleted, and synced: no send any more
+    SUBMISSION_CANCELLED = "submission-cancelled"  # renamed from deferred/ to preparing/
     SUBMISSION_DUE = "submission-due"  # renamed from deferred/ to ready/
     DUE_SUBMISSIONS_SYNCED = "due-submissions-synced"  # fsync of ready/ and deferred/
     # The start and the stop of the spool, and its checkpoints:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -45,7 +45,13 @@ from relay.mailbox.folders import (
     write_folder_ids,
 )
 from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.maildir import Stripes, remove, sync_directory, write_synced
+from relay.mailbox.maildir import (
+    Stripes,
+    remove,
+    sync_directory,
+    undone_after_errors,
+    write_synced,
+)
 from relay.mailbox.quota import Quota
 from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
@@ -389,10 +395,7 @@ class FolderTree:
             checked_directory(name)
         reject_existing(mailbox, changed.values(), but=changed)
         write_folder_ids(one for one in list_folders(mailbox) if one.path.name in changed)
-        for name, new_name in changed.items():
-            rename_directory(mailbox / name, mailbox / new_name)
-        sync_directory(mailbox)
-        resubscribe(mailbox, changed=changed)
+        _rename_all(mailbox, changed, subscribed=changed)
 
     def _detach(self, folder: Folder) -> list[Path]:
         """Durably rename a folder and its subfolders to directories that are no folders.
@@ -401,12 +404,22 @@ class FolderTree:
         """
         mailbox = folder.path.parent
         names = _tree(mailbox, folder.path.name)
-        removed = [mailbox / f"{DELETED_PREFIX}{self.names.ids.new()}" for _ in names]
-        for name, path in zip(names, removed, strict=True):
-            (mailbox / name).rename(path)
+        removed = {name: f"{DELETED_PREFIX}{self.names.ids.new()}" for name in names}
+        _rename_all(mailbox, removed, subscribed=dict.fromkeys(names, ""))
+        return [mailbox / name for name in removed.values()]
+
+
+def _rename_all(
+    mailbox: Path, changed: Mapping[str, str], *, subscribed: Mapping[str, str]
+) -> None:
+    """Rename directories, durably; after an error none is renamed."""
+    with undone_after_errors() as undo:
+        undo.append(partial(sync_directory, mailbox))
+        for name, new_name in changed.items():
+            rename_directory(mailbox / name, mailbox / new_name)
+            undo.append(partial(rename_directory, mailbox / new_name, mailbox / name))
         sync_directory(mailbox)
-        resubscribe(mailbox, changed=dict.fromkeys(names, ""))
-        return removed
+        resubscribe(mailbox, changed=subscribed)
 
 
 def parent_folder(mailbox: Path, parent_id: str) -> Folder | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from relay.files import FileOctets, write_all
-from relay.mailbox.types import ContentUnreadableError, StoreUnavailableError
+from relay.mailbox.types import ContentUnreadableError, StoreError, StoreUnavailableError
 from relay.message.content import Content, UnreadableError, blocks, octets_in_blocks
 
 _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP))
@@ -33,6 +33,7 @@ _DIRECTORY_MODE = 0o700
 _LOOKS = 5
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+Undo = list[Callable[[], object]]  # what takes back, in reverse order, what was done
 
 
 class MissingRootError(OSError):
@@ -324,6 +325,20 @@ class SyncFailures:
 
 
 SYNC_FAILURES = SyncFailures()
+
+
+@contextlib.contextmanager
+def undone_after_errors() -> Iterator[Undo]:
+    """Provide a list of actions, which are called in reverse order after an error."""
+    actions: Undo = []
+    try:
+        yield actions
+    except (OSError, StoreError):
+        SYNC_FAILURES.begin()
+        for action in reversed(actions):
+            with contextlib.suppress(OSError, StoreError):
+                action()
+        raise
 
 
 def sync_descriptor(descriptor: int) -> None:

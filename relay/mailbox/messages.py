@@ -6,8 +6,8 @@ their state (message_state.py), which is stored separately. Methods raise StoreE
 blocking ones OSError too; after an error nothing is half-written. See Maildir and Graph's message.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,15 @@ from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     DirectorySync,
     Stripes,
+    Undo,
     finish_content,
     place,
     place_again,
     remove,
     rename,
     retry_if_renamed,
+    sync_directory,
+    undone_after_errors,
 )
 from relay.mailbox.message_file import (
     FLAGGED,
@@ -86,24 +89,10 @@ _LOOKS_MAX = 10  # for a file that is renamed meanwhile
 
 
 _MakeState = Callable[[MessageState], MessageState]
-_Action = Callable[[], object]
 
 
 def _same(state: MessageState) -> MessageState:
     return state
-
-
-@contextmanager
-def _undone_after_errors() -> Iterator[list[_Action]]:
-    """Provide a list of actions, which are called in reverse order after an error."""
-    actions: list[_Action] = []
-    try:
-        yield actions
-    except (OSError, StoreError):
-        for action in reversed(actions):
-            with suppress(OSError, StoreError):
-                action()
-        raise
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -272,7 +261,7 @@ class Messages:
         return make
 
     def _change_state(
-        self, mailbox: Path, located: MessageFile, make: _MakeState, *, undo: list[_Action]
+        self, mailbox: Path, located: MessageFile, make: _MakeState, *, undo: Undo
     ) -> MessageState:
         """Change a message's state, durably; add to `undo` what restores it."""
         state, before = self.index.change_state(mailbox, located, make)
@@ -336,7 +325,7 @@ class Messages:
             self.quota.room_for(
                 before.account, mailbox, growth, base_name=draft.identity.base_name, messages=0
             ),
-            _undone_after_errors() as undo,
+            undone_after_errors() as undo,
         ):
 
             def on_written(temporary: Path) -> None:
@@ -351,7 +340,7 @@ class Messages:
                         undo=undo,
                     )
                 if before.cancelled is not None:
-                    undo.append(partial(self.scheduled.undo_cancel, before.cancelled, located.path))
+                    undo.append(partial(self.scheduled.undo_cancel, before.cancelled))
                     self.scheduled.cancel_for(before.cancelled, temporary)
 
             changed = self._write(
@@ -361,11 +350,14 @@ class Messages:
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
-        remove(located.path)
-        if (scheduled := submission or before.cancelled) is not None:
-            self.scheduled.finish_replace(scheduled)
+        with suppress(
+            OSError
+        ):  # it is done: the index removes the old file later, a start the rest
+            remove(located.path)
+            if submission is not None:
+                self.scheduled.finish_replace(submission)
         if before.cancelled is not None:
-            self.scheduled.note_cancelled(before.cancelled, "its send time was removed")
+            self.scheduled.finish_cancel(before.cancelled, "its send time was removed")
         return self._written(mailbox, draft, replace(changed, state=state))
 
     def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:
@@ -406,7 +398,8 @@ class Messages:
             self._take_back(mailbox, located, replaced)
             raise
         finally:
-            remove(temporary)
+            with suppress(OSError):  # a stale file
+                remove(temporary)
         return located
 
     def _written(self, mailbox: Path, draft: ComposedDraft, located: MessageFile) -> StoredMessage:
@@ -430,15 +423,14 @@ class Messages:
         is_first = FLAGGED in located.name.flags and FLAGGED not in flags
         with (
             self.quota.room_for(before.account, mailbox, growth, base_name=name, messages=0),
-            _undone_after_errors() as undo,
+            undone_after_errors() as undo,
         ):
             changed = located
             if is_other_state and is_first:
                 state = self._change_state(mailbox, located, make, undo=undo)
             if flags != located.name.flags or located.directory.name != "cur":
                 changed = self._flagged(located, flags)
-                self._rename(located, changed)
-                undo.append(partial(self._rename_back, located, changed))
+                self._rename(located, changed, undo=undo)
             if is_other_state and not is_first:
                 state = self._change_state(mailbox, changed, make, undo=undo)
         return replace(changed, state=state)
@@ -468,8 +460,10 @@ class Messages:
             destination = self._destination(mailbox, destination_id)
             if destination.path == located.folder.path:
                 return loaded(located)
-            self.scheduled.cancel_scheduled(message_id, located, reason="the draft was moved")
-            return loaded(self._moved(located, destination))
+            submission = self.scheduled.scheduled_submission(message_id, located)
+            with self.scheduled.cancelling(submission, reason="the draft was moved") as undo:
+                moved = self._moved(located, destination, undo=undo)
+            return loaded(moved)
 
     @in_thread
     @retry_if_renamed
@@ -489,15 +483,23 @@ class Messages:
         mailbox = self.folders.mailbox(account)
         with self.stripes.of(message_id):
             located = self.index.get_if(mailbox, message_id, condition)
-            self.scheduled.cancel_scheduled(message_id, located, reason="the draft was deleted")
-            if permanently or is_deleted(located.folder):
-                remove(located.path)
-                self.syncs.sync(located.directory)
-                if located.state != NO_STATE:
-                    with suppress(StoreError):  # it goes in 30 days
-                        self.index.states(mailbox).remove(located.state_ids)
-            else:
-                self._moved(located, self._destination(mailbox, WellKnown.DELETED_ITEMS))
+            submission = self.scheduled.scheduled_submission(message_id, located)
+            is_removed = permanently or is_deleted(located.folder)
+            with self.scheduled.cancelling(submission, reason="the draft was deleted") as undo:
+                if not is_removed:
+                    deleted = self._destination(mailbox, WellKnown.DELETED_ITEMS)
+                    self._moved(located, deleted, undo=undo)
+                elif submission is not None:  # first where it is a stale file: an error undoes that
+                    removed = replace(located, directory=located.folder.path / "tmp")
+                    self._rename(located, removed, undo=undo)
+                else:
+                    remove(located.path)
+                    self.syncs.sync(located.directory)
+            if is_removed and submission is not None:
+                self.root.remove(removed.path)
+            if is_removed and located.state != NO_STATE:
+                with suppress(StoreError):  # it goes in 30 days
+                    self.index.states(mailbox).remove(located.state_ids)
 
     @in_thread
     @retry_if_renamed
@@ -538,31 +540,29 @@ class Messages:
             self.root.remove(copy.path)
             raise
 
-    def _moved(self, located: MessageFile, destination: Folder) -> MessageFile:
+    def _moved(self, located: MessageFile, destination: Folder, *, undo: Undo) -> MessageFile:
         """Rename a message's file into another folder.
 
         After an error it stays: a client repeats the request, and a repeated DELETE would delete
         permanently.
         """
         moved = in_folder(located, destination, located.name.name_elsewhere)
-        self._rename(located, moved)
+        self._rename(located, moved, undo=undo)
         return moved
 
-    def _rename(self, located: MessageFile, changed: MessageFile) -> None:
-        """Rename a file, durably; undo the rename after an error."""
+    def _rename(self, located: MessageFile, changed: MessageFile, *, undo: Undo) -> None:
+        """Rename a file, durably; add to `undo` what renames it back."""
         rename(located.path, changed.path)
-        try:
-            for directory in dict.fromkeys((changed.directory, located.directory)):
-                self.syncs.sync(directory)
-        except OSError:
-            self._rename_back(located, changed)
-            raise
+        undo.append(partial(self._rename_back, located, changed))
+        for directory in dict.fromkeys((changed.directory, located.directory)):
+            self.syncs.sync(directory)
 
     def _rename_back(self, located: MessageFile, changed: MessageFile) -> None:
         places = self.root.places
         for now, before in zip(places(changed.path), places(located.path), strict=False):
             with suppress(OSError):
                 rename(now, before)
+                sync_directory(before.parent)
 
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:
         folder = find_folder(mailbox, folder_id)

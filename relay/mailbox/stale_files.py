@@ -41,7 +41,7 @@ from relay.mailbox.maildir import (
     place_again,
     remove,
 )
-from relay.mailbox.message_file import is_relay_name
+from relay.mailbox.message_file import is_relay_name, parse_name
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
@@ -233,8 +233,8 @@ class StaleFiles:
         self.log.withdraw(submission_facts(head, submission_id))
 
     def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
-        """Finish an interrupted change of a scheduled draft if its submission was replaced, or
-        cancelled.
+        """Finish an interrupted change of a scheduled draft: if its submission was replaced or
+        cancelled, or if the draft was moved or deleted, which cancels it.
         """
         submissions = self.submissions
         submission = submissions.find_submission(prepared.submission_id)
@@ -243,15 +243,18 @@ class StaleFiles:
             return
         mailbox = self.folders.mailbox(origin.account)
         draft_id = draft_of(prepared.submission_id)
-        before = self.index.find(mailbox, draft_id)
-        if before is None or not before.is_draft or before.name.base_name == origin.base_name:
-            return
-        base = f"{origin.base_name},S={prepared.path.stat().st_size}"
-        placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
-        place_again(prepared.path, placed)
-        self.syncs.sync(before.folder.path / "cur")
-        remove(before.path)
-        if submission is None:
+        before, changed = self.index.find(mailbox, draft_id), parse_name(origin.base_name)
+        if before and before.is_draft and changed and before.generation < changed.generation:
+            base = f"{origin.base_name},S={prepared.path.stat().st_size}"
+            placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
+            place_again(prepared.path, placed)
+            self.syncs.sync(before.folder.path / "cur")
+            remove(before.path)
+        is_taken_away = before is None or before.folder.well_known is not WellKnown.DRAFTS
+        if submission and is_taken_away and submissions.may_change(submission):
+            remove(submission)
+            submission = None
+        if submission is None and (before is None or before.is_draft):
             detail = {"cancelled": rfc3339(self.clock.time_us())}
             self.log.remark(prepared.submission_id, detail, account=origin.account)
 

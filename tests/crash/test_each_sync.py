@@ -294,6 +294,15 @@ async def rejected_cancellations(trial: PowerLossTrial) -> None:
     await trial.check(lambda found: found.sent == Counter(["asked"]))
 
 
+async def rejected_deletes(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    store = trial.settled_store()
+    trial.fails_at("messages.py:_rename", 1)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.delete(ALICE, pending.draft_id)
+    await trial.check(lambda found: found.sent == Counter(["asked"]))
+
+
 async def rejected_submissions(trial: PowerLossTrial) -> None:
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
@@ -412,7 +421,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
-    *(rejected_changes_of_scheduled_sends, rejected_cancellations),
+    *(rejected_changes_of_scheduled_sends, rejected_cancellations, rejected_deletes),
     *(deliveries, repeated_deliveries, leftovers),
     drafts_after_a_delivery,
     *(changes_that_were_cut_off, changes_after_a_start, changes_of_settings),
@@ -460,6 +469,7 @@ async def test_accepted_data_survives_any_power_loss(tmp_path: Path, scenario: S
 
 OF_A_SECOND_SYNC = (
     *(rejected_submissions, rejected_changes_of_scheduled_sends, rejected_cancellations),
+    rejected_deletes,
     repeated_deliveries,
 )
 
@@ -547,7 +557,7 @@ MODULES = (
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = (
     *("mailbox", "make_folder", "write_folder_id"),
-    *("resubscribe", "_lock", "_relocate", "_detach"),
+    *("resubscribe", "_lock", "_rename_all"),
 )
 
 

@@ -5,6 +5,7 @@ What is sent is what the mailbox shows, once; what was cancelled is not sent. Se
 """
 
 import http.client
+import itertools
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from signal import SIGKILL
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.crash
 
 PROPERTY = "SystemTime 0x3FEF"
 NEXT_YEAR = timedelta(days=400)
+FOLDERS = ("drafts", "deleteditems", "archive", "sentitems")
 SUBMITTING = (
     CrashPoint.DRAFT_LINKED,
     CrashPoint.SUBMISSION_READY,
@@ -130,19 +132,52 @@ def test_a_kill_while_a_scheduled_message_is_changed_across_file_systems(relay):
         relay.kill()
 
 
-@pytest.mark.parametrize("by", ["DELETE", "PATCH"])
-def test_a_kill_while_a_scheduled_message_is_cancelled(relay, by):
-    relay.start(crash_at=CrashPoint.SUBMISSION_CANCELLED)
+def delete(relay: RelayProcess, draft: str) -> None:
+    relay.graph("DELETE", f"/me/messages/{draft}")
+
+
+def delete_permanently(relay: RelayProcess, draft: str) -> None:
+    relay.graph("POST", f"/me/messages/{draft}/permanentDelete")
+
+
+def move(relay: RelayProcess, draft: str) -> None:
+    relay.graph("POST", f"/me/messages/{draft}/move", {"destinationId": "archive"})
+
+
+def remove_the_time(relay: RelayProcess, draft: str) -> None:
+    patch(relay, draft, {"singleValueExtendedProperties": [{"id": PROPERTY, "value": None}]})
+
+
+# How a send is cancelled, and the folder in which the draft is then.
+CANCELLING = {
+    delete: "deleteditems",
+    delete_permanently: "",
+    move: "archive",
+    remove_the_time: "drafts",
+}
+POINTS = (CrashPoint.DRAFT_TAKEN_AWAY, CrashPoint.SUBMISSION_CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("by", "point"),
+    [
+        (by, point)
+        for by, point in itertools.product(CANCELLING, POINTS)
+        if by is not remove_the_time or point is CrashPoint.SUBMISSION_CANCELLED
+    ],
+)
+def test_a_kill_while_a_scheduled_message_is_cancelled(relay, by, point):
+    """It is not sent, and it is where the request wanted it; the start says so, not its time."""
+    relay.start(crash_at=point)
     draft = submit(relay, NEXT_YEAR)
     with suppress(OSError, http.client.HTTPException):
-        if by == "DELETE":
-            relay.graph("DELETE", f"/me/messages/{draft}")
-        else:
-            property_ = {"id": PROPERTY, "value": None}
-            patch(relay, draft, {"singleValueExtendedProperties": [property_]})
+        by(relay, draft)
     assert relay.wait_end() == -SIGKILL
     relay.start()
     assert relay.scheduled_submissions() == relay.pending_submissions() == []
-    assert [one["id"] for one in relay.messages("drafts")] == [draft]
+    shown = {folder: [one["id"] for one in relay.messages(folder)] for folder in FOLDERS}
+    wanted = CANCELLING[by]
+    assert shown == {folder: [draft] if folder == wanted else [] for folder in FOLDERS}
     assert relay.journey(draft)["state"] == "cancelled"
-    assert relay.graph("DELETE", f"/me/messages/{draft}").status == 204
+    assert list((relay.folder / "mail/.submissions/preparing").iterdir()) == []
+    assert relay.faults() == []

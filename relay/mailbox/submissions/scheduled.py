@@ -1,9 +1,10 @@
 """Scheduled sends: cancel them, change them, and make them ready at their time.
 
 A scheduled send waits in `.submissions/deferred` between step 2 and step 3. PATCH, DELETE and move
-check here first. Renaming the submission to ready/ is the point of no return. Until then the
-message that will be sent is the one that the mailbox shows, and a draft that was removed is not
-sent. Methods raise BeingSentError when the submission is already ready, and OSError.
+check here first. They mark it in preparing/; then one step decides, a start finishes what a crash
+cut off, and an error undoes all of it. Renaming the submission to ready/ is the point of no return.
+Until then the message that will be sent is the one that the mailbox shows, and a draft that was
+removed is not sent. Methods raise BeingSentError when the submission is already ready, and OSError.
 
 MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 """
@@ -12,9 +13,10 @@ import asyncio
 import dataclasses
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,7 +28,7 @@ from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import Before, submission_facts
 from relay.mailbox.folders import Folders, find_folder, well_known_path
-from relay.mailbox.maildir import SYNC_FAILURES, Stripes, list_names, remove
+from relay.mailbox.maildir import Stripes, Undo, list_names, remove, undone_after_errors
 from relay.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.mailbox.submissions.on_disk import SubmissionDirectory, draft_of
 from relay.mailbox.types import (
@@ -44,6 +46,8 @@ from relay.observe.logs import get_logger
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed during it
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
+
+_REMOVED = "the draft was removed from Drafts"
 
 _log = get_logger("mailbox")
 
@@ -86,54 +90,77 @@ class ScheduledSends:
             raise BeingSentError(_BEING_SENT)
         return submission
 
-    def cancel_scheduled(self, message_id: str, located: MessageFile, *, reason: str) -> None:
-        """Cancel the scheduled send of a message, if any. DELETE and move begin with this.
+    @contextmanager
+    def cancelling(self, submission: PendingSubmission | None, *, reason: str) -> Iterator[Undo]:
+        """Cancel the scheduled send, if any, of a draft that is durably taken out of Drafts within.
 
+        That decides: what fails or is cut off after it, the next start does, or the timer, which
+        sends no draft that is not in Drafts. What is added to the list is called after an error.
         Raises BeingSentError.
         """
-        if (submission := self.scheduled_submission(message_id, located)) is not None:
-            self.cancel(submission, reason=reason)
+        if submission is not None and not self._is_in_drafts(submission):
+            self.cancel(submission, reason=_REMOVED)  # before it may come back
+            submission = None
+        with undone_after_errors() as undo:
+            if submission is not None:
+                undo.append(partial(self.finish_replace, submission))
+                self._mark(submission, submission.path)
+            yield undo
+        if submission is not None:
+            self.crash.reached(CrashPoint.DRAFT_TAKEN_AWAY)
+            with suppress(OSError):
+                self._take_out(submission)
+            self.finish_cancel(submission, reason)
 
     def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
-        """Remove a submission from deferred/, durably. Raises BeingSentError."""
-        self.note_cancelled(submission, reason)
-        self._remove(submission)
+        """Cancel a submission, durably; its draft stays. Raises BeingSentError."""
+        with undone_after_errors() as undo:
+            undo.append(partial(self.undo_cancel, submission))
+            self.cancel_for(submission, submission.path)
+        self.finish_cancel(submission, reason)
 
     def cancel_for(self, submission: PendingSubmission, file: Path) -> None:
         """Cancel a submission because its draft is changed to `file`, durably.
 
-        The caller then puts the file into its folder, and calls finish_replace() and
-        note_cancelled(); after a crash in between, the next start does all of it. Raises
-        BeingSentError.
+        The caller then puts the file into its folder, and calls finish_cancel(); after a crash in
+        between, the next start does both. Raises BeingSentError.
         """
-        marker = self.directory.preparing / f"{submission.submission_id}+"
-        remove(marker)  # left by a failure
-        self.directory.prepare(file, marker)
-        self._remove(submission)
+        self._mark(submission, file)
+        self._take_out(submission)
 
-    def undo_cancel(self, submission: PendingSubmission, file: Path) -> None:
-        """Undo cancel_for(): `file` is the message to send again."""
-        SYNC_FAILURES.begin()
-        if not submission.path.exists():
-            spare = self.directory.preparing / f"{submission.submission_id}~"
-            remove(spare)
-            self.directory.prepare(file, spare)
+    def undo_cancel(self, submission: PendingSubmission) -> None:
+        """Undo cancel_for()."""
+        spare = self._spare(submission)
+        if spare.exists() and not submission.path.exists():
             spare.rename(submission.path)
-            self.directory.sync_scheduled()
             self.on_scheduled(submission)
+            self.directory.sync_scheduled()
         self.finish_replace(submission)
 
-    def note_cancelled(self, submission: PendingSubmission, reason: str) -> None:
-        """Record that a submission is cancelled."""
+    def finish_cancel(self, submission: PendingSubmission, reason: str) -> None:
+        """Record that a submission is cancelled. What fails here is left to the next start."""
         detail = {"cancelled": rfc3339(self.clock.time_us()), "reason": reason}
-        self.log.remark(submission.submission_id, detail, account=submission.account)
+        with suppress(OSError):
+            self.log.remark(submission.submission_id, detail, account=submission.account)
+            self.finish_replace(submission)
 
-    def _remove(self, submission: PendingSubmission) -> None:
+    def _marker(self, submission: PendingSubmission) -> Path:
+        return self.directory.preparing / f"{submission.submission_id}+"
+
+    def _spare(self, submission: PendingSubmission) -> Path:
+        return self.directory.preparing / f"{submission.submission_id}~"
+
+    def _mark(self, submission: PendingSubmission, file: Path) -> None:
+        """Tell the next start that a change to `file` has begun: StaleFiles._finish_change()."""
+        self.finish_replace(submission)  # left by a failure
+        self.directory.prepare(file, self._marker(submission))
+
+    def _take_out(self, submission: PendingSubmission) -> None:
+        remove(self.directory.preparing / submission.submission_id)  # left by a failed request
         try:
-            submission.path.unlink()
+            submission.path.rename(self._spare(submission))
         except FileNotFoundError:
             raise BeingSentError(_BEING_SENT) from None
-        remove(self.directory.preparing / submission.submission_id)  # left by a failed request
         self.crash.reached(CrashPoint.SUBMISSION_CANCELLED)
         self._sync_cancellations()
 
@@ -193,18 +220,14 @@ class ScheduledSends:
             ready_us=submission.options.scheduled_us,
         )
         self._record(changed, head)
-        marker = self.directory.preparing / f"{submission.submission_id}+"
-        spare = self.directory.preparing / f"{submission.submission_id}~"
-        for path in (marker, spare):
-            remove(path)  # left by a failure
-        self.directory.prepare(file, marker)
+        self._mark(submission, file)
+        spare = self._spare(submission)
         self.directory.prepare(file, spare)
         self.crash.reached(CrashPoint.CHANGE_PREPARED)
         try:
             submission.path.rename(changed.path)  # the time first: there are never two submissions
         except FileNotFoundError:
-            remove(spare)
-            remove(marker)
+            self.finish_replace(submission)
             raise BeingSentError(_BEING_SENT) from None
         self.crash.reached(CrashPoint.SUBMISSION_RESCHEDULED)
         spare.rename(changed.path)
@@ -216,11 +239,10 @@ class ScheduledSends:
         """Undo replace(): `file` is the message to send again, at the time in the
         submission's file name.
         """
-        SYNC_FAILURES.begin()
         after = self.directory.scheduled_path(
             submission.submission_id, submission.options.scheduled_us
         )
-        spare = self.directory.preparing / f"{submission.submission_id}~"
+        spare = self._spare(submission)
         remove(spare)
         if after.exists():
             if not after.samefile(file):
@@ -234,7 +256,8 @@ class ScheduledSends:
 
     def finish_replace(self, submission: PendingSubmission) -> None:
         """End replace(): the draft in the mailbox is the submission's file again."""
-        remove(self.directory.preparing / f"{submission.submission_id}+")
+        for path in (self._marker(submission), self._spare(submission)):
+            remove(path)
 
     # -- at their time
 
@@ -267,7 +290,7 @@ class ScheduledSends:
             return None
         if not self._is_in_drafts(submission):
             with suppress(BeingSentError):  # by another process
-                self.cancel(submission, reason="the draft was removed from Drafts")
+                self.cancel(submission, reason=_REMOVED)
             return None
         now_us = self.clock.queue_us()
         ready = self.directory.ready_path(submission.submission_id, now_us)

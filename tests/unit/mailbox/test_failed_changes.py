@@ -195,6 +195,45 @@ async def test_a_kill_when_a_send_is_cancelled_leaves_the_changed_draft(place, s
     assert (len(place.files(".Drafts")), place.left_over()) == (1, [])
 
 
+async def test_a_marker_that_a_power_loss_brings_back_replaces_no_later_draft(place, store, draft):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(draft(subject="second")))
+    marker = place.root / ".submissions/preparing" / f"{waiting.submission_id}+"
+    marker.hardlink_to((await store.messages.get(ALICE, waiting.draft_id)).path)
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(draft(subject="third")))
+    again = place.store()
+    await again.submissions.remove_unfinished()
+    assert (await again.messages.get(ALICE, waiting.draft_id)).properties.subject == "third"
+    assert not marker.exists()
+
+
+async def test_a_send_of_a_draft_outside_drafts_is_cancelled_before_it_comes_back(
+    place, home, store, draft, monkeypatch
+):
+    """A mail client took it out of Drafts, and Graph moves it there again: that cancels, or fails."""
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    [file] = place.files(".Drafts")
+    file.rename(home / ".Archive/cur" / file.name)
+
+    def broken():
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._directory, "sync_preparing", broken)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.move(ALICE, waiting.draft_id, "drafts")
+    assert (place.files(".Drafts"), waiting.path.exists()) == ([], True)
+    await store.messages.move(ALICE, waiting.draft_id, "drafts")
+    assert (len(place.files(".Drafts")), waiting.path.exists()) == (1, False)
+    assert place.left_over() == []
+
+
 async def test_a_mailbox_that_cannot_be_read_after_a_change_of_a_state(store, mail, monkeypatch):
     change, update = StateFile.change, IndexUpdater.run
 
