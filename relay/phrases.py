@@ -9,6 +9,7 @@ def shown(value: object) -> str:
         case bool():
             text = str(value).lower()
         case str():
+            value = without_login(value)
             text = ascii(value) if not value.isprintable() else f'"{value}"'
         case None:
             return "nothing"
@@ -19,6 +20,18 @@ def shown(value: object) -> str:
         case _:
             text = str(value)
     return text if len(text) <= _SHOWN_LENGTH_MAX else f"{text[:_SHOWN_LENGTH_MAX]}…"
+
+
+def without_login(text: str) -> str:
+    """Return a text without the login of the URL in it, where it has one: user and password.
+
+    What is taken for a login may be more than that: no text may have a part of a password.
+    """
+    before, _, after = text.rpartition("@")
+    scheme, mark, login = before.partition("://")
+    if not mark:  # as a URL that is written badly
+        scheme, mark, login = before.partition(":")
+    return f"{scheme}{mark}…@{after}" if login and not login[0].isspace() else text
 
 
 def counted(number: int, noun: str) -> str:

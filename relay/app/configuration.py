@@ -17,6 +17,7 @@ from relay.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.clock import Clock, rfc3339
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.observe.logs import get_logger
+from relay.phrases import without_login
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
@@ -275,7 +276,9 @@ def _next_hop(text: str) -> NextHop:
         try:
             return NextHop(HopKind.MX, parse_domain(text.removeprefix("mx:")))
         except ValueError:
-            raise ValueError(f"found {text!r}, expected {_NEXT_HOP_EXPECTED}") from None
+            raise ValueError(
+                f"found {without_login(text)!r}, expected {_NEXT_HOP_EXPECTED}"
+            ) from None
     try:
         action = parse_action(text)
     except ValueError:
@@ -283,7 +286,7 @@ def _next_hop(text: str) -> NextHop:
             raise
         action = CAPTURE
     if not isinstance(action, NextHop) or action == CAPTURE:
-        raise ValueError(f"found {text!r}, expected {_NEXT_HOP_EXPECTED}")
+        raise ValueError(f"found {without_login(text)!r}, expected {_NEXT_HOP_EXPECTED}")
     return action
 
 

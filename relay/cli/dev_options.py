@@ -14,6 +14,7 @@ import click
 
 from relay.cli.options import Parsed
 from relay.development.options import ReleaseTarget
+from relay.phrases import shown
 from relay.policy.globs import Globs
 from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
@@ -54,7 +55,7 @@ def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[
             try:
                 found.append(parse(text))
             except ValueError:
-                message = f'expected {expected}, found "{text}"'
+                message = f"expected {expected}, found {shown(text)}"
                 raise click.BadParameter(message, context, option) from None
         return tuple(dict.fromkeys(found))
 

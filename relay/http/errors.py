@@ -9,6 +9,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from relay.phrases import without_login
+
 _QUOTED_MAX = 100
 
 
@@ -85,6 +87,7 @@ def quoted(value: object) -> str:
     """
     match value:
         case str():
+            value = without_login(value) if "://" in value else value
             text = repr(value[: _QUOTED_MAX + 1])
             return text if len(text) <= _QUOTED_MAX else text[:_QUOTED_MAX] + "…"
         case None | bool():

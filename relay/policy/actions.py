@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -30,9 +30,9 @@ from relay.mime import headers
 from relay.mime.disclaimer import DisclaimerObstacle, with_disclaimer, wrapped
 from relay.mime.disclaimer_text import Disclaimer
 from relay.mime.html_tokens import html_layout
+from relay.policy.table_reader import check_parts, one_of, part, parts
 from relay.settings.values import parse_next_hop, parse_rate
 
-Word = TypeVar("Word", bound=StrEnum)
 DISCLAIMER_TEXT_MAX = 5000  # characters, as in Exchange
 DISCLAIMER_HTML_MAX = 20_000  # characters: its styles take more than its text
 NO_DISCLAIMER_STATUS = "5.6.3"
@@ -74,17 +74,16 @@ class DisclaimerAction(Struct, frozen=True):
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read { text, html, where, fallback }; only text is required. Raises ValueError."""
-        if not isinstance(value, dict) or set(value) - set(_KEYS):
+        if not isinstance(value, dict) or "text" not in value:
             raise ValueError(f"{_EXPECTED}; it may also have {', '.join(_KEYS[1:])}")
-        text = _text(value.get("text"), "text", DISCLAIMER_TEXT_MAX)
-        html = _text(value["html"], "html", DISCLAIMER_HTML_MAX) if "html" in value else ""
-        if not html_layout(html).is_whole:
-            raise ValueError(
-                f"{_EXPECTED}; html: markup that does not end inside a tag, a comment or a script"
-            )
-        where = _word(value.get("where", "end"), "where", DisclaimerPlace)
-        fallback = _word(value.get("fallback", "wrap"), "fallback", DisclaimerFallback)
-        return cls(text, html, where, fallback)
+        check_parts(value, _KEYS)
+        value = {"where": "end", "fallback": "wrap"} | value
+        return cls(
+            part(value, "text", lambda text: _text(text, DISCLAIMER_TEXT_MAX)),
+            part(value, "html", _html) if "html" in value else "",
+            part(value, "where", one_of(DisclaimerPlace)),
+            part(value, "fallback", one_of(DisclaimerFallback)),
+        )
 
     def edit(self, content: ParsedContent) -> DisclaimerResult:
         """Add it; the same content if nothing changes. Reading blocks; raises OSError."""
@@ -102,18 +101,19 @@ def _disclaimer(action: DisclaimerAction) -> Disclaimer:
     return Disclaimer.of(action.text, action.html, at_start=action.where is DisclaimerPlace.START)
 
 
-def _text(value: Any, key: str, characters_max: int) -> str:
+def _text(value: Any, characters_max: int) -> str:
     if not isinstance(value, str) or _CONTROLS.search(value) or not re.search(r"\w", value):
-        raise ValueError(f"{_EXPECTED}; {key}: a text with a word and without control characters")
+        raise ValueError("a text with a word and without control characters")
     if len(value) > characters_max:
-        raise ValueError(f"{_EXPECTED}; {key}: at most {characters_max} characters")
+        raise ValueError(f"at most {characters_max} characters")
     return value
 
 
-def _word(value: Any, key: str, words: type[Word]) -> Word:
-    if value not in list(words):
-        raise ValueError(f"{_EXPECTED}; {key}: one of {', '.join(words)}")
-    return words(value)
+def _html(value: Any) -> str:
+    html = _text(value, DISCLAIMER_HTML_MAX)
+    if not html_layout(html).is_whole:
+        raise ValueError("markup that does not end inside a tag, a comment or a script")
+    return html
 
 
 REJECT_STATUS = "5.7.1"
@@ -234,17 +234,14 @@ class RateLimitAction(Struct, frozen=True):
     def parse(cls, value: Any) -> Self:
         """Read { rate, per, text }. Raises ValueError."""
         expected = 'a table { rate = "100/1h", per = "sender", text = "4.7.1 Too much mail" }'
-        if not isinstance(value, dict) or set(value) - {"rate", "per", "text"}:
+        if not isinstance(value, dict) or not {"rate", "per"} <= set(value):
             raise ValueError(f"{expected}, with these keys")
-        try:
-            rate = parse_rate(value["rate"] if isinstance(value.get("rate"), str) else "")
-        except ValueError as error:
-            raise ValueError(f"{expected}; rate: {error}") from None
-        if value.get("per") not in list(RateKey):
-            raise ValueError(f"{expected}; per: one of {', '.join(RateKey)}")
-        status, text = _deferral(value.get("text", _TOO_MUCH))
+        check_parts(value, ("rate", "per", "text"))
+        rate = part(value, "rate", lambda rate: parse_rate(rate if isinstance(rate, str) else ""))
+        per = part(value, "per", one_of(RateKey))
+        status, text = part({"text": _TOO_MUCH} | value, "text", _deferral)
         count, _, seconds = rate.partition("/")
-        return cls(int(count), float(seconds), RateKey(value["per"]), status, text)
+        return cls(int(count), float(seconds), per, status, text)
 
     def key(self, message: ExaminedMessage) -> str:
         """Return whose limit a message counts against, "" for nobody's."""
@@ -325,12 +322,9 @@ class SetHeaderAction:
         keys = set(value) if isinstance(value, dict) else set()
         if keys != {"name", "value"} or not all(isinstance(each, str) for each in value.values()):
             raise ValueError('a table with two texts, { name = "X-Tag", value = "yes" }')
-        _check_name(value["name"])
-        try:
-            headers.field(value["name"], value["value"])
-        except ValueError as error:
-            raise ValueError(f"a value that a field can hold: {error}") from None
-        return cls(value["name"], value["value"])
+        name = part(value, "name", _checked_name)
+        part(value, "value", lambda text: _field(name, text))
+        return cls(name, value["value"])
 
     def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Replace the field or append it."""
@@ -348,9 +342,7 @@ class RemoveHeaderAction(Struct, frozen=True):
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not names:
             raise ValueError("a field's name or a list of names")
-        for name in names:
-            _check_name(name)
-        return cls(tuple(names))
+        return cls(tuple(parts(names, _checked_name)))
 
     def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Remove the fields."""
@@ -432,19 +424,28 @@ def _addresses(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not 0 < len(texts) <= ADDRESSES_MAX:
         raise ValueError(f"an address or a list of 1 to {ADDRESSES_MAX} addresses")
-    addresses = []
-    for text in texts:
-        try:
-            addresses.append(parse_mailbox(text if isinstance(text, str) else "", smtputf8=True))
-        except AddressError as error:
-            raise ValueError(f"addresses: {error}") from None
-    return tuple(dict.fromkeys(addresses))
+    return tuple(dict.fromkeys(parts(texts, _address)))
 
 
-def _check_name(name: Any) -> None:
+def _address(text: Any) -> str:
+    try:
+        return parse_mailbox(text if isinstance(text, str) else "", smtputf8=True)
+    except AddressError as error:
+        raise ValueError(f"an address: {error}") from None
+
+
+def _field(name: str, value: str) -> bytes:
+    try:
+        return headers.field(name, value)
+    except ValueError as error:
+        raise ValueError(f"a value that a field can hold: {error}") from None
+
+
+def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not headers.is_field_name(name):
         raise ValueError("a field's name: printable ASCII without ':'")
     if name.lower() in PROTECTED or name.lower().startswith(PROTECTED_PREFIX):
         raise ValueError(
             "a field that rules may change, not Received, Return-Path, DKIM-Signature or X-Relay-*"
         )
+    return str(name)

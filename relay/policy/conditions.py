@@ -12,7 +12,7 @@ matches.
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -31,6 +31,7 @@ from relay.policy.content_conditions import (
 from relay.policy.globs import FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import Pattern
+from relay.policy.table_reader import check_parts, one_of, part, parts
 from relay.settings.values import parse_size
 
 _GROUP = "group:"
@@ -132,7 +133,7 @@ class ClientCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read networks and addresses. Raises ValueError."""
-        return cls(tuple(map(_network, some_texts(value))))
+        return cls(tuple(parts(some_texts(value), _network)))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -278,7 +279,7 @@ class HeaderCondition(BaseCondition, frozen=True):
         tables = value if isinstance(value, list) else [value]
         if not tables:
             raise ValueError(_HEADER_EXPECTED)
-        return cls(tuple(map(_header_test, tables)))
+        return cls(tuple(parts(tables, _header_test)))
 
     @property
     def is_deep(self) -> bool:
@@ -318,21 +319,31 @@ class HeaderCondition(BaseCondition, frozen=True):
 
 
 def _header_test(table: Any) -> tuple[str, HeaderTest]:
+    if isinstance(table, dict):
+        check_parts(table, ("name", *_HEADER_TESTS))
     if not isinstance(table, dict) or len(table) != 2 or "name" not in table:
         raise ValueError(_HEADER_EXPECTED)
-    name = table["name"]
-    if not isinstance(name, str) or not headers.is_field_name(name):
-        raise ValueError(f"{_HEADER_EXPECTED}; this name is not a field name")
-    match table:
-        case {"matches": globs}:
-            return name.lower(), Globs.of(some_texts(globs))
-        case {"pattern": pattern}:
-            return name.lower(), Pattern.parse(pattern)
-        case {"over": int() | float() as over} if not isinstance(over, bool) and isfinite(over):
-            return name.lower(), float(over)
-        case {"over": _}:
-            raise ValueError("over: a number such as 5 or -2.5")
-    raise ValueError(_HEADER_EXPECTED)
+    name = part(table, "name", _field_name)
+    return next((name, part(table, key, _HEADER_TESTS[key])) for key in table if key != "name")
+
+
+def _field_name(value: Any) -> str:
+    if not isinstance(value, str) or not headers.is_field_name(value):
+        raise ValueError("a field's name: printable ASCII without ':'")
+    return value.lower()
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+        raise ValueError("a number such as 5 or -2.5")
+    return float(value)
+
+
+_HEADER_TESTS: dict[str, Callable[[Any], HeaderTest]] = {
+    "matches": lambda globs: Globs.of(some_texts(globs)),
+    "pattern": Pattern.parse,
+    "over": _number,
+}
 
 
 def _passing(view: MessageView, name: str, test: HeaderTest) -> str | None:
@@ -406,12 +417,4 @@ def cut_value(value: str) -> str:
 
 
 def _words(value: Any, words: type[StrEnum]) -> list[str]:
-    known = [str(each) for each in words]
-    expected = f"one or more of {', '.join(known)}"
-    try:
-        found = some_texts(value)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not set(found) <= set(known):
-        raise ValueError(expected)
-    return found
+    return [*parts(value if value and isinstance(value, list) else [value], one_of(words))]

@@ -6,7 +6,8 @@ attachments. Raises what MessageView raises.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Self
 
 from relay.mime.file_types import ARCHIVES, EXECUTABLES
@@ -16,6 +17,7 @@ from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, s
 from relay.policy.message_parts import AttachedFile, may_have_attachments
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import PATTERN_STEPS_MAX, Pattern
+from relay.policy.table_reader import check_parts, part, parts
 
 _READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
 # What parts, parameters and encoded words begin with: each may take 0.3 ms.
@@ -77,14 +79,15 @@ class AttachmentCondition(AttachedCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read { name, type }, or one of the two. Raises ValueError."""
-        if not isinstance(value, dict) or not value or not set(value) <= {"name", "type"}:
+        if isinstance(value, dict):
+            check_parts(value, ("name", "type"))
+        if not isinstance(value, dict) or not value:
             raise ValueError(
                 'a table with name, type or both, { name = "*.pdf", type = "executable" }'
             )
-        names, types = value.get("name"), value.get("type")
         return cls(
-            None if names is None else _name_globs(names),
-            None if types is None else _type_globs(types),
+            part(value, "name", _name_globs) if "name" in value else None,
+            part(value, "type", _type_globs) if "type" in value else None,
         )
 
     def needs_thread(self, view: MessageView) -> bool:
@@ -122,15 +125,15 @@ def _is_slow(view: MessageView) -> bool:
 
 
 def _type_globs(value: Any) -> Globs:
-    types: list[str] = []
-    for text in some_texts(value):
-        if kinds := _KINDS.get(text):
-            types += kinds
-        elif "/" in text or "*" in text:
-            types.append(text)
-        else:
-            raise ValueError('types such as "application/pdf" or "image/*", executable or archive')
-    return Globs.of(types)
+    return Globs.of(chain.from_iterable(parts(some_texts(value), _types)))
+
+
+def _types(text: str) -> Iterable[str]:
+    if text in _KINDS:
+        return _KINDS[text]
+    if "/" in text or "*" in text:
+        return (text,)
+    raise ValueError('types such as "application/pdf" or "image/*", executable or archive')
 
 
 def _shown(attachment: AttachedFile) -> str:
@@ -151,22 +154,20 @@ class BodyCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read { words }, { matches } or { pattern }. Raises ValueError."""
+        if isinstance(value, dict):
+            check_parts(value, ("words", *_EXPRESSIONS))
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError(_BODY_EXPECTED)
-        match value:
-            case {"words": texts}:
-                found = [_words_of(text) for text in some_texts(texts)]
-                return cls(
-                    words=frozenset([one[0] for one in found if len(one) == 1]),
-                    phrases=tuple([in_words(" ".join(one)) for one in found if len(one) > 1]),
-                )
-            case {"matches": texts}:
-                globs = [(_SMALL_TEXT, _pattern_of(text)) for text in some_texts(texts)]
-                return cls(expressions=tuple(globs))
-            case {"pattern": texts}:
-                patterns = [(_TEXT, Pattern.parse(text)) for text in some_texts(texts)]
-                return cls(expressions=tuple(patterns))
-        raise ValueError(_BODY_EXPECTED)
+        [key] = value
+        if key == "words":
+            found = part(value, key, lambda texts: parts(some_texts(texts), _words_of))
+            return cls(
+                words=frozenset([one[0] for one in found if len(one) == 1]),
+                phrases=tuple([in_words(" ".join(one)) for one in found if len(one) > 1]),
+            )
+        field, parse = _EXPRESSIONS[key]
+        read = part(value, key, lambda texts: parts(some_texts(texts), parse))
+        return cls(expressions=tuple([(field, one) for one in read]))
 
     @property
     def is_deep(self) -> bool:
@@ -226,3 +227,9 @@ def _pattern_of(glob: str) -> Pattern:
         raise ValueError(
             f"globs of at most {PATTERN_STEPS_MAX} steps: a ? has 7, a letter 1 to 3"
         ) from None
+
+
+_EXPRESSIONS: dict[str, tuple[str, Callable[[Any], Pattern]]] = {
+    "matches": (_SMALL_TEXT, _pattern_of),
+    "pattern": (_TEXT, Pattern.parse),
+}

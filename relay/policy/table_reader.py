@@ -1,6 +1,6 @@
 """Read the tables of rule files: each fault has file, line, key, what was found and expected."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -9,6 +9,14 @@ from relay.settings.document import Document, Fault, KeyPath, unknown_key
 
 T = TypeVar("T")
 Word = TypeVar("Word", bound=StrEnum)
+
+
+class PartError(ValueError):
+    """A part of a value is wrong: the keys that lead to it, and what was found and expected."""
+
+    def __init__(self, keys: KeyPath, message: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class TableReader:
@@ -60,6 +68,9 @@ class TableReader:
         """Return the parsed `raw`, or record a fault and return None."""
         try:
             return parse(raw)
+        except PartError as error:
+            self.add_fault((*keys, *error.keys), str(error))
+            return None
         except ValueError as error:
             self.add_fault(keys, f"found {shown(raw)}, expected {error}")
             return None
@@ -76,6 +87,27 @@ class TableReader:
         if key not in self.table:
             self.add_fault((key,), "found nothing, expected a value: this key is required")
         return self.key(key, parse, default)
+
+
+def part(value: Any, key: str | int, parse: Callable[[Any], T]) -> T:
+    """Return a part of a value, parsed. Raises PartError."""
+    try:
+        return parse(value[key])
+    except PartError as error:
+        raise PartError((key, *error.keys), str(error)) from None
+    except ValueError as error:
+        raise PartError((key,), f"found {shown(value[key])}, expected {error}") from None
+
+
+def parts(values: Sequence[Any], parse: Callable[[Any], T]) -> list[T]:
+    """Return the items of a list, each parsed. Raises PartError."""
+    return [part(values, index, parse) for index in range(len(values))]
+
+
+def check_parts(table: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise PartError for a key that is not in `known`."""
+    if unknown := [key for key in table if key not in known]:
+        raise PartError((unknown[0],), unknown_key(unknown[0], known))
 
 
 def text(value: Any) -> str:
@@ -97,7 +129,7 @@ def texts(value: Any) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
         raise ValueError("a list of texts")
-    return [text(each) for each in values]
+    return parts(values, text)
 
 
 def true_or_false(value: Any) -> bool:

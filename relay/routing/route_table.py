@@ -32,6 +32,7 @@ from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind,
 from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.message.verdict import ROUTE_PREFIX
+from relay.phrases import without_login
 from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies
 from relay.settings.values import parse_next_hop
@@ -101,7 +102,7 @@ def parse_action(text: str) -> RouteAction:
     try:
         text = parse_next_hop(text)
     except ValueError as error:
-        raise ValueError(f"found {text!r}, expected {error}") from None
+        raise ValueError(f"found {without_login(text)!r}, expected {error}") from None
     return NextHop.parse(text)
 
 

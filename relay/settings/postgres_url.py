@@ -2,7 +2,7 @@
 
 Its syntax is libpq's, with the parameters below. Nothing that it does not say is taken from the
 environment or from files of the user. The password goes to the server, and into no text: str() and
-repr() leave it out. See RFC 3986 2.1 (the percent-encoding of each part).
+repr() leave out what stands before the hosts. See RFC 3986 2.1 (the percent-encoding of each part).
 """
 
 import ipaddress
@@ -44,8 +44,7 @@ class ServerOptions(Struct, frozen=True):
 
     def __str__(self) -> str:
         places = ",".join(_place(host, port) for host, port in self.hosts)
-        user = f"{self.user}@" if self.user else ""
-        return f"{SCHEME}{user}{places}/{self.database}"
+        return f"{SCHEME}{places}/{self.database}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"

@@ -1,12 +1,15 @@
 """The command line against a running relay, and against its files: facts, JSON, exit codes."""
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import SharedRelay
+from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
@@ -185,3 +188,24 @@ def test_policy_check_test_and_try(relay: RelayProcess) -> None:
     )
     assert tried.returncode == OK
     assert json.loads(tried.stdout)["verdict"] == "accept"
+
+
+def test_no_login_of_a_url_is_shown(remotes: Remotes) -> None:
+    """Wherever a next hop is refused: on stderr, in the API's answer, in the log, in faults of files."""
+    url, said = "smtp://user:sesame@mx.test:25", []
+    with remotes.relay() as relay:
+        said.append(relay.cli("queue", "reroute", "--all", "--to", url).stderr)
+        body = {"all": True, "to": url}
+        said.append(
+            relay.graph("POST", "/relay/v1/queue/reroute", body, token=OPERATOR).body.decode()
+        )
+        rule = f"[[rule]]\nname = 'r'\nthen = [{{ next_hop = '{url}' }}]\n"
+        (relay.folder / "policies/99-login.toml").write_text(rule)
+        said.append(relay.cli("policy", "check").stderr)
+        relay.write_config(relay.config | {"route": [{"domain": "*", "next_hop": url}]})
+        said.append(relay.cli("check").stderr)
+        os.kill(relay.process.pid, signal.SIGHUP)
+        until("refused", lambda: "route[0].next_hop" in relay.log)
+        said.append(relay.log)
+    assert all("smtp://…@mx.test:25" in one for one in said[:-1]), said
+    assert [one for one in said if "sesame" in one or "user:" in one] == []

@@ -101,7 +101,7 @@ def test_what_is_refused(url, expected):
 
 def test_no_text_has_the_password():
     options = parse_postgres_url("postgresql://u:hidden@[::1]:2,localhost/r?application_name=n")
-    assert str(options) == "postgresql://u@[::1]:2,localhost:5432/r"
+    assert str(options) == "postgresql://[::1]:2,localhost:5432/r"
     assert repr(options) == f"ServerOptions({options})"
     assert f"{options.hosts!r} {options}".count("hidden") == 0
 
