@@ -44,7 +44,7 @@ from relay.api.request_parameters import (
 )
 from relay.api.search_text import list_search_of
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.gateway import StreamedResponse, json_response
+from relay.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.journeys.journey import ListPage, MessageList
@@ -194,7 +194,9 @@ class Handlers:
         }
         if isinstance(content, bytes):
             return Response(content, headers=headers)
-        return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
+        return StreamedResponse(
+            blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers
+        )
 
     async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
         """Return the MIME of a message that the principal has found. `view` is for the log: what is

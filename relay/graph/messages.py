@@ -29,7 +29,7 @@ from relay.graph.serializer import (
     message_json,
 )
 from relay.http.errors import ApiError, service_unavailable
-from relay.http.gateway import StreamedResponse, json_response
+from relay.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.mailbox.message_state import CONTENT_FIELDS
 from relay.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
 from relay.mailbox.types import (
@@ -171,7 +171,7 @@ async def get_mime(request: GraphRequest) -> Response:
     headers = {"content-type": "text/plain"}
     if isinstance(content, bytes):
         return Response(content, headers=headers)
-    return StreamedResponse(blocks(content), size_bytes=content.size, headers=headers)
+    return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers)
 
 
 async def replace_mime(request: GraphRequest) -> Response:

@@ -139,13 +139,13 @@ def edit_header(content: Content, edit: Callable[[bytes], bytes]) -> Content:
     return dataclasses.replace(content, header=header)
 
 
-def blocks(content: Content) -> Iterator[bytes]:
+def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
     """Yield a content in blocks. Reading blocks; raises UnreadableError."""
     if isinstance(content, bytes):
         yield content
         return
     yield content.header
-    yield from octets_in_blocks(content.body)
+    yield from octets_in_blocks(content.body, block_bytes)
 
 
 def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:

@@ -31,7 +31,7 @@ from relay.api.handlers import Handlers
 from relay.api.request_parameters import require_method
 from relay.graph.serializer import MESSAGE_PROPERTIES
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.gateway import StreamedResponse
+from relay.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.mailbox.types import StoredMessage, StoreError
@@ -331,10 +331,10 @@ def _source(request: HttpRequest, journey: Journey, content: Content) -> Respons
             "content-type": "message/rfc822",
             "content-disposition": content_disposition(f"{journey.key}.eml"),
         }
-        return StreamedResponse(blocks(content), size_bytes=size, headers=headers)
+        return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=size, headers=headers)
     rest = size - SOURCE_OCTETS_MAX
     end = f"\r\n[{rest:,} octets more: download the source]\r\n".encode() if rest > 0 else b""
-    shown = chain(_first(blocks(content), SOURCE_OCTETS_MAX), [end] if end else [])
+    shown = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
     return StreamedResponse(shown, headers=_TEXT_HEADERS)
 
 

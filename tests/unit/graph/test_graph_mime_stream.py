@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from relay.graph.graph_request import (
     StreamedBodies,
 )
 from relay.graph.mime_body import Base64Decoder
+from relay.http import gateway
 from relay.http.errors import ApiError
 from tests.support.graph_fakes import OnDisk, refused
 
@@ -68,6 +69,24 @@ async def test_a_small_body_of_unknown_length_is_taken_as_well(on_disk: OnDisk) 
     answer = await on_disk.http.post("/sendMail", content=body, headers=BOB)
     assert answer.status_code == 202
     assert on_disk.files()[0].read_bytes().endswith(HEADER + b"x")
+
+
+async def test_of_a_large_message_one_small_block_is_kept_while_a_client_reads_it(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is what a response that is not read counts, and all that it keeps."""
+    read, sizes = gateway._next_block, []
+
+    def noted(blocks: Iterator[bytes]) -> bytes:
+        block = read(blocks)
+        sizes.append(len(block))
+        return block
+
+    created = await send(on_disk, LARGE, "/mailFolders/archive/messages")
+    monkeypatch.setattr(gateway, "_next_block", noted)
+    value = await on_disk.http.get(f"/messages/{created.json()['id']}/$value", headers=BOB)
+    assert (value.content, sum(sizes)) == (LARGE, len(LARGE))
+    assert max(sizes) < 2 * gateway.BLOCK_BYTES  # a header and the first block are one
 
 
 async def test_a_draft_is_created_replaced_and_sent(on_disk: OnDisk) -> None:
