@@ -151,7 +151,7 @@ class ActiveConfiguration:
             routes=next_hops_by_name(settings.route),
             loaded=rfc3339(self._clock.time_us()),
         )
-        warn_of_slow_patterns(rules, self._clock)
+        warn_of_rules(rules, self._clock)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
         accounts = load_accounts(
@@ -171,8 +171,10 @@ class ActiveConfiguration:
         self.accounts.close()
 
 
-def warn_of_slow_patterns(rules: RuleSet, clock: Clock) -> None:
-    """Log a warning for each field whose patterns take long."""
+def warn_of_rules(rules: RuleSet, clock: Clock) -> None:
+    """Log a warning for each rule without its group, and each field whose patterns take long."""
+    for warning in rules.warnings:
+        _log.warning("group is missing", detail=warning)
     for warning in slow_patterns(rules, clock.busy_s):
         _log.warning("patterns are slow", detail=warning)
 

@@ -68,7 +68,8 @@ def check(context: CommandContext, directory: Path | None) -> None:
     """
     place = _place(context, directory)
     rules = load_rules(place.folder, local_domains=place.domains, routes=place.routes)
-    _print(context, format_check(rules, tuple(slow_patterns(rules, SystemClock().busy_s))))
+    warnings = (*rules.warnings, *slow_patterns(rules, SystemClock().busy_s))
+    _print(context, format_check(rules, warnings))
 
 
 @policy.command()

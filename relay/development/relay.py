@@ -19,7 +19,7 @@ from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
 from relay.app.compose import compose
-from relay.app.configuration import ListenerCertificates, route_places, warn_of_slow_patterns
+from relay.app.configuration import ListenerCertificates, route_places, warn_of_rules
 from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
 from relay.app.settling import SETTLE_S
@@ -451,5 +451,5 @@ def _rules_of(settings: Settings, clock: Clock) -> RuleSet:
         routes=next_hops_by_name(route for route in settings.route if route.domain),
         loaded=rfc3339(clock.time_us()),
     )
-    warn_of_slow_patterns(rules, clock)
+    warn_of_rules(rules, clock)
     return rules

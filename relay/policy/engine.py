@@ -58,12 +58,13 @@ SKIPPED = "error"  # the outcome of a rule that could not be applied
 class RuleSet:
     """The active rules in their order, with their tests and their files."""
 
-    rules: tuple[Rule, ...] = ()
-    tests: tuple[RuleTest, ...] = field(default=(), repr=False)
-    files: tuple[Path, ...] = ()
+    rules: tuple[Rule, ...] = ()  # in the order of the files
+    tests: tuple[RuleTest, ...] = field(default=(), repr=False)  # the same
+    files: tuple[Path, ...] = ()  # in the order of their names
     digest: str = ""  # of the files, "" without any
     loaded: str = ""  # when, in RFC 3339
-    index: RuleIndex = field(init=False, repr=False, compare=False)
+    warnings: tuple[str, ...] = ()  # about rules that are off
+    index: RuleIndex = field(init=False, repr=False, compare=False)  # which finds them
     # which set it is, for journeys; None without files
     identity: Mapping[str, str] | None = field(init=False, repr=False, compare=False)
 

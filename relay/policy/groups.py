@@ -74,6 +74,19 @@ def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, s
     return groups, "".join(texts)
 
 
+class OptionalGroups(dict[str, Globs]):
+    """The groups for a rule that is off: a name without a group is noted, and stands for nobody."""
+
+    missing = ""
+
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Globs:
+        self.missing = name
+        return Globs()
+
+
 def _group(file: Path, lines: list[str], faults: list[Fault]) -> Globs:
     addresses, domains = set(), set()
     for number, line in _entries(lines):

@@ -26,7 +26,7 @@ from relay.policy.actions import (
 from relay.policy.conditions import CONDITIONS, Condition
 from relay.policy.engine import RuleSet
 from relay.policy.globs import Groups
-from relay.policy.groups import group_files, read_groups, visible_files
+from relay.policy.groups import OptionalGroups, group_files, read_groups, visible_files
 from relay.policy.patterns import (
     SAMPLE_CHARACTERS,
     SET_STEPS_MAX,
@@ -258,6 +258,7 @@ def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> R
     rules: list[Rule] = []
     tests: list[RuleTest] = []
     names: list[object] = []  # of all rules, those with faults too
+    incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
     files = _files(directory)
     groups, group_text = read_groups(group_files(directory, faults), faults)
     digest = sha256(group_text.encode())
@@ -272,8 +273,12 @@ def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> R
             if key not in ("rule", "test"):
                 faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
         for path, raw in array(document, "rule", faults):
-            rule = read_rule(document, path, raw, faults=faults, routes=routes, groups=groups)
+            is_off = isinstance(raw, dict) and raw.get("mode") == RuleMode.OFF
+            known = OptionalGroups(groups) if is_off else groups
+            rule = read_rule(document, path, raw, faults=faults, routes=routes, groups=known)
             rules += [rule] if rule else []
+            if rule and isinstance(known, OptionalGroups) and known.missing:
+                incomplete[rule.name] = _missing_group(rule, known.missing)
             names += [raw.get("name")] if isinstance(raw, dict) else []
         for path, raw in array(document, "test", faults):
             test = read_test(document, path, raw, faults=faults)
@@ -284,11 +289,20 @@ def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> R
     if faults:
         raise PolicyError(faults)
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
+    usable = tuple(each for each in tests if each.enforced.isdisjoint(incomplete))
+    warnings = tuple(incomplete.values())
     try:
-        return RuleSet(tuple(rules), tuple(tests), files, digest=name)
+        return RuleSet(tuple(rules), usable, files, digest=name, warnings=warnings)
     except PatternError as error:
         message = f"found rules whose {error}, expected fewer or smaller ones"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
+
+
+def _missing_group(rule: Rule, name: str) -> str:
+    return (
+        f'{rule.file}:{rule.line}: rule "{rule.name}": found no group {shown(name)}, expected '
+        "a file in groups; the rule is off, and tests that enforce it are not run"
+    )
 
 
 def slow_patterns(rules: RuleSet, cpu_s: Callable[[], float]) -> Iterator[str]:

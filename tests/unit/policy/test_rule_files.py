@@ -268,3 +268,33 @@ def test_a_changed_group_is_another_set(rules_of, groups, tmp_path):
     before = rules_of(text).digest
     (tmp_path / "groups" / "staff.txt").write_text("c@b.test")
     assert rules_of(text).digest != before
+
+
+OFF = rule(REJECT, when="{ sender = 'group:staff' }").replace("[[rule]]", '[[rule]]\nmode = "off"')
+ITS_TEST = """
+[[test]]
+name = "t"
+enforce = ["r"]
+from = "a@in.test"
+to = ["b@out.test"]
+expect = { verdict = "reject" }
+"""
+
+
+def test_a_rule_that_is_off_may_lack_its_group(rules_of, tmp_path):
+    rules_of(OFF + ITS_TEST)
+    rules = load_rules(tmp_path)
+    assert [each.mode for each in rules.rules] == ["off"]
+    assert rules.tests == ()
+    [warning] = rules.warnings
+    assert warning.removeprefix(str(tmp_path)) == (
+        '/00-rules.toml:1: rule "r": found no group "staff", expected a file in groups; '
+        "the rule is off, and tests that enforce it are not run"
+    )
+
+
+def test_a_rule_that_is_off_and_has_its_group_is_tested(rules_of, groups, tmp_path):
+    groups(staff="in.test\n")
+    rules_of(OFF + ITS_TEST)
+    rules = load_rules(tmp_path)
+    assert (len(rules.tests), rules.warnings) == (1, ())

@@ -1,6 +1,7 @@
 """The shipped rules: their tests pass, and plain mail is not parsed."""
 
 import dataclasses
+import shutil
 import tracemalloc
 
 import pytest
@@ -78,3 +79,10 @@ def test_the_large_messages_of_rule_tests_are_never_in_memory():
     finally:
         tracemalloc.stop()
     assert peak_bytes < 4 << 20
+
+
+def test_without_their_groups_the_shipped_rules_load_with_a_warning(tmp_path):
+    for each in shipped("policies").glob("*.toml"):
+        shutil.copy(each, tmp_path)
+    [warning] = load_rules(tmp_path).warnings
+    assert 'rule "staging": found no group "outside"' in warning
