@@ -57,7 +57,7 @@ def import_mail(
     importing = MailImport(place, target.path, hostname=settings.hostname)
     try:
         for path in paths:
-            for mail in find_mail(path):
+            for mail in find_mail(path, _leave_out):
                 importing.add(mail)
     except BadMailError as error:
         raise CommandError(
@@ -105,6 +105,10 @@ def export_mail(
     finally:
         states.close()
     context.show({"messages": number}, lambda: [f"exported {counted(number, 'message')}"])
+
+
+def _leave_out(path: Path) -> None:
+    click.echo(printable(f"relay import: left out {path}: a symbolic link"), err=True)
 
 
 def _said(importing: MailImport) -> str:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import reduce
 from glob import escape
 from pathlib import Path
+from stat import S_ISREG
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
@@ -144,14 +145,18 @@ def _names_in(folder: Folder) -> Iterator[tuple[str, MessageName]]:
 
 
 def _opened(folder: Folder, directory: str, name: MessageName) -> StoredMail | None:
-    """Open a message under the name that it has now, None if it is gone. Raises FileNotFoundError
+    """Open a message under the name that it has now, None if it is gone, or no regular file but a
+    symbolic link, a directory, a pipe. Raises FileNotFoundError
     if it has another name each time.
     """
     for is_last in (False, False, True):
+        path = folder.path / directory / name.file_name
         try:
-            file = open_message(folder.path / directory / name.file_name)
-            return StoredMail(folder, directory, name, file)
+            return StoredMail(folder, directory, name, open_message(path))
         except FileNotFoundError:
+            with suppress(FileNotFoundError):
+                if not S_ISREG(path.lstat().st_mode):
+                    return None
             if is_last:
                 raise
         same = [one for one in _names_in(folder) if one[1].base_name == name.base_name]

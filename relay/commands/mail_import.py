@@ -2,9 +2,10 @@
 
 A message's file is named by the digest of its content, so that a repeated import adds nothing.
 Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
-are read in blocks. A first field X-Relay-Properties, which mail_export writes, becomes the state of
-the message and, unless a Maildir's file name has flags, its flags. Raises BadMailError with file
-and position, StoreUnavailableError and OSError; what was imported before stays.
+are read in blocks. No symbolic link is followed; those in a directory are noted. A first field
+X-Relay-Properties, which mail_export writes, becomes the state of the message and, unless a
+Maildir's file name has flags, its flags. Raises BadMailError with file and position,
+StoreUnavailableError and OSError; what was imported before stays.
 """
 
 import contextlib
@@ -14,14 +15,14 @@ import re
 import time
 from base64 import b64decode
 from calendar import timegm
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
 from relay.commands.mail_export import KEPT_FLAGS, STATE_FIELD
 from relay.mailbox.folders import list_folders
-from relay.mailbox.maildir import list_names, place, remove, sync_directory
+from relay.mailbox.maildir import list_names, open_message, place, remove, sync_directory
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.message_state import NO_STATE, STATE_BYTES_MAX, MessageState, decode_state
 from relay.mailbox.state_file import StateFile
@@ -58,7 +59,7 @@ class FoundMail(Struct, frozen=True):
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines, very long ones in pieces, with the line ends that they have."""
-        with self.path.open("rb") as file:
+        with open_message(self.path) as file:
             file.seek(self.start)
             at_begin = True
             while file.tell() < self.end:
@@ -71,24 +72,34 @@ class FoundMail(Struct, frozen=True):
                 yield line
 
 
-def find_mail(path: Path) -> Iterator[FoundMail]:
-    """Yield the messages of a file or directory. Raises BadMailError, OSError."""
+def find_mail(
+    path: Path, leave_out: Callable[[Path], object] = lambda _: None
+) -> Iterator[FoundMail]:
+    """Yield the messages of a file or directory; `leave_out` gets each symbolic link in it.
+
+    Raises BadMailError, OSError.
+    """
+    if path.is_symlink():
+        raise BadMailError(f"{path}: found a symbolic link, expected mail: name what it leads to")
     if not path.is_dir():
         yield from _in_file(path)
     elif (path / "cur").is_dir() or (path / "new").is_dir():
-        yield from _in_maildir(path)
+        yield from _in_maildir(path, leave_out)
     else:
         files = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".eml")
         if not files:
             raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
         for one in files:
-            yield from _in_file(one)
+            if one.is_symlink():
+                leave_out(one)
+            else:
+                yield from _in_file(one)
 
 
 def _in_file(path: Path) -> Iterator[FoundMail]:
     if not path.is_file():
         raise BadMailError(f"{path}: found no regular file, expected mail")
-    with path.open("rb") as file:
+    with open_message(path) as file:
         begin = file.read(len(_FROM))
     if begin == _FROM:
         yield from _in_mbox(path)
@@ -105,7 +116,7 @@ def _in_mbox(path: Path) -> Iterator[FoundMail]:
     begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
     last_start = 0
     was_empty = at_begin = True
-    with path.open("rb") as file:
+    with open_message(path) as file:
         while line := file.readline(_LINE_BYTES):
             if was_empty and line.startswith(_FROM):
                 if begun is not None:
@@ -129,10 +140,16 @@ def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
     return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), from_line=line)
 
 
-def _in_maildir(path: Path) -> Iterator[FoundMail]:
+def _in_maildir(path: Path, leave_out: Callable[[Path], object]) -> Iterator[FoundMail]:
     for directory in ("cur", "new"):
+        if (path / directory).is_symlink():
+            leave_out(path / directory)
+            continue
         for name in sorted(list_names(path / directory)):
             file = path / directory / name
+            if file.is_symlink():
+                leave_out(file)
+                continue
             if name.startswith(".") or not file.is_file():
                 continue
             flags = None

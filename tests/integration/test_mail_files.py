@@ -178,3 +178,12 @@ def test_faults(relay: DevProcess, words: list[str], code: int) -> None:
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr
     assert relay.config_file.read_bytes() == before
+
+
+def test_what_an_import_leaves_out_is_named(relay: DevProcess, tmp_path: Path) -> None:
+    (tmp_path / "a.eml").write_text("Subject: a\n\n")
+    (tmp_path / "b.eml").symlink_to(tmp_path / "a.eml")
+    words = ("import", str(tmp_path), "--mailbox", "links@example.test", "--create")
+    done = relay.cli(*words)
+    assert (done.returncode, done.stdout) == (0, "imported 1 message\n")
+    assert done.stderr == f"relay import: left out {tmp_path / 'b.eml'}: a symbolic link\n"

@@ -2,6 +2,7 @@
 
 import os
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -68,11 +69,77 @@ def test_mail_programs_may_change_the_mailbox_during_an_export(tmp_path: Path) -
     assert all(one.file.closed for one in found)
 
 
-def test_what_is_no_file_ends_an_export(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [export_eml, export_mbox, export_maildir])
+def test_what_is_no_file_does_not_end_an_export(tmp_path: Path, write: Callable[..., int]) -> None:
     box = maildir(tmp_path / "box")
-    (box / "cur" / "1.a.host:2,").symlink_to("/etc/hostname")
+    put(box, "1.a.host:2,")
+    secret = tmp_path / "secret"
+    secret.write_text("Subject: secret\n\n")
+    for name in ("new/2.a.host", "cur/2.b.host:2,"):
+        (box / name).symlink_to(secret)
+    (box / "new/3.a.host").symlink_to("nowhere")
+    (box / "new/4.a.host").mkdir()
+    os.mkfifo(box / "new/5.a.host")
+    put(box, "6.a.host:2,")
+    assert write(stored_mail(list_folders(box)), tmp_path / "out") == 2
+    files = [one for one in tmp_path.glob("out*/**/*") if one.is_file()] + [tmp_path / "out"]
+    assert not any(b"secret" in one.read_bytes() for one in files if one.is_file())
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> tuple[Path, Path, list[Path]]:
+    """A Maildir and a directory of .eml files, each with a message, and the links in them."""
+    secret = tmp_path / "secret.eml"
+    secret.write_text("Subject: secret\n\n")
+    box, folder = maildir(tmp_path / "box"), tmp_path / "folder"
+    put(box, "1.a.host:2,")
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/a.eml").write_text("Subject: x\n\n")
+    links = [
+        box / "cur/2.a.host:2,",
+        box / "new/3.a.host",
+        folder / "b.eml",
+        folder / "inner/c.eml",
+    ]
+    for one in links:
+        one.symlink_to(secret)
+    (folder / "away").symlink_to(box)
+    return box, folder, links
+
+
+def test_an_import_follows_no_link(linked: tuple[Path, Path, list[Path]]) -> None:
+    box, folder, links = linked
+    left_out: list[Path] = []
+    found = [one.path for path in (box, folder) for one in find_mail(path, left_out.append)]
+    assert found == [box / "cur/1.a.host:2,", folder / "inner/a.eml"]
+    assert sorted(left_out) == sorted(links)
+
+
+def test_a_link_is_neither_mail_nor_a_directory_of_a_maildir(
+    linked: tuple[Path, Path, list[Path]], tmp_path: Path
+) -> None:
+    box, folder, links = linked
+    for one in (box, folder, links[2]):
+        link = tmp_path / f"to-{one.name}"
+        link.symlink_to(one)
+        with pytest.raises(BadMailError, match="found a symbolic link"):
+            list(find_mail(link))
+    other = tmp_path / "other"
+    (other / "new").mkdir(parents=True)
+    (other / "cur").symlink_to(box / "cur")
+    left_out: list[Path] = []
+    assert list(find_mail(other, left_out.append)) == []
+    assert left_out == [other / "cur"]
+
+
+def test_a_file_that_becomes_a_link_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.eml"
+    file.write_text("Subject: x\n\n")
+    [mail] = find_mail(file)
+    file.unlink()
+    file.symlink_to("/etc/hostname")
     with pytest.raises(FileNotFoundError, match="Not a regular file"):
-        export_eml(stored_mail(list_folders(box)), tmp_path / "out")
+        list(mail.lines())
 
 
 def test_no_folder_is_exported_into_another_directory(tmp_path: Path) -> None:
