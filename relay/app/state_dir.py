@@ -158,7 +158,7 @@ def unusable_state(settings: Settings) -> str:
             f" empty it and {settings.mailboxes.root}, then repeat relay restore"
         )
     for file in (*spool.storage(settings).files(), settings.run_dir / "lock"):
-        if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
+        if file.is_file() and not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
             return f"state_dir: {file} cannot be written by this user"
     return ""
 
@@ -174,8 +174,8 @@ def foreign_state(settings: Settings) -> str:
 
 def unwritable(name: str, folder: Path) -> str:
     """Return why this user cannot write in `folder` or its nearest existing parent, or ""."""
-    while not os.access(folder, os.F_OK) and folder != folder.parent:
+    while not os.access(folder, os.F_OK, effective_ids=True) and folder != folder.parent:
         folder = folder.parent
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return ""
     return f"{name}: {folder} is not a directory that this user can write"

@@ -4,6 +4,7 @@ Progress is on stderr if that is a terminal. Exit codes: 64 for a directory that
 for a backup that was cut short or changed, and for one that is complete but has a damaged file.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,20 @@ def backup(context: CommandContext, directory: Path) -> None:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @common_options
-def restore(context: CommandContext, directory: Path) -> None:
+def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     """Restore the backup in DIRECTORY into an empty place.
 
     Everything goes where the backup's configuration says, which is restored as well; with --config
-    where that one says. state_dir and mailboxes.root must be empty (64). What waits is held, and
-    does not expire: see relay queue list --restored, then relay queue release --restored.
+    where that one says. state_dir and mailboxes.root must be empty (64). What the backup would make
+    outside of these two and the directory of relay.toml is listed first, and needs --yes or your
+    consent. What waits is held, and does not expire: see relay queue list --restored, then relay
+    queue release --restored. At the end, everything is checked as by relay check.
     """
-    from relay.commands.backup import NotEmptyError  # noqa: PLC0415 - is slow
+    from relay.cli.check import show_finding  # noqa: PLC0415 - is slow
+    from relay.commands.backup import NotEmptyError  # noqa: PLC0415 - the same
+    from relay.commands.check import CheckResult, check_file  # noqa: PLC0415 - the same
     from relay.commands.restore import (  # noqa: PLC0415 - the same
         DamagedBackupError,
         UnknownOwnerError,
@@ -70,6 +76,16 @@ def restore(context: CommandContext, directory: Path) -> None:
     )
     from relay.commands.restore import restore as restored_from  # noqa: PLC0415 - the same
 
+    def allow(outside: list[Path]) -> None:
+        click.echo("relay restore: outside the directories of the service, it would make", err=True)
+        for one in outside:
+            click.echo(printable(f"  {one}"), err=True)
+        if not yes and (sys.stdin is None or not sys.stdin.isatty()):
+            raise click.UsageError("expected --yes, or a terminal to ask on; nothing was written")
+        if not yes and not click.confirm("Make them?", err=True):
+            raise CommandError(ExitCode.USAGE, "relay restore: nothing was written")
+
+    environ = read_environment().variables
     if not directory.is_dir():
         raise CommandError(ExitCode.NO_INPUT, f"relay restore: there is no directory {directory}")
     try:
@@ -77,8 +93,9 @@ def restore(context: CommandContext, directory: Path) -> None:
             directory,
             context.named_config_file(),
             clock=SystemClock(),
-            environ=read_environment().variables,
+            environ=environ,
             who=user_name(),
+            allow=allow,
             on_file=lambda number: _tell("restore", "verified", number),
         )
     except NotEmptyError as error:
@@ -90,6 +107,13 @@ def restore(context: CommandContext, directory: Path) -> None:
         raise CommandError(ExitCode.CONFIGURATION, text) from None
     result = document(restored)
     context.show(result, lambda: _lines(result))
+    found = check_file(restored.config, environ, SystemClock())
+    for one in found:
+        if one.verdict is not CheckResult.OK:
+            show_finding(one)
+    if any(one.verdict is CheckResult.FAULT for one in found):
+        text = "relay restore: everything is restored, and relay check finds these faults"
+        raise CommandError(ExitCode.CONFIGURATION, text)
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -25,18 +25,18 @@ def check(context: CommandContext, role: NodeRole) -> None:
 
     Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
     would reject its certificate, 69 when something it needs does not answer, 0 with warnings only.
-    Run it as the user of the service.
+    Run it as the user of the service, or as root, who checks as the owner of state_dir.
     """
     environ = read_environment().variables
     file = context.found_config_file()
-    findings = list(check_file(file, environ, SystemClock(), role=role))
+    findings = check_file(file, environ, SystemClock(), role=role)
     if context.json:
         print_json(
             [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
         )
     else:
         for one in findings:
-            _show(one)
+            show_finding(one)
     verdicts = {one.verdict for one in findings}
     if CheckResult.FAULT in verdicts:
         count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
@@ -47,7 +47,8 @@ def check(context: CommandContext, role: NodeRole) -> None:
         )
 
 
-def _show(one: CheckFinding) -> None:
+def show_finding(one: CheckFinding) -> None:
+    """Print a passed check on stdout, any other on stderr."""
     if one.verdict is CheckResult.OK:
         click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
         return

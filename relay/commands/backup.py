@@ -9,8 +9,9 @@ mailbox: it is left out there, because its submission brings it.
 A file can be renamed while its directory is listed, and be missed. A tree is therefore listed again
 until a listing finds nothing new. Files are copied, not linked: what a damaged disk or another
 program does to the original does not change the backup, and it has an owner and a mode of its own.
-SHA256SUMS has what was read; manifest.json is written last, after everything was synced: without it
-a backup was cut short. Memory does not grow with the number of messages.
+No symbolic link in state_dir or the mail root is followed: a mailbox that is one is noted as
+damaged. SHA256SUMS has what was read; manifest.json is written last, after everything was synced:
+without it a backup was cut short. Memory does not grow with the number of messages.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from relay import spool
 from relay.clock import Clock, rfc3339
 from relay.files import fsync_path, replace_file, sync_disk, write_all
 from relay.mailbox.index.seen_files import SeenFiles
+from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
 from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.state_file import state_faults
@@ -85,6 +87,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str  # of the service
     config: str  # the path of relay.toml
     config_files: list[Place]  # it, and the files that it names
+    directories: list[Place] = []  # of these files, and those above them, state_dir and root
     state_dir: Place  # as it was
     root: Place  # mailboxes.root
     files: int  # how many files it has
@@ -140,10 +143,11 @@ def _back_up(
     root, submissions = settings.mailboxes.root, settings.mailboxes.root / ".submissions"
     clock.resume(ClockAnchorFile(submissions).read())
     queue_us = clock.queue_us()
+    named_paths = sorted(_named_paths(settings, config, environ))
     config_files = [
         _place(path)
-        for path in sorted(_named_files(settings, config, environ))
-        if copy.file(path, Path(CONFIG) / path.relative_to("/"))
+        for path in named_paths
+        if copy.file(path.resolve(), Path(CONFIG) / path.relative_to("/"))
     ]
     _submissions(submissions, copy)
     counts = _spool(settings, copy)
@@ -156,6 +160,8 @@ def _back_up(
     copy.withhold_since(made_us)
     copy.path(Path(MAIL)).mkdir(mode=0o700)
     for mailbox in _mailboxes(root):
+        if copy.leaves_out(mailbox):
+            continue
         target = Path(MAIL) / mailbox.relative_to(root)
         copy.tree(mailbox, target, skip=lambda path: path.name.startswith((_INDEX, STATES)))
         copy.states(mailbox, target)  # after the messages that they are about
@@ -166,6 +172,7 @@ def _back_up(
     return copy.finish(
         made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
         config=str(config.absolute()), config_files=config_files,
+        directories=_directories(named_paths, settings.state_dir, root),
         state_dir=_place(settings.state_dir), root=_place(root), spool=counts,
     )  # fmt: skip
 
@@ -173,11 +180,14 @@ def _back_up(
 def _submissions(source: Path, copy: "BackupCopy") -> None:
     target = Path(SUBMISSIONS)
     copy.path(target).mkdir(mode=0o700)
-    if (source / KEYS).exists():
+    if copy.leaves_out(source):
+        return
+    if (source / KEYS).exists() and not copy.leaves_out(source / KEYS):
         copy_database(source / KEYS, copy.path(target / KEYS))
         copy.written(target / KEYS)
     for name in _IN_ORDER:
-        copy.tree(source / name, target / name)
+        if not copy.leaves_out(source / name):
+            copy.tree(source / name, target / name)
     copied = {*_IN_ORDER, *_OF_A_PROCESS}
     copy.tree(
         source, target,
@@ -208,7 +218,7 @@ def _mailboxes(root: Path) -> Iterator[Path]:
     for domain in sorted(root.iterdir()) if root.is_dir() else ():
         if domain.name == ".submissions":
             continue
-        if not domain.is_dir():
+        if domain.is_symlink() or not domain.is_dir():
             yield domain
             continue
         yield from sorted(domain.iterdir())
@@ -236,16 +246,20 @@ class BackupCopy:
         """Return the path of a relative one."""
         return self.folder / target
 
+    def leaves_out(self, path: Path) -> bool:
+        """Note a path that is a symbolic link; return whether it is one."""
+        if is_link := path.is_symlink():
+            self._damaged.append(DamagedFile(str(path), "a symbolic link; not in the backup"))
+        return is_link
+
     def file(self, source: Path, target: Path) -> bool:
-        """Copy a file; return whether it was there."""
+        """Copy a file; return whether it was there, and is no symbolic link."""
         try:
-            descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            opened = open_message(source)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                return False
+        with opened as file:
+            facts = os.fstat(file.fileno())
             path = self.path(target)
             _make_parents(path.parent, self.folder)
             digest = hashlib.sha256()
@@ -266,7 +280,7 @@ class BackupCopy:
     def all_written(self, folder: Path) -> None:
         """Add the files in a directory of the backup that another part has written."""
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path != self.path(Path(CHECKSUMS)):
+            if path.is_file() and not path.is_symlink() and path != self.path(Path(CHECKSUMS)):
                 self.written(path.relative_to(self.folder))
 
     def states(self, mailbox: Path, target: Path) -> None:
@@ -275,7 +289,7 @@ class BackupCopy:
         if not os.path.lexists(source):
             return
         found, is_copied = ["no file"], False
-        if source.is_file():
+        if source.is_file() and not source.is_symlink():
             found = list(state_faults(source))
             try:
                 if source.stat().st_size:  # else the database would remove its log
@@ -414,8 +428,8 @@ def _make_parents(folder: Path, top: Path) -> None:
         folder.mkdir(mode=0o700)
 
 
-def _named_files(settings: Settings, config: Path, environ: Mapping[str, str]) -> Iterator[Path]:
-    """Yield relay.toml and the files that it and the accounts name."""
+def _named_paths(settings: Settings, config: Path, environ: Mapping[str, str]) -> set[Path]:
+    """Return relay.toml, what it and the accounts name, and all that is in named directories."""
     config = config.absolute()
     accounts = settings.mailboxes.accounts
     named_paths = {config, *_paths_in(settings)}
@@ -424,11 +438,16 @@ def _named_files(settings: Settings, config: Path, environ: Mapping[str, str]) -
         with suppress(FileNotFoundError):
             text = file.read_text("utf-8", "replace")
             named_paths |= set(referenced_files(text, base=file.parent))
-    for path in named_paths - {settings.state_dir, settings.mailboxes.root}:
-        if path.is_dir():
-            yield from (one for one in path.rglob("*") if one.is_file())
-        elif path.is_file():
-            yield Path(os.path.normpath(path))
+    named_paths -= {settings.state_dir, settings.mailboxes.root}
+    named_paths |= {inner for one in named_paths if one.is_dir() for inner in one.rglob("*")}
+    return {Path(os.path.normpath(one)) for one in named_paths if one.exists()}
+
+
+def _directories(paths: Collection[Path], *others: Path) -> list[Place]:
+    """Return the directories among the paths, and those above all, the upper ones first."""
+    found = {one for one in paths if one.is_dir()}
+    found |= {above for one in (*paths, *others) for above in one.parents}
+    return [_place(one) for one in sorted(found)]
 
 
 def _paths_in(value: object) -> Iterator[Path]:

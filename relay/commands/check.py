@@ -19,7 +19,7 @@ from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
 from relay.app.srs_key import srs_in
-from relay.app.state_dir import is_running, unusable_state, unwritable
+from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
 from relay.certificates import certificate_of_handshake, load_pair
 from relay.clock import Clock
 from relay.commands.check_nodes import limits_of_all
@@ -166,8 +166,24 @@ class CheckFinding(Struct, frozen=True):
 
 def check_file(
     file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole = NodeRole.ALL
+) -> list[CheckFinding]:
+    """Check a configuration and, if it can be loaded, everything that it names.
+
+    Root checks as the owner of state_dir, who is the service.
+    """
+    try:
+        settings = load(file, environ, role=role)
+    except SettingsError:
+        return list(_check_file(file, environ, clock, role=role))
+    if foreign_state(settings):  # load all modules: the owner may not be able to
+        list(_check_file(file, environ, clock, role=role))
+    with as_owner(settings):
+        return list(_check_file(file, environ, clock, role=role))
+
+
+def _check_file(
+    file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole
 ) -> Iterator[CheckFinding]:
-    """Check a configuration and, if it can be loaded, everything that it names."""
     settings = yield from _loaded("configuration", lambda: load(file, environ, role=role))
     if settings is None:
         return
@@ -341,7 +357,7 @@ def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T
 def _token_key(settings: Settings) -> Iterator[CheckFinding]:
     """Yield the faults of the key for access tokens, if there is one."""
     path = settings.state_dir / "token-key.json"
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=True):
         return
     from relay.accounts.access_tokens import read_token_key  # noqa: PLC0415 - slow
 
@@ -381,7 +397,7 @@ def _policies(settings: Settings, clock: Clock) -> Iterator[CheckFinding]:
     )
     if rules is None:
         return
-    for warning in slow_patterns(rules, clock.busy_s):
+    for warning in (*rules.warnings, *slow_patterns(rules, clock.busy_s)):
         yield CheckFinding("policy", CheckResult.WARNING, warning)
     files = len(rules.files)
     yield CheckFinding(

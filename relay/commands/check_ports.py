@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,31 @@ def _bind_error(family: int, place: Any) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(place)
+            with _own_rights():
+                probe.bind(place)
     except OSError as error:
         return 0 if error.errno == errno.EAFNOSUPPORT else error.errno or errno.EINVAL
     return 0
 
 
+@contextmanager
+def _own_rights() -> Iterator[None]:
+    """Let root that checks as the service bind any port, as the unit lets the service, and see what
+    the service has open.
+    """
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 def _unix_fault(path: Path, run_dir: Path) -> str:
     if not path.parent.exists() and path.parent in (run_dir, run_dir.parent):
         return ""  # created at start
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True)):
         return f"a socket in a directory that this user can write, which {path.parent} is not"
     if not path.exists():
         return ""
@@ -93,9 +108,10 @@ def _is_own(run_dir: Path, inodes: set[str]) -> bool:
         return False
     held = set()
     try:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                held.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+        with _own_rights():
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    held.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
     except OSError:
         return True
     return inodes <= held

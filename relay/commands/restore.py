@@ -1,10 +1,10 @@
 """`relay restore`: put a backup of `relay backup` in place of a service that is gone.
 
-Everything in the backup is verified before anything is written. state_dir and the mail root must be
-empty. While a restoration is in progress, `state_dir/restoring` exists, and no relay starts; after
-an error everything is removed again. What waits is held: entries of the queue in the spool,
-submissions and scheduled sends in `.submissions/restored`. Root gives everything to the user of the
-service.
+Everything in the backup is verified before anything is written; no part of it is a symbolic link.
+state_dir and the mail root must be empty. While a restoration is in progress, `state_dir/restoring`
+exists, and no relay starts; after an error everything is removed again. What waits is held: entries
+of the queue in the spool, submissions and scheduled sends in `.submissions/restored`. Root gives
+everything to the user of the service.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import hashlib
 import os
 import pwd
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,13 @@ def restore(
     clock: Clock,
     environ: Mapping[str, str],
     who: str,
+    allow: Callable[[list[Path]], object],
     on_file: OnFile = lambda _: None,
 ) -> Restored:
     """Restore the backup in `folder`, where its configuration says, or that in `config`.
 
+    `allow` gets what is to be made outside the directories of the service, before anything is
+    written, and raises an error if that must not be.
     Raises DamagedBackupError, NotEmptyError, UnknownOwnerError; SettingsError, SpoolError, OSError.
     """
     manifest = _verified(folder, on_file)
@@ -93,8 +96,8 @@ def restore(
     file = config or Path(manifest.config)
     try:
         if config is None:
-            _check_places(Path(manifest.state_dir.path), Path(manifest.root.path))
-            kept = _restore_config(folder, manifest, written)
+            _check_places(_normal(manifest.state_dir.path), _normal(manifest.root.path))
+            kept = _restore_config(folder, manifest, written=written, allow=allow)
         settings = load(file, environ)
         spool.storage(settings).tools()
         owner = _owner(settings, manifest)
@@ -102,9 +105,9 @@ def restore(
             folder, settings, manifest, clock=clock, owner=owner, who=who
         )
     except BaseException:
-        for path in written:
+        for path in reversed(written):
             with suppress(OSError):
-                path.unlink()
+                path.rmdir() if path.is_dir() else path.unlink()
         raise
     return Restored(file, settings, manifest, kept, entries, submissions)
 
@@ -126,6 +129,8 @@ def _verified(folder: Path, on_file: OnFile) -> Manifest:
     if manifest.format != FORMAT:
         text = f"found format {manifest.format}, expected {FORMAT}: another Relay made it"
         raise DamagedBackupError(f"{folder / MANIFEST}: {text}")
+    if link := next((one for one in folder.rglob("*") if one.is_symlink()), None):
+        raise DamagedBackupError(f"found the symbolic link {link}, expected files and directories")
     sums = folder / CHECKSUMS
     with sums.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != manifest.checksums:
@@ -199,22 +204,30 @@ def _group(place: Place) -> int:
 # -- the files
 
 
-def _restore_config(folder: Path, manifest: Manifest, written: list[Path]) -> list[Path]:
-    """Write the files of the configuration where they were.
+def _restore_config(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    written: list[Path],
+    allow: Callable[[list[Path]], object],
+) -> list[Path]:
+    """Make the directories and files of the configuration as they were.
 
     A file beside relay.toml that already exists must be the same. Files in other directories, such
     as certificates, stay as they are. What is written is added to `written`; what differs and stays
     is returned.
     """
-    home = Path(manifest.config).parent
+    home = _normal(manifest.config).parent
     differing: list[Path] = []
     kept: list[Path] = []
     missing = []
+    new = [(one, path) for one in manifest.directories if not (path := _normal(one.path)).exists()]
     for one in manifest.config_files:
-        path, source = Path(one.path), folder / CONFIG / one.path.lstrip("/")
-        if not path.exists():
+        path = _normal(one.path)
+        source = folder / CONFIG / path.relative_to("/")
+        if not os.path.lexists(path):
             missing.append((one, path, source))
-        elif path.read_bytes() != source.read_bytes():
+        elif not path.is_file() or path.read_bytes() != source.read_bytes():
             (differing if path.is_relative_to(home) else kept).append(path)
     if differing:
         names = named([str(one) for one in differing])
@@ -222,17 +235,43 @@ def _restore_config(folder: Path, manifest: Manifest, written: list[Path]) -> li
             f"the configuration here differs from that in the backup: found {names};"
             f" move it away, or restore with --config {manifest.config}"
         )
+    service = [_normal(manifest.state_dir.path), _normal(manifest.root.path)]
+    if len(home.parts) > 2:  # /etc itself is not of one service
+        service.append(home)
+    outside = [
+        path
+        for path in (*(path for _, path in new), *(path for _, path, _ in missing))
+        if not any(path.is_relative_to(one) or path in one.parents for one in service)
+    ]
+    if outside:
+        allow(outside)
+    for one, path in new:
+        path.mkdir(mode=0o700)
+        written.append(path)
+        _give(path, one)
     for one, path, source in missing:
-        _make_parents(path.parent, one)
+        _make_parents(path.parent, manifest.state_dir)
+        path.touch(0o600, exist_ok=False)
         written.append(path)
         shutil.copyfile(source, path)
-        path.chmod(one.mode)
-        if not os.geteuid():
-            os.chown(path, _user(one), _group(one))
+        _give(path, one)
     return kept
 
 
+def _normal(path: str) -> Path:
+    """Return an absolute path without "..": what a manifest has is not trusted."""
+    return Path(os.path.normpath("/" + path.lstrip("/")))
+
+
+def _give(path: Path, place: Place) -> None:
+    """Give a file or directory the owner and the mode that it had."""
+    if not os.geteuid():
+        os.chown(path, _user(place), _group(place))
+    path.chmod(place.mode)
+
+
 def _make_parents(folder: Path, of: Place) -> None:
+    """Make the directories that the manifest of an older Relay does not have."""
     if folder.is_dir():
         return
     _make_parents(folder.parent, of)

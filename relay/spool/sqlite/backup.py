@@ -110,6 +110,8 @@ def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> t
 def _taken(source: Path, target: Path, name: str) -> bool:
     if (target / name).exists():
         return True
+    if (source / name).is_symlink():
+        return False
     try:
         link_or_copy(source / name, target / name)
     except FileNotFoundError:

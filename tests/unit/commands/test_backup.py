@@ -155,3 +155,55 @@ def test_an_error_leaves_nothing(place, tmp_path) -> None:
 def test_any_file_name_is_found_again_in_the_sums(name) -> None:
     line = sum_line("0" * 64, Path(name))
     assert (path_in(line), line.count(b"\n")) == (Path(name), 1)
+
+
+def test_no_symbolic_link_is_followed(place, tmp_path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name in ("cur", "ready"):
+        (secret / name).mkdir()
+        (secret / name / "1.x").write_text("secret")
+    (secret / "file").write_text("secret")
+    root, state = place.mailboxes.root, place.state_dir
+    state.mkdir()
+    alice, submissions = root / "example.test/alice", root / ".submissions"
+    (submissions / "ready").rmdir()
+    noted = {
+        root / "file": "file", root / "away.test": "", root / "example.test/eve": "",
+        submissions / "ready": "ready", submissions / "keys.sqlite": "file",
+        submissions / "preparing": "ready", alice / "relay-properties": "file",
+    }  # fmt: skip
+    unnoted = {
+        alice / "cur/2.x:2,": "file", alice / ".Secret": "", alice / ".Archive/tmp/x": "file",
+        alice / "relay-properties-wal": "file", state / "srs.key": "file", state / "refused": "",
+    }  # fmt: skip
+    for path, target in (noted | unnoted).items():
+        path.symlink_to(secret / target)
+    copy = backed_up(place, tmp_path)
+    assert messages(copy) == ["Subject: 0", "Subject: 1"]
+    files = [one for one in copy.rglob("*") if one.is_file()]
+    assert [one for one in copy.rglob("*") if one.is_symlink()] == []
+    assert [one for one in files if one.read_bytes() == b"secret"] == []
+    found = {
+        Path(one["path"]) for one in json.loads((copy / "manifest.json").read_text())["damaged"]
+    }
+    assert found == set(noted)
+
+
+def test_a_file_of_the_configuration_may_be_a_symbolic_link(place, tmp_path) -> None:
+    rule = tmp_path / "rule"
+    rule.write_text("# shared\n")
+    link = place.policy.directory / "10-shared.toml"
+    link.symlink_to(rule)
+    copy = backed_up(place, tmp_path)
+    copied = copy / f"config{link}"
+    assert (copied.is_symlink(), copied.read_text()) == (False, "# shared\n")
+
+
+def test_the_directories_of_the_configuration_are_in_the_manifest(place, tmp_path) -> None:
+    (place.policy.directory / "groups").mkdir(mode=0o710)
+    manifest = json.loads((backed_up(place, tmp_path) / "manifest.json").read_text())
+    modes = {one["path"]: one["mode"] for one in manifest["directories"]}
+    folder = place.policy.directory
+    for one in (folder, folder / "groups", *folder.parents):
+        assert modes[str(one)] == one.stat().st_mode & 0o7777

@@ -124,6 +124,12 @@ def test_slow_patterns_are_a_warning(files):
     )  # fmt: skip
 
 
+def test_a_rule_that_is_off_and_lacks_its_group_is_a_warning(files):
+    off = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nstop = true\n'
+    [(what, text)] = of(files(**{"policies/10": off}), CheckResult.WARNING)
+    assert (what, 'rule "r": found no group "staff"' in text) == ("policy", True)
+
+
 @pytest.mark.parametrize(
     ("changed", "what", "expected_text"),
     [

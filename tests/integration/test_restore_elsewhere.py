@@ -1,0 +1,207 @@
+"""`relay restore` on another machine: directories as they were, consent, hostile backups, its checks."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.support import relay_starts
+from tests.support.disks import short_place
+from tests.support.dns_server import DnsThread
+from tests.support.relay_config import account, to_toml
+from tests.support.tls import Authority, authority
+
+__all__ = ["authority"]
+
+OK, USAGE, DATA, CONFIGURATION = 0, 64, 65, 78
+SERVICE = 65534  # the user of the service
+
+
+class Service:
+    """A service below `top`, which never ran, and its backup. Its host name is in `away`."""
+
+    def __init__(self, top: Path, authority: Authority, dns: DnsThread) -> None:
+        self.copy, self.home, self.state = top / "copy", top / "etc/relay", top / "lib/relay"
+        self.away, self.tls, self.rules = top / "away", self.home / "tls", self.home / "rules"
+        self.file, self.name, self.key = (
+            self.home / "relay.toml",
+            self.away / "name",
+            self.tls / "x.key",
+        )
+        for one in (self.tls, self.rules / "groups", self.away, self.state / "mail"):
+            one.mkdir(parents=True)
+        made = authority.issue("DNS:relay.example.test")
+        shutil.copy(made.certificate, self.tls / "x.crt")
+        shutil.copy(made.key, self.key)
+        tls = {"certificate": "tls/x.crt", "key": "tls/x.key"}
+        config = {
+            "hostname": f"${{file:{self.name}}}",
+            "state_dir": str(self.state),
+            "http": {"listen": ["127.0.0.1:0"]},
+            "smtp": [{"listen": "127.0.0.1:0", "tls": tls}],
+            "mailboxes": {"domains": ["example.test"], "root": str(self.state / "mail")},
+            "dns": {"nameservers": [str(dns.address)]},
+            "policy": {"directory": "rules"},
+        }
+        self.name.write_text("relay.example.test\n")
+        self.file.write_text(to_toml(config))
+        (self.home / "accounts.toml").write_text(to_toml({"account": [account("alice")]}))
+        self.environment = os.environ | {"RELAY_CONFIG": str(self.file)}
+        top.chmod(0o755)
+        for one in top.rglob("*"):
+            one.chmod(0o750 if one.is_dir() else 0o640)
+            if not os.geteuid():
+                os.chown(one, 0, SERVICE)
+        if not os.geteuid():
+            for one in (self.state, self.state / "mail"):
+                os.chown(one, SERVICE, SERVICE)
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        command = [*relay_starts.RELAY, *words]
+        return relay_starts.run(command, cwd=self.copy.parent, env=self.environment)
+
+    def back_up(self) -> None:
+        done = self.run("backup", str(self.copy))
+        assert done.returncode == OK, done.stderr
+
+    def go(self, *kept: Path) -> None:
+        """Remove all but the backup."""
+        for one in (self.home.parent, self.state.parent, self.away):
+            if one not in kept:
+                shutil.rmtree(one)
+
+    def restore(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return self.run("restore", str(self.copy), *words)
+
+    def facts(self) -> dict[str, tuple[int, int, int]]:
+        """Mode and owner of the configuration and of all above it and state_dir."""
+        top = self.copy.parent
+        found = [one for one in top.rglob("*") if not one.is_relative_to(self.copy)]
+        found = [one for one in found if self.state not in one.parents]
+        return {str(one): (s.st_mode, s.st_uid, s.st_gid) for one in found for s in [one.lstat()]}
+
+
+@pytest.fixture
+def service(authority: Authority) -> Iterator[Service]:
+    with TemporaryDirectory(dir=short_place()) as folder, DnsThread() as dns:
+        yield Service(Path(folder), authority, dns)
+
+
+def test_directories_have_the_owner_and_the_mode_that_they_had(service: Service) -> None:
+    service.tls.chmod(0o710)
+    service.rules.chmod(0o2750)
+    service.away.chmod(0o751)
+    before = service.facts()
+    service.back_up()
+    service.go()
+    done = service.restore("--yes")
+    assert done.returncode == OK, done.stderr
+    assert service.facts() == before
+
+
+def test_a_backup_of_an_older_relay_is_restored(service: Service) -> None:
+    (service.rules / "10-a.toml").write_text("")
+    service.back_up()
+    manifest = json.loads((service.copy / "manifest.json").read_text())
+    del manifest["directories"]
+    (service.copy / "manifest.json").write_text(json.dumps(manifest))
+    service.go()
+    done = service.restore("--yes")
+    assert done.returncode == OK, done.stderr
+    assert (service.rules / "10-a.toml").exists()
+
+
+def test_what_is_outside_the_service_is_listed_and_needs_consent(service: Service) -> None:
+    service.back_up()
+    service.go()
+    done = service.restore()
+    assert (done.returncode, "expected --yes" in done.stderr) == (USAGE, True), done.stderr
+    listed = [one.strip() for one in done.stderr.splitlines() if one.startswith("  ")]
+    assert listed == [str(service.away), str(service.name)]
+    assert list(service.copy.parent.iterdir()) == [service.copy]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", USAGE), ("y\n", OK)])
+def test_a_terminal_is_asked(service: Service, answer: str, code: int) -> None:
+    service.back_up()
+    service.go()
+    ours, theirs = pty.openpty()
+    command = [*relay_starts.RELAY, "restore", str(service.copy)]
+    process = relay_starts.start(
+        command, cwd=service.copy.parent, env=service.environment, stdin=theirs
+    )
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    assert process.wait(60) == code
+    os.close(ours)
+    assert service.home.exists() == service.name.exists() == (code == OK)
+
+
+def test_nothing_is_asked_where_nothing_is_written_outside(service: Service) -> None:
+    service.back_up()
+    service.go(service.away)
+    done = service.restore()
+    assert (done.returncode, "outside" in done.stderr) == (OK, False), done.stderr
+
+
+@pytest.mark.parametrize("name", ["{home}/../evil", "//evil-{pid}", "evil-{pid}"])
+def test_a_backup_cannot_hide_where_it_writes(service: Service, name: str) -> None:
+    service.back_up()
+    manifest = json.loads((service.copy / "manifest.json").read_text())
+    name = name.format(home=service.home, pid=os.getpid())
+    place = os.path.normpath("/" + name.lstrip("/"))
+    manifest["config_files"].append(manifest["config_files"][0] | {"path": name})
+    (service.copy / "manifest.json").write_text(json.dumps(manifest))
+    service.go(service.away)
+    done = service.restore()
+    assert (done.returncode, f"  {place}\n" in done.stderr) == (USAGE, True), done.stderr
+    assert not os.path.lexists(place)
+    assert not service.home.exists()
+
+
+@pytest.mark.parametrize("name", ["mail/link", "config/link", "state/link", "mail/x.test"])
+def test_a_backup_with_a_symbolic_link_is_refused(service: Service, name: str) -> None:
+    service.back_up()
+    (service.copy / name).symlink_to(service.copy.parent)
+    service.go(service.away)
+    done = service.restore()
+    assert (done.returncode, f"the symbolic link {service.copy / name}" in done.stderr) == (
+        DATA,
+        True,
+    )
+    assert not service.home.exists()
+
+
+def test_a_file_is_not_written_through_a_link(service: Service) -> None:
+    service.back_up()
+    service.go(service.away)
+    service.tls.mkdir(parents=True)
+    service.key.symlink_to(service.copy.parent / "elsewhere")
+    done = service.restore()
+    assert (done.returncode, f"found {service.key}" in done.stderr) == (USAGE, True), done.stderr
+    assert not (service.copy.parent / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("place", ["key", "tls", "rules", "file", "away", "name"])
+def test_root_sees_what_the_service_cannot_read(service: Service, place: str) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    checked = service.run("check")
+    assert "fault" not in checked.stderr, checked.stderr
+    os.chown(getattr(service, place), 0, 0)
+    checked = service.run("check")
+    assert checked.returncode == CONFIGURATION, checked.stderr
+    service.back_up()
+    service.go()
+    done = service.restore("--yes")
+    assert (done.returncode, "everything is restored" in done.stderr) == (CONFIGURATION, True)
+    faults = [one for one in checked.stderr.splitlines() if "ermission" in one]
+    assert faults
+    assert set(faults) <= set(done.stderr.splitlines())
+    assert service.key.exists()
