@@ -12,7 +12,7 @@ set -euo pipefail
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [faketime]=faketime
     [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx
-    [opendkim-testmsg]=opendkim-tools)
+    [opendkim-testmsg]=opendkim-tools [ip]=iproute2 [systemd-analyze]=systemd)
 PATH="$PATH:/usr/sbin:/sbin"
 if [ "${1:-}" = languages ]; then
     package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs

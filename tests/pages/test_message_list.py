@@ -66,7 +66,9 @@ def test_enter_on_the_mark_of_a_row_opens_the_row(browser: Browser, relay: DevPr
     send(relay, "first", "second")
     browser.open(relay.ready["pages"])
     browser.wait_for("a", "first")
-    mark = "[...document.querySelectorAll('tr input')].find((one) => one.ariaLabel === 'Mark first')"
+    mark = (
+        "[...document.querySelectorAll('tr input')].find((one) => one.ariaLabel === 'Mark first')"
+    )
     browser.evaluate(f"{mark}.focus()")
     browser.press("\n")
     browser.wait_for("h1", "first")

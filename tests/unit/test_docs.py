@@ -62,6 +62,14 @@ def code_of(path: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", FENCE.sub("", path.read_text()))
 
 
+def test_relay_is_installed_from_a_checkout_since_no_index_has_it():
+    name = re.compile(
+        r"graph-relay\[|\b(?:pipx? install|pipx run|uvx?|uv add|uv tool)\b[^\n`]*graph-relay"
+    )
+    files = [*PAGES, *(TOP / "docs/examples").glob("*"), *(TOP / "relay").rglob("*.py")]
+    assert [each for each in files if each.is_file() and name.search(each.read_text())] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page):
     named = {

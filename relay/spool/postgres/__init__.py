@@ -40,5 +40,5 @@ def require_driver() -> None:
     if find_spec("asyncpg") is None:
         raise SpoolFormatError(
             "spool.url names a PostgreSQL server, but Relay was installed without its extra"
-            " postgres: expected asyncpg (pip install 'graph-relay[postgres]')"
+            " postgres: expected asyncpg (in a checkout: pip install '.[postgres]')"
         )

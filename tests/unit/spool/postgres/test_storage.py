@@ -134,4 +134,6 @@ def test_without_the_extra(tmp_path):
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert len(lines) == 4
-    assert all("expected asyncpg (pip install 'graph-relay[postgres]')" in one for one in lines)
+    assert all(
+        "expected asyncpg (in a checkout: pip install '.[postgres]')" in one for one in lines
+    )

@@ -1,0 +1,278 @@
+"""The blocks of docs/operation-install.md, in their order and as they are printed, lead to a relay that takes
+and sends mail.
+
+They run as root on a machine of the test's own. Nothing manages services there: `systemctl` verifies the unit
+and starts what it starts, with the rights that it gives. Besides, the test only makes the files that
+other programs leave (a certificate of ACME, secrets), the DNS and the next hops.
+"""
+
+import json
+import re
+import shutil
+import smtplib
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.dovecot_lmtp import DovecotLmtp
+from tests.support.long_tests import long
+from tests.support.own_machine import NoMachineError, OwnMachine, with_network
+from tests.support.relay_config import to_toml
+from tests.support.relay_process import ROOT, until
+from tests.support.remotes import Remotes, received
+from tests.support.tls import Authority, authority
+
+__all__ = ["authority"]
+
+PAGE = (ROOT / "docs/operation-install.md").read_text()
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOME = Path("/etc/relay")
+PROVIDER = "smtp.provider.example"
+STRANGER = "192.0.2.7"
+# Blocks that show what is printed, or that other tests have.
+ELSEWHERE = {
+    "Check the configuration",
+    "Ports",
+    "HTTPS of `relay dev`",
+    "TLS to other hosts",
+    "Dovecot and mutt on the same mailboxes",
+}
+SYSTEMCTL = r"""#!/bin/bash
+set -e
+unit=/etc/systemd/system/relay.service
+of() { sed -n "s/^$1=//p" "$unit"; }
+stop() {
+  [ ! -e /run/relay.pid ] || { kill "$(cat /run/relay.pid)"; tail --pid="$(cat /run/relay.pid)" -f /dev/null; }
+  rm -f /run/relay.pid
+}
+start() {
+  install -d -m "$(of StateDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/var/lib/$(of StateDirectory)"
+  capability=+$(of AmbientCapabilities | sed 's/CAP_//' | tr A-Z a-z)
+  env -i PATH=/usr/bin:/bin setpriv --reuid="$(of User)" --regid="$(of Group)" --init-groups --no-new-privs \
+    --inh-caps=-all,"$capability" --ambient-caps=-all,"$capability" --bounding-set=-all,"$capability" \
+    $(of ExecStart) >>/run/relay.log 2>&1 &
+  echo $! >/run/relay.pid
+  until curl -sfo /dev/null http://127.0.0.1:8025/readyz; do
+    kill -0 "$(cat /run/relay.pid)" || { cat /run/relay.log >&2; exit 1; }
+    sleep 0.1
+  done
+}
+case "$*" in
+  daemon-reload) systemd-analyze verify "$unit" ;;
+  "enable --now relay" | "restart relay" | "start relay") stop; start ;;
+  "reload relay") MAINPID=$(cat /run/relay.pid) bash -c "$(of ExecReload)" ;;
+  "stop relay") stop ;;
+  *) echo "unexpected: systemctl $*" >&2; exit 1 ;;
+esac
+"""
+
+
+def blocks(heading: str) -> list[tuple[str, str]]:
+    """Language and text of the blocks of a section, without those of its subsections."""
+    section = re.split(rf"^##+ {re.escape(heading)}\n", PAGE, flags=re.MULTILINE)[1]
+    return BLOCK.findall(re.split(r"^##+ ", section, maxsplit=1, flags=re.MULTILINE)[0])
+
+
+class Administrator:
+    """Follows the page on the machine."""
+
+    def __init__(self, remotes: Remotes) -> None:
+        self._remotes = remotes
+        self.config: dict[str, Any] = {"dns": {"nameservers": [str(remotes.dns.address)]}}
+        self.followed: set[str] = set()
+
+    def take(self, heading: str) -> list[str]:
+        """The texts of the blocks of a section."""
+        self.followed.add(heading)
+        return [text for _, text in blocks(heading)]
+
+    def run(self, text: str, *, before: list[str] | None = None) -> str:
+        """Run a block as it is printed, where the page says that the administrator is."""
+        command = [*(before or []), "bash", "-eo", "pipefail", "-c", text]
+        done = subprocess.run(
+            command, cwd="checkout", capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        """Change relay.toml, which keeps its owner and mode."""
+        self.config |= changes
+        (HOME / "relay.toml").write_text(to_toml(self.config))
+
+    def restart(self) -> None:
+        found = self.run("relay check && systemctl restart relay")
+        assert found.startswith("configuration   ok       /etc/relay/relay.toml\n")
+
+
+def checkout() -> None:
+    """Make a copy of what Git has of this tree, to which nothing was added by a build."""
+    names = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    ).stdout.decode().split("\0")  # fmt: skip
+    for name in filter(None, names):
+        Path("checkout", name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, Path("checkout", name))
+
+
+def install(administrator: Administrator, *, is_pinned: bool) -> None:
+    commands, pinned, edited, start = administrator.take("Install on Debian")
+    administrator.run(commands, before=with_network())
+    if is_pinned:
+        administrator.run(pinned, before=with_network())
+    administrator.configure(tomllib.loads(edited))
+    Path("/usr/local/bin/systemctl").write_text(SYSTEMCTL)
+    Path("/usr/local/bin/systemctl").chmod(0o755)
+    printed = administrator.run(start)
+    assert printed.split()[-1] == "ready", printed
+    shipped, installed = Path("checkout/policies"), HOME / "policies"
+    missing = [
+        one for one in shipped.rglob("*") if not (installed / one.relative_to(shipped)).exists()
+    ]
+    assert not missing, missing
+
+
+def have_accounts(administrator: Administrator) -> None:
+    [accounts] = administrator.take("Accounts")
+    application, certificate = administrator.take("Certificates of applications")
+    [alias], [forward] = (
+        administrator.take("Aliases"),
+        administrator.take("Forward to an outside mailbox"),
+    )
+    administrator.run(
+        f"cd /etc/relay\n{certificate}\nchmod 0640 billing.pem; chgrp relay billing.pem"
+    )
+    for name in ("billing.secret", "operator.token"):
+        administrator.run(
+            f"install -m 0640 -g relay /dev/null {HOME}/{name}; echo plain:x >{HOME}/{name}"
+        )
+    documents = [tomllib.loads(each) for each in (accounts, application, forward, alias)]
+    people: dict[str, Any] = {}
+    for each in (each for document in documents for each in document.get("account", ())):
+        people[each["address"]] = people.get(each["address"], {}) | each
+    aliases = [each for document in documents for each in document.get("alias", ())]
+    text = to_toml({"account": [*people.values()], "alias": aliases})
+    (HOME / "accounts.toml").write_text(text)
+    administrator.run("relay check && systemctl reload relay")
+    listed = administrator.run("relay account list")
+    assert [each for each in people if each not in listed] == []
+
+
+def have_certificates(administrator: Administrator, authority: Authority) -> None:
+    made = authority.issue("DNS:relay.example.org")
+    live = Path("/etc/letsencrypt/live/relay.example.org")
+    live.mkdir(parents=True)
+    shutil.copy(made.certificate, live / "fullchain.pem")
+    shutil.copy(made.key, live / "privkey.pem")
+    (live / "privkey.pem").chmod(0o600)
+    [commands], [https], [pages] = map(
+        administrator.take, ("Certificates and keys", "HTTPS", "Pages")
+    )
+    administrator.run(commands)
+    settings = tomllib.loads(https)
+    administrator.configure({"http": settings["http"] | tomllib.loads(pages)["http"]})
+    administrator.restart()
+    with Path("/etc/ssl/certs/ca-certificates.crt").open("a") as file:
+        file.write(authority.certificate.read_text())
+    url = "https://relay.example.org"
+    administrator.run(f"curl -sSf --connect-to ::127.0.0.1:443 {url}/readyz {url}/login")
+
+
+def send_through_a_provider(
+    administrator: Administrator, remotes: Remotes, authority: Authority
+) -> None:
+    users = {"shop": "s3cret", "relay": "0ther"}
+    remotes.port = 587
+    tls = authority.issue(f"DNS:{PROVIDER}").server_context()
+    provider = remotes.start("customer.example", tls=tls, users=users)
+    remotes.dns.zone[PROVIDER] = {"A": [provider.host]}
+    [routes] = administrator.take("Send through a provider with a password")
+    [command] = re.findall(r"`(install .* /etc/relay/shop.password)`", PAGE)
+    for user, password in users.items():
+        administrator.run(f"{command.replace('shop', user)} <<<'{password}'")
+    administrator.configure(tomllib.loads(routes))
+    administrator.restart()
+    administrator.run("relay send --to ann@customer.example --body x")
+    administrator.run("relay send --from a@shop.example.org --to bob@customer.example --body x")
+    for user, route in (("ann", "everybody else"), ("bob", "shop")):
+        envelope = received(provider, f"{user}@customer.example")
+        assert (envelope.tls, provider.logins[envelope.session]) == (
+            True,
+            route.split()[0].replace("everybody", "relay"),
+        )
+    until(
+        "the trace names the route",
+        lambda: '"shop"' in administrator.run("relay trace last --json"),
+    )
+    [held] = administrator.take("Routes")
+    administrator.configure(tomllib.loads(held))
+    administrator.restart()
+    administrator.run("relay send --to bob@other.test --body x")
+    assert len(json.loads(administrator.run("relay queue list --state held --json"))) == 1
+
+
+def deliver_to_dovecot(administrator: Administrator) -> None:
+    route, service = administrator.take("Deliver to Dovecot by LMTP")
+    with DovecotLmtp({"alice@example.org": ""}, service=service) as dovecot:
+        Path("/run/dovecot").mkdir(exist_ok=True)
+        Path("/run/dovecot/lmtp").symlink_to(dovecot.path)
+        administrator.configure(tomllib.loads(route))
+        administrator.restart()
+        by_stranger("alice@example.org")
+        until("Dovecot has it", lambda: dovecot.mail("alice@example.org"))
+
+
+def by_stranger(address: str) -> None:
+    """Send mail from a host outside."""
+    with smtplib.SMTP(STRANGER, 25, source_address=(STRANGER, 0), timeout=20) as client:
+        client.sendmail("eve@outside.test", [address], "Subject: hello\r\n\r\nhello\r\n")
+
+
+def follow(authority: Authority, is_pinned: bool) -> None:
+    """All of it, in one process of the machine."""
+    subprocess.run(["ip", "address", "add", f"{STRANGER}/32", "dev", "lo"], check=True)
+    checkout()
+    with Remotes() as remotes:
+        administrator = Administrator(remotes)
+        try:
+            install(administrator, is_pinned=is_pinned)
+            have_accounts(administrator)
+            by_stranger("alice@example.org")
+            inbox = Path("/var/lib/relay/mail/example.org/alice/new")
+            until("it is in the mailbox", lambda: list(inbox.glob("*")))
+            have_certificates(administrator, authority)
+            send_through_a_provider(administrator, remotes, authority)
+            deliver_to_dovecot(administrator)
+        finally:
+            administrator.run("[ ! -x /usr/local/bin/systemctl ] || systemctl stop relay")
+    headings = re.findall(r"^##+ (.*)\n", PAGE, re.MULTILINE)
+    left = {one for one in headings if blocks(one)} ^ administrator.followed ^ ELSEWHERE
+    assert left == set(), left
+
+
+@pytest.mark.parametrize("is_pinned", [False, pytest.param(True, marks=long)])
+def test_the_page_leads_to_a_relay_that_takes_and_sends_mail(
+    authority: Authority, *, is_pinned: bool
+) -> None:
+    for name in (
+        "systemd-analyze",
+        "systemd-sysusers",
+        "systemd-tmpfiles",
+        "setpriv",
+        "nsenter",
+        "ip",
+    ):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
+    try:
+        machine = OwnMachine()
+    except NoMachineError as error:
+        pytest.skip(str(error))
+    with machine:
+        machine.call(follow, authority, is_pinned)
