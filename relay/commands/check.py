@@ -458,7 +458,7 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         yield CheckFinding("spool", CheckResult.FAULT, fault)
         return
     if stored.is_marked_damaged():
-        failures.append(f"{stored} is damaged and accepts no mail; see relay storage recover")
+        failures.append(f"{stored} is damaged and accepts no mail; see relay storage verify")
     elif not is_usable:
         failures.append(f"{stored} cannot be opened: see state_dir")
     for text in failures:

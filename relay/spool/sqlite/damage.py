@@ -1,10 +1,10 @@
 """Damage of a running spool: no new mail, until what failed works again.
 
 SQLite says "malformed" of a damaged page, and also of a page that the disk did not give (EIO) when
-the file is whole. The writer therefore opens the spool again, at once and then each minute, and
-repeats what failed. The damage ends when that succeeds. It is recorded in a file: a start cannot
-repeat what failed in an earlier process, and the spool stays damaged until it was verified or
-recovered.
+the file is whole. The writer therefore opens the spool again, at once, after 1, 2, 4 ... and then
+each 60 s, and repeats what failed. The damage ends when that succeeds. It is recorded in a file: a
+start cannot repeat what failed in an earlier process, and the spool stays damaged until it was
+verified or recovered.
 
 See docs/design.md 4 (Damage) and docs/operation-repair.md (The spool is damaged).
 """
@@ -23,7 +23,7 @@ from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableErr
 
 _log = get_logger("spool")
 _TEXT_CHARACTERS_MAX = 1000
-_RETRY_S = 60.0
+_RETRY_S, _RETRY_S_MAX = 1.0, 60.0
 
 
 class Damage:
@@ -40,8 +40,11 @@ class Damage:
         self._lock = threading.Lock()
         self._repeat: Callable[[], object] | None = None
         self._next_s = -math.inf  # when to open the spool again, at the earliest
+        self._pause_s = 0.0  # until then, from the last attempt
+        self._advised = ""
         with suppress(OSError):
-            self._set(self._mark.read_text(errors="replace")[:_TEXT_CHARACTERS_MAX].strip())
+            text = self._mark.read_text(errors="replace")[:_TEXT_CHARACTERS_MAX].strip()
+            self._set(text, do="relay storage verify")
 
     def found(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
         """Record the damage and log it, the first time. `repeat` does again what failed, without a
@@ -50,8 +53,8 @@ class Damage:
         with self._lock:
             if self.text:
                 return
-            self._repeat = repeat
-            self._set(str(error))
+            self._repeat, self._next_s, self._pause_s = repeat, -math.inf, _RETRY_S
+            self._set(str(error), do="nothing yet: the spool is opened again")
             with suppress(OSError):  # a failing disk may not store it: the next start detects it
                 self._mark.write_text(f"{self.text}\n")
 
@@ -76,11 +79,14 @@ class Damage:
             self._do_again(self._repeat)
             self._end()
         except SpoolDamagedError as error:
-            self.text = str(error)
+            self._set(str(error), do="relay storage recover")
         except (SpoolError, OSError):
             pass  # the disk does not read or write yet
-        self._next_s = self._clock.real_s() + _RETRY_S
-        return not self.text
+        else:
+            return True
+        self._next_s = self._clock.real_s() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _RETRY_S_MAX)
+        return False
 
     def _do_again(self, repeat: Callable[[], object]) -> None:
         """Raise SpoolError if a page cannot be read; other errors are those of what is repeated."""
@@ -91,17 +97,17 @@ class Damage:
         except Exception:  # noqa: BLE001 - a refusal, for example: its pages can be read
             return
 
-    def _set(self, text: str) -> None:
+    def _set(self, text: str, *, do: str) -> None:
         self.text = text or "the spool was found damaged"
         self._metrics.spool_damaged.set(1)
-        _log.critical(
-            "spool damaged", error=self.text, effect="no new mail", do="relay storage recover"
-        )
+        if do != self._advised:
+            _log.critical("spool damaged", error=self.text, effect="no new mail", do=do)
+        self._advised = do
 
     def _end(self) -> None:
         with self._lock:
             self._mark.unlink(missing_ok=True)
             self.text = ""
-            self._repeat = None
+            self._repeat, self._advised = None, ""
             self._metrics.spool_damaged.set(0)
         _log.warning("spool works again")

@@ -140,7 +140,7 @@ async def relaying(
     disk: FaultyDisk, settings_with, composed, tmp_path: Path, monkeypatch
 ) -> AsyncIterator[tuple[Running, RemoteMx]]:
     """A relay that delivers remotely, checkpoints often and has nothing in SQLite's cache."""
-    monkeypatch.setattr(damage, "_RETRY_S", 0.5)
+    monkeypatch.setattr(damage, "_RETRY_S_MAX", 0.5)
     monkeypatch.setattr(database, "_CACHE_KIB", 1)
     monkeypatch.setattr(write_ahead_log, "_PAGES_IDLE", 20)
     monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 40)

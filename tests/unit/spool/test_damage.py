@@ -48,8 +48,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch) -> None:
-    """The minute is short; and nothing is in SQLite's cache, so that the writer reads too."""
-    monkeypatch.setattr(damage, "_RETRY_S", 0.2)
+    """The pauses are short; and nothing is in SQLite's cache, so that the writer reads too."""
+    monkeypatch.setattr(damage, "_RETRY_S_MAX", 0.2)
     monkeypatch.setattr(database, "_CACHE_KIB", 1)
 
 
@@ -326,3 +326,57 @@ def test_a_spool_that_works_again_while_the_mark_is_written_has_none(path, monke
     found.found(SpoolDamagedError("malformed"), lambda: None)
     retry.join()
     assert (found.text, damage_mark_of(path).exists()) == ("", False)
+
+
+def fails_with(error: Exception):
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_it_is_opened_again_at_once_and_then_ever_less_often(path, monkeypatch) -> None:
+    """Whenever the last damage was: a second one within a minute is another one."""
+    monkeypatch.setattr(damage, "_RETRY_S_MAX", 60.0)
+    clock = ManualClock(0)
+    found = damage.Damage(path, Metrics(), clock)
+    for _ in range(2):
+        found.found(SpoolDamagedError("malformed"), lambda: None)
+        assert found.retry_in_s == 0
+        pauses = []
+        for _ in range(8):
+            assert not found.retry(fails_with(SpoolUnavailableError("EIO")))
+            pauses.append(found.retry_in_s)
+            assert not found.retry(lambda: None)  # too soon
+            clock.advance(found.retry_in_s)
+        assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+        assert found.retry(lambda: None)
+        assert found.text == ""
+
+
+def test_recover_is_advised_once_the_reopened_file_is_bad(path, capfd) -> None:
+    found = damage.Damage(path, Metrics(), ManualClock(0))
+    clock = found._clock
+    found.found(SpoolDamagedError("malformed"), lambda: None)
+    assert not found.retry(fails_with(SpoolUnavailableError("EIO")))
+    clock.advance(1)
+    text = "".join(capfd.readouterr())
+    assert "spool damaged" in text
+    assert "recover" not in text
+    for seconds in (2, 4):
+        assert not found.retry(fails_with(SpoolDamagedError("its header is bad")))
+        clock.advance(seconds)
+    text = "".join(capfd.readouterr())
+    assert text.count("relay storage recover") == 1
+    assert "its header is bad" in text
+    assert found.retry(lambda: None)
+    found.found(SpoolDamagedError("malformed"), lambda: None)
+    assert "recover" not in "".join(capfd.readouterr()).partition("spool damaged")[2]
+
+
+def test_a_start_that_finds_the_mark_of_an_earlier_run_advises_to_verify(path, capfd) -> None:
+    damage_mark_of(path).write_text("malformed\n")
+    damage.Damage(path, Metrics(), ManualClock(0))
+    text = "".join(capfd.readouterr())
+    assert "relay storage verify" in text
+    assert "recover" not in text
