@@ -157,6 +157,9 @@ async def _relay_v1(
         case ("accounts", "unlock"):
             _query(request, "POST")
             return json_response(await handlers.unlock(request, principal))
+        case ("reload",):
+            _query(request, "POST")
+            return json_response(await handlers.reload(principal))
         case ("queue", operation) if operation in tuple(Operation):
             _query(request, "POST")
             changed = await handlers.change_queue(Operation(operation), request, principal)

@@ -188,6 +188,8 @@ class ApiDependencies:
     impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
     explain: Explain  # where mail for an address goes
     development: DevelopmentControls | None = None  # None in a service
+    # reads the configuration again and returns what came of it; None in a development relay
+    reload: Callable[[], Awaitable[Any]] | None = None
 
 
 class Principal(Struct, frozen=True):

@@ -498,6 +498,15 @@ class Handlers:
             raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
         return await self._dependencies.prune(body.older_than_s, body.dry_run)
 
+    async def reload(self, principal: Principal) -> Any:
+        """POST /reload: have the configuration read again, and return what came of it."""
+        principal.check_may_operate()
+        if (reload := self._dependencies.reload) is None:
+            raise ApiError(
+                404, "ResourceNotFound", "A development relay reads changed rules itself."
+            )
+        return await asyncio.shield(reload())  # others may wait for it too
+
     async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """POST /accounts/unlock: lift the delays of an account after failed logins."""
         principal.check_may_operate()

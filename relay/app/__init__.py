@@ -14,8 +14,10 @@ Building:
 
 Running:
 
-- `daemon`: order of start and stop, drain, SIGTERM; readiness for systemd, the ready file
-- `reload`: SIGHUP, and the log of what a reload changed
+- `daemon`: order of start and stop, drain, SIGTERM; readiness and signs of life for systemd, the
+  ready file
+- `reload`: SIGHUP and `relay reload`: one reload at a time; how the log, metrics and systemd learn
+  what came of it
 - `pressure_monitor`: measures disk space, memory and queue each second
 - `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
   expired uploads, ending DKIM keys, whether the mail root belongs to the spool

@@ -36,13 +36,16 @@ _log = get_logger("app")
 
 
 class Configuration(Struct, frozen=True):
-    """Settings, accounts, rules, texts of reports and signing keys, read together."""
+    """Settings, accounts, rules, texts of reports and signing keys, read together. `routes` are
+    those of the file, of which a reload uses only the passwords.
+    """
 
     settings: Settings
     accounts: AccountTables
     rules: RuleSet
     texts: ReportTexts
     keys: KeyRing
+    routes: RouteTable
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -76,6 +79,11 @@ class ActiveConfiguration:
     def settings(self) -> Settings:
         """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
+
+    @property
+    def routes(self) -> RouteTable:
+        """The routes as the last load has read them."""
+        return self._now.routes
 
     def rules(self) -> RuleSet:
         """The active rules."""
@@ -161,10 +169,10 @@ class ActiveConfiguration:
         if fault := anonymous_fault(anonymous, accounts):
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
         try:
-            route_table(routes, accounts)
+            table = route_table(routes, accounts)
         except ValueError as error:
             raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
-        return Configuration(settings, accounts.tables, rules, texts, keys)
+        return Configuration(settings, accounts.tables, rules, texts, keys, table)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

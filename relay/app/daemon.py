@@ -15,6 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import msgspec
 
 from relay.accounts.account import DEAD_LETTER
 from relay.api import EventStreams
-from relay.app.configuration import ActiveConfiguration
 from relay.app.foundation import Foundation
 from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
@@ -40,7 +40,6 @@ from relay.app.maintenance import (
     write_clock_anchor,
 )
 from relay.app.pressure_monitor import PressureMonitor
-from relay.app.reload import Reloader
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.app.transport import Transport
@@ -252,12 +251,11 @@ async def serve(
     daemon: Daemon,
     *,
     notify_socket: str = "",
-    active: ActiveConfiguration | None = None,
     ready_file: Path | None = None,
 ) -> None:
     """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
 
-    `notify_socket` is that of the service manager. SIGHUP reloads `active`.
+    `notify_socket` is that of the service manager. SIGHUP reloads the configuration.
 
     Raises, after the stop, BrokenRelayError when a room has ended by itself, SpoolError when
     another node has the spool, and ForeignRootError when its store has another mail root.
@@ -269,7 +267,8 @@ async def serve(
         remove_old_ready_file(ready_file)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    reloader = Reloader(active) if active is not None else None
+    notify = partial(notify_manager, notify_socket)
+    reloader = daemon.base.reloader
     if reloader is not None:
         loop.add_signal_handler(signal.SIGHUP, reloader.request)
     try:
@@ -279,12 +278,14 @@ async def serve(
         if ready_file is not None:
             write_ready_file(ready_file, daemon)
         status = f"STATUS=listening as {daemon.base.settings.hostname}"
-        notify_manager(notify_socket, "READY=1", status)
+        notify("READY=1", status)
+        if reloader is not None:
+            reloader.notify = notify
         _log.info("ready", pid=os.getpid(), **addresses(daemon))
         await stop.wait()
         _log.info("stopping", grace_s=daemon.base.settings.delivery.shutdown_grace)
         grace_us = int(daemon.base.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
-        notify_manager(notify_socket, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
+        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
         if reloader is not None:
             await reloader.end()

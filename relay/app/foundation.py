@@ -13,11 +13,13 @@ from starlette.types import ASGIApp
 from relay import api, spool
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.app.configuration import (
+    ActiveConfiguration,
     ListenerCertificates,
     RoutePlace,
     route_table,
     server_certificates,
 )
+from relay.app.reload import Reloader
 from relay.app.srs_key import srs_of
 from relay.app.state_dir import lock_file
 from relay.clock import Clock, Ids
@@ -87,6 +89,7 @@ class RelayDependencies:
     # what is different on a listener of a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
     release_to: NextHop | None = None  # where released mail goes
+    active: ActiveConfiguration | None = None  # what a reload reads again; None: nothing is
     # returns a digest of each part that must be equal on all nodes of a spool
     agreed: Callable[[], Mapping[str, str]] = dict
     holds_root: bool = True  # False: the node has no mailboxes, no pickup and no front door
@@ -121,6 +124,7 @@ class Foundation:
     pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
     readiness: Readiness  # set by the daemon, shown by /readyz
     table: RouteTable  # which address is local, and the next hop of others
+    reloader: Reloader | None  # None: a development relay
     signer: Signer  # signs what Relay's users send, and reports
     srs: Srs  # the senders of mail that is forwarded to other domains
     root: MailRoot  # proves that the mail root is there
@@ -201,8 +205,11 @@ def open_foundation(
         if sources.development is None
         else RecentRefusals(changes.notify)
     )
+    metrics.reload_success_time.set(clock.time_us() / 1_000_000)
+    active = sources.active
+    reloader = Reloader(active, table, clock=clock, metrics=metrics) if active else None
     return Foundation(
-        settings=settings, sources=sources, certificates=certificates,
+        settings=settings, sources=sources, reloader=reloader, certificates=certificates,
         clock=clock, ids=ids, crash=crash, metrics=metrics,
         history=MetricsHistory(metrics, clock), changes=changes, pressure=Pressure(),
         readiness=Readiness(), table=table, srs=srs_of(settings), root=root,

@@ -160,7 +160,7 @@ def _means(
         clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,
         pressure=base.pressure, development=development, events=events,
         unlock=base.sources.accounts.unlock,
-        refusals=base.refusals,
+        refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
         sources=sources, explain=explain,
     )  # fmt: skip
 

@@ -1,13 +1,21 @@
-"""Reload the configuration of a running service at SIGHUP, and log what came of it.
+"""Reload the configuration of a running service, at SIGHUP or a request of `relay reload`, and say
+what came of it: in the log, in the answer, in the metrics, to the service manager.
 
 Which keys a reload applies is decided in relay/settings/reloadable_keys.py; that a faulty file
 changes nothing in `configuration`.
 """
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import asdict
+
+from msgspec import Struct
 
 from relay.app.configuration import ActiveConfiguration
+from relay.clock import Clock, rfc3339
 from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
+from relay.routing.route_table import RouteTable
 from relay.settings.document import SettingsError
 from relay.settings.reloadable_keys import ChangedKey
 
@@ -15,50 +23,80 @@ _log = get_logger("app")
 _FAULTS_SHOWN = 20
 
 
-class Reloader:
-    """Reloads the configuration at each SIGHUP, one reload at a time.
+class ReloadResult(Struct, frozen=True):
+    """The JSON of POST /reload. With faults, the previous configuration stays active."""
 
-    Signals that arrive during a reload cause one more reload after it.
+    faults: tuple[str, ...]
+    needs_restart: tuple[ChangedKey, ...]
+    rules: int  # that are active
+    new_certificates: int  # listeners with another one
+
+
+class Reloader:
+    """Reloads the configuration, one reload at a time.
+
+    What is requested during a reload, however often, is one more reload after it, since the running
+    one may have read a file before it was changed.
     """
 
-    def __init__(self, active: ActiveConfiguration) -> None:
-        self._active = active
-        self._task: asyncio.Task[None] | None = None
-        self._again = False
+    def __init__(
+        self, active: ActiveConfiguration, table: RouteTable, *, clock: Clock, metrics: Metrics
+    ) -> None:
+        """`table` gets new passwords."""
+        self._active, self._table = active, table
+        self._clock, self._metrics = clock, metrics
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
+        self.notify: Callable[..., None] = lambda *_: None  # tells the service manager states
 
-    def request(self) -> None:
-        """Start a reload, or request one more after the running one."""
-        if self._task is not None and not self._task.done():
-            self._again = True
-            return
-        self._task = asyncio.get_running_loop().create_task(self._run())
+    def request(self) -> "asyncio.Task[ReloadResult]":
+        """Return a reload that begins after this call, and after the running one."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._run())
+        return self._next
 
     async def end(self) -> None:
-        """Wait for the running reload."""
-        if self._task is not None:
-            await self._task
+        """Wait for the running reload, and the next one."""
+        if self._next is not None:
+            await self._next
+        async with self._turn:
+            pass
 
-    async def _run(self) -> None:
-        self._again = True
-        while self._again:
-            self._again = False
-            try:
-                renewed = await asyncio.to_thread(self._active.reload, _log_restart_key)
-            except SettingsError as error:
-                for fault in error.faults[:_FAULTS_SHOWN]:
-                    _log.error("not reloaded", fault=str(fault))
-                _log.error("the previous configuration stays active", faults=len(error.faults))
-            except Exception:  # noqa: BLE001 - a failed reload must not end the service
-                _log.exception("not reloaded: the previous configuration stays active")
-            else:
-                rules = len(self._active.rules().rules)
-                _log.info("reloaded", rules=rules, new_certificates=renewed)
+    async def _run(self) -> ReloadResult:
+        async with self._turn:
+            self._next = None
+            began_us = int(self._clock.real_s() * 1_000_000)
+            self.notify("RELOADING=1", f"MONOTONIC_USEC={began_us}")
+            result = await self._load()
+            self._metrics.reload_successful.set(not result.faults)
+            status = f"reloaded at {rfc3339(self._clock.time_us())}"
+            if result.faults:
+                status = f"not reloaded, the previous configuration is active: {result.faults[0]}"
+            self.notify("READY=1", f"STATUS={status}")
+            return result
 
+    async def _load(self) -> ReloadResult:
+        changed: list[ChangedKey] = []
+        faults: tuple[str, ...] = ()
+        renewed = 0
 
-def _log_restart_key(changed: ChangedKey) -> None:
-    _log.warning(
-        "a key of relay.toml has changed: a restart is needed",
-        key=changed.key,
-        old=changed.old,
-        new=changed.new,
-    )
+        def note(key: ChangedKey) -> None:
+            changed.append(key)
+            _log.warning("a key of relay.toml has changed: a restart is needed", **asdict(key))
+
+        try:
+            renewed = await asyncio.to_thread(self._active.reload, note)
+        except SettingsError as error:
+            faults = tuple(map(str, error.faults))
+            for fault in faults[:_FAULTS_SHOWN]:
+                _log.error("not reloaded", fault=fault)
+            _log.error("the previous configuration stays active", faults=len(faults))
+        except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
+            faults = (f"internal error: {error!r}",)
+            _log.exception("not reloaded: the previous configuration stays active")
+        rules = len(self._active.rules().rules)
+        if not faults:
+            self._table.use_passwords_of(self._active.routes)
+            self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
+            _log.info("reloaded", rules=rules, new_certificates=renewed)
+        return ReloadResult(faults, tuple(changed), rules, renewed)

@@ -15,6 +15,7 @@ What verbs share:
 A service:
 
 - `serve`: `relay serve`
+- `reload`: `relay reload`
 - `check`: `relay check`
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `dkim`: `relay dkim keygen | show`

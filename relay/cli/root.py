@@ -15,6 +15,7 @@ from relay.cli.options import CommandContext, common_options
 _VERBS = {
     "dev": "Run the development relay: no file, loopback only.",
     "serve": "Run the service until SIGTERM.",
+    "reload": "Have the running service read its configuration again.",
     "check": "Check configuration, accounts, rules, permissions, DNS.",
     "send": "Send one message and print its id.",
     "sendmail": "Send a message as sendmail(8) does.",

@@ -39,8 +39,8 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     health and metrics: a node of a PostgreSQL spool, where local mail waits for the node that has
     the mailboxes.
 
-    SIGHUP reloads rules, accounts and some keys of relay.toml; the log names changed keys that need
-    a restart. A file with faults is logged and changes nothing.
+    SIGHUP, as `relay reload`, reloads rules, accounts and some keys of relay.toml; the log names
+    changed keys that need a restart. A file with faults is logged and changes nothing.
     """
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
@@ -64,6 +64,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         route_places=active.route_places,
         crash_at=environment.crash_at,
         certificates=active.certificates,
+        active=active,
         agreed=active.agreed,
         holds_root=role is NodeRole.ALL,
     )
@@ -76,7 +77,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
         notify = environment.notify_socket
         try:
-            await run(daemon, notify_socket=notify, active=active, ready_file=ready_file)
+            await run(daemon, notify_socket=notify, ready_file=ready_file)
         except ForeignRootError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
 

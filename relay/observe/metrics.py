@@ -53,6 +53,11 @@ class Metrics:
         self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
+        self.reload_successful = gauge("relay_config_last_reload_successful", "0: it had a fault.")
+        self.reload_successful.set(1)
+        self.reload_success_time = gauge(
+            "relay_config_last_reload_success_timestamp_seconds", "When the configuration was read."
+        )
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(
             "relay_pressure_level",

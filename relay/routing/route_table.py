@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from pathlib import Path
 from typing import ClassVar
 
 from msgspec import Struct
@@ -63,12 +64,15 @@ class HoldMail(Struct, frozen=True):
 RouteAction = UseMx | RejectRoute | HoldMail | NextHop
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Credentials:
-    """A login for a next hop."""
+    """A login for a next hop. Its password may change while it is in use: a reload reads it again,
+    and the next connection logs in with it.
+    """
 
     user: str
-    password: str = field(repr=False)
+    password: str = field(repr=False, compare=False)
+    file: Path  # that has the password in its first line
 
 
 class HopOptions(Struct, frozen=True):
@@ -146,7 +150,7 @@ def _login(domain: str, auth: RouteAuth) -> Credentials:
         ) from error
     if not password:
         raise ValueError(f"route {domain!r}: password_file {path} has an empty first line")
-    return Credentials(auth.user, password)
+    return Credentials(auth.user, password, path)
 
 
 def _parse_reject(text: str) -> RejectRoute:
@@ -284,6 +288,13 @@ class RouteTable:
                 self._routes_to.setdefault(action, []).append(route)
         takers = {self._catch_all, self._postmaster} - {"", DEAD_LETTER}
         self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
+        self.logins = [one.options.login for one in self._by_name.values() if one.options.login]
+
+    def use_passwords_of(self, read: "RouteTable") -> None:
+        """Use the passwords that a later table has read, where it has the same user and file."""
+        passwords = {login: login.password for login in read.logins}
+        for login in self.logins:
+            login.password = passwords.get(login, login.password)
 
     def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
         """Return where mail for `address` goes; its syntax has been checked. Without

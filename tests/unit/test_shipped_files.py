@@ -78,7 +78,8 @@ def unit(tmp_path):
         pytest.skip("systemd-analyze is not installed")
     text = (TOP / "systemd/relay.service").read_text()
     path = tmp_path / "relay.service"
-    path.write_text(re.sub(r"^ExecStart=.*$", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    there = re.sub(r"^(ExecStart|ExecReload)=.*$", r"\1=/bin/true", text, flags=re.MULTILINE)
+    path.write_text(there)
     return path
 
 
@@ -99,6 +100,14 @@ def test_the_sandbox_of_the_unit_is_tight(unit):
     if "unrecognized option" in rated.stderr:
         pytest.skip("this systemd-analyze cannot rate units that are not loaded")
     assert rated.returncode == 0, rated.stdout
+
+
+def test_a_reload_of_the_unit_waits_for_its_outcome():
+    unit = (TOP / "systemd/relay.service").read_text()
+    start, reload = (
+        re.search(rf"^{name}=(.*)$", unit, re.MULTILINE)[1] for name in ("ExecStart", "ExecReload")
+    )
+    assert reload == start.replace(" serve ", " reload ")
 
 
 def test_the_unit_waits_for_its_mounts():

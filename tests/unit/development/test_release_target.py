@@ -6,7 +6,7 @@ from relay.development.accounts import DevelopmentAccounts
 from relay.development.options import ReleaseTarget
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.routing.resolver import LoopbackResolver
-from relay.routing.route_table import Credentials, RemoteRecipient, RouteTable
+from relay.routing.route_table import RemoteRecipient, RouteTable
 from relay.settings.tree import Route
 
 
@@ -55,7 +55,9 @@ def test_no_mail_takes_the_route_by_itself(tmp_path, url, level):
     options = table.options_for(target.next_hop)
     assert options.tls.level == level
     login = options.login
-    assert login == (Credentials("me", "secret") if "secret" in url else None)
+    assert (login and (login.user, login.password)) == (
+        ("me", "secret") if "secret" in url else None
+    )
     assert [one.stat().st_mode & 0o777 for one in tmp_path.iterdir()] == [0o600] * bool(login)
 
 
