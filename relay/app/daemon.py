@@ -53,6 +53,8 @@ from relay.spool.types import SpoolError
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
+_MANAGER_S = 1.0  # that may not listen: its socket holds only some states
+_SIGNS_PER_WATCHDOG = 4  # of life, in the time that the service manager waits for one
 _STOPPING = "stopping"
 
 
@@ -234,6 +236,7 @@ def notify_manager(notify_socket: str, *states: str) -> None:
         return
     address = "\0" + notify_socket[1:] if notify_socket.startswith("@") else notify_socket
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_MANAGER_S)
         sock.sendto("\n".join(states).encode(), address)
 
 
@@ -251,11 +254,13 @@ async def serve(
     daemon: Daemon,
     *,
     notify_socket: str = "",
+    watchdog_s: float = 0.0,
     ready_file: Path | None = None,
 ) -> None:
     """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
 
-    `notify_socket` is that of the service manager. SIGHUP reloads the configuration.
+    `notify_socket` is that of the service manager, which ends the process after `watchdog_s`
+    without a sign of life; 0: it does not. SIGHUP reloads the configuration.
 
     Raises, after the stop, BrokenRelayError when a room has ended by itself, SpoolError when
     another node has the spool, and ForeignRootError when its store has another mail root.
@@ -271,6 +276,7 @@ async def serve(
     reloader = daemon.base.reloader
     if reloader is not None:
         loop.add_signal_handler(signal.SIGHUP, reloader.request)
+    alive = asyncio.create_task(_keep_alive(daemon, notify, watchdog_s)) if watchdog_s else None
     try:
         limit_malloc_retention()
         await daemon.start()
@@ -290,11 +296,26 @@ async def serve(
         if reloader is not None:
             await reloader.end()
         await daemon.stop()
+        if alive is not None:
+            alive.cancel()
     if daemon.lost is not None:
         raise daemon.lost
     if daemon.fault:
         raise BrokenRelayError(daemon.fault)
     _log.info("stopped")
+
+
+async def _keep_alive(daemon: Daemon, notify: Callable[..., None], watchdog_s: float) -> None:
+    """Tell the service manager that the event loop runs and the spool's writer is not blocked,
+    until cancelled. A writer that only gets errors is not: no restart repairs a disk or a database.
+    During a start and a stop, only the event loop counts.
+    """
+    rounds: int | None = None
+    while True:
+        before, rounds = rounds, daemon.base.spool.rounds()
+        if rounds is None or rounds != before or daemon.base.readiness():
+            notify("WATCHDOG=1")
+        await asyncio.sleep(watchdog_s / _SIGNS_PER_WATCHDOG)  # real time: the service manager's
 
 
 def limit_malloc_retention() -> None:

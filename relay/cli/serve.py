@@ -75,9 +75,9 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
             daemon = compose(settings, sources)
         except ValueError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
-        notify = environment.notify_socket
+        notify, watchdog_s = environment.notify_socket, environment.watchdog_s
         try:
-            await run(daemon, notify_socket=notify, ready_file=ready_file)
+            await run(daemon, notify_socket=notify, watchdog_s=watchdog_s, ready_file=ready_file)
         except ForeignRootError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
 

@@ -22,6 +22,7 @@ class Environment:
     sendmail: str  # RELAY_SENDMAIL, where `relay sendmail` sends
     crash_at: str  # RELAY_CRASH_AT, for crash tests (relay.crashpoints)
     notify_socket: str  # NOTIFY_SOCKET, of systemd
+    watchdog_s: float  # WATCHDOG_USEC, of systemd, if it is for this process; 0: none
     journal_stream: str  # JOURNAL_STREAM, of systemd
     no_color: bool  # NO_COLOR is set
     data_home: Path | None  # where programs keep files for this user; None if unknown
@@ -37,11 +38,19 @@ def read_environment() -> Environment:
         sendmail=variables.get("RELAY_SENDMAIL", ""),
         crash_at=variables.get("RELAY_CRASH_AT", ""),
         notify_socket=variables.get("NOTIFY_SOCKET", ""),
+        watchdog_s=_watchdog_s(variables),
         journal_stream=variables.get("JOURNAL_STREAM", ""),
         no_color=bool(variables.get("NO_COLOR")),
         data_home=_data_home(variables),
         variables=variables,
     )
+
+
+def _watchdog_s(variables: Mapping[str, str]) -> float:
+    """Return the time of sd_watchdog_enabled(3)."""
+    microseconds = variables.get("WATCHDOG_USEC", "")
+    is_ours = variables.get("WATCHDOG_PID") in (None, str(os.getpid()))
+    return int(microseconds) / 1_000_000 if is_ours and microseconds.isdecimal() else 0.0
 
 
 def _data_home(variables: Mapping[str, str]) -> Path | None:

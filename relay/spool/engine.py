@@ -236,6 +236,12 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         """Return the load, without a disk access."""
         ...
 
+    def rounds(self) -> int | None:
+        """Wake what writes, and return a number that it raises: it is blocked if the number is the
+        same seconds later. An error of the disk or the server is no block. None: it does not run.
+        """
+        ...
+
     def health(self) -> str:
         """Return why no new mail is accepted although there is room, or ""."""
         ...

@@ -10,6 +10,7 @@ from tests.support.long_tests import long
 from tests.support.postgres import PostgresServer
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
+from tests.support.service_manager import ServiceManager
 
 
 def ready_status(relay: RelayProcess) -> int:
@@ -122,4 +123,24 @@ def test_a_first_start_without_the_server_waits_for_it(server: PostgresServer) -
     finally:
         relay.close()
         if not server.is_running:
+            server.start()
+
+
+def test_a_relay_without_its_server_is_alive(server: PostgresServer) -> None:
+    """No restart brings a server back; systemd would give up after some."""
+    with (
+        ServiceManager(watchdog_s=1.5) as manager,
+        RelayProcess(environment=manager.environment) as relay,
+    ):
+        manager.until("READY=1")
+        assert manager.hears_life()
+        server.stop(immediate=True)
+        try:
+            until("not ready", lambda: ready_status(relay) == 503)
+            manager.until("WATCHDOG=1")
+            assert manager.hears_life(signs=10)
+            relay.restart()
+            manager.until("READY=1")
+            assert manager.hears_life(signs=6)
+        finally:
             server.start()

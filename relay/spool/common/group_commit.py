@@ -70,6 +70,7 @@ class GroupWriter(Generic[JobT]):
         self._jobs: deque[JobT] = deque()  # of earlier iterations: for the thread
         self._wake = threading.Semaphore(0)
         self._stopping = False
+        self._rounds = 0  # how often the thread has come to a new piece of work, or to none
         self._home_loop: asyncio.AbstractEventLoop | None = None  # that queues, and gets answers
         in_context = copy_context().run  # for the log
         self._thread = threading.Thread(
@@ -82,6 +83,11 @@ class GroupWriter(Generic[JobT]):
         self._end_turn()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
+
+    def rounds(self) -> int | None:
+        """See SpoolEngine."""
+        self._wake.release()
+        return self._rounds if self._thread.ident is not None else None
 
     @property
     def waiting(self) -> int:

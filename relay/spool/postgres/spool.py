@@ -394,6 +394,10 @@ class PostgresSpool(SharedSpool):
             commit_s=self._writer.commit_timer.commit_s(),
         )
 
+    def rounds(self) -> int | None:
+        """SpoolEngine.rounds."""
+        return self._writer.rounds()
+
     def health(self) -> str:
         """SpoolEngine.health."""
         return self._fault or self._writer.fault

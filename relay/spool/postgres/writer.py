@@ -158,6 +158,16 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         await super().stop()
         await asyncio.to_thread(self._close)
 
+    def rounds(self) -> int | None:
+        """See SpoolEngine. A thread that waits for the server is not blocked: its loop counts."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._count_round)
+        return super().rounds()
+
+    def _count_round(self) -> None:
+        self._rounds += 1
+
     @property
     def incarnation(self) -> int:
         """The number of this owner."""
@@ -246,6 +256,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         )
 
     def _gather(self) -> list[WaitingOperation]:
+        self._count_round()
         batch: list[WaitingOperation] = []
         size = 0
         while self._jobs and len(batch) < BATCH_MAX and size < _BATCH_BYTES_MAX:

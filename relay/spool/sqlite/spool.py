@@ -376,6 +376,10 @@ class SqliteSpool(SharedSpool):
             kept_bytes=self.reserve_file.missing_bytes,
         )
 
+    def rounds(self) -> int | None:
+        """SpoolEngine.rounds."""
+        return self._writer.rounds()
+
     def health(self) -> str:
         """SpoolEngine.health."""
         return self.damage.text

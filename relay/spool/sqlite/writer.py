@@ -211,6 +211,7 @@ class Writer(GroupWriter[_Job]):
                 return
 
     def _gather(self) -> list[_Job]:
+        self._rounds += 1
         batch: list[_Job] = []
         while self._jobs and len(batch) < BATCH_MAX:
             batch.append(self._jobs.popleft())
@@ -218,6 +219,7 @@ class Writer(GroupWriter[_Job]):
 
     def _write(self, batch: Sequence[_Job], *, again: bool = False) -> None:
         began = self._clock.real_s()
+        self._rounds += 1
         try:
             self._log.confirm_writable()
             answers = self._commit(batch)

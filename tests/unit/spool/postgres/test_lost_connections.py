@@ -277,3 +277,24 @@ async def until(ready: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON_S):
         while not ready():
             await asyncio.sleep(0.01)
+
+
+async def test_a_writer_that_waits_for_the_server_is_not_blocked(spool, postgres_url) -> None:
+    other = await asyncpg.connect(postgres_url)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE node IN ACCESS EXCLUSIVE MODE")
+            beat = asyncio.create_task(spool._keeper.beat())
+            for _ in range(3):
+                await until_it_comes_round(spool)
+            assert not beat.done()
+        await asyncio.wait_for(beat, SOON_S)
+    finally:
+        await other.close()
+
+
+async def until_it_comes_round(spool: PostgresSpool) -> None:
+    before = spool.rounds()
+    async with asyncio.timeout(SOON_S):
+        while spool.rounds() == before:
+            await asyncio.sleep(0.01)
