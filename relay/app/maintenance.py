@@ -55,7 +55,8 @@ async def update_gauges(
     spool: SpoolEngine, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
 ) -> None:
     """Set the gauges of the queue and of `figures` until cancelled."""
-    fault = RepeatedError()
+    fault, counted_s = RepeatedError(), clock.real_s()
+    metrics.queue_entries_age.set_function(lambda: clock.real_s() - counted_s)
     while True:
         began = clock.real_s()
         metrics.connections.labels(state="incoming").set(figures.sessions())
@@ -69,6 +70,7 @@ async def update_gauges(
             _log.exception("counting failed")
         else:
             fault.clear()
+            counted_s = began
         took_s = clock.real_s() - began
         pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
         await sleep_in_step(pause_s)  # real time: counting takes time of the machine

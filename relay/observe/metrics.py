@@ -53,6 +53,7 @@ class Metrics:
         self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
+        self.queue_entries_age = gauge("relay_queue_entries_age_seconds", "Since the last count.")
         self.reload_successful = gauge("relay_config_last_reload_successful", "0: it had a fault.")
         self.reload_successful.set(1)
         self.reload_success_time = gauge(

@@ -126,6 +126,31 @@ def test_a_first_start_without_the_server_waits_for_it(server: PostgresServer) -
             server.start()
 
 
+def test_a_server_that_is_away_is_no_slow_disk(server: PostgresServer) -> None:
+    """A commit that waits for it takes as long as it is away."""
+    away_s = 4
+    with RelayProcess(config={"pressure": {"commit_latency": "1s"}}) as relay:
+        assert submit_code(relay, 0) == 250
+        until("delivered", lambda: len(relay.maildir("bob")) == 1)
+        until("counted", lambda: relay.metric("relay_queue_entries_age_seconds") < away_s)
+        server.stop(immediate=True)
+        try:
+            assert submit_code(relay, 1) == 451
+            sent, until_s = 0, time.monotonic() + away_s
+            while time.monotonic() < until_s:
+                relay.send_mail(to=["bob@example.test"], subject="graph")
+                sent += 1
+            reason = relay.request("GET", "/readyz").body.decode()
+            assert "the database does not answer" in reason
+            assert relay.metric("relay_queue_entries_age_seconds") > away_s / 2
+            assert relay.metric("relay_pressure_level") == 0
+            assert '"event":"pressure"' not in relay.log
+        finally:
+            server.start()
+        until("delivered", lambda: len(relay.maildir("bob")) == 1 + sent)
+        until("counted", lambda: relay.metric("relay_queue_entries_age_seconds") < away_s / 2)
+
+
 def test_a_relay_without_its_server_is_alive(server: PostgresServer) -> None:
     """No restart brings a server back; systemd would give up after some."""
     with (

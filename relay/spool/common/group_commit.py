@@ -43,9 +43,14 @@ class CommitTimer:
         try:
             yield
         finally:
-            now_s = self._clock.real_s()
-            self._ended.append((now_s, now_s - began_s))
+            self.ended(began_s)
             self._began_s = None
+
+    def ended(self, began_s: float) -> float:
+        """Count a commit that has ended now; return how long it took."""
+        now_s = self._clock.real_s()
+        self._ended.append((now_s, now_s - began_s))
+        return now_s - began_s
 
     def commit_s(self) -> float:
         """Return the 95th percentile of recent commits, or the time of the running one."""

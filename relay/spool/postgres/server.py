@@ -53,6 +53,7 @@ _POOLER_ROUNDS = 3
 _POOLER_WAIT_S = 5.0
 _SETTINGS_THAT_LOSE_MAIL = ("fsync", "full_page_writes", "synchronous_commit")
 
+_NO_ANSWER = "the database does not answer"
 _POOLED = (
     "a pooler gives each transaction another session (PgBouncer's pool_mode=transaction): connect"
     " to the server itself, or set pool_mode=session"
@@ -72,6 +73,7 @@ _TEXTS = {
     "57P03": "the server is starting, or stopping",
     "57P01": "the server ended the connection",
     "57P02": "the server ended the connection, because another one crashed",
+    "08": _NO_ANSWER,
     "08P01": "what answers does not speak PostgreSQL's protocol as a server does",
     "0A000": "the server does not support what the spool needs",
 }
@@ -217,10 +219,10 @@ def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
     except ssl.SSLError as error:
         raise SpoolUnavailableError(f"{place}: TLS fails: {error.reason or error}") from error
     except TimeoutError as error:
-        raise SpoolUnavailableError(f"{place}: no answer in time") from error
+        raise SpoolUnavailableError(f"{place}: {_NO_ANSWER} in time") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SpoolUnavailableError(f"{place}: no connection: {reason}") from error
+        raise SpoolUnavailableError(f"{place}: {_NO_ANSWER}: {reason}") from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise SpoolUnavailableError(f"{place}: {error.args[0]}") from error
 

@@ -69,6 +69,7 @@ _TIMES_MAX = 5  # that an operation is repeated which others were in the way of
 _ADD_UP_AFTER = 256  # commits
 _ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
 _STATEMENT_S = 10.0  # a server that does not answer counts as lost
+_OPERATION_S = 20.0  # for all statements of one
 # What no statistics may change: see commit.sql.
 PLANS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
@@ -237,8 +238,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
             if self._has_lost_ownership or (self.fault and not self._reconnect()):
                 self._fail_queued()
             while batch := self._gather():
-                with self.commit_timer.commit():
-                    self._write(batch)
+                self._write(batch)
                 if self.commits - self._added_up_to >= _ADD_UP_AFTER:
                     self._add_up()
             if self._stopping and not self._jobs:
@@ -283,7 +283,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
             else:
                 self._answer([(batch[0].future, None, error)])
             return
-        self._metrics.commit_seconds.observe(self._clock.real_s() - began_s)
+        self._metrics.commit_seconds.observe(self.commit_timer.ended(began_s))
         self._metrics.commit_batch.observe(len(batch))
         self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
 
@@ -348,7 +348,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
     def _translated(self, answers: Sequence[Any]) -> Iterator[None]:
         """Turn asyncpg's exceptions into those of an operation, or into _LostError."""
         try:
-            with translate_postgres_errors(self._options):
+            with translate_postgres_errors(self._options), self._limited():
                 try:
                     yield
                 except asyncpg.DivisionByZeroError:
@@ -370,6 +370,17 @@ class WriteConnection(GroupWriter[WaitingOperation]):
                 self._connection.terminate()
                 raise _LostError(str(error), answers) from error
             raise
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Give up the connection if the server does not answer all that the block asks in time."""
+        assert self._loop is not None
+        end = self._connection.terminate
+        limit = self._loop.call_later(_OPERATION_S, end)  # real time: the server
+        try:
+            yield
+        finally:
+            limit.cancel()
 
     def _lost(self, batch: Sequence[WaitingOperation], lost: _LostError) -> None:
         """Find out whether the commit of a batch took effect, and answer it or send it once more.
@@ -446,8 +457,9 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         try:
             with translate_postgres_errors(self._options):
                 tables = self._connect()
-                self.sample_wall(tables)
-                self._return(tables, self.own)
+                with self._limited():
+                    self.sample_wall(tables)
+                    self._return(tables, self.own)
         except (NodeNameError, SpoolInUseError) as error:
             self.fault = str(error)
             self._has_lost_ownership = True

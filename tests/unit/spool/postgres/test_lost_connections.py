@@ -279,6 +279,31 @@ async def until(ready: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_server_that_answers_nothing_for_long_counts_as_away(
+    spool, postgres_url, monkeypatch
+) -> None:
+    """As one whose disk hangs: the connection stays, and no statement ends."""
+    monkeypatch.setattr(writer, "_OPERATION_S", 0.3)
+    other = await asyncpg.connect(postgres_url)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE node IN ACCESS EXCLUSIVE MODE")
+            beat = asyncio.create_task(spool._keeper.beat())
+            async with asyncio.timeout(SOON_S):
+                while not spool.health():
+                    await asyncio.sleep(0.01)
+            assert "the database does not answer" in spool.health()
+            assert spool.load().commit_s < 0.3
+        async with asyncio.timeout(SOON_S):
+            with suppress(SpoolError):
+                await beat
+            while spool.health():
+                await asyncio.sleep(0.01)
+    finally:
+        await other.close()
+    assert (await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)).claims
+
+
 async def test_a_writer_that_waits_for_the_server_is_not_blocked(spool, postgres_url) -> None:
     other = await asyncpg.connect(postgres_url)
     try:

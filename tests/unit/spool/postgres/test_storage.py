@@ -61,7 +61,7 @@ def test_faults_name_the_server(tmp_path, postgres_server, postgres_url):
 def test_a_server_that_does_not_answer(tmp_path):
     stored = spools.storage(settings_of(tmp_path))
     [fault] = stored.faults()
-    assert fault.startswith(f"{SHOWN}: no connection: ")
+    assert fault.startswith(f"{SHOWN}: the database does not answer: ")
     with pytest.raises(SpoolUnavailableError):
         stored.exists()
 
