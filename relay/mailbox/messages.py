@@ -350,9 +350,7 @@ class Messages:
             if content:
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
-        with suppress(
-            OSError
-        ):  # it is done: the index removes the old file later, a start the rest
+        with suppress(OSError):  # it is done: the index removes the old file, a start the rest
             remove(located.path)
             if submission is not None:
                 self.scheduled.finish_replace(submission)

@@ -487,9 +487,9 @@ def test_root_restores_for_the_user_of_the_service(
     relay.folder.chmod(0o755)
     places = [relay.folder / name for name in ("state", "mail")]
     (relay.folder / "state").chmod(0o750)
-    for name in ("relay.toml", "accounts.toml"):
+    for name, mode in (("relay.toml", 0o640), ("accounts.toml", 0o640), ("policies", 0o750)):
         os.chown(relay.folder / name, 0, SERVICE)
-        (relay.folder / name).chmod(0o640)
+        (relay.folder / name).chmod(mode)
     for one in [one for place in places for one in (place, *place.rglob("*"))]:
         os.chown(one, SERVICE, SERVICE)
     assert relay.cli("backup", str(tmp_path / "copy")).returncode == OK
