@@ -24,8 +24,11 @@ _PROGRESS_FILES = 10_000
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--no-database", is_flag=True, help="Leave out the spool on a server: another node saved it."
+)
 @common_options
-def backup(context: CommandContext, directory: Path) -> None:
+def backup(context: CommandContext, directory: Path, *, no_database: bool) -> None:
     """Copy everything of a service into DIRECTORY, while it runs or not.
 
     That is the configuration with the files that it names, pending submissions, the spool, the
@@ -35,14 +38,18 @@ def backup(context: CommandContext, directory: Path) -> None:
     """
     from relay.commands.backup import NotEmptyError, back_up  # noqa: PLC0415 - is slow
 
+    settings = context.settings()
+    if no_database and settings.spool.is_file:
+        raise click.UsageError("--no-database: the spool is a file of this service")
     try:
         manifest = back_up(
-            context.settings(),
+            settings,
             context.config_file(),
             directory,
             clock=SystemClock(),
             environ=read_environment().variables,
             on_file=lambda number: _tell("backup", "copied", number),
+            with_database=not no_database,
         )
     except NotEmptyError as error:
         raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None

@@ -29,6 +29,7 @@ from relay.spool.types import (
     SpoolError,
     SpoolFormatError,
     SpoolInUseError,
+    SpoolNotEmptyError,
     SpoolUnsupportedError,
 )
 
@@ -72,6 +73,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
     (NodeNameError, ExitCode.CONFIGURATION),
     (SpoolInUseError, ExitCode.UNAVAILABLE),
+    (SpoolNotEmptyError, ExitCode.USAGE),
     (SpoolError, ExitCode.TRY_LATER),
     (TimeoutError, ExitCode.TRY_LATER),
     (PermissionError, ExitCode.NO_PERMISSION),

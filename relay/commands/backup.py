@@ -23,6 +23,7 @@ import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -30,6 +31,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from relay import spool
+from relay.app.state_dir import as_owner
 from relay.clock import Clock, rfc3339
 from relay.files import fsync_path, replace_file, sync_disk, write_all
 from relay.mailbox.index.seen_files import SeenFiles
@@ -50,6 +52,7 @@ CONFIG, SUBMISSIONS, SPOOL, STATE, MAIL = "config", "submissions", "spool", "sta
 FORMAT = 1
 _BLOCK_BYTES = 1 << 20
 _LOOKS_MAX = 10
+_CLOCKS_DIFFER_US = 86_400_000_000  # at most: that of a database gives the times in names
 # The order in which a submission moves through them.
 _IN_ORDER = ("restored", "preparing", "deferred", "ready")
 _OF_A_PROCESS = frozenset(("lock", "session", "probe"))
@@ -105,12 +108,13 @@ def back_up(
     clock: Clock,
     environ: Mapping[str, str],
     on_file: OnFile = lambda _: None,
+    with_database: bool = True,
 ) -> Manifest:
     """Copy into `folder`, which is new or empty; after an error it is as before.
 
-    Raises NotEmptyError, SpoolError, OSError.
+    Without `with_database` a spool on a server is left out: another node has saved it. Raises
+    NotEmptyError, SpoolError, OSError.
     """
-    spool.storage(settings).tools()
     root = settings.mailboxes.root
     for place in (settings.state_dir, root):
         if folder.resolve().is_relative_to(place.resolve()):
@@ -122,7 +126,9 @@ def back_up(
     folder.chmod(0o700)
     try:
         with closing(BackupCopy(folder, on_file)) as copy:
-            return _back_up(settings, config, copy, clock=clock, environ=environ)
+            return _back_up(
+                settings, config, copy, clock=clock, environ=environ, with_database=with_database
+            )
     except BaseException:
         empty(folder)
         if is_new:
@@ -138,7 +144,10 @@ def _back_up(
     *,
     clock: Clock,
     environ: Mapping[str, str],
+    with_database: bool,
 ) -> Manifest:
+    stored = spool.storage(settings, as_owner=partial(as_owner, settings))
+    is_there = stored.exists()
     made_us = clock.time_us()
     root, submissions = settings.mailboxes.root, settings.mailboxes.root / ".submissions"
     clock.resume(ClockAnchorFile(submissions).read())
@@ -150,14 +159,19 @@ def _back_up(
         if copy.file(path.resolve(), Path(CONFIG) / path.relative_to("/"))
     ]
     _submissions(submissions, copy)
-    counts = _spool(settings, copy)
-    tools = spool.storage(settings).tools()
+    counts: dict[str, Any] = {}
+    copied = copy.path(Path(SPOOL))
+    copied.mkdir(mode=0o700)
+    if is_there and with_database:
+        result = stored.back_up(copied)
+        copy.all_written(copied)
+        counts = {**result.counts, "missing": len(result.missing)}
     not_state = (settings.run_dir, root)
     copy.tree(
         settings.state_dir, Path(STATE),
-        skip=lambda path: path in not_state or tools.has_part(path),
+        skip=lambda path: path in not_state or stored.has_part(path),
     )  # fmt: skip
-    copy.withhold_since(made_us)
+    copy.withhold_since(made_us - _CLOCKS_DIFFER_US)
     copy.path(Path(MAIL)).mkdir(mode=0o700)
     for mailbox in _mailboxes(root):
         if copy.leaves_out(mailbox):
@@ -165,10 +179,11 @@ def _back_up(
         target = Path(MAIL) / mailbox.relative_to(root)
         copy.tree(mailbox, target, skip=lambda path: path.name.startswith((_INDEX, STATES)))
         copy.states(mailbox, target)  # after the messages that they are about
-    late: Iterator[str] = iter(())
-    if counts:
-        late = tools.deliveries_since(copy.path(Path(SPOOL)), _submission_ids(copy))
-    copy.settle({delivered_id(one) for one in late})
+    since = copied if counts else None
+    late = list(stored.accepted_since(since, _submission_ids(copy))) if is_there else []
+    _make_ready(copy, {submission_id for submission_id, _ in late})
+    # Without the database's copy nobody knows here which of them it has.
+    copy.settle({delivered_id(name) for _, name in late} if counts else ())
     return copy.finish(
         made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
         config=str(config.absolute()), config_files=config_files,
@@ -203,14 +218,14 @@ def _submission_ids(copy: "BackupCopy") -> Iterator[str]:
             yield path.name.partition("@")[0]
 
 
-def _spool(settings: Settings, copy: "BackupCopy") -> dict[str, Any]:
-    stored, folder = spool.storage(settings), copy.path(Path(SPOOL))
-    folder.mkdir(mode=0o700)
-    if not stored.exists():
-        return {}
-    result = stored.tools().back_up(folder, on_part=lambda *_: None)
-    copy.all_written(folder)
-    return dict(result.counts) | {"missing": len(result.missing)}
+def _make_ready(copy: "BackupCopy", accepted: Collection[str]) -> None:
+    """Let scheduled sends be ready that were accepted after they were copied: their drafts may have
+    been filed or removed since, and the timer sends nothing without its draft.
+    """
+    scheduled, ready = (Path(SUBMISSIONS) / name for name in ("deferred", "ready"))
+    for path in copy.path(scheduled).glob("*"):
+        if path.name.partition("@")[0] in accepted and not copy.path(ready / path.name).exists():
+            copy.file(path, ready / path.name)
 
 
 def _mailboxes(root: Path) -> Iterator[Path]:

@@ -57,12 +57,13 @@ class SpoolFiles(Struct, frozen=True):
 
 @asynccontextmanager
 async def opened_spool(
-    settings: Settings, clock: Clock, *, holds_store: bool = True
+    settings: Settings, clock: Clock, *, holds_store: bool = True, alone: bool = False
 ) -> AsyncIterator[SpoolEngine]:
     """Open the spool for the block, which holds its owner lock. Raises SpoolError."""
     engine = spool.open(
-        settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=holds_store
-    )
+        settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=holds_store,
+        alone=alone,
+    )  # fmt: skip
     try:
         await engine.start()
         yield engine

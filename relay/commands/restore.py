@@ -14,7 +14,8 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,6 @@ def restore(
             _check_places(_normal(manifest.state_dir.path), _normal(manifest.root.path))
             kept = _restore_config(folder, manifest, written=written, allow=allow)
         settings = load(file, environ)
-        spool.storage(settings).tools()
         owner = _owner(settings, manifest)
         entries, submissions = _restore(
             folder, settings, manifest, clock=clock, owner=owner, who=who
@@ -300,21 +300,25 @@ def _restore(
                 place.chmod(mode)
         (state_dir / RESTORING).touch(0o600)
         fsync_path(state_dir)
-        if manifest.spool:
-            spool.storage(settings).tools().restore(folder / SPOOL)
-        for name, target in (
-            (STATE, state_dir),
-            (MAIL, root),
-            (SUBMISSIONS, root / ".submissions"),
-        ):
-            _copy_tree(folder / name, target)
-        if owner is not None:
-            _give_away(state_dir, owner)
-            _give_away(root, owner)
-        with as_owner(settings, root):
-            held = asyncio.run(_hold(settings, manifest, clock=clock, who=who))
-        sync_disk(root)
-        sync_disk(state_dir)
+        with ExitStack() as restoring:
+            if owner is not None:
+                os.chown(state_dir, *owner)
+            if manifest.spool:
+                stored = spool.storage(settings, as_owner=partial(as_owner, settings))
+                restoring.enter_context(stored.restored(folder / SPOOL))
+            for name, target in (
+                (STATE, state_dir),
+                (MAIL, root),
+                (SUBMISSIONS, root / ".submissions"),
+            ):
+                _copy_tree(folder / name, target)
+            if owner is not None:
+                _give_away(state_dir, owner)
+                _give_away(root, owner)
+            with as_owner(settings, root):
+                held = asyncio.run(_hold(settings, manifest, clock=clock, who=who))
+            sync_disk(root)
+            sync_disk(state_dir)
         (state_dir / RESTORING).unlink()
         fsync_path(state_dir)
     except BaseException:
@@ -388,16 +392,18 @@ async def _hold(
         keyed = KeyedSubmissions(root, clock)
         recorded = keyed.places(one.submission_id for one in waiting.directory.prepared())
         keyed.close()
-        if manifest.spool:
-            async with opened_spool(settings, clock) as engine:
+        alone = bool(manifest.spool)
+        if alone or spool.storage(settings).exists():  # which another node has restored
+            async with opened_spool(settings, clock, alone=alone) as engine:
                 accepted = set(await engine.renew_submission_keys([*ids, *recorded]))
                 command = QueueCommand(
                     Operation.HOLD, Selector(all=True), who=who,
                     why=f"restored from the backup of {manifest.made}",
                     backed_up_us=manifest.queue_us,
                 )  # fmt: skip
-                report = await engine.queue_admin.execute(command)
-                entries = report.counts[CommandResult.DONE]
+                if alone:
+                    report = await engine.queue_admin.execute(command)
+                    entries = report.counts[CommandResult.DONE]
         return entries, waiting.hold(accepted, recorded)
 
 

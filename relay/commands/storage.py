@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_run
 from relay.clock import Clock, rfc3339
 from relay.commands.backup import BackupCopy
 from relay.files import check_readable
+from relay.journeys.submission_log import read_accepted
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
 from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
-from relay.spool.engine import SpoolFinding, SpoolStorage, SpoolTools, VerifyMode
-from relay.spool.types import SpoolError
+from relay.spool.common.shared_spool import SUBMISSION_KEEP_S
+from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
+from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnsupportedError
 
 _FINDINGS_MAX = 10_000  # of one document
+_LINES_AT_ONCE = 1000
 
 
 class UnknownAccountError(Exception):
@@ -140,12 +144,16 @@ def _verify_spool(
     *,
     clock: Clock,
     is_owner: bool,
-    found: Callable[[SpoolFinding], None],
+    found: Callable[[SpoolFinding | StateFinding], None],
     counts: StoreCounts,
 ) -> dict[str, int] | None:
     stored = spool.storage(settings)
     if not stored.exists():
         return None
+    with suppress(SpoolDamagedError):  # its tools report that
+        for lost in _lost_messages(settings, stored, clock):
+            counts.remaining += 1
+            found(lost)
     if options.dry_run:
         mode = VerifyMode.READ_ONLY if is_running(settings.run_dir) else VerifyMode.DRY_RUN
     else:
@@ -156,9 +164,26 @@ def _verify_spool(
         counts.remaining += not finding.repaired
         found(finding)
 
-    return stored.tools().verify(
-        mode=mode, full=options.full, recount=options.recount, clock=clock, report=report
-    )
+    with suppress(SpoolUnsupportedError):  # those of the database check it
+        return stored.tools().verify(
+            mode=mode, full=options.full, recount=options.recount, clock=clock, report=report
+        )
+    return None
+
+
+def _lost_messages(
+    settings: Settings, stored: SpoolStorage, clock: Clock
+) -> Iterator[StateFinding]:
+    """Yield what was accepted, by the submission log, and what the spool does not know, as one that
+    is older than the mail root. The spool knows a submission for longer than this looks back.
+    """
+    since_us = clock.time_us() - int(SUBMISSION_KEEP_S * 1_000_000)
+    lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
+    while some := {one.submission_id: one for one in islice(lines, _LINES_AT_ONCE)}:
+        for key in some.keys() - {key for key, _ in stored.accepted_since(None, some)}:
+            when = f"step 4 at {rfc3339(some[key].at_us)}, as {some[key].queue_id}, and no message"
+            where = f"submission {key} of {some[key].owner}"
+            yield StateFinding("lost-message", where, when, "its message in the spool")
 
 
 @contextmanager
@@ -243,7 +268,7 @@ class BackupRefusedError(Exception):
 
 def extent(settings: Settings) -> dict[str, Any]:
     """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
-    found = _tools(settings).backup_size()
+    found = _stored(settings).tools().backup_size()
     dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
     return {
         "database": {"bytes": found.database_bytes},
@@ -263,12 +288,12 @@ def back_up(
 
     Raises BackupRefusedError, SpoolError, OSError.
     """
-    tools = _tools(settings)
+    stored = _stored(settings)
     folder.mkdir(mode=0o700, exist_ok=True)
     if any(folder.iterdir()):
         raise BackupRefusedError(f"{folder} is not empty")
     made = rfc3339(clock.time_us())
-    copied = tools.back_up(folder, on_part=on_part)
+    copied = stored.back_up(folder, on_part=on_part)
     dead_letters = settings.state_dir / DEAD_LETTER
     with closing(BackupCopy(folder)) as copy:
         copy.all_written(folder)
@@ -293,21 +318,20 @@ def back_up(
     return manifest
 
 
-def _tools(settings: Settings) -> SpoolTools:
-    """Return the tools of a spool that exists and can be read."""
+def _stored(settings: Settings) -> SpoolStorage:
+    """Return a spool that exists and can be read, and has tools of Relay's."""
     stored = spool.storage(settings)
-    tools = _check_readable(stored)
+    stored.tools()
+    _check_readable(stored)
     if not stored.exists():
         raise BackupRefusedError(f"there is no {stored}")
-    return tools
+    return stored
 
 
-def _check_readable(stored: SpoolStorage) -> SpoolTools:
-    """Return its tools, if the spool has any, and this user may read its files."""
-    tools = stored.tools()
+def _check_readable(stored: SpoolStorage) -> None:
+    """Raise PermissionError if this user may not read its files."""
     for file in stored.files():
         check_readable(file)
-    return tools
 
 
 def _letters(maildir: Path) -> Iterator[Path]:

@@ -371,6 +371,15 @@ def read_submissions(directory: Path, *, among: Collection[str]) -> LoggedSubmis
     return found
 
 
+def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
+    """Yield each step 4 since a time. Raises OSError."""
+    for path in _files(directory):
+        if path.name[:_DAY_CHARACTERS] >= _day_of(since_us):
+            for line in _lines(path):
+                if line.step == Step.ACCEPTED and line.at_us >= since_us:
+                    yield line
+
+
 def _read_file(
     path: Path, found: LoggedSubmissions, ended: set[str], *, among: Collection[str]
 ) -> None:  # fmt: skip

@@ -21,6 +21,8 @@ Elsewhere: which state may follow which: `relay/message/lifecycle.py`; when an e
 `relay/delivery/retry.py`; which claims are fetched: `relay/delivery/queue_scanner.py`.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,12 +41,14 @@ def open(  # noqa: A001 - called as spool.open()
     metrics: "Metrics",
     delivers_captured: bool = False,
     holds_store: bool = True,
+    alone: bool = False,
 ) -> "SpoolEngine":
     """Open the spool, create it, or migrate it, and resume `clock` from it.
 
     With `delivers_captured` captured mail is queued like other mail, and is captured once an
     attempt has that outcome; otherwise when it is accepted. Without `holds_store` the mail root of
-    `mailboxes.store` is that of another node of the spool, which claims all local mail.
+    `mailboxes.store` is that of another node of the spool, which claims all local mail. `alone` is
+    for a block of SpoolStorage.restored().
     Only the holder of the owner lock may call it. Raises SpoolError.
     """
     if not settings.spool.is_file:
@@ -58,7 +62,7 @@ def open(  # noqa: A001 - called as spool.open()
 
         return open_on_server(
             settings, clock=clock, crash=crash, metrics=metrics,
-            delivers_captured=delivers_captured, holds_store=holds_store,
+            delivers_captured=delivers_captured, holds_store=holds_store, alone=alone,
         )  # fmt: skip
     from relay.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
@@ -79,6 +83,7 @@ def load_engine(settings: "Settings") -> None:
         from relay.spool.postgres import require_driver  # noqa: PLC0415
 
         require_driver()
+        import relay.spool.postgres.backup  # noqa: PLC0415
         import relay.spool.postgres.spool  # noqa: PLC0415
         import relay.spool.postgres.storage  # noqa: F401, PLC0415
         from relay.spool.postgres.rows import statement  # noqa: PLC0415
@@ -87,13 +92,19 @@ def load_engine(settings: "Settings") -> None:
         statement("schema.sql")
 
 
-def storage(settings: "Settings") -> "SpoolStorage":
-    """Return the stored form of the spool; nothing is opened."""
+def storage(
+    settings: "Settings", *, as_owner: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> "SpoolStorage":
+    """Return the stored form of the spool; nothing is opened. A server is asked in a block of
+    `as_owner`, which works as the user of the service.
+    """
     if not settings.spool.is_file:
         from relay.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
 
         boxes = settings.mailboxes
-        return PostgresStorage(settings.spool.url, store=boxes.store, domains=boxes.domains)
+        return PostgresStorage(
+            settings.spool.url, store=boxes.store, domains=boxes.domains, as_owner=as_owner
+        )
     from relay.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above
 
     return SqliteStorage(settings.spool_file)

@@ -25,6 +25,7 @@ The caller holds the owner lock of the state_dir, so that a queue has one owner.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, Flag, StrEnum, auto
 from pathlib import Path
@@ -331,7 +332,7 @@ class BackupResult(Struct, frozen=True):
 
 
 class SpoolTools(Protocol):
-    """Checks, repairs and copies of the stored form.
+    """Checks and repairs of the stored form.
 
     All methods raise SpoolError and OSError.
     """
@@ -358,28 +359,6 @@ class SpoolTools(Protocol):
 
     def backup_size(self) -> BackupSize:
         """Return what back_up() would copy."""
-        ...
-
-    def back_up(self, folder: Path, *, on_part: Callable[[int, int], None]) -> BackupResult:
-        """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner
-        writes. `on_part` is called with the parts that are done, and their number.
-
-        The copy can replace the spool.
-        """
-        ...
-
-    def restore(self, folder: Path) -> None:
-        """Copy what back_up() wrote into `folder`, where there is no spool."""
-        ...
-
-    def deliveries_since(self, folder: Path, keys: Iterable[str]) -> Iterator[str]:
-        """Yield the names of the recipients, QUEUE-ID-NUMBER, of messages with these submission
-        keys that were accepted after back_up() copied into `folder`.
-        """
-        ...
-
-    def has_part(self, path: Path) -> bool:
-        """Whether a file or directory belongs to the spool: back_up() copies what is needed."""
         ...
 
 
@@ -424,3 +403,31 @@ class SpoolStorage(Protocol):
         they are left to it.
         """
         ...
+
+    def back_up(self, folder: Path, *, on_part: Callable[[int, int], None] = ...) -> BackupResult:
+        """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner
+        writes. `on_part` is called with the parts that are done, and their number.
+
+        The copy can replace the spool.
+        """
+        ...
+
+    def restored(self, folder: Path) -> AbstractContextManager[None]:
+        """Put in place, where there is no spool, what back_up() wrote into `folder`. No node but
+        one that is opened as `alone` can join before the end of the block; after an error in it the
+        tables of a database are removed again.
+
+        Raises SpoolNotEmptyError, and SpoolInUseError while a node lives.
+        """
+        ...
+
+    def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield each of these submission keys with which a message was accepted after back_up()
+        copied into `folder`, None: at any time. It comes once with the name of each recipient that
+        the history has, QUEUE-ID-NUMBER, or once without.
+        """
+        ...
+
+    def has_part(self, path: Path) -> bool:  # noqa: ARG002 - a database has none
+        """Whether a file or directory belongs to the spool: back_up() copies what is needed."""
+        return False

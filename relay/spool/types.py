@@ -118,6 +118,10 @@ class SpoolInUseError(SpoolError):
     """Another node owns the spool."""
 
 
+class SpoolNotEmptyError(SpoolError):
+    """There is something where a spool is to be restored."""
+
+
 class NodeNameError(SpoolError):
     """Another node uses the name of this one."""
 

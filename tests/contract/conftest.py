@@ -1,7 +1,8 @@
 """What any spool engine must do (relay/spool/engine.py); each test runs on each engine."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from relay.clock import Clock
 from relay.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolTools
+from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage, SpoolTools
 from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
@@ -54,6 +55,47 @@ def development(spool) -> DevelopmentSpool:
     if spool.development is None:
         pytest.skip("a development relay never has this engine")
     return spool.development
+
+
+@pytest.fixture
+def storage(settings: Settings) -> SpoolStorage:
+    return spools.storage(settings)
+
+
+@pytest.fixture
+def elsewhere(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+    """Where there is no spool, for what is restored."""
+    url = settings.spool.url
+    if not settings.spool.is_file:
+        url = request.getfixturevalue("empty_database")
+    return Settings("relay.test", tmp_path / "elsewhere", spool=SpoolSettings(url))
+
+
+@pytest.fixture
+def copied(storage: SpoolStorage, tmp_path: Path) -> Callable[[], Path]:
+    """Return a function that copies the spool of this test, and returns where."""
+
+    def copied() -> Path:
+        folder = tmp_path / "copy"
+        folder.mkdir()
+        storage.back_up(folder, on_part=lambda *_: None)
+        return folder
+
+    return copied
+
+
+@pytest.fixture
+def restored(elsewhere: Settings) -> Callable[..., Awaitable[None]]:
+    """Return a function that restores a copy elsewhere, and runs something before the end of the block."""
+
+    async def restored(folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
+        def restore() -> None:
+            with spools.storage(elsewhere).restored(folder):
+                meanwhile()
+
+        await asyncio.to_thread(restore)
+
+    return restored
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The fields of an entry by which no query selects: with the entry wherever it goes."""
 
-import dataclasses
-
 from msgspec.structs import replace
 
 from relay import spool as spools
@@ -45,12 +43,9 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     await spool.stop()
 
 
-async def test_a_restored_entry_has_them(settings, tools, spool, make, clock, tmp_path) -> None:
+async def test_a_restored_entry_has_them(elsewhere, copied, restored, spool, make, clock) -> None:
     await spool.accept(with_extra(make()), claim=False)
-    copy, elsewhere = tmp_path / "copy", dataclasses.replace(settings, state_dir=tmp_path / "new")
-    copy.mkdir()
-    tools.back_up(copy, on_part=lambda *_: None)
-    spools.storage(elsewhere).tools().restore(copy)
+    await restored(copied())
     again = spools.open(elsewhere, clock=clock, crash=CrashPoints(), metrics=Metrics())
     await again.start()
     (claim,) = (await again.claim_due(NOW, 9, DueQuery())).claims

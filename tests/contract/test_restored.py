@@ -1,6 +1,6 @@
 """What a restore holds: it is listed, does not expire, and is let go as it was."""
 
-from dataclasses import replace
+import asyncio
 
 import pytest
 from msgspec import structs
@@ -12,7 +12,13 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE
 from relay.observe.metrics import Metrics
 from relay.spool.engine import Retention
-from relay.spool.types import DueQuery, PriorityLevel, Selector
+from relay.spool.types import (
+    DueQuery,
+    PriorityLevel,
+    Selector,
+    SpoolInUseError,
+    SpoolNotEmptyError,
+)
 from tests.support.operator import ALL, HOUR_US, command, operations, reroute
 
 RESTORED = Selector(restored=True)
@@ -36,23 +42,64 @@ async def is_due(spool, now_us: int) -> bool:
     return any(one.claims for one in found)
 
 
-async def test_a_copy_is_restored_where_no_spool_is(settings, tools, spool, make, clock, tmp_path):
+async def test_a_copy_is_restored_where_no_spool_is(
+    storage, elsewhere, copied, restored, spool, make, clock
+) -> None:
     accepted = await spool.accept(make(content=LARGE), submission_key="k")
-    copy, elsewhere = tmp_path / "copy", replace(settings, state_dir=tmp_path / "elsewhere")
-    copy.mkdir()
-    tools.back_up(copy, on_part=lambda *_: None)
-    target = spools.storage(elsewhere).tools()
-    target.restore(copy)
-    assert spools.storage(elsewhere).exists()
-    assert all(target.has_part(one) for one in elsewhere.state_dir.iterdir())
+    await restored(copied())
+    target = spools.storage(elsewhere)
+    assert target.exists()
+    if elsewhere.spool.is_file:
+        assert all(target.has_part(one) for one in elsewhere.state_dir.iterdir())
+        files = [one for one in elsewhere.state_dir.rglob("*") if one.is_file()]
+        assert {one.stat().st_mode & 0o777 for one in files} == {0o600}
     assert not target.has_part(elsewhere.state_dir / "token-key.json")
-    files = [one for one in elsewhere.state_dir.rglob("*") if one.is_file()]
-    assert {one.stat().st_mode & 0o777 for one in files} == {0o600}
     again = spools.open(elsewhere, clock=clock, crash=CrashPoints(), metrics=Metrics())
     await again.start()
     assert (await again.accept(make(), submission_key="k")).queue_id == accepted.queue_id
-    assert await again.read_content(accepted.claims[0].content_id) == LARGE
+    (claim,) = (await again.claim_due(clock.queue_us() + HOUR_US, 9, DueQuery())).claims
+    assert await again.read_content(claim.content_id) == LARGE
     await again.stop()
+
+
+async def test_nothing_is_restored_over_a_spool(elsewhere, copied, restored, spool, make) -> None:
+    if elsewhere.spool.is_file:
+        pytest.skip("relay restore looks at the directory")
+    await spool.accept(make())
+    copy = copied()
+    await restored(copy)
+    with pytest.raises(SpoolNotEmptyError, match="the schema is not empty: found body"):
+        await restored(copy)
+    assert spools.storage(elsewhere).exists()
+
+
+async def test_nobody_joins_before_a_restoration_is_complete(
+    elsewhere, copied, restored, spool, make, clock
+) -> None:
+    if elsewhere.spool.is_file:
+        pytest.skip("relay restore has the lock of the directory")
+    await spool.accept(make())
+
+    async def start(*, alone: bool) -> None:
+        metrics = Metrics()
+        engine = spools.open(
+            elsewhere, clock=clock, crash=CrashPoints(), metrics=metrics, alone=alone
+        )
+        try:
+            await engine.start()
+        finally:
+            await engine.stop()
+
+    def meanwhile() -> None:
+        asyncio.run(start(alone=True))
+        asyncio.run(start(alone=False))
+
+    copy = copied()
+    with pytest.raises(SpoolInUseError):
+        await restored(copy, meanwhile)
+    assert not spools.storage(elsewhere).exists()
+    await restored(copy)
+    await start(alone=False)
 
 
 async def test_submission_keys_that_are_known_are_remembered_again(spool, make, clock) -> None:
@@ -168,14 +215,14 @@ async def test_the_journey_says_who_restored_it(spool, make, clock) -> None:
     assert (held["who"], held["why"], held["restored"]) == ("olga", "restored", True)
 
 
-async def test_a_copy_tells_what_was_accepted_since(tools, spool, make, tmp_path) -> None:
+async def test_a_copy_tells_what_was_accepted_since(storage, copied, spool, make) -> None:
     await spool.accept(make(), submission_key="before")
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    tools.back_up(copy, on_part=lambda *_: None)
+    copy = copied()
     parts = sorted(copy.iterdir())
     message = make({"mx:a.test": ["x@a.test"], "local": ["y@b.test"]})
     queue_id = (await spool.accept(message, submission_key="since")).queue_id
-    found = tools.deliveries_since(copy, ["before", "since", "never"])
-    assert sorted(found) == [f"{queue_id}-1", f"{queue_id}-2"]
+    keys = ["before", "since", "never"]
+    names = [f"{queue_id}-1", f"{queue_id}-2"]
+    assert sorted(storage.accepted_since(copy, keys)) == [("since", one) for one in names]
+    assert {key for key, _ in storage.accepted_since(None, keys)} == {"before", "since"}
     assert sorted(copy.iterdir()) == parts

@@ -31,11 +31,14 @@ PATIENT = {"delivery": {"retry": ["1h"], "expire_after": "2h"}}
 SERVICE = 65534  # the user of a service
 BIG_BYTES = 300 * 2**20  # takes long enough to be hashed that a kill comes before its end
 BEFORE = 15  # messages of each sender
+LATER_S = 0.5  # until a scheduled send is due
 
 
 @contextmanager
 def senders(relay: RelayProcess) -> Iterator[list[str]]:
-    """Send by SMTP and by Graph until the end of the block; yield the subjects that were answered."""
+    """Send by SMTP, by Graph, and by Graph a moment later, until the end of the block; yield the subjects
+    that were answered.
+    """
     answered: list[str] = []
     is_over = threading.Event()
 
@@ -54,9 +57,18 @@ def senders(relay: RelayProcess) -> Iterator[list[str]]:
     def by_graph(subject: str) -> None:
         relay.send_mail(to=["bob@example.test", "x@a.test"], subject=subject)
 
+    def later(subject: str) -> None:
+        at = (datetime.now(UTC) + timedelta(seconds=LATER_S)).isoformat()
+        relay.send_mail(
+            to=["bob@example.test", "x@a.test"], subject=subject,
+            save=not subject.endswith("0"),  # what becomes of its draft
+            singleValueExtendedProperties=[{"id": "SystemTime 0x3FEF", "value": at}],
+        )  # fmt: skip
+
     threads = [
         threading.Thread(target=send, args=("smtp", by_smtp)),
         *(threading.Thread(target=send, args=(f"graph{n}", by_graph)) for n in range(2)),
+        threading.Thread(target=send, args=("later", later)),
     ]
     for one in threads:
         one.start()
@@ -76,14 +88,15 @@ def tree(folder: Path) -> list[tuple[str, int, int]]:
 
 def restored_anew(relay: RelayProcess, copy: Path) -> None:
     """Replace what the relay has, but not its configuration, with the backup."""
-    for name in ("state", "mail"):
-        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    wipe(relay)
     assert relay.cli("restore", str(copy)).returncode == OK
 
 
 def wipe(relay: RelayProcess) -> None:
     for name in ("state", "mail"):
-        shutil.rmtree(relay.folder / name)
+        shutil.rmtree(relay.folder / name, ignore_errors=True)
+    if RelayProcess.empty_spool is not None:
+        RelayProcess.empty_spool(relay.config["spool"]["url"])
 
 
 def restored(relay: RelayProcess) -> list[dict[str, object]]:

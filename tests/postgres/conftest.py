@@ -28,6 +28,7 @@ def every_relay(server: PostgresServer) -> Iterator[None]:
     """Each relay of the module has its spool in a new database."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RelayProcess, "new_spool_url", staticmethod(server.create))
+        patch.setattr(RelayProcess, "empty_spool", staticmethod(server.empty))
         yield
 
 

@@ -182,6 +182,11 @@ class PostgresServer:
             self.sql(script, database=self._with_tables, user=OWNER)
         return self.create(template=self._with_tables)
 
+    def empty(self, url: str) -> None:
+        """Remove all that is in a database."""
+        again = f"CREATE SCHEMA public AUTHORIZATION {OWNER}"
+        self.sql(f"DROP SCHEMA public CASCADE; {again}", database=database_of(url))
+
     def drop(self, url: str) -> None:
         """Remove a database, and end the connections to it."""
         self.sql(f"DROP DATABASE IF EXISTS {database_of(url)} WITH (FORCE)")

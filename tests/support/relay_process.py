@@ -63,6 +63,7 @@ class RelayProcess:
     new_spool_url: ClassVar[Callable[[], str] | None] = (
         None  # where each has its spool; None: in its folder
     )
+    empty_spool: ClassVar[Callable[[str], None] | None] = None  # removes all from the spool there
 
     def __init__(
         self,

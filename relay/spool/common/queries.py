@@ -39,6 +39,11 @@ _LOOKUP_OF_COPY = (
     " WHERE message.id IN (SELECT id FROM message ORDER BY id DESC LIMIT ?) AND step = ?"
     " AND detail LIKE ? LIMIT 1"
 )
+# Of submission keys: the history of a message may be gone before its key.
+RECIPIENTS_OF_KEYS = (
+    "SELECT s.key, coalesce(s.message_id || '-' || r.number, '')"
+    " FROM submission s LEFT JOIN recipient r ON r.message_id = s.message_id WHERE {}"
+)
 
 
 def journey(tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:

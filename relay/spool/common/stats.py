@@ -55,6 +55,7 @@ _BY_HOP = (
     f" AS part GROUP BY next_hop ORDER BY number DESC, next_hop LIMIT {HOPS_MAX}) AS hop"
     " LEFT JOIN message ON id = oldest ORDER BY number DESC, next_hop"
 )
+_LIVE_ENTRIES = "SELECT state, count(*) FROM entry WHERE state <> 'final' GROUP BY state"
 _LAST_ID = "~"  # after every id
 _EVENTS_READ = 1000  # the newest ones, in which a busy next hop is found
 _ENTRIES_SEEN, _ENTRIES_READ = 200, 10  # of a next hop that is not among them
@@ -177,6 +178,16 @@ def read_counters(tables: Tables) -> dict[str, int]:
 def waiting_by(counters: Mapping[str, int]) -> int:
     """Return how many recipients are not final, according to the counters."""
     return counters.get(ACCEPTED_COUNTER, 0) - sum(counters.get(state, 0) for state in FINAL)
+
+
+def copied(tables: Tables) -> dict[str, Any]:
+    """Return what the manifest of a copy says of it."""
+    return {
+        "messages": tables.fetch_one("SELECT count(*) FROM message")[0],
+        "entries": dict(map(tuple, tables.fetch(_LIVE_ENTRIES))),
+        "recipients": waiting_by(read_counters(tables)),
+        "submissions": tables.fetch_one("SELECT count(*) FROM submission")[0],
+    }
 
 
 def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:

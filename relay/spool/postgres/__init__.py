@@ -25,7 +25,8 @@ Nodes:
 Care:
 
 - `maintenance`: sweeps and counts; mail of stores without a node
-- `storage`: the stored form for `relay check` and `relay storage`
+- `storage`: the stored form for `relay check`, `relay storage`, `relay backup` and `relay restore`
+- `backup`: a copy by pg_dump, its restoration by pg_restore; what they get of the URL
 
 Elsewhere: what is decided alike for both engines: `relay/spool/common/`.
 """

@@ -103,13 +103,14 @@ class ServerSession(Struct, frozen=True):
 class NodeIdentity(Struct, frozen=True):
     """Who a node is, apart from its incarnation."""
 
-    name: str
+    name: str  # in the settings
     home: str  # the id of its state_dir
     place: str = ""  # see place_of()
     version: str = ""  # of Relay
     store: str = "main"  # the name of the mail root to which its local mail goes
     holds_store: bool = True  # whether it has this mail root itself
     domains: tuple[str, ...] = ()  # its local ones
+    is_alone: bool = False  # its process keeps all others away: see lock_alone()
 
 
 class NodeRow(Struct, frozen=True):
@@ -226,10 +227,22 @@ def end_session(tables: ConnectionTables, session: ServerSession) -> None:
         raise SpoolUnavailableError(f"the server has not ended its process {session.pid} in time")
 
 
-def lock_shared(tables: ConnectionTables) -> None:
+def lock_shared(tables: ConnectionTables, identity: NodeIdentity) -> None:
     """Hold the spool together with other nodes. Raises SpoolInUseError."""
-    if not tables.fetch_one("SELECT pg_try_advisory_lock_shared(?)", (_LOCK,))[0]:
+    sql = "SELECT pg_try_advisory_lock_shared(?)"
+    if not (identity.is_alone or tables.fetch_one(sql, (_LOCK,))[0]):
         raise SpoolInUseError("the spool is in use by a Relay that takes it for itself")
+
+
+def lock_alone(tables: ConnectionTables) -> None:
+    """Keep all nodes away from the spool while this connection lasts. Raises SpoolInUseError."""
+    if not tables.fetch_one("SELECT pg_try_advisory_lock(?)", (_LOCK,))[0]:
+        raise SpoolInUseError("a node of the spool lives, or a command uses it: stop it first")
+
+
+def end_all(tables: ConnectionTables) -> None:
+    """Record that the nodes of a restored spool are dead: others take over what they have."""
+    tables.execute(f"UPDATE node SET state = '{_DEAD}' WHERE state = '{_ALIVE}'")
 
 
 def namesakes(tables: ConnectionTables, identity: NodeIdentity) -> list[NodeRow]:

@@ -123,7 +123,7 @@ async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection
             connection = await asyncpg.connect(
                 host=[host for host, _ in options.hosts],
                 port=[port for _, port in options.hosts],
-                user=options.user or _system_user(),
+                user=options.user or system_user(),
                 password=options.password,
                 database=options.database,
                 ssl=tls,
@@ -227,7 +227,7 @@ def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
         raise SpoolUnavailableError(f"{place}: {error.args[0]}") from error
 
 
-def _system_user() -> str:
+def system_user() -> str:
     """Return the name of the system's user, which peer authentication compares."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name

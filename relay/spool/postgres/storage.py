@@ -1,34 +1,43 @@
 """The stored form of a spool on a PostgreSQL server, as far as it is Relay's and not the server's.
 
-See relay.spool.engine.SpoolStorage. Checks, backups and repairs of a database are the business of
+See relay.spool.engine.SpoolStorage. Checks and repairs of a database are the business of
 PostgreSQL's own tools. asyncpg is imported when the server is asked for something.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.engine import SpoolStorage, unheld_text
+from relay.spool.common.queries import RECIPIENTS_OF_KEYS
+from relay.spool.engine import BackupResult, SpoolStorage, unheld_text
 from relay.spool.postgres import require_driver
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
 if TYPE_CHECKING:
     from relay.spool.postgres.tables import ConnectionTables
 
+AsOwner = Callable[[], AbstractContextManager[None]]
+_DUMP = "spool.dump"
 T = TypeVar("T")
 
 
 class PostgresStorage(SpoolStorage):
     """A SpoolStorage."""
 
-    def __init__(self, url: str, *, store: str, domains: Collection[str]) -> None:
-        """`store` is that of this node's mailboxes, `domains` are its local ones."""
+    def __init__(
+        self, url: str, *, store: str, domains: Collection[str], as_owner: AsOwner = nullcontext
+    ) -> None:
+        """`store` is that of this node's mailboxes, `domains` are its local ones. The server is
+        asked in a block of `as_owner`.
+        """
         self._options = parse_postgres_url(url)
         self._store = store
         self._domains = domains
+        self._as_owner = as_owner
 
     def __str__(self) -> str:
         return str(self._options)
@@ -95,27 +104,71 @@ class PostgresStorage(SpoolStorage):
     def tools(self) -> NoReturn:
         """SpoolStorage.tools."""
         raise SpoolUnsupportedError(
-            f"the spool is in PostgreSQL ({self}), whose own tools check, copy and repair it:"
-            " pg_basebackup and an archive of its write-ahead log make a backup. Restore the latest"
-            " state there is: after an older one, mail that was delivered since is sent again, and"
-            " mail that was accepted since is lost"
+            f"the spool is in PostgreSQL ({self}), whose own tools check and repair it;"
+            " relay backup copies it"
         )
+
+    def back_up(self, folder: Path, **_progress: object) -> BackupResult:
+        """SpoolStorage.back_up, by one run of pg_dump, which does not say how far it is."""
+        from relay.spool.postgres.backup import dump  # noqa: PLC0415 - see above
+
+        with (folder / _DUMP).open("xb") as file:
+            counts = self._ask(lambda tables: dump(self._options, tables, file))
+        return BackupResult(folder / _DUMP, folder, counts)
+
+    @contextmanager
+    def restored(self, folder: Path) -> Iterator[None]:
+        """SpoolStorage.restored."""
+        require_driver()
+        from relay.spool.postgres import backup, nodes, server  # noqa: PLC0415 - see above
+
+        with ExitStack() as until_end:
+            with (folder / _DUMP).open("rb") as file, self._as_owner():
+                tables = until_end.enter_context(self._connected())
+                with server.translate_postgres_errors(self._options):
+                    nodes.lock_alone(tables)
+                    backup.load(self._options, tables, file)
+                    nodes.end_all(tables)
+            try:
+                yield
+            except BaseException:
+                with server.translate_postgres_errors(self._options):
+                    backup.unload(tables)
+                raise
+
+    def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """SpoolStorage.accepted_since."""
+        from relay.spool.postgres.backup import keys_in  # noqa: PLC0415 - see above
+
+        wanted = set(keys)
+        if folder is not None and wanted:
+            with (folder / _DUMP).open("rb") as file:
+                wanted -= keys_in(self._options, file, wanted)
+        sql = RECIPIENTS_OF_KEYS.format("s.key = ANY(?)")
+        return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(wanted),))))
 
     def _ask(self, question: "Callable[[ConnectionTables], T]") -> T:
         """Ask the server by a connection of its own. Raises SpoolError."""
         require_driver()
-        with ThreadPoolExecutor(1) as thread:  # an event loop may run in the caller's
+        # An event loop may run in the caller's thread.
+        with self._as_owner(), ThreadPoolExecutor(1) as thread:
             return thread.submit(self._answer, question).result()
 
     def _answer(self, question: "Callable[[ConnectionTables], T]") -> T:
+        from relay.spool.postgres import server  # noqa: PLC0415 - see above
+
+        with self._connected() as tables, server.translate_postgres_errors(self._options):
+            return question(tables)
+
+    @contextmanager
+    def _connected(self) -> "Iterator[ConnectionTables]":
         from relay.spool.postgres import server  # noqa: PLC0415 - see above
         from relay.spool.postgres.tables import ConnectionTables  # noqa: PLC0415
 
         with closing(asyncio.new_event_loop()) as loop:
             connection = loop.run_until_complete(server.connect(self._options, purpose="command"))
             try:
-                with server.translate_postgres_errors(self._options):
-                    return question(ConnectionTables(loop, connection))
+                yield ConnectionTables(loop, connection)
             finally:
                 connection.terminate()
                 loop.run_until_complete(loop.shutdown_asyncgens())

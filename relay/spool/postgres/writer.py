@@ -514,9 +514,9 @@ class WriteConnection(GroupWriter[WaitingOperation]):
             try:
                 self.sample_wall(tables)
                 self._tell_difference()
+                lock_shared(tables, self.identity)
                 bring_to_schema(tables, now_us=self._clock.time_us())
                 tables.wait(self._connection.execute(PLANS))
-                lock_shared(tables)
                 left = namesakes(tables, self.identity)
                 silent = still_alive(tables, left)
                 self._join(tables, silent=silent)
@@ -547,7 +547,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         tables = self._tables()
         if self.own is not None:
             tables.wait(self._connection.execute(PLANS))
-            lock_shared(tables)
+            lock_shared(tables, self.identity)
         return tables
 
     def _tables(self) -> ConnectionTables:

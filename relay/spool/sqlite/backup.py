@@ -8,7 +8,7 @@ See docs/operation-run.md (Back up).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import apsw
 from relay.files import disk_of, fsync_path, link_or_copy
 from relay.spool.common import stats
 from relay.spool.common.os_errors import translate_os_errors
+from relay.spool.common.queries import RECIPIENTS_OF_KEYS
 from relay.spool.engine import BackupResult, BackupSize
 from relay.spool.sqlite.database import SqliteTables, open_database
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
@@ -30,11 +31,7 @@ from relay.spool.sqlite.transactions import is_file_needed
 from relay.spool.types import SpoolDamagedError, SpoolFullError
 
 _SNAPSHOTS_MAX = 10
-_LIVE_ENTRIES = "SELECT state, count(*) FROM entry WHERE state <> 'final' GROUP BY state"
-_RECIPIENTS_OF_KEY = (
-    "SELECT r.message_id, r.number FROM submission s JOIN recipient r"
-    " ON r.message_id = s.message_id WHERE s.key = ?"
-)
+_KNOWN_KEY = "SELECT 1 FROM submission WHERE key = ?"
 _FILES = "SELECT file FROM content INDEXED BY content_file WHERE file IS NOT NULL ORDER BY file"
 
 
@@ -134,29 +131,22 @@ def _counts(database: Path) -> dict[str, Any]:
             text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
             raise SpoolDamagedError(text)
         tables = SqliteTables(connection.cursor())
-        return {
-            "schema": connection.pragma("user_version"),
-            "messages": tables.fetch_one("SELECT count(*) FROM message")[0],
-            "entries": dict(tables.fetch(_LIVE_ENTRIES)),
-            "recipients": stats.waiting_by(stats.read_counters(tables)),
-            "submissions": tables.fetch_one("SELECT count(*) FROM submission")[0],
-        }
+        return {"schema": connection.pragma("user_version")} | stats.copied(tables)
 
 
-def deliveries_since(database: Path, copy: Path, keys: Iterable[str]) -> Iterator[str]:
-    """Yield the names of the recipients, QUEUE-ID-NUMBER, of messages with these submission keys
-    that the spool has and its copy has not.
-    """
+def accepted_since(
+    database: Path, copy: Path | None, keys: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the submission keys that the spool has, and its copy has not: see SpoolStorage."""
     with (
         translate_sqlite_errors(database),
-        closing(open_copy(copy)) as before,
         closing(open_database(database, read_only=True)) as now,
+        closing(open_copy(copy)) if copy else nullcontext() as before,
     ):
         for key in keys:
-            if before.execute("SELECT 1 FROM submission WHERE key = ?", (key,)).fetchone():
+            if before and before.execute(_KNOWN_KEY, (key,)).fetchone():
                 continue
-            rows = now.execute(_RECIPIENTS_OF_KEY, (key,))
-            yield from (f"{queue_id}-{number}" for queue_id, number in rows)
+            yield from now.execute(RECIPIENTS_OF_KEYS.format("s.key = ?"), (key,))
 
 
 def _size_of(path: Path) -> int:

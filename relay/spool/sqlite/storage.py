@@ -4,7 +4,7 @@ See relay.spool.engine.SpoolStorage; each method calls the module that does it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +21,7 @@ from relay.spool.engine import (
     SpoolTools,
     VerifyMode,
 )
-from relay.spool.sqlite.backup import back_up, backup_size, deliveries_since, restore
+from relay.spool.sqlite.backup import accepted_since, back_up, backup_size, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
@@ -90,19 +90,21 @@ class SqliteStorage(SpoolStorage, SpoolTools):
     def back_up(
         self, folder: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
     ) -> BackupResult:
-        """SpoolTools.back_up."""
+        """SpoolStorage.back_up."""
         return back_up(self._database, folder, on_part=on_part)
 
-    def restore(self, folder: Path) -> None:
-        """SpoolTools.restore."""
+    @contextmanager
+    def restored(self, folder: Path) -> Iterator[None]:
+        """SpoolStorage.restored."""
         restore(self._database, folder)
+        yield
 
-    def deliveries_since(self, folder: Path, keys: Iterable[str]) -> Iterator[str]:
-        """SpoolTools.deliveries_since."""
-        return deliveries_since(self._database, folder / self._database.name, keys)
+    def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """SpoolStorage.accepted_since."""
+        return accepted_since(self._database, folder and folder / self._database.name, keys)
 
     def has_part(self, path: Path) -> bool:
-        """SpoolTools.has_part."""
+        """SpoolStorage.has_part."""
         if path == put_aside_of(self._database):
             return False  # it may be all that is left of some mail
         names = (self._database.name, RESERVE_FILE)

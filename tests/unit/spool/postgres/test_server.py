@@ -1,10 +1,12 @@
 """Connections to a real server: who gets one, what a refusal says, and which servers lose mail."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,13 +15,17 @@ import pytest
 
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres import server
+from relay.spool.postgres.backup import dump
 from relay.spool.postgres.server import connect, server_faults, translate_postgres_errors
+from relay.spool.postgres.storage import PostgresStorage
+from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.types import (
     SpoolDamagedError,
     SpoolError,
     SpoolFormatError,
     SpoolFullError,
     SpoolUnavailableError,
+    SpoolUnsupportedError,
 )
 from tests.support.ports import free_port
 from tests.support.postgres import (
@@ -226,6 +232,33 @@ async def test_a_certificate_for_another_name(safe_server, safe_url, authority):
     connection = await connect(parse_postgres_url(url), purpose="test")
     assert await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
     await connection.close()
+
+
+@pytest.mark.parametrize("mode", ["disable", "require", "verify-ca", "verify-full"])
+def test_pg_dump_connects_as_a_node_does(safe_server, authority, tmp_path, mode):  # noqa: F811
+    serve_certificate(safe_server, authority.issue("IP:127.0.0.1"))
+    url = safe_server.tcp_url(database_of(safe_server.create_spool())) + f"?sslmode={mode}"
+    other = safe_server.tcp_url(database_of(safe_server.create())) + f"?sslmode={mode}"
+    trusted = f"&sslrootcert={authority.certificate}" if mode.startswith("verify") else ""
+    assert PostgresStorage(url + trusted, store="main", domains=()).back_up(tmp_path).counts
+    target = PostgresStorage(other + trusted, store="main", domains=())
+    with target.restored(tmp_path):
+        assert target.exists()
+    for one in (url, other):
+        safe_server.drop(one.partition("?")[0])
+
+
+def test_pg_dump_verifies_the_certificate(safe_server, authority, tmp_path):  # noqa: F811
+    serve_certificate(safe_server, authority.issue("DNS:other.test"))
+    spool = safe_server.create_spool()
+    url = f"{safe_server.tcp_url(database_of(spool))}?sslmode=verify-full"
+    for trusted in (f"&sslrootcert={authority.certificate}", ""):  # "": those of the system
+        with closing(asyncio.new_event_loop()) as loop, (tmp_path / "dump").open("wb") as file:
+            connection = loop.run_until_complete(connect(parse_postgres_url(spool), purpose="test"))
+            with pytest.raises(SpoolUnsupportedError, match="certificate"):
+                dump(parse_postgres_url(url + trusted), ConnectionTables(loop, connection), file)
+            loop.run_until_complete(connection.close())
+    safe_server.drop(spool)
 
 
 def serve_certificate(server: PostgresServer, made) -> None:
