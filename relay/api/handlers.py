@@ -313,7 +313,8 @@ class Handlers:
         not in the queue yet.
         """
         listed = await self.queue_entries(query, principal)
-        counts = await self._dependencies.journeys.count_before_queue()
+        needed = self._dependencies
+        counts = await restored.not_queued(needed.journeys, needed.restored)
         waiting = ", ".join(f"{state}={number}" for state, number in counts.items())
         headers = {BEFORE_QUEUE_HEADER: waiting}
         if listed.unknown:

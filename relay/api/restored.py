@@ -1,14 +1,17 @@
 """The submissions that a restore holds, next to the restored entries of the queue.
 
-They are listed, released and cancelled with the condition `restored` alone: a submission is in no
-state of the queue, and has no next hop yet.
+They are listed, released and cancelled with the condition `restored` alone, or with `all`: a
+submission is in no state of the queue, and has no next hop yet.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+from msgspec.structs import replace
+
 from relay.clock import rfc3339
+from relay.journeys.journey import Journeys
 from relay.mailbox.submissions.restored import HeldSubmission, RestoredSubmissions
 from relay.message.lifecycle import RecipientState
 from relay.spool.queue_commands import (
@@ -41,7 +44,7 @@ async def list_entries(
     """
     found = await queue_admin.list(selector, limit=limit, after=after)
     is_first = after == FIRST_KEY and len(found) < limit
-    if selector == _ALL_RESTORED and is_first:
+    if _is_everything(selector) and is_first:
         found += await _in_thread(_held, submissions, limit - len(found))
     return found
 
@@ -53,11 +56,13 @@ async def execute(
     **more: Any,
 ) -> dict[str, Any]:
     """Execute a queue command; a release and a cancellation of all that was restored include the
-    held submissions. Return the JSON of POST /queue/{operation}. Raises SpoolError.
+    held submissions, and another release says how many stay held. Return the JSON of POST
+    /queue/{operation}. Raises SpoolError.
     """
     answer = (await queue_admin.execute(command, **more)).as_json()
-    if command.selector != _ALL_RESTORED:
-        return answer
+    if not _is_everything(command.selector):
+        left = command.operation is Operation.RELEASE and await _count(submissions)
+        return answer | ({"still_held": left} if left else {})
     actions = {Operation.RELEASE: submissions.release, Operation.CANCEL: submissions.cancel}
     if command.operation not in actions:
         return answer
@@ -67,6 +72,25 @@ async def execute(
     done = {"result": str(CommandResult.DONE), "note": ""}
     answer["entries"] += [one | done for one in listed[: LISTED_MAX - len(answer["entries"])]]
     return answer | {"matched": answer["matched"] + number, "done": answer["done"] + number}
+
+
+async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Mapping[str, int]:
+    """Return how many messages are not in the queue yet, by state; and how many of them a restore
+    holds, if any.
+    """
+    held = await _count(submissions)
+    return {**await journeys.count_before_queue(), **({"restored": held} if held else {})}
+
+
+async def _count(submissions: RestoredSubmissions) -> int:
+    try:
+        return await asyncio.to_thread(submissions.count)
+    except OSError:  # it is only told: the queue does not need the mail root
+        return 0
+
+
+def _is_everything(selector: Selector) -> bool:
+    return replace(selector, all=False) == _ALL_RESTORED
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -16,6 +16,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, user_name
 from relay.cli.output import print_progress, printable
 from relay.clock import SystemClock
+from relay.journeys.wording import RELEASE_RESTORED
 from relay.phrases import counted
 from relay.settings.environment import read_environment
 
@@ -133,7 +134,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         *(f"kept, and different from the backup: {one}" for one in result["kept"]),
         *_damaged(result),
         f"held: {entries} of the queue, {submissions}",
-        "see relay queue list --restored; relay queue release --restored lets all go",
+        RELEASE_RESTORED,
     ]
 
 

@@ -33,7 +33,7 @@ from relay.client import ControlError
 from relay.clock import SystemClock
 from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
 from relay.journeys.document import Recipient
-from relay.journeys.wording import changed_line, named
+from relay.journeys.wording import RELEASE_RESTORED, changed_line, named
 from relay.message.lifecycle import hold_text
 from relay.phrases import counted, shown
 from relay.spool.queue_commands import EntryList
@@ -189,9 +189,9 @@ def hold(context: CommandContext, *, until: str, **conditions: Any) -> None:
 def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
     """Release held mail and deliver it now.
 
-    With --restored alone, the submissions and scheduled sends that relay restore holds as well;
-    what was held before the backup stays held. With --as-before, each entry gets the state and due
-    time from before the hold.
+    With --restored alone, or with --all, the submissions and scheduled sends that relay restore
+    holds as well; what was held before the backup stays held. With --as-before, each entry gets the
+    state and due time from before the hold.
     """
     _change(context, "release", conditions, as_before=as_before)
 
@@ -311,9 +311,11 @@ def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _before_queue_lines(entries: EntryList) -> list[str]:
     """Return the line about messages that are not in the queue yet, if they were counted."""
-    counts = entries.before_queue or {}
+    counts = dict(entries.before_queue or {})
+    held = counts.pop("restored", 0)
     numbers = [f"{number} {state}" for state, number in counts.items()]
-    return [f"and {', '.join(numbers)}"] if numbers else []
+    lines = [f"and {', '.join(numbers)}"] if numbers else []
+    return [*lines, f"of these, a restore holds {held}: {RELEASE_RESTORED}"] if held else lines
 
 
 def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:

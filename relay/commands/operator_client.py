@@ -330,10 +330,10 @@ async def _stats(files: "SpoolFiles") -> dict[str, Any]:
 
 
 async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
-    from relay.api.restored import list_entries  # noqa: PLC0415 - slow
+    from relay.api.restored import list_entries, not_queued  # noqa: PLC0415 - slow
 
     found = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
-    found.before_queue = await files.journeys.count_before_queue()
+    found.before_queue = await not_queued(files.journeys, files.restored)
     return found
 
 

@@ -13,6 +13,7 @@ from relay.phrases import counted, moment
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300
+RELEASE_RESTORED = "see relay queue list --restored; relay queue release --restored lets all go"
 
 WAITS_FOR = {
     1: "the draft is created, but not submitted",
@@ -167,6 +168,8 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
     if (reports := answer.get("reports")) is not None:
         parts.append(f"{counted(reports, 'report')} to senders")
     line = ", ".join(parts)
+    if left := answer.get("still_held"):
+        line += f"; a restore still holds {counted(left, 'submission')}: {RELEASE_RESTORED}"
     if others := answer.get("other_nodes"):
         line += f"; failures of hosts are forgotten on this node only, not on {named(others)}"
     return line

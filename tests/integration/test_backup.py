@@ -29,6 +29,7 @@ OK, USAGE, DATA, NO_INPUT, UNAVAILABLE, CONFIGURATION = 0, 64, 65, 66, 69, 78
 LATER = "450 4.2.0 greylisted, try again later"
 PATIENT = {"delivery": {"retry": ["1h"], "expire_after": "2h"}}
 SERVICE = 65534  # the user of a service
+ALL = "see relay queue list --restored; relay queue release --restored lets all go"
 BIG_BYTES = 300 * 2**20  # takes long enough to be hashed that a kill comes before its end
 BEFORE = 15  # messages of each sender
 LATER_S = 0.5  # until a scheduled send is due
@@ -210,13 +211,18 @@ def test_what_waits_is_held_until_it_is_released(stopped: tuple[RelayProcess, Pa
         assert relay.graph("PATCH", f"/me/messages/{identity}", {"subject": "x"}).status == 409
         assert relay.graph("POST", f"/me/messages/{identity}/send").status == 409
         assert relay.graph("DELETE", f"/me/messages/{identity}").status == 409
-    dry = relay.cli_json("queue", "release", "--restored", "--dry-run")
-    assert (len(dry), len(restored(relay))) == (4, 4)
-    done = relay.cli("queue", "release", "--restored")
+    for words in ("--restored",), ("--restored", "--all"):
+        dry = relay.cli_json("queue", "release", *words, "--dry-run")
+        assert (len(dry), len(restored(relay))) == (4, 4)
+    some = relay.cli("queue", "release", "--restored", "--recipient", "nobody@*")
+    assert f"released 0 of 0 entries; a restore still holds 3 submissions: {ALL}" in some.stdout
+    assert f"of these, a restore holds 3: {ALL}" in relay.cli("queue", "list").stdout
+    done = relay.cli("queue", "release", "--restored", "--all")
     assert "released 3 of 4 entries, 1 stays as it was" in done.stdout, done
     until("what is due is sent", lambda: len(relay.subjects("bob")) == 4)
     assert relay.subjects("bob") == ["delivered", "new", "ready", "soon"]
     assert (restored(relay), len(relay.scheduled_submissions())) == ([], 1)
+    assert "a restore holds" not in relay.cli("queue", "list").stdout
     (held,) = relay.queue()
     assert (held["state"], held["reason"]) == ("held", "root: suspicious") or held[
         "state"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -168,7 +169,7 @@ async def api() -> AsyncIterator[ApiClients]:
         sources=records,
         unlock=records.unlock,
         explain=records.explain,
-        restored=None,
+        restored=SimpleNamespace(count=lambda: 0),
         submissions=None,
         events=None,
         refusals=RecentRefusals(),
