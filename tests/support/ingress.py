@@ -7,7 +7,6 @@ import asyncio
 import dataclasses
 import socket
 import struct
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
 from relay.spool.types import Accepted, Claim, NewMessage
 from tests.support.manual_clock import ManualClock
+from tests.support.tls import self_signed
 
 OPENING = [
     "EHLO client.test",
@@ -232,14 +232,9 @@ class Relay:
 
 
 def make_certificate(directory: Path) -> TlsSettings:
-    """Make a self-signed certificate for localhost with the openssl command."""
-    certificate, key = directory / "certificate.pem", directory / "key.pem"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        f" -subj /CN=localhost -keyout {key} -out {certificate}"
-    )
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return TlsSettings(certificate, key)
+    """Make a self-signed certificate for localhost."""
+    made = self_signed(directory, "DNS:localhost")
+    return TlsSettings(made.certificate, made.key)
 
 
 class Client:

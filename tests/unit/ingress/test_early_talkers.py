@@ -1,7 +1,6 @@
 """Clients that do not wait for the greeting, or for the reply to EHLO or DATA."""
 
 import asyncio
-import shutil
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -54,8 +53,6 @@ def run(request: pytest.FixtureRequest) -> Callable[[Scenario], None]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsSettings:
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command is not installed")
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 

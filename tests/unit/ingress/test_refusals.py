@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import shutil
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -37,8 +36,6 @@ async def closed_clients():
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command is not installed")
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 

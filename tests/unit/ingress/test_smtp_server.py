@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import gc
-import shutil
 import socket
 import ssl
 import stat
@@ -329,8 +328,6 @@ async def test_only_a_unix_socket_counts_as_loopback(relay, listening, tmp_path)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command is not installed")
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 

@@ -1,7 +1,6 @@
 """relay.toml becomes the tree, or every fault of it is told with its place."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from relay.settings.document import SettingsError
 from relay.settings.reader import load
 from relay.settings.tree import Address, RetryByClass, RouteAuth, SmtpListener
 from relay.settings.validation import verifies
+from tests.support.tls import self_signed
 
 LOGIN = "{user='u', password_file='secret'}"
 ROUTE = "[[route]]\ndomain = '*'\n"
@@ -419,22 +419,22 @@ def test_a_bound_on_memory_is_left_to_the_relay_or_is_no_slip(folder, written, s
     assert loaded(folder, SMALL + f"[pressure]\nmemory = {written}").pressure.memory == size
 
 
-def make_pair(folder: Path, name: str) -> None:
-    command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt"
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, timeout=60)
-
-
 def test_a_certificate_needs_its_own_key(folder):
-    make_pair(folder, "one")
-    make_pair(folder, "two")
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        self_signed(folder / name, "DNS:localhost")
     text = SMALL + '[[smtp]]\nlisten = "192.0.2.1:465"\nrole = "submissions"\n'
-    right = 'tls = { certificate = "one.crt", key = "one.key", require = true }\n'
+    right = 'tls = { certificate = "one/certificate.pem", key = "one/key.pem", require = true }\n'
     tls = loaded(folder, text + right).smtp[0].tls
-    assert (tls.certificate, tls.key, tls.require) == (folder / "one.crt", folder / "one.key", True)
-    (told,) = faults(folder, text + right.replace("one.key", "two.key"))
-    assert ':6: smtp[0].tls.certificate: found "one.crt", expected' in told
+    assert (tls.certificate, tls.key, tls.require) == (
+        folder / "one/certificate.pem",
+        folder / "one/key.pem",
+        True,
+    )
+    (told,) = faults(folder, text + right.replace("one/key.pem", "two/key.pem"))
+    assert ':6: smtp[0].tls.certificate: found "one/certificate.pem", expected' in told
     assert "KEY_VALUES_MISMATCH" in told
-    (told,) = faults(folder, text + right.replace("one.key", "relay.toml"))
+    (told,) = faults(folder, text + right.replace("one/key.pem", "relay.toml"))
     assert "smtp[0].tls.certificate" in told
 
 
