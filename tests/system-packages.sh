@@ -46,17 +46,18 @@ unpack() {
         unpack_one usr/lib/dovecot/lmtp "dovecot-lmtpd=$version" "Dovecot's LMTP server"
     unpack_one usr/sbin/exim4 exim4-daemon-light Exim
     unpack_one usr/sbin/opendkim opendkim OpenDKIM
-    unpack_one usr/share/doc/libmilter1.0.1 libmilter1.0.1 OpenDKIM
     unpack_one usr/sbin/pgbouncer pgbouncer PgBouncer
-    unpack_one usr/share/doc/libevent-2.1-7 libevent-2.1-7 PgBouncer
-    unpack_one usr/share/doc/libc-ares2 libc-ares2 PgBouncer
 }
+# With each package that an installation would bring along: names of libraries differ between versions.
 unpack_one() {
     local folder
     [ ! -e "/$1" ] && [ ! -e ".system/$1" ] || return 0
     folder=$(mktemp -d) || return 0
-    (cd "$folder" && apt-get -q download "$2" && dpkg-deb -x "${2%%=*}"_*.deb .) &&
-        mkdir -p .system && cp -r "$folder/usr" .system/ ||
+    (
+        cd "$folder"
+        apt-get -s install --no-install-recommends "$2" | awk '$1 == "Inst" { print $2 }' >names &&
+            xargs apt-get -q download <names && for each in *.deb; do dpkg-deb -x "$each" .; done
+    ) && [ -e "$folder/$1" ] && mkdir -p .system && cp -r "$folder/usr" .system/ ||
         echo "tests of $3 are skipped: its package cannot be fetched" >&2
     rm -rf "$folder"
 }

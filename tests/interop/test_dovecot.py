@@ -20,7 +20,7 @@ def dovecot(relay) -> Iterator[Dovecot]:
     try:
         with Dovecot(relay.home(OWNER)) as started:
             yield started
-            started.doveadm("fetch", "size.physical size.virtual hdr body", "all")
+            started.fetch("size.physical size.virtual hdr body")
             assert started.complaints() == []
     except NoDovecotError as why:
         pytest.skip(str(why))
@@ -66,7 +66,7 @@ def test_it_shows_what_relay_writes(relay, dovecot):
         [(_, report), *_] = imap.uid("FETCH", "1:*", "BODY[]")[1]
     [file] = list(relay.home(OWNER).glob("cur/*"))
     assert file.read_bytes() == report
-    sizes = dovecot.doveadm("-f", "tab", "fetch", "size.physical", "all").split()[1:]
+    sizes = dovecot.fetch("size.physical", form="tab").split()[1:]
     on_disk = [path.stat().st_size for path in relay.home(OWNER).glob("**/cur/*")]
     assert sorted(map(int, sizes)) == sorted(on_disk)
 

@@ -24,22 +24,51 @@ _PLACES = ("/usr/lib/dovecot/imap", "/usr/libexec/dovecot/imap")
 # Dovecot serves no mail as root. Where the tests run as root, it is nobody, who may open every file.
 _NOBODY = "nobody"
 _RIGHTS = "+dac_override,+dac_read_search,+fowner,+chown"
+# 2.4 has another language. It reads no file that does not begin with a version, passes on no variable of
+# the environment that is not named, and its doveadm asks for the user.
+_BY_VERSION = {
+    "2.3": "mail_location = maildir:{maildir}\n",
+    "2.4": """\
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+mail_driver = maildir
+mail_path = {maildir}
+import_environment {{
+  USER = owner
+  HOME = {folder}
+}}
+""",
+}
 _CONFIGURATION = """\
 log_path = /dev/stderr
 base_dir = {folder}
-mail_location = maildir:{maildir}
 maildir_stat_dirs = yes
 ssl = no
 first_valid_uid = 1
 first_valid_gid = 0
 stats_writer_socket_path =
-{more}
 """
 _TOLD = re.compile(r"\b(Error|Warning|Panic|Fatal):")
 
 
 class NoDovecotError(Exception):
     """Why there is no Dovecot here."""
+
+
+def dovecot_program() -> str:
+    """The daemon. Raises NoDovecotError."""
+    found = shutil.which("dovecot", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if found is None:
+        raise NoDovecotError("dovecot-core is not installed")
+    return found
+
+
+def dovecot_version() -> str:
+    """ "2.3" or "2.4": the language of its configuration. Raises NoDovecotError."""
+    done = subprocess.run(
+        [dovecot_program(), "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    return "2.3" if done.stdout.startswith("2.3.") else "2.4"
 
 
 class ImapSession(imaplib.IMAP4_stream):
@@ -94,8 +123,7 @@ def quoted(name: str) -> str:
 class Dovecot:
     """One Maildir++, shared with whoever else writes to it."""
 
-    def __init__(self, maildir: Path, *, settings: str = "") -> None:
-        """`settings` are further lines of dovecot.conf."""
+    def __init__(self, maildir: Path) -> None:
         found = [place for place in _PLACES if Path(place).exists()]
         if not found:
             raise NoDovecotError("dovecot-imapd is not installed")
@@ -104,9 +132,9 @@ class Dovecot:
         self._folder.chmod(0o755)
         self._log = self._folder / "log"
         self._configuration = self._folder / "dovecot.conf"
-        self._configuration.write_text(
-            _CONFIGURATION.format(folder=self._folder, maildir=maildir, more=settings)
-        )
+        self._version = dovecot_version()
+        text = _BY_VERSION[self._version] + _CONFIGURATION
+        self._configuration.write_text(text.format(folder=self._folder, maildir=maildir))
 
     def __enter__(self) -> Self:
         return self
@@ -119,18 +147,22 @@ class Dovecot:
         command = [*self._as_owner(), self._imap, "-c", str(self._configuration)]
         return ImapSession(f"exec {shlex.join(command)} 2>>{shlex.quote(str(self._log))}")
 
-    def doveadm(self, *words: str) -> str:
-        """Run a doveadm command; return what it prints, its complaints go to the others."""
+    def fetch(self, fields: str, *, form: str = "flow") -> str:
+        """What doveadm's fetch prints of all messages; its complaints go to the others."""
         doveadm = shutil.which("doveadm")
         if doveadm is None:
             raise NoDovecotError("doveadm is not installed")
-        command = [*self._as_owner(), doveadm, "-c", str(self._configuration), *words]
+        whose = ["--no-userdb-lookup"] if self._version == "2.4" else []
+        command = [
+            *self._as_owner(), doveadm, "-c", str(self._configuration), "-f", form, "fetch", *whose,
+            fields, "all",
+        ]  # fmt: skip
         with self._log.open("ab") as log:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
                 timeout=60, check=False,
             )  # fmt: skip
-        assert done.returncode == 0, f"doveadm {words}: {done.returncode} {self.complaints()}"
+        assert done.returncode == 0, f"doveadm fetch: {done.returncode} {self.complaints()}"
         return done.stdout
 
     def complaints(self) -> list[str]:

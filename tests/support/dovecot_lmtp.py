@@ -1,6 +1,6 @@
 """A private Dovecot that takes mail by LMTP: own configuration, sockets and Maildirs, on a free loopback port.
 
-    with DovecotLmtp({"alice@dove.test": "", "full@dove.test": "*:bytes=1"}) as dovecot:
+    with DovecotLmtp({"alice@dove.test": None, "full@dove.test": 1}, services=...) as dovecot:
         ... dovecot.port or dovecot.path takes mail, dovecot.mail("alice@dove.test") reads it ...
 
 It touches no other Dovecot of the machine, and is ended by its pid. Raises NoDovecotError, with the
@@ -15,14 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.support.dovecot import NoDovecotError
+from tests.support.dovecot import NoDovecotError, dovecot_program, dovecot_version
 from tests.support.ports import free_port
 from tests.support.relay_process import WAIT_S, until
+from tests.support.unpacked import UNPACKED
 
-_TOP = Path(__file__).parents[2]
-_LMTP = "usr/lib/dovecot/lmtp"  # of Debian's package, installed or unpacked
-_PLACES = (Path("/") / _LMTP, _TOP / ".system" / _LMTP)
-_COMMAND = shutil.which("dovecot", path=os.environ.get("PATH", "") + ":/usr/sbin")
+_PLACES = (Path("/usr/lib/dovecot/lmtp"), UNPACKED / "lib/dovecot/lmtp")
 _NOBODY = 65534
 _CONFIGURATION = """\
 base_dir = {folder}/run
@@ -34,6 +32,12 @@ ssl = no
 first_valid_uid = 1
 first_valid_gid = 0
 default_internal_group = nogroup
+service lmtp {{
+  executable = {lmtp}
+}}
+"""
+_BY_VERSION = {
+    "2.3": """\
 mail_home = {folder}/mail/%u
 mail_location = maildir:{folder}/mail/%u
 mail_plugins = quota
@@ -49,33 +53,49 @@ userdb {{
   args = username_format=%u {folder}/users
   override_fields = uid={uid} gid={uid}
 }}
-service lmtp {{
-  executable = {lmtp}
+""",
+    "2.4": """\
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+mail_home = {folder}/mail/%{{user}}
+mail_driver = maildir
+mail_path = {folder}/mail/%{{user}}
+mail_plugins {{
+  quota = yes
 }}
-{service}
-"""
-SERVICE = """\
-service lmtp {
-  inet_listener lmtp {
-    address = 192.0.2.10
-    port = 24
-  }
+quota user {{
+  driver = maildir
+  storage_grace = 0
+}}
+passdb passwd-file {{
+  passwd_file_path = {folder}/users
+}}
+userdb passwd-file {{
+  passwd_file_path = {folder}/users
+  fields {{
+    uid = {uid}
+    gid = {uid}
+  }}
+}}
+""",
 }
-"""
+_QUOTA_FIELD = {"2.3": "userdb_quota_rule=*:bytes=", "2.4": "userdb_quota_storage_size="}
 
 
 class DovecotLmtp:
-    """`people` have a quota rule each, "" for none. `service` is part of dovecot.conf."""
+    """`people` may have so many bytes each, None for any. `services` has a part of dovecot.conf for each version."""
 
-    def __init__(self, people: Mapping[str, str], *, service: str = SERVICE) -> None:
-        """Of `service`, address and port are replaced."""
+    def __init__(self, people: Mapping[str, int | None], *, services: Mapping[str, str]) -> None:
+        """Of the services, address and port are replaced."""
         found = [place for place in _PLACES if place.exists()]
-        if _COMMAND is None or not found:
+        if not found:
             raise NoDovecotError("dovecot-lmtpd is not installed")
         if os.geteuid() != 0:
             raise NoDovecotError("dovecot's LMTP server needs root")
         self.port = free_port()
         self._lmtp, self._people = found[0], people
+        self._command, self._version = dovecot_program(), dovecot_version()
+        service = services[self._version]
         self._service = service.replace("192.0.2.10", "127.0.0.1").replace("24\n", f"{self.port}\n")
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
@@ -110,18 +130,16 @@ class DovecotLmtp:
             (self._folder / name).mkdir(mode=0o755)
         os.chown(self._folder / "mail", _NOBODY, _NOBODY)
         users = (
-            f"{address}:::::::" + (f"userdb_quota_rule={rule}" if rule else "")
-            for address, rule in self._people.items()
+            f"{address}:::::::" + ("" if size is None else f"{_QUOTA_FIELD[self._version]}{size}")
+            for address, size in self._people.items()
         )
         (self._folder / "users").write_text("\n".join(users) + "\n")
         configuration = self._folder / "dovecot.conf"
-        configuration.write_text(
-            _CONFIGURATION.format(
-                folder=self._folder, uid=_NOBODY, lmtp=self._lmtp, service=self._service
-            )
+        text = (_BY_VERSION[self._version] + _CONFIGURATION).format(
+            folder=self._folder, uid=_NOBODY, lmtp=self._lmtp
         )
-        assert _COMMAND is not None
-        self._process = subprocess.Popen([_COMMAND, "-F", "-c", str(configuration)])
+        configuration.write_text(text + self._service)
+        self._process = subprocess.Popen([self._command, "-F", "-c", str(configuration)])
         log = self._folder / "log"
 
         def is_ready() -> bool:

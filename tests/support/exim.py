@@ -20,9 +20,9 @@ from typing import Self
 
 from tests.support.ports import free_port
 from tests.support.relay_process import WAIT_S, until
+from tests.support.unpacked import UNPACKED, copied
 
-_TOP = Path(__file__).parents[2]
-_PLACES = (Path("/usr/sbin/exim4"), _TOP / ".system/usr/sbin/exim4")
+_PLACES = (Path("/usr/sbin/exim4"), UNPACKED / "sbin/exim4")
 _USERS = {"passwd": "Debian-exim:x:65533:65533::/:/bin/false\n", "group": "Debian-exim:x:65533:\n"}
 _START = 'mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/group" /etc/group && shift && exec "$@"'
 _CONFIGURATION = """\
@@ -30,7 +30,7 @@ primary_hostname = mx.{domain}
 exim_path = {program}
 exim_user = nobody
 exim_group = nogroup
-keep_environment =
+keep_environment = LD_LIBRARY_PATH
 spool_directory = {folder}/spool
 log_file_path = {folder}/log/%slog
 local_interfaces = 127.0.0.1
@@ -120,6 +120,7 @@ class Exim:
             shutil.chown(self._folder / name, "nobody")
         for name, line in _USERS.items():
             (self._folder / name).write_text(Path("/etc", name).read_text() + line)
+        program = copied(self._program, self._folder)
         self.port = free_port()
         configuration = self._folder / "exim.conf"
         configuration.write_text(
@@ -128,18 +129,19 @@ class Exim:
                 people=" : ".join(self._people),
                 port=self.port,
                 folder=self._folder,
-                program=self._program,
+                program=program,
                 recipients_max=self._recipients_max,
             )
         )
         command = ["unshare", "--mount", "sh", "-c", _START, "sh", str(self._folder)]
-        command += [str(self._program), "-C", str(configuration), "-bdf"]
+        command += [str(program), "-C", str(configuration), "-bdf"]
         with (self._folder / "out").open("wb") as out:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
+                command, env=os.environ | {"LD_LIBRARY_PATH": str(self._folder)},
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         until("Exim greets, or ends", lambda: self._greets() or self._process.poll() is not None)
-        if self._process.poll() is not None and "unshare" in self.log + "mount" in self.log:
+        if self._process.poll() is not None and self.log.startswith(("unshare:", "mount:")):
             raise NoEximError(f"no mount namespace: {self.log.strip()}")
         assert self._process.poll() is None, self.log
 

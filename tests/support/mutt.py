@@ -3,6 +3,7 @@
 import os
 import pty
 import subprocess
+import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ def run_mutt(command: str, keys: str, *, home: Path, folder: str = "", work: Pat
     settings, shown_file = work / "muttrc", work / "shown"
     settings.write_text(_SETTINGS.format(home=home, keys=keys, shown=shown_file))
     controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))  # ncurses 6.5 opens no terminal without a size
     process = subprocess.Popen(
         [command, "-n", "-F", str(settings), "-f", str(home / folder)],
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_UNPACKED = Path(__file__).parents[2] / ".system/usr"
+from tests.support.unpacked import UNPACKED, unpacked_libraries
 
 
 class NoOpenDkimError(Exception):
@@ -21,7 +21,7 @@ def held_by_opendkim(
     folder: Path, messages: Sequence[bytes], records: Mapping[str, bytes]
 ) -> list[bool]:
     """Whether the first signature of each message holds. It stops at the first message whose header it refuses."""
-    program = shutil.which("opendkim", path="/usr/sbin:/usr/bin") or _UNPACKED / "sbin/opendkim"
+    program = shutil.which("opendkim", path="/usr/sbin:/usr/bin") or UNPACKED / "sbin/opendkim"
     if not Path(program).exists():
         raise NoOpenDkimError("opendkim is not installed: tests/system-packages.sh")
     configuration, keys = folder / "opendkim.conf", folder / "keys"
@@ -32,10 +32,9 @@ def held_by_opendkim(
     files = [folder / f"{number}.eml" for number in range(len(messages))]
     for file, octets in zip(files, messages, strict=True):
         file.write_bytes(octets)
-    libraries = ":".join(map(str, (_UNPACKED / "lib").glob("*-linux-gnu")))
     done = subprocess.run(
         [program, "-x", configuration, "-t", ",".join(map(str, files))],
-        env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdin=subprocess.DEVNULL,
+        env=os.environ | unpacked_libraries(), stdin=subprocess.DEVNULL,
         capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     lines = done.stdout.decode(errors="replace").splitlines()

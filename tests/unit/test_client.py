@@ -74,9 +74,10 @@ async def test_the_reply_to_quit_is_ignored(goodbye):
 
 async def test_non_ascii_addresses_use_smtputf8():
     _, wire = await send(DraftToSend("jürgen@example.test", ("ü@bücher.example",), "x", "y"))
-    assert "mail FROM:<jürgen@example.test> ".encode() in wire
-    assert b"smtputf8" in wire
-    assert "rcpt TO:<ü@bücher.example>".encode() in wire
+    commands = wire.decode().lower()  # Python 3.13 writes some in capitals
+    assert "mail from:<jürgen@example.test> " in commands
+    assert " smtputf8" in commands
+    assert "rcpt to:<ü@bücher.example>" in commands
     assert "To: ü@bücher.example".encode() in wire
 
 

@@ -186,7 +186,7 @@ def connects_as(explained: Sequence[dict[str, Any]], targets: Sequence[Target]) 
             one["tls"]["level"]
             for one in remote
             for host in one["hosts"]
-            if (host["name"], host["addresses"]) == (target.host, [target.address])
+            if host["name"] == target.host and target.address in host["addresses"]
         ]
         if target.level not in levels:
             return False

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import httpx
@@ -170,7 +170,7 @@ async def test_a_request_that_arrives_with_the_end_of_the_handshake(
     async with serving(certificate=certificate) as server:
         address = server.bound[0]
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        with in_memory(trusting) as (tls, incoming, outgoing):
+        with closing(writer), in_memory(trusting) as (tls, incoming, outgoing):
             while True:
                 try:
                     tls.do_handshake()

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 from starlette.responses import Response
@@ -113,24 +113,25 @@ async def test_a_handshake_that_begins_before_the_answer(hosts, trusting) -> Non
     async with serving(where, tunnel_hosts=hosts) as server:
         at = server.bound[0]
         reader, writer = await asyncio.open_connection(at.host, at.port)
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = trusting.wrap_bio(incoming, outgoing, server_hostname=GRAPH)
-        with pytest.raises(ssl.SSLWantReadError):
-            client.do_handshake()
-        writer.write(CONNECT + outgoing.read())
-        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30) == OPENED
-        while True:
-            try:
+        with closing(writer):
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            client = trusting.wrap_bio(incoming, outgoing, server_hostname=GRAPH)
+            with pytest.raises(ssl.SSLWantReadError):
                 client.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                octets = await asyncio.wait_for(reader.read(65536), 30)
-                assert octets, "the tunnel was closed"
-                incoming.write(octets)
-        client.write(LAST_GET)
-        writer.write(outgoing.read())
-        incoming.write(await asyncio.wait_for(reader.read(), 30))
-        assert status_of(client.read(65536)) == 200
+            writer.write(CONNECT + outgoing.read())
+            assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30) == OPENED
+            while True:
+                try:
+                    client.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    octets = await asyncio.wait_for(reader.read(65536), 30)
+                    assert octets, "the tunnel was closed"
+                    incoming.write(octets)
+            client.write(LAST_GET)
+            writer.write(outgoing.read())
+            incoming.write(await asyncio.wait_for(reader.read(), 30))
+            assert status_of(client.read(65536)) == 200
         await end(writer)
 
 
