@@ -4,7 +4,8 @@
 #                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
 #   make test-long           the tests and cases that take longest, which make test leaves out
 #   make check               lint, types, import contracts, dead code, the policies' own tests
-#   make quick               before a commit: make check, and the tests that show most in a minute
+#   make quick               before a commit: make check, and the tests that show most in a minute;
+#                            VENV=.venv/other PYTHON=python3.13 for another version of Python
 #   make bench               Relay and Postfix side by side, latency, sendMail; without ARGS bench-signed and bench-queue too
 #   make bench-picture       picture and tables of docs/performance.md, from what make bench has kept
 #   make bench-stages        which stage takes which share of the processor time; WORKLOADS="fresh,large"
@@ -28,9 +29,10 @@
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
-PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
 ARGS ?=
 RUNS ?= 200
 SEEDS ?= 10000
@@ -52,12 +54,12 @@ unexport PYTHONDONTWRITEBYTECODE
 	bench-memory bench-pages bench-picture bench-queue bench-rules bench-spool bench-stages bench-streams \
 	simulate clients sisimai screenshots crash requirements clean
 
-run: .venv/installed
+run: $(VENV)/installed
 	@exec $(BIN)/relay dev $(ARGS)
 
-venv: .venv/development
+venv: $(VENV)/development
 
-test: .venv/development .pages/installed $(if $(TESTS),,.venv/tests-compiled)
+test: $(VENV)/development .pages/installed $(if $(TESTS),,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
 	$(BIN)/python -m pytest -p tests.support.repeat_failed -n $(WORKERS) --dist worksteal $(TESTS)
 
@@ -66,12 +68,13 @@ test-long:
 
 check: lint types layers unused rules
 
-# Whole rooms where decisions are made, and of each other room the tests of what it is for. Left out:
-# real processes, crashes, models, slow clients, and what takes more than a few seconds.
+# Whole rooms where decisions are made, of each other room the tests of what it is for, and other people's
+# clients by HTTPS and STARTTLS, whose defaults change with the version of Python. Left out: real processes,
+# crashes, models, slow clients, and what takes more than a few seconds.
 of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
 QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogue \
 	$(addprefix tests/unit/,message observe reports routing settings spool/queue_admin) \
-	$(addprefix tests/unit/test_,clock.py advanceable_clock.py pressure.py round_robin.py sockets.py) \
+	$(addprefix tests/unit/test_,clock.py advanceable_clock.py client.py pressure.py round_robin.py sockets.py) \
 	$(call of,accounts,access_tokens) \
 	$(call of,api,queue_commands search_text) \
 	$(call of,app,daemon maintenance pressure_monitor routes) \
@@ -91,80 +94,83 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,smtp,connection transaction) \
 	$(call of,spool,claims prune restart spool stats write_ahead_log) \
 	$(call of,testing,message waiting) \
-	tests/integration/test_seven_steps.py
+	tests/integration/test_seven_steps.py \
+	tests/unit/http/test_https.py::test_httpx \
+	tests/unit/internet/test_smtp_host.py::test_starttls_has_the_good_certificate_or_the_bad_one \
+	tests/clients/test_token_endpoint.py::test_msal_without_instance_discovery
 
-quick: .venv/development
+quick: $(VENV)/development
 	@$(MAKE) -j 2 --output-sync=target check quick-tests
 
-quick-tests: .venv/development
+quick-tests: $(VENV)/development
 	RELAY_TEST_ENGINES=sqlite $(BIN)/python -m pytest -q -n 2 --dist worksteal $(QUICK)
 
-lint: .venv/development
+lint: $(VENV)/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.support.raised_names relay
 
-types: .venv/development
+types: $(VENV)/development
 	$(BIN)/mypy --strict relay
 
-layers: .venv/development
+layers: $(VENV)/development
 	PYTHONPATH=. $(BIN)/lint-imports
 
-unused: .venv/development
+unused: $(VENV)/development
 	$(BIN)/vulture
 	$(BIN)/deptry .
 
-rules: .venv/development
+rules: $(VENV)/development
 	$(BIN)/relay policy check policies
 
-bench: .venv/development
+bench: $(VENV)/development
 	tests/bench/run.sh $(ARGS)
 	$(if $(ARGS),,@$(MAKE) bench-signed bench-queue)
 
-bench-signed: .venv/development
+bench-signed: $(VENV)/development
 	@SIGNED=1 tests/bench/run.sh $(ARGS)
 
-bench-picture: .venv/development
+bench-picture: $(VENV)/development
 	$(BIN)/python -m tests.bench.picture
 
-bench-stages: .venv/development
+bench-stages: $(VENV)/development
 	@export STAGES=$$(mktemp); trap 'rm -f "$$STAGES"' EXIT; \
 	tests/bench/run.sh --peer none --rounds 2 --only "$(or $(WORKLOADS),small)" \
 	    --relay "$(BIN)/python tests/bench/stages.py" && cat "$$STAGES"
 
-bench-versions: .venv/development
+bench-versions: $(VENV)/development
 	@[ -n "$(OLD)" ] || { echo "bench-versions: OLD=commit is missing" >&2; exit 64; }
 	@OLD="$(OLD)" WORKLOADS="$(WORKLOADS)" tests/bench/run.sh $(ARGS)
 
-bench-mail: .venv/development
+bench-mail: $(VENV)/development
 	$(BIN)/python tests/bench/sendmail.py $(ARGS)
 
-bench-queue: .venv/development
+bench-queue: $(VENV)/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
 
-bench-spool: .venv/development
+bench-spool: $(VENV)/development
 	$(BIN)/python -m tests.bench.spool $(ARGS)
 
-bench-rules: .venv/development
+bench-rules: $(VENV)/development
 	$(BIN)/python -m tests.bench.rules $(ARGS)
 
-bench-memory: .venv/development
+bench-memory: $(VENV)/development
 	$(BIN)/python -m tests.bench.memory $(ARGS)
 
-bench-pages: .venv/development
+bench-pages: $(VENV)/development
 	$(BIN)/python -m tests.bench.pages $(ARGS)
 
-bench-streams: .venv/development
+bench-streams: $(VENV)/development
 	$(BIN)/python tests/bench/streams.py $(ARGS)
 	$(BIN)/python tests/bench/streams.py --pages $(ARGS)
 
-bench-kit: .venv/development
+bench-kit: $(VENV)/development
 	$(BIN)/python -m tests.bench.kit $(ARGS)
 
-bench-mailbox: .venv/development
+bench-mailbox: $(VENV)/development
 	$(BIN)/python tests/bench/mailbox.py $(ARGS)
 
-simulate: .venv/development
+simulate: $(VENV)/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
 
@@ -172,15 +178,15 @@ clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
 	.clients/venv/bin/python -m pytest -m "" -n 2 --dist worksteal tests/clients $(ARGS)
 
-sisimai: .venv/development
+sisimai: $(VENV)/development
 	@[ -d "$(FOLDER)" ] || { echo "sisimai: FOLDER=a copy of sisimai/set-of-emails is missing" >&2; exit 64; }
 	@perl -MSisimai -e 1 || { echo "sisimai: Debian's libsisimai-perl is missing" >&2; exit 69; }
 	$(BIN)/python -m tests.interop.sisimai "$(FOLDER)"
 
-screenshots: .venv/development
+screenshots: $(VENV)/development
 	$(BIN)/python -m tests.pages.screenshots
 
-crash: .venv/development
+crash: $(VENV)/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -m "" -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py \
 		tests/postgres/test_storm_of_nodes.py
 
@@ -188,7 +194,7 @@ crash: .venv/development
 BUILD_REQUIREMENTS = import tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", sep="\n")
 
-requirements: .venv/development
+requirements: $(VENV)/development
 	$(BIN)/python $(PIP_INSTALL) uv
 	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(BIN)/uv pip compile pyproject.toml - --universal \
 	    --python-version 3.11 --generate-hashes --annotation-style line --quiet --no-config \
@@ -200,12 +206,12 @@ clean:
 	find relay tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: each stands for a step that need not be done again while what it depends on is as it was.
-.venv/made:
+$(VENV)/made:
 	@test -n "$(PYTHON)" || { echo "Relay needs Python 3.11 or newer, and found none" >&2; exit 69; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-.venv/installed: pyproject.toml .venv/made
+$(VENV)/installed: pyproject.toml $(VENV)/made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
@@ -214,14 +220,14 @@ GROUPS_OF = import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "r
 	print("\n".join(one for name in sys.argv[1:] for one in groups[name]))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.venv/development: .venv/installed
-	$(BIN)/python -c '$(GROUPS_OF)' dev > .venv/development.txt
-	$(BIN)/python $(PIP_INSTALL) -r .venv/development.txt
+$(VENV)/development: $(VENV)/installed
+	$(BIN)/python -c '$(GROUPS_OF)' dev > $(VENV)/development.txt
+	$(BIN)/python $(PIP_INSTALL) -r $(VENV)/development.txt
 	@touch $@
 
 # pytest rewrites the asserts of each test module and keeps the result: here on two cores, once, and not
 # in each worker. What cannot be imported is reported by the tests.
-.venv/tests-compiled: .venv/development
+$(VENV)/tests-compiled: $(VENV)/development
 	@find tests -name 'test_*.py' -not -path 'tests/sample_project/*' | \
 	    xargs -P 2 -n 110 $(BIN)/python -m pytest -qq --collect-only -p no:cacheprovider >/dev/null 2>&1 || true
 	@touch $@

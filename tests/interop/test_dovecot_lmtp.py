@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs" / "operation-install.md").read_text()
 RECIPE = PAGE.partition("\n## Deliver to Dovecot by LMTP\n")[2].partition("\n## ")[0]
 SERVICES = dict(  # by Dovecot's version
     re.findall(
-        r"^Dovecot (2\.\d)[^\n]*:\n\n```\n(service lmtp.*?)^```$", RECIPE, re.MULTILINE | re.DOTALL
+        r"Dovecot (2\.\d) [^\n]*:\n\n```\n(service.*?)^```$", RECIPE, re.MULTILINE | re.DOTALL
     )
 )
 TCP, SOCKET = "by-tcp", "example"  # domains, each with a route
