@@ -32,10 +32,11 @@ NO_MAIL = {".json", ".md"}
 # Sisimai's names of actions, where they are not those of RFC 3464
 ACTIONS = {"deliverable": "delivered"}
 SISIMAI = """
-use Sisimai; use JSON::PP;
+use Sisimai;
+my $make = Sisimai->can('rise') || Sisimai->can('make');  # from version 5, and before it use JSON::PP;
 while( my $file = <STDIN> ) {
     chomp $file;
-    my $found = Sisimai->make($file, 'delivered' => 1) || [];
+    my $found = ($make->('Sisimai', $file, 'delivered' => 1)) || [];
     my @read = map { { 'recipient' => $_->recipient->address, 'action' => $_->action,
                        'status' => $_->deliverystatus } } @$found;
     print JSON::PP->new->encode(\\@read), "\\n";

@@ -29,9 +29,10 @@ RECEIPTS = [f"report-{kind}-{language}.eml" for kind in ReceiptKind for language
 ASCII_FAILURES = [name for name in FAILURES if name != "report-international.eml"]
 SISIMAI = """
 use Sisimai; use JSON::PP;
+my $make = Sisimai->can("rise") || Sisimai->can("make");  # from version 5, and before it
 my %found;
 for my $file (@ARGV) {
-    my $read = Sisimai->make($file, delivered => 1) || [];
+    my $read = $make->("Sisimai", $file, delivered => 1) || [];
     $found{$file} = [map {[$_->recipient->address, $_->action, $_->deliverystatus]} @$read];
 }
 print encode_json(\\%found);
@@ -90,8 +91,10 @@ def test_sisimai(read_by):
     for name, recipients in OTHERS.items():
         assert lower(one[0] for one in found[name]) <= addresses(recipients), name
         assert "failed" not in {one[1] for one in found[name]}, name
-    for name in RECEIPTS:  # an automatic reply, as it takes any read receipt
-        assert [one[1:] for one in found[name]] == [["", ""]], name
+    for name in (
+        RECEIPTS
+    ):  # as it takes any read receipt: an automatic reply, from version 5 of unknown reason
+        assert [one[1:] for one in found[name]] in ([["", ""]], [["failed", "5.0.901"]]), name
 
 
 def test_bounce_parser(read_by):

@@ -105,13 +105,17 @@ def test_smtp_source_and_a_kill_in_the_middle_lose_nothing(run):
             remotes.open_gate(gate)
             until("some arrive", lambda: len(remote.envelopes) > count // 10)
             relay.restart()
-            wanted = {f"{number}b@a.test" for number in range(1, count + 1)}
+            # before and from Postfix 3.10 on
+            forms = [
+                {f"{number}b@a.test" for number in range(1, count + 1)},
+                {f"b{number}@a.test" for number in range(count)},
+            ]
 
             def arrived():
                 return [address for one in list(remote.envelopes) for address in one.addresses]
 
-            until("every message", lambda: wanted <= set(arrived()))
+            until("every message", lambda: any(one <= set(arrived()) for one in forms))
             until("an empty queue", lambda: not relay.queue())
-            assert set(arrived()) == wanted
+            assert set(arrived()) in forms
             assert len(arrived()) <= count + connections, "more than those in doubt came twice"
             assert relay.metric("relay_queue_unaccounted") == 0
