@@ -101,6 +101,8 @@ def to_ascii_domain(domain: str) -> str:
     if domain.isascii():
         return domain.lower()
     try:
+        if max(map(len, domain.split("."))) > _LABEL_OCTETS_MAX:  # ToASCII is quadratic
+            raise UnicodeError  # noqa: TRY301 - one text for every bad name
         labels = [idna.ToASCII(label).decode("ascii").lower() for label in domain.split(".")]
     except UnicodeError as error:
         raise AddressError(

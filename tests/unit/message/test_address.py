@@ -1,5 +1,7 @@
 """The grammar of RFC 5321 addresses; the table is from the isemail test set (Dominic Sayers)."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +154,11 @@ def test_ascii_domain():
     assert to_ascii_domain("bücher.example") == "xn--bcher-kva.example"
     with pytest.raises(AddressError):
         to_ascii_domain("ü" * 64 + ".example")
+    started = time.process_time()
+    for _ in range(10):
+        with pytest.raises(AddressError):
+            to_ascii_domain("".join(map(chr, range(0x4E00, 0x4E00 + 2000))))
+    assert time.process_time() - started < 1  # Punycode is quadratic
 
 
 @given(st.text(max_size=300), st.booleans())
