@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cache, partial
+from unicodedata import normalize
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,8 +48,8 @@ LARGE_REPORT = f"552 5.3.4 An SRS address takes reports of at most {REPORT_BYTES
 MANY_REPORTS = f"450 4.7.1 The sender gets {REPORTS_PER_HOUR} reports in an hour, try again later"
 _LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
-_DOMAIN = re.compile(r"@\s*([^\s@<>()\[\]:;,\"\\]+)")
-_DOTS = str.maketrans("\u3002\uff0e\uff61", "...")  # RFC 3490 3.1
+_DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters, digits, "-._"
+_LONG_LABEL = re.compile(r"[^.]{64}")  # readers may leave out some of it; to encode it takes long
 # RFC 3463 3.8
 _LENDS = InvalidRecipient(
     "5.7.1",
@@ -163,12 +164,16 @@ class Forwarder(Struct, frozen=True):
             return True
         found = list(originators(fields))
         texts = [one.address for field in found for one in field.addresses]
-        if any(field.unread or not field.addresses for field in found):
+        has_words = any("=?" in text for text in texts)  # which some readers decode
+        if has_words or any(field.unread or not field.addresses for field in found):
             values = (*fields.values("From"), *fields.values("Sender"))
             texts += [decode_text(value.decode("utf-8", "replace")) for value in values]
         domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
         is_local = self.router.is_local_domain
-        return any(is_local(spelt) for domain in domains for spelt in _as_a_labels(domain))
+        return any(
+            _LONG_LABEL.search(domain) or any(map(is_local, _as_a_labels(domain)))
+            for domain in domains
+        )
 
     def _is_own_srs(self, address: str) -> bool:
         return is_srs(address) and self._is_local(address)
@@ -228,7 +233,7 @@ def _as_a_labels(domain: str) -> Iterator[str]:
     """Yield a domain as the DNS has it: by IDNA 2003, and by IDNA 2008, which keeps letters such as
     the sharp s.
     """
-    domain = domain.translate(_DOTS).rstrip(".").lower()
+    domain = normalize("NFKC", domain).replace("\u3002", ".").rstrip(".").lower()  # RFC 3490 3.1
     yield ascii_domain_of(f"@{domain}")
     labels = [
         one if one.isascii() else f"xn--{one.encode('punycode').decode()}"

@@ -1,6 +1,7 @@
 """Forwarded mail: its senders and authors, the reports that come back, and loops."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -306,6 +307,12 @@ AUTHORS = (
     'From: \\"alice@example.test\\" <ann@example.org>',
     "From: (ann <alice@example.test>",
     "From: =?utf-8?q?alice=40example.test?=",
+    "From: alice@=?utf-8?q?example.test?=",
+    "From: <alice@=?utf-8?b?ZXhhbXBsZS50ZXN0?=>",
+    "From: <=?utf-8?q?alice=40example.test?=@example.org>",
+    "From: 'alice@example.test'",
+    "From: alice@\xf0\x9f\x84\xb4xample.test",  # U+1F134, which UTS 46 maps to e
+    "From: alice@" + "\xc2\xad" * 64 + "example.test",
     "From: a@b\xc3\xbccher.test",
     "From: a@B\xc3\x9cCHER\xe3\x80\x82test",
     "From: a@xn--bcher-kva.test",
@@ -352,6 +359,16 @@ async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(a
 async def test_other_mail_of_strangers_is_forwarded(author):
     message = await accepted(relay_with(TwoDomains), "away@example.test", content=by(author))
     assert [hop for hop, _, _ in copies_of(message)] == ["mx:b.test"]
+
+
+async def test_a_long_domain_in_from_takes_little_time():
+    relay = relay_with()
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 1300))).encode()
+    started = time.process_time()
+    for _ in range(10):
+        content = b"From: a@" + text + b" b\r\nSubject: hello\r\n\r\ntext\r\n"
+        await accept(relay, envelope("away@example.test", sender=STRANGER), UNTRUSTED, content)
+    assert time.process_time() - started < 1  # with Punycode of the whole it took seconds
 
 
 async def test_an_operator_may_have_such_mail_forwarded():
