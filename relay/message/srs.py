@@ -20,6 +20,7 @@ host must take (RFC 5321 4.5.3.1.1), as other forwarders write it; a path never 
 import base64
 import hmac
 import re
+from functools import lru_cache
 from hashlib import sha256
 
 from relay.message.address import (
@@ -37,6 +38,7 @@ _DAY_US = 86_400_000_000
 _STAMPS = 1024  # days until a stamp comes again
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # base32, RFC 4648 6
 _HASH_LENGTH = 10
+_ADDRESSES_KEPT = 4096  # more than a message has: each is read several times, with up to 23 hashes
 
 _tagged = re.compile(r"SRS([01])[=+-]", re.IGNORECASE | re.ASCII).match
 
@@ -58,6 +60,7 @@ class Srs:
         """`domain` is that of all addresses that it writes; "": that of each forwarder."""
         self._key = key
         self._domain = domain
+        self._read_on = lru_cache(_ADDRESSES_KEPT)(self._read)
 
     def digest(self) -> str:
         """Return what tells this key from others; it is as secret as the key."""
@@ -92,8 +95,11 @@ class Srs:
         """
         if not is_srs(address):
             raise SrsError("no SRS address")
+        return self._read_on(address, now_us // _DAY_US)
+
+    def _read(self, address: str, today: int) -> str:
         local_part, _, domain = address.rpartition("@")
-        plain, today = plain_local_part(local_part), now_us // _DAY_US
+        plain = plain_local_part(local_part)
         read = self._read_first if plain[3] == "0" else self._read_next
         try:
             user, host = read(plain[5:], to_ascii_domain(domain), today)
