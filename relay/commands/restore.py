@@ -305,7 +305,11 @@ def _restore(
                 os.chown(state_dir, *owner)
             if manifest.spool:
                 stored = spool.storage(settings, as_owner=partial(as_owner, settings))
-                restoring.enter_context(stored.restored(folder / SPOOL))
+                try:
+                    restoring.enter_context(stored.restored(folder / SPOOL))
+                except FileNotFoundError:  # all files of the backup are there
+                    text = f"found the copy of another kind of spool, expected one for {stored}"
+                    raise DamagedBackupError(f"{folder / SPOOL}: {text}") from None
             for name, target in (
                 (STATE, state_dir),
                 (MAIL, root),

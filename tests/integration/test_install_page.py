@@ -218,8 +218,9 @@ def send_through_a_provider(
 
 
 def deliver_to_dovecot(administrator: Administrator) -> None:
-    route, service = administrator.take("Deliver to Dovecot by LMTP")
-    with DovecotLmtp({"alice@example.org": ""}, service=service) as dovecot:
+    route, *services = administrator.take("Deliver to Dovecot by LMTP")
+    by_version = dict(zip(("2.3", "2.4"), services, strict=True))
+    with DovecotLmtp({"alice@example.org": None}, services=by_version) as dovecot:
         Path("/run/dovecot").mkdir(exist_ok=True)
         Path("/run/dovecot/lmtp").symlink_to(dovecot.path)
         administrator.configure(tomllib.loads(route))

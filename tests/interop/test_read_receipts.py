@@ -40,6 +40,7 @@ def test_what_is_read_by_imap_is_reported(relay: RelayProcess) -> None:
             imap.noop()
             read_and_third = ["Read: first", "Read: third"]
             until("the other receipt", lambda: relay.subjects("alice") == read_and_third)
+            imap.create("Drafts")  # the mailbox has only got mail yet
             imap.enter("Drafts")
             flags = imap.flags()
             assert dovecot.complaints() == []

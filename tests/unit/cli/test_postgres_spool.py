@@ -2,6 +2,7 @@
 of a server that does not answer. No output has the password.
 """
 
+import shutil
 import subprocess
 
 import pytest
@@ -51,31 +52,36 @@ def run(folder, *words, port=1, database="relay") -> subprocess.CompletedProcess
 @pytest.mark.parametrize(
     "words",
     [
-        ("storage", "verify"),
-        ("storage", "verify", "--dry-run"),
         ("storage", "backup", "copy"),
         ("storage", "backup", "--dry-run", "copy"),
         ("storage", "recover"),
-        ("backup", "copy"),
     ],
 )
 def test_what_is_left_to_the_database(folder, words):
     done = run(folder, *words)
     assert done.returncode == 69
-    assert "pg_basebackup" in done.stderr
-    assert "sent again" in done.stderr
+    assert "whose own tools check and repair it; relay backup copies it" in done.stderr
     assert not (folder / "copy").exists()
 
 
-def test_a_backup_of_a_file_is_not_restored_into_a_server(folder):
-    (folder / "mail").mkdir()
+async def test_a_backup_of_a_file_is_not_restored_into_a_server(
+    folder, postgres_server, postgres_url
+):
+    for name in ("mail", "state"):
+        (folder / name).mkdir()
+    async with spool_on(folder / "state/spool.sqlite") as spool:
+        await spool.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)
     sqlite = folder / "sqlite.toml"
     sqlite.write_text(CONFIG.partition("[spool]")[0])
     command = [*relay_starts.RELAY, "backup", "copy", "--config", "sqlite.toml"]
     done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
     assert done.returncode == 0, done.stderr
-    done = run(folder, "restore", "copy")
-    assert (done.returncode, "pg_basebackup" in done.stderr) == (69, True)
+    shutil.rmtree(folder / "state")
+    place = {"port": postgres_server.port, "database": database_of(postgres_url)}
+    shown = f"postgresql://127.0.0.1:{place['port']}/{place['database']}"
+    done = run(folder, "restore", "copy", **place)
+    expected = f"copy/spool: found the copy of another kind of spool, expected one for {shown}"
+    assert (done.returncode, expected in done.stderr) == (65, True), done
     assert not (folder / "state").exists()
 
 

@@ -54,7 +54,7 @@ def test_a_spool_that_is_another_users(folder, monkeypatch):
     spool.touch()
     allowed = os.access
     monkeypatch.setattr(
-        state_dir.os, "access", lambda path, mode: path != spool and allowed(path, mode)
+        state_dir.os, "access", lambda path, mode, **_: path != spool and allowed(path, mode)
     )
     reported = state_dir.unusable_state(load(folder / "relay.toml", {}))
     assert reported == f"state_dir: {spool} cannot be written by this user"

@@ -120,7 +120,7 @@ async def test_no_such_role(postgres_server):
 
 async def test_nobody_listens(tmp_path):
     port = free_port()
-    assert f"relay@127.0.0.1:{port}/r: the database does not answer: " in await refusal(
+    assert f"//127.0.0.1:{port}/r: the database does not answer: " in await refusal(
         f"postgresql://relay:secret@127.0.0.1:{port}/r"
     )
     assert "the database does not answer: " in await refusal(f"postgresql:///r?host={tmp_path}")
