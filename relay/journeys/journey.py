@@ -5,7 +5,7 @@ account sees its own messages only.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -420,7 +420,7 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
         if store is None:
             return None
         transport = _before_transport(store)
-    steps = [*(store.steps if store else ()), *transport.steps]
+    steps = [*(store.steps if store else ()), *_accepted_by_smtp(transport), *transport.steps]
     # each part is sorted already; the clock may have gone back
     steps.sort(key=lambda step: step.step)
     return replace(
@@ -430,6 +430,17 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
         steps=tuple(steps),
         recipients=with_reports(_with_reasons(transport.recipients, steps), steps),
     )
+
+
+def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
+    """Yield step 4 of mail by SMTP, whose client got the 250 when step 5 was committed; none of a
+    report, which no client sent.
+    """
+    for step in () if transport.submission_id else transport.steps:
+        if step.step == Step.POLICY_AND_ROUTING and "about" not in step.detail:
+            node = {"node": step.detail["node"]} if "node" in step.detail else {}
+            detail = {"queue_id": transport.id, **node}
+            yield JourneyStep(int(Step.ACCEPTED), Step.ACCEPTED.title, step.at, detail)
 
 
 def _before_transport(store: SubmissionRecord) -> Journey:

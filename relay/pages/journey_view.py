@@ -296,7 +296,6 @@ _SKIPPED_BY_SMTP = {
     1: "No draft: the message came by SMTP.",
     2: "No notification: the message came by SMTP.",
     3: "Not converted: the client sent MIME.",
-    4: "No Sent Items: the client got the reply 250 when step 5 was stored.",
 }
 
 _SKIPPED_BY_A_REPORT = {

@@ -124,11 +124,12 @@ _FOLDERS = {"sentitems": "Sent Items", "drafts": "Drafts"}
 
 def _accepted(detail: Mapping[str, Any]) -> StepEvidence:
     folder = detail.get("folder")
-    kept = (
-        f"the draft became the copy in {_FOLDERS.get(folder, folder)}"
-        if folder
-        else "the sender asked for no copy, and the draft was removed"
-    )
+    if "folder" not in detail:
+        kept = "the client got this reply when step 5 was stored"
+    elif folder:
+        kept = f"the draft became the copy in {_FOLDERS.get(folder, folder)}"
+    else:
+        kept = "the sender asked for no copy, and the draft was removed"
     facts = [StepFact("Reply", f"250 2.0.0 Ok: queued as {detail.get('queue_id', '?')}")]
     if gone := detail.get("folder_gone"):
         facts.append(StepFact("Folder", f"{gone} did not exist any more"))

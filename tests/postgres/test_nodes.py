@@ -27,6 +27,9 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     assert one.subjects("bob") == ["of one"]
     assert two.subjects("bob") == ["of two"]
     until("both tell the same", lambda: two.journey(waiting) == one.journey(waiting))
+    accepted, *_ = two.journey(waiting)["steps"]
+    assert (accepted["step"], accepted["name"]) == (4, "accepted")
+    assert accepted["detail"] == {"queue_id": waiting, "node": "one"}
     assert [entry["id"] for entry in two.queue()] == [waiting]
     until("held", lambda: two.cli("queue", "hold", waiting).returncode == 0)  # not in flight
     assert one.queue()[0]["state"] == "held"

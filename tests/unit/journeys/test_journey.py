@@ -125,7 +125,30 @@ def test_attempts_stay_in_their_order_though_the_clock_went_back() -> None:
     ]
     found = join(None, replace(half, steps=(*half.steps, *tried)))
     assert found is not None
-    assert [step.detail.get("attempt") for step in found.steps] == [None, 0, 1, 2]
+    assert [step.detail.get("attempt") for step in found.steps[2:]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("node", [{}, {"node": "one"}], ids=["file", "server"])
+def test_mail_by_smtp_has_step_4_from_its_acceptance(node: dict[str, str]) -> None:
+    half = spool_half("q", None, 5, 6)
+    half.steps[0].detail.update({"client": {}, **node})
+    found = join(None, half)
+    assert found is not None
+    assert [step.step for step in found.steps] == [4, 5, 6]
+    accepted, routed, _ = found.steps
+    assert (accepted.name, accepted.at) == ("accepted", routed.at)
+    assert accepted.detail == {"queue_id": "q", **node}
+
+
+@pytest.mark.parametrize(
+    ("submission_id", "detail"), [("g.1", {}), (None, {"about": "q0"})], ids=["draft", "report"]
+)
+def test_no_client_got_a_250_for_a_draft_or_a_report(submission_id, detail) -> None:
+    half = spool_half("q", submission_id, 5)
+    half.steps[0].detail.update(detail)
+    found = join(None, half)
+    assert found is not None
+    assert [step.step for step in found.steps] == [5]
 
 
 def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:

@@ -173,9 +173,9 @@ def test_steps_that_were_skipped_are_one_line(relay):
         client.sendmail(ALICE, [BOB], b"Subject: by SMTP\r\n\r\nx")
     relay.settle()
     view = view_of(relay, "last")
-    first, routed, delivered, report = view.lines
-    assert (first.numbers, first.names) == ("1\u20134", "created, notified, converted, accepted")
-    assert (routed.number, delivered.number) == (5, 6)
+    first, accepted, routed, delivered, report = view.lines
+    assert (first.numbers, first.names) == ("1\u20133", "created, notified, converted")
+    assert (accepted.number, routed.number, delivered.number) == (4, 5, 6)
     assert (report.numbers, len(report.steps)) == ("7", 1)
 
 
@@ -355,8 +355,10 @@ def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
         client.send_message(mail)
     relay.settle()
     view = view_of(relay, "app@example.test")
-    assert states(view) == ["skipped"] * 4 + ["done", "done", "skipped"]
+    assert states(view) == ["skipped"] * 3 + ["done"] * 3 + ["skipped"]
     assert view.steps[2].text == "Not converted: the client sent MIME."
+    assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.journey.key}")]
+    assert texts(view, 4)[0].endswith("the client got this reply when step 5 was stored.")
     assert facts(view, 5)[0][0] == "Client"
 
 
