@@ -182,3 +182,57 @@ async def test_twenty_claims_of_a_recipient_are_kept_and_the_rest_counted(
     found = [one for one in await claims(spool, queue_id) if one["recipients"] == ["x@a.test"]]
     assert [one.get("more", 0) for one in found] == [0] * 19 + [3]
     assert len(await claims(spool, queue_id)) == 21
+
+
+CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool has it
+
+
+@pytest.mark.parametrize(
+    ("known", "what"),
+    [
+        ({}, report(envid="QQ 314+159", message_id="")),
+        ({}, report(envid="QQ 314+159")),
+        ({"message_id": ""}, report(envid="QQ 314+159", message_id="<given-later@b>")),
+    ],
+    ids=["alone", "both", "no-message-id-known"],
+)
+async def test_the_envid_of_a_client_names_its_message(spool, send, deliver, known, what) -> None:
+    queue_id = await send(**CLIENTS | known)
+    await deliver(what)
+    (found,) = await claims(spool, queue_id)
+    assert (found["recipients"], found["kind"]) == (["x@a.test"], "failure")
+
+
+@pytest.mark.parametrize(
+    ("known", "what", "to"),
+    [
+        ({}, report(envid="qq 314+159", message_id=""), ALICE),
+        ({}, report(envid="QQ+20314+2B159", message_id=""), ALICE),
+        ({}, report(envid="QQ 314+159", message_id="<other@x>"), ALICE),
+        ({}, report(RemoteClaim("", "z@a.test", "failure"), envid="QQ 314+159", message_id=""),
+         ALICE),
+        ({}, report(envid="QQ 314+159", message_id=""), "bob@example.test"),
+        ({"reverse_path": ""}, report(envid="QQ 314+159", message_id=""), ALICE),
+        ({"trusted": False}, report(envid="QQ 314+159", message_id=""), ALICE),
+    ],
+    ids=["case", "xtext", "another-message-id", "recipient", "another-mailbox", "null-sender",
+         "stranger"],
+)  # fmt: skip
+async def test_an_envid_proves_no_more_than_a_message_id(
+    spool, send, deliver, known, what, to
+) -> None:
+    queue_id = await send(**CLIENTS | known)
+    await deliver(what, to=to)
+    assert await claims(spool, queue_id) == []
+
+
+async def test_of_several_with_one_envid_the_newest_with_the_recipient_is_meant(
+    spool, send, deliver
+) -> None:
+    sent = [await send(**CLIENTS, message_id=f"<{number}@x>") for number in range(3)]
+    sent.append(await send({"mx:b.test": ["y@b.test"]}, **CLIENTS))
+    sent.append(await send(**CLIENTS, reverse_path="bob@example.test"))
+    await deliver(report(envid=CLIENTS["envid"], message_id=""))
+    assert [len(await claims(spool, one)) for one in sent] == [0, 0, 1, 0, 0]
+    await deliver(report(envid=CLIENTS["envid"], message_id="<0@x>"))
+    assert [len(await claims(spool, one)) for one in sent] == [1, 0, 1, 0, 0]

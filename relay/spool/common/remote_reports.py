@@ -1,9 +1,10 @@
 """Join a report that came in to the message that it is about: events of what its sender claims.
 
 It runs in the transaction that settles the report's delivery, so that a crash neither loses nor
-repeats them. The original is found by its submission id, which Relay sends as ENVID, or by its
-Message-ID; it must have one of the reported recipients, and the report must have been delivered to
-its reverse-path. States and counters never change.
+repeats them. The original is found by its submission id, which Relay sends as ENVID, by its
+Message-ID, or by the ENVID of a trusted client (decoded; its case counts: RFC 3464 2.2.1); it must
+have one of the reported recipients, and the report must have been delivered to its reverse-path.
+States and counters never change.
 """
 
 from collections.abc import Iterator
@@ -21,12 +22,18 @@ from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import DeliveredReport, Settlement
 
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
-_ROWS_MAX = 20_000  # recipients of all messages with one Message-ID
+_ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENVID
+# The name is a range of one, so that only the index on it has the order: PostgreSQL goes through
+# all messages for a name that it takes to be frequent, and a report may name any.
 _RECIPIENTS = (
-    "SELECT m.id, m.reverse_path, m.envid, r.address, r.orcpt FROM message m"
+    "SELECT m.id, m.reverse_path, m.envid, m.message_id, r.address, r.orcpt FROM message m"
     " JOIN recipient r ON r.message_id = m.id"
-    " WHERE m.{0} = ? AND m.{0} <> '' AND r.added_by = '' ORDER BY m.id DESC LIMIT ?"
+    " WHERE m.{0} >= ? AND m.{0} <= ? AND m.{0} <> ''{1} AND r.added_by = ''"
+    " ORDER BY m.{0} DESC, m.id DESC LIMIT ?"
 )
+_OF_SUBMISSION = _RECIPIENTS.format("submission_id", "")
+_OF_MESSAGE_ID = _RECIPIENTS.format("message_id", "")
+_OF_ENVID = _RECIPIENTS.format("envid", " AND m.submission_id = '' AND m.trusted = 1")
 _CLAIMS = (
     "SELECT sequence, detail FROM event WHERE message_id = ? AND step = ?"
     ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
@@ -71,20 +78,9 @@ def _find(
 ) -> tuple[str, dict[str, RemoteClaim]] | None:
     """Return the message, and the claims by the recipient's address in its envelope.
 
-    An ENVID that names a submission decides alone. A message that has another ENVID is not meant.
+    Of several it is the newest that has a recipient; one with the Message-ID goes first.
     """
-    rows: list[Any] = []
-    if report.envelope_id:
-        rows = tables.fetch(_RECIPIENTS.format("submission_id"), (report.envelope_id, _ROWS_MAX))
-    if not rows and report.message_id:
-        rows = [
-            row
-            for row in tables.fetch(
-                _RECIPIENTS.format("message_id"), (report.message_id, _ROWS_MAX)
-            )
-            if not (row[2] and report.envelope_id) or row[2] == report.envelope_id
-        ]
-    for message_id, some in groupby(rows, lambda row: row[0]):
+    for message_id, some in groupby(_candidates(tables, report), lambda row: row[0]):
         recipients = list(some)
         reverse_path = recipients[0][1]
         if not reverse_path or own_mailbox(reverse_path) not in owners:
@@ -102,6 +98,27 @@ def _find(
         if claims:
             return message_id, claims
     return None
+
+
+def _candidates(tables: Tables, report: RemoteReport) -> list[Any]:
+    """Return the recipients of the messages that may be meant, those of a message together.
+
+    An ENVID that names a submission decides alone. A message that has another ENVID or Message-ID
+    than the report is not meant.
+    """
+    envid, message_id = report.envelope_id, report.message_id
+    if rows := _recipients(tables, _OF_SUBMISSION, envid):
+        return rows
+    rows = _recipients(tables, _OF_MESSAGE_ID, message_id) + _recipients(tables, _OF_ENVID, envid)
+    return [row for row in rows if _agree(row[2], envid) and _agree(row[3], message_id)]
+
+
+def _recipients(tables: Tables, sql: str, name: str) -> list[Any]:
+    return tables.fetch(sql, (name, name, _ROWS_MAX)) if name else []
+
+
+def _agree(known: str, reported: str) -> bool:
+    return not known or not reported or known == reported
 
 
 def _names(claim: RemoteClaim) -> Iterator[str]:

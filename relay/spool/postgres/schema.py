@@ -4,8 +4,12 @@ from relay.spool.postgres.rows import statement
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.types import SpoolFormatError
 
-SCHEMA = 1
+SCHEMA = 2
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
+_TO_SCHEMA = {  # what leads to a schema from the one before it
+    2: "CREATE INDEX message_envid ON message (envid, id)"
+    " WHERE envid <> '' AND submission_id = '' AND trusted = 1;",
+}
 # One transaction creates all tables of a schema.
 _ALWAYS = frozenset(
     {"message", "content", "body", "entry", "recipient", "event", "migration", "node"}
@@ -27,10 +31,13 @@ _MAY_NOT_CHANGE = (
 
 
 def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
-    """Create the tables if there are none. Raises SpoolFormatError, as schema_version()."""
+    """Create the tables if there are none, or add what those of an older schema lack. Raises
+    SpoolFormatError, as schema_version().
+    """
     tables.execute("SELECT pg_advisory_lock(?)", (_MIGRATION_LOCK,))  # an error ends the session
-    if schema_version(tables) == 0:
-        script = statement("schema.sql")
+    if (found := schema_version(tables)) < SCHEMA:
+        missing = [_TO_SCHEMA[version] for version in range(found + 1, SCHEMA + 1)] if found else ()
+        script = "\n".join(missing) or statement("schema.sql")
         record = f"INSERT INTO migration VALUES ({SCHEMA}, {int(now_us)});"
         tables.wait(tables.connection.execute(f"BEGIN;\n{script}\n{record}\nCOMMIT;"))
     tables.execute("SELECT pg_advisory_unlock(?)", (_MIGRATION_LOCK,))

@@ -1,4 +1,4 @@
--- The spool in PostgreSQL, schema 1. Its tables and columns are those of relay/spool/sqlite/schema.sql,
+-- The spool in PostgreSQL, schema 2. Its tables and columns are those of relay/spool/sqlite/schema.sql,
 -- which explains them; what is different here is said here. Text is compared octet by octet.
 --
 -- Entries and contents are only those that live: an entry that has ended is deleted, and its next hop
@@ -26,6 +26,8 @@ CREATE TABLE message (
 );
 CREATE INDEX message_message_id ON message (message_id) WHERE message_id <> '';
 CREATE INDEX message_submission ON message (submission_id) WHERE submission_id <> '';
+CREATE INDEX message_envid ON message (envid, id)
+    WHERE envid <> '' AND submission_id = '' AND trusted = 1;
 
 -- A content has a number in its message. A body over 1 MiB is in the parts of `body`, which the
 -- contents of a message share; '' is none.

@@ -6,7 +6,7 @@ import pytest
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.common import due_claims
+from relay.spool.common import due_claims, remote_reports
 from relay.spool.common.claim_changes import DAMAGED_DUE_US
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
@@ -184,6 +184,7 @@ async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_p
         (claims._NEXT, (5,), "entry_due"),
         (claims._FACTS, ('[["a",1]]',), None),
         (claims._RECIPIENTS, ('[["a",1]]',), None),
+        (remote_reports._OF_ENVID, ("e", "e", 9), None),
     ],
 )
 async def test_no_query_scans_a_table_or_sorts_waiting_entries(

@@ -182,9 +182,9 @@ def test_a_copy_is_made_before_the_first_change(path: Path) -> None:
     for old in (1, 2):
         path.with_name(f"{path.name}.before-{old}").write_bytes(b"")
     open_database(path).close()
-    names = sorted(one.name for one in path.parent.glob("*before*"))
-    assert names == ["spool.sqlite.before-2", f"spool.sqlite.before-{SCHEMA_VERSION}"]
-    copy = path.with_name(names[-1])
+    names = {one.name for one in path.parent.glob("*before*")}
+    assert names == {"spool.sqlite.before-2", f"spool.sqlite.before-{SCHEMA_VERSION}"}
+    copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
     assert copy.stat().st_mode & 0o777 == 0o600
     before = apsw.Connection(str(copy))
     assert before.pragma("user_version") == 2

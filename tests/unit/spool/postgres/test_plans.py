@@ -28,8 +28,10 @@ from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
 from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
+from relay.spool.common.remote_reports import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.engine import Retention, SpoolEngine
 from relay.spool.postgres.server import connect
+from relay.spool.postgres.tables import numbered
 from relay.spool.postgres.unheld_stores import UNHELD_S
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
@@ -146,7 +148,7 @@ async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> No
     sent = await spool.accept(make(submission_id="d1", envid="d1", message_id="<m@x>"))
     await spool.settle(Settlement(sent.claims[0], 5, {1: Relayed(reached)}))
     gone = RemoteClaim("", "x@a.test", "failure", "5.1.1", "550 no", "mx.a.test")
-    for envid in ("d1", "", "d1"):
+    for envid in ("d1", "", "another", "d1"):
         report = RemoteReport(envid, "<m@x>", "mx.a.test", (gone,))
         carrier = make({"local": [BOB]}, reverse_path="", client="mx.a.test [192.0.2.7]")
         (claim,) = (await spool.accept(carrier)).claims
@@ -279,6 +281,24 @@ async def test_no_statement_depends_on_statistics(ran, postgres_server, postgres
     await connection.close()
     assert len(ran) > 40
     assert not wrong, "\n".join(wrong)
+
+
+async def test_a_name_that_most_messages_have_makes_no_other_one_slow(
+    postgres_server, postgres_url
+) -> None:
+    """Whoever sends a report names what they like: all messages are not read for it."""
+    rows = "generate_series(10000, 15000) n"
+    postgres_server.sql(
+        "INSERT INTO message SELECT n, 'a@b', 'smtp', 1, n, n, 1, '', '', 'e', '', 0, 0, '', '<m>',"
+        f" '' FROM {rows}; INSERT INTO recipient SELECT n, 1, 1, 'x@a', '', '', 'deferred', '', '',"
+        f" '', '' FROM {rows}; ANALYZE",
+        database=database_of(postgres_url),
+    )
+    connection = await connect(parse_postgres_url(postgres_url), purpose="plans")
+    await connection.execute(PLANS)
+    for sql in (_OF_ENVID, _OF_MESSAGE_ID):
+        assert list(faults_of(await planned(connection, numbered(sql)))) == []
+    await connection.close()
 
 
 async def planned(connection, sql: str) -> dict[str, Any]:

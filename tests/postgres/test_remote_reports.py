@@ -1,0 +1,3 @@
+"""Reports of other hosts."""
+
+from tests.integration.test_remote_reports import *  # noqa: F403
