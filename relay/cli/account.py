@@ -40,8 +40,8 @@ def _open(context: CommandContext) -> AccountFile:
 
 def _hint(context: CommandContext) -> None:
     """Say what makes a running relay use the changed file."""
-    if pid := owner_of(context.settings().run_dir):
-        click.echo(f"the running relay uses it after: kill -HUP {pid}", err=True)
+    if owner_of(context.settings().run_dir):
+        click.echo("the running relay uses it after: relay reload", err=True)
 
 
 @click.group()
@@ -49,8 +49,7 @@ def _hint(context: CommandContext) -> None:
 def account(_context: CommandContext) -> None:
     """Add, list and remove accounts; give them tokens and passwords; unlock them.
 
-    Changes the file that mailboxes.accounts names. A running relay reads it at SIGHUP
-    (systemctl reload relay).
+    Changes the file that mailboxes.accounts names. A running relay reads it at `relay reload`.
     """
 
 

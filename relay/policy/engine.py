@@ -95,13 +95,26 @@ class EvaluationStoppedError(Exception):
     """The caller wants no verdict any more."""
 
 
+class _StopCheck:
+    """Raises EvaluationStoppedError once `stopped` says so. The views of a message ask it, not the
+    evaluation that has them: a circle of references would keep the content for a while.
+    """
+
+    def __init__(self) -> None:
+        self.stopped: Callable[[], bool] = lambda: False
+
+    def __call__(self) -> None:
+        if self.stopped():
+            raise EvaluationStoppedError
+
+
 class Evaluation:
     """One evaluation of a rule set."""
 
     def __init__(self, index: RuleIndex, message: ExaminedMessage) -> None:
         self._index = index
         self._message = message
-        self._stopped: Callable[[], bool] = lambda: False
+        self._check_stopped = _StopCheck()
         self._views = [self._view(message.content)]
         self._open = (1 << len(message.recipients)) - 1  # neither decided nor stopped
         self._having = [self._open]  # for each view, the recipients who get its content
@@ -123,7 +136,7 @@ class Evaluation:
         `stopped` is asked before each rule, and between the parts of the message. Raises
         EvaluationStoppedError, TooManyPartsError, OSError.
         """
-        self._in_thread, self._stopped = in_thread, stopped
+        self._in_thread, self._check_stopped.stopped = in_thread, stopped
         while self._open and (place := self._candidates.find(1, self._next)) >= 0:
             self._check_stopped()
             try:
@@ -277,10 +290,6 @@ class Evaluation:
         return MessageView(
             self._message, content, self._index.pattern_sets, between_parts=self._check_stopped
         )
-
-    def _check_stopped(self) -> None:
-        if self._stopped():
-            raise EvaluationStoppedError
 
     def _mark(self, rule: Rule, places: list[int]) -> None:
         """Keep what the rule says about the delivery of the matched recipients' copies."""

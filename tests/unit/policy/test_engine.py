@@ -1,5 +1,8 @@
 """How rules change a message: verdict per recipient, edited copies, added recipients, order."""
 
+import gc
+import weakref
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -333,6 +336,23 @@ def test_a_stopped_evaluation_begins_no_further_rule(rules_of):
     assert hits(evaluation.verdict()) == ["a"]
     assert evaluation.run(in_thread=True)
     assert hits(evaluation.verdict()) == names
+
+
+def test_an_evaluation_is_freed_at_once_and_its_content_with_it(rules_of):
+    """Without a collection of garbage: there is one for every message."""
+    evaluation = rules_of(rule(TAG)).begin(
+        examined_message(
+            "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains={"in.test"}
+        )
+    )
+    gc.disable()
+    try:
+        assert evaluation.run(in_thread=True, stopped=lambda: False)
+        left = weakref.ref(evaluation)
+        del evaluation
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_an_evaluation_stops_between_the_parts_of_a_message(rules_of):
