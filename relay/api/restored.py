@@ -85,7 +85,7 @@ async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Ma
 async def _count(submissions: RestoredSubmissions) -> int:
     try:
         return await asyncio.to_thread(submissions.count)
-    except OSError:  # it is only told: the queue does not need the mail root
+    except OSError:  # it is only shown: the queue does not need the mail root
         return 0
 
 

@@ -47,7 +47,7 @@ class Reloader:
         self._clock, self._metrics = clock, metrics
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
-        self.notify: Callable[..., None] = lambda *_: None  # tells the service manager states
+        self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
 
     def request(self) -> "asyncio.Task[ReloadResult]":
         """Return a reload that begins after this call, and after the running one."""

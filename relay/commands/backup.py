@@ -182,7 +182,7 @@ def _back_up(
     since = copied if counts else None
     late = list(stored.accepted_since(since, _submission_ids(copy))) if is_there else []
     _make_ready(copy, {submission_id for submission_id, _ in late})
-    # Without the database's copy nobody knows here which of them it has.
+    # Without the copy of the database it is not known which of them it has.
     copy.settle({delivered_id(name) for _, name in late} if counts else ())
     return copy.finish(
         made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,

@@ -138,7 +138,7 @@ def running_config() -> Path | None:
 
 
 def memory_place(free_bytes: int) -> Path | None:
-    """Return the directory of files in memory; None if less is free there, or nobody may write."""
+    """Return the directory of files in memory; None if it has less room, or is read-only."""
     try:
         is_roomy = disk_of(_MEMORY).free_bytes >= free_bytes
     except OSError:

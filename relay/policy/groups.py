@@ -75,7 +75,7 @@ def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, s
 
 
 class OptionalGroups(dict[str, Globs]):
-    """The groups for a rule that is off: a name without a group is noted, and stands for nobody."""
+    """The groups for a rule that is off: a name without a group is noted, and matches none."""
 
     missing = ""
 

@@ -63,7 +63,7 @@ class MessageView:
         self.size = content.size
         self._values: dict[str, tuple[str, ...]] = {}
         self._pattern_sets = pattern_sets
-        self._between_parts = between_parts  # raises when nobody waits for an answer any more
+        self._between_parts = between_parts  # raises when the evaluation was given up
         self._found: dict[str, Mapping[Pattern, str]] = {}
         self._numbers: dict[str, Sequence[tuple[str, float]]] = {}
         self._errors: dict[str, Exception] = {}  # by what could not be read

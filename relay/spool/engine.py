@@ -417,7 +417,8 @@ class SpoolStorage(Protocol):
         one that is opened as `alone` can join before the end of the block; after an error in it the
         tables of a database are removed again.
 
-        Raises SpoolNotEmptyError, and SpoolInUseError while a node lives.
+        Raises SpoolNotEmptyError, SpoolInUseError while a node lives, and FileNotFoundError for the
+        copy of another kind of spool.
         """
         ...
 

@@ -70,10 +70,13 @@ def back_up(
 
 
 def restore(database: Path, folder: Path) -> None:
-    """Copy the backup in `folder` to `database`, where there is nothing. It is not synced."""
+    """Copy the backup in `folder` to `database`, where there is nothing. It is not synced.
+
+    Raises FileNotFoundError for the copy of another kind of spool.
+    """
     found = [one for one in folder.iterdir() if contents_of(one).is_dir()]
     if len(found) != 1:
-        raise SpoolDamagedError(f"{folder} has no copy of a spool")
+        raise FileNotFoundError(f"{folder} has no copy of a spool")
     with translate_os_errors(database.parent):
         contents_of(database).mkdir(mode=0o700, parents=True)
         copy_privately(found[0], database)

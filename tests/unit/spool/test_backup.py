@@ -182,3 +182,11 @@ async def test_backup_size(spool, path, make) -> None:
     extent = backup.backup_size(path)
     assert (extent.contents, extent.content_bytes) == (1, len(LARGE))
     assert extent.database_bytes >= 4096
+
+
+def test_the_copy_of_another_kind_of_spool_is_none(path: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "spool.dump").touch()
+    with pytest.raises(FileNotFoundError, match="has no copy of a spool"):
+        backup.restore(path, folder)
+    assert not path.exists()
