@@ -73,8 +73,8 @@ check: lint types layers unused rules
 # crashes, models, slow clients, and what takes more than a few seconds.
 of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
 QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogue \
-	$(addprefix tests/unit/,message observe reports routing settings spool/queue_admin) \
-	$(addprefix tests/unit/test_,clock.py advanceable_clock.py client.py pressure.py round_robin.py sockets.py) \
+	$(addprefix tests/unit/,base message observe reports routing settings spool/queue_admin) \
+	tests/unit/test_client.py \
 	$(call of,accounts,access_tokens) \
 	$(call of,api,queue_commands search_text) \
 	$(call of,app,daemon maintenance pressure_monitor routes) \

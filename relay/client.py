@@ -23,9 +23,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from relay.certificates import client_of_pair
+from relay.base.certificates import client_of_pair
+from relay.base.socket_address import Address
 from relay.message.address import AddressError, parse_mailbox
-from relay.settings.tree import Address
 
 T = TypeVar("T")
 _TIMEOUT_S = 30.0

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import fsync_path
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import fsync_path
 from relay.observe.logs import get_logger
 
 _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit

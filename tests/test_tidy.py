@@ -15,7 +15,7 @@ TOP = Path(__file__).parents[1]
 MODULES = sorted(path.relative_to(TOP) for path in (TOP / "relay").rglob("*.py"))
 TESTS = sorted(path.relative_to(TOP) for path in (TOP / "tests").rglob("*.py"))
 
-MODULE_LINES_MAX = 600
+MODULE_LINES_MAX = 500  # of code
 FUNCTION_LINES_MAX = 60
 LINE_LENGTH_MAX = 100
 POSITIONAL_PARAMETERS_MAX = 3
@@ -25,8 +25,8 @@ MORE_POSITIONAL = {("relay/testing/relay.py", "send"), ("relay/testing/async_rel
 
 # calls that only these modules may make: the rest gets time, chance and environment passed in
 BANNED = {
-    r"time\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\(": {"relay/clock.py"},
-    r"datetime\.(now|utcnow|today)\(": {"relay/clock.py"},
+    r"time\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\(": {"relay/base/clock.py"},
+    r"datetime\.(now|utcnow|today)\(": {"relay/base/clock.py"},
     r"time\.sleep\(": set(),
     r"(?<!\.)random\.(random|randint|choice|shuffle|uniform|sample|randrange|seed)\(": set(),
     r"uuid\.uuid\d\(": set(),
@@ -92,9 +92,24 @@ def code_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def lines_of_code(path: Path) -> int:
+    """How many lines of a module are neither blank, nor a comment, nor part of a docstring."""
+    documented: set[int] = set()
+    for node in nodes(text_of(path)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str())) as docstring, *_]:
+                    documented.update(range(docstring.lineno, docstring.end_lineno + 1))
+    return sum(
+        1
+        for number, line in enumerate(text_of(path).splitlines(), start=1)
+        if number not in documented and line.strip() and not line.lstrip().startswith("#")
+    )
+
+
 @for_each(MODULES)
 def test_modules_and_functions_are_short(path):
-    assert len(text_of(path).splitlines()) <= MODULE_LINES_MAX
+    assert lines_of_code(path) <= MODULE_LINES_MAX
     long = [f.name for f in functions(path) if f.end_lineno - f.lineno >= FUNCTION_LINES_MAX]
     assert long == []
 
@@ -239,7 +254,7 @@ def test_sleeps_say_why_they_do_not_poll(path):
     assert bare == []
 
 
-@for_each([p for p in MODULES if p != Path("relay/clock.py")])
+@for_each([p for p in MODULES if p != Path("relay/base/clock.py")])
 def test_waits_for_a_time_go_through_the_clock(path):
     assert waits_outside_the_clock(text_of(path)) == []
 

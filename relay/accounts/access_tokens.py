@@ -26,8 +26,8 @@ from msgspec import Struct
 
 from relay.accounts.account import Account, AccountDirectory, RegisteredClient
 from relay.accounts.passwords import digest_of
-from relay.clock import Clock
-from relay.files import replace_file
+from relay.base.clock import Clock
+from relay.base.files import replace_file
 from relay.settings.document import Fault, SettingsError
 
 LIFETIME_S = 3600

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from relay.accounts.account import ClientKey, RegisteredClient, key_name
 from relay.accounts.passwords import LoginFailedError
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
 
 ASSERTION_LENGTH_MAX = 12 * 1024  # with the chain of its certificate
 ALGORITHMS = ("RS256", "PS256", "ES256")

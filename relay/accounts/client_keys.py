@@ -26,8 +26,8 @@ from joserfc.jwk import ECKey, RSAKey
 from msgspec import Struct
 
 from relay.accounts.account import ClientKey, key_name
-from relay.files import open_to_others, read_key_file
-from relay.phrases import shown
+from relay.base.files import open_to_others, read_key_file
+from relay.base.phrases import shown
 
 SOON_S = 14 * 86400  # before the end of a certificate, `relay check` warns
 RSA_BITS = (2048, 8192)  # the least and the most

@@ -40,12 +40,12 @@ from relay.accounts.passwords import (
     parse_password,
     parse_token,
 )
-from relay.clock import Clock
-from relay.files import open_to_others
+from relay.base.clock import Clock
+from relay.base.files import open_to_others
+from relay.base.phrases import shown
 from relay.message.address import AddressError
 from relay.message.address import parse_mailbox as parse_any_mailbox
 from relay.observe.logs import get_logger
-from relay.phrases import shown
 from relay.settings.document import (
     Document,
     Fault,

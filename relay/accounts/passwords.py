@@ -22,8 +22,8 @@ import argon2
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
 from msgspec import Struct
 
-from relay.clock import Clock
-from relay.pressure import ConcurrencyCounter
+from relay.base.clock import Clock
+from relay.base.pressure import ConcurrencyCounter
 
 _PLAIN = "plain:"
 _DIGEST = "sha256:"

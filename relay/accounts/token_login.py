@@ -13,7 +13,7 @@ from relay.accounts.account import (
     Scope,
     UnknownUserError,
 )
-from relay.clock import Clock
+from relay.base.clock import Clock
 
 if TYPE_CHECKING:
     from relay.accounts.access_tokens import AccessTokens

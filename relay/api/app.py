@@ -20,12 +20,12 @@ from relay.api.request_parameters import (
     require_method,
     single_values,
 )
+from relay.base.pressure import PressureState
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway, json_response
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
 from relay.observe.metrics import CONTENT_TYPE
-from relay.pressure import PressureState
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 

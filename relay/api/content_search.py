@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from relay.api.message_copies import MessageCopies
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.journeys.message_list import ListedRecipient
 from relay.journeys.message_search import ALL_MAILBOXES, FoundMessage, MessageSearch
 from relay.journeys.spool_history import CONTENTS_MAX, SpoolHistory

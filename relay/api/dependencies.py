@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
-from relay.advanceable_clock import AdvanceableClock
 from relay.api.event_streams import EventStreams
 from relay.api.message_copies import MessageCopies
 from relay.api.message_source import MessageSources
-from relay.clock import Clock
+from relay.base.advanceable_clock import AdvanceableClock
+from relay.base.clock import Clock
+from relay.base.pressure import Pressure
 from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
@@ -24,7 +25,6 @@ from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
-from relay.pressure import Pressure
 from relay.refusals.refusal import RefusalStore
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from relay.advanceable_clock import AdvanceError
 from relay.api.dependencies import DevelopmentControls, Principal
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import (
@@ -20,7 +19,8 @@ from relay.api.request_parameters import (
     require_method,
     single_values,
 )
-from relay.clock import rfc3339
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.clock import rfc3339
 from relay.http.browsers import check_origin
 from relay.http.errors import ApiError, quoted, unsupported_media_type
 from relay.http.gateway import json_response

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
+from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.event_stream import EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
@@ -27,7 +28,6 @@ from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_
 from relay.journeys.events import RecordedEvent
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.observe.logs import RepeatedError, get_logger
-from relay.pressure import ConcurrencyCounter
 from relay.spool.types import SpoolError
 
 STREAMS_MAX = 200

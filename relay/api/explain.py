@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from relay.api.dependencies import Explain, Principal, Question
 from relay.api.request_parameters import require_method, single_values
+from relay.base.pressure import ConcurrencyCounter, MemoryBudget
 from relay.http.errors import ApiError, quoted, service_unavailable, unsupported_media_type
 from relay.http.http_request import HttpRequest, body_too_large
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header
 from relay.policy.rule_test_reader import crlf
-from relay.pressure import ConcurrencyCounter, MemoryBudget
 
 PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024

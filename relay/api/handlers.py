@@ -43,6 +43,7 @@ from relay.api.request_parameters import (
     selector_of_query,
 )
 from relay.api.search_text import list_search_of
+from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
@@ -55,7 +56,6 @@ from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination
 from relay.observe.logs import get_logger
-from relay.pressure import ConcurrencyCounter
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
     BEFORE_QUEUE_HEADER,

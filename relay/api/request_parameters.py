@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import ListPosition, parse_position

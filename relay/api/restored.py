@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.journey import Journeys
 from relay.mailbox.submissions.restored import HeldSubmission, RestoredSubmissions
 from relay.message.lifecycle import RecipientState

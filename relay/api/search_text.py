@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.api.request_parameters import MESSAGE_STATES, message_search_of
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.http.errors import ApiError, quoted
 from relay.journeys.message_search import MessageSearch
 

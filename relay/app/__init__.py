@@ -26,6 +26,6 @@ Running:
 - `settling`: when a relay has nothing to do
 - `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it
 
-Elsewhere: from which level on mail is refused: `relay/pressure.py`; which keys a reload applies:
-`relay/settings/reloadable_keys.py`; the development relay: `relay/development/relay.py`.
+Elsewhere: from which level on mail is refused: `relay/base/pressure.py`; which keys a reload
+applies: `relay/settings/reloadable_keys.py`; the development relay: `relay/development/relay.py`.
 """

@@ -15,9 +15,9 @@ from relay.app.pressure_monitor import PressureMonitor, bounds_of
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.app.transport import build_transport
-from relay.clock import Clock, SystemClock
+from relay.base.clock import Clock, SystemClock
+from relay.base.pressure import PressureLevel
 from relay.pickup.dispatch import Pickup
-from relay.pressure import PressureLevel
 from relay.settings.tree import Settings
 
 _SLOW_DIVISOR = 4  # divides pickup's concurrency at pressure level SLOW

@@ -13,11 +13,11 @@ from msgspec import Struct
 from relay.accounts.account import AccountDirectory, Role
 from relay.accounts.directory import AccountTables, FileAccounts, load_accounts
 from relay.app.agreed import agreed_parts
-from relay.certificates import CertificateError, CheckedPair, ServerCertificate
-from relay.clock import Clock, rfc3339
+from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
+from relay.base.clock import Clock, rfc3339
+from relay.base.phrases import without_login
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.observe.logs import get_logger
-from relay.phrases import without_login
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import ReportTexts, load_texts

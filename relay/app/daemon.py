@@ -43,7 +43,7 @@ from relay.app.pressure_monitor import PressureMonitor
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.app.transport import Transport
-from relay.clock import wall_offset_us
+from relay.base.clock import wall_offset_us
 from relay.http.http_server import HttpServer
 from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError

@@ -26,7 +26,7 @@ from relay.app.configuration import RoutePlace, route_places, route_table
 from relay.app.foundation import Foundation
 from relay.app.srs_key import srs_in
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
 from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, target_of, with_tls
 from relay.delivery.retry import RetrySchedule

@@ -22,8 +22,9 @@ from relay.app.configuration import (
 from relay.app.reload import Reloader
 from relay.app.srs_key import srs_of
 from relay.app.state_dir import lock_file
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
+from relay.base.pressure import Pressure
 from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts
@@ -41,7 +42,6 @@ from relay.message.srs import Srs
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
-from relay.pressure import Pressure
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.reports.texts import ReportTexts

@@ -26,7 +26,8 @@ from relay.api.release import without_release_host
 from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
 from relay.app.pressure_monitor import open_files_limit
-from relay.clock import SystemClock, advanced_us, now_at_least_us
+from relay.base.clock import SystemClock, advanced_us, now_at_least_us
+from relay.base.socket_address import Address
 from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
@@ -34,7 +35,6 @@ from relay.http.gateway import Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.routing.resolver import LoopbackResolver, Resolver
-from relay.settings.tree import Address
 from relay.spool.engine import unheld_text
 from relay.spool.queue_commands import RouteLookup
 

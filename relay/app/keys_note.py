@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from relay.app.dead_letters import prune_answers
 from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
-from relay.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
+from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.mailbox.store import FileStore

@@ -1,9 +1,9 @@
 """Measure free disk space, memory and the queue each second, and have the pressure level set.
 
-Which level follows from the figures, and what it refuses, is decided in relay/pressure.py. SMTP
-sessions, the Graph API and pickup read the level. A disk that does not answer blocks only its own
-measurement; one that fails or is silent for 10 s counts as full. The reserve file of the spool is
-created again when there is space. docs/design.md 6.
+Which level follows from the figures, and what it refuses, is decided in relay/base/pressure.py.
+SMTP sessions, the Graph API and pickup read the level. A disk that does not answer blocks only its
+own measurement; one that fails or is silent for 10 s counts as full. The reserve file of the spool
+is created again when there is space. docs/design.md 6.
 """
 
 import asyncio
@@ -16,11 +16,9 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from relay.clock import Clock, sleep_in_step, wall_offset_us
-from relay.files import disk_of
-from relay.observe.logs import get_logger
-from relay.observe.metrics import Metrics
-from relay.pressure import (
+from relay.base.clock import Clock, sleep_in_step, wall_offset_us
+from relay.base.files import disk_of
+from relay.base.pressure import (
     Bounds,
     Disk,
     Measurements,
@@ -31,6 +29,8 @@ from relay.pressure import (
     assess,
     describe,
 )
+from relay.observe.logs import get_logger
+from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolEngine
 

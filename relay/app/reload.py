@@ -12,7 +12,7 @@ from dataclasses import asdict
 from msgspec import Struct
 
 from relay.app.configuration import ActiveConfiguration
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.routing.route_table import RouteTable

@@ -9,7 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from relay.files import replace_file
+from relay.base.files import replace_file
 from relay.message.srs import Srs
 from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings

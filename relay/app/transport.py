@@ -9,7 +9,9 @@ from functools import partial
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
 from relay.accounts.token_login import TokenLogin
 from relay.app.foundation import Foundation
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.pressure import PressureReason
+from relay.base.socket_address import Address
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
@@ -27,12 +29,11 @@ from relay.pickup.conversion import ConversionPool
 from relay.pickup.dispatch import Pickup
 from relay.pickup.gate import Gate
 from relay.pickup.processing import SubmissionProcessor
-from relay.pressure import PressureReason
 from relay.reports.bounces import Copies, Reporter, SenderRate
 from relay.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
-from relay.settings.tree import Address, Settings, SmtpListener
+from relay.settings.tree import Settings, SmtpListener
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim, NewMessage, PriorityLevel

@@ -13,9 +13,10 @@ import click
 
 from relay.accounts.account import AccountError
 from relay.app.state_dir import owner_of
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, Parsed, common_options
-from relay.clock import SystemClock
 from relay.commands.account import (
     PASSWORD_BYTES_MAX,
     AccountFile,
@@ -25,7 +26,6 @@ from relay.commands.account import (
     new_token,
 )
 from relay.commands.operator_client import OperatorClient
-from relay.phrases import counted
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 

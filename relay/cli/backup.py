@@ -12,12 +12,12 @@ from typing import Any
 import click
 import msgspec
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, user_name
 from relay.cli.output import print_progress, printable
-from relay.clock import SystemClock
 from relay.journeys.wording import RELEASE_RESTORED
-from relay.phrases import counted
 from relay.settings.environment import read_environment
 
 _PROGRESS_FILES = 10_000

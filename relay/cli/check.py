@@ -7,12 +7,12 @@ answer.
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option
 from relay.cli.output import print_json, printable
-from relay.clock import SystemClock
 from relay.commands.check import CheckFinding, CheckResult, check_file
-from relay.phrases import counted
 from relay.settings.environment import read_environment
 from relay.settings.tree import NodeRole
 

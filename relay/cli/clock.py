@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.client import ControlError
-from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
-from relay.phrases import shown
 from relay.settings.values import parse_duration
 
 _NOT_FOUND = 404

@@ -16,6 +16,8 @@ import uvloop
 from msgspec.structs import asdict
 
 from relay import __version__
+from relay.base.clock import SystemClock
+from relay.base.socket_address import Address
 from relay.cli.dev_options import (
     OPTIONAL,
     PORTS,
@@ -28,7 +30,6 @@ from relay.cli.dev_options import (
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import print_json_line, printable, step_lines
-from relay.clock import SystemClock
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.folder import DevelopmentFolder, open_folder
 from relay.development.foreground import DevelopmentView, RunOptions, develop
@@ -39,7 +40,6 @@ from relay.journeys.events import Step
 from relay.observe import logs
 from relay.refusals.refusal import Refusal, RefusalReason, line_of
 from relay.settings.environment import Environment, read_environment
-from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
 
 _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")

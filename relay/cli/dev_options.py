@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
+from relay.base.phrases import shown
+from relay.base.socket_address import Address
 from relay.cli.options import Parsed
 from relay.development.options import ReleaseTarget
-from relay.phrases import shown
 from relay.policy.globs import Globs
-from relay.settings.tree import Address
 from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size
 

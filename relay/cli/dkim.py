@@ -10,10 +10,11 @@ from typing import Literal
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import DOMAIN, CommandContext, Parsed, common_options
 from relay.cli.output import printable
-from relay.clock import SystemClock
 from relay.commands.dkim import (
     default_files,
     new_key_document,
@@ -23,7 +24,6 @@ from relay.commands.dkim import (
     unreadable_for_service,
     write_key,
 )
-from relay.phrases import shown
 from relay.settings.tree import Settings
 from relay.settings.values import parse_selector
 from relay.signing.key_files import load_keys

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import click
 
+from relay.base.clock import SystemClock
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import DOMAIN, CommandContext, common_options
-from relay.clock import SystemClock
 from relay.commands.dns import NoDnsAnswerError, compare_zone
 from relay.commands.dns_records import ZoneRecord, ZoneVerdict, mta_sts_policy
 from relay.signing.key_files import load_keys

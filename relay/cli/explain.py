@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted, time_left
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options, read_input
 from relay.cli.rule_lines import condition_text, rule_text
-from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.message.nexthop import BY_RULE
-from relay.phrases import counted, time_left
 from relay.settings.environment import read_environment
 
 _QUEUED = ("local", "remote", "captured", "held")

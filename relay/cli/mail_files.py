@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options
 from relay.cli.output import printable
-from relay.clock import SystemClock
 from relay.commands.mail_export import (
     FORMATS,
     MailStates,
@@ -27,7 +28,6 @@ from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import Folder, NoSuchItemError, StoreUnavailableError
-from relay.phrases import counted, shown
 
 
 @click.command("import")

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import click
 from msgspec import Struct
 
+from relay.base.files import check_readable
+from relay.base.phrases import shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
 from relay.development.folder import running_config
-from relay.files import check_readable
 from relay.message.address import to_ascii_domain
-from relay.phrases import shown
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
 from relay.settings.tree import NodeRole, Settings

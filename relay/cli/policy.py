@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import (
     CommandContext,
@@ -19,10 +21,8 @@ from relay.cli.options import (
     read_input,
 )
 from relay.cli.rule_lines import verdict_lines
-from relay.clock import SystemClock
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
-from relay.phrases import shown
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import load_rules, read_rules, slow_patterns

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted, shown
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import (
     KEY,
@@ -30,12 +32,10 @@ from relay.cli.output import (
     recipient_lines,
 )
 from relay.client import ControlError
-from relay.clock import SystemClock
 from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
 from relay.journeys.document import Recipient
 from relay.journeys.wording import RELEASE_RESTORED, changed_line, named
 from relay.message.lifecycle import hold_text
-from relay.phrases import counted, shown
 from relay.spool.queue_commands import EntryList
 from relay.spool.types import Selector
 

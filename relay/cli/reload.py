@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
 from relay.client import ControlClient
-from relay.phrases import counted
 from relay.settings.document import SettingsError, parse_document, read_text
 from relay.settings.environment import read_environment
 from relay.settings.reader import DocumentReader

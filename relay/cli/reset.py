@@ -5,11 +5,11 @@ Exits 64 for a service, which it never empties, and 69 without a relay.
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options
-from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
-from relay.phrases import counted
 
 
 @click.command()

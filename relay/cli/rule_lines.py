@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from relay.phrases import counted, time_left
+from relay.base.phrases import counted, time_left
 
 
 def condition_text(condition: Mapping[str, Any]) -> str:

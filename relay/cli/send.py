@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from relay.base.socket_address import Address
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import (
     CommandContext,
@@ -21,7 +22,7 @@ from relay.cli.options import (
     user_name,
 )
 from relay.client import DraftToSend, send_by_graph, send_by_smtp
-from relay.settings.tree import Address, Settings
+from relay.settings.tree import Settings
 
 
 @click.command()

@@ -13,14 +13,15 @@ from typing import Any
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import shown
+from relay.base.socket_address import Address
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import INPUT_BYTES_MAX, CommandContext, common_options, user_name
 from relay.client import RejectedError, TryLaterError, send_content
-from relay.clock import SystemClock
 from relay.commands.sendmail import NoRecipientsError, SendmailOptions, prepare, talk
-from relay.phrases import shown
 from relay.settings.environment import read_environment
-from relay.settings.tree import Address, Settings
+from relay.settings.tree import Settings
 from relay.settings.values import parse_address
 
 _DEFAULT = Address("127.0.0.1", 1025)

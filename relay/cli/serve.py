@@ -15,9 +15,9 @@ from relay.app.daemon import serve as run
 from relay.app.foundation import RelayDependencies
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.app.state_dir import foreign_state, unusable_state
+from relay.base.clock import SystemClock
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option
-from relay.clock import SystemClock
 from relay.mailbox.mail_root import ForeignRootError
 from relay.observe import logs
 from relay.settings.environment import read_environment

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
+from relay.base.clock import SystemClock, rfc3339
+from relay.base.files import OpenOctets
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import KEY, CommandContext, common_options
 from relay.cli.output import printable
-from relay.clock import SystemClock, rfc3339
 from relay.commands.operator_client import OperatorClient
-from relay.files import OpenOctets
 from relay.journeys.document import Journey
 from relay.message.content import Octets
 from relay.message.properties import EmailAddress

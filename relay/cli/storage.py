@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, older_than_s
 from relay.cli.output import (
@@ -19,7 +21,6 @@ from relay.cli.output import (
     print_lines,
     print_progress,
 )
-from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.commands.storage import (
     BackupRefusedError,
@@ -33,7 +34,6 @@ from relay.commands.storage import (
 from relay.commands.storage import recover as recovered
 from relay.commands.storage import verify as verified
 from relay.journeys.wording import named
-from relay.phrases import counted
 from relay.settings.environment import read_environment
 
 _PROGRESS_MAILBOXES = 100

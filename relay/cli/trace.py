@@ -12,16 +12,16 @@ import click
 from msgspec import UNSET, to_builtins
 from msgspec.structs import replace
 
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import KEY, CommandContext, common_options, unknown_message
 from relay.cli.output import journey_lines, printable
-from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.document import Journey, Recipient
 from relay.journeys.reported import is_remote
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, SubmissionState
-from relay.phrases import counted, shown
 from relay.refusals.refusal import Refusal, line_of
 from relay.settings.values import is_ip
 

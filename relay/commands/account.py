@@ -24,10 +24,10 @@ import tomlkit
 from relay.accounts.account import AccountError
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import digest_of
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.files import fsync_path, write_all
+from relay.base.phrases import shown
 from relay.development.folder import MARK
-from relay.files import fsync_path, write_all
-from relay.phrases import shown
 from relay.settings.document import SettingsError, locate
 from relay.settings.tree import Settings
 

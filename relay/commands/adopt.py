@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from relay import spool
 from relay.app.state_dir import OwnerLock, as_owner
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.commands.offline import opened_spool
 from relay.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.observe.logs import get_logger

@@ -32,8 +32,8 @@ import msgspec
 
 from relay import spool
 from relay.app.state_dir import as_owner
-from relay.clock import Clock, rfc3339
-from relay.files import fsync_path, replace_file, sync_disk, write_all
+from relay.base.clock import Clock, rfc3339
+from relay.base.files import fsync_path, replace_file, sync_disk, write_all
 from relay.mailbox.index.seen_files import SeenFiles
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name

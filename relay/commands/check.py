@@ -20,13 +20,15 @@ from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
 from relay.app.srs_key import srs_in
 from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
-from relay.certificates import certificate_of_handshake, load_pair
-from relay.clock import Clock
+from relay.base.certificates import certificate_of_handshake, load_pair
+from relay.base.clock import Clock
+from relay.base.files import open_to_others
+from relay.base.phrases import counted
+from relay.base.socket_address import Address
+from relay.base.sockets import has_address
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
-from relay.files import open_to_others
-from relay.phrases import counted
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
@@ -39,12 +41,11 @@ from relay.settings.document import (
     read_document,
 )
 from relay.settings.reader import load, secret_files
-from relay.settings.tree import Address, CertificateFiles, NodeRole, Settings
+from relay.settings.tree import CertificateFiles, NodeRole, Settings
 from relay.settings.validation import hidden_routes, host_of, is_loopback, next_hops_by_name
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
 from relay.smtp.tls import certificate_matches, certificate_names
-from relay.sockets import has_address
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 
 T = TypeVar("T")

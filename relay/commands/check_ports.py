@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from relay.app.state_dir import owner_of
-from relay.settings.tree import Address
-from relay.sockets import LACKING_ADDRESS
+from relay.base.socket_address import Address
+from relay.base.sockets import LACKING_ADDRESS
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp

@@ -13,11 +13,12 @@ from typing import Any
 import tomlkit
 from msgspec import Struct
 
-from relay.files import fsync_path, write_all
+from relay.base.files import fsync_path, write_all
+from relay.base.socket_address import Address
 from relay.routing.dns_client import look_up
 from relay.routing.mx_hosts import Answer, NoAnswer, Records
 from relay.settings.document import Document, Fault
-from relay.settings.tree import Address, Settings
+from relay.settings.tree import Settings
 from relay.signing.keys import RSA_BITS_ADVISED, KeyRing, SigningKey
 from relay.signing.record import (
     ComparedRecord,

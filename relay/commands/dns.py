@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.commands.dns_records import (
     ZoneRecord,
     dkim_record,

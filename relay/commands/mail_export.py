@@ -25,8 +25,8 @@ from typing import BinaryIO
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock
-from relay.files import OpenOctets
+from relay.base.clock import Clock
+from relay.base.files import OpenOctets
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.consistency import state_ids_in
 from relay.mailbox.index.mailbox_index import MailboxIndex

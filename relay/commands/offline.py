@@ -21,9 +21,9 @@ from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock, as_owner
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
 from relay.client import ControlError
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoints
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog

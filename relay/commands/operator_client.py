@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from msgspec.structs import asdict
 
 from relay.app.state_dir import AlreadyRunningError
+from relay.base.clock import Clock, now_at_least_us
 from relay.client import (
     ControlClient,
     ControlError,
@@ -21,7 +22,6 @@ from relay.client import (
     ControlUnavailableError,
     path_of,
 )
-from relay.clock import Clock, now_at_least_us
 from relay.journeys.document import Journey
 from relay.journeys.sentences import answer, needed_reports
 from relay.refusals.refusal import Refusal, RefusalPage, RefusalSearch

@@ -24,7 +24,8 @@ from msgspec import Struct
 
 from relay import spool
 from relay.app.state_dir import RESTORING, OwnerLock, as_owner
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.files import fsync_path, sync_disk
 from relay.commands.backup import (
     CHECKSUMS,
     CONFIG,
@@ -44,7 +45,6 @@ from relay.commands.backup import (
     sum_line,
 )
 from relay.commands.offline import opened_spool, restored_submissions
-from relay.files import fsync_path, sync_disk
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.settings.reader import load

@@ -15,14 +15,14 @@ from io import FileIO
 
 from msgspec import Struct
 
+from relay.base.clock import Clock, Ids
+from relay.base.socket_address import Address
 from relay.client import RejectedError
-from relay.clock import Clock, Ids
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, with_crlf
 from relay.message.properties import EmailAddress
 from relay.mime.read_header import named_addresses
 from relay.mime.write_header import address_list_field, raw_field
-from relay.settings.tree import Address
 
 _FIELDS = ("To", "Cc", "Bcc")
 _RESENT_FIELDS = ("Resent-To", "Resent-Cc", "Resent-Bcc")

@@ -21,9 +21,9 @@ from relay.accounts.directory import load_accounts
 from relay.app.keys_note import note_lost
 from relay.app.srs_key import UnusableKeyError, srs_in
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
+from relay.base.files import check_readable
 from relay.commands.backup import BackupCopy
-from relay.files import check_readable
 from relay.journeys.submission_log import read_accepted
 from relay.last_commit import read_recorded
 from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside

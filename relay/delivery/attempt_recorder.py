@@ -22,7 +22,7 @@ from zlib import crc32
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.delivery.attempt_result import (
     NO_EVIDENCE,
     AttemptEvidence,

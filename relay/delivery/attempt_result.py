@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Notify

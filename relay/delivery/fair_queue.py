@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from relay.round_robin import RoundRobinQueue
+from relay.base.round_robin import RoundRobinQueue
 from relay.spool.types import Claim, Key, PriorityLevel
 
 PASSED_OVER_MAX = 8  # claims of better levels that may go before one of this level

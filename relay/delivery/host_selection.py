@@ -16,7 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.delivery.dependencies import Connect
 from relay.delivery.site_limits import SiteOptions
 from relay.message.outcome import (

@@ -21,7 +21,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from relay.clock import Clock, Timer
+from relay.base.clock import Clock, Timer
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots

@@ -15,7 +15,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.types import Claim, DueBatch, DueQuery, NewMessage, Position, PriorityLevel, Spool

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue

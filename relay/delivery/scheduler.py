@@ -21,7 +21,7 @@ from collections.abc import (
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 
-from relay.clock import Clock, Timer
+from relay.base.clock import Clock, Timer
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
 from relay.delivery.attempt_result import AttemptEvidence, internal_error_outcomes

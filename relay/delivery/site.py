@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from relay.clock import Clock, Timer
+from relay.base.clock import Clock, Timer
+from relay.base.phrases import counted
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 from relay.delivery.dependencies import Scheduler
@@ -33,7 +34,6 @@ from relay.delivery.site_limits import (
 )
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
 from relay.observe.logs import get_logger
-from relay.phrases import counted
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection
 from relay.spool.types import Claim, PriorityLevel

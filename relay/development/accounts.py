@@ -31,7 +31,7 @@ from relay.accounts.account import (
     UnknownUserError,
 )
 from relay.accounts.passwords import GuessDelays, digest_of
-from relay.clock import Clock, SystemClock
+from relay.base.clock import Clock, SystemClock
 from relay.mailbox.mailbox_list import MailboxList
 from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox
 from relay.message.address import parse_mailbox as parse_any_mailbox

@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-from relay.certificates import ServerCertificate, load_pair
-from relay.clock import Clock
-from relay.files import locked_directory, replace_file
+from relay.base.certificates import ServerCertificate, load_pair
+from relay.base.clock import Clock
+from relay.base.files import locked_directory, replace_file
 from relay.http.tunnels import TunnelHosts
 from relay.settings.tree import CertificateFiles
 from relay.settings.values import is_ip

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import Struct
 
-from relay.advanceable_clock import AdvanceableClock, AdvanceError
 from relay.app.settling import UnsettledError
+from relay.base.advanceable_clock import AdvanceableClock, AdvanceError
 from relay.development.folder import DevelopmentFolder
 
 _WAITING_MAX = 64

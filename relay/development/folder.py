@@ -17,8 +17,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
-from relay.clock import ADVANCED_S_MAX
-from relay.files import disk_of, replace_file
+from relay.base.clock import ADVANCED_S_MAX
+from relay.base.files import disk_of, replace_file
 
 _CLOCK = "clock.toml"
 MARK = "# Written by `relay dev`"

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from relay.app.daemon import BrokenRelayError, remove_old_ready_file, write_ready_file
 from relay.app.pressure_monitor import raise_open_files_limit
+from relay.base.socket_address import Address
 from relay.development.demonstration import DemonstratedMessage, Follower, demonstrate
 from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
@@ -23,7 +24,6 @@ from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey, JourneyStep
 from relay.refusals.refusal import Refusal
 from relay.settings.document import SettingsError
-from relay.settings.tree import Address
 
 _FREE_PORT = Address("127.0.0.1", 0)
 _LOOK_S = 0.5  # between two looks at the files of the rules

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from relay.accounts.access_tokens import LIFETIME_S, AccessTokens, InvalidTokenError, object_id
 from relay.accounts.account import Account, RegisteredClient
-from relay.clock import Clock, Ids
+from relay.base.clock import Clock, Ids
 from relay.development.accounts import LOGIN_OCTETS_MAX, DevelopmentAccounts
 from relay.development.authorization import (
     MODES,

@@ -19,16 +19,17 @@ import tomlkit
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.socket_address import Address
+from relay.base.sockets import has_ipv6, reserve_port
 from relay.development.accounts import DOMAIN, NAMES
 from relay.development.folder import DevelopmentFolder
 from relay.development.retention import DEFAULT_LIMITS, KeepLimits
 from relay.internet.simulator import SimulatedInternet
 from relay.message.nexthop import HopKind, NextHop
 from relay.settings.environment import shipped
-from relay.settings.tree import Address, Route, RouteAuth
+from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_domain
-from relay.sockets import has_ipv6, reserve_port
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 # The hosts of programs that are not set up for Relay: CONNECT to them ends at the relay.

@@ -15,7 +15,6 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from relay.advanceable_clock import AdvanceableClock
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
 from relay.app.compose import compose
@@ -23,8 +22,10 @@ from relay.app.configuration import ListenerCertificates, route_places, warn_of_
 from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
 from relay.app.settling import SETTLE_S
+from relay.base.advanceable_clock import AdvanceableClock
+from relay.base.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
+from relay.base.socket_address import Address
 from relay.client import RejectedError, send_by_graph
-from relay.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
@@ -66,7 +67,7 @@ from relay.policy.globs import Globs
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import load_texts
 from relay.settings.reader import load
-from relay.settings.tree import Address, Settings, SmtpListener
+from relay.settings.tree import Settings, SmtpListener
 from relay.settings.validation import next_hops_by_name
 from relay.signing.key_files import load_keys
 from relay.spool.types import Selector

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger

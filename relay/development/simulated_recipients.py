@@ -13,7 +13,8 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
-from relay.clock import Clock, Ids, Timer
+from relay.base.clock import Clock, Ids, Timer
+from relay.base.socket_address import Address
 from relay.internet.behaviour import ForwardedTo, ReceivedMail
 from relay.internet.test_recipients import Manner, find_test_recipient
 from relay.mailbox.delivery_store import DeliveryStore
@@ -41,7 +42,6 @@ from relay.message.tls_policy import TlsPolicy
 from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
 from relay.observe.logs import get_logger
 from relay.reports.texts import ReportTexts
-from relay.settings.tree import Address
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
 from relay.smtp.transaction import Transaction

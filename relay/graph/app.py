@@ -10,8 +10,16 @@ from functools import partial
 from starlette.responses import Response
 
 from relay.accounts.account import Account, AccountDirectory, UnknownUserError
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
+from relay.base.pressure import (
+    MAILBOX_REASONS,
+    QUEUE_REASONS,
+    Pressure,
+    PressureReason,
+    PressureState,
+    describe,
+)
 from relay.graph.batch import BatchHandler
 from relay.graph.graph_request import (
     ConcurrentRequests,
@@ -35,14 +43,6 @@ from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
-from relay.pressure import (
-    MAILBOX_REASONS,
-    QUEUE_REASONS,
-    Pressure,
-    PressureReason,
-    PressureState,
-    describe,
-)
 from relay.settings.tree import HttpSettings
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once

@@ -20,7 +20,8 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
+from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
 from relay.graph.idempotency import key_of_part, read_key
 from relay.graph.json_values import check_number_of_values
 from relay.http.errors import (
@@ -33,7 +34,6 @@ from relay.http.errors import (
 )
 from relay.http.gateway import StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
-from relay.pressure import MemoryBudget, Pressure, PressureReason, describe
 
 REQUESTS_MAX = 20
 CONCURRENT_MAX = 4

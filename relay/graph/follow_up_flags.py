@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.graph.json_values import (
     invalid_value,
     missing_property,

@@ -17,8 +17,9 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.accounts.account import Account, AccountDirectory, Scope
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
+from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
 from relay.graph.json_values import read_json_object
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
 from relay.http.errors import (
@@ -54,7 +55,6 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
-from relay.pressure import ConcurrencyCounter, Pressure, PressureReason
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
 REQUESTS_PER_ACCOUNT_MAX = 256

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.graph.graph_request import GraphRequest, api_error
 from relay.graph.send_mail import accepted_response
 from relay.http.errors import ApiError, quoted

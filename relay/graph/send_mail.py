@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.message_parser import parse_send_mail
 from relay.graph.messages import find_message

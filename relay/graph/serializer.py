@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from relay.accounts.account import Account
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.graph.follow_up_flags import flag_json
 from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.http.gateway import Gateway
 from relay.http.http_request import SMALL_LIMITS, HttpRequest, raw_path
 

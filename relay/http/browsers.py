@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway
 from relay.http.http_request import SMALL_LIMITS, HttpRequest

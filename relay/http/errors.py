@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.phrases import without_login
+from relay.base.phrases import without_login
 
 _QUOTED_MAX = 100
 

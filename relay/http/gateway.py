@@ -18,7 +18,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay.clock import Clock, Ids, rfc3339
+from relay.base.clock import Clock, Ids, rfc3339
+from relay.base.pressure import MemoryBudget
 from relay.http.errors import ApiError, RequestIds, UnansweredError, error_body, service_unavailable
 from relay.http.http_request import (
     ALLOW_RESPONSE,
@@ -27,7 +28,6 @@ from relay.http.http_request import (
     RequestLimits,
 )
 from relay.observe.logs import get_logger
-from relay.pressure import MemoryBudget
 
 BLOCK_BYTES = 64 * 1024
 # Sending this waits until the client has read most of what was sent before.

@@ -17,8 +17,8 @@ from msgspec import Struct
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
+from relay.base.pressure import MemoryBudget
 from relay.http.errors import ApiError, RequestIds, quoted, service_unavailable
-from relay.pressure import MemoryBudget
 
 _Result = TypeVar("_Result")
 

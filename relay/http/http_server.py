@@ -12,15 +12,15 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from relay.certificates import ServerCertificate
-from relay.clock import Clock
+from relay.base.certificates import ServerCertificate
+from relay.base.clock import Clock
+from relay.base.socket_address import Address
+from relay.base.sockets import Listener, open_listener
 from relay.http.connection_limits import ConnectionLimits, ConnectionTable, HttpConnection
 from relay.http.protocol import AllowedHosts, BoundedProtocol
 from relay.http.tls_connection import TlsConnection
 from relay.http.tunnels import TunnelHosts
 from relay.observe.logs import get_logger
-from relay.settings.tree import Address
-from relay.sockets import Listener, open_listener
 
 _BACKLOG = 1024
 _KEEP_ALIVE_S = 75

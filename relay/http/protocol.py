@@ -20,7 +20,7 @@ from msgspec import Struct
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from relay.clock import Clock, Ids, rfc3339
+from relay.base.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
 from relay.http.errors import ApiError, RequestIds, error_body, quoted, service_unavailable
 from relay.http.http_request import (

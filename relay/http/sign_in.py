@@ -26,7 +26,7 @@ from relay.accounts.client_assertions import (
     AssertionsFullError,
 )
 from relay.accounts.passwords import LoginDelayedError
-from relay.clock import Clock, Ids, rfc3339
+from relay.base.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway, json_response

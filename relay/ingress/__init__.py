@@ -31,5 +31,5 @@ The content and its acceptance:
 Elsewhere: which addresses are valid, postmaster too: `relay/routing/route_table.py`; what rules
 decide: `relay/policy/engine.py`; who gets a bounce: `relay/reports/bounces.py`; passwords and
 guessing: `relay/accounts/passwords.py`; when mail is refused for lack of disk or memory:
-`relay/pressure.py`.
+`relay/base/pressure.py`.
 """

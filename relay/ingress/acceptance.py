@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Expansion
 from relay.accounts.passwords import client_of
-from relay.clock import Clock, Ids
+from relay.base.clock import Clock, Ids
 from relay.ingress import header_cleanup
 from relay.ingress.data import (
     HEADER_BYTES_MAX,

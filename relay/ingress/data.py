@@ -19,12 +19,12 @@ from io import IncrementalNewlineDecoder
 
 from msgspec import Struct
 
+from relay.base.pressure import MemoryBudget
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client, Source
 from relay.message.header import Header, fields_end, header_section
 from relay.mime.encoded_words import decode_words
-from relay.pressure import MemoryBudget
 from relay.spool.types import IncomingBody
 
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop

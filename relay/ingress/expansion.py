@@ -14,12 +14,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import Expansion
+from relay.base.phrases import counted
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.message.status import own_reply
 from relay.mime.dsn import ReportedRecipient
-from relay.phrases import counted
 from relay.spool.types import NewRecipient
 
 EXPANDED_MAX = 10_000  # addresses that the aliases of one message lead to

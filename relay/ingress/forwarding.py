@@ -23,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, AliasTarget, Expansion
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.ingress.message_limits import RateLimits
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header

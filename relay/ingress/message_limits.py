@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Self
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.ingress.data import DataReply
 from relay.message.envelope import Envelope
 from relay.message.verdict import RateCharge

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from relay.clock import Clock, rfc3339
+from relay.base.clock import Clock, rfc3339
 from relay.ingress.data import Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.observe.logs import get_logger

@@ -19,7 +19,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from relay.accounts.account import AccountDirectory
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.pressure import MemoryBudget, Pressure
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
 from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent, subject_in
@@ -40,7 +41,6 @@ from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.content import memory_part
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
-from relay.pressure import MemoryBudget, Pressure
 from relay.refusals.refusal import RefusalReason, RefusalRecorder
 from relay.settings.tree import SmtpListener
 

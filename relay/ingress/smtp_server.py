@@ -14,7 +14,9 @@ from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
 
-from relay.certificates import ServerCertificate
+from relay.base.certificates import ServerCertificate
+from relay.base.pressure import ConcurrencyCounter, MemoryBudget
+from relay.base.sockets import Listener, open_listener
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
 from relay.ingress.session_limits import SessionLimits
@@ -33,11 +35,9 @@ from relay.ingress.smtp_session import (
 )
 from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
-from relay.pressure import ConcurrencyCounter, MemoryBudget
 from relay.refusals.refusal import RefusalReason
 from relay.settings.tree import SmtpListener
 from relay.settings.validation import is_loopback
-from relay.sockets import Listener, open_listener
 
 _log = get_logger("ingress")
 _BACKLOG = 512

@@ -19,6 +19,7 @@ from aiosmtpd.smtp import SMTP
 from msgspec import Struct
 
 from relay.accounts.passwords import client_of
+from relay.base.pressure import ConcurrencyCounter
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_refusals import CONNECT, RefusedCommand
@@ -29,7 +30,6 @@ from relay.ingress.smtp_commands import (
     SmtpCommandHandler,
 )
 from relay.observe.logs import get_logger
-from relay.pressure import ConcurrencyCounter
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 
 _TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))

@@ -23,8 +23,8 @@ import dns.rdataset
 import dns.rdatatype
 import dns.rrset
 
-from relay.settings.tree import Address
-from relay.sockets import Listener, open_datagram_socket, open_listener
+from relay.base.socket_address import Address
+from relay.base.sockets import Listener, open_datagram_socket, open_listener
 
 Records = Sequence[str] | str
 NO_NAME = "NXDOMAIN"

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from relay.certificates import load_pair
+from relay.base.certificates import load_pair
 
 _KEPT = 256
 _COMMON_NAME_MAX = 64  # RFC 5280 A.1

@@ -6,7 +6,7 @@ It is bounded by the limits of a scenario, of hosts that listen, and of what the
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.internet.behaviour import Action, ReceivedMail
 from relay.internet.scenario import RateLimit, RemoteDomain
 from relay.internet.scenario_file import reply_names

@@ -19,6 +19,7 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from relay.base.phrases import counted, shown
 from relay.internet.scenario import (
     WITH_RECIPIENTS,
     GraphFault,
@@ -29,7 +30,6 @@ from relay.internet.scenario import (
     ScriptedReply,
     wire_reply,
 )
-from relay.phrases import counted, shown
 from relay.settings.document import (
     Document,
     Fault,

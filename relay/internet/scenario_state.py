@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.internet.behaviour import Action, Moment
 from relay.internet.scenario import (
     WITH_RECIPIENTS,

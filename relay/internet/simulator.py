@@ -13,7 +13,10 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.pressure import MemoryBudget
+from relay.base.socket_address import Address
+from relay.base.sockets import reserve_port
 from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.dns_server import NO_NAME, DnsServer, Records
 from relay.internet.host_certificates import HostCertificates
@@ -21,9 +24,6 @@ from relay.internet.scenario import MxHost, Scenario
 from relay.internet.scenario_state import ScenarioState
 from relay.internet.smtp_host import HostOptions, SmtpHost
 from relay.observe.logs import get_logger
-from relay.pressure import MemoryBudget
-from relay.settings.tree import Address
-from relay.sockets import reserve_port
 
 _log = get_logger("internet")
 

@@ -19,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.pressure import MemoryBudget
+from relay.base.socket_address import Address
+from relay.base.sockets import Listener, open_listener
 from relay.internet.behaviour import Action, Behaviour, ForwardedTo, Moment, ReceivedMail
 from relay.observe.logs import get_logger
-from relay.pressure import MemoryBudget
-from relay.settings.tree import Address
-from relay.sockets import Listener, open_listener
 
 _log = get_logger("internet")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.document import JourneyStep
 from relay.message.lifecycle import RecipientState, SubmissionState
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
+from relay.base.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
 from relay.journeys.list_places import ListPlaces, is_between

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from relay.clock import id_time_us
+from relay.base.clock import id_time_us
 from relay.journeys.events import Event, RecordedEvent, Step, parse_line
 from relay.journeys.open_submissions import state_before_queue
 from relay.message.lifecycle import RecipientState, SubmissionState

@@ -9,7 +9,7 @@ import re
 
 from msgspec import Struct
 
-from relay.clock import id_time_us, time_us_of
+from relay.base.clock import id_time_us, time_us_of
 from relay.journeys.message_search import FoundMessage, MessageSearch
 
 LISTED_MAX = 20  # recipients in a row

@@ -15,7 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.files import LINE_BYTES_MAX, lines_backwards
+from relay.base.files import LINE_BYTES_MAX, lines_backwards
 from relay.journeys.events import Step, parse_line
 from relay.journeys.message_list import OpenSubmission
 from relay.message.lifecycle import RecipientState, SubmissionState

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
-from relay.clock import rfc3339, time_us_of
+from relay.base.clock import rfc3339, time_us_of
+from relay.base.phrases import counted, moment, time_left
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
 from relay.journeys.reported import claim_words
 from relay.message.lifecycle import by_importance
-from relay.phrases import counted, moment, time_left
 
 _SENTENCES_MAX = 3
 _NAMED_MAX = 2

@@ -21,8 +21,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from relay.clock import Clock, id_time_us, now_at_least_us
-from relay.files import lines_backwards
+from relay.base.clock import Clock, id_time_us, now_at_least_us
+from relay.base.files import lines_backwards
 from relay.journeys.document import JourneyStep
 from relay.journeys.events import Event, LogLine, Step, parse_line
 from relay.journeys.message_list import OpenSubmission

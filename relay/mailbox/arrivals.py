@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from relay.files import FileOctets, write_all
+from relay.base.files import FileOctets, write_all
 from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_head
 from relay.mailbox.folders import Folders, find_folder
 from relay.mailbox.maildir import Stripes, remove, retry_if_renamed

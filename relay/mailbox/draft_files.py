@@ -11,8 +11,8 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock, Ids
-from relay.files import FileOctets
+from relay.base.clock import Clock, Ids
+from relay.base.files import FileOctets
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.keywords import convert_keywords
 from relay.mailbox.maildir import open_written, write_file

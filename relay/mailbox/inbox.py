@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folders import Folders, list_folders
 from relay.mailbox.index.indexes import Indexes

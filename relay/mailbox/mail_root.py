@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.files import replace_file
+from relay.base.files import replace_file
 from relay.mailbox.maildir import MissingRootError, make_directory, remove, write_synced
 from relay.observe.logs import get_logger
 

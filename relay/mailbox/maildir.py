@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
-from relay.files import FileOctets, write_all
+from relay.base.files import FileOctets, write_all
 from relay.mailbox.types import ContentUnreadableError, StoreError, StoreUnavailableError
 from relay.message.content import Content, UnreadableError, blocks, octets_in_blocks
 

@@ -19,8 +19,8 @@ from urllib.parse import quote
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import ID_LENGTH, id_time_us
-from relay.files import OpenOctets
+from relay.base.clock import ID_LENGTH, id_time_us
+from relay.base.files import OpenOctets
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_state import NO_STATE, MessageState, encode_state, flag_of, with_state
 from relay.mailbox.types import (

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.folders import Folders
 from relay.mailbox.index.content_index import CopyLookup
 from relay.mailbox.index.indexes import Indexes

@@ -15,8 +15,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.clock import Clock
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.draft_files import (
     Before,
     ComposedDraft,

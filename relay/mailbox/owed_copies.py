@@ -19,7 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import ID_LENGTH, Clock
+from relay.base.clock import ID_LENGTH, Clock
 from relay.mailbox.folders import Folders, is_deleted
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.index.watch import InotifyWatcher, MailboxWatch

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from relay.base.phrases import counted
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import Stripes
 from relay.mailbox.types import (
@@ -22,7 +23,6 @@ from relay.mailbox.types import (
     Room,
     Usage,
 )
-from relay.phrases import counted
 
 _REPORTS_SIZE_BYTES = 10 * 1024 * 1024
 _REPORTS_MESSAGES = 100

@@ -13,8 +13,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from relay.clock import Clock, rfc3339
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.folders import Folders, find_folder, well_known_path

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.clock import Clock, now_at_least_us, rfc3339
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock, now_at_least_us, rfc3339
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import submission_facts
 from relay.mailbox.folders import (

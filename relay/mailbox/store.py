@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from relay.accounts.account import DEAD_LETTER
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.attachments import Attachments

@@ -17,9 +17,9 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from relay.clock import Clock
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import fsync_path
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import fsync_path
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts, SubmissionLog
 from relay.mailbox.draft_files import (

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.maildir import begin_work, storage_errors
 from relay.mailbox.types import QueryTooLongError, TooManyQueriesError
 

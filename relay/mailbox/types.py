@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.mailbox.message_state import FollowUpFlag
 from relay.message.content import Octets
 from relay.message.envelope import Client

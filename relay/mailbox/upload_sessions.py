@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock, wall_offset_us
-from relay.files import FileOctets, write_all
+from relay.base.clock import Clock, wall_offset_us
+from relay.base.files import FileOctets, write_all
 from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.draft_files import NewNames

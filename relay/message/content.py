@@ -15,7 +15,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from relay.files import FileOctets, OpenOctets
+from relay.base.files import FileOctets, OpenOctets
 
 LARGE_BYTES = 1024 * 1024  # a larger message is not held in memory
 BLOCK_BYTES = 512 * 1024  # the size of one read
@@ -27,7 +27,7 @@ class UnreadableError(OSError):
 
 
 class Octets(Protocol):
-    """A source of octets, usually a part of a file (relay.files.FileOctets). Reading blocks."""
+    """A source of octets, usually a part of a file (FileOctets). Reading blocks."""
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from msgspec import Struct
 from prometheus_client.metrics import MetricWrapperBase
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.observe.metrics import BOUNDS_S, Metrics
 
 INTERVAL_S = 10.0

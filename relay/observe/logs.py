@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from relay.clock import Clock, SystemClock, rfc3339
+from relay.base.clock import Clock, SystemClock, rfc3339
 
 Form = Literal["auto", "json", "logfmt", "pretty"]
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method
+from relay.base.pressure import ConcurrencyCounter
 from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway
@@ -33,7 +34,6 @@ from relay.pages.queue_page import queue_page
 from relay.pages.refused import refused_page
 from relay.pages.release import release
 from relay.pages.site import PageRequest, PageSite
-from relay.pressure import ConcurrencyCounter
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 

@@ -9,10 +9,10 @@ from urllib.parse import parse_qsl, unquote
 
 from starlette.responses import Response
 
-from relay.advanceable_clock import AdvanceError
 from relay.api.dependencies import DevelopmentControls
 from relay.api.request_parameters import require_method, single_values
-from relay.clock import ADVANCED_S_MAX
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.clock import ADVANCED_S_MAX
 from relay.http.errors import quoted
 from relay.pages.charts import duration_text
 from relay.pages.clock_facts import CLOCK_STEPS, NEXT_RETRY

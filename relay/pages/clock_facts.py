@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relay.api.dependencies import DevelopmentControls
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.pages.charts import duration_text
 
 CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}

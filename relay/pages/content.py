@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words

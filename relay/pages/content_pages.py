@@ -29,6 +29,7 @@ from starlette.responses import Response
 from relay.api.dependencies import ClientSettings, DevelopmentControls, Principal
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import require_method
+from relay.base.pressure import ConcurrencyCounter
 from relay.graph.serializer import MESSAGE_PROPERTIES
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse
@@ -62,7 +63,6 @@ from relay.pages.remote_images import (
     remote_image_url,
 )
 from relay.pages.sanitize import SafeDocument
-from relay.pressure import ConcurrencyCounter
 
 View = Literal["html", "text", "headers", "source", "attachments", "links"]
 VIEWS: tuple[View, ...] = get_args(View)

@@ -14,12 +14,12 @@ from starlette.responses import Response
 from relay import __version__
 from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method, single_values
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
+from relay.base.phrases import moment
+from relay.base.pressure import PressureLevel, PressureState, describe
 from relay.observe.history import Minute, Sample, minutes, quantile
 from relay.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.pages.site import PageRequest
-from relay.phrases import moment
-from relay.pressure import PressureLevel, PressureState, describe
 
 _KEPT_S = 1.0
 _BUSY = 60  # in one minute: rates are per second then

@@ -14,7 +14,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import time_us_of
+from relay.base.clock import time_us_of
+from relay.base.phrases import counted
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
 from relay.journeys.reported import is_remote
@@ -23,7 +24,6 @@ from relay.message.lifecycle import AT_REST, FINAL, hold_text
 from relay.pages.charts import duration_text
 from relay.pages.content import one_line
 from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
-from relay.phrases import counted
 
 _TO = "\N{EN DASH}"  # between the first and the last number
 _EVENTS_MAX = 50  # of one step: the newest

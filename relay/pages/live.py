@@ -18,13 +18,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.event_stream import EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
-from relay.pressure import ConcurrencyCounter
 
 READERS_MAX = 300
 READERS_OF_VISITOR_MAX = 100

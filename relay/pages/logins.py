@@ -16,7 +16,7 @@ from starlette.responses import Response
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.passwords import LoginDelayedError
 from relay.api.dependencies import Principal, principal_of
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.http.http_request import HttpRequest
 from relay.observe.logs import get_logger
 from relay.pages.sessions import Session, Sessions, new_secret

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from relay.accounts.account import Role
-from relay.advanceable_clock import AdvanceError
 from relay.api.request_parameters import require_method
-from relay.clock import time_us_of
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.journeys.document import Journey
 from relay.journeys.events import Step

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from relay.api.message_previews import RowFacts
 from relay.api.request_parameters import MESSAGE_STATES
 from relay.api.search_text import SearchTextError, parse_search
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.message_list import ListPosition, MessageSummary, parse_position
 from relay.journeys.message_search import MessageSearch
 from relay.message.lifecycle import RecipientState, SubmissionState

@@ -12,6 +12,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.request_parameters import require_method
+from relay.base.phrases import counted
 from relay.http.errors import ApiError
 from relay.journeys.wording import changed_line
 from relay.message.lifecycle import RecipientState
@@ -19,7 +20,6 @@ from relay.message.nexthop import NextHop
 from relay.pages.queue_selection import selection_of
 from relay.pages.release import released_by_command
 from relay.pages.site import PageRequest
-from relay.phrases import counted
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from relay.accounts.account import Role
 from relay.api.request_parameters import require_method, selector_of_query
-from relay.clock import id_time_us
+from relay.base.clock import id_time_us
 from relay.http.errors import ApiError
 from relay.message.lifecycle import FINAL, RecipientState, hold_text
 from relay.pages.queue_change import EFFECTS, LABELS, result_sentence

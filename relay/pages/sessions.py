@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from relay.accounts.account import Account, AccountDirectory
-from relay.clock import Clock
+from relay.base.clock import Clock
 
 IDLE_S = 30 * 60.0
 LIFETIME_S = 12 * 3600.0

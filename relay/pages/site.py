@@ -19,7 +19,8 @@ from starlette.responses import Response
 
 from relay.api.dependencies import ApiDependencies, Principal
 from relay.api.handlers import Handlers
-from relay.clock import rfc3339, time_us_of
+from relay.base.clock import rfc3339, time_us_of
+from relay.base.phrases import moment, time_left
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.pages.clock_facts import clock_facts
@@ -27,7 +28,6 @@ from relay.pages.content_pages import ContentPages
 from relay.pages.forms import PageForm
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
 from relay.pages.logins import Access, Visitor
-from relay.phrases import moment, time_left
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
 CONTENT_SECURITY_POLICY = (

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from relay.clock import Clock, Timer
+from relay.base.clock import Clock, Timer
 from relay.mailbox.types import PendingSubmission
 from relay.message.content import Octets
 from relay.mime.convert import ConversionError, ConvertedMessage

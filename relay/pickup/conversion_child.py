@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from relay.files import FileOctets
+from relay.base.files import FileOctets
 from relay.mime.convert import ConversionError, ConvertedMessage
 
 READY = b"\n"

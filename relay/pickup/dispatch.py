@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from relay.base.round_robin import RoundRobinQueue
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.message.outcome import Evidence
 from relay.observe.logs import RepeatedError, get_logger
@@ -19,7 +20,6 @@ from relay.pickup.conversion import ConversionUnfinishedError
 from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
 from relay.pickup.processing import EarlierAttempts, SubmissionProcessor
 from relay.pickup.smtp_client import SubmissionClient
-from relay.round_robin import RoundRobinQueue
 from relay.spool.types import SpoolError
 
 _EMPTIED_S = 2.0

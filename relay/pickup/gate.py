@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
-from relay.clock import Clock, Timer
+from relay.base.clock import Clock, Timer
+from relay.base.pressure import ConcurrencyCounter
 from relay.mailbox.types import PendingSubmission
-from relay.pressure import ConcurrencyCounter
 
 FIRST_PROBE_DELAY_S = 0.2
 LONGEST_PROBE_DELAY_S = 5.0

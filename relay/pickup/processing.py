@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.accounts.account import DEAD_LETTER
-from relay.clock import Clock, rfc3339
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.ready_submissions import ReadySubmissions

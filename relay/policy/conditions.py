@@ -20,9 +20,9 @@ from math import isfinite
 from operator import or_
 from typing import Any, ClassVar, Self
 
+from relay.base.phrases import shown
 from relay.message.envelope import Source
 from relay.mime import headers
-from relay.phrases import shown
 from relay.policy.content_conditions import (
     AttachmentCondition,
     AttachmentNameCondition,

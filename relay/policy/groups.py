@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from relay.base.phrases import shown
 from relay.message.address import AddressError, parse_mailbox
-from relay.phrases import shown
 from relay.policy.globs import Globs, Groups
 from relay.settings.document import Fault, SettingsError, read_text
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from msgspec import Struct
 
-from relay.phrases import shown
+from relay.base.phrases import shown
 
 PATTERN_STEPS_MAX = 1_000  # of its program
 SET_STEPS_MAX = 50_000  # of all patterns for one field

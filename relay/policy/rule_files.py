@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from relay.base.phrases import shown
 from relay.message.verdict import ROUTE_PREFIX
-from relay.phrases import shown
 from relay.policy.actions import (
     ACTIONS,
     FINAL,

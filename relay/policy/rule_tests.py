@@ -12,13 +12,13 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from relay.base.phrases import counted
 from relay.message.content import Content
 from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
 from relay.mime import headers
 from relay.mime.encoded_words import decode_words
-from relay.phrases import counted
 from relay.policy.body_text import body_text
 from relay.policy.conditions import cut_value
 from relay.policy.engine import RuleSet

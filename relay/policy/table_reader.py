@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from relay.phrases import shown
+from relay.base.phrases import shown
 from relay.settings.document import Document, Fault, KeyPath, unknown_key
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ import msgspec
 from msgspec.structs import replace
 
 from relay.accounts.passwords import client_of
-from relay.clock import rfc3339
-from relay.files import lines_backwards, replace_file, write_all
+from relay.base.clock import rfc3339
+from relay.base.files import lines_backwards, replace_file, write_all
 from relay.observe.logs import RepeatedError, get_logger
 from relay.refusals.refusal import (
     Refusal,

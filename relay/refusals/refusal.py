@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from relay.clock import rfc3339, time_us_of
+from relay.base.clock import rfc3339, time_us_of
 
 RECIPIENTS_MAX = 10  # named in a record
 PAGE_MAX = 1000  # records

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import Expansion
-from relay.clock import Clock, Ids, rfc3339, wall_offset_us
+from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.journeys.events import Event, Step
 from relay.message.content import Content, is_eight_bit, read_all, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from relay.accounts.account import AccountDirectory, ReceiptSetting
-from relay.clock import Clock
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.owed_copies import OwedCopies, Sighting
 from relay.mailbox.types import StoreError
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind

@@ -23,6 +23,7 @@ import jinja2.sandbox
 from msgspec import Struct, structs
 from msgspec.structs import replace
 
+from relay.base.phrases import shown
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.header import Header
 from relay.message.outcome import Evidence
@@ -30,7 +31,6 @@ from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind
 from relay.mime.headers import decoded
 from relay.observe.logs import get_logger
-from relay.phrases import shown
 from relay.reports.wording import (
     SHOWN_RECIPIENTS_MAX,
     Failure,

@@ -21,9 +21,9 @@ import dns.rdatatype
 import dns.resolver
 from dns.rdtypes.ANY.TXT import TXT
 
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.socket_address import Address
 from relay.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
-from relay.settings.tree import Address
 
 # A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
 DnsQuestion = tuple[str, str]

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.socket_address import Address
 from relay.message.nexthop import HopKind, NextHop
 from relay.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
 from relay.routing.mx_hosts import (
@@ -37,7 +38,6 @@ from relay.routing.mx_hosts import (
     mx_answer,
 )
 from relay.routing.route_table import literal_address
-from relay.settings.tree import Address
 
 HOSTS_FILE_TTL_S = 30.0
 _SYSTEM_THREADS = 2

@@ -20,7 +20,7 @@ class Environment:
     config: Path  # RELAY_CONFIG, or the default
     names_config: bool  # RELAY_CONFIG is set and not empty
     sendmail: str  # RELAY_SENDMAIL, where `relay sendmail` sends
-    crash_at: str  # RELAY_CRASH_AT, for crash tests (relay.crashpoints)
+    crash_at: str  # RELAY_CRASH_AT, for crash tests (relay.base.crashpoints)
     notify_socket: str  # NOTIFY_SOCKET, of systemd
     watchdog_s: float  # WATCHDOG_USEC, of systemd, if it is for this process; 0: none
     journal_stream: str  # JOURNAL_STREAM, of systemd

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from relay.phrases import shown
+from relay.base.phrases import shown
+from relay.base.socket_address import Address
 from relay.settings.document import (
     Document,
     Fault,
@@ -24,16 +25,7 @@ from relay.settings.document import (
     unknown_key,
 )
 from relay.settings.postgres_url import check_no_password
-from relay.settings.tree import (
-    Address,
-    Between,
-    Duration,
-    Form,
-    NodeRole,
-    Secret,
-    Settings,
-    Size,
-)
+from relay.settings.tree import Between, Duration, Form, NodeRole, Secret, Settings, Size
 from relay.settings.validation import check_together
 from relay.settings.values import (
     DURATION_EXPECTED,

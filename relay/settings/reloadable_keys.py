@@ -9,9 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from relay.phrases import shown
+from relay.base.phrases import shown
+from relay.base.socket_address import Address
 from relay.settings.document import KeyPath, dotted
-from relay.settings.tree import RELOADED, Address, Duration, Secret, Settings
+from relay.settings.tree import RELOADED, Duration, Secret, Settings
 
 _VALUE_LENGTH_MAX = 300
 

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+from relay.base.socket_address import Address
+
 
 @dataclass(frozen=True, slots=True)
 class Duration:
@@ -77,24 +79,6 @@ Domain = Annotated[str, Form.DOMAIN]
 Mailbox = Annotated[str, Form.MAILBOX]
 Network = Annotated[str, Form.NETWORK]
 Language = Literal["de", "en"]  # of reports: relay/reports/texts has a file for each
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An address to listen on or connect to: host and port, or the path of a Unix socket.
-
-    `plain` is an HTTP listener without TLS even if a certificate is configured.
-    """
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    plain: bool = False
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from relay.certificates import CertificateError, load_pair
+from relay.base.certificates import CertificateError, load_pair
+from relay.base.socket_address import Address
 from relay.settings.document import KeyPath, dotted
 from relay.settings.tree import (
-    Address,
     CertificateFiles,
     DeliverySettings,
     DkimKey,

@@ -15,8 +15,9 @@ from datetime import date
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from relay.base.socket_address import Address
 from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
-from relay.settings.tree import Address, Form
+from relay.settings.tree import Form
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from relay.files import read_key_file
+from relay.base.files import read_key_file
 from relay.settings.document import Fault, SettingsError, read_document
 from relay.settings.tree import DkimKey
 from relay.signing.keys import DAY_US, KeyRing, PrivateKey, SigningKey

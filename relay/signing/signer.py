@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.journeys.events import NO_SIGNING_KEYS
 from relay.message.address import AddressError, to_ascii_domain
 from relay.message.content import LARGE_BYTES

@@ -26,8 +26,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relay.clock import Clock
-    from relay.crashpoints import CrashPoints
+    from relay.base.clock import Clock
+    from relay.base.crashpoints import CrashPoints
     from relay.observe.metrics import Metrics
     from relay.settings.tree import Settings
     from relay.spool.engine import SpoolEngine, SpoolStorage

@@ -33,11 +33,11 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
+from relay.base.pressure import Disk
 from relay.journeys.message_list import ListedRecipient
 from relay.journeys.spool_history import SpoolHistory
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
-from relay.pressure import Disk
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Claim, QueueCounts, Spool, SpoolError, SpoolLoad
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.spool.types import RESTORED_US, Key, ReportWriter, Selector

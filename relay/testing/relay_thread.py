@@ -28,9 +28,9 @@ import uvloop
 
 from relay.app.daemon import BrokenRelayError
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
+from relay.base.files import locked_directory
 from relay.development.folder import DevelopmentFolder, memory_place
 from relay.development.relay import DevelopmentRelay
-from relay.files import locked_directory
 from relay.observe import logs
 
 _FREE_BYTES_MIN = 128 * 1024 * 1024  # a container often has 64 MiB: too little for large mail

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import apsw
 
-from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Ids, SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.index.background import LARGE_MESSAGES
 from relay.mailbox.index.database import FILE_NAME

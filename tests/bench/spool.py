@@ -30,8 +30,8 @@ import uvloop
 from msgspec.structs import replace
 
 from relay import spool as spools
-from relay.clock import Ids, SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Ids, SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from tests.bench.queued.dead import live_mail
 from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import HOUR_US, Queued, copied, fill

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from relay import spool as spools
-from relay.clock import Clock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage, SpoolTools

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.message.envelope import Envelope, ForwardPath, Notify, Source
 from relay.message.nexthop import LOCAL, Destination
 from relay.observe.metrics import Metrics

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.message.envelope import Notify
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from relay.clock import Clock, Ids, Machine, SystemClock
+from relay.base.clock import Clock, Ids, Machine, SystemClock
 from relay.delivery.retry import ClaimAction, claim_action
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.engine import Retention, SpoolEngine

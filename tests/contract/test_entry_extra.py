@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from relay import spool as spools
-from relay.crashpoints import CrashPoints
+from relay.base.crashpoints import CrashPoints
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.observe.metrics import Metrics

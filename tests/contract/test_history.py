@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.message_list import ListedRecipient, position_of
 from relay.journeys.message_search import ALL_MAILBOXES, FoundMessage, MessageSearch

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.spool.types import Selector
 from tests.support.operator import ALL, HOUR_US, command
 

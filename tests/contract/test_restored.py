@@ -6,8 +6,8 @@ import pytest
 from msgspec import structs
 
 from relay import spool as spools
-from relay.clock import rfc3339
-from relay.crashpoints import CrashPoints
+from relay.base.clock import rfc3339
+from relay.base.crashpoints import CrashPoints
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE
 from relay.observe.metrics import Metrics

@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination, NextHop

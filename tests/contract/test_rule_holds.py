@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed

@@ -2,9 +2,9 @@
 
 import shutil
 
+from relay.base.pressure import UNKNOWN_DISK
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.pressure import UNKNOWN_DISK
 from relay.spool.types import DueQuery, EntrySchedule, PriorityLevel, Settlement
 from tests.support.operator import deferred
 

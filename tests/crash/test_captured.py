@@ -11,7 +11,7 @@ from smtplib import SMTPException
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 

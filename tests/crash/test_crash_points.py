@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.crash.conftest import HeldRemote, make_too_old_to_send
 from tests.support.graph_client import message
 from tests.support.long_tests import sampled

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.mailbox import maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.crash.conftest import HeldRemote
 from tests.support.graph_client import Answer, message
 from tests.support.long_tests import sampled

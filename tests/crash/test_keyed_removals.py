@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.mailbox.store import FileStore
 from relay.mailbox.types import OutcomeUnknownError, SendOptions, StoreError, StoreUnavailableError
 from tests.support.long_tests import sampled

@@ -11,7 +11,7 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.message.content import LARGE_BYTES
 from tests.crash.conftest import HeldRemote
 from tests.support.relay_process import RelayProcess, until

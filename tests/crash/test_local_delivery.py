@@ -12,7 +12,7 @@ from smtplib import SMTPException
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import maildir
 from relay.mailbox.message_file import delivered_base_name
 from relay.mailbox.store import FileStore

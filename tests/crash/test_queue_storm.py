@@ -17,7 +17,7 @@ from contextlib import closing
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.crash.queue_storm import QueueStorm
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until

@@ -4,7 +4,7 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.crash

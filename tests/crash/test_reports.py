@@ -12,7 +12,7 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.crash.conftest import make_too_old_to_send
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import EXTENSIONS, PassesFirst, RemoteMx

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.support.disks import disk_of_its_own
 from tests.support.graph_client import Answer
 from tests.support.long_tests import sampled

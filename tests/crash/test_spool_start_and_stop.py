@@ -8,7 +8,7 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 

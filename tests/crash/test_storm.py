@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.crash.storm import Storm
 from tests.support.relay_process import RelayProcess, until
 

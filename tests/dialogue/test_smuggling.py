@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from relay.settings.tree import Address
+from relay.base.socket_address import Address
 from tests.support.ingress import Relay
 from tests.support.smuggling import SEQUENCES
 

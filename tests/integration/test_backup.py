@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.commands.offline import restored_submissions
 from relay.journeys.submission_log import SubmissionLog
 from relay.settings.reader import load

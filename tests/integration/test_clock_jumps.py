@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import id_time_us
+from relay.base.clock import id_time_us
 from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import ID_LENGTH, Ids, time_us_of
+from relay.base.clock import ID_LENGTH, Ids, time_us_of
 from tests.support.dev_process import DevProcess
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_process import ROOT, until

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from relay.files import FileOctets
+from relay.base.files import FileOctets
 from relay.message.content import LargeContent
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until

@@ -107,8 +107,8 @@ def test_each_of_many_clients_gets_its_202_behind_syncs_of_its_own_and_pickup_it
 
 FIRST_ACCEPTED = """
 import asyncio, pathlib, sys
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.message.nexthop import LOCAL
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source

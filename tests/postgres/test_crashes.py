@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from tests.crash import test_crash_points
 from tests.crash.conftest import HeldRemote, held, relay  # noqa: F401 - fixtures
 from tests.crash.test_kill_in_flight import *  # noqa: F403

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from relay.clock import QueueTime
+from relay.base.clock import QueueTime
 from relay.delivery import attempt_recorder, attempt_result, outbound_session, retry, scheduler
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots

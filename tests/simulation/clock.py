@@ -6,7 +6,7 @@ wrong during the life of a process. `Time` has the correct queue time.
 
 from typing import Any
 
-from relay.clock import Machine, SystemClock
+from relay.base.clock import Machine, SystemClock
 
 BEGINNING_US = 1_700_000_000_000_000
 

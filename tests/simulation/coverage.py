@@ -6,10 +6,10 @@ The names are made of the code's own words, so that a new one is missed at once.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from relay.base.pressure import PressureLevel
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.message.outcome import DeferralClass
-from relay.pressure import PressureLevel
 from relay.spool.queue_commands import CommandResult, Operation
 from relay.spool.types import PriorityLevel
 from tests.simulation.rows import Message

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from relay.clock import DOUBT_US
+from relay.base.clock import DOUBT_US
 from relay.delivery.site_limits import Rate
 from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState

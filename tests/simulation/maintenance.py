@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relay.files import disk_of
-from relay.pressure import Bounds, Measurements, Pressure, assess
+from relay.base.files import disk_of
+from relay.base.pressure import Bounds, Measurements, Pressure, assess
 from relay.spool.engine import Retention
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import async_solipsism
 from async_solipsism.socket import Socket, socketpair
 
+from relay.base.sockets import Listener
 from relay.settings import tree as settings
-from relay.sockets import Listener
 from tests.simulation.life import LIFE, Life
 
 _TICK_S = 1e-6  # of async_solipsism's clock
@@ -173,7 +173,7 @@ class ListeningSocket:
 
 
 def open_listener(address: settings.Address, *, backlog: int) -> Listener:
-    """Open a listener of the relay in a world, instead of relay.sockets.open_listener()."""
+    """Open a listener of the relay in a world, instead of relay.base.sockets.open_listener()."""
     made = ListeningSocket((address.path or address.host, address.port))
     return Listener(address, (made,))  # type: ignore[arg-type]
 

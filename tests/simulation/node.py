@@ -15,8 +15,9 @@ import apsw
 
 from relay.accounts.account import Account, Expansion
 from relay.accounts.aliases import AliasTable, Forwarding
-from relay.clock import Ids
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Ids
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.socket_address import Address
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
@@ -33,7 +34,7 @@ from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Address, Route, RouteAuth, SmtpListener
+from relay.settings.tree import Route, RouteAuth, SmtpListener
 from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
 from relay.smtp.connect import connect

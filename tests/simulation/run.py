@@ -21,8 +21,8 @@ from unittest.mock import patch
 
 import apsw
 
-from relay import clock
-from relay.clock import DOUBT_US
+from relay.base import clock
+from relay.base.clock import DOUBT_US
 from relay.delivery import queue_scanner
 from relay.delivery.site_limits import SiteOptions, TokenBucket, parse_rate
 from relay.ingress import smtp_server

@@ -6,7 +6,7 @@ Pure: the same seed gives the same scenario.
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from relay.clock import DOUBT_US
+from relay.base.clock import DOUBT_US
 from relay.message.envelope import Notify
 from tests.simulation.sites import BOXED, CROWDED, MANNERS, REFUSING_LOGINS, Manner
 

@@ -7,7 +7,7 @@ from joserfc.jwk import ECKey
 
 from relay.accounts.access_tokens import AccessTokens
 from relay.accounts.account import Account, AccountDirectory, Expansion, RegisteredClient
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.http.authentication import HttpAuthentication
 from tests.support.manual_clock import ManualClock
 

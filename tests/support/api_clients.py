@@ -13,7 +13,8 @@ from msgspec.structs import astuple
 from relay.accounts.account import Account, Role, Scope, UnknownUserError
 from relay.api import ApiDependencies, create_app, create_control_app
 from relay.api.dependencies import Question
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
+from relay.base.pressure import Pressure
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import MessageList
@@ -22,7 +23,6 @@ from relay.journeys.message_search import ListCursor, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
-from relay.pressure import Pressure
 from relay.refusals.refusal import RecentRefusals
 from relay.spool.queue_commands import (
     CommandReport,

@@ -12,8 +12,9 @@ import httpx
 from msgspec import structs
 
 from relay.accounts.account import Account
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.pressure import Pressure
 from relay.graph import create_app
 from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import Gateway
@@ -35,7 +36,6 @@ from relay.mailbox.types import (
 )
 from relay.message.properties import MessageProperties
 from relay.mime.read_mime import AttachmentFacts
-from relay.pressure import Pressure
 from relay.settings.tree import HttpSettings
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key

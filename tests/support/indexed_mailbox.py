@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.mailbox.index.indexes import Indexes
 from tests.support.manual_clock import ManualClock
 

@@ -15,8 +15,10 @@ from typing import ClassVar
 from relay.accounts.account import Account, Expansion, Scope
 from relay.accounts.aliases import AliasTable, Forwarding
 from relay.accounts.token_login import TokenLogin
-from relay.certificates import ServerCertificate
-from relay.clock import Ids
+from relay.base.certificates import ServerCertificate
+from relay.base.clock import Ids
+from relay.base.pressure import Pressure
+from relay.base.socket_address import Address
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_commands import IngressDependencies
@@ -26,11 +28,10 @@ from relay.message.content import MemoryOctets
 from relay.message.srs import Srs
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
-from relay.pressure import Pressure
 from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Address, Route, SmtpListener, TlsSettings
+from relay.settings.tree import Route, SmtpListener, TlsSettings
 from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
 from relay.spool.types import Accepted, Claim, NewMessage

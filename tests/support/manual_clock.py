@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from relay.clock import Anchor, LoopTimers, ResumedTime
+from relay.base.clock import Anchor, LoopTimers, ResumedTime
 
 
 @dataclass

@@ -5,7 +5,7 @@ import contextlib
 from random import Random
 from types import SimpleNamespace
 
-from relay.crashpoints import CrashPoints
+from relay.base.crashpoints import CrashPoints
 from relay.journeys.events import Event
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.submissions.pending import PendingSubmissions

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.last_commit import last_commit_of
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.store import FileStore

@@ -27,7 +27,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from relay.settings.tree import Address
+from relay.base.socket_address import Address
 from tests.support import relay_starts
 from tests.support.graph_client import Answer, message
 from tests.support.relay_config import (

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
+from relay.base.socket_address import Address
 from relay.internet import smtp_host
 from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.smtp_host import HostOptions, SmtpHost
-from relay.settings.tree import Address
 
 Script = str | Sequence[str]
 DROP = "DROP"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.spool.types import EntrySchedule, NewMessage, PriorityLevel, Settlement
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import HOUR_US, LATER, FakeActiveClaims

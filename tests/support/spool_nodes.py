@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.clock import Clock, SystemClock, boot_s
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, SystemClock, boot_s
+from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.common.accepted_rows import CapturedMail

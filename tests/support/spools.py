@@ -8,8 +8,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock, Ids, SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, Ids, SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.message.content import size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import NextHop

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relay.clock import Clock, Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import SYNC_FAILURES

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from relay.base.socket_address import Address
 from relay.client import (
     DraftToSend,
     NotAllowedError,
@@ -16,7 +17,6 @@ from relay.client import (
     send_by_graph,
     send_by_smtp,
 )
-from relay.settings.tree import Address
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 HELLO = DraftToSend(ALICE, (BOB,), "Grüße", "Hallo\n", (("ünï.txt", b"attached"),))

@@ -15,10 +15,10 @@ import click
 import msgspec
 import pytest
 
+from relay.base.crashpoints import CrashPoint
+from relay.base.pressure import PressureReason
 from relay.cli.root import cli
-from relay.crashpoints import CrashPoint
 from relay.observe.metrics import Metrics
-from relay.pressure import PressureReason
 from relay.settings.values import parse_duration, parse_size
 
 TOP = Path(__file__).parents[2]
@@ -423,7 +423,7 @@ def test_citations_of_what_does_not_exist_are_found():
         "design.md 12", "design.md 7.11", "flow.md (No heading)", "gone.md",
     ]  # fmt: skip
     prose = (
-        "relay/gone.py and relay/clock.py, relay.clock.Clock, relay.absent, Clock.gone_us, Clock.real_s,"
+        "relay/gone.py and relay/base/clock.py, relay.base.clock.Clock, relay.absent, Clock.gone_us, Clock.real_s,"
         " Desk.carry_out's, compose(), gone_away(), gone.py, clock.py, /relay/v1/messages"
     )
     assert missing_names(prose) == [

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from math import inf
 from pathlib import Path
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.index.update import names_on_disk

@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from relay.clock import read_boot_id
+from relay.base.clock import read_boot_id
 from relay.mailbox.index.database import fetch, get_meta, set_meta
 from relay.mailbox.types import Change, ChangeKind, ChangePage, StalePositionError
 

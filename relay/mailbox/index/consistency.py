@@ -17,7 +17,7 @@ from typing import Any
 
 import apsw
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.content_index import HEADER_COLUMNS, NO_HEADER_DATA, read_header_data
 from relay.mailbox.index.database import (

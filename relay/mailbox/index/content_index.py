@@ -23,7 +23,7 @@ import apsw
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.index.database import fetch, marks, open_database
 from relay.mailbox.index.mailbox_index import MailboxIndex
 from relay.mailbox.index.query_sql import (

@@ -18,7 +18,7 @@ import apsw
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.index import folder_feed
 from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
 from relay.mailbox.index.content_index import ContentIndexer, CopyLookup

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import apsw
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.index.change_feed import close_feed, is_open, open_feed
 from relay.mailbox.index.database import (
     FILE_NAME,

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import apsw
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.folders import list_folders
 from relay.mailbox.index.database import fetch
 from relay.mailbox.index.identity import MessageMatcher

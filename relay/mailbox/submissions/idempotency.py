@@ -22,7 +22,7 @@ from typing import Any
 
 import apsw
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.submissions.idempotency_file import KeysFile, keys_file
 from relay.mailbox.types import (
     BeingSentError,

@@ -13,8 +13,8 @@ from typing import Any
 
 import apsw
 
-from relay.crashpoints import CrashPoints
-from relay.files import rewrite_file
+from relay.base.crashpoints import CrashPoints
+from relay.base.files import rewrite_file
 from relay.last_commit import (
     LastCommit,
     has_log,

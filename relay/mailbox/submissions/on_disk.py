@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from relay.clock import Anchor
-from relay.files import FileOctets
+from relay.base.clock import Anchor
+from relay.base.files import FileOctets
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,

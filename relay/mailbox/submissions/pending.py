@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from relay.clock import Clock, sleep_in_step
+from relay.base.clock import Clock, sleep_in_step
+from relay.base.round_robin import RoundRobinQueue
 from relay.mailbox.types import PendingSubmission, StoreError
 from relay.observe.logs import RepeatedError, get_logger
-from relay.round_robin import RoundRobinQueue
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
 _SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are still admitted

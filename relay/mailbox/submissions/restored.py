@@ -13,7 +13,7 @@ from shutil import copyfile
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.draft_files import submission_facts
 from relay.mailbox.folders import well_known_path

@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from relay.clock import Clock, rfc3339
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import Before, submission_facts

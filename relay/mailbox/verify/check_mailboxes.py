@@ -7,7 +7,7 @@ folder. A file or directory that cannot be read is a finding, not an error. See 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from relay.clock import Clock, Ids
+from relay.base.clock import Clock, Ids
 from relay.mailbox.folder_tree import resubscribe
 from relay.mailbox.folders import DIRECTORIES, MARKER, list_folders, read_folder_id, write_folder_id
 from relay.mailbox.index.consistency import (

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.files import OpenOctets
+from relay.base.files import OpenOctets
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import MessageName, is_relay_name, parse_name
 from relay.mailbox.verify.findings import (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.mailbox.maildir import make_directory, remove, rename, sync_directory
 
 NAMES_LISTED_MAX = 1000  # in each list of SubmissionCounts

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.clock import Clock, Ids
+from relay.base.clock import Clock, Ids
 from relay.mailbox.mailbox_list import mailbox_directories
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.message_file import mailbox_directory

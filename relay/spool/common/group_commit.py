@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.spool.types import SpoolUnavailableError
 
 JobT = TypeVar("JobT")

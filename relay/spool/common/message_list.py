@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.clock import first_id_after, id_time_us
+from relay.base.clock import first_id_after, id_time_us
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
     LISTED_MAX,

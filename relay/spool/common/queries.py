@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from relay.clock import ID_LENGTH, rfc3339
+from relay.base.clock import ID_LENGTH, rfc3339
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
 from relay.journeys.events import Event, Step
 from relay.journeys.message_search import SCAN_MAX

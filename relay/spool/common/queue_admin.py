@@ -16,7 +16,7 @@ from itertools import groupby
 
 from msgspec import Struct
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger

@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import offset_us, rfc3339
+from relay.base.clock import offset_us, rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from relay.clock import ID_LENGTH, id_time_us, rfc3339
+from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason, has_been_restored

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from relay.clock import Clock, first_id_after, wall_offset_us
+from relay.base.clock import Clock, first_id_after, wall_offset_us
 from relay.spool.common import stats
 from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.rows import LIVE_STATES

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from relay.clock import Clock, advanced_us, wall_offset_us
+from relay.base.clock import Clock, advanced_us, wall_offset_us
 from relay.journeys.document import Journey
 from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
 from relay.journeys.message_search import FoundMessage, MessageSearch

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.events import Step
 from relay.message.envelope import domain_of
 from relay.message.lifecycle import FINAL, RecipientState

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zlib import crc32
 
-from relay.files import Descriptor, OpenOctets, write_all
+from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.common.accepted_rows import used_contents

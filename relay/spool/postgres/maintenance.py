@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.spool.common import stats
 from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.observe.logs import get_logger
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.tables import Tables

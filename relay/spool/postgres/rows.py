@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
-from relay.clock import Anchor
+from relay.base.clock import Anchor
 from relay.journeys.events import Event
 from relay.spool.common.rows import json_text
 

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from relay import __version__
-from relay.clock import Clock, boot_s
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import replace_file
+from relay.base.clock import Clock, boot_s
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import replace_file
+from relay.base.pressure import UNKNOWN_DISK, Disk
 from relay.journeys.document import Journey
 from relay.message.content import Content, memory_part
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
-from relay.pressure import UNKNOWN_DISK, Disk
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
 from relay.spool.common import recorded_events

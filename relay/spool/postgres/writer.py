@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import asyncpg
 import uvloop
 
-from relay.clock import Anchor, Clock
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Anchor, Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions

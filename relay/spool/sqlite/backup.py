@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from relay.files import disk_of, fsync_path, link_or_copy
+from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.spool.common import stats
 from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.common.queries import RECIPIENTS_OF_KEYS

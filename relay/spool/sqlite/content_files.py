@@ -23,8 +23,8 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
 from relay.message.header import header_end
 from relay.spool.common.os_errors import translate_os_errors

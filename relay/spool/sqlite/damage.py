@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool_files import damage_mark_of

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import apsw
 from msgspec.structs import astuple
 
-from relay.clock import Anchor
+from relay.base.clock import Anchor
 from relay.last_commit import RecordedCommit, has_log, read_recorded
 from relay.observe.logs import inherit
 from relay.spool.common.os_errors import translate_os_errors

@@ -16,9 +16,9 @@ import os
 import threading
 from pathlib import Path
 
-from relay.files import disk_of, write_all
+from relay.base.files import disk_of, write_all
+from relay.base.pressure import RESERVE_PARTS
 from relay.observe.logs import get_logger
-from relay.pressure import RESERVE_PARTS
 from relay.spool.types import SpoolError, SpoolFullError
 
 _log = get_logger("spool")

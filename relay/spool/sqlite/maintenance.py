@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from relay.clock import Clock, first_id_after, id_time_us
+from relay.base.clock import Clock, first_id_after, id_time_us
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger

@@ -19,7 +19,7 @@ from typing import Any
 
 import apsw
 
-from relay.files import fsync_path, link_or_copy
+from relay.base.files import fsync_path, link_or_copy
 from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
 from relay.spool.common.holds import recount

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import apsw
 from msgspec.structs import replace
 
-from relay.clock import Clock
-from relay.crashpoints import CrashPoint, CrashPoints
-from relay.files import disk_of
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import disk_of
+from relay.base.pressure import Disk
 from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
-from relay.pressure import Disk
 from relay.settings.tree import Settings
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.group_commit import WAITING_MAX

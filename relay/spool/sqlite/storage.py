@@ -10,7 +10,7 @@ from typing import Self
 
 import apsw
 
-from relay.clock import Clock
+from relay.base.clock import Clock
 from relay.last_commit import log_of
 from relay.spool.engine import (
     BackupResult,

@@ -15,9 +15,9 @@ from typing import Any
 
 import apsw
 
-from relay.clock import Clock
-from relay.crashpoints import CrashPoints
-from relay.files import FileOctets, fsync_path
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoints
+from relay.base.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
 from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import apsw
 from msgspec import Struct
 
-from relay.files import rewrite_file
+from relay.base.files import rewrite_file
 from relay.last_commit import LastCommit, log_of
 from relay.observe.logs import get_logger
 from relay.spool.common.os_errors import translate_os_errors

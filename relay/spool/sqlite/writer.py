@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import apsw
 from msgspec import Struct
 
-from relay.clock import Clock, Timer
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import Clock, Timer
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
 from relay.spool.common.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import apsw
 
-from relay.clock import Ids, SystemClock
+from relay.base.clock import Ids, SystemClock
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import NextHop

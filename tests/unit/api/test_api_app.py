@@ -5,7 +5,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from relay.pressure import PressureLevel, PressureReason, PressureState
+from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.spool.queue_commands import (
     Operation,
     QueueCommand,

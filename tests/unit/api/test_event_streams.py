@@ -14,7 +14,8 @@ import pytest
 from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, EventStreams, create_app, event_streams
 from relay.api.event_streams import EventView
-from relay.clock import Ids, SystemClock
+from relay.base.clock import Ids, SystemClock
+from relay.base.pressure import Pressure
 from relay.http import event_stream
 from relay.http.http_server import HttpServer
 from relay.journeys.changes import ChangeNotifier
@@ -26,7 +27,6 @@ from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence
 from relay.observe.metrics import Metrics
-from relay.pressure import Pressure
 from relay.spool.types import Settlement, SpoolUnavailableError
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.event_source import EventSource, ReceivedEvent, event_source

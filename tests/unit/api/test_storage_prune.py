@@ -9,10 +9,10 @@ import pytest
 
 from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, create_app, create_control_app
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
+from relay.base.pressure import Pressure
 from relay.journeys.changes import ChangeNotifier
 from relay.observe.metrics import Metrics
-from relay.pressure import Pressure
 from tests.support.accounts import TokenAccounts, authentication_of
 
 ACCOUNTS = {role: Account(f"{role}@example.test", role=role) for role in Role}

@@ -8,7 +8,7 @@ from relay.accounts.directory import load_accounts
 from relay.app.compose import compose
 from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.policy.rule_files import load_rules
 from relay.settings.tree import Settings
 from tests.support.relay_config import written_settings

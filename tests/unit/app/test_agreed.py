@@ -7,7 +7,7 @@ import pytest
 
 from relay.app.agreed import agreed_parts
 from relay.app.configuration import ActiveConfiguration
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.settings.tree import MailboxSettings, Route, RouteAuth, Settings
 from relay.signing.keys import KeyRing
 

@@ -1,7 +1,7 @@
 """Loading a configuration: what is logged about it."""
 
 from relay.app.configuration import ActiveConfiguration
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from tests.support.logs import capture_logs
 
 SETTINGS = 'hostname = "relay.example.test"\nstate_dir = "state"\n'

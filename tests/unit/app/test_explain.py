@@ -11,7 +11,7 @@ from relay.accounts.account import Account, AliasTarget, Expansion
 from relay.api.dependencies import Question
 from relay.app.configuration import RoutePlace
 from relay.app.explain import Explainer
-from relay.clock import SystemClock, rfc3339
+from relay.base.clock import SystemClock, rfc3339
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import Rate, SiteOptions

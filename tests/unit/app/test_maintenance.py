@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.app import maintenance
-from relay.clock import SystemClock, rfc3339
+from relay.base.clock import SystemClock, rfc3339
 from relay.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics

@@ -19,8 +19,8 @@ from relay.app.pressure_monitor import (
     resident_bytes,
     trim_memory,
 )
+from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
 from relay.observe.metrics import Metrics
-from relay.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.types import SpoolLoad
 from tests.support.logs import capture_logs

@@ -8,7 +8,7 @@ import pytest
 
 from relay.app.configuration import ActiveConfiguration
 from relay.app.reload import Reloader
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.observe.metrics import Metrics
 from relay.policy import rule_files
 from tests.support.relay_config import written_settings

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.advanceable_clock import AdvanceError
 from relay.app.settling import SETTLE_S, UnsettledError
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.socket_address import Address
 from relay.development import clock_advances
 from relay.development.folder import open_folder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.settings.tree import Address
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 

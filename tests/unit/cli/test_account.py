@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from relay.accounts.directory import load_accounts
+from relay.base.clock import SystemClock
 from relay.cli.errors import report_error
 from relay.cli.root import cli
-from relay.clock import SystemClock
 from relay.development.folder import MARK
 from tests.support.client_keys import certificate
 

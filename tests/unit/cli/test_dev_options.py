@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from relay.base.socket_address import Address
 from relay.cli.dev import dev
 from relay.cli.dev_options import PREFIX, check_together, dev_options, visible_secrets
-from relay.settings.tree import Address
 
 
 def read(*words, **environment):

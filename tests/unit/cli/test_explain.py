@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from relay.accounts.directory import load_accounts
 from relay.app.compose import compose
 from relay.app.foundation import RelayDependencies
+from relay.base.clock import SystemClock
 from relay.cli.errors import report_error
 from relay.cli.root import cli
-from relay.clock import SystemClock
 from relay.policy.rule_files import load_rules
 from tests.support.relay_config import written_settings
 

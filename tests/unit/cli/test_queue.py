@@ -10,11 +10,11 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
+from relay.base.clock import SystemClock
 from relay.cli.errors import INTERRUPTED, CommandError
 from relay.cli.output import step_lines
 from relay.cli.queue import entry_lines, stats_lines
 from relay.cli.root import cli
-from relay.clock import SystemClock
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.document import JourneyStep
 from relay.journeys.wording import changed_line

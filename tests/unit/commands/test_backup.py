@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.commands.backup import back_up, path_in, sum_line
 from tests.support.relay_config import written_settings
 

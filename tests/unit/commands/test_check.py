@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from relay.app.state_dir import OwnerLock
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.commands import check, check_ports
 from relay.commands.check import CheckResult, check_file
 from relay.signing.private_keys import new_key, read_pem, write_pem

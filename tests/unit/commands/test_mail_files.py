@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.commands import mail_export
 from relay.commands.mail_export import (
     MailStates,

@@ -20,9 +20,9 @@ import relay.cli.storage
 import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read them
 from relay.app.srs_key import srs_of
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
+from relay.base.clock import SystemClock
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
-from relay.clock import SystemClock
 from relay.commands.storage import VerifyOptions, back_up, extent, verify
 from relay.settings.tree import Settings
 from tests.support.relay_config import written_settings

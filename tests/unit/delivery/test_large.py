@@ -6,8 +6,8 @@ import hashlib
 import pytest
 from msgspec import structs
 
+from relay.base.files import FileOctets
 from relay.delivery import content_cache as contents_module
-from relay.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent, blocks
 from relay.spool.types import EntryExtra, Selector
 from tests.support.journeys import outcomes, states

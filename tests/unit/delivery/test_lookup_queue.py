@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.delivery.next_hop_resolution import (
     LOOKUPS_MAX,
     LOOKUPS_UNREACHABLE_MAX,

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from relay.base.files import FileOctets
 from relay.delivery import attempt_recorder
-from relay.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent
 from relay.message.envelope import Source
 from relay.spool.types import Settlement

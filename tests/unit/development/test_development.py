@@ -12,8 +12,9 @@ from cryptography import x509
 
 from relay.accounts.directory import load_accounts
 from relay.app.state_dir import AlreadyRunningError
-from relay.certificates import certificate_of_handshake
-from relay.clock import SystemClock
+from relay.base.certificates import certificate_of_handshake
+from relay.base.clock import SystemClock
+from relay.base.socket_address import Address
 from relay.commands.check import CheckResult, check_file
 from relay.development import folder as folder_module
 from relay.development import options as development
@@ -28,7 +29,6 @@ from relay.development.authority import (
 from relay.development.folder import ForeignFolderError, open_folder, running_config
 from relay.internet.simulator import SimulatedInternet
 from relay.settings.reader import load
-from relay.settings.tree import Address
 from tests.support.manual_clock import ManualClock
 from tests.support.ports import free_port
 

@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from relay.certificates import client_of_pair, load_pair
-from relay.clock import SystemClock
+from relay.base.certificates import client_of_pair, load_pair
+from relay.base.clock import SystemClock
 from relay.development.authority import (
     LEAF_DAYS,
     DevelopmentCertificate,

@@ -8,8 +8,9 @@ from email import policy
 import httpx
 import pytest
 
-from relay.advanceable_clock import AdvanceError
 from relay.app.settling import UnsettledError
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.socket_address import Address
 from relay.development import simulated_recipients
 from relay.development.folder import open_folder
 from relay.development.options import DevelopmentOptions
@@ -17,7 +18,6 @@ from relay.development.relay import DevelopmentRelay
 from relay.development.retention import KeepLimits, MailRetention
 from relay.internet.scenario_file import parse_scenario
 from relay.settings.document import SettingsError
-from relay.settings.tree import Address
 
 FREE = Address("127.0.0.1", 0)
 SENDER = "alice@example.test"

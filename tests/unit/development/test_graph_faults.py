@@ -9,6 +9,7 @@ import pytest
 from starlette.responses import Response
 
 from relay.accounts.account import Account
+from relay.base.socket_address import Address
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.http.errors import ApiError
 from relay.http.gateway import Gateway
@@ -16,7 +17,6 @@ from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
 from relay.internet.scenario_file import parse_scenario
 from relay.internet.scenario_state import ScenarioState
-from relay.settings.tree import Address
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.manual_clock import ManualClock
 

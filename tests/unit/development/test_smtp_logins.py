@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
+from relay.base.socket_address import Address
 from relay.development.folder import open_folder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.ingress import smtp_server
 from relay.ingress.session_limits import SessionLimits
-from relay.settings.tree import Address
 from relay.testing import Relay
 from relay.testing.relay_thread import LOG_NAME
 from tests.support.relay_process import until

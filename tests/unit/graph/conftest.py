@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from relay.base.pressure import Pressure
 from relay.development.accounts import DevelopmentAccounts
 from relay.mailbox.types import QuotaLimits
-from relay.pressure import Pressure
 from tests.support.graph_fakes import (
     AS_ALICE,
     MAX_BODY,

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.graph import batch
-from relay.pressure import PressureLevel, PressureReason, PressureState
 from tests.support.graph_fakes import GraphInMemory, OnDisk, refused, to
 
 MESSAGE = {"subject": "one of a batch", "toRecipients": to("bob@example.test")}

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.graph import graph_request, idempotency
 from relay.mailbox.store import FileStore
 from relay.mailbox.submissions import idempotency as keys
 from relay.message.content import read_all
 from relay.mime.convert import convert
-from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

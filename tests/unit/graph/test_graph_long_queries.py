@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
+from relay.base.socket_address import Address
 from relay.http.http_server import HttpServer
 from relay.mailbox.store import FileStore
-from relay.settings.tree import Address
 from tests.support.graph_fakes import graph_app, refused
 from tests.support.stores import open_log, open_store
 

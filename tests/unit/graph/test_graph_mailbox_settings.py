@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from relay.accounts.account import Account
+from relay.base.pressure import Pressure
 from relay.graph.graph_request import GraphDependencies, GraphRequest
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.mailbox.settings_file import FILE_NAME, UserSettings
-from relay.pressure import Pressure
 from tests.support.graph_fakes import ACCOUNTS, GraphInMemory, OnDisk, refused
 
 SETTINGS = "/v1.0/me/mailboxSettings"

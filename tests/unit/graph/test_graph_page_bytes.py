@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
+from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.development.accounts import DevelopmentAccounts
 from relay.graph import batch, graph_request
 from relay.graph.batch import BatchHandler
 from relay.http.gateway import Gateway, StreamedResponse
 from relay.http.http_request import HttpRequest, RequestLimits
-from relay.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from tests.support.graph_fakes import OnDisk, graph_on_disk, refused
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock

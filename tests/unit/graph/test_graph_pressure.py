@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.pressure import PressureLevel, PressureReason, PressureState
+from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from tests.support.graph_fakes import GraphInMemory, refused, to
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.mailbox.types import MailboxFullError, StoreUnavailableError
 from relay.message.header import FIELDS_MAX
 from relay.message.properties import Attachment, EmailAddress, MessageProperties

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from relay.base.socket_address import Address
 from relay.http.http_server import HttpServer
 from relay.mailbox.types import OutcomeUnknownError
 from relay.message.properties import EmailAddress, MessageProperties
-from relay.settings.tree import Address
 from tests.support.graph_fakes import MemoryStore, graph_app, to
 from tests.support.manual_clock import ManualClock
 

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
+from relay.base.socket_address import Address
 from relay.client import ControlClient
 from relay.http import http_request, protocol
 from relay.http.connection_limits import ConnectionLimits
@@ -20,7 +21,6 @@ from relay.http.gateway import Gateway, PathRouter, StreamedResponse, json_respo
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
-from relay.settings.tree import Address
 from tests.support.http_server import (
     ANY_PORT,
     LIMIT,

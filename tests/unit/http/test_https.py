@@ -16,7 +16,7 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from relay.certificates import ServerCertificate
+from relay.base.certificates import ServerCertificate
 from relay.http import protocol, tls_connection
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from relay.certificates import ServerCertificate
+from relay.base.certificates import ServerCertificate
 from relay.http import protocol
 from relay.http.gateway import StreamedResponse
 from relay.http.http_request import HttpRequest

@@ -14,12 +14,12 @@ import pytest
 import uvloop
 from starlette.responses import Response
 
+from relay.base.socket_address import Address
 from relay.http import connection_limits, protocol
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse
 from relay.http.http_request import HttpRequest
 from relay.http.http_server import HttpServer
-from relay.settings.tree import Address
 from tests.support.http_server import echo, request, serving, status_of, talk
 from tests.support.long_tests import sampled
 

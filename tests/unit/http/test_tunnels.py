@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing
 import pytest
 from starlette.responses import Response
 
-from relay.certificates import ServerCertificate
+from relay.base.certificates import ServerCertificate
 from relay.http import tls_connection
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import uvloop
 
+from relay.base.socket_address import Address
 from relay.ingress.smtp_server import SmtpServer
-from relay.settings.tree import Address
 from tests.support.ingress import Relay
 from tests.support.logs import capture_logs
 

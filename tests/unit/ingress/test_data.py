@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
+from relay.base.pressure import MemoryBudget
 from relay.ingress import data as data_module
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
-from relay.pressure import MemoryBudget
 from tests.support.ingress import MemoryArrival
 from tests.support.smuggling import SEQUENCES
 

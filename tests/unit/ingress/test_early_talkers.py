@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from relay.base.socket_address import Address
 from relay.ingress.smtp_server import SmtpServer
-from relay.settings.tree import Address, TlsSettings
+from relay.settings.tree import TlsSettings
 from tests.support.ingress import Client, Relay, make_certificate
 from tests.support.logs import capture_logs
 from tests.unit.ingress.test_browsers import (

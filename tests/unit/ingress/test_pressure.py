@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.pressure import PressureLevel, PressureReason, PressureState
+from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from tests.support.ingress import Client, Relay
 
 SLOW = PressureState({PressureReason.QUEUE: PressureLevel.SLOW})

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from relay.base.pressure import PressureLevel, PressureReason, PressureState
+from relay.base.socket_address import Address
 from relay.ingress import session_refusals
 from relay.ingress.session_limits import SessionLimits
 from relay.policy.rule_files import read_rules
-from relay.pressure import PressureLevel, PressureReason, PressureState
 from relay.refusals.refusal import Refusal
-from relay.settings.tree import Address
 from relay.spool.types import SpoolFullError
 from tests.support.events import until
 from tests.support.ingress import Client, Relay, make_certificate

@@ -13,11 +13,11 @@ import pytest
 
 from relay.accounts.account import Account
 from relay.accounts.directory import load_accounts
+from relay.base.socket_address import Address
 from relay.ingress import smtp_session
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
-from relay.settings.tree import Address
 from tests.support.events import until
 from tests.support.ingress import OPENING, Client, Relay, make_certificate
 from tests.support.logs import capture_logs

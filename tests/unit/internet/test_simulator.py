@@ -8,7 +8,7 @@ import ssl
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.internet import simulator
 from relay.internet.scenario_file import parse_scenario
 from relay.internet.simulator import SimulatedInternet, address_of

@@ -6,11 +6,11 @@ import ssl
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
+from relay.base.pressure import MemoryBudget
+from relay.base.socket_address import Address
 from relay.internet.behaviour import Action
 from relay.internet.smtp_host import HostOptions, SmtpHost
-from relay.pressure import MemoryBudget
-from relay.settings.tree import Address
 from tests.support.manual_clock import ManualClock
 
 MESSAGE = b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nDATA\r\nSubject: x\r\n\r\n..dot\r\n.\r\n"

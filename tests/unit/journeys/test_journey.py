@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.journeys.document import Journey, JourneyStep, ReportSource, SenderReport
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, join

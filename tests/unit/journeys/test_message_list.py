@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from relay.clock import Ids, rfc3339
+from relay.base.clock import Ids, rfc3339
 from relay.journeys import journey, list_places
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList

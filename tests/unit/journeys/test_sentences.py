@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from relay.clock import time_us_of
+from relay.base.clock import time_us_of
+from relay.base.phrases import moment, time_left
 from relay.journeys.document import Journey
 from relay.journeys.journey import join
 from relay.journeys.sentences import answer, needed_reports
 from relay.journeys.wording import describe
-from relay.phrases import moment, time_left
 from tests.support.journeys import made_journey
 
 DAY = "2026-11-22T"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.manual_clock import ManualClock

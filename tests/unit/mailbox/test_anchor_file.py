@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.clock import Anchor, Machine, SystemClock
+from relay.base.clock import Anchor, Machine, SystemClock
 from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.mailbox.types import StoreError
 from tests.unit.mailbox.conftest import Place

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.mailbox.types import SendOptions
 
 TOP = Path(__file__).parents[3]  # for the children, which import tests.support
@@ -16,8 +16,8 @@ ALICE = "alice@example.test"
 PARENT_OF_CHILDREN = """
 import asyncio, json, os, sys, traceback
 from pathlib import Path
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.mailbox.types import SendOptions
 from relay.message.properties import EmailAddress, MessageProperties
 from tests.support.stores import open_log, open_store, ready_submissions

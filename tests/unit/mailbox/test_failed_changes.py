@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.crashpoints import CrashPoint
+from relay.base.crashpoints import CrashPoint
 from relay.mailbox.index.update import IndexUpdater
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.state_file import FILE_NAME, StateFile

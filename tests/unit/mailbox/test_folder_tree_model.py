@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folder_tree import FolderTree
 from relay.mailbox.folders import Folders, find_folder, list_folders

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from relay.clock import id_time_us
-from relay.files import FileOctets
+from relay.base.clock import id_time_us
+from relay.base.files import FileOctets
 from relay.mailbox import maildir
 from relay.mailbox.inbox import DeliveredIds
 from relay.mailbox.message_file import delivered_id

@@ -13,8 +13,8 @@ from unittest.mock import Mock
 import pytest
 from inotify_simple import INotify
 
-from relay.advanceable_clock import AdvanceableClock
-from relay.clock import Machine
+from relay.base.advanceable_clock import AdvanceableClock
+from relay.base.clock import Machine
 from relay.mailbox.index import change_feed, content_index, update
 from relay.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.mailbox.index.indexes import Indexes

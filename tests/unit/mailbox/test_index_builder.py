@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.mailbox.index import background, content_index
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn

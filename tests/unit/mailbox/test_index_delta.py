@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.mailbox.index import indexes
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.query import DeltaQuery

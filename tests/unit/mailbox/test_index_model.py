@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.mailbox.index.database import FILE_NAME
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.index.watch import InotifyWatcher

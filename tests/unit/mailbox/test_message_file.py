@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.clock import id_time_us
+from relay.base.clock import id_time_us
 from relay.mailbox.message_file import (
     delivered_base_name,
     delivered_id,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.types import BeingSentError, MessageChange, SendOptions, StoreUnavailableError
 from relay.message.extended_properties import (
     DEFERRED_SEND_TIME,

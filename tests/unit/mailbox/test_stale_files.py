@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from relay.advanceable_clock import AdvanceableClock
-from relay.clock import SystemClock
+from relay.base.advanceable_clock import AdvanceableClock
+from relay.base.clock import SystemClock
 
 ALICE = "alice@example.test"
 HOUR_US = 3600 * 1_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.types import SendOptions
 from tests.support.stores import blocking, ready_submissions
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import maildir
 from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, make_directories
 from relay.mailbox.query import MessageQuery

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.base.socket_address import Address
 from relay.development.folder import open_folder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.settings.tree import Address
 
 FREE = Address("127.0.0.1", 0)
 

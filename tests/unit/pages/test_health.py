@@ -9,14 +9,14 @@ import pytest
 
 from relay.accounts.account import Role
 from relay.api.dependencies import ApiDependencies, Principal
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
+from relay.base.pressure import Pressure
 from relay.journeys.changes import ChangeNotifier
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pages.app import create_app
 from relay.pages.health import HealthPage, last_hour
 from relay.pages.logins import Access
-from relay.pressure import Pressure
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.unit.pages.conftest import plain, send

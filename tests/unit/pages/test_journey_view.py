@@ -12,7 +12,7 @@ import pytest
 from msgspec import convert
 from msgspec.structs import replace
 
-from relay.clock import rfc3339, time_us_of
+from relay.base.clock import rfc3339, time_us_of
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.journey import join
 from relay.journeys.submission_log import SubmissionFacts, SubmissionRecord

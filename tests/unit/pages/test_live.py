@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
 from relay.pages import live

@@ -5,7 +5,7 @@ import smtplib
 from asyncio import to_thread
 from html import unescape
 
-from relay.clock import SystemClock, rfc3339
+from relay.base.clock import SystemClock, rfc3339
 from relay.refusals.refusal import Refusal, RefusalReason
 
 

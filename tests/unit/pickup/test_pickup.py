@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.journeys.events import Step
 from relay.mailbox.types import (
     NoSuchItemError,

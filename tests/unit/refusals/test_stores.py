@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import rfc3339, time_us_of
+from relay.base.clock import rfc3339, time_us_of
 from relay.refusals import day_files
 from relay.refusals.day_files import CLIENT_LINES_MAX, WAITING_MAX, RefusalFiles
 from relay.refusals.refusal import (
@@ -242,7 +242,7 @@ async def test_a_disk_that_fails_loses_records_and_raises_nothing(files, tmp_pat
 
 
 async def test_blocks_of_a_file_are_joined(files, monkeypatch):
-    monkeypatch.setattr("relay.files._BLOCK_BYTES", 100)
+    monkeypatch.setattr("relay.base.files._BLOCK_BYTES", 100)
     for number in range(50):
         files.record(refusal(number))
     assert await names(files) == [f"r{number}" for number in reversed(range(50))]

@@ -10,7 +10,7 @@ from flufl.bounce import scan_message
 from msgspec.structs import replace
 
 from relay.accounts.account import AliasTarget, Expansion
-from relay.clock import Ids
+from relay.base.clock import Ids
 from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source

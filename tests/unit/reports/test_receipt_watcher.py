@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from relay.accounts.account import Account, ReceiptSetting
-from relay.clock import Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Ids
+from relay.base.crashpoints import CrashPoints
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.owed_copies import OwedCopies

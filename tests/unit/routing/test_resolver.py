@@ -10,6 +10,7 @@ import pytest
 import uvloop
 from msgspec import structs
 
+from relay.base.socket_address import Address
 from relay.message.nexthop import CAPTURE, HopKind, NextHop
 from relay.routing import resolver as resolver_module
 from relay.routing.mx_hosts import (
@@ -24,7 +25,6 @@ from relay.routing.mx_hosts import (
     TemporaryFailure,
 )
 from relay.routing.resolver import LoopbackResolver, Resolver
-from relay.settings.tree import Address
 from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.base.socket_address import Address
 from relay.settings.document import SettingsError
 from relay.settings.reader import load
-from relay.settings.tree import Address, RetryByClass, RouteAuth, SmtpListener
+from relay.settings.tree import RetryByClass, RouteAuth, SmtpListener
 from relay.settings.validation import verifies
 from tests.support.tls import self_signed
 

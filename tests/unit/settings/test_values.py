@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.base.socket_address import Address
 from relay.settings import values
-from relay.settings.tree import Address
 
 BASE = Path("/base")
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from relay.files import FileOctets
+from relay.base.files import FileOctets
 from relay.message.content import LARGE_BYTES, LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Relayed
 from relay.message.tls_policy import TlsPolicy

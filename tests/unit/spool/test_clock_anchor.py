@@ -6,7 +6,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.clock import Anchor
+from relay.base.clock import Anchor
 from relay.spool.sqlite.database import read_anchor
 
 START, DAY = 1_700_000_000_000_000, 86_400_000_000

@@ -8,8 +8,8 @@ import apsw
 import pytest
 from msgspec import structs
 
+from relay.base.files import FileOctets
 from relay.delivery.content_cache import ContentCache
-from relay.files import FileOctets
 from relay.message.content import LargeContent, read_all
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.sqlite import content_files

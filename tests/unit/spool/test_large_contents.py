@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from relay.files import FileOctets
+from relay.base.files import FileOctets
 from relay.message.content import LargeContent, MemoryOctets, octets_in_blocks, read_all
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite import content_files

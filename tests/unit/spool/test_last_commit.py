@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.last_commit import LastCommit, RecordedCommit, last_commit_of, log_of, read_recorded
 from relay.spool.sqlite import write_ahead_log
 from relay.spool.sqlite.backup import back_up

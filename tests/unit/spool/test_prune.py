@@ -5,7 +5,7 @@ from contextlib import closing
 import apsw
 import pytest
 
-from relay.clock import Ids, first_id_after
+from relay.base.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.common import shared_maintenance
 from relay.spool.common.shared_maintenance import SharedMaintenance

@@ -6,8 +6,8 @@ from pathlib import Path
 import apsw
 
 from relay import spool as spools
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
 from tests.support.postgres import PostgresServer, database_of

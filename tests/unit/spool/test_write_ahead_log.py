@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.crashpoints import CrashPoints
+from relay.base.crashpoints import CrashPoints
 from relay.last_commit import LastCommit
 from relay.spool.sqlite import write_ahead_log
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log

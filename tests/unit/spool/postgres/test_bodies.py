@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from relay import spool as spools
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.message.content import LargeContent, read_all
 from relay.message.outcome import Evidence, Failed
 from relay.observe.metrics import Metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.clock import Ids, Machine, SystemClock, id_time_us
+from relay.base.clock import Ids, Machine, SystemClock, id_time_us
 from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.types import DueQuery

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from relay.clock import SystemClock, id_time_us
+from relay.base.clock import SystemClock, id_time_us
 from relay.journeys.events import Event, Step
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Delivered, Evidence, Relayed

@@ -16,8 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from relay import spool as spools
-from relay.clock import Ids
-from relay.crashpoints import CrashPoints
+from relay.base.clock import Ids
+from relay.base.crashpoints import CrashPoints
 from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.nexthop import LOCAL, Destination, NextHop

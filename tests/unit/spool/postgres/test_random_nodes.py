@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from relay.clock import SystemClock
+from relay.base.clock import SystemClock
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.common import claim_changes

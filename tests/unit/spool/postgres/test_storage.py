@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from relay import spool as spools
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.sqlite.storage import SqliteStorage
@@ -108,8 +108,8 @@ import sys
 sys.modules["asyncpg"] = None  # as if it were not installed
 from pathlib import Path
 from relay import spool
-from relay.clock import SystemClock
-from relay.crashpoints import CrashPoints
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.types import SpoolFormatError

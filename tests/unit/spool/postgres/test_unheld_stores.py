@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.clock import wall_offset_us
+from relay.base.clock import wall_offset_us
 from relay.delivery.attempt_result import AttemptTime, expiry_result, requeue_result
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence

@@ -5,7 +5,7 @@ from typing import Any
 
 import apsw
 
-from relay.clock import rfc3339
+from relay.base.clock import rfc3339
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.spool.types import (

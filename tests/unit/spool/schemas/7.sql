@@ -107,7 +107,7 @@ CREATE TABLE counter (
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
 -- One row: a recent commit's time on each clock of the machine. A start continues queue time, in
--- which all times here are stored, from it (relay.clock.Anchor).
+-- which all times here are stored, from it (relay.base.clock.Anchor).
 CREATE TABLE clock (
     id            INTEGER PRIMARY KEY CHECK (id = 1),
     steady_us     INTEGER NOT NULL,

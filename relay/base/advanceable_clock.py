@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from relay.clock import ADVANCED_S_MAX, Machine, SystemClock, this_machine
+from relay.base.clock import ADVANCED_S_MAX, Machine, SystemClock, this_machine
 
 _STOPS_MAX = 200_000
 _STOPS_AT_ONCE_MAX = 1000  # stops in a row, each less than a millisecond after the one before

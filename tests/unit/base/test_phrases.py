@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from relay.base.phrases import shown, without_login
 from relay.http.errors import quoted
-from relay.phrases import shown, without_login
 from relay.routing.route_table import parse_action
 
 WRITTEN = [

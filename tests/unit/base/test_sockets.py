@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.settings.tree import Address
-from relay.sockets import Listener, open_listener
+from relay.base.socket_address import Address
+from relay.base.sockets import Listener, open_listener
 
 
 @pytest.fixture

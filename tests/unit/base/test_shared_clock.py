@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from relay.clock import (
+from relay.base.clock import (
     Anchor,
     Ids,
     Machine,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.round_robin import RoundRobinQueue
+from relay.base.round_robin import RoundRobinQueue
 
 
 def filled(*words: str) -> RoundRobinQueue[str, str]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.advanceable_clock import AdvanceableClock, AdvanceError
-from relay.clock import ADVANCED_S_MAX, Anchor, Clock, Machine, this_machine
+from relay.base.advanceable_clock import AdvanceableClock, AdvanceError
+from relay.base.clock import ADVANCED_S_MAX, Anchor, Clock, Machine, this_machine
 
 DAY_S = 86400.0
 _TIMES = st.integers(0, 40)

@@ -3,7 +3,7 @@
 import pytest
 from msgspec import structs
 
-from relay.clock import (
+from relay.base.clock import (
     Anchor,
     Ids,
     Machine,
@@ -239,7 +239,7 @@ def test_a_gap_longer_than_those_in_doubt_begins_another_day():
 
 
 def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
-    monkeypatch.setattr("relay.clock._BOOT_ID", tmp_path / "none")
+    monkeypatch.setattr("relay.base.clock._BOOT_ID", tmp_path / "none")
     clock = SystemClock()
     clock.resume(None)
     assert clock.resumed is None

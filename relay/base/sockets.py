@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.settings.tree import Address
+from relay.base.socket_address import Address
 
 LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
-from relay.pressure import Disk
+from relay.base.pressure import Disk
 
 _BLOCK_BYTES = 1 << 20
 LINE_BYTES_MAX = 512 * 1024  # of a log: 1,000 addresses of 320 characters, and the rest

@@ -6,7 +6,7 @@ changed: neither while the process runs nor between two processes, because a sta
 an anchor on disk. Nodes that share a spool have the wall clock of its database.
 
 Relay waits for a time only through the Clock, so that a clock that can be advanced
-(relay/advanceable_clock.py) needs to replace nothing but its `call_later`. Real time is apart from
+(`advanceable_clock`) needs to replace nothing but its `call_later`. Real time is apart from
 these three: no clock advances it. It is for time-outs of a peer, a child process or a disk, for how
 long something took or may take, and for the times of files.
 

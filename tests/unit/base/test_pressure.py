@@ -5,7 +5,7 @@ import itertools
 import pytest
 from msgspec import structs
 
-from relay.pressure import (
+from relay.base.pressure import (
     MAILBOX_REASONS,
     QUEUE_REASONS,
     Bounds,

@@ -1,0 +1,13 @@
+"""What every room stands on, and what knows nothing of mail: time, files, sockets, load.
+
+- `clock`: wall time, timers and queue time, which does not jump; ids; what a start continues from
+- `advanceable_clock`: a clock that `relay dev` and the test kit advance by days
+- `files`: octets in files: read them in blocks, write them, sync them; directories under a lock
+- `socket_address`: where a socket listens or connects to
+- `sockets`: opens the sockets of listeners
+- `certificates`: load and check a certificate and its key, and replace them while sessions continue
+- `pressure`: from which level of disk, memory and queue mail is slowed down or refused
+- `crashpoints`: the points at which a crash test kills the process
+- `round_robin`: a queue that is fair among keys
+- `phrases`: how values and numbers are written in messages to people
+"""
