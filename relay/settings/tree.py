@@ -181,7 +181,6 @@ class SpoolSettings:
 
     url: Annotated[str, Form.SPOOL_URL, Secret] = field(default=f"sqlite:{_SPOOL_FILE}", repr=False)
     node: Annotated[str, Form.NODE_NAME] = ""
-    bodies: str = ""  # a directory that nodes share for large bodies; not supported yet
     keep: PositiveSeconds = 14 * 86400.0
     keep_size: Annotated[int, Size()] = 0
     reserve_size: Annotated[int, Size()] = 16 * 1024 * 1024

@@ -25,7 +25,6 @@ from relay.settings.tree import (
     ReportsSettings,
     Route,
     SmtpListener,
-    SpoolSettings,
 )
 from relay.settings.values import is_ip, parse_address
 
@@ -58,8 +57,6 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield (*path, "retry"), "a list of at least one duration"
             case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
                 yield (*path, "templates"), "the path of an existing directory"
-            case SpoolSettings(bodies=str() as folder) if folder:
-                yield (*path, "bodies"), "nothing: it is not supported yet"
             case Route():
                 yield from _credentials(path, made)
                 yield from _route_tls(path, made)

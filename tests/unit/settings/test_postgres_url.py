@@ -150,10 +150,6 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
             'node = "a b"',
             '/relay.toml:4: spool.node: found "a b", expected a name of at most 63 letters, digits, dots, hyphens and underscores',
         ),
-        (
-            'bodies = "/srv/bodies"',
-            '/relay.toml:4: spool.bodies: found "/srv/bodies", expected nothing: it is not supported yet',
-        ),
     ],
 )  # fmt: skip
 def test_faults_of_the_file(tmp_path, spool, fault):
