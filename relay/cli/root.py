@@ -12,30 +12,39 @@ import click
 from relay import __version__
 from relay.cli.options import CommandContext, common_options
 
-_VERBS = {
-    "dev": "Run the development relay: no file, loopback only.",
-    "serve": "Run the service until SIGTERM.",
-    "reload": "Have the running service read its configuration again.",
-    "check": "Check configuration, accounts, rules, permissions, DNS.",
-    "send": "Send one message and print its id.",
-    "sendmail": "Send a message as sendmail(8) does.",
-    "wait": "Wait until a message reaches a state.",
-    "trace": "Show a message's journey through the seven steps.",
-    "dns": "Compare the DNS records of a domain with what to publish.",
-    "explain": "Say where mail for an address goes, and why.",
-    "show": "Show a message's content, captured mail too.",
-    "reset": "Delete everything that the development relay has stored.",
-    "queue": "List the queue and change it.",
-    "clock": "Show and advance the clock of relay dev.",
-    "import": "Put messages from files into a mailbox.",
-    "export": "Write the messages of a mailbox into files.",
-    "backup": "Copy everything of a service into a directory.",
-    "restore": "Restore a backup into an empty place; what waits is held.",
-    "storage": "Check, repair, copy and prune the stored data.",
-    "account": "Add, list and remove accounts; tokens and passwords.",
-    "policy": "Check and try the mail-flow rules.",
-    "dkim": "Make keys that sign mail, and show those in use.",
+_GROUPS = {
+    "Develop": {
+        "dev": "Run the development relay: no file, loopback only.",
+        "clock": "Show and advance the clock of relay dev.",
+        "reset": "Delete everything that the development relay has stored.",
+    },
+    "Send and look": {
+        "send": "Send one message and print its id.",
+        "sendmail": "Send a message as sendmail(8) does.",
+        "wait": "Wait until a message reaches a state.",
+        "trace": "Show a message's journey through the seven steps.",
+        "show": "Show a message's content, captured mail too.",
+        "explain": "Say where mail for an address goes, and why.",
+    },
+    "Operate": {
+        "serve": "Run the service until SIGTERM.",
+        "reload": "Have the running service read its configuration again.",
+        "check": "Check configuration, accounts, rules, permissions, DNS.",
+        "account": "Add, list and remove accounts; tokens and passwords.",
+        "policy": "Check and try the mail-flow rules.",
+        "dns": "Compare the DNS records of a domain with what to publish.",
+        "dkim": "Make keys that sign mail, and show those in use.",
+        "import": "Put messages from files into a mailbox.",
+        "export": "Write the messages of a mailbox into files.",
+    },
+    "Repair": {
+        "queue": "List the queue and change it.",
+        "storage": "Check, repair, copy and prune the stored data.",
+        "backup": "Copy everything of a service into a directory.",
+        "restore": "Restore a backup into an empty place; what waits is held.",
+    },
 }
+_VERBS = {name: text for group in _GROUPS.values() for name, text in group.items()}
 _UNLISTED = ("nodes",)
 # Other verbs are in the module of their name, by that name.
 _MODULES = {
@@ -70,8 +79,9 @@ class _Verbs(click.Group):
         ctx: click.Context,  # noqa: ARG002 - click's signature
         formatter: click.HelpFormatter,
     ) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_VERBS.items()))
+        for title, verbs in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:8}", text) for name, text in verbs.items()])
 
 
 @click.group(

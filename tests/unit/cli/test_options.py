@@ -42,6 +42,14 @@ def test_every_verb_has_a_help_that_says_what_it_does(words):
     assert "..." not in re.sub(r"\[[A-Z]+\]\.\.\.", "", text.output.split("Commands:")[-1])
 
 
+def test_the_commands_are_in_four_groups():
+    text = CliRunner().invoke(cli, ["--help"]).output.partition("Options:")[2]
+    titles = re.findall(r"^(\w[\w ]+):$", text, re.MULTILINE)
+    assert titles == ["Develop", "Send and look", "Operate", "Repair"]
+    listed = re.findall(r"^  (\w+) +[A-Z]", text.partition("Develop:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(cli.list_commands(click.Context(cli)))
+
+
 @pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--json"), ids=" ".join)
 def test_json_may_stand_anywhere(arguments, config):
     text = CliRunner().invoke(cli, [*arguments, "--config", config])
