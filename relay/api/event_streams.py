@@ -213,8 +213,7 @@ class EventStreams:
                     continue
                 batch = block.batch
                 is_removed = 0 < max(reported_to, place.sequence) < batch.removed_to
-                is_older = batch.leaves_out_older and not reported_to
-                if batch.is_log_missing or is_removed or is_older:
+                if batch.is_log_missing or is_removed:
                     reported_to = max(batch.removed_to, 1)
                     yield _gap_at(place)
                 if begins is not None and (batch.is_log_missing or place.covers_all(begins)):

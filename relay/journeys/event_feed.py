@@ -89,8 +89,8 @@ class EventBatch(NamedTuple):
     cursor behind all of them.
 
     `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
-    place of `after` in the submission log is not kept. `leaves_out_older` is that of SpoolEvents.
-    `is_complete`: no more were there.
+    place of `after` in the submission log is not kept. `is_complete`: no more were
+    there.
     """
 
     after: EventCursor
@@ -98,7 +98,6 @@ class EventBatch(NamedTuple):
     cursor: EventCursor
     removed_to: int
     is_log_missing: bool
-    leaves_out_older: bool
     is_complete: bool
 
 
@@ -161,9 +160,7 @@ def _merged(
             cursor = cursor.moved(role, one.end)
         cursor = until or cursor
     is_log_missing = any(one.is_missing for one in logs.values())
-    return EventBatch(
-        after, found, cursor, spool.removed_to, is_log_missing, spool.leaves_out_older, not cut_off
-    )
+    return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
 
 
 def _earlier_steps(logs: Mapping[str, LogEvents]) -> dict[str | None, list[str]]:

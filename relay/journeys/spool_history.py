@@ -29,14 +29,12 @@ class KeptMessage(Struct, frozen=True):
 
 class SpoolEvents(Struct, frozen=True):
     """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
-    the last one that was removed. `is_complete`: no more were there. `leaves_out_older`: there are
-    earlier ones, of messages that are kept, without a place in the sequence.
+    the last one that was removed. `is_complete`: no more were there.
     """
 
     events: Sequence[tuple[int, RecordedEvent | None]]
     removed_to: int
     is_complete: bool
-    leaves_out_older: bool = False
 
 
 class SpoolHistory(Protocol):

@@ -82,18 +82,18 @@ def test_no_schema_at_all(server: PostgresServer, stopped: RelayProcess) -> None
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("CREATE TABLE message (id int)", "has a table message that is not Relay's"),
-        ("CREATE TABLE migration (name text)", "has a table migration that is not Relay's"),
-        ("", "the spool has schema 99, of a newer Relay"),
+        ("CREATE TABLE message (id int)", "has a table message of another program, or of a Relay"),
+        ("CREATE TABLE schema_version (name text)", "has a table schema_version of another"),
+        ("ALTER TABLE schema_version RENAME TO migration", "of a Relay before 0.2.0"),
+        ("INSERT INTO schema_version VALUES (99, 0)", "the spool has schema 99, of a newer Relay"),
     ],
 )
 def test_tables_of_others_and_of_a_newer_relay(
     server: PostgresServer, stopped: RelayProcess, sql, verb: str, statement: str, said: str
 ) -> None:  # fmt: skip
-    if not statement:
+    if not statement.startswith("CREATE"):
         stopped.start()
         stopped.stop()
-        statement = "INSERT INTO migration VALUES (99, 0)"
     sql(stopped, statement)
     done = stopped.cli(*verb.split())
     assert done.returncode == CONFIGURATION, done.stderr

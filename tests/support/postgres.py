@@ -177,7 +177,7 @@ class PostgresServer:
         """Create a database with the tables of a spool; return its URL. It is the copy of one."""
         if not self._with_tables:
             self._with_tables = database_of(self.create())
-            record = f"INSERT INTO migration VALUES ({SCHEMA}, 0);"
+            record = f"INSERT INTO schema_version VALUES ({SCHEMA}, 0);"
             script = f"BEGIN;{statement('schema.sql')}{record}COMMIT"  # as bring_to_schema() does
             self.sql(script, database=self._with_tables, user=OWNER)
         return self.create(template=self._with_tables)

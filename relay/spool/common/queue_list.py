@@ -10,12 +10,9 @@ See docs/names.md (Commands).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
-from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
-from relay.spool.queue_commands import Operation, ShownTimes, command_reason, has_been_restored
+from relay.spool.queue_commands import ShownTimes, has_been_restored
 from relay.spool.tables import Tables
 from relay.spool.types import (
     FIRST_KEY,
@@ -27,7 +24,6 @@ from relay.spool.types import (
     readable_extra,
 )
 
-_EVENTS_MAX = 50  # of a message, the newest, that are searched for a reason
 _ENTRY = (
     "SELECT e.message_id, e.number, m.reverse_path, m.subject, e.next_hop, e.state, e.retry_us,"
     " e.attempts, m.size,"
@@ -38,10 +34,6 @@ _ENTRY = (
 _RECIPIENTS = (
     "SELECT message_id, entry, address, state, status, reply FROM recipient"
     " WHERE message_id = ? AND entry = ? ORDER BY number LIMIT ?"
-)
-_EVENTS = (
-    "SELECT at_us, detail FROM event WHERE message_id = ? AND step = ?"
-    " ORDER BY sequence DESC LIMIT ?"
 )
 _AT_ONCE = 50  # entries that are read for a list
 _FEW = 20  # recipients of each of them at first
@@ -95,11 +87,10 @@ class EntryListBuilder:
                 if len(people) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
                     people = [one[2:] for one in rows]
-                self._append(tables, row[2:], key=key, recipients=people, more=more.get(key, {}))
+                self._append(row[2:], key=key, recipients=people, more=more.get(key, {}))
 
     def _append(
         self,
-        tables: Tables,
         row: Sequence[Any],
         *,
         key: Key,
@@ -141,7 +132,7 @@ class EntryListBuilder:
                     state, due_us=due_us, expires_us=expires_us, received_us=received_us
                 ),
                 "held_until": due if is_held else None,
-                **_hold(tables, key, extra, accepted=received_us, times=self._times, held=is_held),
+                **_hold(extra, accepted=received_us, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),
                 **({"recipients_cut": True} if len(shown) < len(recipients) else {}),
                 **more,
@@ -150,27 +141,13 @@ class EntryListBuilder:
 
 
 def _hold(
-    tables: Tables,
-    key: Key,
-    extra: EntryExtra | None,
-    *,
-    accepted: int | None,
-    times: ShownTimes,
-    held: bool,
+    extra: EntryExtra | None, *, accepted: int | None, times: ShownTimes, held: bool
 ) -> dict[str, str]:
     """Return why an entry is held, the rule that holds it, and since when; "" for other entries."""
-    shown = dict.fromkeys(("reason", "rule", "since"), "")
-    if not held:
-        return shown
-    if extra is not None and extra.reason:
-        since_us = extra.since_us
-        since = times.wall_time(accepted or 0) if not since_us else rfc3339(since_us)
-        return {"reason": extra.reason, "rule": extra.rule, "since": since}
-    # held before schema 9, or its fields are damaged
-    for at_us, text in tables.fetch(_EVENTS, (key[0], int(Step.DELIVERY), _EVENTS_MAX)):
-        if reason := command_reason(key[1], (msgspec.json.decode(text),), Operation.HOLD):
-            return shown | {"reason": reason, "since": rfc3339(at_us)}
-    return shown
+    if not held or extra is None or not extra.reason:
+        return dict.fromkeys(("reason", "rule", "since"), "")
+    since = rfc3339(extra.since_us) if extra.since_us else times.wall_time(accepted or 0)
+    return {"reason": extra.reason, "rule": extra.rule, "since": since}
 
 
 class EntrySelection:

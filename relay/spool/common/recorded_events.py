@@ -14,19 +14,16 @@ from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
 from relay.spool.common.queries import is_shown
-from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE
+from relay.spool.common.rows import NO_EVENTS, REMOVED_EVENTS
 from relay.spool.queue_commands import Operation
 from relay.spool.tables import Tables
 
-# SQLite takes the first of the conditions on an index as the start of the scan.
 _EVENTS = (
     "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"
     " FROM event e INDEXED BY event_sequence LEFT JOIN message m ON m.id = e.message_id"
-    f" WHERE e.sequence > ? AND e.sequence <= ? AND e.sequence > {SEQUENCE_BASE}"
+    " WHERE e.sequence > ? AND e.sequence <= ?"
     " ORDER BY e.sequence LIMIT ?"
 )
-# Of the oldest message: its events are numbered from 1 if they were recorded before schema 5.
-_OLDEST = "SELECT sequence FROM event ORDER BY message_id, sequence LIMIT 1"
 _CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
 _RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
 _Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
@@ -42,7 +39,6 @@ def events_after(
 
     `captures_at_once`: mail for the next hop "capture" is captured when it is accepted.
     """
-    leaves_out_older = after < SEQUENCE_BASE and _has_older(tables)
     known: dict[str, _Recipients] = {}
     found: list[tuple[int, RecordedEvent | None]] = []
     characters = 0
@@ -65,19 +61,18 @@ def events_after(
         found.append((sequence, recorded))
         characters += len(text)
         if characters > _CHARACTERS_MAX or len(found) == limit:
-            return SpoolEvents(found, removed_to(tables), False, leaves_out_older)
-    return SpoolEvents(found, removed_to(tables), True, leaves_out_older)
+            return SpoolEvents(found, removed_to(tables), False)
+    return SpoolEvents(found, removed_to(tables), True)
 
 
 def last_event(tables: Tables) -> int:
     """Return the sequence behind which all later events are."""
-    return max(last_sequence(tables) or SEQUENCE_BASE, removed_to(tables))
+    return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
 
 
 def last_sequence(tables: Tables) -> int | None:
     """Return the sequence of the last event that was recorded and is kept."""
-    sql = f"SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}"
-    last: int | None = tables.fetch_one(sql)[0]
+    last: int | None = tables.fetch_one("SELECT max(sequence) FROM event")[0]
     return last
 
 
@@ -85,11 +80,6 @@ def removed_to(tables: Tables) -> int:
     """Return the greatest sequence that was removed."""
     row = tables.fetch_one("SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
     return int(row[0]) if row else 0
-
-
-def _has_older(tables: Tables) -> bool:
-    oldest = tables.fetch_one(_OLDEST)
-    return oldest is not None and int(oldest[0]) <= SEQUENCE_BASE
 
 
 def _recipients(tables: Tables, queue_id: str) -> _Recipients:

@@ -20,8 +20,8 @@ MESSAGE_COLUMNS = (
 )  # fmt: skip
 LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
 ACCEPTED_COUNTER = "accepted"  # recipients
-# The sequence of an event is greater, unless schema 4 or older recorded it.
-SEQUENCE_BASE = 1_000_000
+# The place in a spool without events: 0 asks for all that there are.
+NO_EVENTS = 1
 REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
 
 
@@ -76,7 +76,9 @@ def inline_content(name: str, data: Any, *, size: int, crc32: int | None) -> byt
 
 
 def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
-    """Raise SpoolError for a content whose octets have changed; `expected` is None if unknown."""
+    """Raise SpoolError for a content whose octets have changed; `expected` is None to compare
+    nothing.
+    """
     if expected is not None and found != expected:
         raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
 

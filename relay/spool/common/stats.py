@@ -62,7 +62,7 @@ _ENTRIES_SEEN, _ENTRIES_READ = 200, 10  # of a next hop that is not among them
 _EVENTS_OF_MESSAGE = 20
 _NEWEST_EVENTS = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event INDEXED BY event_sequence"
-    " WHERE sequence > 1000000 ORDER BY sequence DESC LIMIT ?) AS newest WHERE step = ?"
+    " ORDER BY sequence DESC LIMIT ?) AS newest WHERE step = ?"
 )
 _TRIED_ENTRIES = (
     "SELECT message_id FROM (SELECT message_id, attempts, due_us FROM entry INDEXED BY entry_hop"

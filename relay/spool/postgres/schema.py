@@ -4,15 +4,12 @@ from relay.spool.postgres.rows import statement
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.types import SpoolFormatError
 
-SCHEMA = 2
+SCHEMA = 1
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
-_TO_SCHEMA = {  # what leads to a schema from the one before it
-    2: "CREATE INDEX message_envid ON message (envid, id)"
-    " WHERE envid <> '' AND submission_id = '' AND trusted = 1;",
-}
+_TO_SCHEMA: dict[int, str] = {}  # what leads to a schema from the one before it
 # One transaction creates all tables of a schema.
 _ALWAYS = frozenset(
-    {"message", "content", "body", "entry", "recipient", "event", "migration", "node"}
+    {"message", "content", "body", "entry", "recipient", "event", "schema_version", "node"}
 )
 _THERE = (
     "SELECT CAST(tablename AS text) FROM pg_tables"
@@ -38,7 +35,7 @@ def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
     if (found := schema_version(tables)) < SCHEMA:
         missing = [_TO_SCHEMA[version] for version in range(found + 1, SCHEMA + 1)] if found else ()
         script = "\n".join(missing) or statement("schema.sql")
-        record = f"INSERT INTO migration VALUES ({SCHEMA}, {int(now_us)});"
+        record = f"INSERT INTO schema_version VALUES ({SCHEMA}, {int(now_us)});"
         tables.wait(tables.connection.execute(f"BEGIN;\n{script}\n{record}\nCOMMIT;"))
     tables.execute("SELECT pg_advisory_unlock(?)", (_MIGRATION_LOCK,))
 
@@ -51,15 +48,17 @@ def tables_there(tables: ConnectionTables) -> frozenset[str]:
 
 def schema_version(tables: ConnectionTables) -> int:
     """Return the version of the schema, 0 without tables. Raises SpoolFormatError for a newer one,
-    and for tables that are not Relay's.
+    and for tables that are not Relay's, or those of a Relay before 0.2.0.
     """
     if not (there := tables_there(tables)):
         return 0
     if there != _ALWAYS:
         raise SpoolFormatError(
-            f"the database has a table {min(there)} that is not Relay's: use one of its own"
+            f"the database has a table {min(there)} of another program, or of a Relay before 0.2.0:"
+            " use a database of its own, and empty the queue of an old Relay with that version"
+            " (docs/operation-run.md, Upgrade)"
         )
-    (version,) = tables.fetch_one("SELECT coalesce(max(version), 0) FROM migration")
+    (version,) = tables.fetch_one("SELECT coalesce(max(version), 0) FROM schema_version")
     if version > SCHEMA:
         raise SpoolFormatError(
             f"the spool has schema {version}, of a newer Relay; this one knows {SCHEMA}"

@@ -1,4 +1,4 @@
--- The spool in PostgreSQL, schema 2. Its tables and columns are those of relay/spool/sqlite/schema.sql,
+-- The spool in PostgreSQL, schema 1. Its tables and columns are those of relay/spool/sqlite/schema.sql,
 -- which explains them; what is different here is said here. Text is compared octet by octet.
 --
 -- Entries and contents are only those that live: an entry that has ended is deleted, and its next hop
@@ -187,7 +187,7 @@ CREATE TABLE salt (
 INSERT INTO salt VALUES (CAST(gen_random_uuid() AS text));
 
 -- The schemas that made these tables.
-CREATE TABLE migration (
+CREATE TABLE schema_version (
     version integer PRIMARY KEY,
     at_us   bigint NOT NULL
 );

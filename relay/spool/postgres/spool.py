@@ -27,7 +27,7 @@ from relay.spool.common import recorded_events
 from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.common.group_commit import WAITING_MAX
 from relay.spool.common.receipts import count_receipts
-from relay.spool.common.rows import SEQUENCE_BASE
+from relay.spool.common.rows import NO_EVENTS
 from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.engine import News, RecordedRoot
 from relay.spool.postgres import transactions
@@ -385,7 +385,7 @@ class PostgresSpool(SharedSpool):
 
     def _last_event(self, tables: Any) -> int:
         last = self._final_events.read(tables)
-        return max(last, recorded_events.removed_to(tables), SEQUENCE_BASE)
+        return max(last, recorded_events.removed_to(tables), NO_EVENTS)
 
     def load(self) -> SpoolLoad:
         """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""

@@ -25,8 +25,7 @@ from msgspec import Struct
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
-from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, octets_in_blocks
-from relay.message.header import header_end
+from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.spool.common.os_errors import translate_os_errors
 from relay.spool.common.rows import verify_checksum
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
@@ -112,19 +111,19 @@ class ContentRow(Struct, frozen=True):
     """The row of a content in a file: `size` includes the header.
 
     Without `header` the file is the whole content. `crc32` is that of the file, continued with the
-    header: versions share the file, and it is read once for each of their checksums. None: unknown.
+    header: versions share the file, and it is read once for each of their checksums.
     """
 
     name: str
     size: int
     header: bytes | None
     eight_bit: bool
-    crc32: int | None
+    crc32: int
 
     @property
     def is_small(self) -> bool:
         """Whether it is held in memory."""
-        return self.header is None and self.size <= LARGE_BYTES
+        return self.header is None
 
 
 class ContentFiles:
@@ -200,14 +199,12 @@ class ContentFiles:
             if found != expected:
                 raise SpoolError(f"content {row.name} has {found} bytes, expected {expected}")
             body = FileOctets(path, 0, found)
-            if check and row.crc32 is not None:
+            if check:
                 blocks = (content,) if row.is_small else octets_in_blocks((body,))
                 verify_checksum(row.name, checksum_of(blocks, row.header), expected=row.crc32)
             if row.is_small:
                 return content
-            if row.header is None:
-                return _divided(body)
-            return LargeContent(row.header, (body,), row.eight_bit)
+            return LargeContent(row.header or b"", (body,), row.eight_bit)
         except OSError as error:
             raise SpoolError(
                 f"content {row.name} cannot be read: {error.strerror or error}"
@@ -334,11 +331,3 @@ def _names(message_id: str, contents: Sequence[Content], only: Collection[int]) 
             number = numbers.setdefault(content.body, index)
         names[index] = f"{message_id}-{number}"
     return names
-
-
-def _divided(whole: FileOctets) -> LargeContent:
-    """Return a large content whose file includes the header, as schema 1 stored it."""
-    end = header_end(whole.read(0, 2 * LARGE_BYTES)).header
-    body = whole.part(end, whole.size - end)
-    eight_bit = not all(block.isascii() for block in octets_in_blocks((body,)))
-    return LargeContent(whole.read(0, end), (body,), eight_bit)

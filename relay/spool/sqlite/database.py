@@ -28,7 +28,6 @@ from relay.spool.tables import Tables
 from relay.spool.types import SpoolDamagedError, SpoolError
 
 SQLITE_VERSION_MIN = 3_051_003
-CAPTURED_KEEP_S = 14 * 86400.0  # the default of spool.keep
 _CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints
 _LOG_BYTES_MAX = 64 * 1024 * 1024  # to which a longer log is truncated
 _CACHE_KIB = 16 * 1024
@@ -40,7 +39,6 @@ def open_database(
     path: Path,
     *,
     read_only: bool = False,
-    captured_keep_us: int = int(CAPTURED_KEEP_S * 1_000_000),
     needed: RecordedCommit | None = None,
 ) -> apsw.Connection:
     """Open the spool at `path`; with write access create it, or migrate it to the current schema.
@@ -48,7 +46,7 @@ def open_database(
     An owner that opens it again says which commit is `needed`: then nothing is created.
 
     Raises SpoolDamagedError for a file that SQLite cannot read, SpoolFormatError for one of a newer
-    Relay.
+    Relay, or of one before 0.2.0.
     """
     if _library_version() < SQLITE_VERSION_MIN:
         raise SpoolError(
@@ -82,7 +80,7 @@ def open_database(
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")
-                bring_to_version(connection, path, captured_keep_us=captured_keep_us)
+                bring_to_version(connection, path)
         except BaseException:
             connection.close()
             raise

@@ -1,8 +1,9 @@
 """Migrate a spool to the current schema with numbered SQL texts, one transaction each.
 
-A file has one schema or the next, whenever the process is killed. Before the first change the
-database is copied next to the original. The table `migration` records which texts made the file.
-A file of a newer Relay raises SpoolFormatError; a disk without room for the copy SpoolFullError.
+Schema 1 is that of Relay 0.2.0. A file has one schema or the next, whenever the process is killed.
+Before the first change the database is copied next to the original. The table `migration` records
+which texts made the file. A file of a newer Relay, or of one before 0.2.0, raises SpoolFormatError;
+a disk without room for the copy SpoolFullError.
 
 See docs/operation-run.md (Going back).
 """
@@ -13,7 +14,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from re import fullmatch
 
 import apsw
 from msgspec import Struct
@@ -28,20 +29,27 @@ from relay.spool.sqlite.spool_files import (
     open_copy,
 )
 from relay.spool.sqlite.write_ahead_log import preview_log
-from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError, sender_key
+from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 
 _log = get_logger("spool")
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 1
 COPIES_MAX = 2
 _COPIES_ROOM = 2  # the copy, and as much for what the migration writes
 _PROGRESS_PARTS = 10
+_MIGRATION = r"\d{4}_\w+\.sql"
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _USER_VERSION = slice(60, 64)  # of a SQLite file
+_APPLICATION_ID = slice(68, 72)
+_RELAY = 0x52656C79  # see schema.sql
 _NEWER = (
     "{path}: made by a newer Relay (schema {found}, expected {expected});"
     " no older one opens it: docs/operation-run.md, Going back"
+)
+_EARLIER = (
+    "{path}: made by a Relay before 0.2.0, whose spools no released version opens: empty the queue"
+    " with the version that made it, then put the spool aside: docs/operation-run.md, Upgrade"
 )
 _RECORDS = (
     "CREATE TABLE IF NOT EXISTS migration"
@@ -66,8 +74,8 @@ class Text(Struct, frozen=True):
 @cache
 def migrations() -> tuple[Text, ...]:
     """Return the texts that migrate a file from each schema to the next, in order."""
-    folder = files("relay.spool.sqlite").joinpath("migrations")
-    names = sorted(one.name for one in folder.iterdir() if one.name.endswith(".sql"))
+    folder = files("relay.spool.sqlite")
+    names = sorted(one.name for one in folder.iterdir() if fullmatch(_MIGRATION, one.name))
     return tuple(
         Text(int(name.partition("_")[0]), name, folder.joinpath(name).read_text()) for name in names
     )
@@ -95,18 +103,18 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     header = foreseen.first_page[:_HEADER_BYTES] or header
     if header and not header.startswith(_MAGIC):
         raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file")
-    found = int.from_bytes(header[_USER_VERSION], "big")
-    if found > SCHEMA_VERSION:
-        raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
+    _check_made_by(
+        path,
+        made_by=int.from_bytes(header[_APPLICATION_ID], "big"),
+        found=int.from_bytes(header[_USER_VERSION], "big"),
+    )
     if not has_owner:
         check_commits_unopened(path)
 
 
 def check_version(connection: apsw.Connection, path: Path) -> None:
     """Raise SpoolFormatError unless the file has this Relay's schema."""
-    found = connection.pragma("user_version")
-    if found > SCHEMA_VERSION:
-        raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
+    found = _version_found(connection, path)
     if found == 0:
         raise SpoolFormatError(f"{path}: not a spool")
     if found != SCHEMA_VERSION:
@@ -116,12 +124,9 @@ def check_version(connection: apsw.Connection, path: Path) -> None:
         )
 
 
-def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_us: int) -> None:
-    """Create a new file's tables, or migrate an older file.
-
-    Older schemas kept captured mail forever; it now expires `captured_keep_us` after its arrival.
-    """
-    found = connection.pragma("user_version")
+def bring_to_version(connection: apsw.Connection, path: Path) -> None:
+    """Create a new file's tables, or migrate an older file."""
+    found = _version_found(connection, path)
     if found == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
@@ -130,7 +135,6 @@ def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_u
         _apply(connection, schema())
     elif found < SCHEMA_VERSION:
         _copy_before(connection, path, found=found)
-        _add_functions(connection, captured_keep_us=captured_keep_us)
         for text in migrations():
             if text.version > found:
                 _log.info("migrating spool", file=path.name, step=text.name)
@@ -140,17 +144,20 @@ def bring_to_version(connection: apsw.Connection, path: Path, *, captured_keep_u
     _check_records(connection, path)
 
 
-def _add_functions(connection: apsw.Connection, *, captured_keep_us: int) -> None:
-    """Define the SQL functions that the texts call."""
+def _version_found(connection: apsw.Connection, path: Path) -> int:
+    """Return the schema of a file, 0 for a new one. Raises SpoolFormatError for a newer one, and
+    for one from before 0.2.0.
+    """
+    found = int(connection.pragma("user_version"))
+    _check_made_by(path, made_by=connection.pragma("application_id"), found=found)
+    return found
 
-    def key_of(*values: Any) -> int:
-        return sender_key(values[0])
 
-    def captured_until(*values: Any) -> int:
-        return int(values[0]) + captured_keep_us
-
-    connection.create_scalar_function("sender_key", key_of, 1)
-    connection.create_scalar_function("captured_until", captured_until, 1)
+def _check_made_by(path: Path, *, made_by: int, found: int) -> None:
+    if found and made_by != _RELAY:
+        raise SpoolFormatError(_EARLIER.format(path=path))
+    if found > SCHEMA_VERSION:
+        raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
 
 
 def _apply(connection: apsw.Connection, text: Text) -> None:

@@ -47,7 +47,6 @@ _FORMATS = slice(18, 20)  # for writing and for reading
 _WITH_LOG = b"\x02\x02"
 _PAGES_AND_FREE = slice(28, 40)  # the number of pages, and the free list: empty
 _TABLE_NAMES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
-_SCHEMA_MADE = "SELECT coalesce(max(version), ?) FROM migration"
 _ACCEPT_ANY_SCHEMA = "PRAGMA writable_schema = ON"  # otherwise SQLite opens no damaged schema
 _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _SPOOL_SUFFIXES = ("", "-wal", "-shm", "-content", ".damage", ".last-commit")
@@ -61,14 +60,6 @@ _TABLES = {  # and their primary keys
     "counter": ("name",),
     "mail_root": ("store",),
     "owed_receipt": ("message_id", "number"),
-}
-# The schema that added a table or a column: a file that was never migrated lacks it.
-_SINCE = {
-    "mail_root": 6,
-    "owed_receipt": 7,
-    "recipient.owed": 8,
-    "message.extra": 9,
-    "entry.extra": 9,
 }
 _KNOWN_MESSAGES = (
     "SELECT id FROM message UNION SELECT message_id FROM entry"
@@ -263,10 +254,10 @@ def _open_with_new_header(damaged: Path, new: Path, copy: Path) -> apsw.Connecti
 
 
 def _has_tables(connection: apsw.Connection) -> bool:
-    """Whether the schema can be read, and has the tables that each schema has."""
+    """Whether the schema can be read, and has the tables."""
     with suppress(apsw.Error):
         names = {row[0] for row in connection.execute(_TABLE_NAMES)}
-        return _TABLES.keys() - _SINCE.keys() <= names
+        return _TABLES.keys() <= names
     return False
 
 
@@ -287,24 +278,13 @@ def _page_size(new: Path) -> int:
 
 
 def _copy_all(source: apsw.Connection, target: apsw.Connection, found: RecoveryResult) -> None:
-    version = _schema_version_of(source)
     for table in _TABLES:
-        if _SINCE.get(table, 0) <= version:
-            _copy_ends(source, target, table, found=found)
+        _copy_ends(source, target, table, found=found)
     for hole in found.holes:
         _copy_between(source, target, hole, found=found)
     with suppress(apsw.Error):  # without it a start uses the wall clock
         if (anchor := read_anchor(source)) is not None:
             write_anchor(target.cursor(), anchor)
-
-
-def _schema_version_of(source: apsw.Connection) -> int:
-    """Return the schema by the record in the file, since the header may not be its own; the current
-    one if there is no record.
-    """
-    with suppress(apsw.Error):
-        return int(source.execute(_SCHEMA_MADE, (SCHEMA_VERSION,)).get)
-    return SCHEMA_VERSION
 
 
 def _copy_ends(
@@ -342,10 +322,7 @@ class _Rows:
 
     def __init__(self, source: apsw.Connection, target: apsw.Connection, table: str) -> None:
         names = target.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
-        version = _schema_version_of(source)
-        self._columns = [
-            str(name) for (name,) in names if _SINCE.get(f"{table}.{name}", 0) <= version
-        ]
+        self._columns = [str(name) for (name,) in names]
         self._key = [self._columns.index(name) for name in _TABLES[table]]
         self._source = source
         self._target = target

@@ -1,9 +1,12 @@
--- The spool, schema 10. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 1. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
--- records the schemas that made the file. Each change here needs a migration in migrations/.
+-- records the schemas that made the file. Each change here needs a migration, NNNN_NAME.sql.
 -- `extra` is one JSON text with the fields by which no query selects; '' is all defaults. A field in
 -- it needs no migration: relay/spool/types.py has those of this Relay, and the others are kept.
+
+-- Files of Relay 0.2.0 and later have it in their header.
+PRAGMA application_id = 0x52656C79;
 
 CREATE TABLE message (
     id            TEXT PRIMARY KEY,   -- queue id
@@ -26,6 +29,9 @@ CREATE TABLE message (
 ) WITHOUT ROWID;
 CREATE INDEX message_message_id ON message (message_id) WHERE message_id <> '';
 CREATE INDEX message_submission ON message (submission_id) WHERE submission_id <> '';
+-- What a trusted client gave as ENVID; pickup's submissions, whose ENVID is their id, are not in it.
+CREATE INDEX message_envid ON message (envid, id)
+    WHERE envid <> '' AND submission_id = '' AND trusted = 1;
 
 -- The bytes of a message: one row per version, shared by entries, deleted with its last live entry.
 CREATE TABLE content (
@@ -35,7 +41,7 @@ CREATE TABLE content (
     file TEXT,                        -- or a file name in the content directory
     header BLOB,                      -- of a large content; its file has the body
     eight_bit INTEGER NOT NULL DEFAULT 0, -- whether the body in the file is not ASCII
-    crc32 INTEGER                     -- of data, or of the file followed by the header; null: unknown
+    crc32 INTEGER NOT NULL            -- of data, or of the file followed by the header
 );
 CREATE INDEX content_file ON content (file) WHERE file IS NOT NULL;
 
@@ -93,13 +99,13 @@ CREATE TABLE recipient (
 CREATE TABLE event (
     message_id TEXT NOT NULL,
     sequence   INTEGER NOT NULL,      -- the order in which the events of all messages were recorded:
-                                      -- about the time in microseconds; up to schema 4 from 1
+                                      -- about the time in microseconds
     step       INTEGER NOT NULL,
     at_us      INTEGER NOT NULL,
     detail     TEXT NOT NULL,
     PRIMARY KEY (message_id, sequence)
 ) WITHOUT ROWID;
-CREATE INDEX event_sequence ON event (sequence) WHERE sequence > 1000000;
+CREATE INDEX event_sequence ON event (sequence);
 
 -- The message of each submission key; kept independently of history.
 CREATE TABLE submission (
@@ -144,7 +150,3 @@ CREATE TABLE owed_receipt (
     PRIMARY KEY (message_id, number)
 ) WITHOUT ROWID;
 CREATE INDEX owed_receipt_copy ON owed_receipt (mailbox, copy_id);
--- What a trusted client gave as ENVID; pickup's submissions, whose ENVID is their id, are not in it. At
--- the end: `relay storage recover` finds the tables of older files at the pages that a new one has.
-CREATE INDEX message_envid ON message (envid, id)
-    WHERE envid <> '' AND submission_id = '' AND trusted = 1;

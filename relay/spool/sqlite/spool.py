@@ -46,7 +46,6 @@ from relay.spool.sqlite.content_files import (
 )
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import (
-    CAPTURED_KEEP_S,
     Reader,
     SqliteTables,
     open_database,
@@ -79,7 +78,7 @@ from relay.spool.types import (
 
 T = TypeVar("T")
 _CONTENT = "c.size, c.data, c.file, c.header, c.eight_bit, c.crc32"
-_CAPTURED = CapturedMail(int(CAPTURED_KEEP_S * 1_000_000))
+_CAPTURED = CapturedMail(14 * 86400 * 1_000_000)  # the default of spool.keep
 _log = get_logger("spool")
 
 
@@ -175,12 +174,12 @@ class SqliteSpool(SharedSpool):
     def _open(self) -> apsw.Connection:
         try:
             rewrite_log(self._path)
-            return open_database(self._path, captured_keep_us=self._captured.keep_us)
+            return open_database(self._path)
         except SpoolError as error:  # mail in the queue can be delivered only after a start
             if not self.reserve_file.release_for(error):
                 raise
             rewrite_log(self._path)
-            return open_database(self._path, captured_keep_us=self._captured.keep_us)
+            return open_database(self._path)
 
     def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
         self.damage.found(error, repeat)

@@ -27,7 +27,6 @@ from relay.spool.common.rows import (
     LIVE_STATES,
     MESSAGE_COLUMNS,
     REMOVED_EVENTS,
-    SEQUENCE_BASE,
     message_row,
 )
 from relay.spool.common.settled_rows import (
@@ -138,7 +137,7 @@ def note_removed_events(batch: Batch, last: int | None) -> None:
     """Record that events up to the sequence `last` are about to be removed: followers are informed
     that some are missing, and no later event gets such a sequence.
     """
-    if last is not None and last > SEQUENCE_BASE:
+    if last is not None:
         batch.execute(
             "INSERT INTO counter VALUES (?,?)"
             " ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",

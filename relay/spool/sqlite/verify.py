@@ -85,9 +85,7 @@ _FILES = (
     "SELECT file, size - coalesce(length(header), 0), header, crc32"
     " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
 )
-_INLINE = (
-    "SELECT id, CAST(data AS BLOB), crc32 FROM content WHERE data IS NOT NULL AND crc32 IS NOT NULL"
-)
+_INLINE = "SELECT id, CAST(data AS BLOB), crc32 FROM content WHERE data IS NOT NULL"
 _ENTRY_OF = f"SELECT message_id || '-' || number FROM entry WHERE content_id = ? AND {_LIVE}"
 _COUNTS = {
     name: f"SELECT count(*) FROM {table}"
@@ -230,7 +228,7 @@ class SpoolVerifier:
         expected = f"{expected_bytes} bytes"
         try:
             found = f"{path.stat().st_size} bytes"
-            if self._full and found == expected and checksum is not None:
+            if self._full and found == expected:
                 blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
                 found = _checksum_text(checksum_of(blocks, header))
                 expected = _checksum_text(checksum)

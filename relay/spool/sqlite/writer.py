@@ -24,7 +24,7 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
 from relay.spool.common.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
-from relay.spool.common.rows import REMOVED_EVENTS, SEQUENCE_BASE, json_text
+from relay.spool.common.rows import NO_EVENTS, REMOVED_EVENTS, json_text
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor
@@ -39,8 +39,8 @@ _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = val
 # is also greater than those that the back-up lacks.
 _EVENT = (
     "INSERT INTO event VALUES (?1, max(?3,"
-    f" 1 + coalesce((SELECT max(sequence) FROM event WHERE sequence > {SEQUENCE_BASE}), 0),"
-    f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), {SEQUENCE_BASE})),"
+    f" 1 + coalesce((SELECT max(sequence) FROM event), {NO_EVENTS}),"
+    f" 1 + coalesce((SELECT value FROM counter WHERE name = '{REMOVED_EVENTS}'), 0)),"
     " ?2, ?3, ?4)"
 )
 T = TypeVar("T")

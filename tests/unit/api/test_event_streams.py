@@ -4,11 +4,10 @@ import asyncio
 import random
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from relay.accounts.account import Account, Role
@@ -35,7 +34,6 @@ from tests.support.http_server import ANY_PORT
 from tests.support.operator import all_to
 from tests.support.spools import new_message, new_spool
 
-SCHEMAS = Path(__file__).parents[1] / "spool/schemas"
 ALICE, BOB = "alice@example.test", "bob@example.test"
 ACCOUNTS = {
     "alice": Account(ALICE),
@@ -460,25 +458,6 @@ async def test_what_was_pruned_is_a_gap(relay: Relay) -> None:
         assert {one.type for one in await source.events(6)} == {"message"}
     for after in ("0", old[-1].id):  # the beginning of what is kept, and behind what was removed
         async with relay.stream(query={"after": after}) as source:
-            assert (await source.event()).type == "message"
-
-
-async def test_steps_from_before_an_upgrade_are_a_gap(tmp_path: Path) -> None:
-    """They have no place among the events of all messages."""
-    with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
-        connection.execute((SCHEMAS / "4.sql").read_text())
-    contents = tmp_path / "spool.sqlite-content"
-    contents.mkdir()
-    (contents / "06gzg000000000a4-0").write_bytes(b"S: 1\r\n\r\n".ljust(140_020, b"x"))
-    async with running(tmp_path) as relay:
-        await relay.mail()
-        async with relay.stream(query={"after": "0"}) as source:
-            found = await source.events(2 + EVENTS_OF_MAIL)
-            await relay.mail()
-            found += await source.events(EVENTS_OF_MAIL)
-        assert [one.type for one in found] == ["gap"] + ["message"] * (1 + 2 * EVENTS_OF_MAIL)
-        assert found[0].id == "0"
-        async with relay.stream(query={"after": found[2].id}) as source:
             assert (await source.event()).type == "message"
 
 

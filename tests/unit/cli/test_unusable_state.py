@@ -1,11 +1,14 @@
-"""A state_dir that cannot be written: the service and its check say the same, and exit with 78."""
+"""A state_dir that cannot be used: the service and its check say the same, and exit with 78."""
 
 import os
+from contextlib import closing
 
+import apsw
 import pytest
 
 from relay.app import state_dir
 from relay.settings.reader import load
+from relay.spool.sqlite.database import open_database
 from tests.support import relay_starts
 
 CONFIG = """\
@@ -32,8 +35,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, verb):
-    command = [*relay_starts.RELAY, verb, "--config", "relay.toml"]
+def run(folder, *verb):
+    command = [*relay_starts.RELAY, *verb, "--config", "relay.toml"]
     return relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
 
 
@@ -46,6 +49,22 @@ def test_a_state_dir_that_is_a_file(folder):
         assert done.stderr.splitlines()[0] == reported
     assert done.stdout.count("spool") == 0, "a spool that cannot be opened is not in order"
     assert "spool: " in done.stderr
+
+
+@pytest.mark.parametrize("schema", [1, 10])
+def test_a_spool_from_before_the_first_release(folder, schema):
+    (folder / "state").mkdir()
+    spool = folder / "state/spool.sqlite"
+    open_database(spool).close()
+    with closing(apsw.Connection(str(spool))) as connection:
+        connection.execute(f"PRAGMA application_id = 0; PRAGMA user_version = {schema}")
+    kept = spool.read_bytes()
+    for verb in (["serve"], ["check"], ["storage", "verify"], ["storage", "recover"]):
+        done = run(folder, *verb)
+        assert done.returncode == 78, done.stderr
+        assert "made by a Relay before 0.2.0" in done.stderr
+        assert "empty the queue with the version that made it" in done.stderr
+        assert spool.read_bytes() == kept
 
 
 def test_a_spool_that_is_another_users(folder, monkeypatch):

@@ -602,7 +602,8 @@ def a_spool(folder, name="spool.sqlite", octets=b""):
     (folder / "state" / name).write_bytes(octets)
 
 
-HEADER = b"SQLite format 3\0".ljust(60, b"\1")
+def header(schema, made_by=b"Rely"):
+    return b"SQLite format 3\0".ljust(60, b"\1") + schema.to_bytes(4, "big") + bytes(4) + made_by
 
 
 def test_a_directory_in_place_of_the_spool_is_a_fault(files):
@@ -617,7 +618,7 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
     folder = files.folder / "state"
     folder.mkdir()
     with closing(open_database(folder / "spool.sqlite")) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 1")
         kept = {
             one: one.read_bytes() for one in folder.glob("spool.sqlite*") if "shm" not in one.name
         }
@@ -637,9 +638,10 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
     ("name", "octets", "verdict", "expected_text"),
     [
         ("spool.sqlite", b"", CheckResult.OK, "spool.sqlite"),
-        ("spool.sqlite", HEADER + b"\0\0\0\3", CheckResult.OK, "spool.sqlite"),
-        ("spool.sqlite", HEADER + b"\0\0\0\1", CheckResult.OK, "spool.sqlite"),
-        ("spool.sqlite", HEADER + b"\0\0\1\0", CheckResult.FAULT, "newer Relay (schema 256"),
+        ("spool.sqlite", header(1), CheckResult.OK, "spool.sqlite"),
+        ("spool.sqlite", header(256), CheckResult.FAULT, "newer Relay (schema 256"),
+        ("spool.sqlite", header(1, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
+        ("spool.sqlite", header(10, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
         ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay storage recover"),
         ("spool.sqlite.salvage", b"", CheckResult.FAULT, "recovery was interrupted"),
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),

@@ -11,8 +11,10 @@ import pytest
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.sqlite import backup, disk_space
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import Selector, Settlement, SpoolError, SpoolFormatError, SpoolFullError
+from tests.support import next_schema
 
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -169,10 +171,9 @@ async def test_a_damaged_spool_is_reported_with_its_copy(path, folder, make, ope
         backup.back_up(path, folder)
 
 
-def test_a_spool_of_an_older_schema_is_refused(path: Path, folder: Path) -> None:
-    connection = apsw.Connection(str(path))
-    connection.execute("PRAGMA user_version = 1")
-    connection.close()
+def test_a_spool_of_an_older_schema_is_refused(path: Path, folder: Path, monkeypatch) -> None:
+    open_database(path).close()
+    next_schema.use(monkeypatch.setattr)
     with pytest.raises(SpoolFormatError, match="a start brings it forward"):
         backup.back_up(path, folder)
 

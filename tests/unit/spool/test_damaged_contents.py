@@ -169,18 +169,6 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(sp
     assert read_all(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
 
 
-async def test_a_content_without_a_checksum_is_read_unverified(
-    spool, make, path: Path, files: Path
-) -> None:
-    """An older Relay wrote such rows."""
-    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    connection = apsw.Connection(str(path))
-    connection.execute("UPDATE content SET crc32 = NULL")
-    connection.close()
-    flip(path, files)
-    assert isinstance(await spool.read_content(claim.content_id), LargeContent)
-
-
 async def test_large_bodies_are_verified_outside_the_queue_reader(spool, make, monkeypatch) -> None:
     """A long read does not block the queue reader."""
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import apsw
 import pytest
 
-from relay.message.content import LARGE_BYTES, LargeContent, read_all
 from relay.spool.sqlite import disk_space, migrate
 from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
@@ -17,14 +16,11 @@ from relay.spool.types import (
     SpoolDamagedError,
     SpoolFormatError,
     SpoolFullError,
-    sender_key,
 )
-from tests.support.long_tests import sampled
+from tests.support import next_schema
+from tests.support.next_schema import NEXT, VERSION
 
-SCHEMAS = Path(__file__).parent / "schemas"
-OLD = sorted(int(file.stem) for file in SCHEMAS.glob("*.sql"))
-CAPTURED = "06gzg000000000a4"
-DAY_US = 86400 * 1_000_000
+MIGRATING = 8  # statements, at least
 
 # runs the migration and kills it at its nth statement, of those that begin with a text
 KILLED = """
@@ -32,7 +28,9 @@ import os, signal, sys
 from pathlib import Path
 import apsw
 from relay.spool.sqlite.database import open_database
+from tests.support import next_schema
 
+next_schema.use()
 left = int(sys.argv[2])
 
 def watch(connection):
@@ -60,17 +58,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "spool.sqlite"
 
 
-def made_by_schema(version: int, path: Path) -> None:
-    """Write the file as a killed relay of that schema left it."""
-    connection = apsw.Connection(str(path))
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute((SCHEMAS / f"{version}.sql").read_text())
-    connection.close()
-    files = path.with_name(path.name + "-content")
-    files.mkdir(exist_ok=True)
-    (files / f"{CAPTURED}-0").write_bytes(b"S: 1\r\n\r\n".ljust(140_020, b"x"))
-
-
 def shape(connection: apsw.Connection) -> dict[str, object]:
     """Return the tables with their columns in order, and the index declarations."""
     tables = {
@@ -89,136 +76,88 @@ def shape(connection: apsw.Connection) -> dict[str, object]:
     return tables | indexes
 
 
-@pytest.mark.parametrize("version", OLD)
-def test_a_migrated_file_has_the_current_schema(path: Path, tmp_path: Path, version: int) -> None:
-    made_by_schema(version, path)
+@pytest.fixture
+def older(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A spool of this schema, in a process that has a later one."""
+    open_database(path).close()
+    next_schema.use(monkeypatch.setattr)
+    return path
+
+
+def test_a_migrated_file_has_the_next_schema(older: Path, tmp_path: Path) -> None:
     new = open_database(tmp_path / "new.sqlite")
-    migrated = open_database(path)
+    migrated = open_database(older)
     assert shape(migrated) == shape(new)
-    assert migrated.pragma("user_version") == SCHEMA_VERSION
+    assert migrated.pragma("user_version") == NEXT
     assert migrated.pragma("integrity_check") == "ok"
     new.close()
     migrated.close()
 
 
-def test_every_older_schema_has_a_test_file() -> None:
-    assert list(range(1, SCHEMA_VERSION)) == OLD
-    assert [text.version for text in migrate.migrations()] == list(range(2, SCHEMA_VERSION + 1))
-
-
-@pytest.mark.parametrize("version", OLD)
-async def test_the_queue_continues_after_a_migration(path, open_spool, clock, version) -> None:
-    made_by_schema(version, path)
+async def test_the_queue_continues_after_a_migration(
+    path: Path, open_spool, make, clock, monkeypatch
+) -> None:
     spool = open_spool(path)
-    assert await spool.start() == 1
-    listed = await spool.queue_admin.list(Selector(all=True), limit=10)
-    found = {(one["id"][-2:], one["entry"]): one["state"] for one in listed}
-    assert found == {("a2", 1): "deferred", ("a3", 1): "deferred", ("a4", 1): "captured"}
+    await spool.start()
+    (claim,) = (await spool.accept(make(), submission_key="d1.1")).claims
+    await spool.stop()
+    next_schema.use(monkeypatch.setattr)
+    spool = open_spool(path)
+    assert await spool.start() == 1  # it was being delivered
+    (one,) = await spool.queue_admin.list(Selector(all=True), limit=10)
+    assert one["id"] == claim.message.id
     assert (await spool.counts()).unaccounted == 0
-    repeated = await spool.accept(_never, submission_key="d1.1")
-    assert (repeated.queue_id, repeated.repeated) == ("06gzg000000000a1", True)
-    (waiting,) = [one for one in listed if one["id"].endswith("a2")]
-    assert [one["state"] for one in waiting["recipients"]] == ["deferred", "queued"]
+    assert (await spool.accept(make(), submission_key="d1.1")).repeated
     await spool.stop()
 
 
-_never = SimpleNamespace(contents=(b"",), entries=(), id="n")
+def test_a_killed_migration_leaves_a_complete_schema(older: Path) -> None:
+    statement = 0
+    while killed(older, statement := statement + 1) == -9:
+        connection = apsw.Connection(str(older))
+        version = connection.pragma("user_version")
+        columns = shape(connection)
+        connection.close()
+        assert ("noted" in str(columns["content"])) == (version > VERSION)
+        assert ("content_noted" in columns) == (version == NEXT)
+    assert statement > MIGRATING
+    assert _schema_of(older) == NEXT
 
 
-@pytest.mark.parametrize("version", OLD)
-def test_a_migration_fills_the_scheduler_columns(path: Path, version: int) -> None:
-    made_by_schema(version, path)
-    connection = open_database(path, captured_keep_us=DAY_US)
-    rows = connection.execute("SELECT message_id, state, retry_us, due_us, sender FROM entry").get
-    rows = {(one[0][-2:], one[1]): one[2:] for one in rows}
-    assert rows["a2", "deferred"] == (
-        1700000061000000, 1700000061000000, sender_key("bob@example.test")
-    )  # fmt: skip
-    assert rows["a4", "captured"] == (
-        None, 1700000003000000 + DAY_US, sender_key("alice@example.test")
-    )  # fmt: skip
-    assert rows["a1", "final"] == (None, None, 0)
-    connection.close()
-
-
-@pytest.mark.parametrize("last", [b"x", b"\xff"], ids=["ascii", "eight bit"])
-async def test_a_large_content_of_schema_1_is_read_in_pieces(path, open_spool, last) -> None:
-    made_by_schema(1, path)
-    whole = b"Subject: s\r\n\r\n" + b"x" * (2 * LARGE_BYTES) + last
-    (path.with_name(path.name + "-content") / f"{CAPTURED}-0").write_bytes(whole)
-    connection = apsw.Connection(str(path))
-    connection.execute("UPDATE content SET size = ? WHERE id = 4", (len(whole),))
-    connection.close()
-    spool = open_spool(path)
-    found = await spool.read_content(4)
-    assert isinstance(found, LargeContent)
-    assert (found.header, found.eight_bit) == (b"Subject: s\r\n", last == b"\xff")
-    assert read_all(found) == whole
-    await spool.stop()
-
-
-@pytest.mark.parametrize("statement", sampled([6, 8, 9, 12, 16, 20, 26, 29, 31]))
-def test_a_killed_migration_leaves_a_complete_schema(path: Path, statement: int) -> None:
-    made_by_schema(1, path)
-    assert killed(path, statement) == -9
-    connection = apsw.Connection(str(path))
-    version = connection.pragma("user_version")
-    assert version in (1, 2)
-    assert ("header" in _columns(connection, "content")) == (version == 2)
-    assert "retry_us" not in _columns(connection, "entry")
-    connection.close()
-    migrated = open_database(path)
-    assert migrated.execute("SELECT count(*) FROM recipient").get == 6
-    assert migrated.pragma("integrity_check") == "ok"
-    migrated.close()
-
-
-def _columns(connection: apsw.Connection, table: str) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
-
-
-def test_a_copy_is_made_before_the_first_change(path: Path) -> None:
-    made_by_schema(2, path)
-    for old in (1, 2):
-        path.with_name(f"{path.name}.before-{old}").write_bytes(b"")
-    open_database(path).close()
-    names = {one.name for one in path.parent.glob("*before*")}
-    assert names == {"spool.sqlite.before-2", f"spool.sqlite.before-{SCHEMA_VERSION}"}
-    copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
+def test_a_copy_is_made_before_the_first_change(older: Path) -> None:
+    for old in (0, VERSION):
+        older.with_name(f"{older.name}.before-{old}").write_bytes(b"")
+    open_database(older).close()
+    names = {one.name for one in older.parent.glob("*before*")}
+    assert names == {f"spool.sqlite.before-{VERSION}", f"spool.sqlite.before-{NEXT}"}
+    copy = older.with_name(f"{older.name}.before-{NEXT}")
     assert copy.stat().st_mode & 0o777 == 0o600
-    before = apsw.Connection(str(copy))
-    assert before.pragma("user_version") == 2
-    assert before.execute("SELECT count(*) FROM entry").get == 5
-    before.close()
+    assert _schema_of(copy) == VERSION
 
 
-@pytest.mark.parametrize("step", sampled(range(2, SCHEMA_VERSION)))
-def test_the_copy_of_a_killed_migration_is_kept(path: Path, step: int) -> None:
-    made_by_schema(1, path)
-    assert killed(path, step, "BEGIN IMMEDIATE") == -9  # of the next step
-    assert _schema_of(path) == step
-    copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
+def test_the_copy_of_a_killed_migration_is_kept(older: Path) -> None:
+    assert killed(older, 2, "BEGIN IMMEDIATE") == -9  # of the second step
+    assert _schema_of(older) == VERSION + 1
+    copy = older.with_name(f"{older.name}.before-{NEXT}")
     octets = copy.read_bytes()
-    open_database(path).close()
-    assert (_schema_of(path), _schema_of(copy)) == (SCHEMA_VERSION, 1)
+    open_database(older).close()
+    assert (_schema_of(older), _schema_of(copy)) == (NEXT, VERSION)
     assert copy.read_bytes() == octets
-    assert [one.name for one in path.parent.glob("*before*")] == [copy.name]
+    assert [one.name for one in older.parent.glob("*before*")] == [copy.name]
 
 
-def test_a_copy_of_an_older_queue_is_kept_next_to_the_new_one(path: Path) -> None:
-    made_by_schema(1, path)
-    first = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
-    first.write_bytes(path.read_bytes())
-    path.unlink()
-    made_by_schema(2, path)  # a Relay of schema 2 has worked in the meantime
-    connection = apsw.Connection(str(path))
-    connection.execute("UPDATE counter SET value = value + 1 WHERE name = 'accepted'")
+def test_a_copy_of_an_older_queue_is_kept_next_to_the_new_one(older: Path) -> None:
+    first = older.with_name(f"{older.name}.before-{NEXT}")
+    first.write_bytes(older.read_bytes())
+    assert killed(older, 2, "BEGIN IMMEDIATE") == -9
+    connection = apsw.Connection(str(older))  # a Relay of that schema has worked in the meantime
+    connection.execute("INSERT INTO counter VALUES ('accepted', 1)")
     connection.close()
-    path.with_name(f"{path.name}.before-2").write_bytes(b"")
-    open_database(path).close()
-    second = first.with_name(f"{first.name}-from-2")
-    assert sorted(path.parent.glob("*before*")) == [first, second]
-    assert (_schema_of(first), _schema_of(second)) == (1, 2)
+    older.with_name(f"{older.name}.before-{VERSION}").write_bytes(b"")
+    open_database(older).close()
+    second = first.with_name(f"{first.name}-from-{VERSION + 1}")
+    assert sorted(older.parent.glob("*before*")) == [first, second]
+    assert (_schema_of(first), _schema_of(second)) == (VERSION, VERSION + 1)
 
 
 def _schema_of(file: Path) -> int:
@@ -229,18 +168,27 @@ def _schema_of(file: Path) -> int:
         connection.close()
 
 
-def test_without_space_for_the_copy_nothing_changes(path: Path, monkeypatch) -> None:
-    made_by_schema(2, path)
-    before = path.read_bytes()
+def test_without_space_for_the_copy_nothing_changes(older: Path, monkeypatch) -> None:
+    before = older.read_bytes()
     full = SimpleNamespace(
         f_frsize=1024, f_blocks=1024, f_bavail=70, f_files=9, f_favail=9, f_flag=0
     )
     monkeypatch.setattr(disk_space.os, "statvfs", lambda _: full)
-    with pytest.raises(
-        SpoolFullError, match=f"from schema 2 to {SCHEMA_VERSION}, 0 MiB are needed next to it"
-    ):
-        open_database(path)
-    assert path.read_bytes() == before
+    text = f"from schema {VERSION} to {NEXT}, 0 MiB are needed next to it"
+    with pytest.raises(SpoolFullError, match=text):
+        open_database(older)
+    assert older.read_bytes() == before
+
+
+@pytest.mark.parametrize("schema", [1, 9, 10])
+def test_a_spool_from_before_the_first_release_is_refused(path: Path, schema: int) -> None:
+    open_database(path).close()
+    connection = apsw.Connection(str(path))
+    connection.execute(f"PRAGMA application_id = 0; PRAGMA user_version = {schema}")
+    connection.close()
+    for read_only in (False, True):
+        with pytest.raises(SpoolFormatError, match=r"a Relay before 0\.2\.0.*empty the queue"):
+            open_database(path, read_only=read_only)
 
 
 def test_a_newer_schema_is_refused(path: Path) -> None:

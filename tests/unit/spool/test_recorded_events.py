@@ -1,4 +1,4 @@
-"""What SQLite adds to the order of events: restored files, old schemas, and bounded reads."""
+"""What SQLite adds to the order of events: restored files, and bounded reads."""
 
 import shutil
 from contextlib import closing
@@ -70,24 +70,3 @@ async def test_a_look_at_the_end_reads_nothing_of_the_history(spool, make, tmp_p
         connection.set_progress_handler(count, 10)
         assert len(connection.execute(_EVENTS, (last - 3, ENDLESS, 500)).fetchall()) == 3
     assert steps < 50
-
-
-async def test_a_spool_that_numbered_events_by_message_begins_with_new_ones(
-    tmp_path: Path, open_spool, make, clock
-) -> None:
-    path = tmp_path / "spool.sqlite"
-    connection = apsw.Connection(str(path))
-    connection.execute((Path(__file__).parent / "schemas/4.sql").read_text())
-    connection.close()
-    contents = path.with_name(path.name + "-content")
-    contents.mkdir()
-    (contents / "06gzg000000000a4-0").write_bytes(b"S: 1\r\n\r\n".ljust(140_020, b"x"))
-    spool = open_spool(path)
-    await spool.start()  # which records an indeterminate attempt
-    found = await all_events(spool)
-    [(sequence, recorded)] = found.events
-    assert recorded.event.step is Step.DELIVERY
-    assert (found.removed_to, found.leaves_out_older) == (0, True)
-    assert not (await all_events(spool, sequence)).leaves_out_older
-    await spool.maintenance.prune_many(0.0)
-    await spool.stop()

@@ -17,7 +17,7 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
-from relay.spool.sqlite.database import read_anchor
+from relay.spool.sqlite.database import open_database, read_anchor
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_files import (
@@ -35,6 +35,7 @@ from relay.spool.types import (
     SpoolError,
     SpoolUnavailableError,
 )
+from tests.support import next_schema
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import new_spool
@@ -44,7 +45,6 @@ LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
 MESSAGES = 400
 PAGE = 4096
-SCHEMAS = Path(__file__).parent / "schemas"
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -241,39 +241,17 @@ async def test_a_database_with_a_damaged_first_page_is_recovered(
     assert list(filled.parent.glob("*repaired*")) == []
 
 
-@pytest.mark.parametrize("schema", sorted(SCHEMAS.iterdir()), ids=lambda one: one.stem)
 async def test_a_migrated_database_with_a_damaged_header_is_recovered(
-    path: Path, open_spool, schema: Path
+    filled: Path, open_spool, monkeypatch
 ) -> None:
     """Its tables are at other pages than those of a new database."""
-    with closing(apsw.Connection(str(path))) as connection:
-        connection.execute(schema.read_text())  # noqa: ASYNC240
-    before = await listed(open_spool, path)
-    lose_the_header(path)
-    found = recover_spool(path, stamp="now")
+    before = await listed(open_spool, filled)
+    next_schema.use(monkeypatch.setattr)
+    open_database(filled).close()
+    lose_the_header(filled)
+    found = recover_spool(filled, stamp="now")
     assert (found.holes, found.recipients_lost) == ([], 0)
-    assert await listed(open_spool, path) == before != {}
-
-
-@pytest.mark.parametrize("schema", [3, 4, 5])
-@pytest.mark.parametrize(
-    "lose", [lose_the_header, lose_the_schema, lose_the_first_page, lose_a_commit]
-)
-async def test_a_database_damaged_before_its_migration_is_recovered(
-    path: Path, open_spool, schema: int, lose: Callable[[Path], None]
-) -> None:
-    """It lacks the tables of later schemas."""
-    whole = path.with_name("whole.sqlite")
-    for one in (path, whole):
-        with closing(apsw.Connection(str(one))) as connection:
-            connection.execute((SCHEMAS / f"{schema}.sql").read_text())
-    expected = await listed(open_spool, whole)
-    lose(path)
-    with pytest.raises(SpoolDamagedError):
-        open_spool(path)
-    found = recover_spool(path, stamp="now")
-    assert (found.holes, found.recipients_lost, found.entries_waiting) == ([], 0, 3)
-    assert await listed(open_spool, path) == expected != {}
+    assert await listed(open_spool, filled) == before != {}
 
 
 async def test_an_empty_spool_replaces_an_unreadable_one(filled, open_spool) -> None:

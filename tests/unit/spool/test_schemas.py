@@ -17,8 +17,7 @@ ONLY_SQLITE = {
     "clock.id": "one row",
     "content.id": "the key of a content is its message and its number there",
     "content.file": "a large body is rows of the table body, and no file",
-    "migration.name": "a schema of the server is known by its number alone",
-    "migration.checksum": "all tables are made in one transaction: none is half migrated",
+    "migration": "a file has the checksum of each text, since none may be half migrated",
 }
 ONLY_POSTGRES = {
     "clock.node": "an anchor for each node: machines count their time from other boots",
@@ -33,7 +32,7 @@ ONLY_POSTGRES = {
     "entry.turn": "as entry.store",
     "mail_root.domains": "those of the other stores are in files of other machines",
     "mail_root.number": "as entry.store",
-    "migration.at_us": "when",
+    "schema_version": "a schema of the server is known by its number, and made at once",
     "node": "who uses the spool, and their sessions: a file is locked",
     "recipient.next_hop": "an entry that has ended is deleted, and its next hop stays here",
     "salt": "nodes compare digests of their configurations",

@@ -49,7 +49,7 @@ from tests.support.operator import LATER, FakeActiveClaims, command, own_mx, rer
 from tests.support.postgres import database_of
 
 # Small tables, and the index of what is claimed, which a start goes through.
-WHOLE = {"counter", "clock", "node", "event_number", "migration", "mail_root", "entry_claimed"}
+WHOLE = {"counter", "clock", "node", "event_number", "schema_version", "mail_root", "entry_claimed"}
 KEYS = {
     "message": {"id"},
     "content": {"message_id", "number"},
