@@ -32,7 +32,7 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
         "attempts deferred: 1", "recipients failed or expired: 1", "reports: 1",
     ):  # fmt: skip
         assert expected in text
-    assert "Version 0.1.0, running for" in text
+    assert "Version 0.2.0, running for" in text
 
 
 async def test_each_chart_is_an_image_with_words_and_a_table(pages):
