@@ -22,7 +22,7 @@ Submissions (steps 1 to 4):
 - `draft_files`: the file of a draft and its next generations; id, Message-ID and Date stay
 - `submissions`: pending submissions on disk, scheduled sends, Idempotency-Keys
 - `ready_submissions`: what pickup gets; step 4: Sent Items, or removal; a send now or its cancel
-- `stale_files`: what a start and a day remove: unfinished submissions, old files in tmp/
+- `unfinished`: what a start removes or finishes: interrupted submissions
 
 Messages and folders:
 
@@ -38,6 +38,7 @@ Messages and folders:
 - `message_state`: what clients change of received mail: properties and flag, which of two counts
 - `state_file`: these states on disk: `relay-properties`
 - `keywords`: Dovecot's keywords
+- `old_files`: what the first write and a day remove: old files in tmp/, half-removed folders
 - `retained_files`: files that the retention of a development relay removes
 
 Delivery:

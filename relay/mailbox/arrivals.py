@@ -21,8 +21,8 @@ from relay.mailbox.maildir import Stripes, remove, retry_if_renamed
 from relay.mailbox.message_file import open_octets
 from relay.mailbox.message_state import without_content
 from relay.mailbox.messages import Messages
+from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.submit import Submissions, first_submission
 from relay.mailbox.threads import ThreadPool
@@ -151,7 +151,7 @@ class Arrivals:
     names: NewNames  # ids and file names for new messages
     stripes: Stripes  # a lock for each message, held by every change of it
     directory: SubmissionDirectory  # `.submissions/`
-    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    old_files: OldFiles  # a mailbox is cleaned before the first write
     submissions: Submissions  # ends an arrival that is sent
     messages: Messages  # ends an arrival that stays a draft
 
@@ -244,7 +244,7 @@ class Arrivals:
     def _check_room(self, account: str, expected_bytes: int, *, messages: int = 1) -> Path:
         """Reject a message that will not fit before it arrives; return the mailbox."""
         mailbox = self.folders.mailbox(account)
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         quota, nothing = self.quota, self.names.ids.new()
         with quota.room_for(account, mailbox, expected_bytes, base_name=nothing, messages=messages):
             return mailbox

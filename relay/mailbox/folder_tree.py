@@ -52,8 +52,8 @@ from relay.mailbox.maildir import (
     undone_after_errors,
     write_synced,
 )
+from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
 from relay.mailbox.types import (
     Folder,
@@ -191,7 +191,7 @@ class FolderTree:
     index: Indexes  # counts messages
     quota: Quota  # reserves room for copies
     names: NewNames  # ids for folders, ids and file names for copies
-    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    old_files: OldFiles  # a mailbox is cleaned before the first write
     queries: AccountQueues  # queries take long: they have threads of their own
     changes: AccountQueues  # so do the changes of folders
     _stripes: Stripes = field(default_factory=Stripes, init=False)
@@ -324,7 +324,7 @@ class FolderTree:
         StoreUnavailableError.
         """
         mailbox = self.folders.mailbox(account)
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         with self._stripes.of(account):
             folder = find_folder(mailbox, folder_id)
             pairs = self._pairs(mailbox, folder, parent_id)

@@ -31,8 +31,8 @@ from relay.mailbox.message_file import (
     is_delivered_id,
     parse_name,
 )
+from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.types import DeliveryResult
 from relay.message.content import Content, edit_header, size_of
 from relay.mime.headers import with_relay_id
@@ -102,7 +102,7 @@ class Inbox:
     quota: Quota  # reserves room
     names: NewNames  # the host name, in the names of files
     syncs: DirectorySync  # shares fsyncs among threads
-    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    old_files: OldFiles  # a mailbox is cleaned before the first write
 
     # Its own: the delivery of a report already holds a shared one.
     _stripes: Stripes = field(default_factory=Stripes, init=False)
@@ -119,7 +119,7 @@ class Inbox:
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
         mailbox = self.folders.inbox(account)
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))
         base_name = delivered_base_name(unique, hostname=self.names.hostname)

@@ -62,8 +62,8 @@ from relay.mailbox.message_state import (
     encode_state,
     without_content,
 )
+from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
@@ -115,7 +115,7 @@ class Messages:
     stripes: Stripes  # a lock for each message, held by every change of it
     syncs: DirectorySync  # shares fsyncs among threads
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
-    stale_files: StaleFiles  # a mailbox is cleaned before the first write
+    old_files: OldFiles  # a mailbox is cleaned before the first write
     on_read: ReadListener = ignore_read  # awaited by those who mark messages as read
 
     @in_thread
@@ -140,7 +140,7 @@ class Messages:
         """Write a new draft. If its file is already written, it is in the folder's tmp/."""
         account = draft.identity.account
         mailbox = self.folders.mailbox(account)
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         folder = find_folder(mailbox, folder_id)
         with self.quota.room_for(account, mailbox, draft.size, base_name=draft.identity.base_name):
             located = self._write(mailbox, draft, folder, flags=NEW_DRAFT)
@@ -302,7 +302,7 @@ class Messages:
 
     def _found(self, account: str, message_id: str, condition: Precondition) -> Before:
         mailbox = self.folders.mailbox(account)
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         located = self.index.get_if(mailbox, message_id, condition)
         submission = self.scheduled.scheduled_submission(message_id, located)
         return Before(account, mailbox, located, submission)
@@ -514,7 +514,7 @@ class Messages:
         Raises NoSuchItemError, MailboxFullError, StoreUnavailableError.
         """
         mailbox = self.folders.mailbox(account)
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         located = self.index.get_if(mailbox, message_id, condition)
         destination = self._destination(mailbox, destination_id)
         size_bytes, base_name = located.path.stat().st_size, self.names.of_copy(located.name)

@@ -30,12 +30,12 @@ from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_name
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.message_lists import MessageLists
 from relay.mailbox.messages import Messages
+from relay.mailbox.old_files import OldFiles
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
 from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
-from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import ClockAnchorFile, SubmissionDirectory
 from relay.mailbox.submissions.restored import RestoredSubmissions
@@ -48,6 +48,7 @@ from relay.mailbox.types import (
     Room,
     StoreUnavailableError,
 )
+from relay.mailbox.unfinished import UnfinishedSubmissions
 from relay.mailbox.upload_sessions import Uploads
 from relay.message.content import Content
 
@@ -92,7 +93,8 @@ class FileStore:
             crash=crash, log=log,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )  # fmt: skip
-        self._stale_files = StaleFiles(
+        self._old_files = OldFiles(clock=clock, index=self._index)
+        self._unfinished = UnfinishedSubmissions(
             clock=clock, crash=crash, root=root, folders=self._folders, index=self._index,
             stripes=stripes, syncs=self._syncs, submissions=self._directory, keyed=self.keys,
             log=log,
@@ -101,7 +103,7 @@ class FileStore:
         self._crash, self._stripes = crash, stripes
         self._inbox = Inbox(
             crash=crash, root=root, folders=self._folders, index=self._index, quota=self._quota,
-            names=self._names, syncs=self._syncs, stale_files=self._stale_files,
+            names=self._names, syncs=self._syncs, old_files=self._old_files,
         )  # fmt: skip
         self._open_mailboxes()
         self._open_submissions()
@@ -111,17 +113,17 @@ class FileStore:
     def _open_mailboxes(self) -> None:
         threads, clock, folders, quota = self._threads, self._clock, self._folders, self._quota
         index, stripes, syncs = self._index, self._stripes, self._syncs
-        names, stale_files = self._names, self._stale_files
+        names, old_files = self._names, self._old_files
         queries = AccountQueues(self._query_threads)
         self.messages = Messages(
             threads=threads, clock=clock, crash=self._crash, root=self._root, folders=folders,
             index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
-            scheduled=self._scheduled, stale_files=stale_files,
+            scheduled=self._scheduled, old_files=old_files,
         )  # fmt: skip
         self.lists = MessageLists(queries=queries, clock=clock, folders=folders, index=index)
         self.folders = FolderTree(
             threads=threads, queries=queries, changes=AccountQueues(self._folder_threads),
-            folders=folders, index=index, quota=quota, names=names, stale_files=stale_files,
+            folders=folders, index=index, quota=quota, names=names, old_files=old_files,
         )  # fmt: skip
         self.attachments = Attachments(
             threads=threads, folders=folders, index=index, names=names, messages=self.messages
@@ -139,7 +141,7 @@ class FileStore:
         threads, clock, crash, root = self._threads, self._clock, self._crash, self._root
         folders, index, stripes, syncs = self._folders, self._index, self._stripes, self._syncs
         directory, scheduled, log = self._directory, self._scheduled, self._log
-        quota, names, stale_files = self._quota, self._names, self._stale_files
+        quota, names, old_files = self._quota, self._names, self._old_files
         self.ready = ReadySubmissions(
             threads=threads, clock=clock, crash=crash, root=root, folders=folders, index=index,
             stripes=stripes, syncs=syncs, directory=directory, scheduled=scheduled,
@@ -148,15 +150,15 @@ class FileStore:
         self.submissions = Submissions(
             threads=threads, ready=self.ready, clock=clock, crash=crash, root=root,
             folders=folders, index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
-            directory=directory, scheduled=scheduled, keyed=self.keys, stale_files=stale_files,
-            log=log,
+            directory=directory, scheduled=scheduled, keyed=self.keys, old_files=old_files,
+            unfinished=self._unfinished, log=log,
         )  # fmt: skip
         self.restored = RestoredSubmissions(
             directory=directory, syncs=syncs, clock=clock, log=log, offer=self.ready.offer
         )
         self.arrivals = Arrivals(
             threads=threads, folders=folders, quota=quota, names=names, stripes=stripes,
-            directory=directory, stale_files=stale_files, submissions=self.submissions,
+            directory=directory, old_files=old_files, submissions=self.submissions,
             messages=self.messages,
         )  # fmt: skip
 
@@ -230,7 +232,7 @@ class FileStore:
                 await self._threads.run_alone(self._reopen)
             finally:
                 self.ready.pending.list_again()
-        elif self._stale_files.is_due:
+        elif self._unfinished.is_due:
             await self._threads.run_alone(self._remove_unfinished)
 
     async def clear(self, trash: Path) -> int:
@@ -273,8 +275,8 @@ class FileStore:
         self._directory.forget()
         keeps_order.cache_clear()
         if self._root.reopen():  # requests that were in progress got no 202
-            self._stale_files.remove_unfinished()
+            self._unfinished.remove_unfinished()
 
     def _remove_unfinished(self) -> None:
         self._root.check()
-        self._stale_files.remove_unfinished()
+        self._unfinished.remove_unfinished()

@@ -48,9 +48,9 @@ from relay.mailbox.message_file import (
     MessageFile,
     open_octets,
 )
+from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
 from relay.mailbox.ready_submissions import ReadySubmissions
-from relay.mailbox.stale_files import StaleFiles
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION, SubmissionDirectory
 from relay.mailbox.submissions.scheduled import ScheduledSends
@@ -68,6 +68,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
     WellKnown,
 )
+from relay.mailbox.unfinished import UnfinishedSubmissions
 from relay.message.content import LARGE_BYTES, Octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
@@ -118,7 +119,8 @@ class Submissions:
     directory: SubmissionDirectory  # `.submissions/`
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
-    stale_files: StaleFiles  # cleans mailboxes; finishes the removal of what failed
+    old_files: OldFiles  # a mailbox is cleaned before the first write
+    unfinished: UnfinishedSubmissions  # finishes the removal of what failed
     log: SubmissionLog  # of steps 1 to 4
     ready: ReadySubmissions  # hands new submissions to pickup
 
@@ -206,7 +208,7 @@ class Submissions:
 
         Raises TooManyKeysError if there is none and the account cannot have another one.
         """
-        if self.stale_files.is_due:
+        if self.unfinished.is_due:
             raise StoreUnavailableError(
                 "Interrupted submissions are not finished yet: repeat the request later."
             )
@@ -214,13 +216,13 @@ class Submissions:
 
     @in_thread
     def remove_unfinished(self) -> int:
-        """See StaleFiles.remove_unfinished()."""
-        return self.stale_files.remove_unfinished()
+        """See UnfinishedSubmissions.remove_unfinished()."""
+        return self.unfinished.remove_unfinished()
 
     @in_thread
     def settle_keys(self) -> None:
-        """See StaleFiles.settle_keys()."""
-        self.stale_files.settle_keys(self.ready.offer)
+        """See UnfinishedSubmissions.settle_keys()."""
+        self.unfinished.settle_keys(self.ready.offer)
 
     def _as_before(
         self, submission: PendingSubmission, options: SendOptions, draft: Octets
@@ -250,7 +252,7 @@ class Submissions:
         The file is written in preparing/ and linked into Drafts from there. A start therefore finds
         unfinished submissions without reading any mailbox, and there is no third name to remove.
         """
-        self.stale_files.clean(mailbox)
+        self.old_files.clean(mailbox)
         placed = _drafts_of(mailbox) / f"{draft.name_with_size}:2,{NEW_DRAFT}"
         account, options = draft.identity.account, draft.identity.options
         submission = self._new_submission(
@@ -337,7 +339,7 @@ class Submissions:
     def _record_key(self, submission: PendingSubmission) -> None:
         """Record a submission with a key, when only its name in ready/ is not durable yet.
 
-        It exists from then on: StaleFiles.remove_unfinished() finishes it after a crash.
+        It exists from then on: UnfinishedSubmissions.remove_unfinished() finishes it after a crash.
         """
         self.keyed.record(submission)
         self.crash.reached(CrashPoint.KEY_RECORDED)
@@ -346,12 +348,12 @@ class Submissions:
         """Remove a submission with a key that failed, its draft and then its record.
 
         Raises OutcomeUnknownError if that could not begin: then it is sent. What fails later is
-        repeated by StaleFiles.settle_keys(); until then neither pickup nor a repeat begins it.
+        repeated by settle_keys(); until then neither pickup nor a repeat begins it.
         """
         self.keyed.begin_removal(submission)
         self.crash.reached(CrashPoint.KEY_REMOVAL_BEGUN)
         with suppress(OSError, StoreError):
-            self.stale_files.finish_removal(submission.submission_id)
+            self.unfinished.finish_removal(submission.submission_id)
 
     def _record_submission(
         self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int | None

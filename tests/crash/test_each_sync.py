@@ -550,7 +550,7 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("messages.py", "inbox.py", "stale_files.py", "submit.py", "ready_submissions.py"),
+    *("messages.py", "inbox.py", "unfinished.py", "submit.py", "ready_submissions.py"),
     *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
     *("folder_tree.py", "folder_copy.py"),
 )

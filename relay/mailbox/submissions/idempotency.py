@@ -7,7 +7,7 @@ the rename. A request with the same key therefore finds either the record, or no
 A submission that fails after its record is removed in three durable steps: its record becomes
 "being removed" (begin_removal()), its files go, its record goes (end_removal()). Until then, and
 where the first step failed, the key cannot be used and pickup does not begin the submission;
-StaleFiles.settle_keys() finishes both.
+UnfinishedSubmissions.settle_keys() finishes both.
 
 Blocking; methods raise StoreError's children and OSError. docs/design.md 1.
 """

@@ -151,7 +151,7 @@ class ScheduledSends:
         return self.directory.preparing / f"{submission.submission_id}~"
 
     def _mark(self, submission: PendingSubmission, file: Path) -> None:
-        """Tell the next start that a change to `file` has begun: StaleFiles._finish_change()."""
+        """Tell the next start that a change to `file` has begun, for UnfinishedSubmissions."""
         self.finish_replace(submission)  # left by a failure
         self.directory.prepare(file, self._marker(submission))
 

@@ -10,8 +10,8 @@ import pytest
 from relay.mailbox import folder_copy, folder_tree
 from relay.mailbox.folders import COPY_PREFIX
 from relay.mailbox.maildir import list_names
+from relay.mailbox.old_files import STALE_S
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.stale_files import STALE_S
 from relay.mailbox.types import (
     FolderError,
     FolderExistsError,

@@ -47,7 +47,7 @@ class FolderMachine(RuleBasedStateMachine):
         not_asked: Any = None
         self.tree = FolderTree(
             threads=not_asked, queries=not_asked, changes=not_asked, quota=not_asked,
-            stale_files=not_asked, folders=Folders(lambda _: self.home),
+            old_files=not_asked, folders=Folders(lambda _: self.home),
             index=Mock(folders=lambda _: ()), names=NewNames(clock, Ids(clock), HOSTNAME),
         )  # fmt: skip
         self.model: dict[str, Known] = {}

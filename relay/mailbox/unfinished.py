@@ -1,47 +1,32 @@
-"""Remove stale files: interrupted submissions, and old files in tmp/.
+"""Remove what interrupted submissions left, and finish what they began.
 
-The API role removes interrupted submissions before it accepts requests. Only one process has that
-role for a mail root, so no other process can be using these files. A mailbox is cleaned before the
-first write of a process to it, and then once a day. A draft whose submission was ready, or that
-existed before its submission, is never removed.
+The API role does so before it accepts requests. Only one process has that role for a mail root, so
+no other process can be using these files. A draft whose submission was ready, or that existed
+before its submission, is never removed.
 
 Methods raise OSError. At a start, errors are logged and the next start tries again.
-
-Maildir allows removing a file in tmp/ that was not accessed for 36 hours. docs/design.md 1.
 """
 
-import os
-import shutil
-import stat
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.base.clock import Clock, now_at_least_us, rfc3339
+from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import submission_facts
-from relay.mailbox.folders import (
-    COPY_PREFIX,
-    DELETED_PREFIX,
-    Folders,
-    list_folders,
-    well_known_path,
-)
+from relay.mailbox.folders import Folders
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
     DirectorySync,
     Stripes,
-    list_names,
     open_message,
     place_again,
     remove,
 )
-from relay.mailbox.message_file import is_relay_name, parse_name
+from relay.mailbox.message_file import parse_name
 from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.submissions.on_disk import (
     FIRST_SUBMISSION,
@@ -61,8 +46,6 @@ from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
 
-STALE_S = 36 * 3600
-_EVERY_S = 24 * 3600
 _SETTLED_AT_ONCE = 100
 _REMOVED_AT_START = 10_000
 
@@ -70,10 +53,10 @@ _log = get_logger("mailbox")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class StaleFiles:
-    """Removes stale files. Blocking: the store calls it in its threads."""
+class UnfinishedSubmissions:
+    """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
-    clock: Clock  # for the age of files
+    clock: Clock  # for the time of a cancellation
     crash: CrashPoints  # for crash tests
     root: MailRoot  # whether it is there; where a file may be that was just written
     folders: Folders  # the directories of the mailboxes
@@ -84,10 +67,6 @@ class StaleFiles:
     keyed: KeyedSubmissions  # the records of keys
     log: SubmissionLog  # of steps 1 to 4
     is_due: bool = field(default=False, init=False)  # remove_unfinished() has failed
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    # By the hash of a path, as there may be many. None is ever forgotten: the first cleaning
-    # must not meet active writers.
-    _cleaned_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
@@ -257,56 +236,3 @@ class StaleFiles:
         if submission is None and (before is None or before.is_draft):
             detail = {"cancelled": rfc3339(self.clock.time_us())}
             self.log.remark(prepared.submission_id, detail, account=origin.account)
-
-    def clean(self, mailbox: Path) -> None:
-        """Remove stale files of a mailbox, at most once a day; called before each write to it.
-
-        The first time, remove half-written drafts and half-removed folders of any age. Each time,
-        remove files of any program in any tmp/ that are older than 36 hours, copies of folders that
-        a crash interrupted so long ago, and the states of messages that vanished 30 days ago.
-        """
-        now_s, key = self.clock.real_s(), hash(os.fspath(mailbox))
-        if now_s - self._cleaned_s.get(key, -_EVERY_S) < _EVERY_S:
-            return
-        with self._lock:  # a second caller waits until the first cleaning is complete
-            cleaned_s = self._cleaned_s.get(key)
-            if cleaned_s is not None and now_s - cleaned_s < _EVERY_S:
-                return
-            if cleaned_s is None:
-                _remove_half_done(mailbox)
-            self._cleaned_s[key] = now_s
-        with suppress(StoreError):  # tried again tomorrow
-            self.index.expire_states(mailbox)
-        clock = self.clock
-        old_s = min(clock.file_time_us(), now_at_least_us(clock)) / 1_000_000 - STALE_S
-        for folder in list_folders(mailbox):
-            _remove_old(folder.path / "tmp", old_s)
-        for name in list_names(mailbox):
-            if name.startswith(COPY_PREFIX) and _is_old(mailbox / name, old_s):
-                shutil.rmtree(mailbox / name, ignore_errors=True)
-
-
-def _remove_half_done(mailbox: Path) -> None:
-    temporary = well_known_path(mailbox, WellKnown.DRAFTS) / "tmp"
-    for name in list_names(temporary):
-        if is_relay_name(name):
-            remove(temporary / name)
-    for name in list_names(mailbox):
-        if name.startswith(DELETED_PREFIX):
-            shutil.rmtree(mailbox / name, ignore_errors=True)
-
-
-def _remove_old(directory: Path, old_s: float) -> None:
-    """Remove files that were not written, linked or renamed since `old_s`."""
-    for name in list_names(directory):
-        path = directory / name
-        with suppress(OSError):  # already removed, or not permitted
-            status = os.lstat(path)
-            if status.st_ctime < old_s and not stat.S_ISDIR(status.st_mode):
-                path.unlink()
-
-
-def _is_old(directory: Path, old_s: float) -> bool:
-    with suppress(FileNotFoundError):
-        return directory.lstat().st_ctime < old_s
-    return False
