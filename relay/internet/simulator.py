@@ -44,17 +44,11 @@ class SimulatedInternet:
     awaited before a host accepts a message; if it raises OSError, the host replies 451.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        scenario: Scenario | None = None,
-        *,
-        on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, clock: Clock, scenario: Scenario | None = None) -> None:
         """Raises OSError."""
         self.state = ScenarioState(scenario or Scenario(), clock)
         self.certificates = HostCertificates()
-        self.on_mail = on_mail
+        self.on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None
         self._clock = clock
         self._memory = MemoryBudget(CONTENT_BYTES_MAX)
         self._received: deque[ReceivedMail] = deque()
