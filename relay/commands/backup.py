@@ -90,7 +90,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str  # of the service
     config: str  # the path of relay.toml
     config_files: list[Place]  # it, and the files that it names
-    directories: list[Place] = []  # of these files, and those above them, state_dir and root
+    directories: list[Place]  # of these files, and those above them, state_dir and root
     state_dir: Place  # as it was
     root: Place  # mailboxes.root
     files: int  # how many files it has

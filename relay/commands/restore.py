@@ -250,7 +250,6 @@ def _restore_config(
         written.append(path)
         _give(path, one)
     for one, path, source in missing:
-        _make_parents(path.parent, manifest.state_dir)
         path.touch(0o600, exist_ok=False)
         written.append(path)
         shutil.copyfile(source, path)
@@ -268,16 +267,6 @@ def _give(path: Path, place: Place) -> None:
     if not os.geteuid():
         os.chown(path, _user(place), _group(place))
     path.chmod(place.mode)
-
-
-def _make_parents(folder: Path, of: Place) -> None:
-    """Make the directories that the manifest of an older Relay does not have."""
-    if folder.is_dir():
-        return
-    _make_parents(folder.parent, of)
-    folder.mkdir(mode=0o750)
-    if not os.geteuid():
-        os.chown(folder, 0, _group(of))
 
 
 def _restore(

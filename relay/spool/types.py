@@ -158,8 +158,7 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
 
     # An operator or a rule chose its next hop: no route has to match.
     chosen: bool = False
-    # Why it is held: "route NAME", or who holds it and why. "": it is not held, or it was by a
-    # Relay before schema 9, and an event says why.
+    # Why it is held: "route NAME", or who holds it and why. "": it is not held.
     reason: str = ""
     # The rule that holds it.
     rule: str = ""

@@ -105,18 +105,6 @@ def test_directories_have_the_owner_and_the_mode_that_they_had(service: Service)
     assert service.facts() == before
 
 
-def test_a_backup_of_an_older_relay_is_restored(service: Service) -> None:
-    (service.rules / "10-a.toml").write_text("")
-    service.back_up()
-    manifest = json.loads((service.copy / "manifest.json").read_text())
-    del manifest["directories"]
-    (service.copy / "manifest.json").write_text(json.dumps(manifest))
-    service.go()
-    done = service.restore("--yes")
-    assert done.returncode == OK, done.stderr
-    assert (service.rules / "10-a.toml").exists()
-
-
 def test_what_is_outside_the_service_is_listed_and_needs_consent(service: Service) -> None:
     service.back_up()
     service.go()
