@@ -524,7 +524,8 @@ class Spool(Protocol):
 
     async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
         """Return the recipients, by entry, of which a delay report about this message is: those of
-        its queued and deferred entries, and of this one. None if its warning was reported already.
+        this entry, of queued and deferred ones, and of those that the relay holds and warns of.
+        None if its warning was reported already.
         """
         ...
 

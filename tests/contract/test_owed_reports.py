@@ -127,6 +127,19 @@ async def test_the_delay_of_a_message_has_the_recipients_of_all_waiting_entries(
     assert late == {}
 
 
+async def test_a_delay_report_names_what_the_relay_holds_and_nobody_else(spool, make) -> None:
+    hops = {f"mx:{name}.test": [f"1@{name}.test"] for name in "abc"}
+    claims = (await spool.accept(make(hops, warn_us=5))).claims
+    for claim in claims[:2]:  # its content cannot be read
+        held = EntrySchedule(retry_us=None, due_us=5, warn_us=5)
+        later = dict.fromkeys([one.id for one in claim.recipients], LATER)
+        await spool.settle(Settlement(claim, 1, later, held, held=True))
+    await spool.settle(Settlement(claims[2], 1, {3: LATER}, EntrySchedule(retry_us=9, due_us=5)))
+    await spool.queue_admin.execute(command("hold", Selector(ids=(f"{claims[2].message.id}-3",))))
+    found = await spool.late_recipients(claims[0].key)
+    assert list(found) == [1, 2]
+
+
 async def test_the_reply_of_the_last_attempt_is_in_the_delay_report(spool, make) -> None:
     claim, other = (
         await spool.accept(make({"mx:a.test": ["1@a.test"], "mx:b.test": ["2@b.test"]}, warn_us=5))

@@ -22,7 +22,8 @@ _LATE = (
     f"SELECT r.entry, {RECIPIENT_COLUMNS} FROM entry e JOIN recipient r"
     " ON r.message_id = e.message_id AND r.entry = e.number"
     f" AND r.state IN {LIVE_STATES} WHERE e.message_id = ?"
-    " AND (e.number = ? OR e.state IN ('queued', 'deferred') AND e.next_hop <> 'capture')"
+    " AND (e.number = ? OR e.next_hop <> 'capture'"
+    " AND (e.state IN ('queued', 'deferred') OR e.warn_us > 0))"  # or held by the relay
     " AND EXISTS (SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND warn_us > 0)"
     " ORDER BY 1, 2"
 )
