@@ -79,10 +79,13 @@ _LOCKS = 64
 
 
 class RecordedAttempt(Struct, frozen=True):
-    """`reports` are claimed already; `due_us` is when the entry is due again, None if final."""
+    """`reports` are claimed already; `due_us` is when the entry is due again, None if final.
+    `has_parked`: reports were put into the spool that are not claimed: held, or captured.
+    """
 
     reports: tuple[Claim, ...]
     due_us: int | None
+    has_parked: bool = False
 
 
 @dataclass(eq=False)
@@ -253,7 +256,9 @@ class AttemptRecorder:
         elif result.held:
             _log.error("message held: content unreadable", qid=claim.message.id)
         self._count_and_log(claim, result, time)
-        return RecordedAttempt(claims, result.waiting.due_us if result.waiting else None)
+        due_us = result.waiting.due_us if result.waiting else None
+        has_parked = len(claims) < sum(len(report.entries) for report in reports)
+        return RecordedAttempt(claims, due_us, has_parked)
 
     async def _write(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
         pause_s = _PAUSE_S_FIRST

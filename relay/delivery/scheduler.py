@@ -154,8 +154,8 @@ class DeliveryScheduler:
         return self.spool.may_finish(claim)
 
     def look_for_work(self, *, from_start: bool) -> None:
-        """Scan the spool for what other nodes may have left there, with `from_start` also for what
-        was due before.
+        """Scan the spool for what others may have left there, with `from_start` also for what was
+        due before.
         """
         if from_start:
             self._scanner.restart()
@@ -421,6 +421,8 @@ class DeliveryScheduler:
         if settled.due_us is not None:
             self._note_requeued(claim, settled.due_us)
         self.offer(settled.reports)
+        if settled.has_parked:  # the scanner asks the spool when the first of them ends
+            self.look_for_work(from_start=False)
         self._notify_change(claim)
 
     def _notify_change(self, claim: Claim) -> None:

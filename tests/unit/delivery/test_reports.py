@@ -3,11 +3,15 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
-from relay.spool.types import SpoolUnavailableError
+from relay.delivery import queue_scanner
+from relay.spool.types import NO_EXTRA, EntryExtra, SpoolUnavailableError
 from tests.support.journeys import states
 from tests.support.remote_mx import EXTENSIONS, RemoteMx
-from tests.unit.delivery.conftest import RunningDelivery
+from tests.support.spools import message_of
+from tests.unit.delivery import conftest
+from tests.unit.delivery.conftest import Plan, RunningDelivery
 
 HOUR_US = 3600 * 1_000_000
 TWO_AT_ONCE = ["250 ok"] * 2 + ["452 4.5.3 too many"] * 3  # of five; then all others
@@ -80,6 +84,30 @@ async def test_a_report_survives_the_end_of_the_process_between_two_transactions
         assert [one.addresses for one in mx.envelopes] == [people[2:]]
     assert again.reporter.reported == [("relayed", people)]
     await again.stop()
+
+
+@pytest.mark.parametrize("parked", ["held", "captured"])
+async def test_a_report_that_nobody_attempts_ends_at_its_time(
+    delivery, monkeypatch, parked: str
+) -> None:
+    monkeypatch.setattr(queue_scanner, "RESCAN_US", 1 << 60)  # or that would find it
+    monkeypatch.setattr(conftest, "KEEP_US", 300_000)
+    now_us = delivery.clock.queue_us()
+    extra = EntryExtra(reason="route alice is held") if parked == "held" else NO_EXTRA
+    report = message_of(
+        [("mx:home.test" if parked == "held" else "capture", ["alice@home.test"])],
+        queue_id=delivery.ids.new(), now_us=now_us, reverse_path="", expires_us=now_us + 300_000,
+    )  # fmt: skip
+    report = replace(report, entries=tuple(replace(one, extra=extra) for one in report.entries))
+    plans = [Plan((report,))]
+    monkeypatch.setattr(
+        delivery.reporter, "reports", lambda *_, **__: plans.pop() if plans else Plan()
+    )
+    async with RemoteMx(replies={"RCPT": "550 5.1.1 no"}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        await delivery.done(await delivery.send("x@a.test"))
+        assert states(await delivery.done(report.facts.id)) == {"alice@home.test": "expired"}
 
 
 async def test_late_mail_for_several_next_hops_gets_one_delay_report(delivery) -> None:
