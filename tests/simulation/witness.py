@@ -21,6 +21,10 @@ class WatchedContents(ContentCache):
         super().__init__(witness, budget_bytes=CONTENTS_BYTES)
         self._ledger = ledger
 
+    async def room_for(self, claim: Claim) -> None:
+        self._ledger.attempted(claim)  # it has its connection, and waits for contents in memory
+        await super().room_for(claim)
+
     async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
         self._ledger.attempted(claim)
         asked_s = self._ledger.world.time()
