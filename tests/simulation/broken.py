@@ -606,7 +606,7 @@ BROKEN = (
     Broken("keys end early", _instead(shared_maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
     Broken("each alias sends a copy", _instead(acceptance, "expand_recipients", _once_for_each_alias), "has 2 recipients", where=conditions.aliased),
     Broken(
-        "forwarded in the name of others", _instead(Forwarder, "sender_of", lambda _: lambda *_: ""),
+        "forwarded in the name of others", _instead(Forwarder, "sender_of", lambda _: lambda *_, **__: ""),
         "which is no SRS address", where=conditions.forwards_for_others,
     ),
     Broken(
