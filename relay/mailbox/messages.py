@@ -7,11 +7,11 @@ blocking ones OSError too; after an error nothing is half-written. See Maildir a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
@@ -64,13 +64,13 @@ from relay.mailbox.message_state import (
 )
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     Folder,
     MessageChange,
     NotADraftError,
+    PendingSubmission,
     Precondition,
     ReadListener,
     StateTooLargeError,
@@ -80,7 +80,7 @@ from relay.mailbox.types import (
     ignore_read,
 )
 from relay.message.content import Content, MemoryOctets, Octets, memory_part
-from relay.message.properties import MessageProperties
+from relay.message.properties import ExtendedProperty, MessageProperties
 from relay.mime.convert import render
 from relay.mime.draft import DraftAttachment
 from relay.mime.read_mime import read_message
@@ -89,6 +89,34 @@ _LOOKS_MAX = 10  # for a file that is renamed meanwhile
 
 
 _MakeState = Callable[[MessageState], MessageState]
+
+
+class ScheduledDrafts(Protocol):
+    """What changes of drafts ask and tell relay.outbox, which sends some of them at a later time.
+
+    Called under the draft's lock. Raises OSError, and BeingSentError if it is being sent.
+    """
+
+    def scheduled_submission(
+        self, message_id: str, located: MessageFile
+    ) -> PendingSubmission | None:
+        """The scheduled send of a message. None: it has none, durably."""
+
+    def changed(
+        self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
+    ) -> Before:
+        """Return what becomes of the scheduled send by a change of extended properties."""
+
+    def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
+        """Prepare that `file` replaces the draft, with its beginning; add to `undo`."""
+
+    def rewritten(self, draft: Before) -> None:
+        """The draft is replaced, durably."""
+
+    def cancelling(
+        self, submission: PendingSubmission | None, *, reason: str
+    ) -> AbstractContextManager[Undo]:
+        """Within, a draft is taken out of its folder, durably. An error undoes the list."""
 
 
 def _same(state: MessageState) -> MessageState:
@@ -114,7 +142,7 @@ class Messages:
     names: NewNames  # ids and file names for new messages
     stripes: Stripes  # a lock for each message, held by every change of it
     syncs: DirectorySync  # shares fsyncs among threads
-    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    scheduled: ScheduledDrafts  # a change of a draft cancels or changes its send
     old_files: OldFiles  # a mailbox is cleaned before the first write
     on_read: ReadListener = ignore_read  # awaited by those who mark messages as read
 
@@ -304,8 +332,9 @@ class Messages:
         mailbox = self.folders.mailbox(account)
         self.old_files.clean(mailbox)
         located = self.index.get_if(mailbox, message_id, condition)
-        submission = self.scheduled.scheduled_submission(message_id, located)
-        return Before(account, mailbox, located, submission)
+        return Before(
+            account, mailbox, located, self.scheduled.scheduled_submission(message_id, located)
+        )
 
     def replace(
         self, before: Before, draft: ComposedDraft, *, flags: str, make: _MakeState = _same
@@ -315,7 +344,7 @@ class Messages:
         If its file is already written, it is in the tmp/ of the draft's folder. `make` changes the
         draft's state. Raises BeingSentError.
         """
-        mailbox, located, submission = before.mailbox, before.located, before.submission
+        mailbox, located = before.mailbox, before.located
         state = make(located.state)
         # Values that the new file has count until it is there: a crash in between loses none.
         content = content_of(located.state)
@@ -329,9 +358,6 @@ class Messages:
         ):
 
             def on_written(temporary: Path) -> None:
-                if submission is not None:
-                    undo.append(partial(self.scheduled.undo_replace, submission, located.path))
-                    self.scheduled.replace(submission, temporary, memory_part(draft.content))
                 if replace(state, **content) != located.state:
                     self._change_state(
                         mailbox,
@@ -339,9 +365,7 @@ class Messages:
                         lambda found: replace(make(found), **content),
                         undo=undo,
                     )
-                if before.cancelled is not None:
-                    undo.append(partial(self.scheduled.undo_cancel, before.cancelled))
-                    self.scheduled.cancel_for(before.cancelled, temporary)
+                self.scheduled.rewrite(before, temporary, memory_part(draft.content), undo=undo)
 
             changed = self._write(
                 mailbox, draft, located.folder,
@@ -352,10 +376,8 @@ class Messages:
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
         with suppress(OSError):  # it is done: the index removes the old file, a start the rest
             remove(located.path)
-            if submission is not None:
-                self.scheduled.finish_replace(submission)
-        if before.cancelled is not None:
-            self.scheduled.finish_cancel(before.cancelled, "its send time was removed")
+        with suppress(OSError):
+            self.scheduled.rewritten(before)
         return self._written(mailbox, draft, replace(changed, state=state))
 
     def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:

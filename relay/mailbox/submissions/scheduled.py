@@ -181,6 +181,26 @@ class ScheduledSends:
 
     # -- a scheduled draft that is changed
 
+    def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
+        """Send `file` instead of the draft, or cancel the send, as the change of the draft says.
+
+        The caller then puts the file into its folder and calls rewritten(); after a crash in
+        between, the next start does both. `undo` gets what takes it back. Raises BeingSentError.
+        """
+        if draft.submission is not None:
+            undo.append(partial(self.undo_replace, draft.submission, draft.located.path))
+            self.replace(draft.submission, file, head)
+        if draft.cancelled is not None:
+            undo.append(partial(self.undo_cancel, draft.cancelled))
+            self.cancel_for(draft.cancelled, file)
+
+    def rewritten(self, draft: Before) -> None:
+        """The draft in the mailbox is the submission's file again, or its send is cancelled."""
+        if draft.submission is not None:
+            self.finish_replace(draft.submission)
+        if draft.cancelled is not None:
+            self.finish_cancel(draft.cancelled, "its send time was removed")
+
     def changed(
         self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
     ) -> Before:
