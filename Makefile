@@ -86,7 +86,8 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as smtp_server) \
 	$(call of,internet,scenario_file scenario_state test_recipients) \
 	$(call of,journeys,journey message_search) \
-	$(call of,mailbox,messages folders inbox maildir message_file quota scheduled_sends old_files submissions) \
+	$(call of,mailbox,messages folders inbox maildir message_file quota old_files) \
+	$(call of,outbox,scheduled_sends submissions) \
 	$(call of,mime,convert draft dsn headers read_mime write_header) \
 	$(call of,pages,content forms site) \
 	$(call of,pickup,decisions gate) \

@@ -491,7 +491,7 @@ def test_only_the_spool_and_the_index_name_sqlite():
         "relay/mailbox/index/",
         "relay/settings/",
         "relay/mailbox/state_file.py",
-        "relay/mailbox/submissions/idempotency",
+        "relay/outbox/idempotency",
         "relay/last_commit.py",
     )
     found = [
@@ -522,7 +522,7 @@ OUTDATED_WORDS = {
     "put aside": (),
     "salvage": ("relay/spool/sqlite/spool_files.py",),
     "steady_us": (
-        "relay/mailbox/submissions/on_disk.py",
+        "relay/outbox/on_disk.py",
         "relay/spool/sqlite/",
         "relay/spool/postgres/",
     ),

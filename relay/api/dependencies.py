@@ -20,11 +20,11 @@ from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import Journeys
-from relay.mailbox.ready_submissions import ReadySubmissions
-from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
+from relay.outbox.ready_submissions import ReadySubmissions
+from relay.outbox.restored import RestoredSubmissions
 from relay.refusals.refusal import RefusalStore
 from relay.spool.queue_commands import QueueAdmin, RouteLookup
 

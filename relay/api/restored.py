@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
 from relay.journeys.journey import Journeys
-from relay.mailbox.submissions.restored import HeldSubmission, RestoredSubmissions
 from relay.message.lifecycle import RecipientState
+from relay.outbox.restored import HeldSubmission, RestoredSubmissions
 from relay.spool.queue_commands import (
     LISTED_MAX,
     CommandResult,

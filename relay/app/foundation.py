@@ -35,12 +35,12 @@ from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
+from relay.outbox.store import FileStore
 from relay.policy.engine import RuleSet
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RecentRefusals, RefusalStore

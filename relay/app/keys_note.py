@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.base.clock import rfc3339
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
+from relay.outbox.idempotency import KeyedSubmissions
 
 _NAME = "keys.commits"
 

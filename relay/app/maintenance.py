@@ -20,10 +20,10 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import ForeignRootError, MailRoot
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
+from relay.outbox.store import FileStore
 from relay.refusals.refusal import RefusalStore
 from relay.signing.keys import DAY_US, KeyRing
 from relay.spool.engine import Retention, SpoolEngine

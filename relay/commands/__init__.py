@@ -29,7 +29,7 @@ Copies and repairs:
 - `storage`: `relay storage verify`, `recover` and `backup`: what is checked, who may repair
 - `adopt`: `relay storage adopt`: another mail root becomes that of the spool
 
-Elsewhere: what verify checks of mailboxes and submissions: `relay/mailbox/verify`, what of the
-spool: `verify` of its engine in `relay/spool`; what a queue command does to an entry:
+Elsewhere: what verify checks: of mailboxes `relay/mailbox/verify`, of submissions `relay/outbox`,
+of the spool `verify` of its engine in `relay/spool`; what a queue command does to an entry:
 `relay/spool/common/queue_decisions.py`.
 """

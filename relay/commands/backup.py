@@ -39,9 +39,9 @@ from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
 from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.state_file import state_faults
-from relay.mailbox.submissions.idempotency_file import FILE_NAME as KEYS
-from relay.mailbox.submissions.idempotency_file import DamagedDatabaseError, copy_database
-from relay.mailbox.submissions.on_disk import ClockAnchorFile
+from relay.outbox.idempotency_file import FILE_NAME as KEYS
+from relay.outbox.idempotency_file import DamagedDatabaseError, copy_database
+from relay.outbox.on_disk import ClockAnchorFile
 from relay.settings.document import read_document
 from relay.settings.reader import secret_files
 from relay.settings.tree import Settings

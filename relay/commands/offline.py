@@ -28,9 +28,9 @@ from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.maildir import DirectorySync
-from relay.mailbox.submissions.on_disk import SubmissionDirectory
-from relay.mailbox.submissions.restored import RestoredSubmissions
 from relay.observe.metrics import Metrics
+from relay.outbox.on_disk import SubmissionDirectory
+from relay.outbox.restored import RestoredSubmissions
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RefusalPage, RefusalSearch
 from relay.reports.bounces import Reporter

@@ -46,7 +46,7 @@ from relay.commands.backup import (
 )
 from relay.commands.offline import opened_spool, restored_submissions
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
+from relay.outbox.idempotency import KeyedSubmissions
 from relay.settings.reader import load
 from relay.settings.tree import Settings
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand

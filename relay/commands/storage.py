@@ -26,9 +26,9 @@ from relay.base.files import check_readable
 from relay.commands.backup import BackupCopy
 from relay.journeys.submission_log import read_accepted
 from relay.last_commit import read_recorded
-from relay.mailbox.submissions.idempotency_file import damage_of, has_traces, keys_file, put_aside
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
-from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
+from relay.outbox.idempotency_file import damage_of, has_traces, keys_file, put_aside
+from relay.outbox.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
 from relay.spool.common.shared_spool import SUBMISSION_KEEP_S
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode

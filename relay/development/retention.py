@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from relay.base.clock import Clock
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger
+from relay.outbox.store import FileStore
 from relay.spool.engine import DevelopmentSpool
 from relay.spool.types import SpoolError
 

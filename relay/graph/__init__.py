@@ -48,7 +48,7 @@ Folders, settings, users:
 - `translate_ids`: translateExchangeIds
 
 Elsewhere: tokens: `relay/http/authentication.py`; bodies, sizes and 413:
-`relay/http/http_request.py`; when the draft is on disk: `relay/mailbox/submit.py`; Subject and
+`relay/http/http_request.py`; when the draft is on disk: `relay/outbox/submit.py`; Subject and
 References of a reply: `relay/message/conversation.py`; its quote: `relay/mime/quoting.py`.
 """
 

@@ -41,8 +41,8 @@ from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import OutcomeUnknownError, StoreError
+from relay.outbox.store import FileStore
 from relay.settings.tree import HttpSettings
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once

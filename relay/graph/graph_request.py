@@ -32,7 +32,6 @@ from relay.http.errors import (
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
 from relay.mailbox.query import PAGE_BYTES_MAX
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     AttachmentsTooLargeError,
     BeingSentError,
@@ -55,6 +54,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
+from relay.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
 REQUESTS_PER_ACCOUNT_MAX = 256

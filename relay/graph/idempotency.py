@@ -1,7 +1,7 @@
 """Repeated submissions are answered like the first one, and not carried out again.
 
 With an Idempotency-Key the store has a record of each accepted submission for 24 hours
-(relay/mailbox/submissions/idempotency.py). Without one, the repeats that SDKs make by themselves
+(relay/outbox/idempotency.py). Without one, the repeats that SDKs make by themselves
 (`Retry-Attempt` above 0) are recognised by the request: the accepted submissions of the last five
 minutes are kept in memory. Two equal requests without either field are two messages. Only what was
 accepted is remembered.
@@ -23,8 +23,8 @@ from relay.graph.graph_request import GraphRequest, api_error
 from relay.graph.send_mail import accepted_response
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import KeyedSubmission, OutcomeUnknownError, StoreError, SubmissionKey
+from relay.outbox.store import FileStore
 
 KEY_CHARACTERS_MAX = 255
 REPEAT_S = 5 * 60

@@ -18,7 +18,6 @@ from relay.accounts.account import Account
 from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, quoted
-from relay.mailbox.arrivals import Arrival
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import Content, blocks
 from relay.message.header import BLANK_LINE, Header, header_section
@@ -31,6 +30,7 @@ from relay.mime.read_header import (
     read_addresses,
     unreadable_addresses,
 )
+from relay.outbox.arrivals import Arrival
 
 _WHITE_SPACE = b" \t\r\n"
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")

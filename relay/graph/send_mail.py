@@ -28,7 +28,6 @@ from relay.graph.mime_body import (
 from relay.graph.recipients import author_on_behalf, check_has_recipients, check_own
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.folders import ROOT_ID
-from relay.mailbox.submissions.on_disk import draft_of
 from relay.mailbox.types import (
     Folder,
     NoSuchItemError,
@@ -41,6 +40,7 @@ from relay.message.envelope import Client
 from relay.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.message.properties import ExtendedProperty, MessageProperties
 from relay.mime.draft import DraftAttachment
+from relay.outbox.on_disk import draft_of
 
 _OURS = "relay."
 _SAVE = "relay.save-to-sent-items"

@@ -1,34 +1,23 @@
-"""The mail store: mailboxes as Maildir++ directories, drafts, and their pending submissions.
+"""The mail store: mailboxes as Maildir++ directories, with an index of each.
 
-It implements steps 1, 2 and 4 on disk (draft, pending submission, the original to Sent Items) and
-local delivery in step 6. It touches the mail root, `.submissions/` in it, and the dead-letter
-Maildir. When a call returns, its changes are durable, directories included. A crash between any two
-operations loses nothing and duplicates nothing. Other mail programs may use the Maildirs at the
-same time.
+It has drafts, folders and messages, and local delivery in step 6. It touches the mail root and the
+dead-letter Maildir. When a call returns, its changes are durable, directories included. A crash
+between any two operations loses nothing and duplicates nothing. Other mail programs may use the
+Maildirs at the same time.
 
 The store as others see it:
 
-- `store`: FileStore: its parts, its start, its end
 - `delivery_store`: what ingress and delivery need of it
 - `types`: values and errors: messages, folders, submissions, quota, changes
 - `threads`: in which thread a call runs, how many, time limit of a query
 - `mail_root`: whether the path still leads to the mail root, and whether it is the spool's
 - `mailbox_list`: which mailboxes exist
 
-Submissions (steps 1 to 4):
-
-- `submit`: a draft becomes a pending submission (202): order of link, rename and fsync; undo
-- `arrivals`: drafts from large MIME, written while it arrives
-- `draft_files`: the file of a draft and its next generations; id, Message-ID and Date stay
-- `submissions`: pending submissions on disk, scheduled sends, Idempotency-Keys
-- `ready_submissions`: what pickup gets; step 4: Sent Items, or removal; a send now or its cancel
-- `unfinished`: what a start removes or finishes: interrupted submissions
-
 Messages and folders:
 
 - `messages`: create, read, PATCH, move, copy and delete; If-Match; what may not change (409)
+- `draft_files`: the file of a draft and its next generations; id, Message-ID and Date stay
 - `attachments`: open, add and remove attachments; their sizes (413)
-- `upload_sessions`: attachments in ranges; when a session expires
 - `message_lists`: lists, searches and changes, in their own threads
 - `query`: conditions, sort order and page as values
 - `folder_tree`: create, rename, move, copy and delete folders; subscriptions
@@ -52,8 +41,9 @@ On the disk:
 - `maildir`: write, link, rename, remove and fsync; which file systems keep the order
 - `message_file`: file names: base name, flags, id; where a mailbox is
 - `index`: the index of a mailbox: search, change feed, ids of messages
-- `verify`: `relay storage verify` of mailboxes and submissions
+- `verify`: `relay storage verify` of mailboxes: kinds of faults, and their repairs
 
-Elsewhere: when a submission is converted and sent: `relay/pickup`; which address has which mailbox:
-`relay/routing/route_table.py`; delivery attempts: `relay/delivery/local_delivery.py`.
+Elsewhere: what is submitted and not yet sent, and the store as a whole: `relay/outbox`; which
+address has which mailbox: `relay/routing/route_table.py`; delivery attempts:
+`relay/delivery/local_delivery.py`.
 """

@@ -13,5 +13,5 @@ submission is the same message.
 - `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
 
 Elsewhere: how a draft becomes MIME: `relay/mime/convert.py`; the order of submissions and scheduled
-sends: `relay/mailbox/submissions/`; the server on that socket: `relay/ingress/smtp_server.py`.
+sends: `relay/outbox/`; the server on that socket: `relay/ingress/smtp_server.py`.
 """

@@ -16,7 +16,6 @@ from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
@@ -30,6 +29,7 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.read_mime import read_message
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
+from relay.outbox.ready_submissions import ReadySubmissions
 from relay.pickup.conversion import ConversionPool, ConversionUnfinishedError
 from relay.pickup.decisions import (
     FinalFailure,

@@ -42,9 +42,9 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.mailbox.store import FileStore
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import QuotaLimits
+from relay.outbox.store import FileStore
 from tests.support.stores import opened_root
 
 ALICE = "alice@example.test"

@@ -17,13 +17,13 @@ from relay.base.crashpoints import CrashPoint
 from relay.mailbox import maildir
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     MessageChange,
     PendingSubmission,
     SendOptions,
     StoreUnavailableError,
 )
+from relay.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled
 from tests.support.power_loss import (
@@ -550,9 +550,14 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("messages.py", "inbox.py", "unfinished.py", "submit.py", "ready_submissions.py"),
-    *("submissions/scheduled.py", "submissions/on_disk.py", "folders.py", "settings_file.py"),
-    *("folder_tree.py", "folder_copy.py"),
+    *("mailbox/messages.py", "mailbox/inbox.py", "mailbox/folders.py", "mailbox/settings_file.py"),
+    *("mailbox/folder_tree.py", "mailbox/folder_copy.py", "outbox/unfinished.py"),
+    *(
+        "outbox/submit.py",
+        "outbox/scheduled.py",
+        "outbox/ready_submissions.py",
+        "outbox/on_disk.py",
+    ),
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
 OF_FOLDERS = (
@@ -565,11 +570,11 @@ def sync_sites() -> list[str]:
     """Return every place in the store that syncs a file or a directory of messages or pending submissions."""
     found = []
     for module in MODULES:
-        path = Path(maildir.__file__).parent / module
+        path = Path(maildir.__file__).parents[1] / module
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef) or function.name in SYNCED_BY:
                 continue
-            if module.startswith("folder") and function.name in OF_FOLDERS:
+            if module.startswith("mailbox/folder") and function.name in OF_FOLDERS:
                 continue
             lines = {
                 call.lineno
@@ -577,7 +582,7 @@ def sync_sites() -> list[str]:
                 if isinstance(call, ast.Call)
                 and getattr(call.func, "attr", getattr(call.func, "id", "")) in SYNCED_BY
             }
-            found += [f"mailbox/{module}:{function.name}:{line}" for line in lines]
+            found += [f"{module}:{function.name}:{line}" for line in lines]
     return sorted(found)
 
 

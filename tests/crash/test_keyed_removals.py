@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from relay.base.crashpoints import CrashPoint
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import OutcomeUnknownError, SendOptions, StoreError, StoreUnavailableError
+from relay.outbox.store import FileStore
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, until

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from relay.mailbox import maildir
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import MessageChange, PendingSubmission, SendOptions, StoreUnavailableError
+from relay.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled
 from tests.support.power_loss import (

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
-from relay.mailbox.verify.verifier import Verifier, VerifierDependencies
+from relay.outbox.verifier import Verifier, VerifierDependencies
 from tests.support.manual_clock import ManualClock
 
 ALICE = "alice@example.test"

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from relay.base.crashpoints import CrashPoints
 from relay.journeys.events import Event
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.mailbox.submissions.pending import PendingSubmissions
 from relay.mailbox.types import (
     MailboxFullError,
     NoSuchItemError,
@@ -19,6 +18,7 @@ from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.convert import convert
 from relay.mime.draft import DraftOrigin
 from relay.observe.metrics import Metrics
+from relay.outbox.pending import PendingSubmissions
 from relay.pickup.conversion import ConversionPool
 from relay.pickup.dispatch import Pickup
 from relay.pickup.gate import Gate

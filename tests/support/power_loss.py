@@ -12,7 +12,6 @@ from pathlib import Path
 from relay.base.crashpoints import CrashPoint
 from relay.last_commit import last_commit_of
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     SendOptions,
     SubmissionKey,
@@ -20,6 +19,7 @@ from relay.mailbox.types import (
 from relay.message.extended_properties import DEFERRED_SEND_TIME
 from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
 from relay.mime.draft import read_properties
+from relay.outbox.store import FileStore
 from tests.support.forgetful import ForgetfulDisk, KilledError
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

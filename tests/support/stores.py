@@ -11,8 +11,8 @@ from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import SYNC_FAILURES
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import PendingSubmission, QuotaLimits
+from relay.outbox.store import FileStore
 
 HOSTNAME = "relay.example.test"
 

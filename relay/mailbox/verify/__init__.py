@@ -3,9 +3,9 @@
 It neither changes the content of a message nor deletes mail: a file that cannot be repaired is
 moved to `.submissions/corrupt/`.
 
-- `verifier`: which mailboxes and submissions are checked, in which order
-- `check_submissions`: `.submissions/` against drafts, accounts and the submission log
 - `check_mailboxes`: a mailbox: directories, folder ids, shared ids, subscriptions, states, index
 - `check_messages`: files of messages: size in the name, owner, incomplete drafts
 - `findings`: the kinds of faults, and their repairs
+
+Elsewhere: which mailboxes are checked, and the check of submissions: `relay/outbox/verifier.py`.
 """

@@ -13,10 +13,10 @@ import pytest
 
 from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.graph import graph_request, idempotency
-from relay.mailbox.store import FileStore
-from relay.mailbox.submissions import idempotency as keys
 from relay.message.content import read_all
 from relay.mime.convert import convert
+from relay.outbox import idempotency as keys
+from relay.outbox.store import FileStore
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

@@ -13,7 +13,7 @@ import pytest
 from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
 from relay.http.http_server import HttpServer
-from relay.mailbox.store import FileStore
+from relay.outbox.store import FileStore
 from tests.support.graph_fakes import graph_app, refused
 from tests.support.stores import open_log, open_store
 

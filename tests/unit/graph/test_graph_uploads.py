@@ -19,10 +19,10 @@ from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.directory import AccountTables, FileAccounts
 from relay.accounts.passwords import digest_of
 from relay.development.accounts import DevelopmentAccounts
-from relay.mailbox import upload_sessions
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
-from relay.mailbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, RangeWriter, Uploads
+from relay.outbox import upload_sessions
+from relay.outbox.store import FileStore
+from relay.outbox.upload_sessions import EXPIRE_S, UPLOADS_MAX, RangeWriter, Uploads
 from tests.support.graph_fakes import graph_app, refused, to
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import open_log, open_store

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import QuotaLimits
 from relay.message.properties import EmailAddress, MessageProperties
+from relay.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import open_log, open_store
 

@@ -13,8 +13,8 @@ from relay.base.clock import SystemClock
 from relay.mailbox.index import background, content_index
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreUnavailableError
+from relay.outbox.store import FileStore
 from tests.support.stores import store_on
 from tests.unit.mailbox.conftest import ALICE
 

@@ -27,10 +27,10 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.mailbox.store import FileStore
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import MessageChange, StalePositionError, StoredMessage
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
+from relay.outbox.store import FileStore
 from tests.support.conditions import (
     any_items,
     comparisons,

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from relay.app.state_dir import AlreadyRunningError, lock_file
-from relay.mailbox import inbox, maildir, messages, submit
-from relay.mailbox import ready_submissions as ready
+from relay.mailbox import inbox, maildir, messages
 from relay.mailbox.mail_root import (
     ForeignRootError,
     MailRoot,
@@ -21,7 +20,6 @@ from relay.mailbox.mail_root import (
 )
 from relay.mailbox.maildir import MissingRootError
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import (
     DeliveryResult,
     QuotaLimits,
@@ -30,6 +28,9 @@ from relay.mailbox.types import (
     StoreUnavailableError,
 )
 from relay.message.properties import EmailAddress, MessageProperties
+from relay.outbox import ready_submissions as ready
+from relay.outbox import submit
+from relay.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import ready_submissions, store_on
 

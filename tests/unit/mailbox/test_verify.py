@@ -17,10 +17,8 @@ from relay.mailbox.index.database import open_database
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.query import HasWords, MessageQuery, SearchIn
 from relay.mailbox.types import MessageChange, OutcomeUnknownError, SendOptions
-from relay.mailbox.verify import (
-    check_submissions,
-)
 from relay.message.properties import Attachment
+from relay.outbox import check_submissions
 from tests.support.checked_store import ALICE, LATER_S, MAIL, Checked
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.submissions import pending as mailbox
-from relay.mailbox.submissions.pending import RushMeter
 from relay.mailbox.types import PendingSubmission
+from relay.outbox import pending as mailbox
+from relay.outbox.pending import RushMeter
 from relay.pickup import gate as module
 from relay.pickup.gate import FAILURES_TO_OPEN, Gate
 from tests.support.events import until

@@ -15,12 +15,12 @@ from relay.base.crashpoints import CrashPoints
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.owed_copies import OwedCopies
-from relay.mailbox.store import FileStore
 from relay.mailbox.types import StoreError
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Delivered, Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.observe.metrics import Metrics
+from relay.outbox.store import FileStore
 from relay.reports.bounces import Reporter
 from relay.reports.receipts import OWED_US, VANISHED_MAX, ReceiptSender, ReceiptWatcher
 from relay.spool.sqlite.spool import SqliteSpool

@@ -22,7 +22,7 @@ from relay.mailbox.types import (
 )
 from relay.message.properties import ExtendedProperty
 from tests.support.vfs import FaultyDisk
-from tests.unit.mailbox.test_scheduled_sends import Die, blocking, until
+from tests.unit.outbox.test_scheduled_sends import Die, blocking, until
 
 ALICE = "alice@example.test"
 LONG = ExtendedProperty("String 0x3001", ("v" * 70_000,))

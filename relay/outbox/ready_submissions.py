@@ -30,19 +30,6 @@ from relay.mailbox.maildir import (
     retry_if_renamed,
 )
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
-from relay.mailbox.submissions.on_disk import (
-    FIRST_SUBMISSION,
-    SubmissionDirectory,
-    content_of,
-    draft_of,
-)
-from relay.mailbox.submissions.pending import PendingSubmissions, RushMeter
-from relay.mailbox.submissions.scheduled import (
-    ScheduledDirectory,
-    ScheduledSends,
-    ScheduleTimer,
-)
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     BeingSentError,
@@ -52,6 +39,19 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.content import Octets
+from relay.outbox.idempotency import KeyedSubmissions
+from relay.outbox.on_disk import (
+    FIRST_SUBMISSION,
+    SubmissionDirectory,
+    content_of,
+    draft_of,
+)
+from relay.outbox.pending import PendingSubmissions, RushMeter
+from relay.outbox.scheduled import (
+    ScheduledDirectory,
+    ScheduledSends,
+    ScheduleTimer,
+)
 
 _REMOVALS = 3
 _Parameters = ParamSpec("_Parameters")

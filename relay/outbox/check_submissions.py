@@ -15,11 +15,6 @@ from relay.journeys.submission_log import LoggedSubmissions, UnfinishedSubmissio
 from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import list_names
 from relay.mailbox.message_file import DRAFT, mailbox_directory, parse_name
-from relay.mailbox.submissions.on_disk import (
-    SUBMISSION_FILE_NAME,
-    SubmissionDirectory,
-    read_block_of,
-)
 from relay.mailbox.types import NoSuchItemError, WellKnown
 from relay.mailbox.verify.findings import (
     QuietPeriod,
@@ -30,6 +25,11 @@ from relay.mailbox.verify.findings import (
     SubmissionCounts,
     add_name,
     shown,
+)
+from relay.outbox.on_disk import (
+    SUBMISSION_FILE_NAME,
+    SubmissionDirectory,
+    read_block_of,
 )
 
 _PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")

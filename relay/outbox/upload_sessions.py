@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, wall_offset_us
 from relay.base.files import FileOctets, write_all
-from relay.mailbox.arrivals import Arrival
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folders import Folders
@@ -34,7 +33,6 @@ from relay.mailbox.maildir import (
     write_synced,
 )
 from relay.mailbox.quota import Quota
-from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -48,6 +46,8 @@ from relay.mailbox.types import (
 )
 from relay.mime.draft import AttachmentFacts, new_attachment
 from relay.mime.transfer_encoding import base64_size
+from relay.outbox.arrivals import Arrival
+from relay.outbox.on_disk import SubmissionDirectory
 
 UPLOADS_MAX = 20  # incomplete ones per account
 EXPIRE_S = 86400.0

@@ -9,13 +9,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.mailbox.submissions import idempotency, idempotency_file
 from relay.mailbox.types import (
     OutcomeUnknownError,
     SendOptions,
     StoreUnavailableError,
     SubmissionKey,
 )
+from relay.outbox import idempotency, idempotency_file
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 

@@ -21,7 +21,7 @@ _SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are st
 LISTING_INTERVAL_S = 1.0
 _LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
 
-_log = get_logger("mailbox")
+_log = get_logger("outbox")
 
 
 class PendingSubmissions:

@@ -23,7 +23,6 @@ from typing import Any
 import apsw
 
 from relay.base.clock import Clock
-from relay.mailbox.submissions.idempotency_file import KeysFile, keys_file
 from relay.mailbox.types import (
     BeingSentError,
     KeyedSubmission,
@@ -33,6 +32,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
     TooManyKeysError,
 )
+from relay.outbox.idempotency_file import KeysFile, keys_file
 
 KEPT_S = 24 * 3600
 KEYS_PER_ACCOUNT_MAX = 100_000

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.submissions.scheduled import DueSubmissions, ScheduledDirectory, ScheduleTimer
 from relay.mailbox.types import PendingSubmission, SendOptions, StoreUnavailableError
+from relay.outbox.scheduled import DueSubmissions, ScheduledDirectory, ScheduleTimer
 from tests.support.manual_clock import ManualClock
 
 SECOND_US = 1_000_000
@@ -157,7 +157,7 @@ async def test_a_directory_that_rests_is_not_listed_again(directory, run):
 
 
 async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
-    monkeypatch.setattr("relay.mailbox.submissions.scheduled._RETRY_S", 0.001)
+    monkeypatch.setattr("relay.outbox.scheduled._RETRY_S", 0.001)
     directory.put("a", 0)
     directory.trouble = 3
     await run(directory.timer())

@@ -23,8 +23,6 @@ from relay.mailbox.message_state import without_content
 from relay.mailbox.messages import Messages
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.submissions.on_disk import SubmissionDirectory
-from relay.mailbox.submit import Submissions, first_submission
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -36,6 +34,8 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.mime.read_header import HEADER_OCTETS_MAX
+from relay.outbox.on_disk import SubmissionDirectory
+from relay.outbox.submit import Submissions, first_submission
 
 _Result = TypeVar("_Result")
 _BEGINNING_BYTES = HEADER_OCTETS_MAX + 4  # the largest header that may be sent, and the blank line

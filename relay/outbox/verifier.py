@@ -15,12 +15,9 @@ from relay.base.clock import Clock, Ids
 from relay.mailbox.mailbox_list import mailbox_directories
 from relay.mailbox.maildir import DirectorySync, list_names
 from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.submissions.idempotency_file import damage_of, keys_file
-from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.types import NoSuchItemError
 from relay.mailbox.verify.check_mailboxes import IndexCheck, MailboxCheck
 from relay.mailbox.verify.check_messages import MessageCheck
-from relay.mailbox.verify.check_submissions import SubmissionCheck
 from relay.mailbox.verify.findings import (
     QuietPeriod,
     Repairer,
@@ -30,6 +27,9 @@ from relay.mailbox.verify.findings import (
     StoreFindingKind,
     wait,
 )
+from relay.outbox.check_submissions import SubmissionCheck
+from relay.outbox.idempotency_file import damage_of, keys_file
+from relay.outbox.on_disk import SubmissionDirectory
 
 
 class VerifierDependencies(Struct, frozen=True):

@@ -17,7 +17,6 @@ from relay.accounts.account import DEAD_LETTER
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.arrivals import Arrivals
 from relay.mailbox.attachments import Attachments
 from relay.mailbox.draft_files import NewNames
 from relay.mailbox.folder_tree import FolderTree
@@ -33,14 +32,8 @@ from relay.mailbox.messages import Messages
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
-from relay.mailbox.ready_submissions import ReadySubmissions
 from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
-from relay.mailbox.submissions.on_disk import ClockAnchorFile, SubmissionDirectory
-from relay.mailbox.submissions.restored import RestoredSubmissions
-from relay.mailbox.submissions.scheduled import ScheduledSends
-from relay.mailbox.submit import Submissions
 from relay.mailbox.threads import AccountQueues, ThreadPool
 from relay.mailbox.types import (
     DeliveryResult,
@@ -48,9 +41,16 @@ from relay.mailbox.types import (
     Room,
     StoreUnavailableError,
 )
-from relay.mailbox.unfinished import UnfinishedSubmissions
-from relay.mailbox.upload_sessions import Uploads
 from relay.message.content import Content
+from relay.outbox.arrivals import Arrivals
+from relay.outbox.idempotency import KeyedSubmissions
+from relay.outbox.on_disk import ClockAnchorFile, SubmissionDirectory
+from relay.outbox.ready_submissions import ReadySubmissions
+from relay.outbox.restored import RestoredSubmissions
+from relay.outbox.scheduled import ScheduledSends
+from relay.outbox.submit import Submissions
+from relay.outbox.unfinished import UnfinishedSubmissions
+from relay.outbox.upload_sessions import Uploads
 
 _THREADS = 16  # they share fsyncs: more threads, fewer fsyncs per message
 _QUERY_THREADS = 4

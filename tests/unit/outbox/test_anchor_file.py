@@ -3,8 +3,8 @@
 import pytest
 
 from relay.base.clock import Anchor, Machine, SystemClock
-from relay.mailbox.submissions.on_disk import ClockAnchorFile
 from relay.mailbox.types import StoreError
+from relay.outbox.on_disk import ClockAnchorFile
 from tests.unit.mailbox.conftest import Place
 
 NOW = Anchor(1_700_000_000_000_000, 1_700_000_000_000_001, 5, "boot", 7, 8)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.submissions.pending import PendingSubmissions
 from relay.mailbox.types import PendingSubmission, StoreUnavailableError
+from relay.outbox.pending import PendingSubmissions
 from tests.support.manual_clock import ManualClock
 
 

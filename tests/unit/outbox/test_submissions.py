@@ -15,8 +15,6 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox import maildir
 from relay.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, make_directories
 from relay.mailbox.query import MessageQuery
-from relay.mailbox.submissions import on_disk
-from relay.mailbox.submissions.on_disk import SubmissionDirectory
 from relay.mailbox.types import (
     BeingSentError,
     MailboxFullError,
@@ -28,6 +26,8 @@ from relay.mailbox.types import (
 )
 from relay.mime.convert import convert
 from relay.mime.draft import read_properties
+from relay.outbox import on_disk
+from relay.outbox.on_disk import SubmissionDirectory
 from tests.support.logs import capture_logs
 from tests.support.relay_process import until
 from tests.support.stores import blocking, ready_submissions

@@ -63,7 +63,7 @@ class _StoredAnchor(msgspec.Struct, frozen=True):
 
 
 _anchor_decoder = msgspec.json.Decoder(_StoredAnchor)
-_log = get_logger("mailbox")
+_log = get_logger("outbox")
 
 
 class PreparedFile(Struct, frozen=True):

@@ -50,10 +50,6 @@ from relay.mailbox.message_file import (
 )
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.ready_submissions import ReadySubmissions
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
-from relay.mailbox.submissions.on_disk import FIRST_SUBMISSION, SubmissionDirectory
-from relay.mailbox.submissions.scheduled import ScheduledSends
 from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -68,10 +64,14 @@ from relay.mailbox.types import (
     StoreUnavailableError,
     WellKnown,
 )
-from relay.mailbox.unfinished import UnfinishedSubmissions
 from relay.message.content import LARGE_BYTES, Octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
+from relay.outbox.idempotency import KeyedSubmissions
+from relay.outbox.on_disk import FIRST_SUBMISSION, SubmissionDirectory
+from relay.outbox.ready_submissions import ReadySubmissions
+from relay.outbox.scheduled import ScheduledSends
+from relay.outbox.unfinished import UnfinishedSubmissions
 
 _MAILBOXES_REMEMBERED = 1000
 _DATE_US = 60_000_000  # an older draft is rewritten, so that its Date is the time of sending

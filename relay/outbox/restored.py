@@ -27,14 +27,14 @@ from relay.mailbox.maildir import (
     remove,
 )
 from relay.mailbox.message_file import MessageName, mailbox_directory, parse_name
-from relay.mailbox.submissions.on_disk import (
+from relay.mailbox.types import PendingSubmission, WellKnown
+from relay.message.content import LARGE_BYTES
+from relay.message.extended_properties import requested_send_options
+from relay.outbox.on_disk import (
     SUBMISSION_FILE_NAME,
     SubmissionDirectory,
     read_block_of,
 )
-from relay.mailbox.types import PendingSubmission, WellKnown
-from relay.message.content import LARGE_BYTES
-from relay.message.extended_properties import requested_send_options
 
 _AT_ONCE = 256  # submissions that are moved with the same syncs
 

@@ -69,7 +69,7 @@ def cut_off(place, draft, monkeypatch) -> None:
     store = place.store()
     store.submissions.crash = Killed()
     with monkeypatch.context() as patched:
-        patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
+        patched.setattr("relay.outbox.submit._remove_all", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             blocking(store.submissions.submit_new)(ALICE, draft(), SendOptions())
 
@@ -95,9 +95,9 @@ async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
     sent = await store.submissions.submit_new(ALICE, draft(subject="before"), SendOptions())
     kept = None if is_new else await store.messages.create(ALICE, draft())
     with monkeypatch.context() as patched:
-        patched.setattr("relay.mailbox.submit._remove_all", lambda *_: None)
+        patched.setattr("relay.outbox.submit._remove_all", lambda *_: None)
         patched.setattr(place.log, "withdraw", lambda *_: None)
-        patched.setattr("relay.mailbox.submit.os.rename", killed)
+        patched.setattr("relay.outbox.submit.os.rename", killed)
         send, what = store.submissions.submit_new, draft()
         if kept is not None:
             send, what = store.submissions.submit_draft, kept.id

@@ -27,14 +27,6 @@ from relay.mailbox.maildir import (
     remove,
 )
 from relay.mailbox.message_file import parse_name
-from relay.mailbox.submissions.idempotency import KeyedSubmissions
-from relay.mailbox.submissions.on_disk import (
-    FIRST_SUBMISSION,
-    PreparedFile,
-    SubmissionDirectory,
-    draft_of,
-    read_block_of,
-)
 from relay.mailbox.types import (
     KeysDamagedError,
     PendingSubmission,
@@ -45,11 +37,19 @@ from relay.mailbox.types import (
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
+from relay.outbox.idempotency import KeyedSubmissions
+from relay.outbox.on_disk import (
+    FIRST_SUBMISSION,
+    PreparedFile,
+    SubmissionDirectory,
+    draft_of,
+    read_block_of,
+)
 
 _SETTLED_AT_ONCE = 100
 _REMOVED_AT_START = 10_000
 
-_log = get_logger("mailbox")
+_log = get_logger("outbox")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -30,7 +30,6 @@ from relay.mailbox.draft_files import Before, submission_facts
 from relay.mailbox.folders import Folders, find_folder, well_known_path
 from relay.mailbox.maildir import Stripes, Undo, list_names, remove, undone_after_errors
 from relay.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
-from relay.mailbox.submissions.on_disk import SubmissionDirectory, draft_of
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,
@@ -42,6 +41,7 @@ from relay.message.extended_properties import RequestedSendOptions, requested_se
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_block
 from relay.observe.logs import get_logger
+from relay.outbox.on_disk import SubmissionDirectory, draft_of
 
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed during it
@@ -49,7 +49,7 @@ _BEING_SENT = "The message is being sent and cannot be changed until it is."
 
 _REMOVED = "the draft was removed from Drafts"
 
-_log = get_logger("mailbox")
+_log = get_logger("outbox")
 
 
 class DueSubmissions(Struct, frozen=True):

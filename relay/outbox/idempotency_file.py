@@ -46,7 +46,7 @@ INSERT INTO commits VALUES (0);
 _FROM_1_TO_2 = "ALTER TABLE submission ADD COLUMN is_removed INTEGER NOT NULL DEFAULT 0"
 _COUNT_COMMIT = "UPDATE commits SET number = number + 1"
 
-_log = get_logger("mailbox")
+_log = get_logger("outbox")
 
 
 class DamagedDatabaseError(OSError):
