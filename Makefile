@@ -1,31 +1,16 @@
-# The targets that people use: run, test, check, bench, crash, clean.
-#   make run                 the development relay in the foreground; ARGS="--once" ends by itself
-#   make test                the tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=6 processes;
-#                            SYSTEM_PACKAGES=install installs what they need of the system through sudo
-#   make test-long           the tests and cases that take longest, which make test leaves out
-#   make check               lint, types, import contracts, dead code, the policies' own tests
-#   make quick               before a commit: make check, and the tests that show most in a minute;
-#                            VENV=.venv/other PYTHON=python3.13 for another version of Python
-#   make bench               Relay and Postfix side by side, latency, sendMail; without ARGS bench-signed and bench-queue too
-#   make bench-picture       picture and tables of docs/performance.md, from what make bench has kept
-#   make bench-stages        which stage takes which share of the processor time; WORKLOADS="fresh,large"
-#   make bench-versions      OLD=commit: CPU per message of this tree / of a commit; WORKLOADS, ARGS
-#   make bench-mail          sendMail beside the machine's own rate of synced files, with ARGS
-#   make bench-queue         what a long queue costs, each figure beside its bound; SMALL=1, ARGS
-#   make bench-spool         the spool on PostgreSQL beside SQLite's, each figure beside its bound; SMALL=1, ARGS
-#   make bench-mailbox       questions to mailboxes of 1,000, 10,000 and 100,000 messages
-#   make bench-rules         what an evaluation of no, the shipped, and 1,000 mail-flow rules costs
-#   make bench-signed        what DKIM signatures cost, beside the same relay without keys; ARGS
-#   make bench-memory        what the memory of an idle relay is
-#   make bench-pages         what a page of the message list costs with 10,000 messages
-#   make bench-streams       what 100 open event streams, and 100 open pages, cost the delivery of mail
-#   make bench-kit           how long a relay of the test kit takes to start, and a first own mail
-#   make simulate            SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
-#   make clients              Graph's own client libraries, in Python and JavaScript, against a relay
-#   make sisimai             FOLDER=a copy of sisimai/set-of-emails: reports as Relay and Sisimai read them
-#   make screenshots         the pictures of pages in docs/images, taken with Chromium
-#   make requirements        requirements.txt again, from pyproject.toml; ARGS=--upgrade takes new versions
-#   make crash               a relay killed RUNS=200 times while people use it, and as often under load
+# make help prints these lines.
+#   make run         the development relay in the foreground; ARGS="--once" ends by itself
+#   make test        the tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=6 processes;
+#                    SYSTEM_PACKAGES=install installs what they need of the system through sudo
+#   make test-long   the tests and cases that take longest, which make test leaves out
+#   make check       lint, types, import contracts, dead code, the policies' own tests
+#   make quick       before a commit: make check, and the tests that show most in a minute
+#   make bench       Relay and Postfix side by side; ARGS="queue --only fair": another one (docs/performance.md)
+#   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
+#   make crash       a relay killed RUNS=200 times while people use it, and as often under load
+#   make clients     Graph's own client libraries, in Python and JavaScript, against a relay
+#   make clean       removes what the others have made
+# docs/recipes.md describes bench-versions, sisimai, screenshots and requirements.
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -47,12 +32,15 @@ WORKLOADS ?=
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 6 ? 6 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
+BENCHES := signed picture stages mail queue spool mailbox rules memory pages streams kit
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run venv test test-long check quick quick-tests lint types layers unused rules bench bench-versions bench-mail bench-kit bench-mailbox bench-signed \
-	bench-memory bench-pages bench-picture bench-queue bench-rules bench-spool bench-stages bench-streams \
-	simulate clients sisimai screenshots crash requirements clean
+.PHONY: help run venv test test-long check quick quick-tests lint types layers unused rules bench bench-peers bench-versions \
+	$(addprefix bench-,$(BENCHES)) simulate clients sisimai screenshots crash requirements clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
 
 run: $(VENV)/installed
 	@exec $(BIN)/relay dev $(ARGS)
@@ -124,7 +112,12 @@ unused: $(VENV)/development
 rules: $(VENV)/development
 	$(BIN)/relay policy check policies
 
-bench: $(VENV)/development
+# The first word of ARGS may name another bench, with its own arguments after it.
+NAMED := $(filter $(firstword $(ARGS)),$(BENCHES))
+bench:
+	@$(MAKE) bench-$(or $(NAMED),peers) ARGS='$(if $(NAMED),$(wordlist 2,$(words $(ARGS)),$(ARGS)),$(ARGS))'
+
+bench-peers: $(VENV)/development
 	tests/bench/run.sh $(ARGS)
 	$(if $(ARGS),,@$(MAKE) bench-signed bench-queue)
 

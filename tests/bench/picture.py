@@ -1,4 +1,4 @@
-"""`make bench-picture`: the picture and the newest tables of docs/performance.md, from the kept figures.
+"""`make bench ARGS=picture`: the picture and the newest tables of docs/performance.md, from the kept figures.
 
 Both are functions of docs/performance.json alone, which `make bench ARGS="--keep docs/performance.json"`
 writes. The picture has its own background, for light and for dark pages, and its numbers as text.
@@ -15,7 +15,7 @@ FIGURES = TOP / "docs/performance.json"
 PICTURE = TOP / "docs/images/performance.svg"
 PAGE = TOP / "docs/performance.md"
 WRITTEN = re.compile(
-    r"(<!-- make bench-picture writes .*? -->\n).*?(<!-- to here -->\n)", re.DOTALL
+    r"(<!-- make bench ARGS=picture writes .*? -->\n).*?(<!-- to here -->\n)", re.DOTALL
 )
 # the figure of a panel, its title, which way is better, and its left edge
 PANELS = (

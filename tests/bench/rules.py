@@ -1,6 +1,6 @@
 """What the mail-flow rules cost: processor time of one evaluation, and how long others wait.
 
-    make bench-rules
+    make bench ARGS=rules
 
 A message of 4 KB to ten recipients, none of whom a rule matches. Each line is the median of several
 rounds. The rules are of ten kinds in equal shares, each with a value of its own, as an administrator

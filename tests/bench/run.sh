@@ -2,7 +2,7 @@
 # Relay and Postfix side by side in one run, sendMail, and whether a sync precedes each 250.
 #   tests/bench/run.sh                            all parts, five rounds
 #   tests/bench/run.sh --only small --rounds 3    the arguments are those of side_by_side.py
-#   SIGNED=1 tests/bench/run.sh                   make bench-signed: with signatures and without
+#   SIGNED=1 tests/bench/run.sh                   make bench ARGS=signed: with signatures and without
 #   OLD=commit tests/bench/run.sh                 make bench-versions: this tree and a commit
 # PEERS is the folder of the benchmark kit, RELAY the command to measure. Needs root, as Postfix does.
 set -eu

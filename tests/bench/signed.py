@@ -1,7 +1,7 @@
 """What signatures cost: the same relay without keys, with an RSA key and with an Ed25519 key, in turn.
 
-    make bench-signed                                    the rounds of make bench
-    make bench-signed ARGS="--rounds 3 --scale 0.5"
+    make bench ARGS=signed                                    the rounds of make bench
+    make bench ARGS="signed --rounds 3 --scale 0.5"
 
 The load is that of the kit's workloads. A ratio is signed / unsigned of two neighbouring rounds.
 

@@ -1,7 +1,7 @@
 """Run a relay, and write to the file $STAGES which share of its processor time each stage takes.
 
-    make bench-stages                          small
-    make bench-stages WORKLOADS="fresh,large"
+    make bench ARGS=stages                          small
+    make bench ARGS=stages WORKLOADS="fresh,large"
 
 Each millisecond of processor time, a signal looks at what the event loop's thread does, and counts the
 time that this thread has used since the last look for the first stage that its stack names, from the

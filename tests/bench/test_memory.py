@@ -1,4 +1,4 @@
-"""The bench of memory runs; its figures are for `make bench-memory`."""
+"""The bench of memory runs; its figures are for `make bench ARGS=memory`."""
 
 import re
 from pathlib import Path

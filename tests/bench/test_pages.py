@@ -1,4 +1,4 @@
-"""The bench of the pages runs; its figures are for `make bench-pages`."""
+"""The bench of the pages runs; its figures are for `make bench ARGS=pages`."""
 
 from tests.bench.pages import LISTS, lists
 from tests.support.long_tests import long

@@ -1,4 +1,4 @@
-"""The bench of rules runs; its figures are for `make bench-rules`."""
+"""The bench of rules runs; its figures are for `make bench ARGS=rules`."""
 
 from pathlib import Path
 

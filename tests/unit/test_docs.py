@@ -365,7 +365,7 @@ def test_the_rules_of_fairness_name_limits_of_delivery():
 def test_contributing_names_what_exists():
     names, _, _ = known_names()
     targets = set(re.findall(r"^([\w-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
-    code = code_of(TOP / "CONTRIBUTING.md")
+    code = [*code_of(TOP / "CONTRIBUTING.md"), *code_of(TOP / "docs/recipes.md")]
     missing = [
         word
         for word in code

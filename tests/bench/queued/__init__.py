@@ -1,1 +1,1 @@
-"""What a long queue costs: `python -m tests.bench.queued`, as `make bench-queue` runs it."""
+"""What a long queue costs: `python -m tests.bench.queued`, as `make bench ARGS=queue` runs it."""
