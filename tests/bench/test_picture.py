@@ -10,7 +10,9 @@ from tests.bench.side_by_side import BOUNDS
 def test_the_page_and_the_picture_show_the_kept_figures() -> None:
     found = json.loads(FIGURES.read_text())
     assert PICTURE.read_text() == drawn(found), "make bench ARGS=picture writes it"
-    assert PAGE.read_text() == with_tables(PAGE.read_text(), found), "make bench ARGS=picture writes it"
+    assert PAGE.read_text() == with_tables(PAGE.read_text(), found), (
+        "make bench ARGS=picture writes it"
+    )
 
 
 def test_the_picture_says_its_numbers_in_words_and_stays_within_its_frame() -> None:
