@@ -76,7 +76,8 @@ def open_database(
                 with translate_os_errors(path):
                     check_log(connection, path)
                 check_commits(connection, path, noted, with_log=with_log)
-                connection.execute("PRAGMA journal_mode = WAL")
+                # to its end: the sync that may fail comes after the row
+                connection.execute("PRAGMA journal_mode = WAL").fetchall()
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_MAX}")

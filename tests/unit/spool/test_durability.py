@@ -51,6 +51,18 @@ async def spool(disk: FaultyDisk, tmp_path: Path, open_spool):
     await spool.stop()
 
 
+async def test_a_database_without_a_log_is_not_used(disk, tmp_path, open_spool) -> None:
+    """In another mode of SQLite the last commit may be lost with the power."""
+    disk.refuses("sync", suffix="-journal")
+    disk.on_sync = lambda _suffix: disk.is_well() if disk.refusals["sync"] else None  # once
+    with pytest.raises(SpoolUnavailableError, match="sync refused"):
+        await open_spool(tmp_path / "spool.sqlite").start()
+    spool = open_spool(tmp_path / "spool.sqlite")
+    await spool.start()
+    assert spool._connection.execute("PRAGMA journal_mode").get == "wal"
+    await spool.stop()
+
+
 def seen_after_a_crash(spool_path: Path, folder: Path) -> set[str]:
     """Return the queue ids that the next process would find after a kill at this moment."""
     shutil.rmtree(folder, ignore_errors=True)
