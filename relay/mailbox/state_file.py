@@ -286,7 +286,8 @@ def _open(path: Path, *, is_writer: bool, busy_ms: int) -> apsw.Connection | Non
         with suppress(apsw.BusyError):  # a dead process may have left a log with a failed sync
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         if is_writer:
-            connection.execute("PRAGMA journal_mode = WAL")
+            # to its end: the sync that may fail comes after the row
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
             connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
             if not is_set_up:
                 _set_up(connection)

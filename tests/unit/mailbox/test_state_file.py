@@ -77,6 +77,18 @@ def test_a_write_syncs_once(tmp_path: Path) -> None:
         states.close()
 
 
+def test_a_file_that_could_not_be_given_its_log_is_not_used(tmp_path: Path) -> None:
+    with FaultyDisk() as disk:
+        disk.refuses("sync", suffix="-journal")
+        disk.on_sync = lambda _suffix: disk.is_well() if disk.refusals["sync"] else None  # once
+        states = StateFile(tmp_path)
+        with pytest.raises(StoreUnavailableError):
+            states.write({"m1": MessageState(importance="high")})
+        states.write({"m1": MessageState(importance="low")})
+        assert states._writer._connection.execute("PRAGMA journal_mode").get == "wal"
+        states.close()
+
+
 def test_several_processes_create_and_write_it(tmp_path: Path) -> None:
     first, second = StateFile(tmp_path), StateFile(tmp_path)
     assert first.position() == second.position() == StatePosition()
