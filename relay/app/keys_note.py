@@ -60,7 +60,7 @@ class KeysNote:
         """
         if not self._is_checked and self._is_there():
             with suppress(StoreError, OSError):  # it is tried again at the next call
-                self._keys.removed(0)  # opens the file
+                self._keys.read_file()
                 self._check()
                 self._is_checked = True
         number = self._keys.commits

@@ -44,10 +44,6 @@ class CrashPoint(StrEnum):
     # A submission with an Idempotency-Key, before submission-ready:
     PREPARING_DIRECTORY_SYNCED = "preparing-directory-synced"  # fsync of preparing/
     KEY_RECORDED = "key-recorded"  # its record is committed; the next start makes it ready
-    # Such a submission that failed after its record:
-    KEY_REMOVAL_BEGUN = "key-removal-begun"  # recorded; a start removes it
-    KEYED_SUBMISSION_REMOVED = "keyed-submission-removed"  # unlinked, and its directory synced
-    KEY_REMOVED = "key-removed"  # its record is removed: the key may be used again
     # A scheduled send:
     CHANGE_PREPARED = "change-prepared"  # its next generation linked into preparing/
     SUBMISSION_RESCHEDULED = "submission-rescheduled"  # renamed to another time

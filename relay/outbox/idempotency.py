@@ -1,13 +1,10 @@
 """The submissions that clients made with a key of their own (Idempotency-Key), for 24 hours.
 
 A record is committed when everything of its submission is durable but its name in ready/ or
-deferred/. From that commit on the submission exists: a start finishes it if a crash came before
-the rename. A request with the same key therefore finds either the record, or no submission.
-
-A submission that fails after its record is removed in three durable steps: its record becomes
-"being removed" (begin_removal()), its files go, its record goes (end_removal()). Until then, and
-where the first step failed, the key cannot be used and pickup does not begin the submission;
-UnfinishedSubmissions.settle_keys() finishes both.
+deferred/. From that commit on the submission exists, whatever fails after it: a start makes it
+ready, and settle_keys() of UnfinishedSubmissions does so each second while the process runs. Until
+then it is open: pickup does not begin it, and a repeat is told to come later. A request with the
+same key therefore finds either the record, or no submission.
 
 Blocking; methods raise StoreError's children and OSError. docs/design.md 1.
 """
@@ -26,8 +23,6 @@ from relay.base.clock import Clock
 from relay.mailbox.types import (
     BeingSentError,
     KeyedSubmission,
-    NoSuchItemError,
-    OutcomeUnknownError,
     PendingSubmission,
     StoreUnavailableError,
     TooManyKeysError,
@@ -39,25 +34,17 @@ KEYS_PER_ACCOUNT_MAX = 100_000
 KEYS_MAX = 1_000_000
 _PRUNED_PER_RECORD = 4  # more than one, so that records never pile up
 _OPEN_MAX = 10_000
-_PUT = """
-INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slot)
-DO UPDATE SET is_removed = excluded.is_removed WHERE submission_id = excluded.submission_id
-"""
-_INSERT = """
-INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-"""
+_INSERT = "INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _FIND = """
 SELECT fingerprint, submission_id, internet_message_id, preference_applied FROM submission
 WHERE slot = ? AND at_us > ?
 """
 _PRUNE = """
 DELETE FROM submission WHERE slot IN (
-    SELECT slot FROM submission WHERE at_us <= ? AND NOT is_removed ORDER BY at_us LIMIT ?
+    SELECT slot FROM submission WHERE at_us <= ? ORDER BY at_us LIMIT ?
 )
 RETURNING account
 """
-_REMOVE = "DELETE FROM submission WHERE slot = ? AND submission_id = ? RETURNING account"
-_KEEP = "UPDATE submission SET is_removed = 0 WHERE slot = ? AND submission_id = ?"
 _REMOVE_EXPIRED = "DELETE FROM submission WHERE slot = ? AND at_us <= ? RETURNING account"
 
 
@@ -81,9 +68,7 @@ class KeyedSubmissions:
         self._joining = threading.Lock()
         self._next = _Commit()
         self._counts: Counter[str] = Counter()
-        self._removed: dict[str, bytes] = {}  # the slots of submissions that are being removed
-        self._unsettled: dict[str, PendingSubmission] = {}  # whose removal could not begin
-        self._begun: set[str] = set()  # submissions that pickup has
+        self._open: dict[str, PendingSubmission] = {}  # not recorded or not ready: the disk failed
 
     @property
     def damage(self) -> str:
@@ -105,14 +90,14 @@ class KeyedSubmissions:
 
     @property
     def has_open(self) -> bool:
-        """Whether a submission is being removed, or one is not settled."""
-        return bool(self._removed or self._unsettled)
+        """Whether the disk failed while a submission was recorded or made ready."""
+        return bool(self._open)
 
     def find(self, account: str, slot: bytes) -> KeyedSubmission | None:
         """Return the submission that was made with a key.
 
         Raises TooManyKeysError if there is none and the account cannot have another one;
-        StoreUnavailableError while the submission is being removed, or is not settled.
+        StoreUnavailableError while the submission is open.
         """
         with self._writing:
             if not self._file.exists():
@@ -138,7 +123,7 @@ class KeyedSubmissions:
         """Record a submission with a key durably. Everything else of it is durable already.
 
         Raises BeingSentError if the key was used meanwhile: then nothing of it is recorded. After
-        StoreUnavailableError the disk may have the record: call begin_removal().
+        StoreUnavailableError the disk may have the record: call leave_open().
         """
         row = self._row(submission)
         with self._joining:
@@ -154,85 +139,38 @@ class KeyedSubmissions:
         if submission.submission_id in mine.refused:
             raise BeingSentError("Another request with this Idempotency-Key was just carried out.")
 
-    def begin_removal(self, submission: PendingSubmission) -> None:
-        """Record that a submission is being removed, before its files are.
-
-        It always writes, so that nothing of a failed commit is left. Raises OutcomeUnknownError if
-        that failed; then nothing may be removed, and settle_keys() sends the submission.
-        """
+    def leave_open(self, submission: PendingSubmission) -> None:
+        """Note a submission that may exist, and has to be recorded and made ready."""
         with self._writing:
-            try:
-                self._put(submission, is_removed=True)
-            except StoreUnavailableError as error:
-                self._unsettled[submission.submission_id] = submission
-                raise OutcomeUnknownError(
-                    f"The record of {submission.submission_id} could not be changed: {error} "
-                    "It will be sent when the disk works again."
-                ) from error
-            self._removed[submission.submission_id] = _slot_of(submission)
+            self._open[submission.submission_id] = submission
 
-    def end_removal(self, submission_id: str) -> None:
-        """Remove the record of a submission whose files are removed."""
-        with self._writing:
-            if (slot := self._removed.get(submission_id)) is not None:
-                self._remove(slot, submission_id)
-                del self._removed[submission_id]
+    def is_open(self, submission_id: str) -> bool:
+        """Whether a submission has to be recorded and made ready, before pickup begins it."""
+        return submission_id in self._open
 
-    def forget(self, submission: PendingSubmission) -> None:
-        """Remove the record of a key for a submission that stays. Raises OutcomeUnknownError."""
+    def open_submissions(self, limit: int) -> list[PendingSubmission]:
+        """Return submissions that are open."""
         with self._writing:
-            try:
-                self._remove(_slot_of(submission), submission.submission_id)
-            except StoreUnavailableError as error:
-                raise OutcomeUnknownError(
-                    f"The record of {submission.submission_id} could not be removed: {error}"
-                ) from error
-
-    def keep(self, submission_id: str) -> None:
-        """Record that a submission which pickup has is not removed: a repeat gets its answer."""
-        with self._writing:
-            if (slot := self._removed.get(submission_id)) is not None:
-                with self._file.transaction() as connection:
-                    connection.execute(_KEEP, (slot, submission_id))
-                del self._removed[submission_id]
+            return list(islice(self._open.values(), limit))
 
     def record_again(self, submission: PendingSubmission) -> None:
-        """Record an unsettled submission: from then on it exists, whatever the disk has."""
+        """Record an open submission: from then on it exists, whatever the disk has."""
+        made: Counter[str] = Counter()
         with self._writing:
-            self._put(submission, is_removed=False)
+            with self._file.transaction() as connection:
+                self._write(connection, self._row(submission), made=made)
+            self._counts.update(made)
 
     def settled(self, submission_id: str) -> None:
-        """Allow pickup to begin a submission that record_again() recorded."""
+        """Allow pickup to begin a submission, and its key to be used."""
         with self._writing:
-            self._unsettled.pop(submission_id, None)
+            self._open.pop(submission_id, None)
 
-    def removed(self, limit: int) -> list[str]:
-        """Return submissions that are being removed. A start opens the file with this."""
+    def read_file(self) -> None:
+        """Open the file of the records, if there is one."""
         with self._writing:
             if self._file.exists():
                 self._file.opened()
-            return list(islice(self._removed, limit))
-
-    def unsettled(self, limit: int) -> list[PendingSubmission]:
-        """Return submissions whose removal could not begin."""
-        with self._writing:
-            return list(islice(self._unsettled.values(), limit))
-
-    # -- pickup, under the lock of the submission's draft
-
-    def begin_pickup(self, submission_id: str) -> None:
-        """Raise NoSuchItemError for a submission that is being removed, or is not settled."""
-        if submission_id in self._removed or submission_id in self._unsettled:
-            raise NoSuchItemError(f"The submission {submission_id} is being removed.")
-        self._begun.add(submission_id)
-
-    def has_begun(self, submission_id: str) -> bool:
-        """Whether pickup has a submission."""
-        return submission_id in self._begun
-
-    def end_pickup(self, submission_id: str) -> None:
-        """Forget a submission that pickup has ended."""
-        self._begun.discard(submission_id)
 
     # -- all records
 
@@ -243,9 +181,7 @@ class KeyedSubmissions:
             if not wanted or not self._file.exists():
                 return {}
             with self._file.reading() as connection:
-                rows = connection.execute(
-                    "SELECT submission_id, place FROM submission WHERE NOT is_removed"
-                )
+                rows = connection.execute("SELECT submission_id, place FROM submission")
                 return {identifier: place for identifier, place in rows if identifier in wanted}
 
     def clear(self) -> None:
@@ -255,25 +191,23 @@ class KeyedSubmissions:
                 with self._file.transaction() as connection:
                     connection.execute("DELETE FROM submission")
             self._counts.clear()
-            self._removed.clear()
-            self._unsettled.clear()
-            self._begun.clear()
+            self._open.clear()
 
     def abandon(self) -> None:
         """Close the file of a mail root that is missing; the next use opens what is there then.
 
-        As at a start, what is there decides about submissions that are not settled.
+        As at a start, what is there decides about submissions that are open.
         """
         with self._writing:
             self._file.abandon()
-            self._unsettled.clear()
+            self._open.clear()
 
     def close(self) -> None:
         """Close the file."""
         with self._writing:
             self._file.close()
 
-    def _row(self, submission: PendingSubmission, *, is_removed: bool = False) -> Sequence[Any]:
+    def _row(self, submission: PendingSubmission) -> Sequence[Any]:
         key = submission.options.key
         assert key is not None, "only submissions with a key are recorded"
         return (
@@ -285,7 +219,6 @@ class KeyedSubmissions:
             submission.internet_message_id,
             key.preference_applied(),
             self._clock.queue_us(),
-            int(is_removed),
         )
 
     def _commit(self, commit: _Commit) -> None:
@@ -295,7 +228,7 @@ class KeyedSubmissions:
             with self._file.transaction() as connection:
                 made.subtract(self._pruned(connection, _PRUNED_PER_RECORD * len(commit.rows)))
                 for row in commit.rows:
-                    if self._write(connection, _INSERT, row, made=made) == 0:
+                    if self._write(connection, row, made=made) == 0:
                         commit.refused.add(row[3])
         except StoreUnavailableError as error:
             commit.error = error
@@ -303,43 +236,19 @@ class KeyedSubmissions:
             self._counts.update(made)
         commit.is_done = True
 
-    def _put(self, submission: PendingSubmission, *, is_removed: bool) -> None:
-        """Insert or update the record of a submission; another one's is left."""
-        row = self._row(submission, is_removed=is_removed)
-        made: Counter[str] = Counter()
-        with self._file.transaction() as connection:
-            is_there = connection.execute(
-                "SELECT 1 FROM submission WHERE slot = ? AND submission_id = ?", (row[0], row[3])
-            ).fetchone()
-            self._write(connection, _PUT, row, made=made)
-            made[row[1]] -= is_there is not None
-        self._counts.update(made)
-
-    def _write(
-        self, connection: apsw.Connection, sql: str, row: Sequence[Any], *, made: Counter[str]
-    ) -> int:
+    def _write(self, connection: apsw.Connection, row: Sequence[Any], *, made: Counter[str]) -> int:
         """Write one record; an expired one of the same key goes. Return the number of rows."""
         made.subtract(_accounts(connection, _REMOVE_EXPIRED, (row[0], self._expired_us())))
-        connection.execute(sql, row)
+        connection.execute(_INSERT, row)
         made[row[1]] += connection.changes()
         return connection.changes()
 
-    def _remove(self, slot: bytes, submission_id: str) -> None:
-        with self._file.transaction() as connection:
-            removed = _accounts(connection, _REMOVE, (slot, submission_id))
-        self._counts.subtract(removed)
-
     def _check_open(self, slot: bytes) -> None:
-        if not self.has_open:
-            return
-        if (
-            slot in self._removed.values()
-            or any(_slot_of(one) == slot for one in self._unsettled.values())
-            or len(self._removed) + len(self._unsettled) >= _OPEN_MAX
-        ):
+        opened = self._open
+        if len(opened) >= _OPEN_MAX or any(_slot_of(one) == slot for one in opened.values()):
             raise StoreUnavailableError(
-                "The disk failed during a request with an Idempotency-Key, whose message is being "
-                "removed or sent: repeat the request later."
+                "The disk failed during a request with an Idempotency-Key, whose message will be "
+                "sent: repeat the request later."
             )
 
     def _is_full(self, account: str) -> bool:
@@ -358,10 +267,6 @@ class KeyedSubmissions:
             "SELECT account, count(*) FROM submission GROUP BY 1"
         )
         self._counts = Counter(dict(counts))
-        removed: Iterator[Any] = connection.execute(
-            "SELECT submission_id, slot FROM submission WHERE is_removed"
-        )
-        self._removed = dict(removed)
 
 
 def _slot_of(submission: PendingSubmission) -> bytes:

@@ -31,19 +31,17 @@ from relay.observe.logs import get_logger
 FILE_NAME = "keys.sqlite"
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 1000
-_VERSION = 2
+_VERSION = 1
 _SCHEMA = """
 CREATE TABLE submission (
     slot BLOB PRIMARY KEY, account TEXT NOT NULL, fingerprint BLOB NOT NULL,
     submission_id TEXT NOT NULL, place TEXT NOT NULL, internet_message_id TEXT NOT NULL,
-    preference_applied TEXT NOT NULL, at_us INTEGER NOT NULL,
-    is_removed INTEGER NOT NULL DEFAULT 0
+    preference_applied TEXT NOT NULL, at_us INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX submission_at ON submission (at_us);
 CREATE TABLE commits (number INTEGER NOT NULL) STRICT;
 INSERT INTO commits VALUES (0);
 """
-_FROM_1_TO_2 = "ALTER TABLE submission ADD COLUMN is_removed INTEGER NOT NULL DEFAULT 0"
 _COUNT_COMMIT = "UPDATE commits SET number = number + 1"
 
 _log = get_logger("outbox")
@@ -161,9 +159,9 @@ class KeysFile:
                 or _page_faults(connection, "quick_check")
             )
             connection.set_wal_hook(self._grown)  # replaces SQLite's checkpoints inside COMMIT
-            if found is None or connection.pragma("user_version") < _VERSION:
+            if found is None:
                 with connection:
-                    connection.execute(_SCHEMA if found is None else _FROM_1_TO_2)
+                    connection.execute(_SCHEMA)
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
             sync_directory(self._path.parent)
             self._on_opened(connection)

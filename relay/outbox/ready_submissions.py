@@ -191,11 +191,11 @@ class ReadySubmissions:
 
     def _content(self, submission: PendingSubmission) -> Octets:
         with self.stripes.of(submission.draft_id):  # submit may still fail and remove it
-            self.keyed.begin_pickup(submission.submission_id)
+            if self.keyed.is_open(submission.submission_id):
+                raise NoSuchItemError(f"{submission.submission_id} is not ready yet.")
             try:
                 return content_of(submission)
             except NoSuchItemError:
-                self.keyed.end_pickup(submission.submission_id)
                 self.root.check()  # else it may only be out of sight
                 raise
 
@@ -224,7 +224,6 @@ class ReadySubmissions:
             accepted = Event(Step.ACCEPTED, self.clock.time_us(), detail)
             self.log.append(_facts_of(submission), accepted, queue_id=queue_id)
             self.crash.reached(CrashPoint.STEP_RECORDED)
-            self.keyed.end_pickup(submission.submission_id)
             # Not synced: for a submission that reappears after a power loss, pickup asks for the
             # result again with the same key.
             remove(submission.path)
@@ -258,7 +257,6 @@ class ReadySubmissions:
                     mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # it may be a repeat: a crash may have come before the submission was removed
             self.crash.reached(CrashPoint.REPORT_WRITTEN)
-            self.keyed.end_pickup(submission.submission_id)
             if to_corrupt:
                 self.directory.move_to_corrupt(submission.path)
             remove(submission.path)
@@ -273,7 +271,6 @@ class ReadySubmissions:
             return submission.path.stat()
         except FileNotFoundError:
             self.root.check()
-            self.keyed.end_pickup(submission.submission_id)
             return None
 
     def _sent_folder(self, mailbox: Path, submission: PendingSubmission) -> tuple[str, Path]:

@@ -60,7 +60,6 @@ from relay.mailbox.types import (
     PendingSubmission,
     Precondition,
     SendOptions,
-    StoreError,
     StoreUnavailableError,
     WellKnown,
 )
@@ -120,7 +119,7 @@ class Submissions:
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
     old_files: OldFiles  # a mailbox is cleaned before the first write
-    unfinished: UnfinishedSubmissions  # finishes the removal of what failed
+    unfinished: UnfinishedSubmissions  # finishes submissions that a failing disk interrupted
     log: SubmissionLog  # of steps 1 to 4
     ready: ReadySubmissions  # hands new submissions to pickup
 
@@ -236,13 +235,7 @@ class Submissions:
         if options.key is None:
             return submission
         facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
-        submission = self._ready_for_key(dataclasses.replace(submission, options=options), facts)
-        try:
-            self._record_key(submission)
-        except StoreUnavailableError:
-            self.keyed.forget(submission)  # the submission was accepted before
-            raise
-        return submission
+        return self._recorded(dataclasses.replace(submission, options=options), facts)
 
     def _write_and_submit(
         self, mailbox: Path, draft: ComposedDraft, submission_id: str
@@ -302,58 +295,75 @@ class Submissions:
         self.directory.make()
         prepared = self.directory.preparing / submission.submission_id
         drafts = [placed] if placed is not None else []
-        is_recorded = is_named = False
+        has_key = submission.options.key is not None
+        is_named = False
         try:
             is_covered = prepare(prepared)
             self._record_submission(submission, facts, created_us=created_us)
-            if submission.options.key is not None:
-                submission, is_recorded = self._ready_for_key(submission, facts), True
-                self._record_key(submission)
-            is_named = True
-            self._make_ready(prepared, submission)
+            if not has_key:
+                is_named = True
+                os.rename(prepared, submission.path)  # noqa: PTH104 - a Path parses it again
+                self.crash.reached(CrashPoint.SUBMISSION_READY)
             if placed is not None:
                 if not is_covered:
                     self.syncs.sync(placed.parent)
                 self.crash.reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
-            self.directory.sync(submission)
-            self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
-        except BaseException as error:
-            if is_recorded and not isinstance(error, BeingSentError):
-                self._remove_keyed(submission)
-            elif is_named:
+            if has_key:
+                submission = self._recorded(submission, facts)
+            else:
+                self.directory.sync(submission)
+                self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except OutcomeUnknownError:  # it is recorded and sent when the disk works again
+            raise
+        except BaseException:
+            if is_named:
                 self._remove_submission(prepared, submission, *drafts)
             _remove_all(prepared, *drafts)
             with suppress(OSError):  # as far as the disk allows
                 self.log.withdraw(facts)
             raise
+        if has_key:
+            self._make_ready(prepared, submission)
         return submission
 
-    def _ready_for_key(
-        self, submission: PendingSubmission, facts: SubmissionFacts
-    ) -> PendingSubmission:
-        """Make what a start finishes durable, before the key of a submission is recorded."""
-        self.directory.sync_preparing()
-        self.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
-        return dataclasses.replace(submission, internet_message_id=facts.message_id)
-
-    def _record_key(self, submission: PendingSubmission) -> None:
+    def _recorded(self, submission: PendingSubmission, facts: SubmissionFacts) -> PendingSubmission:
         """Record a submission with a key, when only its name in ready/ is not durable yet.
 
-        It exists from then on: UnfinishedSubmissions.remove_unfinished() finishes it after a crash.
+        It exists from then on: UnfinishedSubmissions makes it ready after a crash. Raises
+        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails:
+        then it is sent once the disk works, or a start finds no record and removes it.
         """
-        self.keyed.record(submission)
+        self.directory.sync_preparing()
+        self.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
+        submission = dataclasses.replace(submission, internet_message_id=facts.message_id)
+        try:
+            self.keyed.record(submission)
+        except StoreUnavailableError as error:
+            self.keyed.leave_open(submission)
+            raise OutcomeUnknownError(
+                f"The record of {submission.submission_id} could not be written: {error} "
+                "It will be sent when the disk works again."
+            ) from error
         self.crash.reached(CrashPoint.KEY_RECORDED)
+        return submission
 
-    def _remove_keyed(self, submission: PendingSubmission) -> None:
-        """Remove a submission with a key that failed, its draft and then its record.
+    def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
+        """Put a recorded submission where pickup or the timer finds it. If the disk fails, the
+        submission stays open, and settle_keys() does it.
 
-        Raises OutcomeUnknownError if that could not begin: then it is sent. What fails later is
-        repeated by settle_keys(); until then neither pickup nor a repeat begins it.
+        Raises OutcomeUnknownError if it may have no durable name: renamed, on a disk without links.
         """
-        self.keyed.begin_removal(submission)
-        self.crash.reached(CrashPoint.KEY_REMOVAL_BEGUN)
-        with suppress(OSError, StoreError):
-            self.unfinished.finish_removal(submission.submission_id)
+        try:
+            self.directory.make_ready(prepared, submission.path)
+            self.crash.reached(CrashPoint.SUBMISSION_READY)
+            self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except OSError as error:
+            self.keyed.leave_open(submission)
+            if not prepared.exists():
+                raise OutcomeUnknownError(
+                    f"The mail store's disk failed when {submission.submission_id} was submitted: "
+                    f"{error.strerror or error}. It will be sent when the disk works again."
+                ) from error
 
     def _record_submission(
         self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int | None
@@ -366,14 +376,6 @@ class Submissions:
         created = Event(Step.CREATED, now_us if created_us is None else created_us, _IN_DRAFTS)
         notified = Event(Step.NOTIFIED, self.clock.time_us(), submission.options.notified_detail())
         self.log.append(facts, created, notified)
-
-    def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
-        """Rename the submission to ready/ or deferred/, where pickup or the timer finds it."""
-        if submission.options.key is not None:
-            self.directory.make_ready(prepared, submission.path)
-        else:
-            os.rename(prepared, submission.path)  # noqa: PTH104 - a Path parses it again
-        self.crash.reached(CrashPoint.SUBMISSION_READY)
 
     def _remove_submission(
         self, prepared: Path, submission: PendingSubmission, *drafts: Path

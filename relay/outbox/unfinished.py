@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.base.clock import Clock, rfc3339
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import submission_facts
 from relay.mailbox.folders import Folders
@@ -47,7 +47,6 @@ from relay.outbox.on_disk import (
 )
 
 _SETTLED_AT_ONCE = 100
-_REMOVED_AT_START = 10_000
 
 _log = get_logger("outbox")
 
@@ -71,9 +70,7 @@ class UnfinishedSubmissions:
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
 
-        A submission whose key is recorded exists already: it is made ready instead, unless the
-        record says that it is being removed; then it is removed from each directory
-        that may hold it.
+        A submission whose key is recorded exists already: it is made ready instead.
         A file that cannot be removed stays for the next start and does not block the others.
 
         Raises OSError, StoreUnavailableError if a submission may be left that exists: then it
@@ -83,8 +80,7 @@ class UnfinishedSubmissions:
         submissions = self.submissions
         found = submissions.prepared()
         try:
-            if (not_removed := self._finish_removals(_REMOVED_AT_START)) is not None:
-                _log.error("submissions not removed yet", reason=str(not_removed))
+            self.keyed.read_file()
             places = self.keyed.places(one.submission_id for one in found)
         except KeysDamagedError as error:  # any of the files may be a submission that exists
             if found:
@@ -93,8 +89,6 @@ class UnfinishedSubmissions:
         removed, unfinished = 0, ""
         for prepared in found:
             SYNC_FAILURES.begin()
-            if not prepared.path.exists():
-                continue  # its removal was finished
             if prepared.submission_id in places and not prepared.is_change:
                 try:
                     submissions.finish(prepared.path, places[prepared.submission_id])
@@ -126,17 +120,15 @@ class UnfinishedSubmissions:
             self._remove_draft(prepared.path, prepared.submission_id)
         remove(prepared.path)
 
-    # -- submissions with a key whose request failed
+    # -- submissions with a key whose request met a failing disk
 
     def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
-        """Finish removals, and send what could not be removed; `offer` is called with those.
+        """Record open submissions and make them ready; `offer` is called with each.
 
-        What has no file any more is removed instead. A bounded number of each. Raises
-        StoreUnavailableError after all were tried.
+        A bounded number. Raises StoreUnavailableError after all were tried.
         """
-        keyed, submissions = self.keyed, self.submissions
-        failure = self._finish_removals(_SETTLED_AT_ONCE)
-        for one in keyed.unsettled(_SETTLED_AT_ONCE):
+        failure: OSError | StoreError | None = None
+        for one in self.keyed.open_submissions(_SETTLED_AT_ONCE):
             SYNC_FAILURES.begin()
             try:
                 with self.stripes.of(one.draft_id):
@@ -144,59 +136,22 @@ class UnfinishedSubmissions:
             except (OSError, StoreError) as error:
                 failure = error
                 continue
-            if path is not None and (found := submissions.read(path)) is not None:
+            if path is not None and (found := self.submissions.read(path)) is not None:
                 offer(found)
         if failure is not None:
             raise StoreUnavailableError(str(failure))
 
     def _settle(self, one: PendingSubmission) -> Path | None:
-        """Record and finish a submission whose removal could not begin; return its path."""
+        """Record and finish an open submission; return its path. One without a file is gone."""
         keyed, submissions = self.keyed, self.submissions
         prepared = submissions.preparing / one.submission_id
-        if not prepared.exists() and submissions.find_submission(one.submission_id) is None:
-            self.root.check()  # else it may only be out of sight
-            keyed.begin_removal(one)
-            keyed.settled(one.submission_id)
-            self.finish_removal(one.submission_id)
-            return None
-        keyed.record_again(one)
-        if prepared.exists():
+        if prepared.exists() or submissions.find_submission(one.submission_id) is not None:
+            keyed.record_again(one)
             submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")
+        else:
+            self.root.check()  # else it may only be out of sight
         keyed.settled(one.submission_id)
         return submissions.find_submission(one.submission_id)
-
-    def _finish_removals(self, limit: int) -> OSError | StoreError | None:
-        failure: OSError | StoreError | None = None
-        for submission_id in self.keyed.removed(limit):
-            try:
-                with self.stripes.of(draft_of(submission_id)):
-                    self.finish_removal(submission_id)
-            except (OSError, StoreError) as error:
-                failure = error
-        return failure
-
-    def finish_removal(self, submission_id: str) -> None:
-        """Remove a submission whose record says so, its draft and then the record.
-
-        The caller holds the draft's lock, as pickup does when it begins a submission. One that
-        pickup has is sent instead: its record gives a repeat the first answer.
-        """
-        keyed, submissions = self.keyed, self.submissions
-        if keyed.has_begun(submission_id):
-            keyed.keep(submission_id)
-            return
-        SYNC_FAILURES.begin()
-        prepared = submissions.preparing / submission_id
-        paths = (prepared, submissions.find_submission(submission_id))
-        for path in paths:
-            if path is not None and path.exists():
-                self._remove_draft(path, submission_id)
-                remove(path)
-        submissions.sync_ready()
-        submissions.sync_scheduled()
-        self.crash.reached(CrashPoint.KEYED_SUBMISSION_REMOVED)
-        keyed.end_removal(submission_id)
-        self.crash.reached(CrashPoint.KEY_REMOVED)
 
     def _remove_draft(self, submission: Path, submission_id: str) -> None:
         """Withdraw the events of a submission, and remove its draft if the same request made it."""

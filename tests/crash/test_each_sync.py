@@ -9,6 +9,7 @@ import itertools
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from relay.mailbox.query import MessageQuery
 from relay.mailbox.settings_file import UserSettings
 from relay.mailbox.types import (
     MessageChange,
+    OutcomeUnknownError,
     PendingSubmission,
     SendOptions,
     StoreUnavailableError,
@@ -195,36 +197,16 @@ async def cancellations_of_keyed_submissions(trial: PowerLossTrial) -> None:
     await trial.promised(("drafts", "asked"))
 
 
-async def removals_of_keyed_submissions(trial: PowerLossTrial) -> None:
-    """It was refused, and its record is removed: nothing of it may come back."""
+async def keyed_submissions_that_are_open(trial: PowerLossTrial) -> None:
+    """The sync of ready/ fails after the record: it was answered, and is sent."""
     await trial.store.folders.every(ALICE)
     store = trial.settled_store()
-    trial.fails_at("submit.py:_submit", 0)
-    with pytest.raises(StoreUnavailableError):
+    trial.fails_at("on_disk.py:make_ready", 0)
+    with suppress(OutcomeUnknownError):  # without links
         await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
-    await trial.check(lambda found: found.sent.total() == 0)
-
-
-async def removals_of_keyed_scheduled_sends(trial: PowerLossTrial) -> None:
-    await trial.store.folders.every(ALICE)
-    due_us = trial.clock.time_us() + HOUR_US
-    made = await trial.store.messages.create(ALICE, letter("asked", extended=until(due_us)))
-    store = trial.settled_store()
-    trial.fails_at("submit.py:_submit", 0)
-    with pytest.raises(StoreUnavailableError):
-        await store.submissions.submit_draft(ALICE, made.id, options_with_key(scheduled_us=due_us))
-    await trial.promised(("drafts", "asked"))
-
-
-async def removals_that_began(trial: PowerLossTrial) -> None:
-    """A record says that it is being removed: no start sends it."""
-    await trial.store.folders.every(ALICE)
-    store = trial.settled_store()
-    trial.looks_at = CrashPoint.KEY_REMOVAL_BEGUN
-    trial.fails_at("submit.py:_submit", 0)
-    with pytest.raises(StoreUnavailableError):
-        await store.submissions.submit_new(ALICE, letter("asked"), options_with_key())
-    await trial.check(lambda found: found.sent.total() == 0)
+        await trial.promised(("sentitems", "asked"), sent="asked")
+    await store.submissions.settle_keys()
+    await trial.promised(("sentitems", "asked"), sent="asked")
 
 
 async def failures(trial: PowerLossTrial) -> None:
@@ -417,7 +399,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     *(keyed_submissions, keyed_submissions_that_are_named, keyed_submissions_before_their_record),
     *(keyed_submissions_that_a_start_finishes, keyed_sends),
-    *(removals_of_keyed_submissions, removals_of_keyed_scheduled_sends, removals_that_began),
+    keyed_submissions_that_are_open,
     *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
@@ -534,7 +516,7 @@ async def test_records_of_keys_that_are_not_synced_are_noticed(
 ) -> None:
     """A broken variant: a commit of keys.sqlite returns before it is on the disk."""
     monkeypatch.setattr(FaultyDisk, "synced", lambda *_: None)
-    for number, scenario in enumerate((keyed_submissions, keyed_sends, removals_that_began)):
+    for number, scenario in enumerate((keyed_submissions, keyed_sends)):
         with trial_on(tmp_path / str(number)) as trial, pytest.raises(PromiseBrokenError):
             await scenario(trial)
 

@@ -22,6 +22,7 @@ SENT = [*POINTS[: POINTS.index(CrashPoint.SUBMISSION_REMOVED) + 1], *OWN]
 BEFORE_THE_RECORD = {
     *(CrashPoint.DRAFT_WRITTEN, CrashPoint.DRAFT_WRITTEN_BACK, CrashPoint.DRAFT_LINKED),
     *(CrashPoint.SUBMISSION_PREPARED, CrashPoint.PREPARING_DIRECTORY_SYNCED),
+    CrashPoint.DRAFTS_DIRECTORY_SYNCED,
 }
 BIG = "0123456789abcdef" * 16_000  # the spool keeps it as a file
 KEY = {"Idempotency-Key": "01J9Z3-order-4711"}

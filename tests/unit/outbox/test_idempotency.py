@@ -169,18 +169,3 @@ async def test_a_checkpoint_keeps_the_records(tmp_path, draft, monkeypatch):
                 for known in slots[: number + 1]:
                     assert await killed.submissions.find_keyed(ALICE, known) is not None
                 assert killed.keys.damage == ""
-
-
-async def test_records_of_the_first_schema_are_kept(tmp_path, draft):
-    path = tmp_path / "mail/.submissions/keys.sqlite"
-    clock = ManualClock()
-    with store_on(tmp_path / "mail", clock) as store:
-        await store.submissions.submit_new(ALICE, draft(), with_key(b"a"))
-    with closing(apsw.Connection(str(path))) as connection:
-        connection.execute("ALTER TABLE submission DROP COLUMN is_removed")
-        connection.execute("PRAGMA user_version = 1")
-    with store_on(tmp_path / "mail", clock) as store:
-        assert await store.submissions.find_keyed(ALICE, b"a") is not None
-        await store.submissions.submit_new(ALICE, draft(), with_key(b"b"))
-    with store_on(tmp_path / "mail", clock) as store:
-        assert await store.submissions.find_keyed(ALICE, b"b") is not None
