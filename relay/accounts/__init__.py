@@ -8,12 +8,9 @@ in constant time. Passwords are verified in threads, so that they do not block t
 - `account`: an account; whether it may send as an address, open a mailbox; roles, scopes, user+tag
 - `aliases`: who gets the mail of an [[alias]] or of forward_to; rings, depth and size of aliases
 - `passwords`: whether a password or a token's digest is right; how long who guesses has to wait
-- `token_login`: whether a bearer token is valid as an SMTP password (XOAUTH2, OAUTHBEARER)
-- `access_tokens`: issues and checks the token endpoint's JWTs: signature, expiry, removed clients
-- `client_assertions`: whether a client's signed assertion (private_key_jwt) is valid and unused
 - `client_keys`: which public keys of a client's certificate file or JWK set are taken
 
 Elsewhere: which addresses are valid recipients: `relay/routing/route_table.py`; the SMTP command
-AUTH: `relay/ingress/authentication.py`; the token endpoint: `relay/http/sign_in.py`; changes of
-accounts.toml by `relay account`: `relay/commands/account.py`.
+AUTH: `relay/ingress/authentication.py`; the token endpoint and its tokens: `relay/sign_in`;
+changes of accounts.toml by `relay account`: `relay/commands/account.py`.
 """

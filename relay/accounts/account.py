@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
+LOGIN_OCTETS_MAX = 320  # of a user name: 64 of a local part, @, and 255 of a domain
 
 
 class Scope(StrEnum):

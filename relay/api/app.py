@@ -30,7 +30,7 @@ from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
 if TYPE_CHECKING:  # imports libraries that the control socket does not need
-    from relay.http.authentication import HttpAuthentication
+    from relay.sign_in.authentication import HttpAuthentication
 
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20

@@ -53,9 +53,9 @@ from relay.signing.signer import Signer
 from relay.spool.engine import SpoolEngine
 
 if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
-    from relay.accounts.access_tokens import AccessTokens
-    from relay.http.authentication import HttpAuthentication
-    from relay.http.sign_in import UserSignIn
+    from relay.sign_in.access_tokens import AccessTokens
+    from relay.sign_in.authentication import HttpAuthentication
+    from relay.sign_in.token_endpoint import UserSignIn
 
 
 _NO_ROOT = "no-mail-root"

@@ -75,8 +75,8 @@ def build_front_door(
     door = FrontDoor(api.create_control_app(means), means)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
-    from relay.accounts.access_tokens import AccessTokens, token_key  # noqa: PLC0415 - see above
-    from relay.http.authentication import HttpAuthentication  # noqa: PLC0415
+    from relay.sign_in.access_tokens import AccessTokens, token_key  # noqa: PLC0415 - see above
+    from relay.sign_in.authentication import HttpAuthentication  # noqa: PLC0415
 
     tokens = AccessTokens(token_key(settings.state_dir), base.clock)
     authentication = HttpAuthentication(
@@ -86,7 +86,7 @@ def build_front_door(
     if not settings.http.listen:
         return dataclasses.replace(door, relay_v1=relay_v1)
     from relay.graph.app import create_app as create_graph_app  # noqa: PLC0415 - see above
-    from relay.http.sign_in import SIGN_IN_PATHS, create_sign_in_app  # noqa: PLC0415
+    from relay.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app  # noqa: PLC0415
 
     gateway = create_graph_app(
         base.store, authentication, clock=base.clock, hostname=settings.hostname,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory
-from relay.accounts.token_login import TokenLogin
 from relay.app.foundation import Foundation
 from relay.base.clock import Clock
 from relay.base.pressure import PressureReason
@@ -34,6 +33,7 @@ from relay.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.settings.tree import Settings, SmtpListener
+from relay.sign_in.token_login import TokenLogin
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim, NewMessage, PriorityLevel

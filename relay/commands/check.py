@@ -360,7 +360,7 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
     path = settings.state_dir / "token-key.json"
     if not os.access(path, os.R_OK, effective_ids=True):
         return
-    from relay.accounts.access_tokens import read_token_key  # noqa: PLC0415 - slow
+    from relay.sign_in.access_tokens import read_token_key  # noqa: PLC0415 - slow
 
     yield from _loaded("token key", lambda: read_token_key(path))
 

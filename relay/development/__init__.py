@@ -6,8 +6,6 @@
 - `foreground`: `relay dev` for a person: demonstration, then each step; changed rules; --once
 - `demonstration`: the two messages of the demonstration; which steps are shown
 - `accounts`: which account a token, login or client names: any, without set-up
-- `grants`: how users sign in: authorization code, device code, refresh token, password
-- `authorization`: the pages of a sign-in, and to which redirect URIs a code may go
 - `authority`: its certificate authority, and the certificates of HTTPS
 - `clock_advances`: advances of the clock, one at a time
 - `retention`: which old mail goes, by number, age and size
@@ -15,6 +13,6 @@
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 
-Elsewhere: what simulated hosts reply: `relay/internet/scenario_state.py`; to whom captured mail may
-be released: `relay/api/release.py`.
+Elsewhere: how users sign in: `relay/sign_in/grants.py`; what simulated hosts reply:
+`relay/internet/scenario_state.py`; to whom captured mail may be released: `relay/api/release.py`.
 """

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from relay.accounts.account import (
+    LOGIN_OCTETS_MAX,
     Account,
     Expansion,
     LoginRefusedError,
@@ -41,7 +42,6 @@ DOMAIN = "example.test"
 NAMES = ("alice", "bob")  # they always exist; the password of each is its name
 ACCOUNTS_MAX = 1000  # that are remembered without a mailbox, and that are listed
 TOKEN_LENGTH_MAX = 16 * 1024
-LOGIN_OCTETS_MAX = 320  # of a user name by SMTP: 64 of a local part, @, and 255 of a domain
 _OPERATOR = "operator"
 _HASH_LENGTH = 10
 _USER_CLAIMS = ("upn", "preferred_username")

@@ -31,7 +31,6 @@ from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
 from relay.development.demonstration import example
 from relay.development.folder import DevelopmentFolder
-from relay.development.grants import UserGrants
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.development.options import (
     ANY,
@@ -69,6 +68,7 @@ from relay.reports.texts import load_texts
 from relay.settings.reader import load
 from relay.settings.tree import Settings, SmtpListener
 from relay.settings.validation import next_hops_by_name
+from relay.sign_in.grants import UserGrants
 from relay.signing.key_files import load_keys
 from relay.spool.types import Selector
 

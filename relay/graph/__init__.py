@@ -47,7 +47,7 @@ Folders, settings, users:
 - `users`: /me, /users: whose mailboxes a token may open
 - `translate_ids`: translateExchangeIds
 
-Elsewhere: tokens: `relay/http/authentication.py`; bodies, sizes and 413:
+Elsewhere: tokens: `relay/sign_in/authentication.py`; bodies, sizes and 413:
 `relay/http/http_request.py`; when the draft is on disk: `relay/outbox/submit.py`; Subject and
 References of a reply: `relay/message/conversation.py`; its quote: `relay/mime/quoting.py`.
 """

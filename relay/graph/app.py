@@ -37,13 +37,13 @@ from relay.graph.routes import (
     find_route_outside,
 )
 from relay.graph.upload_sessions import serve_upload
-from relay.http.authentication import HttpAuthentication
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
 from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import OutcomeUnknownError, StoreError
 from relay.outbox.store import FileStore
 from relay.settings.tree import HttpSettings
+from relay.sign_in.authentication import HttpAuthentication
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5

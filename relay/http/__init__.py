@@ -1,4 +1,4 @@
-"""The HTTP server, requests and responses that graph and api share, bearer tokens, sign-in.
+"""The HTTP server, requests and responses that graph, api and sign_in share.
 
 The server makes an HttpRequest of the octets of a client, and a response of what the handler
 returns or raises. Bodies, headers, time, connections and memory are bounded for every request. An
@@ -22,12 +22,6 @@ The request:
 - `errors`: ApiError, and Graph's JSON of an error
 - `event_stream`: server-sent events
 
-Who asks:
-
-- `authentication`: the account of a bearer token (401); requests without a token
-- `sign_in`: the token endpoint: client credentials, Entra's error numbers, OpenID configuration
-
-Elsewhere: which scopes a request needs: `relay/graph/routes.py`; how tokens are signed and expire:
-`relay/accounts/access_tokens.py`; sign-in of users: `relay/development/authorization.py`; logins of
-browsers: `relay/pages/logins.py`.
+Elsewhere: the account of a bearer token, the token endpoint: `relay/sign_in`; which scopes a
+request needs: `relay/graph/routes.py`; logins of browsers: `relay/pages/logins.py`.
 """

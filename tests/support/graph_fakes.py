@@ -16,7 +16,6 @@ from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.pressure import Pressure
 from relay.graph import create_app
-from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import Gateway
 from relay.mailbox.message_state import MessageState, flag_of, with_state
 from relay.mailbox.query import MessageQuery
@@ -37,6 +36,7 @@ from relay.mailbox.types import (
 from relay.message.properties import MessageProperties
 from relay.mime.read_mime import AttachmentFacts
 from relay.settings.tree import HttpSettings
+from relay.sign_in.authentication import HttpAuthentication
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
 from tests.support.manual_clock import ManualClock

@@ -14,7 +14,6 @@ from typing import ClassVar
 
 from relay.accounts.account import Account, Expansion, Scope
 from relay.accounts.aliases import AliasTable, Forwarding
-from relay.accounts.token_login import TokenLogin
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import Ids
 from relay.base.pressure import Pressure
@@ -32,6 +31,7 @@ from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Route, SmtpListener, TlsSettings
+from relay.sign_in.token_login import TokenLogin
 from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
 from relay.spool.types import Accepted, Claim, NewMessage

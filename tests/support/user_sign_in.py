@@ -9,12 +9,12 @@ import httpx
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
-from relay.accounts.access_tokens import AccessTokens
 from relay.development.accounts import DevelopmentAccounts
-from relay.development.grants import UserGrants
-from relay.http.authentication import HttpAuthentication
 from relay.http.gateway import PathRouter
-from relay.http.sign_in import SIGN_IN_PATHS, create_sign_in_app
+from relay.sign_in.access_tokens import AccessTokens
+from relay.sign_in.authentication import HttpAuthentication
+from relay.sign_in.grants import UserGrants
+from relay.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app
 from tests.support.manual_clock import ManualClock

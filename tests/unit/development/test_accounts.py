@@ -10,6 +10,7 @@ from itertools import cycle
 import pytest
 
 from relay.accounts.account import (
+    LOGIN_OCTETS_MAX,
     Account,
     AccountDirectory,
     LoginRefusedError,
@@ -19,7 +20,6 @@ from relay.accounts.account import (
 from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
 from relay.development.accounts import (
     ACCOUNTS_MAX,
-    LOGIN_OCTETS_MAX,
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
 )

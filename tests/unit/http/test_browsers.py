@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from relay.accounts.account import Account
 from relay.base.socket_address import Address
-from relay.http.authentication import HttpAuthentication
 from relay.http.browsers import BrowserGuard
 from relay.http.gateway import Gateway, json_response
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
+from relay.sign_in.authentication import HttpAuthentication
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.manual_clock import ManualClock
 

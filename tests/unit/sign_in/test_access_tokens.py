@@ -15,8 +15,10 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey
 from msgspec import structs
 
-from relay.accounts import access_tokens
-from relay.accounts.access_tokens import (
+from relay.accounts.account import Account, RegisteredClient, Scope
+from relay.settings.document import SettingsError
+from relay.sign_in import access_tokens
+from relay.sign_in.access_tokens import (
     LIFETIME_S,
     TOKEN_KEY_FILE,
     TOKEN_LENGTH_MAX,
@@ -24,8 +26,6 @@ from relay.accounts.access_tokens import (
     InvalidTokenError,
     token_key,
 )
-from relay.accounts.account import Account, RegisteredClient, Scope
-from relay.settings.document import SettingsError
 from tests.support.manual_clock import ManualClock
 
 ACCOUNT = Account("app@example.test", scopes=frozenset([Scope.USER_READ, Scope.MAIL_SEND]))

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
-from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.directory import load_accounts
 from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
-from relay.development.grants import UserGrants
-from relay.http.authentication import HttpAuthentication
 from relay.http.connection_limits import REQUESTS_MAX, ConnectionLimits
 from relay.http.gateway import PathRouter
 from relay.http.http_server import HttpServer
-from relay.http.sign_in import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
+from relay.sign_in.access_tokens import LIFETIME_S, AccessTokens
+from relay.sign_in.authentication import HttpAuthentication
+from relay.sign_in.grants import UserGrants
+from relay.sign_in.token_endpoint import BODY_BYTES_MAX, SIGN_IN_PATHS, create_sign_in_app
 from tests.support.accounts import HOSTNAME
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
 from tests.support.http_server import ANY_PORT

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from relay.http.errors import quoted
 from relay.http.http_request import HttpRequest
-from relay.http.sign_in import NO_STORE, SignInError
+from relay.sign_in.token_endpoint import NO_STORE, SignInError
 
 OUT_OF_BAND = "urn:ietf:wg:oauth:2.0:oob"
 MODES = ("query", "fragment", "form_post")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.development import grants
-from relay.development.authorization import require_own_redirect
-from relay.development.grants import CODE_LIFETIME_S
-from relay.http.sign_in import SignInError
+from relay.sign_in import grants
+from relay.sign_in.authorization import require_own_redirect
+from relay.sign_in.grants import CODE_LIFETIME_S
+from relay.sign_in.token_endpoint import SignInError
 from tests.support.user_sign_in import (
     AUTHORIZE,
     BASE,

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
-from relay.accounts import client_assertions
-from relay.accounts.client_assertions import ASSERTION_LENGTH_MAX, SKEW_S
 from relay.accounts.passwords import FREE_FAILURES
+from relay.sign_in import client_assertions
+from relay.sign_in.client_assertions import ASSERTION_LENGTH_MAX, SKEW_S
 from tests.support.client_keys import (
     base64url,
     certificate,
@@ -28,7 +28,7 @@ from tests.support.client_keys import (
     signed,
 )
 from tests.support.logs import capture_logs
-from tests.unit.http.test_sign_in import BASE, TOKEN, SignIn, bearing, failed
+from tests.unit.sign_in.test_token_endpoint import BASE, TOKEN, SignIn, bearing, failed
 
 TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ACCOUNT = '[[account]]\naddress = "app@example.test"\nclient_id = "Client-1"\n'

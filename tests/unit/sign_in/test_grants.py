@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from relay.accounts.access_tokens import LIFETIME_S, InvalidTokenError
-from relay.development import grants
-from relay.development.grants import DEVICE_LIFETIME_S
+from relay.sign_in import grants
+from relay.sign_in.access_tokens import LIFETIME_S, InvalidTokenError
+from relay.sign_in.grants import DEVICE_LIFETIME_S
 from tests.support.user_sign_in import (
     AUTHORIZE,
     BASE,

@@ -16,7 +16,7 @@ from relay.accounts.account import (
 from relay.base.clock import Clock
 
 if TYPE_CHECKING:
-    from relay.accounts.access_tokens import AccessTokens
+    from relay.sign_in.access_tokens import AccessTokens
 
 MAY_SEND = (Scope.SMTP_SEND, Scope.MAIL_SEND)
 
@@ -56,7 +56,7 @@ class TokenLogin:
     def _of_token(self, token: str, client: str) -> Account | None:
         if (tokens := self._issued()) is None:
             return self._accounts.by_token(token, client=client)
-        from relay.accounts.access_tokens import InvalidTokenError  # noqa: PLC0415 - see below
+        from relay.sign_in.access_tokens import InvalidTokenError  # noqa: PLC0415 - see below
 
         try:
             return tokens.account_of(token, self._accounts, client=client)
@@ -67,7 +67,7 @@ class TokenLogin:
         """Return the tokens of the token endpoint, None if no start had one."""
         if self._tokens is None:
             # what checks signatures takes memory, and most relays need it never
-            from relay.accounts import access_tokens  # noqa: PLC0415
+            from relay.sign_in import access_tokens  # noqa: PLC0415
 
             if (self._state_dir / access_tokens.TOKEN_KEY_FILE).exists():
                 key = access_tokens.token_key(self._state_dir)

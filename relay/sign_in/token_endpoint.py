@@ -17,14 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.accounts.access_tokens import LIFETIME_S, AccessTokens
 from relay.accounts.account import AccountDirectory, RegisteredClient
-from relay.accounts.client_assertions import (
-    ALGORITHMS,
-    AssertionChecker,
-    AssertionRefusedError,
-    AssertionsFullError,
-)
 from relay.accounts.passwords import LoginDelayedError
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import REQUESTS_MAX
@@ -32,6 +25,13 @@ from relay.http.errors import ApiError, quoted
 from relay.http.gateway import Gateway, json_response
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.observe.logs import get_logger
+from relay.sign_in.access_tokens import LIFETIME_S, AccessTokens
+from relay.sign_in.client_assertions import (
+    ALGORITHMS,
+    AssertionChecker,
+    AssertionRefusedError,
+    AssertionsFullError,
+)
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
 TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of a UserSignIn
@@ -68,7 +68,7 @@ _METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
 _ALL_OF_CLIENT = ".default"
 NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
 
-_log = get_logger("http")
+_log = get_logger("sign_in")
 
 
 class SignInError(Exception):

@@ -1,7 +1,7 @@
 """The account of a request, from its bearer token (RFC 6750), and the 401 without one.
 
-Which tokens are valid is decided in relay/accounts: `directory` for those of accounts,
-`access_tokens` for those of the token endpoint.
+Which tokens are valid is decided by `access_tokens` for those of the token endpoint, and by
+relay/accounts/directory.py for those of accounts.
 """
 
 import math
@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from relay.accounts.access_tokens import AccessTokens, InvalidTokenError
 from relay.accounts.account import Account, AccountDirectory
 from relay.accounts.passwords import LoginDelayedError
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.http.protocol import LOOPBACK_HOSTS
+from relay.sign_in.access_tokens import AccessTokens, InvalidTokenError
 
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 

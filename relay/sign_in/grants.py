@@ -15,17 +15,24 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hmac import compare_digest
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.accounts.access_tokens import LIFETIME_S, AccessTokens, InvalidTokenError, object_id
-from relay.accounts.account import Account, RegisteredClient
+from relay.accounts.account import (
+    LOGIN_OCTETS_MAX,
+    Account,
+    AccountDirectory,
+    RegisteredClient,
+)
 from relay.base.clock import Clock, Ids
-from relay.development.accounts import LOGIN_OCTETS_MAX, DevelopmentAccounts
-from relay.development.authorization import (
+from relay.http.errors import quoted
+from relay.http.gateway import json_response
+from relay.http.http_request import HttpRequest
+from relay.sign_in.access_tokens import LIFETIME_S, AccessTokens, InvalidTokenError, object_id
+from relay.sign_in.authorization import (
     MODES,
     approval_page,
     device_page,
@@ -33,10 +40,7 @@ from relay.development.authorization import (
     redirect_response,
     require_own_redirect,
 )
-from relay.http.errors import quoted
-from relay.http.gateway import json_response
-from relay.http.http_request import HttpRequest
-from relay.http.sign_in import (
+from relay.sign_in.token_endpoint import (
     AUTHORIZE,
     DEVICE_CODE,
     NO_STORE,
@@ -72,6 +76,18 @@ _USER_CODE_LENGTH = 9
 _CHECK_LENGTH = 4
 
 
+class UserDirectory(AccountDirectory, Protocol):
+    """Accounts and clients that exist as soon as somebody names them."""
+
+    def client_named(self, client_id: str) -> RegisteredClient | None:
+        """Return the client, and make no account."""
+        ...
+
+    def address_named(self, name: str) -> str:
+        """Return the address of the account that a user name or address names, "" for none."""
+        ...
+
+
 class _Wanted(Struct, frozen=True):
     """What the tokens of a response are for."""
 
@@ -90,7 +106,7 @@ class UserGrants:
 
     def __init__(
         self,
-        accounts: DevelopmentAccounts,
+        accounts: UserDirectory,
         tokens: AccessTokens,
         *,
         clock: Clock,
