@@ -34,7 +34,11 @@ KEYS_PER_ACCOUNT_MAX = 100_000
 KEYS_MAX = 1_000_000
 _PRUNED_PER_RECORD = 4  # more than one, so that records never pile up
 _OPEN_MAX = 10_000
-_INSERT = "INSERT INTO submission VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_INSERT = """
+INSERT INTO submission (
+    slot, account, fingerprint, submission_id, place, internet_message_id, preference_applied, at_us
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
 _FIND = """
 SELECT fingerprint, submission_id, internet_message_id, preference_applied FROM submission
 WHERE slot = ? AND at_us > ?
