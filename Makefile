@@ -63,7 +63,7 @@ of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
 QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogue \
 	$(addprefix tests/unit/,base message observe reports routing settings spool/queue_admin) \
 	tests/unit/test_client.py \
-	$(call of,accounts,access_tokens) \
+	$(call of,sign_in,access_tokens) \
 	$(call of,api,queue_commands search_text) \
 	$(call of,app,daemon maintenance pressure_monitor routes) \
 	$(call of,cli,errors options output queue) \
