@@ -10,7 +10,7 @@ Mail:
 - `receipts`: read receipts that are owed
 - `holds`: why entries are held, and how many rules hold (held_max)
 - `group_commit`: what both writers share: waiting operations, how long commits take
-- `shared_spool`: the part of an engine that both have: history, mail root, submission keys
+- `shared_spool`: the part of an engine that both have: mail root, submission keys
 - `shared_maintenance`: pruning of history (spool.keep), claims of dead owners
 
 Queue commands (retry, hold, release, cancel, reroute):
@@ -25,8 +25,8 @@ Lists and history:
 
 - `queue_list`: which entries a selector matches, and their JSON in `queue list`
 - `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
-- `queries`: a message's journey in the spool; finds messages by id, Message-ID or address
-- `message_list`: pages of the message list, and what its rows show
+- `journeys`: a message's journey in the spool, and its contents
+- `message_list`: which messages a name, a search or a page of the list finds; what rows show
 - `recorded_events`: events of all messages in their order, for followers
 
 Formats:

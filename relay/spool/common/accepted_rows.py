@@ -30,6 +30,11 @@ ENTRY_COLUMNS = (
     "message_id", "number", "next_hop", "content_id", "state", "claimed", "due_us", "retry_us",
     "lane", "sender", "warn_us", "priority", "extra",
 )  # fmt: skip
+# Of submission keys: the history of a message may be gone before its key.
+RECIPIENTS_OF_KEYS = (
+    "SELECT s.key, coalesce(s.message_id || '-' || r.number, '')"
+    " FROM submission s LEFT JOIN recipient r ON r.message_id = s.message_id WHERE {}"
+)
 
 
 class CapturedMail(Struct, frozen=True):

@@ -1,10 +1,11 @@
-"""Read a page of the message list, and what its rows show; find what is after a cursor.
+"""Find messages by any of their names, by a search, or as a page of the list, and their rows.
 
 A page begins at a place, so that its cost does not grow with the number of newer messages. Each
 query is bounded; what a page did not reach is on the next one.
 """
 
 import heapq
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.base.clock import first_id_after, id_time_us
+from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
     LISTED_MAX,
@@ -30,12 +31,14 @@ from relay.journeys.message_search import (
     MessageSearch,
 )
 from relay.message.lifecycle import RecipientState, message_state
+from relay.spool.common.queue_engine import QueueEngine, reads
 from relay.spool.common.rows import in_chunks
 from relay.spool.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
 _SEARCHED_AT_ONCE = 50
+_SCANNED_AT_ONCE = 200
 _ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
 _FACTS = "id, account, reverse_path, subject, submission_id, size"
@@ -65,7 +68,15 @@ _NEXT_ATTEMPT = (
     " GROUP BY message_id"
 )
 _FIRST = ".1"  # the end of the id of a draft's first submission, behind the id of the draft
-_ID_LENGTH = 16
+_ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
+# The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
+# attempt; those of older messages may be missed.
+_COPY = re.compile(r"^l[a-z2-7]{15}$", re.ASCII)
+_LOOKUP_OF_COPY = (
+    "SELECT message.id, account FROM message JOIN event ON event.message_id = message.id"
+    " WHERE message.id IN (SELECT id FROM message ORDER BY id DESC LIMIT ?) AND step = ?"
+    " AND detail LIKE ? LIMIT 1"
+)
 
 
 class _Matching:
@@ -136,7 +147,7 @@ class _Matching:
         return found
 
 
-class PageSearch:
+class _PageSearch:
     """Reads messages in the order of their ids, and orders them by their places.
 
     No message has a place behind its id, so that those before the next id are complete.
@@ -213,38 +224,143 @@ def _is_before(submission_id: str, begin: str, at_us: int) -> bool:
     """Whether a submission was made before a place: a first one has its time in its id, a later one
     behind the point.
     """
-    suffix = submission_id[_ID_LENGTH:]
+    suffix = submission_id[ID_LENGTH:]
     if suffix == _FIRST:
         return submission_id < begin
     return not suffix[1:].isdecimal() or int(suffix[1:]) <= at_us
 
 
-def search(
-    tables: Tables,
-    wanted: MessageSearch,
-    *,
-    account: str | None,
-    since_us: int | None,
-    limit: int,
-) -> list[FoundMessage]:
-    """Scan the newest messages, without reports; older ones may be missed."""
-    found: list[FoundMessage] = []
-    matching = _Matching(tables, wanted, account)
-    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
-    rows = tables.each(
-        f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id > ?"
-        " ORDER BY id DESC LIMIT ?",
-        (earliest, SCAN_MAX),
-    )
-    for some in in_chunks(rows, _SEARCHED_AT_ONCE):
-        chunk = matching.among(some)
-        if since_us is not None:
-            times = _accepted_us(tables, [one.queue_id for one in chunk])
-            chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
-        found += [one for one in chunk if since_us is None or one.at_us > since_us]
-        if len(found) >= limit or matching.recipients_left <= 0:
-            break
-    return found[:limit]
+class MessageQueries(QueueEngine):
+    """The part of a SpoolHistory that finds messages, and says what a list shows of them."""
+
+    @reads
+    def find_queue_ids(
+        self, tables: Tables, key: str, *, account: str | None, limit: int
+    ) -> list[str]:
+        """SpoolHistory.find_queue_ids; also for an entry's ID-NUMBER."""
+        key = _ENTRY.sub(r"\1", key)
+        rows = tables.fetch(*_lookup(key)) if key != "last" else []
+        if not rows and _COPY.match(key):
+            rows = tables.fetch(
+                _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
+            )
+        found = [row[0] for row in rows if account in (None, row[1])]
+        if found or (key != "last" and "@" not in key):
+            return sorted(found, reverse=True)[:limit]
+        return _scan(tables, key, account=account, limit=limit)
+
+    @reads
+    def search(
+        self,
+        tables: Tables,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        since_us: int | None,
+        limit: int,
+    ) -> Sequence[FoundMessage]:
+        """SpoolHistory.search."""
+        found: list[FoundMessage] = []
+        matching = _Matching(tables, wanted, account)
+        earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
+        rows = tables.each(
+            f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id > ?"
+            " ORDER BY id DESC LIMIT ?",
+            (earliest, SCAN_MAX),
+        )
+        for some in in_chunks(rows, _SEARCHED_AT_ONCE):
+            chunk = matching.among(some)
+            if since_us is not None:
+                times = _accepted_us(tables, [one.queue_id for one in chunk])
+                chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
+            found += [one for one in chunk if since_us is None or one.at_us > since_us]
+            if len(found) >= limit or matching.recipients_left <= 0:
+                break
+        return found[:limit]
+
+    @reads
+    def find_page(
+        self,
+        tables: Tables,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        before: ListPosition | None,
+        limit: int,
+    ) -> FoundPage:
+        """SpoolHistory.find_page."""
+        return _PageSearch(tables, wanted, account=account, before=before, limit=limit).find()
+
+    @reads
+    def summaries(
+        self, tables: Tables, queue_ids: Sequence[str], *, account: str | None
+    ) -> Sequence[MessageSummary]:
+        """SpoolHistory.summaries."""
+        rows = [
+            row
+            for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
+            if account in (None, row[6])
+        ]
+        keys = [(row[0],) for row in rows]
+        counts: dict[str, dict[str, int]] = defaultdict(dict)
+        for queue_id, state, number in tables.fetch_each(_STATES, keys):
+            counts[queue_id][state] = number
+        first: dict[str, list[Any]] = defaultdict(list)
+        for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
+            first[queue_id].append(recipient)
+        retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
+        found = []
+        for queue_id, sender, submission_id, message_id, subject, size_bytes, _ in rows:
+            recipients = sorted(first[queue_id])
+            state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
+            status, reply = _deciding(tables, queue_id, state=state, first=recipients)
+            found.append(
+                MessageSummary(
+                    position=position_of(queue_id, submission_id), id=queue_id,
+                    submission_id=submission_id or None, message_id=message_id, sender=sender,
+                    subject=subject, state=state,
+                    recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
+                    recipient_count=sum(counts[queue_id].values()), size_bytes=size_bytes,
+                    status=status, reply=reply, next_attempt_us=retries.get(queue_id),
+                )
+            )  # fmt: skip
+        return found
+
+    @reads
+    def accepted_submissions(self, tables: Tables, submission_ids: Sequence[str]) -> Sequence[str]:
+        """SpoolHistory.accepted_submissions."""
+        where, values = tables.among("submission_id", submission_ids)
+        rows = tables.fetch(
+            f"SELECT submission_id FROM message WHERE {where} AND submission_id <> ''", values
+        )
+        return [name for (name,) in rows]
+
+    @reads
+    def count_states(
+        self, tables: Tables, *, account: str | None, limit: int
+    ) -> tuple[int, Mapping[str, int]]:
+        """SpoolHistory.count_states."""
+        ids = _newest(tables, account=account, limit=limit)
+        where, values = tables.among("message_id", ids)
+        rows = tables.fetch(
+            "SELECT state, count(DISTINCT message_id) FROM recipient"
+            f" WHERE {where} AND added_by = '' GROUP BY state",
+            values,
+        )
+        return len(ids), dict(rows)
+
+    @reads
+    def recent_addresses(self, tables: Tables, *, account: str | None, limit: int) -> Sequence[str]:
+        """SpoolHistory.recent_addresses."""
+        ids = _newest(tables, account=account, limit=limit)
+        recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
+        rows = tables.fetch(
+            f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
+            f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
+            " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
+            (*recipients[1], *senders[1], _ADDRESSES_MAX),
+        )
+        return [address for (address,) in rows]
 
 
 def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:
@@ -256,43 +372,6 @@ def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:
     )
     known = dict(rows)
     return {one: known.get(one, id_time_us(one) or 0) for one in queue_ids}
-
-
-def summaries(
-    tables: Tables, queue_ids: Sequence[str], *, account: str | None
-) -> list[MessageSummary]:
-    """Return what the rows of these messages show, with `account` only of those of the account;
-    those that are gone are left out.
-    """
-    rows = [
-        row
-        for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
-        if account in (None, row[6])
-    ]
-    keys = [(row[0],) for row in rows]
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for queue_id, state, number in tables.fetch_each(_STATES, keys):
-        counts[queue_id][state] = number
-    first: dict[str, list[Any]] = defaultdict(list)
-    for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
-        first[queue_id].append(recipient)
-    retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
-    found = []
-    for queue_id, sender, submission_id, message_id, subject, size_bytes, _ in rows:
-        recipients = sorted(first[queue_id])
-        state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
-        status, reply = _deciding(tables, queue_id, state=state, first=recipients)
-        found.append(
-            MessageSummary(
-                position=position_of(queue_id, submission_id), id=queue_id,
-                submission_id=submission_id or None, message_id=message_id, sender=sender,
-                subject=subject, state=state,
-                recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
-                recipient_count=sum(counts[queue_id].values()), size_bytes=size_bytes,
-                status=status, reply=reply, next_attempt_us=retries.get(queue_id),
-            )
-        )  # fmt: skip
-    return found
 
 
 def _deciding(
@@ -310,42 +389,6 @@ def _deciding(
     return (row[0], row[1]) if row is not None else ("", "")
 
 
-def accepted_submissions(tables: Tables, submission_ids: Sequence[str]) -> list[str]:
-    """Return those of these submissions that the spool has."""
-    where, values = tables.among("submission_id", submission_ids)
-    rows = tables.fetch(
-        f"SELECT submission_id FROM message WHERE {where} AND submission_id <> ''", values
-    )
-    return [name for (name,) in rows]
-
-
-def count_states(tables: Tables, *, account: str | None, limit: int) -> tuple[int, dict[str, int]]:
-    """Return the number of messages, at most `limit`, and in how many of them, the newest, a
-    recipient is in each state.
-    """
-    ids = _newest(tables, account=account, limit=limit)
-    where, values = tables.among("message_id", ids)
-    rows = tables.fetch(
-        "SELECT state, count(DISTINCT message_id) FROM recipient"
-        f" WHERE {where} AND added_by = '' GROUP BY state",
-        values,
-    )
-    return len(ids), dict(rows)
-
-
-def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> list[str]:
-    """Return the senders and recipients of the newest messages, the most frequent first."""
-    ids = _newest(tables, account=account, limit=limit)
-    recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
-    rows = tables.fetch(
-        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
-        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
-        " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
-        (*recipients[1], *senders[1], _ADDRESSES_MAX),
-    )
-    return [address for (address,) in rows]
-
-
 def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
     """Return the ids of the newest messages, without reports."""
     rows = tables.each(
@@ -354,3 +397,47 @@ def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
     )
     own = (queue_id for queue_id, owner in rows if account in (None, owner))
     return list(islice(own, limit))
+
+
+def _lookup(key: str) -> tuple[str, tuple[str, ...]]:
+    """Return a query for the messages with this name, and its values."""
+    if "@" in key:
+        sql = "SELECT id, account FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
+        return sql, (key, f"<{key.removeprefix('<').removesuffix('>')}>")
+    sql = (
+        "SELECT id, account FROM message WHERE id = ?"
+        " UNION SELECT id, account FROM message WHERE submission_id <> ''"
+        " AND submission_id >= ? AND submission_id < ?"
+    )
+    if "." in key:  # a whole submission id
+        return sql, (key, key, key + "\1")
+    return sql, (key, key + ".", key + "/")  # "." to "/": every submission of a draft
+
+
+def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
+    """Scan the newest messages by sender or recipient; older ones may be missed."""
+    found: list[str] = []
+    wanted = key.lower()
+    rows = tables.each(
+        "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
+        " ORDER BY id DESC LIMIT ?",
+        (SCAN_MAX,),
+    )
+    for some in in_chunks(rows, _SCANNED_AT_ONCE):
+        own = {row[0]: row[2].lower() for row in some if account in (None, row[1])}
+        named = set(own) if key == "last" else _sent_to(tables, tuple(own), wanted)
+        found += [one for one, sender in own.items() if sender == wanted or one in named]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]:
+    """Return those of these messages that have this recipient, not added by policy."""
+    where, values = tables.among("message_id", queue_ids)
+    rows = tables.fetch(
+        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) = ?"
+        " AND added_by = ''",
+        (*values, address),
+    )
+    return {queue_id for (queue_id,) in rows}

@@ -1,13 +1,16 @@
 """What an engine supplies so that its queue can be listed, changed, counted and maintained."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from relay.message.content import Content
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
+P = ParamSpec("P")
 T = TypeVar("T")
+E = TypeVar("E", bound="QueueEngine")
 StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
 
@@ -88,3 +91,15 @@ class QueueEngine(Protocol):
     def remove(self, left: Leftovers) -> None:
         """Remove what entries_ended() has returned, in the background; its commit is durable."""
         ...
+
+
+def reads(
+    query: Callable[Concatenate[E, Tables, P], T],
+) -> Callable[Concatenate[E, P], Coroutine[Any, Any, T]]:
+    """Make a coroutine of a method that is a query: QueueEngine.read() calls it with the tables."""
+
+    @wraps(query)
+    async def read(engine: E, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await engine.read(lambda tables: query(engine, tables, *args, **kwargs))
+
+    return read

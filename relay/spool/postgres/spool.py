@@ -383,7 +383,8 @@ class PostgresSpool(SharedSpool):
         found = super()._journey(tables, queue_id, times)
         return with_unheld_store(tables, found) if found is not None else None
 
-    def _last_event(self, tables: Any) -> int:
+    def last(self, tables: Any) -> int:
+        """RecordedEvents.last: what runs may still record smaller ones."""
         last = self._final_events.read(tables)
         return max(last, recorded_events.removed_to(tables), NO_EVENTS)
 

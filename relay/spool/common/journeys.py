@@ -1,0 +1,206 @@
+"""Read the journey of a message, and what is left of it: contents and recipients.
+
+Nothing is changed here. A limit or a single message bounds each answer. The JSON is that of
+`/relay/v1/messages/{id}` (docs/names.md).
+"""
+
+from collections.abc import Collection, Container, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from relay.base.clock import rfc3339
+from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
+from relay.journeys.events import Event, Step
+from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
+from relay.message.content import Content
+from relay.message.envelope import MessageFacts
+from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
+from relay.spool.common.queue_engine import QueueEngine, reads
+from relay.spool.common.rows import MESSAGE_COLUMNS, read_facts
+from relay.spool.queue_commands import Operation, ShownTimes, command_reason
+from relay.spool.tables import Tables
+from relay.spool.types import NO_EXTRA, SpoolError, readable_extra
+
+_MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
+_RECIPIENTS = (
+    "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
+    " {}, r.entry, e.retry_us, e.due_us, e.extra FROM recipient r LEFT JOIN entry e"
+    " ON e.message_id = r.message_id AND e.number = r.entry"
+    " WHERE r.message_id = ? ORDER BY r.number"
+)
+_EVENTS = "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence"
+_COPIES_MAX = 20
+_FIRST_RECIPIENTS = (  # that policy has not added
+    "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
+    " ORDER BY state = 'delivered' DESC, number LIMIT ?"
+)
+
+
+class KeptMessages(QueueEngine):
+    """The part of a SpoolHistory that reads one message, and the contents of some."""
+
+    contents_sql: str  # content rows of entries, after the id of the message; {} is a condition
+
+    def shown_times(self) -> ShownTimes:
+        """Return how times are shown now."""
+        raise NotImplementedError
+
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
+        """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
+        raise NotImplementedError
+
+    async def journey(self, queue_id: str) -> Journey | None:
+        """SpoolHistory.journey."""
+        times = self.shown_times()
+        return await self.read(lambda tables: self._journey(tables, queue_id, times))
+
+    def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
+        """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
+        with tables.snapshot():  # the states, and the attempts that led to them
+            row = tables.fetch_one(_MESSAGE, (queue_id,))
+            recipients = tables.fetch(_RECIPIENTS.format(tables.next_hop), (queue_id,))
+            events = tables.fetch(_EVENTS, (queue_id,))
+        if row is None:
+            return None
+        facts = read_facts(row)
+        hidden = {one[0] for one in recipients if one[5]}
+        entries = {one[8] for one in recipients if not one[5]}
+        steps: list[JourneyStep] = []
+        attempts: dict[int, list[Attempt]] = {}
+        copies: dict[int, str] = {}  # Graph ids
+        for step, at_us, text in events:
+            detail = msgspec.json.decode(text)
+            if step == Step.DELIVERY:
+                for number, tried in attempts_in(detail, rfc3339(at_us)):
+                    attempts.setdefault(number, []).append(tried)
+                for one in detail.get("recipients", ()):
+                    if "graph_id" in one:
+                        copies[one["number"]] = one["graph_id"]
+                if not is_shown(detail, hidden=hidden, entries=entries):
+                    continue
+            steps.append(Event(Step(step), at_us, detail).as_step())
+        shown = [one for one in recipients if one[0] not in hidden]
+        reasons = _reasons({(one[2], one[8], one[11] or "") for one in shown}, steps)
+        return Journey(
+            id=facts.id,
+            graph_id=None,
+            submission_id=facts.submission_id or None,
+            message_id=facts.message_id,
+            sender=facts.envelope.reverse_path,
+            subject=facts.subject,
+            state=str(message_state([RecipientState(one[2]) for one in shown])),
+            client={},
+            steps=tuple(steps),
+            recipients=tuple(
+                _recipient(
+                    one,
+                    attempts.get(one[0], ()),
+                    reason=reasons.get((one[2], one[8])),
+                    graph_id=copies.get(one[0]),
+                    facts=facts,
+                    times=times,
+                )
+                for one in shown
+            ),
+        )  # fmt: skip
+
+    @reads
+    def read_message(self, tables: Tables, queue_id: str) -> KeptMessage:
+        """SpoolHistory.read_message."""
+        found = _contents(self, tables, (queue_id,), strict=True)
+        recipients = tables.fetch(_FIRST_RECIPIENTS, (queue_id, _COPIES_MAX))
+        return KeptMessage(found.get(queue_id), recipients)
+
+    @reads
+    def read_contents(self, tables: Tables, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """SpoolHistory.read_contents."""
+        return _contents(self, tables, queue_ids[:CONTENTS_MAX], strict=False)
+
+
+def _contents(
+    engine: KeptMessages, tables: Tables, queue_ids: Sequence[str], *, strict: bool
+) -> dict[str, Content]:
+    """Return the contents of the first live entries of messages. With `strict` one that is
+    damaged raises SpoolError.
+    """
+    where, values = tables.among("e.message_id", queue_ids)
+    sql = f"{engine.contents_sql.format(where)} ORDER BY e.message_id, e.number DESC"
+    found: dict[str, Content] = {}
+    for queue_id, row in {row[0]: tuple(row)[1:] for row in tables.fetch(sql, values)}.items():
+        try:
+            found[queue_id] = engine.content_of(tables, queue_id, row)
+        except SpoolError:
+            if strict and tables.fetch(sql, values):
+                raise  # otherwise its last entry was settled in the meantime
+    return found
+
+
+def _recipient(
+    row: Sequence[Any],
+    attempts: Sequence[Attempt],
+    *,
+    reason: str | None,
+    graph_id: str | None,
+    facts: MessageFacts,
+    times: ShownTimes,
+) -> Recipient:
+    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us, text = row
+    extra = readable_extra(text or "") or NO_EXTRA
+    expires_us = extra.expires_us or facts.expires_us
+    next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
+    return Recipient(
+        address=address,
+        state=state,
+        reason=reason,
+        next_attempt=None if retry_us is None or state in FINAL else times.wall_time(retry_us),
+        expires=times.end(
+            state, due_us=due_us, expires_us=expires_us, received_us=facts.received_us
+        ),
+        next_hop=next_hop,
+        route=route or None,
+        status=status,
+        reply=reply,
+        successors=tuple(successors.split("\n")) if successors else UNSET,
+        attempts=tuple(attempts),
+        graph_id=graph_id,
+    )
+
+
+def _reasons(
+    entries: Collection[tuple[str, int, str]], steps: Sequence[JourneyStep]
+) -> dict[tuple[str, int], str]:
+    """Return why entries are in a state that an operator, a route or the relay itself has put them
+    in; each is given by its state, number and EntryExtra.
+    """
+    found = {}
+    for state, number, text in entries:
+        extra = readable_extra(text) or NO_EXTRA
+        if state == RecipientState.HELD and extra.reason:
+            found[state, number] = hold_text(extra.reason, extra.rule)
+        elif (operation := _OPERATIONS.get(state)) is not None:
+            details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)
+            if reason := command_reason(number, details, operation):
+                found[state, number] = reason
+    return found
+
+
+_OPERATIONS: Mapping[str, Operation] = {
+    RecipientState.HELD: Operation.HOLD,
+    RecipientState.CANCELLED: Operation.CANCEL,
+}
+
+
+def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:
+    """Remove from an event of step 6 what concerns recipients that policy added; return whether
+    anything is left. `hidden` are the numbers of these recipients, `entries` those of the others.
+    """
+    if (recipients := detail.get("recipients")) is not None:
+        detail["recipients"] = [one for one in recipients if one["number"] not in hidden]
+        if not detail["recipients"]:
+            return False
+    if "operation" in detail:
+        detail["entries"] = [number for number in detail["entries"] if number in entries]
+        return bool(detail["entries"])
+    return True
