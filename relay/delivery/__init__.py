@@ -15,7 +15,7 @@ copy for each connection.
 - `site_limits`: how many connections and messages per time a site gets; what counts as too many
 - `connection_slots`: which site gets the next connection; shares of those that do not answer
 - `host_selection`: the next host: order of tries, hosts that failed lately, source address
-- `outbound_session`: a connection and its transactions; what a stop that cuts it off leaves
+- `outbound_session`: a connection (SMTP, LMTP) and its transactions; what a stop cuts off
 - `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user
 - `attempt_result`: which recipients are final; when a delay report is due; the events of an attempt
 - `retry`: when a deferred recipient is tried again (back-off, jitter), and when it expires

@@ -9,7 +9,8 @@ closed. Each recipient gets an outcome of its own.
 - `tls`: which certificates are accepted: CA, and which of its names match the host
 - `connection`: the course of a transaction: pipelining, time-outs of each command, DATA, QUIT, RSET
 - `transaction`: the commands MAIL and RCPT (SIZE, BODY, SMTPUTF8, NOTIFY ...); which recipient gets
-  which outcome; what cannot be sent to a peer without 8BITMIME or SMTPUTF8; dot-stuffing
+  which outcome, by LMTP a reply for each; what cannot be sent to a peer without 8BITMIME or
+  SMTPUTF8; dot-stuffing
 - `client_protocol`: replies as they arrive: syntax, size, which command each belongs to
 
 Elsewhere: which reply at which stage is which outcome: `relay/message/outcome.py`; the TLS level of

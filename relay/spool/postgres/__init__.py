@@ -16,7 +16,7 @@ Commits:
 
 Nodes:
 
-- `nodes`: which nodes there are, and when one counts as dead
+- `nodes`: which nodes there are; the lease of a node and its claims: when it counts as dead
 - `keeper`: beats, takes over from dead nodes, wakes others
 - `agreement`: whether all nodes have the same rules, routes and keys
 - `unheld_stores`: mail for a mail root that no node has
