@@ -152,6 +152,13 @@ class KeyedSubmissions:
         """Whether a submission has to be recorded and made ready, before pickup begins it."""
         return submission_id in self._open
 
+    def has_open_of(self, draft_id: str) -> bool:
+        """Whether a submission of a draft is open."""
+        if not self._open:  # as usual: no commit is waited for
+            return False
+        with self._writing:
+            return any(one.draft_id == draft_id for one in self._open.values())
+
     def open_submissions(self, limit: int) -> list[PendingSubmission]:
         """Return submissions that are open."""
         with self._writing:

@@ -69,6 +69,7 @@ class ScheduledSends:
     clock: Clock  # for the times of messages and submissions
     crash: CrashPoints  # for crash tests
     log: SubmissionLog  # of steps 1 to 4
+    has_open_of: Callable[[str], bool]  # a draft has a submission that is in no place yet
     on_scheduled: Callable[[PendingSubmission], None]  # its send time was set or changed
     _failed_syncs: int = field(default=0, init=False)
     _synced_failures: int = field(default=0, init=False)
@@ -78,10 +79,12 @@ class ScheduledSends:
     ) -> PendingSubmission | None:
         """The scheduled send of a message. None: it has none, durably.
 
-        Raises BeingSentError when its submission is ready.
+        Raises BeingSentError when its submission is ready, or recorded with a key and in no place.
         """
         path = self.directory.find(message_id, located.path)
         if path is None:
+            if self.has_open_of(message_id):  # its name there comes when the disk works
+                raise BeingSentError(_BEING_SENT)
             if self._failed_syncs != self._synced_failures:
                 self._sync_cancellations()
             return None

@@ -90,7 +90,7 @@ class FileStore:
         self.keys = KeyedSubmissions(root.path, clock)
         self._scheduled = ScheduledSends(
             directory=self._directory, folders=self._folders, stripes=stripes, clock=clock,
-            crash=crash, log=log,
+            crash=crash, log=log, has_open_of=self.keys.has_open_of,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )  # fmt: skip
         self._old_files = OldFiles(clock=clock, index=self._index)

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.types import OutcomeUnknownError, SendOptions, StoreError, StoreUnavailableError
+from relay.mailbox.types import (
+    BeingSentError,
+    MessageChange,
+    OutcomeUnknownError,
+    SendOptions,
+    StoreError,
+    StoreUnavailableError,
+)
 from relay.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, until
@@ -205,6 +212,28 @@ async def test_a_key_is_carried_out_once(
         assert await ask(store, path, draft.id, due_us) == "202"
     await check_start(world.left[0], clock, path, draft.id, told="")
     await check_start(after_the_fault, clock, path, draft.id, told=told)
+
+
+@pytest.mark.parametrize("due_us", [0, ManualClock().now_us + HOUR_US], ids=["now", "later"])
+async def test_a_draft_that_got_202_cannot_be_changed_before_it_has_its_place(
+    world: World, due_us: int
+) -> None:
+    clock, sent = ManualClock(), Counter[str]()
+    with store_on(world.root, clock) as store:
+        draft = await store.messages.create(ALICE, letter("asked"))
+        world.at, world.fails, world.is_asked = "link into its place", True, True
+        assert await ask(store, "send", draft.id, due_us) == "202"
+        clock.advance(1)
+        change = MessageChange(properties=letter("changed"))
+        with pytest.raises(BeingSentError):
+            await store.messages.update(ALICE, draft.id, change)
+        with pytest.raises(BeingSentError):
+            await store.messages.delete(ALICE, draft.id)
+        with pytest.raises(BeingSentError):
+            await store.submissions.submit_draft(ALICE, draft.id, SendOptions())
+        await settle(store)
+        await pick_up(store, sent)
+        assert sent.total() == 1
 
 
 async def test_a_cancelled_or_failed_submission_keeps_its_first_answer(world: World) -> None:
