@@ -49,18 +49,18 @@ def storage(_given: CommandContext) -> None:
 @storage.command()
 @click.argument("accounts", nargs=-1, metavar="[ACCOUNT]...")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-@click.option("--full", is_flag=True, help="Read every octet, and every message's header.")
+@click.option("--full", is_flag=True, help="Read every octet.")
 @click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count again.")
 @common_options
 def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool) -> None:
     """Check and repair mailboxes, submissions and the spool.
 
     With ACCOUNTs, only their mailboxes and submissions are checked. Whatever can be derived from
-    other files is repaired, indexes as well. No mail is deleted: files that cannot be repaired are
-    moved to corrupt/. The relay may run meanwhile; its spool is only read then. Exits 65 when a
-    fault remains that the operator has to examine. --recount is for relay_queue_unaccounted, once
-    you know why it was not 0: it ends recipients whose entry was lost as cancelled, and counts
-    again.
+    other files is repaired; an index that does not match them is removed, and built when it is
+    needed. No mail is deleted: files that cannot be repaired are moved to corrupt/. The relay may
+    run meanwhile; its spool is only read then. Exits 65 when a fault remains that the operator has
+    to examine. --recount is for relay_queue_unaccounted, once you know why it was not 0: it ends
+    recipients whose entry was lost as cancelled, and counts again.
     """
     if accounts and flags["recount"]:
         raise click.UsageError("--recount: the spool belongs to all accounts: expected no ACCOUNT")

@@ -28,8 +28,8 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.files import OpenOctets
 from relay.mailbox.folders import list_folders
-from relay.mailbox.index.consistency import state_ids_in
 from relay.mailbox.index.mailbox_index import MailboxIndex
+from relay.mailbox.index.rows import state_ids_in
 from relay.mailbox.index.watch import InotifyWatcher
 from relay.mailbox.maildir import list_names, open_message
 from relay.mailbox.message_file import FLAGGED, OTHER, SEEN, MessageName, parse_name

@@ -4,22 +4,26 @@ Folders that other programs created are checked too. Memory grows with the numbe
 folder. A file or directory that cannot be read is a finding, not an error. See Maildir++.
 """
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from relay.base.clock import Clock, Ids
+from relay.base.phrases import counted
 from relay.mailbox.folder_tree import resubscribe
 from relay.mailbox.folders import DIRECTORIES, MARKER, list_folders, read_folder_id, write_folder_id
 from relay.mailbox.index.consistency import (
-    Difference,
     check_file,
     compare,
-    compare_without_update,
     find_file,
     index_path,
-    rebuild,
 )
-from relay.mailbox.index.database import IndexDamagedError, IndexUnusableError
+from relay.mailbox.index.database import (
+    IndexDamagedError,
+    IndexUnusableError,
+    remove_database,
+)
 from relay.mailbox.maildir import list_names, remove, write_synced
 from relay.mailbox.message_file import (
     MessageName,
@@ -45,11 +49,10 @@ from relay.mailbox.verify.findings import (
 )
 
 _COMPARISONS = 3
-_DIFFERENCES_SHOWN = 3
 
 
 class IndexCheck:
-    """Checks indexes; with `full` it reads the header of every message, not of a sample."""
+    """Checks indexes; with `full` it reads every octet of them."""
 
     def __init__(
         self, repairer: Repairer, quiet_period: QuietPeriod, *, clock: Clock, full: bool
@@ -60,61 +63,48 @@ class IndexCheck:
         self._full = full
 
     def check(self, mailbox: Path) -> bool:
-        """Check a mailbox's index; return whether it exists."""
+        """Check a mailbox's index; return whether it exists.
+
+        A damaged one is removed: it is a cache, and its next use builds it.
+        """
         path = index_path(mailbox)
         if not path.exists():
             return False
         try:
-            check_file(mailbox, full=self._full)
-            found = self._lasting_differences(mailbox)
-        except IndexDamagedError as error:
-            fault = StoreFault(StoreFindingKind.DAMAGED_INDEX, path, str(error), "a readable index")
-            self._repairer.handle(fault, self._rebuild_index(mailbox))
+            found = self._fault(mailbox)
         except (IndexUnusableError, StoreError) as error:
             fault = StoreFault(StoreFindingKind.UNREADABLE, path, str(error), "a usable index")
             self._repairer.handle(fault)
         else:
             if found:
-                fault = StoreFault(
-                    StoreFindingKind.INDEX_MISMATCH,
-                    path,
-                    _summary(found),
-                    "the state of the files",
-                )
-                self._repairer.handle(fault, self._rebuild_index(mailbox))
+                expected = "the state of the files"
+                fault = StoreFault(StoreFindingKind.DAMAGED_INDEX, path, found, expected)
+                self._repairer.handle(fault, _remove_index(path))
         return True
 
-    def _lasting_differences(self, mailbox: Path) -> list[Difference]:
-        """Return the differences of every comparison; other processes may use the mailbox."""
-        found = self._differences(mailbox)
-        for _ in range(_COMPARISONS - 1):
-            if not found:
-                break
-            self._quiet_period.wait_since(self._clock.file_time_us() / 1_000_000)
-            found &= self._differences(mailbox)
-        return sorted(found)
+    def _fault(self, mailbox: Path) -> str:
+        """Return what every comparison finds, "" if nothing; other processes may use the mailbox.
 
-    def _differences(self, mailbox: Path) -> set[Difference]:
-        if self._repairer.dry_run:
-            return compare_without_update(mailbox, full=self._full)
-        return compare(mailbox, self._clock, full=self._full)
-
-    def _rebuild_index(self, mailbox: Path) -> Repair:
-        def act() -> None:
-            try:
-                rebuild(mailbox, self._clock)
-            except StoreError as error:
-                raise OSError(str(error)) from error
-
-        return Repair("rebuilt", act)
+        An update is a change: a dry run reads the file only.
+        """
+        try:
+            check_file(mailbox, full=self._full)
+            found = set() if self._repairer.dry_run else compare(mailbox, self._clock)
+            for _ in range(_COMPARISONS - 1):
+                if found:
+                    self._quiet_period.wait_since(self._clock.file_time_us() / 1_000_000)
+                    found &= compare(mailbox, self._clock)
+        except IndexDamagedError as error:
+            return str(error)
+        return f"{counted(len(found), 'difference')}, one at {min(found)}" if found else ""
 
 
-def _summary(found: list[Difference]) -> str:
-    shown = "; ".join(
-        f"{one.where}: {one.what}".removeprefix(": ") for one in found[:_DIFFERENCES_SHOWN]
-    )
-    more = len(found) - _DIFFERENCES_SHOWN
-    return shown if more <= 0 else f"{shown}; and {more} more"
+def _remove_index(path: Path) -> Repair:
+    def act() -> None:
+        if not remove_database(path):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    return Repair("removed", act)
 
 
 _STATES_EXPECTED = (  # an old log would be written into a file that is put back
@@ -164,8 +154,7 @@ class MailboxCheck:
             self._check_folder_ids,
             self._check_messages,
             self._check_subscriptions,
-            self._check_states,
-            self._check_index,
+            self._check_states_and_index,
         ):
             self._readable(mailbox, check)
 
@@ -282,16 +271,12 @@ class MailboxCheck:
         self, indexed: Path | None, folder: Folder, files: list[tuple[MessageName, Path]]
     ) -> None:
         highest = max(name.generation for name, _ in files)
-        rest = []
-        for name, path in files:
-            if name.generation < highest and is_draft_file(name.flags, folder):
-                found = f"generation {name.generation} and {highest}"
-                fault = StoreFault(
-                    StoreFindingKind.SUPERSEDED_DRAFT, path, found, "only the newest generation"
-                )
-                self._repairer.handle(fault, self._repairer.move_to_corrupt(path, is_complete=True))
-            elif path.exists():
-                rest.append((name, path))
+        rest = [
+            (name, path)
+            for name, path in files  # the index removes a draft's lower generation
+            if (name.generation == highest or not is_draft_file(name.flags, folder))
+            and path.exists()
+        ]
         rest.sort(key=lambda one: _keep_order(one[1], indexed))
         for name, path in rest[1:]:
             kept = rest[0][1]
@@ -333,15 +318,14 @@ class MailboxCheck:
         repair = Repair(f"{moved.text}, and created again with all folders", act)
         self._repairer.handle(fault, repair)
 
-    def _check_states(self, mailbox: Path) -> None:
+    def _check_states_and_index(self, mailbox: Path) -> None:
         path = mailbox / STATES
-        if path.exists():
-            for found in state_faults(path):
-                kind = StoreFindingKind.DAMAGED_PROPERTIES
-                self._repairer.handle(StoreFault(kind, path, found, _STATES_EXPECTED))
-
-    def _check_index(self, mailbox: Path) -> None:
-        self._counts.indexes += self._indexes.check(mailbox)
+        found = [*state_faults(path)] if path.exists() else []
+        for one in found:
+            kind = StoreFindingKind.DAMAGED_PROPERTIES
+            self._repairer.handle(StoreFault(kind, path, one, _STATES_EXPECTED))
+        if not found:  # else the index may have the only copies of them
+            self._counts.indexes += self._indexes.check(mailbox)
 
 
 def _base_name(path: Path) -> str:

@@ -32,7 +32,6 @@ class StoreFindingKind(StrEnum):
     BROKEN_DRAFT = "broken-draft"
     TRUNCATED = "truncated"
     WRONG_SIZE = "wrong-size"
-    SUPERSEDED_DRAFT = "superseded-draft"
     SHARED_ID = "shared-id"
     BROKEN_SUBMISSION = "broken-submission"
     NO_ACCOUNT = "no-account"
@@ -41,7 +40,6 @@ class StoreFindingKind(StrEnum):
     DAMAGED_KEYS = "damaged-keys"
     DAMAGED_PROPERTIES = "damaged-properties"
     DAMAGED_INDEX = "damaged-index"
-    INDEX_MISMATCH = "index-mismatch"
 
 
 class StoreFault(Struct, frozen=True):
