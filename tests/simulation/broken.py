@@ -41,11 +41,11 @@ from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
 from relay.spool.common import (
     accepted_rows,
-    claim_changes,
+    claim_rows,
     holds,
     queue_admin,
     queue_decisions,
-    queued_entries,
+    queue_entries,
     settled_rows,
     shared_maintenance,
 )
@@ -240,7 +240,7 @@ def _released_in_its_epoch(original: Any) -> Any:
     def change(transaction: Any, command: Any, *args: Any, **more: Any) -> Any:
         if command.operation is not Operation.RELEASE:
             return original(transaction, command, *args, **more)
-        with patch.object(queued_entries, "_WAIT", _same_epoch(queued_entries._WAIT)):
+        with patch.object(queue_entries, "_WAIT", _same_epoch(queue_entries._WAIT)):
             return original(transaction, command, *args, **more)
 
     return change
@@ -549,7 +549,7 @@ BROKEN = (
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "add_message", _first_version), "another content", where=conditions.in_versions),
-    Broken("doubts are not reported", _instead(claim_changes, "record_doubt", _nothing), "invariant 2"),
+    Broken("doubts are not reported", _instead(claim_rows, "record_doubt", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
         "a start takes the wall clock as steady time",
@@ -566,7 +566,7 @@ BROKEN = (
         _instead(WorldClock, "confirmed_us", _steady_time),
         "invariant 7", where=_leaps_ahead,
     ),
-    Broken("a hold keeps the epoch", _instead(queued_entries, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
+    Broken("a hold keeps the epoch", _instead(queue_entries, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
     Broken(
         "a release keeps the epoch",
         _instead(queue_admin, "change", _released_in_its_epoch),
@@ -579,7 +579,7 @@ BROKEN = (
     Broken("always the first step", _instead(RetrySchedule, "_following", _first_step_again), "expected"),
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=conditions.never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=conditions.slower_than_expiry),
-    Broken("a cancel takes what is in flight", _instead(queued_entries, "_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a cancel takes what is in flight", _instead(queue_entries, "_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a cancel in flight is reported as done", _instead(SpoolQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a release forgets when", _instead(queue_decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
     Broken("a release forgets the attempts", _instead(queue_decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),

@@ -3,27 +3,27 @@
 Mail:
 
 - `accepted_rows`: what an accepted message writes; first states; end of held and captured mail
-- `due_claims`: which of the due entries are claimed: their order, round robin of senders
-- `claim_changes`: what a claim changes: end of a hold, damaged entries, claims of a crash
+- `claim_rows`: which of the due entries are claimed: their order, round robin of senders; claims
+  of a process that was killed
 - `settled_rows`: what the result of an attempt writes: states, next attempt, owed reports
 - `remote_reports`: which message a DSN or MDN from outside is about; what is recorded of it
 - `receipts`: read receipts that are owed
-- `holds`: why entries are held, and how many rules hold (held_max)
+- `holds`: why entries are held, when a hold ends, damaged entries, how many rules hold (held_max)
 - `group_commit`: what both writers share: waiting operations, how long commits take
 - `shared_spool`: the part of an engine that both have: mail root, submission keys
 - `shared_maintenance`: pruning of history (spool.keep), claims of dead owners
 
 Queue commands (retry, hold, release, cancel, reroute):
 
-- `queue_admin`: runs a command in slices; entries in flight, also at other nodes; --dry-run
-- `queued_entries`: loads what a command needs of entries, and stores what was decided
+- `queue_admin`: runs a command in slices; entries in flight, also at other nodes; --dry-run; the
+  bounces of a cancel (--bounce)
+- `queue_entries`: which entries a selector matches, their JSON in `queue list`; loads what a
+  command needs of them, and stores what was decided
 - `queue_decisions`: what a command does to an entry: state, due time, expiry, next hop, event
-- `cancel_reports`: the bounces of a cancel (--bounce)
 - `queue_engine`: what an engine supplies for this, and for its maintenance
 
 Lists and history:
 
-- `queue_list`: which entries a selector matches, and their JSON in `queue list`
 - `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
 - `journeys`: a message's journey in the spool, and its contents
 - `message_list`: which messages a name, a search or a page of the list finds; what rows show

@@ -1,4 +1,4 @@
-"""Why entries are held: the fields of their EntryExtra, and how many a rule of the policy holds.
+"""Why entries are held, when a hold ends by itself, and how many a rule of the policy holds.
 
 The counter HELD_BY_RULES is written with the transaction that changes an entry, so it holds after a
 crash, and a message that holds needs no scan. Each function runs inside one transaction.
@@ -10,9 +10,13 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from relay.journeys.events import Event, Step
+from relay.message.lifecycle import RecipientState, check_transition
+from relay.observe.logs import get_logger
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import Key, NewMessage
+from relay.spool.types import Claim, Key, NewMessage
 
 HELD_BY_RULES = "held_by_rules"  # the counter
 # Fields of EntryExtra
@@ -26,6 +30,17 @@ _SET_COUNTER = (
     "INSERT INTO counter (name, value) VALUES (?, ?)"
     " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 )
+DAMAGED_DUE_US = 1 << 62  # when a damaged entry is due: never
+_HOLD_DAMAGED = (
+    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL, claimed = 0,"
+    " epoch = epoch + 1 WHERE message_id = ? AND number = ? AND claimed = ?"
+)
+_MOVE_RECIPIENTS = (
+    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+    " AND state IN ('queued', 'deferred', 'held')"
+)
+_SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
+_log = get_logger("spool")
 
 
 class _Rule(msgspec.Struct):
@@ -132,3 +147,33 @@ def _rule_of(text: str) -> str:
         return _RULE.decode(text).rule if text else ""
     except ValueError:
         return ""
+
+
+def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:
+    """Return a claim; one whose hold ends now, in queue time, is queued. `at_us` is wall time."""
+    if claim.state is not RecipientState.HELD or claim.retry_us is None or claim.retry_us > now_us:
+        return claim
+    state = RecipientState.QUEUED
+    check_transition(claim.state, state)
+    note_release(transaction, claim.key)
+    transaction.execute(_SET_STATE, (state, *claim.key))
+    transaction.execute(_MOVE_RECIPIENTS, (state, *claim.key))
+    detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
+    transaction.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
+    return replace(claim, state=state, extra=replace(claim.extra, **RELEASED))
+
+
+def hold_damaged(
+    transaction: OpenTransaction, key: Key, text: str, *, at_us: int, is_claimed: bool
+) -> None:
+    """Hold an entry that cannot be read, so that others continue: this is in the log, in the
+    journey and in the queue list.
+    """
+    if not transaction.execute(_HOLD_DAMAGED, (DAMAGED_DUE_US, *key, int(is_claimed))):
+        return
+    message_id, number = key
+    transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
+    note_hold(transaction, key, f"relay: damaged: {text}", since_us=at_us)
+    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
+    transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
+    _log.error("entry damaged", qid=message_id, entry=number, error=text)

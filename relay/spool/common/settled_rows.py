@@ -17,12 +17,15 @@ from relay.message.outcome import (
 )
 from relay.message.receipt import ReceiptRequest
 from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.claim_changes import record_owed
 from relay.spool.common.holds import note_hold
 from relay.spool.common.receipts import add_receipts
 from relay.spool.common.remote_reports import join_report
 from relay.spool.tables import OpenTransaction
 from relay.spool.types import Claim, EntrySchedule, PriorityLevel, Settlement
+
+_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
+PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+_END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
 
 
 class SettledRows(Struct, frozen=True):
@@ -118,6 +121,21 @@ def record_beside(
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
     if settlement.remote_report is not None:
         join_report(transaction, settlement, settlement.remote_report)
+
+
+def record_owed(transaction: OpenTransaction, settlement: Settlement) -> None:
+    """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
+    key = settlement.claim.key
+    if settlement.owed:
+        evidence = {number: settlement.outcomes[number].evidence for number in settlement.owed}
+        rows = [
+            (f"{settlement.at_us} {one.host}", *key, number) for number, one in evidence.items()
+        ]
+        transaction.execute_each(_OWE, rows)
+    if settlement.pays:
+        transaction.execute(PAY, key)
+    if settlement.ends_warning:
+        transaction.execute(_END_WARNING, key[:1])
 
 
 def waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from relay.base.clock import Clock, advanced_us, wall_offset_us
 from relay.observe.metrics import Metrics
 from relay.spool.common.accepted_rows import CapturedMail, accepted_as
-from relay.spool.common.claim_changes import late_recipients
+from relay.spool.common.claim_rows import late_recipients
 from relay.spool.common.journeys import KeptMessages
 from relay.spool.common.message_list import MessageQueries
 from relay.spool.common.queue_admin import SpoolQueueAdmin

@@ -14,7 +14,7 @@ from relay.base.clock import Clock, first_id_after, id_time_us
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
-from relay.spool.common.claim_changes import CLAIMS_AT_ONCE, release_abandoned
+from relay.spool.common.claim_rows import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.common.holds import count_removed
 from relay.spool.common.queue_engine import QueueEngine
 from relay.spool.common.recorded_events import last_sequence

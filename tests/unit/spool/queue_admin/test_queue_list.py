@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.spool.common.queue_list import EntrySelection
+from relay.spool.common.queue_entries import EntrySelection
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.types import Key, Selector
 from tests.support.operator import ALL, command

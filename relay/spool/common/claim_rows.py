@@ -1,17 +1,20 @@
-"""Choose among due entries, and decode the rows of claims; every engine finds them in its own way.
+"""Choose among due entries, decode the rows of claims, and end claims of a killed process.
 
-A query reads a bounded number of index rows however long the queue is.
+Every engine finds due entries in its own way. A query reads a bounded number of index rows however
+long the queue is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
-from relay.spool.common.rows import MESSAGE_COLUMNS, read_facts
+from relay.spool.common.rows import LIVE_STATES, MESSAGE_COLUMNS, read_facts
+from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import (
     Claim,
     ClaimedRecipient,
@@ -35,6 +38,28 @@ CLAIM_COLUMNS = (
 )
 _FACTS = 16  # before the columns of the message
 RECIPIENT_COLUMNS = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
+CLAIMS_AT_ONCE = 500
+_NOT_RECORDED = "the relay was stopped before this attempt was recorded"
+_LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
+_LATE = (
+    f"SELECT r.entry, {RECIPIENT_COLUMNS} FROM entry e JOIN recipient r"
+    " ON r.message_id = e.message_id AND r.entry = e.number"
+    f" AND r.state IN {LIVE_STATES} WHERE e.message_id = ?"
+    " AND (e.number = ? OR e.next_hop <> 'capture'"
+    " AND (e.state IN ('queued', 'deferred') OR e.warn_us > 0))"  # or held by the relay
+    " AND EXISTS (SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND warn_us > 0)"
+    " ORDER BY 1, 2"
+)
+_DOUBT = (
+    "UPDATE recipient SET state = 'deferred', status = ?, reply = ?"
+    " WHERE message_id = ? AND entry = ? AND state IN ('queued', 'deferred')"
+    " RETURNING number, address"
+)
+_DUE_AGAIN = (
+    "UPDATE entry SET state = 'deferred', retry_us = ?, attempts = attempts + 1,"
+    " due_us = CASE WHEN due_us < ? THEN due_us ELSE ? END WHERE message_id = ? AND number = ?"
+)
+_FREE = "UPDATE entry SET claimed = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
 
 
 def scan_level(
@@ -178,3 +203,54 @@ def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
 def _parse_notify(text: str) -> frozenset[Notify]:
     """Parse what recipient_row() wrote."""
     return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
+
+
+def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient]]:
+    """Spool.late_recipients."""
+    found: dict[int, list[ClaimedRecipient]] = {}
+    for entry, *row in tables.fetch(_LATE, (*key, *key)):
+        found.setdefault(entry, []).append(recipient_of(row))
+    return found
+
+
+def release_abandoned(
+    transaction: OpenTransaction, claimed: Sequence[Sequence[Any]], *, now_us: int, at_us: int
+) -> None:
+    """Record abandoned claims as indeterminate attempts, due at once: each is given by its key, its
+    next hop, its attempts and its state.
+
+    An entry keeps its earlier due time, so that it is attempted although it may have expired
+    meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
+    queue time, `at_us` wall time.
+    """
+    tried = [row for row in claimed if row[4] not in PARKED]
+    for message_id, entry, hop, attempts, _ in tried:
+        recipients = transaction.fetch(_DOUBT, (_LOST_STATUS, _NOT_RECORDED, message_id, entry))
+        attempted = [
+            {
+                "number": number,
+                "address": address,
+                "outcome": "indeterminate",
+                "status": _LOST_STATUS,
+                "reply": _NOT_RECORDED,
+            }
+            for number, address in recipients
+        ]
+        next_hop, _, route = hop.partition(" ")  # NextHop.key
+        detail = {
+            "entry": entry,
+            "attempt": attempts + 1,
+            "next_hop": next_hop,
+            "recipients": attempted,
+        }
+        detail |= {"route": route} if route else {}
+        record_doubt(transaction, message_id, Event(Step.DELIVERY, at_us, detail))
+    transaction.execute_each(
+        _DUE_AGAIN, [(now_us, now_us, now_us, row[0], row[1]) for row in tried]
+    )
+    transaction.execute_each(_FREE, [(row[0], row[1]) for row in claimed])
+
+
+def record_doubt(transaction: OpenTransaction, message_id: str, attempt: Event) -> None:
+    """Record an attempt of which nobody knows how it ended."""
+    transaction.append_events(message_id, [attempt])
