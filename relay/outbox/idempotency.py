@@ -3,7 +3,7 @@
 A record is committed when everything of its submission is durable but its name in ready/ or
 deferred/. From that commit on the submission exists, whatever fails after it: a start makes it
 ready, and settle_keys() of UnfinishedSubmissions does so each second while the process runs. Until
-then it is open: pickup does not begin it, and a repeat is told to come later. A request with the
+then it is open: pickup does not begin it, and a repeat gets 503. A request with the
 same key therefore finds either the record, or no submission.
 
 Blocking; methods raise StoreError's children and OSError. docs/design.md 1.

@@ -95,7 +95,7 @@ class FileStore:
         )  # fmt: skip
         self._old_files = OldFiles(clock=clock, index=self._index)
         self._unfinished = UnfinishedSubmissions(
-            clock=clock, crash=crash, root=root, folders=self._folders, index=self._index,
+            clock=clock, root=root, folders=self._folders, index=self._index,
             stripes=stripes, syncs=self._syncs, submissions=self._directory, keyed=self.keys,
             log=log,
         )  # fmt: skip

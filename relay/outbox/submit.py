@@ -5,7 +5,7 @@ Everything can be repeated after a crash at any of them.
 
 Submitting raises StoreError's children and OSError. After an error neither the draft nor the
 pending submission is left, and no power loss brings the submission back. If the disk cannot
-guarantee that, OutcomeUnknownError is raised.
+guarantee that, OutcomeUnknownError is raised. With a key it is kept and sent, once it is recorded.
 """
 
 import dataclasses

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.base.clock import Clock, rfc3339
-from relay.base.crashpoints import CrashPoints
 from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import submission_facts
 from relay.mailbox.folders import Folders
@@ -56,7 +55,6 @@ class UnfinishedSubmissions:
     """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
     clock: Clock  # for the time of a cancellation
-    crash: CrashPoints  # for crash tests
     root: MailRoot  # whether it is there; where a file may be that was just written
     folders: Folders  # the directories of the mailboxes
     index: Indexes  # finds messages
