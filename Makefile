@@ -61,7 +61,7 @@ check: lint types layers unused rules
 # crashes, models, slow clients, and what takes more than a few seconds.
 of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
 QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogue \
-	$(addprefix tests/unit/,base message observe reports routing settings spool/queue_admin) \
+	$(addprefix tests/unit/,base message observe reports routing settings spool/queue) \
 	tests/unit/test_client.py \
 	$(call of,sign_in,access_tokens) \
 	$(call of,api,queue_commands search_text) \
@@ -81,7 +81,7 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,pickup,decisions gate) \
 	$(call of,policy,engine rule_files shipped_policies) \
 	$(call of,smtp,connection transaction) \
-	$(call of,spool,claims prune restart spool stats write_ahead_log) \
+	$(call of,spool,claims prune restart spool write_ahead_log) \
 	$(call of,testing,message waiting) \
 	tests/integration/test_seven_steps.py \
 	tests/unit/http/test_https.py::test_httpx \

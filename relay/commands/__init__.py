@@ -31,5 +31,5 @@ Copies and repairs:
 
 Elsewhere: what verify checks: of mailboxes `relay/mailbox/verify`, of submissions `relay/outbox`,
 of the spool `verify` of its engine in `relay/spool`; what a queue command does to an entry:
-`relay/spool/common/queue_decisions.py`.
+`relay/spool/queue/decisions.py`.
 """

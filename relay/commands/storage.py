@@ -30,8 +30,8 @@ from relay.mailbox.verify.findings import StoreCounts, StoreFinding
 from relay.outbox.idempotency_file import damage_of, has_traces, keys_file, put_aside
 from relay.outbox.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
-from relay.spool.common.shared_spool import SUBMISSION_KEEP_S
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
+from relay.spool.shared_spool import SUBMISSION_KEEP_S
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnsupportedError
 
 _FINDINGS_MAX = 10_000  # of one document

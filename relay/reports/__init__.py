@@ -14,5 +14,5 @@ postmaster.
 
 Elsewhere: when a delay report is due: `relay/delivery/attempt_result.py`; the parts of a DSN:
 `relay/mime/dsn.py`, of an MDN: `relay/mime/mdn.py`; reports received from other hosts:
-`relay/spool/common/remote_reports.py`.
+`relay/spool/history/remote_reports.py`.
 """

@@ -12,8 +12,16 @@ engine the library of the other.
 - `engine`: what an engine must do (SpoolEngine, SpoolStorage); kinds of faults of verify
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
+- `rows`: what accepting, claiming and settling write; read receipts
+- `queue`: what queue commands do to entries; holds; counts
+- `history`: journeys, the list of messages, events, reports from outside
+- `shared_spool`: the part of an engine that both have: mail root, submission keys
+- `shared_maintenance`: pruning of history (spool.keep), claims of dead owners
+- `group_commit`: what both writers share: waiting operations, how long commits take
+- `queue_engine`: what an engine supplies for lists, queue commands and maintenance
 - `tables`: which SQL works on both databases
-- `common`: what both engines do alike: rows, holds, queue commands, lists, history
+- `columns`: columns and values of rows, checksums of contents
+- `os_errors`: which error of the disk is which SpoolError
 - `sqlite`: the engine on SQLite: its writer, its files, verify and recover
 - `postgres`: the engine on PostgreSQL, which several nodes share
 

@@ -39,18 +39,12 @@ from relay.message.srs import Srs
 from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
-from relay.spool.common import (
-    accepted_rows,
-    claim_rows,
-    holds,
-    queue_admin,
-    queue_decisions,
-    queue_entries,
-    settled_rows,
-    shared_maintenance,
-)
-from relay.spool.common.queue_admin import SpoolQueueAdmin
+from relay.spool import shared_maintenance
+from relay.spool.queue import admin, decisions, holds
+from relay.spool.queue import entries as queue_entries
+from relay.spool.queue.admin import SpoolQueueAdmin
 from relay.spool.queue_commands import Operation
+from relay.spool.rows import accepted, claimed, settled
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions, writer
 from relay.spool.sqlite.disk_space import ReserveFile
@@ -549,7 +543,7 @@ BROKEN = (
     Broken("delivered twice at home", _instead(Mailboxes, "deliver", _again), "invariant 2"),
     Broken("a 4yz reply to RCPT is final", _instead(transaction, "classify", _final_for_4yz), "nobody refused it"),
     Broken("all get the first version", _instead(transactions, "add_message", _first_version), "another content", where=conditions.in_versions),
-    Broken("doubts are not reported", _instead(claim_rows, "record_doubt", _nothing), "invariant 2"),
+    Broken("doubts are not reported", _instead(claimed, "record_doubt", _nothing), "invariant 2"),
     Broken("wall time", _instead(WorldClock, "queue_us", _wall_time), "invariant 6"),
     Broken(
         "a start takes the wall clock as steady time",
@@ -569,11 +563,11 @@ BROKEN = (
     Broken("a hold keeps the epoch", _instead(queue_entries, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
     Broken(
         "a release keeps the epoch",
-        _instead(queue_admin, "change", _released_in_its_epoch),
+        _instead(admin, "change", _released_in_its_epoch),
         "invariant 3", where=conditions.operated,
     ),
     Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=conditions.operated),
-    Broken("what is held never ends", _instead(queue_decisions, "earliest_due_us", _held_for_ever), "invariant 6", where=conditions.operated),
+    Broken("what is held never ends", _instead(decisions, "earliest_due_us", _held_for_ever), "invariant 6", where=conditions.operated),
     Broken("retried at expiry only", _instead(RetrySchedule, "retry", _retry_at_expiry), "expected"),
     Broken("seen at expiry only", _instead(attempt_result, "_waiting", _seen_at_expiry), "looked at after"),
     Broken("always the first step", _instead(RetrySchedule, "_following", _first_step_again), "expected"),
@@ -581,23 +575,23 @@ BROKEN = (
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=conditions.slower_than_expiry),
     Broken("a cancel takes what is in flight", _instead(queue_entries, "_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a cancel in flight is reported as done", _instead(SpoolQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
-    Broken("a release forgets when", _instead(queue_decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
-    Broken("a release forgets the attempts", _instead(queue_decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
-    Broken("each next hop is warned of", _instead(settled_rows, "record_owed", _nothing), "invariant 6"),
+    Broken("a release forgets when", _instead(decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
+    Broken("a release forgets the attempts", _instead(decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
+    Broken("each next hop is warned of", _instead(settled, "record_owed", _nothing), "invariant 6"),
     Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing, seeds=120),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),
     Broken("what is left is forgotten", _instead(PriorityScan, "_leave_hop", _not_indexed), "invariant 6"),
     Broken("a route has the login of another one to its host", _instead(RouteTable, "options_for", _of_the_first_route), "has another login", where=conditions.gated_twice),
-    Broken("a held copy leaves without a release", _instead(accepted_rows, "_first_state", _whatever_holds_it), "without a release", where=conditions.held),
-    Broken("a copy that a rule holds leaves without a release", _instead(accepted_rows, "_first_state", _whatever_rule_holds_it), "without a release", where=conditions.held_by_rules),
+    Broken("a held copy leaves without a release", _instead(accepted, "_first_state", _whatever_holds_it), "without a release", where=conditions.held),
+    Broken("a copy that a rule holds leaves without a release", _instead(accepted, "_first_state", _whatever_rule_holds_it), "without a release", where=conditions.held_by_rules),
     Broken("the hold of a rule ends with its message", _instead(fanout.HoldTimes, "held", _without_its_end), "invariant 6", where=conditions.held_by_rules),
     Broken("a silent end is reported", _instead(attempt_recorder, "expiry_result", _aloud), "nobody was to hear", where=conditions.held_by_rules),
     Broken("what rules hold is not counted when it ends", _instead(transactions, "count_holds", _only_more), "rules hold", where=conditions.held_by_rules),
     Broken("what was released is held again", _instead(holds, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
-    Broken("a timed hold is for ever", _instead(queue_decisions._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
+    Broken("a timed hold is for ever", _instead(decisions._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
     Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=conditions.held_and_never_anew),
     Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=conditions.without_rates),
     Broken("a slow transaction keeps its place", _instead(ConcurrencyLimit, "_slow", _nothing), "slow transactions", where=conditions.crowds),

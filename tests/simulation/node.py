@@ -39,8 +39,8 @@ from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
-from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.queue_commands import CommandReport, QueueAdmin, QueueCommand
+from relay.spool.rows.accepted import CapturedMail
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires

@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from relay.message.lifecycle import RecipientState
-from relay.spool.common.rows import (
+from relay.spool.columns import (
     REMOVED_EVENTS,
 )
 from relay.spool.sqlite.commits import COMMITS_COUNTER

@@ -7,9 +7,9 @@ from relay.base.clock import Clock, SystemClock, boot_s
 from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.common.accepted_rows import CapturedMail
 from relay.spool.postgres.nodes import BEAT_S, NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
+from relay.spool.rows.accepted import CapturedMail
 
 
 class Elapsed:

@@ -18,10 +18,10 @@ from typing import IO, Any
 
 from relay.settings.environment import read_environment
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.common.stats import copied
 from relay.spool.postgres.schema import schema_version
 from relay.spool.postgres.server import system_user
 from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.queue.stats import copied
 from relay.spool.types import SpoolNotEmptyError, SpoolUnsupportedError
 
 _NO_FILE = "/dev/null/none"

@@ -18,11 +18,11 @@ from zlib import crc32
 from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.common.accepted_rows import used_contents
-from relay.spool.common.os_errors import translate_os_errors
-from relay.spool.common.rows import inline_content, verify_checksum
+from relay.spool.columns import inline_content, verify_checksum
+from relay.spool.os_errors import translate_os_errors
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies, StoredBody
+from relay.spool.rows.accepted import used_contents
 from relay.spool.tables import Tables
 from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError
 

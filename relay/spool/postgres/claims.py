@@ -1,7 +1,7 @@
 """Find due entries and claim them, in one transaction of the writer.
 
 An entry that another transaction has locked is passed over. Facts and recipients are looked for by
-whole keys, as in commit.sql. See relay/spool/common/claim_rows.py for what is chosen.
+whole keys, as in commit.sql. See relay/spool/rows/claimed.py for what is chosen.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +10,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from relay.message.nexthop import HopKind
-from relay.spool.common import claim_rows
-from relay.spool.common.claim_rows import (
+from relay.spool.columns import LIVE_STATES
+from relay.spool.postgres.nodes import Stores
+from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.queue.holds import end_hold, hold_damaged
+from relay.spool.rows import claimed
+from relay.spool.rows.claimed import (
     CLAIM_COLUMNS,
     CLAIMS_AT_ONCE,
     RECIPIENT_COLUMNS,
@@ -20,11 +25,6 @@ from relay.spool.common.claim_rows import (
     scan_level,
     scan_next_hop,
 )
-from relay.spool.common.holds import end_hold, hold_damaged
-from relay.spool.common.rows import LIVE_STATES
-from relay.spool.postgres.nodes import Stores
-from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.postgres.write_transaction import WriteTransaction
 from relay.spool.types import Claim, DueBatch, DueQuery, Key, Position, PriorityLevel
 
 # A loose index scan: one seek to the next owner. An owner that is not among the nodes is dead too.
@@ -198,7 +198,7 @@ def _due_rows(
     whose = (turns,) if look.sender is None else (turns, look.sender)
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     after = look.after or Position(-1, "", 0)
-    left = claim_rows.ROWS_MAX
+    left = claimed.ROWS_MAX
     while left > 0:
         number = min(left, max(limit + 1, _PAGE))
         place = (after.due_us, after.message_id, after.number)
@@ -219,7 +219,7 @@ def _scan_next_hop(
     if not turns:
         return [], DueBatch(ended=True)
     hop = (look.next_hop.key, *turns)
-    senders = transaction.fetch(_SENDERS, (*hop, look.after_sender, claim_rows.SENDERS_MAX))
+    senders = transaction.fetch(_SENDERS, (*hop, look.after_sender, claimed.SENDERS_MAX))
 
     def take(sender: int, number: int) -> list[Key]:
         rows = transaction.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))

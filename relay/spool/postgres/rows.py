@@ -12,7 +12,7 @@ from msgspec.structs import astuple, replace
 
 from relay.base.clock import Anchor
 from relay.journeys.events import Event
-from relay.spool.common.rows import json_text
+from relay.spool.columns import json_text
 
 
 @lru_cache

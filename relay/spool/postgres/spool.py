@@ -23,13 +23,10 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.common import recorded_events
-from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.group_commit import WAITING_MAX
-from relay.spool.common.receipts import count_receipts
-from relay.spool.common.rows import NO_EVENTS
-from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
+from relay.spool.columns import NO_EVENTS
 from relay.spool.engine import News, RecordedRoot
+from relay.spool.group_commit import WAITING_MAX
+from relay.spool.history import recorded_events
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
@@ -44,6 +41,9 @@ from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.rows.accepted import CapturedMail
+from relay.spool.rows.receipts import count_receipts
+from relay.spool.shared_spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.tables import Tables
 from relay.spool.types import (
     NEVER_US,

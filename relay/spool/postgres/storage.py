@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.common.accepted_rows import RECIPIENTS_OF_KEYS
 from relay.spool.engine import BackupResult, SpoolStorage, unheld_text
 from relay.spool.postgres import require_driver
+from relay.spool.rows.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
 if TYPE_CHECKING:

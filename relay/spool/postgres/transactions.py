@@ -1,6 +1,6 @@
 """Accept messages and settle delivery attempts: operations of the writer.
 
-What they decide is in relay.spool.common; ordinary mail only adds rows to the commit. accept() ends
+What they decide is in relay.spool.rows; ordinary mail only adds rows to the commit. accept() ends
 step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
 
@@ -12,19 +12,19 @@ from msgspec import Struct
 
 from relay.message.content import Content
 from relay.message.nexthop import HopKind
-from relay.spool.common.accepted_rows import (
+from relay.spool.columns import message_row
+from relay.spool.postgres.rows import SettledEntry
+from relay.spool.postgres.write_transaction import KnownKeyError, WriteTransaction
+from relay.spool.queue.holds import count_holds, has_room
+from relay.spool.rows.accepted import (
     AcceptedRows,
     CapturedMail,
     accepted_as,
     accepted_rows,
     used_contents,
 )
-from relay.spool.common.holds import count_holds, has_room
-from relay.spool.common.receipts import note_receipt, record_sent
-from relay.spool.common.rows import message_row
-from relay.spool.common.settled_rows import Recorded, record_beside, settled_rows, waiting_columns
-from relay.spool.postgres.rows import SettledEntry
-from relay.spool.postgres.write_transaction import KnownKeyError, WriteTransaction
+from relay.spool.rows.receipts import note_receipt, record_sent
+from relay.spool.rows.settled import Recorded, record_beside, settled_rows, waiting_columns
 from relay.spool.types import (
     NEVER_US,
     Accepted,

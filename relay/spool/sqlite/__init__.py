@@ -25,5 +25,6 @@ Files and their care:
 - `recover`: what is readable of a damaged spool, into a new one
 - `backup`: a copy of a running spool
 
-Elsewhere: what is decided alike for both engines: `relay/spool/common/`.
+Elsewhere: what is decided alike for both engines: `relay/spool/rows`, `relay/spool/queue` and
+`relay/spool/history`.
 """

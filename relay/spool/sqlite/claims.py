@@ -1,6 +1,6 @@
 """Find due entries and claim them for delivery.
 
-Which of the due ones are chosen is decided in relay/spool/common/claim_rows.py.
+Which of the due ones are chosen is decided in relay/spool/rows/claimed.py.
 
 find_due() reads by priority level, for a next hop or for a sender. It reads a bounded number of
 index rows however long the queue is, and reads tables only for the entries that it returns.
@@ -16,16 +16,16 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.spool.common import claim_rows
-from relay.spool.common.claim_rows import (
+from relay.spool.columns import LIVE_STATES
+from relay.spool.queue.holds import end_hold, hold_damaged
+from relay.spool.rows import claimed
+from relay.spool.rows.claimed import (
     CLAIM_COLUMNS,
     RECIPIENT_COLUMNS,
     claims_of,
     scan_level,
     scan_next_hop,
 )
-from relay.spool.common.holds import end_hold, hold_damaged
-from relay.spool.common.rows import LIVE_STATES
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import Claim, DueBatch, DueQuery, Key, Position, PriorityLevel
@@ -120,7 +120,7 @@ def _scan_level(
     whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     after = look.after or Position(-1, "", 0)
-    rest = (now_us, after.due_us, after.message_id, after.number, claim_rows.ROWS_MAX)
+    rest = (now_us, after.due_us, after.message_id, after.number, claimed.ROWS_MAX)
     return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
 
 
@@ -129,7 +129,7 @@ def _scan_next_hop(
 ) -> tuple[list[Key], DueBatch]:
     assert look.next_hop is not None
     hop = (look.next_hop.key, int(look.level))
-    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, claim_rows.SENDERS_MAX))
+    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, claimed.SENDERS_MAX))
 
     def take(sender: int, number: int) -> list[Key]:
         return tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))

@@ -14,12 +14,12 @@ from relay.base.clock import Clock, first_id_after, id_time_us
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
-from relay.spool.common.claim_rows import CLAIMS_AT_ONCE, release_abandoned
-from relay.spool.common.holds import count_removed
-from relay.spool.common.queue_engine import QueueEngine
-from relay.spool.common.recorded_events import last_sequence
-from relay.spool.common.rows import LIVE_STATES, REMOVED_EVENTS
-from relay.spool.common.shared_maintenance import AT_ONCE, SharedMaintenance
+from relay.spool.columns import LIVE_STATES, REMOVED_EVENTS
+from relay.spool.history.recorded_events import last_sequence
+from relay.spool.queue.holds import count_removed
+from relay.spool.queue_engine import QueueEngine
+from relay.spool.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
+from relay.spool.shared_maintenance import AT_ONCE, SharedMaintenance
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import SqliteTables

@@ -22,10 +22,10 @@ import apsw
 from relay.base.files import fsync_path, link_or_copy
 from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
-from relay.spool.common.holds import recount
-from relay.spool.common.os_errors import translate_os_errors
-from relay.spool.common.rows import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import RecoveryResult
+from relay.spool.os_errors import translate_os_errors
+from relay.spool.queue.holds import recount
 from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.database import open_database, read_anchor, write_anchor
 from relay.spool.sqlite.migrate import SCHEMA_VERSION

@@ -23,11 +23,11 @@ from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
-from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.group_commit import WAITING_MAX
-from relay.spool.common.receipts import count_receipts
-from relay.spool.common.rows import inline_content
-from relay.spool.common.shared_spool import SUBMISSION_KEEP_S, SharedSpool
+from relay.spool.columns import inline_content
+from relay.spool.group_commit import WAITING_MAX
+from relay.spool.rows.accepted import CapturedMail
+from relay.spool.rows.receipts import count_receipts
+from relay.spool.shared_spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,

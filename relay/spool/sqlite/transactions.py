@@ -1,6 +1,6 @@
 """Accept messages and settle delivery attempts; each function runs inside one transaction.
 
-What they write is decided in relay/spool/common (`accepted_rows`, `settled_rows`). accept() ends
+What they write is decided in relay/spool/rows (`accepted`, `settled`). accept() ends
 step 5 of a message, settle() ends steps 6 and 7. The writer commits them. The state of a recipient
 changes only as the table in message.lifecycle allows, and epochs only grow. apsw's exceptions roll
 the transaction back.
@@ -13,7 +13,14 @@ from typing import Any
 from zlib import crc32
 
 from relay.message.content import Content
-from relay.spool.common.accepted_rows import (
+from relay.spool.columns import (
+    LIVE_STATES,
+    MESSAGE_COLUMNS,
+    REMOVED_EVENTS,
+    message_row,
+)
+from relay.spool.queue.holds import count_holds, has_room
+from relay.spool.rows.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
     CapturedMail,
@@ -21,15 +28,8 @@ from relay.spool.common.accepted_rows import (
     accepted_rows,
     used_contents,
 )
-from relay.spool.common.holds import count_holds, has_room
-from relay.spool.common.receipts import note_receipt, record_sent
-from relay.spool.common.rows import (
-    LIVE_STATES,
-    MESSAGE_COLUMNS,
-    REMOVED_EVENTS,
-    message_row,
-)
-from relay.spool.common.settled_rows import (
+from relay.spool.rows.receipts import note_receipt, record_sent
+from relay.spool.rows.settled import (
     Recorded,
     SettledRows,
     record_beside,

@@ -22,12 +22,12 @@ from relay.journeys.events import Event, Step
 from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
-from relay.spool.common import stats
-from relay.spool.common.holds import counted
-from relay.spool.common.holds import recount as recount_holds
-from relay.spool.common.os_errors import translate_os_errors
-from relay.spool.common.rows import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
+from relay.spool.os_errors import translate_os_errors
+from relay.spool.queue import stats
+from relay.spool.queue.holds import counted
+from relay.spool.queue.holds import recount as recount_holds
 from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import open_database, read_anchor

@@ -23,8 +23,8 @@ from relay.base.clock import Clock, Timer
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
-from relay.spool.common.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
-from relay.spool.common.rows import NO_EVENTS, REMOVED_EVENTS, json_text
+from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS, json_text
+from relay.spool.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
 from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor

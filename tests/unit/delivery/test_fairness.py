@@ -17,7 +17,7 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Peer, Relay
 from relay.routing.mx_hosts import Host, Hosts
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.transaction import Transaction, TransactionResult
-from relay.spool.common.accepted_rows import CapturedMail
+from relay.spool.rows.accepted import CapturedMail
 from relay.spool.types import PriorityLevel, Selector, sender_key
 from tests.simulation.clock import Time, WorldClock
 from tests.simulation.network import Network

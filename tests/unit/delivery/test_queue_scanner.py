@@ -13,7 +13,7 @@ from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import RESCAN_US, PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
-from relay.spool.common import claim_rows
+from relay.spool.rows import claimed
 from relay.spool.sqlite.claims import find_due, next_due_us, take_claims
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
@@ -179,8 +179,8 @@ def act(scanned: ScannedQueue, what: tuple) -> None:
 @pytest.fixture
 def narrow(monkeypatch) -> None:
     """Bounds so low that every query reaches them, and no rescan that would hide an error."""
-    monkeypatch.setattr(claim_rows, "ROWS_MAX", 3)
-    monkeypatch.setattr(claim_rows, "SENDERS_MAX", 2)
+    monkeypatch.setattr(claimed, "ROWS_MAX", 3)
+    monkeypatch.setattr(claimed, "SENDERS_MAX", 2)
     monkeypatch.setattr(scanner_module, "RESCAN_US", 1 << 61)
 
 
@@ -247,7 +247,7 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others
     assert {"010001", "010002"} <= set(scanned.claimed)
     assert 90 < len(scanned.claims) < 130  # about half of the window
     queries = len(scanned.queue.queries)
-    assert queries < 10_000 / claim_rows.ROWS_MAX + 20
+    assert queries < 10_000 / claimed.ROWS_MAX + 20
     for _ in range(20):  # each makes room, none reads the queue again
         scanned.settle(0)
         await scanned.run()

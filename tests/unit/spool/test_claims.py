@@ -6,8 +6,9 @@ import pytest
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.common import claim_rows, remote_reports
-from relay.spool.common.holds import DAMAGED_DUE_US
+from relay.spool.history import remote_reports
+from relay.spool.queue.holds import DAMAGED_DUE_US
+from relay.spool.rows import claimed
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.types import (
@@ -30,7 +31,7 @@ def raw(tmp_path, sql: str, *values) -> list:
 
 
 async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch) -> None:
-    monkeypatch.setattr(claim_rows, "ROWS_MAX", 4)
+    monkeypatch.setattr(claimed, "ROWS_MAX", 4)
     await accept("mx:a.test", "ann", 6)
     after_others = await accept("mx:b.test", "ann", 1)
     batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))
@@ -42,7 +43,7 @@ async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch
 async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
     spool, accept, monkeypatch
 ) -> None:
-    monkeypatch.setattr(claim_rows, "SENDERS_MAX", 3)
+    monkeypatch.setattr(claimed, "SENDERS_MAX", 3)
     names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
     query, got, queries = DueQuery(next_hop=A), [], 0
     while True:

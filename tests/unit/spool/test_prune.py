@@ -7,9 +7,9 @@ import pytest
 
 from relay.base.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.common import shared_maintenance
-from relay.spool.common.shared_maintenance import SharedMaintenance
+from relay.spool import shared_maintenance
 from relay.spool.engine import Retention
+from relay.spool.shared_maintenance import SharedMaintenance
 from relay.spool.types import EntrySchedule, Settlement
 from tests.support.manual_clock import ManualClock
 

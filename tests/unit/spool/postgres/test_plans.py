@@ -28,8 +28,8 @@ from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
 from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.common.remote_reports import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.engine import Retention, SpoolEngine
+from relay.spool.history.remote_reports import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.tables import numbered
 from relay.spool.postgres.unheld_stores import UNHELD_S

@@ -19,11 +19,11 @@ import pytest
 from relay.base.clock import SystemClock
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.common import claim_rows
 from relay.spool.postgres import claims, keeper, writer
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NodeIdentity, Stores, Watch
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
+from relay.spool.rows import claimed
 from relay.spool.types import (
     Claim,
     DueQuery,
@@ -500,7 +500,7 @@ BROKEN = {
     "a lease does not end": (writer.WriteConnection, "may_claim", lambda _: lambda _writer: True),
     "a dead node goes on after it has lost its connection": (writer, "return_to", _never_dead),
     "a claim that is taken over keeps its epoch": (
-        claim_rows, "_FREE", lambda sql: sql.replace(", epoch = epoch + 1", ""),
+        claimed, "_FREE", lambda sql: sql.replace(", epoch = epoch + 1", ""),
     ),
     "a claim does not look whether another node was faster": (
         claims, "_TAKE", lambda sql: sql.replace(" AND claimed = 0", ""),

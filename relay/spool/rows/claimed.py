@@ -13,7 +13,7 @@ from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
-from relay.spool.common.rows import LIVE_STATES, MESSAGE_COLUMNS, read_facts
+from relay.spool.columns import LIVE_STATES, MESSAGE_COLUMNS, read_facts
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import (
     Claim,

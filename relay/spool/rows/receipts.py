@@ -12,9 +12,9 @@ import msgspec
 from msgspec.structs import asdict
 
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
-from relay.spool.common.queue_engine import QueueEngine
-from relay.spool.common.rows import json_text
+from relay.spool.columns import json_text
 from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.queue_engine import QueueEngine
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import Selector, SentReceipt
 

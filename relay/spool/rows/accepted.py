@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from relay.message.content import size_of
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import HopKind, NextHop
-from relay.spool.common.rows import ACCEPTED_COUNTER, recipient_row
+from relay.spool.columns import ACCEPTED_COUNTER, recipient_row
 from relay.spool.tables import Tables
 from relay.spool.types import (
     FIRST_EPOCH,

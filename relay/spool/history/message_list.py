@@ -31,8 +31,8 @@ from relay.journeys.message_search import (
     MessageSearch,
 )
 from relay.message.lifecycle import RecipientState, message_state
-from relay.spool.common.queue_engine import QueueEngine, reads
-from relay.spool.common.rows import in_chunks
+from relay.spool.columns import in_chunks
+from relay.spool.queue_engine import QueueEngine, reads
 from relay.spool.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads

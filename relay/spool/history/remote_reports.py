@@ -17,7 +17,7 @@ import msgspec
 from relay.journeys.events import Event, Step
 from relay.message.address import own_mailbox
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.common.rows import json_text
+from relay.spool.columns import json_text
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import DeliveredReport, Settlement
 

@@ -16,15 +16,15 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.receipt import ReceiptRequest
-from relay.spool.common.accepted_rows import CapturedMail
-from relay.spool.common.holds import note_hold
-from relay.spool.common.receipts import add_receipts
-from relay.spool.common.remote_reports import join_report
+from relay.spool.columns import PAY_REPORTS
+from relay.spool.history.remote_reports import join_report
+from relay.spool.queue.holds import note_hold
+from relay.spool.rows.accepted import CapturedMail
+from relay.spool.rows.receipts import add_receipts
 from relay.spool.tables import OpenTransaction
 from relay.spool.types import Claim, EntrySchedule, PriorityLevel, Settlement
 
 _OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
-PAY = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
 
 
@@ -133,7 +133,7 @@ def record_owed(transaction: OpenTransaction, settlement: Settlement) -> None:
         ]
         transaction.execute_each(_OWE, rows)
     if settlement.pays:
-        transaction.execute(PAY, key)
+        transaction.execute(PAY_REPORTS, key)
     if settlement.ends_warning:
         transaction.execute(_END_WARNING, key[:1])
 

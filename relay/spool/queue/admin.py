@@ -1,7 +1,7 @@
 """List the queue, and execute operator commands: in slices, around entries that are in flight.
 
-What a command does to an entry is decided in `queue_decisions`, which entries a selector matches in
-`queue_entries`. An entry that is being delivered is not changed; the result says so, and at which
+What a command does to an entry is decided in `decisions`, which entries a selector matches in
+`entries`. An entry that is being delivered is not changed; the result says so, and at which
 other node. A large command runs in slices of one transaction each, and mail continues between them.
 When a slice fails with a SpoolError, the slices before it remain done.
 
@@ -29,15 +29,15 @@ from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.common.queue_decisions import (
+from relay.spool.columns import PAY_REPORTS
+from relay.spool.queue.decisions import (
     ChangeResult,
     CommandTimes,
     decide,
     dry_run_entry,
     in_flight_note,
 )
-from relay.spool.common.queue_engine import Leftovers, QueueEngine, StoredContents
-from relay.spool.common.queue_entries import (
+from relay.spool.queue.entries import (
     EntryListBuilder,
     EntrySelection,
     load_entries,
@@ -45,7 +45,6 @@ from relay.spool.common.queue_entries import (
     store_changes,
     to_be_planned,
 )
-from relay.spool.common.settled_rows import PAY
 from relay.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
@@ -59,6 +58,7 @@ from relay.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
+from relay.spool.queue_engine import Leftovers, QueueEngine, StoredContents
 from relay.spool.tables import OpenTransaction, Tables
 from relay.spool.types import (
     FIRST_KEY,
@@ -484,7 +484,7 @@ def change(
             engine.add_reports(transaction, made.plan.messages, made.stored, original=message_id)
             transaction.append_events(message_id, made.plan.events)
             paid = [key for key in planned.epochs if key[0] == message_id]
-            transaction.execute_each(PAY, paid)
+            transaction.execute_each(PAY_REPORTS, paid)
             result.reports += made.plan.messages
             result.due_us = times.queue_us
     return result

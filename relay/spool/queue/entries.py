@@ -7,7 +7,7 @@ and by recipients; its times are wall time.
 
 load_entries() reads what a command needs of some entries, and store_changes() writes what was
 decided about them, each in a few statements however many entries there are. What is decided in
-between needs no tables: see relay/spool/common/queue_decisions.py.
+between needs no tables: see relay/spool/queue/decisions.py.
 
 See docs/names.md (Commands).
 """
@@ -23,8 +23,8 @@ from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.message.nexthop import Destination
-from relay.spool.common.holds import count_holds
-from relay.spool.common.rows import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.queue.holds import count_holds
 from relay.spool.queue_commands import (
     Operation,
     QueueCommand,

@@ -13,10 +13,10 @@ from relay.journeys.events import Event, RecordedEvent, Step
 from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
-from relay.spool.common.journeys import is_shown
-from relay.spool.common.queue_engine import QueueEngine, reads
-from relay.spool.common.rows import NO_EVENTS, REMOVED_EVENTS
+from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS
+from relay.spool.history.journeys import is_shown
 from relay.spool.queue_commands import Operation
+from relay.spool.queue_engine import QueueEngine, reads
 from relay.spool.tables import Tables
 
 _EVENTS = (

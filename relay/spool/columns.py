@@ -19,6 +19,8 @@ MESSAGE_COLUMNS = (
     "extra",
 )  # fmt: skip
 LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
+# Of an entry's recipients: their reports are written, or no longer needed.
+PAY_REPORTS = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
 ACCEPTED_COUNTER = "accepted"  # recipients
 # The place in a spool without events: 0 asks for all that there are.
 NO_EVENTS = 1

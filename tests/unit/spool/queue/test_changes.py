@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from relay.spool.common.queue_admin import change
-from relay.spool.common.queue_decisions import CommandTimes
+from relay.spool.queue.admin import change
+from relay.spool.queue.decisions import CommandTimes
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import Settlement
 from tests.support.journeys import states
