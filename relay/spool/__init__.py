@@ -18,8 +18,8 @@ engine the library of the other.
 - `shared_spool`: the part of an engine that both have: mail root, submission keys
 - `shared_maintenance`: pruning of history (spool.keep), claims of dead owners
 - `group_commit`: what both writers share: waiting operations, how long commits take
-- `queue_engine`: what an engine supplies for lists, queue commands and maintenance
-- `tables`: which SQL works on both databases
+- `tables`: what an engine supplies for rows, lists, queue commands and maintenance; which SQL works
+  on both databases
 - `columns`: columns and values of rows, checksums of contents
 - `os_errors`: which error of the disk is which SpoolError
 - `sqlite`: the engine on SQLite: its writer, its files, verify and recover

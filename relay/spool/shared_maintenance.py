@@ -20,8 +20,7 @@ from relay.base.clock import Clock, first_id_after, wall_offset_us
 from relay.spool.columns import LIVE_STATES
 from relay.spool.engine import Retention, SpoolMaintenance
 from relay.spool.queue import stats
-from relay.spool.queue_engine import QueueEngine
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import QueueCounts, SpoolUnavailableError
 
 T = TypeVar("T")

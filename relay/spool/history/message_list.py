@@ -32,8 +32,7 @@ from relay.journeys.message_search import (
 )
 from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.columns import in_chunks
-from relay.spool.queue_engine import QueueEngine, reads
-from relay.spool.tables import Tables
+from relay.spool.tables import QueueEngine, Tables, reads
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200

@@ -16,8 +16,7 @@ from relay.message.nexthop import HopKind
 from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS
 from relay.spool.history.journeys import is_shown
 from relay.spool.queue_commands import Operation
-from relay.spool.queue_engine import QueueEngine, reads
-from relay.spool.tables import Tables
+from relay.spool.tables import QueueEngine, Tables, reads
 
 _EVENTS = (
     "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"

@@ -12,9 +12,8 @@ from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue import stats
-from relay.spool.queue_engine import QueueEngine
 from relay.spool.shared_maintenance import SharedMaintenance
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import Claim, DueBatch
 
 T = TypeVar("T")

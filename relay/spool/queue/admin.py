@@ -58,8 +58,7 @@ from relay.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
-from relay.spool.queue_engine import Leftovers, QueueEngine, StoredContents
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.tables import Leftovers, OpenTransaction, QueueEngine, StoredContents, Tables
 from relay.spool.types import (
     FIRST_KEY,
     Claim,

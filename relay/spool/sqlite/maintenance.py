@@ -17,7 +17,6 @@ from relay.observe.logs import get_logger
 from relay.spool.columns import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.history.recorded_events import last_sequence
 from relay.spool.queue.holds import count_removed
-from relay.spool.queue_engine import QueueEngine
 from relay.spool.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.shared_maintenance import AT_ONCE, SharedMaintenance
 from relay.spool.sqlite.commits import COMMITS_COUNTER
@@ -25,7 +24,7 @@ from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.tables import OpenTransaction
+from relay.spool.tables import OpenTransaction, QueueEngine
 
 _TABLES = {"recipient": "message_id", "event": "message_id", "entry": "message_id", "message": "id"}
 _ABANDONED = (
