@@ -5,7 +5,7 @@
 #   make test-long   the tests and cases that take longest, which make test leaves out
 #   make check       lint, types, import contracts, dead code, the policies' own tests
 #   make quick       before a commit: make check, and the tests that show most in a minute
-#   make bench       Relay and Postfix side by side; ARGS="queue --only fair": another one (docs/performance.md)
+#   make bench       Relay and Postfix side by side; ARGS=queue or mail: another one (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make crash       a relay killed RUNS=200 times while people use it, and as often under load
 #   make clients     Graph's own client libraries, in Python and JavaScript, against a relay
@@ -32,7 +32,7 @@ WORKLOADS ?=
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 6 ? 6 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
-BENCHES := signed picture stages mail queue spool mailbox rules memory pages streams kit
+BENCHES := mail queue
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -119,18 +119,7 @@ bench:
 
 bench-peers: $(VENV)/development
 	tests/bench/run.sh $(ARGS)
-	$(if $(ARGS),,@$(MAKE) bench-signed bench-queue)
-
-bench-signed: $(VENV)/development
-	@SIGNED=1 tests/bench/run.sh $(ARGS)
-
-bench-picture: $(VENV)/development
-	$(BIN)/python -m tests.bench.picture
-
-bench-stages: $(VENV)/development
-	@export STAGES=$$(mktemp); trap 'rm -f "$$STAGES"' EXIT; \
-	tests/bench/run.sh --peer none --rounds 2 --only "$(or $(WORKLOADS),small)" \
-	    --relay "$(BIN)/python tests/bench/stages.py" && cat "$$STAGES"
+	$(if $(ARGS),,@$(MAKE) bench-queue)
 
 bench-versions: $(VENV)/development
 	@[ -n "$(OLD)" ] || { echo "bench-versions: OLD=commit is missing" >&2; exit 64; }
@@ -141,28 +130,6 @@ bench-mail: $(VENV)/development
 
 bench-queue: $(VENV)/development
 	$(BIN)/python -m tests.bench.queued $(ARGS)
-
-bench-spool: $(VENV)/development
-	$(BIN)/python -m tests.bench.spool $(ARGS)
-
-bench-rules: $(VENV)/development
-	$(BIN)/python -m tests.bench.rules $(ARGS)
-
-bench-memory: $(VENV)/development
-	$(BIN)/python -m tests.bench.memory $(ARGS)
-
-bench-pages: $(VENV)/development
-	$(BIN)/python -m tests.bench.pages $(ARGS)
-
-bench-streams: $(VENV)/development
-	$(BIN)/python tests/bench/streams.py $(ARGS)
-	$(BIN)/python tests/bench/streams.py --pages $(ARGS)
-
-bench-kit: $(VENV)/development
-	$(BIN)/python -m tests.bench.kit $(ARGS)
-
-bench-mailbox: $(VENV)/development
-	$(BIN)/python tests/bench/mailbox.py $(ARGS)
 
 simulate: $(VENV)/development
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) \

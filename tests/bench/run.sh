@@ -2,7 +2,6 @@
 # Relay and Postfix side by side in one run, sendMail, and whether a sync precedes each 250.
 #   tests/bench/run.sh                            all parts, five rounds
 #   tests/bench/run.sh --only small --rounds 3    the arguments are those of side_by_side.py
-#   SIGNED=1 tests/bench/run.sh                   make bench ARGS=signed: with signatures and without
 #   OLD=commit tests/bench/run.sh                 make bench-versions: this tree and a commit
 # PEERS is the folder of the benchmark kit, RELAY the command to measure. Needs root, as Postfix does.
 set -eu
@@ -18,8 +17,6 @@ workloads=${WORKLOADS:-small fresh large fanout burst sendmail}
 if [ -n "${OLD:-}" ]; then
     set -- .venv/bin/python -m tests.bench.versions --old "$OLD" --workloads "$workloads" "$@"
     [ "$workloads" != sendmail ] || { cd "$top" && exec "$@"; }  # it needs nothing of the following
-elif [ -n "${SIGNED:-}" ]; then
-    set -- .venv/bin/python -m tests.bench.signed --relay "$relay" "$@"
 else
     set -- .venv/bin/python -m tests.bench.side_by_side --relay "$relay" "$@"
 fi

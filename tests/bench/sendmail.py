@@ -123,9 +123,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 class Relay:
     """One `relay serve` in a folder, its HTTP on a Unix socket."""
 
-    def __init__(self, folder: Path, command: str, *, more_accounts: str = "") -> None:
+    def __init__(self, folder: Path, command: str) -> None:
         self.folder = folder
-        self._more_accounts = more_accounts
         self.socket = str(folder / "http.sock")
         self.accepted = 0
         self._command = command
@@ -136,8 +135,7 @@ class Relay:
         (self.folder / "policies").mkdir()
         accounts = self.folder / "accounts.toml"
         accounts.touch(0o600)
-        usual = "".join(ACCOUNTS.format(name=name) for name in ("alice", "bob"))
-        accounts.write_text(usual + self._more_accounts)
+        accounts.write_text("".join(ACCOUNTS.format(name=name) for name in ("alice", "bob")))
         ready = self.folder / "ready"
         command = [self._command, "serve", "--config", str(self.folder / "relay.toml")]
         with (self.folder / "log").open("wb") as log:

@@ -1,7 +1,7 @@
 """Relay and Postfix side by side in one run, and sendMail: measured, judged, and kept for the docs.
 
     make bench ARGS="--only small,large --rounds 3"     some of the parts
-    make bench ARGS="--keep docs/performance.json"      the figures for make bench ARGS=picture; all parts
+    make bench ARGS="--keep figures.json"               the figures for docs/performance.md; all parts
 
 The parts are the benchmark kit's workloads, in which both systems are warmed up and then loaded in turn
 (A B, B A, ...); `latency`, an open loop with half of the rate that the slower system reaches in `small`,

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import signed
 from tests.bench.side_by_side import BOUNDS, LATENCIES, PARTS, Found, lines, over_bounds, spread
-from tests.bench.stages import OTHER, PATTERNS, stage_of
 from tests.support.long_tests import long
 
 RUN = Path(__file__).with_name("run.sh")
@@ -100,27 +98,3 @@ def test_relay_and_postfix_are_measured(tmp_path) -> None:
     found = json.loads(kept.read_text())
     assert set(found) == {"machine", *PARTS} - {"syncs"}
     assert set(found["latency"]["postfix"]) == set(found["latency"]["relay"]) == set(LATENCIES)
-
-
-def test_each_stage_has_modules_and_what_is_elsewhere_has_none() -> None:
-    modules = [str(path) for path in (TOP / "relay").rglob("*.py")]
-    assert [stage for pattern, stage in PATTERNS if not any(map(pattern.search, modules))] == []
-    assert stage_of(sys._getframe()) == OTHER
-
-
-def test_the_bench_of_signatures_judges_its_bounds() -> None:
-    plain = {"cpu_ms_per_msg": 1.0, "through_per_s": 1000.0}
-    rows = {
-        "unsigned": [plain] * 3,
-        "rsa": [{"cpu_ms_per_msg": cpu, "through_per_s": 900.0} for cpu in (1.7, 1.9, 1.6)],
-    }
-    assert signed.ratio(rows, "rsa", "cpu_ms_per_msg") == 1.7
-    assert signed.ratios(rows, "rsa", "through_per_s") == [0.9] * 3
-
-
-def test_the_bench_of_signatures_has_a_configuration_for_each_key(tmp_path: Path) -> None:
-    for key in signed.KEYS:
-        folder = tmp_path / key
-        folder.mkdir()
-        text = signed.template(folder, key).read_text()
-        assert ('[[dkim]]\ndomain = "example.org"' in text) == (key != "unsigned")

@@ -109,9 +109,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="versions-") as name:
         folder = Path(name)
         with checked_out(given.old, folder / "old") as tree:
-            if given.old_without_rules:
-                for file in (tree / "policies").glob("*.toml"):
-                    file.unlink()
             old = Version("old", tree, launcher(tree, folder, python_for(tree, folder / "python")))
             new = Version("new", TOP, launcher(TOP, folder, Path(sys.executable)))
             found = []
@@ -135,7 +132,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", type=str.split, default=list(WORKLOADS))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--scale", type=float, default=0.5, help="of the full numbers of messages")
-    parser.add_argument("--old-without-rules", action="store_true", help="as with no policies")
     parser.add_argument("--peers", help="folder of the benchmark kit, for all but sendmail")
     try:
         given = parser.parse_args()
