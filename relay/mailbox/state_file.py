@@ -48,7 +48,8 @@ _FIND = "SELECT value FROM state WHERE message_id = ?"
 _log = get_logger("mailbox")
 
 
-OwedState = tuple[tuple[str, ...], bytes]  # ids of one message, and what they get if they have none
+# Ids of one message, and the state that they get if they have none.
+UnmergedState = tuple[tuple[str, ...], bytes]
 
 
 class StatePosition(Struct, frozen=True):
@@ -98,9 +99,9 @@ class StateFile:
         """Return the ids of all messages that have a state, or had one."""
         return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
-    def settle(self, owed: Sequence[OwedState]) -> bool:
-        """Store one state for the ids of each message in `owed`, durably: what united() makes of
-        the states that they have, or the given state if they have none.
+    def merge(self, unmerged: Sequence[UnmergedState]) -> bool:
+        """Store one state for the ids of each message in `unmerged`, durably: what united() makes
+        of the states that they have, or the given state if they have none.
 
         Return False, and store nothing, while another writer is at work.
         """
@@ -111,7 +112,7 @@ class StateFile:
                 assert connection is not None
                 with suppress(apsw.BusyError), _transaction(connection):
                     states: dict[str, bytes] = {}
-                    for ids, state in owed:
+                    for ids, state in unmerged:
                         before = _states_of(connection, ids)
                         new = reduce(united, before.values()) or state
                         states |= {one: new for one, old in before.items() if old != new}

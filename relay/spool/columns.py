@@ -20,7 +20,9 @@ MESSAGE_COLUMNS = (
 )  # fmt: skip
 LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
 # Of an entry's recipients: their reports are written, or no longer needed.
-PAY_REPORTS = "UPDATE recipient SET owed = '' WHERE message_id = ? AND entry = ? AND owed <> ''"
+PAY_REPORTS = (
+    "UPDATE recipient SET owed_report = '' WHERE message_id = ? AND entry = ? AND owed_report <> ''"
+)
 ACCEPTED_COUNTER = "accepted"  # recipients
 # The place in a spool without events: 0 asks for all that there are.
 NO_EVENTS = 1
@@ -54,7 +56,7 @@ def message_row(facts: MessageFacts) -> tuple[Any, ...]:
 def recipient_row(
     message_id: str, recipient: NewRecipient, *, entry: int, number: int
 ) -> tuple[Any, ...]:
-    """Return the values of a recipient, without what is owed."""
+    """Return the values of a recipient, without an owed report."""
     path = recipient.path
     return (
         message_id, entry, number, path.address, ",".join(sorted(path.notify)),

@@ -34,7 +34,7 @@ from relay.mailbox.index.database import (
 from relay.mailbox.index.rows import FolderRows
 from relay.mailbox.index.update import IndexUpdater
 from relay.mailbox.index.watch import InotifyWatcher
-from relay.mailbox.state_file import OwedState, StateFile
+from relay.mailbox.state_file import StateFile, UnmergedState
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreError, StoreUnavailableError
 from relay.observe.logs import get_logger
@@ -69,7 +69,7 @@ class MailboxIndex:
         self._file_id = ""
         self._memory_until_s: float | None = None
         self._updater: IndexUpdater | None = None
-        self._settling = threading.Lock()
+        self._merging = threading.Lock()
         self.content_lock = threading.Lock()  # one thread reads the content of messages
 
     @property
@@ -84,27 +84,27 @@ class MailboxIndex:
         Raises StoreUnavailableError.
         """
         result = self._run(operation)
-        if self._updater is not None and self._updater.has_owed:
-            self._settle()
+        if self._updater is not None and self._updater.has_unmerged:
+            self._merge()
         return result
 
-    def _settle(self) -> None:
+    def _merge(self) -> None:
         """Store the states of messages that other programs have moved, unless a thread does."""
-        if not self._settling.acquire(blocking=False):
+        if not self._merging.acquire(blocking=False):
             return
         try:
             with suppress(StoreUnavailableError):
-                owed = self._run(partial(self._owed, ()))
-                while owed and self.states.settle(owed):
-                    owed = self._run(partial(self._owed, owed))
+                unmerged = self._run(partial(self._unmerged, ()))
+                while unmerged and self.states.merge(unmerged):
+                    unmerged = self._run(partial(self._unmerged, unmerged))
         finally:
-            self._settling.release()
+            self._merging.release()
 
-    def _owed(
-        self, settled: Sequence[OwedState], cursor: apsw.Cursor, _: FolderRows
-    ) -> list[OwedState]:
+    def _unmerged(
+        self, merged: Sequence[UnmergedState], cursor: apsw.Cursor, _: FolderRows
+    ) -> list[UnmergedState]:
         assert self._updater is not None
-        return self._updater.owed(cursor, settled)
+        return self._updater.unmerged(cursor, merged)
 
     def _run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
         with self.lock:

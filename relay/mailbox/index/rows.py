@@ -27,7 +27,7 @@ from relay.mailbox.message_file import (
     received_at_us,
 )
 from relay.mailbox.message_state import MessageState, flag_of, read_state, united
-from relay.mailbox.state_file import OwedState
+from relay.mailbox.state_file import UnmergedState
 from relay.mailbox.types import ChangeKind, Folder
 
 UIDS_PER_US = 1024
@@ -126,7 +126,7 @@ class MessageTable:
         self.is_first = is_first
         self.cursor = cursor
         self._folders = {one.number: one.folder for one in folders}
-        self.owed: list[OwedState] = []
+        self.unmerged: list[UnmergedState] = []
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
     def at(self, location: FileLocation) -> IndexedMessage | None:
@@ -173,9 +173,9 @@ class MessageTable:
         ids = state_ids(self.cursor, message_id, file.name)
         state = reduce(united, map(self._state_of, ids))
         if not (state or self.is_first) and (state := self._state_of_original(file, claimed_id)):
-            self.owed.append((ids[-1:], state))
+            self.unmerged.append((ids[-1:], state))
         elif len(ids) > 1:
-            self._owe(ids, state)
+            self._note_unmerged(ids, state)
         row = self._insert(replace(row, state=state))
         self._append_change(ChangeKind.CREATED, row)
 
@@ -228,11 +228,11 @@ class MessageTable:
         """Note the ids of a message whose file has another name, and had the id `before`."""
         name = parse_name(os.fsdecode(row.location.file_name))
         ids = state_ids(self.cursor, row.message_id, name) if name else (row.message_id,)
-        self._owe(tuple(dict.fromkeys((*ids, before))), row.state)
+        self._note_unmerged(tuple(dict.fromkeys((*ids, before))), row.state)
 
-    def _owe(self, ids: tuple[str, ...], state: bytes) -> None:
+    def _note_unmerged(self, ids: tuple[str, ...], state: bytes) -> None:
         if {self._state_of(one) for one in ids} != {state}:
-            self.owed.append((ids, state))
+            self.unmerged.append((ids, state))
 
     def is_claimed(self, message_id: str) -> bool:
         """Return whether a copy's file claims that id."""

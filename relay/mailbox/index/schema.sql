@@ -69,9 +69,9 @@ CREATE TABLE message (
 
 CREATE UNIQUE INDEX message_id ON message (message_id);
 
--- Ids that are one message, with a space between them, whose states are still to be made one in the
+-- Ids that are one message, with a space between them, whose states are still to be merged in the
 -- file relay-properties; `state` is what they get if they have none.
-CREATE TABLE owed_state (ids TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE unmerged_state (ids TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
 
 -- Multi-valued properties; `kind` is a Collection's value, a category has no name.
 CREATE TABLE item (

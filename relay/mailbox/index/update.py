@@ -39,7 +39,7 @@ from relay.mailbox.index.states import copy_states, forget_position, known_posit
 from relay.mailbox.index.watch import MailboxWatch
 from relay.mailbox.maildir import list_names, remove
 from relay.mailbox.message_file import is_relay_name, parse_name
-from relay.mailbox.state_file import OwedState, StateFile
+from relay.mailbox.state_file import StateFile, UnmergedState
 from relay.mailbox.types import Folder, StoreUnavailableError
 
 
@@ -132,7 +132,7 @@ _FILES_AT_ONCE = 1000
 _NO_TIME = -1
 _BY_NAME = -2
 _INCOMPLETE_MAX = 100
-_OWED_AT_ONCE = 100  # of one transaction: other writers wait for it
+_UNMERGED_AT_ONCE = 100  # of one transaction: other writers wait for it
 _T = TypeVar("_T")
 Directory = tuple[int, bool]  # a FolderRow's number, and whether new/ or cur/
 
@@ -177,7 +177,7 @@ class IndexUpdater:
         # or _BY_NAME if there were events since.
         self._pending_times: dict[Directory, int] = {}
         self._superseded: list[FileLocation] = []
-        self.has_owed = True  # there may be entries in owed_state
+        self.has_unmerged = True  # there may be entries in unmerged_state
         self._incomplete: tuple[Path, ...] = ()  # directories that may become folders
 
     def build(self, cursor: apsw.Cursor, is_stopping: Callable[[], bool]) -> None:
@@ -208,7 +208,7 @@ class IndexUpdater:
         for some in _batched(foreign):
             check()
             self._match_files(table, scan(table, self.folders, some))
-        self._store_owed(cursor, table)
+        self._store_unmerged(cursor, table)
         self._store_times(cursor, _ScanScope(times=times))
 
     def run(self, cursor: apsw.Cursor) -> None:
@@ -260,20 +260,20 @@ class IndexUpdater:
         rows = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
         return [message_id for (message_id,) in rows if not self._states.find(message_id)]
 
-    def owed(self, cursor: apsw.Cursor, settled: Sequence[OwedState]) -> list[OwedState]:
-        """Forget what is settled; return some of the ids whose states are to be made one."""
-        if settled:
+    def unmerged(self, cursor: apsw.Cursor, merged: Sequence[UnmergedState]) -> list[UnmergedState]:
+        """Forget what is merged; return some of the ids whose states are to be made one."""
+        if merged:
             with self._transaction() as writing:
-                sql = "DELETE FROM owed_state WHERE ids = ? AND state = ?"
-                writing.executemany(sql, map(_owed_row, settled))
-        rows = fetch(cursor, f"SELECT ids, state FROM owed_state LIMIT {_OWED_AT_ONCE}")
-        self.has_owed = bool(rows)
+                sql = "DELETE FROM unmerged_state WHERE ids = ? AND state = ?"
+                writing.executemany(sql, map(_unmerged_row, merged))
+        rows = fetch(cursor, f"SELECT ids, state FROM unmerged_state LIMIT {_UNMERGED_AT_ONCE}")
+        self.has_unmerged = bool(rows)
         return [(tuple(ids.split()), state) for ids, state in rows]
 
-    def _store_owed(self, cursor: apsw.Cursor, table: MessageTable) -> None:
-        self.has_owed |= bool(table.owed)
-        sql = "INSERT OR REPLACE INTO owed_state VALUES (?, ?)"
-        cursor.executemany(sql, map(_owed_row, table.owed))
+    def _store_unmerged(self, cursor: apsw.Cursor, table: MessageTable) -> None:
+        self.has_unmerged |= bool(table.unmerged)
+        sql = "INSERT OR REPLACE INTO unmerged_state VALUES (?, ?)"
+        cursor.executemany(sql, map(_unmerged_row, table.unmerged))
 
     # -- what to scan
 
@@ -368,7 +368,7 @@ class IndexUpdater:
             with self._transaction() as writing:
                 table = self._table(writing)
                 self._match_files(table, self._scan_until_stable(writing, table, scope))
-                self._store_owed(writing, table)
+                self._store_unmerged(writing, table)
         scope.times |= scope.directories
 
     def _scan_until_stable(
@@ -518,8 +518,8 @@ class IndexUpdater:
         return self._clock.file_time_us() * 1000 - changed_ns > tick_ns
 
 
-def _owed_row(owed: OwedState) -> tuple[str, bytes]:
-    ids, state = owed
+def _unmerged_row(unmerged: UnmergedState) -> tuple[str, bytes]:
+    ids, state = unmerged
     return " ".join(ids), state
 
 

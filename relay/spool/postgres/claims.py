@@ -97,11 +97,12 @@ LEFT JOIN LATERAL (
 ) c ON true
 ORDER BY k.place"""
 _RECIPIENTS = f"""
-SELECT k.message_id, k.number, CASE WHEN r.owed = '' THEN '' ELSE r.state || ' ' || r.owed END,
+SELECT k.message_id, k.number,
+    CASE WHEN r.owed_report = '' THEN '' ELSE r.state || ' ' || r.owed_report END,
     {RECIPIENT_COLUMNS} FROM {_KEYS}
 CROSS JOIN LATERAL (
     SELECT * FROM recipient WHERE message_id = k.message_id AND entry = k.number
-        AND (state IN {LIVE_STATES} OR owed <> '') OFFSET 0
+        AND (state IN {LIVE_STATES} OR owed_report <> '') OFFSET 0
 ) r
 ORDER BY k.place, r.number"""
 _RELEASE = (

@@ -68,7 +68,7 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 ), new_recipient AS (
     INSERT INTO recipient (
         message_id, entry, number, address, notify, orcpt, state, status, reply, added_by,
-        successors, next_hop, owed)
+        successors, next_hop, owed_report)
     SELECT
         message_id, coalesce(entry, ($42::integer[])[1]), coalesce(number, ($43::integer[])[1]),
         address, coalesce(notify, ($45::text[])[1]), coalesce(orcpt, ($46::text[])[1]),

@@ -99,19 +99,19 @@ CREATE INDEX entry_sender ON entry (sender, turn, due_us, message_id, number, ne
 
 -- `next_hop` is that of its entry, also when that has ended; '' without one.
 CREATE TABLE recipient (
-    message_id text COLLATE "C" NOT NULL,
-    entry      integer NOT NULL,
-    number     integer NOT NULL,
-    address    text COLLATE "C" NOT NULL,
-    notify     text COLLATE "C" NOT NULL,
-    orcpt      text COLLATE "C" NOT NULL,
-    state      text COLLATE "C" NOT NULL,
-    status     text COLLATE "C" NOT NULL,
-    reply      text COLLATE "C" NOT NULL,
-    added_by   text COLLATE "C" NOT NULL,
-    successors text COLLATE "C" NOT NULL,
-    owed       text COLLATE "C" NOT NULL DEFAULT '',
-    next_hop   text COLLATE "C" NOT NULL DEFAULT '',
+    message_id  text COLLATE "C" NOT NULL,
+    entry       integer NOT NULL,
+    number      integer NOT NULL,
+    address     text COLLATE "C" NOT NULL,
+    notify      text COLLATE "C" NOT NULL,
+    orcpt       text COLLATE "C" NOT NULL,
+    state       text COLLATE "C" NOT NULL,
+    status      text COLLATE "C" NOT NULL,
+    reply       text COLLATE "C" NOT NULL,
+    added_by    text COLLATE "C" NOT NULL,
+    successors  text COLLATE "C" NOT NULL,
+    owed_report text COLLATE "C" NOT NULL DEFAULT '',
+    next_hop    text COLLATE "C" NOT NULL DEFAULT '',
     PRIMARY KEY (message_id, entry, number)
 ) WITH (fillfactor = 80);
 

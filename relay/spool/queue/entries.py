@@ -93,7 +93,7 @@ _LAST_RECIPIENT = (
 )
 _OWING = (
     "SELECT DISTINCT message_id, entry FROM recipient WHERE message_id = ? AND entry = ?"
-    " AND owed <> ''"
+    " AND owed_report <> ''"
 )
 _COPY = (
     "INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, attempts,"

@@ -24,7 +24,7 @@ from relay.spool.rows.receipts import add_receipts
 from relay.spool.tables import OpenTransaction
 from relay.spool.types import Claim, EntrySchedule, PriorityLevel, Settlement
 
-_OWE = "UPDATE recipient SET owed = ? WHERE message_id = ? AND entry = ? AND number = ?"
+_OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
 
 

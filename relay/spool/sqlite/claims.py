@@ -67,10 +67,10 @@ _FACTS = (
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
 _RECIPIENTS = (
-    "SELECT r.message_id, r.entry, iif(r.owed = '', '', r.state || ' ' || r.owed),"
+    "SELECT r.message_id, r.entry, iif(r.owed_report = '', '', r.state || ' ' || r.owed_report),"
     f" {RECIPIENT_COLUMNS} {_KEYS} recipient r"
     " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
-    f" AND (r.state IN {LIVE_STATES} OR r.owed <> '') ORDER BY 1, 2, 4"
+    f" AND (r.state IN {LIVE_STATES} OR r.owed_report <> '') ORDER BY 1, 2, 4"
 )
 _TAKE = (
     "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"

@@ -77,21 +77,21 @@ CREATE INDEX entry_sender ON entry (sender, lane, due_us, message_id, number, ne
     WHERE claimed = 0 AND due_us IS NOT NULL;
 
 -- `number` counts from 1 in the order of the envelope; `entry` is 0 for what was final at acceptance.
--- `successors` are addresses, one per line. `owed` are the time and the host of a relay that the
--- report at the end of the attempt names; '' is none.
+-- `successors` are addresses, one per line. `owed_report` are the time and the host of a relay that
+-- the report at the end of the attempt names; '' is none.
 CREATE TABLE recipient (
-    message_id TEXT NOT NULL,
-    entry      INTEGER NOT NULL,
-    number     INTEGER NOT NULL,
-    address    TEXT NOT NULL,
-    notify     TEXT NOT NULL,
-    orcpt      TEXT NOT NULL,
-    state      TEXT NOT NULL,
-    status     TEXT NOT NULL,
-    reply      TEXT NOT NULL,
-    added_by   TEXT NOT NULL,
-    successors TEXT NOT NULL,
-    owed       TEXT NOT NULL DEFAULT '',
+    message_id  TEXT NOT NULL,
+    entry       INTEGER NOT NULL,
+    number      INTEGER NOT NULL,
+    address     TEXT NOT NULL,
+    notify      TEXT NOT NULL,
+    orcpt       TEXT NOT NULL,
+    state       TEXT NOT NULL,
+    status      TEXT NOT NULL,
+    reply       TEXT NOT NULL,
+    added_by    TEXT NOT NULL,
+    successors  TEXT NOT NULL,
+    owed_report TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (message_id, entry, number)
 ) WITHOUT ROWID;
 
