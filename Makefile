@@ -2,7 +2,7 @@
 #   make run         the development relay in the foreground; ARGS="--once" ends by itself
 #   make test        the tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=6 processes;
 #                    SYSTEM_PACKAGES=install installs what they need of the system through sudo
-#   make test-long   the tests and cases that take longest, which make test leaves out
+#   make test-suites crashes, PostgreSQL, pages in a browser: not in make test; test-long: the longest tests
 #   make check       lint, types, import contracts, dead code, the policies' own tests
 #   make quick       before a commit: make check, and the tests that show most in a minute
 #   make bench       Relay and Postfix side by side; ARGS=queue or mail: another one (docs/performance.md)
@@ -36,7 +36,7 @@ BENCHES := mail queue
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run venv test test-long check quick quick-tests lint types layers unused rules bench bench-peers bench-versions \
+.PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules bench bench-peers bench-versions \
 	$(addprefix bench-,$(BENCHES)) simulate clients sisimai screenshots crash requirements clean
 
 help:
@@ -47,9 +47,16 @@ run: $(VENV)/installed
 
 venv: $(VENV)/development
 
-test: $(VENV)/development .pages/installed $(if $(TESTS),,$(VENV)/tests-compiled)
+# What takes longest, and shows little of a change elsewhere. Of the contract, the engine that has a server.
+SUITES := tests/crash tests/pages tests/postgres tests/unit/spool/postgres
+
+test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
-	$(BIN)/python -m pytest -p tests.support.repeat_failed -n $(WORKERS) --dist worksteal $(TESTS)
+	$(if $(TESTS),,RELAY_TEST_ENGINES=sqlite )$(BIN)/python -m pytest -p tests.support.repeat_failed \
+	    -n $(WORKERS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
+
+test-suites:
+	@RELAY_TEST_ENGINES=postgresql $(MAKE) test TESTS="$(SUITES) tests/contract"
 
 test-long:
 	@$(MAKE) test TESTS="-m long"

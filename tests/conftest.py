@@ -38,6 +38,7 @@ collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_
 # Where slow tests are, the slowest first, and those that share what they parse. A line that is out of
 # date costs time and nothing else.
 _SLOW = (
+    "tests/postgres/",
     "tests/integration/test_wrong_clock.py",
     "tests/integration/test_clock_jumps.py",
     "tests/integration/test_storage.py",

@@ -1,4 +1,7 @@
-"""What any spool engine must do (relay/spool/engine.py); each test runs on each engine."""
+"""What any spool engine must do (relay/spool/engine.py); each test runs on each engine.
+
+`make test` takes SQLite, `make test-suites` PostgreSQL.
+"""
 
 import asyncio
 import os
@@ -17,7 +20,7 @@ from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 
-ENGINES = os.environ.get("RELAY_TEST_ENGINES", "sqlite postgresql").split()  # make quick: the first
+ENGINES = os.environ.get("RELAY_TEST_ENGINES", "sqlite postgresql").split()
 
 
 @pytest.fixture(params=ENGINES)

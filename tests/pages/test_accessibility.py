@@ -141,7 +141,7 @@ def test_what_hosts_claim_fits_a_narrow_window(browser: Browser):
 
 def test_axe_is_installed():
     if not AXE.exists():
-        pytest.skip("no page is examined with axe-core: make test installs it where npm is")
+        pytest.skip("no page is examined with axe-core: make test-suites installs it where npm is")
 
 
 def test_pages_work_without_scripts(browser: Browser, samples: Samples):

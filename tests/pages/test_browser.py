@@ -91,7 +91,7 @@ def test_errors_of_scripts_and_refusals_by_the_policy_are_seen(browser: Browser)
 
 def test_what_axe_finds_is_reported_under_any_policy(browser: Browser):
     if not AXE.exists():
-        pytest.skip("axe-core is not installed: make test installs it where npm is")
+        pytest.skip("axe-core is not installed: make test-suites installs it where npm is")
     with serving(GOOD, policy="default-src 'none'") as origin:
         browser.open(origin)
         assert browser.axe() == []

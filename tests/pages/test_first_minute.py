@@ -187,7 +187,7 @@ def test_a_service_explains_and_has_no_button() -> None:
 
 def test_the_page_keeps_nobody_out(browser: Browser, relay: DevProcess) -> None:
     if not AXE.exists():
-        pytest.skip("axe-core is not installed: make test")
+        pytest.skip("axe-core is not installed: make test-suites")
     browser.open(relay.ready["pages"] + "help")
     for scheme in ("light", "dark"):
         browser.emulate_scheme(scheme)

@@ -89,7 +89,7 @@ def test_values_that_are_open_stay_open_when_health_is_brought_up_to_date(
 )
 def test_axe_finds_nothing(browser: Browser, dev: RunningDev, page: str, scheme: str):
     if not AXE.exists():
-        pytest.skip("axe-core is not installed: make test installs it where npm is")
+        pytest.skip("axe-core is not installed: make test-suites installs it where npm is")
     browser.emulate_scheme(scheme)
     browser.open(f"{dev.http}/{page}")
     if page != "clock":

@@ -95,7 +95,7 @@ def test_a_journey_and_the_queue_change_without_a_reload(browser: Browser, relay
 @pytest.mark.parametrize("scheme", sampled(["dark", "light"]))
 def test_axe_finds_nothing_on_these_pages(browser: Browser, relay: Relay, scheme: str):
     if not AXE.exists():
-        pytest.skip("axe-core is not installed: make test installs it where npm is")
+        pytest.skip("axe-core is not installed: make test-suites installs it where npm is")
     name = relay.send(ALICE, [JOE, BOB, "x@elsewhere.example"], "Checked", "text").journey["id"]
     relay.settle()
     browser.emulate_scheme(scheme)

@@ -172,7 +172,9 @@ def test_pins_out_of_step_are_found():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("target", ["run", "venv", "test", "check", "quick", "bench", "clean"])
+@pytest.mark.parametrize(
+    "target", ["run", "venv", "test", "test-suites", "check", "quick", "bench", "clean"]
+)
 def test_make_knows_its_targets(target):
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", target],

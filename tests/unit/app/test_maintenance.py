@@ -1,27 +1,22 @@
 """Gauges and pruning continue after errors."""
 
 import asyncio
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from relay.app import maintenance
 from relay.base.clock import SystemClock, rfc3339
-from relay.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.mailbox.types import StoreUnavailableError
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
 from relay.signing.keys import KeyRing, SigningKey
 from relay.signing.private_keys import new_key
 from relay.spool.engine import Retention
-from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.types import QueueCounts, SpoolError
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
-from tests.support.spool_nodes import open_node
 
 COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
 
@@ -186,29 +181,3 @@ async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day(monke
     assert await logged(end_us + 9 * day_us) == []
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_of_two_mail_roots_that_come_at_once_one_has_the_name(
-    postgres_url: str, tmp_path: Path
-) -> None:
-    """Both have found that the store has none."""
-    async with AsyncExitStack() as stack:
-        attendants = []
-        for name in ("one", "two"):
-            spool = open_node(postgres_url, tmp_path, NodeIdentity(name, name))
-            await spool.start()
-            stack.push_async_callback(spool.stop)
-            root = MailRoot(tmp_path / name)
-            stack.callback(root.close)
-            attendant = maintenance.MailRootAttendant(
-                root, SimpleNamespace(), spool, name="main", is_shared=True
-            )
-            await attendant.open(takes_any=False)
-            attendants.append((attendant, root))
-        recording = (attendant.record_id() for attendant, _ in attendants)
-        results = await asyncio.gather(*recording, return_exceptions=True)
-        (lost,) = (one for one in results if one is not None)
-        assert isinstance(lost, ForeignRootError)
-        assert '[mailboxes] store = "second", not "main"' in str(lost)
-        _, winner = attendants[results.index(None)]
-        assert (await spool.mail_root("main")).id == winner.id
