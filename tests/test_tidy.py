@@ -508,8 +508,6 @@ def test_only_the_spool_and_the_index_name_sqlite():
         "relay/mailbox/index/",
         "relay/settings/",
         "relay/mailbox/state_file.py",
-        "relay/outbox/idempotency",
-        "relay/last_commit.py",
     )
     found = [
         f"{path}:{number}"

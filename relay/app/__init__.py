@@ -21,7 +21,6 @@ Running:
 - `pressure_monitor`: measures disk space, memory and queue each second
 - `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
   expired uploads, ending DKIM keys, whether the mail root belongs to the spool
-- `keys_note`: whether records of Idempotency-Keys were restored from an older copy
 - `dead_letters`: which answers to reports stay in the dead-letter mailbox
 - `settling`: when a relay has nothing to do
 - `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it

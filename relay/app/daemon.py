@@ -24,7 +24,6 @@ import msgspec
 from relay.accounts.account import DEAD_LETTER
 from relay.api import EventStreams
 from relay.app.foundation import Foundation
-from relay.app.keys_note import KeysNote
 from relay.app.maintenance import (
     MailRootAttendant,
     MaintenanceGauges,
@@ -133,11 +132,9 @@ class Daemon:
             await attendant.record_id()
         with suppress(StoreError):  # it is repeated each second
             await base.store.submissions.remove_unfinished()
-        keys_note = KeysNote(base.settings.state_dir, base.store.keys, is_there=base.root.is_there)
-        await asyncio.to_thread(keys_note.attend)
         self._spawn(attendant.run(), "mail-root")
         self._spawn(write_clock_anchor(base.store), "clock")
-        self._spawn(settle_keys(base.store, keys_note), "keys")
+        self._spawn(settle_keys(base.store), "keys")
 
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""

@@ -169,9 +169,8 @@ def _impairment(base: Foundation) -> str:
     """Return what does not work although /readyz is 200, "" if there is nothing."""
     fault = base.root.fault
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
-    damaged = "damaged-keys" if base.store.keys.damage else ""
     unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
-    return "; ".join(filter(None, (refusing, damaged, *unheld)))
+    return "; ".join(filter(None, (refusing, *unheld)))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

@@ -15,7 +15,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.app.dead_letters import prune_answers
-from relay.app.keys_note import KeysNote
 from relay.app.state_dir import AlreadyRunningError
 from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.journeys.submission_log import SubmissionLog
@@ -243,24 +242,19 @@ async def write_clock_anchor(store: FileStore) -> None:
             await store.keep_anchor()
 
 
-async def settle_keys(store: FileStore, note: KeysNote) -> None:
-    """Each second, finish what failed requests with an Idempotency-Key left, and note the number of
-    commits, until cancelled.
+async def settle_keys(store: FileStore) -> None:
+    """Each second, finish what failed requests with an Idempotency-Key left, and remove records
+    that have expired, until cancelled.
     """
 
     async def settle() -> None:
-        if note.is_due:
-            await asyncio.to_thread(note.attend)
-        if store.keys.has_open:
+        if store.keys.has_open or store.keys.has_expired:
             await store.submissions.settle_keys()
 
     def report(error: str) -> None:
         _log.warning("requests with a key are not settled", error=error)
 
-    try:
-        await _attend(settle, report, interval_s=_SETTLE_S)
-    finally:
-        note.attend()
+    await _attend(settle, report, interval_s=_SETTLE_S)
 
 
 def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:

@@ -29,7 +29,6 @@ from relay.commands.storage import (
     VerifyOptions,
     back_up,
     extent,
-    recover_keys,
 )
 from relay.commands.storage import recover as recovered
 from relay.commands.storage import verify as verified
@@ -142,23 +141,17 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
 
 
 @storage.command()
-@click.option("--keys", is_flag=True, help="The records of idempotency keys, not the spool.")
 @common_options
-def recover(context: CommandContext, *, keys: bool) -> None:
+def recover(context: CommandContext) -> None:
     """Copy the readable rows of a damaged spool into a new one.
 
     The damaged spool and its files are renamed and kept; nothing is deleted. Without damage nothing
-    is done. No relay may run. Exits 65 when a part could not be read. With --keys, damaged records
-    of idempotency keys are renamed and kept, and the next start begins new ones: repeats of earlier
-    requests with a key are not recognised then.
+    is done. No relay may run. Exits 65 when a part could not be read.
     """
     try:
-        result = (recover_keys if keys else recovered)(context.settings(), SystemClock())
+        result = recovered(context.settings(), SystemClock())
     except NothingToRecoverError as error:
         raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
-    if keys:
-        context.show(result, lambda: _recovered_keys_lines(result))
-        return
     context.show(result, lambda: recover_lines(result))
     if not result["whole"]:
         raise CommandError(ExitCode.DATA)
@@ -270,15 +263,6 @@ def recover_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"without their recipients, now held: {held}")
     lines.append(f"in the queue: {counted(result['entries_waiting'], 'entry')}")
     lines.append(f"the damaged spool is kept as {result['aside']}")
-    return lines
-
-
-def _recovered_keys_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what `relay storage recover --keys` has moved aside."""
-    if not result["damage"]:
-        return ["the records of keys are not damaged: nothing was done"]
-    lines = [f"found: {result['damage']}", *(f"kept as {one}" for one in result["kept"])]
-    lines.append("the next start begins new records: earlier keys are unknown")
     return lines
 
 

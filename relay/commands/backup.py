@@ -38,9 +38,8 @@ from relay.mailbox.index.seen_files import SeenFiles
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
 from relay.mailbox.state_file import FILE_NAME as STATES
-from relay.mailbox.state_file import state_faults
-from relay.outbox.idempotency_file import FILE_NAME as KEYS
-from relay.outbox.idempotency_file import DamagedDatabaseError, copy_database
+from relay.mailbox.state_file import DamagedStatesError, copy_states, state_faults
+from relay.outbox.idempotency import KEYS
 from relay.outbox.on_disk import ClockAnchorFile
 from relay.settings.document import read_document
 from relay.settings.reader import secret_files
@@ -54,7 +53,7 @@ _BLOCK_BYTES = 1 << 20
 _LOOKS_MAX = 10
 _CLOCKS_DIFFER_US = 86_400_000_000  # at most: that of a database gives the times in names
 # The order in which a submission moves through them.
-_IN_ORDER = ("restored", "preparing", "deferred", "ready")
+_IN_ORDER = (KEYS, "restored", "preparing", "deferred", "ready")
 _OF_A_PROCESS = frozenset(("lock", "session", "probe"))
 _INDEX = "relay-index"
 
@@ -197,18 +196,13 @@ def _submissions(source: Path, copy: "BackupCopy") -> None:
     copy.path(target).mkdir(mode=0o700)
     if copy.leaves_out(source):
         return
-    if (source / KEYS).exists() and not copy.leaves_out(source / KEYS):
-        copy_database(source / KEYS, copy.path(target / KEYS))
-        copy.written(target / KEYS)
     for name in _IN_ORDER:
         if not copy.leaves_out(source / name):
             copy.tree(source / name, target / name)
     copied = {*_IN_ORDER, *_OF_A_PROCESS}
     copy.tree(
         source, target,
-        skip=lambda path: (
-            path.parent == source and (path.name in copied or path.name.startswith(KEYS))
-        ),
+        skip=lambda path: path.parent == source and path.name in copied,
     )  # fmt: skip
 
 
@@ -308,8 +302,8 @@ class BackupCopy:
             found = list(state_faults(source))
             try:
                 if source.stat().st_size:  # else the database would remove its log
-                    copy_database(source, self.path(place))
-            except DamagedDatabaseError as error:
+                    copy_states(source, self.path(place))
+            except DamagedStatesError as error:
                 found = found or [str(error)]
                 self.path(place).unlink(missing_ok=True)
             if self.path(place).exists():

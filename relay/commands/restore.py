@@ -46,6 +46,7 @@ from relay.commands.backup import (
 )
 from relay.commands.offline import opened_spool, restored_submissions
 from relay.journeys.submission_log import SubmissionLog
+from relay.mailbox.maildir import DirectorySync
 from relay.outbox.idempotency import KeyedSubmissions
 from relay.settings.reader import load
 from relay.settings.tree import Settings
@@ -382,9 +383,9 @@ async def _hold(
     ):
         waiting = restored_submissions(settings, clock, log)
         ids, accepted, entries = waiting.pending_ids(), set(), 0
-        keyed = KeyedSubmissions(root, clock)
-        recorded = keyed.places(one.submission_id for one in waiting.directory.prepared())
-        keyed.close()
+        keyed = KeyedSubmissions(root / ".submissions", clock, DirectorySync())
+        prepared = waiting.directory.prepared()
+        recorded = {one.submission_id: place for one in prepared if (place := keyed.place_of(one))}
         alone = bool(manifest.spool)
         if alone or spool.storage(settings).exists():  # which another node has restored
             async with opened_spool(settings, clock, alone=alone) as engine:

@@ -18,16 +18,13 @@ from msgspec.structs import asdict
 from relay import spool
 from relay.accounts.account import DEAD_LETTER
 from relay.accounts.directory import load_accounts
-from relay.app.keys_note import note_lost
 from relay.app.srs_key import UnusableKeyError, srs_in
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner, is_running
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import check_readable
 from relay.commands.backup import BackupCopy
 from relay.journeys.submission_log import read_accepted
-from relay.last_commit import read_recorded
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
-from relay.outbox.idempotency_file import damage_of, has_traces, keys_file, put_aside
 from relay.outbox.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
@@ -220,7 +217,7 @@ def _document(
 
 
 class NothingToRecoverError(SpoolError):
-    """There is no spool to recover, or no records of keys."""
+    """There is no spool to recover."""
 
 
 def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
@@ -233,26 +230,6 @@ def recover(settings: Settings, clock: Clock) -> dict[str, Any]:
         with OwnerLock(settings.run_dir):
             found = tools.recover(stamp=_stamp(clock))
     return dataclasses.asdict(found) | {"rows": dict(found.rows), "whole": found.is_whole}
-
-
-def recover_keys(settings: Settings, clock: Clock) -> dict[str, Any]:
-    """Move damaged records of keys aside, so that the next start begins new ones.
-
-    Raises NothingToRecoverError, AlreadyRunningError, OSError.
-    """
-    root = settings.mailboxes.root
-    path = keys_file(root)
-    with as_owner(settings, root):
-        if not has_traces(path):
-            raise NothingToRecoverError(f"there is no {path}")
-        with OwnerLock(settings.run_dir, submissions=root / ".submissions"):
-            fault = damage_of(path)
-            kept = []
-            if fault:
-                recorded = read_recorded(path)
-                note_lost(settings.state_dir, recorded.number if recorded else 0)
-                kept = put_aside(path, stamp=_stamp(clock))
-    return {"keys": str(path), "damage": fault, "kept": [str(one) for one in kept]}
 
 
 def _stamp(clock: Clock) -> str:

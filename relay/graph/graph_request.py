@@ -47,7 +47,6 @@ from relay.mailbox.types import (
     StoreError,
     StoreUnavailableError,
     SubmissionKey,
-    TooManyKeysError,
     TooManyQueriesError,
     TooManyUploadsError,
     UploadBusyError,
@@ -68,7 +67,6 @@ _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
-_KEYS_RETRY_S = 600
 _CONCURRENCY_RETRY_S = 1
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
@@ -492,8 +490,6 @@ def api_error(error: StoreError) -> ApiError:
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():
             return _throttled(text, _STORE_RETRY_S)
-        case TooManyKeysError():
-            return _throttled(text, _KEYS_RETRY_S)
         case TooManyUploadsError():
             return _throttled(text, _UPLOAD_RETRY_S)
         case UploadBusyError():

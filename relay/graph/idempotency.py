@@ -23,7 +23,8 @@ from relay.graph.graph_request import GraphRequest, api_error
 from relay.graph.send_mail import accepted_response
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
-from relay.mailbox.types import KeyedSubmission, OutcomeUnknownError, StoreError, SubmissionKey
+from relay.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey
+from relay.outbox.idempotency import KeyedSubmission, slot_of
 from relay.outbox.store import FileStore
 
 KEY_CHARACTERS_MAX = 255
@@ -136,7 +137,7 @@ class SubmissionRepeats:
     def __init__(self, store: FileStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._by_slot: dict[bytes, asyncio.Event] = {}
+        self._by_slot: dict[str, asyncio.Event] = {}
         self._running: dict[str, dict[_Running, None]] = {}  # by account, the oldest first
         # the answers by fingerprint
         self._accepted: _Remembered[bytes, _Answer] = _Remembered(clock)
@@ -184,8 +185,7 @@ class SubmissionRepeats:
         self, request: GraphRequest, handler: _Handler, key: str, *, digest: "hashlib._Hash"
     ) -> Response:
         account = request.caller.address
-        text = f"{account}\0{request.mailbox}\0{key}"
-        slot = hashlib.sha256(text.encode()).digest()
+        slot = slot_of(account, request.mailbox, key)
         request.http.is_idempotent = True
         while (first := self._by_slot.get(slot)) is not None:
             await first.wait()

@@ -17,7 +17,6 @@ from typing import Any
 import apsw
 from msgspec import Struct
 
-from relay.last_commit import log_bytes
 from relay.mailbox.maildir import sync_directory
 from relay.mailbox.message_state import MessageState, decode_state, encode_state, read_state, united
 from relay.mailbox.types import StoreUnavailableError
@@ -316,12 +315,38 @@ def _is_set_up(connection: apsw.Connection) -> bool:
     return bool(found)
 
 
+class DamagedStatesError(OSError):
+    """A file is no database, or a damaged one."""
+
+
+def copy_states(path: Path, target: Path) -> None:
+    """Copy a file while a relay may write it; the copy is not synced.
+
+    Raises DamagedStatesError, OSError.
+    """
+    try:
+        with (
+            closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection,
+            closing(apsw.Connection(str(target))) as copy,
+        ):
+            connection.set_busy_timeout(_BUSY_MS)
+            with copy.backup("main", connection, "main") as backup:
+                while not backup.done:
+                    backup.step(-1)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise DamagedStatesError(str(error)) from error
+    except apsw.Error as error:
+        raise OSError(f"{path} cannot be copied: {error}") from error
+
+
 def state_faults(path: Path) -> Iterable[str]:
     """Return what is wrong with a file, also while a relay uses it; one without octets is new.
 
     Raises OSError.
     """
-    has_log = log_bytes(path) > 0  # asked first: the file grows before its log
+    log, has_log = path.with_name(f"{path.name}-wal"), False
+    with suppress(FileNotFoundError):
+        has_log = log.stat().st_size > 0  # asked first: the file grows before its log
     if not path.stat().st_size:
         return ["it is empty, and its write-ahead log is not"] if has_log else []
     try:

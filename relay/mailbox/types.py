@@ -40,17 +40,6 @@ class StoreUnavailableError(StoreError):
     """The disk is full, read-only or failing."""
 
 
-class KeysDamagedError(StoreUnavailableError):
-    """The records of keys are damaged; requests without a key work (503)."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Idempotency-Key: the relay's records of keys are damaged, so it cannot tell whether "
-            "this request was carried out before. An operator has to repair them; requests without "
-            "a key are carried out."
-        )
-
-
 class OutcomeUnknownError(StoreError):
     """The disk failed; it is unknown whether the message will be sent."""
 
@@ -105,10 +94,6 @@ class ProtectedFolderError(FolderError):
 
 class StalePositionError(StoreError):
     """A position of the change feed, or a page token, is not valid any more: start again."""
-
-
-class TooManyKeysError(StoreError):
-    """The account has used the maximum number of idempotency keys (429)."""
 
 
 class QueryTooLongError(StoreError):
@@ -237,23 +222,15 @@ class OpenedMessage(Struct, frozen=True):
 class SubmissionKey(Struct, frozen=True):
     """A client's key for a submission: with the same key there is no second one for a day.
 
-    `slot` is a hash of the key, the mailbox and the `account` that used it. `fingerprint` returns a
-    hash of the request when its body has been read, `preference_applied` a part of the answer.
+    `slot` is the name of its record, a hash of the key, the mailbox and the `account` that used it.
+    `fingerprint` returns a hash of the request when its body has been read, `preference_applied` a
+    part of the answer.
     """
 
     account: str
-    slot: bytes
+    slot: str
     fingerprint: Callable[[], bytes]
     preference_applied: Callable[[], str]
-
-
-class KeyedSubmission(Struct, frozen=True):
-    """What is remembered of a submission with a key: the request's hash, and the answer."""
-
-    fingerprint: bytes
-    submission_id: str
-    internet_message_id: str
-    preference_applied: str
 
 
 @dataclass(frozen=True, slots=True)

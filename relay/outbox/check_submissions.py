@@ -32,7 +32,7 @@ from relay.outbox.on_disk import (
     read_block_of,
 )
 
-_PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}[+~]?")
+_PREPARED = re.compile(r"[0-9a-z]{16}\.\d{1,20}([+~]|@.+)?")
 _IN_PROGRESS_S = 60.0
 
 
@@ -215,7 +215,8 @@ class SubmissionCheck:
             matches = map(SUBMISSION_FILE_NAME.fullmatch, list_names(directory))
             known |= {f"{match[1]}.{match[2]}" for match in matches if match}
         known |= {name.partition("@")[0] for name in list_names(self._repairer.corrupt)}
-        known |= {name.rstrip("+~") for name in list_names(self._directory.preparing)}
+        prepared = list_names(self._directory.preparing)
+        known |= {name.partition("@")[0].rstrip("+~") for name in prepared}
         return {
             submission_id: one
             for submission_id, one in logged.open.items()

@@ -1,127 +1,122 @@
-"""The submissions that clients made with a key of their own (Idempotency-Key), for 24 hours.
+"""The submissions that clients made with a key of their own (Idempotency-Key), for a day.
 
-A record is committed when everything of its submission is durable but its name in ready/ or
-deferred/. From that commit on the submission exists, whatever fails after it: a start makes it
-ready, and settle_keys() of UnfinishedSubmissions does so each second while the process runs. Until
-then it is open: pickup does not begin it, and a repeat gets 503. A request with the
-same key therefore finds either the record, or no submission.
+The record of a key is one small file, `.submissions/keys/HOUR/SLOT`, HOUR of the queue time. It is
+written when everything of its submission is durable but its name in ready/ or deferred/. From then
+on the submission exists, whatever fails after it: a start makes it ready, and settle_keys() of
+UnfinishedSubmissions does so each second while the process runs. Until then it is open: pickup does
+not begin it, and a repeat gets 503. A request with the same key therefore finds either the record,
+or no submission. An hour's directory is removed as a whole, 24 hours after its end.
 
-Blocking; methods raise StoreError's children and OSError. docs/design.md 1.
+Blocking; methods raise StoreError's children, where it is said OSError. docs/design.md 1.
 """
 
+import hashlib
+import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import apsw
+import msgspec
+from msgspec import Struct
 
 from relay.base.clock import Clock
+from relay.base.files import rewrite_file
+from relay.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
+    finish_content,
+    list_names,
+    remove,
+    storage_errors,
+    write_file,
+)
 from relay.mailbox.types import (
     BeingSentError,
-    KeyedSubmission,
     PendingSubmission,
     StoreUnavailableError,
-    TooManyKeysError,
+    SubmissionKey,
 )
-from relay.outbox.idempotency_file import KeysFile, keys_file
+from relay.outbox.on_disk import PreparedFile
 
-KEPT_S = 24 * 3600
+KEPT_HOURS = 24  # after the end of the hour in which a key was used
 KEYS_PER_ACCOUNT_MAX = 100_000
-KEYS_MAX = 1_000_000
-_PRUNED_PER_RECORD = 4  # more than one, so that records never pile up
+KEYS = "keys"
+_HOUR_US = 3_600_000_000
 _OPEN_MAX = 10_000
-_INSERT = """
-INSERT INTO submission (
-    slot, account, fingerprint, submission_id, place, internet_message_id, preference_applied, at_us
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-"""
-_FIND = """
-SELECT fingerprint, submission_id, internet_message_id, preference_applied FROM submission
-WHERE slot = ? AND at_us > ?
-"""
-_PRUNE = """
-DELETE FROM submission WHERE slot IN (
-    SELECT slot FROM submission WHERE at_us <= ? ORDER BY at_us LIMIT ?
-)
-RETURNING account
-"""
-_REMOVE_EXPIRED = "DELETE FROM submission WHERE slot = ? AND at_us <= ? RETURNING account"
+_PART = ".part"
 
 
-@dataclass(eq=False, slots=True)
-class _Commit:
-    """Records that are committed together, and what became of them."""
+class KeyedSubmission(Struct, frozen=True):
+    """The record of a key: the request's hash, the submission with its place, and the answer."""
 
-    rows: list[Sequence[Any]] = field(default_factory=list)
-    refused: set[str] = field(default_factory=set)  # submissions whose key is taken
-    error: Exception | None = None
-    is_done: bool = False
+    fingerprint: bytes
+    submission_id: str
+    place: str  # "ready/…" or "deferred/…"
+    internet_message_id: str
+    preference_applied: str
+
+
+_decoder = msgspec.json.Decoder(KeyedSubmission)
+
+
+def slot_of(account: str, mailbox: str, key: str) -> str:
+    """Return the file name of the record of a key; it begins with a hash of the account."""
+    text = f"{account}\0{mailbox}\0{key}"
+    return f"{_beginning(account)}{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _beginning(account: str) -> str:
+    return f"{hashlib.sha256(account.encode()).hexdigest()[:16]}-"
 
 
 class KeyedSubmissions:
-    """The records in one file. Threads that record at the same time share a commit."""
+    """The records under one mail root."""
 
-    def __init__(self, root: Path, clock: Clock) -> None:
+    def __init__(self, submissions: Path, clock: Clock, syncs: DirectorySync) -> None:
+        """`submissions` is the directory `.submissions`."""
+        self._keys = submissions / KEYS
         self._clock = clock
-        self._file = KeysFile(keys_file(root), on_opened=self._read)
-        self._writing = threading.RLock()  # held by every use of the file
-        self._joining = threading.Lock()
-        self._next = _Commit()
-        self._counts: Counter[str] = Counter()
+        self._syncs = syncs
+        self._stripes = Stripes()  # of slots
+        self._lock = threading.Lock()
+        # the number of records by hour and account; None before the directories were listed
+        self._hours: Mapping[int, Counter[str]] | None = None
+        self._made_hour = -1
         self._open: dict[str, PendingSubmission] = {}  # not recorded or not ready: the disk failed
-
-    @property
-    def damage(self) -> str:
-        """What is wrong with the records, "" for nothing."""
-        return self._file.damage
-
-    @property
-    def commits(self) -> int:
-        """The number of commits of the file since it was made; 0 before it is opened."""
-        return self._file.commits
-
-    def newest_us(self) -> int:
-        """Return the queue time of the newest record, 0 without one."""
-        with self._writing:
-            if not self._file.exists():
-                return 0
-            with self._file.reading() as connection:
-                return int(connection.execute("SELECT max(at_us) FROM submission").get or 0)
 
     @property
     def has_open(self) -> bool:
         """Whether the disk failed while a submission was recorded or made ready."""
         return bool(self._open)
 
-    def find(self, account: str, slot: bytes) -> KeyedSubmission | None:
+    @property
+    def has_expired(self) -> bool:
+        """Whether remove_expired() has something to remove, or has not looked yet."""
+        hours = self._hours
+        return hours is None or any(map(self._is_expired, hours))
+
+    def find(self, account: str, slot: str) -> KeyedSubmission | None:
         """Return the submission that was made with a key.
 
-        Raises TooManyKeysError if there is none and the account cannot have another one;
-        StoreUnavailableError while the submission is open.
+        Raises StoreUnavailableError while the submission is open, and if there is none and the
+        account cannot have another one.
         """
-        with self._writing:
-            if not self._file.exists():
-                return None
-            with self._file.reading() as connection:
-                self._check_open(slot)
-                row = connection.execute(_FIND, (slot, self._expired_us())).fetchone()
-            if row is not None:
-                return KeyedSubmission(*row)
-            if self._is_full(account):
-                with self._file.transaction() as connection:
-                    pruned = self._pruned(connection, KEYS_MAX)
-                self._counts.subtract(pruned)
-            if self._is_full(account):
-                raise TooManyKeysError(
-                    f"{account} has used {self._counts[account]} idempotency keys within 24 hours, "
-                    f"and all accounts {self._counts.total()}; the maximum is "
-                    f"{KEYS_PER_ACCOUNT_MAX} and {KEYS_MAX}."
-                )
-            return None
+        with self._stripes.of(slot), storage_errors():
+            self._check_open(slot)
+            if (path := self._find(slot)) is not None:
+                return _read(path)
+            beginning = _beginning(account)
+            hours = self._listed().items()
+            used = sum(counts[beginning] for hour, counts in hours if not self._is_expired(hour))
+        if used >= KEYS_PER_ACCOUNT_MAX:
+            raise StoreUnavailableError(
+                f"{account} has used {used} idempotency keys within {KEPT_HOURS} hours; the "
+                f"maximum is {KEYS_PER_ACCOUNT_MAX}."
+            )
+        return None
 
     def record(self, submission: PendingSubmission) -> None:
         """Record a submission with a key durably. Everything else of it is durable already.
@@ -129,23 +124,20 @@ class KeyedSubmissions:
         Raises BeingSentError if the key was used meanwhile: then nothing of it is recorded. After
         StoreUnavailableError the disk may have the record: call leave_open().
         """
-        row = self._row(submission)
-        with self._joining:
-            mine = self._next
-            mine.rows.append(row)
-        with self._writing:
-            if not mine.is_done:
-                with self._joining:
-                    self._next = _Commit()
-                self._commit(mine)
-        if mine.error is not None:
-            raise mine.error
-        if submission.submission_id in mine.refused:
-            raise BeingSentError("Another request with this Idempotency-Key was just carried out.")
+        key, own = _key_of(submission), submission.submission_id
+        with self._stripes.of(key.slot), storage_errors():
+            users = [one.submission_id for one in self._opened() if _key_of(one).slot == key.slot]
+            if (path := self._find(key.slot, hours=2)) is not None:
+                users.append(_read(path).submission_id)
+            if any(user != own for user in users):
+                raise BeingSentError(
+                    "Another request with this Idempotency-Key was just carried out."
+                )
+            self._write(submission, key)
 
     def leave_open(self, submission: PendingSubmission) -> None:
         """Note a submission that may exist, and has to be recorded and made ready."""
-        with self._writing:
+        with self._lock:
             self._open[submission.submission_id] = submission
 
     def is_open(self, submission_id: str) -> bool:
@@ -154,137 +146,134 @@ class KeyedSubmissions:
 
     def has_open_of(self, draft_id: str) -> bool:
         """Whether a submission of a draft is open."""
-        if not self._open:  # as usual: no commit is waited for
-            return False
-        with self._writing:
-            return any(one.draft_id == draft_id for one in self._open.values())
+        return any(one.draft_id == draft_id for one in self._opened())
 
     def open_submissions(self, limit: int) -> list[PendingSubmission]:
         """Return submissions that are open."""
-        with self._writing:
-            return list(islice(self._open.values(), limit))
+        return list(islice(self._opened(), limit))
 
     def record_again(self, submission: PendingSubmission) -> None:
         """Record an open submission: from then on it exists, whatever the disk has."""
-        made: Counter[str] = Counter()
-        with self._writing:
-            with self._file.transaction() as connection:
-                self._write(connection, self._row(submission), made=made)
-            self._counts.update(made)
+        with storage_errors():
+            self._write(submission, _key_of(submission))
 
     def settled(self, submission_id: str) -> None:
         """Allow pickup to begin a submission, and its key to be used."""
-        with self._writing:
+        with self._lock:
             self._open.pop(submission_id, None)
 
-    def read_file(self) -> None:
-        """Open the file of the records, if there is one."""
-        with self._writing:
-            if self._file.exists():
-                self._file.opened()
+    def place_of(self, prepared: PreparedFile) -> str:
+        """Return the place, "ready/…" or "deferred/…", of a file in preparing/ that a dead process
+        left, "" if it is not recorded. The record is durable afterwards. Raises OSError.
+        """
+        path = self._find(prepared.slot) if prepared.slot else None
+        if path is None or (record := _read(path)).submission_id != prepared.submission_id:
+            return ""
+        rewrite_file(path)  # the dead process may have left a failed sync
+        self._syncs.sync(path.parent)
+        return record.place
 
     # -- all records
 
-    def places(self, submission_ids: Iterable[str]) -> Mapping[str, str]:
-        """Return the place, "ready/…" or "deferred/…", of each of these that is recorded."""
-        wanted = set(submission_ids)
-        with self._writing:
-            if not wanted or not self._file.exists():
-                return {}
-            with self._file.reading() as connection:
-                rows = connection.execute("SELECT submission_id, place FROM submission")
-                return {identifier: place for identifier, place in rows if identifier in wanted}
+    def remove_expired(self) -> None:
+        """Remove the hours whose time is over. Raises OSError."""
+        expired = [hour for hour in self._listed() if self._is_expired(hour)]
+        for hour in expired:
+            shutil.rmtree(self._keys / str(hour))
+        with self._lock:
+            hours = self._hours or {}
+            self._hours = {hour: hours[hour] for hour in hours if hour not in expired}
 
     def clear(self) -> None:
-        """Remove all records."""
-        with self._writing:
-            if self._file.exists():
-                with self._file.transaction() as connection:
-                    connection.execute("DELETE FROM submission")
-            self._counts.clear()
-            self._open.clear()
+        """Remove all records. Raises OSError."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._keys)
+        self.forget()
 
-    def abandon(self) -> None:
-        """Close the file of a mail root that is missing; the next use opens what is there then.
-
-        As at a start, what is there decides about submissions that are open.
+    def forget(self) -> None:
+        """Forget what is known of a mail root that is missing. As at a start, what is there when it
+        is back decides about submissions that are open.
         """
-        with self._writing:
-            self._file.abandon()
-            self._open.clear()
+        with self._lock:
+            self._hours, self._made_hour = None, -1
+            self._open = {}
 
-    def close(self) -> None:
-        """Close the file."""
-        with self._writing:
-            self._file.close()
+    def _opened(self) -> list[PendingSubmission]:
+        with self._lock:
+            return list(self._open.values())
 
-    def _row(self, submission: PendingSubmission) -> Sequence[Any]:
-        key = submission.options.key
-        assert key is not None, "only submissions with a key are recorded"
-        return (
-            key.slot,
-            key.account,
-            key.fingerprint(),
-            submission.submission_id,
-            f"{submission.path.parent.name}/{submission.path.name}",
-            submission.internet_message_id,
-            key.preference_applied(),
-            self._clock.queue_us(),
-        )
-
-    def _commit(self, commit: _Commit) -> None:
-        """Write the records in one transaction, and remove some that have expired."""
-        made: Counter[str] = Counter()
-        try:
-            with self._file.transaction() as connection:
-                made.subtract(self._pruned(connection, _PRUNED_PER_RECORD * len(commit.rows)))
-                for row in commit.rows:
-                    if self._write(connection, row, made=made) == 0:
-                        commit.refused.add(row[3])
-        except StoreUnavailableError as error:
-            commit.error = error
-        else:
-            self._counts.update(made)
-        commit.is_done = True
-
-    def _write(self, connection: apsw.Connection, row: Sequence[Any], *, made: Counter[str]) -> int:
-        """Write one record; an expired one of the same key goes. Return the number of rows."""
-        made.subtract(_accounts(connection, _REMOVE_EXPIRED, (row[0], self._expired_us())))
-        connection.execute(_INSERT, row)
-        made[row[1]] += connection.changes()
-        return connection.changes()
-
-    def _check_open(self, slot: bytes) -> None:
-        opened = self._open
-        if len(opened) >= _OPEN_MAX or any(_slot_of(one) == slot for one in opened.values()):
+    def _check_open(self, slot: str) -> None:
+        opened = self._opened()
+        if len(opened) >= _OPEN_MAX or any(_key_of(one).slot == slot for one in opened):
             raise StoreUnavailableError(
                 "The disk failed during a request with an Idempotency-Key, whose message will be "
                 "sent: repeat the request later."
             )
 
-    def _is_full(self, account: str) -> bool:
-        counts = self._counts
-        return counts[account] >= KEYS_PER_ACCOUNT_MAX or counts.total() >= KEYS_MAX
+    def _is_expired(self, hour: int) -> bool:
+        return (hour + 1 + KEPT_HOURS) * _HOUR_US <= self._clock.confirmed_us()
 
-    def _pruned(self, connection: apsw.Connection, limit: int) -> Counter[str]:
-        return _accounts(connection, _PRUNE, (self._expired_us(), limit))
+    def _listed(self) -> Mapping[int, Counter[str]]:
+        """Return the number of records by hour and account; the first time, list them."""
+        with self._lock:
+            if self._hours is None:
+                hours = {}
+                for name in filter(str.isdecimal, list_names(self._keys)):
+                    slots = list_names(self._keys / name)
+                    hours[int(name)] = Counter(f"{one.partition('-')[0]}-" for one in slots)
+                self._hours = hours
+            return self._hours
 
-    def _expired_us(self) -> int:
-        return self._clock.confirmed_us() - KEPT_S * 1_000_000
+    def _newest_hours(self) -> list[int]:
+        return sorted((one for one in self._listed() if not self._is_expired(one)), reverse=True)
 
-    def _read(self, connection: apsw.Connection) -> None:
-        """Read what is kept in memory when the file is opened."""
-        counts: Iterator[Any] = connection.execute(
-            "SELECT account, count(*) FROM submission GROUP BY 1"
+    def _find(self, slot: str, *, hours: int | None = None) -> Path | None:
+        """Return the file of a record, looked for in the newest hours."""
+        for hour in self._newest_hours()[:hours]:
+            path = self._keys / str(hour) / slot
+            if path.exists():
+                return path
+        return None
+
+    def _write(self, submission: PendingSubmission, key: SubmissionKey) -> None:
+        """Write a record durably. Raises OSError; then it may be there, or not."""
+        hour = self._clock.queue_us() // _HOUR_US
+        place = self._keys / str(hour)
+        if self._made_hour != hour or not place.is_dir():
+            self._make_hour(hour, place)
+        record = KeyedSubmission(
+            fingerprint=key.fingerprint(),
+            submission_id=submission.submission_id,
+            place=f"{submission.path.parent.name}/{submission.path.name}",
+            internet_message_id=submission.internet_message_id,
+            preference_applied=key.preference_applied(),
         )
-        self._counts = Counter(dict(counts))
+        part = place / f"{key.slot}{_PART}"
+        remove(part)  # left by a failure
+        finish_content(write_file(part, msgspec.json.encode(record)), synced=True)
+        part.rename(place / key.slot)
+        self._syncs.sync(place)
+        counts = self._listed()[hour]
+        with self._lock:
+            counts[_beginning(key.account)] += 1
+
+    def _make_hour(self, hour: int, place: Path) -> None:
+        for directory in (self._keys, place):
+            directory.mkdir(0o700, exist_ok=True)
+            self._syncs.sync(directory.parent)  # also one that a dead process has made
+        hours = self._listed()
+        with self._lock:
+            self._hours = {hour: Counter(), **hours}
+        self._made_hour = hour
 
 
-def _slot_of(submission: PendingSubmission) -> bytes:
-    assert submission.options.key is not None
-    return submission.options.key.slot
+def _read(path: Path) -> KeyedSubmission:
+    try:
+        return _decoder.decode(path.read_bytes())
+    except msgspec.MsgspecError as error:
+        raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error
 
 
-def _accounts(connection: apsw.Connection, sql: str, values: tuple[Any, ...]) -> Counter[str]:
-    """Return the accounts of the rows that a statement removes, and how many of each."""
-    return Counter(str(account) for (account,) in connection.execute(sql, values).fetchall())
+def _key_of(submission: PendingSubmission) -> SubmissionKey:
+    assert submission.options.key is not None, "only submissions with a key are recorded"
+    return submission.options.key

@@ -30,7 +30,7 @@ from relay.mailbox.maildir import (
     open_message,
     remove,
 )
-from relay.mailbox.types import NoSuchItemError, PendingSubmission, SendOptions
+from relay.mailbox.types import NoSuchItemError, PendingSubmission, SendOptions, SubmissionKey
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.mime.draft import (
     FIRST_FIELD_BYTES,
@@ -45,7 +45,7 @@ FIRST_SUBMISSION = (
     1  # of a draft made by sendMail: the draft is removed if the submission never became ready
 )
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
-_PREPARED = re.compile(r"([0-9a-z]{16})\.(\d{1,20})(\+?)")
+_PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(\+)|@([0-9a-z-]{1,100}))?")
 _COPIED = "copied"  # if this file exists, submissions may be copies and not hard links
 
 _ANCHOR = "clock"
@@ -69,13 +69,14 @@ _log = get_logger("outbox")
 class PreparedFile(Struct, frozen=True):
     """A file in preparing/.
 
-    `is_change`: the file is the next generation of the draft of a scheduled send. `submission_id`
-    is "" for any other file.
+    `is_change`: the file is the next generation of the draft of a scheduled send. `slot` is that of
+    a submission with a key. `submission_id` is "" for any other file.
     """
 
     path: Path
     submission_id: str
-    is_change: bool
+    is_change: bool = False
+    slot: str = ""
 
 
 class ClockAnchorFile:
@@ -156,6 +157,12 @@ class SubmissionDirectory:
     def scheduled_path(self, submission_id: str, due_us: int) -> Path:
         """The path of a scheduled send until its time."""
         return self.scheduled / f"{submission_id}@{due_us}"
+
+    def prepared_path(self, submission_id: str, key: SubmissionKey | None) -> Path:
+        """The path of a submission that is not ready yet. A start looks for the record of its key:
+        with one it exists, and without it is removed.
+        """
+        return self.preparing / (submission_id if key is None else f"{submission_id}@{key.slot}")
 
     def prepare(self, source: Path, prepared: Path) -> None:
         """Create a hard link to a draft's file in preparing/, or a copy."""
@@ -284,10 +291,11 @@ class SubmissionDirectory:
         """The files in preparing/: at a start, those that a crash left."""
         found = []
         for name in list_names(self.preparing):
-            match = _PREPARED.fullmatch(name)
-            is_change = match is not None and bool(match[3])
-            submission_id = name.removesuffix("+") if match is not None else ""
-            found.append(PreparedFile(self.preparing / name, submission_id, is_change))
+            match, path = _PREPARED.fullmatch(name), self.preparing / name
+            if match is None:
+                found.append(PreparedFile(path, ""))
+            else:
+                found.append(PreparedFile(path, match[1], bool(match[2]), match[3] or ""))
         return found
 
     def sync(self, submission: PendingSubmission) -> None:
@@ -303,7 +311,7 @@ class SubmissionDirectory:
 
         Lists the directories, because its time may have come meanwhile.
         """
-        found = self.find_submission(prepared.name)
+        found = self.find_submission(prepared.name.partition("@")[0])
         self.make_ready(prepared, found or self.preparing.parent / place)
 
     def make_ready(self, prepared: Path, submission: Path) -> None:

@@ -87,7 +87,7 @@ class FileStore:
         self._folders, self._index = Folders(directory_of, self._syncs), Indexes(clock)
         self._quota = Quota(limits_of, self._index)
         self._directory = SubmissionDirectory(root.path / SUBMISSIONS, self._syncs)
-        self.keys = KeyedSubmissions(root.path, clock)
+        self.keys = KeyedSubmissions(root.path / SUBMISSIONS, clock, self._syncs)
         self._scheduled = ScheduledSends(
             directory=self._directory, folders=self._folders, stripes=stripes, clock=clock,
             crash=crash, log=log, has_open_of=self.keys.has_open_of,
@@ -169,7 +169,6 @@ class FileStore:
             one.close()
         self._index.close()
         self.owed_copies.close()
-        self.keys.close()
 
     # -- step 6
 
@@ -269,7 +268,7 @@ class FileStore:
     def _reopen(self) -> None:
         """Use the root again, without what is remembered of it: it may have been restored."""
         self._index.forget()
-        self.keys.abandon()
+        self.keys.forget()
         self._log.close()
         self._inbox.forget()
         self._directory.forget()

@@ -54,7 +54,6 @@ from relay.mailbox.threads import ThreadPool, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
-    KeyedSubmission,
     NotADraftError,
     OutcomeUnknownError,
     PendingSubmission,
@@ -66,7 +65,7 @@ from relay.mailbox.types import (
 from relay.message.content import LARGE_BYTES, Octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
-from relay.outbox.idempotency import KeyedSubmissions
+from relay.outbox.idempotency import KeyedSubmission, KeyedSubmissions
 from relay.outbox.on_disk import FIRST_SUBMISSION, SubmissionDirectory
 from relay.outbox.ready_submissions import ReadySubmissions
 from relay.outbox.scheduled import ScheduledSends
@@ -202,11 +201,8 @@ class Submissions:
             return submission
 
     @in_thread
-    def find_keyed(self, account: str, slot: bytes) -> KeyedSubmission | None:
-        """Return the submission that was made with this SubmissionKey within 24 hours.
-
-        Raises TooManyKeysError if there is none and the account cannot have another one.
-        """
+    def find_keyed(self, account: str, slot: str) -> KeyedSubmission | None:
+        """See KeyedSubmissions.find()."""
         if self.unfinished.is_due:
             raise StoreUnavailableError(
                 "Interrupted submissions are not finished yet: repeat the request later."
@@ -293,7 +289,7 @@ class Submissions:
         the submission may be left.
         """
         self.directory.make()
-        prepared = self.directory.preparing / submission.submission_id
+        prepared = self.directory.prepared_path(submission.submission_id, submission.options.key)
         drafts = [placed] if placed is not None else []
         has_key = submission.options.key is not None
         is_named = False

@@ -27,7 +27,6 @@ from relay.mailbox.maildir import (
 )
 from relay.mailbox.message_file import parse_name
 from relay.mailbox.types import (
-    KeysDamagedError,
     PendingSubmission,
     StoreError,
     StoreUnavailableError,
@@ -77,23 +76,18 @@ class UnfinishedSubmissions:
         self.is_due = True
         submissions = self.submissions
         found = submissions.prepared()
-        try:
-            self.keyed.read_file()
-            places = self.keyed.places(one.submission_id for one in found)
-        except KeysDamagedError as error:  # any of the files may be a submission that exists
-            if found:
-                _log.error("stale files kept", files=len(found), reason=str(error))
-            found, places = [], {}  # all are kept
         removed, unfinished = 0, ""
         for prepared in found:
             SYNC_FAILURES.begin()
-            if prepared.submission_id in places and not prepared.is_change:
+            try:
                 try:
-                    submissions.finish(prepared.path, places[prepared.submission_id])
+                    place = self.keyed.place_of(prepared)
+                    if place:
+                        submissions.finish(prepared.path, place)
+                        continue
                 except OSError as error:
                     unfinished = f"{prepared.submission_id} cannot be made ready: {error}"
-                continue
-            try:
+                    continue
                 self._remove_one(prepared)
             except (OSError, StoreError) as error:
                 _log.error("stale file kept", file=str(prepared.path), reason=str(error))
@@ -121,9 +115,10 @@ class UnfinishedSubmissions:
     # -- submissions with a key whose request met a failing disk
 
     def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
-        """Record open submissions and make them ready; `offer` is called with each.
+        """Record open submissions and make them ready; `offer` is called with each. Where no
+        submission needs its record, remove those that have expired.
 
-        A bounded number. Raises StoreUnavailableError after all were tried.
+        A bounded number. Raises OSError, StoreUnavailableError after all were tried.
         """
         failure: OSError | StoreError | None = None
         for one in self.keyed.open_submissions(_SETTLED_AT_ONCE):
@@ -138,11 +133,13 @@ class UnfinishedSubmissions:
                 offer(found)
         if failure is not None:
             raise StoreUnavailableError(str(failure))
+        if not self.is_due and not self.keyed.has_open:
+            self.keyed.remove_expired()
 
     def _settle(self, one: PendingSubmission) -> Path | None:
         """Record and finish an open submission; return its path. One without a file is gone."""
         keyed, submissions = self.keyed, self.submissions
-        prepared = submissions.preparing / one.submission_id
+        prepared = submissions.prepared_path(one.submission_id, one.options.key)
         if prepared.exists() or submissions.find_submission(one.submission_id) is not None:
             keyed.record_again(one)
             submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")

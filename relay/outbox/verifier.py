@@ -22,13 +22,10 @@ from relay.mailbox.verify.findings import (
     QuietPeriod,
     Repairer,
     StoreCounts,
-    StoreFault,
     StoreFinding,
-    StoreFindingKind,
     wait,
 )
 from relay.outbox.check_submissions import SubmissionCheck
-from relay.outbox.idempotency_file import damage_of, keys_file
 from relay.outbox.on_disk import SubmissionDirectory
 
 
@@ -114,18 +111,10 @@ class Verifier:
         try:
             check.check(self._counts.submissions)
             if accounts is None:
-                self._check_keys()
                 uploads = self._root / ".submissions" / "uploads"
                 self._counts.uploads = sum(one.endswith(".json") for one in list_names(uploads))
         except OSError as error:
             self._repairer.report_unreadable(error, self._root / ".submissions")
-
-    def _check_keys(self) -> None:
-        path = keys_file(self._root)
-        if fault := damage_of(path):
-            self._repairer.handle(
-                StoreFault(StoreFindingKind.DAMAGED_KEYS, path, fault, "records of keys")
-            )
 
     def _directories(self, accounts: Collection[str] | None) -> Iterator[Path]:
         if accounts is not None:

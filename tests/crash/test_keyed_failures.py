@@ -5,13 +5,13 @@ call fails, the key is carried out once.
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from relay.mailbox import maildir
 from relay.mailbox.types import (
     BeingSentError,
     MessageChange,
@@ -20,18 +20,18 @@ from relay.mailbox.types import (
     StoreError,
     StoreUnavailableError,
 )
+from relay.outbox.idempotency import KEYS
 from relay.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, until
 from tests.support.stores import store_on
-from tests.support.vfs import FaultyDisk
 
 pytestmark = pytest.mark.crash
 
-SLOT = b"slot"
-LOG = "keys.sqlite-wal"
+SLOT = "slot"
+RECORD = ["write of the record", "sync of the record", "rename of the record", "sync of the hour"]
 PLACES = [
-    *("write of the record", "sync of the record"),
+    *RECORD,
     *("link into its place", "sync of its place", "unlink in preparing"),
 ]
 
@@ -41,19 +41,22 @@ class World:
     """A store, of whose next request with a key a call is watched, and what was sent of it.
 
     At the call `at`, the files are copied as kill -9 would leave them, and with `fails` it fails.
+    Before that, with `is_broken`, each such call fails.
     """
 
     root: Path
-    disk: FaultyDisk
     copies: Path
     at: str = ""
     fails: bool = False
     is_asked: bool = False
+    is_broken: bool = False
     sent: Counter[str] = field(default_factory=Counter)
     left: list[Path] = field(default_factory=list)
 
     def passes(self, place: str) -> bool:
         """Note that a place is passed; return whether the call fails."""
+        if self.is_broken and place == self.at:
+            return True
         if not self.is_asked or self.left or place != self.at:
             return False
         self.left.append(self.copies / str(len(self.left)))
@@ -61,61 +64,52 @@ class World:
         return self.fails
 
 
-class CountedDisk(FaultyDisk):
-    """Tells a world of the writes and syncs of the log of keys.sqlite."""
-
-    world: World | None = None
-    once = ""  # what is refused this time only
-
-    def check_write(self, path: Path) -> None:
-        if self.world is not None and path.name == LOG:
-            self._refuse_once("write", self.world.passes("write of the record"))
-        super().check_write(path)
-        self._end("write")
-
-    def synced(self, path: Path) -> None:
-        if self.world is not None and path.name == LOG:
-            self._refuse_once("sync", self.world.passes("sync of the record"))
-        super().synced(path)
-        self._end("sync")
-
-    def _refuse_once(self, what: str, is_refused: bool) -> None:
-        if is_refused:
-            self.once = what
-            self.refuses(what, suffix=LOG)
-        elif self.once == what:
-            self.once = ""
-            self._faults.pop(what)
-
-    def _end(self, what: str) -> None:
-        assert self.once != what, "it was to fail"
-
-
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with CountedDisk() as disk:
-        made = World(tmp_path / "mail", disk, tmp_path / "copies")
-        disk.world = made
-        link, unlink, fsync = os.link, os.unlink, os.fsync
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(tmp_path / "mail", tmp_path / "copies")
+    link, unlink, fsync, rename, write = os.link, os.unlink, os.fsync, os.rename, os.write
 
-        def links(source: str, target: str, **more: object) -> None:
-            if Path(target).parent.name in ("ready", "deferred"):
-                check(made.passes("link into its place"))
-            link(source, target, **more)
+    def links(source: str, target: str, **more: object) -> None:
+        if Path(target).parent.name in ("ready", "deferred"):
+            check(made.passes("link into its place"))
+        link(source, target, **more)
 
-        def unlinks(path: str, **more: object) -> None:
-            if Path(path).parent.name == "preparing":
-                check(made.passes("unlink in preparing"))
-            unlink(path, **more)
+    def unlinks(path: str, **more: object) -> None:
+        if Path(path).parent.name == "preparing":
+            check(made.passes("unlink in preparing"))
+        unlink(path, **more)
 
-        def syncs(descriptor: int) -> None:
-            if Path(f"/proc/self/fd/{descriptor}").readlink().name in ("ready", "deferred"):
-                check(made.passes("sync of its place"))
-            fsync(descriptor)
+    def renames(source: str, target: str, **more: object) -> None:
+        if KEYS in Path(target).parts:
+            check(made.passes("rename of the record"))
+        rename(source, target, **more)
 
-        for name, patched in (("link", links), ("unlink", unlinks), ("fsync", syncs)):
-            monkeypatch.setattr(os, name, patched)
-        yield made
+    def writes(descriptor: int, octets: bytes) -> int:
+        if KEYS in of(descriptor).parts:
+            check(made.passes("write of the record"))
+        return write(descriptor, octets)
+
+    def syncs(descriptor: int) -> None:
+        path = of(descriptor)
+        if path.name in ("ready", "deferred"):
+            check(made.passes("sync of its place"))
+        elif path.parent.name == KEYS:
+            check(made.passes("sync of the hour"))
+        elif KEYS in path.parts and path.is_file():
+            check(made.passes("sync of the record"))
+        fsync(descriptor)
+
+    for patched, name in (
+        *((links, "link"), (unlinks, "unlink"), (renames, "rename")),
+        *((writes, "write"), (syncs, "fsync")),
+    ):
+        monkeypatch.setattr(os, name, patched)
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: False)
+    return made
+
+
+def of(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 def check(fails: object) -> None:
@@ -189,12 +183,12 @@ async def test_a_key_is_carried_out_once(
     clock, sent = ManualClock(), Counter[str]()
     with store_on(world.root, clock) as store:
         draft = await store.messages.create(ALICE, letter("asked"))
-        await store.submissions.submit_new(ALICE, letter("other"), options_with_key(b"other"))
+        await store.submissions.submit_new(ALICE, letter("other"), options_with_key("other"))
         await pick_up(store, Counter())
         world.at, world.fails, world.is_asked = place, fails, True
         told = await ask(store, path, draft.id, due_us)
         assert world.left, "the place was not passed"
-        assert told == ("no response" if fails and "record" in place else "202")
+        assert told == ("no response" if fails and place in RECORD else "202")
         assert store.keys.has_open == fails
         world.is_asked = False
         after_the_fault = world.copies / "after the fault"
@@ -239,15 +233,15 @@ async def test_a_draft_that_got_202_cannot_be_changed_before_it_has_its_place(
 async def test_a_cancelled_or_failed_submission_keeps_its_first_answer(world: World) -> None:
     due_us = ManualClock().now_us + HOUR_US
     with store_on(world.root, ManualClock()) as store:
-        options = options_with_key(b"a", scheduled_us=due_us)
+        options = options_with_key("a", scheduled_us=due_us)
         content = letter("asked", extended=until(due_us))
         scheduled = await store.submissions.submit_new(ALICE, content, options)
-        failed = await store.submissions.submit_new(ALICE, letter("asked"), options_with_key(b"b"))
-        answers = [await store.submissions.find_keyed(ALICE, slot) for slot in (b"a", b"b")]
+        failed = await store.submissions.submit_new(ALICE, letter("asked"), options_with_key("b"))
+        answers = [await store.submissions.find_keyed(ALICE, slot) for slot in ("a", "b")]
         await store.messages.delete(ALICE, scheduled.draft_id)
         await store.ready.content(failed)
         await store.ready.fail(failed, b"Subject: report\r\n\r\nx")
-        assert [await store.submissions.find_keyed(ALICE, slot) for slot in (b"a", b"b")] == answers
+        assert [await store.submissions.find_keyed(ALICE, slot) for slot in ("a", "b")] == answers
         assert None not in answers
 
 
@@ -260,34 +254,34 @@ async def test_a_key_that_could_not_be_recorded_leaves_the_scheduled_send(world:
         )
         again = options_with_key(SLOT, scheduled_us=due_us)
         await store.submissions.submit_draft(
-            ALICE, pending.draft_id, options_with_key(b"x", scheduled_us=due_us)
+            ALICE, pending.draft_id, options_with_key("x", scheduled_us=due_us)
         )
-        world.disk.refuses("sync", suffix=LOG)
+        world.at, world.is_broken = "sync of the hour", True
         with pytest.raises(OutcomeUnknownError):
             await store.submissions.submit_draft(ALICE, pending.draft_id, again)
-        world.disk.is_well()
+        world.is_broken = False
         await store.submissions.submit_draft(ALICE, pending.draft_id, again)
         assert pending.path.exists()
 
 
 @pytest.mark.parametrize("path", ["sendMail", "send"])
-@pytest.mark.parametrize("what", ["write", "sync"])
+@pytest.mark.parametrize("place", RECORD)
 async def test_a_key_whose_record_fails_is_sent_once_or_not_at_all(
-    world: World, what: str, path: str
+    world: World, place: str, path: str
 ) -> None:
     """The disk fails at the record and does not work again before a repeat, or a kill."""
     clock, sent = ManualClock(), Counter[str]()
     with store_on(world.root, clock) as store:
         draft = await store.messages.create(ALICE, letter("asked"))
-        await store.submissions.submit_new(ALICE, letter("other"), options_with_key(b"other"))
+        await store.submissions.submit_new(ALICE, letter("other"), options_with_key("other"))
         await pick_up(store, Counter())
-        world.disk.refuses(what, suffix=LOG)
+        world.at, world.is_broken = place, True
         assert await ask(store, path, draft.id, 0) == "no response"
         await settle(store)
         await pick_up(store, sent)
         assert (sent.total(), await ask(store, path, draft.id, 0)) == (0, "503")
         shutil.copytree(world.root, world.copies)
-        world.disk.is_well()
+        world.is_broken = False
         await settle(store)
         assert await ask(store, path, draft.id, 0) == "202"
         await pick_up(store, sent)

@@ -53,10 +53,10 @@ async def answer_matches_record(store: FileStore, submission: Awaitable[object])
     try:
         await submission
     except StoreUnavailableError:
-        assert await store.submissions.find_keyed(ALICE, b"slot") is None
+        assert await store.submissions.find_keyed(ALICE, "slot") is None
         raise
     if not store.keys.has_open:
-        assert await store.submissions.find_keyed(ALICE, b"slot") is not None
+        assert await store.submissions.find_keyed(ALICE, "slot") is not None
 
 
 SUBMIT = [by_send_mail, by_send, by_send_rewritten, by_send_mail_with_key, by_send_with_key]

@@ -177,9 +177,7 @@ def test_a_backup_can_be_read_by_its_owner_only(stopped: tuple[RelayProcess, Pat
     )
     assert checked.returncode == OK
     names = {one.name for one in copy.rglob("*")}
-    assert {"relay.toml", "accounts.toml", "spool.sqlite", "id", "keys.commits"} <= names | {
-        "keys.commits"
-    }
+    assert {"relay.toml", "accounts.toml", "spool.sqlite", "id"} <= names
     assert not names & {"ballast", "relay-index", "lock", "control.sock"}
 
 

@@ -31,7 +31,6 @@ from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.ingress.expansion import ExpandedRecipients
 from relay.ingress.forwarding import Forwarder
-from relay.last_commit import LastCommit
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
@@ -48,6 +47,7 @@ from relay.spool.rows import accepted, claimed, settled
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions, writer
 from relay.spool.sqlite.disk_space import ReserveFile
+from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer

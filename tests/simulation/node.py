@@ -28,7 +28,6 @@ from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.smtp_commands import IngressDependencies
 from relay.ingress.smtp_server import SmtpServer
-from relay.last_commit import LastCommit
 from relay.message.srs import Srs
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
@@ -41,6 +40,7 @@ from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import CommandReport, QueueAdmin, QueueCommand
 from relay.spool.rows.accepted import CapturedMail
+from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires

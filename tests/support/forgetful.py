@@ -26,8 +26,8 @@ import relay
 _RELAY = str(Path(relay.__file__).parent)
 # These do the syncs of others: a site is who asked them.
 _PLUMBING = ("mailbox/maildir.py", "outbox/on_disk.py:sync")
-# Nothing is promised of the index and the store's log. SQLite syncs the records of keys itself.
-_CACHES = ("relay-index", "log", "keys.sqlite")
+# Nothing is promised of the index and the store's log.
+_CACHES = ("relay-index", "log")
 _STATES_MAX = 64
 
 Names = dict[str, int]  # the inode of each name

@@ -1,7 +1,6 @@
 """A store on a disk that forgets: after each of its promises every loss of power is tried."""
 
 import itertools
-import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from relay.base.crashpoints import CrashPoint
-from relay.last_commit import last_commit_of
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import (
     SendOptions,
+    StoreError,
     SubmissionKey,
 )
 from relay.message.extended_properties import DEFERRED_SEND_TIME
@@ -23,7 +22,6 @@ from relay.outbox.store import FileStore
 from tests.support.forgetful import ForgetfulDisk, KilledError
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
-from tests.support.vfs import FaultyDisk
 
 ALICE = "alice@example.test"
 BODY = "0123456789abcde\r\n" * 40
@@ -48,6 +46,16 @@ AtStart = Callable[[FileStore], Awaitable[object]]
 
 async def nothing(_: FileStore) -> None:
     """Do nothing at the start."""
+
+
+async def key_is_known(store: FileStore) -> None:
+    """Repeat the request with the key of options_with_key()."""
+    try:
+        found = await store.submissions.find_keyed(ALICE, "slot")
+    except StoreError as error:
+        raise PromiseBrokenError("the key cannot be used") from error
+    if found is None:
+        raise PromiseBrokenError("the key is unknown")
 
 
 async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Found:
@@ -76,11 +84,9 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
 class PowerLossTrial:
     """A store on a disk that forgets; after each promise every loss of power is tried."""
 
-    def __init__(self, folder: Path, disk: ForgetfulDisk, keys_disk: FaultyDisk) -> None:
+    def __init__(self, folder: Path, disk: ForgetfulDisk) -> None:
         self.clock = ManualClock()
         self.disk = disk
-        self._keys_disk = keys_disk
-        self._keys = folder / "mail/.submissions/keys.sqlite"
         self.store: FileStore  # world_on() sets it
         self.root = folder / "mail"
         self.dies_at: CrashPoint | None = None
@@ -121,22 +127,20 @@ class PowerLossTrial:
                 raise PromiseBrokenError(found)
 
     def _left(self) -> Iterator[Path]:
-        """Yield what a loss of power now may leave. Of the records of keys that is what was synced,
-        and the newest number of their last commit: it never exceeds that of a synced commit.
-        """
+        """Yield what a loss of power now may leave."""
         self._losses += 1
-        for left in self.disk.after_loss(self._folder / f"loss {self._losses}"):
-            if (left / ".submissions").is_dir():
-                for name, octets in self._keys_disk.synced_octets(self._keys).items():
-                    (left / ".submissions" / name).write_bytes(octets)
-                if (noted := last_commit_of(self._keys)).exists():
-                    shutil.copy2(noted, left / ".submissions")
-            yield left
+        yield from self.disk.after_loss(self._folder / f"loss {self._losses}")
 
-    async def promised(self, *shown: tuple[str, str], sent: str = "", aside: int = 0) -> None:
+    async def promised(
+        self,
+        *shown: tuple[str, str],
+        sent: str = "",
+        aside: int = 0,
+        at_start: AtStart = nothing,
+    ) -> None:
         """Check that this is what is shown, sent and put aside, once each."""
         expected = Found(Counter([sent] if sent else []), Counter(shown), aside)
-        await self.check(lambda found: found == expected)
+        await self.check(lambda found: found == expected, at_start)
 
 
 def letter(subject: str, **more: object) -> MessageProperties:
@@ -149,8 +153,8 @@ def mime(subject: str) -> bytes:
 
 @contextmanager
 def trial_on(folder: Path) -> Iterator[PowerLossTrial]:
-    with FaultyDisk() as keys_disk, ForgetfulDisk(folder / "mail") as disk:
-        trial = PowerLossTrial(folder, disk, keys_disk)
+    with ForgetfulDisk(folder / "mail") as disk:
+        trial = PowerLossTrial(folder, disk)
         with store_on(trial.root, trial.clock, crash=trial) as trial.store:
             yield trial
 
@@ -160,6 +164,6 @@ def until(due_us: int) -> tuple[ExtendedProperty, ...]:
     return (ExtendedProperty(DEFERRED_SEND_TIME, (at,)),)
 
 
-def options_with_key(slot: bytes = b"slot", **options: object) -> SendOptions:
+def options_with_key(slot: str = "slot", **options: object) -> SendOptions:
     key = SubmissionKey(ALICE, slot, lambda: b"fingerprint", lambda: "")
     return SendOptions(key=key, **options)

@@ -37,7 +37,6 @@ class StoreFindingKind(StrEnum):
     NO_ACCOUNT = "no-account"
     UNMARKED_COPY = "unmarked-copy"
     LOST_SUBMISSION = "lost-submission"
-    DAMAGED_KEYS = "damaged-keys"
     DAMAGED_PROPERTIES = "damaged-properties"
     DAMAGED_INDEX = "damaged-index"
 

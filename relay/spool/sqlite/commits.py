@@ -1,7 +1,7 @@
 """Compare the commits of a spool with the number that was recorded outside its log.
 
 A log that was removed or cut short while it held commits is damage (SpoolDamagedError); see
-relay/last_commit.py and docs/operation-repair.md (The spool is damaged).
+relay/spool/sqlite/last_commit.py and docs/operation-repair.md (The spool is damaged).
 """
 
 from contextlib import closing
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import apsw
 
-from relay.last_commit import RecordedCommit, has_log, lost_commits, read_recorded
+from relay.spool.sqlite.last_commit import RecordedCommit, has_log, lost_commits, read_recorded
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import is_openable
 from relay.spool.types import SpoolDamagedError

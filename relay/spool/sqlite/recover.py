@@ -20,7 +20,6 @@ from typing import Any
 import apsw
 
 from relay.base.files import fsync_path, link_or_copy
-from relay.last_commit import log_of
 from relay.message.lifecycle import FINAL
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import RecoveryResult
@@ -28,6 +27,7 @@ from relay.spool.os_errors import translate_os_errors
 from relay.spool.queue.holds import recount
 from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.database import open_database, read_anchor, write_anchor
+from relay.spool.sqlite.last_commit import log_of
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (

@@ -18,7 +18,6 @@ from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import disk_of
 from relay.base.pressure import Disk
-from relay.last_commit import LastCommit
 from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
@@ -52,6 +51,7 @@ from relay.spool.sqlite.database import (
     read_anchor,
 )
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
+from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log

@@ -11,7 +11,6 @@ from typing import Self
 import apsw
 
 from relay.base.clock import Clock
-from relay.last_commit import log_of
 from relay.spool.engine import (
     BackupResult,
     BackupSize,
@@ -23,6 +22,7 @@ from relay.spool.engine import (
 )
 from relay.spool.sqlite.backup import accepted_since, back_up, backup_size, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
+from relay.spool.sqlite.last_commit import log_of
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors

@@ -19,7 +19,6 @@ from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
 from relay.base.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
-from relay.last_commit import LastCommit
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
@@ -31,6 +30,7 @@ from relay.spool.queue.holds import recount as recount_holds
 from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import open_database, read_anchor
+from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
 from relay.spool.sqlite.transactions import is_file_needed

@@ -20,9 +20,9 @@ import apsw
 from msgspec import Struct
 
 from relay.base.files import rewrite_file
-from relay.last_commit import LastCommit, log_of
 from relay.observe.logs import get_logger
 from relay.spool.os_errors import translate_os_errors
+from relay.spool.sqlite.last_commit import LastCommit, log_of
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.types import SpoolDamagedError
 

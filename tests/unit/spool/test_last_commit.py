@@ -10,11 +10,17 @@ import apsw
 import pytest
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.last_commit import LastCommit, RecordedCommit, last_commit_of, log_of, read_recorded
 from relay.spool.sqlite import write_ahead_log
 from relay.spool.sqlite.backup import back_up
 from relay.spool.sqlite.commits import check_commits
 from relay.spool.sqlite.database import open_database
+from relay.spool.sqlite.last_commit import (
+    LastCommit,
+    RecordedCommit,
+    last_commit_of,
+    log_of,
+    read_recorded,
+)
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool import SqliteSpool

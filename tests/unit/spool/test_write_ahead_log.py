@@ -9,8 +9,8 @@ import apsw
 import pytest
 
 from relay.base.crashpoints import CrashPoints
-from relay.last_commit import LastCommit
 from relay.spool.sqlite import write_ahead_log
+from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.types import SpoolUnavailableError
 from tests.support.disks import read_only
