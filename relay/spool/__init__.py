@@ -8,7 +8,7 @@ open() and storage() choose the engine, SQLite's or PostgreSQL's, by the scheme 
 is imported on first use, so that a process that needs only the values does not load it, nor one
 engine the library of the other.
 
-- `types`: messages, entries, claims, settlements, errors; the Protocol Spool
+- `types`: messages, entries, claims, settlements, errors (also of the disk); the Protocol Spool
 - `engine`: what an engine must do (SpoolEngine, SpoolStorage); kinds of faults of verify
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
@@ -21,7 +21,6 @@ engine the library of the other.
 - `tables`: what an engine supplies for rows, lists, queue commands and maintenance; which SQL works
   on both databases
 - `columns`: columns and values of rows, checksums of contents
-- `os_errors`: which error of the disk is which SpoolError
 - `sqlite`: the engine on SQLite: its writer, its files, verify and recover
 - `postgres`: the engine on PostgreSQL, which several nodes share
 
@@ -94,7 +93,7 @@ def load_engine(settings: "Settings") -> None:
         import relay.spool.postgres.backup  # noqa: PLC0415
         import relay.spool.postgres.spool  # noqa: PLC0415
         import relay.spool.postgres.storage  # noqa: F401, PLC0415
-        from relay.spool.postgres.rows import statement  # noqa: PLC0415
+        from relay.spool.postgres.tables import statement  # noqa: PLC0415
 
         statement("commit.sql")
         statement("schema.sql")

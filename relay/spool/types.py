@@ -8,10 +8,13 @@ time (Clock.queue_us). Errors are SpoolError and its subclasses.
 See RFC 3461 (the envelope), RFC 3464 (what a report needs) and RFC 5321 4.5.4.1 (retries).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import errno
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -35,6 +38,7 @@ FIRST_EPOCH = 1
 # expires: never, and later than any time of an entry that was not restored.
 RESTORED_US = 1 << 57
 NEVER_US = 1 << 58  # the due time of what does not expire; later than that of a restored entry
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PriorityLevel(IntEnum):
@@ -128,6 +132,17 @@ class NodeNameError(SpoolError):
 
 class HoldsFullError(SpoolError):
     """Rules hold as many entries as they may: 452 4.3.1."""
+
+
+@contextmanager
+def translate_os_errors(place: Path) -> Iterator[None]:
+    """Turn an OSError into a SpoolError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise SpoolFullError(f"{place}: the disk is full") from error
+        raise SpoolUnavailableError(f"{place}: {error.strerror or error}") from error
 
 
 class NewRecipient(Struct, frozen=True):

@@ -8,8 +8,8 @@
 Commits:
 
 - `writer`: group commit: which operations go into one commit; a commit whose reply was lost
-- `write_transaction`: what an operation of the writer sees
-- `rows`: the rows of a commit, as arrays of commit.sql
+- `write_transaction`: what an operation of the writer sees; the rows of a commit, as arrays of
+  commit.sql
 - `tables`: a connection in its thread; SQL in PostgreSQL's dialect
 - `server`: connects; whether the server is safe for mail; which of its errors is which SpoolError
 - `schema`: the tables and their version; rights of the role

@@ -19,12 +19,11 @@ from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.columns import inline_content, verify_checksum
-from relay.spool.os_errors import translate_os_errors
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies, StoredBody
 from relay.spool.rows.accepted import used_contents
 from relay.spool.tables import Tables
-from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError
+from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError, translate_os_errors
 
 T = TypeVar("T")
 PART_BYTES = 256 * 1024

@@ -1,7 +1,6 @@
 """The tables of the spool: which there are, of which schema, and whether the role may use them."""
 
-from relay.spool.postgres.rows import statement
-from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.tables import ConnectionTables, statement
 from relay.spool.types import SpoolFormatError
 
 SCHEMA = 1

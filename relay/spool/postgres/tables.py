@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from importlib.resources import files
 from itertools import count
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ import uvloop
 
 from relay.observe.logs import get_logger, inherit
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.postgres.rows import without_nul
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.tables import Tables
 from relay.spool.types import SpoolError
@@ -29,6 +29,12 @@ _PLACE = re.compile(r" INDEXED BY \w+|\?")
 _CHANGED = re.compile(r"(\d+)$")
 _PAGE = 200  # rows of a cursor at once
 _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+
+
+@lru_cache
+def statement(name: str) -> str:
+    """Return the SQL of a file of this package."""
+    return files(__package__).joinpath(name).read_text()
 
 
 @lru_cache(maxsize=1024)
@@ -195,3 +201,16 @@ class ReadConnection:
                 self._loop.run_until_complete(self._tables.connection.close(timeout=2))
         self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()
+
+
+def without_nul(values: Iterable[Any]) -> list[Any]:
+    """Return the parameters with U+FFFD in place of U+0000, which PostgreSQL's text cannot have."""
+    return [_clean(value) for value in values]
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd") if "\0" in value else value
+    if isinstance(value, (list, tuple)):
+        return [_clean(one) for one in value]
+    return value

@@ -13,8 +13,7 @@ from msgspec import Struct
 from relay.message.content import Content
 from relay.message.nexthop import HopKind
 from relay.spool.columns import message_row
-from relay.spool.postgres.rows import SettledEntry
-from relay.spool.postgres.write_transaction import KnownKeyError, WriteTransaction
+from relay.spool.postgres.write_transaction import KnownKeyError, SettledEntry, WriteTransaction
 from relay.spool.queue.holds import count_holds, has_room
 from relay.spool.rows.accepted import (
     AcceptedRows,

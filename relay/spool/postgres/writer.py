@@ -42,10 +42,9 @@ from relay.spool.postgres.nodes import (
     still_alive,
     stores_of,
 )
-from relay.spool.postgres.rows import without_nul
 from relay.spool.postgres.schema import bring_to_schema
 from relay.spool.postgres.server import connect, translate_postgres_errors
-from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.tables import ConnectionTables, without_nul
 from relay.spool.postgres.write_transaction import (
     KnownKeyError,
     Operation,

@@ -16,7 +16,6 @@ import apsw
 
 from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.spool.engine import BackupResult, BackupSize
-from relay.spool.os_errors import translate_os_errors
 from relay.spool.queue import stats
 from relay.spool.rows.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.sqlite.database import SqliteTables, open_database
@@ -28,7 +27,7 @@ from relay.spool.sqlite.spool_files import (
     open_copy,
 )
 from relay.spool.sqlite.transactions import is_file_needed
-from relay.spool.types import SpoolDamagedError, SpoolFullError
+from relay.spool.types import SpoolDamagedError, SpoolFullError, translate_os_errors
 
 _SNAPSHOTS_MAX = 10
 _KNOWN_KEY = "SELECT 1 FROM submission WHERE key = ?"

@@ -27,9 +27,8 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.spool.columns import verify_checksum
-from relay.spool.os_errors import translate_os_errors
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
-from relay.spool.types import SpoolError
+from relay.spool.types import SpoolError, translate_os_errors
 
 INLINE_BYTES_MAX = 128 * 1024
 _LISTED_AT_ONCE = 1000

@@ -23,7 +23,6 @@ from relay.base.files import fsync_path, link_or_copy
 from relay.message.lifecycle import FINAL
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import RecoveryResult
-from relay.spool.os_errors import translate_os_errors
 from relay.spool.queue.holds import recount
 from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.database import open_database, read_anchor, write_anchor
@@ -39,7 +38,7 @@ from relay.spool.sqlite.spool_files import (
 )
 from relay.spool.sqlite.write_ahead_log import preview_log, write_repaired_log
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import SpoolDamagedError, SpoolError
+from relay.spool.types import SpoolDamagedError, SpoolError, translate_os_errors
 
 _HEADER_BYTES = 100  # the schema follows in the first page
 _PAGE_SIZE = slice(16, 18)

@@ -16,10 +16,9 @@ from shutil import copyfile
 import apsw
 
 from relay.base.files import fsync_path
-from relay.spool.os_errors import translate_os_errors
 from relay.spool.sqlite.last_commit import last_commit_of, log_bytes
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.types import SpoolDamagedError, SpoolFormatError
+from relay.spool.types import SpoolDamagedError, SpoolFormatError, translate_os_errors
 
 ARRIVING = "arriving-"  # the prefix of files that no message names
 _PAGES_AT_ONCE = 1000

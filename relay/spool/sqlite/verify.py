@@ -23,7 +23,6 @@ from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
-from relay.spool.os_errors import translate_os_errors
 from relay.spool.queue import stats
 from relay.spool.queue.holds import counted
 from relay.spool.queue.holds import recount as recount_holds
@@ -36,7 +35,7 @@ from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_asid
 from relay.spool.sqlite.transactions import is_file_needed
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import SpoolDamagedError
+from relay.spool.types import SpoolDamagedError, translate_os_errors
 
 _RECOUNT = "once the cause is known, --recount corrects the counters"
 _WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
