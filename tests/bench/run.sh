@@ -13,10 +13,12 @@ missing() {
     echo "bench: $1" >&2
     exit 69
 }
-workloads=${WORKLOADS:-small fresh large fanout burst sendmail}
+workloads=${WORKLOADS:-small fresh large fanout burst sendmail keyed}
 if [ -n "${OLD:-}" ]; then
     set -- .venv/bin/python -m tests.bench.versions --old "$OLD" --workloads "$workloads" "$@"
-    [ "$workloads" != sendmail ] || { cd "$top" && exec "$@"; }  # it needs nothing of the following
+    case $workloads in
+        sendmail | keyed) cd "$top" && exec "$@" ;;  # they need nothing of the following
+    esac
 else
     set -- .venv/bin/python -m tests.bench.side_by_side --relay "$relay" "$@"
 fi

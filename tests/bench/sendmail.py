@@ -59,6 +59,7 @@ token = "plain:{name}"
 """
 RECIPIENTS = {"local": "bob@example.test", "capture": "carol@elsewhere.test"}
 DRAIN_S = 120
+_ANY_KEY = b"0123456789abcdef"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def measured(given: argparse.Namespace) -> dict[int, list[Round]]:
         relay = Relay(folder, given.relay)
         try:
             relay.start()
-            request = request_bytes(given.kind, RECIPIENTS[given.to], given.size)
+            to = RECIPIENTS[given.to]
+            request = request_bytes(given.kind, to, given.size, is_keyed=given.keyed)
             rounds(given.clients[0], relay, request, given, count=min(given.messages, 200))  # warm
             return {
                 clients: [
@@ -116,6 +118,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=("json", "mime"), default="json")
     parser.add_argument("--to", choices=sorted(RECIPIENTS), default="capture")
     parser.add_argument("--directory", default=None, help="on the disk to measure")
+    parser.add_argument("--keyed", action="store_true", help="each with an Idempotency-Key")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(words)
 
@@ -234,7 +237,7 @@ def files_per_second(
     return count / took_s
 
 
-def request_bytes(kind: str, recipient: str, size: int) -> bytes:
+def request_bytes(kind: str, recipient: str, size: int, *, is_keyed: bool = False) -> bytes:
     text = ("The quick brown fox jumps over the lazy dog. " * (size // 45 + 1))[:size]
     if kind == "json":
         message = {
@@ -250,9 +253,10 @@ def request_bytes(kind: str, recipient: str, size: int) -> bytes:
         body, content_type = base64.b64encode(mime.encode()), "text/plain"
     head = (
         "POST /v1.0/me/sendMail HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
     )
-    return head.encode() + body
+    key = b"Idempotency-Key: %b\r\n" % _ANY_KEY if is_keyed else b""
+    return head.encode() + key + b"\r\n" + body
 
 
 def send_all(path: str, request: bytes, clients: int, count: int) -> tuple[float, list[float]]:
@@ -270,7 +274,7 @@ async def _send_all(
         reader, writer = await asyncio.open_unix_connection(path)
         for _ in numbers:
             began_s = time.perf_counter()
-            writer.write(request)
+            writer.write(request.replace(_ANY_KEY, os.urandom(8).hex().encode()))
             answer = await reader.readuntil(b"\r\n\r\n")
             latencies_s.append(time.perf_counter() - began_s)
             if not answer.startswith(b"HTTP/1.1 202"):

@@ -1,6 +1,6 @@
 """Does this version take more processor time for a message than an older one? Both on one machine.
 
-    make bench-versions OLD=HEAD~20                                 six workloads, ten pairs each
+    make bench-versions OLD=HEAD~20                                 seven workloads, ten pairs each
     make bench-versions OLD=v1 WORKLOADS="small sendmail" ARGS="--pairs 20 --scale 1"
     python -m tests.bench.versions --old HEAD --workloads sendmail  needs neither root nor the kit
 
@@ -38,7 +38,8 @@ from tests.bench.side_by_side import write_template
 
 TOP = Path(__file__).resolve().parents[2]
 SMTP_WORKLOADS = ("small", "fresh", "large", "fanout", "burst")  # those of the kit
-WORKLOADS = (*SMTP_WORKLOADS, "sendmail")
+GRAPH_WORKLOADS = ("sendmail", "keyed")  # keyed: each request with an Idempotency-Key
+WORKLOADS = (*SMTP_WORKLOADS, *GRAPH_WORKLOADS)
 SENDMAIL = SimpleNamespace(messages=2000, clients=8)
 MEDIAN_MOST = 1.03
 QUARTILE_MOST = 1.00
@@ -113,8 +114,9 @@ def main() -> int:
             new = Version("new", TOP, launcher(TOP, folder, Path(sys.executable)))
             found = []
             for workload in given.workloads:
-                if workload == "sendmail":
-                    running = partial(sendmail_relay, folder=folder)
+                if workload in GRAPH_WORKLOADS:
+                    is_keyed = workload == "keyed"
+                    running = partial(sendmail_relay, folder=folder, is_keyed=is_keyed)
                 else:
                     running = partial(smtp_relay, compare=kit(given), workload=workload)
                 measured = pairs(workload, running, (old, new), given=given)
@@ -132,7 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", type=str.split, default=list(WORKLOADS))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--scale", type=float, default=0.5, help="of the full numbers of messages")
-    parser.add_argument("--peers", help="folder of the benchmark kit, for all but sendmail")
+    parser.add_argument("--peers", help="folder of the benchmark kit, for those that come by SMTP")
     try:
         given = parser.parse_args()
     except SystemExit as error:
@@ -248,7 +250,7 @@ def both_used_s(
 
 def messages_of(workload: str, given: argparse.Namespace) -> tuple[int, int]:
     """Return how many messages a pair sends to each version, and how many at least at once."""
-    if workload == "sendmail":
+    if workload in GRAPH_WORKLOADS:
         return int(SENDMAIL.messages * given.scale), SENDMAIL.clients
     load = kit(given).WORKLOADS[workload]
     return int(load.messages * given.scale), load.sessions if load.domains == 1 else 1
@@ -283,9 +285,10 @@ def smtp_relay(version: Version, *, compare: ModuleType, workload: str) -> Itera
 
 
 @contextmanager
-def sendmail_relay(version: Version, *, folder: Path) -> Iterator[Send]:
+def sendmail_relay(version: Version, *, folder: Path, is_keyed: bool) -> Iterator[Send]:
     """Run a relay that gets Graph's sendMail; the recipient is captured."""
-    request = sendmail.request_bytes("json", sendmail.RECIPIENTS["capture"], 4096)
+    to = sendmail.RECIPIENTS["capture"]
+    request = sendmail.request_bytes("json", to, 4096, is_keyed=is_keyed)
     with tempfile.TemporaryDirectory(dir=folder, prefix="sendmail-") as name:
         relay = sendmail.Relay(Path(name), str(version.command))
 
