@@ -11,6 +11,7 @@ Blocking; methods raise StoreError's children, where it is said OSError. docs/de
 """
 
 import hashlib
+import os
 import shutil
 import threading
 from collections import Counter
@@ -230,17 +231,17 @@ class KeyedSubmissions:
     def _find(self, slot: str, *, hours: int | None = None) -> Path | None:
         """Return the file of a record, looked for in the newest hours."""
         for hour in self._newest_hours()[:hours]:
-            path = self._keys / str(hour) / slot
-            if path.exists():
-                return path
+            path = f"{self._keys}/{hour}/{slot}"
+            if os.path.exists(path):  # noqa: PTH110 - of many hours
+                return Path(path)
         return None
 
     def _write(self, submission: PendingSubmission, key: SubmissionKey) -> None:
         """Write a record durably. Raises OSError; then it may be there, or not."""
         hour = self._clock.queue_us() // _HOUR_US
+        if self._made_hour != hour:
+            self._make_hour(hour)
         place = self._keys / str(hour)
-        if self._made_hour != hour or not place.is_dir():
-            self._make_hour(hour, place)
         record = KeyedSubmission(
             fingerprint=key.fingerprint(),
             submission_id=submission.submission_id,
@@ -248,23 +249,36 @@ class KeyedSubmissions:
             internet_message_id=submission.internet_message_id,
             preference_applied=key.preference_applied(),
         )
-        part = place / f"{key.slot}{_PART}"
-        remove(part)  # left by a failure
-        finish_content(write_file(part, msgspec.json.encode(record)), synced=True)
-        part.rename(place / key.slot)
-        self._syncs.sync(place)
+        path, octets = place / key.slot, msgspec.json.encode(record)
+        part = path.with_suffix(_PART)
+        try:
+            finish_content(_written(part, octets))
+            part.rename(path)
+            self._syncs.sync(place)
+        except FileNotFoundError:  # an operator has removed the directory
+            self._made_hour = -1
+            raise
         counts = self._listed()[hour]
         with self._lock:
             counts[_beginning(key.account)] += 1
 
-    def _make_hour(self, hour: int, place: Path) -> None:
-        for directory in (self._keys, place):
+    def _make_hour(self, hour: int) -> None:
+        for directory in (self._keys, self._keys / str(hour)):
             directory.mkdir(0o700, exist_ok=True)
             self._syncs.sync(directory.parent)  # also one that a dead process has made
         hours = self._listed()
         with self._lock:
             self._hours = {hour: Counter(), **hours}
         self._made_hour = hour
+
+
+def _written(part: Path, octets: bytes) -> int:
+    """Write a file, also over one that a failure has left; return its descriptor."""
+    try:
+        return write_file(part, octets)
+    except FileExistsError:
+        remove(part)
+        return write_file(part, octets)
 
 
 def _read(path: Path) -> KeyedSubmission:

@@ -39,6 +39,7 @@ from relay.mailbox.maildir import (
     DirectorySync,
     Stripes,
     finish_content,
+    in_order_with,
     place_again,
     remove,
     retry_if_renamed,
@@ -247,19 +248,16 @@ class Submissions:
         submission = self._new_submission(
             draft.identity.base_name, submission_id, account=account, options=options
         )
-        has_key = options.key is not None
-        prepare = partial(self._write_prepared, draft=draft, placed=placed, synced=has_key)
+        prepare = partial(self._write_prepared, draft=draft, placed=placed)
         return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
 
-    def _write_prepared(
-        self, prepared: Path, *, draft: ComposedDraft, placed: Path, synced: bool
-    ) -> bool:
+    def _write_prepared(self, prepared: Path, *, draft: ComposedDraft, placed: Path) -> bool:
         """Write a draft in preparing/, and link it into the mailbox; without hard links, copy it
-        through tmp/. Return whether the next sync covers its name there.
+        through tmp/. Return whether the next sync covers its names.
         """
         descriptor = draft.write(prepared)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN)
-        in_order = finish_content(descriptor, synced=synced)
+        in_order = finish_content(descriptor)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN_BACK)
         is_link = place_again(prepared, placed)
         if not is_link:
@@ -268,10 +266,12 @@ class Submissions:
         return in_order and is_link
 
     def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
-        """Give a draft whose file needs no change a name in preparing/."""
+        """Give a draft whose file needs no change a name in preparing/. Return whether the next
+        sync covers it.
+        """
         self.directory.prepare(located.path, prepared)
         self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
-        return True
+        return in_order_with(prepared.stat(), located.directory)
 
     def _submit(
         self,
@@ -284,8 +284,8 @@ class Submissions:
     ) -> PendingSubmission:
         """Make a submission ready. After an error neither it nor its new draft `placed` is left.
 
-        `prepare` puts its file into preparing/; it returns whether the next sync covers `placed` as
-        well. `created_us` is when the draft was created; None is now. Raises OutcomeUnknownError if
+        `prepare` puts its file into preparing/; it returns whether the next sync covers its names.
+        `created_us` is when the draft was created; None is now. Raises OutcomeUnknownError if
         the submission may be left.
         """
         self.directory.make()
@@ -305,7 +305,7 @@ class Submissions:
                     self.syncs.sync(placed.parent)
                 self.crash.reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             if has_key:
-                submission = self._recorded(submission, facts)
+                submission = self._recorded(submission, facts, is_covered=is_covered)
             else:
                 self.directory.sync(submission)
                 self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
@@ -322,14 +322,18 @@ class Submissions:
             self._make_ready(prepared, submission)
         return submission
 
-    def _recorded(self, submission: PendingSubmission, facts: SubmissionFacts) -> PendingSubmission:
-        """Record a submission with a key, when only its name in ready/ is not durable yet.
+    def _recorded(
+        self, submission: PendingSubmission, facts: SubmissionFacts, *, is_covered: bool = False
+    ) -> PendingSubmission:
+        """Record a submission with a key, when only its name in ready/ is not durable yet, or the
+        next sync covers all other names.
 
         It exists from then on: UnfinishedSubmissions makes it ready after a crash. Raises
         BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails:
         then it is sent once the disk works, or a start finds no record and removes it.
         """
-        self.directory.sync_preparing()
+        if not is_covered:
+            self.directory.sync_preparing()
         self.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
         submission = dataclasses.replace(submission, internet_message_id=facts.message_id)
         try:
