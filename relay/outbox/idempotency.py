@@ -180,7 +180,8 @@ class KeyedSubmissions:
         """Remove the hours whose time is over. Raises OSError."""
         expired = [hour for hour in self._listed() if self._is_expired(hour)]
         for hour in expired:
-            shutil.rmtree(self._keys / str(hour))
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self._keys / str(hour))
         with self._lock:
             hours = self._hours or {}
             self._hours = {hour: hours[hour] for hour in hours if hour not in expired}
