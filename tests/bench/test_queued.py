@@ -5,42 +5,8 @@ import asyncio
 import pytest
 
 from relay.base.clock import SystemClock
-from tests.bench.queued.dead import live_mail
-from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import HOUR_US, Queued, copied, fill
 from tests.support.spools import spool_on
-
-
-@pytest.mark.parametrize(
-    ("bounds", "holds"),
-    [
-        ({}, True),
-        ({"most": 2.0}, True),
-        ({"most": 1.9}, False),
-        ({"least": 2.0}, True),
-        ({"least": 2.1}, False),
-    ],
-)
-def test_a_figure_says_whether_it_holds(bounds: dict[str, float], holds: bool) -> None:
-    figure = Figure("a figure", 2.0, "s", **bounds)
-    assert figure.holds is holds
-    assert ("MISSED" in str(figure)) is not holds
-
-
-def test_the_value_below_which_a_share_lies() -> None:
-    assert at(0.99, [float(number) for number in range(100)]) == 99.0
-    assert at(0.5, [3.0, 1.0, 2.0]) == 2.0
-    assert at(0.99, []) == 0.0
-
-
-def test_the_first_seconds_of_a_relay_are_measured_apart() -> None:
-    started_s = 1000.0
-    began_s = [started_s + second for second in range(1, 20)]
-    slow = [began + 1.0 for began in began_s if began < started_s + 8]
-    fast = [began + 0.01 for began in began_s if began >= started_s + 8]
-    found = live_mail(began_s, slow + fast, started_s=started_s)
-    assert found.first_s == pytest.approx(1.0)
-    assert found.later_s == pytest.approx(0.01)
 
 
 def test_a_filled_spool_has_its_queue_and_a_copy_has_it_at_its_own_time(tmp_path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.side_by_side import BOUNDS, LATENCIES, PARTS, Found, lines, over_bounds, spread
+from tests.bench.side_by_side import BOUNDS, LATENCIES, PARTS, Found, lines, over_bounds
 from tests.support.long_tests import long
 
 RUN = Path(__file__).with_name("run.sh")
@@ -24,19 +24,6 @@ def test_without_the_kit_it_says_so(tmp_path):
     )
     assert done.returncode == 69
     assert done.stderr == f"bench: no benchmark kit in {tmp_path}/none; set PEERS to its folder\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--only", "small,huge"], "no part huge; there are small, fresh"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--only", "small", "--keep", "figures.json"], "--keep needs all parts, and Postfix"),
-    ],
-)
-def test_wrong_arguments_are_refused(words: list[str], says: str) -> None:
-    done = bench(*words)
-    assert (done.returncode, says in done.stderr) == (os.EX_USAGE, True), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -55,15 +42,6 @@ def test_a_workload_over_its_bound_is_named(cpu: float, duplicates: int, faults:
     assert ("MISSED" in "\n".join(lines(found))) is (cpu > BOUNDS["small"])
 
 
-def test_without_postfix_nothing_is_judged() -> None:
-    found: Found = {"small": {"relay": {}, "duplicates": 0}}
-    assert list(over_bounds(found)) == []
-
-
-def test_a_spread_is_the_lowest_the_median_and_the_highest() -> None:
-    assert spread([3.0, 1.0, 2.00001]) == [1.0, 2.0, 3.0]
-
-
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.bench.side_by_side", "--peers", str(KIT), *words]
     return subprocess.run(
@@ -75,6 +53,7 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 HAS_KIT = (KIT / "compare.py").exists() and Path("/usr/sbin/smtp-source").exists()
 
 
+@long
 def test_relay_alone_is_measured() -> None:
     """Without the benchmark kit, the parts that do not need it."""
     parts = "sendmail,syncs" + ",latency" * HAS_KIT

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.versions import SLICES, WORKLOADS, Compared, Pair, Send, Version, pairs
+from tests.bench.versions import SLICES, Compared, Pair, Send, Version, pairs
 from tests.support.long_tests import long
 
 TOP = Path(__file__).parents[2]
@@ -71,27 +70,3 @@ def test_this_tree_and_a_commit_are_measured() -> None:
     assert lines[-1].split()[:2] == ["sendmail", "1"]
     trees = subprocess.run(["git", "worktree", "list"], cwd=TOP, capture_output=True, check=True)
     assert b"/versions-" not in trees.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--old", "no-such-commit", "--workloads", "sendmail"], "no-such-commit cannot be"),
-        (["--old", "HEAD", "--workloads", "huge"], "no workload huge; there are " + WORKLOADS[0]),
-        (["--old", "HEAD", "--workloads", "small"], "need the benchmark kit"),
-        (["--old", "HEAD", "--workloads", "sendmail", "--pairs", "0"], "--pairs must be"),
-        ([], "arguments are required: --old"),
-    ],
-)
-def test_wrong_arguments_are_refused(words: list[str], says: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.versions", *words], cwd=TOP,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, says in done.stderr) == (os.EX_USAGE, True), done.stderr
-
-
-def test_without_the_kit_it_says_so(tmp_path) -> None:
-    done = versions(OLD="HEAD", WORKLOADS="small", PEERS=str(tmp_path))
-    assert done.returncode == os.EX_UNAVAILABLE
-    assert "no benchmark kit" in done.stderr

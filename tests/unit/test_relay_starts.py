@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import relay_starts
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess
 
+pytestmark = long
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(relay_starts.ROOT), "NO_COLOR": "1"}
 WORDS = [
     ["--version"],

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.long_tests import long
+
+pytestmark = long
 TOP = Path(__file__).parents[2]
 PASSES_LATER = """
 from pathlib import Path

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 
 import apsw
@@ -22,7 +24,8 @@ from tests.support.next_schema import NEXT, VERSION
 
 MIGRATING = 8  # statements, at least
 
-# runs the migration and kills it at its nth statement, of those that begin with a text
+# for each line, runs the migration in a child that is killed at its nth statement, of those that
+# begin with a text, and prints the exit code
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -31,26 +34,39 @@ from relay.spool.sqlite.database import open_database
 from tests.support import next_schema
 
 next_schema.use()
-left = int(sys.argv[2])
 
 def watch(connection):
     def trace(cursor, sql, bindings):
         global left
-        left -= sql.startswith(sys.argv[3])
+        left -= sql.startswith(statement)
         if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return True
     connection.exec_trace = trace
 
 apsw.connection_hooks.append(watch)
-open_database(Path(sys.argv[1])).close()
+for line in sys.stdin:
+    path, left, statement = line[:-1].split(":")
+    left = int(left)
+    if not (child := os.fork()):
+        open_database(Path(path)).close()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def killed(path: Path, number: int, statement: str = "") -> int:
-    """Migrate the file in a process that is killed at a statement; return its exit code."""
-    run = [sys.executable, "-c", KILLED, str(path), str(number), statement]
-    return subprocess.run(run, check=False).returncode
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Callable[..., int]]:
+    """Return a function that migrates the file in a process killed at a statement: its exit code."""
+
+    def killed(path: Path, number: int, statement: str = "") -> int:
+        print(path, number, statement, sep=":", file=process.stdin, flush=True)
+        return int(process.stdout.readline())
+
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        yield killed
+        process.stdin.close()
 
 
 @pytest.fixture
@@ -111,7 +127,7 @@ async def test_the_queue_continues_after_a_migration(
     await spool.stop()
 
 
-def test_a_killed_migration_leaves_a_complete_schema(older: Path) -> None:
+def test_a_killed_migration_leaves_a_complete_schema(older: Path, killed) -> None:
     statement = 0
     while killed(older, statement := statement + 1) == -9:
         connection = apsw.Connection(str(older))
@@ -135,7 +151,7 @@ def test_a_copy_is_made_before_the_first_change(older: Path) -> None:
     assert _schema_of(copy) == VERSION
 
 
-def test_the_copy_of_a_killed_migration_is_kept(older: Path) -> None:
+def test_the_copy_of_a_killed_migration_is_kept(older: Path, killed) -> None:
     assert killed(older, 2, "BEGIN IMMEDIATE") == -9  # of the second step
     assert _schema_of(older) == VERSION + 1
     copy = older.with_name(f"{older.name}.before-{NEXT}")
@@ -146,7 +162,7 @@ def test_the_copy_of_a_killed_migration_is_kept(older: Path) -> None:
     assert [one.name for one in older.parent.glob("*before*")] == [copy.name]
 
 
-def test_a_copy_of_an_older_queue_is_kept_next_to_the_new_one(older: Path) -> None:
+def test_a_copy_of_an_older_queue_is_kept_next_to_the_new_one(older: Path, killed) -> None:
     first = older.with_name(f"{older.name}.before-{NEXT}")
     first.write_bytes(older.read_bytes())
     assert killed(older, 2, "BEGIN IMMEDIATE") == -9
