@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from msgspec import structs
 
 from relay.message.outcome import Deferred
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
@@ -104,41 +103,6 @@ async def test_the_global_connection_limit_holds_and_idle_connections_close_for_
         assert gauge == 1
 
 
-async def test_a_stalled_site_does_not_delay_another(delivery) -> None:
-    never = asyncio.Event()
-    async with RemoteMx(gates={"CONNECT": never}) as stalled, RemoteMx() as mx:
-        delivery.table.at("stalled.test", stalled)
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        stuck = await delivery.send("x@stalled.test")
-        await stalled.reached("CONNECT")
-        journey = await delivery.done(await delivery.send("y@a.test"))
-        assert states(journey) == {"y@a.test": "relayed"}
-        assert states(await delivery.spool.journey(stuck)) == {"x@stalled.test": "queued"}
-
-
-@pytest.mark.parametrize("claim", [True, False])
-async def test_a_long_queue_for_a_stalled_site_leaves_room_for_others(
-    delivery, claim: bool
-) -> None:
-    never = asyncio.Event()
-    async with RemoteMx(gates={"CONNECT": never}) as stalled, RemoteMx() as mx:
-        delivery.table.at("stalled.test", stalled)
-        delivery.table.at("a.test", mx)
-        delivery.window_claims = 20
-        delivery.timeouts = structs.replace(
-            delivery.timeouts, command_s=60
-        )  # no end of the stall saves us
-        await delivery.start()
-        for number in range(60):
-            may_claim = claim and delivery.has_room_for("mx:stalled.test")
-            await delivery.send(f"{number}@stalled.test", claim=may_claim)
-        await stalled.reached("CONNECT")
-        for address in ("y@a.test", "z@a.test"):
-            journey = await delivery.done(await delivery.send(address, claim=False))
-            assert states(journey) == {address: "relayed"}
-
-
 async def test_a_queue_longer_than_the_active_queue_is_delivered_whole_once(delivery) -> None:
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
@@ -237,16 +201,6 @@ async def test_local_and_remote_of_one_message(delivery) -> None:
     assert states(journey) == {"bob@example.test": "delivered", "x@a.test": "relayed"}
     (content,) = delivery.store.inboxes.values()
     assert content.startswith(b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@example")
-
-
-async def test_unclaimed_mail_is_fetched_by_the_due_index(delivery) -> None:
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        ids = [await delivery.send(f"{n}@a.test", claim=False) for n in range(30)]
-        for queue_id in ids:
-            await delivery.done(queue_id)
-        assert len(mx.envelopes) == 30
 
 
 async def test_a_hold_ends_at_its_time(delivery) -> None:

@@ -295,37 +295,6 @@ async def test_a_local_claim_that_comes_while_the_last_worker_ends_is_delivered(
         await settled(delivery, queue_id)
 
 
-@pytest.mark.parametrize("hops", [1, 30])
-async def test_a_bulk_in_the_queue_does_not_delay_another_sender(delivery, hops: int) -> None:
-    """One slow site, or many stalled next hops; the queue exists at the start."""
-    gate = asyncio.Event()
-    async with RemoteMx(gates={"DOT": gate}) as mx:
-        for number in range(hops):
-            delivery.table.at(f"{number}.test", mx)
-        delivery.table.at("live.test", mx)
-        delivery.window_claims = 64
-        delivery.connections_max = 2
-        await delivery.open()
-        bulk = [
-            await delivery.send(f"x@{n % hops}.test", account="bulk", claim=False)
-            for n in range(200)
-        ]
-        single = await delivery.send("y@0.test", account="single", claim=False)
-        await delivery.start()
-        await mx.reached("DOT")
-        async with asyncio.timeout(SOON_S):
-            while (single, 1) not in delivery.scheduler._claims_in_memory._queues:
-                await asyncio.sleep(0.001)
-        assert delivery.active_queue.claims_left > 0
-        gate.set()
-        await settled(delivery, single)
-        listed = await delivery.spool.queue_admin.list(Selector(all=True), limit=1000)
-        assert len(listed) > 100  # it did not wait for them
-        for queue_id in bulk:
-            await settled(delivery, queue_id)
-    assert len(mx.envelopes) == 201
-
-
 @pytest.mark.parametrize("level", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
 async def test_a_stalled_bulk_leaves_room_in_its_priority_level_for_another_sender(
     delivery, level: PriorityLevel

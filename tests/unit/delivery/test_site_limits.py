@@ -73,19 +73,23 @@ def most(concurrency: ConcurrencyLimit, now_s: float) -> int:
     return max(count for count in range(1, 1010) if concurrency.allows(count, now_s))
 
 
-def after(story: str, *, others: int = 0, ceiling: int = 20) -> int:
+def after(story: str, *, others: int = 0) -> int:
     """The limit after `story`, while `others` transactions run: + is a success, - a pushback after
     MAIL, = one before it.
     """
-    concurrency = ConcurrencyLimit(ceiling)
+    concurrency = ConcurrencyLimit(20)
     for number in range(others):
         concurrency.begin(number, 0.0)
     for event in story:
-        if event == "+":
-            concurrency.succeeded(0.0)
-        else:
-            concurrency.pushed_back(Pushback.AFTER_MAIL if event == "-" else Pushback.BEFORE_MAIL)
+        take(concurrency, event)
     return most(concurrency, 0.0)
+
+
+def take(concurrency: ConcurrencyLimit, event: str) -> None:
+    if event == "+":
+        concurrency.succeeded(0.0)
+    else:
+        concurrency.pushed_back(Pushback.AFTER_MAIL if event == "-" else Pushback.BEFORE_MAIL)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +146,11 @@ def test_concurrency_grows_at_a_host_that_drops_every_third_transaction(others: 
 @pytest.mark.parametrize("ceiling", [1, 2, 3, 5, 7, 1000])
 def test_concurrency_is_between_two_and_its_ceiling(ceiling: int) -> None:
     for story in ("+" * 50, "-" * 50, "=" * 50, "+-" * 50, "+++-" * 50):
-        for length in range(len(story)):
-            assert min(2, ceiling) <= after(story[:length], ceiling=ceiling) <= ceiling
+        concurrency = ConcurrencyLimit(ceiling)
+        for event in story:
+            assert concurrency.allows(min(2, ceiling), 0.0)
+            assert not concurrency.allows(ceiling + 1, 0.0)
+            take(concurrency, event)
 
 
 @pytest.mark.parametrize(

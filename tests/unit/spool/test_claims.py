@@ -3,9 +3,8 @@
 import apsw
 import pytest
 
-from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.history import remote_reports
 from relay.spool.queue.holds import DAMAGED_DUE_US
 from relay.spool.rows import claimed
@@ -13,11 +12,8 @@ from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.types import (
     DueQuery,
-    EntrySchedule,
     Selector,
-    Settlement,
 )
-from tests.support.journeys import states
 from tests.support.operator import command, reroute
 from tests.support.spools import ids_of
 
@@ -88,45 +84,6 @@ async def test_a_released_claim_is_due_as_before(spool, accept, tmp_path) -> Non
     assert again.epoch == claim.epoch + 2
     await spool.release([claim])  # its epoch is over
     assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
-
-
-async def hold(spool, make, clock, tmp_path, *, retry_us: int | None) -> str:
-    """A message that was deferred, then held by an operator."""
-    message = make(expires_us=clock.now_us + 1000)
-    claim = (await spool.accept(message)).claims[0]
-    due_us = min(message.facts.expires_us, retry_us or message.facts.expires_us)
-    await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
-    raw(tmp_path, "UPDATE entry SET state = 'held', retry_us = ?, due_us = ?", retry_us, due_us)
-    raw(tmp_path, "UPDATE recipient SET state = 'held'")
-    return message.facts.id
-
-
-async def test_a_held_entry_is_queued_again_at_its_release_time(
-    spool, make, clock, tmp_path
-) -> None:
-    name = await hold(spool, make, clock, tmp_path, retry_us=clock.now_us + 500)
-    assert ids_of(await spool.claim_due(clock.now_us + 499, 9, DueQuery())) == []
-    (claim,) = (await spool.claim_due(clock.now_us + 500, 9, DueQuery())).claims
-    assert (claim.state, claim.message.id) == (RecipientState.QUEUED, name)
-    journey = await spool.journey(name)
-    assert states(journey) == {"x@a.test": "queued"}
-    assert journey.steps[-1].detail == {
-        "operation": "release", "entries": [1], "who": "its time"
-    }  # fmt: skip
-
-
-async def test_a_held_entry_is_claimed_as_held_when_it_expires(
-    spool, make, clock, tmp_path
-) -> None:
-    name = await hold(spool, make, clock, tmp_path, retry_us=None)
-    assert ids_of(await spool.claim_due(clock.now_us + 999, 9, DueQuery())) == []
-    (claim,) = (await spool.claim_due(clock.now_us + 1000, 9, DueQuery())).claims
-    assert claim.state is RecipientState.HELD
-    assert [one.path.address for one in claim.recipients] == ["x@a.test"]
-    over = Failed(Evidence("5.4.7", "expired"))
-    assert (await spool.settle(Settlement(claim, 5, {}, expired={1: over})))[0]
-    assert states(await spool.journey(name)) == {"x@a.test": "expired"}
-    assert (await spool.counts()).unaccounted == 0
 
 
 @pytest.mark.parametrize(

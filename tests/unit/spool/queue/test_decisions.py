@@ -10,7 +10,7 @@ from relay.message.nexthop import Destination, NextHop
 from relay.spool.queue.decisions import ChangeResult, CommandTimes, decide
 from relay.spool.queue.entries import EntryChanges, EntryFacts, LoadedEntries
 from relay.spool.queue_commands import CommandResult, QueueCommand
-from relay.spool.types import RESTORED_US, EntryExtra, Key, Selector, extra_text, parse_entry_extra
+from relay.spool.types import RESTORED_US, EntryExtra, Key, Selector, extra_text
 from tests.support.operator import HOUR_US, command
 
 NOW_US = 1000 * HOUR_US
@@ -114,22 +114,3 @@ def test_a_message_is_cancelled_only_as_its_reports_know_it(planned, ended) -> N
         key for key, (one, _) in result.results.items() if one is CommandResult.IN_FLIGHT
     ]
     assert passed_over == [key for key in entries if key not in ended]
-
-
-def test_what_a_rule_holds_is_counted_until_anything_else_does() -> None:
-    held = facts(EntryExtra(reason="r", rule="r", lifetime_us=HOUR_US), state=RecipientState.HELD)
-    for operation, extra in (
-        ("release", EntryExtra(released=True, lifetime_us=HOUR_US, expires_us=NOW_US + HOUR_US)),
-        (
-            "hold",
-            EntryExtra(
-                reason="olga", since_us=NOW_US, lifetime_us=HOUR_US, expires_us=NOW_US + HOUR_US
-            ),
-        ),
-    ):
-        _, changes = decided(command(operation), {FIRST: held})
-        assert changes.held_by_rules == -1
-        (text,) = changes.extras.values()
-        assert parse_entry_extra(text) == extra
-    _, changes = decided(command("cancel"), {FIRST: held})
-    assert changes.held_by_rules == -1
