@@ -9,8 +9,7 @@ Commits:
 
 - `writer`: group commit: which operations go into one commit; what follows when a commit fails
 - `write_ahead_log`: the fsync before the 250, checkpoints, damage of the log
-- `commits`: whether commits were lost, by the number outside the log
-- `last_commit`: the file with that number
+- `last_commit`: whether commits were lost, by the number outside the log
 - `database`: opens the database; its readers; clock anchor
 - `disk_space`: when new mail is rejected for lack of room; the reserve file
 - `spool_errors`: which error of SQLite is which SpoolError

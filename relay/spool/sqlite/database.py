@@ -17,8 +17,7 @@ from msgspec.structs import astuple
 
 from relay.base.clock import Anchor
 from relay.observe.logs import inherit
-from relay.spool.sqlite.commits import check_commits
-from relay.spool.sqlite.last_commit import RecordedCommit, has_log, read_recorded
+from relay.spool.sqlite.last_commit import RecordedCommit, check_commits, has_log, read_recorded
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import check_presence, is_openable

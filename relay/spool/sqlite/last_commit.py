@@ -1,9 +1,9 @@
-"""Record the number of the last durable commit of a SQLite file outside its write-ahead log.
+"""Record the number of the last durable commit outside the write-ahead log, and compare it.
 
-The writer records each commit; a process that opens the file compares. So a log that was removed
-or cut short while it held commits is noticed. The recorded number never exceeds that of a commit on
-the disk: neither a kill nor a power loss makes a good file look damaged. After each checkpoint the
-first commit is recorded and synced before it is answered.
+The writer records each commit; a process that opens the spool compares. So a log that was removed
+or cut short while it held commits is noticed (SpoolDamagedError). The recorded number never exceeds
+that of a commit on the disk: neither a kill nor a power loss makes a good file look damaged. After
+each checkpoint the first commit is recorded and synced before it is answered.
 
 When the record cannot be written, the check is lost and not the commit: recording never fails.
 
@@ -11,37 +11,27 @@ See docs/operation-repair.md (The spool is damaged).
 """
 
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+import apsw
 from msgspec import Struct
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import fsync_path
 from relay.observe.logs import get_logger
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
+from relay.spool.sqlite.spool_files import is_openable, last_commit_of, log_bytes
+from relay.spool.types import SpoolDamagedError
 
+COMMITS_COUNTER = "commits"
+_COMMITS = "SELECT value FROM counter WHERE name = ?"
 _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit
 _CHECKPOINT = "checkpoint"
 _DIGITS = 20
 _LINE = "{number:020d} {state:<10}\n"  # always as long: it is written over in place
 _CAUSE = "its write-ahead log is missing or was cut short"
-
-
-def last_commit_of(database: Path) -> Path:
-    """Return the file with the number of the last commit; it exists while a database is open."""
-    return database.with_name(database.name + ".last-commit")
-
-
-def log_of(database: Path) -> Path:
-    """Return the write-ahead log of a database."""
-    return database.with_name(database.name + "-wal")
-
-
-def log_bytes(database: Path) -> int:
-    """Return the size of the write-ahead log, 0 without one."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return log_of(database).stat().st_size
-    return 0
+_log = get_logger("spool")
 
 
 def has_log(database: Path) -> bool:
@@ -63,12 +53,11 @@ class RecordedCommit(Struct, frozen=True):
 class LastCommit:
     """Records the commits of one file; for its owner, the only process that writes it."""
 
-    def __init__(self, database: Path, number: int, *, room: str, crash: CrashPoints) -> None:
-        """`number` is that of the last commit in the database and its log; `room` logs."""
+    def __init__(self, database: Path, number: int, *, crash: CrashPoints) -> None:
+        """`number` is that of the last commit in the database and its log."""
         self._database = database
         self._path = last_commit_of(database)
         self._number = number
-        self._log = get_logger(room)
         self._crash = crash
         self._is_named = False  # durably
         self._is_sync_due = True
@@ -130,7 +119,7 @@ class LastCommit:
             self._write(line, sync_it=sync_it)
         except OSError as error:
             if not self._is_failing:
-                self._log.warning("last commit not noted", file=self._path.name, error=str(error))
+                _log.warning("last commit not noted", file=self._path.name, error=str(error))
             self._is_failing = self._is_sync_due = True
             return
         self._is_failing = False
@@ -166,25 +155,60 @@ def read_recorded(database: Path) -> RecordedCommit | None:
     return RecordedCommit(int(number), is_checkpoint=state == _CHECKPOINT)
 
 
-def lost_commits(
-    database: Path, noted: RecordedCommit | None, *, found: int | None, with_log: bool
-) -> str:
-    """Return what is wrong where recorded commits are not in the database and its log, else "".
+def commits_of(connection: apsw.Connection) -> int | None:
+    """Return the number of commits of a spool; None for a file without tables."""
+    if not connection.pragma("user_version"):
+        return None
+    row = connection.execute(_COMMITS, (COMMITS_COUNTER,)).fetchone()
+    return int(row[0]) if row else 0
 
-    `noted` is read before the database is opened, because a running owner continues; `found` is the
-    number of commits that it has, None without tables. `with_log` is has_log() before SQLite
-    created a new log.
+
+def check_commits(
+    connection: apsw.Connection, database: Path, noted: RecordedCommit | None, *, with_log: bool
+) -> None:
+    """Raise SpoolDamagedError where recorded commits are not in the database and its log.
+
+    `noted` is read before the database is opened, because a running owner continues. `with_log` is
+    has_log() before SQLite created a new log.
     """
     if noted is None:
-        return ""
+        return
+    found = commits_of(connection)
     if found is None:
-        return f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
+        raise SpoolDamagedError(
+            f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
+        )
     if found < noted.number:
-        return (
+        raise SpoolDamagedError(
             f"{database} is damaged: its last commit is number {found},"
             f" and number {noted.number} was synced; {_CAUSE}"
             f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )
     if noted.is_checkpoint and not with_log:
-        return f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
-    return ""
+        raise SpoolDamagedError(
+            f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
+        )
+
+
+def check_commits_unopened(database: Path) -> None:
+    """Raise what an owner who opens `database` would find; no file is created or changed.
+
+    For a spool that no process has open: nothing is locked.
+    """
+    noted = read_recorded(database)
+    if noted is None:
+        return
+    if not is_openable(database):
+        raise SpoolDamagedError(f"{database} is damaged: it is empty and was not closed")
+    if with_log := has_log(database):  # "unix-none" and this mode keep the log's index in memory
+        name, flags, vfs = str(database), apsw.SQLITE_OPEN_READONLY, "unix-none"
+    else:
+        name = f"{database.absolute().as_uri()}?immutable=1"
+        flags, vfs = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, None
+    with (
+        translate_sqlite_errors(database),
+        closing(apsw.Connection(name, flags=flags, vfs=vfs)) as connection,
+    ):
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is the log removed
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        check_commits(connection, database, noted, with_log=with_log)

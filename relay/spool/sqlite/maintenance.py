@@ -19,9 +19,9 @@ from relay.spool.history.recorded_events import last_sequence
 from relay.spool.queue.holds import count_removed
 from relay.spool.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.shared_maintenance import AT_ONCE, SharedMaintenance
-from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import SqliteTables
+from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.tables import OpenTransaction, QueueEngine

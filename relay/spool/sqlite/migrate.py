@@ -20,8 +20,8 @@ import apsw
 from msgspec import Struct
 
 from relay.observe.logs import get_logger
-from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.disk_space import check_free_space
+from relay.spool.sqlite.last_commit import check_commits_unopened
 from relay.spool.sqlite.spool_files import (
     check_presence,
     contents_of,

@@ -24,9 +24,8 @@ from relay.message.lifecycle import FINAL
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import RecoveryResult
 from relay.spool.queue.holds import recount
-from relay.spool.sqlite.commits import check_commits_unopened
 from relay.spool.sqlite.database import open_database, read_anchor, write_anchor
-from relay.spool.sqlite.last_commit import log_of
+from relay.spool.sqlite.last_commit import check_commits_unopened
 from relay.spool.sqlite.migrate import SCHEMA_VERSION
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
@@ -34,6 +33,7 @@ from relay.spool.sqlite.spool_files import (
     copy_privately,
     damage_mark_of,
     is_openable,
+    log_of,
     recovery_mark_of,
 )
 from relay.spool.sqlite.write_ahead_log import preview_log, write_repaired_log

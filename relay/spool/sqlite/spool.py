@@ -35,7 +35,6 @@ from relay.spool.sqlite.claims import (
     release_claims,
     take_claims,
 )
-from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
@@ -51,7 +50,7 @@ from relay.spool.sqlite.database import (
     read_anchor,
 )
 from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
-from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
@@ -145,7 +144,7 @@ class SqliteSpool(SharedSpool):
         self.damage = Damage(path, metrics, clock)
         crash.reached(CrashPoint.SPOOL_OPENED)
         number = commits_of(self._connection) or 0
-        self._last_commit = LastCommit(path, number, room="spool", crash=crash)
+        self._last_commit = LastCommit(path, number, crash=crash)
         self._last_commit.begin()
         self._crash = crash
         self._writer = Writer(

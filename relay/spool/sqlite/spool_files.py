@@ -16,7 +16,6 @@ from shutil import copyfile
 import apsw
 
 from relay.base.files import fsync_path
-from relay.spool.sqlite.last_commit import last_commit_of, log_bytes
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, translate_os_errors
 
@@ -32,6 +31,23 @@ def contents_of(database: Path) -> Path:
 def put_aside_of(database: Path) -> Path:
     """Return the directory of contents that may be all that is left of a message."""
     return database.with_name(database.name + "-put-aside")
+
+
+def log_of(database: Path) -> Path:
+    """Return the write-ahead log of a database."""
+    return database.with_name(database.name + "-wal")
+
+
+def log_bytes(database: Path) -> int:
+    """Return the size of the write-ahead log, 0 without one."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return log_of(database).stat().st_size
+    return 0
+
+
+def last_commit_of(database: Path) -> Path:
+    """Return the file with the number of the last commit; it exists while a database is open."""
+    return database.with_name(database.name + ".last-commit")
 
 
 def recovery_mark_of(database: Path) -> Path:

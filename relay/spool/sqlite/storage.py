@@ -22,13 +22,13 @@ from relay.spool.engine import (
 )
 from relay.spool.sqlite.backup import accepted_since, back_up, backup_size, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
-from relay.spool.sqlite.last_commit import log_of
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
     damage_mark_of,
     is_openable,
+    log_of,
     put_aside_of,
     spool_has_traces,
 )

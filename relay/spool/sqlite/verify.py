@@ -26,10 +26,9 @@ from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.queue import stats
 from relay.spool.queue.holds import counted
 from relay.spool.queue.holds import recount as recount_holds
-from relay.spool.sqlite.commits import commits_of
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import open_database, read_anchor
-from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.sqlite.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
 from relay.spool.sqlite.transactions import is_file_needed
@@ -151,7 +150,7 @@ class SpoolVerifier:
         if self._mode is not VerifyMode.REPAIR:
             return None
         number = commits_of(connection) or 0
-        last_commit = LastCommit(self._database, number, room="spool", crash=CrashPoints())
+        last_commit = LastCommit(self._database, number, crash=CrashPoints())
         WriteAheadLog(connection, last_commit).empty()
         return last_commit
 

@@ -21,8 +21,9 @@ from msgspec import Struct
 
 from relay.base.files import rewrite_file
 from relay.observe.logs import get_logger
-from relay.spool.sqlite.last_commit import LastCommit, log_of
+from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
+from relay.spool.sqlite.spool_files import log_of
 from relay.spool.types import SpoolDamagedError, translate_os_errors
 
 _log = get_logger("spool")

@@ -25,10 +25,10 @@ from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
 from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS, json_text
 from relay.spool.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
-from relay.spool.sqlite.commits import COMMITS_COUNTER
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
+from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFullError, SpoolUnavailableError

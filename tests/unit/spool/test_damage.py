@@ -14,9 +14,8 @@ import pytest
 from relay.message.outcome import Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite import damage, database
-from relay.spool.sqlite.last_commit import last_commit_of, log_of
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.spool_files import damage_mark_of
+from relay.spool.sqlite.spool_files import damage_mark_of, last_commit_of, log_of
 from relay.spool.types import (
     Claim,
     DueQuery,

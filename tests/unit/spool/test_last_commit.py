@@ -12,18 +12,12 @@ import pytest
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.spool.sqlite import write_ahead_log
 from relay.spool.sqlite.backup import back_up
-from relay.spool.sqlite.commits import check_commits
 from relay.spool.sqlite.database import open_database
-from relay.spool.sqlite.last_commit import (
-    LastCommit,
-    RecordedCommit,
-    last_commit_of,
-    log_of,
-    read_recorded,
-)
+from relay.spool.sqlite.last_commit import LastCommit, RecordedCommit, check_commits, read_recorded
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.sqlite.spool_files import last_commit_of, log_of
 from relay.spool.types import Selector, SpoolDamagedError
 from tests.support.long_tests import sampled
 from tests.support.spools import new_spool
@@ -278,7 +272,7 @@ async def test_an_interrupted_checkpoint_needs_its_log(
     killed: Path, open_spool, tmp_path: Path
 ) -> None:
     """The database may have the newest commit number without all pages of these commits."""
-    count = LastCommit(killed, read_recorded(killed).number, room="spool", crash=CrashPoints())
+    count = LastCommit(killed, read_recorded(killed).number, crash=CrashPoints())
     count.checkpoint_begins()
     whole = copied(killed, tmp_path / "whole")
     with closing(apsw.Connection(str(killed))) as connection:

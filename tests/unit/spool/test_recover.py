@@ -17,12 +17,13 @@ from relay.observe.metrics import Metrics
 from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.database import open_database, read_anchor
-from relay.spool.sqlite.last_commit import last_commit_of, log_of
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_files import (
     contents_of,
     damage_mark_of,
+    last_commit_of,
+    log_of,
     recovery_mark_of,
 )
 from relay.spool.sqlite.verify import SpoolVerifier

@@ -12,7 +12,7 @@ from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.spool.sqlite import maintenance
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
-from relay.spool.sqlite.last_commit import last_commit_of
+from relay.spool.sqlite.spool_files import last_commit_of
 from relay.spool.types import (
     NewRecipient,
     SpoolUnavailableError,

@@ -49,7 +49,7 @@ def log(connection: apsw.Connection, path: Path, monkeypatch) -> WriteAheadLog:
         monkeypatch.setattr(write_ahead_log, name, pages)
     monkeypatch.setattr(write_ahead_log, "_READERS_WAIT_MS", 20)
     monkeypatch.setattr(write_ahead_log, "_BYTES_KEPT", 120 * FRAME)
-    return WriteAheadLog(connection, LastCommit(path, 0, room="spool", crash=CrashPoints()))
+    return WriteAheadLog(connection, LastCommit(path, 0, crash=CrashPoints()))
 
 
 def commit(log: WriteAheadLog, connection: apsw.Connection, *, pages: int) -> None:
