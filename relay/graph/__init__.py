@@ -7,9 +7,9 @@ field, the found and the expected value, and means that nothing was written.
 The way of a request:
 
 - `app`: whose mailbox a request is for, its scopes; what pressure refuses (503, 507)
-- `routes`: which handler has a path and method, which scopes it needs, what it adds; 404 and 405
-- `paths`: segments and patterns of paths; innermost mailFolders
-- `unsupported`: what Graph has and Relay has not: 501
+- `routes`: which handler has a path and method, which scopes it needs, what it adds; 404, 405, 501;
+  segments and patterns of paths; innermost mailFolders
+- `unsupported`: the names of what Graph has and Relay has not
 - `graph_request`: limits of one account (429), If-Match and ETag, the store's errors as Graph's
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
 - `idempotency`: Idempotency-Key and repeats of SDKs: answered as the first time

@@ -28,13 +28,13 @@ from relay.graph.graph_request import (
     api_error,
 )
 from relay.graph.idempotency import SubmissionRepeats
-from relay.graph.paths import with_keys
 from relay.graph.routes import (
     GraphOperation,
     Intake,
     RouteMatch,
     find_route,
     find_route_outside,
+    with_keys,
 )
 from relay.graph.upload_sessions import serve_upload
 from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable

@@ -1,10 +1,12 @@
 """The routes in a mailbox: from a path and method to a handler and what the request adds.
 
 A path or method that Graph has and that has no route is a 501 (unsupported.py). Any other path is a
-404, any other method a 405 with Allow (RFC 9110 15.5.5, 15.5.6).
+404, any other method a 405 with Allow (RFC 9110 15.5.5, 15.5.6). Names match in any case; the
+prefix `microsoft.graph.` is accepted.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -23,12 +25,21 @@ from relay.graph import (
     translate_ids,
     users,
 )
-from relay.graph.graph_request import GraphRequest
-from relay.graph.paths import innermost_folder, match_pattern, pattern_of
-from relay.graph.unsupported import check_in_mailbox, check_outside
+from relay.graph.graph_request import GraphRequest, not_implemented
+from relay.graph.unsupported import (
+    OPERATIONS,
+    OUTSIDE_MAILBOXES,
+    RESOURCES_AT_TOP,
+    RESOURCES_OF_USERS,
+    UnsupportedOperation,
+)
 from relay.http.errors import ApiError, method_not_allowed, quoted
 
 Handler = Callable[[GraphRequest], Awaitable[Response]]
+_NAMESPACE = "microsoft.graph."
+_ANY_REST = "*"  # at the end of a pattern: any number of segments
+_KEY = r"\((?:userPrincipalName=)?'"
+_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 
 
 class Intake(Enum):
@@ -79,18 +90,32 @@ class RouteMatch(Struct, frozen=True):
     path_parameters: Mapping[str, str]
 
 
+def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
+    if not any(segment.endswith("')") for segment in segments):
+        return segments
+    found: list[str] = []
+    for segment in segments:
+        if match := _WITH_KEY.fullmatch(segment):
+            found += (match[1], match[2].replace("''", "'"))
+        else:
+            found.append(segment)
+    return tuple(found)
+
+
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
     """Return the operation of `method` on the path after a user. Raises ApiError 404, 405, 501."""
-    segments = innermost_folder(segments)
+    segments = _innermost_folder(segments)
     for pattern, by_method in _ROUTES:
-        parameters = match_pattern(pattern, segments)
+        parameters = _match(pattern, segments)
         if parameters is None:
             continue
         if (operation := by_method.get(method)) is None:
-            check_in_mailbox(method, segments, has_route=True)
+            _check_operations(method, segments, OPERATIONS)
             raise method_not_allowed(by_method)
         return RouteMatch(operation, parameters)
-    check_in_mailbox(method, segments, has_route=False)
+    _check_operations(method, segments, OPERATIONS)
+    _check_resources(segments, RESOURCES_OF_USERS)
     raise _not_found(segments)
 
 
@@ -106,17 +131,79 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
         return RouteMatch(operation, {})
     if first == "me":
         return None
-    check_outside(method, segments, has_route=first in _OUTSIDE and len(segments) == 1)
+    _check_operations(method, segments, OUTSIDE_MAILBOXES)
     if by_method is not None:
         raise method_not_allowed(by_method)
+    _check_resources(segments, RESOURCES_AT_TOP)
     if first == "users":
         return None
     raise _not_found(segments, "; mail is under /me and /users/…")
 
 
+def _check_operations(
+    method: str, segments: tuple[str, ...], operations: Iterable[UnsupportedOperation]
+) -> None:
+    """Raise the 501 if Graph has `method` on the path."""
+    for one in operations:
+        if one.methods and method not in one.methods:
+            continue
+        if _match(_pattern_of(one.path), segments) is not None:
+            raise not_implemented(one.what)
+
+
+def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> None:
+    """Raise the 501 if Graph has the resource."""
+    # A function's parameters and an alternate key, as in applications(appId='1'), are not in it.
+    name = _plain_name(segments[0]).partition("(")[0] if segments else ""
+    if name in names:
+        raise not_implemented(f"The resource {names[name]}")
+
+
 def _not_found(segments: tuple[str, ...], hint: str = "") -> ApiError:
     message = f"Resource not found for the path {quoted('/'.join(segments))}{hint}."
     return ApiError(404, "ResourceNotFound", message)
+
+
+def _plain_name(segment: str) -> str:
+    """Return the name of a resource, action or function as patterns have it."""
+    return segment.lower().removeprefix(_NAMESPACE)
+
+
+def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove the parent folders from mailFolders/{id}/childFolders/{id}: an id is enough."""
+    while len(segments) > 3 and segments[0].lower() == "mailfolders":
+        if segments[2].lower() != "childfolders" or _is_function(segments[3]):
+            break
+        segments = (segments[0], *segments[3:])
+    return segments
+
+
+def _is_function(segment: str) -> bool:
+    """Return whether a path segment after a collection's name is no id."""
+    return _plain_name(segment) in ("$count", "delta", "delta()")
+
+
+def _pattern_of(path: str) -> tuple[str, ...]:
+    """Return the pattern that is written as `path`."""
+    return tuple(path.split("/")) if path else ()
+
+
+def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the path parameters if `segments` match `pattern`, else None."""
+    if pattern[-1:] == (_ANY_REST,):
+        pattern = pattern[:-1]
+        segments = segments[: len(pattern)]
+    if len(pattern) != len(segments):
+        return None
+    parameters: dict[str, str] = {}
+    for expected, segment in zip(pattern, segments, strict=True):
+        if expected.startswith("{"):
+            if segment.startswith("$"):  # $count and $value are no ids
+                return None
+            parameters[expected[1:-1]] = segment
+        elif _plain_name(segment) != expected:
+            return None
+    return parameters
 
 
 _OUTSIDE: Mapping[str, Mapping[str, GraphOperation]] = {
@@ -219,7 +306,7 @@ _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     },
 }
 _ROUTES = tuple(
-    (pattern_of(path), by_method)
+    (_pattern_of(path), by_method)
     for path, by_method in (
         *_MAILBOX_ROUTES.items(),
         *_MESSAGE_ROUTES.items(),

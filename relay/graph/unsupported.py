@@ -1,15 +1,12 @@
 """What Graph has and Relay has not: it is a 501, while what neither has is a 404 or a 405.
 
-The names and operations are those of v1.0, and of mail those of beta too. They are consulted for
-what has no route.
+The names and operations are those of v1.0, and of mail those of beta too. `routes` consults these
+tables for what has no route.
 """
 
 from collections.abc import Mapping
 
 from msgspec import Struct
-
-from relay.graph.graph_request import not_implemented
-from relay.graph.paths import match_pattern, pattern_of, plain_name
 
 # Resources, actions and functions after /me and /users/{id}, with all that is below them.
 _OF_USERS = """
@@ -45,19 +42,19 @@ _AT_TOP = """
 """
 
 
-class _Unsupported(Struct, frozen=True):
+class UnsupportedOperation(Struct, frozen=True):
     """Operations of Graph on paths that match a pattern."""
 
-    pattern: tuple[str, ...]
+    path: str  # the pattern, as those of `routes`
     methods: frozenset[str]  # empty: all
     what: str
 
 
-def _operation(path: str, methods: str, what: str) -> _Unsupported:
-    return _Unsupported(pattern_of(path), frozenset(methods.split()), what)
+def _operation(path: str, methods: str, what: str) -> UnsupportedOperation:
+    return UnsupportedOperation(path, frozenset(methods.split()), what)
 
 
-def _of_messages(prefix: str) -> tuple[_Unsupported, ...]:
+def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
     one = f"{prefix}messages/{{message}}"
     return (
         _operation(f"{one}/$value", "DELETE", "Deleting the MIME of a message"),
@@ -70,7 +67,7 @@ def _of_messages(prefix: str) -> tuple[_Unsupported, ...]:
 
 
 _CHILDREN_DELTA = "A delta query of child folders"
-_OPERATIONS = (
+OPERATIONS = (
     _operation("", "PATCH DELETE", "Changing users"),
     *_of_messages(""),
     *_of_messages("mailfolders/{folder}/"),
@@ -87,7 +84,7 @@ _OPERATIONS = (
     ),
     _operation("mailfolders/{folder}/userconfigurations/*", "", "The resource userConfiguration"),
 )
-_OUTSIDE_MAILBOXES = (
+OUTSIDE_MAILBOXES = (
     _operation("", "GET", "The service document"),
     _operation("users", "POST", "Creating users"),
     *(
@@ -106,39 +103,5 @@ def _by_plain_name(names: str) -> Mapping[str, str]:
     return {name.lower(): name for name in names.split()}
 
 
-_RESOURCES_OF_USERS = _by_plain_name(_OF_USERS)
-_RESOURCES_AT_TOP = _by_plain_name(_AT_TOP)
-
-
-def check_in_mailbox(method: str, segments: tuple[str, ...], *, has_route: bool) -> None:
-    """Raise the 501 if Graph has `method` on the path after a user.
-
-    `has_route`: Relay has the path, with other methods.
-    """
-    _check_operations(method, segments, _OPERATIONS)
-    if not has_route:
-        _check_resources(segments, _RESOURCES_OF_USERS)
-
-
-def check_outside(method: str, segments: tuple[str, ...], *, has_route: bool) -> None:
-    """Raise the 501 if Graph has `method` on the path, which is in no mailbox."""
-    _check_operations(method, segments, _OUTSIDE_MAILBOXES)
-    if not has_route:
-        _check_resources(segments, _RESOURCES_AT_TOP)
-
-
-def _check_operations(
-    method: str, segments: tuple[str, ...], operations: tuple[_Unsupported, ...]
-) -> None:
-    for one in operations:
-        if one.methods and method not in one.methods:
-            continue
-        if match_pattern(one.pattern, segments) is not None:
-            raise not_implemented(one.what)
-
-
-def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> None:
-    # A function's parameters and an alternate key, as in applications(appId='1'), are not in it.
-    name = plain_name(segments[0]).partition("(")[0] if segments else ""
-    if name in names:
-        raise not_implemented(f"The resource {names[name]}")
+RESOURCES_OF_USERS = _by_plain_name(_OF_USERS)
+RESOURCES_AT_TOP = _by_plain_name(_AT_TOP)

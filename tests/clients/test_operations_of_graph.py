@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.graph.paths import with_keys
-from relay.graph.routes import find_route, find_route_outside
+from relay.graph.routes import find_route, find_route_outside, with_keys
 from relay.http.errors import ApiError
 
 msgraph = pytest.importorskip("msgraph.generated", reason="make clients installs msgraph-sdk")

@@ -33,9 +33,7 @@ def operations() -> set[tuple[str, str]]:
 
 def unsupported_operations() -> set[tuple[str, str]]:
     """The methods, or *, and paths of operations that only Graph has."""
-    table = [
-        (plain("/".join(one.pattern)), one.methods or {"*"}) for one in unsupported._OPERATIONS
-    ]
+    table = [(plain(one.path), one.methods or {"*"}) for one in unsupported.OPERATIONS]
     return {(method, path) for path, methods in outside_folders(table) for method in methods}
 
 
