@@ -33,8 +33,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import POLICY_TIMEOUT_S, TOO_MANY_PARTS
-from relay.ingress.expansion import expand_recipients
-from relay.ingress.forwarding import Forwarder
+from relay.ingress.forwarding import Forwarder, expand_recipients
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.mailbox.types import Room

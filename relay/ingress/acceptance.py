@@ -1,8 +1,8 @@
 """Accept a message after the final dot (step 5): aliases, routes, mail rules, commit, reply 250.
 
-The order of these is decided here, each of them elsewhere: aliases in `forwarding` and `expansion`,
-routes in relay/routing/route_table.py, rules in relay/policy/engine.py, queue entries in `fanout`,
-signatures in relay/signing/signer.py, reports of rejected recipients in relay/reports/bounces.py.
+The order of these is decided here, each of them elsewhere: aliases in `forwarding`, routes in
+relay/routing/route_table.py, rules in relay/policy/engine.py, queue entries in `fanout`, signatures
+in relay/signing/signer.py, reports of rejected recipients in relay/reports/bounces.py.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -30,7 +30,6 @@ from relay.ingress.data import (
     Origin,
     subject_of,
 )
-from relay.ingress.expansion import ExpandedRecipients, expand_recipients
 from relay.ingress.fanout import (
     FanOut,
     HoldTimes,
@@ -39,7 +38,14 @@ from relay.ingress.fanout import (
     routing_event,
     with_next_hops,
 )
-from relay.ingress.forwarding import LARGE_REPORT, MANY_REPORTS, REPORT_BYTES_MAX, Forwarder
+from relay.ingress.forwarding import (
+    LARGE_REPORT,
+    MANY_REPORTS,
+    REPORT_BYTES_MAX,
+    ExpandedRecipients,
+    Forwarder,
+    expand_recipients,
+)
 from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.send_as import header_rejection

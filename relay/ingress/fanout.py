@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import Expansion
-from relay.ingress.expansion import ExpandedRecipients
+from relay.ingress.forwarding import ExpandedRecipients
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Client, ForwardPath, Notify
 from relay.message.header import ParsedContent

@@ -1,5 +1,10 @@
-"""What an address leads to: aliases, accounts that forward, and SRS addresses; and the senders of
-copies that are forwarded to other domains.
+"""What an address leads to: aliases, accounts that forward, and SRS addresses; the recipients that
+replace it; and the senders of copies that are forwarded to other domains.
+
+expand_recipients() replaces the recipients of a message before the rules (step 5). An address that
+is reached twice, or that is named beside its alias, is one recipient. An alias that leads to one
+address ends as redirected, and that address has its parameters. Another one ends as expanded: there
+are only reports of failures and delays about its addresses.
 
 An SRS address of a local domain takes reports only, and leads to the sender that it stands for
 (relay/message/srs.py). Its days are those of queue time, which a wrong clock does not change. The
@@ -10,11 +15,12 @@ account keeps it, the alias rejects it.
 A copy for another domain leaves in the name of this host: it passes SPF for the local domains, and
 DMARC if From has one of them. A stranger's mail in their name is therefore not copied.
 
-RFC 5321 4.5.5; RFC 7489 3.1 (SPF and From); RFC 9228 (Delivered-To).
+RFC 5321 3.9.1, 4.5.5; RFC 3461 5.2.1 (ORCPT), 5.2.7.2, 5.2.7.3; RFC 7489 3.1 (SPF and From);
+RFC 9228 (Delivered-To).
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from unicodedata import normalize
@@ -24,12 +30,17 @@ from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.base.clock import Clock
+from relay.base.phrases import counted
 from relay.ingress.message_limits import RateLimits
 from relay.message.address import AddressError, parse_mailbox
+from relay.message.envelope import ForwardPath, Notify
 from relay.message.header import Header
+from relay.message.lifecycle import RecipientState
+from relay.message.outcome import Evidence
 from relay.message.srs import Srs, SrsError, is_srs
 from relay.message.status import own_reply
 from relay.message.verdict import RateCharge
+from relay.mime.dsn import ReportedRecipient
 from relay.mime.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
 from relay.routing.route_table import (
     InvalidRecipient,
@@ -38,6 +49,7 @@ from relay.routing.route_table import (
     RoutingResult,
     ascii_domain_of,
 )
+from relay.spool.types import NewRecipient
 
 REPORT_BYTES_MAX = 1_000_000  # of one to an SRS address
 REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
@@ -46,6 +58,14 @@ _HOUR_S = 3600.0
 LARGE_REPORT = f"552 5.3.4 An SRS address takes reports of at most {REPORT_BYTES_MAX} octets"
 # RFC 3463 3.8
 MANY_REPORTS = f"450 4.7.1 The sender gets {REPORTS_PER_HOUR} reports in an hour, try again later"
+EXPANDED_MAX = 10_000  # addresses that the aliases of one message lead to
+_TOO_MANY = "5.5.3"  # RFC 3463 3.6: too many recipients
+_LOOP_STATUS = "5.4.6"  # RFC 3463 3.5: routing loop detected
+_LOOP_TEXT = "mail loop: this alias has forwarded the message before (Delivered-To)"
+_EXPANDED = "2.1.5"  # RFC 3463 3.2: destination address valid
+_NEVER = frozenset({Notify.NEVER})
+_SUCCESS = frozenset({Notify.SUCCESS})
+_DEFAULT = frozenset({Notify.FAILURE, Notify.DELAY})  # without NOTIFY
 _LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
 _DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters, digits, "-._"
@@ -258,3 +278,106 @@ def _passed(header: Header) -> frozenset[str]:
 
 def _invalid(status: str, text: str) -> InvalidRecipient:
     return InvalidRecipient(status, own_reply(status, text))
+
+
+class ExpandedRecipients(Struct, frozen=True):
+    """The recipients that get the message. `positions` are their places in the envelope, 0 for
+    those that an alias led to; `forwarded_by` is the last alias that led to each, or "". `aliases`
+    are the recipients that they replace, in their final states.
+    """
+
+    paths: Sequence[ForwardPath]
+    positions: Sequence[int]
+    forwarded_by: Sequence[str]
+    aliases: tuple[NewRecipient, ...] = ()
+
+    @property
+    def reported(self) -> tuple[ReportedRecipient, ...]:
+        """The aliases of which the sender gets a report: NOTIFY=SUCCESS of a list."""
+        return tuple(
+            ReportedRecipient(one.path, Evidence(one.status, one.reply))
+            for one in self.aliases
+            if one.state is RecipientState.EXPANDED and Notify.SUCCESS in one.path.notify
+        )
+
+
+def expand_recipients(
+    paths: Sequence[ForwardPath], expand: Callable[[str], Expansion | None]
+) -> ExpandedRecipients:
+    """Replace each recipient that is an alias, or forwards, by those that get its mail.
+
+    An alias that goes beyond EXPANDED_MAX fails, and so does one without a target: a loop.
+    """
+    expansions = [expand(path.address) for path in paths]
+    if not any(expansions):  # nearly always
+        return ExpandedRecipients(paths, range(1, len(paths) + 1), [""] * len(paths))
+    positions = [at for at, expansion in enumerate(expansions, 1) if expansion is None]
+    found = [paths[at - 1] for at in positions]
+    forwarded_by = [""] * len(found)
+    places = {path.address.lower(): place for place, path in enumerate(found)}
+    aliases: list[NewRecipient] = []
+    count = 0
+    for position, (path, expansion) in enumerate(zip(paths, expansions, strict=True), 1):
+        if expansion is None:
+            continue
+        start = NewRecipient(path, position=position)
+        if not expansion.targets:
+            reply = own_reply(_LOOP_STATUS, f"<{path.address}>: {_LOOP_TEXT}")
+            aliases.append(
+                replace(start, state=RecipientState.FAILED, status=_LOOP_STATUS, reply=reply)
+            )
+            continue
+        if count + len(expansion.targets) > EXPANDED_MAX:
+            aliases.append(_failed(start, expansion))
+            continue
+        count += len(expansion.targets)
+        aliases.append(_replaced(start, expansion))
+        onward = _onward(path, is_list=len(expansion.targets) > 1)
+        for target in expansion.targets:
+            place = places.setdefault(target.address.lower(), len(found))
+            if place == len(found):
+                found.append(replace(onward, address=target.address))
+                positions.append(0)
+                forwarded_by.append(target.forwarded_by)
+            else:
+                notify = _either(found[place].notify, onward.notify)
+                found[place] = replace(found[place], notify=notify)
+    return ExpandedRecipients(found, positions, forwarded_by, tuple(aliases))
+
+
+def _failed(start: NewRecipient, expansion: Expansion) -> NewRecipient:
+    text = (
+        f"<{start.path.address}>: {counted(len(expansion.targets), 'address')} and those of the"
+        f" other aliases are over {EXPANDED_MAX}, send to it in another message"
+    )
+    reply = own_reply(_TOO_MANY, text)
+    return replace(start, state=RecipientState.FAILED, status=_TOO_MANY, reply=reply)
+
+
+def _replaced(start: NewRecipient, expansion: Expansion) -> NewRecipient:
+    successors = expansion.addresses
+    if len(successors) == 1:
+        return replace(start, state=RecipientState.REDIRECTED, successors=successors)
+    reply = own_reply(_EXPANDED, f"expanded to {len(successors)} addresses")
+    return replace(
+        start, state=RecipientState.EXPANDED, successors=successors, status=_EXPANDED, reply=reply
+    )
+
+
+def _onward(path: ForwardPath, *, is_list: bool) -> ForwardPath:
+    """Return the parameters that an alias passes on."""
+    notify = path.notify
+    if is_list and Notify.SUCCESS in notify:  # the alias itself has the report of success
+        notify = notify - _SUCCESS or _NEVER
+    kind = "rfc822" if path.address.isascii() else "utf-8"
+    return ForwardPath(path.address, notify, path.orcpt or f"{kind};{path.address}")
+
+
+def _either(one: frozenset[Notify], other: frozenset[Notify]) -> frozenset[Notify]:
+    """Return the reports that one of two ways to an address asks for."""
+    if _NEVER in (one, other):
+        return other if one == _NEVER else one
+    asked = one | other
+    if one and other:
+        return asked
+    return asked | _DEFAULT if Notify.SUCCESS in asked else frozenset()

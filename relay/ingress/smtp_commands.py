@@ -25,7 +25,7 @@ from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
 from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent, subject_in
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
-from relay.ingress.expansion import EXPANDED_MAX
+from relay.ingress.forwarding import EXPANDED_MAX
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits

@@ -29,8 +29,7 @@ from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
 from relay.ingress import acceptance, fanout
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
-from relay.ingress.expansion import ExpandedRecipients
-from relay.ingress.forwarding import Forwarder
+from relay.ingress.forwarding import ExpandedRecipients, Forwarder
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage

@@ -3,8 +3,8 @@
 import pytest
 
 from relay.accounts.account import DEAD_LETTER
-from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import fan_out
+from relay.ingress.forwarding import expand_recipients
 from relay.ingress.message_limits import ANSWER_BYTES_MAX, ANSWERS_PER_HOUR, AnswerLimit
 from relay.message.envelope import Envelope, ForwardPath, Notify
 from relay.message.lifecycle import RecipientState

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from relay.accounts.account import AliasTarget, Expansion
-from relay.ingress.expansion import EXPANDED_MAX, expand_recipients
+from relay.ingress.forwarding import EXPANDED_MAX, expand_recipients
 from relay.message.envelope import Envelope, ForwardPath, Notify
 from relay.message.verdict import AddedRecipient
 from relay.spool.types import NewMessage

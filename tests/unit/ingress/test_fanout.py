@@ -3,8 +3,8 @@
 import pytest
 
 from relay.accounts.account import AliasTarget, Expansion
-from relay.ingress.expansion import expand_recipients
 from relay.ingress.fanout import fan_out, reported_recipient, with_next_hops
+from relay.ingress.forwarding import expand_recipients
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
