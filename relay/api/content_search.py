@@ -15,8 +15,7 @@ from itertools import takewhile
 
 from relay.api.message_copies import MessageCopies
 from relay.base.clock import Clock
-from relay.journeys.message_list import ListedRecipient
-from relay.journeys.message_search import ALL_MAILBOXES, FoundMessage, MessageSearch
+from relay.journeys.message_list import ALL_MAILBOXES, FoundMessage, ListedRecipient, MessageSearch
 from relay.journeys.spool_history import CONTENTS_MAX, SpoolHistory
 from relay.mailbox.index.content_index import (
     CONTENT_BYTES_MAX,

@@ -24,12 +24,7 @@ from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.explain import ExplainHandler
 from relay.api.message_previews import NO_PREVIEW, MessagePreviews, RowFacts
-from relay.api.release import (
-    addresses_of_body,
-    check_own_recipients,
-    release_host,
-    release_route,
-)
+from relay.api.release import addresses_of_body, check_own_recipients, release_host, release_route
 from relay.api.request_parameters import (
     MESSAGE_STATES,
     CommandIssuer,
@@ -49,8 +44,14 @@ from relay.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.journeys.journey import ListPage, MessageList
-from relay.journeys.message_list import ListPosition, MessageSummary
-from relay.journeys.message_search import ALL_MAILBOXES, FINAL_STATE, NO_MAILBOX, MessageSearch
+from relay.journeys.message_list import (
+    ALL_MAILBOXES,
+    FINAL_STATE,
+    NO_MAILBOX,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+)
 from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState

@@ -16,8 +16,13 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.http.http_request import HttpRequest
-from relay.journeys.message_list import ListPosition, parse_position
-from relay.journeys.message_search import FINAL_STATE, MessageSearch, parse_cursor
+from relay.journeys.message_list import (
+    FINAL_STATE,
+    ListPosition,
+    MessageSearch,
+    parse_cursor,
+    parse_position,
+)
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from relay.api.request_parameters import MESSAGE_STATES, message_search_of
 from relay.base.clock import Clock
 from relay.http.errors import ApiError, quoted
-from relay.journeys.message_search import MessageSearch
+from relay.journeys.message_list import MessageSearch
 
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20

@@ -3,8 +3,9 @@
 - `relay`: composes one: the rooms with the simulated internet; what leaves the machine; reset
 - `options`: its options, where it listens, the configuration that other commands find; release host
 - `folder`: which directory it uses (--dir or temporary), its lock, its removal
-- `foreground`: `relay dev` for a person: demonstration, then each step; changed rules; --once
-- `demonstration`: the two messages of the demonstration; which steps are shown
+- `foreground`: `relay dev` for a person: demonstration, then which steps are shown; changed rules;
+  --once
+- `demonstration`: the two messages of the demonstration, and the example of the pages
 - `accounts`: which account a token, login or client names: any, without set-up
 - `authority`: its certificate authority, and the certificates of HTTPS
 - `clock_advances`: advances of the clock, one at a time

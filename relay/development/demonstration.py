@@ -1,113 +1,21 @@
-"""What `relay dev` shows: its two demonstration messages, and each step of later messages.
+"""The demonstration of `relay dev`: two messages, and the example that a button in the pages sends.
 
-The demonstration sends by the public interfaces, as any client, and shows the journeys that
-result. It raises DemonstrationError, which names the step that is missing.
+It sends by the public interfaces, as any client, and shows the journeys that result. It raises
+DemonstrationError, which names the step that is missing.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-import msgspec
 from msgspec import Struct
 
 from relay.app.daemon import Daemon
 from relay.client import DraftToSend, send_by_graph
 from relay.development.accounts import DOMAIN
-from relay.journeys.document import Journey, JourneyStep
+from relay.journeys.document import Journey
 from relay.journeys.events import Step
-from relay.journeys.message_search import MessageSearch
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
-from relay.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
-
-READ_MAX = 1000
-_READ_FIRST = 50  # more if all of them are new
-_PAUSE_S = 0.1  # so that a burst is read once
-
-Show = Callable[[Journey, JourneyStep], None]
-ShowRefusal = Callable[[Refusal], None]
-
-
-@dataclass(slots=True)
-class _ShownMessage:
-    """The steps of a message that were shown, by digest: events can arrive in any order."""
-
-    steps: set[int] = field(default_factory=set)
-    settled: bool = False
-
-
-class Follower:
-    """Shows each step and each refusal once. `show` is called with the journey and the step."""
-
-    def __init__(self, daemon: Daemon, show: Show, show_refusal: ShowRefusal) -> None:
-        self._daemon = daemon
-        self._show = show
-        self._show_refusal = show_refusal
-        self._refused = ""  # the cursor
-        self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
-        self._settled = 0
-
-    async def run(self, *, until_settled: int | None = None) -> None:
-        """Show steps until cancelled, or until `until_settled` messages have ended.
-
-        A captured message has ended. Reports do not count.
-        """
-        while True:
-            count = self._daemon.base.changes.count
-            await self.update()
-            if until_settled is not None and self._settled >= until_settled:
-                return
-            await self._daemon.base.changes.wait_beyond(count)
-            await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
-
-    async def update(self, *, quietly: bool = False) -> None:
-        """Show what is new; with `quietly`, only mark it as shown."""
-        page = await self._daemon.base.refusals.page(
-            RefusalSearch(after=self._refused, limit=PAGE_MAX)
-        )
-        self._refused = page.cursor
-        for refusal in reversed(page.refused) if not quietly else ():
-            self._show_refusal(refusal)
-        for journey in reversed(await self._recent()):
-            name = name_of(journey)
-            seen = self._seen.setdefault(name, _ShownMessage())
-            self._seen.move_to_end(name)
-            for step in sorted(journey.steps, key=lambda step: step.at):
-                digest = hash(msgspec.json.encode(step))
-                if digest not in seen.steps and not quietly:
-                    self._show(journey, step)
-                seen.steps.add(digest)
-            if not seen.settled and is_settled(journey):
-                seen.settled = True
-                self._settled += not quietly
-        while len(self._seen) > 2 * READ_MAX:
-            self._seen.popitem(last=False)
-
-    async def _recent(self) -> list[Journey]:
-        """Return the newest messages, back to one that was seen before."""
-        limit = _READ_FIRST
-        while True:
-            listed = await self._daemon.base.journeys.search(
-                MessageSearch(), account=None, limit=limit
-            )
-            found = listed.messages
-            names = {name_of(journey) for journey in found}
-            if len(found) < limit or limit >= READ_MAX or names & self._seen.keys():
-                return found
-            limit = min(4 * limit, READ_MAX)
-
-
-def name_of(journey: Journey) -> str:
-    """Return the submission id of a message, or the queue id if it was received by SMTP."""
-    return journey.submission_id or journey.key
-
-
-def is_settled(journey: Journey) -> bool:
-    """Whether all recipients of a message that is not a report are captured or final."""
-    return bool(journey.sender) and journey.is_there
-
 
 _TIMEOUT_S = 15.0
 _ALICE = f"alice@{DOMAIN}"

@@ -1,4 +1,4 @@
-"""`relay dev` in the foreground: the demonstration, then every step of every message.
+"""`relay dev` in the foreground: the demonstration, then every step of every message, once.
 
 The demonstration has a relay of its own in a temporary directory, which is removed after it: it
 leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself shows it.
@@ -7,26 +7,36 @@ Changed rules are loaded while the relay runs.
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
-from relay.app.daemon import BrokenRelayError, remove_old_ready_file, write_ready_file
+from relay.app.daemon import BrokenRelayError, Daemon, remove_old_ready_file, write_ready_file
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.base.socket_address import Address
-from relay.development.demonstration import DemonstratedMessage, Follower, demonstrate
+from relay.development.demonstration import DemonstratedMessage, demonstrate
 from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey, JourneyStep
-from relay.refusals.refusal import Refusal
+from relay.journeys.message_list import MessageSearch
+from relay.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 from relay.settings.document import SettingsError
 
 _FREE_PORT = Address("127.0.0.1", 0)
 _LOOK_S = 0.5  # between two looks at the files of the rules
+READ_MAX = 1000  # messages of one look
+_READ_FIRST = 50  # more if all of them are new
+_PAUSE_S = 0.1  # so that a burst is read once
+
+Show = Callable[[Journey, JourneyStep], None]
+ShowRefusal = Callable[[Refusal], None]
 
 
 class RunOptions(Struct, frozen=True):
@@ -202,3 +212,82 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     if done:
         working.result()
     return done
+
+
+@dataclass(slots=True)
+class _ShownMessage:
+    """The steps of a message that were shown, by digest: events can arrive in any order."""
+
+    steps: set[int] = field(default_factory=set)
+    settled: bool = False
+
+
+class Follower:
+    """Shows each step and each refusal once. `show` is called with the journey and the step."""
+
+    def __init__(self, daemon: Daemon, show: Show, show_refusal: ShowRefusal) -> None:
+        self._daemon = daemon
+        self._show = show
+        self._show_refusal = show_refusal
+        self._refused = ""  # the cursor
+        self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
+        self._settled = 0
+
+    async def run(self, *, until_settled: int | None = None) -> None:
+        """Show steps until cancelled, or until `until_settled` messages have ended.
+
+        A captured message has ended. Reports do not count.
+        """
+        while True:
+            count = self._daemon.base.changes.count
+            await self.update()
+            if until_settled is not None and self._settled >= until_settled:
+                return
+            await self._daemon.base.changes.wait_beyond(count)
+            await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
+
+    async def update(self, *, quietly: bool = False) -> None:
+        """Show what is new; with `quietly`, only mark it as shown."""
+        page = await self._daemon.base.refusals.page(
+            RefusalSearch(after=self._refused, limit=PAGE_MAX)
+        )
+        self._refused = page.cursor
+        for refusal in reversed(page.refused) if not quietly else ():
+            self._show_refusal(refusal)
+        for journey in reversed(await self._recent()):
+            name = name_of(journey)
+            seen = self._seen.setdefault(name, _ShownMessage())
+            self._seen.move_to_end(name)
+            for step in sorted(journey.steps, key=lambda step: step.at):
+                digest = hash(msgspec.json.encode(step))
+                if digest not in seen.steps and not quietly:
+                    self._show(journey, step)
+                seen.steps.add(digest)
+            if not seen.settled and is_settled(journey):
+                seen.settled = True
+                self._settled += not quietly
+        while len(self._seen) > 2 * READ_MAX:
+            self._seen.popitem(last=False)
+
+    async def _recent(self) -> list[Journey]:
+        """Return the newest messages, back to one that was seen before."""
+        limit = _READ_FIRST
+        while True:
+            listed = await self._daemon.base.journeys.search(
+                MessageSearch(), account=None, limit=limit
+            )
+            found = listed.messages
+            names = {name_of(journey) for journey in found}
+            if len(found) < limit or limit >= READ_MAX or names & self._seen.keys():
+                return found
+            limit = min(4 * limit, READ_MAX)
+
+
+def name_of(journey: Journey) -> str:
+    """Return the submission id of a message, or the queue id if it was received by SMTP."""
+    return journey.submission_id or journey.key
+
+
+def is_settled(journey: Journey) -> bool:
+    """Whether all recipients of a message that is not a report are captured or final."""
+    return bool(journey.sender) and journey.is_there

@@ -21,8 +21,7 @@ In words:
 
 Lists and news:
 
-- `message_search`: conditions of the message list, and its cursor
-- `message_list`: the place of a message in the list, and its row
+- `message_list`: conditions of the message list, its cursor, the place of a message, and its row
 - `list_places`: which messages are on a page of the list
 - `event_feed`: the events of all messages behind one cursor
 - `changes`: wakes who waits for a change

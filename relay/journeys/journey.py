@@ -15,19 +15,17 @@ from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
 from relay.journeys.list_places import ListPlaces, is_between
 from relay.journeys.message_list import (
-    ListPosition,
-    MessageSummary,
-    OpenSubmission,
-    position_of,
-    row_of,
-)
-from relay.journeys.message_search import (
     SCAN_MAX,
     FoundMessage,
     ListCursor,
+    ListPosition,
     MessageSearch,
+    MessageSummary,
+    OpenSubmission,
     cursor_at,
     cursor_before,
+    position_of,
+    row_of,
 )
 from relay.journeys.open_submissions import state_before_queue
 from relay.journeys.reported import with_reports
@@ -40,7 +38,7 @@ from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 _SAME_TIME_MAX = 100  # messages of one millisecond, to find one
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
-_SCANS_MAX = 20  # for names: each reads up to message_search.SCAN_MAX messages
+_SCANS_MAX = 20  # for names: each reads up to SCAN_MAX messages
 _NEIGHBOURS_READ = 200  # names at a time
 _NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
@@ -253,12 +251,7 @@ class Journeys:
         return tuple(rows)
 
     async def _page_of_key(
-        self,
-        wanted: MessageSearch,
-        *,
-        account: str | None,
-        limit: int,
-        before: ListPosition | None,
+        self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> ListPage:
         """Return the messages that a name names; an address is none."""
         key = wanted.key

@@ -7,8 +7,15 @@ bounded; what it did not reach is on the next page.
 from collections.abc import Sequence
 from typing import Protocol
 
-from relay.journeys.message_list import FoundPage, ListPosition, OpenSubmission, position_of
-from relay.journeys.message_search import SCAN_MAX, FoundMessage, MessageSearch
+from relay.journeys.message_list import (
+    SCAN_MAX,
+    FoundMessage,
+    FoundPage,
+    ListPosition,
+    MessageSearch,
+    OpenSubmission,
+    position_of,
+)
 from relay.journeys.spool_history import SpoolHistory
 from relay.journeys.submission_log import SubmissionLog
 
@@ -101,12 +108,7 @@ class ListPlaces:
             before = older
 
     async def _find_by_history(
-        self,
-        wanted: MessageSearch,
-        *,
-        account: str | None,
-        limit: int,
-        before: ListPosition | None,
+        self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
     ) -> tuple[list[Place], ListPosition | None]:
         """Return what find() does, apart from conditions on contents."""
         # The log is read first: what it has as accepted is in the spool by then. What the spool

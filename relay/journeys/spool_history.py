@@ -11,8 +11,13 @@ from msgspec import Struct
 
 from relay.journeys.document import Journey
 from relay.journeys.events import RecordedEvent
-from relay.journeys.message_list import FoundPage, ListPosition, MessageSummary
-from relay.journeys.message_search import FoundMessage, MessageSearch
+from relay.journeys.message_list import (
+    FoundMessage,
+    FoundPage,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+)
 from relay.message.content import Content
 
 CONTENTS_MAX = 50  # that one call reads: each may have a file open

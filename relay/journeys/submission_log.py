@@ -25,13 +25,13 @@ from relay.base.clock import Clock, id_time_us, now_at_least_us
 from relay.base.files import lines_backwards
 from relay.journeys.document import JourneyStep
 from relay.journeys.events import Event, LogLine, Step, parse_line
-from relay.journeys.message_list import OpenSubmission
-from relay.journeys.message_search import (
+from relay.journeys.message_list import (
     CLOCK_MARGIN_US,
     SCAN_MAX,
     SUBJECT_CHARACTERS_MAX,
     FoundMessage,
     MessageSearch,
+    OpenSubmission,
 )
 from relay.journeys.open_submissions import OpenSubmissions
 

@@ -13,8 +13,7 @@ from relay.api.message_previews import RowFacts
 from relay.api.request_parameters import MESSAGE_STATES
 from relay.api.search_text import SearchTextError, parse_search
 from relay.base.clock import rfc3339
-from relay.journeys.message_list import ListPosition, MessageSummary, parse_position
-from relay.journeys.message_search import MessageSearch
+from relay.journeys.message_list import ListPosition, MessageSearch, MessageSummary, parse_position
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.pages.content import one_line
 from relay.pages.help import first_minute

@@ -12,7 +12,7 @@ from pathlib import Path
 from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
-from relay.journeys.message_search import MessageSearch
+from relay.journeys.message_list import MessageSearch
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
 from relay.testing.message import Bounce, read_reports

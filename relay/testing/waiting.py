@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from relay.journeys.document import Journey
-from relay.journeys.message_search import matches_pattern
+from relay.journeys.message_list import matches_pattern
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.lifecycle import AT_REST, RecipientState
 from relay.refusals.refusal import Refusal, line_of

@@ -5,8 +5,13 @@ from msgspec.structs import replace
 
 from relay.base.clock import Ids
 from relay.journeys.events import Event, Step
-from relay.journeys.message_list import ListedRecipient, position_of
-from relay.journeys.message_search import ALL_MAILBOXES, FoundMessage, MessageSearch
+from relay.journeys.message_list import (
+    ALL_MAILBOXES,
+    FoundMessage,
+    ListedRecipient,
+    MessageSearch,
+    position_of,
+)
 from relay.message.envelope import ForwardPath, Source
 from relay.message.outcome import Evidence, Failed
 from relay.spool.types import EntrySchedule, NewRecipient, Settlement

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pytest
 from msgspec import Struct
 
-from relay.journeys.message_list import position_of
-from relay.journeys.message_search import MessageSearch
+from relay.journeys.message_list import MessageSearch, position_of
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.outcome import Evidence, Failed

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
-from relay.journeys.message_search import MessageSearch
+from relay.journeys.message_list import MessageSearch
 from relay.message.envelope import ForwardPath
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.queue_commands import Operation, QueueCommand

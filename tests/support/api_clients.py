@@ -18,8 +18,7 @@ from relay.base.pressure import Pressure
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import MessageList
-from relay.journeys.message_list import ListPosition
-from relay.journeys.message_search import ListCursor, MessageSearch
+from relay.journeys.message_list import ListCursor, ListPosition, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics

@@ -16,19 +16,17 @@ from msgspec.structs import replace
 from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
 from relay.journeys.events import Step
 from relay.journeys.message_list import (
+    CLOCK_MARGIN_US,
+    FINAL_STATE,
     LISTED_MAX,
+    SCAN_MAX,
+    FoundMessage,
     FoundPage,
     ListedRecipient,
     ListPosition,
+    MessageSearch,
     MessageSummary,
     position_of,
-)
-from relay.journeys.message_search import (
-    CLOCK_MARGIN_US,
-    FINAL_STATE,
-    SCAN_MAX,
-    FoundMessage,
-    MessageSearch,
 )
 from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.columns import in_chunks

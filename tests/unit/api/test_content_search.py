@@ -9,7 +9,7 @@ import pytest
 
 from relay.api.content_search import ContentSearch, may_match
 from relay.api.message_copies import MessageCopies
-from relay.journeys.message_search import ALL_MAILBOXES, NO_MAILBOX, FoundMessage, MessageSearch
+from relay.journeys.message_list import ALL_MAILBOXES, NO_MAILBOX, FoundMessage, MessageSearch
 from relay.mailbox.types import MessageChange
 from relay.message.content import Content
 from relay.message.properties import MessageProperties

@@ -7,7 +7,7 @@ import pytest
 
 from relay.api import handlers
 from relay.journeys.changes import ChangeNotifier
-from relay.journeys.message_search import NO_MAILBOX, ListCursor, MessageSearch
+from relay.journeys.message_list import NO_MAILBOX, ListCursor, MessageSearch
 from tests.support.api_clients import ApiClients, a_journey, code
 from tests.support.journeys import json_of
 from tests.support.logs import capture_logs

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from relay.api.search_text import SearchTextError, parse_search
-from relay.journeys.message_search import MessageSearch
+from relay.journeys.message_list import MessageSearch
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from relay.base.clock import Ids, rfc3339
 from relay.journeys import journey, list_places
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
-from relay.journeys.message_list import ListPosition, parse_position, position_of
-from relay.journeys.message_search import (
+from relay.journeys.message_list import (
     ALL_MAILBOXES,
     NO_MAILBOX,
     FoundMessage,
+    ListPosition,
     MessageSearch,
     parse_cursor,
+    parse_position,
+    position_of,
 )
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.long_tests import sampled

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.journeys.message_search import (
+from relay.journeys.message_list import (
     SEEN_MAX,
     ListCursor,
     MessageSearch,
