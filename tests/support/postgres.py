@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -67,10 +68,12 @@ class NoPostgresError(Exception):
 class PostgresServer:
     """One server. With `is_synced` a commit is on the disk, as tests of crashes need it."""
 
-    def __init__(self, *, is_synced: bool = False) -> None:
+    def __init__(
+        self, *, is_synced: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
         self._programs = _programs()
         self._is_synced = is_synced
-        self._settings = _SETTINGS | (_SYNCED if is_synced else {})
+        self._settings = _SETTINGS | (_SYNCED if is_synced else {}) | dict(settings or {})
         self._owner = process_owner()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
