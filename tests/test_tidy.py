@@ -549,17 +549,19 @@ OUTDATED_WORDS = {
 }
 
 
-@pytest.mark.parametrize(("word", "allowed"), OUTDATED_WORDS.items())
-def test_code_and_docs_use_the_usual_words(word, allowed):
+def test_code_and_docs_use_the_usual_words():
     tops = [TOP / name for name in ("relay", "docs", "conf")]
     paths = [path for top in tops for path in top.rglob("*") if path.is_file()]
     paths += [TOP / "README.md", TOP / "CONTRIBUTING.md"]
+    any_of_them = re.compile(rf"\b(?:{'|'.join(OUTDATED_WORDS)})\b", re.IGNORECASE)
     found = [
-        name
+        (word, name)
         for path in paths
         if path.suffix in (".py", ".sql", ".md", ".toml")
+        if any_of_them.search(text := path.read_text())
+        for word, allowed in OUTDATED_WORDS.items()
         if not (name := str(path.relative_to(TOP))).startswith(allowed)
-        if re.search(rf"\b{word}\b", path.read_text(), re.IGNORECASE)
+        if re.search(rf"\b{word}\b", text, re.IGNORECASE)
     ]
     assert found == []
 
@@ -568,7 +570,7 @@ def test_only_the_command_line_prints():
     prints = [
         f"{path}:{node.lineno}"
         for path in MODULES
-        if path.parts[1] != "cli"
+        if path.parts[1] != "cli" and "print(" in text_of(path)
         for node in nodes(text_of(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         if node.func.id == "print"

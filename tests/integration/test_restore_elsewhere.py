@@ -52,7 +52,7 @@ class Service:
         self.name.write_text("relay.example.test\n")
         self.file.write_text(to_toml(config))
         (self.home / "accounts.toml").write_text(to_toml({"account": [account("alice")]}))
-        self.environment = os.environ | {"RELAY_CONFIG": str(self.file)}
+        self.environment = relay_starts.environment(top) | {"RELAY_CONFIG": str(self.file)}
         top.chmod(0o755)
         for one in top.rglob("*"):
             one.chmod(0o750 if one.is_dir() else 0o640)

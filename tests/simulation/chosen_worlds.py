@@ -1,14 +1,16 @@
 """Which worlds the tests play, as `python -m tests.simulation --choose` last noted them.
 
-`in_all_situations()` are few worlds in which all of `coverage` occurs, most of it in two of them or
-more. For a broken relay it is the world that shows what is broken: tests play that one first, and if
-it is out of date the others follow.
+`in_all_situations()` are few short worlds in which all of `coverage` occurs. For a broken relay it is
+the world that shows what is broken. A change of the code gives most worlds another course: what then
+is missing is looked for in `in_reserve()`, and in the other worlds for that broken relay.
 """
 
 import json
 import multiprocessing
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,25 @@ from tests.simulation.run import run
 from tests.simulation.scenario import make
 
 _NOTED = Path(__file__).with_suffix(".json")
-_SITUATIONS, _BROKEN = "all situations", "broken"
+_SITUATIONS, _RESERVE, _BROKEN = "all situations", "in reserve", "broken"
 _SEEDS = 350  # from which the worlds are chosen
-_TIMES = 3  # a change of the code gives most worlds another course
+_TIMES = 3  # that all of it occurs in these worlds and in those in reserve
+
+
+@dataclass(frozen=True)
+class _Played:
+    words: frozenset[str]
+    duration_s: float
 
 
 def in_all_situations() -> list[int]:
     """Return the seeds of these worlds, in order."""
-    return sorted(_noted()[_SITUATIONS])
+    return list(_noted()[_SITUATIONS])
+
+
+def in_reserve() -> list[int]:
+    """Return the seeds of more such worlds, in order."""
+    return list(_noted()[_RESERVE])
 
 
 def first_world(broken: Broken) -> int | None:
@@ -51,33 +64,37 @@ def _noted() -> dict[str, Any]:
 def choose() -> list[str]:
     """Choose the worlds anew, on all cores. Return what no world shows."""
     with multiprocessing.get_context("spawn").Pool() as pool:
-        reached = dict(enumerate(pool.imap(_reached, range(_SEEDS))))
+        played = dict(enumerate(pool.imap(_play, range(_SEEDS))))
         seeds = pool.map(_first_world, range(len(BROKEN)), chunksize=1)
     found = {broken.name: seed for broken, seed in zip(BROKEN, seeds, strict=True)}
-    chosen = {_SITUATIONS: _few(reached, WANTED), _BROKEN: found}
+    few = _few(played, WANTED, times=1)
+    reserve = [seed for seed in _few(played, WANTED, times=_TIMES) if seed not in few]
+    chosen = {_SITUATIONS: few, _RESERVE: reserve, _BROKEN: found}
     _NOTED.write_text(json.dumps(chosen, indent=1) + "\n")
-    never = [word for word in WANTED if not any(word in words for words in reached.values())]
+    never = [word for word in WANTED if not any(word in one.words for one in played.values())]
     return [*never, *(name for name, seed in found.items() if seed is None)]
 
 
-def _few(reached: Mapping[int, frozenset[str]], wanted: Sequence[str]) -> list[int]:
-    """Return the keys of few sets that have each word _TIMES, or as often as it occurs.
+def _few(played: Mapping[int, _Played], wanted: Sequence[str], *, times: int) -> list[int]:
+    """Return the seeds of few short worlds that have each word `times`, or as often as it occurs.
 
-    It takes the set with the most words that are still missing, until none is.
+    It takes the world with the most words a second that are still missing, until none is.
     """
-    occurring = Counter(word for words in reached.values() for word in words)
-    missing = Counter({word: min(_TIMES, occurring[word]) for word in wanted})
-    left = dict(reached)
+    occurring = Counter(word for one in played.values() for word in one.words)
+    missing = Counter({word: min(times, occurring[word]) for word in wanted})
+    left = dict(played)
     chosen = []
     while missing := +missing:
-        best = max(left, key=lambda seed: sum(word in missing for word in left[seed]))
-        missing.subtract(missing.keys() & left.pop(best))
+        best = max(left, key=lambda s: len(missing.keys() & left[s].words) / left[s].duration_s)
+        missing.subtract(missing.keys() & left.pop(best).words)
         chosen.append(best)
     return sorted(chosen)
 
 
-def _reached(seed: int) -> frozenset[str]:
-    return frozenset(word for word, count in run(seed).reached.items() if count)
+def _play(seed: int) -> _Played:
+    started = time.process_time()
+    reached = run(seed).reached
+    return _Played(frozenset(+reached), time.process_time() - started)
 
 
 def _first_world(number: int) -> int | None:
