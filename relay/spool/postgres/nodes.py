@@ -240,6 +240,11 @@ def lock_alone(tables: ConnectionTables) -> None:
         raise SpoolInUseError("a node of the spool lives, or a command uses it: stop it first")
 
 
+def unlock(tables: ConnectionTables) -> None:
+    """Let nodes in again."""
+    tables.fetch("SELECT pg_advisory_unlock(?)", (_LOCK,))
+
+
 def end_all(tables: ConnectionTables) -> None:
     """Record that the nodes of a restored spool are dead: others take over what they have."""
     tables.execute(f"UPDATE node SET state = '{_DEAD}' WHERE state = '{_ALIVE}'")
