@@ -94,6 +94,7 @@ def code_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+@cache
 def lines_of_code(path: Path) -> int:
     """How many lines of a module are neither blank, nor a comment, nor part of a docstring."""
     documented: set[int] = set()
@@ -306,21 +307,23 @@ async def wrong(self):
 def waits_outside_the_clock(text: str) -> list[int]:
     """Lines that wait for a time, or read the loop's, by asyncio itself and say no `# real time: `."""
     own = {"sleep", "timeout", "timeout_at", "wait_for"}
+    of_loops = {"time", "call_later", "call_at"}
     found, allowed = set(), set()
     for node in nodes(text):
         if isinstance(node, ast.ImportFrom) and node.module == "asyncio":
             found |= {node.lineno for one in node.names if one.name in own}
-        elif isinstance(node, ast.Call) and ast.unparse(node) == "asyncio.sleep(0)":
-            allowed.add(node.lineno)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.wait":
-            found |= {node.lineno for one in node.keywords if one.arg == "timeout"}
-        elif isinstance(node, ast.Attribute):
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("sleep", "wait"):
+            if ast.unparse(node) == "asyncio.sleep(0)":
+                allowed.add(node.lineno)
+            elif ast.unparse(node.func) == "asyncio.wait":
+                found |= {node.lineno for one in node.keywords if one.arg == "timeout"}
+        elif isinstance(node, ast.Attribute) and node.attr in own | of_loops:
             of = ast.unparse(node.value)
             is_loop = re.search(r"loop(\(\))?$", of)
             if (
                 (of == "asyncio" and node.attr in own)
                 or (is_loop and node.attr == "time")
-                or (node.attr in ("call_later", "call_at") and not of.endswith("clock"))
+                or (node.attr in of_loops - {"time"} and not of.endswith("clock"))
             ):
                 found.add(node.end_lineno)
     lines = text.splitlines()
