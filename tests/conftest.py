@@ -51,7 +51,6 @@ _SLOW = (
     "tests/unit/cli/test_process.py",
     "tests/pages/",
     "tests/interop/",
-    "tests/bench/",
 )
 
 

@@ -85,11 +85,6 @@ async def test_a_backup_of_a_file_is_not_restored_into_a_server(
     assert not (folder / "state").exists()
 
 
-def test_the_records_of_keys_are_still_recovered(folder):
-    done = run(folder, "storage", "recover", "--keys")
-    assert (done.returncode, "there is no" in done.stderr) == (65, True)
-
-
 @pytest.mark.parametrize("verb", ["check", "serve", "queue list"])
 @pytest.mark.parametrize(
     ("url", "expected"),
