@@ -332,8 +332,8 @@ def missing_names(prose: str) -> list[str]:
     for owner, name in re.findall(r"(?<![\w./])([A-Z]\w*[a-z]\w*)\.([a-z_]\w*)\b(?!\.)", prose):
         if owner not in names or not has_member(owner, name):
             missing.append(f"{owner}.{name}")
-    called = re.findall(r"(?<![\w./])([A-Za-z_]\w*)\(\)", prose)
-    missing += [f"{name}()" for name in called if name not in names | FOREIGN]
+    called = {*re.findall(r"(?<![\w./])([A-Za-z_]\w*)\(\)", prose)}
+    missing += [f"{name}()" for name in called - FOREIGN if name not in names]
     files = re.findall(r"(?<![\w./{}@*-])\w[\w-]*\.(?:py|sql|md|html)\b", prose)
     return missing + [name for name in files if name not in FILES]
 

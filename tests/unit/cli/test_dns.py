@@ -1,6 +1,7 @@
 """`relay dns`: what to publish for a domain, compared with a real DNS server."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,6 @@ class Domain:
         self.folder, self.dns = folder, dns
         self.config = folder / "relay.toml"
         self.config.write_text(CONFIG.format(dns=dns.address))
-        for selector, kind in (("s1", "rsa"), ("s2", "ed25519")):
-            made = self.run("dkim", "keygen", "corp.test", selector, "--type", kind)
-            assert made.exception is None or not (folder / f"dkim/{selector}.pem").exists()
         dns.zone[HOST] = ADDRESS
 
     def run(self, *words: str) -> Result:
@@ -99,8 +97,18 @@ class Domain:
         return key_record(read_key(self.folder / f"dkim/{selector}.pem"))
 
 
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with DnsThread() as server:
+        made = Domain(tmp_path_factory.mktemp("keys"), server)
+        made.run("dkim", "keygen", "corp.test", "s1", "--type", "rsa")
+        made.run("dkim", "keygen", "corp.test", "s2", "--type", "ed25519")
+        yield made.folder / "dkim"
+
+
 @pytest.fixture
-def domain(tmp_path: Path) -> Iterator[Domain]:
+def domain(tmp_path: Path, keys: Path) -> Iterator[Domain]:
+    shutil.copytree(keys, tmp_path / "dkim")
     with DnsThread() as server:
         yield Domain(tmp_path, server)
 

@@ -269,13 +269,13 @@ def test_unreadable_recipients_are_an_error(fields):
 @pytest.mark.parametrize(
     "line",
     [
-        b"x" * 5_000_000,
-        b"\r" * 1_000_000,
-        b"\0\n" * 500_000,
-        b"a\xff\n" * 700_000,
-        b"--b\r\n" * 400_000,
-        b"=" * 3_000_000,
-        b" " * 3_000_000,
+        b"x" * 1_500_000,
+        b"\r" * 300_000,
+        b"\0\n" * 150_000,
+        b"a\xff\n" * 200_000,
+        b"--b\r\n" * 120_000,
+        b"=" * 1_000_000,
+        b" " * 1_000_000,
     ],
 )
 @pytest.mark.parametrize(
@@ -285,4 +285,4 @@ def test_repairs_take_linear_time(line, encoding):
     part = b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + line
     started = time.process_time()
     size_of(converted(TO + MIXED % part).content)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1

@@ -18,6 +18,7 @@ from relay.mime.read_header import (
 from relay.mime.read_mime import read_message, read_mime
 from tests.support.contents import attached_octets
 from tests.support.drafts import write_draft
+from tests.support.long_tests import sampled
 
 WHOLE = """\
 From: =?utf-8?q?J=C3=BCrgen?= <juergen@a.test>
@@ -295,7 +296,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", sampled(HOSTILE, one_of=2))
 def test_a_message_of_a_thousand_hostile_parts_takes_less_than_a_second(kind):
     part = HOSTILE[kind] + b"\r\n\r\nx\r\n"
     content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"".join(

@@ -212,10 +212,10 @@ def test_time_is_linear_in_the_message(unit, nested):
         b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
         for n in range(nested)
     )
-    content = head + MIXED + unit * (6_000_000 // len(unit))
+    content = head + MIXED + unit * (2_000_000 // len(unit))
     started = time.process_time()
     read_structure(content)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])

@@ -256,10 +256,9 @@ def hostile(kind: str, size: int) -> bytes:
     return mixed(*[b"X: %d\r\n%s\r\n\r\nx" % (at, fields) for at in range(ENTITIES_MAX - 1)])
 
 
-@pytest.mark.parametrize("size", [230, 4000])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_thousand_hostile_parts_take_less_than_a_second(kind, size):
-    content = ParsedContent.of(hostile(kind, size))
+def test_a_thousand_hostile_parts_take_less_than_a_second(kind):
+    content = ParsedContent.of(hostile(kind, 4000))
     times = []
     while len(times) < 3 and min(times, default=1) >= 1:
         started = time.thread_time()

@@ -94,8 +94,8 @@ def test_a_set_at_its_bound_can_be_compiled_and_matched(texts):
 
 
 def test_a_set_that_cannot_be_compiled_is_an_error():
-    patterns = [Pattern.parse(f"{number}" + "z" * 950) for number in range(2000)]
-    with pytest.raises(PatternError, match="2000 patterns cannot be compiled"):
+    patterns = [Pattern(f"{number}" + "z" * 950, 0) for number in range(1200)]
+    with pytest.raises(PatternError, match="1200 patterns cannot be compiled"):
         PatternSet(patterns)
     with pytest.raises(PatternError, match="1 patterns cannot be compiled"):
         PatternSet([Pattern("(", 1)])
@@ -162,7 +162,7 @@ from relay.policy.patterns import Pattern, PatternError, PatternSet
 rng, counts = random.Random(1), [0, 0, 0]
 PIECES = ["a", "b", ".", "[ab ]", "[^a]", "(", ")", "|", "*", "+", "?", "{3}", "{200}", "{1001}",
     "^", "$", "\\\\b", "\\\\pL", "\\\\C", "\\\\", "[", "]", "(?i)", "(?s:", "\\0", "é", "\\ud800", "x" * 300]
-for number in range(1000):
+for number in range(300):
     patterns = []
     for _ in range(rng.choice([1, 5, 20])):
         text = "".join(rng.choices(PIECES, k=rng.randrange(1, 9)))
@@ -170,7 +170,7 @@ for number in range(1000):
             patterns.append(Pattern.parse(text))
         except ValueError:
             counts[0] += 1
-    if number % 500 == 0:  # beyond the memory of a set
+    if number % 150 == 0:  # beyond the memory of a set
         patterns += [Pattern(f"{each}" + "z" * 990, 0) for each in range(1100)]
     try:
         compiled = PatternSet(patterns)
@@ -184,13 +184,13 @@ print(*counts)
 """
 
 
-def test_the_process_lives_through_a_thousand_random_sets():
+def test_the_process_lives_through_random_sets():
     code, out, err = run(RANDOM_SETS)
     assert (code, err) == (0, "")
     refused, failed, matched = map(int, out.split())
-    assert refused > 500
+    assert refused > 150
     assert failed == 2
-    assert matched == 998
+    assert matched == 298
 
 
 def test_a_set_holds_what_it_says_about_memory():

@@ -1,7 +1,7 @@
 """The index finds each rule that matches: an evaluation that asks every rule decides the same."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from relay.message.envelope import Source
 from relay.policy.engine import Evaluation
@@ -17,7 +17,6 @@ class AsksEachRule(Evaluation):
 
 
 @given(rule_sets(), messages())
-@settings(max_examples=150)
 def test_the_index_leaves_no_rule_out_that_matches(rules, message):
     naive = AsksEachRule(rules.index, message)
     naive.run(in_thread=True)

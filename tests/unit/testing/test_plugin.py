@@ -23,25 +23,19 @@ def run(tmp_path):
     return partial(inner_pytest, tmp_path)
 
 
-def test_no_configuration_is_needed(run):
-    code, output = run("--strict-markers", "-W", "error", installed=True, test_a=BOUNCE)
-    assert code == 0, output
-
-
-def test_nothing_of_relay_is_imported_until_a_fixture_is_used(run):
+def test_no_configuration_is_needed_and_nothing_is_imported_until_a_fixture_is_used(run):
     conftest = """
 import sys
 def pytest_unconfigure():
     names = [one for one in sys.modules if one.partition(".")[0] == "relay"]
     print("IMPORTED", *sorted(names))
 """
-    unused = "def test_it(): pass\n"
-    code, output = run(installed=True, conftest=conftest, test_a=unused)
-    assert code == 0
+    run = partial(run, "--strict-markers", "-W", "error", installed=True, conftest=conftest)
+    code, output = run("-k", "unused", test_a=f"{BOUNCE}\ndef test_unused(): pass\n")
+    assert code == 0, output
     assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
-    _, output = run("--co", installed=True, test_a=BOUNCE)
-    assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
-    _, output = run(installed=True, test_a=BOUNCE)
+    code, output = run(test_a=BOUNCE)
+    assert code == 0, output
     assert "relay.testing.relay" in output
 
 
