@@ -11,6 +11,7 @@ in constant time. Passwords are verified in threads, so that they do not block t
 - `client_keys`: which public keys of a client's certificate file or JWK set are taken
 
 Elsewhere: which addresses are valid recipients: `relay/routing/route_table.py`; the SMTP command
-AUTH: `relay/ingress/authentication.py`; the token endpoint and its tokens: `relay/sign_in`;
+AUTH: `relay/ingress/authentication.py`; From and Sender: `relay/ingress/send_as.py` by SMTP,
+`relay/graph/recipients.py` by Graph; the token endpoint and its tokens: `relay/sign_in`;
 changes of accounts.toml by `relay account`: `relay/commands/account.py`.
 """

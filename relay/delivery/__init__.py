@@ -19,7 +19,8 @@ copy for each connection.
 - `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user
 - `attempt_result`: which recipients are final; when a delay report is due; the events of an attempt
 - `retry`: when a deferred recipient is tried again (back-off, jitter), and when it expires
-- `attempt_recorder`: commits the result with its reports; the log line and metric of an attempt
+- `attempt_recorder`: commits the result with its reports, or ignores one that comes too late; the
+  log line and metric of an attempt
 
 Elsewhere: which reply means what: `relay/message/outcome.py`; the order of MX hosts:
 `relay/routing/mx_hosts.py`; the session itself: `relay/smtp`; who gets a bounce:

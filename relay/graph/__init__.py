@@ -31,7 +31,8 @@ Messages:
 - `preferred_bodies`: Prefer: outlook.body-content-type
 - `extended_properties`: singleValue- and multiValueExtendedProperties, $expand
 - `follow_up_flags`: a message's flag: its dates, and which changes are contradictions
-- `delta`: delta queries: tokens, what has changed, 410
+- `delta`: delta queries: tokens, what has changed, 410 (when one is too old:
+  `relay/mailbox/index/change_feed.py`)
 
 Attachments:
 

@@ -20,7 +20,8 @@ The session:
 The content and its acceptance:
 
 - `data`: DATA: the end of the content (SMTP smuggling), bare CR or LF, long lines, large messages
-- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; mail loops
+- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; mail loops;
+  when the entry expires and a delay is reported
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
   alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again

@@ -7,7 +7,8 @@ beginning. A submission is a hard link to the draft that was submitted.
 - `submit`: a draft becomes a pending submission (202): order of link, rename and fsync; undo
 - `arrivals`: drafts from large MIME, written while it arrives
 - `upload_sessions`: attachments in ranges; when a session expires
-- `ready_submissions`: what pickup gets; step 4: Sent Items, or removal; a send now or its cancel
+- `ready_submissions`: what pickup gets; step 4: into which folder the original goes (Sent Items),
+  or its removal; a send now or its cancel
 - `pending`: the order in which pickup gets submissions (round robin of accounts); a rush
 - `scheduled`: scheduled sends (deferred send): change, cancel, ready at their time, too late (409)
 - `unfinished`: what a start removes or finishes: interrupted submissions
@@ -18,6 +19,6 @@ beginning. A submission is a hard link to the draft that was submitted.
 - `check_submissions`: `.submissions/` against drafts, accounts and the submission log
 - `verifier`: `relay storage verify`: which mailboxes and submissions, in which order
 
-Elsewhere: drafts, and the folders where originals go: `relay/mailbox`; when a submission is
-converted and sent: `relay/pickup`.
+Elsewhere: drafts and folders: `relay/mailbox`; when a submission is converted and sent:
+`relay/pickup`; what the repeat of a request is answered: `relay/graph/idempotency.py`.
 """

@@ -12,6 +12,8 @@ submission is the same message.
 - `smtp_client`: submits on run/pickup.sock, with ENVID as the submission id
 - `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
 
-Elsewhere: how a draft becomes MIME: `relay/mime/convert.py`; the order of submissions and scheduled
+Elsewhere: how a draft becomes MIME: `relay/mime/convert.py`, and what of a MIME draft is rewritten:
+`relay/mime/convert_mime.py`; into which folder the original goes:
+`relay/outbox/ready_submissions.py`; the order of submissions and scheduled
 sends: `relay/outbox/`; the server on that socket: `relay/ingress/smtp_server.py`.
 """

@@ -7,12 +7,14 @@ postmaster.
 
 - `bounces`: who gets a bounce, delay or success report, and who gets none (NOTIFY, null sender,
   backscatter); limits of reports per sender; who gets copies of reports; the report's own route
-- `wording`: which class of failure a bounce explains, which language it is in, what it shows
-- `texts`: the words of reports: Relay's in each language, the operator's templates, their faults
+- `wording`: which class of failure a bounce explains, what it shows; how Accept-Language is read
+- `texts`: which language a report is in, and its words: Relay's, the operator's templates, their
+  faults
 - `receipts`: read receipts (MDN): which are sent without asking the user (never, ask, always,
   auto), and when a copy was read
 
-Elsewhere: when a delay report is due: `relay/delivery/attempt_result.py`; the parts of a DSN:
+Elsewhere: when a delay report is due: `relay/ingress/acceptance.py` sets the time,
+`relay/delivery/attempt_result.py` decides; the parts of a DSN:
 `relay/mime/dsn.py`, of an MDN: `relay/mime/mdn.py`; reports received from other hosts:
 `relay/spool/history/remote_reports.py`.
 """

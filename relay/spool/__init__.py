@@ -12,11 +12,11 @@ engine the library of the other.
 - `engine`: what an engine must do (SpoolEngine, SpoolStorage); kinds of faults of verify
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
-- `rows`: what accepting, claiming and settling write; read receipts
+- `rows`: what accepting, claiming and settling write; which due entries are claimed
 - `queue`: what queue commands do to entries; holds; counts
 - `history`: journeys, the list of messages, events, reports from outside
 - `shared_spool`: the part of an engine that both have: mail root, submission keys
-- `shared_maintenance`: pruning of history (spool.keep), claims of dead owners
+- `shared_maintenance`: pruning of history (spool.keep); frees claims of dead owners at a start
 - `group_commit`: what both writers share: waiting operations, how long commits take
 - `tables`: what an engine supplies for rows, lists, queue commands and maintenance; which SQL works
   on both databases
@@ -25,7 +25,8 @@ engine the library of the other.
 - `postgres`: the engine on PostgreSQL, which several nodes share
 
 Elsewhere: which state may follow which: `relay/message/lifecycle.py`; when an entry is due again:
-`relay/delivery/retry.py`; which claims are fetched: `relay/delivery/queue_scanner.py`.
+`relay/delivery/retry.py`; which claims are fetched: `relay/delivery/queue_scanner.py`; whether the
+result of an ended claim (lease, epoch) still counts: `transactions` of each engine.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,10 @@
 """The spool on SQLite: one database file, one writer thread, several readers.
 
 - `spool`: the engine that other rooms use
-- `transactions`: the transactions that accept a message and settle an attempt
+- `transactions`: accept a message; settle an attempt, unless its claim has ended (lease, epoch);
+  when a content is no longer needed
 - `claims`: finds due entries, and claims and releases them, each time with a new epoch
-- `content_files`: which contents are files (over 128 KiB), when they are durable and go
+- `content_files`: which contents are files (over 128 KiB); write, make durable and remove them
 
 Commits:
 
