@@ -4,7 +4,10 @@ import argparse
 import asyncio
 
 from relay.spool.types import DueQuery
-from tests.bench.spool import Bench, Cost, batch, cost, ratio, use
+from tests.bench.spool import Bench, Cost, batch, cost, use
+from tests.support.long_tests import long
+
+pytestmark = long
 
 
 def test_a_filled_database_has_its_queue_and_is_used(postgres_server, tmp_path) -> None:
@@ -40,11 +43,3 @@ def test_mail_of_an_absent_store_is_due_and_not_claimed(postgres_server, tmp_pat
 
     asyncio.run(look())
     postgres_server.drop(url)
-
-
-def test_a_ratio_is_that_of_neighbouring_rounds() -> None:
-    found = {
-        "new": [Cost(2.0, 0, 1.0, 1), Cost(30.0, 0, 1.0, 1), Cost(4.0, 0, 1.0, 1)],
-        "old": [Cost(1.0, 0, 1.0, 1), Cost(10.0, 0, 1.0, 1), Cost(1.0, 0, 1.0, 1)],
-    }
-    assert ratio(found, "new", "old", lambda one: one.node_us) == 3.0

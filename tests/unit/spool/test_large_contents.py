@@ -108,16 +108,6 @@ async def test_a_file_is_removed_with_the_last_entry_of_any_version(
     await gone(files / f"{message.facts.id}-0")
 
 
-async def test_discarding_keeps_an_accepted_body(spool, make, files: Path) -> None:
-    incoming_body = spool.incoming_body()
-    await incoming_body.write([BODY])
-    content = LargeContent(HEADER, (incoming_body.octets(),), eight_bit=False)
-    (claim,) = (await spool.accept(make(content=content))).claims
-    incoming_body.discard()
-    await gone(incoming_body.octets().path)
-    assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
-
-
 async def test_a_discarded_body_stays_removed(spool, files: Path) -> None:
     incoming_body = spool.incoming_body()
     await incoming_body.write([BODY])

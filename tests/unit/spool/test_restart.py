@@ -150,22 +150,6 @@ async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Pa
         assert await spool.read_content(one.claims[0].content_id) == LARGE
 
 
-async def test_arriving_bodies_are_kept_and_those_before_a_crash_are_removed(
-    path: Path, files: Path, make, clock, open_spool
-) -> None:
-    dead = open_spool(path)
-    await dead.start()
-    await dead.incoming_body().write([b"x"])
-    await dead.stop()
-    clock.advance(60)
-    alive = open_spool(path)
-    await alive.start()
-    await alive.incoming_body().write([b"x"])
-    assert await alive.maintenance.sweep() == 1
-    assert len(names(files)) == 1
-    await alive.stop()
-
-
 async def test_a_content_without_an_entry_is_not_stored(spool, make, files: Path) -> None:
     refused = NewRecipient(
         ForwardPath("x@a.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
