@@ -138,7 +138,7 @@ def test_hostile_html_is_quoted_in_linear_time(piece):
         quoted(html)
         return time.process_time() - started
 
-    assert seconds(2_000_000) < 8 * max(seconds(500_000), 0.05)
+    assert seconds(800_000) < 8 * max(seconds(200_000), 0.02)
 
 
 @pytest.mark.parametrize("value", ["margin:" * 200_000, "a" * 1_000_000, "-" * 1_000_000])

@@ -21,6 +21,7 @@ from relay.policy.message_parts import (
     normalised,
 )
 from tests.support.contents import as_large
+from tests.support.long_tests import sampled
 
 
 def names_in(content):
@@ -272,7 +273,7 @@ class GivenUpError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", sampled(HOSTILE, one_of=2))
 def test_between_parts_and_readings_a_call_can_end(kind):
     content, calls = ParsedContent.of(hostile(kind, 230)), []
 
