@@ -119,14 +119,14 @@ def test_recipients_that_are_accepted_can_be_read(relay: DevProcess, way: str) -
         assert list((relay.mailbox_of(address) / "new").iterdir())
 
 
-@pytest.mark.parametrize("way", PROGRAMS)
+@pytest.mark.parametrize("way", SENDERS)
 def test_a_recipient_that_bounces_later_is_reported_by_its_host(
     relay: DevProcess, way: str
 ) -> None:
     address = f"{way}+later550@seven.test"
     key = send(relay, way, address)
     assert relay.until_final(key)["state"] == "relayed"
-    report = report_about(relay, address, person=PROGRAMS[way])
+    report = report_about(relay, address, person=SENDERS[way])
     assert report.about["reporting-mta"] == "dns; mx1.seven.test"
     assert report.recipients[address]["status"] == "5.1.1"
     assert report.message["return-path"] == "<>"

@@ -46,11 +46,11 @@ class HastyClock(ManualClock):
 
 @pytest.fixture
 def mailbox(place: Place) -> Path:
-    """Twelve messages, each of 20,000 words that begin with the same four letters."""
+    """Twelve messages, each of 12,000 words that begin with the same four letters."""
     store = place.store()
     mailbox = store._folders.mailbox(ALICE)
     for number in range(MESSAGES):
-        words = "\r\n".join(f"aaaa{number}x{word}" for word in range(20_000))
+        words = "\r\n".join(f"aaaa{number}x{word}" for word in range(12_000))
         text = f"From: <b@b.test>\r\nSubject: {number}\r\n\r\n{words}\r\n"
         (mailbox / "cur" / f"{number}.M1.h:2,").write_text(text, newline="")
     return mailbox
