@@ -95,22 +95,13 @@ async def test_a_count_reads_one_snapshot(spool, make, monkeypatch) -> None:
     """Entries that change during the count are counted once."""
     monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
     claims = [(await spool.accept(make(TWO))).claims[0] for _ in range(20)]
-    busy = True
-
-    async def move() -> None:
-        for number, claim in enumerate(claims):
-            level = PriorityLevel(number % 4)
-            outcomes = {1: OK, 2: LATER}
-            await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(10**18, 10**18, level)))
-            await spool.accept(make(TWO))
-        nonlocal busy
-        busy = False
-
-    moving = asyncio.create_task(move())
     seen = []
-    while busy:
-        seen.append(await spool.counts())
-    await moving
+    for number, claim in enumerate(claims):
+        counting = asyncio.create_task(spool.counts())
+        schedule = EntrySchedule(10**18, 10**18, PriorityLevel(number % 4))
+        await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, schedule))
+        await spool.accept(make(TWO))
+        seen.append(await counting)
     assert {counts.unaccounted for counts in seen} == {0}
     assert len({sum(counts.entries.values()) for counts in seen}) > 1
 
