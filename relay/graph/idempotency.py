@@ -194,7 +194,7 @@ class SubmissionRepeats:
             if (found := await self._store.submissions.find_keyed(account, slot)) is not None:
                 return await self._answer_again(request, found, digest)
             known = SubmissionKey(
-                account, slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
+                slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
             )
             return await handler(replace(request, key=known))
         finally:

@@ -222,12 +222,11 @@ class OpenedMessage(Struct, frozen=True):
 class SubmissionKey(Struct, frozen=True):
     """A client's key for a submission: with the same key there is no second one for a day.
 
-    `slot` is the name of its record, a hash of the key, the mailbox and the `account` that used it.
+    `slot` is the name of its record, a hash of the key, the mailbox and the account that used it.
     `fingerprint` returns a hash of the request when its body has been read, `preference_applied` a
     part of the answer.
     """
 
-    account: str
     slot: str
     fingerprint: Callable[[], bytes]
     preference_applied: Callable[[], str]

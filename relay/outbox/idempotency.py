@@ -66,11 +66,12 @@ _decoder = msgspec.json.Decoder(KeyedSubmission)
 def slot_of(account: str, mailbox: str, key: str) -> str:
     """Return the file name of the record of a key; it begins with a hash of the account."""
     text = f"{account}\0{mailbox}\0{key}"
-    return f"{_beginning(account)}{hashlib.sha256(text.encode()).hexdigest()}"
+    owner, whole = (hashlib.sha256(one.encode()).hexdigest() for one in (account, text))
+    return f"{owner[:16]}-{whole}"
 
 
-def _beginning(account: str) -> str:
-    return f"{hashlib.sha256(account.encode()).hexdigest()[:16]}-"
+def _owner_of(slot: str) -> str:
+    return slot.partition("-")[0]
 
 
 class KeyedSubmissions:
@@ -109,9 +110,8 @@ class KeyedSubmissions:
             self._check_open(slot)
             if (path := self._find(slot)) is not None:
                 return _read(path)
-            beginning = _beginning(account)
-            hours = self._listed().items()
-            used = sum(counts[beginning] for hour, counts in hours if not self._is_expired(hour))
+            owner, hours = _owner_of(slot), self._listed().items()
+            used = sum(counts[owner] for hour, counts in hours if not self._is_expired(hour))
         if used >= KEYS_PER_ACCOUNT_MAX:
             raise StoreUnavailableError(
                 f"{account} has used {used} idempotency keys within {KEPT_HOURS} hours; the "
@@ -221,8 +221,7 @@ class KeyedSubmissions:
             if self._hours is None:
                 hours = {}
                 for name in filter(str.isdecimal, list_names(self._keys)):
-                    slots = list_names(self._keys / name)
-                    hours[int(name)] = Counter(f"{one.partition('-')[0]}-" for one in slots)
+                    hours[int(name)] = Counter(map(_owner_of, list_names(self._keys / name)))
                 self._hours = hours
             return self._hours
 
@@ -261,15 +260,15 @@ class KeyedSubmissions:
             raise
         counts = self._listed()[hour]
         with self._lock:
-            counts[_beginning(key.account)] += 1
+            counts[_owner_of(key.slot)] += 1
 
     def _make_hour(self, hour: int) -> None:
         for directory in (self._keys, self._keys / str(hour)):
             directory.mkdir(0o700, exist_ok=True)
             self._syncs.sync(directory.parent)  # also one that a dead process has made
-        hours = self._listed()
+        self._listed()
         with self._lock:
-            self._hours = {hour: Counter(), **hours}
+            self._hours = {hour: Counter(), **(self._hours or {})}
         self._made_hour = hour
 
 

@@ -165,5 +165,5 @@ def until(due_us: int) -> tuple[ExtendedProperty, ...]:
 
 
 def options_with_key(slot: str = "slot", **options: object) -> SendOptions:
-    key = SubmissionKey(ALICE, slot, lambda: b"fingerprint", lambda: "")
+    key = SubmissionKey(slot, lambda: b"fingerprint", lambda: "")
     return SendOptions(key=key, **options)

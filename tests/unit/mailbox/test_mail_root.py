@@ -264,7 +264,7 @@ READS: dict[str, Callable[[FileStore], Coroutine[Any, Any, Any]]] = {
     "attachments": lambda store: store.attachments.opened(ALICE, ID),
     "upload": lambda store: store.uploads.find("token"),
     "range of an upload": lambda store: store.uploads.begin_range("token", 0),
-    "key": lambda store: store.submissions.find_keyed(ALICE, b"slot"),
+    "key": lambda store: store.submissions.find_keyed(ALICE, "slot"),
     "large MIME": lambda store: store.arrivals.draft(ALICE, "drafts", expected_bytes=1),
     "files": lambda store: store.stored_files(),
 }

@@ -25,7 +25,7 @@ DAY_US = 86_400_000_000
 
 
 def with_key(slot: str) -> SendOptions:
-    return SendOptions(key=SubmissionKey(ALICE, slot, lambda: b"fingerprint", lambda: ""))
+    return SendOptions(key=SubmissionKey(slot, lambda: b"fingerprint", lambda: ""))
 
 
 async def test_no_directory_is_listed_for_a_submission_with_a_key(place, store, draft, monkeypatch):
