@@ -23,7 +23,8 @@ class WatchedContents(ContentCache):
 
     async def room_for(self, claim: Claim) -> None:
         self._ledger.attempted(claim)  # it has its connection, and waits for contents in memory
-        await super().room_for(claim)
+        with self._ledger.progress.waiting_for_room(claim.next_hop.host):
+            await super().room_for(claim)
 
     async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
         self._ledger.attempted(claim)
