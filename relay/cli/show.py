@@ -97,7 +97,7 @@ def message_document(journey: Journey, message: ReadMessage, bodies: ReadBodies)
         "subject": given.subject,
         **{name: _person(one) if one else None for name, one in people.items()},
         **{name: [_person(one) for one in some] for name, some in lists.items()},
-        "date": rfc3339(date_us) if date_us else None,
+        "date": None if date_us is None else rfc3339(date_us),
         "text": bodies.text,
         "html": bodies.html,
         "attachments": [
@@ -119,7 +119,7 @@ def message_lines(journey: Journey, message: ReadMessage, bodies: ReadBodies) ->
         "To": _names(given.to),
         "Cc": _names(given.cc),
         "Bcc": _names(given.bcc),
-        "Date": rfc3339(message.date_us) if message.date_us else "",
+        "Date": "" if message.date_us is None else rfc3339(message.date_us),
         "Subject": given.subject,
         "Message-ID": given.internet_message_id,
         "Graph ids": _graph_ids(journey),

@@ -362,6 +362,7 @@ def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
     if one.octets.size > ITEM_BYTES_MAX:
         return None
     read = read_mime(one.octets)
+    date_us = read.date_us or 0
     message = StoredMessage(
         id="",
         folder=_NO_FOLDER,
@@ -371,17 +372,17 @@ def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
         is_draft=False,
         is_read=True,
         size=one.octets.size,
-        created_us=read.date_us,
-        modified_us=read.date_us,
-        sent_us=read.date_us,
-        received_us=read.date_us,
+        created_us=date_us,
+        modified_us=date_us,
+        sent_us=date_us,
+        received_us=date_us,
         change_key="",
         is_mime=True,
     )
     names = (
-        _ITEM_PROPERTIES
-        if read.date_us
-        else [name for name in _ITEM_PROPERTIES if name not in _DATES]
+        [name for name in _ITEM_PROPERTIES if name not in _DATES]
+        if read.date_us is None
+        else _ITEM_PROPERTIES
     )
     shown = {name: MESSAGE_PROPERTIES[name](message) for name in names}
     shown["hasAttachments"] = any(not attached.inline for attached in read.attachments)

@@ -181,9 +181,9 @@ def read_boolean(value: object, path: str) -> bool:
 
 
 def read_time_us(value: object, path: str) -> int:
-    """Return a DateTimeOffset in microseconds since 1970, 0 for earlier times."""
+    """Return a DateTimeOffset in microseconds since 1970."""
     try:
-        return max(0, time_us(canonical_value("SystemTime", read_string(value, path))))
+        return time_us(canonical_value("SystemTime", read_string(value, path)))
     except ExtendedPropertyError:
         raise invalid_value(path, value, "a time such as 2026-12-01T08:00:00Z") from None
 

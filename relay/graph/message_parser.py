@@ -47,6 +47,7 @@ from relay.mailbox.message_state import FollowUpFlag
 from relay.message.extended_properties import merged
 from relay.message.properties import Attachment, MessageProperties
 from relay.mime.draft import AttachmentFacts, write_message
+from relay.mime.read_header import DATE_US_MIN
 from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 
 _NAME_CHARACTERS = 255
@@ -261,7 +262,8 @@ def read_item(value: object, path: str) -> bytes:
     fields = _fields(given, f"{path}.", patch=False)
     fields["extended"] = merged((), fields.get("extended", ()))
     sent = given.get("sentDateTime") or given.get("receivedDateTime")
-    date_us = 0 if sent is None else read_time_us(sent, f"{path}.sentDateTime")
+    sent_us = None if sent is None else read_time_us(sent, f"{path}.sentDateTime")
+    date_us = sent_us if sent_us is None or sent_us >= DATE_US_MIN else None
     return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
 
 

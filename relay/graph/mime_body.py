@@ -20,6 +20,7 @@ from relay.graph.recipients import check_has_recipients, check_own, check_recipi
 from relay.http.errors import ApiError, quoted
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import Content, blocks
+from relay.message.conversation import message_ids
 from relay.message.header import BLANK_LINE, Header, header_section
 from relay.message.properties import MessageProperties
 from relay.mime.read_header import (
@@ -28,6 +29,7 @@ from relay.mime.read_header import (
     originators,
     parse_header,
     read_addresses,
+    read_token,
     unreadable_addresses,
 )
 from relay.outbox.arrivals import Arrival
@@ -35,7 +37,6 @@ from relay.outbox.arrivals import Arrival
 _WHITE_SPACE = b" \t\r\n"
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
 _QUICK_BYTES = 4 * 1024  # a header of this size is parsed in a few milliseconds
-_MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
 _Result = TypeVar("_Result")
 _HEAD_BYTES = HEADER_OCTETS_MAX + 4  # the longest header that can be sent, and the empty line
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -89,11 +90,11 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
         if unread := unreadable_addresses(header, name):
             raise _invalid_recipient(name, unread, "expected addresses with commas between them")
     _check_addresses(recipients)
-    message_id = str(header.get("Message-ID", "")).strip()
+    ids = message_ids(read_token(header, "Message-ID"))
     return MimeMessage(
         content=content,
         recipients=recipients,
-        internet_message_id=message_id if _MESSAGE_ID.fullmatch(message_id) else "",
+        internet_message_id=next(iter(ids), ""),
         on_behalf_of=next(iter(others), "") if header.get("Sender") is None else "",
     )
 

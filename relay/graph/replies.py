@@ -210,7 +210,7 @@ async def _missing_fields(
         if not any((mime.recipients.to, mime.recipients.cc, mime.recipients.bcc)):
             header = header.remove(_RECIPIENTS)
             wanted.update(_RECIPIENTS)
-        written = Header.parse(header_fields(answer, message_id="", date_us=0).encode())
+        written = Header.parse(header_fields(answer, message_id="").encode())
         added = b"".join(
             field
             for name, field in written.fields

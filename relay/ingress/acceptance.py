@@ -51,6 +51,7 @@ from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
+from relay.message.conversation import own_message_id
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts
 from relay.message.header import FIELDS_MAX, Header, ParsedContent
 from relay.message.lifecycle import RecipientState
@@ -564,4 +565,4 @@ def _notices(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]
 
 def _message_id(header: Header) -> str:
     found = header.first("Message-ID") or b""
-    return found[:LINE_OCTETS_MAX].decode("utf-8", "replace")
+    return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))

@@ -262,6 +262,7 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
     properties = with_state(with_defaults(message.properties, block), state)
     flags = located.name.flags
     attachments = tuple(_with_id(one, at) for at, one in enumerate(message.attachments))
+    written_us = block.origin.modified_us if block else mtime_us
     return StoredMessage(
         id=located.message_id,
         folder=located.folder,
@@ -272,8 +273,8 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
         is_read=SEEN in flags,
         size=stored.size,
         created_us=created_us,
-        modified_us=max(block.origin.modified_us if block else mtime_us, state.modified_us),
-        sent_us=message.date_us or (block.origin.modified_us if block else mtime_us),
+        modified_us=max(written_us, state.modified_us),
+        sent_us=written_us if message.date_us is None else message.date_us,
         received_us=located.received_us or received_at_us(located.message_id, mtime_us),
         change_key=located.change_key,
         flag=flag_of(state, is_flagged=FLAGGED in flags),

@@ -28,6 +28,7 @@ _LONG_DELTA = 1 << 31
 REFERENCES_MAX = 100
 _REFERENCES_CHARACTERS_MAX = 16_000
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+>")
+_BARE_ID = re.compile(r"[!-;=?-~]+").fullmatch
 # Prefixes of replies and forwards in the languages of common mail programs. Others, such as "FYI:",
 # are part of the subject.
 _ANSWERED = re.compile(
@@ -77,8 +78,20 @@ def topic_of(subject: str) -> str:
 
 
 def message_ids(text: str) -> tuple[str, ...]:
-    """Return the message ids in the value of a References or In-Reply-To field."""
-    return tuple(_MESSAGE_ID.findall(text))
+    """Return the message ids in the value of a Message-ID, References or In-Reply-To field.
+
+    A value without angle brackets is read if it is one word, or each word has an @.
+    """
+    if "<" in text:
+        return tuple(_MESSAGE_ID.findall(text))
+    words = text.split()
+    are_ids = all(_BARE_ID(one) and (len(words) == 1 or "@" in one) for one in words)
+    return tuple(f"<{one}>" for one in words) if are_ids else ()
+
+
+def own_message_id(text: str) -> str:
+    """Return the id in the value of a Message-ID field, or the value if it has none."""
+    return next(iter(message_ids(text)), text)
 
 
 def answer_subject(prefix: str, subject: str) -> str:

@@ -31,6 +31,7 @@ from relay.message.content import (
     join_octets,
     memory_part,
 )
+from relay.message.conversation import own_message_id
 from relay.message.header import header_section, with_crlf
 from relay.message.properties import EmailAddress
 from relay.mime.convert_mime import RepairedMime, convert_mime
@@ -304,7 +305,7 @@ def _of_mime(
         recipients=envelope.recipients,
         smtputf8=envelope.smtputf8,
         eight_bit=is_eight_bit(sent.content),
-        message_id=read_token(header, "message-id") or origin.message_id,
+        message_id=own_message_id(read_token(header, "message-id")) or origin.message_id,
         subject=read_text(header, "subject"),
         defects=sent.defects,
         changes=sent.changes,

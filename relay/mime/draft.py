@@ -252,10 +252,10 @@ def draft_content(
     return LargeContent(block + top + b"\r\n", body.pieces, eight_bit=True)
 
 
-def write_message(properties: MessageProperties, *, mark: str, date_us: int) -> bytes:
+def write_message(properties: MessageProperties, *, mark: str, date_us: int | None) -> bytes:
     """Return a message without block and Bcc in 7 bits: an item to attach to another message.
 
-    `mark` is used for its boundary; a `date_us` of 0 omits Date.
+    `mark` is used for its boundary; a `date_us` of None omits Date.
     """
     message_id = properties.internet_message_id
     header = header_fields(_without_smtputf8(properties), message_id=message_id, date_us=date_us)

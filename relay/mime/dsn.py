@@ -15,6 +15,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from relay.message.content import Content, MemoryOctets
+from relay.message.conversation import message_ids
 from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
 from relay.message.header import BCC_FIELDS, Header, ParsedContent
 from relay.message.outcome import Evidence
@@ -37,7 +38,7 @@ _NAMED_RECIPIENTS_MAX = 100  # in the header; the second part has all
 _REFERENCES_MAX = 20
 _SUBJECT_CHARACTERS_MAX = 200
 _VALUE_CHARACTERS_MAX = 500
-_message_id = re.compile(rb"<[!-;=?-~]{1,250}>")
+_ID_CHARACTERS_MAX = 252
 _thread_index = re.compile(rb"[A-Za-z0-9+/=]{1,500}").fullmatch
 
 
@@ -187,23 +188,25 @@ def short_subject(header: Header) -> str:
 
 def message_id_of(header: Header) -> str:
     """Return the Message-ID with angle brackets, "" if there is none that is plain."""
-    found = _message_id.search(header.first("message-id") or b"")
-    return found.group().decode("ascii") if found else ""
+    return next(iter(_ids_in(header, "message-id")), "")
+
+
+def _ids_in(header: Header, name: str) -> list[str]:
+    value = (header.first(name) or b"").decode("ascii", "replace")
+    return [one for one in message_ids(value) if len(one) <= _ID_CHARACTERS_MAX]
 
 
 def thread_fields(header: Header) -> Iterator[bytes]:
     """Yield the fields that put a report into the original's conversation."""
     original = message_id_of(header)
-    known = _message_id.findall(header.first("references") or b"")
-    if not known:
-        known = _message_id.findall(header.first("in-reply-to") or b"")[:1]
+    known = _ids_in(header, "references") or _ids_in(header, "in-reply-to")[:1]
     if len(known) > _REFERENCES_MAX:
         known = [known[0], *known[1 - _REFERENCES_MAX :]]
     if original:
         yield field("In-Reply-To", original)
-        known.append(original.encode("ascii"))
+        known.append(original)
     if known:
-        yield field("References", b" ".join(known).decode("ascii"))
+        yield field("References", " ".join(known))
     topic = decoded(header, "thread-topic")[:_SUBJECT_CHARACTERS_MAX]
     if topic:
         yield field("Thread-Topic", topic)

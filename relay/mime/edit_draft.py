@@ -326,6 +326,6 @@ def changed_mime(content: Octets, before: MessageProperties, after: MessagePrope
 def _written(properties: MessageProperties) -> list[tuple[bytes, bytes]]:
     """Return all header fields of the properties, with their names in lower case."""
     shown = replace(properties, internet_message_headers=())  # they repeat all fields
-    fields = header_fields(shown, message_id=properties.internet_message_id, date_us=0)
+    fields = header_fields(shown, message_id=properties.internet_message_id)
     header = address_list_field("Bcc", properties.bcc) + fields
     return list(Header.parse(header.encode()).fields)

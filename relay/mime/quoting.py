@@ -89,7 +89,7 @@ def _one_line(text: str) -> str:
 
 def _sent(time_us: int, time_zone: tzinfo) -> str:
     """Return a time such as "Friday, November 20, 2026 9:21 AM (UTC+01:00)"."""
-    seconds = min(max(time_us // 1_000_000, 0), _SECONDS_MAX)
+    seconds = min(time_us // 1_000_000, _SECONDS_MAX)
     at = (_EPOCH + timedelta(seconds=seconds)).astimezone(time_zone)
     offset = at.strftime("%z")
     zone = "UTC" if offset in ("", "+0000") else f"UTC{offset[:3]}:{offset[3:5]}"

@@ -8,16 +8,16 @@ RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 import contextlib
 import re
 from collections.abc import Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from email import utils
 from email.message import Message
 from email.policy import Compat32
-from email.utils import parsedate_to_datetime
+from email.utils import parsedate_tz
 
 from msgspec import Struct
 
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.conversation import message_ids
+from relay.message.conversation import message_ids, own_message_id
 from relay.message.header import (
     BYTE_ORDER_MARK,
     FIELDS_MAX,
@@ -57,6 +57,8 @@ ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes so
 _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
 _IDS_MAX = 1000
+_DAY_S = 86_400
+DATE_US_MIN, _DATE_US_MAX = -11_644_473_600_000_000, 253_402_300_799_000_000  # 1601 to 9999
 _REPRESENTED = frozenset(
     (
         *("from", "sender", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id"),
@@ -158,7 +160,7 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
         bcc=read_addresses(fields, "bcc"),
         reply_to=read_addresses(fields, "reply-to"),
         importance=_importance(fields),
-        internet_message_id=read_token(fields, "message-id"),
+        internet_message_id=own_message_id(read_token(fields, "message-id")),
         internet_message_headers=_other_fields(fields),
         categories=tuple(_phrases(fields, "keywords")),
         sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
@@ -345,13 +347,20 @@ def decode_text(value: str) -> str:
     return decode_words(_repaired(value).encode()) if "=?" in value else _repaired(value)
 
 
-def date_us_of(message: "Message[str, str]") -> int:
-    """Return the time in Date; 0 if there is none, or it is before 1970 or invalid."""
+def date_us_of(message: "Message[str, str]") -> int | None:
+    """Return the time in Date; None if there is none, or it is invalid or before 1601, when the
+    times of Exchange begin. A leap second is the one after it.
+    """
     with contextlib.suppress(Exception):  # damaged dates make `email` raise in many ways
-        at = parsedate_to_datetime(read_token(message, "date"))
-        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-        return max(0, int(at.timestamp()) * 1_000_000)
-    return 0
+        if found := parsedate_tz(read_token(message, "date")):
+            year, month, day, hour, minute, second, *_, offset_s = found
+            year += 1900 if year < 1000 else 0  # RFC 5322 4.3
+            is_leap = second == 60
+            at = datetime(year, month, day, hour, minute, second - is_leap, tzinfo=UTC)
+            at_us = (int(at.timestamp()) + is_leap - (offset_s or 0)) * 1_000_000
+            if abs(offset_s or 0) < _DAY_S and DATE_US_MIN <= at_us <= _DATE_US_MAX:
+                return at_us
+    return None
 
 
 def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:

@@ -49,11 +49,11 @@ class AttachedOctets(Struct, frozen=True):
 
 
 class ReadMessage(Struct, frozen=True):
-    """A message as it was read; `date_us` is 0 without a valid Date."""
+    """A message as it was read; `date_us` is None without a valid Date."""
 
     properties: MessageProperties
     attachments: tuple[AttachmentFacts, ...]
-    date_us: int
+    date_us: int | None
     defects: tuple[str, ...] = ()
     message_class: str = ORDINARY_CLASS
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.message.content import Octets
+from relay.message.conversation import own_message_id
 from relay.message.envelope import decode_utf8_address
 from relay.message.header import Header, cleaned, header_section, with_crlf
 from relay.message.status import find_statuses
@@ -160,7 +161,8 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
             return None
         return RemoteReport(
             _value(about, "original-envelope-id"),
-            _value(about, "original-message-id") or _returned_message_id(head, structure),
+            own_message_id(_value(about, "original-message-id"))
+            or _returned_message_id(head, structure),
             _first_word(reporter),
             claims,
         )
@@ -195,7 +197,7 @@ def _returned_message_id(content: Octets, structure: Structure) -> str:
         else:
             octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
         found = Header.parse(cleaned(octets)).first("message-id") or b""
-        return found[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace")
+        return own_message_id(found[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
     return ""
 
 

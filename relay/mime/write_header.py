@@ -178,8 +178,10 @@ def _gathered(pieces: Iterable[str]) -> Iterator[str]:
     yield segment
 
 
-def header_fields(properties: MessageProperties, *, message_id: str, date_us: int) -> str:
-    """Return all fields except Bcc and those of the body; "" and 0 omit Message-ID and Date."""
+def header_fields(
+    properties: MessageProperties, *, message_id: str, date_us: int | None = None
+) -> str:
+    """Return all fields except Bcc and those of the body; "" and None omit Message-ID and Date."""
     addresses = (
         address_list_field("From", [properties.from_] if properties.from_ else []),
         address_list_field("Sender", list(filter(None, [explicit_sender(properties)]))),
@@ -191,7 +193,7 @@ def header_fields(properties: MessageProperties, *, message_id: str, date_us: in
         (
             *addresses,
             text_field("Subject", properties.subject) if properties.subject else "",
-            raw_field("Date", date_field(date_us)) if date_us else "",
+            "" if date_us is None else raw_field("Date", date_field(date_us)),
             raw_field("Message-ID", message_id) if message_id else "",
             *_conversation_fields(properties),
             *_option_fields(properties),

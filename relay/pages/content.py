@@ -229,7 +229,7 @@ def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     addressed = frozenset(
         one.address.lower() for name in ("to", "cc") for one in read_addresses(parsed, name)
     )
-    date = rfc3339(date_us) if date_us else ""
+    date = "" if date_us is None else rfc3339(date_us)
     return MessageHead(author, to, cc, reply_to, date, addressed)
 
 

@@ -156,18 +156,19 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
             found_class = _class_of_report(content[length:], end.header)
     block = read_block(head) if length else None
     if block is not None and block.properties is not None:
-        properties, date_us = block.properties, block.origin.modified_us
+        properties, date_us = block.properties, None
     else:
         header = head[length : length + end.body]
         properties, date_us = _read_header(with_first_fields(header))
     properties = with_defaults(properties, block)
     extended = block.beside.extended if block and block.beside else properties.extended
+    modified_us = block.origin.modified_us if block else written_us
     return HeaderData(
         properties=properties,
         conversation=conversation_id(properties, properties.internet_message_id or message_id),
-        sent_us=date_us or (block.origin.modified_us if block else written_us),
+        sent_us=modified_us if date_us is None else date_us,
         created_us=block.origin.created_us if block else written_us,
-        modified_us=block.origin.modified_us if block else written_us,
+        modified_us=modified_us,
         message_class=class_of(extended, found_class),
     )
 
@@ -216,7 +217,7 @@ def text_of(raw: bytes) -> TextData:
     )
 
 
-def _read_header(header: bytes) -> tuple[MessageProperties, int]:
+def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     """Return the indexed properties of a header, and its date."""
     addresses: dict[bytes, bytes] = {}
     others = []

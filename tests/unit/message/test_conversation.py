@@ -68,6 +68,18 @@ def test_message_ids_are_found_in_any_text():
     assert message_ids(" <a@b>\r\n\t<c@d> x <e f> <<g@h>>") == ("<a@b>", "<c@d>", "<g@h>")
 
 
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [
+        ("a@b", ("<a@b>",)), ("20261125.1", ("<20261125.1>",)), ("a@b\r\n c@d", ("<a@b>", "<c@d>")),
+        ("Your message of Tuesday", ()), ("Your message of Tuesday <a@b>", ("<a@b>",)),
+        ("mail from joe@example.com", ()), ("<a@b", ()), ("é@b", ()), ("", ()),
+    ],
+)  # fmt: skip
+def test_ids_are_read_without_their_brackets_but_words_of_a_text_are_none(value, ids):
+    assert message_ids(value) == ids
+
+
 def test_the_index_of_a_reply_adds_the_time_since_the_first_message():
     first = MessageProperties(
         conversation_index=new_index(thread_of("<a@b.test>"), time_us=TIME_US)
