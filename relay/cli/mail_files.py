@@ -57,7 +57,7 @@ def import_mail(
     importing = MailImport(place, target.path, hostname=settings.hostname)
     try:
         for path in paths:
-            for mail in find_mail(path, _leave_out):
+            for mail in find_mail(path, _note):
                 importing.add(mail)
     except BadMailError as error:
         raise CommandError(
@@ -107,8 +107,8 @@ def export_mail(
     context.show({"messages": number}, lambda: [f"exported {counted(number, 'message')}"])
 
 
-def _leave_out(path: Path) -> None:
-    click.echo(printable(f"relay import: left out {path}: a symbolic link"), err=True)
+def _note(text: str) -> None:
+    click.echo(printable(f"relay import: {text}"), err=True)
 
 
 def _said(importing: MailImport) -> str:

@@ -2,7 +2,8 @@
 
 A message's file is named by the digest of its content, so that a repeated import adds nothing.
 Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
-are read in blocks. No symbolic link is followed; those in a directory are noted. A first field
+are read in blocks. No symbolic link is followed; those in a directory are noted, and so are the
+separators in an mbox file that follow no empty line. A first field
 X-Relay-Properties, which mail_export writes, becomes the state of the message and, unless a
 Maildir's file name has flags, its flags. Raises BadMailError with file and position,
 StoreUnavailableError and OSError; what was imported before stays.
@@ -16,6 +17,7 @@ import time
 from base64 import b64decode
 from calendar import timegm
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from msgspec import Struct
@@ -31,6 +33,11 @@ from relay.mailbox.types import StoreUnavailableError
 _LINE_BYTES = 64 * 1024  # of a longer line, at once
 _FROM = b"From "
 _QUOTED = re.compile(rb">+From ")
+_SEPARATOR = re.compile(
+    rb"From (?:-\s|.*?\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) +"
+    rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d)"
+)
+_LINES_SHOWN = 20
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _OWN_FIELD = b"x-relay-"
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
@@ -72,63 +79,85 @@ class FoundMail(Struct, frozen=True):
                 yield line
 
 
-def find_mail(
-    path: Path, leave_out: Callable[[Path], object] = lambda _: None
-) -> Iterator[FoundMail]:
-    """Yield the messages of a file or directory; `leave_out` gets each symbolic link in it.
+def find_mail(path: Path, note: Callable[[str], object] = lambda _: None) -> Iterator[FoundMail]:
+    """Yield the messages of a file or directory; `note` gets what its user should know.
 
     Raises BadMailError, OSError.
     """
     if path.is_symlink():
         raise BadMailError(f"{path}: found a symbolic link, expected mail: name what it leads to")
     if not path.is_dir():
-        yield from _in_file(path)
+        yield from _in_file(path, note)
     elif (path / "cur").is_dir() or (path / "new").is_dir():
-        yield from _in_maildir(path, leave_out)
+        yield from _in_maildir(path, note)
     else:
         files = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".eml")
         if not files:
             raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
         for one in files:
             if one.is_symlink():
-                leave_out(one)
+                note(_left_out(one))
             else:
-                yield from _in_file(one)
+                yield from _in_file(one, note)
 
 
-def _in_file(path: Path) -> Iterator[FoundMail]:
+def _left_out(link: Path) -> str:
+    return f"left out {link}: a symbolic link"
+
+
+def _in_file(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
     if not path.is_file():
         raise BadMailError(f"{path}: found no regular file, expected mail")
     with open_message(path) as file:
         begin = file.read(len(_FROM))
     if begin == _FROM:
-        yield from _in_mbox(path)
+        yield from _in_mbox(path, note)
     else:
         found = path.stat()
         yield FoundMail(path, 0, found.st_size, str(path), _mtime_s(found))
 
 
-def _in_mbox(path: Path) -> Iterator[FoundMail]:
+def _in_mbox(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
     """A message begins behind a line "From " that is the first, or follows an empty one, which is
-    not part of the message before it.
+    not part of the message before it; some programs write no empty line. Without one the separator
+    must have a date, or "-" for the sender, and a header after it.
     """
     number = position = 0
     begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
+    doubtful: tuple[int, int, bytes] | None = None  # the same, of the line before
+    taken, left = list[int](), list[int]()
     last_start = 0
     was_empty = at_begin = True
     with open_message(path) as file:
-        while line := file.readline(_LINE_BYTES):
+        for line in chain(iter(lambda: file.readline(_LINE_BYTES), b""), (b"",)):
+            if doubtful is not None:
+                is_taken = _FIELD.match(line) is not None
+                (taken if is_taken else left).append(doubtful[0])
+                if is_taken and begun is not None:
+                    yield _of_mbox(path, begun, last_start)
+                    begun = doubtful
+            here = (number + 1, position + len(line), line)
+            doubtful = here if at_begin and not was_empty and _SEPARATOR.match(line) else None
             if was_empty and line.startswith(_FROM):
                 if begun is not None:
                     yield _of_mbox(path, begun, last_start)
-                begun = (number + 1, position + len(line), line)
-            last_start = position
-            position += len(line)
-            was_empty = at_begin and line in (b"\n", b"\r\n")
-            at_begin = line.endswith(b"\n")
-            number += at_begin
+                begun = here
+            if line:
+                last_start = position
+                position += len(line)
+                was_empty = at_begin and line in (b"\n", b"\r\n")
+                at_begin = line.endswith(b"\n")
+                number += at_begin
     if begun is not None:
         yield _of_mbox(path, begun, last_start if was_empty else position)
+    for numbers, what in (
+        (taken, "a message begins without an empty line before it"),
+        (left, "part of a message, without an empty line before it and a header after it"),
+    ):
+        if numbers:
+            shown = ", ".join(map(str, numbers[:_LINES_SHOWN]))
+            more = len(numbers) - _LINES_SHOWN
+            note(f"{path}: line {shown}{f' and {more} more' if more > 0 else ''}: {what}")
 
 
 def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
@@ -140,15 +169,15 @@ def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
     return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), from_line=line)
 
 
-def _in_maildir(path: Path, leave_out: Callable[[Path], object]) -> Iterator[FoundMail]:
+def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
     for directory in ("cur", "new"):
         if (path / directory).is_symlink():
-            leave_out(path / directory)
+            note(_left_out(path / directory))
             continue
         for name in sorted(list_names(path / directory)):
             file = path / directory / name
             if file.is_symlink():
-                leave_out(file)
+                note(_left_out(file))
                 continue
             if name.startswith(".") or not file.is_file():
                 continue

@@ -109,10 +109,10 @@ def linked(tmp_path: Path) -> tuple[Path, Path, list[Path]]:
 
 def test_an_import_follows_no_link(linked: tuple[Path, Path, list[Path]]) -> None:
     box, folder, links = linked
-    left_out: list[Path] = []
+    left_out: list[str] = []
     found = [one.path for path in (box, folder) for one in find_mail(path, left_out.append)]
     assert found == [box / "cur/1.a.host:2,", folder / "inner/a.eml"]
-    assert sorted(left_out) == sorted(links)
+    assert sorted(left_out) == sorted(f"left out {one}: a symbolic link" for one in links)
 
 
 def test_a_link_is_neither_mail_nor_a_directory_of_a_maildir(
@@ -127,9 +127,9 @@ def test_a_link_is_neither_mail_nor_a_directory_of_a_maildir(
     other = tmp_path / "other"
     (other / "new").mkdir(parents=True)
     (other / "cur").symlink_to(box / "cur")
-    left_out: list[Path] = []
+    left_out: list[str] = []
     assert list(find_mail(other, left_out.append)) == []
-    assert left_out == [other / "cur"]
+    assert left_out == [f"left out {other / 'cur'}: a symbolic link"]
 
 
 def test_a_file_that_becomes_a_link_is_not_read(tmp_path: Path) -> None:
@@ -419,3 +419,46 @@ def test_a_file_from_before_1970_is_imported(tmp_path: Path) -> None:
     importing = MailImport(box, box, hostname="host")
     importing.add(*find_mail(file))
     assert importing.imported == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_message_in_mbox_may_follow_no_empty_line(tmp_path: Path, end: str) -> None:
+    """As Thunderbird and Netscape wrote them. Python's mailbox takes each "From " for a message."""
+    lines = [
+        "From - ", "Subject: 1", "", "--a--",
+        "From - ", "Message-ID: <2@x>", "", "--b--",
+        "From joe@a.test  Mon Jun  3 12:50:27 1996", "Subject: 3", "", "We come",
+        "From Russia with love", "Year: 1963",
+        'From "a b"@a.test Fri Nov 8 18:21:51 1996 +0100', "no header", "",
+        "From joe@a.test Thu Feb  8 18:49:08 1996", "Subject: 4", "", "last",
+        "From - Thu Feb  8 18:49:08 1996",
+    ]  # fmt: skip
+    file = tmp_path / "some.mbox"
+    file.write_bytes(end.join(lines).encode())
+    notes: list[str] = []
+    found = list(find_mail(file, notes.append))
+    texts = [b"".join(one.lines()).decode() for one in found]
+    assert texts == [
+        end.join(lines[1:4]) + end,
+        end.join(lines[5:8]) + end,
+        end.join(lines[9:16]) + end,
+        end.join(lines[18:]),
+    ]
+    assert [one.place for one in found] == [f"{file}:{number}" for number in (1, 5, 9, 18)]
+    assert found[2].at_s == 833_806_227
+    assert notes == [
+        f"{file}: line 5, 9: a message begins without an empty line before it",
+        f"{file}: line 15, 22: part of a message, without an empty line before it and a header after it",
+    ]  # fmt: skip
+
+
+def test_notes_of_an_mbox_are_short_and_its_lines_may_be_long(tmp_path: Path) -> None:
+    file = tmp_path / "some.mbox"
+    file.write_bytes(
+        b"From -\nA: b\n\n" + b"x" * 70_000 + b"From - \n" + b"From -\nA: b\n\nx\n" * 30
+    )
+    notes: list[str] = []
+    assert len(list(find_mail(file, notes.append))) == 31
+    [note] = notes
+    numbers = ", ".join(str(5 + 4 * one) for one in range(20))
+    assert note.startswith(f"{file}: line {numbers} and 10 more: ")
