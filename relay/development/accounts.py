@@ -34,8 +34,7 @@ from relay.accounts.account import (
 from relay.accounts.passwords import GuessDelays, digest_of
 from relay.base.clock import Clock, SystemClock
 from relay.mailbox.mailbox_list import MailboxList
-from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox
-from relay.message.address import parse_mailbox as parse_any_mailbox
+from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox, parse_odd_mailbox
 from relay.settings.values import is_atom_character, parse_mailbox
 
 DOMAIN = "example.test"
@@ -238,7 +237,7 @@ class DevelopmentAccounts:
             return ""
         try:
             if at:
-                return self._mailbox_of(parse_any_mailbox(name, smtputf8=True))
+                return self._mailbox_of(parse_odd_mailbox(name, smtputf8=True))
             return self._mailbox_of(parse_mailbox(f"{name}@{self._domains[0]}"))
         except ValueError:
             return f"{_short_hash(name)}@{self._domains[0]}"
@@ -256,7 +255,7 @@ class DevelopmentAccounts:
             raise LoginRefusedError(f"Found {found} as the user name, expected {expected}")
         if "@" in name:
             with suppress(ValueError):
-                return self._mailbox_of(parse_any_mailbox(name, smtputf8=True))
+                return self._mailbox_of(parse_odd_mailbox(name, smtputf8=True))
         fit = "".join(one if one == "." or is_atom_character(one) else "_" for one in name)
         local_part = ".".join(atom or "_" for atom in fit.split("."))
         if len(local_part.encode()) > LOCAL_PART_OCTETS_MAX:

@@ -198,6 +198,7 @@ class DevelopmentRelay:
             accounts.by_user_name if is_open else None,
             login_in_clear=is_open or not options.token,
             tls_hint=self._hint_with_tls if has_tls else self._hint_without_tls,
+            odd_domain=options.domains[0],
         )
 
     def _hint_with_tls(self) -> str:

@@ -27,8 +27,16 @@ _MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH"})
 _RCPT_KEYWORDS = frozenset({"NOTIFY", "ORCPT"})
 
 
+_CLIENT_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
+
+
 class SmtpRejection(Exception):  # noqa: N818 -- a reply, not an internal error
     """A command is rejected; str() is the reply."""
+
+
+def is_client_name(name: str, *, odd: bool) -> bool:
+    """Return whether EHLO may have it as its argument; an `odd` one has any printable text."""
+    return (odd and 0 < len(name) <= 255 and name.isprintable()) or _CLIENT_NAME(name) is not None
 
 
 class MailArgument(Struct, frozen=True):
@@ -38,14 +46,15 @@ class MailArgument(Struct, frozen=True):
     size_bytes: int = 0
 
 
-def parse_mail(argument: str, *, extended: bool) -> MailArgument:
-    """Parse `FROM:<reverse-path> [parameters]`; `extended` is false after HELO.
+def parse_mail(argument: str, *, extended: bool, odd_domain: str = "") -> MailArgument:
+    """Parse `FROM:<reverse-path> [parameters]`; `extended` is false after HELO. `odd_domain` as in
+    parse_path().
 
     Raises SmtpRejection.
     """
     text = _after("FROM:", argument, example="MAIL FROM:<you@example.com>")
     try:
-        reverse_path, rest = parse_path(text, smtputf8=True)
+        reverse_path, rest = parse_path(text, smtputf8=True, odd_domain=odd_domain)
     except AddressError as error:
         # RFC 5321 4.1.2; RFC 3463 3.2
         raise SmtpRejection(f"501 5.1.7 MAIL FROM: {error}") from error
@@ -82,14 +91,16 @@ def parse_mail(argument: str, *, extended: bool) -> MailArgument:
         raise SmtpRejection(f"501 5.5.4 {error}") from error  # RFC 3461 4.3, 4.4
 
 
-def parse_rcpt(argument: str, *, extended: bool, smtputf8: bool) -> ForwardPath:
-    """Parse `TO:<forward-path> [parameters]`.
+def parse_rcpt(
+    argument: str, *, extended: bool, smtputf8: bool, odd_domain: str = ""
+) -> ForwardPath:
+    """Parse `TO:<forward-path> [parameters]`; `odd_domain` as in parse_path().
 
     Raises SmtpRejection.
     """
     text = _after("TO:", argument, example="RCPT TO:<someone@example.com>")
     try:
-        address, rest = parse_path(text, smtputf8=smtputf8)
+        address, rest = parse_path(text, smtputf8=smtputf8, odd_domain=odd_domain)
     except AddressError as error:
         code = "553" if error.status == NEEDS_SMTPUTF8 else "501"  # RFC 6531 3.5; RFC 5321 4.1.2
         raise SmtpRejection(f"{code} {error.status} RCPT TO: {error}") from error

@@ -10,7 +10,6 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531
 """
 
 import dataclasses
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,7 +23,13 @@ from relay.base.pressure import MemoryBudget, Pressure
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
 from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent, subject_in
-from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection, parse_mail, parse_rcpt
+from relay.ingress.esmtp_parameters import (
+    MailArgument,
+    SmtpRejection,
+    is_client_name,
+    parse_mail,
+    parse_rcpt,
+)
 from relay.ingress.forwarding import EXPANDED_MAX
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import sender_rejection
@@ -47,7 +52,6 @@ from relay.settings.tree import SmtpListener
 _log = get_logger("ingress")
 
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"  # RFC 5321 3.8
-_HELO_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}").fullmatch
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
 # Commands of a browser that a web page directs here, as Postfix's smtpd_forbidden_commands.
@@ -152,6 +156,8 @@ class ListenerDependencies(Struct, frozen=True):
     # log does not say
     tls_hint: Callable[[], str] | None = None
     pickup: bool = False  # the listener is pickup's own socket
+    # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
+    odd_domain: str = ""
 
 
 class SmtpCommandHandler:
@@ -173,6 +179,7 @@ class SmtpCommandHandler:
         self._trusted_network = trusted
         self._tls = tls
         self._helo = ""
+        self._odd_domain = listener.odd_domain
         self._extended = False
         self._authentication = Authentication(
             shared.accounts, listener.limits, check_login=listener.check_login,
@@ -308,20 +315,24 @@ class SmtpCommandHandler:
             return "500 5.5.2 Unknown command"  # RFC 5321 4.2.4
         if self._listener.requires_tls and not self._tls and verb not in _BEFORE_TLS:
             return "530 5.7.0 Use STARTTLS first"  # RFC 3207 4
-        if not argument.isascii():
+        if self._odd_domain and verb in ("EHLO", "HELO"):
+            argument = (
+                argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+            )
+        elif not argument.isascii():
             _check_utf8(argument)
         return await command(self, argument)
 
     async def helo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: SMTP without extensions."""
-        if not _HELO_NAME(argument):
+        if not is_client_name(argument, odd=bool(self._odd_domain)):
             return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=False)
         return f"250 {self._listener.shared.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
-        if not _HELO_NAME(argument):
+        if not is_client_name(argument, odd=bool(self._odd_domain)):
             return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=True)
         offers = [
@@ -418,7 +429,7 @@ class SmtpCommandHandler:
             return "503 5.5.1 MAIL was given already; send RSET to start again"  # RFC 5321 4.1.4
         if self._listener.settings.role != "relay" and not self._is_trusted:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
-        mail = parse_mail(argument, extended=self._extended)
+        mail = parse_mail(argument, extended=self._extended, odd_domain=self._listener.odd_domain)
         login, accounts = self._authentication.login, self._listener.shared.accounts
         reverse_path = mail.envelope.reverse_path
         checks_sender = login and not self._listener.shared.acceptance.any_sender
@@ -438,7 +449,10 @@ class SmtpCommandHandler:
         if self._mail is None:
             return "503 5.5.1 Send MAIL first"  # RFC 5321 4.1.4
         mail = self._mail
-        path = parse_rcpt(argument, extended=self._extended, smtputf8=mail.envelope.smtputf8)
+        path = parse_rcpt(
+            argument, extended=self._extended, smtputf8=mail.envelope.smtputf8,
+            odd_domain=self._odd_domain,
+        )  # fmt: skip
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
         if len(self._forward_paths) >= self._listener.settings.max_recipients:

@@ -54,6 +54,7 @@ class ListenerOptions(Struct, frozen=True):
     check_token: CheckLogin | None  # in place of the tokens; None: they count
     login_in_clear: bool  # AUTH is offered without TLS, on any address
     tls_hint: Callable[[], str]  # for the log, see ListenerDependencies
+    odd_domain: str  # the same
 
 
 class SmtpServer:
@@ -252,6 +253,7 @@ class SmtpServer:
             ),
             tls_hint=options.tls_hint if options else None,
             pickup=pickup,
+            odd_domain=options.odd_domain if options else "",
         )
 
     async def _accept(

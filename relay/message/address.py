@@ -7,6 +7,7 @@ the reply.
 RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5890.
 """
 
+import contextlib
 import ipaddress
 import re
 from encodings import idna
@@ -70,10 +71,11 @@ def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
     return _parse_general(text, smtputf8=smtputf8)
 
 
-def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
+def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tuple[str, str]:
     """Return the address in `<...>` and what follows it: the argument of MAIL FROM or RCPT TO.
 
-    "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped.
+    "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped. With
+    `odd_domain`, that is the domain of an address without one, and labels may have underscores.
     The caller decides which of these a command allows. Raises AddressError as parse_mailbox does.
     """
     text = text.strip(" ")
@@ -93,7 +95,25 @@ def parse_path(text: str, *, smtputf8: bool = False) -> tuple[str, str]:
         return "postmaster", rest
     if len(inner.encode("utf-8", "surrogatepass")) > _ADDRESS_OCTETS_MAX:
         raise AddressError(f"the path is longer than {PATH_OCTETS_MAX} octets")
-    return parse_mailbox(_without_source_route(inner), smtputf8=smtputf8), rest
+    mailbox = _without_source_route(inner)
+    if odd_domain:
+        return parse_odd_mailbox(mailbox, odd_domain, smtputf8=smtputf8), rest
+    return parse_mailbox(mailbox, smtputf8=smtputf8), rest
+
+
+def parse_odd_mailbox(text: str, odd_domain: str = "", *, smtputf8: bool = False) -> str:
+    """Return the canonical form of an address as parse_mailbox() does, with `odd_domain` if it has
+    none; its labels may have underscores, as those of containers. Raises AddressError.
+    """
+    local_part, at, domain = text.rpartition("@")
+    if odd_domain and not at:
+        return parse_mailbox(f"{text}@{odd_domain}", smtputf8=smtputf8)
+    if "_" in domain and domain.isascii():
+        with contextlib.suppress(AddressError):  # the one below names the domain
+            plain = f"{local_part}@{domain.replace('_', 'x')}"
+            local_part, _, _ = parse_mailbox(plain, smtputf8=smtputf8).rpartition("@")
+            return f"{local_part}@{domain.lower()}"
+    return parse_mailbox(text, smtputf8=smtputf8)
 
 
 def to_ascii_domain(domain: str) -> str:

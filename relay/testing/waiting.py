@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 
 from relay.journeys.document import Journey
 from relay.journeys.message_list import matches_pattern
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.lifecycle import AT_REST, RecipientState
 from relay.refusals.refusal import Refusal, line_of
 from relay.testing.arrivals import ArrivedMessage
@@ -37,7 +37,7 @@ class WaitTimeout(AssertionError):  # noqa: N818 - the name that tests use
 def checked_address(text: str) -> str:
     """Return an address as it is; raise ValueError for what is none."""
     try:
-        parse_mailbox(text, smtputf8=True)
+        parse_odd_mailbox(text, smtputf8=True)
     except AddressError as error:
         raise ValueError(f"no address: {error}") from None
     return text

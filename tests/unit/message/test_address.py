@@ -173,3 +173,21 @@ def test_any_text_is_rejected_or_becomes_canonical(text, smtputf8):
         assert parse_mailbox(canonical, smtputf8=smtputf8) == canonical
         assert parse_path(f"<{canonical}> X", smtputf8=smtputf8) == (canonical, "X")
         canonical.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("<root>", "root@own.test"), ('<"a b">', '"a b"@own.test'), ("<a@Web_1>", "a@web_1"),
+        ("<@x.test:a@_dns.web_1.test>", "a@_dns.web_1.test"), ('<"a_b"@c_d>', "a_b@c_d"),
+        ("<a_b@c.test>", "a_b@c.test"), ("<>", ""), ("<postmaster>", "postmaster"),
+    ],
+)  # fmt: skip
+def test_odd_paths_have_a_domain_and_underscores(path, address):
+    assert parse_path(f"{path} SIZE=1", odd_domain="own.test") == (address, "SIZE=1")
+
+
+def test_odd_labels_have_their_lengths():
+    for domain in ("_" * 64, "a_b." * 64 + "c", "a_b..c", "-_"):
+        with pytest.raises(AddressError):
+            parse_path(f"<a@{domain}>", odd_domain="own.test")
