@@ -25,7 +25,7 @@ import msgspec
 
 from relay.base.certificates import client_of_pair
 from relay.base.socket_address import Address
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.address import AddressError, ascii_address, parse_mailbox
 
 T = TypeVar("T")
 _TIMEOUT_S = 30.0
@@ -212,8 +212,8 @@ class DraftToSend:
 
     @property
     def is_ascii(self) -> bool:
-        """Whether all its addresses are ASCII."""
-        return "".join((self.sender, *self.recipients)).isascii()
+        """Whether all its addresses are ASCII, with A-labels."""
+        return "".join(map(ascii_address, (self.sender, *self.recipients))).isascii()
 
     def check(self) -> None:
         """Raise RejectedError for values that a message cannot contain."""
@@ -344,6 +344,7 @@ def send_content(
 
     `notify` and `ret` are the values of NOTIFY and RET (RFC 3461), "" for none.
     """
+    sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
     try:
         client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
@@ -394,8 +395,8 @@ def _as_graph(draft: DraftToSend) -> dict[str, Any]:
 def _as_mime(draft: DraftToSend, *, ascii_only: bool) -> bytes:
     """Return the message; without `ascii_only` its header is UTF-8 (RFC 6532)."""
     message = EmailMessage(email.policy.SMTP if ascii_only else email.policy.SMTPUTF8)
-    message["From"] = draft.sender
-    message["To"] = ", ".join(draft.recipients)
+    message["From"] = ascii_address(draft.sender)
+    message["To"] = ", ".join(map(ascii_address, draft.recipients))
     message["Subject"] = draft.subject
     if draft.text or not draft.html:
         message.set_content(draft.text)

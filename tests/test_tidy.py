@@ -522,6 +522,14 @@ def test_only_the_spool_and_the_index_name_sqlite():
     assert found == []
 
 
+def test_domains_are_converted_by_idna_2008():
+    """Python's own codec is IDNA 2003: for straße.test it gives strasse.test, another owner's."""
+    codec = re.compile(r"""encodings(?:\.| import )idna|code\(\s*(?:encoding=)?["']idna""")
+    assert codec.search("domain.encode(" + "'idna')")
+    paths = [*MODULES, *TESTS]
+    assert [str(path) for path in paths if codec.search(text_of(path))] == []
+
+
 # Words of no standard, and the paths that may have them: names on disk, and prose not yet rewritten.
 OUTDATED_WORDS = {
     "anew": (),

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from relay.message.address import own_mailbox
+
 DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
 LOGIN_OCTETS_MAX = 320  # of a user name: 64 of a local part, @, and 255 of a domain
 
@@ -95,7 +97,7 @@ class Account:
 
     def owns(self, address: str) -> bool:
         """Whether `address` belongs to this account, with or without a tag."""
-        wanted, own = address.lower(), (self.address, *self.aliases)
+        wanted, own = own_mailbox(address), (self.address, *self.aliases)
         return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
 
     def may_send_as(self, address: str) -> bool:
@@ -177,8 +179,9 @@ class RegisteredClient(Struct, frozen=True):
 
 def _is_listed(address: str, listed: Collection[str]) -> bool:
     """Whether a list of addresses and `*@domain` contains `address`."""
-    _, at, domain = address.lower().rpartition("@")
-    return address.lower() in listed or f"*{at}{domain}" in listed
+    address = own_mailbox(address)
+    _, at, domain = address.rpartition("@")
+    return address in listed or f"*{at}{domain}" in listed
 
 
 class AccountDirectory(Protocol):

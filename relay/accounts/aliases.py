@@ -16,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from msgspec import Struct
 
 from relay.accounts.account import AliasTarget, Expansion, untagged
+from relay.message.address import own_mailbox
 from relay.settings.document import Document, Fault, KeyPath
 
 DEPTH_MAX = 10  # aliases on the way to an address
@@ -77,7 +78,7 @@ class AliasTable:
                     yield (*one.place, number), address
 
     def _find(self, address: str) -> Forwarding | None:
-        wanted = address.lower()
+        wanted = own_mailbox(address)
         found = self._by_address.get(wanted)
         if found is None and "+" in wanted and wanted not in self._named:
             return self._by_address.get(untagged(wanted))
@@ -100,12 +101,12 @@ class AliasTable:
             return
         seen.add(forwarding.address)
         if forwarding.keeps_copy:
-            found.setdefault(address.lower(), AliasTarget(address, through))
+            found.setdefault(own_mailbox(address), AliasTarget(address, through))
         through = (*through, forwarding.address)
         for target in forwarding.targets:
             inner = self._find(target)
             if inner is None:
-                found.setdefault(target.lower(), AliasTarget(target, through))
+                found.setdefault(own_mailbox(target), AliasTarget(target, through))
             else:
                 self._collect(target, inner, through, found=found, seen=seen)
 

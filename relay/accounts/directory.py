@@ -43,7 +43,7 @@ from relay.accounts.passwords import (
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import shown
-from relay.message.address import AddressError
+from relay.message.address import AddressError, own_mailbox
 from relay.message.address import parse_mailbox as parse_any_mailbox
 from relay.observe.logs import get_logger
 from relay.settings.document import (
@@ -129,7 +129,7 @@ class AccountTables:
 
     def find(self, address: str) -> Account | None:
         """Return the account whose address, alias or `local+tag` is `address`, or None."""
-        wanted = address.lower()
+        wanted = own_mailbox(address)
         return self.by_address.get(wanted) or self.by_address.get(untagged(wanted))
 
 
@@ -188,7 +188,7 @@ class FileAccounts:
         An unknown user takes as much time, and is delayed as much, as a known one. Raises
         LoginDelayedError.
         """
-        account = self.tables.by_address.get(user.lower())
+        account = self.tables.by_address.get(own_mailbox(user))
         name = account.address if account else user[:_USER_LENGTH_MAX].lower()
         stored = self.tables.passwords.get(name)
         is_right = await self._checker.check(name, stored or _NOBODY, password, client=client)
@@ -227,7 +227,7 @@ class FileAccounts:
 
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
-        account = self.tables.by_address.get(address.lower())
+        account = self.tables.by_address.get(own_mailbox(address))
         if account is None:
             raise UnknownUserError(address)
         names = [account.address]
@@ -413,7 +413,7 @@ class _Loading:
         yield from table.check(self._document)
         self.tables.aliases = table
         for path, address in table.leaves():
-            local_part, _, domain = address.lower().rpartition("@")
+            local_part, _, domain = own_mailbox(address).rpartition("@")
             is_here = domain in self._domains and local_part != "postmaster"
             if is_here and self.tables.find(address) is None:
                 self.warn(path, f"found {shown(address)}, which is no account and no alias")

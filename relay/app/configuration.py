@@ -16,12 +16,13 @@ from relay.app.agreed import agreed_parts
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.phrases import without_login
+from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
-from relay.routing.route_table import Confinement, RouteTable, ascii_domain_of, parse_action
+from relay.routing.route_table import Confinement, RouteTable, parse_action
 from relay.settings.document import Fault, SettingsError, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
@@ -301,13 +302,11 @@ def _next_hop(text: str) -> NextHop:
 
 
 def _own_mx(address: str, _sender: str) -> Destination | None:
-    domain = ascii_domain_of(address)
+    domain = domain_of(address)
     return Destination(NextHop(HopKind.MX, domain), chosen=True) if domain else None
 
 
 def _local(address: str, table: RouteTable) -> Destination | None:
     """Return LOCAL if local delivery takes `address`: a catch_all is for local domains only."""
-    is_local = (
-        table.is_local_domain(ascii_domain_of(address)) or table.next_hop_for(address) == LOCAL
-    )
+    is_local = table.is_local_domain(domain_of(address)) or table.next_hop_for(address) == LOCAL
     return Destination(LOCAL, chosen=True) if is_local and table.mailbox_for(address) else None

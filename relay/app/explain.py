@@ -37,7 +37,7 @@ from relay.ingress.forwarding import Forwarder, expand_recipients
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.mailbox.types import Room
-from relay.message.envelope import ForwardPath, Source
+from relay.message.envelope import ForwardPath, Source, domain_of
 from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import CAPTURE, LOCAL, NextHop
 from relay.message.outcome import Deferred, Failed
@@ -57,7 +57,6 @@ from relay.routing.route_table import (
     RemoteRecipient,
     RouteTable,
     RoutingResult,
-    ascii_domain_of,
 )
 from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings
@@ -204,7 +203,7 @@ class Explainer:
         found: LocalRecipient | RemoteRecipient,
     ) -> RulesExplained:
         """Apply the rules as acceptance does. Raises TooManyPartsError, TimeoutError."""
-        claims_local = self.table.is_local_domain(ascii_domain_of(sender.reverse_path))
+        claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
         message = ExaminedMessage(
             reverse_path=sender.reverse_path,
             sender_local=claims_local and sender.is_trusted,

@@ -21,7 +21,6 @@ from relay.base.phrases import shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
 from relay.development.folder import running_config
-from relay.message.address import to_ascii_domain
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
 from relay.settings.tree import NodeRole, Settings
@@ -126,7 +125,7 @@ def _message_name(text: str) -> str:
 
 
 KEY = Parsed("key", _message_name)  # of a message: an id of any kind, an address, or "last"
-DOMAIN = Parsed("DOMAIN", lambda text: parse_domain(to_ascii_domain(text.removesuffix("."))))
+DOMAIN = Parsed("DOMAIN", lambda text: parse_domain(text.removesuffix(".")))
 
 
 class InputPath(click.Path):

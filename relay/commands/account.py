@@ -28,6 +28,7 @@ from relay.base.clock import Clock
 from relay.base.files import fsync_path, write_all
 from relay.base.phrases import shown
 from relay.development.folder import MARK
+from relay.message.address import own_mailbox
 from relay.settings.document import SettingsError, locate
 from relay.settings.tree import Settings
 
@@ -68,10 +69,10 @@ class AccountFile:
         for one in _parse(text):
             facts = {name: one[name] for name in _SHOWN if name in one}
             has = {name: bool(one.get(name)) for name in _CREDENTIALS}
-            found.append({"address": str(one["address"]).lower(), **facts, "has": has})
+            found.append({"address": own_mailbox(str(one["address"])), **facts, "has": has})
         for one in _aliases(text):
             has = dict.fromkeys(_CREDENTIALS, False)
-            found.append({"address": str(one["address"]).lower(), "to": one["to"], "has": has})
+            found.append({"address": own_mailbox(str(one["address"])), "to": one["to"], "has": has})
         return found
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
@@ -233,12 +234,13 @@ def _aliases(text: str) -> list[_Entry]:
 
 
 def _is_of(entry: _Entry, address: str) -> bool:
-    return str(entry.get("address", "")).lower() == address
+    return own_mailbox(str(entry.get("address", ""))) == address
 
 
 def _addresses(entries: Sequence[_Entry]) -> Iterator[str]:
     for one in entries:
-        yield from (str(each).lower() for each in (one.get("address", ""), *one.get("aliases", ())))
+        named = (one.get("address", ""), *one.get("aliases", ()))
+        yield from (own_mailbox(str(each)) for each in named)
 
 
 def _index(entries: Sequence[_Entry], address: str) -> int:

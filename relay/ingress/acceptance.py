@@ -52,7 +52,7 @@ from relay.ingress.send_as import header_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
 from relay.message.conversation import own_message_id
-from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts
+from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
 from relay.message.header import FIELDS_MAX, Header, ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
@@ -70,7 +70,6 @@ from relay.routing.route_table import (
     InvalidRecipient,
     RouteTable,
     RoutingResult,
-    ascii_domain_of,
 )
 from relay.signing.signer import Signer, SigningError
 from relay.spool.types import (
@@ -342,7 +341,7 @@ class Acceptance:
         """`paths` are what the recipients lead to that the client named."""
         envelope, origin = arrival.envelope, arrival.origin
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
-        claims_local = self.router.is_local_domain(ascii_domain_of(envelope.reverse_path))
+        claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         valid = [
             (path.address, found)
             for path, found in zip(paths, examinations, strict=True)

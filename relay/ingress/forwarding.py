@@ -33,7 +33,7 @@ from relay.base.clock import Clock
 from relay.base.phrases import counted
 from relay.ingress.message_limits import RateLimits
 from relay.message.address import AddressError, parse_mailbox
-from relay.message.envelope import ForwardPath, Notify
+from relay.message.envelope import ForwardPath, Notify, domain_of
 from relay.message.header import Header
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
@@ -47,7 +47,6 @@ from relay.routing.route_table import (
     RemoteRecipient,
     RouteTable,
     RoutingResult,
-    ascii_domain_of,
 )
 from relay.spool.types import NewRecipient
 
@@ -69,6 +68,7 @@ _DEFAULT = frozenset({Notify.FAILURE, Notify.DELAY})  # without NOTIFY
 _LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
 _DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters, digits, "-._"
+_JOINERS = re.compile("[\u200c\u200d]")  # IDNA 2003 drops them
 _LONG_LABEL = re.compile(r"[^.]{64}")  # readers may leave out some of it; to encode it takes long
 # RFC 3463 3.8
 _LENDS = InvalidRecipient(
@@ -142,7 +142,7 @@ class Forwarder(Struct, frozen=True):
             return ""
         if trusted and self._is_local(reverse_path):
             return ""
-        domain, now_us = ascii_domain_of(forwarded_by), self.clock.queue_us()
+        domain, now_us = domain_of(forwarded_by), self.clock.queue_us()
         written = self.srs.rewritten(reverse_path, domain, now_us=now_us)
         return "" if written == reverse_path else written
 
@@ -172,7 +172,7 @@ class Forwarder(Struct, frozen=True):
         return ""
 
     def _is_local(self, address: str) -> bool:
-        return self.router.is_local_domain(ascii_domain_of(address))
+        return self.router.is_local_domain(domain_of(address))
 
     def _may_be_ours(self, header: Header) -> bool:
         """Whether From or Sender has an address of a local domain for any reader.
@@ -250,11 +250,13 @@ def _report_to(sender: str) -> RateCharge:
 
 
 def _as_a_labels(domain: str) -> Iterator[str]:
-    """Yield a domain as the DNS has it: by IDNA 2003, and by IDNA 2008, which keeps letters such as
-    the sharp s.
+    """Yield a domain as the DNS has it: by IDNA 2008, by IDNA 2003, which writes "ss" for the sharp
+    s, and with whatever characters it has.
     """
-    domain = normalize("NFKC", domain).replace("\u3002", ".").rstrip(".").lower()  # RFC 3490 3.1
-    yield ascii_domain_of(f"@{domain}")
+    domain = normalize("NFKC", domain).replace("\u3002", ".").rstrip(".")  # RFC 3490 3.1
+    yield domain_of(f"@{domain}")
+    domain = domain.lower()
+    yield domain_of(f"@{_JOINERS.sub('', domain.casefold())}")
     labels = [
         one if one.isascii() else f"xn--{one.encode('punycode').decode()}"
         for one in domain.split(".")

@@ -10,6 +10,7 @@ RFC 6409 6.1, 6.3 (with 550; 553 5.7.1 is Postfix's reply); RFC 5322 3.6.2 (From
 """
 
 from relay.accounts.account import AccountDirectory
+from relay.message.address import ascii_address, shown_address
 from relay.message.header import Header
 from relay.mime.read_header import originators
 
@@ -38,7 +39,7 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
         return sender_rejection(accounts, login, "")
     for header_field in originators(header):
         for person in header_field.addresses:
-            if not account.may_send_as(person.address):
+            if not account.may_send_as(person.address) or not _has_one_reading(person.address):
                 return _rejection(f"<{_shown(person.address)}> in {header_field.name}", login)
         if header_field.unread or not header_field.addresses:
             found = _shown(header_field.unread) if header_field.unread else "no address"
@@ -49,6 +50,11 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
                 "quotes"
             )
     return ""
+
+
+def _has_one_reading(address: str) -> bool:
+    """Whether it is one of the two forms of its domain; some readers map other characters too."""
+    return address.isascii() or shown_address(ascii_address(address)) == address
 
 
 def _rejection(found: str, login: str) -> str:

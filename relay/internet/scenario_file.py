@@ -30,6 +30,7 @@ from relay.internet.scenario import (
     ScriptedReply,
     wire_reply,
 )
+from relay.message.envelope import domain_of
 from relay.settings.document import (
     Document,
     Fault,
@@ -295,7 +296,7 @@ def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> Edi
 
     A domain that is not described is added behind the others. Raises SettingsError.
     """
-    name = domain.strip().lower()
+    name = domain_of(f"@{domain.strip()}")
     domains = text.scenario.domain
     number = next((i for i, one in enumerate(domains) if name in one.names), len(domains))
 

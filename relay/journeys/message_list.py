@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import id_time_us, time_us_of
 from relay.journeys.document import Journey
+from relay.message.address import ascii_address, own_mailbox, shown_address, with_a_labels
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL
 
 FINAL_STATE = "final"  # all recipients are in final states
@@ -153,7 +154,8 @@ class MessageSearch(Struct, frozen=True):
         """Return the words that are neither in the subject nor in an address."""
         if not self.words:
             return ()
-        text = "\n".join((subject, sender, *addresses)).casefold()
+        named = (sender, *addresses, *map(ascii_address, addresses))
+        text = "\n".join((subject, *named, *map(shown_address, named))).casefold()
         return tuple(word for word in self.words if word.casefold() not in text)
 
     def words_of_text(self, sender: str, subject: str, addresses: Iterable[str]) -> tuple[str, ...]:
@@ -170,11 +172,13 @@ class MessageSearch(Struct, frozen=True):
         wanted = self.subject
         if not set(wanted) & set("*?"):
             wanted = wanted[:SUBJECT_CHARACTERS_MAX]
-        return matches_pattern(self.sender, sender or "<>") and matches_pattern(wanted, subject)
+        return matches_address_pattern(self.sender, sender or "<>") and matches_pattern(
+            wanted, subject
+        )
 
     def matches_address(self, address: str) -> bool:
         """Whether a recipient matches `to`."""
-        return matches_pattern(self.to, address)
+        return matches_address_pattern(self.to, address)
 
     def matches_recipients(self, recipients: Iterable[tuple[str, str]]) -> bool:
         """Whether (address, state) pairs match `to` and `state`."""
@@ -190,7 +194,7 @@ class MessageSearch(Struct, frozen=True):
         if not self.matches_facts(sender, subject) or not self.matches_recipients(recipients):
             return False
         addresses = [address for address, _ in recipients]
-        if self.mailbox and self.mailbox.casefold() not in map(str.casefold, (sender, *addresses)):
+        if self.mailbox and own_mailbox(self.mailbox) not in map(own_mailbox, (sender, *addresses)):
             return False
         return not self.words_left(sender, subject, addresses)
 
@@ -229,6 +233,11 @@ class FoundMessage(Struct, frozen=True):
 def matches_pattern(pattern: str, value: str) -> bool:
     """Whether the whole value matches; "" matches all. `*` is any text, `?` one character."""
     return not pattern or _compiled(pattern).match(value.casefold()) is not None
+
+
+def matches_address_pattern(pattern: str, address: str) -> bool:
+    """Whether an address matches, whichever form its domain and the pattern's have."""
+    return matches_pattern(with_a_labels(pattern), ascii_address(address))
 
 
 @lru_cache(maxsize=256)

@@ -34,6 +34,7 @@ from relay.journeys.message_list import (
     OpenSubmission,
 )
 from relay.journeys.open_submissions import OpenSubmissions
+from relay.message.address import own_mailbox
 
 _DAY_US = 86_400_000_000
 _RECIPIENTS_MAX = 1000  # in a line
@@ -238,8 +239,9 @@ class SubmissionLog:
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
         found: dict[str, None] = {}
         withdrawn: set[str] = set()  # written after the steps, so read before them
-        lowered = key.lower()
-        plain = key != "last" and key.isascii()  # bytes.lower() changes ASCII only
+        lowered = own_mailbox(key)
+        # bytes.lower() changes ASCII only, and old lines have U-labels
+        plain = key != "last" and key.isascii() and "xn--" not in lowered
         wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
         created_us = None if "@" in key else self._created_us(key)
         for path in self._files():
@@ -256,7 +258,7 @@ class SubmissionLog:
                     continue
                 if one.withdrawn:
                     withdrawn.add(one.submission_id)
-                elif key == "last" or key in names or lowered in map(str.lower, addresses):
+                elif key == "last" or key in names or lowered in map(own_mailbox, addresses):
                     found[one.submission_id] = None
                     if len(found) >= limit:
                         return list(found)

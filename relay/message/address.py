@@ -1,16 +1,20 @@
 """Parse and canonicalise addresses: mailboxes, and the paths of MAIL and RCPT.
 
-A parsed address has no CR, LF, NUL or other control character, a lower-case domain, and quotes
-around the local part only where they are needed. Only the limit of the path holds for a local part
-that a forwarder wrote (SRS). AddressError says what is wrong and carries the RFC 3463 status for
-the reply.
-RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5890.
+A parsed address has no CR, LF, NUL or other control character, a domain in lower case with
+A-labels, and quotes around the local part only where they are needed. Only the limit of the path
+holds for a local part that a forwarder wrote (SRS). AddressError says what is wrong and carries the
+RFC 3463 status for the reply.
+
+A label has two forms: "bücher" is the U-label of the A-label "xn--bcher-kva" (IDNA 2008, RFC 5890
+2.3.2). Relay stores, sends and compares A-labels; shown_address() is for people.
+RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5891; UTS 46 (non-transitional).
 """
 
 import contextlib
 import ipaddress
 import re
-from encodings import idna
+
+import idna
 
 LOCAL_PART_OCTETS_MAX = 64
 DOMAIN_OCTETS_MAX = 255
@@ -42,6 +46,8 @@ _pair = re.compile(r"\\(.)")
 # RFC 5321 4.5.3.1 asks for no limit, and SRS needs more than 64 octets (relay/message/srs.py).
 _forwarded = re.compile(r'"?SRS[01][=+-]', re.IGNORECASE | re.ASCII).match
 _not_plain = re.compile(r'(["\\])')
+_behind_at = re.compile(r"(?<=@)[^\s@<>()\[\],;:\"\\]+")
+_dots = re.compile(r"[.\u3002\uff0e\uff61]")  # RFC 3490 3.1
 
 
 class AddressError(ValueError):
@@ -61,9 +67,9 @@ def excerpt(text: str) -> str:
 def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
     """Return the canonical form of `local-part@domain`.
 
-    The domain becomes lower case; quotes that the local part does not need are removed.
-    `smtputf8` allows characters beyond ASCII. Raises AddressError with status 5.1.3, or 5.6.7 for
-    an address that needs SMTPUTF8.
+    The domain becomes lower case with A-labels; quotes that the local part does not need are
+    removed. `smtputf8` allows a local part beyond ASCII. Raises AddressError with status 5.1.3, or
+    5.6.7 for an address that needs SMTPUTF8.
     """
     if len(text) <= _ADDRESS_OCTETS_MAX and _ordinary_mailbox(text):
         at = text.rindex("@")
@@ -93,7 +99,7 @@ def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tu
         return "", rest
     if inner.lower() == "postmaster":
         return "postmaster", rest
-    if len(inner.encode("utf-8", "surrogatepass")) > _ADDRESS_OCTETS_MAX:
+    if len(inner) > _ADDRESS_OCTETS_MAX:  # its octets are counted with A-labels
         raise AddressError(f"the path is longer than {PATH_OCTETS_MAX} octets")
     mailbox = _without_source_route(inner)
     if odd_domain:
@@ -121,30 +127,69 @@ def to_ascii_domain(domain: str) -> str:
     if domain.isascii():
         return domain.lower()
     try:
-        if max(map(len, domain.split("."))) > _LABEL_OCTETS_MAX:  # ToASCII is quadratic
+        if len(domain.encode()) > DOMAIN_OCTETS_MAX:  # idna takes quadratic time
             raise UnicodeError  # noqa: TRY301 - one text for every bad name
-        labels = [idna.ToASCII(label).decode("ascii").lower() for label in domain.split(".")]
+        ascii_domain = idna.encode(domain, uts46=True).decode()
     except UnicodeError as error:
         raise AddressError(
             f"the domain {excerpt(domain)} is not a valid internationalised name"
         ) from error
-    ascii_domain = ".".join(labels)
     _check_ascii_domain(ascii_domain, found=domain)
     return ascii_domain
 
 
+def ascii_address(address: str) -> str:
+    """Return an address with A-labels; its local part stays. Never fails."""
+    local_part, at, domain = address.rpartition("@")
+    if domain.isascii():
+        return address
+    try:
+        return f"{local_part}{at}{to_ascii_domain(domain)}"
+    except AddressError:
+        return f"{local_part}{at}{domain.lower()}"
+
+
 def own_mailbox(address: str) -> str:
-    """Return the mailbox of an address that has one of its own: the address in lower case, its
-    domain as in the DNS. A tag stays. Never fails.
+    """Return an address as addresses are compared, and as the name of its mailbox: in lower case,
+    with A-labels. A tag stays. Never fails.
     """
-    local_part, _, domain = address.rpartition("@")
+    if address.isascii():
+        return address.lower()
+    local_part, at, domain = ascii_address(address).rpartition("@")
     lowered = local_part.lower()
     if len(lowered.encode("utf-8", "replace")) <= LOCAL_PART_OCTETS_MAX:  # it may have grown
         local_part = lowered
+    return f"{local_part}{at}{domain.lower()}"
+
+
+def shown_address(address: str) -> str:
+    """Return an address, or a pattern of addresses, with U-labels, for people. Never fails."""
+    if "xn--" not in address:
+        return address
+    local_part, at, domain = address.rpartition("@")
+    return f"{local_part}{at}{'.'.join(map(_u_label, domain.split('.')))}"
+
+
+def with_a_labels(text: str) -> str:
+    """Return a text or pattern with A-labels behind each @. A label with a wildcard stays."""
+    if text.isascii() or "@" not in text:
+        return text
+    return _behind_at.sub(lambda found: ".".join(map(_a_label, _dots.split(found[0]))), text)
+
+
+def _a_label(label: str) -> str:
     try:
-        return f"{local_part}@{to_ascii_domain(domain)}"
+        return to_ascii_domain(label)
     except AddressError:
-        return f"{local_part}@{domain.lower()}"
+        return label.lower()
+
+
+def _u_label(label: str) -> str:
+    try:
+        shown = idna.decode(label) if label.startswith("xn--") else label
+        return shown if to_ascii_domain(shown) == label else label  # one text, one name
+    except (UnicodeError, AddressError):
+        return label
 
 
 def plain_local_part(local_part: str) -> str:
@@ -158,18 +203,26 @@ def written_local_part(plain: str) -> str:
 
 
 def _parse_general(text: str, *, smtputf8: bool) -> str:
-    if not text.isascii():
-        _check_international(text, smtputf8=smtputf8)
-    if len(text.encode("utf-8")) > _ADDRESS_OCTETS_MAX:
-        raise AddressError(f"the address is longer than {_ADDRESS_OCTETS_MAX} octets")
     local_part, at, domain = text.rpartition("@")
+    if not text.isascii():
+        _check_international(text, "" if smtputf8 else local_part)
+    if len(local_part.encode("utf-8")) > _ADDRESS_OCTETS_MAX:
+        raise _too_long()
     if not at:
         raise AddressError(f"expected local-part@domain, found {excerpt(text)}")
-    return f"{_canonical_local_part(local_part)}@{_canonical_domain(domain)}"
+    address = f"{_canonical_local_part(local_part)}@{_canonical_domain(domain)}"
+    if len(address.encode("utf-8")) > _ADDRESS_OCTETS_MAX:
+        raise _too_long()
+    return address
 
 
-def _check_international(text: str, *, smtputf8: bool) -> None:
-    if not smtputf8:
+def _too_long() -> AddressError:
+    return AddressError(f"the address is longer than {_ADDRESS_OCTETS_MAX} octets")
+
+
+def _check_international(text: str, ascii_part: str) -> None:
+    """Check an address that is not ASCII; `ascii_part` must be."""
+    if not ascii_part.isascii():
         raise AddressError(
             f"the address {excerpt(text)} is not ASCII and needs SMTPUTF8", NEEDS_SMTPUTF8
         )
@@ -202,14 +255,7 @@ def _canonical_domain(domain: str) -> str:
     if domain.isascii():
         _check_ascii_domain(domain, found=domain)
         return domain.lower()
-    try:
-        domain = ".".join(idna.nameprep(label) for label in domain.split("."))
-    except UnicodeError as error:
-        raise AddressError(
-            f"the domain {excerpt(domain)} is not a valid internationalised name"
-        ) from error
-    _check_ascii_domain(to_ascii_domain(domain), found=domain)  # nameprep may turn it into ASCII
-    return domain
+    return to_ascii_domain(domain)
 
 
 def _check_ascii_domain(domain: str, *, found: str) -> None:

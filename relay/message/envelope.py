@@ -15,7 +15,7 @@ from enum import StrEnum
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from relay.message.address import excerpt
+from relay.message.address import ascii_address, excerpt
 
 
 class Notify(StrEnum):
@@ -110,8 +110,10 @@ class Client(Struct, frozen=True):
 
 
 def domain_of(address: str) -> str:
-    """Return the part after the last @ in lower case; "" for the null path and bare Postmaster."""
-    return address.rpartition("@")[2].lower() if "@" in address else ""
+    """Return the part after the last @ in lower case with A-labels; "" for the null path and bare
+    Postmaster.
+    """
+    return ascii_address(address).rpartition("@")[2].lower() if "@" in address else ""
 
 
 ENVID_CHARACTERS_MAX = 100

@@ -60,7 +60,6 @@ from relay.mime.transfer_encoding import coded_text
 from relay.mime.write_header import (
     CRLF,
     address_list_field,
-    ascii_address,
     explicit_sender,
     header_fields,
     raw_field,
@@ -259,7 +258,7 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
     properties, origin = block.properties, block.origin
     assert properties is not None
     author = properties.from_ or EmailAddress(origin.account)
-    _checked(ascii_address(author.address))
+    _checked(author.address)
     sender = explicit_sender(properties) or author
     envelope = _envelope(sender, (*properties.to, *properties.cc, *properties.bcc))
     content, texts = _made_of_properties(stored, block, length, keep_bcc=False)
@@ -327,7 +326,7 @@ class _Envelope(Struct, frozen=True):
 
 def _envelope(author: EmailAddress, addressees: Iterable[EmailAddress]) -> _Envelope:
     """Return the envelope, addresses in canonical form. Raises ConversionError."""
-    originator = author.address and _checked(ascii_address(author.address))
+    originator = author.address and _checked(author.address)
     recipients = _each_once(addressees)
     if not recipients:
         raise ConversionError("The message has no recipients: To, Cc and Bcc are empty.")
@@ -339,7 +338,7 @@ def _each_once(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
     """Return the addresses in canonical form, each once, in their order."""
     found: dict[str, str] = {}
     for addressee in addressees:
-        address = _checked(ascii_address(addressee.address))
+        address = _checked(addressee.address)
         found.setdefault(address.lower(), address)
     return tuple(found.values())
 

@@ -9,6 +9,7 @@ RFC 5322 2.1.1 (line lengths), 3.6; RFC 2045 6; RFC 1847 2.1 (signed parts stay)
 
 from msgspec import Struct
 
+from relay.message.address import own_mailbox
 from relay.message.content import (
     LARGE_BYTES,
     Content,
@@ -62,8 +63,8 @@ def _sender_for(message: Entity, origin: DraftOrigin) -> EmailAddress | None:
     """Return the account if the message is from another address and has no Sender, else None."""
     if not origin.on_behalf_of or (header := message.fields()).get("sender") is not None:
         return None
-    authors = (one.address.lower() for one in read_addresses(header, "from"))
-    return EmailAddress(origin.account) if origin.on_behalf_of.lower() in authors else None
+    authors = (own_mailbox(one.address) for one in read_addresses(header, "from"))
+    return EmailAddress(origin.account) if own_mailbox(origin.on_behalf_of) in authors else None
 
 
 class _RecodedBody(Struct, frozen=True):

@@ -8,6 +8,7 @@ RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2; RFC 6533 6 (international); RFC 5322
 
 import re
 
+from relay.message.address import own_mailbox
 from relay.message.content import Content, LargeContent
 from relay.message.envelope import ForwardPath, MessageFacts, Source
 from relay.message.header import Header, ParsedContent
@@ -57,7 +58,7 @@ def receipt_request(
     reverse_path = message.envelope.reverse_path
     if message.source is Source.REPORT or not reverse_path:
         return None
-    if _asker(header).lower() != reverse_path.lower() or not _may_answer(header):
+    if own_mailbox(_asker(header)) != own_mailbox(reverse_path) or not _may_answer(header):
         return None
     return ReceiptRequest(
         mailbox=mailbox,

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
+from relay.message.address import ascii_address, own_mailbox
 from relay.message.conversation import message_ids, topic_of
 from relay.message.extended_properties import extended_header_fields
 from relay.message.properties import EmailAddress, MessageProperties
@@ -106,17 +107,6 @@ def is_message_id(text: str) -> bool:
     return len(text) <= MESSAGE_ID_CHARACTERS_MAX and _MESSAGE_ID.fullmatch(text) is not None
 
 
-def ascii_address(address: str) -> str:
-    """Return the address with its domain in A-labels; the local part is not changed."""
-    if address.isascii():
-        return address
-    local_part, _, domain = address.rpartition("@")
-    try:
-        return f"{local_part}@{domain.encode('idna').decode()}"
-    except UnicodeError:
-        return address
-
-
 def _is_plain(value: str) -> bool:
     return value.isascii() and "=?" not in value and value == value.strip()
 
@@ -207,7 +197,7 @@ def header_fields(
 def explicit_sender(properties: MessageProperties) -> EmailAddress | None:
     """Return the Sender, None if it is the same address as From."""
     sender, author = properties.sender, properties.from_
-    is_author = sender and author and sender.address.lower() == author.address.lower()
+    is_author = sender and author and own_mailbox(sender.address) == own_mailbox(author.address)
     return None if is_author else sender
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 from relay.base.clock import rfc3339
+from relay.message.address import own_mailbox
 from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
@@ -227,7 +228,7 @@ def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     parsed = parse_header(header)
     date_us = date_us_of(parsed)
     addressed = frozenset(
-        one.address.lower() for name in ("to", "cc") for one in read_addresses(parsed, name)
+        own_mailbox(one.address) for name in ("to", "cc") for one in read_addresses(parsed, name)
     )
     date = "" if date_us is None else rfc3339(date_us)
     return MessageHead(author, to, cc, reply_to, date, addressed)

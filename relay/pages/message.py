@@ -20,6 +20,7 @@ from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
+from relay.message.address import own_mailbox
 from relay.message.lifecycle import SubmissionState
 from relay.mime.read_report import DeliveryReport
 from relay.pages.content import MessageHead
@@ -77,7 +78,7 @@ def _hidden_recipients(journey: Journey, head: MessageHead) -> Sequence[str]:
     return [
         one.address
         for one in journey.recipients
-        if one.address.lower() not in head.addressed and one.address not in replaced_by
+        if own_mailbox(one.address) not in head.addressed and one.address not in replaced_by
     ]
 
 

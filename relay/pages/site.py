@@ -6,6 +6,7 @@ request, so that the pages work below any path of a reverse proxy that removes i
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -23,6 +24,7 @@ from relay.base.clock import rfc3339, time_us_of
 from relay.base.phrases import moment, time_left
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
+from relay.message.address import shown_address
 from relay.pages.clock_facts import clock_facts
 from relay.pages.content_pages import ContentPages
 from relay.pages.forms import PageForm
@@ -57,6 +59,8 @@ TEMPLATES = (
 )  # fmt: skip
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
+
+_DOMAIN = re.compile(r"(?<=@)([A-Za-z0-9.-]+)")
 
 
 class LivePart(Struct, frozen=True):
@@ -249,7 +253,20 @@ def _environment() -> jinja2.Environment:
         auto_reload=False,
     )
     environment.globals |= {"moment": moment, "left_until": _left_until}
+    environment.filters["domains"] = _domains
     return environment
+
+
+def _domains(text: str) -> str:
+    """Return a text with the U-label of each domain behind an @, its A-label in the title."""
+    if "xn--" not in text:
+        return text
+    pieces = _DOMAIN.split(text)  # what is behind an @ has an odd place
+    for place in range(1, len(pieces), 2):
+        shown = shown_address(pieces[place])
+        if shown != pieces[place]:
+            pieces[place] = Markup('<span title="{}">{}</span>').format(pieces[place], shown)
+    return Markup("").join(pieces)
 
 
 def _left_until(at: str, now: str) -> str:

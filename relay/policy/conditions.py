@@ -12,7 +12,7 @@ matches.
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from functools import reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -21,6 +21,7 @@ from operator import or_
 from typing import Any, ClassVar, Self
 
 from relay.base.phrases import shown
+from relay.message.address import ascii_address, with_a_labels
 from relay.message.envelope import Source
 from relay.mime import headers
 from relay.policy.content_conditions import (
@@ -73,7 +74,24 @@ class AddressCondition(GlobCondition, frozen=True):
                 known = ", ".join(sorted(groups)) or "none"
                 raise ValueError(f"groups that there are ({known}), not {shown(name)}")
         plain = [each for each in texts if not each.startswith(_GROUP)]
-        return cls(reduce(or_, [groups[each] for each in names], Globs.of(plain)))
+        globs = Globs.of(map(_address_glob, plain))
+        return cls(reduce(or_, [groups[each] for each in names], globs))
+
+
+def _address_glob(text: str) -> str:
+    """Return a glob for addresses with A-labels, as they are compared. Raises ValueError.
+
+    Without an @, what follows the last wildcard ends a domain: "*.bücher.test".
+    """
+    if text.isascii():
+        return text
+    glob, start = with_a_labels(text), text.rfind("@") + 1
+    if not start and (start := max(map(text.rfind, "*?")) + 1):
+        is_whole = text[start : start + 1] == "."
+        glob = text[:start] + (with_a_labels(f"@{text[start:]}")[1:] if is_whole else text[start:])
+    if not glob[start:].isascii():
+        raise ValueError('whole labels beyond ASCII, as in "*@bücher.test" and "*.bücher.test"')
+    return glob
 
 
 class SenderCondition(AddressCondition, frozen=True):
@@ -83,11 +101,11 @@ class SenderCondition(AddressCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return self.globs.match(view.message.reverse_path or "<>")
+        return self.globs.match(view.sender)
 
     def value_in(self, view: MessageView) -> str:
         """Return the reverse-path."""
-        return view.message.reverse_path or "<>"
+        return view.sender
 
 
 class RecipientAddressCondition(AddressCondition, frozen=True):
@@ -97,7 +115,7 @@ class RecipientAddressCondition(AddressCondition, frozen=True):
 
     def matches_recipient(self, _: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        return self.globs.match(recipient)
+        return self.globs.match(ascii_address(recipient))
 
     def value_for(self, _: MessageView, recipient: str) -> str:
         """Return the address."""
@@ -163,6 +181,11 @@ class LoginCondition(GlobCondition, frozen=True):
     """The account that sent the message matches a glob; no account matches only <>."""
 
     field = "login"
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read globs. Raises ValueError."""
+        return cls(Globs.of(map(_address_glob, some_texts(value))))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -340,10 +363,15 @@ def _number(value: Any) -> float:
 
 
 _HEADER_TESTS: dict[str, Callable[[Any], HeaderTest]] = {
-    "matches": lambda globs: Globs.of(some_texts(globs)),
+    "matches": lambda globs: Globs.of(_both_forms(some_texts(globs))),
     "pattern": Pattern.parse,
     "over": _number,
 }
+
+
+def _both_forms(globs: Sequence[str]) -> Iterable[str]:
+    """Return globs for fields with and without A-labels, as MessageView.header() has values."""
+    return dict.fromkeys((*globs, *map(with_a_labels, globs)))
 
 
 def _passing(view: MessageView, name: str, test: HeaderTest) -> str | None:

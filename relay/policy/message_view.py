@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from relay.message.address import ascii_address, with_a_labels
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
@@ -75,6 +76,11 @@ class MessageView:
         return _address_of(self.message.client)
 
     @_Fact
+    def sender(self) -> str:
+        """The reverse-path, <> for the null one."""
+        return ascii_address(self.message.reverse_path) or "<>"
+
+    @_Fact
     def subject(self) -> str:
         """The decoded Subject."""
         return headers.decoded(self.content.header, "Subject")
@@ -102,11 +108,15 @@ class MessageView:
         return BodyText(body_text(self.content, self.parts, self._between_parts))
 
     def header(self, name: str) -> tuple[str, ...]:
-        """Return the values of all fields called `name`, unfolded and decoded."""
+        """Return the values of all fields called `name`, unfolded and decoded; one with a domain
+        beyond ASCII also with its A-labels.
+        """
         found = self._values.get(name)
         if found is None:
             values = self.content.header.values(name)[:FIELDS_MAX]
-            found = self._values[name] = tuple(map(decode_words, values))
+            texts = [*map(decode_words, values)]
+            found = tuple(dict.fromkeys((*texts, *map(with_a_labels, texts))))
+            self._values[name] = found
         return found
 
     def header_found(self, name: str) -> Mapping[Pattern, str]:
@@ -157,11 +167,11 @@ class MessageView:
         """Return the values of a field in FieldGlobs that is not in the header."""
         match field:
             case "sender":
-                return (self.message.reverse_path or "<>",)
+                return (self.sender,)
             case "login":
                 return (self.message.login or "<>",)
             case "recipient":
-                return self.message.recipients
+                return tuple(map(ascii_address, self.message.recipients))
             case "attachment":
                 return ("",) if may_have_attachments(self.content) else ()
             case _:

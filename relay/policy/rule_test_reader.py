@@ -12,9 +12,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.address import AddressError, own_mailbox, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
-from relay.message.envelope import Source
+from relay.message.envelope import Source, domain_of
 from relay.mime import headers
 from relay.mime.write_header import parameter
 from relay.policy.actions import NextHopAction
@@ -244,7 +244,7 @@ def _size(value: Any) -> int:
 
 
 def _domains(value: Any) -> frozenset[str]:
-    return frozenset(each.lower() for each in texts(value))
+    return frozenset(domain_of(f"@{each}") for each in texts(value))
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -252,4 +252,4 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _address_set(value: Any) -> frozenset[str]:
-    return frozenset(each.casefold() for each in texts(value))
+    return frozenset(own_mailbox(each).casefold() for each in texts(value))

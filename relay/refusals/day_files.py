@@ -155,7 +155,8 @@ class RefusalFiles:
 
     def _newest_first(self, wanted: RefusalSearch) -> Iterator[Refusal]:
         text = wanted.address or wanted.account or ""
-        needle = _encoder.encode(text.lower())[1:-1] if text.isascii() else b""
+        has_one_form = text.isascii() and "xn--" not in text.lower()  # a line may have another one
+        needle = _encoder.encode(text.lower())[1:-1] if has_one_form else b""
         for path in self._files():
             if wanted.after and path.name < wanted.after[:10]:
                 return

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.clock import rfc3339, time_us_of
+from relay.message.address import own_mailbox
 
 RECIPIENTS_MAX = 10  # named in a record
 PAGE_MAX = 1000  # records
@@ -56,9 +57,11 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     times: int = 1  # more where further refusals were only counted
 
     def concerns(self, address: str) -> bool:
-        """Whether `address`, in lower case, is the client, the login, the sender or a recipient."""
+        """Whether `address`, as own_mailbox() returns it, is the client, the login, the sender or
+        a recipient.
+        """
         named = (self.client, self.account, self.sender, *self.recipients)
-        return any(address == one.lower() for one in named)
+        return address in map(own_mailbox, named)
 
 
 def line_of(refusal: Refusal) -> str:
@@ -113,7 +116,7 @@ class RefusalSearch(Struct, frozen=True):
         """Whether a record is wanted; its time is not looked at."""
         if self.account is not None and refusal.account.lower() != self.account.lower():
             return False
-        return not self.address or refusal.concerns(self.address.lower())
+        return not self.address or refusal.concerns(own_mailbox(self.address))
 
 
 class RefusalPage(Struct, frozen=True):

@@ -28,7 +28,6 @@ from msgspec.structs import replace
 
 from relay.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
 from relay.base.phrases import without_login
-from relay.message.address import AddressError, to_ascii_domain
 from relay.message.envelope import domain_of
 from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.status import own_reply, split_reply
@@ -303,7 +302,7 @@ class RouteTable:
         domain = domain_of(address)
         if not domain:
             return self._examine_without_domain(address)
-        if not domain.isascii() and not (domain := ascii_domain_of(address)):
+        if not domain.isascii():
             # RFC 3463 3.2
             return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
         if self.is_daemon(address):
@@ -366,7 +365,7 @@ class RouteTable:
             if isinstance(route.action, HoldMail):
                 return replace(usual, held=usual.held or f"route {name}")
             if isinstance(route.action, UseMx):
-                domain = ascii_domain_of(address)
+                domain = domain_of(address)
                 mx = _examine_mx(address, domain, route=name)
                 if not isinstance(mx, RemoteRecipient):
                     return usual
@@ -483,7 +482,7 @@ class RouteTable:
 
     def _takes(self, route: _TableRoute, addresses: Collection[str], reverse_path: str) -> bool:
         return route.takes_sender(reverse_path) and all(
-            route in self._routes_for(ascii_domain_of(address)) for address in addresses
+            route in self._routes_for(domain_of(address)) for address in addresses
         )
 
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
@@ -564,17 +563,6 @@ def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:
         # RFC 3463 3.2
         return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
     return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)
-
-
-def ascii_domain_of(address: str) -> str:
-    """Return the domain of an address in lower case and ASCII, "" where it has none."""
-    domain = domain_of(address)
-    if not domain.isascii():
-        try:
-            domain = to_ascii_domain(domain)
-        except AddressError:
-            return ""
-    return domain.lower()
 
 
 def literal_address(domain: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from relay.base.certificates import CertificateError, load_pair
 from relay.base.socket_address import Address
+from relay.message.address import own_mailbox
 from relay.settings.document import KeyPath, dotted
 from relay.settings.tree import (
     CertificateFiles,
@@ -305,7 +306,7 @@ def sender_matches(pattern: str, reverse_path: str) -> bool:
     """Return whether a reverse-path has this pattern. The null one has "<>" and no other."""
     if pattern == "<>" or not reverse_path:
         return pattern == "<>" and not reverse_path
-    local_part, _, domain = reverse_path.lower().rpartition("@")
+    local_part, _, domain = own_mailbox(reverse_path).rpartition("@")
     expected, _, domains = pattern.rpartition("@")
     return expected in ("*", local_part) and domain_matches(domains, domain)
 

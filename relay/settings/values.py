@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from relay.base.socket_address import Address
+from relay.message.address import AddressError, to_ascii_domain
 from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
 from relay.settings.tree import Form
 
@@ -124,10 +125,11 @@ def is_ip(text: str) -> bool:
 
 
 def parse_domain(text: str) -> str:
-    """Return a domain in lower case."""
-    if not text.isascii():
-        raise ValueError('a domain in ASCII; names in other scripts as A-labels ("xn--...")')
-    domain = text.lower()
+    """Return a domain in lower case with A-labels."""
+    try:
+        domain = to_ascii_domain(text)
+    except AddressError as error:
+        raise ValueError(f'a domain such as "example.org": {error}') from None
     labels = domain.split(".")
     is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
     if not is_name or len(domain) > _DOMAIN_LENGTH_MAX:
@@ -136,7 +138,7 @@ def parse_domain(text: str) -> str:
 
 
 def parse_domain_pattern(text: str) -> str:
-    """Return "*", "*.suffix" or a domain, in lower case."""
+    """Return "*", "*.suffix" or a domain, in lower case with A-labels."""
     try:
         if text == "*":
             return text
@@ -146,8 +148,11 @@ def parse_domain_pattern(text: str) -> str:
 
 
 def parse_mailbox(text: str) -> str:
-    """Return local-part@domain in lower case; the local part is a dot-atom without "/"."""
-    local_part, _, domain = text.lower().rpartition("@")
+    """Return local-part@domain in lower case with A-labels; the local part is a dot-atom without
+    "/".
+    """
+    local_part, _, domain = text.rpartition("@")
+    local_part = local_part.lower()
     is_fit = len(local_part.encode()) <= _LOCAL_PART_BYTES_MAX and all(
         atom and all(map(is_atom_character, atom)) for atom in local_part.split(".")
     )
@@ -219,8 +224,8 @@ def parse_route_name(text: str) -> str:
 
 
 def parse_sender_pattern(text: str) -> str:
-    """Return an address, "*@domain", "*@*.suffix" or "<>", in lower case."""
-    local_part, _, domain = text.lower().rpartition("@")
+    """Return an address, "*@domain", "*@*.suffix" or "<>", in lower case with A-labels."""
+    local_part, _, domain = text.rpartition("@")
     with contextlib.suppress(ValueError):
         if text == "<>":
             return text

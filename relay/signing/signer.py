@@ -15,7 +15,6 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.journeys.events import NO_SIGNING_KEYS
-from relay.message.address import AddressError, to_ascii_domain
 from relay.message.content import LARGE_BYTES
 from relay.message.envelope import domain_of
 from relay.message.header import ParsedContent
@@ -246,9 +245,8 @@ def _plan(content: ParsedContent, ring: KeyRing, now_us: int) -> _Plan:
     author = sole_author(content.header)
     if author.fault:
         return _Plan(content, unsigned=author.fault)
-    try:
-        found = to_ascii_domain(domain_of(author.address))
-    except AddressError:
+    found = domain_of(author.address)
+    if not found.isascii():
         return _Plan(content, unsigned="From has a domain that is no name")
     domain = ring.domain_for(found)
     if not domain:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from relay.message.address import ascii_address
 from relay.message.envelope import Envelope, MessageFacts, Source
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.spool.types import NewRecipient, SpoolError, extra_text, parse_message_extra
@@ -34,7 +35,8 @@ def read_facts(row: Sequence[Any]) -> MessageFacts:
     return MessageFacts(
         id=row[0],
         envelope=Envelope(
-            row[1], envid=row[9], ret=row[10], smtputf8=bool(row[11]), eight_bit=bool(row[12])
+            ascii_address(row[1]), envid=row[9], ret=row[10], smtputf8=bool(row[11]),
+            eight_bit=bool(row[12]),
         ),
         source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
         size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],

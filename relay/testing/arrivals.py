@@ -18,6 +18,7 @@ from relay.app.daemon import Daemon
 from relay.journeys.document import Journey
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import NoSuchItemError
+from relay.message.address import own_mailbox
 from relay.message.lifecycle import AT_REST, RecipientState
 from relay.testing.message import field_addresses, field_text
 
@@ -77,8 +78,10 @@ class ArrivedMessage:
         """The state of this recipient."""
         if self.journey is None:
             return RecipientState.DELIVERED
-        wanted = self.copy.recipient.lower()
-        states = (one.state for one in self.journey.recipients if one.address.lower() == wanted)
+        wanted = own_mailbox(self.copy.recipient)
+        states = (
+            one.state for one in self.journey.recipients if own_mailbox(one.address) == wanted
+        )
         return next(states, self.journey.state)
 
 
@@ -100,12 +103,12 @@ class MailboxFiles:
         For an address with a tag only those that were sent to it.
         """
         folders = self._folders() if address is None else self._folders_of(address)
-        wanted = (address or "").lower()
+        wanted = own_mailbox(address or "")
         found: dict[str, MessageCopy] = {}
         for mailbox, folder in folders:
             for path in _files(folder):
                 copy = self._copy(mailbox, path)
-                if "+" not in wanted or copy.recipient.lower() == wanted:
+                if "+" not in wanted or own_mailbox(copy.recipient) == wanted:
                     found[copy.key] = copy
         return sorted(found.values(), key=lambda one: (one.written_ns, one.key))
 
@@ -125,13 +128,13 @@ class MailboxFiles:
 
     def _folders_of(self, address: str) -> Iterator[tuple[str, Path]]:
         """Yield the mailbox of an address; of a local one with a tag also that without it."""
-        local_part, _, domain = address.lower().rpartition("@")
+        local_part, _, domain = own_mailbox(address).rpartition("@")
         names = [local_part]
         if domain in self._domains and "+" in local_part:
             names.append(local_part.partition("+")[0])
         for name in names:
             try:
-                folder = mailbox_directory(self._root, f"{name}@{_ascii(domain)}")
+                folder = mailbox_directory(self._root, f"{name}@{domain}")
             except NoSuchItemError:
                 continue
             if (folder / "new").is_dir():
@@ -162,10 +165,3 @@ def _read_copy(mailbox: str, path: Path) -> MessageCopy:
     )
     queue_id = found[1] if found else ""
     return MessageCopy(path, mailbox, recipient, queue_id, eml, content, written_ns)
-
-
-def _ascii(domain: str) -> str:
-    try:
-        return domain.encode("idna").decode()
-    except UnicodeError:
-        return domain

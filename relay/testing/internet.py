@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from relay.internet.behaviour import ReceivedMail
 from relay.internet.scenario_file import read_scenarios, scenario_of
+from relay.message.envelope import domain_of
 from relay.message.lifecycle import RecipientState
 from relay.testing.message import WAIT_S, Message, MessageSource
 from relay.testing.running import RunningRelay
@@ -112,11 +113,12 @@ class InternetScenario:
 
     async def read(self, domain: str = "") -> list[RemoteMessage]:
         """Return what the hosts of a domain received, of all for ""."""
-        names = {domain, *(self._table_of(domain) or {}).get("aliases", ())}
+        others = (self._table_of(domain) or {}).get("aliases", ())
+        names = {domain_of(f"@{one}") for one in (domain, *others)}
         return [
             RemoteMessage(one, self.running.source_of(one.queue_id))
             for one in self.running.relay.internet.received
-            if not domain or any(each.lower().rpartition("@")[2] in names for each in one.addresses)
+            if not domain or any(domain_of(each) in names for each in one.addresses)
         ]
 
     async def wait(self, domain: str, wanted: Wanted, timeout_s: float) -> RemoteMessage:

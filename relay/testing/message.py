@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from relay.journeys.document import Journey
+from relay.message.address import own_mailbox
 from relay.message.content import MemoryOctets
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_report import read_remote_report
@@ -185,7 +186,7 @@ class Message:
         """Return state, status, reply and attempts of a recipient, as in the journey."""
         known = self.journey.get("recipients", ())
         for one in known:
-            if one["address"].lower() == address.lower():
+            if own_mailbox(one["address"]) == own_mailbox(address):
                 found: Mapping[str, Any] = one
                 return found
         names = ", ".join(one["address"] for one in known)

@@ -15,6 +15,7 @@ from relay.development.folder import DevelopmentFolder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
+from relay.message.address import own_mailbox
 from relay.testing.arrivals import ArrivedMessage
 from relay.testing.message import Bounce, Message, MessageSource
 from relay.testing.observer import Observer
@@ -94,9 +95,9 @@ class RunningRelay:
 
     def mark_read(self, address: str, message: Message) -> None:
         """Mark a message in the mailbox of an address as read. Raises LookupError, OSError."""
-        wanted = untagged(address.lower())
+        wanted = untagged(own_mailbox(address))
         for one in message.journey.get("recipients", ()):
-            if one["graph_id"] and untagged(one["address"].lower()) == wanted:
+            if one["graph_id"] and untagged(own_mailbox(one["address"])) == wanted:
                 mark_read_by_graph(self.relay.addresses.http, one["graph_id"], token=address)
                 return
         raise LookupError(f"{message!r} is not in the mailbox of {address}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from relay.journeys.document import Journey
-from relay.journeys.message_list import matches_pattern
+from relay.journeys.message_list import matches_address_pattern, matches_pattern
 from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.lifecycle import AT_REST, RecipientState
 from relay.refusals.refusal import Refusal, line_of
@@ -81,7 +81,7 @@ class Wanted:
     def is_in(self, arrival: ArrivedMessage) -> bool:
         """Whether a message arrived in the mailbox of the address."""
         names = arrival.copy.mailbox, arrival.copy.recipient
-        return any(matches_pattern(self.address, one) for one in names)
+        return any(matches_address_pattern(self.address, one) for one in names)
 
 
 @dataclass(frozen=True, slots=True)

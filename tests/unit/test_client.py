@@ -77,8 +77,8 @@ async def test_non_ascii_addresses_use_smtputf8():
     commands = wire.decode().lower()  # Python 3.13 writes some in capitals
     assert "mail from:<jürgen@example.test> " in commands
     assert " smtputf8" in commands
-    assert "rcpt to:<ü@bücher.example>" in commands
-    assert "To: ü@bücher.example".encode() in wire
+    assert "rcpt to:<ü@xn--bcher-kva.example>" in commands
+    assert "To: ü@xn--bcher-kva.example".encode() in wire
 
 
 @pytest.mark.parametrize(

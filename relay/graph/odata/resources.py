@@ -40,6 +40,7 @@ from relay.mailbox.query import (
     SortOrder,
 )
 from relay.mailbox.types import Folder
+from relay.message.address import with_a_labels
 from relay.message.extended_properties import MESSAGE_CLASS, ExtendedPropertyError, canonical_id
 
 ORDER_KEYS_MAX = 5
@@ -64,6 +65,8 @@ _CHOICES = {
     Property.CLASSIFICATION: ("focused", "other"),
 }
 _WITHOUT_ORDER = (Property.FLAG, Property.CLASSIFICATION)
+_ADDRESSES = (Property.FROM_ADDRESS, Property.SENDER_ADDRESS)
+_IN_DOMAINS = (Operator.CONTAINS, Operator.ENDS_WITH)  # a text without an @ may be of a domain
 _RECIPIENTS = (Collection.TO, Collection.CC, Collection.BCC, Collection.REPLY_TO)
 _UNQUERYABLE = (
     *("attachments", "extensions", "singleValueExtendedProperties", "uniqueBody", "sensitivity"),
@@ -122,6 +125,8 @@ def _message_property_names() -> set[str]:
 
 def _message_field(named: Property) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
+        if named in _ADDRESSES:
+            return _by_address(partial(Compare, named, operator), operator, str(value))
         return Compare(named, operator, value)
 
     kind, choices = _MESSAGE_TYPES.get(named, FieldType.TEXT), _CHOICES.get(named, ())
@@ -131,9 +136,20 @@ def _message_field(named: Property) -> QueryField[Condition]:
 def _item_field(named: ItemProperty) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
         assert isinstance(value, str), "the values of a text field are texts"
+        if named is ItemProperty.ADDRESS:
+            return _by_address(partial(CompareItem, named, operator), operator, value)
         return CompareItem(named, operator, value)
 
     return QueryField(named, FieldType.TEXT, compare)
+
+
+def _by_address(compared: Callable[[str], Condition], operator: Operator, value: str) -> Condition:
+    """Return the condition for a text in addresses, which the index has with A-labels."""
+    texts = [with_a_labels(value)]
+    if not value.isascii() and "@" not in value and operator in _IN_DOMAINS:
+        texts.append(with_a_labels(f"@{value}")[1:])
+    conditions = tuple(map(compared, texts))
+    return conditions[0] if len(conditions) == 1 else AnyOf(conditions)
 
 
 def _items(collection: Collection) -> CollectionField[Condition]:
@@ -299,7 +315,7 @@ def _user_search(text: str) -> Callable[[Account], bool]:
         if read is None or name.strip().lower() not in _USER_SEARCHED:
             names = ", ".join(_USER_SEARCHED.values())
             raise clause_error("search", f"found the property {quoted(name)}, expected {names}")
-        clauses[-1].append(_has_word(read, wanted.strip().casefold()))
+        clauses[-1].append(_has_word(read, str(_folded(wanted.strip()))))
     return lambda user: any(all(one(user) for one in clause) for clause in clauses)
 
 
@@ -309,7 +325,7 @@ def _has_word(read: Callable[[Account], Any], begin: str) -> Callable[[Account],
 
 
 def _folded(value: Value) -> Value:
-    return value.casefold() if isinstance(value, str) else value
+    return with_a_labels(value).casefold() if isinstance(value, str) else value
 
 
 def _record_field(

@@ -23,6 +23,7 @@ from relay.mailbox.query import (
     Property,
     SearchIn,
 )
+from relay.message.address import with_a_labels
 
 DEPTH_MAX = 32
 TERMS_MAX = 50
@@ -45,6 +46,9 @@ _OPERATORS = ("AND", "OR", "NOT")
 _UNSUPPORTED = ("NEAR", "ONEAR", "XRANK")
 
 _TEXT_PROPERTIES = {str(place): place for place in SearchIn if place is not SearchIn.ANYWHERE}
+_OF_ADDRESSES = frozenset(SearchIn) - {
+    *(SearchIn.ANYWHERE, SearchIn.SUBJECT, SearchIn.BODY, SearchIn.ATTACHMENT)
+}
 _FLAGS = {
     "hasattachment": Property.HAS_ATTACHMENTS,
     "hasattachments": Property.HAS_ATTACHMENTS,
@@ -184,7 +188,9 @@ class _SearchParser:
             message = f"{found}, expected at most {TERM_CHARACTERS_MAX}"
             raise clause_error("search", message)
         self._prefixes += words != value
-        return HasWords(where, words, prefix=words != value)
+        # the index has both forms of an address, but that with A-labels in lower case always
+        sought = with_a_labels(words) if where in _OF_ADDRESSES else words
+        return HasWords(where, sought, prefix=words != value)
 
     def _is_at_end(self) -> bool:
         return self._next.end == self._next.position or self._next.is_operator(")")

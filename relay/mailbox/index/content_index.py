@@ -41,6 +41,7 @@ from relay.mailbox.message_state import MessageState, read_state, with_state
 from relay.mailbox.query import Collection
 from relay.mailbox.threads import QueryTimeLimit
 from relay.mailbox.types import StoreUnavailableError
+from relay.message.address import ascii_address, shown_address
 from relay.message.content import as_octets
 from relay.message.conversation import conversation_id
 from relay.message.extended_properties import class_of
@@ -97,8 +98,8 @@ class HeaderData(Struct, frozen=True):
         from_, sender = one.from_ or EmailAddress(""), one.sender or one.from_ or EmailAddress("")
         return (
             search_key(one.subject),
-            *(search_key(from_.address), search_key(from_.name or from_.address)),
-            *(search_key(sender.address), search_key(sender.name or sender.address)),
+            *(_address_key(from_), search_key(from_.name or from_.address)),
+            *(_address_key(sender), search_key(sender.name or sender.address)),
             *(self.sent_us, self.created_us, self.modified_us),
             RANKS.get(one.importance, RANKS["normal"]),
             *(search_key(one.internet_message_id), search_key(self.conversation)),
@@ -116,11 +117,15 @@ class HeaderData(Struct, frozen=True):
             (Collection.REPLY_TO, one.reply_to),
         )
         found = [
-            (str(kind), search_key(person.address), search_key(person.name or person.address))
+            (str(kind), _address_key(person), search_key(person.name or person.address))
             for kind, those in recipients
             for person in those
         ]
         return found + [(str(Collection.CATEGORIES), search_key(one), "") for one in one.categories]
+
+
+def _address_key(person: EmailAddress) -> str:
+    return search_key(ascii_address(person.address))
 
 
 HEADER_COLUMNS = (
@@ -257,7 +262,14 @@ def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
 
 
 def _join_addresses(addresses: Iterable[EmailAddress]) -> str:
-    return " ".join(f"{one.name} {one.address}" for one in addresses)
+    """Return names and addresses, those with two forms in both."""
+    texts = (
+        dict.fromkeys(
+            (one.name, one.address, ascii_address(one.address), shown_address(one.address))
+        )
+        for one in addresses
+    )
+    return " ".join(map(" ".join, texts))
 
 
 _MESSAGES_AT_ONCE = 200

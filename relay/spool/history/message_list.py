@@ -28,6 +28,7 @@ from relay.journeys.message_list import (
     MessageSummary,
     position_of,
 )
+from relay.message.address import own_mailbox, shown_address
 from relay.message.lifecycle import RecipientState, message_state
 from relay.spool.columns import in_chunks
 from relay.spool.tables import QueueEngine, Tables, reads
@@ -414,14 +415,14 @@ def _lookup(key: str) -> tuple[str, tuple[str, ...]]:
 def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
     """Scan the newest messages by sender or recipient; older ones may be missed."""
     found: list[str] = []
-    wanted = key.lower()
+    wanted = own_mailbox(key)
     rows = tables.each(
         "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
         " ORDER BY id DESC LIMIT ?",
         (SCAN_MAX,),
     )
     for some in in_chunks(rows, _SCANNED_AT_ONCE):
-        own = {row[0]: row[2].lower() for row in some if account in (None, row[1])}
+        own = {row[0]: own_mailbox(row[2]) for row in some if account in (None, row[1])}
         named = set(own) if key == "last" else _sent_to(tables, tuple(own), wanted)
         found += [one for one, sender in own.items() if sender == wanted or one in named]
         if len(found) >= limit:
@@ -433,8 +434,8 @@ def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]
     """Return those of these messages that have this recipient, not added by policy."""
     where, values = tables.among("message_id", queue_ids)
     rows = tables.fetch(
-        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) = ?"
+        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) IN (?, ?)"
         " AND added_by = ''",
-        (*values, address),
+        (*values, address, shown_address(address)),
     )
     return {queue_id for (queue_id,) in rows}

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Event, Step
+from relay.message.address import shown_address, with_a_labels
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.message.nexthop import Destination
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
@@ -376,9 +377,11 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         if pattern:
             conditions.append(
                 "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
-                " AND r.entry = e.number AND lower(r.address) LIKE ? ESCAPE '\\')"
+                " AND r.entry = e.number AND (lower(r.address) LIKE ? ESCAPE '\\'"
+                " OR lower(r.address) LIKE ? ESCAPE '\\'))"
             )
-            values.append(_like(pattern))
+            pattern = with_a_labels(pattern)  # noqa: PLW2901
+            values += map(_like, (pattern, shown_address(pattern)))  # old rows have U-labels
     return " AND ".join(conditions), values
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from relay.journeys.events import Event, Step
+from relay.message.address import ascii_address
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import NextHop
@@ -184,7 +185,7 @@ def _claim_of(
 
 def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
     """Return the recipient in a row of RECIPIENT_COLUMNS. Raises ValueError."""
-    path = ForwardPath(row[1], _parse_notify(row[2]), row[3])
+    path = ForwardPath(ascii_address(row[1]), _parse_notify(row[2]), row[3])
     return ClaimedRecipient(row[0], path, *row[4:])
 
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.message.address import AddressError, parse_mailbox, parse_path, to_ascii_domain
+from relay.message.address import (
+    AddressError,
+    own_mailbox,
+    parse_mailbox,
+    parse_path,
+    shown_address,
+    to_ascii_domain,
+    with_a_labels,
+)
+from relay.settings.values import parse_domain
 
 # github.com/dominicsayers/isemail, test/tests.xml, the categories ISEMAIL_RFC5321 and (some)
 # ISEMAIL_VALID: what a server must take, with the canonical form that we give it.
@@ -100,21 +109,84 @@ def test_longest_address():
     ("text", "canonical"),
     [
         ("üser@example.org", "üser@example.org"),
-        ("user@BÜCHER.Example", "user@bücher.example"),
         ('"ü ser"@example.org', '"ü ser"@example.org'),
-        ("用户@例子.广告", "用户@例子.广告"),
-        ("a@\uff45xample.org", "a@example.org"),  # a full-width e
+        ("用户@例子.广告", "用户@xn--fsqu00a.xn--4rr70v"),
     ],
 )
-def test_non_ascii_addresses_need_smtputf8(text, canonical):
+def test_local_parts_beyond_ascii_need_smtputf8(text, canonical):
     assert parse_mailbox(text, smtputf8=True) == canonical
     with pytest.raises(AddressError) as caught:
         parse_mailbox(text)
     assert caught.value.status == "5.6.7"
 
 
+DOMAINS = {  # IDNA 2008 with the mapping of UTS 46
+    "BÜCHER.Example": "xn--bcher-kva.example",
+    "XN--BCHER-KVA.example": "xn--bcher-kva.example",
+    "bu\u0308cher\u3002example": "xn--bcher-kva.example",  # decomposed, and an ideographic full stop
+    "xn--bcher-kva.bücher.example": "xn--bcher-kva.xn--bcher-kva.example",
+    "straße.test": "xn--strae-oqa.test",  # not strasse.test, another owner's (RFC 5894 7.2)
+    "βόλος.test": "xn--nxasmm1c.test",
+    "\uff45xample.org": "example.org",  # a full-width e
+    "xn--i-7iq.ws": "xn--i-7iq.ws",  # ASCII passes, also what IDNA 2008 does not allow
+}
+
+
+@pytest.mark.parametrize(("domain", "ascii_domain"), DOMAINS.items())
+def test_a_domain_becomes_a_labels_without_smtputf8(domain, ascii_domain):
+    assert parse_mailbox(f"A.b@{domain}") == f"A.b@{ascii_domain}"
+    assert parse_path(f"<A.b@{domain}> X") == (f"A.b@{ascii_domain}", "X")
+    assert parse_domain(domain) == ascii_domain
+    assert own_mailbox(f"A.b@{domain}") == f"a.b@{ascii_domain}"
+
+
 @pytest.mark.parametrize(
-    "text", ["a@x\u2028.org", "\x85@x.org", "\ud800@x.org", "a@\ud800.org", "a@℀.org", "a@ü..org"]
+    ("address", "shown"),
+    [
+        ("a@xn--bcher-kva.test", "a@bücher.test"),
+        ("xn--bcher-kva.test", "bücher.test"),
+        ("*@*.xn--bcher-kva.test", "*@*.bücher.test"),
+        ("xn--a@b.test", "xn--a@b.test"),
+        ("a@xn--a.test", "a@xn--a.test"),  # no A-label
+        ("a@xn--i-7iq.ws", "a@xn--i-7iq.ws"),  # the heart is no letter
+        ("a@xn--example-.test", "a@xn--example-.test"),
+        ("a@xn--strasse-oqa.test", "a@xn--strasse-oqa.test"),
+    ],
+)
+def test_people_see_u_labels_that_stand_for_the_same_domain(address, shown):
+    assert shown_address(address) == shown
+    assert with_a_labels(f"@{shown}") == f"@{address}"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("bücher", "bücher"),
+        ("jörg@*.bücher.test", "jörg@*.xn--bcher-kva.test"),
+        ("*@*bücher.test", "*@*bücher.test"),
+        ("Jörg <jörg@Bücher.test>, b@ü.test", "Jörg <jörg@xn--bcher-kva.test>, b@xn--tda.test"),
+        ("@♥.test", "@♥.test"),
+    ],
+)
+def test_texts_that_are_compared_have_a_labels(text, found):
+    assert with_a_labels(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a@x\u2028.org",
+        "\x85@x.org",
+        "\ud800@x.org",
+        "a@\ud800.org",
+        "a@℀.org",
+        "a@ü..org",
+        "a@i♥.ws",
+        "a@ü_.org",
+        "a@" + "ü" * 200 + ".org",
+        "a@1א.ü.org",
+        "a" * 64 + "@" + ".".join(["ü" * 46] * 4),
+    ],
 )
 def test_invalid_international_addresses_are_rejected(text):
     with pytest.raises(AddressError):

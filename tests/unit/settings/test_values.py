@@ -111,7 +111,7 @@ def test_domain(text, domain):
 
 @pytest.mark.parametrize(
     "text",
-    ["", ".", "a.", ".a", "a..b", "-a", "a-", "a_b", "a b", "jörg.de", "a" * 64, "a." * 130 + "a",
+    ["", ".", "a.", ".a", "a..b", "-a", "a-", "a_b", "a b", "jö_rg.de", "♥.de", "a" * 64, "a." * 130 + "a",
      "1.2.3.4", "*.a", "a\n"],
 )  # fmt: skip
 def test_no_domain(text):
