@@ -64,3 +64,16 @@ def test_templates_have_nothing_that_the_content_security_policy_blocks(path):
 @pytest.mark.parametrize("path", sorted((PAGES / "templates").glob("*.html")), ids=lambda p: p.name)
 def test_templates_escape_every_value(path):
     assert not re.search(r"\|\s*safe\b|autoescape\s+false", path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a@b.test, xn--a", "a@b.test, xn--a"),
+        ("<a@xn--bcher-kva.test>", '&lt;a@<span title="xn--bcher-kva.test">bücher.test</span>&gt;'),
+        ("a@xn--a.test & b", "a@xn--a.test &amp; b"),
+    ],
+)
+def test_a_domain_is_shown_with_u_labels_and_has_a_labels_in_its_title(text, shown):
+    page = site._environment().from_string("{{ text | domains }}")
+    assert page.render(text=text) == shown
