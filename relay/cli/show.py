@@ -151,7 +151,11 @@ def _graph_ids(journey: Journey) -> str:
 
 
 def _names(people: Sequence[EmailAddress | None]) -> str:
-    shown = (f"{one.name} <{one.address}>" if one.name else one.address for one in people if one)
+    shown = (
+        f"{one.name} <{one.address}>" if one.name and one.address else one.name or one.address
+        for one in people
+        if one
+    )
     return ", ".join(shown)
 
 

@@ -21,7 +21,7 @@ from relay.client import RejectedError
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, with_crlf
 from relay.message.properties import EmailAddress
-from relay.mime.read_header import named_addresses
+from relay.mime.address_list import address_entries
 from relay.mime.write_header import address_list_field, raw_field
 
 _FIELDS = ("To", "Cc", "Bcc")
@@ -88,17 +88,18 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
 def _recipients_in(header: Header) -> list[str]:
     """Return the addresses in the fields of recipients, those of a resending if there is one.
 
-    Raises RejectedError for a field in which there is none.
+    Raises RejectedError for what is not an address, or has two readings.
     """
     is_resent = any(name in header for name in _RESENT_FIELDS)
-    found = []
+    found: list[str] = []
     for name in _RESENT_FIELDS if is_resent else _FIELDS:
         for octets in header.values(name):
             value = octets.decode("utf-8", "replace")
-            addresses = [address for _, address in named_addresses([value]) if address]
-            if not addresses and value and ":" not in value:  # an empty group has one
-                raise RejectedError(f"{name}: {value[:200]!a} is not an address")
-            found += addresses
+            for one in address_entries(value, unqualified=True):
+                if not one.is_plain:
+                    unlike = " that all programs read alike" if one.address else ""
+                    raise RejectedError(f"{name}: {one.text[:200]!a} is not an address{unlike}")
+                found += filter(None, [one.address])  # a comment has none
     return found
 
 

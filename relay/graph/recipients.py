@@ -82,9 +82,9 @@ def reply_recipients(
     well, but not to the account's addresses. Each address occurs once, and what is no valid address
     is left out. If only own addresses are left, the reply goes to these. RFC 5322 3.6.3.
     """
-    author = original.from_ or original.sender
+    authors = [one for one in (original.from_, original.sender) if one and one.address]
     is_own = any(one and account.owns(one.address) for one in (original.from_, original.sender))
-    targets = original.to if is_own else original.reply_to or tuple(filter(None, [author]))
+    targets = original.to if is_own else _each_once(original.reply_to) or tuple(authors[:1])
     to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
     known = {one.address.lower() for one in to}
     cc = _each_once(original.cc) if to_all else ()

@@ -23,7 +23,8 @@ Reading messages:
 
 - `structure`: the parts of a message and where they are; only reads, damaged MIME too
 - `read_mime`: which part is the body and which are attachments; their names and sizes
-- `read_header`: header fields as Graph's properties; the only author; addresses that are ambiguous
+- `read_header`: header fields as Graph's properties; the only author
+- `address_list`: the names and addresses of From, To and their like, and which have two readings
 - `links`: links and one-time codes in bodies
 - `file_types`: the type of a file by its first octets
 

@@ -50,6 +50,7 @@ from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
 from relay.mime.read_header import (
     check_header,
+    first_person,
     read_addresses,
     read_text,
     read_token,
@@ -295,7 +296,8 @@ def _of_mime(
         if unread := unreadable_addresses(header, name):
             raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
     added = filter(None, [sent.sender])
-    authors = (*added, *read_addresses(header, "sender"), *read_addresses(header, "from"))
+    people = (*added, *read_addresses(header, "sender"), *read_addresses(header, "from"))
+    authors = (one for one in people if one.address)
     addressees = [one for name in _RECIPIENT_FIELDS for one in read_addresses(header, name)]
     envelope = _envelope(next(iter(authors), EmailAddress(origin.account)), addressees)
     return ConvertedMessage(
@@ -313,8 +315,8 @@ def _of_mime(
 
 
 def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:
-    author = read_addresses(header, "from")
-    account = author[0].address if author else ""
+    author = first_person(read_addresses(header, "from"))
+    account = author.address if author else ""
     return DraftOrigin(account, "", f"<{now_us}@{hostname}>", now_us, now_us)
 
 

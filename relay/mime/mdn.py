@@ -6,14 +6,13 @@ writes what people read.
 RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2; RFC 6533 6 (international); RFC 5322 3.4 (groups).
 """
 
-import re
-
 from relay.message.address import own_mailbox
 from relay.message.content import Content, LargeContent
 from relay.message.envelope import ForwardPath, MessageFacts, Source
 from relay.message.header import Header, ParsedContent
 from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.status import one_line
+from relay.mime.address_list import address_entries
 from relay.mime.dsn import (
     HumanPart,
     ReportPart,
@@ -26,7 +25,12 @@ from relay.mime.dsn import (
     thread_fields,
 )
 from relay.mime.headers import decoded, fold, is_automatic
-from relay.mime.read_header import parse_header, read_addresses, unreadable_addresses
+from relay.mime.read_header import (
+    parse_header,
+    read_addresses,
+    read_token,
+    unreadable_addresses,
+)
 
 _ASKS = "Disposition-Notification-To"
 _OPTIONS = "Disposition-Notification-Options"
@@ -35,9 +39,6 @@ _FIELD_OCTETS_MAX = 2000
 _LANGUAGE_CHARACTERS_MAX = 200
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
-# A quoted string; group 1 is one without an end.
-_quoted = re.compile(r'("(?:[^"\\]|\\.?)*+\Z)|"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_separator = re.compile(r"[,;:]")  # between addresses, and of a group
 
 
 def asks_for_receipt(content: Content) -> bool:
@@ -80,11 +81,10 @@ def _asker(header: Header) -> str:
     if octets is None or header.count(_ASKS) != 1 or len(octets) > _FIELD_OCTETS_MAX:
         return ""
     fields = parse_header(octets)
-    found = read_addresses(fields, _ASKS)
-    plain = _quoted.sub(r"\1", str(fields.get(_ASKS, "")))
-    if len(found) != 1 or unreadable_addresses(fields, _ASKS) or _separator.search(plain):
+    found = [*address_entries(read_token(fields, _ASKS))]
+    if len(found) != 1 or found[0].in_group or unreadable_addresses(fields, _ASKS):
         return ""
-    return found[0].address
+    return read_addresses(fields, _ASKS)[0].address
 
 
 def _may_answer(header: Header) -> bool:

@@ -1,18 +1,18 @@
 """Read the fields of any header as Graph's properties.
 
 relay.message.header splits the header. For damaged fields the readers return what can be read.
-Nothing raises; unreadable_addresses() reports what was skipped in a field of recipients.
+Nothing raises; unreadable_addresses() reports what other readers may read otherwise.
 RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from email import utils
 from email.message import Message
 from email.policy import Compat32
 from email.utils import parsedate_tz
+from itertools import chain, islice
 
 from msgspec import Struct
 
@@ -28,6 +28,7 @@ from relay.message.header import (
     with_first_fields,
 )
 from relay.message.properties import EmailAddress, MessageProperties
+from relay.mime.address_list import Entry, address_entries
 from relay.mime.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
@@ -35,23 +36,14 @@ PARAMETERS_MAX = 100  # of a content field: `email` is quadratic in them
 _CONTENT_FIELD_CHARACTERS_MAX = 8192
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
-# Quoted strings, and the starts of comments. A string without an end goes on to the end of the
-# text: if it were looked for at each quote in it, the time would be quadratic.
-_AT_TEXT = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|(?P<open>\Z))|\(', re.DOTALL)
-_OPENING = re.compile(r"\(")
-_IN_COMMENT = re.compile(r"\\.|[()]")
 _PHRASE = re.compile(r'(?:"(?:[^"\\]|\\.?)*+(?:"|\Z)|[^",]++)++', re.DOTALL)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.?)*+)(?:"|\Z)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)")
-_GROUP = re.compile("[:;]")  # what a list of addresses has only there (RFC 5322 3.4)
 # The only author of most messages: `Name <local@domain>`, or the address alone.
 _PLAIN_ADDRESS = rb"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)"
 _PLAIN_AUTHOR = re.compile(
     rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
 )
-_UNCLOSED = re.compile(r'[("\x00]')  # a quote, a comment without an end; octets that readers drop
-_LITERAL = re.compile(r"\[[^\[\]]*+\]")  # may have colons
-_STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
 _ADDRESSES_MAX = 2000
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
 _PHRASES_MAX = 200
@@ -153,8 +145,8 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
     in_reply_to = message_ids(read_token(fields, "in-reply-to"))
     return MessageProperties(
         subject=read_text(fields, "subject"),
-        from_=_first(read_addresses(fields, "from")),
-        sender=_first(read_addresses(fields, "sender")),
+        from_=first_person(read_addresses(fields, "from")),
+        sender=first_person(read_addresses(fields, "sender")),
         to=read_addresses(fields, "to"),
         cc=read_addresses(fields, "cc"),
         bcc=read_addresses(fields, "bcc"),
@@ -164,7 +156,9 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
         internet_message_headers=_other_fields(fields),
         categories=tuple(_phrases(fields, "keywords")),
         sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
-        read_receipt=bool(read_addresses(fields, "disposition-notification-to")),
+        read_receipt=any(
+            one.address for one in read_addresses(fields, "disposition-notification-to")
+        ),
         in_reply_to=in_reply_to[0] if in_reply_to else "",
         references=message_ids(read_token(fields, "references"))[:_IDS_MAX],
         conversation_index=read_token(fields, "thread-index").replace(" ", ""),
@@ -172,40 +166,31 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
 
 
 def read_addresses(message: "Message[str, str]", name: str) -> tuple[EmailAddress, ...]:
-    """Return the addresses of an address field; groups are flattened, names decoded."""
-    with contextlib.suppress(Exception):  # damaged headers make `email` raise in many ways
-        pairs = named_addresses(_values(message, name))[:_ADDRESSES_MAX]
-        return tuple(
-            EmailAddress(_address(address), decode_text(person))
-            for person, address in pairs
-            if "@" in address
-        )
-    return ()
+    """Return the people in an address field; groups are flattened, names decoded.
+
+    The address is "" for text that is not an address.
+    """
+    found = _entries(message, name)
+    people = (EmailAddress(_address(one.address), decode_text(one.name)) for one in found)
+    return tuple(islice((one for one in people if one.address or one.name), _ADDRESSES_MAX))
 
 
 def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
-    """Return what read_addresses() would skip in an address field, "" if it reads everything.
-
-    The standard library is lenient: it skips invalid addresses, and takes `a@x <b@y>` for two.
+    """Return the first entry of an address field that has not the same one address for every
+    reader, "" if there is none.
     """
-    count = 0
-    for value in _values(message, name):
-        try:
-            found = [address for _, address in named_addresses([value]) if address]
-        except Exception:  # noqa: BLE001 - damaged headers make `email` raise in many ways
-            return value
-        for address in found:
-            if "@" not in address or "\ufffd" in address:
-                return address
-        text = _without_quotes(value)
-        separators = text.count(",") + text.count(";")
-        read = sum(_without_quotes(address).count("@") for address in found)
-        count += len(found)
-        if count > _ADDRESSES_MAX:
+    for count, one in enumerate(_entries(message, name)):
+        if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
-        if text.count("@") != read or len(set(map(_address, found))) > separators + 1:
-            return value
+        if not one.is_plain or "\ufffd" in _address(one.address):
+            return _repaired(one.text)
     return ""
+
+
+def _entries(message: "Message[str, str]", name: str) -> Iterator[Entry]:
+    return chain.from_iterable(
+        address_entries(_UNFOLD.sub("", value)) for value in message.get_all(name, [])
+    )
 
 
 class Originators(Struct, frozen=True):
@@ -238,10 +223,8 @@ def originators(header: Header) -> Iterator[Originators]:
             yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
             return
         field = parse_header(octets)
-        addresses = tuple(_canonical(one) for one in read_addresses(field, shown))
-        yield Originators(
-            shown, addresses, unreadable_addresses(field, shown) or _ambiguous(field, shown)
-        )
+        addresses = tuple(_canonical(one) for one in read_addresses(field, shown) if one.address)
+        yield Originators(shown, addresses, unreadable_addresses(field, shown))
 
 
 class Author(Struct, frozen=True):
@@ -267,10 +250,10 @@ def sole_author(header: Header) -> Author:
         return Author(fault="From has what is no address")
     if len(found.addresses) != 1:
         return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
-    text = _without_quotes(value.decode("utf-8", "replace"))
-    if _UNCLOSED.search(text):
+    text = value.decode("utf-8", "replace")
+    if "\0" in text:  # some readers drop it
         return Author(fault="From has what is no address")
-    if _GROUP.search(_LITERAL.sub("", text)):
+    if any(one.in_group for one in address_entries(text)):
         return Author(fault="From has a group")
     return Author(found.addresses[0].address)
 
@@ -285,51 +268,6 @@ def _canonical(person: EmailAddress) -> EmailAddress:
     with contextlib.suppress(AddressError):
         return EmailAddress(parse_mailbox(person.address), person.name)
     return person
-
-
-def _ambiguous(message: "Message[str, str]", name: str) -> str:
-    """Return a value in which different readers may see different addresses, "" if none.
-
-    Outside of quotes and comments a backslash is not an escape (RFC 5322 3.2.3), but some readers
-    take it for one: for some the quote after it starts a string, for others it does not.
-    """
-    for value in _values(message, name):
-        if any(_STRAY_ESCAPE.search(piece) for piece in _outside_quotes(value)):
-            return value
-    return ""
-
-
-def named_addresses(values: list[str]) -> list[tuple[str, str]]:
-    """Return (name, address) of all addresses in the values, the same on every Python version.
-
-    Later versions return nothing of a field with an error unless `strict` is False. Errors in
-    fields of recipients are reported by unreadable_addresses().
-    """
-    if getattr(utils, "supports_strict_parsing", False):
-        return utils.getaddresses(values, strict=False)
-    return utils.getaddresses(values)
-
-
-def _without_quotes(value: str) -> str:
-    """Return an address field without quoted strings and comments; unterminated ones stay."""
-    return "".join(_outside_quotes(value))
-
-
-def _outside_quotes(value: str) -> list[str]:
-    """Return the pieces between quoted strings and comments; unterminated ones stay."""
-    pieces, outside, position, depth, at_text = [], 0, 0, 0, _AT_TEXT
-    while found := (_IN_COMMENT if depth else at_text).search(value, position):
-        if found.lastgroup == "open":  # no later quote ends either
-            at_text = _OPENING
-            continue
-        if not depth:
-            pieces.append(value[outside : found.start()])
-            outside = found.start()
-        depth += {"(": 1, ")": -1}.get(found[0], 0)
-        position = found.end()
-        if not depth:
-            outside = position
-    return [*pieces, value[outside:]]
 
 
 def read_text(message: "Message[str, str]", name: str) -> str:
@@ -394,12 +332,13 @@ def _repaired(value: str) -> str:
 
 
 def _address(address: str) -> str:
-    local_part, _, domain = _repaired(address).rpartition("@")
-    return f"{local_part}@{domain.lower()}"
+    local_part, at, domain = _repaired(address).rpartition("@")
+    return f"{local_part}{at}{domain.lower()}"
 
 
-def _first(addresses: tuple[EmailAddress, ...]) -> EmailAddress | None:
-    return addresses[0] if addresses else None
+def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:
+    """Return the first one with an address; without any, the first name."""
+    return next((one for one in people if one.address), next(iter(people), None))
 
 
 def _importance(message: "Message[str, str]") -> str:

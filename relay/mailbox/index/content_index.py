@@ -51,6 +51,7 @@ from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block
 from relay.mime.html_text import without_tags
 from relay.mime.read_header import (
     date_us_of,
+    first_person,
     parse_header,
     read_addresses,
     read_properties_of_header,
@@ -238,8 +239,8 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     fields = parse_header(b"".join(others))
     properties = replace(
         read_properties_of_header(fields),
-        from_=next(iter(people(b"from")), None),
-        sender=next(iter(people(b"sender")), None),
+        from_=first_person(people(b"from")),
+        sender=first_person(people(b"sender")),
         to=people(b"to"),
         cc=people(b"cc"),
         bcc=people(b"bcc"),

@@ -53,7 +53,9 @@ def test_a_header_without_recipients_is_an_error(text):
         prepared(text)
 
 
-@pytest.mark.parametrize("value", [b"<>", b"a b@c.test d", b"a@-", b"a@b@", b"\xff\xfe<"])
+@pytest.mark.parametrize(
+    "value", [b"<>", b"a b@c.test d", b"a@-", b"a@b@", b"\xff\xfe<", b"a@b.test <c@d.test>"]
+)
 def test_what_is_no_address_in_the_header_sends_to_nobody(value):
     with pytest.raises(RejectedError, match="is not an address"):
         prepared(b"To: ok@a.test\nCc: " + value + b"\n\nx")

@@ -155,7 +155,7 @@ async def test_a_long_header_is_checked_in_a_thread(
             asked_by.add(threading.current_thread())
             return super().owns(address)
 
-    content = b"From: alice@example.test\r\nTo: " + b"<" * length + b"z@b.c\r\n\r\n" + body
+    content = b"From: alice@example.test\r\nTo: " + b"(" + b"<" * length + b") z@b.c\r\n\r\n" + body
     told = await check_mime_content(content, Watched("alice@example.test"))
     assert told.content == content
     assert {one is threading.current_thread() for one in asked_by} == {is_quick}

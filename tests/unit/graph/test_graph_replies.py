@@ -59,6 +59,24 @@ def addresses(people: list[dict[str, Any]]) -> list[str]:
     return [one["emailAddress"]["address"] for one in people]
 
 
+@pytest.mark.parametrize(
+    ("fields", "to", "cc"),
+    [
+        (b"From: info@s.test <real@c.test>\nTo: alice@example.test", ["real@c.test"], []),
+        (b"From: Doe, J <j@c.test>\nTo: root, x@c.test <alice@example.test>", ["j@c.test"], []),
+        (b"From: root\nSender: s@c.test\nReply-To: nobody\nCc: Al, b@c.test", ["s@c.test"],
+         ["b@c.test"]),
+    ],
+)  # fmt: skip
+async def test_a_reply_to_all_goes_only_to_who_was_addressed(
+    mail: OnDisk, fields: bytes, to: list[str], cc: list[str]
+) -> None:
+    path = await received(mail, fields + b"\nSubject: x\n\nx\n")
+    made = (await mail.http.post(f"{path}/createReplyAll")).json()
+    assert addresses(made["toRecipients"]) == to
+    assert addresses(made["ccRecipients"]) == cc
+
+
 async def draft_of(mail: OnDisk, path: str, action: str, body: Any = None, **options: Any) -> Any:
     """Call a create action and return the draft."""
     given = {} if body is None else {"json": body}

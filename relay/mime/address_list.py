@@ -1,0 +1,251 @@
+"""Read an address list as mail programs do.
+
+Entries end at commas and semicolons outside of quoted strings, comments, angle brackets and encoded
+words. The last address in angle brackets is the entry's; the other text is its name. What is not an
+address stays a name. An opening quote, comment or bracket without its end is text.
+RFC 5322 3.4; 4.4 (routes and white space are dropped); RFC 2047 5; RFC 6532.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+
+from msgspec import Struct
+
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_TEXT = r'(?P<text>(?:[^"<>(,;:=@]|=(?!\?)|@(?!\[))++|@\[[\w:.-]*+\])'
+_WORD = r"(?P<word>=\?[\w.:*+-]{1,60}\?[bBqQ]\?[^\s?]*+\?=)"
+_TOKEN = re.compile(rf"{_TEXT}|{_WORD}|(?P<quoted>{_QUOTED})|(?P<other>.)", re.DOTALL | re.ASCII)
+_UNQUOTED = re.compile(rf"{_TEXT}|{_WORD}|(?P<other>.)", re.DOTALL | re.ASCII)
+_IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
+_MARKS = re.compile("[@<>,;:]")
+# Most entries: `Name <local@domain>`, or the address alone.
+_USUAL_ADDRESS = r"[\w+-]++(?:\.[\w+-]++)*+@[\w-]++(?:\.[\w-]++)*+"
+_USUAL = re.compile(
+    r"""\s*+(?:(?P<name>[\w .'-]*+|"[\w .'-]*+")\s*+"""
+    rf"<(?P<named>{_USUAL_ADDRESS})>|(?P<bare>{_USUAL_ADDRESS}))\s*+",
+    re.ASCII,
+)
+_SPACES = re.compile(r"\s+", re.ASCII)
+_SPACED_DOT = re.compile(r"\s\.|\.\s", re.ASCII)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_LOCAL_PART = rf'(?:{_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)++'
+_DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
+_ADDRESS = re.compile(_LOCAL_PART + _DOMAIN, re.DOTALL | re.ASCII)
+_UNQUALIFIED = re.compile(f"{_LOCAL_PART}(?:{_DOMAIN})?", re.DOTALL | re.ASCII)
+_BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; what a program pasted
+_QUOTED_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+_EMPTY = re.compile(r"<\s*+>")
+# Outside of quotes a backslash is not an escape (RFC 5322 3.2.3), but some readers take it for one.
+_STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
+_DOUBTFUL = re.compile(rf'[@<>\[\]",;:(]|{_STRAY_ESCAPE.pattern}')  # a name with two readings
+
+
+class Entry(Struct, frozen=True):
+    """An entry of a list: a name, still with its encoded words, and an address, "" if it has none.
+
+    `is_plain`: every reader sees this address, and no other, in `text`. `in_group`: it is after a
+    colon or before a semicolon.
+    """
+
+    name: str
+    address: str
+    text: str
+    is_plain: bool
+    in_group: bool = False
+
+
+class _Kind(Enum):
+    TEXT = auto()
+    WORD = auto()
+    QUOTED = auto()
+    COMMENT = auto()
+    ANGLE = auto()  # an address in angle brackets
+    MARK = auto()  # a separator, or an opening without its end
+
+
+class _Token(Struct):
+    kind: _Kind
+    text: str
+    address: str = ""  # of ANGLE
+    is_exact: bool = True  # other readers see the same
+
+
+_KINDS = {"text": _Kind.TEXT, "word": _Kind.WORD, "quoted": _Kind.QUOTED}
+_NOT_TEXT = (_Kind.QUOTED, _Kind.COMMENT)
+
+
+def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]:
+    """Yield the entries of an unfolded value; groups are flattened.
+
+    With `unqualified`, a local part without a domain is an address too.
+    """
+    parts = value.split(",")
+    usual = list(itertools.takewhile(bool, map(_USUAL.fullmatch, parts)))
+    if len(usual) == len(parts):
+        for found in filter(None, usual):
+            name, address = (found["name"] or "").strip(' "'), found["named"] or found["bare"]
+            yield Entry(name, address, found[0].strip(), is_plain=True)
+        return
+    pattern = _UNQUALIFIED if unqualified else _ADDRESS
+    tokens: list[_Token] = []
+    in_group = False
+    for token in _with_angles(list(_tokens(value)), pattern):
+        if token.kind is not _Kind.MARK or token.text not in ",;:":
+            tokens.append(token)
+            continue
+        is_grouped = in_group or token.text == ";"
+        entry = _entry(tokens, pattern, is_plain=token.text != ":", in_group=is_grouped)
+        if entry and (token.text != ":" or "@" in entry.text):  # else it is the name of a group
+            yield entry
+        tokens = []
+        in_group = token.text == ":" or (in_group and token.text == ",")
+    if entry := _entry(tokens, pattern, is_plain=True, in_group=in_group):
+        yield entry
+
+
+def _tokens(value: str) -> Iterator[_Token]:
+    """Yield the tokens. An opening without its end is looked for once: no later one ends either."""
+    position = 0
+    pattern, may_close = _TOKEN, True
+    has_address = False  # since the last separator
+    while position < len(value):
+        found = pattern.match(value, position)
+        assert found  # any character is one
+        start, position = position, found.end()
+        kind = _KINDS.get(found.lastgroup or "", _Kind.MARK)
+        is_exact = True
+        if found[0] == "(" and may_close:
+            end = _comment_end(value, start)
+            is_exact = end > 0 or not _MARKS.search(value, start + 1)
+            if end or is_exact or has_address:
+                kind, position = _Kind.COMMENT, end or len(value)
+            else:
+                may_close = False
+        elif found[0] == '"':
+            pattern = _UNQUOTED
+        elif found[0] in "=@":
+            kind = _Kind.TEXT
+        has_address = found[0] not in ",;:" and (
+            has_address or (kind is _Kind.TEXT and "@" in found[0])
+        )
+        yield _Token(kind, value[start:position], is_exact=is_exact)
+
+
+def _comment_end(value: str, start: int) -> int:
+    """Return the end of a comment, 0 without one."""
+    depth = 0
+    for found in _IN_COMMENT.finditer(value, start):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if not depth:
+            return found.end()
+    return 0
+
+
+def _with_angles(tokens: list[_Token], pattern: "re.Pattern[str]") -> Iterator[_Token]:
+    """Yield the tokens, with ANGLE for each address in angle brackets and what is in them."""
+    ends: dict[int, int] = {}
+    opened, is_route = -1, False
+    for place, token in enumerate(tokens):
+        if token.kind is not _Kind.MARK:
+            continue
+        match token.text:
+            case "<":
+                opened = place
+                is_route = any(
+                    one.text.lstrip()[:1] == "@" for one in tokens[place + 1 : place + 2]
+                )
+            case ">" if opened >= 0:
+                ends[opened], opened = place, -1
+            case "," if not is_route:
+                opened = -1
+            case ";":
+                opened = -1
+    place = 0
+    while place < len(tokens):
+        end = ends.get(place, place)
+        if end > place:
+            address, is_exact = _address(tokens[place + 1 : end], pattern)
+            text = "".join([one.text for one in tokens[place : end + 1]])
+            yield _Token(_Kind.ANGLE, text, address, is_exact)
+        else:
+            yield tokens[place]
+        place = end + 1
+
+
+def _address(tokens: Sequence[_Token], pattern: "re.Pattern[str]") -> tuple[str, bool]:
+    """Return the address that the tokens are, "" if none, and whether other readers see it."""
+    pieces = []
+    is_exact = True
+    for is_quoted, some in itertools.groupby(tokens, lambda one: one.kind is _Kind.QUOTED):
+        text = "".join([" " if one.kind is _Kind.COMMENT else one.text for one in some])
+        is_exact &= is_quoted or not _SPACED_DOT.search(text)  # some readers end the domain there
+        pieces.append(text if is_quoted else _joined_at_dots(text))
+    address = "".join(pieces).strip(" ")
+    if before := _BEFORE_ADDRESS.match(address):
+        address, is_exact = address[before.end() :], False
+    return (address, is_exact) if pattern.fullmatch(address) else ("", False)
+
+
+def _joined_at_dots(text: str) -> str:
+    text = _SPACES.sub(" ", text)
+    for before, after in ((" .", "."), (". ", "."), (" @", "@"), ("@ ", "@")):
+        text = text.replace(before, after)
+    return text
+
+
+def _entry(
+    tokens: list[_Token], pattern: "re.Pattern[str]", *, is_plain: bool, in_group: bool
+) -> Entry | None:
+    text = "".join([one.text for one in tokens]).strip()
+    if not text:
+        return None
+    outside = [one for one in tokens if one.kind not in _NOT_TEXT]
+    angle = next((one for one in reversed(outside) if one.address), None)
+    if angle is not None:
+        address = angle.address
+        others = [one for one in tokens if one is not angle]
+        rest = "".join([one.text for one in outside if one is not angle])
+        is_same = _joined_at_dots(rest).strip().lower() == address.lower()
+        is_exact = is_same or not _DOUBTFUL.search(rest)
+    else:
+        address, is_exact = _address(tokens, pattern)
+        others = [one for one in tokens if one.kind is _Kind.COMMENT]
+        is_exact &= all(one.kind is _Kind.TEXT for one in outside)
+    if not address:
+        others, is_exact = tokens, all(one.kind is _Kind.COMMENT for one in tokens)
+        for place, one in enumerate(tokens):
+            if one.kind is _Kind.TEXT and (found := _address_in(one.text)):
+                address = found
+                left = _Token(_Kind.TEXT, one.text.replace(f"[{found}]", "").replace(found, "", 1))
+                others = [*tokens[:place], left, *tokens[place + 1 :]]
+                others = [other for other in others if other.kind is not _Kind.MARK]
+                break
+    is_exact &= all(one.is_exact for one in tokens)
+    is_exact &= not _STRAY_ESCAPE.search(_QUOTED_STRING.sub("", address))
+    return Entry(_name(others), address, text, is_plain and is_exact, in_group)
+
+
+def _address_in(text: str) -> str:
+    """Return the first word that is an address, "" if there is none."""
+    words = (word.strip("[]") for word in text.split() if "@" in word)
+    return next(filter(_ADDRESS.fullmatch, words), "")
+
+
+def _name(tokens: list[_Token]) -> str:
+    """Return the text of the tokens; a comment without other text loses its parentheses."""
+    shown = [one for one in tokens if one.text.strip() and not _EMPTY.fullmatch(one.text)]
+    if all(one.kind is _Kind.COMMENT for one in shown):
+        return " ".join([_plain(one.text.removesuffix(")")[1:]).strip() for one in shown])
+    return "".join(
+        [
+            _plain(one.text[1:-1]) if one.kind is _Kind.QUOTED else one.text
+            for one in tokens
+            if not _EMPTY.fullmatch(one.text)
+        ]
+    ).strip()
+
+
+def _plain(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text)
