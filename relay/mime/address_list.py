@@ -30,16 +30,15 @@ _USUAL = re.compile(
 _SPACES = re.compile(r"\s+", re.ASCII)
 _SPACED_DOT = re.compile(r"\s\.|\.\s", re.ASCII)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_LOCAL_PART = rf'(?:{_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)++'
-_DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
+_LOCAL_PART = rf'(?:{_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
+_DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]\\]++)'
 _ADDRESS = re.compile(_LOCAL_PART + _DOMAIN, re.DOTALL | re.ASCII)
 _UNQUALIFIED = re.compile(f"{_LOCAL_PART}(?:{_DOMAIN})?", re.DOTALL | re.ASCII)
 _BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; what a program pasted
-_QUOTED_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
 _EMPTY = re.compile(r"<\s*+>")
 # Outside of quotes a backslash is not an escape (RFC 5322 3.2.3), but some readers take it for one.
 _STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
-_DOUBTFUL = re.compile(rf'[@<>\[\]",;:(]|{_STRAY_ESCAPE.pattern}')  # a name with two readings
+_DOUBTFUL = re.compile(rf'[@<>\[\]",;:()]|{_STRAY_ESCAPE.pattern}')  # a name with two readings
 
 
 class Entry(Struct, frozen=True):
@@ -56,7 +55,7 @@ class Entry(Struct, frozen=True):
     in_group: bool = False
 
 
-class _Kind(Enum):
+class _TokenKind(Enum):
     TEXT = auto()
     WORD = auto()
     QUOTED = auto()
@@ -65,15 +64,15 @@ class _Kind(Enum):
     MARK = auto()  # a separator, or an opening without its end
 
 
-class _Token(Struct):
-    kind: _Kind
+class _AddressToken(Struct):
+    kind: _TokenKind
     text: str
     address: str = ""  # of ANGLE
     is_exact: bool = True  # other readers see the same
 
 
-_KINDS = {"text": _Kind.TEXT, "word": _Kind.WORD, "quoted": _Kind.QUOTED}
-_NOT_TEXT = (_Kind.QUOTED, _Kind.COMMENT)
+_KINDS = {"text": _TokenKind.TEXT, "word": _TokenKind.WORD, "quoted": _TokenKind.QUOTED}
+_NOT_TEXT = (_TokenKind.QUOTED, _TokenKind.COMMENT)
 
 
 def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]:
@@ -89,15 +88,15 @@ def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]
             yield Entry(name, address, found[0].strip(), is_plain=True)
         return
     pattern = _UNQUALIFIED if unqualified else _ADDRESS
-    tokens: list[_Token] = []
+    tokens: list[_AddressToken] = []
     in_group = False
     for token in _with_angles(list(_tokens(value)), pattern):
-        if token.kind is not _Kind.MARK or token.text not in ",;:":
+        if token.kind is not _TokenKind.MARK or token.text not in ",;:":
             tokens.append(token)
             continue
         is_grouped = in_group or token.text == ";"
         entry = _entry(tokens, pattern, is_plain=token.text != ":", in_group=is_grouped)
-        if entry and (token.text != ":" or "@" in entry.text):  # else it is the name of a group
+        if entry and (token.text != ":" or not _is_group_name(tokens)):
             yield entry
         tokens = []
         in_group = token.text == ":" or (in_group and token.text == ",")
@@ -105,7 +104,7 @@ def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]
         yield entry
 
 
-def _tokens(value: str) -> Iterator[_Token]:
+def _tokens(value: str) -> Iterator[_AddressToken]:
     """Yield the tokens. An opening without its end is looked for once: no later one ends either."""
     position = 0
     pattern, may_close = _TOKEN, True
@@ -114,23 +113,23 @@ def _tokens(value: str) -> Iterator[_Token]:
         found = pattern.match(value, position)
         assert found  # any character is one
         start, position = position, found.end()
-        kind = _KINDS.get(found.lastgroup or "", _Kind.MARK)
+        kind = _KINDS.get(found.lastgroup or "", _TokenKind.MARK)
         is_exact = True
         if found[0] == "(" and may_close:
             end = _comment_end(value, start)
             is_exact = end > 0 or not _MARKS.search(value, start + 1)
             if end or is_exact or has_address:
-                kind, position = _Kind.COMMENT, end or len(value)
+                kind, position = _TokenKind.COMMENT, end or len(value)
             else:
                 may_close = False
         elif found[0] == '"':
             pattern = _UNQUOTED
         elif found[0] in "=@":
-            kind = _Kind.TEXT
+            kind = _TokenKind.TEXT
         has_address = found[0] not in ",;:" and (
-            has_address or (kind is _Kind.TEXT and "@" in found[0])
+            has_address or (kind is _TokenKind.TEXT and "@" in found[0])
         )
-        yield _Token(kind, value[start:position], is_exact=is_exact)
+        yield _AddressToken(kind, value[start:position], is_exact=is_exact)
 
 
 def _comment_end(value: str, start: int) -> int:
@@ -143,12 +142,14 @@ def _comment_end(value: str, start: int) -> int:
     return 0
 
 
-def _with_angles(tokens: list[_Token], pattern: "re.Pattern[str]") -> Iterator[_Token]:
+def _with_angles(
+    tokens: list[_AddressToken], pattern: "re.Pattern[str]"
+) -> Iterator[_AddressToken]:
     """Yield the tokens, with ANGLE for each address in angle brackets and what is in them."""
     ends: dict[int, int] = {}
     opened, is_route = -1, False
     for place, token in enumerate(tokens):
-        if token.kind is not _Kind.MARK:
+        if token.kind is not _TokenKind.MARK:
             continue
         match token.text:
             case "<":
@@ -168,18 +169,18 @@ def _with_angles(tokens: list[_Token], pattern: "re.Pattern[str]") -> Iterator[_
         if end > place:
             address, is_exact = _address(tokens[place + 1 : end], pattern)
             text = "".join([one.text for one in tokens[place : end + 1]])
-            yield _Token(_Kind.ANGLE, text, address, is_exact)
+            yield _AddressToken(_TokenKind.ANGLE, text, address, is_exact)
         else:
             yield tokens[place]
         place = end + 1
 
 
-def _address(tokens: Sequence[_Token], pattern: "re.Pattern[str]") -> tuple[str, bool]:
+def _address(tokens: Sequence[_AddressToken], pattern: "re.Pattern[str]") -> tuple[str, bool]:
     """Return the address that the tokens are, "" if none, and whether other readers see it."""
     pieces = []
-    is_exact = True
-    for is_quoted, some in itertools.groupby(tokens, lambda one: one.kind is _Kind.QUOTED):
-        text = "".join([" " if one.kind is _Kind.COMMENT else one.text for one in some])
+    is_exact = all(one.kind is not _TokenKind.WORD for one in tokens)  # some readers decode it
+    for is_quoted, some in itertools.groupby(tokens, lambda one: one.kind is _TokenKind.QUOTED):
+        text = "".join([" " if one.kind is _TokenKind.COMMENT else one.text for one in some])
         is_exact &= is_quoted or not _SPACED_DOT.search(text)  # some readers end the domain there
         pieces.append(text if is_quoted else _joined_at_dots(text))
     address = "".join(pieces).strip(" ")
@@ -196,7 +197,7 @@ def _joined_at_dots(text: str) -> str:
 
 
 def _entry(
-    tokens: list[_Token], pattern: "re.Pattern[str]", *, is_plain: bool, in_group: bool
+    tokens: list[_AddressToken], pattern: "re.Pattern[str]", *, is_plain: bool, in_group: bool
 ) -> Entry | None:
     text = "".join([one.text for one in tokens]).strip()
     if not text:
@@ -207,24 +208,35 @@ def _entry(
         address = angle.address
         others = [one for one in tokens if one is not angle]
         rest = "".join([one.text for one in outside if one is not angle])
+        after = tokens[tokens.index(angle) + 1 :]
+        is_exact = all(one.kind is _TokenKind.COMMENT or not one.text.strip() for one in after)
         is_same = _joined_at_dots(rest).strip().lower() == address.lower()
-        is_exact = is_same or not _DOUBTFUL.search(rest)
+        is_named_so = is_same and not any(one.kind is _TokenKind.QUOTED for one in others)
+        is_exact &= is_named_so or not _DOUBTFUL.search(rest)
     else:
         address, is_exact = _address(tokens, pattern)
-        others = [one for one in tokens if one.kind is _Kind.COMMENT]
-        is_exact &= all(one.kind is _Kind.TEXT for one in outside)
+        others = [one for one in tokens if one.kind is _TokenKind.COMMENT]
     if not address:
-        others, is_exact = tokens, all(one.kind is _Kind.COMMENT for one in tokens)
+        others, is_exact = tokens, all(one.kind is _TokenKind.COMMENT for one in tokens)
         for place, one in enumerate(tokens):
-            if one.kind is _Kind.TEXT and (found := _address_in(one.text)):
+            if one.kind is _TokenKind.TEXT and (found := _address_in(one.text)):
                 address = found
-                left = _Token(_Kind.TEXT, one.text.replace(f"[{found}]", "").replace(found, "", 1))
+                left = _AddressToken(
+                    _TokenKind.TEXT, one.text.replace(f"[{found}]", "").replace(found, "", 1)
+                )
                 others = [*tokens[:place], left, *tokens[place + 1 :]]
-                others = [other for other in others if other.kind is not _Kind.MARK]
+                others = [other for other in others if other.kind is not _TokenKind.MARK]
                 break
     is_exact &= all(one.is_exact for one in tokens)
-    is_exact &= not _STRAY_ESCAPE.search(_QUOTED_STRING.sub("", address))
+    is_exact &= address[:1] == '"' or "\\" not in address
     return Entry(_name(others), address, text, is_plain and is_exact, in_group)
+
+
+def _is_group_name(tokens: list[_AddressToken]) -> bool:
+    return not any(
+        one.kind in (_TokenKind.MARK, _TokenKind.ANGLE) or not one.is_exact or "@" in one.text
+        for one in tokens
+    )
 
 
 def _address_in(text: str) -> str:
@@ -233,14 +245,14 @@ def _address_in(text: str) -> str:
     return next(filter(_ADDRESS.fullmatch, words), "")
 
 
-def _name(tokens: list[_Token]) -> str:
+def _name(tokens: list[_AddressToken]) -> str:
     """Return the text of the tokens; a comment without other text loses its parentheses."""
     shown = [one for one in tokens if one.text.strip() and not _EMPTY.fullmatch(one.text)]
-    if all(one.kind is _Kind.COMMENT for one in shown):
+    if all(one.kind is _TokenKind.COMMENT for one in shown):
         return " ".join([_plain(one.text.removesuffix(")")[1:]).strip() for one in shown])
     return "".join(
         [
-            _plain(one.text[1:-1]) if one.kind is _Kind.QUOTED else one.text
+            _plain(one.text[1:-1]) if one.kind is _TokenKind.QUOTED else one.text
             for one in tokens
             if not _EMPTY.fullmatch(one.text)
         ]

@@ -48,6 +48,8 @@ TABLE = [
     ("undisclosed-recipients:;", [], True),
     ("a: b: c@x.test;", ["|c@x.test"], True),
     ("ceo@x.test: al@x.test;", ["|ceo@x.test", "|al@x.test"], False),
+    ('":al@x.test;', ['"|', "|al@x.test"], False),  # py: ":al@x.test;"
+    ('<al@x.test>"Q" al@x.test', ["Q al@x.test|al@x.test"], False),  # py: two
     ("mailto:bob@x.test", ["|bob@x.test"], True),
     ("<mailto:bob@x.test>", ["|bob@x.test"], False),  # mp, pm: mailto:bob@x.test
     ("a@x.test, , b@x.test,", ["|a@x.test", "|b@x.test"], True),
@@ -61,7 +63,7 @@ TABLE = [
     ('"Bob" bob@x.test', ["Bob|bob@x.test"], False),  # py, pd: one with a quoted local part
     ("a@x.test b@x.test", ["b@x.test|a@x.test"], False),  # py: @x.test
     ("Bob [bob@x.test]", ["Bob|bob@x.test"], False),  # pd: "Bob"
-    ("<bob@x.test> Bob", ["Bob|bob@x.test"], True),
+    ("<bob@x.test> Bob", ["Bob|bob@x.test"], False),
     ("Bob <> <bob@x.test>", ["Bob|bob@x.test"], False),
     ("Bob <bob>", ["Bob <bob>|"], False),  # all others: the address "bob"
     ("Bob <bob@x.test", ["Bob|bob@x.test"], False),
@@ -71,6 +73,8 @@ TABLE = [
     ("a@x.test (b, c@x.test", ["b, c@x.test|a@x.test"], False),
     ("a@x.test (b", ["b|a@x.test"], True),
     ("a@b@c.test", ["a@b@c.test|"], False),  # mp, pm: a@b@c.test; py: @c.test
+    ("=?utf-8?q?w?=.bob@x.test", ["|=?utf-8?q?w?=.bob@x.test"], False),  # pd: w.bob@x.test
+    ("Bob :) <bob@x.test>", [")|bob@x.test"], False),
     ("Bob\\, Al <bob@x.test>", ["Bob\\|", "Al|bob@x.test"], False),
     ("=?utf-8?q?ceo=40x=2Etest=2C?= <c@d.test>", ["ceo@x.test,|c@d.test"], True),
     ("=?utf-8?q?ceo=40x.test?=", ["ceo@x.test|"], False),
