@@ -31,6 +31,7 @@ Reading messages:
 Header fields and encodings:
 
 - `headers`: Received, Date, X-Relay-Id, Subject prefix; a message's priority; Auto-Submitted, lists
+- `charsets`: octets as text for all readers: labels, damage, byte order marks, `<meta charset>`
 - `encoded_words`: RFC 2047 words: read and write
 - `transfer_encoding`: base64 and quoted-printable; which encoding a text gets
 

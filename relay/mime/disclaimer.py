@@ -17,7 +17,7 @@ import re
 from base64 import b64encode
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_qp
-from codecs import lookup
+from codecs import BOM_UTF8, lookup
 from email.message import Message
 from hashlib import sha256
 
@@ -36,8 +36,8 @@ from relay.message.content import (
     spliced,
 )
 from relay.message.header import Header, ParsedContent, cleaned, with_crlf
+from relay.mime.charsets import charset_of, codec_of, decode_octets
 from relay.mime.disclaimer_text import Disclaimer, in_html, in_text, with_utf8_meta
-from relay.mime.encoded_words import is_for_mail
 from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
 from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, Entity, Structure, read_structure
@@ -207,14 +207,18 @@ def _decoded(payload: bytes, fields: "Message[str, str]") -> _TextBody | str:
     In a charset that the text is not in, the octets are kept if each of them can be written again.
     """
     try:
-        charset = fields.get_content_charset("")
-        if not is_for_mail(charset):
+        charset = charset_of(str(fields.get("content-type", "")))
+        if charset and not codec_of(charset):
             return "a text has an unknown charset"
         declared = lookup(charset).name if charset else ""
         codec = declared or "ascii"
-        for candidate in (codec, "utf-8") if codec == "ascii" else (codec,):
-            with contextlib.suppress(UnicodeError):
-                return _TextBody(payload.decode(candidate), candidate, declared, is_exact=True)
+        with contextlib.suppress(UnicodeError):
+            if codec == "ascii" and not payload.isascii():
+                return _TextBody(payload.decode(), "utf-8", declared, is_exact=True)
+        text, is_exact = decode_octets(payload, charset)
+        if is_exact:
+            mark = "\ufeff" if payload.startswith(BOM_UTF8) else ""
+            return _TextBody(mark + text, codec, declared, is_exact=True)
         text = payload.decode(codec, "surrogateescape")
         if text.encode(codec, "surrogateescape") == payload:
             return _TextBody(text, codec, declared, is_exact=False)

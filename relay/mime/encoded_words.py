@@ -1,7 +1,7 @@
 """RFC 2047 encoded words: read and write header text that is not ASCII.
 
 Decoded text has no control characters. Encoded words are ASCII and at most 75 characters long.
-Text that cannot be decoded is returned as it is.
+What cannot be decoded is returned as it is; relay.mime.charsets decodes the octets.
 RFC 2047 2 to 6, RFC 2231 5 (a language after the charset).
 """
 
@@ -9,21 +9,26 @@ import re
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, a2b_qp, b2a_base64
 
+from relay.mime.charsets import decode_octets
+
 _LINE_OCTETS_MAX = 76  # of a line with an encoded word
 _AROUND = len("=?utf-8?B??=")
 _PIECE_OCTETS_MIN = 6  # an encoded word holds at least one whole character
-# Codecs of Python that mail does not use: quadratic, or not for text.
-_NOT_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape"})
 
 # The text ends before the next word at the latest, so that a search never runs over all words.
 _word = re.compile(rb"=\?([!->@-~]{1,60})\?([bBqQ])\?((?:(?!\?=|=\?[^=])[ -~])*)\?=")
 _controls = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
-def decode_words(value: bytes) -> str:
-    """Return the decoded text of an unfolded field value; raw 8-bit text is read as UTF-8."""
-    if value.isascii() and b"=?" not in value:
-        return printable(value.decode("ascii"))
+def decode_words(value: bytes, raw: str = "") -> str:
+    """Return the decoded text of an unfolded field value.
+
+    Raw 8-bit text is UTF-8 if it is valid, else in the charset `raw`, that of the body.
+    """
+    if not value.isascii():
+        value = decode_octets(value, fallback=raw)[0].encode()
+    if b"=?" not in value:
+        return printable(value.decode())
     shown: list[str] = []
     pending, charset = b"", ""  # a character may be split between two words of one charset
     position = 0
@@ -32,24 +37,19 @@ def decode_words(value: bytes) -> str:
         position = found.end()
         name = found.group(1).partition(b"*")[0].decode("ascii").lower()
         if (between.strip(b" \t") or not charset) and between:
-            shown.append(_text(pending, charset) + _text(between, "utf-8"))
+            shown.append(_text(pending, charset, raw) + between.decode())
             pending = b""
         elif name != charset:
-            shown.append(_text(pending, charset))
+            shown.append(_text(pending, charset, raw))
             pending = b""
         pending, charset = pending + _octets(found), name
-    shown.append(_text(pending, charset) + _text(value[position:], "utf-8"))
+    shown.append(_text(pending, charset, raw) + value[position:].decode())
     return printable("".join(shown))
 
 
 def printable(text: str) -> str:
     """Return text with control characters and lone surrogates replaced by spaces."""
     return _controls.sub(" ", text).strip()
-
-
-def is_for_mail(charset: str) -> bool:
-    """Return whether mail may name this charset; some of Python's codecs are not for mail."""
-    return charset.lower().replace("-", "_") not in _NOT_CHARSETS
 
 
 def encode_text(text: str, *, taken: int = 0) -> list[str]:
@@ -86,10 +86,5 @@ def _octets(found: re.Match[bytes]) -> bytes:
         return encoded
 
 
-def _text(octets: bytes, charset: str) -> str:
-    try:
-        if is_for_mail(charset):
-            return octets.decode(charset or "utf-8")
-    except (LookupError, ValueError):
-        pass
-    return octets.decode("latin-1")  # it decodes every octet: a wrong letter is better than none
+def _text(octets: bytes, charset: str, raw: str) -> str:
+    return decode_octets(octets, charset, fallback=raw)[0]

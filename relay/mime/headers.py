@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from relay.message.header import Header
 from relay.mime.encoded_words import decode_words, encode_text
+from relay.mime.read_header import body_charset
 
 LINE_OCTETS_MAX = 998  # without its CRLF
 LINE_OCTETS_WANTED = 78
@@ -36,8 +37,14 @@ def is_field_name(name: str) -> bool:
 
 def decoded(header: Header, name: str) -> str:
     """Return the RFC 2047 decoded text of the first field called `name`; "" if none."""
-    value = header.first(name)
-    return "" if value is None else decode_words(value)
+    return next(iter(decoded_values(header, name, limit=1)), "")
+
+
+def decoded_values(header: Header, name: str, *, limit: int | None = None) -> tuple[str, ...]:
+    """Return the decoded text of all fields called `name`, at most `limit`."""
+    values = header.values(name)[:limit]
+    raw = "" if all(map(bytes.isascii, values)) else body_charset(header)
+    return tuple([decode_words(value, raw) for value in values])
 
 
 def set_field(header: Header, name: str, value: str) -> Header:

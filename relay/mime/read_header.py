@@ -7,7 +7,7 @@ RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.message import Message
 from email.policy import Compat32
@@ -28,7 +28,8 @@ from relay.message.header import (
     with_first_fields,
 )
 from relay.message.properties import EmailAddress, MessageProperties
-from relay.mime.address_list import Entry, address_entries
+from relay.mime.address_list import address_entries
+from relay.mime.charsets import charset_of
 from relay.mime.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
@@ -107,6 +108,12 @@ def parse_header(header: bytes) -> "Message[str, str]":
     return message
 
 
+def body_charset(header: Header) -> str:
+    """Return the charset that the Content-Type of a header names, "" if it names none."""
+    value = header.first("Content-Type") or b""
+    return charset_of(value[:_CONTENT_FIELD_CHARACTERS_MAX].decode("latin-1"))
+
+
 def check_mime(content: bytes) -> str | None:
     """Return why `content` is not a MIME message that can be sent, or None.
 
@@ -170,8 +177,10 @@ def read_addresses(message: "Message[str, str]", name: str) -> tuple[EmailAddres
 
     The address is "" for text that is not an address.
     """
-    found = _entries(message, name)
-    people = (EmailAddress(_address(one.address), decode_text(one.name)) for one in found)
+    values = _raw_values(message, name)
+    raw = _raw_charset(message, values)
+    found = chain.from_iterable(map(address_entries, values))
+    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
     return tuple(islice((one for one in people if one.address or one.name), _ADDRESSES_MAX))
 
 
@@ -179,18 +188,13 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
     """Return the first entry of an address field that has not the same one address for every
     reader, "" if there is none.
     """
-    for count, one in enumerate(_entries(message, name)):
+    entries = chain.from_iterable(map(address_entries, _raw_values(message, name)))
+    for count, one in enumerate(entries):
         if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
         if not one.is_plain or "\ufffd" in _address(one.address):
             return _repaired(one.text)
     return ""
-
-
-def _entries(message: "Message[str, str]", name: str) -> Iterator[Entry]:
-    return chain.from_iterable(
-        address_entries(_UNFOLD.sub("", value)) for value in message.get_all(name, [])
-    )
 
 
 class Originators(Struct, frozen=True):
@@ -272,7 +276,8 @@ def _canonical(person: EmailAddress) -> EmailAddress:
 
 def read_text(message: "Message[str, str]", name: str) -> str:
     """Return a field's text, unfolded and decoded; "" if there is none."""
-    return decode_text(_UNFOLD.sub("", _value(message, name))).strip()
+    value = _UNFOLD.sub("", str(message.get(name) or ""))
+    return decode_text(value, _raw_charset(message, [value])).strip()
 
 
 def read_token(message: "Message[str, str]", name: str) -> str:
@@ -280,9 +285,11 @@ def read_token(message: "Message[str, str]", name: str) -> str:
     return _SPACES.sub(" ", _value(message, name)).strip()
 
 
-def decode_text(value: str) -> str:
-    """Decode RFC 2047 words; words that cannot be decoded stay as they are."""
-    return decode_words(_repaired(value).encode()) if "=?" in value else _repaired(value)
+def decode_text(value: str, raw: str = "") -> str:
+    """Decode RFC 2047 words, and octets that are not ASCII as decode_words() does."""
+    if value.isascii() and "=?" not in value:
+        return value
+    return decode_words(value.encode("utf-8", "surrogateescape"), raw)
 
 
 def date_us_of(message: "Message[str, str]") -> int | None:
@@ -305,7 +312,9 @@ def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
     """Yield the decoded phrases of all fields of a name, up to KEYWORDS_CHARACTERS_MAX."""
     left = KEYWORDS_CHARACTERS_MAX
     with contextlib.suppress(Exception):  # damaged headers make `email` raise in many ways
-        for value in _values(message, name):
+        values = _raw_values(message, name)
+        raw = _raw_charset(message, values)
+        for value in values:
             phrases = _PHRASE.findall(value[:left])
             if len(value) > left:
                 phrases = phrases[:-1]  # it may be cut
@@ -313,11 +322,22 @@ def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
             for phrase in phrases[:_PHRASES_MAX]:
                 plain = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), phrase.strip())
                 if plain.strip():
-                    yield decode_text(plain).strip()
+                    yield decode_text(plain, raw).strip()
 
 
 def _values(message: "Message[str, str]", name: str) -> list[str]:
-    return [_UNFOLD.sub("", _repaired(value)) for value in message.get_all(name, [])]
+    return list(map(_repaired, _raw_values(message, name)))
+
+
+def _raw_values(message: "Message[str, str]", name: str) -> list[str]:
+    return [_UNFOLD.sub("", value) for value in message.get_all(name, [])]
+
+
+def _raw_charset(message: "Message[str, str]", values: Iterable[str]) -> str:
+    """Return the charset of the body if one of the values may need it."""
+    if all(map(str.isascii, values)):
+        return ""
+    return charset_of(str(message.get("content-type") or ""))
 
 
 def _value(message: "Message[str, str]", name: str) -> str:
@@ -327,7 +347,7 @@ def _value(message: "Message[str, str]", name: str) -> str:
 
 
 def _repaired(value: str) -> str:
-    """Return header text with raw 8-bit octets read as UTF-8."""
+    """Return what is no text, such as an address, with raw 8-bit octets read as UTF-8."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -353,8 +373,9 @@ def _importance(message: "Message[str, str]") -> str:
 
 
 def _other_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
+    raw = _raw_charset(message, message.values())
     return tuple(
-        (name, decode_text(_UNFOLD.sub("", value)).strip())
+        (name, decode_text(_UNFOLD.sub("", value), raw).strip())
         for name, value in message.items()
         if name.lower() not in _REPRESENTED
         and not name.lower().startswith(("content-", "x-relay-"))

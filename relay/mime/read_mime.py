@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from relay.message.content import Octets, as_octets
 from relay.message.properties import MessageProperties
+from relay.mime.charsets import charset_of, decode_octets
 from relay.mime.draft import (
     AttachmentFacts,
     MimeDraftProperties,
@@ -24,7 +25,7 @@ from relay.mime.draft import (
     read_private_block,
     read_properties,
 )
-from relay.mime.encoded_words import is_for_mail, printable
+from relay.mime.encoded_words import printable
 from relay.mime.read_header import (
     date_us_of,
     decode_text,
@@ -261,15 +262,14 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
         if size > TEXT_OCTETS_MAX:
             break
     is_cut = size > TEXT_OCTETS_MAX
-    payload = b"".join(pieces)
-    defects = (f"a text of more than {TEXT_OCTETS_MAX} octets",) if is_cut else ()
-    with contextlib.suppress(Exception):  # LookupError, UnicodeError, and errors in damaged fields
-        charset = str(leaf.fields.get_content_charset("utf-8"))
-        if is_for_mail(charset):
-            return _Text(payload.decode(charset, "ignore" if is_cut else "strict"), defects)
-    return _Text(
-        payload.decode("utf-8", "replace"), (*defects, "a text that is not in its charset")
+    text, is_whole = decode_octets(
+        b"".join(pieces),
+        charset_of(str(leaf.fields.get("content-type", ""))),
+        is_html=leaf.entity.content_type == "text/html",
+        is_cut=is_cut,
     )
+    defects = [f"a text of more than {TEXT_OCTETS_MAX} octets"] if is_cut else []
+    return _Text(text, defects if is_whole else [*defects, "a text that is not in its charset"])
 
 
 def _attachment(

@@ -25,7 +25,7 @@ from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
 from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
-from relay.mime.read_header import date_us_of, parse_header, read_addresses
+from relay.mime.read_header import body_charset, date_us_of, parse_header, read_addresses
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.pages.remote_images import RemoteImageUrl
@@ -201,9 +201,10 @@ def one_line(text: str) -> str:
 def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
     """Return the first fields with the beginning of their values, and whether that is not all."""
     is_cut = len(header) > HEADER_OCTETS_MAX
-    all_fields = Header.parse(cleaned(header[:HEADER_OCTETS_MAX])).fields
+    parsed = Header.parse(cleaned(header[:HEADER_OCTETS_MAX]))
     shown: list[ShownField] = []
-    for name, octets in all_fields:
+    raw = body_charset(parsed)
+    for name, octets in parsed.fields:
         if not name:
             continue
         if len(shown) >= FIELDS_MAX:
@@ -213,7 +214,7 @@ def _fields(header: bytes) -> tuple[tuple[ShownField, ...], bool]:
         is_cut = is_cut or len(value) > FIELD_OCTETS_MAX
         unfolded = b" ".join(value[:FIELD_OCTETS_MAX].split())
         shown_name = written[:_FIELD_NAME_OCTETS_MAX].decode("ascii", "replace")
-        shown.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded))))
+        shown.append(ShownField(one_line(shown_name), one_line(decode_words(unfolded, raw))))
     return tuple(shown), is_cut
 
 

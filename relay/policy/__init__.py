@@ -23,7 +23,7 @@ The evaluation:
 - `rule_index`: which rules can match a message at all, without asking each of them
 - `message_view`: what conditions read of a message, each fact once
 - `message_parts`: attachments and parts of a message, with all their names; too many parts
-- `body_text`: the text of a body as a reader sees it, in its charset
+- `body_text`: the text of a body as a reader sees it
 - `globs`: how * and ? match
 - `patterns`: regular expressions (RE2), and which are too slow
 - `folding`: which characters are alike in comparisons, and which are invisible

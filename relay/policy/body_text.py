@@ -1,33 +1,29 @@
 """Read the text of a message's body as a reader sees it, for the conditions on it.
 
-All parts that mail programs show as text, both alternatives too: decoded, of HTML the visible text,
-folded for comparison. Attachments and attached messages are left out. A text that is not in its
-charset is read as UTF-8, else with its errors replaced; one in an unknown charset as UTF-8, else as
-ISO 8859-1.
+All parts that mail programs show as text, both alternatives too: of HTML the visible text, folded
+for comparison. Attachments and attached messages are left out. relay.mime.charsets reads the octets
+for rules as for all other readers.
 
 A large body is never in memory. Time is linear in the size of the message, and what takes most of
 it in the octets that are read.
 RFC 2045 6 (encodings); RFC 2046 4.1.2 (charset), 5.1.4 (alternatives); RFC 2183 2 (disposition).
 """
 
-import codecs
-import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
 from relay.message.content import Octets, octets_of
-from relay.message.header import ParsedContent
-from relay.mime.encoded_words import is_for_mail
+from relay.message.header import Header, ParsedContent, cleaned
+from relay.mime.charsets import decode_octets
 from relay.mime.html_text import visible_text
-from relay.mime.read_header import parse_header
+from relay.mime.read_header import body_charset
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.policy.folding import folded
 from relay.policy.message_parts import MessagePart
 
 BODY_OCTETS_MAX = 1024 * 1024  # of all bodies together, in their charsets; and of the folded text
 ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets for one
-_PIECE_OCTETS = 16 * 1024
 _MARKS = "".join(
     chr(code) for code in range(0x300, 0x1B00) if unicodedata.category(chr(code))[0] == "M"
 )
@@ -89,7 +85,12 @@ def body_text(
             body = octets.part(part.start, min(part.end - part.start, ENCODED_OCTETS_MAX))
             read = _first_octets(body, encoding, left)
             left -= len(read)
-            text = _decoded(read, _charset(part))
+            text, _ = decode_octets(
+                read,
+                body_charset(Header.parse(cleaned(part.header))),
+                is_html=part.content_type == "text/html",
+                is_cut=not left,
+            )
             texts.append(visible_text(text) if part.content_type == "text/html" else text)
     return folded("\n".join(texts), BODY_OCTETS_MAX)
 
@@ -103,27 +104,3 @@ def _first_octets(source: Octets, encoding: str, limit: int) -> bytes:
         if not left:
             break
     return b"".join(found)
-
-
-def _charset(part: MessagePart) -> str:
-    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        charset = str(parse_header(part.header).get_content_charset("utf-8"))
-        return charset if is_for_mail(charset) else ""
-    return ""
-
-
-def _decoded(octets: bytes, charset: str) -> str:
-    has_errors = False
-    # text in seven bits that is not in its charset is not UTF-8 but damaged, or cut
-    for one in (charset,) if octets.isascii() else (charset, "utf-8"):
-        try:
-            return octets.decode(one)
-        except UnicodeDecodeError:
-            has_errors |= one == charset
-        except (LookupError, ValueError):
-            pass
-    if not has_errors:
-        return octets.decode("latin-1")
-    # Each replacement takes long: other threads run between the pieces.
-    pieces = (octets[at : at + _PIECE_OCTETS] for at in range(0, len(octets), _PIECE_OCTETS))
-    return "".join(codecs.iterdecode(pieces, charset, "replace"))

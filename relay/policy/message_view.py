@@ -14,7 +14,6 @@ from relay.message.address import ascii_address, with_a_labels
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
-from relay.mime.encoded_words import decode_words
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
@@ -113,8 +112,7 @@ class MessageView:
         """
         found = self._values.get(name)
         if found is None:
-            values = self.content.header.values(name)[:FIELDS_MAX]
-            texts = [*map(decode_words, values)]
+            texts = headers.decoded_values(self.content.header, name, limit=FIELDS_MAX)
             found = tuple(dict.fromkeys((*texts, *map(with_a_labels, texts))))
             self._values[name] = found
         return found

@@ -18,7 +18,6 @@ from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
 from relay.mime import headers
-from relay.mime.encoded_words import decode_words
 from relay.policy.body_text import body_text
 from relay.policy.conditions import cut_value
 from relay.policy.engine import RuleSet
@@ -146,7 +145,7 @@ def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[st
         if wanted is not None and values != {wanted}:
             yield f"found {word} {_quoted(values)}, expected {_quoted([wanted])}"
     for name, value in expect.headers:
-        fields = {decode_words(each) for one in copies for each in one.header.values(name)}
+        fields = {each for one in copies for each in headers.decoded_values(one.header, name)}
         if value is None and fields:
             yield f"found {name} {_quoted(fields)}, expected none"
         elif value is not None and value not in fields:

@@ -13,6 +13,7 @@ import msgspec
 from relay.journeys.document import Journey
 from relay.message.address import own_mailbox
 from relay.message.content import MemoryOctets
+from relay.mime.charsets import charset_of, decode_octets
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_report import read_remote_report
 
@@ -239,11 +240,10 @@ class Message:
 
 
 def _text_of(part: MIMEPart) -> str:
-    try:
-        return str(part.get_content())
-    except (LookupError, ValueError):  # an unknown charset
-        content = part.get_payload(decode=True)
-        return content.decode("utf-8", "replace") if isinstance(content, bytes) else ""
+    content = part.get_payload(decode=True)
+    octets = content if isinstance(content, bytes) else b""
+    is_html = part.get_content_subtype() == "html"
+    return decode_octets(octets, charset_of(str(part["content-type"] or "")), is_html=is_html)[0]
 
 
 def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:

@@ -68,7 +68,7 @@ _ADDRESS_FIELDS = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-t
 _OTHERS = frozenset(
     (
         *(b"subject", b"date", b"message-id", b"in-reply-to", b"references", b"keywords"),
-        *(b"importance", b"x-priority", b"x-msmail-priority", b"priority"),
+        *(b"importance", b"x-priority", b"x-msmail-priority", b"priority", b"content-type"),
     )
 )
 
@@ -227,14 +227,17 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     """Return the indexed properties of a header, and its date."""
     addresses: dict[bytes, bytes] = {}
     others = []
-    for name, field in Header.parse(cleaned(header)).fields:
+    parsed = Header.parse(cleaned(header))
+    kind = parsed.first_octets("Content-Type") or b""  # its charset is that of raw names
+    for name, field in parsed.fields:
         if name in _ADDRESS_FIELDS:
             addresses[name] = addresses.get(name, b"") + field
         elif name in _OTHERS:
             others.append(field)
 
     def people(name: bytes) -> tuple[EmailAddress, ...]:
-        return _addresses_in(addresses.get(name, b""), name)
+        found = addresses.get(name, b"")
+        return _addresses_in(found if found.isascii() else kind + found, name)
 
     fields = parse_header(b"".join(others))
     properties = replace(
