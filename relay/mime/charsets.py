@@ -183,7 +183,9 @@ def _read(octets: bytes, codec: str, *, is_cut: bool) -> str:
 
 def _strictly(octets: bytes, codec: str, *, is_cut: bool) -> str | None:
     try:
-        return codecs.getincrementaldecoder(codec)().decode(octets, final=not is_cut)
+        if not is_cut:
+            return octets.decode(codec)
+        return codecs.getincrementaldecoder(codec)().decode(octets)
     except UnicodeDecodeError:
         return None
 

@@ -68,7 +68,7 @@ _ADDRESS_FIELDS = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-t
 _OTHERS = frozenset(
     (
         *(b"subject", b"date", b"message-id", b"in-reply-to", b"references", b"keywords"),
-        *(b"importance", b"x-priority", b"x-msmail-priority", b"priority", b"content-type"),
+        *(b"importance", b"x-priority", b"x-msmail-priority", b"priority"),
     )
 )
 
@@ -228,7 +228,7 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     addresses: dict[bytes, bytes] = {}
     others = []
     parsed = Header.parse(cleaned(header))
-    kind = parsed.first_octets("Content-Type") or b""  # its charset is that of raw names
+    kind = b"" if header.isascii() else parsed.first_octets("Content-Type") or b""
     for name, field in parsed.fields:
         if name in _ADDRESS_FIELDS:
             addresses[name] = addresses.get(name, b"") + field
@@ -239,7 +239,7 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
         found = addresses.get(name, b"")
         return _addresses_in(found if found.isascii() else kind + found, name)
 
-    fields = parse_header(b"".join(others))
+    fields = parse_header(kind + b"".join(others))  # its charset is that of raw octets
     properties = replace(
         read_properties_of_header(fields),
         from_=first_person(people(b"from")),
