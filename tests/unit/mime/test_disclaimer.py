@@ -209,6 +209,7 @@ def test_of_a_nested_message_only_the_two_bodies_change():
         pytest.param("text/plain; charset=us-ascii", b"Hi", "", "utf-8", id="ascii"),
         pytest.param("text/plain; format=flowed", b"Hi", "7bit", "utf-8", id="no charset"),
         pytest.param('text/plain; charset="iso-8859-1"; x=1', b"Gr\xfc\xdfe", "8bit", "utf-8", id="latin"),
+        pytest.param("text/plain; charset=iso-8859-1", b"\x93Gr\xfc\xdfe\x94", "8bit", "utf-8", id="quotes"),
         pytest.param("text/plain; charset=windows-1252", b"Gr\xfc\xdfe \x80", "8bit", "windows-1252", id="has it"),
         pytest.param("text/plain; charset=utf-8", "Grüße".encode(), "8bit", "utf-8", id="utf-8"),
         pytest.param("", "Grüße".encode(), "", "utf-8", id="8-bit without a charset"),
@@ -223,6 +224,7 @@ def test_a_charset_that_lacks_a_letter_becomes_utf_8(kind, body, encoding, chars
     assert found.get_content_charset() == charset
     assert "für Sie € vertraulich" in found.get_content()
     assert ("Grüße" in found.get_content()) == (b"Gr" in body)
+    assert ("“" in found.get_content()) == (b"\x93" in body)
     assert b"iso-8859-1" not in new
     assert found["mime-version"]
     assert found.get_param("format") == ("flowed" if "flowed" in kind else None)
