@@ -36,7 +36,8 @@ _REPEATED_MAX = 20
 _COPIES_MAX = 5  # of a message that are looked for: a copy may have been deleted
 # Texts with these are not what they say octet for octet; entities that are no letters do not count.
 _ENCODED = re.compile(
-    rb"base64|quoted-printable|=\?|[\0\x1b]|&(?!(?:nbsp|amp|lt|gt|quot);)[#a-z]", re.IGNORECASE
+    rb"base64|quoted-printable|utf-?7|hz|=\?|[\0\x1b]|&(?!(?:nbsp|amp|lt|gt|quot);)[#a-z]",
+    re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[^\W_]+")
 _TYPE = re.compile(rb"^content-type:\s*([^\s;]+)", re.MULTILINE)

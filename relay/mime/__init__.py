@@ -25,6 +25,7 @@ Reading messages:
 - `read_mime`: which part is the body and which are attachments; their names and sizes
 - `read_header`: header fields as Graph's properties; the only author
 - `address_list`: the names and addresses of From, To and their like, and which have two readings
+- `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
 - `links`: links and one-time codes in bodies
 - `file_types`: the type of a file by its first octets
 
@@ -33,7 +34,7 @@ Header fields and encodings:
 - `headers`: Received, Date, X-Relay-Id, Subject prefix; a message's priority; Auto-Submitted, lists
 - `charsets`: octets as text for all readers: labels, damage, byte order marks, `<meta charset>`
 - `encoded_words`: RFC 2047 words: read and write
-- `transfer_encoding`: base64 and quoted-printable; which encoding a text gets
+- `transfer_encoding`: base64, quoted-printable, uuencode; which encoding a text gets
 
 Reports and disclaimers:
 

@@ -21,7 +21,12 @@ from relay.mime.draft import (
 )
 from relay.mime.read_mime import AttachedOctets, read_attachments
 from relay.mime.structure import BodyStatistics
-from relay.mime.transfer_encoding import QuotedPrintableDecoding, RewrappedBase64, recode
+from relay.mime.transfer_encoding import (
+    RewrappedBase64,
+    decoding_of,
+    recode,
+    whole_base64_size,
+)
 
 
 def carried_attachments(
@@ -41,10 +46,10 @@ def _from_mime(one: AttachedOctets) -> DraftAttachment:
     new = new_attachment(one.facts, one.octets)
     if one.facts.item and (part := _as_message(one, new)):
         return part
-    if one.encoding == "base64":
+    if one.encoding == "base64" and whole_base64_size(one.octets) is not None:
         return replace(new, octets=recode(one.octets, RewrappedBase64()))
-    if one.encoding == "quoted-printable":
-        return new_attachment(one.facts, recode(one.octets, QuotedPrintableDecoding()))
+    if coding := decoding_of(one.encoding):
+        return new_attachment(one.facts, recode(one.octets, coding))
     return new
 
 

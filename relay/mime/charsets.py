@@ -1,11 +1,11 @@
 """Read octets as text: bodies, header fields, and what rules, pages and the search see of them.
 
 Labels are those of the WHATWG Encoding standard, with what its decoders give: gb2312 is gb18030,
-iso-8859-1 is windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP have the rows of NEC and IBM. A
-label that it does not have (utf-7, hz-gb-2312, a codec of Python) is none, and neither is US-ASCII
+iso-8859-1 is windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP have the rows of NEC and IBM. Mail
+has three more: utf-7, hz-gb-2312 and iso-2022-kr. Another label is none, and neither is US-ASCII
 for octets of eight bits. Nothing raises, and time is linear in the octets.
 WHATWG Encoding 4.2 (labels), 6 (byte order mark); HTML 13.2.3.2 (<meta> in the first 1,024 octets);
-RFC 2045 5.1, RFC 2231 (the parameter charset).
+RFC 1557, 1843, 2152.
 """
 
 import codecs
@@ -49,6 +49,9 @@ iso8859_8 csiso88598e csisolatinhebrew hebrew iso-8859-8-e iso-ir-138 iso_8859-8
 iso8859_8 csiso88598i iso-8859-8-i logical
 iso8859_10 csisolatin6 iso-ir-157 l6 latin6
 iso8859_15 csisolatin9 l9
+utf_7 utf-7 utf7 unicode-1-1-utf-7 csutf7
+hz hz-gb-2312 hz hzgb
+iso2022_kr iso-2022-kr csiso2022kr
 """
 _CODECS = {
     **{
@@ -66,7 +69,12 @@ _CODECS = {
 }
 _UTF_16 = ("utf_16_le", "utf_16_be")
 _WIDE = frozenset(  # the codecs in which a character may have several octets
-    ("utf-8", *_UTF_16, "gb18030", "big5hkscs", "euc_jp", "iso2022_jp_ext", "cp932", "cp949")
+    (
+        *("utf-8", *_UTF_16, "gb18030", "big5hkscs", "euc_jp", "iso2022_jp_ext", "cp932", "cp949"),
+        "utf_7",
+        "hz",
+        "iso2022_kr",
+    )
 )
 # What the standard decodes to another character than Python: of one octet, and of several.
 _OTHER_OCTETS = {"koi8_u": {0xAE: "\u045e", 0xBE: "\u040e"}, "cp1255": {0xCA: "\u05ba"}}
@@ -92,19 +100,7 @@ _META_WITHIN_OCTETS = 1024
 _PIECE_OCTETS = 16 * 1024
 _MENDED_MAX = 10_000  # octets that are looked at one by one
 _ERRORS = "relay.mime.charsets"
-_COMMENT = re.compile(r'("(?:[^"\\]|\\.?)*+(?:"|\Z))|\([^()]*\)', re.DOTALL)
-_PARAMETER = re.compile(
-    r"""(?:^|[;\s"])charset(?:\*0?\*?)?\s{0,9}=\s{0,9}(?:"([^"]*+)|([^\s;,"]+))""", re.IGNORECASE
-)
-
-
-def charset_of(content_type: str) -> str:
-    """Return the charset that the value of a Content-Type names, "" if it names none."""
-    if "(" in content_type:
-        content_type = _COMMENT.sub(r"\1", content_type)
-    found = _PARAMETER.search(content_type)
-    # 'utf-8' in the wrong quotes, and utf-8'language'utf-8
-    return (found[1] or found[2] or "").strip("' ").rpartition("'")[2].strip() if found else ""
+_IN_META = re.compile(r"charset\s{0,9}=\s{0,9}[\"']?([^\s;\"']*+)", re.IGNORECASE)
 
 
 def codec_of(label: str) -> str:
@@ -164,7 +160,8 @@ def _codec_in_html(octets: bytes) -> str:
         given = tag_attributes(token.text)
         label = given.get("charset", "")
         if not label and given.get("http-equiv", "").lower() == "content-type":
-            label = charset_of(given.get("content", ""))
+            found = _IN_META.search(given.get("content", ""))
+            label = found[1] if found else ""
         if codec := codec_of(label):
             # it was read as ASCII, so that it is not UTF-16; ASCII is windows-1252
             return {_ASCII: "cp1252"}.get(codec, "utf-8" if codec in _UTF_16 else codec)

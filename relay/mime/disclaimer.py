@@ -36,7 +36,8 @@ from relay.message.content import (
     spliced,
 )
 from relay.message.header import Header, ParsedContent, cleaned, with_crlf
-from relay.mime.charsets import charset_of, codec_of, decode_octets
+from relay.mime.charsets import codec_of, decode_octets
+from relay.mime.content_fields import charset_of, filename_of, read_content_field
 from relay.mime.disclaimer_text import Disclaimer, in_html, in_text, with_utf8_meta
 from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
@@ -129,7 +130,7 @@ def _obstacle(content: ParsedContent, structure: Structure, leaves: SortedLeaves
         return "its header is damaged"
     shown = [leaf for leaf in (leaves.text, leaves.html) if leaf is not None]
     for leaf in (*shown, *leaves.attached):
-        name = _filename(leaf.fields)
+        name = filename_of(leaf.fields).lower()
         kind = leaf.entity.content_type
         if leaf.entity.protected or kind in _ENCRYPTED or name.endswith(".p7m"):
             return "it is signed or encrypted"
@@ -138,12 +139,6 @@ def _obstacle(content: ParsedContent, structure: Structure, leaves: SortedLeaves
         if kind.startswith("multipart/"):
             return "it has a multipart without parts"
     return "" if shown else "it has no text"
-
-
-def _filename(fields: "Message[str, str]") -> str:
-    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        return (fields.get_filename() or "").strip().lower()
-    return ""
 
 
 # -- one text
@@ -234,9 +229,7 @@ def _is_ascii_based(codec: str) -> bool:
 
 
 def _is_flowed(fields: "Message[str, str]") -> bool:
-    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        return str(fields.get_param("format", "")).lower() == "flowed"
-    return False
+    return read_content_field(fields, "content-type").raw("format").lower() == "flowed"
 
 
 # -- the message

@@ -26,7 +26,7 @@ from relay.message.content import (
 )
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned
 from relay.mime.draft import DraftAttachment, attachment_fields
-from relay.mime.edit_draft import NotEditableError
+from relay.mime.edit_draft import NotEditableError, check_parts
 from relay.mime.read_mime import SortedLeaves, sorted_leaves
 from relay.mime.structure import DEPTH_MAX, ENTITIES_MAX, Entity, Structure, read_structure
 from relay.mime.write_header import raw_field
@@ -90,6 +90,7 @@ def _editable(content: Octets) -> Structure:
         raise NotEditableError(
             "The attachments of a signed or encrypted message cannot be changed."
         )
+    check_parts(structure)
     deepest = max(one.depth for one in structure.entities)
     if (
         not structure.is_complete

@@ -5,7 +5,8 @@ spliced, so that of a large draft only the headers and the new text are in memor
 body has a text alternative, the alternative is written again. relay.mime.edit_attachments changes
 the attachments.
 
-Raises NotEditableError where the body is signed or encrypted, and OSError where the file cannot be
+Raises NotEditableError where the body is signed, encrypted or inside an encoded multipart, and
+OSError where the file cannot be
 read. Standards: RFC 5322 3.6; RFC 2045 6; RFC 2046 5.1; RFC 2387 (related); RFC 1847.
 """
 
@@ -19,7 +20,7 @@ from relay.message.extended_properties import extended_header_fields
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned, with_crlf
 from relay.message.properties import MessageProperties
 from relay.mime.html_text import html_to_text
-from relay.mime.read_mime import SortedLeaves, sorted_leaves
+from relay.mime.read_mime import SortedLeaves, is_encoded_multipart, sorted_leaves
 from relay.mime.structure import Entity, Structure, read_structure
 from relay.mime.transfer_encoding import CodedText, base64_lines, coded_text
 from relay.mime.write_header import address_list_field, header_fields, raw_field
@@ -102,6 +103,12 @@ class MimeEdits:
 
 class NotEditableError(ValueError):
     """The draft cannot be changed, for example because it is signed or encrypted."""
+
+
+def check_parts(structure: Structure) -> None:
+    """Raise NotEditableError if parts of the message are in an encoded multipart."""
+    if any(map(is_encoded_multipart, structure.entities)):
+        raise NotEditableError("Parts that are encoded together cannot be changed.")
 
 
 def change_body(edits: MimeEdits, leaves: SortedLeaves, *, body_type: str, body: str) -> None:
@@ -319,6 +326,7 @@ def changed_mime(content: Octets, before: MessageProperties, after: MessagePrope
     edits = MimeEdits(content, structure)
     edits.replace_fields(names, _written(after))
     if any(getattr(before, name) != getattr(after, name) for name in _BODY):
+        check_parts(structure)
         change_body(edits, sorted_leaves(structure), body_type=after.body_type, body=after.body)
     return edits.applied()
 

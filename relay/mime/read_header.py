@@ -29,7 +29,7 @@ from relay.message.header import (
 )
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.address_list import address_entries
-from relay.mime.charsets import charset_of
+from relay.mime.content_fields import charset_of
 from relay.mime.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
@@ -95,16 +95,22 @@ _POLICY = _RawHeaderPolicy()
 
 
 def parse_header(header: bytes) -> "Message[str, str]":
-    """Parse a header section: values as they are, lines that are not fields skipped.
+    """Parse a header section: values as they are, lines that are not fields skipped, unless they
+    go on with the parameters of a content field.
 
     Octets that are not ASCII are surrogates in the values.
     """
     message: Message[str, str] = Message(policy=_POLICY)
+    pairs: list[tuple[str, str]] = []
     for name, field in Header.parse(cleaned(header)).fields:
+        text = field.removeprefix(BYTE_ORDER_MARK).decode("ascii", "surrogateescape")
         if name:
-            plain = field.removeprefix(BYTE_ORDER_MARK)
-            name_text, _, value = plain.decode("ascii", "surrogateescape").partition(":")
-            message.set_raw(name_text.rstrip(" \t"), value.lstrip(" \t").rstrip("\r\n"))
+            name_text, _, value = text.partition(":")
+            pairs.append((name_text.rstrip(" \t"), value.lstrip(" \t").rstrip("\r\n")))
+        elif pairs and pairs[-1][1].endswith(";") and pairs[-1][0][:8].lower() == "content-":
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {text.strip()}")  # a fold without a blank
+    for pair in pairs:
+        message.set_raw(*pair)
     return message
 
 

@@ -6,18 +6,18 @@ text are in memory, and of the text at most TEXT_OCTETS_MAX. Raises OSError if i
 RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
 """
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
-from email.utils import collapse_rfc2231_value
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.message.content import Octets, as_octets
+from relay.message.content import Octets, as_octets, join_octets
+from relay.message.header import Header, cleaned, header_section
 from relay.message.properties import MessageProperties
-from relay.mime.charsets import charset_of, decode_octets
+from relay.mime.charsets import decode_octets
+from relay.mime.content_fields import charset_of, filename_of, name_by_type, read_content_field
 from relay.mime.draft import (
     AttachmentFacts,
     MimeDraftProperties,
@@ -25,20 +25,26 @@ from relay.mime.draft import (
     read_private_block,
     read_properties,
 )
-from relay.mime.encoded_words import printable
 from relay.mime.read_header import (
+    HEADER_OCTETS_MAX,
     date_us_of,
-    decode_text,
+    parse_header,
     read_properties_of_header,
     read_text,
     read_token,
 )
 from relay.mime.read_report import ORDINARY_CLASS, message_class
-from relay.mime.structure import Entity, Structure, read_structure
-from relay.mime.transfer_encoding import decoded_blocks
+from relay.mime.structure import IDENTITY, WHOLE_MESSAGES, Entity, Structure, read_structure
+from relay.mime.transfer_encoding import (
+    decoded_blocks,
+    decoded_octets,
+    decoded_size,
+    decoding_of,
+)
 
+_ENCODING = "Content-Transfer-Encoding"
 TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
-_PADDING_OCTETS_MAX = 8
+ENCODINGS_MAX = 5  # of a multipart in an encoded multipart, and so on; deeper ones are files
 
 
 class AttachedOctets(Struct, frozen=True):
@@ -60,10 +66,26 @@ class ReadMessage(Struct, frozen=True):
 
 
 class Leaf(Struct, frozen=True):
-    """An entity that mail programs show as one body or attachment: a leaf, or a whole message."""
+    """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
+
+    `inside` is set in an encoded multipart: the decoded octets, where the entity's positions count.
+    """
 
     entity: Entity
     fields: "Message[str, str]"
+    inside: Octets | None = None
+
+    def body(self, content: Octets) -> Octets:
+        """Return the stored octets of the body; `content` is that of the message."""
+        start, end = self.entity.body_start, self.entity.end
+        return (self.inside or content).part(start, end - start)
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it is an attached message, which some programs encode."""
+        return self.entity.is_message or (
+            self.entity.content_type in WHOLE_MESSAGES and self.entity.encoding not in IDENTITY
+        )
 
 
 class SortedLeaves(Struct, frozen=True):
@@ -116,7 +138,7 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
     """
     octets = as_octets(content)
     structure = read_structure(octets)
-    leaves = sorted_leaves(structure)
+    leaves = sorted_leaves(structure, octets)
     body = leaves.html or leaves.text
     text = _Text("") if body is None else _read_text(octets, body)
     fields = structure.message.fields()
@@ -126,8 +148,7 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
         body=text.text,
     )
     facts = tuple(
-        _attachment(octets, structure, one, has_html=leaves.html is not None)
-        for one in leaves.attached
+        _attached(octets, one, has_html=leaves.html is not None).facts for one in leaves.attached
     )
     return ReadMessage(
         properties,
@@ -161,14 +182,14 @@ class ReadParts:
 def read_parts(content: Octets) -> ReadParts:
     """Read a MIME message in one pass over its octets. Reading blocks; raises OSError."""
     structure = read_structure(content)
-    leaves = sorted_leaves(structure)
+    leaves = sorted_leaves(structure, content)
     html, text = (
         None if leaf is None else _read_text(content, leaf) for leaf in (leaves.html, leaves.text)
     )
     return ReadParts(
         structure.message.header,
         ReadBodies(html.text if html else None, text.text if text else None),
-        _attached(content, structure, leaves),
+        _all_attached(content, leaves),
         (*structure.defects, *(html.defects if html else ()), *(text.defects if text else ())),
     )
 
@@ -181,8 +202,7 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
         content = stored.part(length, stored.size - length)
-        structure = read_structure(content)
-        attached = _attached(content, structure, sorted_leaves(structure))
+        attached = _all_attached(content, sorted_leaves(read_structure(content), content))
         ids = _ids(block.beside if block else None, len(attached))
         return tuple(
             replace(one, facts=replace(one.facts, id=identity))
@@ -198,32 +218,23 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     )
 
 
-def _attached(
-    octets: Octets, structure: Structure, leaves: SortedLeaves
-) -> tuple[AttachedOctets, ...]:
+def _all_attached(octets: Octets, leaves: SortedLeaves) -> tuple[AttachedOctets, ...]:
     has_html = leaves.html is not None
-    return tuple(
-        AttachedOctets(
-            _attachment(octets, structure, one, has_html=has_html),
-            _body(octets, one.entity),
-            _encoding(one.entity),
-        )
-        for one in leaves.attached
-    )
+    return tuple(_attached(octets, one, has_html=has_html) for one in leaves.attached)
 
 
-def sorted_leaves(structure: Structure) -> SortedLeaves:
-    """Find the HTML body, the text body and the attachments; attached messages are not searched."""
+def sorted_leaves(structure: Structure, content: Octets | None = None) -> SortedLeaves:
+    """Find the HTML body, the text body and the attachments; attached messages are not searched.
+
+    With `content`, those in an encoded multipart too. Reading it blocks; raises OSError.
+    """
     html = text = None
     attached = []
-    for entity in structure.entities:
-        if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
-            continue
-        leaf = Leaf(entity, entity.fields())
+    for leaf in _leaves(structure, content):
         # A multipart without parts is shown as text.
-        kind = entity.content_type
+        kind = leaf.entity.content_type
         is_text = kind == "text/plain" or kind.startswith("multipart/")
-        wants_to_attach = disposition_of(leaf) == "attachment" or _filename(leaf.fields)
+        wants_to_attach = disposition_of(leaf) == "attachment" or filename_of(leaf.fields)
         if kind == "text/html" and html is None and not wants_to_attach:
             html = leaf
         elif is_text and text is None and not wants_to_attach:
@@ -233,20 +244,32 @@ def sorted_leaves(structure: Structure) -> SortedLeaves:
     return SortedLeaves(html, text, tuple(attached))
 
 
+def _leaves(
+    structure: Structure, content: Octets | None, *, inside: Octets | None = None, depth: int = 0
+) -> Iterator[Leaf]:
+    for entity in structure.entities:
+        if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
+            continue
+        leaf = Leaf(entity, entity.fields(), inside)
+        if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):
+            header = Header.parse(cleaned(entity.header)).remove([_ENCODING]).octets
+            decoded = join_octets(
+                [header + b"\r\n", decoded_octets(leaf.body(content), entity.encoding)]
+            )
+            yield from _leaves(read_structure(decoded), decoded, inside=decoded, depth=depth + 1)
+        else:
+            yield leaf
+
+
+def is_encoded_multipart(entity: Entity) -> bool:
+    """Return whether parts are only found in the decoded body (against RFC 2045 6.4)."""
+    is_leaf_of_parts = entity.is_leaf and entity.content_type.startswith("multipart/")
+    return is_leaf_of_parts and decoding_of(entity.encoding) is not None
+
+
 def disposition_of(leaf: Leaf) -> str:
     """Return the Content-Disposition in lower case, "" if there is none."""
-    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        return leaf.fields.get_content_disposition() or ""
-    return ""
-
-
-def _body(octets: Octets, entity: Entity) -> Octets:
-    return octets.part(entity.body_start, entity.end - entity.body_start)
-
-
-def _encoding(entity: Entity) -> str:
-    """Return the encoding of the body; attached messages are not decoded, only their parts are."""
-    return "" if entity.is_message else entity.encoding
+    return read_content_field(leaf.fields, "content-disposition").value
 
 
 class _Text(Struct, frozen=True):
@@ -256,7 +279,7 @@ class _Text(Struct, frozen=True):
 
 def _read_text(octets: Octets, leaf: Leaf) -> _Text:
     pieces, size = [], 0
-    for block in decoded_blocks(_body(octets, leaf.entity), leaf.entity.encoding):
+    for block in decoded_blocks(leaf.body(octets), leaf.entity.encoding):
         pieces.append(block[: TEXT_OCTETS_MAX - size])
         size += len(block)
         if size > TEXT_OCTETS_MAX:
@@ -272,52 +295,25 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
     return _Text(text, defects if is_whole else [*defects, "a text that is not in its charset"])
 
 
-def _attachment(
-    octets: Octets, structure: Structure, leaf: Leaf, *, has_html: bool
-) -> AttachmentFacts:
+def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
+    """Return an attachment; of an attached message only the parts are decoded by its reader."""
     content_id = read_token(leaf.fields, "content-id").strip("<> ")
     disposition = disposition_of(leaf)
-    inline = disposition == "inline" or (not disposition and bool(content_id) and has_html)
-    return AttachmentFacts(
-        name=_filename(leaf.fields) or _title(structure, leaf),
-        content_type=leaf.entity.content_type,
-        size=_decoded_size(octets, leaf.entity),
-        inline=inline,
+    octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type
+    title = ""
+    if leaf.is_message:
+        octets, encoding = decoded_octets(octets, encoding), ""
+        header = header_section(octets.read(0, HEADER_OCTETS_MAX))
+        title = read_text(parse_header(header), "subject")  # mail programs use it as the name
+    facts = AttachmentFacts(
+        name=filename_of(leaf.fields) or title or name_by_type(kind),
+        content_type=kind,
+        size=decoded_size(octets, encoding),
+        inline=disposition == "inline" or (not disposition and bool(content_id) and has_html),
         content_id=content_id,
-        item=leaf.entity.is_message,
+        item=leaf.is_message,
     )
-
-
-def _decoded_size(octets: Octets, entity: Entity) -> int:
-    """Return the decoded size; for base64 it is computed without decoding."""
-    body = _body(octets, entity)
-    if _encoding(entity) == "quoted-printable":
-        return sum(map(len, decoded_blocks(body, entity.encoding)))
-    if _encoding(entity) != "base64":
-        return body.size
-    facts = entity.body
-    end = body.read(max(body.size - _PADDING_OCTETS_MAX, 0), _PADDING_OCTETS_MAX)
-    characters = facts.size - facts.carriage_returns - facts.line_feeds - end.count(b"=")
-    return max(characters, 0) * 3 // 4
-
-
-def _title(structure: Structure, leaf: Leaf) -> str:
-    """Return the subject of an attached message, which mail programs use as its name."""
-    if not leaf.entity.is_message:
-        return ""
-    return read_text(structure.entities[leaf.entity.number + 1].fields(), "subject")
-
-
-def _filename(fields: "Message[str, str]") -> str:
-    """Return the file name: an RFC 2231 value, or a plain one that may have RFC 2047 words."""
-    with contextlib.suppress(Exception):
-        for name, field in (("filename", "content-disposition"), ("name", "content-type")):
-            value = fields.get_param(name, "", field)
-            if isinstance(value, tuple):
-                return printable(collapse_rfc2231_value(value))
-            if value:
-                return printable(decode_text(str(value)))
-    return ""
+    return AttachedOctets(facts, octets, encoding)
 
 
 def _facts(part: StoredPart) -> AttachmentFacts:

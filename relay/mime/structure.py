@@ -12,7 +12,6 @@ RFC 2045 2.4 (entity), 2.8 (7bit); RFC 2046 5.1 (multipart), 5.2.1 (message); RF
 encrypted); RFC 5322 2.1.1 (line lengths).
 """
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +30,9 @@ from relay.message.header import (
     cleaned,
     fields_end,
 )
+from relay.mime.content_fields import content_field, read_content_field
 from relay.mime.read_header import HEADER_OCTETS_MAX, PARAMETERS_MAX, parse_header
+from relay.mime.transfer_encoding import UUENCODE
 
 LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
 ENTITIES_MAX = 1000
@@ -50,8 +51,8 @@ _VISIBLE = re.compile(r"[!-~]+")
 # A quoted string stays; one without an end goes on to the end of the text, in linear time.
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.?)*+(?:"|\Z))|\([^()]*\)', re.DOTALL)
 IDENTITY = frozenset(("7bit", "8bit", "binary"))  # the encodings that change nothing
-_ENCODINGS = frozenset((*IDENTITY, "quoted-printable", "base64"))
-_WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
+_ENCODINGS = frozenset((*IDENTITY, *UUENCODE, "quoted-printable", "base64"))
+WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
 _PROTECTED_TYPES = frozenset(("multipart/signed", "multipart/encrypted"))
 
 
@@ -343,7 +344,8 @@ class StructureReader:
         default = "message/rfc822" if is_in_digest else "text/plain"  # RFC 2046 5.1.5
         if self._reading is None:
             kind = _content_type(fields, default)
-            boundary = _boundary(fields) if kind.startswith("multipart/") else b""
+            is_multipart = kind.startswith("multipart/")
+            boundary = _boundary(str(fields["content-type"])) if is_multipart else b""
         else:
             kind, boundary = self._type_as_read(fields, default, self._reading)
         entity.content_type = kind
@@ -351,7 +353,7 @@ class StructureReader:
         if entity.encoding not in _ENCODINGS:
             shown = entity.encoding[:_SHOWN_CHARACTERS]
             self._defect(f"an unknown transfer encoding: {shown!r}")
-        is_multipart, is_message = kind.startswith("multipart/"), kind in _WHOLE_MESSAGES
+        is_multipart, is_message = kind.startswith("multipart/"), kind in WHOLE_MESSAGES
         if not is_multipart and not is_message:
             return
         if entity.encoding not in IDENTITY:
@@ -379,9 +381,7 @@ class StructureReader:
         if value.count(";") > PARAMETERS_MAX:
             self._leave_unread(f"a type with more than {PARAMETERS_MAX} parameters")
             return kind, b""
-        one: Message[str, str] = Message()
-        one["Content-Type"] = value
-        return kind, _raw_boundary(one)
+        return kind, _boundary(value, has_comments=not reading.comments)
 
     # -- bodies
 
@@ -533,30 +533,18 @@ class StructureReader:
 
 
 def _content_type(fields: "Message[str, str]", default: str) -> str:
-    fields.set_default_type(default)
-    with contextlib.suppress(Exception):  # damaged fields make `email` raise in many ways
-        kind = fields.get_content_type().split(maxsplit=1)[0]  # a semicolon may be missing
-        return kind if _VISIBLE.fullmatch(kind) else "application/octet-stream"
-    return "text/plain"
+    if "content-type" not in fields:
+        return default
+    kind = read_content_field(fields, "content-type").value
+    if kind.count("/") != 1:
+        return "text/plain"  # RFC 2045 5.2
+    return kind if _VISIBLE.fullmatch(kind) else "application/octet-stream"
 
 
 def _encoding(fields: "Message[str, str]") -> str:
-    value = _COMMENT.sub(r"\1", str(fields.get("content-transfer-encoding", "7bit")))
-    return value.partition(";")[0].strip().lower() or "7bit"
+    return read_content_field(fields, "content-transfer-encoding").value or "7bit"
 
 
-def _boundary(fields: "Message[str, str]") -> bytes:
-    with contextlib.suppress(Exception):
-        given = _raw_boundary(fields)
-        value = str(fields["content-type"])
-        if "(" in value:
-            fields.replace_header("content-type", _COMMENT.sub(r"\1", value))
-            return _raw_boundary(fields) or given
-        return given
-    return b""
-
-
-def _raw_boundary(fields: "Message[str, str]") -> bytes:
-    with contextlib.suppress(Exception):
-        return (fields.get_boundary("") or "").encode("utf-8", "surrogateescape")
-    return b""
+def _boundary(value: str, *, has_comments: bool = True) -> bytes:
+    found = content_field(value, has_comments=has_comments).raw("boundary").rstrip()
+    return found.encode("utf-8", "surrogateescape")

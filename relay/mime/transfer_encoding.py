@@ -2,7 +2,8 @@
 
 RecodedOctets encode their source while they are read, so that conversion repairs the parts of large
 messages with one chunk in memory; every reading returns the same octets. decoded_blocks() decodes a
-body: octets that cannot be decoded give what can be read of them. coded_text() encodes a new text.
+body: octets that cannot be decoded give what can be read of them; base64 is read on after padding,
+and of uuencode each line is read by itself. coded_text() encodes a new text.
 Reading raises OSError where the source cannot be read.
 RFC 2045 6.7 (quoted-printable), 6.8 (base64); RFC 2046 4.1.2 (charset); RFC 5322 2.3 (CR and LF
 only together).
@@ -10,7 +11,8 @@ only together).
 
 import re
 from base64 import b64encode
-from binascii import a2b_base64, a2b_qp, b2a_qp
+from binascii import Error as BinasciiError
+from binascii import a2b_base64, a2b_qp, a2b_uu, b2a_qp
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,13 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from relay.message.content import Octets, SpanOfOctets, octets_in_blocks
+from relay.message.content import (
+    LARGE_BYTES,
+    MemoryOctets,
+    Octets,
+    SpanOfOctets,
+    octets_in_blocks,
+)
 from relay.message.header import with_crlf
 
 _CHUNK_OCTETS = 57 * 1024  # whole lines of base64; the size of a chunk
@@ -28,6 +36,11 @@ _LINE_SOURCE = 57  # octets in a line of base64
 _LINES_BLOCK = _LINE * 16384  # as much is split into lines at once
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
+_PADDED = re.compile(rb"=+")
+_PADDING = (b"", b"=", b"==")  # what whole base64 may have beside its alphabet
+_BASE64_AND_LINES = _ALPHABET.replace(b"=", b"") + b"\r\n"
+UUENCODE = frozenset(("x-uuencode", "uuencode", "x-uue", "uue"))
+_UU_BEGIN = re.compile(rb"begin [0-7]")
 # With bare CRs too: after one, binascii skips everything up to an LF.
 _SOFT_BREAK = re.compile(rb"=[ \t]*(?>\r\n|[\r\n])")
 # 25 encoded octets ("=XX" is one) have at most 75 characters.
@@ -123,6 +136,37 @@ class RewrappedQuotedPrintable:
         """See Coding."""
         wrapped = _WRAPPED.sub(rb"\1=\r\n", octets)
         return wrapped if last or octets.endswith(b"\n") else wrapped + b"=\r\n"
+
+
+class Base64Decoding(RewrappedBase64):
+    """Decode base64."""
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
+        """See Coding."""
+        return b"".join(_from_base64(iter([octets])))
+
+
+class UuencodeDecoding:
+    """Decode uuencode: what is no such line gives nothing."""
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: at a line end."""
+        return octets.rfind(b"\n") + 1
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
+        """See Coding."""
+        return b"".join(map(_from_uuencode, octets.splitlines()))
+
+
+def _from_uuencode(line: bytes) -> bytes:
+    size = (line[0] - 32) & 63 if line else 0
+    coded = line[1 : -(-size // 3) * 4 + 1]  # a checksum may follow; blanks may be cut
+    if not size or line == b"end" or _UU_BEGIN.match(line):
+        return b""
+    try:
+        return a2b_uu(line[:1] + coded)
+    except BinasciiError:
+        return b""
 
 
 class QuotedPrintableDecoding:
@@ -244,24 +288,72 @@ def decoded_blocks(source: Octets, encoding: str) -> Iterator[bytes]:
         yield from _from_base64(blocks)
     elif encoding == "quoted-printable":
         yield from _from_quoted_printable(blocks)
+    elif encoding in UUENCODE:
+        uuencoded = recode(source, UuencodeDecoding())
+        yield from octets_in_blocks([uuencoded], _CHUNK_OCTETS)
     else:
         yield from blocks
+
+
+def decoded_octets(source: Octets, encoding: str) -> Octets:
+    """Return the decoded octets as a source, in memory if they are few. Raises OSError."""
+    coding = decoding_of(encoding)
+    if coding is None:
+        return source
+    if source.size <= LARGE_BYTES:
+        return MemoryOctets(b"".join(decoded_blocks(source, encoding)))
+    return recode(source, coding)
+
+
+def decoding_of(encoding: str) -> Coding | None:
+    """Return the conversion that decodes a transfer encoding, None if it changes nothing."""
+    if encoding == "base64":
+        return Base64Decoding()
+    if encoding == "quoted-printable":
+        return QuotedPrintableDecoding()
+    return UuencodeDecoding() if encoding in UUENCODE else None
+
+
+def decoded_size(source: Octets, encoding: str) -> int:
+    """Return the number of decoded octets; those of whole base64 are not decoded."""
+    if encoding == "base64" and (size := whole_base64_size(source)) is not None:
+        return size
+    if decoding_of(encoding) is None:
+        return source.size
+    return sum(map(len, decoded_blocks(source, encoding)))
+
+
+def whole_base64_size(source: Octets) -> int | None:
+    """Return the decoded size of base64 in one piece without other octets, None for others."""
+    characters, padding, last = 0, b"", b""
+    for block in octets_in_blocks([source]):
+        padding += block.translate(None, _BASE64_AND_LINES)
+        if padding not in _PADDING:
+            return None
+        characters += len(block) - block.count(b"\r") - block.count(b"\n")
+        last = block
+    is_at_end = last.rstrip(b"\r\n").endswith(padding)
+    return (characters - len(padding)) * 3 // 4 if is_at_end else None
 
 
 def _from_base64(blocks: Iterator[bytes]) -> Iterator[bytes]:
     held = b""
     for block in blocks:
         held += block.translate(None, _NOT_BASE64)
-        padding = held.find(b"=")
-        if padding >= 0:
-            held = held[:padding]
-            break
+        if b"=" in held:
+            *pieces, held = _PADDED.split(held)
+            yield b"".join(map(_whole_base64, pieces))
         end = len(held) // 4 * 4
         yield a2b_base64(held[:end])
         held = held[end:]
-    if len(held) % 4 == 1:
-        held = held[:-1]  # six bits are less than an octet
-    yield a2b_base64(held + b"=" * (-len(held) % 4))
+    yield _whole_base64(held)
+
+
+def _whole_base64(octets: bytes) -> bytes:
+    """Decode octets of the alphabet up to their end, which may lack padding."""
+    if len(octets) % 4 == 1:
+        octets = octets[:-1]  # six bits are less than an octet
+    return a2b_base64(octets + b"=" * (-len(octets) % 4))
 
 
 def _from_quoted_printable(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -22,7 +22,8 @@ The evaluation:
 - `engine`: applies the rules in order: what each recipient gets, which copies differ
 - `rule_index`: which rules can match a message at all, without asking each of them
 - `message_view`: what conditions read of a message, each fact once
-- `message_parts`: attachments and parts of a message, with all their names; too many parts
+- `message_parts`: attachments and parts of a message, also in encoded ones; too many parts
+- `attachment_names`: every file name and boundary that a program may read in a part's fields
 - `body_text`: the text of a body as a reader sees it
 - `globs`: how * and ? match
 - `patterns`: regular expressions (RE2), and which are too slow

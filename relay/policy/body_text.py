@@ -82,8 +82,8 @@ def body_text(
     for part in parts:
         for encoding in part.encodings if part.is_body else ():
             between_parts()
-            body = octets.part(part.start, min(part.end - part.start, ENCODED_OCTETS_MAX))
-            read = _first_octets(body, encoding, left)
+            body = part.body(octets)
+            read = _first_octets(body.part(0, ENCODED_OCTETS_MAX), encoding, left)
             left -= len(read)
             text, _ = decode_octets(
                 read,

@@ -1,9 +1,10 @@
 """Find the parts of a message, with their names and types, without parsing what is in them.
 
 For the conditions on attachments and on the body, once per content. Nested messages are included,
-and every name that a mail program might show: from Content-Disposition and Content-Type, RFC 2231
-and RFC 2047 encodings, duplicate parameters. Where programs differ in the type of a part, the parts
-of every reading are found. relay.mime.structure reads the message, in linear time and in blocks.
+and every name that a mail program might show (relay.policy.attachment_names). Where programs differ
+in the type or the boundary of a part, the parts of every reading are found; so are those in encoded
+multiparts and messages, and uuencoded files in a text. relay.mime.structure reads the message, in
+linear time and in blocks.
 
 Raises TooManyPartsError for a message beyond its bounds, so that a part cannot be hidden among a
 thousand others; OSError (UnreadableError) for a large body that cannot be read.
@@ -18,35 +19,56 @@ RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 import re
 from binascii import a2b_base64
 from collections.abc import Callable, Iterator, Sequence
-from email.message import Message
-from email.utils import collapse_rfc2231_value
 from functools import cache
-from itertools import product
+from itertools import chain, islice, pairwise, product
 
 from msgspec import Struct
 
-from relay.message.content import Octets, octets_in_blocks, octets_of
+from relay.message.content import (
+    LARGE_BYTES,
+    MemoryOctets,
+    Octets,
+    join_octets,
+    octets_in_blocks,
+    octets_of,
+)
 from relay.message.header import Header, ParsedContent
-from relay.mime.encoded_words import decode_words
+from relay.mime.content_fields import content_field
 from relay.mime.file_types import OTHER_NAMES, file_types
 from relay.mime.read_header import PARAMETERS_MAX, parse_header
-from relay.mime.structure import Entity, LooseReading, structure_of
-from relay.mime.transfer_encoding import decoded_blocks
-from relay.policy.folding import folded
+from relay.mime.read_mime import ENCODINGS_MAX
+from relay.mime.structure import (
+    ENTITIES_MAX,
+    IDENTITY,
+    WHOLE_MESSAGES,
+    Entity,
+    LooseReading,
+    structure_of,
+)
+from relay.mime.transfer_encoding import UUENCODE, decoded_blocks, decoded_octets
+from relay.policy.attachment_names import boundaries_in, names_in, normalised
 
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 # Of a message that is read in several ways: its content fields together. Real ones have some kB.
 FIELDS_OCTETS_MAX = 256 * 1024
-NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False), (True, False))]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 _BODIES = ("text/plain", "text/html")
-_NAMES = ("name", "filename")
-_CODED = ("base64", "quoted-printable", "")  # "": any other encoding, the octets are as they are
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError)  # what the email package raises
-_loose_name = re.compile(r"name[*0-9]*\s*=\s*(\"[^\"]*\"|[^;\s]+)", re.IGNORECASE)
-_separators = re.compile(r"[/\\]")
+_MESSAGES = (*WHOLE_MESSAGES, "message/partial")
+_CODED = ("base64", "quoted-printable")
+_UUENCODED = "uuencode"
+_IDENTITY = tuple(one.encode() for one in IDENTITY)
+_LINE_OCTETS_MAX = 1000  # of the line before a uuencoded file
+_FILE_IN_TEXT = re.compile(
+    rb"[\r\n]begin(?:-base64)?[ \t]+[0-7]{3,4}[ \t]+([^\r\n]{1,%d})" % _LINE_OCTETS_MAX
+)
+_FIRST_DELIMITER = re.compile(rb"(?:\A|[\r\n])--([^\r\n]{0,200})")
+_NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
+_ANY_BOUNDARY = b"--=_any"
+_GUESSED_OCTETS = 64 * 1024  # so far a boundary that no field names is looked for
+# Of octets that are read again, decoded or with another boundary; in multiples of the message.
+_READ_AGAIN_MAX = 8
 
 
 class TooManyPartsError(Exception):
@@ -65,6 +87,11 @@ class MessagePart(Struct, frozen=True):
     names: tuple[str, ...]  # normalised
     is_leaf: bool  # it contains no other entity
     is_forwarded: bool  # it is in an attached message
+    source: Octets | None = None  # where the positions count, if not in the message
+
+    def body(self, content: Octets) -> Octets:
+        """Return its body, as it is stored in the content or in an encoded part of it."""
+        return (self.source or content).part(self.start, self.end - self.start)
 
     @property
     def is_body(self) -> bool:
@@ -102,23 +129,19 @@ def message_parts(
 
 
 def may_have_attachments(content: ParsedContent) -> bool:
-    """Return whether the header leaves room for attachments: without reading the body."""
-    header = content.header
-    return "Content-Disposition" in header or any(
-        value[:4].lower() != b"text" or b"name" in value.lower()
-        for value in header.values("Content-Type")
+    """Return whether there may be attachments, without reading a large body or decoding one."""
+    header, rest = content.header, content.rest
+    encodings = map(bytes.lower, header.values("Content-Transfer-Encoding"))
+    return (
+        "Content-Disposition" in header
+        or any(
+            value[:4].lower() != b"text" or b"name" in value.lower() or b"=?" in value
+            for value in header.values("Content-Type")
+        )
+        or not isinstance(rest, bytes)
+        or b"begin" in rest
+        or any(each not in _IDENTITY for each in encodings)
     )
-
-
-def normalised(name: str) -> str:
-    """Return a name as the receiving system uses it, folded for comparison.
-
-    Only the last component of a path; no control or invisible characters, which could hide an
-    extension; no trailing dots or blanks, which Windows removes; NFKC (full-width forms as ASCII).
-    """
-    shown = folded(name)
-    last = _separators.split(shown)[-1].rstrip(" .") or shown
-    return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
 class _PartHeader(Struct, frozen=True):
@@ -130,19 +153,26 @@ class _PartHeader(Struct, frozen=True):
     disposition: str
     names: tuple[str, ...]
     encodings: tuple[str, ...]  # without the first
+    boundaries: tuple[bytes, ...]
 
 
 def _part_header(octets: bytes) -> _PartHeader:
     header = Header.parse(octets)
+    after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
     for field in _FIELDS:
-        for value in header.values(field):
+        values = header.values(field)
+        if values and (line := after.get(field.lower().encode())):  # a fold without a blank
+            values.append(values[-1] + b" " + line.strip())
+        for value in values:
             if len(value) > FIELD_OCTETS_MAX or value.count(b";") > PARAMETERS_MAX:
                 raise TooManyPartsError(
                     f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
                 )
-            if b"name" in value.lower():
-                names += _names(field, value)
+            names += names_in(value)
+    for value in header.values("Content-Location"):
+        if b":" not in value:  # no URL, whose host may look like a file name
+            names.append(normalised(value.decode("utf-8", "replace")))
     types = header.values("Content-Type")
     sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
     return _PartHeader(
@@ -152,11 +182,24 @@ def _part_header(octets: bytes) -> _PartHeader:
         has_several=len(dict(sizes)) < len(sizes),
         size=sum([size for _, size in sizes]),
         disposition=_first_word(header.first("Content-Disposition") or b""),
-        names=tuple(names),
+        names=tuple(dict.fromkeys(names)),
         encodings=tuple(
             _first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]
         ),
+        boundaries=tuple(
+            dict.fromkeys(
+                chain.from_iterable(boundaries_in(each) for each in types if b"=" in each)
+            )
+        ),
     )
+
+
+class _Inside(Struct, frozen=True):
+    """Octets that are read as a message: None for the message itself, else inside a part."""
+
+    source: Octets | None
+    is_forwarded: bool = False
+    encodings: int = 0  # how many encodings are around it
 
 
 class _PartReader:
@@ -167,40 +210,155 @@ class _PartReader:
         self._between_parts = between_parts
         self._header_of = cache(_part_header)
         self._fields_of = cache(parse_header)
+        self._octets = octets_of(content.joined())
+        self._left = 0
 
     def read(
         self, reading: LooseReading, *, is_one_of_several: bool = False
     ) -> tuple[list[MessagePart], bool]:
         """Return the parts, and whether another reading may find others."""
-        structure = structure_of(self._blocks(), reading, self._fields_of)
-        if not structure.is_complete:
-            raise TooManyPartsError("; ".join(structure.defects))
         parts: list[MessagePart] = []
         is_ambiguous, is_several, size = False, is_one_of_several, 0
-        for entity in structure.entities:
-            self._between_parts()
-            header = self._header_of(entity.header)
-            is_ambiguous |= header.is_ambiguous
-            is_several |= header.is_ambiguous or header.has_several
-            size += header.size
-            if is_several and size > FIELDS_OCTETS_MAX:
-                raise TooManyPartsError(
-                    f"more than {FIELDS_OCTETS_MAX} octets of content fields that programs read in"
-                    " several ways"
-                )
-            parts.append(_part(entity, header))
+        self._left = _READ_AGAIN_MAX * self._octets.size
+        waiting = [_Inside(None)]
+        for inside in waiting:
+            structure = structure_of(self._blocks(inside.source), reading, self._fields_of)
+            if not structure.is_complete:
+                raise TooManyPartsError("; ".join(structure.defects))
+            for entity in structure.entities:
+                self._between_parts()
+                header = self._header_of(entity.header)
+                is_ambiguous |= header.is_ambiguous
+                is_several |= header.is_ambiguous or header.has_several
+                size += header.size
+                if is_several and size > FIELDS_OCTETS_MAX:
+                    raise TooManyPartsError(
+                        f"more than {FIELDS_OCTETS_MAX} octets of content fields that programs"
+                        " read in several ways"
+                    )
+                part = _part(entity, header, inside)
+                parts.append(part)
+                waiting += self._insides(entity, part, inside)
+                if len(parts) > 2 * ENTITIES_MAX or len(waiting) > ENTITIES_MAX:
+                    raise TooManyPartsError(f"more than {ENTITIES_MAX} parts inside others")
         return parts, is_ambiguous
 
-    def _blocks(self) -> Iterator[bytes]:
-        yield self._content.header.octets
+    def _blocks(self, source: Octets | None) -> Iterator[bytes]:
         rest = self._content.rest
-        for block in [rest] if isinstance(rest, bytes) else octets_in_blocks(rest.body):
+        if source is not None:
+            blocks = octets_in_blocks([source])
+        else:
+            yield self._content.header.octets
+            blocks = iter([rest]) if isinstance(rest, bytes) else octets_in_blocks(rest.body)
+        for block in blocks:
             self._between_parts()
             yield block
 
+    def _insides(self, entity: Entity, part: MessagePart, over: _Inside) -> Iterator[_Inside]:
+        """Yield what the structure does not have: what is encoded, or has another boundary."""
+        boundaries = self._header_of(entity.header).boundaries
+        is_message = entity.content_type in _MESSAGES
+        is_multipart = entity.content_type.startswith("multipart/")
+        if not is_message and not is_multipart and not boundaries:
+            return
+        for encoding in part.encodings:
+            if encoding and over.encodings >= ENCODINGS_MAX:
+                raise TooManyPartsError(f"more than {ENCODINGS_MAX} encodings inside each other")
+            if is_message:
+                if encoding or not entity.is_message:
+                    source = self._again(part, encoding)
+                    yield _Inside(source, True, over.encodings + bool(encoding))
+                continue
+            wanted = [one for one in boundaries if encoding or one != entity.boundary]
+            if not encoding and is_multipart and entity.is_leaf:
+                wanted = wanted[1:]  # the first one was looked for
+            if encoding or (is_multipart and entity.is_leaf and not over.encodings):
+                wanted += self._guessed(part, encoding, boundaries)
+            for one in wanted:
+                body = self._again(part, encoding)
+                if not one and body.size <= LARGE_BYTES:
+                    body = MemoryOctets(_NO_BOUNDARY.sub(_ANY_BOUNDARY, body.read(0, body.size)))
+                source = join_octets([_header(entity, one or _ANY_BOUNDARY[2:]), body])
+                yield _Inside(source, part.is_forwarded, over.encodings + 1)
 
-def _part(entity: Entity, header: _PartHeader) -> MessagePart:
-    encodings = [each if each in _CODED else "" for each in (entity.encoding, *header.encodings)]
+    def _again(self, part: MessagePart, encoding: str) -> Octets:
+        """Return a body to be read again, decoded. Raises TooManyPartsError."""
+        body = part.body(self._octets)
+        self._left -= body.size
+        if self._left < 0:
+            raise TooManyPartsError("its parts are in too many encodings or boundaries")
+        return decoded_octets(body, encoding)
+
+    def _guessed(self, part: MessagePart, encoding: str, named: Sequence[bytes]) -> Iterator[bytes]:
+        """Yield the boundary that the first delimiter of a body has, unless a field names it."""
+        beginning = self._again(part, encoding).read(0, _GUESSED_OCTETS)
+        found = _FIRST_DELIMITER.search(beginning)
+        if found and (boundary := found[1].rstrip()) not in named:
+            yield boundary
+
+
+def with_files_in_texts(
+    content: ParsedContent,
+    parts: Sequence[MessagePart],
+    between_parts: Callable[[], None] = lambda: None,
+) -> tuple[MessagePart, ...]:
+    """Return the parts, and the uuencoded files in those that are plain text.
+
+    Reading blocks; raises OSError for a large body that cannot be read.
+    """
+    octets, found = octets_of(content.joined()), list(parts)
+    for part in parts:
+        is_text = part.content_type == "text/plain" or part.content_type.startswith("multipart/")
+        for encoding in part.encodings if part.is_leaf and is_text else ():
+            between_parts()
+            found += _files_in_text(octets, part, encoding)
+    return tuple(found)
+
+
+def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator[MessagePart]:
+    body = part.body(octets)
+    files = list(islice(_uuencoded(decoded_blocks(body, encoding)), ENTITIES_MAX + 1))
+    if len(files) > ENTITIES_MAX:
+        raise TooManyPartsError(f"more than {ENTITIES_MAX} files in a text")
+    source = decoded_octets(body, encoding) if files else body
+    ends = [*(start for start, _ in files[1:]), source.size]
+    for (start, name), end in zip(files, ends, strict=False):
+        yield MessagePart(
+            header=b"",
+            start=start,
+            end=end,
+            content_type="application/octet-stream",
+            encodings=(_UUENCODED,),
+            disposition="attachment",
+            names=(normalised(name.decode("utf-8", "replace")),),
+            is_leaf=True,
+            is_forwarded=part.is_forwarded,
+            source=source,
+        )
+
+
+def _uuencoded(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the place of each uuencoded file, and its name."""
+    held, place = b"\n", -1
+    for block in chain(blocks, (b"",)):
+        held += block
+        end = held.rfind(b"\n") if block else len(held)
+        if b"begin" in held:
+            for found in _FILE_IN_TEXT.finditer(held, 0, end):
+                yield place + found.start() + 1, found[1]
+        kept = max(end, len(held) - 2 * _LINE_OCTETS_MAX)
+        held, place = held[kept:], place + kept
+
+
+def _header(entity: Entity, boundary: bytes) -> bytes:
+    """Return a header by which a multipart is read with this boundary."""
+    quoted = boundary.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    kind = b"digest" if entity.content_type == "multipart/digest" else b"mixed"
+    return b'Content-Type: multipart/%b; boundary="%b"\r\n\r\n' % (kind, quoted)
+
+
+def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
+    encodings = map(_known_encoding, (entity.encoding, *header.encodings))
     kind = (entity.content_type.split(maxsplit=1) or [""])[0]
     return MessagePart(
         header=entity.header,
@@ -211,36 +369,18 @@ def _part(entity: Entity, header: _PartHeader) -> MessagePart:
         disposition=header.disposition,
         names=header.names,
         is_leaf=entity.is_leaf,
-        is_forwarded=entity.is_forwarded,
+        is_forwarded=entity.is_forwarded or inside.is_forwarded,
+        source=inside.source,
     )
 
 
+def _known_encoding(name: str) -> str:
+    """Return an encoding that changes octets, "" for others."""
+    return _UUENCODED if name in UUENCODE else name if name in _CODED else ""
+
+
 def _first_word(value: bytes) -> str:
-    return value.decode("latin-1").partition(";")[0].strip().lower()
-
-
-def _names(title: str, value: bytes) -> list[str]:
-    """Return all names in one field: of two, programs differ in which one they use."""
-    try:
-        parameters = _message(title, value).get_params(header=title) or []
-        found = [_decoded(text) for name, text in parameters if name.lower() in _NAMES]
-    except _DAMAGE:
-        found = [each.strip('"') for each in _loose_name.findall(value.decode("latin-1"))]
-    return [normalised(each) for each in found]
-
-
-def _decoded(name: str | tuple[str | None, str | None, str]) -> str:
-    """Decode a parameter: RFC 2231 (a tuple), else raw UTF-8 and encoded words."""
-    if isinstance(name, tuple):
-        return collapse_rfc2231_value(name)
-    return decode_words(name.encode("latin-1"))
-
-
-def _message(name: str, value: bytes) -> Message:
-    """Return a message with this one field, each octet a character, for its parameters."""
-    message = Message()
-    message[name] = value.decode("latin-1").replace("\r", "").replace("\n", "").strip()
-    return message
+    return content_field(value.decode("latin-1")).value
 
 
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -276,9 +416,11 @@ def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
     declared = part.content_type
     types = [declared, OTHER_NAMES.get(declared, declared)]
     for encoding in part.encodings if part.is_leaf else ():
-        body = octets.part(part.start, part.end - part.start)
-        is_base64 = encoding == "base64"
-        types += file_types(_from_base64(body) if is_base64 else decoded_blocks(body, encoding))
+        body = part.body(octets)
+        if encoding == "base64":  # as if padding were not there; some programs read each piece
+            types += file_types(_from_base64(body))
+        if encoding != "base64" or b"=" in body.read(0, _BLOCK_OCTETS):
+            types += file_types(decoded_blocks(body, encoding))
     return AttachedFile(part.names, tuple(dict.fromkeys(types)))
 
 

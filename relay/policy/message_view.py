@@ -22,6 +22,7 @@ from relay.policy.message_parts import (
     attachments,
     may_have_attachments,
     message_parts,
+    with_files_in_texts,
 )
 from relay.policy.patterns import Pattern, PatternSet, PatternSets
 
@@ -90,16 +91,21 @@ class MessageView:
         return message_parts(self.content, self._between_parts)
 
     @_Fact
+    def files(self) -> tuple[MessagePart, ...]:
+        """All parts that may be attachments, also files in a text."""
+        if not may_have_attachments(self.content):
+            return ()
+        return with_files_in_texts(self.content, self.parts, self._between_parts)
+
+    @_Fact
     def attachment_names(self) -> tuple[str, ...]:
         """The normalised names of all attachments, each once."""
-        parts = self.parts if may_have_attachments(self.content) else ()
-        return tuple(dict.fromkeys(name for part in parts for name in part.names))
+        return tuple(dict.fromkeys(name for part in self.files for name in part.names))
 
     @_Fact
     def attachments(self) -> tuple[AttachedFile, ...]:
         """All attachments, with the types of their contents."""
-        parts = self.parts if may_have_attachments(self.content) else ()
-        return attachments(self.content, parts, self._between_parts)
+        return attachments(self.content, self.files, self._between_parts)
 
     @_Fact
     def body(self) -> BodyText:

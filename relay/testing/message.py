@@ -13,7 +13,8 @@ import msgspec
 from relay.journeys.document import Journey
 from relay.message.address import own_mailbox
 from relay.message.content import MemoryOctets
-from relay.mime.charsets import charset_of, decode_octets
+from relay.mime.charsets import decode_octets
+from relay.mime.content_fields import charset_of
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_report import read_remote_report
 

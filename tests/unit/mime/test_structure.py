@@ -145,7 +145,7 @@ MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
         (b"A: b\r\nju\0nk\r\nC: d\r\n\r\n", "a line in a header that is not a field: 'junk'"),
         (b"A: \0b\r\n\r\n", "a NUL in a header"), (b"A: b\r\n\r\n\0", "a NUL in a body"),
         (b"A: b\r\n\r\n\xff", "octets of 8 bits where the encoding is 7bit"),
-        (b"Content-Transfer-Encoding: x-uuencode\r\n\r\n", "an unknown transfer encoding: 'x-uuencode'"),
+        (b"Content-Transfer-Encoding: x-odd\r\n\r\n", "an unknown transfer encoding: 'x-odd'"),
         (b"Content-Transfer-Encoding: base64\r\nContent-Type: message/rfc822\r\n\r\nx",
          "message/rfc822 with a transfer encoding of its own"),
         (b"Content-Type: message/rfc822\r\n\r\n" * 60, "parts more than 50 deep"),

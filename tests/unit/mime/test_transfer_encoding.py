@@ -113,7 +113,8 @@ def test_long_lines_are_rewrapped_and_decode_to_the_same(octets, width, chunk_oc
 
 @pytest.mark.parametrize(
     ("coded", "octets"),
-    [(b"AAE", b"\x00\x01"), (b"AAEC!AAE=rest", b"\x00\x01\x02\x00\x01"), (b"A", b""), (b"!!!!", b""), (b"AAECA", b"\x00\x01\x02"),
+    [(b"AAE", b"\x00\x01"), (b"AAEC!AAE=!", b"\x00\x01\x02\x00\x01"), (b"aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
+         (b"AAE=AAE=A=AAEC", b"\x00\x01\x00\x01\x00\x01\x02"), (b"A", b""), (b"!!!!", b""), (b"AAECA", b"\x00\x01\x02"),
      (b"====", b""), (b"", b"")],
 )  # fmt: skip
 def test_damaged_base64_gives_what_can_be_read(coded, octets, chunk):

@@ -166,6 +166,9 @@ class Part:
     def read(self, start, length):
         return self.body.read(self.start + start, min(length, self.size - start))
 
+    def part(self, start, length):
+        return Part(self.body, self.start + start, min(length, self.size - start))
+
 
 @pytest.mark.parametrize(
     ("encoding", "unit"), [(b"7bit", b"word \r\n"), (b"base64", b"IA==\r\n"), (b"quoted-printable", b"=\r\n")],

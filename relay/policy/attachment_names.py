@@ -1,0 +1,145 @@
+"""Find every file name that a mail program may read in a field of a part, for rules on names.
+
+Programs differ: in comments, quotes, escapes, sections, folding, encoded words, missing semicolons.
+The names of relay.mime.content_fields come first; of fields with such specials, what follows each
+`name=` is also read in the other ways. A name too many is only one that no program shows.
+Time is linear in the length of a field: what is read ends where the next name begins.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, product
+from urllib.parse import unquote_to_bytes
+
+from relay.mime.content_fields import ContentField, content_field
+from relay.mime.encoded_words import decode_words
+from relay.policy.folding import folded
+
+NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
+_NAMES = ("name", "filename")
+# A field that all programs read alike, unless a parameter is there twice.
+_PLAIN = re.compile(
+    r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%]*+\"))"
+    r"|[\w-]++(?:\*[0-9])?\*=[\w.+/%'-]++)?)*+",
+    re.ASCII,
+)
+_NAME = re.compile(r"(?:file)?name[\s\"'*0-9]{0,20}=", re.IGNORECASE)
+_SECTION = re.compile(r"\*\s*([0-9]{1,4})")
+_QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.?)*+)', re.DOTALL)
+_ENDS = tuple(map(re.compile, (r"[;\r\n]", r'["\'(),;\s]', r'["(),;\s]', r'["(),;\s/:<>@?=\[\]]')))
+_COMMENT = re.compile(r"\([^()]*\)")
+_LANGUAGE = re.compile(r"[^']{0,60}'[^']{0,60}'")
+_NOT_TEXT = str.maketrans("", "", "\"'\\\r\n\t;<>")
+_NESTED_MAX = 10  # comments inside each other
+_BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
+_PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
+_separators = re.compile(r"[/\\]")
+
+
+def names_in(value: bytes) -> list[str]:
+    """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised."""
+    if b"name" not in value.lower() and b"=?" not in value:
+        return []
+    text = value.decode("utf-8", "surrogateescape")
+    field = content_field(text)
+    found = list(map(normalised, _of(field)))
+    keys = [key for key, _ in field.parameters]
+    sections = [int(one[1]) for key in keys if (one := _SECTION.search(key))]
+    is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
+    if not is_plain or not _PLAIN.fullmatch(text):
+        found += filter(None, map(normalised, _others(text)))
+    return list(dict.fromkeys(found))
+
+
+def boundaries_in(value: bytes) -> list[bytes]:
+    """Return all boundaries that a program may read in a Content-Type, the usual one first."""
+    if b"boundary" not in value.lower() and b"(" not in value:
+        return []
+    text = value.decode("utf-8", "surrogateescape")
+    found = [content_field(text).raw("boundary")]
+    places = list(_BOUNDARY.finditer(text))
+    if len(places) != 1 or not _PLAIN_BOUNDARY.match(text, places[0].end()):
+        for one in (text, _without_comments(text)):
+            found += content_field(one, has_comments=False).all("boundary")
+            found += _loose(one, _BOUNDARY)
+    stripped = (one.rstrip().encode("utf-8", "surrogateescape") for one in found)
+    return list(dict.fromkeys(filter(None, stripped)))
+
+
+def normalised(name: str) -> str:
+    """Return a name as the receiving system uses it, folded for comparison.
+
+    Only the last component of a path; no control or invisible characters, which could hide an
+    extension; no trailing dots or blanks, which Windows removes; NFKC (full-width forms as ASCII).
+    """
+    shown = folded(name)
+    last = _separators.split(shown.rstrip(" ./\\"))[-1] or shown
+    return last[-NAME_CHARACTERS_MAX:].casefold()
+
+
+def _of(field: ContentField) -> Iterator[str]:
+    return chain.from_iterable(map(field.all, _NAMES))
+
+
+def _others(text: str) -> Iterator[str]:
+    texts = [text]
+    if "=?" in text:
+        texts.append(decode_words(text.encode("utf-8", "surrogateescape")))
+    if "(" in text:
+        texts += [_without_comments(one) for one in texts]
+    for one in texts:
+        yield from _of(content_field(one))
+        yield from _of(content_field(one, has_comments=False))
+        yield from _loose(one)
+
+
+def _without_comments(text: str) -> str:
+    before = ""
+    for _ in range(_NESTED_MAX):
+        if before == text:
+            break
+        before, text = text, _COMMENT.sub("", text)
+    return text
+
+
+def _loose(text: str, names: re.Pattern[str] = _NAME) -> Iterator[str]:
+    """Yield what follows each `name=`, and the sections of a name joined."""
+    places = list(names.finditer(text))
+    ends = [*(one.start() for one in places[1:]), len(text)]
+    pieces = [
+        (_number(one[0]), text[one.end() : end]) for one, end in zip(places, ends, strict=False)
+    ]
+    whole = [piece for _, piece in pieces]
+    inner = chain.from_iterable(piece.partition(";")[0].split("=")[1:] for piece in whole)
+    for piece in chain(whole, inner):
+        yield from _values(piece.lstrip())
+        yield from _values(piece.lstrip("\"' \t"))
+        if "\\" in piece or piece.count('"') % 2:  # the next parameters may be in quotes
+            yield from _decoded(piece)
+    if all(number < 0 for number, _ in pieces):
+        return
+    for ordered, end in product((pieces, sorted(pieces, key=lambda one: one[0])), _ENDS):
+        yield from _decoded("".join(end.split(piece.strip(), 1)[0] for _, piece in ordered))
+
+
+def _number(name: str) -> int:
+    found = _SECTION.search(name)
+    return int(found[1]) if found else name.count("*") - 1
+
+
+def _values(piece: str) -> Iterator[str]:
+    for end in _ENDS:
+        yield from _decoded(end.split(piece, 1)[0])
+    if quoted := _QUOTED.match(piece):
+        yield from _decoded(quoted[1])
+
+
+def _decoded(text: str) -> Iterable[str]:
+    plain = text.translate(_NOT_TEXT).strip()
+    found = [plain]
+    if "=?" in text:
+        found.append(decode_words(plain.encode("utf-8", "surrogateescape")))
+    if "%" in text:
+        octets = _LANGUAGE.sub("", text, count=1).translate(_NOT_TEXT)
+        found.append(unquote_to_bytes(octets).decode("utf-8", "replace"))
+    return found
