@@ -10,6 +10,7 @@ RFC 1557, 1843, 2152.
 
 import codecs
 import re
+from collections.abc import Mapping
 from functools import cache
 
 from relay.mime.html_tokens import split_html, tag_attributes
@@ -79,7 +80,8 @@ _WIDE = frozenset(  # the codecs in which a character may have several octets
 # What the standard decodes to another character than Python: of one octet, and of several.
 _OTHER_OCTETS = {"koi8_u": {0xAE: "\u045e", 0xBE: "\u040e"}, "cp1255": {0xCA: "\u05ba"}}
 _JIS = str.maketrans("\u301c\u2016\u2212\xa2\xa3\xac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
-_OTHER_CHARACTERS = {
+_OTHER_CHARACTERS: dict[str, Mapping[int, int | str]] = {
+    "utf_7": dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
     "euc_jp": _JIS,
     "iso2022_jp_ext": _JIS,
     "cp932": str.maketrans("\uf8f0\uf8f1\uf8f2\uf8f3", "\ufffd" * 4),

@@ -48,8 +48,6 @@ _NO_BLANK = "no blank line between header and body"
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
 _VISIBLE = re.compile(r"[!-~]+")
-# A quoted string stays; one without an end goes on to the end of the text, in linear time.
-_COMMENT = re.compile(r'("(?:[^"\\]|\\.?)*+(?:"|\Z))|\([^()]*\)', re.DOTALL)
 IDENTITY = frozenset(("7bit", "8bit", "binary"))  # the encodings that change nothing
 _ENCODINGS = frozenset((*IDENTITY, *UUENCODE, "quoted-printable", "base64"))
 WHOLE_MESSAGES = frozenset(("message/rfc822", "message/global", "message/news"))
@@ -184,14 +182,12 @@ class Structure(Struct, frozen=True):
 class LooseReading(Struct, frozen=True):
     """One way to read a message where programs differ, to find what any of them shows.
 
-    `last`: of several Content-Types the last counts, not the first. `comments`: parentheses are a
-    part of the value. `ends_late`: a header ends at its blank line, not after its last field. In
-    all of them an attached message is read whatever its transfer encoding. The message has CRLF
-    line ends; bodies are not counted.
+    `last`: of several Content-Types the last counts, not the first. `ends_late`: a header ends at
+    its blank line, not after its last field. In all of them an attached message is read whatever
+    its transfer encoding. The message has CRLF line ends; bodies are not counted.
     """
 
     last: bool = False
-    comments: bool = True
     ends_late: bool = True
 
 
@@ -373,15 +369,10 @@ class StructureReader:
         """Return type and boundary as a program finds them that does not check the type's form."""
         values = [str(one) for one in fields.get_all("content-type", [default])]
         value = values[-1 if reading.last else 0]
-        if not reading.comments:
-            value = _COMMENT.sub(r"\1", value)
-        kind = value.partition(";")[0].strip().lower()
-        if not kind.startswith("multipart/"):
-            return kind, b""
         if value.count(";") > PARAMETERS_MAX:
             self._leave_unread(f"a type with more than {PARAMETERS_MAX} parameters")
-            return kind, b""
-        return kind, _boundary(value, has_comments=not reading.comments)
+        kind = content_field(value).value
+        return kind, _boundary(value) if kind.startswith("multipart/") else b""
 
     # -- bodies
 
@@ -545,6 +536,6 @@ def _encoding(fields: "Message[str, str]") -> str:
     return read_content_field(fields, "content-transfer-encoding").value or "7bit"
 
 
-def _boundary(value: str, *, has_comments: bool = True) -> bytes:
-    found = content_field(value, has_comments=has_comments).raw("boundary").rstrip()
+def _boundary(value: str) -> bytes:
+    found = content_field(value).raw("boundary").rstrip()
     return found.encode("utf-8", "surrogateescape")

@@ -52,7 +52,7 @@ FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 # Of a message that is read in several ways: its content fields together. Real ones have some kB.
 FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
-_READINGS = [LooseReading(*one) for one in product((False, True), (True, False), (True, False))]
+_READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 _BODIES = ("text/plain", "text/html")
 _MESSAGES = (*WHOLE_MESSAGES, "message/partial")
@@ -176,9 +176,7 @@ def _part_header(octets: bytes) -> _PartHeader:
     types = header.values("Content-Type")
     sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
     return _PartHeader(
-        is_ambiguous=len(types) > 1
-        or any(b"(" in each for each in types)
-        or (bool(header.fields) and not header.fields[-1][0]),
+        is_ambiguous=len(types) > 1 or (bool(header.fields) and not header.fields[-1][0]),
         has_several=len(dict(sizes)) < len(sizes),
         size=sum([size for _, size in sizes]),
         disposition=_first_word(header.first("Content-Disposition") or b""),

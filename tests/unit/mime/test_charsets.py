@@ -102,7 +102,7 @@ def test_the_parameter_charset_is_found(value, charset):
         (b"\x1b(I1\x1b(J\\~\x1b(B\\", "iso-2022-jp", "ｱ¥‾\\"),
         (b"\xfe\xff\0a", "utf-16", "a"), (b"\xff\xfea\0", "", "a"), (b"a\0\0", "utf-16le", "a\ufffd"),
         (b"\x1b$)C\x0e0!\x0fa", "iso-2022-kr", "가a"), (b"~{VPND~}a", "hz-gb-2312", "中文a"),
-        (b"+Tg0-a+", "utf-7", "不a"), (b"a\xff+", "utf-7", "aÿ+"),
+        (b"+Tg0-a+", "utf-7", "不a"), (b"a\xff b", "utf-7", "a\ufffd b"), (b"+2AA-+2ADcAA-", "utf-7", "\ufffd𐀀"),
         (b"\xff\xfea", "iso-8859-1", "ÿþa"), (b"\xef\xbb\xbfa", "iso-8859-1", "a"),
     ],
 )  # fmt: skip

@@ -214,7 +214,6 @@ def test_a_part_that_several_readings_find_is_there_once():
 
 # Content fields of a part by which programs read a message in several ways.
 SEVERAL = {
-    "a comment in a type": (b"Content-Type: multipart/x; a=(", b"a", b""),
     "two types": (b"Content-Type: a/b\r\nContent-Type: a/b; c=", b"a", b""),
     "two dispositions": (b"Content-Disposition: a\r\nContent-Disposition: a; b=", b"a", b""),
     "a line that is no field": (b"Content-Type: a/b; c=", b"a", b"\r\nx"),
