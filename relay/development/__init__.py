@@ -1,7 +1,7 @@
 """The development relay: what `relay dev` and the test kit add to the rooms of a service.
 
-- `relay`: composes one: the rooms with the simulated internet; what leaves the machine; reset
-- `options`: its options, where it listens, the configuration that other commands find; release host
+- `relay`: composes one: the rooms with the simulated internet; scenarios; reset
+- `options`: its options, where it listens, its relay.toml, where all mail is captured; release host
 - `folder`: which directory it uses (--dir or temporary), its lock, its removal
 - `foreground`: `relay dev` for a person: demonstration, then which steps are shown; changed rules;
   --once

@@ -25,7 +25,7 @@ The content and its acceptance:
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
   alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again
-- `fanout`: which recipients share a queue entry; the state of those rejected, discarded or held
+- `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
 - `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold
 - `policy_threads`: which message gets a thread for its rules, and when a rule is stopped
 

@@ -12,7 +12,7 @@ Commits:
 - `write_ahead_log`: the fsync before the 250, checkpoints, damage of the log
 - `last_commit`: whether commits were lost, by the number outside the log
 - `database`: opens the database; its readers; clock anchor
-- `disk_space`: when new mail is rejected for lack of room; the reserve file
+- `disk_space`: whether a commit has room on the disk; the reserve file
 - `spool_errors`: which error of SQLite is which SpoolError
 - `damage`: when a running spool counts as damaged, and when no longer
 
