@@ -34,7 +34,9 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
-TEXT_CONDITIONS = ("sender", "recipient", "domain", "next_hop", "state")
+TEXT_CONDITIONS = (
+    "sender", "recipient", "domain", "next_hop", "state", "subject", "client", "login", "route",
+)  # fmt: skip
 LIST_PARAMETERS = (
     "q", "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
 )  # fmt: skip
@@ -210,6 +212,10 @@ class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain: str | None = None
     next_hop: str | None = None
     state: str | None = None
+    subject: str | None = None
+    client: str | None = None
+    login: str | None = None
+    route: str | None = None
     older_than_s: float | None = None
     restored: bool = False
     all: bool = False

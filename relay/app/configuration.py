@@ -18,6 +18,7 @@ from relay.base.clock import Clock, rfc3339
 from relay.base.phrases import without_login
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.message.verdict import ROUTE_PREFIX
 from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules, slow_patterns
@@ -214,8 +215,8 @@ def _certificate(tls: CertificateFiles | None) -> ServerCertificate | None:
 
 
 _NEXT_HOP_EXPECTED = (
-    "default, mx, mx:DOMAIN, local, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT"
-    " or lmtp:unix:PATH"
+    "default, mx, mx:DOMAIN, local, route:NAME, smtp://HOST:PORT, smtps://HOST:PORT,"
+    " lmtp://HOST:PORT or lmtp:unix:PATH"
 )
 
 
@@ -267,7 +268,8 @@ def parse_next_hop(
     """Return the function from address to destination that the text of `queue reroute --to` means.
 
     "default" uses the routes, as for new mail; "mx" is the MX of each recipient's domain;
-    "local" accepts only recipients with a mailbox here. "capture" is not accepted: hold instead.
+    "local" accepts only recipients with a mailbox here; "route:NAME" is as the rule action
+    next_hop. "capture" is not accepted: hold instead.
     `check` raises ValueError for a host that is not allowed. Raises ValueError.
     """
     if text == "default":
@@ -276,6 +278,8 @@ def parse_next_hop(
         return _own_mx
     if text == "local":
         return lambda address, _sender: _local(address, table())
+    if text.startswith(ROUTE_PREFIX):
+        return table().lookup_by_route(text.removeprefix(ROUTE_PREFIX))
     hop = _next_hop(text)
     if check is not None:
         check(hop)

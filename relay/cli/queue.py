@@ -41,6 +41,7 @@ from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured"]
+_PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
 _CHARACTERS_MAX = 1000
 _OPTIONS = ("reason", "text", "to", "until")  # checked by the relay only
 
@@ -66,6 +67,10 @@ def selectors(command: F) -> F:
         once("--recipient", metavar="GLOB", help="One of the recipients."),
         once("--domain", metavar="GLOB", help="The domain of a recipient."),
         once("--next-hop", metavar="GLOB", help="As the list shows it."),
+        once("--route", metavar="GLOB", help="The name of the route to the next hop."),
+        once("--subject", metavar="GLOB", help='Such as "*invoice*".'),
+        once("--client", metavar="GLOB", help="The IP address or HELO of the client."),
+        once("--login", metavar="GLOB", help="The account that sent it."),
         once("--state", type=click.Choice(_STATES)),
         once("--older-than", metavar="DURATION", help='Such as "2h".'),
         click.option("--restored", is_flag=True, help="What relay restore holds."),
@@ -74,11 +79,12 @@ def selectors(command: F) -> F:
 
 
 def changing(command: F) -> F:
-    """Add selectors, --dry-run and --reason to a command."""
+    """Add selectors, --dry-run, --list and --reason to a command."""
     return _with(
         command,
         selectors,
         click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+        click.option("--list", "lists", is_flag=True, help="List the entries too."),
         click.option(
             "--reason", default="", metavar="TEXT", help="The reason, recorded in the journey."
         ),
@@ -98,7 +104,7 @@ def _selector(conditions: dict[str, Any]) -> Selector:
         older_than_s=older_than_s(conditions.pop("older_than")),
         restored=conditions.pop("restored"),
         all=conditions.pop("everything"),
-        **{name: conditions.pop(name) for name in ("sender", "recipient", "domain", "next_hop")},
+        **{name: conditions.pop(name) for name in _PATTERNS},
     )
 
 
@@ -220,8 +226,8 @@ def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
     Captured mail can be rerouted as well.
 
     NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT, lmtp:unix:PATH, mx:DOMAIN,
-    "mx" for each recipient's own domain, "local", or "default" for the current routes. Held mail
-    stays held.
+    "mx" for each recipient's own domain, "local", route:NAME with the login and TLS of that route,
+    or "default" for the current routes. Held mail stays held.
     """
     _change(context, "reroute", conditions, to=to)
 
@@ -229,6 +235,7 @@ def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
 def _change(
     context: CommandContext, operation: str, conditions: dict[str, Any], **more: Any
 ) -> None:
+    lists = conditions.pop("lists") or bool(conditions["ids"])
     selector = _selector(conditions)
     if selector == Selector():
         raise click.UsageError("expected a selector: ID, a condition, or --all")
@@ -246,9 +253,12 @@ def _change(
     if context.json:
         print_json(answer["entries"])
         click.echo(f"relay queue {operation}: {line}", err=True)
-    else:
+    elif lists:
         print_lines([*entry_lines(answer["entries"])[:-1], line])
-    _say_if_cut(answer["entries"])
+    else:
+        print_lines([line, *_reasons(answer)])
+    if lists or context.json:
+        _say_if_cut(answer["entries"])
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:
@@ -256,6 +266,13 @@ def _change(
         nodes = answer.get("in_flight_at", {})
         at = f" at {named(list(nodes))}" if sum(nodes.values()) == answer["in_flight"] else ""
         raise CommandError(ExitCode.TRY_LATER, text.format(at))
+
+
+def _reasons(answer: Mapping[str, Any]) -> list[str]:
+    """Return why entries were not changed, with their number, for an answer that is not listed."""
+    entries = answer["entries"]
+    notes = Counter(f"{one['result']}: {one['note']}" for one in entries if one["note"])
+    return [f"    {number} {note}" for note, number in notes.items()]
 
 
 def _with_option(text: str) -> str:

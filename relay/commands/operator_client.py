@@ -344,16 +344,11 @@ def _conditions(selector: "Selector") -> dict[str, Any]:
 
 def _query(selector: "Selector") -> dict[str, str]:
     """Return a selector as the query parameters of a GET."""
-    query = {
-        "id": ",".join(quote(one, safe="") for one in selector.ids),  # a Message-ID may have commas
-        "sender": selector.sender,
-        "recipient": selector.recipient,
-        "domain": selector.domain,
-        "next_hop": selector.next_hop,
-        "state": selector.state,
-    }
+    query = {name: one for name, one in _conditions(selector).items() if isinstance(one, str)}
+    if selector.ids:  # a Message-ID may have commas
+        query["id"] = ",".join(quote(one, safe="") for one in selector.ids)
     if selector.older_than_s is not None:
         query["older_than"] = f"{selector.older_than_s:g}"
     if selector.restored:
         query["restored"] = "true"
-    return {name: value for name, value in query.items() if value}
+    return query

@@ -378,6 +378,28 @@ class RouteTable:
             found = RemoteRecipient(CAPTURE, found.route)
         return replace(found, held=usual.held, chosen=True)
 
+    def lookup_by_route(self, name: str) -> Callable[[str, str], Destination | None]:
+        """Return the function that gives an address the next hop of this route, as an operator has
+        chosen it. Raises ValueError for a route that there is not, or that gives no next hop.
+        """
+        leading = [
+            one
+            for one, route in self._by_name.items()
+            if route.result is not None or isinstance(route.action, UseMx)
+        ]
+        if name not in leading:
+            expected = ", ".join(leading) or "there is none"
+            raise ValueError(f"found {name!r}, expected the name of a route to hosts: {expected}")
+        nowhere = RemoteRecipient(CAPTURE, "")
+
+        def next_hop(address: str, _reverse_path: str) -> Destination | None:
+            found = self.examine_chosen(address, f"{ROUTE_PREFIX}{name}", nowhere)
+            if not isinstance(found, RemoteRecipient) or not domain_of(address):
+                return None
+            return None if found.next_hop == CAPTURE else Destination(found.next_hop, chosen=True)
+
+        return next_hop
+
     def expand(self, address: str, reverse_path: str = "") -> Expansion | None:
         """Return who gets the mail for an alias, which examine() does not know. What catch_all or
         postmaster takes is mail to the address of that account, if that leaves by a route.

@@ -30,6 +30,18 @@ from tests.support.operator import ALL, HOUR_US, command
         (Selector(state="queued"), "C"),
         (Selector(state="held"), ""),
         (Selector(state="deferred", next_hop="a.test"), "A"),
+        (Selector(subject="*INVOICE*"), "B"),
+        (Selector(subject="invoice"), ""),
+        (Selector(subject="50_%*"), ""),
+        (Selector(client="192.0.2.9"), "B"),
+        (Selector(client="192.0.2.*"), "B"),
+        (Selector(client="Scanner"), "B"),
+        (Selector(client="192.0.2.9]"), ""),
+        (Selector(login="carol@*"), "B"),
+        (Selector(route="smart"), "C"),
+        (Selector(route="a smart"), "B"),
+        (Selector(route="*smart"), "BC"),
+        (Selector(route="*"), "BC"),
         (Selector(older_than_s=10), "A"),
         (Selector(older_than_s=100), ""),
         (Selector(ids=("nothing",)), ""),
@@ -47,12 +59,15 @@ async def test_selectors(spool, make, defer, clock, selector: Selector, found: s
     names = {
         first: "A",
         await defer(
-            {"mx:b.test": ["y@b.test"]},
+            {"mx:b.test a smart": ["y@b.test"]},
             reverse_path="carol@example.test",
             submission_id="0123456789abcdef.1",
+            subject="Your invoice (50%)",
+            client="scanner [192.0.2.9]",
+            account="carol@example.test",
         ): "B",
         (  # claimed, as by a connection
-            await spool.accept(make({"smtp://[::1]:25": ["z@[127.0.0.1]"]}, reverse_path=""))
+            await spool.accept(make({"smtp://[::1]:25 smart": ["z@[127.0.0.1]"]}, reverse_path=""))
         ).queue_id: "C",
     }
     listed = await spool.queue_admin.list(selector, limit=10)

@@ -373,6 +373,24 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.older_than_s is not None:
         conditions.append("m.received_us < ?")
         values.append(now_us - int(selector.older_than_s * 1e6))
+    for column, pattern in (
+        ("m.subject", selector.subject),
+        ("m.account", with_a_labels(selector.login)),
+    ):
+        if pattern:
+            conditions.append(f"lower({column}) LIKE ? ESCAPE '\\'")
+            values.append(_like(pattern))
+    if selector.client:  # as the row has it: HELO [ADDRESS]
+        conditions.append(
+            "(lower(m.client) LIKE ? ESCAPE '\\' OR lower(m.client) LIKE ? ESCAPE '\\')"
+        )
+        values += [form.format(_like(selector.client)) for form in ("{} [%]", "% [{}]")]
+    if selector.route:  # NextHop.key has it after a space, and may have more spaces in it
+        conditions.append("lower(e.next_hop) LIKE ? ESCAPE '\\'")
+        values.append(f"% {_like(selector.route)}")
+        if "*" not in selector.route:
+            conditions.append("substr(e.next_hop, 1, length(e.next_hop) - ?) NOT LIKE '% %'")
+            values.append(len(selector.route) + 1)
     for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
         if pattern:
             conditions.append(

@@ -16,7 +16,8 @@ def table() -> RouteTable:
     routes = (
         Route(domain="reject.test", next_hop="reject:5.1.2 No mail for this domain"),
         Route(domain="home.test", next_hop="local"),
-        Route(domain="*", next_hop="smtp://smart.test:25"),
+        Route(domain="slow.test", next_hop="mx", name="slow"),
+        Route(domain="*", name="smart", next_hop="smtp://smart.test:25"),
     )
     return RouteTable(routes, ("example.test",), PEOPLE, catch_all="")
 
@@ -47,19 +48,26 @@ def hop_of(found: Destination | None) -> str:
         ("smtps://[::1]:465", "x@a.test", "smtps://[::1]:465"),
         ("lmtp://H.test:24", "x@a.test", "lmtp://h.test:24"),
         ("lmtp:unix:/run/lmtp", "x@a.test", "lmtp:unix:/run/lmtp"),
+        ("route:smart", "x@home.test", "smtp://smart.test:25"),
+        ("route:slow", "x@a.test", "mx:a.test"),
+        ("route:slow", "postmaster", "None"),
     ],
 )
 def test_parse_next_hop_routes_an_address(text: str, address: str, hop: str) -> None:
     found = parse_next_hop(text, table)(address, "me@s.test")
     assert hop_of(found) == hop
     assert found is None or found.chosen == (text != "default")
+    if found is not None and text.startswith("route:"):
+        assert found.next_hop.route == text.removeprefix("route:"), "its login and TLS"
 
 
 @pytest.mark.parametrize(
     "text", ["", "capture", "hold", "reject:no", "mx:", "mx:a b", "smtp://x", "b.test"]
 )
 def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
-    with pytest.raises(ValueError, match="expected default, mx, mx:DOMAIN, local, smtp://"):
+    with pytest.raises(
+        ValueError, match="expected default, mx, mx:DOMAIN, local, route:NAME, smtp"
+    ):
         parse_next_hop(text, table)
 
 
@@ -69,10 +77,12 @@ def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
         ("lmtp://h.test:25", "expected another port than 25"),
         ("lmtp:unix:/run/my lmtp", "an absolute path without spaces"),
         ("lmtps://h.test:24", "smtps://HOST:PORT, lmtp://HOST:PORT"),
+        ("route:home.test local", "expected the name of a route to hosts: slow, smart$"),
+        ("route:", "found '', expected the name of a route to hosts: slow, smart$"),
         ("imap://h.test:143", "smtps://HOST:PORT, lmtp://HOST:PORT or lmtp:unix:PATH"),
     ],
 )
-def test_parse_next_hop_says_what_lmtp_needs(text: str, expected: str) -> None:
+def test_parse_next_hop_says_what_is_expected(text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         parse_next_hop(text, table)
 

@@ -148,6 +148,30 @@ def test_a_cancel_reports_to_the_sender_if_that_is_wanted(relay):
     assert "--text: it is for the report" in done.stderr
 
 
+def test_a_command_with_conditions_prints_a_sum_and_lists_on_request(relay, queued):
+    assert relay("hold", "--domain", "a.test").stdout == "held 1 of 1 entry\n"
+    assert relay("hold", "--all").stdout == (
+        "held 2 of 3 entries, 1 stays as it was\n    1 unchanged: it is held already\n"
+    )
+    listed = relay("release", "--recipient", "x@*", "--list").stdout.splitlines()
+    assert [line.split()[0].partition("-")[0] for line in listed if " -> mx:" in line] == queued
+    assert listed[-1] == "released 3 of 3 entries"
+
+
+def test_a_reroute_by_a_route_has_its_name(relay, config, queued):
+    config.write_text(config.read_text().replace("[[route]]", '[[route]]\nname = "smart"'))
+    done = relay("reroute", "--domain", "a.test", "--to", "route:smart")
+    assert done.stdout == "rerouted 1 of 1 entry\n"
+    (one,) = json.loads(relay("list", "--route", "smart", "--json").stdout)
+    assert (one["id"], one["next_hop"], one["route"]) == (
+        queued[0],
+        "smtp://smart.test:26",
+        "smart",
+    )
+    unknown = relay("reroute", "--all", "--to", "route:smrt").stderr
+    assert "Error: --to: found 'smrt', expected the name of a route to hosts: smart" in unknown
+
+
 def test_a_dry_run_changes_nothing(relay, queued):
     done = relay("cancel", "--all", "--dry-run")
     assert done.stdout.splitlines()[-1] == "would cancel 3 of 3 entries"
