@@ -1,4 +1,4 @@
-"""The blocks of docs/operation-install.md, in their order and as they are printed, lead to a relay that takes
+"""The blocks of four pages for operators, in their order and as they are printed, lead to a relay that takes
 and sends mail.
 
 They run as root on a machine of the test's own. Nothing manages services there: `systemctl` verifies the unit
@@ -28,14 +28,16 @@ from tests.support.tls import Authority, authority
 
 __all__ = ["authority"]
 
-PAGE = (ROOT / "docs/operation-install.md").read_text()
+PAGE = "".join(
+    (ROOT / f"docs/operation-{name}.md").read_text()
+    for name in ("install", "accounts", "tls", "routes")
+)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOME = Path("/etc/relay")
 PROVIDER = "smtp.provider.example"
 STRANGER = "192.0.2.7"
 # Blocks that show what is printed, or that other tests have.
 ELSEWHERE = {
-    "Check the configuration",
     "Ports",
     "HTTPS of `relay dev`",
     "TLS to other hosts",

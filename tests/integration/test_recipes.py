@@ -13,7 +13,7 @@ from tests.support.remotes import Remotes, received
 from tests.support.tls import Authority, authority
 
 __all__ = ["authority"]
-INSTALL = ROOT / "docs" / "operation-install.md"
+DOCS = ROOT / "docs"
 
 
 def settings_in(file: Path, heading: str) -> str:
@@ -29,7 +29,7 @@ def remotes() -> Iterator[Remotes]:
 
 
 def test_send_through_a_provider_with_a_password(remotes: Remotes, authority: Authority) -> None:
-    text = settings_in(INSTALL, "## Send through a provider with a password")
+    text = settings_in(DOCS / "operation-routes.md", "## Send through a provider with a password")
     users = {"shop": "a shop's password", "relay": "another password"}
     tls = authority.issue("DNS:smtp.provider.example").server_context()
     provider = remotes.start("provider.example", tls=tls, users=users)
@@ -67,7 +67,9 @@ def test_send_through_a_provider_with_a_password(remotes: Remotes, authority: Au
 
 
 def test_forward_to_an_outside_mailbox(remotes: Remotes) -> None:
-    text = settings_in(INSTALL, "### Forward to an outside mailbox").replace("example.org", DOMAIN)
+    text = settings_in(DOCS / "operation-accounts.md", "### Forward to an outside mailbox").replace(
+        "example.org", DOMAIN
+    )
     bob, _, alias = text.partition("\n\n")
     *_, address, forward_to = bob.splitlines()
     mailbox, office = remotes.start("mailbox.example"), remotes.start("partner.example")

@@ -10,7 +10,7 @@ from tests.support.dovecot_lmtp import DovecotLmtp
 from tests.support.relay_config import DOMAIN, OPERATOR
 from tests.support.relay_process import ROOT, RelayProcess
 
-PAGE = (ROOT / "docs" / "operation-install.md").read_text()
+PAGE = (ROOT / "docs" / "operation-routes.md").read_text()
 RECIPE = PAGE.partition("\n## Deliver to Dovecot by LMTP\n")[2].partition("\n## ")[0]
 SERVICES = dict(  # by Dovecot's version
     re.findall(

@@ -1,4 +1,4 @@
-"""Dovecot as docs/operation-install.md sets it up on the mailboxes: the commands of its version, run as printed."""
+"""Dovecot as docs/operation-routes.md sets it up on the mailboxes: the commands of its version, run as printed."""
 
 import imaplib
 import os
@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, WAIT_S, RelayProcess, until
 from tests.support.tls import self_signed
 
-PAGE = (ROOT / "docs" / "operation-install.md").read_text()
+PAGE = (ROOT / "docs" / "operation-routes.md").read_text()
 RECIPE = PAGE.partition("\n## Dovecot and mutt on the same mailboxes\n")[2].partition(
     "mutt needs no"
 )[0]
