@@ -9,7 +9,7 @@ import hmac
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -45,6 +45,7 @@ from relay.base.files import open_to_others
 from relay.base.phrases import shown
 from relay.message.address import AddressError, own_mailbox
 from relay.message.address import parse_mailbox as parse_any_mailbox
+from relay.message.envelope import domain_of
 from relay.observe.logs import get_logger
 from relay.settings.document import (
     Document,
@@ -56,7 +57,7 @@ from relay.settings.document import (
     unknown_key,
 )
 from relay.settings.reader import DocumentReader
-from relay.settings.tree import Between, Bytes, Language, Mailbox, Secret
+from relay.settings.tree import Between, Bytes, Language, Mailbox, OwnDomain, Secret
 
 _NOBODY = Password(
     # makes a check for an unknown user as slow as for a known one
@@ -263,9 +264,10 @@ class FileAccounts:
 
 
 def load_accounts(
-    path: Path, domains: Sequence[str], *, clock: Clock, environ: Mapping[str, str]
+    path: Path, domains: Iterable[str | OwnDomain], *, clock: Clock, environ: Mapping[str, str]
 ) -> FileAccounts:
-    """Read accounts.toml; `domains` are the local ones, `environ` is for ${env:NAME}.
+    """Read accounts.toml; `domains` are the own ones, `environ` is for ${env:NAME}. A name is that
+    of one with accounts.
 
     Raises SettingsError.
     """
@@ -280,9 +282,10 @@ def load_accounts(
     faults += [*_permission_faults(path), *reader.faults]
     addresses = [one for place, entry in entries for _, one in _addresses(place, entry)]
     addresses += [entry.address for _, entry in aliases]
-    reserved = frozenset(one for one in addresses if one != untagged(one))
+    known = _Domains([OwnDomain(one) if isinstance(one, str) else one for one in domains])
+    tagged = [one for one in addresses if one != untagged(one)]
     now_s = clock.time_us() / 1_000_000
-    loading = _Loading(document, domains, reserved=reserved, now_s=now_s)
+    loading = _Loading(document, known, reserved=frozenset(known.doubled(tagged)), now_s=now_s)
     for place, entry in entries:
         faults += loading.take(place, entry)
     for place, alias in aliases:
@@ -306,13 +309,35 @@ _HASHED_FORMS = {
 _PROOFS = ("client_secret", "client_certificate", "client_keys")
 
 
+class _Domains:
+    """The own domains: in which accounts or aliases may have an address; those with alias_of."""
+
+    def __init__(self, domains: Sequence[OwnDomain]) -> None:
+        self.of_accounts = frozenset(one.name for one in domains if one.has_accounts)
+        self.of_aliases = frozenset(one.name for one in domains if not one.alias_of)
+        self._targets = {one.name: one.alias_of for one in domains if one.alias_of}
+
+    def doubled(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Return addresses or patterns, and those of the same name in domains with alias_of."""
+        found = list(addresses)
+        for name, target in self._targets.items():
+            same = [one.rpartition("@") for one in addresses]
+            found += [f"{local_part}@{name}" for local_part, _, at in same if at == target]
+        return tuple(found)
+
+    def target_of(self, address: str) -> str:
+        """Return the address that one in a domain with alias_of means; another one as it is."""
+        target = self._targets.get(domain_of(address))
+        return f"{address.rpartition('@')[0]}@{target}" if target else address
+
+
 class _Loading:
     """Converts entries to accounts and detects duplicates."""
 
     def __init__(
         self,
         document: Document,
-        domains: Sequence[str],
+        domains: _Domains,
         *,
         reserved: frozenset[str],
         now_s: float,
@@ -328,13 +353,14 @@ class _Loading:
     def take(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
         """Add the account; yield its faults."""
         for path, address in _addresses(place, entry):
-            yield from self._check_domain(path, address)
+            yield from self._check_domain(path, address, self._domains.of_accounts)
             yield from self._claim(path, address, shown(address))
         for name in ("send_as", "acts_for"):
             for number, address in enumerate(getattr(entry, name)):
                 yield from self._check_pattern((*place, name, number), address)
         for number, address in enumerate(entry.acts_for):
-            yield from self._check_domain((*place, "acts_for", number), address)
+            path = (*place, "acts_for", number)
+            yield from self._check_domain(path, address, self._domains.of_accounts)
         password = yield from self._parsed((*place, "password"), entry.password, parse_password)
         token = yield from self._parsed((*place, "token"), entry.token, parse_token)
         path = (*place, "client_secret")
@@ -346,10 +372,10 @@ class _Loading:
         self._warn_of_plain(place, entry)
         account = Account(
             entry.address,
-            entry.aliases,
+            self._domains.doubled((entry.address, *entry.aliases))[1:],
             entry.quota,
             role=entry.role,
-            send_as=entry.send_as,
+            send_as=self._domains.doubled(entry.send_as),
             quota_messages=entry.quota_messages,
             reserved=self._reserved,
             scopes=ALL_SCOPES if entry.scopes is None else frozenset(entry.scopes),
@@ -368,7 +394,7 @@ class _Loading:
     def take_alias(self, place: KeyPath, entry: _AliasEntry) -> Iterator[Fault]:
         """Add the alias, after all accounts; yield its faults."""
         path = (*place, "address")
-        yield from self._check_domain(path, entry.address)
+        yield from self._check_domain(path, entry.address, self._domains.of_aliases)
         yield from self._claim(path, entry.address, shown(entry.address))
         if "*" in entry.address:
             expected = "one address (mailboxes.catch_all takes the mail for unknown ones)"
@@ -378,7 +404,7 @@ class _Loading:
             yield self._document.fault(path, "found [], expected an address or several")
         targets = yield from self._targets(path, entry.to)
         forwarding = Forwarding(entry.address, targets, keeps_copy=False, place=path)
-        self._forwardings.append((forwarding, [entry.address]))
+        self._forwardings.append((forwarding, self._domains.doubled([entry.address])))
 
     def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
         """Add the account if it forwards. Its own address in `forward_to` keeps a copy."""
@@ -391,7 +417,7 @@ class _Loading:
         if targets:
             keeps_copy = entry.keep_copy or len(targets) < len(named)
             forwarding = Forwarding(entry.address, targets, keeps_copy, path)
-            self._forwardings.append((forwarding, (entry.address, *entry.aliases)))
+            self._forwardings.append((forwarding, (account.address, *account.aliases)))
 
     def _targets(
         self, path: KeyPath, texts: Sequence[str]
@@ -400,7 +426,8 @@ class _Loading:
         found = []
         for number, text in enumerate(texts):
             try:
-                found.append(parse_any_mailbox(text, smtputf8=True))
+                address = parse_any_mailbox(text, smtputf8=True)
+                found.append(self._domains.target_of(address))
             except AddressError:
                 expected = "an address with its domain, such as bob@example.org"
                 message = f"found {shown(text)}, expected {expected}"
@@ -414,13 +441,16 @@ class _Loading:
         self.tables.aliases = table
         for path, address in table.leaves():
             local_part, _, domain = own_mailbox(address).rpartition("@")
-            is_here = domain in self._domains and local_part != "postmaster"
+            is_here = domain in self._domains.of_accounts and local_part != "postmaster"
             if is_here and self.tables.find(address) is None:
                 self.warn(path, f"found {shown(address)}, which is no account and no alias")
 
-    def _check_domain(self, path: KeyPath, address: str) -> Iterator[Fault]:
-        if address.rpartition("@")[2] not in self._domains:
-            expected = "an address in one of mailboxes.domains"
+    def _check_domain(
+        self, path: KeyPath, address: str, domains: Collection[str]
+    ) -> Iterator[Fault]:
+        if address.rpartition("@")[2] not in domains:
+            kind = "with accounts" if domains is self._domains.of_accounts else "without alias_of"
+            expected = f"an address in one of mailboxes.domains, or of a [[domain]] {kind}"
             yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
 
     def _check_pattern(self, path: KeyPath, address: str) -> Iterator[Fault]:

@@ -38,8 +38,15 @@ def agreed_parts(
     parts = {
         "rules": rules,
         "routes": _digest(routes),
-        f"local domains of the store {store}": _digest(sorted(settings.mailboxes.domains)),
+        f"local domains of the store {store}": _digest(sorted(settings.account_domains)),
         f"accounts of the store {store}": accounts,
+        "domains that are passed on": _digest(
+            sorted(
+                (one.name, one.recipients.partition(":")[0], one.alias_of)
+                for one in settings.domain
+                if not one.has_accounts
+            )
+        ),
         "DKIM keys": _digest(signing),
     }
     with suppress(SettingsError):  # a damaged one is no reason to end a service that runs

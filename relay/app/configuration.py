@@ -157,7 +157,7 @@ class ActiveConfiguration:
         boxes = settings.mailboxes
         rules = load_rules(
             settings.policy.directory,
-            local_domains=boxes.domains,
+            local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
             loaded=rfc3339(self._clock.time_us()),
         )
@@ -165,7 +165,7 @@ class ActiveConfiguration:
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
         accounts = load_accounts(
-            boxes.accounts, boxes.domains, clock=self._clock, environ=self._environ
+            boxes.accounts, settings.domains, clock=self._clock, environ=self._environ
         )
         anonymous = settings.http.anonymous
         if fault := anonymous_fault(anonymous, accounts):
@@ -230,7 +230,7 @@ def route_table(
     boxes = settings.mailboxes
     return RouteTable(
         settings.route,
-        boxes.domains,
+        settings.domains,
         accounts,
         catch_all=boxes.catch_all,
         postmaster=boxes.postmaster,

@@ -422,7 +422,7 @@ def explainer_of_files(
     Raises SettingsError.
     """
     boxes = settings.mailboxes
-    accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+    accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
     try:
         try:
             table = route_table(settings, accounts)
@@ -435,7 +435,7 @@ def explainer_of_files(
         schedule = retry_schedule(settings, _RNG)
         rules = load_rules(
             settings.policy.directory,
-            local_domains=boxes.domains,
+            local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
         )
         resolver = resolver_of(settings, clock, _RNG)

@@ -120,7 +120,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     content = crlf(read_input("policy try", file))
     subject = examined_message(
         given["sender"], given["recipients"], content, source=Source(given["source"]),
-        local_domains=settings.mailboxes.domains, client=given["client"], login=given["login"],
+        local_domains=settings.own_domains, client=given["client"], login=given["login"],
         is_trusted=not given["client"] or bool(given["login"])
         or is_trusted(settings.smtp, given["client"]),
     )  # fmt: skip
@@ -149,7 +149,7 @@ def _place(context: CommandContext, directory: Path | None) -> _RulesPlace:
         return _RulesPlace(directory)
     settings = context.settings()
     routes = next_hops_by_name(settings.route)
-    return _RulesPlace(settings.policy.directory, settings.mailboxes.domains, routes)
+    return _RulesPlace(settings.policy.directory, settings.own_domains, routes)
 
 
 def _print(context: CommandContext, report: PolicyReport) -> None:

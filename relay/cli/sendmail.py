@@ -132,7 +132,7 @@ def _domain(settings: Settings | None) -> str:
     """Return the domain of addresses without one."""
     if settings is None:
         return socket.gethostname() or "localhost"
-    return next(iter(settings.mailboxes.domains), settings.hostname)
+    return next(iter(settings.own_domains), settings.hostname)
 
 
 def _message(*, ends_with_dot: bool) -> bytes:

@@ -57,7 +57,8 @@ class AccountFile:
     def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
         self._given = settings.mailboxes.accounts
         self._path = self._given.resolve()  # a link stays a link
-        self._domains = settings.mailboxes.domains
+        self._domains = settings.domains
+        self._names = settings.account_domains
         self._clock = clock
         self._environ = environ
 
@@ -77,8 +78,8 @@ class AccountFile:
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
         """Add an account; `values` are further keys of its table."""
-        if address.rpartition("@")[2] not in self._domains:
-            domains = ", ".join(self._domains) or "none"
+        if address.rpartition("@")[2] not in self._names:
+            domains = ", ".join(self._names) or "none"
             raise AccountError(f"{address}: expected an address in mailboxes.domains ({domains})")
         entry = {"address": address} | dict(values)
 

@@ -5,8 +5,9 @@ Checks read only and start nothing. Each result names what was checked; no check
 
 import asyncio
 import os
+import random
 import ssl
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, route_table
 from relay.app.srs_key import srs_in
 from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
+from relay.app.transport import resolver_of
 from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
@@ -29,9 +31,11 @@ from relay.base.sockets import has_address
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
+from relay.message.nexthop import HopKind, NextHop
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
+from relay.routing.mx_hosts import Hosts, TemporaryFailure
 from relay.settings.document import (
     Document,
     Fault,
@@ -42,7 +46,13 @@ from relay.settings.document import (
 )
 from relay.settings.reader import load, secret_files
 from relay.settings.tree import CertificateFiles, NodeRole, Settings
-from relay.settings.validation import hidden_routes, host_of, is_loopback, next_hops_by_name
+from relay.settings.validation import (
+    domain_matches,
+    hidden_routes,
+    host_of,
+    is_loopback,
+    next_hops_by_name,
+)
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
 from relay.smtp.tls import certificate_matches, certificate_names
@@ -207,7 +217,7 @@ def _check_file(
     yield from _loaded("srs key", lambda: srs_in(settings))
     yield from _listeners(settings, place, clock)
     yield from _spool(settings, is_usable=not unusable)
-    yield from asyncio.run(_dns(settings, ring, place, now_us=clock.time_us()))
+    yield from asyncio.run(_dns(settings, ring, place, clock=clock))
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
@@ -215,7 +225,7 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     if settings.hostname == _EXAMPLE_HOSTNAME:
         text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
         yield _warning("configuration", place.fault(("hostname",), text))
-    if not settings.mailboxes.domains:
+    if not settings.own_domains:
         text = "found none, expected a domain: no mail is local, and no account can have an address"
         yield _warning("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
@@ -371,12 +381,12 @@ def _accounts(
     boxes = settings.mailboxes
     accounts = yield from _loaded(
         "accounts",
-        lambda: load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ),
+        lambda: load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ),
     )
     if accounts is None:
         return
     try:
-        route_table(settings, accounts)
+        yield from _loaded("domains", lambda: route_table(settings, accounts))
     except ValueError as error:
         yield CheckFinding("routes", CheckResult.FAULT, f"route: {error}")
     if fault := anonymous_fault(settings.http.anonymous, accounts):
@@ -392,7 +402,7 @@ def _policies(settings: Settings, clock: Clock) -> Iterator[CheckFinding]:
         "policy",
         lambda: load_rules(
             settings.policy.directory,
-            local_domains=settings.mailboxes.domains,
+            local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
         ),
     )
@@ -473,17 +483,40 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         yield CheckFinding("nodes", CheckResult.OK, text)
 
 
+async def _passed_on(
+    settings: Settings, place: Document, clock: Clock
+) -> AsyncIterator[CheckFinding]:
+    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
+    this host itself.
+    """
+    resolver = resolver_of(settings, clock, random.Random(0))  # noqa: S311 -- one answer counts
+    for number, one in enumerate(settings.domain):
+        is_routed = any(domain_matches(route.domain, one.name) for route in settings.route
+                        if route.domain != "*")  # fmt: skip
+        if one.has_accounts or one.alias_of or is_routed:
+            continue
+        found = await resolver.resolve(NextHop(HopKind.MX, one.name))
+        if not isinstance(found, Hosts | TemporaryFailure):
+            text = f'found "{one.name}", expected a [[route]] for it, or an MX host in the DNS'
+            fault = place.fault(("domain", number, "name"), f"{text} that is preferred to this one")
+            yield CheckFinding("domains", CheckResult.FAULT, str(fault))
+    await resolver.close()
+
+
 async def _dns(
-    settings: Settings, ring: KeyRing, place: Document, *, now_us: int
+    settings: Settings, ring: KeyRing, place: Document, *, clock: Clock
 ) -> list[CheckFinding]:
-    """Ask the name servers, for the records of the keys as well, in the time of one question."""
+    """Ask the name servers, for the records of the keys as well, in the time of one question; and
+    for the MX of domains whose mail is passed on.
+    """
     nameservers = settings.dns.nameservers
     servers = ", ".join(map(str, nameservers)) or "the system's name servers"
     fault, warnings = await asyncio.gather(
         name_servers_answer(nameservers, timeout_s=DNS_TIMEOUT_S),
-        record_warnings(ring, place, nameservers, now_us=now_us, timeout_s=DNS_TIMEOUT_S),
+        record_warnings(ring, place, nameservers, now_us=clock.time_us(), timeout_s=DNS_TIMEOUT_S),
     )
     if fault:
         return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
     found = CheckFinding("dns", CheckResult.OK, servers)
-    return [found, *(_warning("dkim", one) for one in warnings)]
+    loops = [one async for one in _passed_on(settings, place, clock)]
+    return [found, *(_warning("dkim", one) for one in warnings), *loops]

@@ -53,7 +53,7 @@ async def compare_zone(
 
     Raises NoDnsAnswerError.
     """
-    hostname, is_local = settings.hostname, zone in settings.mailboxes.domains
+    hostname, is_local = settings.hostname, zone in settings.own_domains
     asked = _Dns(settings)
     usable = [
         key for key in keys.of_domain(keys.domain_for(zone)) if key.is_usable(clock.time_us())
@@ -191,8 +191,9 @@ def _public_keys(settings: Settings) -> list[bytes]:
 
 def _notes(zone: str, settings: Settings, asked: _Dns, *, has_key: bool) -> Iterable[str]:
     hostname = settings.hostname
-    if zone not in settings.mailboxes.domains:
-        yield f"{zone} is none of mailboxes.domains: its MX records are not looked at"
+    if zone not in settings.own_domains:
+        known = "mailboxes.domains, and no [[domain]]"
+        yield f"{zone} is none of {known}: its MX records are not looked at"
     elif not asked.needed(hostname, "A") and not asked.needed(hostname, "AAAA"):
         yield f"{hostname} has no address in the DNS: no other host can deliver to it"
     if not has_key:

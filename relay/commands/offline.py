@@ -131,7 +131,7 @@ async def execute(
         def table() -> RouteTable:
             boxes = settings.mailboxes
             environ = read_environment().variables
-            accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+            accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
             until_done.callback(accounts.close)
             try:
                 return route_table(settings, accounts)

@@ -84,7 +84,7 @@ def verify(
     check_readable(boxes.accounts)
     if not options.accounts:
         _check_readable(spool.storage(settings))
-    accounts = load_accounts(boxes.accounts, boxes.domains, clock=clock, environ=environ)
+    accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
     findings: list[dict[str, Any]] = []
 
     def found(finding: StoreFinding | SpoolFinding | StateFinding) -> None:

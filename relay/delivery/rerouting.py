@@ -17,16 +17,17 @@ from relay.base.clock import Clock
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
-from relay.message.nexthop import CAPTURE
+from relay.message.nexthop import CAPTURE, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.observe.logs import get_logger
-from relay.routing.route_table import InvalidRecipient, RouteTable
+from relay.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
 from relay.spool.queue_commands import Operation, QueueAdmin, QueueCommand
 from relay.spool.types import Claim, Selector, SpoolError
 
 _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command
 _AFTER_FAULT_S = 1.0
+_OTHERS_INVALID = "451 4.3.5 the address of another recipient is invalid now"  # RFC 3463 3.4
 _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
 
 
@@ -53,7 +54,7 @@ class ClaimRerouter:
         sender = claim.message.envelope.reverse_path
         if self.table.still_leads(claim.next_hop, addresses, sender, chosen=claim.extra.chosen):
             return False
-        if self._has_way(addresses, sender):
+        if self._has_other_way(claim.next_hop, addresses, sender):
             self.claims_in_memory.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
@@ -92,12 +93,14 @@ class ClaimRerouter:
             to=self.table.destination_of,
         )  # fmt: skip
 
-    def _has_way(self, addresses: Collection[str], sender: str) -> bool:
+    def _has_other_way(self, now: NextHop, addresses: Collection[str], sender: str) -> bool:
         hops = {self.table.next_hop_for(address, sender) for address in addresses}
-        return bool(hops - {None, CAPTURE})
+        return bool(hops - {None, CAPTURE, now})
 
     def _end(self, address: str, sender: str) -> Outcome:
         found = self.table.examine(address, sender)
         if isinstance(found, InvalidRecipient):
             return Failed(Evidence(found.status, found.text))
-        return Deferred(Evidence("4.3.5", _CAPTURED_NOW), DeferralClass.INTERNAL)
+        is_captured = isinstance(found, RemoteRecipient) and found.next_hop == CAPTURE
+        text = _CAPTURED_NOW if is_captured else _OTHERS_INVALID
+        return Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)

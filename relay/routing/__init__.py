@@ -4,6 +4,7 @@ The resolver returns every answer of a name server as a value; only a definite o
 failure. Only `dns_client` and `resolver` use the network. Password files are read once, when the
 route table is made.
 
+- `own_domains`: which domains are own (local); the file of their recipients; alias_of
 - `route_table`: which addresses are valid: of accounts, postmaster, MAILER-DAEMON, catch_all; 550
   5.1.1 for others; which route and next hop mail takes, what a route holds; its TLS and login
 - `resolver`: the hosts of a next hop: MX, smarthost or address; which host is this relay itself;

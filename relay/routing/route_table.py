@@ -1,13 +1,14 @@
 """The route table: an address belongs to a mailbox here, to a next hop, or is invalid.
 
-In a local domain, the addresses of accounts are valid, and every other one with `catch_all`. Mail
-to postmaster (also without a domain) and to MAILER-DAEMON of this host is valid without an account
-and goes to the postmaster, or into the dead-letter mailbox if no postmaster is set. A route decides
-where the mail of a valid address leaves; it makes no address valid. What aliases lead to is in
-relay/accounts/aliases.py.
+In a local domain with accounts, their addresses are valid, and every other one with `catch_all`;
+in one whose mail is passed on, those that `own_domains` says. Mail to postmaster (also without a
+domain) and to MAILER-DAEMON of this host is valid without an account and goes to the postmaster, or
+into the dead-letter mailbox if no postmaster is set; in a domain whose mail is passed on it
+goes there. A route decides where the mail of a valid address leaves; it makes no address valid.
+What aliases lead to is in relay/accounts/aliases.py.
 
-Which domain is local is decided in is_local_domain(). A result is local if its recipient is: then
-anybody may send to it, and in rules it is not outbound.
+Which domain is local, or own, is decided in is_local_domain(). A result is local if its recipient
+is: then anybody may send to it, and in rules it is not outbound.
 
 Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look
 up next hops. The reply for an unknown user (550 5.1.1) is made here. The first route that
@@ -33,7 +34,8 @@ from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind,
 from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.message.verdict import ROUTE_PREFIX
-from relay.settings.tree import Route, RouteAuth
+from relay.routing.own_domains import OwnDomains
+from relay.settings.tree import FILE, OwnDomain, Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies
 from relay.settings.values import parse_next_hop
 
@@ -181,7 +183,7 @@ class RemoteRecipient(Struct, frozen=True):
     route: str = ""  # that decided; "": none did
     held: str = ""  # as of a LocalRecipient
     chosen: bool = False  # by a mail-flow rule: no route has to match
-    is_local: bool = False  # an account of a local domain; a route says where its mail leaves
+    is_local: bool = False  # valid in a local domain, whose mail leaves for this address
     is_answer: bool = False  # the postmaster gets it, as of a LocalRecipient
 
 
@@ -236,14 +238,15 @@ class RouteTable:
     A pattern is a domain, "*.suffix" (every domain below it, not itself) or "*". The first route
     whose pattern matches decides. "*" matches all domains that are not local, so that a smarthost
     for all other mail does not get local mail (name the domain to route it).
-    Without a route, mail for a local domain goes to its mailboxes, other mail to the domain's MX.
+    Without a route, mail for a local domain with accounts goes to its mailboxes, other mail to the
+    domain's MX.
     Address literals have no MX: they are rejected unless a route matches "*" or the literal itself.
     """
 
     def __init__(
         self,
         routes: Sequence[Route],
-        domains: Iterable[str],
+        domains: Iterable[str | OwnDomain],
         accounts: AccountDirectory,
         *,
         catch_all: str = "",
@@ -252,16 +255,17 @@ class RouteTable:
         hostname: str = "",
         confinement: Confinement | None = None,
     ) -> None:
-        """Make the table; password files are read here. `tls` is for hosts without a route's.
-        `hostname` is this relay's, in whose name MAILER-DAEMON writes reports.
+        """Make the table; password files, and those of recipients, are read here. `domains` are
+        the local ones; a name is that of one with accounts and this `catch_all`. `tls` is for hosts
+        without a route's. `hostname` is this relay's, in whose name MAILER-DAEMON writes reports.
 
         Raises ValueError for a route that cannot be understood, and for a catch_all or postmaster
-        that is no account.
+        that is no account; SettingsError for a file of recipients.
         """
-        self._domains = frozenset(domain.lower() for domain in domains)
         self._accounts = accounts
-        self._catch_all = self._mailbox_of("catch_all", catch_all)
-        self._postmaster = self._mailbox_of("postmaster", postmaster) or DEAD_LETTER
+        self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
+        self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
+        self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
         self._daemon = f"mailer-daemon@{hostname.lower()}"
         self._confinement = confinement
         self._default_options = HopOptions(TlsPolicy(tls))
@@ -285,7 +289,7 @@ class RouteTable:
             self._by_name[route.name] = route
             if isinstance(action, NextHop):
                 self._routes_to.setdefault(action, []).append(route)
-        takers = {self._catch_all, self._postmaster} - {"", DEAD_LETTER}
+        takers = {self._catch_all, self._postmaster, *self._own.takers} - {"", DEAD_LETTER}
         self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
         self.logins = [one.options.login for one in self._by_name.values() if one.options.login]
 
@@ -299,6 +303,7 @@ class RouteTable:
         """Return where mail for `address` goes; its syntax has been checked. Without
         `reverse_path` it is a report.
         """
+        address = self._own.target_of(address)
         domain = domain_of(address)
         if not domain:
             return self._examine_without_domain(address)
@@ -310,10 +315,10 @@ class RouteTable:
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
         found = self._examine_by_routes(address, domain, reverse_path)
-        if self.is_local_domain(domain) and _local_part(address) == "postmaster":
-            is_account = self._accounts.by_address(address) is not None
-            if not is_account or isinstance(found, InvalidRecipient):  # RFC 5321 4.5.1
-                mailbox = self.mailbox_for(address) or self._postmaster
+        if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
+            account = self._accounts.by_address(address)
+            if account is None or isinstance(found, InvalidRecipient):  # RFC 5321 4.5.1
+                mailbox = account.address if account else mailbox
                 return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
         return found
 
@@ -322,10 +327,13 @@ class RouteTable:
     ) -> RoutingResult:
         """Let the first route behind the route `after` decide that takes the mail."""
         route = self._route_for(domain, reverse_path, after)
-        is_local = self.is_local_domain(domain)
+        own = self._own.find(domain)
         if route is None:
-            return self._examine_local(address) if is_local else _examine_mx(address, domain)
-        if route.result is not None and not is_local:  # most mail that leaves
+            if own is not None and own.has_accounts:
+                return self._examine_local(address)
+            mx = _examine_mx(address, domain)
+            return mx if own is None else self._passed_on(address, own, mx)
+        if route.result is not None and own is None:  # most mail that leaves
             return route.result
         match route.action:
             case HoldMail():
@@ -338,12 +346,21 @@ class RouteTable:
             case NextHop() if route.result is None:  # LOCAL
                 return self._examine_local(address, route=route.name)
         found = route.result or _examine_mx(address, domain, route=route.name)
-        if not is_local or isinstance(found, InvalidRecipient):
+        return found if own is None else self._passed_on(address, own, found)
+
+    def _passed_on(self, address: str, own: OwnDomain, found: RoutingResult) -> RoutingResult:
+        """Return `found`, where mail for an own domain leaves, if the address is valid there."""
+        if not isinstance(found, RemoteRecipient):
             return found
-        if self._accounts.by_address(address) is None:
+        local_part = _local_part(address)
+        if own.has_accounts and self._accounts.by_address(address) is None:
             return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
-        if _SENDER_ROUTED.search(_local_part(address).partition("+")[2]):
-            return _rejected(REJECT_STATUS, address, "@, % and ! in a tag are not passed on")
+        if not self._own.lists(own, address) and local_part != "postmaster":  # RFC 5321 4.5.1
+            return _unknown(address)
+        is_known = own.has_accounts or own.recipients.startswith(FILE)
+        if _SENDER_ROUTED.search(local_part.partition("+")[2] if is_known else local_part):
+            text = "@, % and ! in a local part are not passed on"
+            return _rejected(REJECT_STATUS, address, text)
         return replace(found, is_local=True)
 
     def examine_chosen(
@@ -401,10 +418,14 @@ class RouteTable:
         return next_hop
 
     def expand(self, address: str, reverse_path: str = "") -> Expansion | None:
-        """Return who gets the mail for an alias, which examine() does not know. What catch_all or
-        postmaster takes is mail to the address of that account, if that leaves by a route.
+        """Return who gets the mail for an alias, which examine() does not know, or for an address
+        of a domain with `alias_of`. What catch_all or postmaster takes is mail to the address of
+        that account, if that leaves by a route.
         """
-        found = self._accounts.expand(address)
+        wanted = self._own.target_of(address)
+        found = self._accounts.expand(wanted)
+        if found is None and wanted != address:
+            found = Expansion((AliasTarget(wanted, (address.lower(),)),))
         if not self._may_move:  # nearly always
             return found
         targets = found.targets if found is not None else (AliasTarget(address),)
@@ -426,14 +447,23 @@ class RouteTable:
 
         Routes are not consulted: examine() did that when the message was accepted.
         """
+        address = self._own.target_of(address)
         if account := self._accounts.by_address(address):
             return account.address
         if self.is_daemon(address):
             return self._postmaster
         domain = domain_of(address)
-        if _local_part(address) == "postmaster" and (not domain or self.is_local_domain(domain)):
-            return self._postmaster
-        return self._catch_all or None
+        if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
+            return mailbox
+        own = self._own.find(domain)
+        return (self._catch_all if own is None else own.catch_all) or None
+
+    def _postmaster_of(self, domain: str) -> str:
+        """Return the mailbox of a domain's postmaster without an account, "" if it has none."""
+        own = self._own.find(domain)
+        if own is None:
+            return "" if domain else self._postmaster
+        return own.postmaster or (self._postmaster if own.has_accounts else "")
 
     def is_daemon(self, address: str) -> bool:
         """Whether it is the author of this relay's reports, and no account has the address."""
@@ -483,7 +513,8 @@ class RouteTable:
         chosen: bool = False,
     ) -> bool:
         """Whether a next hop and the route that it names still belong together, and the route still
-        takes this mail. It need not take mail whose next hop was `chosen`.
+        takes this mail. It need not take mail whose next hop was `chosen`. Other mail has to be for
+        mailboxes still, or to leave still; for a local domain its addresses have to be valid.
 
         A next hop that names no route needs none: a domain's own MX, or a host that was chosen.
         Mail of an older spool names none either: the first route to its host has to take it,
@@ -491,6 +522,9 @@ class RouteTable:
         """
         if next_hop.route == BY_RULE:
             return True
+        is_settled = chosen or next_hop == CAPTURE
+        if not is_settled and not all(self._fits(next_hop, one, reverse_path) for one in addresses):
+            return False
         if next_hop.route:
             route = self._by_name.get(next_hop.route)
             if route is None or not route.leads_to(next_hop):
@@ -501,6 +535,15 @@ class RouteTable:
         routes = self._routes_to.get(next_hop, [])
         takes = [self._takes(route, addresses, reverse_path) for route in routes]
         return not any(takes) or takes[0]
+
+    def _fits(self, next_hop: NextHop, address: str, reverse_path: str) -> bool:
+        """Whether mail at a next hop is for a kind of domain that may have it there."""
+        if next_hop != LOCAL and not self.is_local_domain(domain_of(address)):
+            return True
+        found = self.examine(address, reverse_path)
+        if isinstance(found, RemoteRecipient) and next_hop.kind is HopKind.MX:
+            return bool(next_hop.route) or found.next_hop == next_hop
+        return isinstance(found, LocalRecipient if next_hop == LOCAL else RemoteRecipient)
 
     def _takes(self, route: _TableRoute, addresses: Collection[str], reverse_path: str) -> bool:
         return route.takes_sender(reverse_path) and all(
@@ -523,7 +566,7 @@ class RouteTable:
 
     def is_local_domain(self, domain: str) -> bool:
         """Whether `domain` is local, for all that asks."""
-        return domain.lower() in self._domains
+        return self._own.find(domain) is not None
 
     def _goes_to_simulator(self, address: str, domain: str) -> bool:
         if self._confinement is None or self.is_local_domain(domain) or domain.startswith("["):
@@ -553,7 +596,7 @@ class RouteTable:
         """Return the mailbox, or 550 5.1.1 for an unknown user."""
         if mailbox := self.mailbox_for(address):
             return LocalRecipient(mailbox, route=route)
-        return _rejected("5.1.1", address, "no such user here; check the spelling")  # RFC 3463 3.2
+        return _unknown(address)
 
     def _examine_without_domain(self, address: str) -> RoutingResult:
         # RFC 5321 4.5.1: postmaster is always accepted, also without a domain
@@ -566,7 +609,7 @@ class RouteTable:
             return ""
         account = self._accounts.by_address(address)
         if account is None:
-            raise ValueError(f"mailboxes.{key}: found {address!r}, expected an account's address")
+            raise ValueError(f"{key}: found {address!r}, expected an account's address")
         return account.address
 
 
@@ -602,6 +645,11 @@ def literal_address(domain: str) -> str | None:
 
 def _local_part(address: str) -> str:
     return address.rpartition("@")[0].lower() if "@" in address else address.lower()
+
+
+def _unknown(address: str) -> InvalidRecipient:
+    # RFC 3463 3.2
+    return _rejected("5.1.1", address, "no such user here; check the spelling")
 
 
 def _rejected(status: str, address: str, text: str, *, route: str = "") -> InvalidRecipient:

@@ -7,7 +7,7 @@ files that secrets are read from, each with its key path. accounts.toml is read 
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import UnionType
@@ -36,6 +36,7 @@ from relay.settings.values import (
     parse_address,
     parse_duration,
     parse_http_listener,
+    parse_recipients,
     parse_size,
     referenced_files,
     without_references,
@@ -46,6 +47,12 @@ _SIZE_MAX = 1 << 50
 _WORDS = {"true": True, "false": False}
 # sections that have no meaning for this role
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}, "pickup": {}}
+
+# what may contain a path
+_RELATIVE: Mapping[object, Callable[[str, Path], Any]] = {
+    Form.HTTP_LISTENER: parse_http_listener,
+    Form.RECIPIENTS: parse_recipients,
+}
 
 
 class _InvalidValueError(Exception):
@@ -175,7 +182,8 @@ class DocumentReader:
 
 def read_leaf(hint: Any, value: object, base: Path) -> Any:
     """Convert `value` to the type `hint`. Raises ValueError with what was expected."""
-    if get_origin(hint) is Annotated and get_args(hint)[1] is not Form.HTTP_LISTENER:
+    parse = _RELATIVE.get(get_args(hint)[1]) if get_origin(hint) is Annotated else None
+    if get_origin(hint) is Annotated and parse is None:
         return _read_marked(get_args(hint)[1], value)
     if get_origin(hint) is Literal:
         return _read_choice(get_args(hint), value)
@@ -191,8 +199,8 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
         raise ValueError("a text without NUL")
     if hint is Address:
         return parse_address(value, base)
-    if get_origin(hint) is Annotated:
-        return parse_http_listener(value, base)
+    if parse is not None:
+        return parse(value, base)
     if hint is Path:
         if not value:
             raise ValueError("a path")

@@ -54,6 +54,7 @@ class Form(StrEnum):
     DATE = "date"  # an ISO date, or ""
     SRS_KEY = "secret"
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
+    RECIPIENTS = "recipients"  # accounts, any, or file:PATH
     WEB_URL = "web url"  # without a slash at its end
 
 
@@ -157,6 +158,26 @@ class MailboxSettings:
     srs_domain: Domain = ""  # of the senders that forwarded mail gets; "": that of the alias
     # of the same; "": a file in state_dir
     srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
+
+
+FILE: Final = "file:"  # begins `recipients` that are in a file
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDomain:
+    """An own domain beside mailboxes.domains, which have accounts."""
+
+    name: Domain
+    # which are valid: accounts here, or for mail that is passed on: "any", or those in a file
+    recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
+    catch_all: Mailbox = ""  # with accounts: of mail to unknown users; "": none
+    postmaster: Mailbox = ""  # "": that of [mailboxes], or the next hop
+    alias_of: Domain = ""  # each address is one of the same name there
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether accounts have addresses there."""
+        return self.recipients == "accounts" and not self.alias_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +349,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)  # [http]
     smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
+    domain: tuple[OwnDomain, ...] = ()  # each [[domain]]
     pickup: PickupSettings = field(default_factory=PickupSettings)  # [pickup]
     spool: SpoolSettings = field(default_factory=SpoolSettings)  # [spool]
     pressure: PressureSettings = field(default_factory=PressureSettings)  # [pressure]
@@ -338,6 +360,21 @@ class Settings:
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
     reports: ReportsSettings = field(default_factory=ReportsSettings)  # [reports]
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
+
+    @property
+    def domains(self) -> tuple[str | OwnDomain, ...]:
+        """All own domains; a name is that of one with accounts."""
+        return (*self.mailboxes.domains, *self.domain)
+
+    @property
+    def own_domains(self) -> tuple[str, ...]:
+        """The names of all own domains."""
+        return (*self.mailboxes.domains, *(one.name for one in self.domain))
+
+    @property
+    def account_domains(self) -> tuple[str, ...]:
+        """The names of those in which accounts have addresses."""
+        return (*self.mailboxes.domains, *(one.name for one in self.domain if one.has_accounts))
 
     @property
     def run_dir(self) -> Path:

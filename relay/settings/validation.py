@@ -23,6 +23,7 @@ from relay.settings.tree import (
     HttpSettings,
     MailboxSettings,
     ObserveSettings,
+    OwnDomain,
     ReportsSettings,
     Route,
     SmtpListener,
@@ -35,6 +36,7 @@ _HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
+_OR_DOMAIN = "or of a [[domain]] with"
 
 
 def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | None) -> Found:
@@ -42,6 +44,10 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
     yield from _duplicate_listeners(read)
     if state_dir is not None:
         yield from _socket_paths_too_long(state_dir)
+    passed_on = {
+        made.name for _, made in read
+        if isinstance(made, OwnDomain) and made.recipients != "accounts"
+    }  # fmt: skip
     for path, made in read:
         match made:
             case SmtpListener():
@@ -52,8 +58,6 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _anonymous(path, made)
             case DnsSettings():
                 yield from _name_servers(path, made)
-            case MailboxSettings():
-                yield from _mailboxes(path, made)
             case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
             case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
@@ -62,6 +66,11 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _credentials(path, made)
                 yield from _route_tls(path, made)
                 yield from _limits(path, made)
+                if made.next_hop == "local" and made.domain in passed_on:
+                    yield (*path, "next_hop"), "another one: no account has an address there"
+    yield from _domains(
+        [(path, made) for path, made in read if isinstance(made, MailboxSettings | OwnDomain)]
+    )
     yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
     yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
 
@@ -172,13 +181,32 @@ def _name_servers(path: KeyPath, dns: DnsSettings) -> Found:
             yield (*path, "nameservers", number), "the IP address and port of a name server"
 
 
-def _mailboxes(path: KeyPath, mailboxes: MailboxSettings) -> Found:
-    for name in ("catch_all", "postmaster"):
-        address = getattr(mailboxes, name)
-        if address and address.rpartition("@")[2] not in mailboxes.domains:
-            yield (*path, name), "a mailbox in one of mailboxes.domains"
-    if mailboxes.srs_domain and mailboxes.srs_domain not in mailboxes.domains:
-        yield (*path, "srs_domain"), "one of mailboxes.domains"
+def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:
+    """Yield the faults of all own domains: of [mailboxes], and of each [[domain]]."""
+    domains = [(path, one) for path, one in read if isinstance(one, OwnDomain)]
+    short = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
+    places: dict[str, str] = dict.fromkeys(short, "mailboxes.domains")
+    for path, one in domains:
+        if place := places.get(one.name):
+            yield (*path, "name"), f"a name that is not in {place}"
+        places.setdefault(one.name, dotted(path))
+    accounts = short | {one.name for _, one in domains if one.has_accounts}
+    aliases = {one.name for _, one in domains if one.alias_of}
+    for path, made in read:
+        for name in ("catch_all", "postmaster"):
+            address = getattr(made, name)
+            if address and address.rpartition("@")[2] not in accounts:
+                yield (*path, name), f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
+        if isinstance(made, MailboxSettings):
+            if made.srs_domain and made.srs_domain not in places:
+                yield (*path, "srs_domain"), f"one of mailboxes.domains, {_OR_DOMAIN} this name"
+        elif made.alias_of:
+            if made.recipients != "accounts" or made.catch_all or made.postmaster:
+                yield path, "no recipients, catch_all or postmaster with alias_of"
+            if made.alias_of in aliases or made.alias_of not in places:
+                yield (*path, "alias_of"), "another own domain, without alias_of"
+        elif made.catch_all and not made.has_accounts:
+            yield (*path, "catch_all"), 'catch_all only with recipients = "accounts"'
 
 
 def _credentials(path: KeyPath, route: Route) -> Found:

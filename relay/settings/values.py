@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from relay.base.socket_address import Address
 from relay.message.address import AddressError, to_ascii_domain
 from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
-from relay.settings.tree import Form
+from relay.settings.tree import FILE, Form
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)
@@ -48,6 +48,7 @@ ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
 SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
 _SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
+_RECIPIENTS = ("accounts", "any")
 NEXT_HOP_EXPECTED = (
     "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
     " lmtp:unix:PATH or reject:TEXT"
@@ -113,6 +114,15 @@ def parse_http_listener(text: str, base: Path) -> Address:
     if address.path:
         raise ValueError(f'"{_PLAIN_HTTP}HOST:PORT", or "unix:PATH"')
     return dataclasses.replace(address, plain=True)
+
+
+def parse_recipients(text: str, base: Path) -> str:
+    """Return which recipients an own domain has; a path is relative to `base`."""
+    if text.startswith(FILE) and text != FILE:
+        return f"{FILE}{base / text.removeprefix(FILE)}"
+    if text not in _RECIPIENTS:
+        raise ValueError(f'{", ".join(_RECIPIENTS)} or "{FILE}PATH"')
+    return text
 
 
 def is_ip(text: str) -> bool:

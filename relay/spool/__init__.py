@@ -109,10 +109,10 @@ def storage(
     if not settings.spool.is_file:
         from relay.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
 
-        boxes = settings.mailboxes
         return PostgresStorage(
-            settings.spool.url, store=boxes.store, domains=boxes.domains, as_owner=as_owner
-        )
+            settings.spool.url, store=settings.mailboxes.store,
+            domains=settings.account_domains, as_owner=as_owner,
+        )  # fmt: skip
     from relay.spool.sqlite.storage import SqliteStorage  # noqa: PLC0415 - see above
 
     return SqliteStorage(settings.spool_file)

@@ -38,6 +38,7 @@ PROVIDER = "smtp.provider.example"
 STRANGER = "192.0.2.7"
 # Blocks that show what is printed, or that other tests have.
 ELSEWHERE = {
+    "Own domains",
     "Ports",
     "HTTPS of `relay dev`",
     "TLS to other hosts",

@@ -105,7 +105,7 @@ def open_engine(
     identity = NodeIdentity(
         settings.node, _home(settings.state_dir / _HOME_FILE),
         place_of(settings.state_dir, clock.anchor().boot_id), __version__,
-        settings.mailboxes.store, holds_store, settings.mailboxes.domains, alone,
+        settings.mailboxes.store, holds_store, settings.account_domains, alone,
     )  # fmt: skip
     place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(

@@ -165,7 +165,7 @@ to = ["a@example.test"]
     [
         (ALIAS.format("x@elsewhere.test"),
          ('2: alias[0].address: found "x@elsewhere.test", expected an address in one of'
-         " mailboxes.domains")),
+         " mailboxes.domains, or of a [[domain]] without alias_of")),
         (ONE + ALIAS.format("A@example.test"),
          ('5: alias[0].address: found "a@example.test", expected one of its own:'
          " account[0].address in line 2 has the same")),

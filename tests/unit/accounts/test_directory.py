@@ -18,6 +18,7 @@ from relay.accounts.account import (
 from relay.accounts.directory import FileAccounts, load_accounts
 from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT, LoginDelayedError
 from relay.settings.document import SettingsError
+from relay.settings.tree import OwnDomain
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 
@@ -48,7 +49,11 @@ SENDERS = [
 
 
 def load(
-    path: Path, text: str, mode: int = 0o600, domains: Sequence[str] = DOMAINS, **environ: str
+    path: Path,
+    text: str,
+    mode: int = 0o600,
+    domains: Sequence[str | OwnDomain] = DOMAINS,
+    **environ: str,
 ) -> FileAccounts:
     file = path / "accounts.toml"
     file.write_text(text)
@@ -379,3 +384,42 @@ def test_a_plain_client_secret_is_warned_of(tmp_path):
     text = AN_ACCOUNT + 'client_id = "c"\nclient_secret = "plain:s"\n'
     (warning,) = load(tmp_path, text).warnings()
     assert "account[0].client_secret: found a plain secret; $argon2id$..." in warning
+
+
+TWIN = ("example.test", OwnDomain("twin.test", alias_of="example.test"))
+
+
+async def test_an_address_of_a_twin_domain_is_that_of_the_same_name_for_login_and_from(tmp_path):
+    text = TWO + '[[account]]\naddress = "carol@example.test"\nsend_as = ["*@example.test"]\n'
+    accounts = load(tmp_path, text, domains=TWIN)
+    bob = accounts.by_address("Bob+tag@twin.test")
+    assert bob is not None
+    assert bob.address == "bob@example.test"
+    assert await accounts.by_password("bob@twin.test", "bob", client="") == bob
+    assert bob.may_send_as("bob@TWIN.test")
+    assert not bob.may_send_as("alice@twin.test")
+    assert accounts.by_address("info@twin.test") == accounts.by_address("alice@example.test")
+    carol = accounts.by_address("carol@twin.test")
+    assert carol is not None
+    assert carol.may_send_as("alice@twin.test")
+
+
+@pytest.mark.parametrize(
+    ("domain", "key", "expected"),
+    [
+        (TWIN[1], "account", "or of a [[domain]] with accounts"),
+        (OwnDomain("twin.test", "any"), "account", "or of a [[domain]] with accounts"),
+        (TWIN[1], "alias", "or of a [[domain]] without alias_of"),
+    ],
+)
+def test_no_account_has_an_address_where_mail_is_passed_on(tmp_path, domain, key, expected):
+    to = 'to = ["a@b.test"]\n' if key == "alias" else ""
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, f'[[{key}]]\naddress = "x@twin.test"\n{to}', domains=[TWIN[0], domain])
+    assert expected in str(caught.value)
+
+
+def test_an_alias_may_have_an_address_where_mail_is_passed_on(tmp_path):
+    text = '[[alias]]\naddress = "x@twin.test"\nto = ["a@b.test"]\n'
+    accounts = load(tmp_path, text, domains=[OwnDomain("twin.test", "any")])
+    assert accounts.expand("x@twin.test") is not None

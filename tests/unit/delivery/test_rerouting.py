@@ -42,7 +42,8 @@ def not_run(work: Coroutine[Any, Any, Any]) -> object:
         ("smtp://j.test:25", False, True),  # the first route to it is that of another domain
         ("smtp://j.test:25", True, False),
         ("smtp://k.test:25", False, False),  # no route to it takes this mail
-        ("local", False, False),
+        ("local", False, True),  # its domain is local no longer
+        ("local", True, False),
     ],
 )
 def test_a_chosen_route_need_not_match(key: str, chosen: bool, taken: bool) -> None:

@@ -14,6 +14,8 @@ from tests.support.tls import self_signed
 
 LOGIN = "{user='u', password_file='secret'}"
 ROUTE = "[[route]]\ndomain = '*'\n"
+OWN = "[[domain]]\nname = '{}.test'\nalias_of = '{}.test'\n"
+ANY = "[[domain]]\nname = 'a.test'\nrecipients = 'any'\n"
 DKIM = "[[dkim]]\ndomain = 'a.test'\nselector = 's1'\nkey = 'k'\n"
 TO_H = f"{ROUTE}next_hop = 'smtp://h.test:1'\n"
 SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
@@ -186,7 +188,7 @@ max_connections = 0
     assert told == [
         ": hostname: found nothing, expected a value: this key is required",
         (
-            ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, hostname, http,"
+            ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
             " mailboxes, observe, pickup, policy, pressure, reports, route, smtp, spool, state_dir"
             ' (did you mean "hostname"?)'
         ),
@@ -236,6 +238,18 @@ max_connections = 0
             "[mailboxes]\ndomains = ['b.test']\nsrs_domain = 'a.test'",
             '5: mailboxes.srs_domain: found "a.test", expected one of mailboxes.domains',
         ),
+        ("[[domain]]\nname = 'a.test'\nrecipients = 'all'", '5: domain[0].recipients: found "all", expected accounts, any or "file:PATH"'),
+        ("[[domain]]\nname = 'a.test'\nrecipients = 'file:'", '5: domain[0].recipients: found "file:", expected'),
+        ("[[domain]]\nrecipients = 'any'", "domain[0].name: found nothing, expected a value"),
+        ("[mailboxes]\ndomains = ['a.test']\n[[domain]]\nname = 'A.test'", '6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains'),
+        ("[[domain]]\nname = 'a.test'\n[[domain]]\nname = 'a.test'", '6: domain[1].name: found "a.test", expected a name that is not in domain[0]'),
+        ("[[domain]]\nname = 'a.test'\nalias_of = 'b.test'", '5: domain[0].alias_of: found "b.test", expected another own domain'),
+        ("[[domain]]\nname = 'a.test'\nalias_of = 'a.test'", '5: domain[0].alias_of: found "a.test", expected another own domain'),
+        (f"[mailboxes]\ndomains = ['c.test']\n{OWN.format('a', 'b')}{OWN.format('b', 'c')}", '7: domain[0].alias_of: found "b.test", expected another own domain, without alias_of'),
+        (f"{ANY}alias_of = 'b.test'\n[[domain]]\nname = 'b.test'", "domain[0]: found a table, expected no recipients, catch_all or postmaster with alias_of"),
+        (f"{ANY}catch_all = 'x@b.test'\n[[domain]]\nname = 'b.test'", '6: domain[0].catch_all: found "x@b.test", expected catch_all only with recipients = "accounts"'),
+        (f"{ANY}postmaster = 'x@a.test'", '6: domain[0].postmaster: found "x@a.test", expected a mailbox in one of mailboxes.domains, or of a [[domain]] with accounts'),
+        (f"{ANY}[[route]]\ndomain = 'a.test'\nnext_hop = 'local'", 'route[0].next_hop: found "local", expected another one: no account has an address there'),
         ("[dns]\nnameservers = ['localhost:53']", '4: dns.nameservers[0]: found "localhost:53"'),
         ("[policy]\ndirectry = 'p'", '(did you mean "directory"?)'),
         ("[delivery]\nmax_rate_per_next_hop = '100'", '4: delivery.max_rate_per_next_hop: found "100", expected a number of messages and'),

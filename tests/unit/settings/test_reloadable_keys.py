@@ -24,7 +24,9 @@ def rows() -> Iterator[str]:
         columns = tables.setdefault(table, ([], []))
         columns[key not in reloaded].append(f"`{name}`")
     for table, (reloadable, restart) in tables.items():
-        brackets = f"`[[{table}]]`" if table in ("smtp", "route", "dkim") else f"`[{table}]`"
+        brackets = (
+            f"`[[{table}]]`" if table in ("smtp", "domain", "route", "dkim") else f"`[{table}]`"
+        )
         name = brackets if table else "(top)"
         applied = ", ".join(reloadable) or "-"
         yield f"| {name} | {applied} | {', '.join(restart) or '-' if reloadable else 'all keys'} |"

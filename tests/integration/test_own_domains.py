@@ -1,0 +1,230 @@
+"""[[domain]] of each kind in one relay: who may send there, by which way mail goes on, what changes later.
+
+Real sockets: strangers come from 127.0.0.2, which nobody trusts.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.relay_config import DOMAIN, changed
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remote_mx import RemoteMx
+from tests.support.remotes import Remotes, received
+
+STRANGER = "ann@stranger.test"
+LATER = "451 4.7.1 come again"
+INBOUND = """
+[[rule]]
+name = "inbound"
+when = { direction = "inbound", recipient = "*@gate.test" }
+then = [{ set_header = { name = "X-Direction", value = "inbound" } }]
+"""
+ALIASES = """
+[[alias]]
+address = "sales@gate.test"
+to = ["x@away.test"]
+[[alias]]
+address = "copied@example.test"
+to = ["who@gate.test"]
+"""
+
+Hosts = dict[str, RemoteMx]
+
+
+@pytest.fixture(scope="module")
+def remotes() -> Iterator[Remotes]:
+    with Remotes() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def hosts(remotes: Remotes) -> Hosts:
+    """A host behind the route of gate.test, and the MX hosts that are better than this relay."""
+    found = {name: remotes.start(name) for name in ("gate.host", "listed.test", "away.test")}
+    remotes.dns.zone["listed.test"] = {"MX": ["10 mx.listed.test.", "20 relay.example.test."]}
+    remotes.dns.zone["loop.test"] = {"MX": ["10 relay.example.test."]}
+    return found
+
+
+def domains(hosts: Hosts) -> dict[str, Any]:
+    host = hosts["gate.host"]
+    return {
+        "domain": [
+            {"name": "acme.test", "catch_all": f"bob@{DOMAIN}", "postmaster": f"carol@{DOMAIN}"},
+            {"name": "gate.test", "recipients": "any"},
+            {"name": "listed.test", "recipients": "file:listed"},
+            {"name": "twin.test", "alias_of": DOMAIN},
+            {"name": "gate-twin.test", "alias_of": "gate.test"},
+        ],
+        "route": [{"domain": "gate.test", "next_hop": f"smtp://{host.host}:{host.port}"}],
+    }
+
+
+def made(remotes: Remotes, hosts: Hosts) -> RelayProcess:
+    relay = remotes.relay(config=domains(hosts), policies={"10-inbound.toml": INBOUND})
+    (relay.folder / "listed").write_text("# who there is\nann@listed.test\n")
+    with (relay.folder / "accounts.toml").open("a") as file:
+        file.write(ALIASES)
+    return relay
+
+
+@pytest.fixture(scope="module")
+def relay(remotes: Remotes, hosts: Hosts) -> Iterator[RelayProcess]:
+    with made(remotes, hosts) as running:
+        yield running
+
+
+def with_domain(relay: RelayProcess, own: dict[str, str]) -> dict[str, Any]:
+    return relay.config | {"domain": [*relay.config["domain"], own]}
+
+
+def reply_to(relay: RelayProcess, recipient: str) -> str:
+    """What a stranger's RCPT gets."""
+    with relay.smtp(source="127.0.0.2") as session:
+        session.ehlo("stranger.test")
+        session.mail(STRANGER)
+        code, text = session.rcpt(recipient)
+    return f"{code} {text.decode()}"
+
+
+def send(relay: RelayProcess, recipient: str, *, subject: str, sender: str = STRANGER) -> None:
+    with relay.smtp(source="127.0.0.2") as session:
+        text = f"From: {STRANGER}\r\nSubject: {subject}\r\n\r\ntext\r\n"
+        session.sendmail(sender, [recipient], text.encode())
+
+
+@pytest.mark.parametrize(
+    ("recipient", "reply"),
+    [
+        (f"alice@{DOMAIN}", "250 "),
+        (f"nobody@{DOMAIN}", "550 5.1.1 "),
+        ("nobody@acme.test", "250 "),
+        ("nobody@gate.test", "250 "),
+        ("nobody%away.test@gate.test", "550 5.7.1 "),
+        ("ann@listed.test", "250 "),
+        ("bob@listed.test", "550 5.1.1 <bob@listed.test>: no such user here"),
+        ("alice@twin.test", "250 "),
+        ("nobody@twin.test", "550 5.1.1 <nobody@twin.test>: no such user here"),
+        ("who@gate-twin.test", "250 "),
+        ("sales@gate-twin.test", "250 "),
+        ("who@away.test", "550 5.7.1 Relaying denied"),
+    ],
+)
+def test_a_stranger_may_send_to_the_recipients_of_each(
+    relay: RelayProcess, recipient: str, reply: str
+) -> None:
+    assert reply_to(relay, recipient).startswith(reply)
+
+
+def test_mail_of_a_gateway_goes_on_with_its_sender_and_recipient(
+    relay: RelayProcess, hosts: Hosts
+) -> None:
+    send(relay, "Who@gate.test", subject="to a gateway")
+    mail = received(hosts["gate.host"], "Who@gate.test")
+    assert mail.reverse_path == STRANGER
+    assert b"X-Direction: inbound" in mail.content
+    send(relay, "ann@listed.test", subject="to the better MX")
+    assert received(hosts["listed.test"], "ann@listed.test").reverse_path == STRANGER
+
+
+def test_an_address_of_a_twin_is_replaced(relay: RelayProcess, hosts: Hosts) -> None:
+    send(relay, "alice@twin.test", subject="by the twin")
+    until("alice has it", lambda: "by the twin" in relay.subjects("alice"))
+    send(relay, "q@gate-twin.test", subject="by the other twin")
+    assert received(hosts["gate.host"], "q@gate.test").reverse_path == STRANGER
+
+
+def test_an_alias_of_a_gateway_comes_first_and_a_copy_to_a_gateway_keeps_its_sender(
+    relay: RelayProcess, hosts: Hosts
+) -> None:
+    send(relay, "sales@gate.test", subject="to an alias")
+    away = received(hosts["away.test"], "x@away.test")
+    assert away.reverse_path.startswith("SRS0=")
+    assert away.reverse_path.endswith("@gate.test")
+    assert not hosts["gate.host"].received("sales@gate.test")
+    # a report comes back to the sender, although any address of gate.test goes on
+    send(relay, away.reverse_path, sender="", subject="a report")
+    journey = until("the report", lambda: of_subject(relay, "a report"))
+    assert [one["address"] for one in journey["recipients"]] == [away.reverse_path, STRANGER]
+    send(relay, f"copied@{DOMAIN}", subject="a copy")
+    [copy] = until("the copy", lambda: hosts["gate.host"].received("who@gate.test"))
+    assert copy.reverse_path == STRANGER
+
+
+def of_subject(relay: RelayProcess, subject: str) -> dict[str, Any] | None:
+    found = relay.request(
+        "GET", f"/relay/v1/messages?subject={subject.replace(' ', '%20')}",
+        headers={"Authorization": "Bearer operator"},
+    ).json()["messages"]  # fmt: skip
+    return relay.journey(found[0]["id"]) if found else None
+
+
+def test_catch_all_and_postmaster_are_those_of_the_domain(relay: RelayProcess) -> None:
+    send(relay, "nobody@acme.test", subject="to nobody")
+    until("bob has it", lambda: "to nobody" in relay.subjects("bob"))
+    send(relay, "postmaster@acme.test", subject="to the postmaster")
+    until("carol has it", lambda: "to the postmaster" in relay.subjects("carol"))
+
+
+def test_a_login_and_a_sender_of_the_twin_are_those_of_the_account(relay: RelayProcess) -> None:
+    identity = relay.submit("alice@twin.test", ["bob@twin.test"], b"Subject: own\r\n\r\ntext\r\n")
+    assert relay.until_final(identity)["state"] == "delivered"
+
+
+def test_a_gateway_whose_mx_is_this_relay_is_no_valid_configuration(
+    remotes: Remotes, hosts: Hosts
+) -> None:
+    relay = made(remotes, hosts)
+    try:
+        relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
+        done = relay.cli("check")
+        assert done.returncode == 78
+        assert 'domain[5].name: found "loop.test", expected a [[route]] for it' in done.stderr
+        relay.write_config(relay.config)
+        done = relay.cli("check")
+        assert done.returncode == 0, done.stdout
+    finally:
+        relay.close()
+
+
+def test_mail_that_waits_goes_where_its_domain_is_now(remotes: Remotes, hosts: Hosts) -> None:
+    slow = remotes.start("slow.test", replies={"MAIL": LATER})
+    remotes.dns.zone["slow.test"] = {"MX": ["10 mx.slow.test.", "20 relay.example.test."]}
+    with made(remotes, hosts) as relay:
+        own = {"name": "slow.test", "recipients": "file:slow"}
+        (relay.folder / "slow").write_text("moved@slow.test\ngone@slow.test\n")
+        retry = {"delivery": {"retry": ["1h"]}}
+        relay.stop()
+        relay.write_config(changed(with_domain(relay, own), retry))
+        relay.start()
+        keys = [relay.submit(f"alice@{DOMAIN}", [f"{name}@slow.test"], b"Subject: x\r\n\r\nx\r\n")
+                for name in ("moved", "gone")]  # fmt: skip
+        for key in keys:
+            relay.until_state(key, "deferred")
+        relay.stop()
+        assert "MAIL FROM" in "".join(map(str, slow.commands))
+        # now the domain has mailboxes here, of one of the two
+        with (relay.folder / "accounts.toml").open("a") as file:
+            file.write('[[account]]\naddress = "moved@slow.test"\n')
+        relay.write_config(with_domain(relay, {"name": "slow.test"}))
+        relay.start()
+        done = relay.cli("queue", "retry", "--all")
+        assert done.returncode == 0, done.stderr
+        moved, gone = map(relay.until_final, keys)
+        assert moved["recipients"][0]["state"] == "delivered"
+        assert gone["recipients"][0]["state"] == "failed"
+        assert gone["recipients"][0]["status"] == "5.1.1"
+
+
+def test_a_domain_in_both_places_is_a_fault(remotes: Remotes, hosts: Hosts) -> None:
+    relay = made(remotes, hosts)
+    try:
+        twice = {"mailboxes": {"domains": [DOMAIN, "gate.test"]}}
+        relay.write_config(changed(relay.config, twice))
+        done = relay.cli("serve")
+        assert done.returncode == 78
+        assert "expected a name that is not in mailboxes.domains" in done.stderr
+    finally:
+        relay.close()
