@@ -133,10 +133,9 @@ async def _relay_v1(
             return json_response(await request.cancel_on_disconnect(wait))
         case ("events",):
             query = _with_cursor(_query(request, "GET", "after", "message"))
-            last_event_id = request.headers.get("last-event-id")
             return await handlers.events(
                 query,
-                last_event_id,
+                request.headers.get("last-event-id"),
                 principal,
                 is_current=lambda: _is_still(principal, request, principal_for),
             )
@@ -144,8 +143,7 @@ async def _relay_v1(
             query = _with_cursor(_query(request, "GET", *REFUSED_PARAMETERS))
             return json_response(await handlers.refused(query, principal))
         case ("queue",):
-            query = _query(request, "GET", *QUEUE_PARAMETERS)
-            return await handlers.queue_list(query, principal)
+            return await handlers.queue_list(_query(request, "GET", *QUEUE_PARAMETERS), principal)
         case ("queue", "stats"):
             _query(request, "GET")
             return json_response(await handlers.queue_stats(principal))
@@ -157,6 +155,8 @@ async def _relay_v1(
         case ("accounts", "unlock"):
             _query(request, "POST")
             return json_response(await handlers.unlock(request, principal))
+        case ("pause" | "resume" as verb,):
+            return json_response(await handlers.pauses(verb, request, principal))
         case ("reload",):
             _query(request, "POST")
             return json_response(await handlers.reload(principal))

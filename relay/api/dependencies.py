@@ -15,6 +15,7 @@ from relay.api.message_copies import MessageCopies
 from relay.api.message_source import MessageSources
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock
+from relay.base.pauses import Pauses
 from relay.base.pressure import Pressure
 from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
@@ -187,6 +188,7 @@ class ApiDependencies:
     refusals: RefusalStore  # of SMTP sessions
     impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
     explain: Explain  # where mail for an address goes
+    pauses: Pauses  # what an operator has stopped
     development: DevelopmentControls | None = None  # None in a service
     # reads the configuration again and returns what came of it; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None

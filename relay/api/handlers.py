@@ -32,12 +32,17 @@ from relay.api.request_parameters import (
     limit_of,
     list_position_of,
     number_of,
+    operator_of,
     read_body,
     read_queue_command,
     refusal_search_of,
+    require_method,
+    seconds_until,
     selector_of_query,
+    single_values,
 )
 from relay.api.search_text import list_search_of
+from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
@@ -98,6 +103,17 @@ _log = get_logger("api")
 class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     older_than_s: float | None = None
     dry_run: bool = False
+
+
+class _ResumeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    what: Paused | None = None
+    who: str = ""
+
+
+class _PauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    what: Paused
+    until: str = ""
+    who: str = ""
 
 
 class _UnlockBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -336,7 +352,7 @@ class Handlers:
     async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
         """GET /queue/stats."""
         principal.check_may_read()
-        return await self._dependencies.stats()
+        return {**await self._dependencies.stats(), "paused": self._paused()}
 
     async def change_queue(
         self, operation: Operation, request: HttpRequest, principal: Principal
@@ -351,15 +367,17 @@ class Handlers:
     ) -> dict[str, Any]:
         """Run the queue command in `body`, unless the client of `request` disconnects."""
         principal.check_may_operate()
-        issuer = CommandIssuer(
+        command = read_queue_command(operation, body, self._issuer(principal))
+        return await self._execute(command, request)
+
+    def _issuer(self, principal: Principal) -> CommandIssuer:
+        return CommandIssuer(
             name=principal.name,
             may_name_other=principal is OPERATOR,
             way_to=self._dependencies.way_to,
             clock=self._dependencies.clock,
             release_to=release_route(self._dependencies.development),
         )
-        command = read_queue_command(operation, body, issuer)
-        return await self._execute(command, request)
 
     @property
     def is_development(self) -> bool:
@@ -508,6 +526,37 @@ class Handlers:
                 404, "ResourceNotFound", "A development relay reads changed rules itself."
             )
         return await asyncio.shield(reload())  # others may wait for it too
+
+    async def pauses(self, verb: str, request: HttpRequest, principal: Principal) -> dict[str, Any]:
+        """GET and POST /pause, POST /resume: what this node does not do, and from now on. A resume
+        without `what` takes all back.
+        """
+        single_values(request.query, ())
+        if verb == "pause" and request.method == "GET":
+            principal.check_may_read()
+            return self._paused()
+        require_method(request, "POST")
+        principal.check_may_operate()
+        octets, needed = await request.body(), self._dependencies
+        try:
+            if verb == "pause":
+                order = read_body(octets, _PauseBody)
+                who = operator_of(order.who, self._issuer(principal))
+                for_s = seconds_until(order.until, needed.clock)
+                await needed.pauses.pause(order.what, for_s=for_s, who=who)
+                _log.warning("paused", what=str(order.what), who=who, until=order.until)
+            else:
+                body = read_body(octets, _ResumeBody)
+                who = operator_of(body.who, self._issuer(principal))
+                await needed.pauses.resume(Paused if body.what is None else (body.what,))
+                _log.info("resumed", what=str(body.what or "all"), who=who)
+        except OSError as error:
+            raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
+        return self._paused()
+
+    def _paused(self) -> dict[str, Any]:
+        pauses = self._dependencies.pauses.current()
+        return {what: pauses.get(what) for what in Paused}
 
     async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """POST /accounts/unlock: lift the delays of an account after failed logins."""

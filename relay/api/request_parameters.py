@@ -270,10 +270,10 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
         return QueueCommand(
             operation=operation,
             selector=_selector(given),
-            who=_who(given, issuer),
+            who=operator_of(given.who, issuer),
             why=given.reason.strip(),
             dry_run=given.dry_run,
-            until_us=_until_us(given.until, issuer.clock) if isinstance(given, _HoldBody) else None,
+            until_us=_until_us(given, issuer.clock),
             as_before=isinstance(given, _ReleaseBody) and given.as_before,
             to=_next_hops(given, issuer),
             to_text=given.to if isinstance(given, _RerouteBody) else "",
@@ -299,19 +299,26 @@ def _selector(given: _CommandBody) -> Selector:
     )  # fmt: skip
 
 
-def _who(given: _CommandBody, issuer: CommandIssuer) -> str:
-    if not given.who:
+def operator_of(who: str, issuer: CommandIssuer) -> str:
+    """Return who issues a command: the `who` in its body, if it may name one. Raises ApiError."""
+    if not who:
         return issuer.name
     if not issuer.may_name_other:
         message = "Access is denied: who follows from the token; omit it."
         raise ApiError(403, "ErrorAccessDenied", message)
-    if len(given.who) > _WHO_CHARACTERS_MAX or not given.who.isprintable():
-        raise bad_request(f"who: found {quoted(given.who)}, expected a name.")
-    return given.who
+    if len(who) > _WHO_CHARACTERS_MAX or not who.isprintable():
+        raise bad_request(f"who: found {quoted(who)}, expected a name.")
+    return who
 
 
-def _until_us(text: str, clock: Clock) -> int | None:
+def _until_us(given: _CommandBody, clock: Clock) -> int | None:
     """Return the end of a hold in queue time."""
+    ahead_s = seconds_until(given.until, clock) if isinstance(given, _HoldBody) else None
+    return None if ahead_s is None else clock.queue_us() + int(ahead_s * 1e6)
+
+
+def seconds_until(text: str, clock: Clock) -> float | None:
+    """Return how far ahead `until` is, a duration or a time; None for "". Raises ApiError 400."""
     if not text:
         return None
     try:
@@ -326,7 +333,7 @@ def _until_us(text: str, clock: Clock) -> int | None:
             raise bad_request(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
     if ahead_s <= 0:
         raise bad_request(f"until: found {quoted(text)}, expected a time in the future.")
-    return clock.queue_us() + int(ahead_s * 1e6)
+    return ahead_s
 
 
 def _next_hops(given: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:

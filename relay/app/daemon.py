@@ -93,6 +93,8 @@ class Daemon:
         if base.holds_root:
             await self._attend_root()
         await self.pressure.measure()  # a full relay rejects from the first connection on
+        base.pauses.on_delivery = self.transport.scheduler.pause
+        base.pauses.apply()
         self._spawn(self.pressure.run(), "pressure")
         self._spawn(self.transport.scheduler.run(), "delivery")
         if base.holds_root:

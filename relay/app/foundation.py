@@ -6,6 +6,7 @@ open_foundation() opens the mail root and the spool, and starts nothing.
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -24,6 +25,7 @@ from relay.app.srs_key import srs_of
 from relay.app.state_dir import lock_file
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
+from relay.base.pauses import Paused, Pauses
 from relay.base.pressure import Pressure
 from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
@@ -47,6 +49,7 @@ from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.reports.texts import ReportTexts
 from relay.routing.resolver import is_elsewhere
 from relay.routing.route_table import Confinement, RouteTable
+from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings, SmtpListener
 from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
@@ -59,6 +62,7 @@ if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does 
 
 
 _NO_ROOT = "no-mail-root"
+PAUSES_FILE = "paused.json"
 
 
 class Readiness:
@@ -122,6 +126,7 @@ class Foundation:
     history: MetricsHistory  # the metrics of the last hour
     changes: ChangeNotifier  # wakes who waits for a step of a journey
     pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
+    pauses: Pauses  # what an operator has stopped on this node
     readiness: Readiness  # set by the daemon, shown by /readyz
     table: RouteTable  # which address is local, and the next hop of others
     reloader: Reloader | None  # None: a development relay
@@ -168,6 +173,23 @@ def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
     return root
 
 
+def _pauses(settings: Settings, clock: Clock, metrics: Metrics) -> Pauses:
+    """Return the pauses, which the metrics show. Raises SettingsError for a file that is none."""
+    file = settings.state_dir / PAUSES_FILE
+    try:
+        pauses = Pauses(file, clock)
+    except (OSError, ValueError) as error:
+        text = f"found what cannot be read ({error}), expected pauses: remove it to resume"
+        raise SettingsError([Fault(file, 0, "", text)]) from None
+    for what in Paused:
+        metrics.paused.labels(what=what).set_function(partial(_is_paused, pauses, what))
+    return pauses
+
+
+def _is_paused(pauses: Pauses, what: Paused) -> int:
+    return int(what in pauses.current())
+
+
 def open_foundation(
     settings: Settings, sources: RelayDependencies, *, clock: Clock, undo: ExitStack
 ) -> Foundation:
@@ -177,6 +199,8 @@ def open_foundation(
     """
     certificates = sources.certificates or server_certificates(settings)
     ids, crash, metrics = Ids(clock), CrashPoints(sources.crash_at), Metrics()
+    pauses, pressure = _pauses(settings, clock, metrics), Pressure()
+    pressure.paused = partial(pauses.why, Paused.ACCEPT)
     changes = ChangeNotifier()
     root = _mail_root(settings, sources)
     undo.callback(root.close)
@@ -211,7 +235,7 @@ def open_foundation(
     return Foundation(
         settings=settings, sources=sources, reloader=reloader, certificates=certificates,
         clock=clock, ids=ids, crash=crash, metrics=metrics,
-        history=MetricsHistory(metrics, clock), changes=changes, pressure=Pressure(),
+        history=MetricsHistory(metrics, clock), changes=changes, pressure=pressure, pauses=pauses,
         readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
         signer=Signer(sources.keys, clock=clock, metrics=metrics),
         store_log=store_log, store=store, spool=engine,

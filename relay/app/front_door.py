@@ -5,7 +5,7 @@ pages does not keep them in memory. It does so at the start and not at the first
 incomplete installation lacks is found then, and all modules are of one version.
 
 unready() decides why /readyz is a 503: a start, a stop or a fault (`daemon`), the spool, a missing
-mail root.
+mail root, a pause of acceptance.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from relay.app.configuration import parse_next_hop
 from relay.app.foundation import Foundation
 from relay.app.pressure_monitor import open_files_limit
 from relay.base.clock import SystemClock, advanced_us, now_at_least_us
+from relay.base.pauses import Paused
 from relay.base.socket_address import Address
 from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
@@ -136,7 +137,7 @@ def _means(
 
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
-        reason = base.readiness() or base.spool.health()
+        reason = base.readiness() or base.spool.health() or base.pressure.paused()
         if not reason and base.holds_root and (trouble := base.root.trouble):
             return f"the mail root {base.root.path} is missing: {trouble}"
         return reason
@@ -161,7 +162,7 @@ def _means(
         pressure=base.pressure, development=development, events=events,
         unlock=base.sources.accounts.unlock,
         refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
-        sources=sources, explain=explain,
+        sources=sources, explain=explain, pauses=base.pauses,
     )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def _impairment(base: Foundation) -> str:
     fault = base.root.fault
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
     unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
-    return "; ".join(filter(None, (refusing, *unheld)))
+    return "; ".join(filter(None, (refusing, base.pauses.why(Paused.DELIVERY), *unheld)))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

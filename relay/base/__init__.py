@@ -7,6 +7,7 @@
 - `sockets`: opens the sockets of listeners
 - `certificates`: load and check a certificate and its key, and replace them while sessions continue
 - `pressure`: from which level of disk, memory and queue mail is slowed down or refused
+- `pauses`: whether an operator lets this node neither deliver nor accept mail, and until when
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys
 - `phrases`: how values and numbers are written in messages to people

@@ -10,7 +10,7 @@ See RFC 5321 4.2.3 (452), RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
 
@@ -216,6 +216,8 @@ class Pressure:
 
     def __init__(self) -> None:
         self.state = PressureState()
+        # returns that an operator lets nothing be accepted, "" otherwise
+        self.paused: Callable[[], str] = lambda: ""
 
     @property
     def rejects_untrusted(self) -> bool:

@@ -16,6 +16,7 @@ A service:
 
 - `serve`: `relay serve`
 - `reload`: `relay reload`
+- `pause`: `relay pause` and `relay resume`
 - `check`: `relay check`
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `dkim`: `relay dkim keygen | show`

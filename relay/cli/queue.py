@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from relay.base.clock import SystemClock
+from relay.base.pauses import Pause, Paused
 from relay.base.phrases import counted, shown
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.cli.options import (
@@ -244,7 +245,7 @@ def _change(
         answer = _client(context).change(operation, selector, **more)
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
-            raise click.UsageError(_with_option(str(error))) from None
+            raise click.UsageError(with_option(str(error))) from None
         raise
     except CommandInterruptedError as error:
         so_far = "a dry run changes nothing" if more["dry_run"] else _so_far(error.done)
@@ -275,7 +276,7 @@ def _reasons(answer: Mapping[str, Any]) -> list[str]:
     return [f"    {number} {note}" for note, number in notes.items()]
 
 
-def _with_option(text: str) -> str:
+def with_option(text: str) -> str:
     """Replace a field name of the body by the name of its option."""
     field, colon, rest = text.partition(":")
     return f"--{field}{colon}{rest}" if field in _OPTIONS else text
@@ -350,6 +351,7 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         f"priorities   {levels}",
         f"unaccounted  {unaccounted}",
     ]
+    lines += [f"paused       {line}" for line in pause_lines(stats.get("paused", {}))]
     hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
         (
@@ -371,6 +373,13 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
     if nodes := stats.get("nodes"):
         lines += ["", *_node_lines(nodes)]
     return lines
+
+
+def pause_lines(pauses: Mapping[str, Any]) -> list[str]:
+    """Return what a node does not do at present, from the JSON of /pause."""
+    return [
+        msgspec.convert(pause, Pause).text(Paused(what)) for what, pause in pauses.items() if pause
+    ]
 
 
 def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:

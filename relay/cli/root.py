@@ -29,6 +29,8 @@ _GROUPS = {
     "Operate": {
         "serve": "Run the service until SIGTERM.",
         "reload": "Have the running service read its configuration again.",
+        "pause": "Stop delivery or acceptance on this node.",
+        "resume": "End what relay pause has stopped.",
         "check": "Check configuration, accounts, rules, permissions, DNS.",
         "account": "Add, list and remove accounts; tokens and passwords.",
         "policy": "Check and try the mail-flow rules.",
@@ -49,7 +51,7 @@ _UNLISTED = ("nodes",)
 # Other verbs are in the module of their name, by that name.
 _MODULES = {
     "wait": "trace", "import": "mail_files", "export": "mail_files", "restore": "backup",
-    "nodes": "queue",
+    "nodes": "queue", "resume": "pause",
 }  # fmt: skip
 _CALLED = ("sendmail",)  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "export": "export_mail"}

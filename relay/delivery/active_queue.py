@@ -396,6 +396,10 @@ class ClaimsInMemory:
                 heapq.heappush(self._heap, (again_us, key))
         return taken
 
+    def take_all(self) -> list[Claim]:
+        """Take out all claims that wait."""
+        return [claim for key in list(self._queues) if (claim := self.take(key)) is not None]
+
     def take_delayed(self, now_us: int) -> list[Claim]:
         """Take out claims that wait and whose delay notice is due.
 

@@ -42,6 +42,7 @@ class PriorityScan:
 
     def __init__(self, level: PriorityLevel, active_queue: ActiveQueue) -> None:
         self.level = level
+        self.only_ended = False  # see DueQuery
         self._active_queue = active_queue
         self._query_kinds: deque[Callable[[], DueQuery | None]] = deque(
             (self._query_onward, self._query_for_hop, self._query_for_sender)
@@ -68,10 +69,15 @@ class PriorityScan:
     @property
     def has_work(self) -> bool:
         """Whether there may be something to claim."""
-        return bool(not self._has_ended or self._open_hops or self._open_senders)
+        others = () if self.only_ended else self._open_hops or self._open_senders
+        return bool(not self._has_ended or others)
 
     def next_query(self) -> DueQuery | None:
         """The next query; None when no remaining entry has room."""
+        if self.only_ended:
+            ended = DueQuery(self.level, after=self._after, only_ended=True)
+            self._query = None if self._has_ended else ended
+            return self._query
         for _ in range(len(self._query_kinds)):
             kind = self._query_kinds[0]
             self._query_kinds.rotate(-1)
@@ -301,6 +307,12 @@ class QueueScanner:
     def newly_due(self) -> None:
         """Record that entries may have come due."""
         self._has_newly_due = True
+
+    def look_for_ended(self, *, only: bool) -> None:
+        """Fetch only what is not to be attempted any more, or again all that is due."""
+        for scan in self._scans.values():
+            scan.only_ended = only
+        self.restart()
 
     def stop(self) -> None:
         """Fetch no more."""

@@ -96,6 +96,7 @@ class DeliveryScheduler:
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
         self._background: set[asyncio.Task[None]] = set()  # settlements begun by connections
         self._stopping = False
+        self._is_paused = False
 
     def _new_sites(self) -> Sites:
         return Sites(
@@ -105,7 +106,8 @@ class DeliveryScheduler:
 
     def has_room_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether mail accepted now may come as a claim; otherwise it waits in the spool."""
-        return not self._stopping and self.active_queue.has_room_for(next_hop, sender, level)
+        is_closed = self._stopping or self._is_paused
+        return not is_closed and self.active_queue.has_room_for(next_hop, sender, level)
 
     def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
         """The priority level for mail that is accepted now, as ActiveQueue.level_of()."""
@@ -137,6 +139,18 @@ class DeliveryScheduler:
             is_over = now_us >= claim.expires_us
             record = self.recorder.record_expiry if is_over else self.recorder.requeue
             self._spawn(self._finish(claim, record(claim)))
+
+    def pause(self, is_paused: bool) -> None:
+        """Begin no attempt until this is called with False; those in progress end. What expires or
+        is late meanwhile is reported.
+        """
+        if is_paused == self._is_paused:
+            return
+        self._is_paused = is_paused
+        self._scanner.look_for_ended(only=is_paused)
+        for claim in self._claims_in_memory.take_all():
+            self._spawn(self._finish(claim, self.recorder.requeue(claim)))
+        self._wake.set()
 
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
         """Report messages that were accepted and not claimed."""
@@ -458,9 +472,13 @@ class DeliveryScheduler:
             return
         now_us = self.clock.queue_us()
         confirmed_us = self.clock.confirmed_us()
-        match claim_action(
+        action = claim_action(
             claim, now_us=now_us, confirmed_us=confirmed_us, started_us=self._started_us
-        ):
+        )
+        if self._is_paused and action is ClaimAction.ATTEMPT:
+            is_over = confirmed_us >= claim.expires_us
+            action = ClaimAction.EXPIRE if is_over else ClaimAction.REQUEUE
+        match action:
             case ClaimAction.EXPIRE:
                 self._spawn(self._finish(claim, self.recorder.record_expiry(claim)))
             case ClaimAction.REQUEUE:

@@ -17,7 +17,6 @@ from relay.base.pressure import (
     QUEUE_REASONS,
     Pressure,
     PressureReason,
-    PressureState,
     describe,
 )
 from relay.graph.batch import BatchHandler
@@ -91,7 +90,7 @@ def create_app(
         try:
             if is_upload:  # the URL's own token authorizes it
                 if request.method == "PUT":
-                    check_pressure(pressure.state, Intake.CONTENT)
+                    check_pressure(pressure, Intake.CONTENT)
                 return await serve_upload(dependencies, request, segments[2])
             if len(segments) == 2 and segments[1].lower() == "$batch":
                 return await batches.handle(request)
@@ -130,7 +129,7 @@ class _Admission:
 
     async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
         with self._concurrent.acquire(request.caller.address):
-            check_pressure(self._pressure.state, operation.intake)
+            check_pressure(self._pressure, operation.intake)
             if request.http.method != "GET":
                 request.options()  # a change has none: one that is given is a 400
             return await operation.handler(request)
@@ -143,13 +142,17 @@ _REJECTED_FOR = {
 }
 
 
-def check_pressure(state: PressureState, intake: Intake) -> None:
-    """Raise ApiError if the relay does not accept this intake at the present pressure level.
+def check_pressure(pressure: Pressure, intake: Intake) -> None:
+    """Raise ApiError if the relay does not accept this intake at the present pressure level, or an
+    operator has paused it.
 
     507 if the disk of the mailboxes is full (RFC 4918 11.5), else 503; both with Retry-After.
     Reading, moving and deleting are possible at every level.
     """
-    if (reason := state.refusing(_REJECTED_FOR[intake])) is None:
+    if intake is Intake.MESSAGE and (paused := pressure.paused()):
+        message = f"{paused[:1].upper()}{paused[1:]}. Try again later."
+        raise service_unavailable(message, retry_after_s=_RETRY_S)
+    if (reason := pressure.state.refusing(_REJECTED_FOR[intake])) is None:
         return
     message = f"Nothing new is taken now: {describe(reason)}. Try again later."
     if reason in MAILBOX_REASONS:

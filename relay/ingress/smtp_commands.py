@@ -51,6 +51,7 @@ from relay.settings.tree import SmtpListener
 
 _log = get_logger("ingress")
 
+PAUSED = "421 4.3.2 This server takes no mail at present, try again later"  # RFC 5321 3.8
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"  # RFC 5321 3.8
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
 _JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
@@ -148,6 +149,7 @@ class ListenerDependencies(Struct, frozen=True):
     check_token: CheckLogin  # a user and a bearer token
     accept: Accept  # takes over a complete message
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
+    is_paused: Callable[[], bool]  # whether an operator lets it accept nothing
     refusals: ListenerRefusals  # records what is refused
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
@@ -429,6 +431,8 @@ class SmtpCommandHandler:
             return "503 5.5.1 MAIL was given already; send RSET to start again"  # RFC 5321 4.1.4
         if self._listener.settings.role != "relay" and not self._is_trusted:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
+        if self._listener.is_paused():
+            return self._close_with(PAUSED)
         mail = parse_mail(argument, extended=self._extended, odd_domain=self._listener.odd_domain)
         login, accounts = self._authentication.login, self._listener.shared.accounts
         reverse_path = mail.envelope.reverse_path

@@ -240,6 +240,7 @@ class SmtpServer:
             accept=self._accept,
             # Mail from pickup already has its 202: only the spool itself may refuse it.
             pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.rejection,
+            is_paused=(lambda: False) if pickup else lambda: bool(dependencies.pressure.paused()),
             refusals=ListenerRefusals(
                 None if pickup else dependencies.refusals,
                 dependencies.acceptance.metrics,

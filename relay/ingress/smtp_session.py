@@ -24,6 +24,7 @@ from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, O
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_refusals import CONNECT, RefusedCommand
 from relay.ingress.smtp_commands import (
+    PAUSED,
     SHUTTING_DOWN,
     LineError,
     ListenerDependencies,
@@ -223,7 +224,9 @@ class SmtpSession(_NoHooks, SMTP):
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
         self._counted_as = None if trusted else client_of(self._ip) or None
-        if not trusted and self._shared.rejects_untrusted():
+        if self._shared.listener.is_paused():
+            rejection = PAUSED
+        elif not trusted and self._shared.rejects_untrusted():
             rejection = _BUSY
         else:
             rejection = self._counted_or_rejected()

@@ -67,6 +67,7 @@ class Metrics:
         self.pressure_reasons = gauge(
             "relay_pressure_reason", "The level that each reason requires.", ["reason"]
         )
+        self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
         self.clock_jump = gauge(
             "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
         )

@@ -92,6 +92,8 @@ class DueQuery(Struct, frozen=True):
     without_senders: Collection[int] = ()  # entries of these are skipped
     # entries of this sender for this next hop are skipped
     without_pairs: Collection[tuple[NextHop, int]] = ()
+    # only those that have expired, whose hold ends, or whose delay is to be reported: of a level
+    only_ended: bool = False
 
 
 class SpoolError(Exception):

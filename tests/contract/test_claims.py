@@ -10,6 +10,7 @@ from relay.spool.types import (
     Settlement,
     sender_key,
 )
+from tests.support.operator import ALL, command
 from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
@@ -94,3 +95,36 @@ async def test_a_query_with_limit_0_claims_nothing(spool, make, clock) -> None:
 async def test_a_claim_that_nobody_else_has_may_be_finished(spool, make) -> None:
     (claim,) = (await spool.accept(make())).claims
     assert spool.may_finish(claim)
+
+
+async def test_a_query_for_what_has_ended_leaves_what_is_to_be_attempted(
+    spool, make, clock
+) -> None:
+    now_us = clock.queue_us()
+    hop = {"mx:a.test": ["x@a.test"]}
+    names = {}
+    for name, changes in {
+        "waits": {},
+        "expired": {"expires_us": now_us},
+        "late": {"warn_us": now_us},
+        "later": {"warn_us": now_us + 1},
+    }.items():
+        names[name] = (await spool.accept(make(hop, **changes), claim=False)).queue_id
+    batch = await spool.claim_due(now_us, 9, DueQuery(only_ended=True))
+    assert (ids_of(batch), batch.ended) == ([names["expired"], names["late"]], True)
+    batch = await spool.claim_due(now_us, 9, DueQuery(only_ended=True, after=batch.reached))
+    assert ids_of(batch) == []
+    batch = await spool.claim_due(now_us, 9, DueQuery())
+    assert ids_of(batch) == [names["waits"], names["later"]]
+
+
+async def test_held_and_captured_mail_that_is_due_has_ended(spool, make, clock) -> None:
+    held = (await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)).queue_id
+    hour_us = clock.queue_us() + 3_600_000_000
+    await spool.queue_admin.execute(command("hold", ALL, until_us=hour_us - 1))
+    captured = (await spool.accept(make({"capture": ["x@b.test"]}))).queue_id
+    query = DueQuery(only_ended=True)
+    assert ids_of(await spool.claim_due(clock.queue_us(), 9, query)) == []
+    clock.advance(30 * 86_400)
+    batch = await spool.claim_due(clock.queue_us(), 9, query)
+    assert ids_of(batch) == [held, captured]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from relay.accounts.account import Account, Role, Scope, UnknownUserError
 from relay.api import ApiDependencies, create_app, create_control_app
 from relay.api.dependencies import Question
 from relay.base.clock import SystemClock
+from relay.base.pauses import Pauses
 from relay.base.pressure import Pressure
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
@@ -150,7 +152,7 @@ async def no_history(_older_than_s: float | None, _dry_run: bool) -> dict[str, A
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[ApiClients]:
+async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
     records, changes = Records(), ChangeNotifier()
     records.allowed.set()
     dependencies = ApiDependencies(
@@ -173,6 +175,7 @@ async def api() -> AsyncIterator[ApiClients]:
         events=None,
         refusals=RecentRefusals(),
         impaired=lambda: "",
+        pauses=Pauses(tmp_path / "paused.json", SystemClock()),
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (

@@ -52,6 +52,7 @@ SELECT e.* FROM unnest(?::integer[]) AS t (turn) CROSS JOIN LATERAL (
     WHERE {_WAITS} {{}} turn = t.turn AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)
     ORDER BY due_us, message_id, number LIMIT ?
 ) e ORDER BY e.due_us, e.message_id, e.number LIMIT ?"""
+_ENDED_OF_LEVEL = _DUE_ROWS.replace("sender", f"sender, {claimed.HAS_ENDED}", 1).format("")
 _OF_LEVEL, _OF_SENDER = _DUE_ROWS.format(""), _DUE_ROWS.format("sender = ? AND")
 # A loose index scan: one seek to the next sender, one to its first due entry.
 _SENDERS = """
@@ -196,8 +197,10 @@ def _due_rows(
 ) -> Iterator[Sequence[Any]]:
     """Yield due entries of a level, or of a sender there, behind look.after, oldest first."""
     turns = transaction.stores.turns(look.level)
-    whose = (turns,) if look.sender is None else (turns, look.sender)
+    whose: tuple[Any, ...] = (turns,) if look.sender is None else (turns, look.sender)
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
+    if look.only_ended:
+        sql, whose = _ENDED_OF_LEVEL, (turns, now_us, now_us)
     after = look.after or Position(-1, "", 0)
     left = claimed.ROWS_MAX
     while left > 0:

@@ -62,6 +62,12 @@ _DUE_AGAIN = (
 )
 _FREE = "UPDATE entry SET claimed = 0, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
 
+# Of an entry that is due, with the present time twice. One without its message is held as damaged.
+HAS_ENDED = (
+    "state IN ('held', 'captured') OR coalesce(warn_us <= ?, 1 = 0) OR coalesce("
+    "(SELECT m.expires_us <= ? FROM message m WHERE m.id = entry.message_id), 1 = 1)"
+)
+
 
 def scan_level(
     rows: Iterable[Sequence[Any]], look: DueQuery, *, limit: int
@@ -69,7 +75,8 @@ def scan_level(
     """Choose up to `limit` entries of a priority level, or of a sender's part of it.
 
     `rows` are the due time, the key, the next hop and the sender of due entries behind look.after,
-    oldest due first, at most ROWS_MAX; no more are read than needed.
+    oldest due first, at most ROWS_MAX; no more are read than needed. With look.only_ended they
+    have HAS_ENDED too.
     """
     full_hops = {hop.key: hop for hop in look.without_hops}
     full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
@@ -83,7 +90,9 @@ def scan_level(
             break
         rows_read += 1
         last = row
-        _, message_id, number, next_hop, sender = row
+        if look.only_ended and not row[5]:
+            continue
+        _, message_id, number, next_hop, sender = row[:5]
         if (hop := full_hops.get(next_hop)) is not None:
             left_hops.add(hop)
         elif sender in full_senders:

@@ -41,6 +41,7 @@ _AFTER = (
 _ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry INDEXED BY"
 _WAITS = "WHERE claimed = 0 AND due_us IS NOT NULL AND"
 _OF_LEVEL = f"{_ROW} entry_due {_WAITS} lane = ?{_AFTER}"
+_ENDED_OF_LEVEL = _OF_LEVEL.replace("sender", f"sender, {claimed.HAS_ENDED}", 1)
 _OF_SENDER = f"{_ROW} entry_sender {_WAITS} sender = ? AND lane = ?{_AFTER}"
 _FOR_HOP = f"FROM entry INDEXED BY entry_hop {_WAITS} next_hop = ?1 AND lane = ?2 AND"
 # A loose index scan: one seek to the next sender, one to its first due entry.
@@ -119,6 +120,8 @@ def _scan_level(
 ) -> tuple[list[Key], DueBatch]:
     whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
+    if look.only_ended:
+        sql, whose = _ENDED_OF_LEVEL, (now_us, now_us, *whose)
     after = look.after or Position(-1, "", 0)
     rest = (now_us, after.due_us, after.message_id, after.number, claimed.ROWS_MAX)
     return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec import structs
 
-from relay.delivery import local_delivery, scheduler
+from relay.delivery import local_delivery, queue_scanner, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import (
@@ -391,3 +391,62 @@ async def test_what_this_node_cannot_attempt_expires_or_waits_on(delivery) -> No
     await delivery.spool.release([claim])
     delivery.run()
     await delivery.done(late)
+
+
+async def test_a_pause_lets_attempts_end_and_begins_none(delivery) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.mailboxes.add("bob@here.test")
+        delivery.connections_max = 1
+        await delivery.start()
+        works, waits = [await delivery.send(f"{n}@a.test") for n in range(2)]
+        await mx.reached("DOT")
+        delivery.scheduler.pause(True)
+        new = [
+            await delivery.send("2@a.test"),
+            await delivery.send("3@a.test", claim=False),
+            await delivery.send("bob@here.test"),
+        ]
+        gate.set()
+        assert states(await settled(delivery, works)) == {"0@a.test": "relayed"}
+        await until(lambda: not delivery.active_queue.claims)
+        for queue_id in (waits, *new):
+            journey = await delivery.spool.journey(queue_id)
+            assert [one.state for one in journey.recipients] == ["queued"]
+            assert journey.recipients[0].attempts == ()
+        assert [one.addresses for one in mx.envelopes] == [["0@a.test"]]
+        assert delivery.store.inboxes == {}
+        delivery.scheduler.pause(False)
+        for queue_id in (waits, *new):
+            await settled(delivery, queue_id)
+        sent = sorted(address for one in mx.envelopes for address in one.addresses)
+        assert sent == [f"{n}@a.test" for n in range(4)]
+        assert len(delivery.store.inboxes) == 1
+
+
+async def test_mail_expires_and_is_late_during_a_pause(delivery, monkeypatch) -> None:
+    """One waited before the pause, one came after its beginning; neither was attempted."""
+    monkeypatch.setattr(queue_scanner, "RESCAN_US", 200_000)
+    async with RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.open()
+        before = await delivery.send("before@a.test", claim=False, expire_s=0.5)
+        late = await delivery.send(
+            "late@a.test", claim=False, notify="DELAY", warn_us=delivery.clock.queue_us() + 100_000
+        )
+        delivery.compose()
+        delivery.scheduler.pause(True)
+        delivery.run()
+        after = await delivery.send("after@a.test", claim=False, expire_s=0.5)
+        for queue_id, name in ((before, "before@a.test"), (after, "after@a.test")):
+            assert outcomes(await settled(delivery, queue_id), name) == ["expired"]
+        assert sorted(delivery.reporter.failures_reported) == [
+            ("after@a.test", "5.4.7"),
+            ("before@a.test", "5.4.7"),
+        ]
+        await until(lambda: delivery.reporter.reported)
+        assert delivery.reporter.reported == [("delayed", ["late@a.test"])]
+        assert mx.envelopes == []
+        delivery.scheduler.pause(False)
+        assert states(await settled(delivery, late)) == {"late@a.test": "relayed"}

@@ -1,0 +1,104 @@
+"""What this node does not do at an operator's order: deliver mail, or accept it.
+
+A pause is in a file of state_dir, so that it lasts over restarts, until it is taken back or its
+time ends. Who checks it: SMTP sessions and the Graph API (Pressure.paused), delivery (on_delivery).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from math import inf
+from pathlib import Path
+
+import msgspec
+
+from relay.base.clock import Clock, Timer, rfc3339
+from relay.base.files import replace_file
+
+
+class Paused(StrEnum):
+    """What can be paused: the labels of relay_paused."""
+
+    DELIVERY = "delivery"
+    ACCEPT = "accept"
+
+
+_TEXTS = {Paused.DELIVERY: "delivery is paused", Paused.ACCEPT: "accepting mail is paused"}
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """One pause; times are those of the wall clock, in RFC 3339."""
+
+    since: str
+    until: str | None  # None: somebody resumes
+    who: str
+
+    @property
+    def until_us(self) -> float:
+        """When it ends. Raises ValueError."""
+        return inf if self.until is None else datetime.fromisoformat(self.until).timestamp() * 1e6
+
+    def text(self, what: Paused) -> str:
+        """Return it as a sentence."""
+        until = f" until {self.until[:19]}Z" if self.until else ""
+        return f"{_TEXTS[what]} by {self.who} since {self.since[:19]}Z{until}"
+
+
+_PAUSES = msgspec.json.Decoder(dict[Paused, Pause])
+
+
+class Pauses:
+    """The pauses of a node. Changes are made one after the other, and durable when they return."""
+
+    def __init__(self, file: Path, clock: Clock) -> None:
+        """Read the file. Raises OSError, ValueError for what is no file of pauses."""
+        self._file = file
+        self._clock = clock
+        self._all = _PAUSES.decode(file.read_bytes()) if file.exists() else {}
+        self.current()  # raises for a time that is none
+        self._lock = asyncio.Lock()
+        self._timer: Timer | None = None
+        # called when delivery is to pause, or to go on
+        self.on_delivery: Callable[[bool], None] = lambda _paused: None
+
+    def current(self) -> Mapping[Paused, Pause]:
+        """Return those that have not ended."""
+        now_us = self._clock.time_us()
+        return {what: one for what, one in self._all.items() if one.until_us > now_us}
+
+    def why(self, what: Paused) -> str:
+        """Return that it is paused, by whom and until when; "" if it is not."""
+        pause = self.current().get(what) if self._all else None
+        return pause.text(what) if pause is not None else ""
+
+    async def pause(self, what: Paused, *, for_s: float | None, who: str) -> None:
+        """Pause for so long, or without an end. Raises OSError: nothing has changed."""
+        now_us = self._clock.time_us()
+        until = None if for_s is None else rfc3339(now_us + int(for_s * 1_000_000))
+        async with self._lock:
+            await self._use({**self.current(), what: Pause(rfc3339(now_us), until, who)})
+
+    async def resume(self, what: Iterable[Paused]) -> None:
+        """Take pauses back. Raises OSError: nothing has changed."""
+        ended = set(what)
+        async with self._lock:
+            await self._use({one: how for one, how in self.current().items() if one not in ended})
+
+    async def _use(self, pauses: dict[Paused, Pause]) -> None:
+        octets = msgspec.json.encode(pauses)
+        await asyncio.to_thread(replace_file, self._file, octets, mode=0o600)
+        self._all = pauses
+        self.apply()
+
+    def apply(self) -> None:
+        """Say whether delivery is paused, now and when a pause ends. Needs the event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        pauses = self.current()
+        self.on_delivery(Paused.DELIVERY in pauses)
+        end_us = min((one.until_us for one in pauses.values()), default=inf)
+        if end_us < inf:
+            left_s = (end_us - self._clock.time_us()) / 1_000_000
+            self._timer = self._clock.call_later(left_s, self.apply)
