@@ -160,6 +160,7 @@ class ActiveConfiguration:
             local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
             loaded=rfc3339(self._clock.time_us()),
+            config=self._file,
         )
         warn_of_rules(rules, self._clock)
         texts = load_texts(settings.reports)

@@ -437,6 +437,7 @@ def explainer_of_files(
             settings.policy.directory,
             local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
+            config=file,
         )
         resolver = resolver_of(settings, clock, _RNG)
         explainer = Explainer(

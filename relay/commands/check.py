@@ -203,7 +203,7 @@ def _check_file(
     yield from _reach(settings, place)
     yield from _accounts(settings, environ, clock)
     yield from _routes(settings, place)
-    yield from _policies(settings, clock)
+    yield from _policies(settings, file, clock)
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
@@ -397,13 +397,14 @@ def _accounts(
     accounts.close()
 
 
-def _policies(settings: Settings, clock: Clock) -> Iterator[CheckFinding]:
+def _policies(settings: Settings, file: Path, clock: Clock) -> Iterator[CheckFinding]:
     rules = yield from _loaded(
         "policy",
         lambda: load_rules(
             settings.policy.directory,
             local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
+            config=file,
         ),
     )
     if rules is None:

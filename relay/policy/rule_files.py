@@ -231,15 +231,16 @@ def load_rules(
     local_domains: Collection[str] = (),
     routes: Mapping[str, str] | None = None,
     loaded: str = "",
+    config: Path | None = None,
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
     `local_domains` are the configured ones, for tests that name no others. `routes` has the
     next hop of each configured route by its name; None: they are not known, and none is checked.
-    `loaded` is the time now (RFC 3339), for journeys.
+    `loaded` is the time now (RFC 3339), for journeys; `config` is the file that names `directory`.
     Raises PolicyError.
     """
-    rules = read_rules(directory, routes=routes)
+    rules = read_rules(directory, routes=routes, config=config)
     failed = [each for each in run_tests(rules, local_domains=local_domains) if each.failures]
     if failed:
         raise PolicyError(
@@ -252,14 +253,16 @@ def load_rules(
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
-def read_rules(directory: Path, *, routes: Mapping[str, str] | None = None) -> RuleSet:
+def read_rules(
+    directory: Path, *, routes: Mapping[str, str] | None = None, config: Path | None = None
+) -> RuleSet:
     """Return the rules of `directory` without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
     rules: list[Rule] = []
     tests: list[RuleTest] = []
     names: list[object] = []  # of all rules, those with faults too
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
-    files = _files(directory)
+    files = _files(directory, config)
     groups, group_text = read_groups(group_files(directory, faults), faults)
     digest = sha256(group_text.encode())
     for file in files:
@@ -344,14 +347,16 @@ def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
                 yield Fault(rule.file, rule.line, f'rule "{rule.name}"', message)
 
 
-def _files(directory: Path) -> tuple[Path, ...]:
-    """Return the rule files in the order of their names."""
+def _files(directory: Path, config: Path | None) -> tuple[Path, ...]:
+    """Return the rule files in the order of their names. `config` is the file that names them."""
     try:
         files = visible_files(directory, ".toml")
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        message = f"found no folder of rules ({reason}), expected one; it may be empty"
-        raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
+        message = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
+        key = ("policy", "directory")
+        place = read_document(config) if config else Document(directory, {}, {})
+        raise PolicyError([place.fault(key, message)]) from None
     if len(files) > FILES_MAX:
         message = f"found {len(files)} files, expected at most {FILES_MAX}"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)])

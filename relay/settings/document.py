@@ -9,6 +9,7 @@ than 1 MiB, not UTF-8, or not TOML 1.0.
 import difflib
 import re
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +227,25 @@ FILE_BYTES_MAX = 1024 * 1024
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _LONG_KEY = re.compile(f"((?:{_PART}){{130}})|(?:{_PART})++", re.ASCII)
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_KEY_OF_LINE = re.compile(r"[ \t]*+([a-z_]{1,40})[ \t]*+=")  # as Relay's keys are: never a secret
+_TABLE_OF_LINE = re.compile(r"[ \t]*+\[++([a-z_.]{1,80})\]")
+_UNCLOSED = 'found a text without its second quote, expected "TEXT" on one line'
+# What tomllib says of the mistakes that are made most often, and what is said instead.
+_SYNTAX = (
+    (
+        re.compile(r"Cannot overwrite a value|Duplicate inline"),
+        "found this key twice, expected it once",
+    ),
+    (
+        re.compile(r"Cannot declare .* twice"),
+        "found this table twice, expected it once; where several are allowed, each is [[NAME]]",
+    ),
+    (re.compile(r"Illegal character '\\n'|Unterminated string"), _UNCLOSED),
+    (
+        re.compile(r"Invalid value"),
+        'found no value of TOML, expected "TEXT" in straight quotes, a number, true, false, a list',
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +316,9 @@ def read_text(file: Path) -> str:
     if len(content) > FILE_BYTES_MAX:
         message = f"found more than {FILE_BYTES_MAX} bytes, expected a file of settings"
         raise SettingsError([Fault(file, 0, "", message)])
+    if content.startswith(BOM_UTF8):
+        message = "found a byte order mark, expected UTF-8 without one"
+        raise SettingsError([Fault(file, 1, "", message)])
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -310,5 +333,9 @@ def _syntax_fault(file: Path, text: str, error: tomllib.TOMLDecodeError) -> Faul
     line = text.count("\n") + 1
     if place:
         message = message[: place.start()]
-        line = int(place[1]) if place[1] else max(1, len(text.splitlines()))
+        line = int(place[1]) if place[1] else text.rstrip("\n").count("\n") + 1
+    there = text.split("\n")[line - 1]
+    name = _KEY_OF_LINE.match(there) or _TABLE_OF_LINE.match(there)
+    if plain := next((told for pattern, told in _SYNTAX if pattern.match(message)), ""):
+        return Fault(file, line, name[1] if name else "", plain)
     return Fault(file, line, "", f"found no valid TOML: {message[:1].lower()}{message[1:]}")

@@ -117,7 +117,7 @@ async def test_a_scenario_is_replaced_by_json(running):
 FAULTY = [
     (b"[[domain]]\nnam = 1\n", "application/toml", 400, "scenario:2: domain[0].nam: found an unknown key"),
     (b"[[domain]]\nnam = 1\n", "application/toml", 400, '(did you mean "name"?)'),
-    (b"a = \n", "application/toml", 400, "scenario:1: found no valid TOML"),
+    (b"a = \n", "application/toml", 400, "scenario:1: a: found no value of TOML"),
     (b"# \xff\n", "application/toml", 400, "found the byte 0xff in line 1, expected UTF-8"),
     (b"[[graph]]\n" * 30, "application/toml", 400, "And 10 more."),
     (b'{"domain": 1}', "application/json; charset=utf-8", 400, "scenario: domain: found 1, expected [[domain]]"),

@@ -92,7 +92,7 @@ def test_the_code_of_a_reply_may_be_written_once():
         ('[[domain]]\nname = "not a name"\n', 'net.toml:2: domain[0].name: found "not a name", expected a domain'),
         ("[domain]\nname = 1\n", "net.toml:1: domain: found a table, expected [[domain]]"),
         ("seed = -1\n", "net.toml:1: seed: found -1, expected a whole number from 0"),
-        ("domain = [\n", "net.toml:1: found no valid TOML"),
+        ("domain = [\n", "net.toml:1: domain: found no value of TOML"),
         (f'{REPLY}verb = "RCTP"\nreply = "550 x"\n', 'net.toml:4: domain[0].reply[0].verb: found "RCTP", expected one of CONNECT, BANNER'),
         (f'{REPLY}verb = "RCTP"\nreply = "550 x"\n', '(did you mean "RCPT"?)'),
         (f'{REPLY}verb = "RCPT"\n', "net.toml:3: domain[0].reply[0]: found neither reply and action, expected one"),

@@ -25,8 +25,21 @@ def test_an_empty_folder_is_a_valid_rule_set(tmp_path):
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(PolicyError, match="found no folder of rules"):
+    with pytest.raises(PolicyError, match="gone: policy.directory: found no folder of rules"):
         load_rules(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("[policy]\n\ndirectory = 'gone'\n", ":3"), ("[policy]\n", ":1"), ("", "")],
+)
+def test_a_missing_folder_is_an_error_of_the_line_that_names_it(tmp_path, text, place):
+    config = tmp_path / "relay.toml"
+    config.write_text(text)
+    with pytest.raises(PolicyError) as caught:
+        load_rules(tmp_path / "gone", config=config)
+    told = f"{config}{place}: policy.directory: found no folder of rules {tmp_path / 'gone'} ("
+    assert str(caught.value).startswith(told)
 
 
 def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):

@@ -365,9 +365,16 @@ def test_a_free_port_may_be_asked_for_twice(folder):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("hostname = \n", ":1: found no valid TOML: invalid value"),
-        ('a = 1\nb = "open', ":2: found no valid TOML: "),
-        ("a = 1\na = 2\n", ":2: found no valid TOML: cannot overwrite a value"),
+        ("hostname = \n", ":1: hostname: found no value of TOML, expected \"TEXT\" in straight"),
+        ('a = 1\nb = "open', ":2: b: found a text without its second quote, expected"),
+        ('a = 1\nb = ["c]\n', ":2: b: found a text without its second quote, expected"),
+        ("a = 1\na = 2\n", ":2: a: found this key twice, expected it once"),
+        ("x = { a = 1, a = 2 }\n", ":1: x: found this key twice, expected it once"),
+        ("[http]\n[dns]\n[http]\n", ":3: http: found this table twice, expected it once"),
+        ("[[smtp]]\n[smtp]\n", ":2: smtp: found this table twice, expected it once"),
+        ('password = Secret="x"\n', ":1: password: found no value of TOML"),
+        ('\n  Secret=", "b"]', ":2: found no valid TOML: "),  # no key of Relay: not shown
+        ("a = 1\n\u2028b", ":2: found no valid TOML: invalid statement"),
         ("a = " + "[" * 5000, ": found values nested too deeply"),
         ("\na" + ".a" * 20_000 + " = 1", ":2: found a key of more than 130 parts"),
         ("x = {" + "\"a b\" . 'c'." * 100 + "d = 1}", ":1: found a key of more than 130 parts"),
@@ -378,6 +385,12 @@ def test_a_free_port_may_be_asked_for_twice(folder):
 def test_what_is_no_toml(folder, text, fault):
     (told,) = faults(folder, text)
     assert told.startswith(fault)
+
+
+def test_a_file_with_a_byte_order_mark(folder):
+    (folder / "relay.toml").write_bytes(b"\xef\xbb\xbfa = 1\n")
+    with pytest.raises(SettingsError, match=r"relay\.toml:1: found a byte order mark, expected UTF"):
+        load(folder / "relay.toml", {})
 
 
 def test_a_file_that_is_not_utf_8(folder):
