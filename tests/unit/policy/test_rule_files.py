@@ -25,7 +25,7 @@ def test_an_empty_folder_is_a_valid_rule_set(tmp_path):
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(PolicyError, match="gone: policy.directory: found no folder of rules"):
+    with pytest.raises(PolicyError, match=r"gone: policy\.directory: found no folder of rules"):
         load_rules(tmp_path / "gone")
 
 

@@ -365,7 +365,7 @@ def test_a_free_port_may_be_asked_for_twice(folder):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("hostname = \n", ":1: hostname: found no value of TOML, expected \"TEXT\" in straight"),
+        ("hostname = \n", ':1: hostname: found no value of TOML, expected "TEXT" in straight'),
         ('a = 1\nb = "open', ":2: b: found a text without its second quote, expected"),
         ('a = 1\nb = ["c]\n', ":2: b: found a text without its second quote, expected"),
         ("a = 1\na = 2\n", ":2: a: found this key twice, expected it once"),
@@ -389,7 +389,9 @@ def test_what_is_no_toml(folder, text, fault):
 
 def test_a_file_with_a_byte_order_mark(folder):
     (folder / "relay.toml").write_bytes(b"\xef\xbb\xbfa = 1\n")
-    with pytest.raises(SettingsError, match=r"relay\.toml:1: found a byte order mark, expected UTF"):
+    with pytest.raises(
+        SettingsError, match=r"relay\.toml:1: found a byte order mark, expected UTF"
+    ):
         load(folder / "relay.toml", {})
 
 
