@@ -1,16 +1,17 @@
 """Read octets as text: bodies, header fields, and what rules, pages and the search see of them.
 
 Labels are those of the WHATWG Encoding standard, with what its decoders give: gb2312 is gb18030,
-iso-8859-1 is windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP have the rows of NEC and IBM. Mail
-has three more: utf-7, hz-gb-2312 and iso-2022-kr. Another label is none, and neither is US-ASCII
-for octets of eight bits. Nothing raises, and time is linear in the octets.
-WHATWG Encoding 4.2 (labels), 6 (byte order mark); HTML 13.2.3.2 (<meta> in the first 1,024 octets);
-RFC 1557, 1843, 2152.
+iso-8859-1 is windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP have the rows of NEC and IBM. Of
+other labels (ibm850, iso-2022-kr, utf-7), Python's encodings count. US-ASCII is no charset for
+octets of eight bits. Nothing raises, and time is linear in the octets.
+WHATWG Encoding 4.2 (labels), 6 (byte order mark); HTML 13.2.3.2 (<meta> in the first 1,024 octets).
 """
 
 import codecs
 import re
 from collections.abc import Mapping
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from functools import cache
 
 from relay.mime.html_tokens import split_html, tag_attributes
@@ -23,10 +24,10 @@ utf_16_be unicodefffe utf-16be
 utf_16_le csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le
 ascii ansi_x3.4-1968 ascii us-ascii
 cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1 iso_8859-1:1987
-cp1252 l1 latin1
+cp1252 l1 latin1 latin-1
 cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5
 cp866 866 cp866 csibm866 ibm866
-cp874 dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874
+cp874 cp874 dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874
 koi8_r cskoi8r koi koi8 koi8-r koi8_r
 koi8_u koi8-ru koi8-u
 mac_roman csmacintosh mac macintosh x-mac-roman
@@ -50,9 +51,6 @@ iso8859_8 csiso88598e csisolatinhebrew hebrew iso-8859-8-e iso-ir-138 iso_8859-8
 iso8859_8 csiso88598i iso-8859-8-i logical
 iso8859_10 csisolatin6 iso-ir-157 l6 latin6
 iso8859_15 csisolatin9 l9
-utf_7 utf-7 utf7 unicode-1-1-utf-7 csutf7
-hz hz-gb-2312 hz hzgb
-iso2022_kr iso-2022-kr csiso2022kr
 """
 _CODECS = {
     **{
@@ -69,14 +67,12 @@ _CODECS = {
     },
 }
 _UTF_16 = ("utf_16_le", "utf_16_be")
-_WIDE = frozenset(  # the codecs in which a character may have several octets
-    (
-        *("utf-8", *_UTF_16, "gb18030", "big5hkscs", "euc_jp", "iso2022_jp_ext", "cp932", "cp949"),
-        "utf_7",
-        "hz",
-        "iso2022_kr",
-    )
-)
+_OF_ONE_OCTET = frozenset(_CODECS.values()) - {
+    *("utf-8", *_UTF_16, "gb18030", "big5hkscs", "euc_jp", "iso2022_jp_ext", "cp932", "cp949")
+}
+# Python remembers each name that it is asked for: no others.
+_KNOWN = {*_CODECS.values(), *aliases.values()} - {"mbcs", "rot_13"}
+_KNOWN -= {one for one in _KNOWN if one.endswith("_codec")}
 # What the standard decodes to another character than Python: of one octet, and of several.
 _OTHER_OCTETS = {"koi8_u": {0xAE: "\u045e", 0xBE: "\u040e"}, "cp1255": {0xCA: "\u05ba"}}
 _JIS = str.maketrans("\u301c\u2016\u2212\xa2\xa3\xac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
@@ -100,14 +96,26 @@ _EURO = {"gb18030": b"\x80", "big5hkscs": b"\xa3\xe1"}
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf_16_le", b"\xfe\xff": "utf_16_be"}
 _META_WITHIN_OCTETS = 1024
 _PIECE_OCTETS = 16 * 1024
-_MENDED_MAX = 10_000  # octets that are looked at one by one
+_MENDED_MAX = 10_000  # replaced octets, after which all are replaced at once
+_LABEL_CHARACTERS_MAX = 60
 _ERRORS = "relay.mime.charsets"
 _IN_META = re.compile(r"charset\s{0,9}=\s{0,9}[\"']?([^\s;\"']*+)", re.IGNORECASE)
 
 
 def codec_of(label: str) -> str:
     """Return Python's name of the encoding that a label names, "" if it names none."""
-    return _CODECS.get(label.strip().lower(), "")
+    name = label.strip().lower()
+    return _CODECS.get(name) or _python_codec(name[:_LABEL_CHARACTERS_MAX])
+
+
+def _python_codec(name: str) -> str:
+    plain = normalize_encoding(name)
+    for one in (plain, plain.replace("_", "")):
+        codec = aliases.get(one, one)
+        codec = _CODECS.get(codec) or _CODECS.get(codec.replace("_", "-")) or codec
+        if codec in _KNOWN:
+            return codec
+    return ""
 
 
 def decode_octets(
@@ -172,7 +180,7 @@ def _codec_in_html(octets: bytes) -> str:
 
 def _read(octets: bytes, codec: str, *, is_cut: bool) -> str:
     """Return the text, with U+FFFD for what the codec does not have."""
-    if codec not in _WIDE:
+    if codec in _OF_ONE_OCTET:
         return codecs.charmap_decode(octets, "strict", _characters(codec))[0]
     text = _strictly(octets, codec, is_cut=is_cut)
     if text is None:

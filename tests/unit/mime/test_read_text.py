@@ -46,6 +46,7 @@ BODIES = {
     "UTF-16 mark": (b"text/plain", b"\xff\xfe\xfc\0", "ü", ("\ufffd\ufffd\ufffd\0", "\ufffd\ufffd\ufffd\0", "\ufffd\ufffd\ufffd\0"), "WHATWG Encoding 6"),
     "unknown": (b"text/plain; charset=klingon", GRUESSE, "Grüße", (ERROR, LOST, "Grüße"), "as without a charset"),
     "idna": (b"text/plain; charset=idna", b"xn--bcher-kva", "xn--bcher-kva", (ERROR, "xn--bcher-kva", "xn--bcher-kva"), "no encoding of WHATWG"),
+    "cp850": (b"text/plain; charset=cp850", b"Gr\x81\xe1e", "Grüße", ("Grüße", "Grüße", "Gr\x81áe"), "mail programs have it"),
     "utf-7": (b"text/plain; charset=utf-7", b"Gr+APw-", "Grü", ("Grü", "Gr+APw-", "Gr+APw-"), "RFC 2152, in old mail"),
     "not UTF-8": (b"text/plain; charset=utf-8", GRUESSE, LOST, (LOST, LOST, LOST), "WHATWG: these octets alone"),
     "UTF-8 as shift_jis": (b"text/plain; charset=shift_jis", "請Ö".encode(), "請Ö", ("隲凝\ufffd", "隲凝\ufffd", "隲凝\ufffd"), "it is all valid UTF-8"),
