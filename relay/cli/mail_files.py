@@ -28,6 +28,7 @@ from relay.commands.mail_import import BadMailError, MailImport, find_mail
 from relay.mailbox.folders import Folders
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import Folder, NoSuchItemError, StoreUnavailableError
+from relay.message.address import own_mailbox
 
 
 @click.command("import")
@@ -123,11 +124,13 @@ def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") 
         text = f"{root} belongs to the user {root.stat().st_uid}: run it as that user"
         raise CommandError(ExitCode.NO_PERMISSION, f"relay: {text}")
     try:
-        place = mailbox_directory(root, address.lower())
+        place = mailbox_directory(root, own_mailbox(address))
     except NoSuchItemError as error:
         raise CommandError(ExitCode.DATA, f"relay: {error}") from None
     if create:
-        return Folders(lambda account: mailbox_directory(root, account)).mailbox(address.lower())
+        return Folders(lambda account: mailbox_directory(root, account)).mailbox(
+            own_mailbox(address)
+        )
     if not (place / "cur").is_dir():
         text = f"relay: there is no mailbox {shown(address)}{hint}"
         raise CommandError(ExitCode.DATA, text)

@@ -131,13 +131,14 @@ def _in_mbox(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
     with open_message(path) as file:
         for line in chain(iter(lambda: file.readline(_LINE_BYTES), b""), (b"",)):
             if doubtful is not None:
-                is_taken = _FIELD.match(line) is not None
-                (taken if is_taken else left).append(doubtful[0])
-                if is_taken and begun is not None:
+                is_before, is_one = _FIELD.match(line), _SEPARATOR.match(doubtful[2])
+                if is_before or is_one:
+                    (taken if is_before and is_one else left).append(doubtful[0])
+                if is_before and is_one and begun is not None:
                     yield _of_mbox(path, begun, last_start)
                     begun = doubtful
             here = (number + 1, position + len(line), line)
-            doubtful = here if at_begin and not was_empty and _SEPARATOR.match(line) else None
+            doubtful = here if at_begin and not was_empty and line.startswith(_FROM) else None
             if was_empty and line.startswith(_FROM):
                 if begun is not None:
                     yield _of_mbox(path, begun, last_start)
@@ -152,7 +153,10 @@ def _in_mbox(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
         yield _of_mbox(path, begun, last_start if was_empty else position)
     for numbers, what in (
         (taken, "a message begins without an empty line before it"),
-        (left, "part of a message, without an empty line before it and a header after it"),
+        (
+            left,
+            "part of a message: after no empty line, without a date or a header after it",
+        ),
     ):
         if numbers:
             shown = ", ".join(map(str, numbers[:_LINES_SHOWN]))

@@ -25,6 +25,7 @@ from relay.base.files import check_readable
 from relay.commands.backup import BackupCopy
 from relay.journeys.submission_log import read_accepted
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
+from relay.message.address import own_mailbox
 from relay.outbox.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
@@ -111,7 +112,7 @@ def verify(
         wanted = []
         for name in options.accounts:
             account = accounts.by_address(name)
-            address = account.address if account else name.lower()
+            address = account.address if account else own_mailbox(name)
             if account is None and not verifier.has_mailbox(address):
                 raise UnknownAccountError(f"there is no account and no mailbox {name!r}")
             wanted.append(address)

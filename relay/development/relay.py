@@ -59,6 +59,7 @@ from relay.internet.scenario_file import (
 from relay.internet.simulator import SimulatedInternet
 from relay.journeys.document import Journey
 from relay.mailbox.mailbox_list import MailboxList
+from relay.message.address import with_a_labels
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.policy.engine import RuleSet
@@ -91,7 +92,7 @@ class DevelopmentRelay:
         """
         self.folder = folder
         self._options = options = options.with_ports()
-        self._may_release = Globs.of(options.release_allow)
+        self._may_release = Globs.of(map(with_a_labels, options.release_allow))
         self.left_out: dict[str, Address] = {}  # listeners whose port is in use, by option
         self.clock = AdvanceableClock(advanced_s=folder.advanced_s())
         self.token = options.token or secrets.token_urlsafe(32)

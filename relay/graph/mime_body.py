@@ -18,7 +18,7 @@ from relay.accounts.account import Account
 from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.recipients import check_has_recipients, check_own, check_recipients_count
 from relay.http.errors import ApiError, quoted
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.content import Content, blocks
 from relay.message.conversation import message_ids
 from relay.message.header import BLANK_LINE, Header, header_section
@@ -114,7 +114,7 @@ def _check_addresses(recipients: MessageProperties) -> None:
     for name, mailboxes in fields:
         for recipient in mailboxes:
             try:
-                parse_mailbox(recipient.address, smtputf8=True)
+                parse_odd_mailbox(recipient.address, smtputf8=True)
             except AddressError as error:
                 raise _invalid_recipient(name, recipient.address, str(error)) from None
 

@@ -12,7 +12,7 @@ from typing import Any
 from relay.accounts.account import Account
 from relay.graph.json_values import read_array, read_header_text, read_resource
 from relay.http.errors import ApiError, quoted
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.properties import EmailAddress, MessageProperties
 
 RECIPIENTS_MAX = 500
@@ -104,7 +104,7 @@ def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
     found: dict[str, EmailAddress] = {}
     for one in people:
         with suppress(AddressError):
-            address = parse_mailbox(one.address, smtputf8=True)
+            address = parse_odd_mailbox(one.address, smtputf8=True)
             found.setdefault(address.lower(), EmailAddress(address, one.name))
     return tuple(found.values())
 
@@ -133,7 +133,7 @@ def _recipient(value: object, path: str) -> EmailAddress:
     if not text:
         raise _invalid_recipient(f"{path} is missing or empty")
     try:
-        return EmailAddress(address=parse_mailbox(text, smtputf8=True), name=name)
+        return EmailAddress(address=parse_odd_mailbox(text, smtputf8=True), name=name)
     except AddressError as error:
         raise _invalid_recipient(f"{path}: {quoted(text)} is no mail address: {error}") from None
 

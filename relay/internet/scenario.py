@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
+from relay.message.address import with_a_labels
 from relay.settings.tree import Between, Domain, Duration, Form
 
 Verb = Literal[
@@ -61,7 +62,7 @@ class ScriptedReply:
         """Return whether the globs match; `recipient` and `sender` are addresses."""
         return (
             matches(self.recipient, recipient.rpartition("@")[0])
-            and matches(self.sender, sender or "<>")
+            and matches(with_a_labels(self.sender), sender or "<>")
             and matches(self.host, host)
         )
 

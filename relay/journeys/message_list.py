@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import id_time_us, time_us_of
 from relay.journeys.document import Journey
-from relay.message.address import ascii_address, own_mailbox, shown_address, with_a_labels
+from relay.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL
 
 FINAL_STATE = "final"  # all recipients are in final states
@@ -237,7 +237,8 @@ def matches_pattern(pattern: str, value: str) -> bool:
 
 def matches_address_pattern(pattern: str, address: str) -> bool:
     """Whether an address matches, whichever form its domain and the pattern's have."""
-    return matches_pattern(with_a_labels(pattern), ascii_address(address))
+    compared = ascii_address(address)
+    return any(matches_pattern(one, compared) for one in pattern_forms(pattern))
 
 
 @lru_cache(maxsize=256)

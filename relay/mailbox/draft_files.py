@@ -254,10 +254,10 @@ def _facts(
         submission_id=submission_id,
         graph_id=submission_id.partition(".")[0],
         account=account,
-        sender=properties.from_.address if properties.from_ else account,
+        sender=(properties.from_ and properties.from_.address) or account,
         message_id=properties.internet_message_id or message_id,
         subject=properties.subject,
-        recipients=tuple(dict.fromkeys(person.address for person in recipients)),
+        recipients=tuple(dict.fromkeys(one.address for one in recipients if one.address)),
     )
 
 
@@ -339,7 +339,8 @@ def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessagePropert
     From. Otherwise a missing Sender is decided when the draft is sent.
     """
     sender = properties.sender
-    if properties.from_ and properties.from_.address.lower() == origin.on_behalf_of.lower():
+    owner = origin.on_behalf_of.lower()
+    if owner and properties.from_ and properties.from_.address.lower() == owner:
         sender = sender or EmailAddress(origin.account)
     from_ = properties.from_ or sender or EmailAddress(origin.account)
     return replace(

@@ -177,6 +177,21 @@ def with_a_labels(text: str) -> str:
     return _behind_at.sub(lambda found: ".".join(map(_a_label, _dots.split(found[0]))), text)
 
 
+def with_u_labels(text: str) -> str:
+    """Return a text with U-labels behind each @."""
+    if "xn--" not in text:
+        return text
+    return _behind_at.sub(lambda found: ".".join(map(_u_label, found[0].split("."))), text)
+
+
+def pattern_forms(pattern: str) -> tuple[str, ...]:
+    """Return the forms in which a pattern of addresses is compared with addresses that have
+    A-labels. Without an @, it may be a domain, or a part of one.
+    """
+    forms = (with_a_labels(pattern), with_a_labels(f"@{pattern}")[1:])
+    return forms[:1] if "@" in pattern or pattern.isascii() else forms
+
+
 def _a_label(label: str) -> str:
     try:
         return to_ascii_domain(label)

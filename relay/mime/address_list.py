@@ -15,7 +15,7 @@ from msgspec import Struct
 
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
 _TEXT = r'(?P<text>(?:[^"<>(,;:=@]|=(?!\?)|@(?!\[))++|@\[[\w:.-]*+\])'
-_WORD = r"(?P<word>=\?[\w.:*+-]{1,60}\?[bBqQ]\?[^\s?]*+\?=)"
+_WORD = r"(?P<word>=\?[\w.:*+-]{1,60}\?[bBqQ]\?[^?]*+\?=)"
 _TOKEN = re.compile(rf"{_TEXT}|{_WORD}|(?P<quoted>{_QUOTED})|(?P<other>.)", re.DOTALL | re.ASCII)
 _UNQUOTED = re.compile(rf"{_TEXT}|{_WORD}|(?P<other>.)", re.DOTALL | re.ASCII)
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
@@ -23,22 +23,24 @@ _MARKS = re.compile("[@<>,;:]")
 # Most entries: `Name <local@domain>`, or the address alone.
 _USUAL_ADDRESS = r"[\w+-]++(?:\.[\w+-]++)*+@[\w-]++(?:\.[\w-]++)*+"
 _USUAL = re.compile(
-    r"""\s*+(?:(?P<name>[\w .'-]*+|"[\w .'-]*+")\s*+"""
-    rf"<(?P<named>{_USUAL_ADDRESS})>|(?P<bare>{_USUAL_ADDRESS}))\s*+",
+    r"""[ \t]*+(?:(?P<name>[\w .'-]*+|"[\w .'-]*+")[ \t]*+"""
+    rf"<(?P<named>{_USUAL_ADDRESS})>|(?P<bare>{_USUAL_ADDRESS}))[ \t]*+",
     re.ASCII,
 )
 _SPACES = re.compile(r"\s+", re.ASCII)
 _SPACED_DOT = re.compile(r"\s\.|\.\s", re.ASCII)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_LOCAL_PART = rf'(?:{_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
+_LOCAL_PART = rf'(?:(?!""){_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
 _DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]\\]++)'
 _ADDRESS = re.compile(_LOCAL_PART + _DOMAIN, re.DOTALL | re.ASCII)
 _UNQUALIFIED = re.compile(f"{_LOCAL_PART}(?:{_DOMAIN})?", re.DOTALL | re.ASCII)
 _BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; what a program pasted
 _EMPTY = re.compile(r"<\s*+>")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # some readers drop them, or end there
 # Outside of quotes a backslash is not an escape (RFC 5322 3.2.3), but some readers take it for one.
 _STRAY_ESCAPE = re.compile(r"\\(?:\Z|[^A-Za-z0-9 ])")
 _DOUBTFUL = re.compile(rf'[@<>\[\]",;:()]|{_STRAY_ESCAPE.pattern}')  # a name with two readings
+_IN_WORD = re.compile(r'\([^()<>@,;:"\\]*\)')  # a comment for some, which hides nothing
 
 
 class Entry(Struct, frozen=True):
@@ -207,7 +209,13 @@ def _entry(
     if angle is not None:
         address = angle.address
         others = [one for one in tokens if one is not angle]
-        rest = "".join([one.text for one in outside if one is not angle])
+        rest = "".join(
+            [
+                _IN_WORD.sub("", one.text) if one.kind is _TokenKind.WORD else one.text
+                for one in outside
+                if one is not angle
+            ]
+        )
         after = tokens[tokens.index(angle) + 1 :]
         is_exact = all(one.kind is _TokenKind.COMMENT or not one.text.strip() for one in after)
         is_same = _joined_at_dots(rest).strip().lower() == address.lower()
@@ -215,6 +223,8 @@ def _entry(
         is_exact &= is_named_so or not _DOUBTFUL.search(rest)
     else:
         address, is_exact = _address(tokens, pattern)
+        if _SPACED_DOT.search(text.partition("@")[0]):
+            address = ""  # "B. carl@c.test" is two words
         others = [one for one in tokens if one.kind is _TokenKind.COMMENT]
     if not address:
         others, is_exact = tokens, all(one.kind is _TokenKind.COMMENT for one in tokens)
@@ -227,7 +237,7 @@ def _entry(
                 others = [*tokens[:place], left, *tokens[place + 1 :]]
                 others = [other for other in others if other.kind is not _TokenKind.MARK]
                 break
-    is_exact &= all(one.is_exact for one in tokens)
+    is_exact &= all(one.is_exact for one in tokens) and not _CONTROL.search(text)
     is_exact &= address[:1] == '"' or "\\" not in address
     return Entry(_name(others), address, text, is_plain and is_exact, in_group)
 
@@ -247,15 +257,12 @@ def _address_in(text: str) -> str:
 
 def _name(tokens: list[_AddressToken]) -> str:
     """Return the text of the tokens; a comment without other text loses its parentheses."""
-    shown = [one for one in tokens if one.text.strip() and not _EMPTY.fullmatch(one.text)]
+    tokens = [one for one in tokens if not _EMPTY.fullmatch(one.text)]
+    shown = [one for one in tokens if one.text.strip()]
     if all(one.kind is _TokenKind.COMMENT for one in shown):
         return " ".join([_plain(one.text.removesuffix(")")[1:]).strip() for one in shown])
     return "".join(
-        [
-            _plain(one.text[1:-1]) if one.kind is _TokenKind.QUOTED else one.text
-            for one in tokens
-            if not _EMPTY.fullmatch(one.text)
-        ]
+        [_plain(one.text[1:-1]) if one.kind is _TokenKind.QUOTED else one.text for one in tokens]
     ).strip()
 
 

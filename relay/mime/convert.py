@@ -19,7 +19,7 @@ from email.policy import SMTP
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.message.address import AddressError, parse_mailbox
+from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.content import (
     LARGE_BYTES,
     Content,
@@ -348,6 +348,6 @@ def _each_once(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
 def _checked(address: str) -> str:
     """Return the canonical address. Raises ConversionError."""
     try:
-        return parse_mailbox(address, smtputf8=True)
+        return parse_odd_mailbox(address, smtputf8=True)
     except AddressError as error:
         raise ConversionError(f"The draft cannot be sent: {error}.") from None

@@ -1,7 +1,7 @@
 """RFC 2047 encoded words: read and write header text that is not ASCII.
 
 Decoded text has no control characters. Encoded words are ASCII and at most 75 characters long.
-What cannot be decoded is returned as it is; relay.mime.charsets decodes the octets.
+Base64 that cannot be decoded is returned as it is; relay.mime.charsets decodes the octets.
 RFC 2047 2 to 6, RFC 2231 5 (a language after the charset).
 """
 

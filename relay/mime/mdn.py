@@ -25,12 +25,7 @@ from relay.mime.dsn import (
     thread_fields,
 )
 from relay.mime.headers import decoded, fold, is_automatic
-from relay.mime.read_header import (
-    parse_header,
-    read_addresses,
-    read_token,
-    unreadable_addresses,
-)
+from relay.mime.read_header import parse_header, read_token
 
 _ASKS = "Disposition-Notification-To"
 _OPTIONS = "Disposition-Notification-Options"
@@ -82,9 +77,9 @@ def _asker(header: Header) -> str:
         return ""
     fields = parse_header(octets)
     found = [*address_entries(read_token(fields, _ASKS))]
-    if len(found) != 1 or found[0].in_group or unreadable_addresses(fields, _ASKS):
+    if len(found) != 1 or found[0].in_group or not found[0].is_plain:
         return ""
-    return read_addresses(fields, _ASKS)[0].address
+    return found[0].address
 
 
 def _may_answer(header: Header) -> bool:

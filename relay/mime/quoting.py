@@ -80,7 +80,7 @@ def _block(original: MessageProperties, sent: str) -> Iterator[tuple[str, str]]:
 
 def _person(person: EmailAddress) -> str:
     name, address = _one_line(person.name), _one_line(person.address)
-    return f"{name} <{address}>" if name and name != address else address
+    return f"{name} <{address}>" if name and address and name != address else name or address
 
 
 def _one_line(text: str) -> str:

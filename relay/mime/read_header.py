@@ -51,6 +51,7 @@ _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
 _IDS_MAX = 1000
 _DAY_S = 86_400
+_ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")  # as programs write it, not only RFC 5322
 DATE_US_MIN, _DATE_US_MAX = -11_644_473_600_000_000, 253_402_300_799_000_000  # 1601 to 9999
 _REPRESENTED = frozenset(
     (
@@ -260,10 +261,7 @@ def sole_author(header: Header) -> Author:
         return Author(fault="From has what is no address")
     if len(found.addresses) != 1:
         return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
-    text = value.decode("utf-8", "replace")
-    if "\0" in text:  # some readers drop it
-        return Author(fault="From has what is no address")
-    if any(one.in_group for one in address_entries(text)):
+    if any(one.in_group for one in address_entries(value.decode("utf-8", "replace"))):
         return Author(fault="From has a group")
     return Author(found.addresses[0].address)
 
@@ -303,7 +301,7 @@ def date_us_of(message: "Message[str, str]") -> int | None:
     times of Exchange begin. A leap second is the one after it.
     """
     with contextlib.suppress(Exception):  # damaged dates make `email` raise in many ways
-        if found := parsedate_tz(read_token(message, "date")):
+        if found := parsedate_tz(_ZONE.sub(r"\1\2", read_token(message, "date"))):
             year, month, day, hour, minute, second, *_, offset_s = found
             year += 1900 if year < 1000 else 0  # RFC 5322 4.3
             is_leap = second == 60
@@ -329,10 +327,6 @@ def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
                 plain = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), phrase.strip())
                 if plain.strip():
                     yield decode_text(plain, raw).strip()
-
-
-def _values(message: "Message[str, str]", name: str) -> list[str]:
-    return list(map(_repaired, _raw_values(message, name)))
 
 
 def _raw_values(message: "Message[str, str]", name: str) -> list[str]:

@@ -24,7 +24,7 @@ from relay.base.clock import rfc3339, time_us_of
 from relay.base.phrases import moment, time_left
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
-from relay.message.address import shown_address
+from relay.message.address import ascii_address, shown_address
 from relay.pages.clock_facts import clock_facts
 from relay.pages.content_pages import ContentPages
 from relay.pages.forms import PageForm
@@ -60,7 +60,7 @@ TEMPLATES = (
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
-_DOMAIN = re.compile(r"(?<=@)([A-Za-z0-9.-]+)")
+_DOMAIN = re.compile(r"(?<=@)([\w.-]+)")
 
 
 class LivePart(Struct, frozen=True):
@@ -259,13 +259,14 @@ def _environment() -> jinja2.Environment:
 
 def _domains(text: str) -> str:
     """Return a text with the U-label of each domain behind an @, its A-label in the title."""
-    if "xn--" not in text:
+    if text.isascii() and "xn--" not in text:
         return text
     pieces = _DOMAIN.split(text)  # what is behind an @ has an odd place
     for place in range(1, len(pieces), 2):
-        shown = shown_address(pieces[place])
-        if shown != pieces[place]:
-            pieces[place] = Markup('<span title="{}">{}</span>').format(pieces[place], shown)
+        domain = ascii_address(f"@{pieces[place]}")[1:]
+        shown = shown_address(domain)
+        if shown != domain:
+            pieces[place] = Markup('<span title="{}">{}</span>').format(domain, shown)
     return Markup("").join(pieces)
 
 

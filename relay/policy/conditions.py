@@ -90,7 +90,9 @@ def _address_glob(text: str) -> str:
         is_whole = text[start : start + 1] == "."
         glob = text[:start] + (with_a_labels(f"@{text[start:]}")[1:] if is_whole else text[start:])
     if not glob[start:].isascii():
-        raise ValueError('whole labels beyond ASCII, as in "*@bücher.test" and "*.bücher.test"')
+        raise ValueError(
+            'whole labels beyond ASCII, of IDNA 2008, as in "*@bücher.test" and "*.bücher.test"'
+        )
     return glob
 
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from relay.message.address import ascii_address, with_a_labels
+from relay.message.address import ascii_address, with_a_labels, with_u_labels
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
@@ -114,12 +114,13 @@ class MessageView:
 
     def header(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields called `name`, unfolded and decoded; one with a domain
-        beyond ASCII also with its A-labels.
+        beyond ASCII in both forms.
         """
         found = self._values.get(name)
         if found is None:
             texts = headers.decoded_values(self.content.header, name, limit=FIELDS_MAX)
-            found = tuple(dict.fromkeys((*texts, *map(with_a_labels, texts))))
+            forms = (*texts, *map(with_a_labels, texts), *map(with_u_labels, texts))
+            found = tuple(dict.fromkeys(forms))
             self._values[name] = found
         return found
 

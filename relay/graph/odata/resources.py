@@ -40,7 +40,7 @@ from relay.mailbox.query import (
     SortOrder,
 )
 from relay.mailbox.types import Folder
-from relay.message.address import with_a_labels
+from relay.message.address import pattern_forms, with_a_labels
 from relay.message.extended_properties import MESSAGE_CLASS, ExtendedPropertyError, canonical_id
 
 ORDER_KEYS_MAX = 5
@@ -145,10 +145,8 @@ def _item_field(named: ItemProperty) -> QueryField[Condition]:
 
 def _by_address(compared: Callable[[str], Condition], operator: Operator, value: str) -> Condition:
     """Return the condition for a text in addresses, which the index has with A-labels."""
-    texts = [with_a_labels(value)]
-    if not value.isascii() and "@" not in value and operator in _IN_DOMAINS:
-        texts.append(with_a_labels(f"@{value}")[1:])
-    conditions = tuple(map(compared, texts))
+    forms = pattern_forms(value) if operator in _IN_DOMAINS else (with_a_labels(value),)
+    conditions = tuple(map(compared, forms))
     return conditions[0] if len(conditions) == 1 else AnyOf(conditions)
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Event, Step
-from relay.message.address import shown_address, with_a_labels
+from relay.message.address import pattern_forms, with_a_labels, with_u_labels
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.message.nexthop import Destination
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
@@ -342,7 +342,8 @@ def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
 
 def _hop_patterns(selector: Selector) -> tuple[str, ...]:
     """A next hop as the list shows it, or the domain of an MX."""
-    return (selector.next_hop.lower(), "mx:" + selector.next_hop.lower())
+    next_hop = with_a_labels(f"@{selector.next_hop.lower()}")[1:]
+    return (next_hop, f"mx:{next_hop}")
 
 
 def _range(pattern: str) -> tuple[str, str]:
@@ -356,8 +357,9 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     conditions = ["", "e.state <> 'final'"]
     values: list[Any] = []
     if selector.sender:
-        conditions.append("lower(m.reverse_path) LIKE ? ESCAPE '\\'")
-        values.append(_like(selector.sender.removeprefix("<").removesuffix(">")))
+        forms = _address_forms(selector.sender.removeprefix("<").removesuffix(">"))
+        conditions.append(_is_like("m.reverse_path", forms))
+        values += forms
     if selector.next_hop:
         patterns = _hop_patterns(selector)
         conditions.append(
@@ -393,14 +395,23 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
             values.append(len(selector.route) + 1)
     for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
         if pattern:
+            forms = _address_forms(pattern)
             conditions.append(
                 "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
-                " AND r.entry = e.number AND (lower(r.address) LIKE ? ESCAPE '\\'"
-                " OR lower(r.address) LIKE ? ESCAPE '\\'))"
+                f" AND r.entry = e.number AND {_is_like('r.address', forms)})"
             )
-            pattern = with_a_labels(pattern)  # noqa: PLW2901
-            values += map(_like, (pattern, shown_address(pattern)))  # old rows have U-labels
+            values += forms
     return " AND ".join(conditions), values
+
+
+def _address_forms(pattern: str) -> list[str]:
+    """Return the patterns for LIKE that an address may match: old rows have U-labels."""
+    forms = pattern_forms(pattern)
+    return [*dict.fromkeys(map(_like, (*forms, *map(with_u_labels, forms))))]
+
+
+def _is_like(column: str, patterns: Sequence[str]) -> str:
+    return "(" + " OR ".join([f"lower({column}) LIKE ? ESCAPE '\\'"] * len(patterns)) + ")"
 
 
 def _like(pattern: str) -> str:

@@ -448,7 +448,7 @@ def test_a_message_in_mbox_may_follow_no_empty_line(tmp_path: Path, end: str) ->
     assert found[2].at_s == 833_806_227
     assert notes == [
         f"{file}: line 5, 9: a message begins without an empty line before it",
-        f"{file}: line 15, 22: part of a message, without an empty line before it and a header after it",
+        f"{file}: line 13, 15, 22: part of a message: after no empty line, without a date or a header after it",
     ]  # fmt: skip
 
 

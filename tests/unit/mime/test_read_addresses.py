@@ -81,6 +81,11 @@ TABLE = [
     # Others split at these before they decode, pd does not.
     ("=?iso-8859-1?Q?C;_R=EDo.?= <r@c.test>", ["C; Río.|r@c.test"], False),
     ("=?utf-8?q?Doe,_J;_(K)?= <r@x.test>", ["Doe, J; (K)|r@x.test"], False),
+    # mp and pm split it, and show an address that is none.
+    ("=?utf-8?Q?info@s.test, Inc.?= <c@x.test>", ["info@s.test, Inc.|c@x.test"], False),
+    ("=?utf-8?Q?Foo_Bar_(X)?= <a@x.test>", ["Foo Bar (X)|a@x.test"], True),
+    ("Bob\x0b <bob@x.test>", ["Bob|bob@x.test"], False),
+    ("Al, B. carl@x.test", ["Al|", "B.|carl@x.test"], False),  # py: B.carl@x.test
     ('=?utf-8?q?a"b<c?= <r@x.test>', ['a"b<c|r@x.test'], False),
     ('"=?utf-8?q?J=C3=B6rg?=" <r@x.test>', ["Jörg|r@x.test"], True),  # not RFC 2047, but common
 ]
