@@ -356,16 +356,17 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     """Return a condition on e (entry) and m (message), and its values."""
     conditions = ["", "e.state <> 'final'"]
     values: list[Any] = []
+
+    def add(column: str, patterns: Sequence[str]) -> None:
+        conditions.append(_is_like(column, patterns))
+        values.extend(patterns)
+
     if selector.sender:
-        forms = _address_forms(selector.sender.removeprefix("<").removesuffix(">"))
-        conditions.append(_is_like("m.reverse_path", forms))
-        values += forms
+        sender = selector.sender.removeprefix("<").removesuffix(">")
+        add("m.reverse_path", _address_forms(sender))
     if selector.next_hop:
-        patterns = _hop_patterns(selector)
-        conditions.append(
-            "(" + " OR ".join(["lower(e.next_hop) LIKE ? ESCAPE '\\'"] * 2 * len(patterns)) + ")"
-        )
-        values += [_like(one) + route for one in patterns for route in ("", " %")]
+        hops = map(_like, _hop_patterns(selector))
+        add("e.next_hop", [one + route for one in hops for route in ("", " %")])
     if selector.state:
         conditions.append("e.state = ?")
         values.append(selector.state)
@@ -375,21 +376,14 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.older_than_s is not None:
         conditions.append("m.received_us < ?")
         values.append(now_us - int(selector.older_than_s * 1e6))
-    for column, pattern in (
-        ("m.subject", selector.subject),
-        ("m.account", with_a_labels(selector.login)),
-    ):
-        if pattern:
-            conditions.append(f"lower({column}) LIKE ? ESCAPE '\\'")
-            values.append(_like(pattern))
+    if selector.subject:
+        add("m.subject", [_like(selector.subject)])
+    if selector.login:
+        add("m.account", [_like(with_a_labels(selector.login))])
     if selector.client:  # as the row has it: HELO [ADDRESS]
-        conditions.append(
-            "(lower(m.client) LIKE ? ESCAPE '\\' OR lower(m.client) LIKE ? ESCAPE '\\')"
-        )
-        values += [form.format(_like(selector.client)) for form in ("{} [%]", "% [{}]")]
+        add("m.client", [one.format(_like(selector.client)) for one in ("{} [%]", "% [{}]")])
     if selector.route:  # NextHop.key has it after a space, and may have more spaces in it
-        conditions.append("lower(e.next_hop) LIKE ? ESCAPE '\\'")
-        values.append(f"% {_like(selector.route)}")
+        add("e.next_hop", [f"% {_like(selector.route)}"])
         if "*" not in selector.route:
             conditions.append("substr(e.next_hop, 1, length(e.next_hop) - ?) NOT LIKE '% %'")
             values.append(len(selector.route) + 1)
