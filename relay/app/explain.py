@@ -406,7 +406,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         forwarding=forwarding, rules=base.sources.rules, resolver=transport.resolver,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places,
-        checks=RecipientChecks(forwarding, base.store),
+        checks=RecipientChecks(forwarding, base.store, transport.verifier.rejection),
         trusts=partial(is_trusted, base.settings.smtp),
         state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
@@ -47,13 +48,14 @@ _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 a
 class Transport:
     """What accepts messages by SMTP and delivers them."""
 
-    resolver: Resolver | LoopbackResolver
-    scheduler: DeliveryScheduler
-    acceptance: Acceptance
+    resolver: Resolver | LoopbackResolver  # of next hops
+    scheduler: DeliveryScheduler  # step 6
+    verifier: RecipientVerifier  # asks next hops at RCPT
+    acceptance: Acceptance  # step 5
     smtp_servers: list[SmtpServer]  # one for each [[smtp]]
     pickup_server: SmtpServer  # on run/pickup.sock
-    pickup: Pickup
-    receipts: ReceiptWatcher
+    pickup: Pickup  # step 3
+    receipts: ReceiptWatcher  # sends read receipts
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -74,7 +76,12 @@ def build_transport(base: Foundation) -> Transport:
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
-    ingress = _ingress(base, acceptance)
+    verifier = RecipientVerifier(
+        base.table, resolver,
+        partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
+        clock=base.clock,
+    )  # fmt: skip
+    ingress = _ingress(base, acceptance, verifier)
     pickup = Pickup(
         _submission_processor(base, reporter), socket=settings.pickup_socket,
         hostname=settings.hostname, rng=rng,
@@ -88,6 +95,7 @@ def build_transport(base: Foundation) -> Transport:
     return Transport(
         resolver=resolver,
         scheduler=scheduler,
+        verifier=verifier,
         acceptance=acceptance,
         smtp_servers=[
             SmtpServer(
@@ -126,12 +134,15 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
     )  # fmt: skip
 
 
-def _ingress(base: Foundation, acceptance: Acceptance) -> IngressDependencies:
+def _ingress(
+    base: Foundation, acceptance: Acceptance, verifier: RecipientVerifier
+) -> IngressDependencies:
     settings, accounts = base.settings, base.sources.accounts
     return IngressDependencies(
         hostname=settings.hostname, acceptance=acceptance, accounts=accounts,
         check_token=TokenLogin(accounts, settings.state_dir, base.clock).check,
         quota=base.store, crash=base.crash, pressure=base.pressure, refusals=base.refusals,
+        verify=verifier.rejection,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ copy for each connection.
 - `site_limits`: how many connections and messages per time a site gets; what counts as too many
 - `connection_slots`: which site gets the next connection; shares of those that do not answer
 - `host_selection`: the next host: order of tries, hosts that failed lately, source address
+- `recipient_verification`: RCPT probes for recipients = "verify"; how long an answer is kept
 - `outbound_session`: a connection (SMTP, LMTP) and its transactions; what a stop cuts off
 - `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user
 - `attempt_result`: which recipients are final; when a delay report is due; the events of an attempt

@@ -2,7 +2,8 @@
 
 Which are valid is decided in relay/routing/route_table.py, with the reply for an unknown user or
 domain; what an alias or an SRS address leads to in `forwarding`, and whether a mailbox has room in
-relay/mailbox/quota.py.
+relay/mailbox/quota.py. How a next hop is asked whether it takes an address is decided in
+relay/delivery/recipient_verification.py.
 
 A client that may not relay may send to local domains, wherever a route sends their mail. An alias
 is taken if any of the addresses is that it leads to. Those may be outside although the client may
@@ -13,6 +14,7 @@ the address that the client gave, never one behind an alias.
 RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from msgspec import Struct
@@ -20,6 +22,7 @@ from msgspec import Struct
 from relay.accounts.account import DEAD_LETTER
 from relay.ingress.forwarding import Forwarder
 from relay.mailbox.types import Room
+from relay.message.nexthop import NextHop
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
 
 
@@ -31,11 +34,16 @@ class MailboxRoom(Protocol):
         ...
 
 
+# Returns the reply if a next hop does not take an address, else "".
+Verify = Callable[[str, NextHop], Awaitable[str]]
+
+
 class RecipientChecks(Struct, frozen=True):
     """What the check of a recipient needs."""
 
     forwarding: Forwarder  # which addresses are valid, and what they lead to
     quota: MailboxRoom  # whether a local mailbox has room
+    verify: Verify | None = None  # None: no next hop is asked
 
     async def rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
@@ -46,26 +54,30 @@ class RecipientChecks(Struct, frozen=True):
         expansion = self.forwarding.expand(address, reverse_path)
         if expansion is None:
             return await self._rejection(
-                address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
-            )
+                address, reverse_path, size_bytes=size_bytes, may_relay=may_relay,
+                asks=not may_relay,
+            )  # fmt: skip
         rejection = ""
         for target in expansion.addresses:
             found = await self._rejection(
-                target, reverse_path, size_bytes=size_bytes, may_relay=True
-            )
+                target, reverse_path, size_bytes=size_bytes, may_relay=True,
+                asks=not may_relay and len(expansion.targets) == 1,
+            )  # fmt: skip
             if not found:
                 return ""
             rejection = rejection or found.replace(f"<{target}>", f"<{address}>", 1)
         return rejection
 
     async def _rejection(
-        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
+        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool, asks: bool
     ) -> str:
         match self.forwarding.examine(address, reverse_path):
-            case RemoteRecipient(is_local=is_local):
-                if not (is_local or may_relay):
+            case RemoteRecipient(next_hop) as found:
+                if not (found.is_local or may_relay):
                     # RFC 5321 7.9
                     return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
+                if asks and found.is_asked and next_hop.host and self.verify is not None:
+                    return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):
                 if mailbox != DEAD_LETTER:
                     match await self.quota.room(mailbox, size_bytes):

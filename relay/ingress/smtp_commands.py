@@ -31,7 +31,7 @@ from relay.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.ingress.forwarding import EXPANDED_MAX
-from relay.ingress.recipient_checks import RecipientChecks
+from relay.ingress.recipient_checks import RecipientChecks, Verify
 from relay.ingress.send_as import sender_rejection
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
@@ -136,6 +136,7 @@ class IngressDependencies:
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
     refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
+    verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
 
 
 class ListenerDependencies(Struct, frozen=True):
@@ -187,7 +188,7 @@ class SmtpCommandHandler:
             shared.accounts, listener.limits, check_login=listener.check_login,
             check_token=listener.check_token, ip=ip,
         )  # fmt: skip
-        self._checks = RecipientChecks(listener.shared.acceptance.forwarding, listener.shared.quota)
+        self._checks = RecipientChecks(shared.acceptance.forwarding, shared.quota, shared.verify)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to

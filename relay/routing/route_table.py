@@ -184,6 +184,7 @@ class RemoteRecipient(Struct, frozen=True):
     held: str = ""  # as of a LocalRecipient
     chosen: bool = False  # by a mail-flow rule: no route has to match
     is_local: bool = False  # valid in a local domain, whose mail leaves for this address
+    is_asked: bool = False  # the next hop says whether it takes the address of a local domain
     is_answer: bool = False  # the postmaster gets it, as of a LocalRecipient
 
 
@@ -361,7 +362,7 @@ class RouteTable:
         if _SENDER_ROUTED.search(local_part.partition("+")[2] if is_known else local_part):
             text = "@, % and ! in a local part are not passed on"
             return _rejected(REJECT_STATUS, address, text)
-        return replace(found, is_local=True)
+        return replace(found, is_local=True, is_asked=own.recipients == "verify")
 
     def examine_chosen(
         self, address: str, way: str, usual: LocalRecipient | RemoteRecipient

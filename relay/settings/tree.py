@@ -54,7 +54,7 @@ class Form(StrEnum):
     DATE = "date"  # an ISO date, or ""
     SRS_KEY = "secret"
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
-    RECIPIENTS = "recipients"  # accounts, any, or file:PATH
+    RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
     WEB_URL = "web url"  # without a slash at its end
 
 
@@ -168,7 +168,8 @@ class OwnDomain:
     """An own domain beside mailboxes.domains, which have accounts."""
 
     name: Domain
-    # which are valid: accounts here, or for mail that is passed on: "any", or those in a file
+    # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
+    # takes ("verify"), or those in a file
     recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
     catch_all: Mailbox = ""  # with accounts: of mail to unknown users; "": none
     postmaster: Mailbox = ""  # "": that of [mailboxes], or the next hop

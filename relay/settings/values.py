@@ -48,7 +48,7 @@ ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
 SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
 _SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
-_RECIPIENTS = ("accounts", "any")
+_RECIPIENTS = ("accounts", "any", "verify")
 NEXT_HOP_EXPECTED = (
     "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
     " lmtp:unix:PATH or reject:TEXT"

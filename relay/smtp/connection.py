@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec import Struct
 
 from relay.message.content import Content, LargeContent, UnreadableError, blocks
+from relay.message.envelope import Envelope, ForwardPath
 from relay.message.outcome import Outcome, Peer, Reply
 from relay.smtp.client_protocol import SmtpClientProtocol, SmtpProtocolError
 from relay.smtp.transaction import (
@@ -117,6 +118,18 @@ class Connection:
                 return TransactionResult({}, stale=True)
         self.transactions += 1
         return progress.result()
+
+    async def reply_to_rcpt(self, address: str) -> Reply | None:
+        """Return the reply to RCPT in a transaction with the null sender, None if MAIL is rejected.
+
+        Nothing but quit() may follow. Raises SmtpProtocolError.
+        """
+        path, command_s = ForwardPath(address), self._timeouts.command_s
+        transaction = Transaction(Envelope(""), (path,), b"")
+        mail = await self._exchange(mail_command(transaction, self.extensions), command_s)
+        if mail.code // 100 != 2:
+            return None
+        return await self._exchange(rcpt_command(path, self.extensions), command_s)
 
     async def quit(self) -> None:
         """Send QUIT and close within `quit_s`, whatever the peer replies."""

@@ -43,7 +43,11 @@ def remotes() -> Iterator[Remotes]:
 def hosts(remotes: Remotes) -> Hosts:
     """A host behind the route of gate.test, and the MX hosts that are better than this relay."""
     found = {name: remotes.start(name) for name in ("gate.host", "listed.test", "away.test")}
+    found["asked.test"] = remotes.start(
+        "asked.test", rcpt={"nobody@asked.test": "550 no", "slow@asked.test": LATER}
+    )
     remotes.dns.zone["listed.test"] = {"MX": ["10 mx.listed.test.", "20 relay.example.test."]}
+    remotes.dns.zone["silent.test"] = {"MX": ["10 relay.example.test."]}
     remotes.dns.zone["loop.test"] = {"MX": ["10 relay.example.test."]}
     return found
 
@@ -55,6 +59,8 @@ def domains(hosts: Hosts) -> dict[str, Any]:
             {"name": "acme.test", "catch_all": f"bob@{DOMAIN}", "postmaster": f"carol@{DOMAIN}"},
             {"name": "gate.test", "recipients": "any"},
             {"name": "listed.test", "recipients": "file:listed"},
+            {"name": "asked.test", "recipients": "verify"},
+            {"name": "silent.test", "recipients": "verify"},
             {"name": "twin.test", "alias_of": DOMAIN},
             {"name": "gate-twin.test", "alias_of": "gate.test"},
         ],
@@ -108,6 +114,11 @@ def send(relay: RelayProcess, recipient: str, *, subject: str, sender: str = STR
         ("alice@twin.test", "250 "),
         ("nobody@twin.test", "550 5.1.1 <nobody@twin.test>: no such user here"),
         ("who@gate-twin.test", "250 "),
+        ("who@asked.test", "250 "),
+        ("nobody@asked.test", "550 5.1.1 <nobody@asked.test>: "),
+        ("slow@asked.test", "450 4.1.1 <slow@asked.test>: "),
+        ("who%away.test@asked.test", "550 5.7.1 "),
+        ("who@silent.test", "450 4.1.1 <who@silent.test>: "),
         ("sales@gate-twin.test", "250 "),
         ("who@away.test", "550 5.7.1 Relaying denied"),
     ],
@@ -127,6 +138,20 @@ def test_mail_of_a_gateway_goes_on_with_its_sender_and_recipient(
     assert b"X-Direction: inbound" in mail.content
     send(relay, "ann@listed.test", subject="to the better MX")
     assert received(hosts["listed.test"], "ann@listed.test").reverse_path == STRANGER
+
+
+def test_a_client_that_may_relay_does_not_wait_for_a_next_hop(
+    relay: RelayProcess, hosts: Hosts
+) -> None:
+    with relay.smtp() as session:
+        session.ehlo("here.test")
+        session.mail(f"alice@{DOMAIN}")
+        for name in ("nobody", "slow", "who"):
+            assert session.rcpt(f"{name}@asked.test")[0] == 250
+        assert session.rcpt("who@silent.test")[0] == 250
+    explained = relay.cli("explain", "nobody@asked.test", "--ip", "192.0.2.1")
+    assert explained.returncode == 65
+    assert "550 5.1.1 <nobody@asked.test>: the next hop does not take" in explained.stdout
 
 
 def test_an_address_of_a_twin_is_replaced(relay: RelayProcess, hosts: Hosts) -> None:
@@ -181,7 +206,8 @@ def test_a_gateway_whose_mx_is_this_relay_is_no_valid_configuration(
         relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
         done = relay.cli("check")
         assert done.returncode == 78
-        assert 'domain[5].name: found "loop.test", expected a [[route]] for it' in done.stderr
+        assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
+        remotes.dns.zone["silent.test"]["MX"].append("5 mx.away.test.")
         relay.write_config(relay.config)
         done = relay.cli("check")
         assert done.returncode == 0, done.stdout

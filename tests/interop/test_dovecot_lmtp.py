@@ -8,7 +8,7 @@ import pytest
 from tests.support.dovecot import NoDovecotError
 from tests.support.dovecot_lmtp import DovecotLmtp
 from tests.support.relay_config import DOMAIN, OPERATOR
-from tests.support.relay_process import ROOT, RelayProcess
+from tests.support.relay_process import ROOT, RelayProcess, until
 
 PAGE = (ROOT / "docs" / "operation-routes.md").read_text()
 RECIPE = PAGE.partition("\n## Deliver to Dovecot by LMTP\n")[2].partition("\n## ")[0]
@@ -118,3 +118,28 @@ def test_a_missing_socket_defers(relay: RelayProcess) -> None:
     assert answer.status == 200, answer.body
     found = relay.until_state(queue_id, "deferred")["recipients"][0]
     assert f"{relay.folder}/missing: no such file or directory" in found["reply"]
+
+
+@pytest.mark.parametrize("by", ["tcp", "socket"])
+def test_strangers_may_send_to_whom_dovecot_knows(dovecot: DovecotLmtp, by: str) -> None:
+    hop = f"lmtp:unix:{dovecot.path}" if by == "socket" else f"lmtp://127.0.0.1:{dovecot.port}"
+    domain = f"{TCP}.org"
+    config = {
+        "domain": [{"name": domain, "recipients": "verify"}],
+        "route": [{"domain": domain, "next_hop": hop}],
+    }
+    with RelayProcess(config=config) as relay:
+        with relay.smtp(source=STRANGER) as session:
+            session.ehlo("stranger.test")
+            session.mail("ann@stranger.test")
+            assert session.rcpt(f"alice@{domain}")[0] == 250
+            code, text = session.rcpt(f"gone@{domain}")
+            assert (code, text[:5]) == (550, b"5.1.1")
+            content = f"Subject: verified by {by}\r\n\r\ntext\r\n".encode()
+            assert session.data(content)[0] == 250
+        until(
+            "Dovecot has it",
+            lambda: any(
+                f"verified by {by}".encode() in one for one in dovecot.mail(f"alice@{domain}")
+            ),
+        )

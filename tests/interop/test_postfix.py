@@ -69,3 +69,29 @@ def test_postfix_submits_and_hears_of_an_unknown_user_at_rcpt(relay):
         until("alice has it", lambda: relay.subjects("alice") == ["through Postfix"])
         bounce = until("Postfix bounces the other", lambda: postfix.mail("carol"))[0]
         assert "550 5.1.1 <stranger@example.test>" in bounce.as_string().replace("\n    ", " ")
+
+
+def test_a_gateway_takes_from_strangers_what_the_postfix_behind_it_takes(dns, postfix):
+    own = {"name": "post.test", "recipients": "verify"}
+    route = {"domain": "post.test", "next_hop": f"smtp://127.0.0.1:{postfix.port}"}
+    config = {"domain": [own, {"name": "twin.test", "alias_of": "post.test"}], "route": [route]}
+    with RelayProcess(dns=dns.address, mx_port=postfix.port, config=config) as relay:
+        with relay.smtp(source="127.0.0.2") as session:
+            session.ehlo("stranger.test")
+            session.mail("ann@stranger.test")
+            assert session.rcpt("carol@post.test")[0] == 250
+            assert session.rcpt("Carol@twin.test")[0] == 250
+            for address in ("nobody@post.test", "nobody@twin.test"):
+                code, text = session.rcpt(address)
+                assert (code, text.decode()) == (
+                    550,
+                    f"5.1.1 <{address}>: the next hop does not take this address (550)",
+                )
+            assert session.data(b"Subject: verified\r\n\r\ntext\r\n")[0] == 250
+        arrived = until("Postfix delivers", lambda: postfix.mail("carol"))
+        assert [one["Subject"] for one in arrived] == ["verified"]
+        probed = postfix.log.count("RCPT from")
+        # a client that may relay is not asked for: it gets a report
+        identity = relay.submit("alice@example.test", ["gone@post.test"], DOTS)
+        assert states(relay.until_final(identity)) == {"gone@post.test": ("failed", "5.1.1")}
+        assert postfix.log.count("RCPT from") == probed + 1

@@ -238,7 +238,7 @@ max_connections = 0
             "[mailboxes]\ndomains = ['b.test']\nsrs_domain = 'a.test'",
             '5: mailboxes.srs_domain: found "a.test", expected one of mailboxes.domains',
         ),
-        ("[[domain]]\nname = 'a.test'\nrecipients = 'all'", '5: domain[0].recipients: found "all", expected accounts, any or "file:PATH"'),
+        ("[[domain]]\nname = 'a.test'\nrecipients = 'all'", '5: domain[0].recipients: found "all", expected accounts, any, verify or "file:PATH"'),
         ("[[domain]]\nname = 'a.test'\nrecipients = 'file:'", '5: domain[0].recipients: found "file:", expected'),
         ("[[domain]]\nrecipients = 'any'", "domain[0].name: found nothing, expected a value"),
         ("[mailboxes]\ndomains = ['a.test']\n[[domain]]\nname = 'A.test'", '6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains'),

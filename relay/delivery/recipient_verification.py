@@ -1,0 +1,120 @@
+"""Ask next hops which recipients they take, for own domains with recipients = "verify".
+
+A probe is MAIL with the null sender and RCPT, on its own connection. The answer to RCPT is kept in
+memory: 2yz for a day, 5yz for an hour. Everything else is no answer, and the client comes again.
+A next hop that gave no session is left alone for a while, so that few clients wait for it.
+See RFC 5321 3.3 and 4.2.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from relay.base.clock import Clock
+from relay.delivery.dependencies import Connect, HostResolver
+from relay.delivery.host_selection import of_family, target_of, with_tls
+from relay.message.address import own_mailbox
+from relay.message.nexthop import NextHop
+from relay.message.outcome import Reply
+from relay.message.status import reply_text
+from relay.routing.mx_hosts import Hosts
+from relay.routing.route_table import RouteTable
+from relay.smtp.client_protocol import SmtpProtocolError
+from relay.smtp.connect import ConnectError, Target
+
+CONNECT_S = 3.0  # to one address
+_PROBES_MAX = 20  # at once
+_PROBE_S = 10.0  # with the wait for others
+_KEPT_MAX = 10_000  # answers
+_KEPT_S = {2: 86400.0, 5: 3600.0}  # by the first digit of the reply
+_SILENT_S = 30.0  # in which a next hop without a session is not asked again
+_UNKNOWN = "the next hop does not say now whether it takes this address, try again later"
+
+
+class RecipientVerifier:
+    """Asks next hops, and remembers their answers."""
+
+    def __init__(
+        self, table: RouteTable, resolver: HostResolver, connect: Connect, *, clock: Clock
+    ) -> None:
+        """`table` says how hosts are contacted."""
+        self._table, self._resolver, self._connect = table, resolver, connect
+        self._clock = clock
+        self._slots = asyncio.Semaphore(_PROBES_MAX)
+        # until when each reply counts, the oldest first; "" is for all addresses of a next hop
+        self._kept: dict[tuple[str, NextHop], tuple[float, str]] = {}
+
+    async def rejection(self, address: str, next_hop: NextHop) -> str:
+        """Return the reply to RCPT if the next hop does not take the address, else ""."""
+        mailbox = own_mailbox(address)
+        if (known := self._known(mailbox, next_hop)) is None:
+            known = await self._probe(address, next_hop)
+        if known.startswith("2"):
+            return ""
+        # RFC 3463 3.2
+        if not known:
+            return f"450 4.1.1 {reply_text(f'<{address}>: {_UNKNOWN}')}"
+        text = f"<{address}>: the next hop does not take this address ({known})"
+        return f"550 5.1.1 {reply_text(text)}"
+
+    def _known(self, mailbox: str, next_hop: NextHop) -> str | None:
+        for key in ((mailbox, next_hop), ("", next_hop)):
+            until_s, reply = self._kept.get(key, (0.0, ""))
+            if self._clock.monotonic() < until_s:
+                return reply
+        return None
+
+    def _keep(self, mailbox: str, next_hop: NextHop, reply: str, *, kept_s: float) -> None:
+        key = (mailbox, next_hop)
+        self._kept.pop(key, None)
+        self._kept[key] = (self._clock.monotonic() + kept_s, reply)
+        if len(self._kept) > _KEPT_MAX:
+            del self._kept[next(iter(self._kept))]
+
+    async def _probe(self, address: str, next_hop: NextHop) -> str:
+        """Return the code of the reply to RCPT, "" for none that counts."""
+        began = False
+        reply: Reply | None = None
+        try:
+            async with asyncio.timeout(_PROBE_S), self._slots:  # real time: a peer
+                if (known := self._known(own_mailbox(address), next_hop)) is not None:
+                    return known  # it was asked meanwhile
+                began = True
+                reply = await self._ask(address, next_hop)
+        except (TimeoutError, SmtpProtocolError):
+            pass
+        if reply is None:
+            if began:
+                self._keep("", next_hop, "", kept_s=_SILENT_S)
+            return ""
+        kept_s = _KEPT_S.get(reply.code // 100)
+        if kept_s is None:
+            return ""
+        self._keep(own_mailbox(address), next_hop, str(reply.code), kept_s=kept_s)
+        return str(reply.code)
+
+    async def _ask(self, address: str, next_hop: NextHop) -> Reply | None:
+        """Return the reply of the first host that gives a session, None if none does.
+
+        Raises SmtpProtocolError.
+        """
+        for target in await self._targets(next_hop):
+            try:
+                connection = await self._connect(target)
+            except ConnectError:
+                continue
+            try:
+                reply = await connection.reply_to_rcpt(address)
+                await connection.quit()
+            finally:
+                connection.close()
+            return reply
+        return None
+
+    async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
+        via = self._table.options_for(next_hop)
+        found = await self._resolver.resolve(next_hop)
+        return [
+            target_of(host, address, via)
+            for host in (with_tls(found, via.tls).hosts if isinstance(found, Hosts) else ())
+            for address in of_family(host.addresses, via.source_address)
+        ]

@@ -1,0 +1,162 @@
+"""RCPT probes with real next hops: what they answer, how long it counts, what bounds them."""
+
+import asyncio
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from relay.delivery import recipient_verification
+from relay.delivery.recipient_verification import RecipientVerifier
+from relay.message.nexthop import HopKind, NextHop
+from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
+from relay.routing.route_table import RouteTable
+from relay.smtp.connect import connect
+from relay.smtp.connection import Timeouts
+from tests.support.manual_clock import ManualClock
+from tests.support.remote_mx import DROP, STALL, RemoteMx
+
+HOP = NextHop(HopKind.MX, "gate.test")
+OTHER = NextHop(HopKind.MX, "other.test")
+UNKNOWN = "550 5.1.1 <x@gate.test>: the next hop does not take this address (550)"
+LATER = "450 4.1.1 <x@gate.test>: the next hop does not say now whether it takes this address"
+
+
+class Resolver:
+    def __init__(self, *servers: RemoteMx) -> None:
+        self.hosts = tuple(
+            Host(one.host, at, (one.path or one.host,), one.port, lmtp=one.lmtp)
+            for at, one in enumerate(servers)
+        )
+
+    async def resolve(self, _next_hop: NextHop) -> Hosts | TemporaryFailure:
+        return Hosts(self.hosts) if self.hosts else TemporaryFailure("no answer")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def verifier(clock: ManualClock, *servers: RemoteMx) -> RecipientVerifier:
+    table = RouteTable([], [], SimpleNamespace(), tls="none")
+    opened = partial(connect, ehlo_name="relay.test", timeouts=Timeouts(connect_s=3))
+    return RecipientVerifier(table, Resolver(*servers), opened, clock=clock)
+
+
+def probes(server: RemoteMx) -> int:
+    return sum(one.startswith("RCPT") for one in server.commands)
+
+
+async def test_a_probe_is_a_transaction_without_content(clock) -> None:
+    async with RemoteMx() as server:
+        assert await verifier(clock, server).rejection("X@gate.test", HOP) == ""
+        assert [one.split(" SIZE")[0] for one in server.commands] == [
+            "EHLO relay.test", "MAIL FROM:<>", "RCPT TO:<X@gate.test>", "QUIT",
+        ]  # fmt: skip
+        assert not server.envelopes
+
+
+@pytest.mark.parametrize(
+    ("reply", "found", "kept_s"),
+    [("250 2.1.5 Ok", "", 86400), ("550 5.2.1 no", UNKNOWN, 3600), ("451 4.7.1 grey", LATER, 0)],
+)
+async def test_an_answer_counts_for_its_time(clock, reply, found, kept_s) -> None:
+    async with RemoteMx(replies={"RCPT": reply}) as server:
+        asked = verifier(clock, server)
+        assert (await asked.rejection("x@gate.test", HOP)).startswith(found)
+        clock.advance(max(kept_s - 1, 0))
+        assert (await asked.rejection("x@gate.test", HOP)).startswith(found)
+        assert probes(server) == (1 if kept_s else 2)
+        await asked.rejection("y@gate.test", HOP)  # another address is asked
+        assert probes(server) == (2 if kept_s else 3)
+        clock.advance(1)
+        await asked.rejection("X@gate.test", HOP)
+        assert probes(server) == (3 if kept_s else 4)
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        {"MAIL": "550 5.7.1 no null sender"},
+        {"RCPT": DROP},
+        {"CONNECT": "554 no"},
+        {"RCPT": "hello"},
+    ],
+)
+async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_once(
+    clock, replies
+) -> None:
+    async with RemoteMx(replies=replies) as server:
+        asked = verifier(clock, server)
+        for _ in range(3):
+            assert (await asked.rejection("x@gate.test", HOP)).startswith(LATER)
+        assert (await asked.rejection("y@gate.test", HOP)).startswith("450 4.1.1 <y@gate.test>")
+        assert server.sessions == 1
+        await asked.rejection("x@gate.test", OTHER)  # another next hop is
+        assert server.sessions == 2
+        clock.advance(30)
+        await asked.rejection("x@gate.test", HOP)
+        assert server.sessions == 3
+
+
+async def test_what_is_known_counts_while_the_next_hop_is_silent(clock) -> None:
+    async with RemoteMx(replies={"RCPT": ["250 2.1.5 Ok", DROP]}) as server:
+        asked = verifier(clock, server)
+        assert await asked.rejection("x@gate.test", HOP) == ""
+        assert (await asked.rejection("y@gate.test", HOP)).startswith("450 ")
+        assert await asked.rejection("x@gate.test", HOP) == ""
+
+
+async def test_a_host_that_is_down_is_passed_over(clock) -> None:
+    async with RemoteMx() as down:
+        pass
+    async with RemoteMx(replies={"RCPT": "550 5.1.1 no"}) as server:
+        asked = verifier(clock, down, server)
+        assert await asked.rejection("x@gate.test", HOP) == UNKNOWN
+
+
+async def test_no_hosts_are_no_answer(clock) -> None:
+    assert (await verifier(clock).rejection("x@gate.test", HOP)).startswith(LATER)
+
+
+async def test_a_next_hop_has_a_limited_time(clock, monkeypatch) -> None:
+    monkeypatch.setattr(recipient_verification, "_PROBE_S", 0.2)
+    async with RemoteMx(replies={"RCPT": STALL}) as server:
+        async with asyncio.timeout(5):
+            found = await verifier(clock, server).rejection("x@gate.test", HOP)
+        assert found.startswith(LATER)
+
+
+async def test_few_probes_run_at_once_and_an_answer_is_for_those_that_wait(clock) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"RCPT": gate}) as server:
+        asked = verifier(clock, server)
+        names = [f"x{number % 30}@gate.test" for number in range(60)]
+        all_of_them = asyncio.gather(*(asked.rejection(one, HOP) for one in names))
+        async with asyncio.timeout(5):
+            while probes(server) < 20:  # until all slots are used
+                await asyncio.sleep(0.01)
+        gate.set()
+        assert await all_of_them == [""] * 60
+        assert server.most_open == 20
+        assert probes(server) <= 40  # at most ten of them while the same address was asked
+
+
+async def test_the_answers_kept_are_bounded_and_the_oldest_go_first(clock, monkeypatch) -> None:
+    monkeypatch.setattr(recipient_verification, "_KEPT_MAX", 2)
+    async with RemoteMx() as server:
+        asked = verifier(clock, server)
+        for name in ("a", "b", "c", "c", "b", "a"):
+            await asked.rejection(f"{name}@gate.test", HOP)
+        assert probes(server) == 4  # "a" was forgotten
+
+
+async def test_by_lmtp_the_answer_is_that_of_rcpt(clock, tmp_path) -> None:
+    path = str(tmp_path / "lmtp")
+    async with RemoteMx(path=path, lmtp=True, rcpt={"x@gate.test": "550 5.1.1 no"}) as server:
+        server.port = 0
+        asked = verifier(clock, server)
+        assert await asked.rejection("x@gate.test", HOP) == UNKNOWN
+        assert await asked.rejection("y@gate.test", HOP) == ""
+        assert server.commands[0].startswith("LHLO")
