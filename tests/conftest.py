@@ -161,7 +161,7 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def cheap_refusals() -> Iterator[None]:
     """A login of an unknown user takes 60 ms of CPU, like a check of a password: in tests, less."""
     from relay.accounts import directory
-    from relay.accounts.passwords import Password
+    from relay.accounts.password_schemes import Password
 
     cheap = "$argon2id$v=19$m=8,t=1,p=1$cmVsYXlyZWxheXJlbGF5cg$" + "A" * 43
     with pytest.MonkeyPatch.context() as patch:

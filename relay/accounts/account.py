@@ -81,6 +81,8 @@ class Account:
     quota_messages: int | None = None  # None: no limit
     # addresses with a tag (local+tag) that belong to an account by name
     reserved: frozenset[str] = frozenset()
+    # addresses of disabled accounts: nobody sends from one
+    barred: frozenset[str] = frozenset()
     scopes: frozenset[Scope] = ALL_SCOPES  # what its tokens may do in the Graph API
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
     read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
@@ -95,21 +97,42 @@ class Account:
         """The name that programs show."""
         return self.address.rpartition("@")[0]
 
+    @property
+    def is_disabled(self) -> bool:
+        """Whether it only gets mail: it cannot log in or send, and nobody opens its mailbox."""
+        return self.address in self.barred
+
     def owns(self, address: str) -> bool:
         """Whether `address` belongs to this account, with or without a tag."""
-        wanted, own = own_mailbox(address), (self.address, *self.aliases)
-        return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
+        return self._is_among(address, (self.address, *self.aliases))
 
     def may_send_as(self, address: str) -> bool:
         """Whether it may send mail from `address`, its own or one that `send_as` lists."""
-        return self.owns(address) or _is_listed(address, self.send_as)
+        may = self.owns(address) or _is_listed(address, self.send_as)
+        return may and not self._is_among(address, self.barred)
+
+    def _is_among(self, address: str, own: Collection[str]) -> bool:
+        wanted = own_mailbox(address)
+        return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
 
     def may_open(self, owner: "Account") -> bool:
         """Whether its tokens may open the mailbox of `owner`: its own, or one in `acts_for`.
 
         An alias of `owner` in `acts_for` has no effect.
         """
+        if owner.is_disabled:
+            return False
         return owner.address == self.address or _is_listed(owner.address, self.acts_for)
+
+
+class DovecotUser(Account):
+    """Who has no account here and a password in Dovecot: it logs in by SMTP, and sends from its
+    address alone.
+    """
+
+    def owns(self, address: str) -> bool:
+        """Whether `address` is the one with which it logged in: no tag is its own."""
+        return own_mailbox(address) == self.address
 
 
 class AliasTarget(Struct, frozen=True):
@@ -223,6 +246,16 @@ class AccountDirectory(Protocol):
 
         Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if
         the password is not checked now.
+        """
+        ...
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
+        """Return the account of a login by SMTP, as by_password(): also a DovecotUser."""
+        ...
+
+    def of_login(self, login: str) -> Account | None:
+        """Return what by_smtp_login() would return for the address `login` now, None if nobody
+        may log in with it any more.
         """
         ...
 

@@ -9,6 +9,7 @@ import hmac
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from relay.accounts.account import (
     ALL_SCOPES,
     Account,
     ClientKey,
+    DovecotUser,
     Expansion,
     ReceiptSetting,
     RegisteredClient,
@@ -31,15 +33,9 @@ from relay.accounts.account import (
     untagged,
 )
 from relay.accounts.aliases import AliasTable, Forwarding
-from relay.accounts.passwords import (
-    FORGOTTEN_S,
-    Password,
-    PasswordChecker,
-    digest_of,
-    is_plain,
-    parse_password,
-    parse_token,
-)
+from relay.accounts.dovecot_auth import DovecotPassword
+from relay.accounts.password_schemes import Password, is_plain, parse_password, shown_scheme
+from relay.accounts.passwords import FORGOTTEN_S, PasswordChecker, digest_of, parse_token
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import shown
@@ -94,6 +90,7 @@ class _Entry:
     language: Language | None = None  # of the reports that it gets; None: not known
     forward_to: tuple[str, ...] = ()  # addresses that get its mail
     keep_copy: bool = True  # of forwarded mail
+    disabled: bool = False  # it only gets mail
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +112,7 @@ class AccountTables:
     # by client id in lower case; the password is the secret, or matches nothing
     clients: dict[str, tuple[RegisteredClient, Password]] = field(default_factory=dict)
     aliases: AliasTable = field(default_factory=AliasTable)  # and accounts that forward
+    nobody: Password = field(default_factory=lambda: _NOBODY)  # that of unknown users
     warnings: list[str] = field(default_factory=list)  # of `relay check`
     digest: str = ""  # of the file
 
@@ -128,6 +126,17 @@ class AccountTables:
         if token:
             self.by_token[token] = (token, account)
 
+    def schemes(self) -> Counter[str]:
+        """Count the passwords by their scheme."""
+        return Counter(one.scheme for one in self.passwords.values())
+
+    def take_time_of_most(self) -> None:
+        """Have the check for unknown users take as long as that of most passwords."""
+        count = self.schemes()
+        hashed = [one for one in self.passwords.values() if one.hashed]
+        if hashed:
+            self.nobody = max(hashed, key=lambda one: count[one.scheme]).for_nobody()
+
     def find(self, address: str) -> Account | None:
         """Return the account whose address, alias or `local+tag` is `address`, or None."""
         wanted = own_mailbox(address)
@@ -137,8 +146,9 @@ class AccountTables:
 class FileAccounts:
     """The accounts of a file as it was last loaded (an AccountDirectory)."""
 
-    def __init__(self, tables: AccountTables, clock: Clock) -> None:
-        self.tables = tables
+    def __init__(self, tables: AccountTables, clock: Clock, *, dovecot_auth: str = "") -> None:
+        """`dovecot_auth` is the path of a socket, or ""."""
+        self.tables, self._dovecot_auth = tables, dovecot_auth
         self._clock = clock
         self._begin_checks()
 
@@ -146,10 +156,10 @@ class FileAccounts:
         self._checker = PasswordChecker(self._clock, rng=os.urandom, on_delay=self._log_delay)
         self._delays_logged_s: dict[str, float] = {}
 
-    def use(self, tables: AccountTables) -> None:
+    def use(self, tables: AccountTables, *, dovecot_auth: str) -> None:
         """Have these accounts from now on; failed logins are forgotten. May run in a thread."""
         before = self._checker
-        self.tables = tables
+        self.tables, self._dovecot_auth = tables, dovecot_auth
         self._begin_checks()
         before.close()
 
@@ -192,8 +202,34 @@ class FileAccounts:
         account = self.tables.by_address.get(own_mailbox(user))
         name = account.address if account else user[:_USER_LENGTH_MAX].lower()
         stored = self.tables.passwords.get(name)
-        is_right = await self._checker.check(name, stored or _NOBODY, password, client=client)
+        nobody = self.tables.nobody
+        is_right = await self._checker.check(name, stored or nobody, password, client=client)
         return account if is_right and stored else None
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
+        """See AccountDirectory. Who is in accounts.toml logs in with what is there."""
+        address = self._in_dovecot(user)
+        if not address:
+            return await self.by_password(user, password, client=client)
+        stored = DovecotPassword(self._dovecot_auth, user, client)
+        is_right = await self._checker.check(address, stored, password, client=client)
+        return DovecotUser(address) if is_right else None
+
+    def of_login(self, login: str) -> Account | None:
+        """See AccountDirectory."""
+        if address := self._in_dovecot(login):
+            return DovecotUser(address)
+        account = self.tables.by_address.get(login)
+        return account if account and account.address == login else None
+
+    def _in_dovecot(self, user: str) -> str:
+        """Return the address of a user whose password only Dovecot may know, else ""."""
+        if not self._dovecot_auth or self.tables.find(user) is not None:
+            return ""
+        try:
+            return own_mailbox(parse_any_mailbox(user, smtputf8=True))
+        except AddressError:
+            return ""
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """See AccountDirectory."""
@@ -229,9 +265,10 @@ class FileAccounts:
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""
         account = self.tables.by_address.get(own_mailbox(address))
-        if account is None:
+        name = account.address if account else self._in_dovecot(address)
+        if not name:
             raise UnknownUserError(address)
-        names = [account.address]
+        names = [name]
         names += [_OF_CLIENT + name for name, (one, _) in self.tables.clients.items()
                   if one.account is account]  # fmt: skip
         for name in names:
@@ -251,6 +288,10 @@ class FileAccounts:
             self._delays_logged_s[name] = now
             who = {"client_id": client_id} if client_id else {"user": name}
             _log.warning("logins delayed", client=client, **who)
+
+    def schemes(self) -> Mapping[str, int]:
+        """Return how many passwords have a scheme, the most used one first."""
+        return dict(self.tables.schemes().most_common())
 
     def warnings(self) -> Sequence[str]:
         """Return the warnings of `relay check`: about secrets in plain text or open to others, and
@@ -285,7 +326,12 @@ def load_accounts(
     known = _Domains([OwnDomain(one) if isinstance(one, str) else one for one in domains])
     tagged = [one for one in addresses if one != untagged(one)]
     now_s = clock.time_us() / 1_000_000
-    loading = _Loading(document, known, reserved=frozenset(known.doubled(tagged)), now_s=now_s)
+    disabled = [one for place, entry in entries if entry.disabled
+                for _, one in _addresses(place, entry)]  # fmt: skip
+    loading = _Loading(
+        document, known, reserved=frozenset(known.doubled(tagged)),
+        barred=frozenset(known.doubled(disabled)), now_s=now_s,
+    )  # fmt: skip
     for place, entry in entries:
         faults += loading.take(place, entry)
     for place, alias in aliases:
@@ -297,6 +343,7 @@ def load_accounts(
         if text := open_to_others(file, to_read=True):
             loading.warn(place, text)
     tables = loading.tables
+    tables.take_time_of_most()
     tables.digest = sha256(msgspec.json.encode(document.table, order="sorted")).hexdigest()
     return FileAccounts(tables, clock)
 
@@ -340,11 +387,12 @@ class _Loading:
         domains: _Domains,
         *,
         reserved: frozenset[str],
+        barred: frozenset[str],
         now_s: float,
     ) -> None:
         self.tables = AccountTables()
         self._now_s = now_s
-        self._reserved = reserved
+        self._reserved, self._barred = reserved, barred
         self._document = document
         self._domains = domains
         self._taken: dict[str | bytes | tuple[str, str], KeyPath] = {}
@@ -378,15 +426,18 @@ class _Loading:
             send_as=self._domains.doubled(entry.send_as),
             quota_messages=entry.quota_messages,
             reserved=self._reserved,
+            barred=self._barred,
             scopes=ALL_SCOPES if entry.scopes is None else frozenset(entry.scopes),
             acts_for=entry.acts_for,
             read_receipts=entry.read_receipts,
             language=entry.language or "",
-            credentials=digest_of(f"{entry.password}\0{entry.token}"),
+            credentials=digest_of(f"{entry.password}\0{entry.token}\0{entry.disabled}"),
         )
         yield from self._take_forwarding(place, entry, account)
+        if entry.disabled:
+            password = token = None
         self.tables.add(account, password=password, token=token)
-        if secret or keys:
+        if (secret or keys) and not entry.disabled:
             digest = digest_of(entry.client_secret) if secret else keys[0].digest
             client = RegisteredClient(entry.client_id, account, digest, keys)
             self.tables.clients[entry.client_id.lower()] = (client, secret or _NOBODY)
@@ -504,7 +555,8 @@ class _Loading:
         try:
             return parse(secret) if secret else None
         except ValueError as error:
-            yield self._document.fault(path, f"found something else, expected {error}")
+            found = "something else" if path[-1] == "token" else shown_scheme(secret)
+            yield self._document.fault(path, f"found {found}, expected {error}")
             return None
 
     def warn(self, path: KeyPath, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Parse and check passwords and tokens, and delay clients that guess.
+"""Check passwords, read tokens, and delay clients that guess.
 
-Argon2 (RFC 9106) runs in two threads. Failures are counted by user and client address, and by
-client address over all users, so that failures at one address do not lock out a user at another,
-nor one device with an old password the others of its address (NAT).
+Passwords are compared in two threads, those of Dovecot by Dovecot. Failures are counted by user and
+client address, and by client address over all users, so that failures at one address do not lock
+out a user at another, nor one device with an old password the others of its address (NAT).
 All tables and queues are bounded. A success is remembered for a minute, as a keyed digest only.
 LoginDelayedError means that the password was not checked (454 4.7.0, RFC 4954 4 and 6).
 """
@@ -18,59 +18,14 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TypeVar
 
-import argon2
-from argon2.exceptions import InvalidHashError, VerifyMismatchError
-from msgspec import Struct
-
+from relay.accounts.dovecot_auth import DovecotPassword
+from relay.accounts.password_schemes import Password
 from relay.base.clock import Clock
 from relay.base.pressure import ConcurrencyCounter
 
 _PLAIN = "plain:"
 _DIGEST = "sha256:"
-_ARGON2ID = "$argon2id$"
 _DIGEST_BYTES = 32
-_MEMORY_KIB_MAX = 1024 * 1024  # a stored hash determines how much memory it takes
-_ROUNDS_MAX = 64
-_LANES_MAX = 16
-
-
-class Password(Struct, frozen=True):
-    """A stored password: an Argon2id hash, or (for trials) the plain text."""
-
-    hashed: str = ""
-    plain: bytes = b""
-
-    def matches(self, given: str) -> bool:
-        """Whether `given` is the password. Argon2id takes a tenth of a second of CPU.
-
-        Raises VerificationError if it cannot be computed, for example for lack of memory.
-        """
-        if not self.hashed:
-            return hmac.compare_digest(self.plain, given.encode("utf-8", "surrogatepass"))
-        try:
-            return argon2.PasswordHasher().verify(self.hashed, given.encode("utf-8", "replace"))
-        except (VerifyMismatchError, InvalidHashError):
-            return False
-
-
-def parse_password(text: str) -> Password:
-    """Read `$argon2id$...` or `plain:...`. Raises ValueError."""
-    if text.startswith(_PLAIN) and len(text) > len(_PLAIN):
-        return Password(plain=text.removeprefix(_PLAIN).encode())
-    if text.startswith(_ARGON2ID):
-        try:
-            parameters = argon2.extract_parameters(text)
-        except InvalidHashError:
-            raise ValueError("$argon2id$... or plain:...") from None
-        is_bounded = (
-            parameters.memory_cost <= _MEMORY_KIB_MAX
-            and parameters.time_cost <= _ROUNDS_MAX
-            and parameters.parallelism <= _LANES_MAX
-        )
-        if is_bounded:
-            return Password(hashed=text)
-        raise ValueError("an Argon2id hash of at most 1 GiB, 64 rounds and 16 lanes")
-    raise ValueError("$argon2id$... or plain:...")
 
 
 def parse_token(text: str) -> bytes:
@@ -91,11 +46,6 @@ def parse_token(text: str) -> bytes:
 def digest_of(token: str) -> bytes:
     """Return the SHA-256 of a token."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-
-
-def is_plain(text: str) -> bool:
-    """Whether a stored password or token is in plain text."""
-    return text.startswith(_PLAIN)
 
 
 _THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
@@ -273,14 +223,16 @@ class PasswordChecker:
         self._clock = clock
         self._on_delay = on_delay
         self._key = rng(32)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="password")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
         self._running_of = ConcurrencyCounter()  # by pair, and by client
         self._successes: OrderedDict[_Pair, tuple[bytes, float]] = OrderedDict()
         self._of_pairs = FailureTable(FREE_FAILURES)
         self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
 
-    async def check(self, user: str, stored: Password, given: str, *, client: str) -> bool:
+    async def check(
+        self, user: str, stored: Password | DovecotPassword, given: str, *, client: str
+    ) -> bool:
         """Whether `given` is the password of `user`, whose stored form is `stored`.
 
         `client` is the client's address. Raises LoginDelayedError: after three failures of a user
@@ -297,7 +249,7 @@ class PasswordChecker:
             return True
         running = self._running.get(digest)  # concurrent sessions share one check
         if running is None:
-            running = self._begin(pair, digest, functools.partial(stored.matches, given))
+            running = self._begin(pair, digest, stored, given=given)
         await asyncio.wait({running})  # does not cancel it if this client disconnects
         if running.cancelled():  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", _BUSY_S)
@@ -342,7 +294,7 @@ class PasswordChecker:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(
-        self, pair: _Pair, digest: bytes, compare: Callable[[], bool]
+        self, pair: _Pair, digest: bytes, stored: Password | DovecotPassword, *, given: str
     ) -> "asyncio.Future[bool]":
         """Start a check. Raises LoginDelayedError."""
         now, client = self._clock.monotonic(), pair[1]
@@ -356,8 +308,13 @@ class PasswordChecker:
             raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
         if len(self._running) >= WAITING_MAX:
             raise LoginDelayedError("Too many logins at once", _BUSY_S)
+        loop = asyncio.get_running_loop()
+        running: asyncio.Future[bool]
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, compare)
+            if isinstance(stored, DovecotPassword):
+                running = loop.create_task(stored.matches(given))
+            else:
+                running = loop.run_in_executor(self._threads, stored.matches, given)
         except RuntimeError:  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", _BUSY_S) from None
         self._running[digest] = running
@@ -382,7 +339,7 @@ class PasswordChecker:
         if wait_s := table.wait_s(key, now):
             raise LoginDelayedError("Too many failed logins", wait_s)
 
-    def _digest(self, pair: _Pair, stored: Password, given: str) -> bytes:
+    def _digest(self, pair: _Pair, stored: Password | DovecotPassword, given: str) -> bytes:
         parts = (*pair, stored.hashed, given)
         text = b"".join(
             len(part).to_bytes(4, "big") + part

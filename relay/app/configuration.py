@@ -72,7 +72,9 @@ class ActiveConfiguration:
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         settings = load(file, environ, role=role)
         self._now = self._with_files(settings, routes=settings)
-        self.accounts = FileAccounts(self._now.accounts, clock)
+        self.accounts = FileAccounts(
+            self._now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
+        )
         self._agreed: tuple[Configuration, Mapping[str, str]] | None = None
         self.certificates = server_certificates(settings)
         self.route_places = route_places(file, settings)
@@ -123,7 +125,7 @@ class ActiveConfiguration:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
         self._now = self._with_files(settings, routes=read)
-        self.accounts.use(self._now.accounts)
+        self.accounts.use(self._now.accounts, dovecot_auth=settings.mailboxes.dovecot_auth)
         for certificate, pair in pairs:
             certificate.use(pair)
         return len(pairs)
@@ -195,8 +197,8 @@ def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:
     if not anonymous:
         return ""
     account = accounts.by_address(anonymous)
-    if account is None:
-        return f'found "{anonymous}", expected the address of an account'
+    if account is None or account.is_disabled:
+        return f'found "{anonymous}", expected the address of an account that is not disabled'
     if account.role is not Role.USER:
         found = f'found "{anonymous}" with the role {account.role}'
         return f"{found}, expected the role user: every local program would have the role"

@@ -197,9 +197,12 @@ def _show(context: CommandContext, address: str, made: Mapping[str, str]) -> Non
 
 def _line(facts: Mapping[str, Any]) -> str:
     has = ", ".join(name for name, is_there in facts["has"].items() if is_there) or "no secret"
+    if "scheme" in facts:
+        has = has.replace("password", f"password ({facts['scheme']})")
     if "to" in facts:
         return f"{facts['address']}  alias of {', '.join(facts['to'])}"
     more = [str(facts["role"])] if "role" in facts else []
+    more += ["disabled"] if facts.get("disabled") else []
     more += [f"client {facts['client_id']}"] if "client_id" in facts else []
     more += [f"forwards to {', '.join(facts['forward_to'])}"] if facts.get("forward_to") else []
     return "  ".join((str(facts["address"]), has, *more))

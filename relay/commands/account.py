@@ -46,6 +46,7 @@ _SHOWN = (
     "acts_for",
     "forward_to",
     "keep_copy",
+    "disabled",
 )
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _Entry = dict[str, Any]
@@ -64,13 +65,16 @@ class AccountFile:
 
     def entries(self) -> Sequence[Mapping[str, Any]]:
         """Return what may be shown of every account, then the aliases, which have `to`."""
-        self._check(self._path)
+        schemes = self._check(self._path)
         found = []
         text = self._path.read_text()
         for one in _parse(text):
+            address = own_mailbox(str(one["address"]))
             facts = {name: one[name] for name in _SHOWN if name in one}
+            if address in schemes:
+                facts["scheme"] = schemes[address]
             has = {name: bool(one.get(name)) for name in _CREDENTIALS}
-            found.append({"address": own_mailbox(str(one["address"])), **facts, "has": has})
+            found.append({"address": address, **facts, "has": has})
         for one in _aliases(text):
             has = dict.fromkeys(_CREDENTIALS, False)
             found.append({"address": own_mailbox(str(one["address"])), "to": one["to"], "has": has})
@@ -180,8 +184,10 @@ class AccountFile:
             os.fchown(descriptor, folder.st_uid, folder.st_gid)
         os.fchmod(descriptor, _MODE)
 
-    def _check(self, file: Path) -> None:
-        """Load `file` as the service does; faults name the file of the configuration."""
+    def _check(self, file: Path) -> Mapping[str, str]:
+        """Load `file` as the service does; faults name the file of the configuration. Return the
+        schemes of passwords.
+        """
         try:
             accounts = load_accounts(file, self._domains, clock=self._clock, environ=self._environ)
         except SettingsError as error:
@@ -189,6 +195,7 @@ class AccountFile:
                 dataclasses.replace(one, file=self._given) for one in error.faults
             ) from None
         accounts.close()
+        return {address: one.scheme for address, one in accounts.tables.passwords.items()}
 
 
 def new_token() -> tuple[str, str]:

@@ -393,7 +393,10 @@ def _accounts(
         yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
     for warning in accounts.warnings():
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
-    yield CheckFinding("accounts", CheckResult.OK, f"{len(accounts.every())} in {boxes.accounts}")
+    schemes = ", ".join(f"{number} {name}" for name, number in accounts.schemes().items())
+    text = f"{len(accounts.every())} in {boxes.accounts}"
+    text += f"; passwords: {schemes}" if schemes else ""
+    yield CheckFinding("accounts", CheckResult.OK, text)
     accounts.close()
 
 

@@ -164,6 +164,11 @@ class DevelopmentAccounts:
             return None
         return self._logged_in(mailbox)
 
+    def of_login(self, login: str) -> Account | None:
+        """See AccountDirectory."""
+        account = self.by_address(login)
+        return account if account is not None and account.address == login else None
+
     async def by_user_name(
         self,
         user: str,

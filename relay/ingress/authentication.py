@@ -37,7 +37,7 @@ _log = get_logger("ingress")
 
 
 class CheckLogin(Protocol):
-    """Checks a user and a password: AccountDirectory.by_password()."""
+    """Checks a user and a password: AccountDirectory.by_smtp_login()."""
 
     def __call__(self, user: str, password: str, *, client: str) -> Awaitable[Account | None]:
         """Return the account, None for a wrong password.
@@ -84,10 +84,8 @@ class Authentication:
         """Whether the account of the login was removed, or has another password or token now."""
         if self.account is None:
             return False
-        now = self.accounts.by_address(self.account.address)
-        return now is None or (now.address, now.credentials) != (
-            self.account.address, self.account.credentials,
-        )  # fmt: skip
+        now = self.accounts.of_login(self.account.address)
+        return now is None or now.credentials != self.account.credentials
 
     @property
     def is_exhausted(self) -> bool:

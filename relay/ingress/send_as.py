@@ -23,8 +23,8 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
 
     Every account may use the null reverse-path: mail clients send notifications with it (RFC 8098).
     """
-    account = accounts.by_address(login)
-    if account is None or account.address != login:  # removed after the login
+    account = accounts.of_login(login)
+    if account is None:  # removed after the login
         # RFC 4954 6
         return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
     if not reverse_path or account.may_send_as(reverse_path):
@@ -34,8 +34,8 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
 
 def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
     """Return the reply if the account `login` may not use a field of originators, else ""."""
-    account = accounts.by_address(login)
-    if account is None or account.address != login:
+    account = accounts.of_login(login)
+    if account is None:
         return sender_rejection(accounts, login, "")
     for header_field in originators(header):
         for person in header_field.addresses:

@@ -235,7 +235,7 @@ class SmtpServer:
             dependencies,
             limits=self._limits,
             budget=MemoryBudget(self._limits.buffered_bytes),
-            check_login=options.check_login if options else dependencies.accounts.by_password,
+            check_login=options.check_login if options else dependencies.accounts.by_smtp_login,
             check_token=(options and options.check_token) or dependencies.check_token,
             accept=self._accept,
             # Mail from pickup already has its 202: only the spool itself may refuse it.

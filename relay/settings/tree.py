@@ -55,6 +55,7 @@ class Form(StrEnum):
     SRS_KEY = "secret"
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
+    UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
     WEB_URL = "web url"  # without a slash at its end
 
 
@@ -151,6 +152,8 @@ class MailboxSettings:
     # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
     store: Annotated[str, Form.NODE_NAME] = "main"
     accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)  # and aliases
+    # the path of Dovecot's socket for auth clients, for logins of who is not there; "": none
+    dovecot_auth: Annotated[str, Form.UNIX_SOCKET] = field(default="", metadata=RELOADED)
     catch_all: Mailbox = ""  # of mail to unknown users; "": none
     postmaster: Mailbox = ""  # of mail to postmaster; "": the dead letters
     # whether mail of strangers in the name of a local domain may leave by an alias

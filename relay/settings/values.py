@@ -311,6 +311,16 @@ def parse_srs_key(text: str) -> str:
     return text
 
 
+def parse_unix_socket(text: str) -> str:
+    """Return the path in `unix:PATH`, "" as it is."""
+    path = text.removeprefix("unix:")
+    if text and (path == text or not path.startswith("/")):
+        raise ValueError('"unix:" and the absolute path of a socket')
+    if len(path.encode()) > _UNIX_PATH_BYTES_MAX:
+        raise ValueError(f"a socket path of at most {_UNIX_PATH_BYTES_MAX} bytes")
+    return path
+
+
 PARSERS = {
     Form.DOMAIN: parse_domain,
     Form.DOMAIN_PATTERN: parse_domain_pattern,
@@ -326,6 +336,7 @@ PARSERS = {
     Form.SPOOL_URL: parse_spool_url,
     Form.NODE_NAME: parse_node_name,
     Form.SRS_KEY: parse_srs_key,
+    Form.UNIX_SOCKET: parse_unix_socket,
     Form.WEB_URL: parse_web_url,
 }
 

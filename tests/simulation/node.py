@@ -88,7 +88,10 @@ class People:
     def expand(self, address: str) -> Expansion | None:
         return self._aliases.expand(address)
 
-    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
+    def of_login(self, login: str) -> Account | None:
+        return self.by_address(login)
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
         return None
 
 
@@ -212,7 +215,7 @@ class Node:
         self.acceptance = acceptance
         neighbours = IngressDependencies(
             hostname="relay.test", acceptance=acceptance, accounts=accounts,
-            check_token=accounts.by_password, quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
+            check_token=accounts.by_smtp_login, quota=around.store, crash=Points(around.disk), pressure=self.maintenance.pressure,
         )  # fmt: skip
         listener = SmtpListener(
             listen=Address(RELAY_IP, SMTP_PORT), trusted_networks=("127.0.0.0/8",),

@@ -152,7 +152,11 @@ class FakeAccounts:
         send_as = ("office@elsewhere.test", "*@shared.test") if name == "alice" else ()
         return Account(f"{name}@example.test", aliases, send_as=send_as)
 
-    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
+    def of_login(self, login: str) -> Account | None:
+        account = self.by_address(login)
+        return account if account and account.address == login else None
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
         account = self.by_address(user)
         return account if account and password == user.partition("@")[0] else None
 

@@ -363,7 +363,7 @@ ONE_CLIENT = 'client_id = "ID"\nclient_secret = "plain:s"\n'
         ('client_secret = "plain:s"', "client_secret: found no client_id, expected one"),
         ('client_id = "a b"\nclient_secret = "plain:s"', "expected 1 to 128 ASCII characters"),
         ('client_id = "c"\nclient_secret = "hunter2"',
-         "client_secret: found something else, expected $argon2id$... or plain:..."),
+         "client_secret: found something else, expected $argon2id$..., $2b$... of"),
         ('scopes = ["Mail.send"]', 'scopes[0]: found "Mail.send", expected one of Mail.Read, '),
         ('scopes = ["Mail.Sent"]', '(did you mean "Mail.Send"?)'),
         ('scopes = "Mail.Send"', 'scopes: found "Mail.Send", expected a list'),
@@ -423,3 +423,50 @@ def test_an_alias_may_have_an_address_where_mail_is_passed_on(tmp_path):
     text = '[[alias]]\naddress = "x@twin.test"\nto = ["a@b.test"]\n'
     accounts = load(tmp_path, text, domains=[OwnDomain("twin.test", "any")])
     assert accounts.expand("x@twin.test") is not None
+
+
+DISABLED = """
+[[account]]
+address = "gone@example.test"
+aliases = ["old@example.test"]
+password = "plain:gone"
+token = "plain:gone-token"
+client_id = "gone-app"
+client_secret = "plain:secret"
+disabled = true
+[[account]]
+address = "alice@example.test"
+password = "plain:alice"
+aliases = ["gone+shop@example.test"]
+send_as = ["*@example.test"]
+acts_for = ["*@example.test"]
+"""
+
+
+async def test_a_disabled_account_only_gets_mail(tmp_path):
+    accounts = load(tmp_path, DISABLED)
+    gone = accounts.by_address("gone+tag@example.test")
+    assert gone.is_disabled
+    assert gone is accounts.by_address("old@example.test")
+    assert await accounts.by_password("gone@example.test", "gone", client="192.0.2.1") is None
+    assert await accounts.by_password("old@example.test", "gone", client="192.0.2.1") is None
+    assert accounts.by_token("gone-token") is None
+    assert accounts.by_client_id("gone-app") is None
+    assert await accounts.by_client_secret("gone-app", "secret", client="192.0.2.1") is None
+    alice = await accounts.by_password("alice@example.test", "alice", client="192.0.2.1")
+    assert accounts.opened("gone@example.test", alice) is None
+    senders = ["gone@example.test", "GONE@example.test", "gone+x@example.test", "old@example.test"]
+    assert [one for one in senders if alice.may_send_as(one) or gone.may_send_as(one)] == []
+    others = ["alice@example.test", "gone+shop@example.test", "x@example.test"]
+    assert [one for one in others if alice.may_send_as(one)] == others
+
+
+async def test_an_account_is_as_before_when_it_is_no_more_disabled(tmp_path):
+    disabled = load(tmp_path, DISABLED).by_address("gone@example.test")
+    accounts = load(tmp_path, DISABLED.replace("disabled = true\n", ""))
+    gone = await accounts.by_password("gone@example.test", "gone", client="192.0.2.1")
+    assert not gone.is_disabled
+    assert gone.may_send_as("old@example.test")
+    assert accounts.opened("gone@example.test", gone) is gone
+    assert accounts.by_token("gone-token") is gone
+    assert gone.credentials != disabled.credentials  # so that sessions end

@@ -9,12 +9,12 @@ import pytest
 from argon2.exceptions import VerificationError
 from msgspec import field
 
+from relay.accounts.password_schemes import Password
 from relay.accounts.passwords import (
     FREE_FAILURES_OF_CLIENT,
     WAITING_MAX,
     FailureTable,
     LoginDelayedError,
-    Password,
     PasswordChecker,
     client_of,
 )

@@ -245,7 +245,7 @@ def test_list_shows_no_secret(files: Files) -> None:
     assert found[0]["has"] == NOTHING | {"token": True}
     assert "plain" not in json.dumps(found)
     assert files.made("list", "bob@example.test") == found[1:]
-    assert files("list").stdout == "alice@example.test  token\nbob@example.test  password\n"
+    assert files("list").stdout == "alice@example.test  token\nbob@example.test  password (PLAIN)\n"
 
 
 def test_aliases_are_listed_and_stay_where_accounts_are_removed(files: Files) -> None:

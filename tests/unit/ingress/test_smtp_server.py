@@ -152,7 +152,7 @@ async def test_an_internal_error_is_451_and_the_session_continues(relay, listeni
     async def fail(*_, **__):
         raise OSError("secret detail")
 
-    monkeypatch.setattr(relay.accounts, "by_password", fail, raising=False)
+    monkeypatch.setattr(relay.accounts, "by_smtp_login", fail, raising=False)
     client = await Client.connect((await listening()).address)
     await client.reply()
     await client.say("EHLO client.test")

@@ -1,0 +1,187 @@
+"""Which stored passwords are read, and whether one of them matches: Argon2, those of crypt(3), and
+those with Dovecot's {SCHEME} in front, as `doveadm pw` writes them.
+
+A hash itself determines how much time and memory its check takes; those that take too much are not
+read. crypt(3) is that of the system's libcrypt: its packages for Python need a compiler.
+Raises ValueError with what was expected, which says nothing of the secret.
+"""
+
+import binascii
+import ctypes
+import functools
+import hashlib
+import hmac
+import re
+from base64 import b64decode
+from collections.abc import Callable
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from msgspec import Struct
+
+_OWN_PLAIN = "plain:"
+_ARGON2_MAX = (1024 * 1024, 64, 16)  # KiB, rounds, lanes
+_ARGON2 = ("$argon2id$", "$argon2i$")
+# hashes of crypt(3); those of yescrypt take from 1 MiB to 256 MiB, 16 MiB in Debian's /etc/shadow
+_CRYPT = {
+    "BLF-CRYPT": re.compile(r"\$2[aby]\$(?:0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}"),
+    "SHA256-CRYPT": re.compile(r"\$5\$(?:rounds=[0-9]{4,6}\$)?[^$:\s]{0,16}\$[./A-Za-z0-9]{43}"),
+    "SHA512-CRYPT": re.compile(r"\$6\$(?:rounds=[0-9]{4,6}\$)?[^$:\s]{0,16}\$[./A-Za-z0-9]{86}"),
+    "MD5-CRYPT": re.compile(r"\$1\$[^$:\s]{0,8}\$[./A-Za-z0-9]{22}"),
+    "YESCRYPT": re.compile(r"\$y\$j[7-9A-D][5T]\$[./A-Za-z0-9]{1,86}\$[./A-Za-z0-9]{43}"),
+}
+_DIGESTS = {"SHA": "sha1", "SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
+_SALTED = {"SSHA": "sha1", "SSHA256": "sha256", "SSHA512": "sha512"}
+_PLAIN = ("PLAIN", "CLEAR", "CLEARTEXT")
+_MODULAR = ("CRYPT", *_CRYPT, "ARGON2ID", "ARGON2I")  # the hash says itself what it is
+_PBKDF2 = re.compile(r"\$1\$[^$:\s]{1,64}\$([0-9]{1,7})\$[0-9A-Fa-f]{40}")
+_NAMED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(b64|base64|hex))?\}", re.ASCII | re.IGNORECASE)
+# what a fault may show, also of a text that was meant to be the password itself
+_FOUND = re.compile(
+    r"\{[A-Z0-9-]{1,32}(?:\.[A-Za-z0-9]{1,6})?\}"
+    r"|\$(?:[0-9][a-z]?|g?y|md5|sha1|apr1|argon2i?d?|scrypt|pbkdf2-sha(?:256|512)|bcrypt-sha256)\$"
+)
+_SALT_BYTES_MAX = 64
+_CRYPT_BYTES_MAX = 511  # of a password, for libxcrypt
+_CRYPT_DATA_BYTES = 256 * 1024  # more than each C library has in its struct crypt_data
+_EXPECTED = (
+    "$argon2id$..., $2b$... of a cost up to 15, $5$... or $6$... of up to 999999 rounds, "
+    "plain:... or a hash behind one of "
+    + ", ".join(f"{{{one}}}" for one in (*_MODULAR, "PBKDF2", *_SALTED, *_DIGESTS, "PLAIN"))
+)
+
+
+class Password(Struct, frozen=True):
+    """A stored password: a hash with its own parameters, a digest with its salt, or plain text."""
+
+    hashed: str = ""
+    plain: bytes = b""  # the octets of a digest, with its salt behind it; or the password
+    scheme: str = ""  # in the names of Dovecot
+
+    def matches(self, given: str) -> bool:
+        """Whether `given` is the password. May take a second of CPU.
+
+        Raises VerificationError if it cannot be computed, for example for lack of memory.
+        """
+        octets = given.encode("utf-8", "surrogatepass")
+        if self.hashed.startswith(_ARGON2):
+            try:
+                return argon2.PasswordHasher().verify(self.hashed, octets)
+            except (VerifyMismatchError, InvalidHashError):
+                return False
+        if self.scheme in _CRYPT:
+            return _crypt_matches(self.hashed, octets)
+        if name := _DIGESTS.get(self.scheme) or _SALTED.get(self.scheme):
+            salt = self.plain[hashlib.new(name).digest_size :]
+            return hmac.compare_digest(self.plain, hashlib.new(name, octets + salt).digest() + salt)
+        if self.scheme == "PBKDF2":
+            with_salt, rounds, expected = self.hashed.split("$")[2:]
+            digest = hashlib.pbkdf2_hmac("sha1", octets, with_salt.encode(), int(rounds))
+            return hmac.compare_digest(digest, bytes.fromhex(expected))
+        return hmac.compare_digest(self.plain, octets)
+
+    def for_nobody(self) -> "Password":
+        """Return a password that takes as long to check as this one, and that nobody has."""
+        return Password(f"{self.hashed[:-22]}{'A' * 22}", scheme=self.scheme)
+
+
+def parse_password(text: str) -> Password:
+    """Read a password as accounts.toml has it. Raises ValueError."""
+    if text.startswith(_OWN_PLAIN) and len(text) > len(_OWN_PLAIN):
+        return Password(plain=text.removeprefix(_OWN_PLAIN).encode(), scheme="PLAIN")
+    named = _NAMED.match(text)
+    scheme = named[1].upper() if named else "CRYPT"
+    encoding = (named[2] or "").lower() if named else ""
+    rest = text[named.end() :] if named else text
+    if scheme in _DIGESTS or scheme in _SALTED:
+        return Password(plain=_digest(scheme, _decoded(rest, encoding or "b64")), scheme=scheme)
+    octets = _decoded(rest, encoding) if encoding else rest.encode()
+    if scheme in _PLAIN and octets:
+        return Password(plain=octets, scheme="PLAIN")
+    hashed = octets.decode("ascii", "replace")
+    if scheme == "PBKDF2" and (found := _PBKDF2.fullmatch(hashed)) and int(found[1]):
+        return Password(hashed, scheme=scheme)
+    if scheme in _MODULAR:
+        return _modular(hashed)
+    raise ValueError(_EXPECTED)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a stored password or token is in plain text."""
+    named = _NAMED.match(text)
+    return text.startswith(_OWN_PLAIN) or (named is not None and named[1].upper() in _PLAIN)
+
+
+def shown_scheme(text: str) -> str:
+    """Return the scheme that a faulty password names: no more of it is shown."""
+    found = _FOUND.match(text)
+    return found[0] if found else "something else"
+
+
+def _modular(hashed: str) -> Password:
+    """Read a hash that begins with its parameters. Raises ValueError."""
+    if hashed.startswith(_ARGON2):
+        try:
+            given = argon2.extract_parameters(hashed)
+        except InvalidHashError:
+            raise ValueError("a whole Argon2 hash") from None
+        costs = (given.memory_cost, given.time_cost, given.parallelism)
+        if any(cost > most for cost, most in zip(costs, _ARGON2_MAX, strict=True)):
+            raise ValueError("an Argon2 hash of at most 1 GiB, 64 rounds and 16 lanes")
+        return Password(hashed, scheme=f"ARGON2{given.type.name}")
+    scheme = next((name for name, form in _CRYPT.items() if form.fullmatch(hashed)), "")
+    if not scheme:
+        raise ValueError(_EXPECTED)
+    try:
+        _crypt()
+    except (OSError, AttributeError):
+        raise ValueError("another scheme: this system has no libcrypt") from None
+    return Password(hashed, scheme=scheme)
+
+
+def _digest(scheme: str, octets: bytes) -> bytes:
+    """Return a digest with its salt if their length is right. Raises ValueError."""
+    size = hashlib.new(_DIGESTS.get(scheme) or _SALTED[scheme]).digest_size
+    salt_bytes = len(octets) - size
+    if salt_bytes == 0 if scheme in _DIGESTS else 0 < salt_bytes <= _SALT_BYTES_MAX:
+        return octets
+    salt = "" if scheme in _DIGESTS else f" and a salt of at most {_SALT_BYTES_MAX}"
+    raise ValueError(f"{{{scheme}}} with {size} bytes{salt}, as base64 or with .HEX")
+
+
+def _decoded(text: str, encoding: str) -> bytes:
+    """Return what is behind a {SCHEME}. Raises ValueError."""
+    try:
+        return bytes.fromhex(text) if encoding == "hex" else b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("hexadecimal digits" if encoding == "hex" else "base64") from None
+
+
+@functools.cache
+def _crypt() -> Callable[[bytes, bytes, ctypes.Array[ctypes.c_char]], bytes | None]:
+    """Return crypt_r() of libxcrypt, or of the C library where that has it (musl). It may run in
+    several threads at once. Raises OSError and AttributeError.
+    """
+    for name in ("libcrypt.so.1", "libcrypt.so.2"):
+        try:
+            library = ctypes.CDLL(name)
+            break
+        except OSError:
+            continue
+    else:
+        library = ctypes.CDLL(None)
+    function = library.crypt_r
+    function.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+    function.restype = ctypes.c_char_p
+    return function
+
+
+def _crypt_matches(hashed: str, octets: bytes) -> bool:
+    """Raises VerificationError for a hash that this libcrypt does not know."""
+    if b"\0" in octets or len(octets) > _CRYPT_BYTES_MAX:  # it would read less, or nothing
+        return False
+    stored = hashed.encode()
+    found = _crypt()(octets, stored, ctypes.create_string_buffer(_CRYPT_DATA_BYTES))
+    if found is None or found.startswith(b"*"):
+        raise VerificationError(f"the libcrypt of this system knows no {hashed[:3]}")
+    return hmac.compare_digest(found, stored)
