@@ -8,6 +8,9 @@ RFC 2047 2 to 6, RFC 2231 5 (a language after the charset).
 import re
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, a2b_qp, b2a_base64
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from relay.mime.charsets import decode_octets
 
@@ -30,7 +33,8 @@ def decode_words(value: bytes, raw: str = "") -> str:
     if b"=?" not in value:
         return printable(value.decode())
     shown: list[str] = []
-    pending, charset = b"", ""  # a character may be split between two words of one charset
+    pending: list[tuple[bytes, bytes]] = []  # encoded in which way: words of one charset
+    charset = ""
     position = 0
     for found in _word.finditer(value):
         between = value[position : found.start()]
@@ -38,11 +42,12 @@ def decode_words(value: bytes, raw: str = "") -> str:
         name = found.group(1).partition(b"*")[0].decode("ascii").lower()
         if (between.strip(b" \t") or not charset) and between:
             shown.append(_text(pending, charset, raw) + between.decode())
-            pending = b""
+            pending = []
         elif name != charset:
             shown.append(_text(pending, charset, raw))
-            pending = b""
-        pending, charset = pending + _octets(found), name
+            pending = []
+        charset = name
+        pending.append((found[2].upper(), found[3]))
     shown.append(_text(pending, charset, raw) + value[position:].decode())
     return printable("".join(shown))
 
@@ -76,15 +81,19 @@ def _written(piece: bytes) -> str:
     return f"=?utf-8?B?{b2a_base64(piece, newline=False).decode('ascii')}?="
 
 
-def _octets(found: re.Match[bytes]) -> bytes:
-    encoded = found.group(3)
-    if found.group(2) in b"qQ":
+def _octets(encoding: bytes, encoded: bytes) -> bytes:
+    if encoding == b"Q":
         return a2b_qp(encoded, header=True)
     try:
-        return a2b_base64(encoded + b"=" * (-len(encoded) % 4))
+        return b"".join(a2b_base64(piece + b"==") for piece in encoded.split(b"="))
     except BinasciiError:
         return encoded
 
 
-def _text(octets: bytes, charset: str, raw: str) -> str:
+def _text(words: Sequence[tuple[bytes, bytes]], charset: str, raw: str) -> str:
+    """Return the text of words: a character, and what is encoded, may be cut between two."""
+    octets = b"".join(
+        _octets(encoding, b"".join(word for _, word in run))
+        for encoding, run in groupby(words, itemgetter(0))
+    )
     return decode_octets(octets, charset, fallback=raw)[0]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, product
 from urllib.parse import unquote_to_bytes
 
+from relay.mime.charsets import decode_octets
 from relay.mime.content_fields import ContentField, content_field
 from relay.mime.encoded_words import decode_words
 from relay.policy.folding import folded
@@ -19,36 +20,41 @@ NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _NAMES = ("name", "filename")
 # A field that all programs read alike, unless a parameter is there twice.
 _PLAIN = re.compile(
-    r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%]*+\"))"
+    r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%\0]*+\"))"
     r"|[\w-]++(?:\*[0-9])?\*=[\w.+/%'-]++)?)*+",
     re.ASCII,
 )
-_NAME = re.compile(r"(?:file)?name[\s\"'*0-9]{0,20}=", re.IGNORECASE)
+_NAME = re.compile(r"(?:file)?name[\s\"'0-9]{0,20}+(?:\*[^=;]{0,20}+)?=", re.IGNORECASE)
 _SECTION = re.compile(r"\*\s*([0-9]{1,4})")
 _QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.?)*+)', re.DOTALL)
 _ENDS = tuple(map(re.compile, (r"[;\r\n]", r'["\'(),;\s]', r'["(),;\s]', r'["(),;\s/:<>@?=\[\]]')))
 _COMMENT = re.compile(r"\([^()]*\)")
-_LANGUAGE = re.compile(r"[^']{0,60}'[^']{0,60}'")
-_NOT_TEXT = str.maketrans("", "", "\"'\\\r\n\t;<>")
+_NOT_TEXT = str.maketrans("", "", '"\\\r\n\t;<>')
+_CODED = re.compile(r"=\?|[%\0]")
+_ENCODINGS_MAX = 4  # of a name, inside each other
 _NESTED_MAX = 10  # comments inside each other
 _BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
 _PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
 _separators = re.compile(r"[/\\]")
 
 
-def names_in(value: bytes) -> list[str]:
-    """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised."""
+def names_in(value: bytes) -> tuple[list[str], bool]:
+    """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised;
+    and whether all programs read them alike.
+    """
     if b"name" not in value.lower() and b"=?" not in value:
-        return []
+        return [], True
     text = value.decode("utf-8", "surrogateescape")
     field = content_field(text)
-    found = list(map(normalised, _of(field)))
+    found = list(_of(field))
+    found += _decoded(filter(_CODED.search, found))
     keys = [key for key, _ in field.parameters]
-    sections = [int(one[1]) for key in keys if (one := _SECTION.search(key))]
+    sections = [_number(key) for key in keys if "*" in key]
     is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
     if not is_plain or not _PLAIN.fullmatch(text):
-        found += filter(None, map(normalised, _others(text)))
-    return list(dict.fromkeys(found))
+        is_plain = False
+        found += filter(None, _decoded(_others(text)))
+    return list(dict.fromkeys(map(normalised, found))), is_plain
 
 
 def boundaries_in(value: bytes) -> list[bytes]:
@@ -61,7 +67,7 @@ def boundaries_in(value: bytes) -> list[bytes]:
     if len(places) != 1 or not _PLAIN_BOUNDARY.match(text, places[0].end()):
         for one in (text, _without_comments(text)):
             found += content_field(one, has_comments=False).all("boundary")
-            found += _loose(one, _BOUNDARY)
+            found += _decoded(_loose(one, _BOUNDARY))
     stripped = (one.rstrip().encode("utf-8", "surrogateescape") for one in found)
     return list(dict.fromkeys(filter(None, stripped)))
 
@@ -70,10 +76,11 @@ def normalised(name: str) -> str:
     """Return a name as the receiving system uses it, folded for comparison.
 
     Only the last component of a path; no control or invisible characters, which could hide an
-    extension; no trailing dots or blanks, which Windows removes; NFKC (full-width forms as ASCII).
+    extension; no quotes around it, and no trailing dots or blanks, which Windows removes; NFKC
+    (full-width forms as ASCII).
     """
     shown = folded(name)
-    last = _separators.split(shown.rstrip(" ./\\"))[-1] or shown
+    last = _separators.split(shown.rstrip(" ./\\\"'"))[-1] or shown
     return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
@@ -109,17 +116,15 @@ def _loose(text: str, names: re.Pattern[str] = _NAME) -> Iterator[str]:
     pieces = [
         (_number(one[0]), text[one.end() : end]) for one, end in zip(places, ends, strict=False)
     ]
-    whole = [piece for _, piece in pieces]
-    inner = chain.from_iterable(piece.partition(";")[0].split("=")[1:] for piece in whole)
-    for piece in chain(whole, inner):
+    for piece in dict.fromkeys(piece for _, piece in pieces):
         yield from _values(piece.lstrip())
         yield from _values(piece.lstrip("\"' \t"))
         if "\\" in piece or piece.count('"') % 2:  # the next parameters may be in quotes
-            yield from _decoded(piece)
+            yield piece
     if all(number < 0 for number, _ in pieces):
         return
     for ordered, end in product((pieces, sorted(pieces, key=lambda one: one[0])), _ENDS):
-        yield from _decoded("".join(end.split(piece.strip(), 1)[0] for _, piece in ordered))
+        yield "".join(end.split(piece.strip(), 1)[0] for _, piece in ordered)
 
 
 def _number(name: str) -> int:
@@ -129,17 +134,33 @@ def _number(name: str) -> int:
 
 def _values(piece: str) -> Iterator[str]:
     for end in _ENDS:
-        yield from _decoded(end.split(piece, 1)[0])
+        yield end.split(piece, 1)[0]
     if quoted := _QUOTED.match(piece):
-        yield from _decoded(quoted[1])
+        yield quoted[1]
 
 
-def _decoded(text: str) -> Iterable[str]:
-    plain = text.translate(_NOT_TEXT).strip()
-    found = [plain]
-    if "=?" in text:
-        found.append(decode_words(plain.encode("utf-8", "surrogateescape")))
-    if "%" in text:
-        octets = _LANGUAGE.sub("", text, count=1).translate(_NOT_TEXT)
-        found.append(unquote_to_bytes(octets).decode("utf-8", "replace"))
-    return found
+def _decoded(texts: Iterable[str]) -> list[str]:
+    """Return the texts without quotes, and what is encoded in them, in any order and again."""
+    found: dict[str, None] = {}
+    for _ in range(_ENCODINGS_MAX):
+        new = [one for one in dict.fromkeys(map(_bare, texts)) if one not in found]
+        found |= dict.fromkeys(new)
+        octets = [one.encode("utf-8", "surrogateescape") for one in new if _CODED.search(one)]
+        texts = [
+            *(decode_words(one) for one in octets if b"=?" in one),
+            *(_unquoted(one) for one in octets if b"%" in one),
+            *(one.partition(b"\0")[0].decode("utf-8", "replace") for one in octets if b"\0" in one),
+        ]
+        if not texts:
+            break
+    return list(found)
+
+
+def _bare(text: str) -> str:
+    return text.translate(_NOT_TEXT).strip()
+
+
+def _unquoted(text: bytes) -> str:
+    *charset, octets = text.split(b"'", 2)
+    label = b"".join(charset[:1]).decode("latin-1")
+    return decode_octets(unquote_to_bytes(octets), label, fallback="")[0]

@@ -148,7 +148,7 @@ class _PartHeader(Struct, frozen=True):
     """What the header of a part says, in every reading of the message."""
 
     is_ambiguous: bool  # another reading may find other parts
-    has_several: bool  # it has a content field twice
+    has_several: bool  # it has a content field twice, or names that programs read in several ways
     size: int  # of the content fields, in octets
     disposition: str
     names: tuple[str, ...]
@@ -160,6 +160,7 @@ def _part_header(octets: bytes) -> _PartHeader:
     header = Header.parse(octets)
     after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
+    is_plain = True
     for field in _FIELDS:
         values = header.values(field)
         if values and (line := after.get(field.lower().encode())):  # a fold without a blank
@@ -169,7 +170,9 @@ def _part_header(octets: bytes) -> _PartHeader:
                 raise TooManyPartsError(
                     f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
                 )
-            names += names_in(value)
+            found, is_alike = names_in(value)
+            names += found
+            is_plain &= is_alike
     for value in header.values("Content-Location"):
         if b":" not in value:  # no URL, whose host may look like a file name
             names.append(normalised(value.decode("utf-8", "replace")))
@@ -177,7 +180,7 @@ def _part_header(octets: bytes) -> _PartHeader:
     sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
     return _PartHeader(
         is_ambiguous=len(types) > 1 or (bool(header.fields) and not header.fields[-1][0]),
-        has_several=len(dict(sizes)) < len(sizes),
+        has_several=len(dict(sizes)) < len(sizes) or not is_plain,
         size=sum([size for _, size in sizes]),
         disposition=_first_word(header.first("Content-Disposition") or b""),
         names=tuple(dict.fromkeys(names)),

@@ -128,6 +128,20 @@ attachment; filename=v.bat)
 attachment; filename=(v.bat
 attachment; filename= v.bat x
 attachment; filename='v.bat'
+attachment; filename*0*=utf-8''v%2; filename*1*=Ebat
+attachment; filename*0*=utf-8''v%; filename*1*=2Ebat
+attachment; filename="=?utf-8?Q?v=2?= =?utf-8?Q?Ebat?="
+attachment; filename="=?utf-8?B?di5iY?= =?utf-8?B?XQ=?="
+attachment; filename="=?utf-8?B?di4=?= =?utf-8?B?YmF0?="
+attachment; filename*=utf-8''%3D%3Futf-8%3FQ%3Fv%3D2Ebat%3F%3D
+attachment; filename*=utf-8''%3D%3Futf-8%3FB%3Fdi5iYXQ%3D%3F%3D
+attachment; filename*0*=utf-8''%3D%3Futf-8%3FQ%3Fv; filename*1*=%3D2Ebat%3F%3D
+attachment; filename*=utf-8''a.txt; filename*0=v.bat
+attachment; filename*0*=utf-8''a.txt; filename*=utf-8''v.bat
+attachment; filename="=?utf-8?Q?=22v.bat=22?="
+attachment; filename*=utf-8''%22v.bat%22
+attachment; filename*a=v.bat
+attachment; filename*-1=v.bat
 """.strip("\n").split("\n")
 OTHERS = [
     'attachment; filename="v.b\u200bat"',
@@ -141,6 +155,8 @@ OTHERS = [
     'attachment; filename="v.bat\r\n"',
     'attachment; filename="v.bat\x00"',
     'attachment; filename="v\x00.bat"',
+    'attachment; filename="v.bat\x00.txt"',
+    'attachment; filename="10% f\udcfcr v.bat"',
     "attachment;\r\n \r\n filename=v.bat",
     "attachment\r\n ;filename=v.bat",
     "attachment;\r filename=v.bat",
@@ -233,7 +249,7 @@ RULES = load_rules(shipped("policies"))
 
 
 def is_refused(inner: str) -> bool:
-    content = ("Subject: s\r\n" + mixed(inner)).encode()
+    content = ("Subject: s\r\n" + mixed(inner)).encode("utf-8", "surrogateescape")
     local = {"in.test"}
     mail = examined_message(
         "a@x.test", ["b@in.test"], content, source=Source.SMTP, local_domains=local
@@ -279,6 +295,9 @@ HOSTILE = {
     "an encoding in an encoding": deep(50),
     "names": part(*[f"{ATTACHED}; filename={'a ' * 4000}"] * 20),
     "names without semicolons": part(f"{ATTACHED}; {'name=(a ' * 1000}"),
+    "names in several ways": "\r\n--b\r\n".join(
+        [part("Content-Type: a/b; " + ("name=" + "%=?=" * 40) * 48)] * 480
+    ),
     "comments": part(f"{ATTACHED}; name={'(' * 1000}{')' * 1000}"),
     "uuencode without end": part("X: y", body="begin 644 a\r\n" + "M" * 2_000_000),
     "many uuencoded files": part("X: y", body="begin 644 a\r\n" * 100_000),
@@ -302,6 +321,7 @@ def test_hostile_parts_take_linear_time(kind):
         "an encoding in an encoding",
         "boundaries",
         "names",
+        "names in several ways",
         "encoded messages",
     )
     assert time.process_time() - started < 3
