@@ -214,6 +214,7 @@ class Explainer:
             client=question.ip,
             login="" if question.ip else sender.reverse_path,
             recipient_count=1,
+            is_own=self.table.is_local_domain,
         )
         rules = self.rules()
         if question.content is None:

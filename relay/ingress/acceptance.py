@@ -358,6 +358,7 @@ class Acceptance:
             # a client of a trusted network has no login, whatever sender it names
             login=self._account_of(arrival) if origin.pickup else origin.login,
             recipient_count=len(arrival.paths),
+            is_own=self.router.is_local_domain,
         )
 
     async def _evaluate(self, rules: RuleSet, message: ExaminedMessage) -> Verdict | DataReply:

@@ -5,6 +5,7 @@ RecipientVerdict for each examined recipient, in the same order; contents[0] is 
 The vocabulary is that of Exchange's mail flow rules.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -21,7 +22,7 @@ class ExaminedMessage(Struct, frozen=True):
     """The message that the rules examine. `content` has CRLF line ends.
 
     `sender_local`: the domain of the reverse-path is local and the session was trusted.
-    `recipients` are the addresses of valid recipients; `local` are those with a mailbox here.
+    `recipients` are the addresses of valid recipients; `local` are those of own domains.
     """
 
     reverse_path: str  # "" is the null reverse-path
@@ -35,6 +36,7 @@ class ExaminedMessage(Struct, frozen=True):
     recipient_count: int = (
         0  # that the client named, before aliases and the rejection of invalid ones
     )
+    is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
 
 
 class VerdictAction(StrEnum):

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 from relay.base.phrases import shown
 from relay.message.address import ascii_address, with_a_labels
-from relay.message.envelope import Source
+from relay.message.envelope import Source, domain_of
 from relay.mime import headers
 from relay.policy.content_conditions import (
     AttachmentCondition,
@@ -30,6 +30,7 @@ from relay.policy.content_conditions import (
     BodyCondition,
 )
 from relay.policy.globs import FieldGlobs, Globs, Groups, some_texts
+from relay.policy.groups import OWN_GROUP
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import Pattern
 from relay.policy.table_reader import check_parts, one_of, part, parts
@@ -62,20 +63,32 @@ class GlobCondition(BaseCondition, frozen=True):
 
 
 class AddressCondition(GlobCondition, frozen=True):
-    """What all conditions on one address have in common."""
+    """What all conditions on addresses have in common. `or_own`: those of own domains match too."""
+
+    or_own: bool = False
 
     @classmethod
     def parse(cls, value: Any, groups: Groups) -> Self:
         """Read globs and group:NAME. Raises ValueError."""
         texts = some_texts(value)
-        names = [each.removeprefix(_GROUP) for each in texts if each.startswith(_GROUP)]
+        named = {each.removeprefix(_GROUP) for each in texts if each.startswith(_GROUP)}
+        names = sorted(named - {OWN_GROUP})
         for name in names:
             if name not in groups:
-                known = ", ".join(sorted(groups)) or "none"
+                known = ", ".join(sorted({*groups, OWN_GROUP}))
                 raise ValueError(f"groups that there are ({known}), not {shown(name)}")
         plain = [each for each in texts if not each.startswith(_GROUP)]
         globs = Globs.of(map(_address_glob, plain))
-        return cls(reduce(or_, [groups[each] for each in names], globs))
+        return cls(reduce(or_, [groups[each] for each in names], globs), OWN_GROUP in named)
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return ((self.field, None if self.or_own else self.globs),)
+
+    def takes(self, view: MessageView, address: str) -> bool:
+        """Return whether an address matches."""
+        is_own = self.or_own and view.message.is_own(domain_of(address))
+        return is_own or self.globs.match(address)
 
 
 def _address_glob(text: str) -> str:
@@ -103,11 +116,26 @@ class SenderCondition(AddressCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return self.globs.match(view.sender)
+        return self.takes(view, view.sender)
 
     def value_in(self, view: MessageView) -> str:
         """Return the reverse-path."""
         return view.sender
+
+
+class HeaderFromCondition(AddressCondition, frozen=True):
+    """An address in From matches a glob or is in a group."""
+
+    field = "header_from"
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return any(self.takes(view, each) for each in view.authors)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the first address that matches, else the first one, "" for none."""
+        found = (each for each in view.authors if self.takes(view, each))
+        return next(found, next(iter(view.authors), ""))
 
 
 class RecipientAddressCondition(AddressCondition, frozen=True):
@@ -115,9 +143,9 @@ class RecipientAddressCondition(AddressCondition, frozen=True):
 
     field = "recipient"
 
-    def matches_recipient(self, _: MessageView, recipient: str) -> bool:
+    def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        return self.globs.match(ascii_address(recipient))
+        return self.takes(view, ascii_address(recipient))
 
     def value_for(self, _: MessageView, recipient: str) -> str:
         """Return the address."""
@@ -398,6 +426,7 @@ MessageCondition = (
     | ClientCondition
     | LoginCondition
     | SubjectCondition
+    | HeaderFromCondition
     | HeaderCondition
     | AttachmentNameCondition
     | AttachmentCondition
@@ -407,6 +436,7 @@ MessageCondition = (
 CONTENT_CONDITIONS = (
     SizeOverCondition,
     SubjectCondition,
+    HeaderFromCondition,
     HeaderCondition,
     AttachmentNameCondition,
     AttachmentCondition,
@@ -427,6 +457,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "sender": SenderCondition,
     "recipient": RecipientAddressCondition,
     "subject": SubjectCondition,
+    "header_from": HeaderFromCondition,
     "header": HeaderCondition,
     "attachment_name": AttachmentNameCondition,
     "attachment": AttachmentCondition,

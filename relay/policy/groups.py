@@ -1,7 +1,8 @@
 """Read the groups of a policy directory: lists of addresses for `sender` and `recipient`.
 
-groups/NAME.txt is the group NAME. Each line is an address or a domain, which stands for all its
-addresses; blank lines and those that begin with # are ignored.
+groups/NAME.txt is the group NAME; "own" is built in: the addresses of own domains. Each line is an
+address or a domain, which stands for all its addresses; blank lines and those that begin with # are
+ignored.
 """
 
 import re
@@ -13,6 +14,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.policy.globs import Globs, Groups
 from relay.settings.document import Fault, SettingsError, read_text
 
+OWN_GROUP = "own"
 GROUPS_MAX = 500
 GROUP_LINES_MAX = 10_000
 _DIRECTORY = "groups"
@@ -56,6 +58,10 @@ def read_groups(files: tuple[Path, ...], faults: list[Fault]) -> tuple[Groups, s
     for file in files:
         if not _name.fullmatch(file.stem):
             message = f"found the name {shown(file.name)}, expected a-z, 0-9, dot, - and _ in it"
+            faults.append(Fault(file, 0, "", message))
+            continue
+        if file.stem == OWN_GROUP:
+            message = "found the name of a built-in group, expected another one"
             faults.append(Fault(file, 0, "", message))
             continue
         groups[file.stem] = Globs()

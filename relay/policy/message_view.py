@@ -14,6 +14,7 @@ from relay.message.address import ascii_address, with_a_labels, with_u_labels
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
+from relay.mime.read_header import originators
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
@@ -84,6 +85,12 @@ class MessageView:
     def subject(self) -> str:
         """The decoded Subject."""
         return headers.decoded(self.content.header, "Subject")
+
+    @_Fact
+    def authors(self) -> tuple[str, ...]:
+        """The addresses in From."""
+        fields = [one for one in originators(self.content.header) if one.name == "From"]
+        return tuple([ascii_address(one.address) for field in fields for one in field.addresses])
 
     @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
@@ -177,6 +184,8 @@ class MessageView:
                 return (self.message.login or "<>",)
             case "recipient":
                 return tuple(map(ascii_address, self.message.recipients))
+            case "header_from":
+                return self.authors
             case "attachment":
                 return ("",) if may_have_attachments(self.content) else ()
             case _:

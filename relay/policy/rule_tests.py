@@ -79,6 +79,7 @@ def examined_message(
         client=client,
         login=login,
         recipient_count=len(recipients),
+        is_own=local_domains.__contains__,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.relay_config import DOMAIN, changed
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes, received
 
@@ -69,7 +69,9 @@ def domains(hosts: Hosts) -> dict[str, Any]:
 
 
 def made(remotes: Remotes, hosts: Hosts) -> RelayProcess:
-    relay = remotes.relay(config=domains(hosts), policies={"10-inbound.toml": INBOUND})
+    shipped = (ROOT / "policies/15-own-domains.toml").read_text()
+    rules = {"10-inbound.toml": INBOUND, "15-own-domains.toml": shipped}
+    relay = remotes.relay(config=domains(hosts), policies=rules)
     (relay.folder / "listed").write_text("# who there is\nann@listed.test\n")
     with (relay.folder / "accounts.toml").open("a") as file:
         file.write(ALIASES)
@@ -191,6 +193,29 @@ def test_catch_all_and_postmaster_are_those_of_the_domain(relay: RelayProcess) -
     until("bob has it", lambda: "to nobody" in relay.subjects("bob"))
     send(relay, "postmaster@acme.test", subject="to the postmaster")
     until("carol has it", lambda: "to the postmaster" in relay.subjects("carol"))
+
+
+@pytest.mark.parametrize(
+    ("sender", "author", "rules"),
+    [
+        (STRANGER, STRANGER, []),
+        ("", STRANGER, []),
+        ("who@gate.test", STRANGER, ["own reverse-path from outside"]),
+        (STRANGER, "The Boss <Who@Twin.test>", ["own author from outside"]),
+        (STRANGER, f"{STRANGER}, who@listed.test", ["own author from outside"]),
+        (STRANGER, "who@below.gate.test", []),
+    ],
+)
+def test_mail_from_outside_in_the_name_of_an_own_domain_is_shown(
+    relay: RelayProcess, sender: str, author: str, rules: list[str]
+) -> None:
+    subject = f"{sender}{author}".encode().hex()
+    content = f"From: {author}\r\nSubject: {subject}\r\n\r\ntext\r\n".encode()
+    with relay.smtp(source="127.0.0.2") as session:
+        session.sendmail(sender, [f"dave@{DOMAIN}"], content)
+    journey = until("its journey", lambda: of_subject(relay, subject))
+    [step] = [one for one in journey["steps"] if one["step"] == 5]
+    assert [one["rule"] for one in step["detail"].get("rules", [])] == rules
 
 
 def test_a_login_and_a_sender_of_the_twin_are_those_of_the_account(relay: RelayProcess) -> None:

@@ -56,6 +56,7 @@ CONDITION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "size_over": st.sampled_from([0, 200, 10_000]),
     "sender": _OF_ADDRESSES,
     "recipient": _OF_ADDRESSES,
+    "header_from": _OF_ADDRESSES,
     "subject": _GLOBS,
     "header": st.one_of(_TESTED_FIELD, st.lists(_TESTED_FIELD, min_size=1, max_size=2)),
     "recipients_over": st.sampled_from([0, 1, 3]),

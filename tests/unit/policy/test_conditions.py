@@ -166,14 +166,36 @@ def groups(tmp_path):
         ("['group:staff', 'group:vip', 'joe@*']", "joe@in.test", True),
         ("['group:staff', 'group:vip', 'joe@*']", "anyone@lab.test", True),
         ("['group:staff', 'group:vip', 'joe@*']", "x@y.test", False),
+        ("'group:own'", "anyone@IN.test", True),  # the local domain
+        ("'group:own'", "anyone@sub.in.test", False),
+        ("['group:own', 'x@*']", "x@y.test", True),
+        ("['group:own', 'group:staff']", "anyone@lab.test", True),
+        ("['group:own', 'group:staff']", "x@y.test", False),
     ],
 )
-@pytest.mark.parametrize("key", ["sender", "recipient"])
+@pytest.mark.parametrize("key", ["sender", "recipient", "header_from"])
 def test_groups(evaluate, key, globs, address, matching):
     asked = {"sender": address} if key == "sender" else {"to": [address]}
+    if key == "header_from":
+        asked = {"content": mail(f"From: Somebody <{address}>", "Sender: ann@in.test")}
     assert matches(evaluate(rule(TAG, when=f"{{ {key} = {globs} }}"), **asked)) is matching
     exempt = evaluate(rule(TAG, name="u", unless=f"{{ {key} = {globs} }}"), **asked)
     assert matches(exempt) is not matching
+
+
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        (["From: a@b.test, Ann <Ann@in.test>"], "Ann@in.test"),
+        (["From: a@b.test", "From: c@in.test"], "c@in.test"),
+        (["From: =?utf-8?Q?ann=40in.test?= <a@b.test>"], None),
+        (["From: group: a@in.test;"], "a@in.test"),
+        (["Subject: x"], None),
+    ],
+)
+def test_each_address_in_from_counts(evaluate, fields, value):
+    hits = evaluate(rule(TAG, when="{ header_from = 'group:own' }"), content=mail(*fields)).hits
+    assert [each.because[0].value for each in hits] == ([value] if value else [])
 
 
 def test_only_a_pattern_takes_a_thread_and_only_where_its_field_is(rules_of):

@@ -79,7 +79,7 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (rule(REJECT, when="{ header = { name = 'X', over = '5' } }"), 4, 'rule "r": when.header.over', 'found "5", expected a number such as'),
         (rule(REJECT, when="{ header = { name = 'X', over = nan } }"), 4, 'rule "r": when.header.over', "found nan, expected a number such as"),
         (rule(REJECT, when="{ header = { name = 'X', over = true } }"), 4, 'rule "r": when.header.over', "found true, expected a number such as"),
-        (rule(REJECT, when="{ sender = 'group:staff' }"), 4, 'rule "r": when.sender', 'found "group:staff", expected groups that there are (none), not "staff"'),
+        (rule(REJECT, when="{ sender = 'group:staff' }"), 4, 'rule "r": when.sender', 'found "group:staff", expected groups that there are (own), not "staff"'),
         (rule(REJECT, unless="{ recipient = ['*@x', 'group:../x'] }"), 4, 'rule "r": unless.recipient', 'not "../x"'),
         (rule(REJECT, when="{ recipients_over = -1 }"), 4, 'rule "r": when.recipients_over', "a number of recipients"),
         (rule(REJECT, when="{ recipients_over = '50' }"), 4, 'rule "r": when.recipients_over', "a number of recipients"),
@@ -258,6 +258,13 @@ def test_a_fault_in_a_group_names_its_file_and_line(rules_of, groups, text, line
     assert message in fault.message
 
 
+def test_no_file_has_the_name_of_the_group_of_own_domains(rules_of, groups):
+    groups(own="a@b.test")
+    fault = fault_of(rules_of, rule(REJECT))
+    assert fault.file.name == "own.txt"
+    assert fault.message == "found the name of a built-in group, expected another one"
+
+
 def test_all_faults_of_groups_and_rules_are_reported_together(rules_of, groups, tmp_path):
     groups(staff="nobody@\n@in.test\n", guests="a@b.test\n")
     (tmp_path / "groups" / "my team.txt").write_text("a@b.test")
@@ -270,7 +277,7 @@ def test_all_faults_of_groups_and_rules_are_reported_together(rules_of, groups, 
         '/groups/staff.txt:2: found "@in.test", expected an address or a domain',
         (
             '/00-rules.toml:4: rule "r": when.sender: found "group:team", '
-            'expected groups that there are (guests, staff), not "team"'
+            'expected groups that there are (guests, own, staff), not "team"'
         ),
     }
 
