@@ -53,6 +53,7 @@ from relay.settings.validation import (
     is_loopback,
     next_hops_by_name,
 )
+from relay.settings.values import is_ip
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
 from relay.smtp.tls import certificate_matches, certificate_names
@@ -240,9 +241,17 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
 
 
 def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a warning for each route that gets no mail, sends a password to an unverified host, or
-    has a source address that this machine lacks.
+    """Yield a warning for each route that gets no mail, leads back here, sends a password to an
+    unverified host, or has a source address that this machine lacks; and for mail that is not
+    retried.
     """
+    delivery = settings.delivery
+    if delivery.expire_after < delivery.retry[0]:
+        text = (
+            f"found {delivery.expire_after:g} s, expected more than the first wait of "
+            f"delivery.retry, {delivery.retry[0]:g} s: no mail is retried before it expires"
+        )
+        yield _warning("delivery", place.fault(("delivery", "expire_after"), text))
     for number, earlier in hidden_routes(settings.route):
         text = f"found a route that gets no mail: {dotted(('route', earlier))} takes all of it"
         yield _warning("routes", place.fault(("route", number, "domain"), text))
@@ -252,6 +261,11 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             fault = place.fault(("route", number, "source_address"), text)
             yield CheckFinding("routes", CheckResult.FAILED, str(fault))
         host = host_of(route)
+        if host and (own := _listener_at(host, settings)):
+            text = (
+                f'found "{route.next_hop}", the address of {dotted(own.key)}: mail comes back here'
+            )
+            yield _warning("routes", place.fault(("route", number, "next_hop"), text))
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not is_loopback(host):
             text = (
@@ -259,6 +273,18 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
                 "gets the password, whatever its certificate"
             )
             yield _warning("routes", place.fault(("route", number, "tls"), text))
+
+
+def _listener_at(host: Address, settings: Settings) -> CheckedListener | None:
+    """Return the SMTP listener at the address of a next hop, if it is one of ours."""
+    name = "127.0.0.1" if host.host == "localhost" else host.host
+    is_here = name == settings.hostname or (is_ip(name) and has_address(name))
+    for one in smtp_listeners(settings):
+        if one.address.port == host.port and (
+            name == one.address.host or (is_here and one.address.host in WILDCARDS)
+        ):
+            return one
+    return None
 
 
 def _permissions(

@@ -53,6 +53,7 @@ class Form(StrEnum):
     SELECTOR = "selector"
     DATE = "date"  # an ISO date, or ""
     SRS_KEY = "secret"
+    NAME_SERVER = "name server"  # an Address; the port is 53 unless it is given
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
     UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
@@ -232,9 +233,9 @@ class PressureSettings:
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
-    """Name servers as "HOST:PORT"; by default the system's."""
+    """Name servers as "IP" or "IP:PORT"; by default the system's."""
 
-    nameservers: tuple[Address, ...] = ()
+    nameservers: tuple[Annotated[Address, Form.NAME_SERVER], ...] = ()
     timeout: PositiveSeconds = 10.0
 
 

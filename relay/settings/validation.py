@@ -19,7 +19,6 @@ from relay.settings.tree import (
     CertificateFiles,
     DeliverySettings,
     DkimKey,
-    DnsSettings,
     HttpSettings,
     MailboxSettings,
     ObserveSettings,
@@ -56,8 +55,6 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _certificate(path, made)
             case HttpSettings():
                 yield from _anonymous(path, made)
-            case DnsSettings():
-                yield from _name_servers(path, made)
             case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
             case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
@@ -173,12 +170,6 @@ def _is_directory(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # such as a name that is too long
         return False
-
-
-def _name_servers(path: KeyPath, dns: DnsSettings) -> Found:
-    for number, server in enumerate(dns.nameservers):
-        if not (is_ip(server.host) and server.port):
-            yield (*path, "nameservers", number), "the IP address and port of a name server"
 
 
 def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:

@@ -55,6 +55,7 @@ NEXT_HOP_EXPECTED = (
 )
 _LMTP_SOCKET = "lmtp:unix:"
 _SMTP_PORT = 25
+_DNS_PORT = 53
 
 
 def parse_duration(text: str) -> float:
@@ -123,6 +124,15 @@ def parse_recipients(text: str, base: Path) -> str:
     if text not in _RECIPIENTS:
         raise ValueError(f'{", ".join(_RECIPIENTS)} or "{FILE}PATH"')
     return text
+
+
+def parse_name_server(text: str) -> Address:
+    """Return the address of a name server."""
+    with contextlib.suppress(ValueError):
+        address = Address(parse_ip(text), _DNS_PORT) if is_ip(text) else parse_address(text, Path())
+        if is_ip(address.host) and address.port:
+            return address
+    raise ValueError("the IP address of a name server, with its port unless that is 53")
 
 
 def is_ip(text: str) -> bool:
@@ -327,6 +337,7 @@ PARSERS = {
     Form.MAILBOX: parse_mailbox,
     Form.NETWORK: parse_network,
     Form.IP: parse_ip,
+    Form.NAME_SERVER: parse_name_server,
     Form.NEXT_HOP: parse_next_hop,
     Form.RATE: parse_rate,
     Form.ROUTE_NAME: parse_route_name,

@@ -250,6 +250,40 @@ def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):
     )
 
 
+@pytest.mark.parametrize(
+    ("listen", "next_hop", "is_own"),
+    [
+        ("127.0.0.1:2525", "smtp://127.0.0.1:2525", True),
+        ("127.0.0.1:2525", "smtp://localhost:2525", True),
+        ("0.0.0.0:2525", "smtp://127.0.0.1:2525", True),
+        ("0.0.0.0:2525", "smtp://relay.example.test:2525", True),
+        ("0.0.0.0:2525", "smtp://192.0.2.1:2525", False),
+        ("0.0.0.0:2525", "smtp://other.test:2525", False),
+        ("127.0.0.1:2525", "smtp://127.0.0.1:2526", False),
+        ("127.0.0.1:2525", "smtp://127.0.0.2:2525", False),
+    ],
+)
+def test_a_route_to_an_own_listener_causes_a_warning(files, listen, next_hop, is_own):
+    config = CONFIG + f'[[smtp]]\nlisten = "{listen}"\n' + route("a.test", next_hop=next_hop)
+    warnings = dict(of(files(relay=config), CheckResult.WARNING))
+    assert (
+        f'route[0].next_hop: found "{next_hop}", the address of smtp[0].listen: mail comes back here'
+        in warnings.get("routes", "")
+    ) is is_own
+    assert ("routes" in warnings) is is_own
+
+
+def test_mail_that_expires_before_its_first_retry_causes_a_warning(files):
+    def delivery(retry: str) -> list[tuple[str, str]]:
+        config = CONFIG + f'[delivery]\nexpire_after = "5m"\nretry = ["{retry}"]\n'
+        return of(files(relay=config), CheckResult.WARNING)
+
+    assert delivery("5m") == []
+    ((what, text),) = delivery("6m")
+    assert what == "delivery"
+    assert "delivery.expire_after: found 300 s, expected more than the first wait" in text
+
+
 def test_a_source_address_that_this_machine_lacks_is_reported(files):
     config = CONFIG + route("a.test", source_address="127.0.0.1")
     assert "routes" not in dict(of(files(relay=config), CheckResult.FAILED))

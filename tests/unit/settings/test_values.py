@@ -92,6 +92,25 @@ def test_address(text, address):
 
 
 @pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("192.0.2.53", Address("192.0.2.53", 53)),
+        ("192.0.2.53:5300", Address("192.0.2.53", 5300)),
+        ("2001:db8::53", Address("2001:db8::53", 53)),
+        ("[2001:db8::53]:5300", Address("2001:db8::53", 5300)),
+    ],
+)
+def test_a_name_server_without_a_port_has_port_53(text, address):
+    assert values.parse_name_server(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "dns.test", "dns.test:53", "1.2.3.4:0", "unix:x", "[::1]"])
+def test_no_name_server(text):
+    with pytest.raises(ValueError, match="the IP address of a name server"):
+        values.parse_name_server(text)
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "25", ":25", "h:", "h:65536", "h:-1", "h:²", "::1:25", "[h]:25", "a b:1", "unix:",
      "unix:a\0b", "unix:/" + "x" * 200, "h:25:25", "1.2.3:25", "http://h:25"],
