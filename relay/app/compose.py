@@ -6,6 +6,7 @@ the installation is not complete.
 """
 
 from contextlib import ExitStack
+from functools import partial
 
 from relay.app.daemon import Daemon
 from relay.app.explain import explainer_of
@@ -14,7 +15,7 @@ from relay.app.front_door import build_front_door, build_http_servers, build_pag
 from relay.app.pressure_monitor import PressureMonitor, bounds_of
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
-from relay.app.transport import build_transport
+from relay.app.transport import build_transport, use_settings
 from relay.base.clock import Clock, SystemClock
 from relay.base.pressure import PressureLevel
 from relay.pickup.dispatch import Pickup
@@ -33,8 +34,13 @@ def compose(
         undo.callback(lock.give_back)
         base = open_foundation(settings, sources, clock=clock or SystemClock(), undo=undo)
         transport = build_transport(base)
-        explainer = explainer_of(base, transport)
-        front_door = build_front_door(base, transport.resolver, explainer.explain)
+        front_door = build_front_door(
+            base,
+            transport.resolver,
+            lambda question: explainer_of(base, transport).explain(question),
+        )
+        if base.reloader is not None:
+            base.reloader.apply = partial(use_settings, base, transport)
         site = build_pages(base, front_door)
         daemon = Daemon(
             base=base,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Role
 from relay.accounts.directory import AccountTables, FileAccounts, load_accounts
@@ -38,8 +39,8 @@ _log = get_logger("app")
 
 
 class Configuration(Struct, frozen=True):
-    """Settings, accounts, rules, texts of reports and signing keys, read together. `routes` are
-    those of the file, of which a reload uses only the passwords.
+    """Settings, accounts, rules, texts of reports, signing keys and routes, read together; and the
+    certificates that replace others with them.
     """
 
     settings: Settings
@@ -48,6 +49,8 @@ class Configuration(Struct, frozen=True):
     texts: ReportTexts
     keys: KeyRing
     routes: RouteTable
+    places: Mapping[str, "RoutePlace"]  # of the routes, by name
+    new_pairs: Sequence[tuple[ServerCertificate, CheckedPair]] = ()
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -71,23 +74,17 @@ class ActiveConfiguration:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         settings = load(file, environ, role=role)
-        self._now = self._with_files(settings, routes=settings)
+        self._now = self._with_files(settings)
         self.accounts = FileAccounts(
             self._now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
         )
         self._agreed: tuple[Configuration, Mapping[str, str]] | None = None
         self.certificates = server_certificates(settings)
-        self.route_places = route_places(file, settings)
 
     @property
     def settings(self) -> Settings:
         """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
-
-    @property
-    def routes(self) -> RouteTable:
-        """The routes as the last load has read them."""
-        return self._now.routes
 
     def rules(self) -> RuleSet:
         """The active rules."""
@@ -101,6 +98,10 @@ class ActiveConfiguration:
         """The active keys that sign mail."""
         return self._now.keys
 
+    def route_places(self) -> Mapping[str, "RoutePlace"]:
+        """Where the active routes are written."""
+        return self._now.places
+
     def agreed(self) -> Mapping[str, str]:
         """Return a digest of each part that must be equal on all nodes of a spool."""
         if self._agreed is None or self._agreed[0] is not self._now:
@@ -111,24 +112,25 @@ class ActiveConfiguration:
             self._agreed = now, parts
         return self._agreed[1]
 
-    def reload(self, on_restart_key: Callable[[ChangedKey], None]) -> int:
-        """Load again, and replace what is reloadable. Blocks.
-
-        Return the number of listeners that have a new certificate.
+    def read(self, on_restart_key: Callable[[ChangedKey], None]) -> Configuration:
+        """Load again, and return what use() is to replace. Blocks; nothing is replaced yet.
 
         `on_restart_key` is called with each changed key that needs a restart, even if a later file
-        has a fault. Raises SettingsError; then nothing has changed.
+        has a fault. Raises SettingsError.
         """
         read = load(self._file, self._environ, role=self._role)
         settings, changes = apply_reloadable(self._now.settings, read)
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
-        self._now = self._with_files(settings, routes=read)
-        self.accounts.use(self._now.accounts, dovecot_auth=settings.mailboxes.dovecot_auth)
-        for certificate, pair in pairs:
+        return replace(self._with_files(settings), new_pairs=pairs)
+
+    def use(self, read: Configuration) -> None:
+        """Have this configuration from now on."""
+        self._now = read
+        self.accounts.use(read.accounts, dovecot_auth=read.settings.mailboxes.dovecot_auth)
+        for certificate, pair in read.new_pairs:
             certificate.use(pair)
-        return len(pairs)
 
     def _new_pairs(self, settings: Settings) -> list[tuple[ServerCertificate, CheckedPair]]:
         """Return the certificates whose files were replaced, and what they are to use."""
@@ -151,11 +153,8 @@ class ActiveConfiguration:
                 found.append((certificate, pair))
         return found
 
-    def _with_files(self, settings: Settings, *, routes: Settings) -> Configuration:
-        """Load the files that `settings` name, and check the routes of `routes`.
-
-        Rules name the routes of `settings`, which are those in force.
-        """
+    def _with_files(self, settings: Settings) -> Configuration:
+        """Load the files that `settings` name."""
         boxes = settings.mailboxes
         rules = load_rules(
             settings.policy.directory,
@@ -174,10 +173,11 @@ class ActiveConfiguration:
         if fault := anonymous_fault(anonymous, accounts):
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
         try:
-            table = route_table(routes, accounts)
+            table = route_table(settings, accounts)
         except ValueError as error:
             raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
-        return Configuration(settings, accounts.tables, rules, texts, keys, table)
+        places = route_places(self._file, settings)
+        return Configuration(settings, accounts.tables, rules, texts, keys, table, places)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

@@ -7,7 +7,6 @@ a configuration. docs/names.md describes the document.
 """
 
 import asyncio
-import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +63,6 @@ from relay.settings.validation import is_trusted, next_hops_by_name
 
 _GOES_ON = ("local", "remote", "captured", "held")  # states in which mail is delivered or queued
 _NO_PLACE = RoutePlace("", 0)
-_RNG = random.Random()  # noqa: S311 - spreads load, not for security
 
 
 class _UnknownRoom:
@@ -402,11 +400,11 @@ def _failure(outcome: Deferred | Failed | None, at: str) -> dict[str, str] | Non
 
 def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
-    forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings, _RNG)
+    forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
     return Explainer(
         forwarding=forwarding, rules=base.sources.rules, resolver=transport.resolver,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
-        places=base.sources.route_places,
+        places=base.sources.route_places(),
         checks=RecipientChecks(forwarding, base.store, transport.verifier.rejection),
         trusts=partial(is_trusted, base.settings.smtp),
         state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
@@ -433,14 +431,14 @@ def explainer_of_files(
         forwarding = Forwarder(
             accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from
         )
-        schedule = retry_schedule(settings, _RNG)
+        schedule = retry_schedule(settings)
         rules = load_rules(
             settings.policy.directory,
             local_domains=settings.own_domains,
             routes=next_hops_by_name(settings.route),
             config=file,
         )
-        resolver = resolver_of(settings, clock, _RNG)
+        resolver = resolver_of(settings, clock)
         explainer = Explainer(
             forwarding=forwarding, rules=lambda: rules, resolver=resolver,
             schedule=schedule, options=site_options(settings, schedule), clock=clock,

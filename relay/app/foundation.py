@@ -5,7 +5,7 @@ open_foundation() opens the mail root and the spool, and starts nothing.
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ class RelayDependencies:
     rules: Callable[[], RuleSet]  # gives those in force
     texts: Callable[[], ReportTexts] = ReportTexts  # of reports, those in force
     keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
-    route_places: Mapping[str, RoutePlace] = field(default_factory=dict)  # by name
+    route_places: Callable[[], Mapping[str, RoutePlace]] = dict  # by name
     crash_at: str = ""  # for crash tests: the point at which the process kills itself
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
     # loopback, except to `release_to`
@@ -116,7 +116,7 @@ class RelayDependencies:
 class Foundation:
     """What the builders of front door, transport and pages share."""
 
-    settings: Settings  # relay.toml
+    given: Settings  # relay.toml at the start
     sources: RelayDependencies  # what the caller of compose() gives
     certificates: ListenerCertificates  # replaced by a reload
     clock: Clock  # that of all rooms; that of a development relay can be advanced
@@ -139,6 +139,12 @@ class Foundation:
     journeys: Journeys  # all seven steps
     feed: EventFeed  # the events of all journeys
     refusals: RefusalStore  # what SMTP sessions refused
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force: those of the start, with what reloads have applied."""
+        active = self.sources.active
+        return active.settings if active is not None else self.given
 
     @property
     def holds_root(self) -> bool:
@@ -233,7 +239,7 @@ def open_foundation(
     active = sources.active
     reloader = Reloader(active, table, clock=clock, metrics=metrics) if active else None
     return Foundation(
-        settings=settings, sources=sources, reloader=reloader, certificates=certificates,
+        given=settings, sources=sources, reloader=reloader, certificates=certificates,
         clock=clock, ids=ids, crash=crash, metrics=metrics,
         history=MetricsHistory(metrics, clock), changes=changes, pressure=pressure, pauses=pauses,
         readiness=Readiness(), table=table, srs=srs_of(settings), root=root,

@@ -11,13 +11,14 @@ from dataclasses import asdict
 
 from msgspec import Struct
 
-from relay.app.configuration import ActiveConfiguration
+from relay.app.configuration import ActiveConfiguration, Configuration
 from relay.base.clock import Clock, rfc3339
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.routing.route_table import RouteTable
+from relay.routing.route_table import RouteChanges, RouteTable
 from relay.settings.document import SettingsError
 from relay.settings.reloadable_keys import ChangedKey
+from relay.settings.tree import Settings
 
 _log = get_logger("app")
 _FAULTS_SHOWN = 20
@@ -42,12 +43,14 @@ class Reloader:
     def __init__(
         self, active: ActiveConfiguration, table: RouteTable, *, clock: Clock, metrics: Metrics
     ) -> None:
-        """`table` gets new passwords."""
+        """`table` becomes the table that a reload has read."""
         self._active, self._table = active, table
         self._clock, self._metrics = clock, metrics
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
         self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
+        # lets the rooms use the settings, which were others before
+        self.apply: Callable[[Settings, RouteChanges], None] = lambda *_: None
 
     def request(self) -> "asyncio.Task[ReloadResult]":
         """Return a reload that begins after this call, and after the running one."""
@@ -85,7 +88,9 @@ class Reloader:
             _log.warning("a key of relay.toml has changed: a restart is needed", **asdict(key))
 
         try:
-            renewed = await asyncio.to_thread(self._active.reload, note)
+            read = await asyncio.to_thread(self._active.read, note)
+            self._use(read)
+            renewed = len(read.new_pairs)
         except SettingsError as error:
             faults = tuple(map(str, error.faults))
             for fault in faults[:_FAULTS_SHOWN]:
@@ -96,7 +101,17 @@ class Reloader:
             _log.exception("not reloaded: the previous configuration stays active")
         rules = len(self._active.rules().rules)
         if not faults:
-            self._table.use_passwords_of(self._active.routes)
             self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
         return ReloadResult(faults, tuple(changed), rules, renewed)
+
+    def _use(self, read: Configuration) -> None:
+        """Replace all that was read. Nothing is awaited: no message meets a part of it."""
+        before = self._active.settings
+        self._active.use(read)
+        routes = self._table.use(read.routes)
+        self.apply(before, routes)
+        kinds = {"added": routes.added, "changed": routes.changed, "removed": routes.removed}
+        if any(kinds.values()):
+            names = {kind: ", ".join(names) for kind, names in kinds.items() if names}
+            _log.info("routes have changed", **names)

@@ -15,6 +15,7 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
+from relay.delivery.dependencies import Connect
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.retry import DeferralCause, RetrySchedule
@@ -33,12 +34,14 @@ from relay.reports.bounces import Copies, Reporter, SenderRate
 from relay.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
+from relay.routing.route_table import RouteChanges
 from relay.settings.tree import Settings, SmtpListener
 from relay.sign_in.token_login import TokenLogin
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim, NewMessage, PriorityLevel
 
+_RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _DOWN_S_MAX = 30.0
 _PICKUP_SESSIONS_MAX = 64
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
@@ -52,6 +55,7 @@ class Transport:
     scheduler: DeliveryScheduler  # step 6
     verifier: RecipientVerifier  # asks next hops at RCPT
     acceptance: Acceptance  # step 5
+    reporter: Reporter  # step 7
     smtp_servers: list[SmtpServer]  # one for each [[smtp]]
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
@@ -61,7 +65,6 @@ class Transport:
 def build_transport(base: Foundation) -> Transport:
     """Return the transport, not started."""
     settings, sources = base.settings, base.sources
-    rng = random.Random()  # noqa: S311 - spreads load, not for security
     reporter = Reporter(
         hostname=settings.hostname, clock=base.clock, ids=base.ids,
         destination_of=base.table.destination_of,
@@ -70,8 +73,8 @@ def build_transport(base: Foundation) -> Transport:
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
         expand=base.table.expand, signer=base.signer,
     )  # fmt: skip
-    resolver = _resolver(base, rng)
-    scheduler = _scheduler(base, reporter, resolver, rng=rng)
+    resolver = _resolver(base)
+    scheduler = _scheduler(base, reporter, resolver)
     reporter.copies = _copies(base, scheduler)
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
@@ -84,7 +87,7 @@ def build_transport(base: Foundation) -> Transport:
     ingress = _ingress(base, acceptance, verifier)
     pickup = Pickup(
         _submission_processor(base, reporter), socket=settings.pickup_socket,
-        hostname=settings.hostname, rng=rng,
+        hostname=settings.hostname, rng=_RNG,
     )  # fmt: skip
     receipts = ReceiptSender(
         spool=base.spool, reporter=reporter, accounts=sources.accounts,
@@ -97,6 +100,7 @@ def build_transport(base: Foundation) -> Transport:
         scheduler=scheduler,
         verifier=verifier,
         acceptance=acceptance,
+        reporter=reporter,
         smtp_servers=[
             SmtpServer(
                 listener,
@@ -117,11 +121,47 @@ def build_transport(base: Foundation) -> Transport:
     )
 
 
+def use_settings(
+    base: Foundation, transport: Transport, before: Settings, routes: RouteChanges
+) -> None:
+    """Let the transport use the settings in force, which were `before` until now, and the table,
+    which differs by `routes`. Mail that waits is routed again, as at a start.
+    """
+    settings, delivery = base.settings, base.settings.delivery
+    acceptance, reporter, scheduler = transport.acceptance, transport.reporter, transport.scheduler
+    acceptance.expire_after_s = reporter.expire_after_s = delivery.expire_after
+    acceptance.delay_warning_after_s = delivery.delay_warning_after
+    acceptance.held_max = settings.policy.held_max
+    acceptance.use(
+        base.srs.at(settings.mailboxes.srs_domain),
+        forward_own_from=settings.mailboxes.forward_own_from,
+    )
+    if settings.reports != before.reports:
+        reporter.rate = _sender_rate(base)
+        reporter.copies = _copies(base, scheduler)
+    for server, listener in zip(transport.smtp_servers, settings.smtp, strict=True):
+        server.use(listener)
+    if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
+        assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
+        transport.resolver.use(
+            settings.dns.nameservers, timeout_s=settings.dns.timeout, port=delivery.port
+        )
+    is_other = delivery != before.delivery
+    if is_other:
+        scheduler.recorder.schedule = retry_schedule(settings)
+        scheduler.slots.limit_to(delivery.max_connections)
+    scheduler.use(
+        site_options(settings, scheduler.recorder.schedule),
+        _connect(base),
+        is_over=lambda options: is_other or options in routes.ended,
+    )
+
+
 def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
     settings, ready = base.settings, base.store.ready
     return SubmissionProcessor(
         ready=ready, reports=reporter,
-        postmaster=base.table.mailbox_for("postmaster") or DEAD_LETTER,
+        postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
         conversion=ConversionPool(
             convert, hostname=settings.hostname, clock=base.clock,
             in_threads=base.sources.converts_in_threads,
@@ -168,20 +208,19 @@ def _language_of(accounts: AccountDirectory, address: str) -> str:
     return account.language if account is not None else ""
 
 
-def _resolver(base: Foundation, rng: random.Random) -> Resolver | LoopbackResolver:
-    resolver, release_to = resolver_of(base.settings, base.clock, rng), base.sources.release_to
+def _resolver(base: Foundation) -> Resolver | LoopbackResolver:
+    resolver, release_to = resolver_of(base.settings, base.clock), base.sources.release_to
     if base.sources.is_simulated is None:
         return resolver
     elsewhere = None
     if release_to is not None:
-        elsewhere = resolver_of(base.settings, base.clock, rng, nameservers=())
+        elsewhere = resolver_of(base.settings, base.clock, nameservers=())
     return LoopbackResolver(resolver, release_to=release_to, elsewhere=elsewhere)
 
 
 def resolver_of(
     settings: Settings,
     clock: Clock,
-    rng: random.Random,
     *,
     nameservers: Sequence[Address] | None = None,
 ) -> Resolver:
@@ -190,19 +229,19 @@ def resolver_of(
     """
     return Resolver(
         settings.dns.nameservers if nameservers is None else nameservers,
-        timeout_s=settings.dns.timeout, clock=clock, rng=rng, hostname=settings.hostname,
+        timeout_s=settings.dns.timeout, clock=clock, rng=_RNG, hostname=settings.hostname,
         own_addresses=[listener.listen for listener in settings.smtp],
         port=settings.delivery.port,
     )  # fmt: skip
 
 
-def retry_schedule(settings: Settings, rng: random.Random) -> RetrySchedule:
+def retry_schedule(settings: Settings) -> RetrySchedule:
     """Return when recipients are retried."""
     delivery = settings.delivery
     by_class = {
         name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
     }
-    return RetrySchedule(delivery.retry, rng.random, by_class)
+    return RetrySchedule(delivery.retry, _RNG.random, by_class)
 
 
 def site_options(settings: Settings, schedule: RetrySchedule) -> SiteOptions:
@@ -220,20 +259,13 @@ def _scheduler(
     base: Foundation,
     reporter: Reporter,
     resolver: Resolver | LoopbackResolver,
-    *,
-    rng: random.Random,
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
-    schedule = retry_schedule(base.settings, rng)
+    schedule = retry_schedule(base.settings)
     options = site_options(base.settings, schedule)
     contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
     recorder = AttemptRecorder(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
-    )
-    timeouts = Timeouts(
-        connect_s=delivery.connect_timeout,
-        command_s=delivery.command_timeout,
-        data_s=min(delivery.command_timeout, Timeouts().data_s),
     )
     return DeliveryScheduler(
         base.spool, recorder, contents,
@@ -241,12 +273,22 @@ def _scheduler(
         resolver=resolver, table=base.table, options=options, clock=base.clock,
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),
-        connect=partial(
-            connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
-        ),
+        connect=_connect(base),
         queue_admin=base.spool.queue_admin,
         on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip
+
+
+def _connect(base: Foundation) -> Connect:
+    delivery = base.settings.delivery
+    timeouts = Timeouts(
+        connect_s=delivery.connect_timeout,
+        command_s=delivery.command_timeout,
+        data_s=min(delivery.command_timeout, Timeouts().data_s),
+    )
+    return partial(
+        connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
+    )
 
 
 def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:

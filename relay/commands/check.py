@@ -5,7 +5,6 @@ Checks read only and start nothing. Each result names what was checked; no check
 
 import asyncio
 import os
-import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -519,7 +518,7 @@ async def _passed_on(
     """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
     this host itself.
     """
-    resolver = resolver_of(settings, clock, random.Random(0))  # noqa: S311 -- one answer counts
+    resolver = resolver_of(settings, clock)
     for number, one in enumerate(settings.domain):
         is_routed = any(domain_matches(route.domain, one.name) for route in settings.route
                         if route.domain != "*")  # fmt: skip

@@ -57,10 +57,6 @@ class ConnectionSlots:
 
     def __init__(self, limit: int, gauge: Gauge) -> None:
         """`gauge` has the label `state`; it shows the connections as "outgoing"."""
-        self._limit = limit
-        self._probes_max = max(1, limit // 2)
-        self._unreachable_max = max(1, limit // 4)
-        self._reserve = self._probes_max // _RESERVED_PART
         self._held = dict.fromkeys(SiteStatus, 0)
         self._probes_of: Counter[int] = Counter()  # by sender
         self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
@@ -70,6 +66,15 @@ class ConnectionSlots:
         self._waiting_more: dict[SlotHolder, deque[Slot]] = {}  # its other waits
         self._holders: Counter[SlotHolder] = Counter()  # how many slots each has
         self._gauge = gauge.labels(state="outgoing")
+        self.limit_to(limit)
+
+    def limit_to(self, limit: int) -> None:
+        """Use another limit; connections beyond it end when their sites need them no more."""
+        self._limit = limit
+        self._probes_max = max(1, limit // 2)
+        self._unreachable_max = max(1, limit // 4)
+        self._reserve = self._probes_max // _RESERVED_PART
+        self._pass_on()
 
     @asynccontextmanager
     async def hold(

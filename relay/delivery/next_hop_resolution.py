@@ -237,6 +237,7 @@ class Sites:
 
     def __post_init__(self) -> None:
         self._sites: dict[SiteKey, Site] = {}
+        self._retired: list[Site] = []  # those whose last transactions have not ended
         self._resolved: dict[NextHop, _ResolvedSite] = {}
         self._found: dict[NextHop, Lookup] = {}  # for the evidence of attempts
         self._retry_now: dict[NextHop, None] = {}  # the lookup forgets their hosts' failures
@@ -299,9 +300,27 @@ class Sites:
         self._lookups.clear()
         return not_begun
 
+    def renew(
+        self, options: SiteOptions, connect: Connect, is_over: Callable[[HopOptions], bool]
+    ) -> list[Claim]:
+        """Use other options; return the claims that are not begun, for which the routes are to be
+        asked again. No transaction begins any more under options of a route that are over.
+        """
+        self.options, self.connect = options, connect
+        self._resolved.clear()
+        claims = [claim for waiting in self._waiting.values() for claim in waiting.drain()]
+        self._retired = [site for site in self._retired if site.workers]
+        for key, site in [*self._sites.items()]:
+            if is_over(site.host_selection.via):
+                claims += site.retire()
+                self._retired.append(self._sites.pop(key))
+            else:
+                claims += site.ready.drain()
+        return claims
+
     def abort(self) -> None:
         """Cancel every connection."""
-        for site in self._sites.values():
+        for site in (*self._sites.values(), *self._retired):
             site.abort()
 
     @property
@@ -309,7 +328,7 @@ class Sites:
         """Lookups, the settlements they began, and connections that have not ended."""
         yield from self._lookups.values()
         yield from self._settling
-        for site in self._sites.values():
+        for site in (*self._sites.values(), *self._retired):
             yield from site.workers
 
     @property

@@ -23,7 +23,16 @@ from relay.delivery.site_limits import Pushback, is_pushback
 from relay.message.content import Content, edit_header
 from relay.message.envelope import Envelope
 from relay.message.nexthop import HopKind
-from relay.message.outcome import Evidence, Indeterminate, Outcome, SessionFailure, Success
+from relay.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Evidence,
+    Indeterminate,
+    Outcome,
+    SessionFailure,
+    SmtpStage,
+    Success,
+)
 from relay.observe.logs import get_logger
 from relay.smtp.client_protocol import SmtpProtocolError
 from relay.smtp.connect import ConnectError
@@ -99,6 +108,7 @@ class OutboundSession:
         self._connection: Connection | None = None
         self._unsettled: asyncio.Task[None] | None = None
         self._in_doubt = False  # the final dot may have been written and was not answered
+        self.is_over = False  # begins no transaction any more
 
     @property
     def is_connected(self) -> bool:
@@ -207,9 +217,15 @@ class OutboundSession:
                 return result
 
     async def _connected(self) -> Connection:
-        """Return the open connection, or a new one. Raises ConnectError."""
-        if self._connection is None or not self._connection.is_open:
+        """Return the open connection, or a new one, for the transaction that begins. Raises
+        ConnectError.
+        """
+        if not self.is_over and (self._connection is None or not self._connection.is_open):
             self._connection = await self._connect(self)
+        if self._connection is None or self.is_over:
+            text = "the routes or [delivery] have changed: the connection is not used any more"
+            over = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)  # RFC 3463 3.4
+            raise ConnectError(over, SmtpStage.CONNECT)
         return self._connection
 
     def _cut_off(self, attempt: _Attempt) -> None:

@@ -1,11 +1,11 @@
 """Reroute claims whose route no longer sends them to their next hop.
 
-Routes change while mail waits in the queue. A claim whose next hop names a route is attempted only
-if a route of that name still leads there, and still takes its recipients and its sender unless an
-operator or a rule has chosen the route: no mail leaves with the login, TLS policy or source address
-of another route. An older spool names no routes: its mail is attempted as the first route to its
-host says, if that takes it or no route to this host does. Any other claim is withdrawn and
-rerouted, as an operator does it, or ends if the routes now reject its recipients.
+Routes change at a restart or a reload while mail waits. A claim whose next hop names a route is
+attempted only if a route of that name still leads there, and still takes its recipients and its
+sender unless an operator or a rule has chosen the route: no mail leaves with the login, TLS policy
+or source address of another route. An older spool names no routes: its mail is attempted as the
+first route to its host says, if that takes it or no route to this host does. Any other claim is
+withdrawn and rerouted, as an operator does it, or ends if the routes now reject its recipients.
 """
 
 import asyncio
@@ -44,11 +44,12 @@ class ClaimRerouter:
 
     def __post_init__(self) -> None:
         self.ready = ClaimQueue()
+        self.changed_us = 0  # when a reload changed the table last, in queue time
         self._task: asyncio.Task[None] | None = None
 
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
-        if claim.is_fresh:  # routes change at a restart only
+        if claim.is_fresh and claim.message.received_us > self.changed_us:  # nearly always
             return False
         addresses = [one.path.address for one in claim.recipients]
         sender = claim.message.envelope.reverse_path

@@ -41,7 +41,7 @@ from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Success
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
-from relay.routing.route_table import RouteTable
+from relay.routing.route_table import HopOptions, RouteTable
 from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
@@ -157,6 +157,19 @@ class DeliveryScheduler:
         has_room = [self._scanner.add_unclaimed(message) for message in messages]
         if any(has_room):
             self._wake.set()
+
+    def use(
+        self, options: SiteOptions, connect: Connect, is_over: Callable[[HopOptions], bool]
+    ) -> None:
+        """Use other options, and ask the routes again for all claims that are not begun: `table`
+        has changed. No transaction begins any more under options of a route that are over.
+        """
+        self.options, self.connect = options, connect
+        self._rerouter.changed_us = self.clock.queue_us()
+        claims = self._sites.renew(options, connect, is_over)
+        for claim in claims:
+            self._remove(claim)
+        self.offer(claims)
 
     def due_now(self) -> None:
         """Scan the spool: an operator made entries due."""

@@ -151,6 +151,13 @@ class Site:
                 waiter.set_result(None)
         return self.ready.drain()
 
+    def retire(self) -> list[Claim]:
+        """Close, and let no transaction begin any more, not even on a connection being opened."""
+        for session in self._sessions:
+            session.is_over = True
+        self.host_selection.forget_failures()
+        return self.close()
+
     def abort(self) -> None:
         """Cancel every connection."""
         for worker in self.workers:
@@ -421,7 +428,9 @@ class Site:
             pushback = await session.deliver(claim)
         except ConnectError as error:
             others = sum(one.is_connected for one in self._sessions if one is not session)
-            if others:
+            if session.is_over:
+                await self._requeue(claim)
+            elif others:
                 self._lower_limit(others, error.outcome)
                 await self._requeue(claim)
             else:

@@ -157,7 +157,7 @@ class DevelopmentRelay:
             lambda: self._rules,
             lambda: texts,
             lambda: keys,
-            route_places=places,
+            route_places=lambda: places,
             is_simulated=self.internet.covers,
             release_to=self.release_to,
             # A web page of another site could create an account otherwise, by DNS rebinding.

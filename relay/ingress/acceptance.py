@@ -157,7 +157,11 @@ class Acceptance:
         self.forwarding = Forwarder(
             self.accounts, self.router, self.srs, self.clock, self.rates, self.forward_own_from
         )
-        self.holds = HoldLimit(self.clock, self.held_max)
+        self.holds = HoldLimit(self.clock)
+
+    def use(self, srs: Srs, *, forward_own_from: bool) -> None:
+        """Forward mail of later sessions and messages in another way."""
+        self.forwarding = replace(self.forwarding, srs=srs, forward_own_from=forward_own_from)
 
     def close(self) -> None:
         """Stop the threads without waiting for them."""
@@ -468,7 +472,7 @@ class Acceptance:
                 claim=claim,
             )
         except HoldsFullError:
-            return self.holds.rejection(message.held_by_rules[0])
+            return self.holds.rejection(message.held_by_rules[0], self.held_max)
         if not accepted.repeated:
             reserved.keep()
             self._log_accepted(message, client)

@@ -134,20 +134,19 @@ class AnswerLimit:
 class HoldLimit:
     """Writes the replies to mail that is not held because so much is; a start forgets how many."""
 
-    def __init__(self, clock: Clock, held_max: int) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._held_max = held_max
         self._logged_s: float | None = None
         self._deferred = 0
 
-    def rejection(self, rule: str) -> DataReply:
-        """Return the reply to a message that `rule` would hold."""
+    def rejection(self, rule: str, held_max: int | None) -> DataReply:
+        """Return the reply to a message that `rule` would hold beyond `held_max`."""
         self._deferred += 1
         now_s = self._clock.monotonic()
         if self._logged_s is None or now_s - self._logged_s >= LINES_APART_S:
             _log.warning(
                 "mail deferred: rules hold as much as they may",
-                held_max=self._held_max, rule=rule, messages=self._deferred,
+                held_max=held_max, rule=rule, messages=self._deferred,
             )  # fmt: skip
             self._logged_s, self._deferred = now_s, 0
         return DataReply(_HOLDS_FULL, rule=rule)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import ConcurrencyCounter, MemoryBudget
@@ -100,6 +101,16 @@ class SmtpServer:
             rejects_untrusted=self._rejects_untrusted,
             on_failed_handshake=self._record_failed_handshake,
             begun=(lambda: None) if pickup else sessions.labels(role=listener.role).inc,
+        )
+
+    def use(self, listener: SmtpListener) -> None:
+        """Give sessions that begin from now on the networks and limits of `listener`."""
+        self._listener = listener
+        self._networks = [ip_network(text) for text in listener.trusted_networks]
+        self._shared = replace(
+            self._shared,
+            listener=replace(self._shared.listener, settings=listener),
+            is_trusted=lru_cache(_CLIENTS_KNOWN)(self._is_trusted),
         )
 
     @property

@@ -62,6 +62,10 @@ class Srs:
         self._domain = domain
         self._read_on = lru_cache(_ADDRESSES_KEPT)(self._read)
 
+    def at(self, domain: str) -> "Srs":
+        """Return the same with another domain."""
+        return self if domain == self._domain else Srs(self._key, domain)
+
     def digest(self) -> str:
         """Return what tells this key from others; it is as secret as the key."""
         return sha256(self._key).hexdigest()

@@ -22,13 +22,15 @@ class TlsPolicy(Struct, frozen=True):
     """The TLS that a host must have; `implicit` is TLS from the first byte.
 
     "verify" trusts the system's store, or the file `ca` alone, and requires one of `names` in the
-    certificate; () is the host's own name. The other levels accept any certificate.
+    certificate; () is the host's own name. The other levels accept any certificate. `ca_digest`
+    tells the content of the file from an earlier one.
     """
 
     level: TlsLevel = "opportunistic"
     implicit: bool = False
     ca: Path | None = None
     names: tuple[str, ...] = ()
+    ca_digest: str = ""
 
     def for_host(self, name: str, own: "TlsPolicy | None" = None) -> "TlsPolicy":
         """Return the policy for one host of the next hop, with the names that are compared.

@@ -4,7 +4,7 @@ Every step can be repeated after a crash. Step 3 is recorded before the message 
 StoreError, SpoolError or OSError the submission is unchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -84,7 +84,8 @@ class SubmissionProcessor(Struct, frozen=True):
 
     ready: ReadySubmissions  # the submissions
     reports: InboxReporter  # writes reports into Inboxes
-    postmaster: str  # the mailbox for reports that do not fit into the sender's
+    # returns the mailbox for reports that do not fit into the sender's
+    postmaster: Callable[[], str]
     conversion: ConversionPool  # the child processes of step 3
     gate: Gate  # whether the next submission may begin
     log: SubmissionLog  # of steps 1 to 4
@@ -230,7 +231,9 @@ class SubmissionProcessor(Struct, frozen=True):
     ) -> None:
         """End a submission whose sender's mailbox has no room even for a report."""
         try:
-            await self.ready.fail(pending, report, report_to=self.postmaster, to_corrupt=to_corrupt)
+            await self.ready.fail(
+                pending, report, report_to=self.postmaster(), to_corrupt=to_corrupt
+            )
         except MailboxFullError:  # the postmaster's as well; the dead-letter Maildir has no limit
             await self.ready.fail(pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt)
 

@@ -58,15 +58,22 @@ class Resolver:
         port: int = 25,
     ) -> None:
         """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners."""
-        self._timeout_s = timeout_s
         self._rng = rng
+        self._clock = clock
         self._hostname = hostname.lower()
         self._own = frozenset((_plain(own.host), own.port) for own in own_addresses if own.host)
-        self._port = port
-        self._servers = StubResolver(nameservers, timeout_s=timeout_s)
-        self._dns = DnsCache(self._ask, clock=clock)
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
+        self.use(nameservers, timeout_s=timeout_s, port=port)
+
+    def use(self, nameservers: Sequence[Address], *, timeout_s: float, port: int) -> None:
+        """Use other name servers, without the answers of the earlier ones; queries in progress go
+        on.
+        """
+        self._timeout_s = timeout_s
+        self._port = port
+        self._servers = StubResolver(nameservers, timeout_s=timeout_s)
+        self._dns = DnsCache(self._ask, clock=self._clock)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop, best first; equals in random order.

@@ -19,7 +19,9 @@ dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from functools import lru_cache
+from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from typing import ClassVar
@@ -65,15 +67,12 @@ class HoldMail(Struct, frozen=True):
 RouteAction = UseMx | RejectRoute | HoldMail | NextHop
 
 
-@dataclass(slots=True, unsafe_hash=True)
+@dataclass(frozen=True, slots=True)
 class Credentials:
-    """A login for a next hop. Its password may change while it is in use: a reload reads it again,
-    and the next connection logs in with it.
-    """
+    """A login for a next hop."""
 
     user: str
-    password: str = field(repr=False, compare=False)
-    file: Path  # that has the password in its first line
+    password: str = field(repr=False)
 
 
 class HopOptions(Struct, frozen=True):
@@ -112,7 +111,7 @@ def parse_action(text: str) -> RouteAction:
 
 
 def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOptions:
-    """Return what the route says of its hosts; the password file is read here.
+    """Return what the route says of its hosts; the files of its password and CA are read here.
 
     With a login the default of `tls` is "verify", unless next_hop is a loopback address or
     localhost. Only the text of the route decides, so that no answer of the DNS lowers the level.
@@ -123,11 +122,11 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
     hop = action if isinstance(action, NextHop) else None
     if route.auth and (hop is None or not hop.host or hop.is_socket):
         text = "auth needs an smtp://, smtps:// or lmtp:// next hop"
-        raise ValueError(f"route {route.domain!r}: {text}")
+        raise ValueError(f"route {name_of(route)!r}: {text}")
     level = "verify" if verifies(route) else route.tls or default
     return HopOptions(
-        tls=_tls_of(hop, TlsPolicy(level, ca=route.ca)),
-        login=_login(route.domain, route.auth) if route.auth else None,
+        tls=_tls_of(hop, TlsPolicy(level, ca=route.ca, ca_digest=_digest(route.ca))),
+        login=_login(name_of(route), route.auth) if route.auth else None,
         connections_max=route.max_connections,
         rate=route.max_rate,
         source_address=route.source_address,
@@ -141,17 +140,23 @@ def _tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
     return replace(policy, implicit=hop is not None and hop.kind is HopKind.SMTPS)
 
 
-def _login(domain: str, auth: RouteAuth) -> Credentials:
+def _digest(file: Path | None) -> str:
+    """Return that of a CA file; "" if it cannot be read, which the next connection reports."""
+    try:
+        return sha256(file.read_bytes()).hexdigest() if file is not None else ""
+    except OSError:
+        return ""
+
+
+def _login(name: str, auth: RouteAuth) -> Credentials:
     path = auth.password_file
     try:
         password = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"route {domain!r}: password_file {path} cannot be read: {error}"
-        ) from error
+        raise ValueError(f"route {name!r}: password_file {path} cannot be read: {error}") from error
     if not password:
-        raise ValueError(f"route {domain!r}: password_file {path} has an empty first line")
-    return Credentials(auth.user, password, path)
+        raise ValueError(f"route {name!r}: password_file {path} has an empty first line")
+    return Credentials(auth.user, password)
 
 
 def _parse_reject(text: str) -> RejectRoute:
@@ -216,11 +221,26 @@ class _TableRoute:
         """Whether it takes mail with this reverse-path."""
         return not self.sender or sender_matches(self.sender, reverse_path)
 
+    def equals(self, other: "_TableRoute") -> bool:
+        """Whether they differ in their place at most."""
+        return self == replace_fields(other, number=self.number)
+
     def leads_to(self, hop: NextHop) -> bool:
         """Whether it sends mail to this next hop, of whatever domain."""
         if isinstance(self.action, UseMx):
             return hop.kind is HopKind.MX
-        return self.action == hop.without_route
+        return self.result is not None and self.result.next_hop == hop
+
+
+class RouteChanges(Struct, frozen=True):
+    """How another table differs: the names of routes, and the options under which no transaction
+    may begin any more.
+    """
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    ended: frozenset[HopOptions]
 
 
 class Confinement(Struct, frozen=True):
@@ -272,7 +292,7 @@ class RouteTable:
         self._default_options = HopOptions(TlsPolicy(tls))
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
-        self._by_name: dict[str, _TableRoute] = {}
+        self.named: dict[str, _TableRoute] = {}
         self._routes_to: dict[NextHop, list[_TableRoute]] = {}  # each host, in their order
         for number, each in enumerate(routes):
             action = _action_of(each)
@@ -287,18 +307,27 @@ class RouteTable:
                 number, name, pattern, each.sender, action, options, result, demands_tls
             )
             self._by_pattern.setdefault(pattern, []).append(route)
-            self._by_name[route.name] = route
+            self.named[route.name] = route
             if isinstance(action, NextHop):
                 self._routes_to.setdefault(action, []).append(route)
         takers = {self._catch_all, self._postmaster, *self._own.takers} - {"", DEAD_LETTER}
         self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
-        self.logins = [one.options.login for one in self._by_name.values() if one.options.login]
 
-    def use_passwords_of(self, read: "RouteTable") -> None:
-        """Use the passwords that a later table has read, where it has the same user and file."""
-        passwords = {login: login.password for login in read.logins}
-        for login in self.logins:
-            login.password = passwords.get(login, login.password)
+    def use(self, read: "RouteTable") -> RouteChanges:
+        """Become the table `read`, at once for all that ask this one; the accounts stay those of
+        this one, which are reloaded themselves. Return what is different.
+        """
+        before, now = self.named, read.named
+        changed = [name for name in before if name in now and not before[name].equals(now[name])]
+        removed = [name for name in before if name not in now]
+        ended = {before[name].options for name in (*changed, *removed)}
+        self.__dict__ |= read.__dict__ | {"_accounts": self._accounts}
+        return RouteChanges(
+            added=tuple(name for name in now if name not in before),
+            changed=tuple(changed),
+            removed=tuple(removed),
+            ended=frozenset(ended - {self._default_options}),
+        )
 
     def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
         """Return where mail for `address` goes; its syntax has been checked. Without
@@ -379,7 +408,7 @@ class RouteTable:
         if name == way:
             found = RemoteRecipient(NextHop.parse(way)._replace(route=BY_RULE), BY_RULE)
         else:
-            route = self._by_name[name]
+            route = self.named[name]
             if isinstance(route.action, HoldMail):
                 return replace(usual, held=usual.held or f"route {name}")
             if isinstance(route.action, UseMx):
@@ -402,7 +431,7 @@ class RouteTable:
         """
         leading = [
             one
-            for one, route in self._by_name.items()
+            for one, route in self.named.items()
             if route.result is not None or isinstance(route.action, UseMx)
         ]
         if name not in leading:
@@ -527,7 +556,7 @@ class RouteTable:
         if not is_settled and not all(self._fits(next_hop, one, reverse_path) for one in addresses):
             return False
         if next_hop.route:
-            route = self._by_name.get(next_hop.route)
+            route = self.named.get(next_hop.route)
             if route is None or not route.leads_to(next_hop):
                 return False
             return chosen or self._takes(route, addresses, reverse_path)
@@ -554,7 +583,7 @@ class RouteTable:
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
         """Return the route that says how to contact a next hop."""
         if next_hop.route:
-            route = self._by_name.get(next_hop.route)
+            route = self.named.get(next_hop.route)
             if route is not None and route.leads_to(next_hop):
                 return route
         if next_hop.kind is HopKind.MX:
@@ -618,7 +647,7 @@ def _action_of(route: Route) -> RouteAction:
     try:
         return parse_action(route.next_hop)
     except ValueError as error:
-        raise ValueError(f"route {route.domain!r}: next_hop: {error}") from error
+        raise ValueError(f"route {route.name or route.domain!r}: next_hop: {error}") from error
 
 
 def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:

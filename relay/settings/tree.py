@@ -131,11 +131,15 @@ class SmtpListener:
     listen: Address  # address and port, or the path of a Unix socket
     # decides the defaults, and whether clients must log in
     role: Literal["relay", "submission", "submissions"] = "relay"
-    trusted_networks: tuple[Network, ...] = _BY_ROLE  # may relay without a login
-    max_message_size: Bytes = 150 * 1024 * 1024  # then 552
-    max_recipients: Annotated[int, Between(1, 100_000)] = 1000  # of a message; then 452
-    max_sessions: Annotated[int, Between(1, 100_000)] = 500  # of the listener; then 421
-    timeout: PositiveSeconds = 300.0  # how long a client may be silent, in seconds
+    # may relay without a login
+    trusted_networks: tuple[Network, ...] = field(default=_BY_ROLE, metadata=RELOADED)
+    max_message_size: Bytes = field(default=150 * 1024 * 1024, metadata=RELOADED)  # then 552
+    # of a message; then 452
+    max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)
+    # of the listener; then 421
+    max_sessions: Annotated[int, Between(1, 100_000)] = field(default=500, metadata=RELOADED)
+    # how long a client may be silent, in seconds
+    timeout: PositiveSeconds = field(default=300.0, metadata=RELOADED)
     tls: TlsSettings | None = None  # None: no TLS
 
     def __post_init__(self) -> None:
@@ -148,18 +152,20 @@ class SmtpListener:
 class MailboxSettings:
     """The local domains and the directory of their mailboxes."""
 
-    domains: tuple[Domain, ...] = ()  # that are local
+    domains: tuple[Domain, ...] = field(default=(), metadata=RELOADED)  # that are local
     root: Path = Path("mail")  # of the Maildirs
     # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
     store: Annotated[str, Form.NODE_NAME] = "main"
     accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)  # and aliases
     # the path of Dovecot's socket for auth clients, for logins of who is not there; "": none
     dovecot_auth: Annotated[str, Form.UNIX_SOCKET] = field(default="", metadata=RELOADED)
-    catch_all: Mailbox = ""  # of mail to unknown users; "": none
-    postmaster: Mailbox = ""  # of mail to postmaster; "": the dead letters
+    catch_all: Mailbox = field(default="", metadata=RELOADED)  # of mail to unknown users; "": none
+    # of mail to postmaster; "": the dead letters
+    postmaster: Mailbox = field(default="", metadata=RELOADED)
     # whether mail of strangers in the name of a local domain may leave by an alias
-    forward_own_from: bool = False
-    srs_domain: Domain = ""  # of the senders that forwarded mail gets; "": that of the alias
+    forward_own_from: bool = field(default=False, metadata=RELOADED)
+    # of the senders that forwarded mail gets; "": that of the alias
+    srs_domain: Domain = field(default="", metadata=RELOADED)
     # of the same; "": a file in state_dir
     srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
 
@@ -321,7 +327,8 @@ class PolicySettings:
     """The mail-flow rules."""
 
     directory: Path = field(default=Path("policies"), metadata=RELOADED)
-    held_max: Annotated[int, Between(0, 10_000_000)] = 10_000  # entries that rules hold; then 452
+    # entries that rules hold; then 452
+    held_max: Annotated[int, Between(0, 10_000_000)] = field(default=10_000, metadata=RELOADED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +336,8 @@ class ReportsSettings:
     """Reports to senders."""
 
     # of those for whom no other is known
-    language: Language = field(default="en", metadata=RELOADED)
-    # the directory of the operator's texts
-    templates: Path | None = field(default=None, metadata=RELOADED)
+    language: Language = "en"
+    templates: Path | None = None  # the directory of the operator's texts
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
     copy_to: Mailbox = ""  # gets a copy, with the header only
     copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
@@ -354,16 +360,19 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)  # [http]
     smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
-    domain: tuple[OwnDomain, ...] = ()  # each [[domain]]
+    domain: tuple[OwnDomain, ...] = field(default=(), metadata=RELOADED)  # each [[domain]]
     pickup: PickupSettings = field(default_factory=PickupSettings)  # [pickup]
     spool: SpoolSettings = field(default_factory=SpoolSettings)  # [spool]
     pressure: PressureSettings = field(default_factory=PressureSettings)  # [pressure]
-    dns: DnsSettings = field(default_factory=DnsSettings)  # [dns]
-    delivery: DeliverySettings = field(default_factory=DeliverySettings)  # [delivery]
-    route: tuple[Route, ...] = ()  # each [[route]], the first that matches is used
+    dns: DnsSettings = field(default_factory=DnsSettings, metadata=RELOADED)  # [dns]
+    # the table [delivery]
+    delivery: DeliverySettings = field(default_factory=DeliverySettings, metadata=RELOADED)
+    # each [[route]], the first that matches is used
+    route: tuple[Route, ...] = field(default=(), metadata=RELOADED)
     dkim: tuple[DkimKey, ...] = field(default=(), metadata=RELOADED)  # each [[dkim]]
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
-    reports: ReportsSettings = field(default_factory=ReportsSettings)  # [reports]
+    # the table [reports]
+    reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
 
     @property

@@ -176,7 +176,7 @@ class _SessionSetup:
         if target.level != "verify":
             return unverified_context()
         try:
-            return verifying_context(target.tls.ca)
+            return verifying_context(target.tls.ca, target.tls.ca_digest)
         except OSError as error:
             is_read = isinstance(error, ssl.SSLError)
             why = "it holds no certificates" if is_read else reason(error)

@@ -25,8 +25,9 @@ def unverified_context() -> ssl.SSLContext:
 
 
 @lru_cache(maxsize=_CONTEXTS_KEPT)
-def verifying_context(ca: Path | None) -> ssl.SSLContext:
-    """Return a context that verifies the chain against the system's store, or against `ca` alone.
+def verifying_context(ca: Path | None, _digest: str = "") -> ssl.SSLContext:
+    """Return a context that verifies the chain against the system's store, or against `ca` alone,
+    whose content has this digest.
 
     certificate_matches() checks the name, so that an error can say which names the certificate
     has. Raises OSError or ssl.SSLError for a file without certificates.

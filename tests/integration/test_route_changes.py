@@ -33,8 +33,19 @@ def way_of(server: RemoteMx, address: str) -> tuple[str, str]:
 SOURCES = {"one": "127.0.0.101", "two": "127.0.0.102", "three": "127.0.0.103"}
 
 
+def change_routes(relay: RelayProcess, after: list[dict[str, Any]], how: str) -> None:
+    relay.config["route"] = after
+    relay.write_config(relay.config)
+    if how == "reload":
+        assert relay.cli("reload").returncode == 0
+    else:
+        relay.stop()
+        relay.start()
+
+
+@pytest.mark.parametrize("how", ["restart", "reload"])
 def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
-    remotes: Remotes, tmp_path: Path, authority: Authority
+    remotes: Remotes, tmp_path: Path, authority: Authority, how: str
 ) -> None:
     (tmp_path / "password").write_text("secret\n")
     # Each host has a certificate of another CA: with the wrong one its mail is deferred.
@@ -88,11 +99,8 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
         assert routes[kept] == "of kept"
         assert routes[gone] == f"gone.test smtp://{host.host}:{host.port}"
         assert relay.journey(ids[kept])["recipients"][0]["route"] == "of kept"
-        relay.stop()
         host.replies = {}
-        relay.config["route"] = after
-        relay.write_config(relay.config)
-        relay.start()
+        change_routes(relay, after, how)
         relay.cli_json("queue", "retry", "--all")
         states = {address: relay.until_final(ids[address])["state"] for address in addresses}
         assert states == dict.fromkeys(addresses, "relayed") | {refused: "failed"}
@@ -134,8 +142,9 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
         assert relay.faults() == []
 
 
-def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes) -> None:
-    """Over a restart with other routes as well, which no longer say where it goes."""
+@pytest.mark.parametrize("how", ["restart", "reload"])
+def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes, how: str) -> None:
+    """With other routes as well, which no longer say where it goes."""
     host, other = remotes.start("first.test"), remotes.start("second.test")
 
     def route(name: str, to: str, **more: Any) -> dict[str, Any]:
@@ -162,10 +171,7 @@ def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes) -> 
         relay.cli("queue", "release", moves)
         assert relay.until_final(moves)["state"] == "relayed"
         assert len(other.received("z@a.test")) == 1
-        relay.stop()
-        relay.config["route"] = [route("renamed", "hold"), route("backup", backup)]
-        relay.write_config(relay.config)
-        relay.start()
+        change_routes(relay, [route("renamed", "hold"), route("backup", backup)], how)
         (shown,) = relay.queue()
         assert (shown["state"], shown["reason"], shown["route"]) == ("held", "route slow", "hub")
         relay.cli("queue", "release", stays)

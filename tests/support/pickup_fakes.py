@@ -158,7 +158,7 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         processor = SubmissionProcessor(
-            ready=self.ready, reports=self.reports, postmaster=POSTMASTER,
+            ready=self.ready, reports=self.reports, postmaster=lambda: POSTMASTER,
             conversion=ConversionPool(converter, hostname="relay.test", clock=self.clock),
             gate=Gate(self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush),
             log=self.log, clock=self.clock, crash=self.crash, metrics=self.metrics,

@@ -73,13 +73,13 @@ def test_a_reload_renews_them(tmp_path: Path) -> None:
     before = active.agreed()
     assert active.agreed() is before
     accounts.write_text("# only a comment\n")
-    active.reload(lambda _: None)
+    active.use(active.read(lambda _: None))
     assert active.agreed() == before
     accounts.write_text('[[account]]\naddress = "x@a.test"\n')
     (tmp_path / "policies" / "10-one.toml").write_text(
         '[[rule]]\nname = "one"\nwhen = { sender = "*@b.test" }\nthen = [{ reject = "5.7.1 no" }]\n'
     )
-    active.reload(lambda _: None)
+    active.use(active.read(lambda _: None))
     after = active.agreed()
     assert {name for name in after if after[name] != before[name]} == {
         "rules", "accounts of the store main",

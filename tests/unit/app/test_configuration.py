@@ -17,9 +17,9 @@ def test_slow_patterns_are_logged_at_a_start_and_a_reload(tmp_path):
     with capture_logs() as logs:
         configuration = ActiveConfiguration(file, {}, clock=SystemClock())
         (tmp_path / "policies/10.toml").write_text(SLOW.replace("a.{60}b", "invoice"))
-        configuration.reload(lambda _: None)
+        configuration.use(configuration.read(lambda _: None))
         (tmp_path / "policies/10.toml").write_text(SLOW)
-        configuration.reload(lambda _: None)
+        configuration.use(configuration.read(lambda _: None))
     configuration.close()
     found = [one["detail"] for one in logs if one["event"] == "patterns are slow"]
     assert len(found) == 2

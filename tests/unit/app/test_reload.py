@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.configuration import ActiveConfiguration
+from relay.app.configuration import ActiveConfiguration, route_table
 from relay.app.reload import Reloader
 from relay.base.clock import SystemClock
 from relay.observe.metrics import Metrics
@@ -27,7 +27,12 @@ def active(tmp_path: Path):
 
 async def test_requests_during_a_reload_share_the_one_after_it(active, monkeypatch) -> None:
     """The running one has read the rules before they were changed."""
-    reloader = Reloader(active, active.routes, clock=SystemClock(), metrics=Metrics())
+    reloader = Reloader(
+        active,
+        route_table(active.settings, active.accounts),
+        clock=SystemClock(),
+        metrics=Metrics(),
+    )
     has_read, may_end, loads = threading.Event(), threading.Event(), []
 
     def slow(*values, load=rule_files.load_rules, **options):

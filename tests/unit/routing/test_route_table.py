@@ -268,7 +268,7 @@ def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n
 def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
     routes = with_auth(tmp_path, "u", "u", password="secret\r\n# of the smarthost\n")
     (tmp_path / "password").unlink()
-    assert routes.options_for(SMARTHOST).login == Credentials("u", "secret", tmp_path / "password")
+    assert routes.options_for(SMARTHOST).login == Credentials("u", "secret")
     assert routes.options_for(NextHop(HopKind.SMTP, "127.0.0.1", 25)).login is None
 
 
@@ -341,9 +341,7 @@ def test_two_routes_to_one_host_may_differ_in_everything(tmp_path):
     assert [hop.key for hop in hops] == [f"{host} paid", f"{host} b.test {host}"]
     assert [NextHop.parse(hop.key) for hop in hops] == hops
     paid, other = (made.options_for(hop) for hop in hops)
-    assert paid == HopOptions(
-        TlsPolicy("verify"), Credentials("u", "secret", tmp_path / "password")
-    )
+    assert paid == HopOptions(TlsPolicy("verify"), Credentials("u", "secret"))
     assert other == HopOptions(TlsPolicy("opportunistic"), rate="1/1.0", source_address="192.0.2.1")
     assert made.options_for(NextHop.parse(f"{host} gone")).login is None
 
@@ -518,7 +516,7 @@ def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
     made = RouteTable([paid], [], Accounts())
     usual = made.examine("x@b.test")
     lent = made.options_for(made.examine_chosen("x@b.test", "route:paid", usual).next_hop)
-    assert lent.login == Credentials("u", "secret", tmp_path / "password")
+    assert lent.login == Credentials("u", "secret")
     there = made.examine_chosen("x@b.test", ELSEWHERE, usual).next_hop
     assert made.options_for(there) == HopOptions(TlsPolicy("opportunistic"))
     assert made.tls_demanded_by(there) == "configuration"

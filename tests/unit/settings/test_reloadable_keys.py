@@ -52,19 +52,22 @@ def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
     active = settings()
     read = settings(
         hostname="other.example.test", policy={"directory": "rules"}, spool={"keep": "3d"},
-        mailboxes={"accounts": "people.toml", "domains": ["other.test"]},
+        mailboxes={"accounts": "people.toml", "domains": ["other.test"], "store": "second"},
+        route=[{"domain": "*", "next_hop": "capture"}],
     )  # fmt: skip
     applied, changes = apply_reloadable(active, read)
     assert applied.policy.directory == tmp_path / "rules"
     assert applied.mailboxes.accounts == tmp_path / "people.toml"
+    assert applied.mailboxes.domains == ("other.test",)
+    assert [one.next_hop for one in applied.route] == ["capture"]
     kept = replace(
         read, hostname=active.hostname, spool=active.spool,
-        mailboxes=replace(read.mailboxes, domains=active.mailboxes.domains),
+        mailboxes=replace(read.mailboxes, store=active.mailboxes.store),
     )  # fmt: skip
     assert applied == kept
     assert changes == (
         ChangedKey("hostname", '"relay.example.test"', '"other.example.test"'),
-        ChangedKey("mailboxes.domains", '["example.test"]', '["other.test"]'),
+        ChangedKey("mailboxes.store", '"main"', '"second"'),
         ChangedKey("spool.keep", "1209600s", "259200s"),
     )
 
@@ -91,9 +94,10 @@ def test_keys_of_arrays_have_the_index_of_their_table(settings) -> None:
     applied, changes = apply_reloadable(read, active)
     assert applied == read
     assert changes[1] == ChangedKey("smtp[1]", second, "nothing")
-    more_sessions = [listeners[0] | {"max_sessions": 9}, listeners[1]]
-    _, changes = apply_reloadable(read, settings(smtp=more_sessions))
-    assert changes == (ChangedKey("smtp[0].max_sessions", "500", "9"),)
+    others = [listeners[0] | {"max_sessions": 9}, listeners[1] | {"role": "submission"}]
+    applied, changes = apply_reloadable(read, settings(smtp=others))
+    assert [one.max_sessions for one in applied.smtp] == [9, 7]
+    assert changes == (ChangedKey("smtp[1].role", '"relay"', '"submission"'),)
 
 
 def test_secrets_are_not_shown(settings) -> None:
