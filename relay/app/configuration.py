@@ -39,17 +39,16 @@ _log = get_logger("app")
 
 
 class Configuration(Struct, frozen=True):
-    """Settings, accounts, rules, texts of reports, signing keys and routes, read together; and the
-    certificates that replace others with them.
-    """
+    """What is read together, and replaced together."""
 
-    settings: Settings
-    accounts: AccountTables
-    rules: RuleSet
-    texts: ReportTexts
-    keys: KeyRing
-    routes: RouteTable
+    settings: Settings  # those of the start, with the reloadable keys of relay.toml
+    accounts: AccountTables  # of accounts.toml
+    rules: RuleSet  # of the policy directory
+    texts: ReportTexts  # of reports
+    keys: KeyRing  # that sign mail
+    routes: RouteTable  # with the passwords and CA files of routes
     places: Mapping[str, "RoutePlace"]  # of the routes, by name
+    # certificates of listeners that replace others
     new_pairs: Sequence[tuple[ServerCertificate, CheckedPair]] = ()
 
 

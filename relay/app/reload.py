@@ -15,10 +15,9 @@ from relay.app.configuration import ActiveConfiguration, Configuration
 from relay.base.clock import Clock, rfc3339
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.routing.route_table import RouteChanges, RouteTable
+from relay.routing.route_table import RouteTable
 from relay.settings.document import SettingsError
 from relay.settings.reloadable_keys import ChangedKey
-from relay.settings.tree import Settings
 
 _log = get_logger("app")
 _FAULTS_SHOWN = 20
@@ -49,8 +48,8 @@ class Reloader:
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
         self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
-        # lets the rooms use the settings, which were others before
-        self.apply: Callable[[Settings, RouteChanges], None] = lambda *_: None
+        # lets the rooms use what was read: see use_settings()
+        self.apply: Callable[..., None] = lambda **_: None
 
     def request(self) -> "asyncio.Task[ReloadResult]":
         """Return a reload that begins after this call, and after the running one."""
@@ -110,7 +109,7 @@ class Reloader:
         before = self._active.settings
         self._active.use(read)
         routes = self._table.use(read.routes)
-        self.apply(before, routes)
+        self.apply(before=before, routes=routes)
         kinds = {"added": routes.added, "changed": routes.changed, "removed": routes.removed}
         if any(kinds.values()):
             names = {kind: ", ".join(names) for kind, names in kinds.items() if names}

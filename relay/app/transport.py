@@ -122,7 +122,7 @@ def build_transport(base: Foundation) -> Transport:
 
 
 def use_settings(
-    base: Foundation, transport: Transport, before: Settings, routes: RouteChanges
+    base: Foundation, transport: Transport, *, before: Settings, routes: RouteChanges
 ) -> None:
     """Let the transport use the settings in force, which were `before` until now, and the table,
     which differs by `routes`. Mail that waits is routed again, as at a start.

@@ -132,7 +132,7 @@ def smarthost():
 
 
 def test_a_changed_password_of_a_next_hop_counts(relay, smarthost):
-    """Also for mail that waits; a route that needs a restart keeps its own."""
+    """Also for mail that waits."""
     host, port = smarthost.smtp_address()
     password = relay.folder / "password"
     password.write_text("wrong\n")

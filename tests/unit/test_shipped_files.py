@@ -64,7 +64,9 @@ def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
     """Left out or put in, such a line makes no difference; those without a default are examples."""
     sections = uncommented().split("\n\n")
     kept = [
-        text for text in sections if not re.search(r"\[\[(domain|route|dkim)\]\]|For mail clients", text)
+        text
+        for text in sections
+        if not re.search(r"\[\[(domain|route|dkim)\]\]|For mail clients", text)
     ]
     text = re.sub(r"^(tls = \{|metrics = ).*$", "", "\n\n".join(kept), flags=re.MULTILINE)
     (tmp_path / "all.toml").write_text(text)
