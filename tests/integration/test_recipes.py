@@ -2,13 +2,17 @@
 
 import os
 import re
+import shlex
 import signal
+import smtplib
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.relay_process import DOMAIN, ROOT, until
+from tests.support.relay_process import DOMAIN, ROOT, RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.tls import Authority, authority
 
@@ -109,3 +113,77 @@ def test_forward_to_an_outside_mailbox(remotes: Remotes) -> None:
         until("the fault in the log", lambda: f"found the ring two@{DOMAIN}" in relay.log)
         relay.submit("ann@away.example", [f"SHOP@{DOMAIN}"], source="127.0.0.2")
         until("the copy", lambda: len(office.received("office@partner.example")) == 2)
+
+
+@contextmanager
+def logged_in(
+    relay: RelayProcess, password: str, *, user: str = f"alice@{DOMAIN}", source: str = "127.0.0.1"
+) -> Iterator[smtplib.SMTP]:
+    with closing(relay.smtp(source=source)) as smtp:
+        smtp.ehlo("client.test")
+        smtp.login(user, password)
+        yield smtp
+
+
+def test_a_stolen_account() -> None:
+    page = (DOCS / "operation-recipes.md").read_text().replace("example.org", DOMAIN)
+    section = page.partition("\n## A stolen account\n")[2].partition("\n## ")[0]
+    lines = [line.strip().removeprefix("systemctl ") for line in section.splitlines()]
+    commands = [
+        shlex.split(one) for one in lines if one.startswith("relay ") or one == "reload relay"
+    ]
+    commands = [["reload"] if words[0] == "reload" else words[1:] for words in commands]
+    assert [words[:2] for words in commands][:4] == [
+        ["queue", "hold"], ["account", "password"], ["account", "token"], ["reload"],
+    ]  # fmt: skip
+    away = {"domain": "away.example", "next_hop": "smtp://127.0.0.1:1"}
+    with RelayProcess(config={"route": [away]}) as relay, logged_in(relay, "alice") as thief:
+        for subject in ("You win a prize", "Another prize", "Lunch"):
+            text = f"From: alice@{DOMAIN}\r\nSubject: {subject}\r\n\r\nx\r\n"
+            thief.sendmail(f"alice@{DOMAIN}", "ann@away.example", text)
+        until("all wait", lambda: {one["state"] for one in relay.queue()} == {"deferred"})
+        for words in commands:
+            done = relay.cli(*words)
+            assert done.returncode == 0, (words, done.stderr)
+        assert [(one["subject"], one["state"]) for one in relay.queue()] == [("Lunch", "deferred")]
+        assert thief.docmd("NOOP")[0] == 421
+        with pytest.raises(smtplib.SMTPAuthenticationError), logged_in(relay, "alice"):
+            pass
+        assert relay.graph("GET", "/me", token="alice").status == 401
+        relay.cli("account", "password", f"alice@{DOMAIN}", stdin="a new one\n")
+        relay.cli("reload")
+        with logged_in(relay, "a new one") as alice:
+            assert alice.noop()[0] == 250
+
+
+def test_fail2ban_bans_who_guesses_and_nobody_else() -> None:
+    page = (DOCS / "operation-recipes.md").read_text()
+    text = page.partition("failregex = ")[2].partition("\njournalmatch")[0]
+    for name, pattern in (("%(__prefix_line)s", ""), ("<HOST>", "(?P<host>[0-9a-f.:]+)")):
+        text = text.replace(name, pattern)
+    patterns = [re.compile(line.strip()) for line in text.splitlines()]
+    assert len(patterns) == 2
+    form = {"client_id": "app", "client_secret": "x", "grant_type": "client_credentials"}
+    with RelayProcess(config={"observe": {"log": "logfmt"}}) as relay:
+        hostile = "at=1 level=x room=ingress event=rejected qid=NOQUEUE client=192.0.2.1 verb=AUTH"
+        with logged_in(relay, "alice") as alice:
+            assert alice.noop()[0] == 250
+        with (
+            pytest.raises(smtplib.SMTPAuthenticationError),
+            logged_in(relay, "x", user=hostile, source="127.0.0.3"),
+        ):
+            pass
+        loop = b"Received: from x\r\n" * 101 + f"Subject: {hostile} x\r\n\r\n".encode()
+        with pytest.raises(AssertionError, match="554"):
+            relay.submit("a@x.test", [f"bob@{DOMAIN}"], loop, source="127.0.0.4")
+        relay.request(
+            "POST", "/common/oauth2/v2.0/token", urlencode(form).encode(),
+            {"Content-Type": "application/x-www-form-urlencoded"},
+        )  # fmt: skip
+        until("all is logged", lambda: "sign-in rejected" in relay.log)
+        hits = [
+            [found["host"] for one in relay.log.splitlines() if (found := pattern.search(one))]
+            for pattern in patterns
+        ]
+    assert {*hits[0]} == {"127.0.0.3"}
+    assert hits[1] == ["127.0.0.1"]

@@ -189,6 +189,16 @@ def test_every_metric_is_named(page):
     assert {one for one in named - exposed if one.endswith("_total")} == set()
 
 
+def test_alerts_name_metrics_that_exist():
+    exposed = {
+        one.name + "_total" * (one.type == "counter") for one in Metrics().registry.collect()
+    }
+    rules = (TOP / "docs/operation-recipes.md").read_text().partition("\ngroups:\n")[2]
+    named = set(METRIC.findall("".join(re.findall(r"expr: .*\n(?: {10}.*\n)*", rules))))
+    assert len(named) > 10
+    assert named - exposed == set()
+
+
 def test_every_reason_of_pressure_is_explained():
     assert {str(one) for one in PressureReason} - {*code_of(TOP / "docs/operation-run.md")} == set()
 
