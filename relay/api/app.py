@@ -15,6 +15,7 @@ from relay.api.development import development_response
 from relay.api.handlers import Handlers
 from relay.api.request_parameters import (
     LIST_PARAMETERS,
+    LOG_PARAMETERS,
     QUEUE_PARAMETERS,
     REFUSED_PARAMETERS,
     require_method,
@@ -118,6 +119,9 @@ async def _relay_v1(
             query = _with_cursor(_query(request, "GET", *LIST_PARAMETERS))
             found = handlers.messages(query, principal)
             return json_response(await request.cancel_on_disconnect(found))
+        case ("log",):
+            rows = handlers.log(_query(request, "GET", *LOG_PARAMETERS), principal)
+            return json_response(await request.cancel_on_disconnect(rows))
         case ("messages", key):
             _query(request, "GET")
             return json_response(await handlers.message(key, principal))

@@ -41,7 +41,7 @@ from relay.api.request_parameters import (
     selector_of_query,
     single_values,
 )
-from relay.api.search_text import list_search_of
+from relay.api.search_text import list_search_of, log_rows
 from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
@@ -148,6 +148,11 @@ class Handlers:
         )
         older = None if found.older is None else str(found.older)
         return {"messages": found.messages, "cursor": str(found.cursor), "older": older}
+
+    async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
+        """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
+        needed = self._dependencies
+        return await log_rows(needed.journeys, query, needed.clock, account=principal.account)
 
     def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
         """Return a search with the mailboxes whose texts it may look into: those whose content is

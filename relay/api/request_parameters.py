@@ -40,6 +40,7 @@ TEXT_CONDITIONS = (
 LIST_PARAMETERS = (
     "q", "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
 )  # fmt: skip
+LOG_PARAMETERS = ("q", "to", "sender", "subject", "mailbox", "state", "limit", "pages")
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")
 

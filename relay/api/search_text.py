@@ -2,27 +2,36 @@
 
 Words are parts of the subject or an address, or begin a word of the text; `from:`, `to:`,
 `subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern of the whole
-text, another one is a part of it. `has:`, `larger:`, `after:` and `is:` have values of their own.
+text, another one is a part of it. `client:`, `login:`, `has:`, `larger:`, `after:`, `before:` and
+`is:` have values of their own.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.api.request_parameters import MESSAGE_STATES, message_search_of
-from relay.base.clock import Clock
+from relay.api.request_parameters import (
+    MESSAGE_STATES,
+    limit_of,
+    message_search_of,
+    number_of,
+)
+from relay.base.clock import Clock, time_us_of
 from relay.http.errors import ApiError, quoted
+from relay.journeys.journey import PAGES_MAX, Journeys
 from relay.journeys.message_list import MessageSearch
+from relay.settings.values import is_ip
 
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)  # that begins so
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _FIELDS = ("sender", "to", "subject", "state", "key")  # for which a parameter may be given too
 # A prefix, then a value or a word; a value may be in quotes, and a last quote may be missing.
@@ -52,6 +61,8 @@ def parse_search(text: str) -> MessageSearch:
         if token.prefix:
             given.add(token.prefix)
         wanted = _with(wanted, token)
+    if 0 < wanted.until_us <= wanted.from_us:
+        raise SearchTextError("before: expected a later time than the search begins with.")
     if len(wanted.words) > WORDS_MAX:
         raise SearchTextError(f"The search has more than {WORDS_MAX} words.")
     return wanted
@@ -74,6 +85,15 @@ def list_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
         raise ApiError(400, "BadRequest", message)
     both = {name: getattr(given, name) or getattr(wanted, name) for name in _FIELDS}
     return replace(wanted, **both, mailbox=given.mailbox, after=given.after)
+
+
+async def log_rows(
+    journeys: Journeys, query: Mapping[str, str], clock: Clock, *, account: str | None
+) -> dict[str, Any]:
+    """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
+    wanted, limit = list_search_of(query, clock), limit_of(query)
+    pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
+    return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -136,12 +156,21 @@ def _larger(value: str) -> dict[str, Any]:
     return {"larger_than_bytes": int(found[1]) * _BYTES[found[2].lower()]}
 
 
-def _after(value: str) -> dict[str, Any]:
-    with suppress(ValueError):
-        if _DAY.fullmatch(value):
-            begin = datetime.fromisoformat(f"{value}T00:00:00+00:00")
-            return {"from_us": max(int(begin.timestamp()), 0) * 1_000_000}
-    raise SearchTextError(f"after: found {quoted(value)}, expected a day such as 2026-11-01 (UTC).")
+def _time_us(prefix: str, value: str) -> int:
+    with suppress(ValueError, OverflowError):
+        if _TIME.match(value):
+            at = datetime.fromisoformat(value)
+            return max(time_us_of((at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()), 1)
+    expected = "expected a day such as 2026-11-01, or a time such as 2026-11-01T09:30Z (UTC)"
+    raise SearchTextError(f"{prefix}: found {quoted(value)}, {expected}.")
+
+
+def _client(value: str) -> dict[str, Any]:
+    return {"client": str(ip_address(value)) if is_ip(value) else value}
+
+
+def _login(value: str) -> dict[str, Any]:
+    return {"login": value if "@" in value else _pattern(value)}
 
 
 def _is(value: str) -> dict[str, Any]:
@@ -153,7 +182,10 @@ def _is(value: str) -> dict[str, Any]:
 _OWN_VALUES: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "has": _has,
     "larger": _larger,
-    "after": _after,
+    "after": lambda value: {"from_us": _time_us("after", value)},
+    "before": lambda value: {"until_us": _time_us("before", value)},
+    "client": _client,
+    "login": _login,
     "is": _is,
 }
 _PREFIXES = ("from", "to", "subject", "state", "id", *_OWN_VALUES)

@@ -31,6 +31,7 @@ Messages:
 - `send`: `relay send`
 - `sendmail`: `relay sendmail`, and the program name sendmail
 - `trace`: `relay trace` and `relay wait`; why a wait has timed out
+- `log`: `relay log`; the line of a message, also for `relay trace IP`
 - `show`: `relay show`
 - `explain`: `relay explain`
 - `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`; the text

@@ -23,6 +23,7 @@ _GROUPS = {
         "sendmail": "Send a message as sendmail(8) does.",
         "wait": "Wait until a message reaches a state.",
         "trace": "Show a message's journey through the seven steps.",
+        "log": "List messages: by sender, recipient, client, state, time.",
         "show": "Show a message's content, captured mail too.",
         "explain": "Say where mail for an address goes, and why.",
     },

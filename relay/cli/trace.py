@@ -5,6 +5,7 @@ a daemon.
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
+from relay.cli.log import log_lines, log_query
 from relay.cli.options import KEY, CommandContext, common_options, unknown_message
 from relay.cli.output import journey_lines, printable
 from relay.commands.operator_client import OperatorClient
@@ -25,6 +27,9 @@ from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, Submiss
 from relay.refusals.refusal import Refusal, line_of
 from relay.settings.values import is_ip
 
+_ROWS_MAX = 20  # messages of a client; relay log has all
+_MORE_MAX = 100  # that are counted
+
 
 @click.command()
 @click.argument("key", type=KEY, metavar="ID|ADDRESS|IP|last")
@@ -34,22 +39,41 @@ def trace(context: CommandContext, key: str) -> None:
 
     ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS selects the
     newest message of that sender or recipient, and what SMTP sessions refused from or to it; an
-    IP address selects what they refused of that client.
+    IP address selects the messages of that client, and what they refused of it.
     """
     client = OperatorClient(context.settings(), SystemClock())
     refused = client.refused(key) if is_ip(key) or _is_address(key) else []
     found = None if is_ip(key) else client.journey(key)
-    if found is None and not refused:
+    listed = _listed(client, {"client": key}) if is_ip(key) else {"messages": []}
+    rows = listed["messages"][:_ROWS_MAX]
+    if found is None and not refused and not rows:
         raise unknown_message("trace", key, without_daemon=client.without_daemon)
     document: dict[str, Any] = {} if found is None else to_builtins(found)
+    if rows:
+        document["messages"] = rows
     if refused:
         document["refused"] = refused
 
     def lines() -> list[str]:
-        journey = [] if found is None else journey_lines(found, client.answer(found))
-        return [*journey, *map(_refusal_line, refused)]
+        shown, full = log_lines(rows), listed
+        option, value = "client", key
+        if found is not None:
+            shown = journey_lines(found, client.answer(found))
+            option, name, value = "message-id", "id", found.message_id or key
+            if _is_address(key):
+                option, name, value = "address", "mailbox", key
+            full = _listed(client, {name: value, "pages": "1"})
+        if (more := len(full["messages"]) - (len(rows) or 1)) > 0:
+            least = "at least " if full["older"] else ""
+            command = f"relay log --{option} {shlex.quote(value)}"
+            shown.append(f"{least}{counted(more, 'more message')}: {command}")
+        return [*shown, *map(_refusal_line, refused)]
 
     context.show(document, lines)
+
+
+def _listed(client: OperatorClient, wanted: Mapping[str, str]) -> dict[str, Any]:
+    return client.log(log_query(**wanted, limit=str(_ROWS_MAX + _MORE_MAX)))
 
 
 def _refusal_line(refusal: Refusal) -> str:

@@ -19,6 +19,7 @@ from relay.accounts.directory import load_accounts
 from relay.api import restored
 from relay.api.dependencies import OPERATOR
 from relay.api.request_parameters import CommandIssuer, read_queue_command
+from relay.api.search_text import log_rows
 from relay.app.configuration import parse_next_hop, route_table
 from relay.app.state_dir import OwnerLock, as_owner
 from relay.base.clock import Clock, Ids
@@ -91,6 +92,12 @@ def with_spool_files(
             return nothing
         with OwnerLock(settings.run_dir):
             return asyncio.run(answer())
+
+
+async def read_log(files: SpoolFiles, query: Mapping[str, str], *, clock: Clock) -> dict[str, Any]:
+    """Return what GET /relay/v1/log would have answered. Raises ControlError, SpoolError."""
+    with _as_answered():
+        return await log_rows(files.journeys, query, clock, account=None)
 
 
 def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:

@@ -82,6 +82,16 @@ class OperatorClient:
                 silent, lambda files: files.journeys.journey(key, account=None), nothing=None
             )
 
+    def log(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Return the newest messages of a search as rows: the answer of GET /log."""
+        try:
+            return self._client.get("/log", query)
+        except ControlUnavailableError as silent:
+            from relay.commands.offline import read_log  # noqa: PLC0415 - slow
+
+            ask = partial(read_log, query=query, clock=self._clock)
+            return self._offline(silent, ask, nothing={"messages": [], "older": None})
+
     def refused(self, address: str) -> list[Refusal]:
         """Return the newest refusals that concern a mail or IP address, the newest first."""
         query = {"address": address, "limit": str(_REFUSED_MAX)}

@@ -6,6 +6,7 @@ account sees its own messages only.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -38,7 +39,7 @@ from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 _SAME_TIME_MAX = 100  # messages of one millisecond, to find one
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
-_SCANS_MAX = 20  # for names: each reads up to SCAN_MAX messages
+PAGES_MAX = 20  # for names: each reads up to SCAN_MAX messages
 _NEIGHBOURS_READ = 200  # names at a time
 _NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
@@ -59,6 +60,11 @@ class ListPage(Struct, frozen=True):
 
     rows: tuple[MessageSummary, ...]
     older: ListPosition | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer of GET /log: the rows, and a time before which older ones may be."""
+        older = None if self.older is None else rfc3339(self.older.at_us + 1)
+        return {"messages": [row.as_json() for row in self.rows], "older": older}
 
 
 class Journeys:
@@ -138,6 +144,22 @@ class Journeys:
         )
         return ListPage(await self._rows([one for _, one in shown]), older)
 
+    async def log(
+        self, wanted: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
+    ) -> ListPage:
+        """Return the newest messages that match, as page() does, of as many pages as are needed for
+        `limit`, at most `pages`.
+        """
+        rows: tuple[MessageSummary, ...] = ()
+        before: ListPosition | None = None
+        for _ in range(pages):
+            left = limit - len(rows)
+            page = await self.page(wanted, account=account, limit=left, before=before)
+            rows, before = (*rows, *page.rows), page.older
+            if before is None or len(rows) >= limit:
+                break
+        return ListPage(rows, before)
+
     async def names(
         self, wanted: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[list[str], bool]:
@@ -149,7 +171,7 @@ class Journeys:
             return [row.name for row in page.rows], False
         found: list[str] = []
         before: ListPosition | None = None
-        for _ in range(_SCANS_MAX):
+        for _ in range(PAGES_MAX):
             places, before = await self.places.find(
                 wanted, account=account, limit=min(limit - len(found), _READ_MAX), before=before
             )
@@ -275,7 +297,7 @@ class Journeys:
         """Whether the message at a place meets conditions that its journey does not decide."""
         if not wanted.needs_more_than_journey:
             return True
-        if place.at_us < wanted.from_us:
+        if not wanted.is_in_time(place.at_us):
             return False
         found, _ = await self.places.find(
             replace(wanted, key="", from_us=place.at_us), account=account, limit=_SAME_TIME_MAX,
@@ -305,6 +327,8 @@ class Journeys:
         since_us = self._clock.time_us() - _WINDOW_US
         visible = await self._visible(since_us)
         found: list[Journey] = []
+        if wanted.client:
+            wanted, _ = await self.places.with_submissions(wanted)
         candidates = await self._candidates(wanted, after, account=account)
         unread: Sequence[FoundMessage] = ()
         checks = self.places.begin(wanted, lookup_s)
@@ -362,7 +386,8 @@ class Journeys:
             for one in submissions
             if one.matches
             and one.name not in in_spool
-            and one.at_us >= wanted.from_us
+            and wanted.is_in_time(one.at_us)
+            and wanted.matches_origin(one.account, "", one.name)
             and not wanted.larger_than_bytes  # the size is not known yet
         ]
         return sorted([*messages, *waiting], key=lambda one: one.at_us)

@@ -7,7 +7,10 @@ bounded; what it did not reach is on the next page.
 from collections.abc import Sequence
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from relay.journeys.message_list import (
+    CLOCK_MARGIN_US,
     SCAN_MAX,
     FoundMessage,
     FoundPage,
@@ -83,6 +86,9 @@ class ListPlaces:
         lookup_s: float | None = None,
     ) -> tuple[list[Place], ListPosition | None]:
         """Return the places of messages that match, and the one behind which older ones may be."""
+        if wanted.until_us:
+            end = ListPosition(wanted.until_us - 1, "")
+            before = max(before or end, end, key=lambda place: place.order)
         if not wanted.needs_content:
             return await self._find_by_history(wanted, account=account, limit=limit, before=before)
         found: list[Place] = []
@@ -113,6 +119,9 @@ class ListPlaces:
         """Return what find() does, apart from conditions on contents."""
         # The log is read first: what it has as accepted is in the spool by then. What the spool
         # has accepted meanwhile is looked up there again.
+        read_to_us = 0
+        if wanted.client:
+            wanted, read_to_us = await self.with_submissions(wanted, before)
         submissions = await self._store.open_submissions()
         for _ in range(_LOOKS_MAX):
             spooled = FoundPage((), None)
@@ -125,7 +134,7 @@ class ListPlaces:
                 for one in submissions
                 if account in (None, one.account)
                 and is_between(place := position_of("", one.submission_id), before, spooled.reached)
-                and place.at_us >= wanted.from_us
+                and wanted.is_in_time(place.at_us)
                 and one.matches(wanted)
             }
             places |= {
@@ -143,7 +152,25 @@ class ListPlaces:
         older = spooled.reached if len(newest) == len(read) else read[-1]
         if len(shown) > limit:
             older = shown[limit - 1][0]
+        if older is None and read_to_us:
+            older = ListPosition(read_to_us - 1, "")
         return shown[:limit], older
+
+    async def with_submissions(
+        self, wanted: MessageSearch, before: ListPosition | None = None
+    ) -> tuple[MessageSearch, int]:
+        """Return the search with the submissions of its client, and the time from which on it finds
+        them, 0 if it finds all.
+        """
+        until_us = before.at_us + 1 if before else wanted.until_us
+        of_log = replace(
+            wanted,
+            from_us=max(0, wanted.from_us - CLOCK_MARGIN_US),
+            until_us=until_us and until_us + CLOCK_MARGIN_US,
+        )
+        names, read_to_us = await self._store.submitted_by(of_log)
+        from_us = max(wanted.from_us, read_to_us)
+        return replace(wanted, submissions=names, from_us=from_us), read_to_us
 
     async def _without_accepted(self, places: Sequence[Place]) -> list[Place]:
         """Leave out submissions that the spool has by now: there they did not match."""

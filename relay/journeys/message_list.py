@@ -13,11 +13,12 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import id_time_us, time_us_of
+from relay.base.clock import id_time_us, rfc3339, time_us_of
 from relay.journeys.document import Journey
 from relay.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL
@@ -116,6 +117,10 @@ class MessageSearch(Struct, frozen=True):
     is_unread: bool = False  # a copy that a recipient has not read
     larger_than_bytes: int = 0  # 0: any size
     from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
+    until_us: int = 0  # and before then; 0: at any time
+    client: str = ""  # a pattern: the IP address of the client, or the name that it gave in EHLO
+    submissions: frozenset[str] = frozenset()  # those of such a client by HTTP
+    login: str = ""  # a pattern: the account that it is from
     # In whose mailbox words of the text and unread copies are looked up: an address,
     # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
     # mailboxes of others are not shown.
@@ -141,7 +146,8 @@ class MessageSearch(Struct, frozen=True):
     @property
     def needs_more_than_journey(self) -> bool:
         """Whether a journey alone does not say whether it matches."""
-        return self.needs_content or bool(self.larger_than_bytes or self.from_us)
+        of_row = self.larger_than_bytes or self.from_us or self.until_us
+        return self.needs_content or bool(of_row or self.client or self.login)
 
     def without_content(self) -> "MessageSearch":
         """Return the conditions on the history of a message."""
@@ -176,6 +182,18 @@ class MessageSearch(Struct, frozen=True):
             wanted, subject
         )
 
+    def is_in_time(self, at_us: int) -> bool:
+        """Whether a message of this time matches."""
+        return self.from_us <= at_us and not 0 < self.until_us <= at_us
+
+    def matches_origin(self, account: str, client: str, submission_id: str) -> bool:
+        """Whether it is from `login` and `client`; by SMTP that is "name [address]"."""
+        if self.login and not matches_address_pattern(self.login, account):
+            return False
+        if not self.client or submission_id in self.submissions:
+            return True
+        return any(matches_pattern(self.client, one) for one in _names_of(client))
+
     def matches_address(self, address: str) -> bool:
         """Whether a recipient matches `to`."""
         return matches_address_pattern(self.to, address)
@@ -199,11 +217,17 @@ class MessageSearch(Struct, frozen=True):
         return not self.words_left(sender, subject, addresses)
 
     def matches(self, journey: Journey) -> bool:
-        """Whether a journey matches, apart from what it does not say: `after`, `key`, size, time
-        and content.
+        """Whether a journey matches, apart from what it does not say: `after`, `key`, size, time,
+        client, login and content.
         """
         pairs = [(one.address, one.state) for one in journey.shown_recipients]
         return self.without_content().matches_all(journey.sender, journey.subject, pairs)
+
+
+def _names_of(client: str) -> tuple[str, str]:
+    """Return address and name of "name [address]"."""
+    name, _, address = client.partition(" [")
+    return address.removesuffix("]"), name
 
 
 class FoundMessage(Struct, frozen=True):
@@ -315,6 +339,8 @@ class MessageSummary(Struct, frozen=True):
     recipients: tuple[ListedRecipient, ...]  # the first ones
     recipient_count: int  # of all recipients
     size_bytes: int = 0  # of the accepted message; 0 before step 5
+    client: str = ""  # by SMTP: "name [address]"
+    account: str = ""  # that it is from; "" of strangers
     status: str = ""  # of a recipient that decides the state
     reply: str = ""  # of the same recipient
     next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time
@@ -323,6 +349,20 @@ class MessageSummary(Struct, frozen=True):
     def name(self) -> str:
         """The queue id, or before step 4 the submission id."""
         return self.id or self.submission_id or ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row of GET /log."""
+        next_us = self.next_attempt_us
+        address, helo = _names_of(self.client)
+        return {
+            "at": rfc3339(self.position.at_us), "id": self.id, "submission_id": self.submission_id,
+            "message_id": self.message_id, "sender": self.sender, "subject": self.subject,
+            "state": self.state, "client": {"address": address, "helo": helo},
+            "login": self.account, "size": self.size_bytes, "status": self.status,
+            "reply": self.reply, "next_attempt": None if next_us is None else rfc3339(next_us),
+            "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
+            "recipient_count": self.recipient_count,
+        }  # fmt: skip
 
 
 class FoundPage(Struct, frozen=True):
@@ -354,7 +394,11 @@ class OpenSubmission(Struct, frozen=True):
         """Whether it matches, apart from `after`, `key`, time and content; its size is unknown."""
         pairs = [(address, self.state) for address in self.recipients]
         strict = wanted.without_content()
-        return not wanted.larger_than_bytes and strict.matches_all(self.sender, self.subject, pairs)
+        return (
+            not wanted.larger_than_bytes
+            and wanted.matches_origin(self.account, "", self.submission_id)
+            and strict.matches_all(self.sender, self.subject, pairs)
+        )
 
     def found(self, wanted: MessageSearch) -> FoundMessage:
         """Return it as a message whose content is to be checked."""
@@ -377,6 +421,7 @@ def row_of(submission: OpenSubmission) -> MessageSummary:
             for number, address in enumerate(submission.recipients[:LISTED_MAX], start=1)
         ),
         recipient_count=len(submission.recipients),
+        account=submission.account,
         reply=submission.reply,
         next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
     )

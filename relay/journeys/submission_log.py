@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from relay.base.clock import Clock, id_time_us, now_at_least_us
+from relay.base.clock import Clock, id_time_us, now_at_least_us, time_us_of
 from relay.base.files import lines_backwards
 from relay.journeys.document import JourneyStep
 from relay.journeys.events import Event, LogLine, Step, parse_line
@@ -32,6 +32,7 @@ from relay.journeys.message_list import (
     FoundMessage,
     MessageSearch,
     OpenSubmission,
+    matches_pattern,
 )
 from relay.journeys.open_submissions import OpenSubmissions
 from relay.message.address import own_mailbox
@@ -179,6 +180,12 @@ class SubmissionLog:
         scan = _Scan(wanted, account, since_us=since_us, limit=limit)
         return await asyncio.to_thread(scan.read, self._files())
 
+    async def submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
+        """Return the submissions that the client has made by HTTP in this time: SCAN_MAX, and
+        the others of that day; and since when they are complete, 0 if there are no more.
+        """
+        return await asyncio.to_thread(self._submitted_by, wanted)
+
     async def open_submissions(self) -> Sequence[OpenSubmission]:
         """Return the newest submissions that are not recorded as accepted."""
         return await asyncio.to_thread(self._followed.read)
@@ -263,6 +270,24 @@ class SubmissionLog:
                     if len(found) >= limit:
                         return list(found)
         return list(found)
+
+    def _submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
+        found: set[str] = set()
+        needle = max(wanted.client.lower().replace("?", "*").split("*"), key=len).encode()
+        first = _day_of(wanted.from_us)
+        begin = last = _day_of(wanted.until_us) if wanted.until_us else "~"
+        for path in self._files():
+            day = path.name[:_DAY_CHARACTERS]
+            if len(found) >= SCAN_MAX and first <= day < begin:
+                return frozenset(found), time_us_of(f"{begin}T00:00:00Z")
+            for line in lines_backwards(path, needle) if first <= day <= last else ():
+                begin = day
+                one = parse_line(line)
+                if one and one.step == Step.NOTIFIED and wanted.is_in_time(one.at_us):
+                    address = one.detail.get("client", {}).get("address", "")
+                    if matches_pattern(wanted.client, address):
+                        found.add(one.submission_id)
+        return frozenset(found), 0
 
     def _files(self) -> list[Path]:
         """Return the files, newest day first."""

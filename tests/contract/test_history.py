@@ -76,6 +76,34 @@ async def test_messages_are_found_by_conditions_newest_first(spool, messages, fi
 
 
 @pytest.mark.parametrize("find", [search, find_page])
+async def test_messages_are_found_by_client_login_and_time(spool, add, clock, find) -> None:
+    first = await add(client="printer [192.0.2.7]", account="")
+    ended_us = clock.time_us() + 1
+    second = await add(client="[192.0.2.7] [192.0.2.70]", account=BOB)
+    clock.advance(1)
+    by_http = await add(client="", account=BOB, submission_id=f"{Ids(clock).new()}.1")
+    local = await add(client="localhost", account="")
+    for wanted, expected in [
+        ({"client": "192.0.2.7"}, [first]),
+        ({"client": "192.0.2.7*"}, [second, first]),
+        ({"client": "PRINTER"}, [first]),
+        ({"client": "localhost"}, [local]),
+        ({"client": "192.0.2"}, []),
+        ({"login": "Bob@*"}, [by_http, second]),
+        ({"login": "bob@*", "client": "*"}, [by_http, second]),
+        ({"login": "bob@*", "client": "192.*"}, [second]),
+        ({"until_us": ended_us}, [first]),
+        ({"until_us": ended_us - 1000, "from_us": 1}, []),
+        ({"from_us": ended_us, "client": "192.*"}, [second]),
+    ]:
+        found = await find(spool, MessageSearch(**wanted), None, 10)
+        assert [one.queue_id for one in found] == expected, wanted
+    submissions = frozenset([(await spool.journey(by_http)).submission_id])
+    wanted = MessageSearch(client="192.0.2.7", submissions=submissions)
+    assert [one.queue_id for one in await find(spool, wanted, None, 10)] == [by_http, first]
+
+
+@pytest.mark.parametrize("find", [search, find_page])
 async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock, find) -> None:
     (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@b.test"]}))).claims
     now_us = clock.queue_us()

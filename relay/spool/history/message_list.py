@@ -39,8 +39,8 @@ _SEARCHED_AT_ONCE = 50
 _SCANNED_AT_ONCE = 200
 _ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
-_FACTS = "id, account, reverse_path, subject, submission_id, size"
-_Row = tuple[str, str, str, str, str, int]
+_FACTS = "id, account, reverse_path, subject, submission_id, size, client"
+_Row = tuple[str, str, str, str, str, int, str]
 _RecipientRow = tuple[int, str, str]  # number, address, state
 
 # A submission may be accepted long after it was made: its id is then newer than its place.
@@ -50,8 +50,8 @@ _LATE = (
     " WHERE submission_id <> '' AND (submission_id < ? OR submission_id NOT LIKE '%.1')"
 )
 _SUMMARY = (
-    "SELECT id, reverse_path, submission_id, message_id, subject, size, account FROM message"
-    " WHERE id = ?"
+    "SELECT id, reverse_path, submission_id, message_id, subject, size, client, account"
+    " FROM message WHERE id = ?"
 )
 _STATES = (
     "SELECT message_id, state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
@@ -90,13 +90,15 @@ class _Matching:
     def among(self, rows: Sequence[_Row]) -> list[FoundMessage]:
         """Return those that match, with what is needed to check conditions on their content."""
         wanted = self._strict
+        is_timed = wanted.from_us or wanted.until_us
         rows = [
             row
             for row in rows
             if self._account in (None, row[1])
             and row[5] > (wanted.larger_than_bytes or -1)
             and wanted.matches_facts(row[2], row[3])
-            and not (wanted.from_us and position_of(row[0], row[4]).at_us < wanted.from_us)
+            and wanted.matches_origin(row[1], row[6], row[4])
+            and (not is_timed or wanted.is_in_time(position_of(row[0], row[4]).at_us))
         ]
         if not rows or not (wanted.needs_recipients or self._wanted.needs_content):
             return [FoundMessage(row[0], row[4]) for row in rows]
@@ -112,7 +114,7 @@ class _Matching:
         return found
 
     def _found(self, row: _Row, recipients: Sequence[_RecipientRow]) -> FoundMessage:
-        queue_id, account, sender, subject, submission_id, _ = row
+        queue_id, account, sender, subject, submission_id, *_ = row
         if not self._wanted.needs_content:
             return FoundMessage(queue_id, submission_id)
         words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
@@ -297,7 +299,7 @@ class MessageQueries(QueueEngine):
         rows = [
             row
             for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
-            if account in (None, row[6])
+            if account in (None, row[7])
         ]
         keys = [(row[0],) for row in rows]
         counts: dict[str, dict[str, int]] = defaultdict(dict)
@@ -308,7 +310,7 @@ class MessageQueries(QueueEngine):
             first[queue_id].append(recipient)
         retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
         found = []
-        for queue_id, sender, submission_id, message_id, subject, size_bytes, _ in rows:
+        for queue_id, sender, submission_id, message_id, subject, size_bytes, client, owner in rows:
             recipients = sorted(first[queue_id])
             state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
             status, reply = _deciding(tables, queue_id, state=state, first=recipients)
@@ -319,6 +321,7 @@ class MessageQueries(QueueEngine):
                     subject=subject, state=state,
                     recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
                     recipient_count=sum(counts[queue_id].values()), size_bytes=size_bytes,
+                    client=client, account=owner,
                     status=status, reply=reply, next_attempt_us=retries.get(queue_id),
                 )
             )  # fmt: skip
@@ -399,7 +402,7 @@ def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
 
 def _lookup(key: str) -> tuple[str, tuple[str, ...]]:
     """Return a query for the messages with this name, and its values."""
-    if "@" in key:
+    if "@" in key or key.startswith("<"):
         sql = "SELECT id, account FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
         return sql, (key, f"<{key.removeprefix('<').removesuffix('>')}>")
     sql = (

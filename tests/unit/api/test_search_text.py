@@ -37,6 +37,16 @@ from relay.journeys.message_list import MessageSearch
         ("larger:2MB", {"larger_than_bytes": 2_000_000}),
         ("larger:17", {"larger_than_bytes": 17}),
         ("after:2026-11-01", {"from_us": 1_793_491_200_000_000}),
+        ("before:2026-11-01", {"until_us": 1_793_491_200_000_000}),
+        ("before:2026-11-01T09:30Z", {"until_us": 1_793_525_400_000_000}),
+        ("after:2026-11-01T10:30:00+01:00", {"from_us": 1_793_525_400_000_000}),
+        ("after:2026-11-01T09:30", {"from_us": 1_793_525_400_000_000}),
+        ("before:1969-12-31", {"until_us": 1}),
+        ("client:192.0.2.7", {"client": "192.0.2.7"}),
+        ("client:2001:DB8:0::7", {"client": "2001:db8::7"}),
+        ("client:192.0.2.*", {"client": "192.0.2.*"}),
+        ("login:ali", {"login": "*ali*"}),
+        ("login:alice@a.test", {"login": "alice@a.test"}),
     ],
 )
 def test_a_text_has_conditions(text, wanted):
@@ -56,6 +66,9 @@ def test_a_text_has_conditions(text, wanted):
         ("larger:-1", "larger: found '-1', expected a size"),
         ("after:yesterday", "after: found 'yesterday', expected a day such as 2026-11-01"),
         ("after:2026-02-30", "after: found '2026-02-30', expected a day"),
+        ("before:2026-11-01T25", "before: found '2026-11-01T25', expected a day"),
+        ("before:2026-11-01T9", "expected a day such as 2026-11-01, or a time such as 2026-11-01T"),
+        ("after:2026-11-02 before:2026-11-02", "before: expected a later time than the search"),
         ("after:20261101", "after: found '20261101', expected a day"),
         ("larger:1 larger:2", "larger: is there twice."),
         (

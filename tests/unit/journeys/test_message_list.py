@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import Ids, rfc3339
-from relay.journeys import journey, list_places
+from relay.journeys import journey, list_places, submission_log
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys, MessageList
 from relay.journeys.message_list import (
@@ -22,6 +22,7 @@ from relay.journeys.message_list import (
     position_of,
 )
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.spool.history import message_list
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of, spool_on
@@ -47,6 +48,7 @@ class Messages:
         account: str = ALICE,
         number: str = "1",
         send_at_us: int = 0,
+        client: str = "",
         **facts: Any,
     ) -> SubmissionFacts:
         """Steps 1 and 2."""
@@ -54,7 +56,8 @@ class Messages:
         values = {"sender": account, "subject": "s", "recipients": ("x@a.test",)} | facts
         made = SubmissionFacts(f"{draft_id}.{number}", draft_id, account, **values)
         now_us = self.clock.time_us()
-        notified = {"deferred_until": rfc3339(send_at_us)} if send_at_us else {}
+        notified: dict[str, Any] = {"client": {"address": client}} if client else {}
+        notified |= {"deferred_until": rfc3339(send_at_us)} if send_at_us else {}
         events = Event(Step.CREATED, now_us), Event(Step.NOTIFIED, now_us, notified)
         self.log.append(made, *events)
         return made
@@ -584,7 +587,7 @@ async def test_the_names_of_all_that_match_are_bounded(
     assert await names(wanted, account="bob@example.test", limit=100) == ([], False)
     assert [row.name for row in await messages.journeys.rows(expected, account=ALICE)] == expected
     assert await messages.journeys.rows(expected, account="bob@example.test") == []
-    monkeypatch.setattr(journey, "_SCANS_MAX", 1)
+    monkeypatch.setattr(journey, "PAGES_MAX", 1)
     assert await names(wanted, account=None, limit=100) == (expected[:3], True)
 
 
@@ -610,3 +613,84 @@ async def test_the_neighbours_of_a_message_are_those_of_the_search(
     assert await neighbours(everything, oldest, account=None, begin=begin) == (made[1], "")
     # too far from the newest one: it is not looked for
     assert await neighbours(everything, oldest, account=None, begin=None) == ("", "")
+
+
+async def test_a_client_by_http_is_known_by_the_submission_log(messages: Messages) -> None:
+    waiting = messages.submit(client="192.0.2.7")
+    messages.clock.advance(1)
+    cursor = await messages.cursor()
+    by_smtp = await messages.accept(client="printer [192.0.2.7]")
+    messages.clock.advance(1)
+    accepted = messages.submit(client="192.0.2.7")
+    await messages.accept(accepted)
+    other = messages.submit(client="192.0.2.70")
+    await messages.accept(other)
+    theirs = [accepted.submission_id, by_smtp, waiting.submission_id]
+    assert await messages.names(client="192.0.2.7") == theirs
+    assert await messages.names(client="192.0.2.7", limit=2) == theirs[:2]
+    assert await messages.names(client="192.0.2.?") == theirs
+    assert await messages.names(client="192.0.2.7*") == [other.submission_id, *theirs]
+    assert await messages.names(client="192.0.2.7", after=cursor) == theirs[:2]
+    assert await messages.names(client="192.0.2.7", key=waiting.submission_id) == theirs[2:]
+    assert await messages.names(client="192.0.2.70", key=waiting.submission_id) == []
+    assert await messages.names(client="192.0.2.7", login="bob@*") == []
+    assert await messages.names(login=ALICE, state="converting") == theirs[2:]
+    assert await messages.names(login="bob@*", state="converting") == []
+
+
+async def test_a_page_reads_whole_days_of_the_log_for_a_client(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission_log, "SCAN_MAX", 3)
+    made = []
+    for _ in range(4):
+        for _ in range(2):
+            messages.clock.advance(3600)
+            made.insert(0, messages.submit(client="192.0.2.7"))
+            await messages.accept(made[0])
+            made.insert(0, messages.submit(client="192.0.2.8"))
+        messages.clock.advance(86_400)
+    theirs = [one.submission_id for one in made[1::2]]
+    wanted, pages, before = MessageSearch(client="192.0.2.7"), [], None
+    while not pages or before:
+        page = await messages.journeys.page(wanted, account=None, limit=100, before=before)
+        pages.append([row.submission_id for row in page.rows])
+        before = page.older
+    assert [name for page in pages for name in page] == theirs
+    assert [3 <= len(page) <= 4 for page in pages[:-1]] == [True, True]
+    everything = await messages.journeys.log(wanted, account=None, limit=100)
+    assert [row.submission_id for row in everything.rows] == theirs
+    monkeypatch.setattr(submission_log, "SCAN_MAX", 1)  # fewer than there are on a day
+    everything = await messages.journeys.log(wanted, account=None, limit=100)
+    assert [row.submission_id for row in everything.rows] == theirs
+    first_us = position_of("", theirs[5]).at_us
+    some = replace(wanted, from_us=first_us, until_us=first_us + 3600 * 10**6)
+    page = await messages.journeys.page(some, account=None, limit=100)
+    assert ([row.submission_id for row in page.rows], page.older) == (theirs[5:6], None)
+
+
+async def test_the_log_reads_on_until_it_has_enough_or_has_read_its_pages(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_list, "SCAN_MAX", 200)
+    names = []
+    for number in range(900):
+        messages.clock.advance(1)
+        name = await messages.accept(subject="Hello" if number % 300 else "Invoice")
+        names[:0] = [] if number % 300 else [name]
+    wanted, log = MessageSearch(subject="Invoice"), messages.journeys.log
+    found = await log(wanted, account=None, limit=100)
+    assert ([row.name for row in found.rows], found.older) == (names, None)
+    enough = await log(wanted, account=None, limit=2)
+    assert [row.name for row in enough.rows] == names[:2]
+    assert enough.older is not None
+    bounded = await log(wanted, account=None, limit=100, pages=2)
+    assert [row.name for row in bounded.rows] == names[:1]
+    assert bounded.older is not None
+    until_us = bounded.older.at_us + 1  # what relay log says, to go on from there
+    rest = await log(replace(wanted, until_us=until_us), account=None, limit=100)
+    assert [row.name for row in rest.rows] == names[1:]
+    seen = await log(
+        replace(wanted, until_us=position_of(names[1], "").at_us), account=None, limit=9
+    )
+    assert [row.name for row in seen.rows] == names[2:]
