@@ -6,6 +6,7 @@ has what needs a principal. Why /readyz is a 503 is decided in relay/app/front_d
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -137,12 +138,9 @@ async def _relay_v1(
             return json_response(await request.cancel_on_disconnect(wait))
         case ("events",):
             query = _with_cursor(_query(request, "GET", "after", "message"))
-            return await handlers.events(
-                query,
-                request.headers.get("last-event-id"),
-                principal,
-                is_current=lambda: _is_still(principal, request, principal_for),
-            )
+            last_event_id = request.headers.get("last-event-id")
+            is_current = partial(_is_still, principal, request, principal_for)
+            return await handlers.events(query, last_event_id, principal, is_current=is_current)
         case ("refused",):
             query = _with_cursor(_query(request, "GET", *REFUSED_PARAMETERS))
             return json_response(await handlers.refused(query, principal))

@@ -39,7 +39,7 @@ from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 _SAME_TIME_MAX = 100  # messages of one millisecond, to find one
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
-PAGES_MAX = 20  # for names: each reads up to SCAN_MAX messages
+PAGES_MAX = 20  # that one call reads, each of up to SCAN_MAX messages
 _NEIGHBOURS_READ = 200  # names at a time
 _NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
@@ -153,7 +153,7 @@ class Journeys:
         rows: tuple[MessageSummary, ...] = ()
         before: ListPosition | None = None
         for _ in range(pages):
-            left = limit - len(rows)
+            left = min(limit - len(rows), _READ_MAX)
             page = await self.page(wanted, account=account, limit=left, before=before)
             rows, before = (*rows, *page.rows), page.older
             if before is None or len(rows) >= limit:
@@ -166,19 +166,8 @@ class Journeys:
         """Return the names of the newest messages that match, at most `limit`, and whether there
         may be more.
         """
-        if wanted.key:
-            page = await self._page_of_key(wanted, account=account, limit=limit, before=None)
-            return [row.name for row in page.rows], False
-        found: list[str] = []
-        before: ListPosition | None = None
-        for _ in range(PAGES_MAX):
-            places, before = await self.places.find(
-                wanted, account=account, limit=min(limit - len(found), _READ_MAX), before=before
-            )
-            found += [_name_of(one) for _, one in places]
-            if before is None or len(found) >= limit:
-                break
-        return found, before is not None
+        page = await self.log(wanted, account=account, limit=limit)
+        return [row.name for row in page.rows], page.older is not None
 
     async def neighbours(
         self,
@@ -403,7 +392,16 @@ class Journeys:
         if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
             journey = await self._by_queue_id(queue_ids[0])
             return [journey] if journey else []
-        submissions = await self._store.find_submission_ids(key, account=account, limit=limit)
+        if queue_ids and key.startswith("<"):  # the others are accepted: the spool has found them
+            submissions = [
+                one.submission_id
+                for one in await self._store.open_submissions()
+                if one.message_id == key and account in (None, one.account)
+            ]
+        else:
+            submissions = [
+                *await self._store.find_submission_ids(key, account=account, limit=limit)
+            ]
         journeys: dict[str, Journey] = {}
         for queue_id in queue_ids:
             if journey := await self._by_queue_id(queue_id):
