@@ -10,8 +10,7 @@ import click
 
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.phrases import counted
-from relay.cli.options import CommandContext, Parsed, common_options
-from relay.cli.queue import once
+from relay.cli.options import CommandContext, Parsed, common_options, once
 from relay.client import ControlError
 from relay.commands.operator_client import LIST_MAX, OperatorClient
 from relay.journeys.wording import named

@@ -30,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
 _NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
+_CHARACTERS_MAX = 1000  # of a condition
 _KEY_CHARACTERS_MAX = 1000  # RFC 5322 limits the line of a Message-ID
 
 
@@ -126,6 +127,18 @@ def _message_name(text: str) -> str:
 
 KEY = Parsed("key", _message_name)  # of a message: an id of any kind, an address, or "last"
 DOMAIN = Parsed("DOMAIN", lambda text: parse_domain(text.removesuffix(".")))
+
+
+def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str:
+    """Reject an empty condition, which would select everything, and a repeated one."""
+    if len(values) > 1:
+        raise click.BadParameter("is given twice")
+    if values and not 0 < len(values[0]) <= _CHARACTERS_MAX:
+        raise click.BadParameter(f"found {len(values[0])} letters, expected 1 to {_CHARACTERS_MAX}")
+    return values[0] if values else ""
+
+
+once = functools.partial(click.option, multiple=True, callback=_once)
 
 
 class InputPath(click.Path):

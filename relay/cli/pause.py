@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from relay.base.pauses import Paused
-from relay.cli.options import CommandContext, common_options, user_name
-from relay.cli.queue import once, pause_lines, with_option
+from relay.cli.options import CommandContext, common_options, once, user_name
+from relay.cli.queue import pause_lines, with_option
 from relay.client import ControlClient, ControlError
 
 

@@ -7,7 +7,6 @@ process owns the spool, 75 if all selected entries are in flight, 130 for Ctrl-C
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from relay.cli.options import (
     CommandContext,
     common_options,
     older_than_s,
+    once,
     unknown_message,
     user_name,
 )
@@ -43,20 +43,7 @@ from relay.spool.types import Selector
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured"]
 _PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
-_CHARACTERS_MAX = 1000
 _OPTIONS = ("reason", "text", "to", "until")  # checked by the relay only
-
-
-def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str:
-    """Reject an empty condition, which would select everything, and a repeated one."""
-    if len(values) > 1:
-        raise click.BadParameter("is given twice")
-    if values and not 0 < len(values[0]) <= _CHARACTERS_MAX:
-        raise click.BadParameter(f"found {len(values[0])} letters, expected 1 to {_CHARACTERS_MAX}")
-    return values[0] if values else ""
-
-
-once = partial(click.option, multiple=True, callback=_once)
 
 
 def selectors(command: F) -> F:
