@@ -227,6 +227,7 @@ class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _HoldBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
     until: str = ""
+    new: bool = False
 
 
 class _ReleaseBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
@@ -275,6 +276,7 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
             why=given.reason.strip(),
             dry_run=given.dry_run,
             until_us=_until_us(given, issuer.clock),
+            new=isinstance(given, _HoldBody) and given.new,
             as_before=isinstance(given, _ReleaseBody) and given.as_before,
             to=_next_hops(given, issuer),
             to_text=given.to if isinstance(given, _RerouteBody) else "",

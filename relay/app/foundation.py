@@ -230,6 +230,7 @@ def open_foundation(
         delivers_captured=sources.development is not None, holds_store=sources.holds_root,
     )  # fmt: skip
     undo.callback(engine.close)
+    table.hold_of = engine.queue_admin.standing_hold
     refusals = (
         RefusalFiles(settings.refused_dir)
         if sources.development is None

@@ -43,7 +43,7 @@ from relay.spool.types import Selector
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured"]
 _PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
-_OPTIONS = ("reason", "text", "to", "until")  # checked by the relay only
+_OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
 
 
 def selectors(command: F) -> F:
@@ -167,13 +167,16 @@ def retry(context: CommandContext, **conditions: Any) -> None:
 @queue.command()
 @changing
 @once("--until", metavar="TIME|DURATION", help="When the hold ends automatically.")
+@click.option("--new", is_flag=True, help="Hold what comes for the --domain too.")
 @common_options
-def hold(context: CommandContext, *, until: str, **conditions: Any) -> None:
+def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -> None:
     """Suspend delivery of mail until it is released, or expires.
 
-    Held mail expires as if it were not held. An example of a TIME is 2027-01-31T09:00:00Z.
+    Held mail expires as if it were not held. An example of a TIME is 2027-01-31T09:00:00Z. With
+    --new, mail that comes for the --domain (a domain, or *.DOMAIN) is held as well, until then or
+    until a release with the same --domain alone; `relay queue stats` lists these domains.
     """
-    _change(context, "hold", conditions, until=until)
+    _change(context, "hold", conditions, until=until, new=new)
 
 
 @queue.command()
@@ -338,6 +341,9 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         f"priorities   {levels}",
         f"unaccounted  {unaccounted}",
     ]
+    for one in stats.get("holds", ()):
+        until = f" until {one['until'][:19]}Z" if one["until"] else ""
+        lines.append(f"holds new    {one['domain']}{until}, by {one['reason']}")
     lines += [f"paused       {line}" for line in pause_lines(stats.get("paused", {}))]
     hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [

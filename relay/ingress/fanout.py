@@ -62,6 +62,7 @@ class HoldTimes(Struct, frozen=True):
             reason=hold.reason,
             rule=hold.rule,
             silent=hold.silent,
+            until_us=0,
             expires_us=0 if lasts_us is None else self.accepted_us + lasts_us,
             lifetime_us=self.lifetime_us,
         )
@@ -235,8 +236,9 @@ def _key(
         return next_hop, content, NO_EXTRA
     sender = sender_of(forwarded_by, address) if forwarded_by else ""
     extra = EntryExtra(
-        chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held
-    )
+        chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
+        until_us=examination.held_until_us,
+    )  # fmt: skip
     return next_hop, content, extra if hold is None else times.held(extra, hold)
 
 

@@ -161,6 +161,8 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
     parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
     if unchanged := answer["unchanged"]:
         parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
+    if domains := answer.get("new"):
+        parts.append(f"and what comes for {named(domains)}")
     elsewhere = answer.get("in_flight_at", {})
     if here := answer["in_flight"] - sum(elsewhere.values()):
         parts.append(f"{here} in flight")

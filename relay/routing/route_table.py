@@ -178,15 +178,17 @@ class LocalRecipient(Struct, frozen=True):
     is_answer: bool = False
     route: str = ""  # that decided; "": none did
     held: str = ""  # the reason, "route NAME": it waits for a release; "": it does not
+    held_until_us: int = 0  # in queue time; 0: no time ends the hold
     is_local: ClassVar[bool] = True
 
 
 class RemoteRecipient(Struct, frozen=True):
     """Mail for it leaves by `next_hop` (or is captured there)."""
 
-    next_hop: NextHop
+    next_hop: NextHop  # where it leaves, or CAPTURE
     route: str = ""  # that decided; "": none did
     held: str = ""  # as of a LocalRecipient
+    held_until_us: int = 0  # the same
     chosen: bool = False  # by a mail-flow rule: no route has to match
     is_local: bool = False  # valid in a local domain, whose mail leaves for this address
     is_asked: bool = False  # the next hop says whether it takes the address of a local domain
@@ -289,6 +291,8 @@ class RouteTable:
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
         self._daemon = f"mailer-daemon@{hostname.lower()}"
         self._confinement = confinement
+        # returns why an operator holds what comes for an address, and until when
+        self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
         self._default_options = HopOptions(TlsPolicy(tls))
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
@@ -314,14 +318,15 @@ class RouteTable:
         self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
 
     def use(self, read: "RouteTable") -> RouteChanges:
-        """Become the table `read`, at once for all that ask this one; the accounts stay those of
-        this one, which are reloaded themselves. Return what is different.
+        """Become the table `read`, at once for all that ask this one; the accounts and the holds of
+        what comes stay those of this one, which are reloaded themselves. Return what is different.
         """
         before, now = self.named, read.named
         changed = [name for name in before if name in now and not before[name].equals(now[name])]
         removed = [name for name in before if name not in now]
         ended = {before[name].options for name in (*changed, *removed)}
-        self.__dict__ |= read.__dict__ | {"_accounts": self._accounts}
+        kept = {"_accounts": self._accounts, "hold_of": self.hold_of}
+        self.__dict__ |= read.__dict__ | kept
         return RouteChanges(
             added=tuple(name for name in now if name not in before),
             changed=tuple(changed),
@@ -333,6 +338,13 @@ class RouteTable:
         """Return where mail for `address` goes; its syntax has been checked. Without
         `reverse_path` it is a report.
         """
+        found = self._examine(address, reverse_path)
+        if isinstance(found, InvalidRecipient) or found.held:
+            return found
+        held, until_us = self.hold_of(address)
+        return replace(found, held=held, held_until_us=until_us) if held else found
+
+    def _examine(self, address: str, reverse_path: str) -> RoutingResult:
         address = self._own.target_of(address)
         domain = domain_of(address)
         if not domain:
@@ -423,7 +435,8 @@ class RouteTable:
                 found = route.result
         if self._confinement is not None and self._confinement.captures(found.next_hop):
             found = RemoteRecipient(CAPTURE, found.route)
-        return replace(found, held=usual.held, chosen=True)
+        until_us = usual.held_until_us
+        return replace(found, held=usual.held, held_until_us=until_us, chosen=True)
 
     def lookup_by_route(self, name: str) -> Callable[[str, str], Destination | None]:
         """Return the function that gives an address the next hop of this route, as an operator has
@@ -510,9 +523,10 @@ class RouteTable:
         """Return the next hop, and why mail is held there: a RouteLookup of the routes."""
         match self.examine(address, reverse_path):
             case LocalRecipient() as found:
-                return Destination(LOCAL, held=found.held)
+                return Destination(LOCAL, held=found.held, held_until_us=found.held_until_us)
             case RemoteRecipient() as found:
-                return Destination(found.next_hop, held=found.held)
+                hop, until_us = found.next_hop, found.held_until_us
+                return Destination(hop, held=found.held, held_until_us=until_us)
             case InvalidRecipient():
                 return None
 

@@ -171,6 +171,7 @@ class News(Flag):
     RECORDED = auto()  # a step of a journey
     DUE = auto()  # entries have come due
     RELEASED = auto()  # entries that were due before may be claimed
+    HOLDS = auto()  # other mail is held as it comes
 
 
 class SpoolEngine(Spool, SpoolHistory, Protocol):

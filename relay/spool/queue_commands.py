@@ -7,7 +7,7 @@ are queue time (Clock.queue_us). A ValueError for an invalid command has a text 
 See docs/names.md (Commands) and docs/design.md 4.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -60,6 +60,7 @@ class QueueCommand:
     until_us: int | None = None  # ends a hold, in queue time
     # a hold of restored mail, which then does not expire: when it was backed up, in queue time
     backed_up_us: int | None = None
+    new: bool = False  # a hold of a domain also takes what comes, until a release of the domain
     as_before: bool = False  # a release restores the state and the next retry time
     # the destination of an address, None where it has none; a release sends captured mail there
     to: RouteLookup | None = None
@@ -81,6 +82,11 @@ class QueueCommand:
             raise ValueError("only a cancel reports to the sender")
         if self.text and not self.bounce:
             raise ValueError("text: it is for the report; ask for one with bounce")
+        if self.new and self.selector != Selector(domain=self.selector.domain):
+            raise ValueError("new: it takes a domain, and no other condition")
+        if self.new and set("*?") & set(self.selector.domain.removeprefix("*.")):
+            found = f"domain: found {self.selector.domain!r}"
+            raise ValueError(f"{found}, expected a domain or *.DOMAIN for what comes")
         is_reroute = self.operation is Operation.REROUTE
         if is_reroute != (self.to is not None) and self.operation is not Operation.RELEASE:
             raise ValueError("only a reroute takes a next hop, and it needs one")
@@ -110,21 +116,19 @@ class QueueCommand:
 class CommandReport:
     """The result of a command: counts, and the first entries as `queue list` shows them.
 
-    Each listed entry has its `result` and, where that is not "done", a `note`. `unknown` are ids of
-    the selector that match no entry in the queue. `reports` are those to senders, None if the
-    command makes none. `in_flight_at` counts entries in flight at other nodes, by node;
-    `other_nodes` still know the host failures that this node has forgotten.
+    Each listed entry has its `result` and, where that is not "done", a `note`.
     """
 
-    counts: dict[CommandResult, int] = field(
+    counts: dict[CommandResult, int] = field(  # entries
         default_factory=lambda: dict.fromkeys(CommandResult, 0)
     )
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    unknown: tuple[str, ...] = ()
-    dry_run: bool = False
-    reports: int | None = None
-    in_flight_at: Mapping[str, int] = field(default_factory=dict)
-    other_nodes: tuple[str, ...] = ()
+    entries: list[dict[str, Any]] = field(default_factory=list)  # as `queue list` shows them
+    unknown: tuple[str, ...] = ()  # ids of the selector that match no entry in the queue
+    dry_run: bool = False  # nothing has changed
+    reports: int | None = None  # to senders; None: the command makes none
+    new: Sequence[str] = ()  # domains for which what comes is held from now on, or no more
+    in_flight_at: Mapping[str, int] = field(default_factory=dict)  # entries, by other nodes
+    other_nodes: tuple[str, ...] = ()  # they still know the host failures that this one forgot
 
     def as_json(self) -> dict[str, Any]:
         """The response of /relay/v1/queue/{operation}."""
@@ -136,6 +140,7 @@ class CommandReport:
             "dry_run": self.dry_run,
             "unknown": list(self.unknown),
             "entries": self.entries,
+            **({"new": list(self.new)} if self.new else {}),
             **({} if self.reports is None else {"reports": self.reports}),
             **({"in_flight_at": dict(self.in_flight_at)} if self.in_flight_at else {}),
             **({"other_nodes": list(self.other_nodes)} if self.other_nodes else {}),
@@ -210,6 +215,14 @@ class QueueAdmin(Protocol):
 
     async def list(self, selector: Selector, *, limit: int, after: Key = ...) -> EntryList:
         """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
+        ...
+
+    async def read_standing(self) -> None:
+        """Read for which domains new mail is held. Raises SpoolError."""
+        ...
+
+    def standing_hold(self, address: str) -> tuple[str, int]:
+        """Return why new mail for an address is held, and until when; ("", 0) if it is not."""
         ...
 
     async def execute(

@@ -6,7 +6,7 @@ An engine derives its SpoolEngine from SharedSpool, and adds what it stores in i
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from relay.base.clock import Clock, advanced_us, wall_offset_us
+from relay.base.clock import Clock, advanced_us, rfc3339, wall_offset_us
 from relay.observe.metrics import Metrics
 from relay.spool.engine import News, RecordedRoot
 from relay.spool.history.journeys import KeptMessages
@@ -121,4 +121,14 @@ class SharedSpool(KeptMessages, MessageQueries, RecordedEvents):
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`."""
-        return await self.maintenance.stats()
+        times = self.shown_times()
+        holds = [
+            {
+                "domain": one.domain,
+                "reason": one.reason,
+                "since": rfc3339(one.since_us),
+                "until": None if one.until_us is None else times.wall_time(one.until_us),
+            }
+            for one in self.queue_admin.standing.current()
+        ]
+        return {**await self.maintenance.stats(), "holds": holds}

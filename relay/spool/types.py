@@ -186,6 +186,8 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     # When it expires in queue time; 0: when its message does. A rule's hold has an end of its own,
     # and a copy that is released from one is attempted for as long as new mail.
     expires_us: int = 0
+    # When the hold with which it was accepted ends by itself, in queue time; 0: it does not.
+    until_us: int = 0
     # Nothing is reported when its hold expires.
     silent: bool = False
     # Of a rule's hold: how long the copy is attempted from its release on.

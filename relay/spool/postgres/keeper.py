@@ -96,7 +96,8 @@ class NodeKeeper:
             except SpoolError as error:
                 if fault.is_new(error):
                     _log.warning("the other nodes do not hear of this one", error=str(error))
-            self._on_news(News.RECORDED | News.DUE)  # a message may have been lost
+            # a message may have been lost
+            self._on_news(News.RECORDED | News.DUE | News.HOLDS)
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:

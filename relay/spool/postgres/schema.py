@@ -3,9 +3,12 @@
 from relay.spool.postgres.tables import ConnectionTables, statement
 from relay.spool.types import SpoolFormatError
 
-SCHEMA = 1
+SCHEMA = 2
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
-_TO_SCHEMA: dict[int, str] = {}  # what leads to a schema from the one before it
+_TO_SCHEMA = {  # what leads to a schema from the one before it
+    2: 'CREATE TABLE standing_hold (domain text COLLATE "C" PRIMARY KEY, reason text COLLATE "C"'
+    " NOT NULL, since_us bigint NOT NULL, until_us bigint);"
+}
 # One transaction creates all tables of a schema.
 _ALWAYS = frozenset(
     {"message", "content", "body", "entry", "recipient", "event", "schema_version", "node"}

@@ -1,4 +1,4 @@
--- The spool in PostgreSQL, schema 1. Its tables and columns are those of relay/spool/sqlite/schema.sql,
+-- The spool in PostgreSQL, schema 2. Its tables and columns are those of relay/spool/sqlite/schema.sql,
 -- which explains them; what is different here is said here. Text is compared octet by octet.
 --
 -- Entries and contents are only those that live: an entry that has ended is deleted, and its next hop
@@ -210,3 +210,10 @@ CREATE TABLE node (
     beat_us     bigint NOT NULL,             -- when the last beat was: it is only shown
     digests     text COLLATE "C" NOT NULL    -- JSON, of what must be equal: see agreement.py
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+CREATE TABLE standing_hold (
+    domain   text COLLATE "C" PRIMARY KEY,
+    reason   text COLLATE "C" NOT NULL,
+    since_us bigint NOT NULL,
+    until_us bigint
+);

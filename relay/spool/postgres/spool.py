@@ -163,6 +163,7 @@ class PostgresSpool(SharedSpool):
             elapsed_s=elapsed_s,
         )  # fmt: skip
         self._connecting: asyncio.Task[None] | None = None
+        self._reading_holds: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
         self.maintenance = PostgresMaintenance(self, self._writer, self._bodies, clock=clock)
@@ -203,6 +204,7 @@ class PostgresSpool(SharedSpool):
             _log.warning("the database of the spool is not safe for mail", error=one)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
+        await self.queue_admin.read_standing()
         self._keeper.start()
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
@@ -210,14 +212,21 @@ class PostgresSpool(SharedSpool):
 
     async def _follow(self, command: QueueCommand) -> None:
         await super()._follow(command)
-        self._keeper.tell(News.RECORDED | News.DUE)
+        self._keeper.tell(News.RECORDED | News.DUE | News.HOLDS)
 
     def _agreed(self) -> Mapping[str, str]:
         return self.agreed()
 
     def _hear(self, news: News) -> None:
         self.maintenance.heard += 1
+        is_reading = self._reading_holds is not None and not self._reading_holds.done()
+        if News.HOLDS in news and not is_reading:
+            self._reading_holds = asyncio.create_task(self._read_holds(), name="spool-holds")
         self.on_news(news)
+
+    async def _read_holds(self) -> None:
+        with suppress(SpoolError):  # it is repeated at the next beat
+            await self.queue_admin.read_standing()
 
     async def _take_over(self) -> int:
         taken = await self.maintenance.take_over()
@@ -247,6 +256,8 @@ class PostgresSpool(SharedSpool):
             with suppress(asyncio.CancelledError):
                 await self._connecting
         await self._keeper.stop()
+        if self._reading_holds is not None:
+            await asyncio.wait([self._reading_holds])
         await self._writer.stop()
         for one in (self._queries, self._counting, self._bodies):
             await one.close()

@@ -23,6 +23,7 @@ from itertools import groupby
 from msgspec import Struct
 
 from relay.base.clock import Clock
+from relay.message.address import with_a_labels
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
@@ -40,10 +41,18 @@ from relay.spool.queue.decisions import (
 from relay.spool.queue.entries import (
     EntryListBuilder,
     EntrySelection,
+    like,
     load_entries,
     put_back,
     store_changes,
     to_be_planned,
+)
+from relay.spool.queue.standing_holds import (
+    StandingHold,
+    StandingHolds,
+    end_new,
+    hold_new,
+    read_holds,
 )
 from relay.spool.queue_commands import (
     LISTED_MAX,
@@ -213,6 +222,31 @@ class SpoolQueueAdmin:
         self._reports = CancelReports(engine)
         self._delivery: ActiveClaims = NoActiveClaims()
         self._releasing: set[asyncio.Task[None]] = set()
+        self.standing = StandingHolds(clock)
+        self.standing_hold = self.standing.hold_of
+
+    async def read_standing(self) -> None:
+        """QueueAdmin.read_standing."""
+        self.standing.use(await self._engine.read(read_holds))
+
+    async def _change_standing(self, command: QueueCommand) -> Sequence[str]:
+        """Hold or release what comes, as the command says; return of which domains."""
+        selector, times = command.selector, self._times()
+        domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
+        change: Callable[[OpenTransaction], Sequence[str]]
+        if command.new:
+            reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
+            hold = StandingHold(domain, reason, times.wall_us, command.until_us)
+            change = partial(hold_new, hold=hold, now_us=times.queue_us)
+        elif command.operation is Operation.RELEASE and selector == Selector(
+            domain=selector.domain
+        ):
+            change = partial(end_new, pattern=like(domain))
+        else:
+            return ()
+        changed = await self._engine.change(change)
+        await self.read_standing()
+        return changed
 
     def attend(self, delivery: ActiveClaims) -> None:
         """From now on `delivery` holds claims in memory."""
@@ -249,6 +283,8 @@ class SpoolQueueAdmin:
         )
         listing = partial(EntryListBuilder, self._shown_times())
         answer = _ReportBuilder(command, listing, on_progress=on_progress)
+        if not command.dry_run:  # before what is there: nothing comes unheld between the two
+            answer.report.new = await asyncio.shield(self._change_standing(command))
         left: list[Key] = []
         others: Sequence[str] = ()
         if command.operation is Operation.RETRY:  # which forgets the failures that this node knows

@@ -365,7 +365,7 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         sender = selector.sender.removeprefix("<").removesuffix(">")
         add("m.reverse_path", _address_forms(sender))
     if selector.next_hop:
-        hops = map(_like, _hop_patterns(selector))
+        hops = map(like, _hop_patterns(selector))
         add("e.next_hop", [one + route for one in hops for route in ("", " %")])
     if selector.state:
         conditions.append("e.state = ?")
@@ -377,13 +377,13 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         conditions.append("m.received_us < ?")
         values.append(now_us - int(selector.older_than_s * 1e6))
     if selector.subject:
-        add("m.subject", [_like(selector.subject)])
+        add("m.subject", [like(selector.subject)])
     if selector.login:
-        add("m.account", [_like(with_a_labels(selector.login))])
+        add("m.account", [like(with_a_labels(selector.login))])
     if selector.client:  # as the row has it: HELO [ADDRESS]
-        add("m.client", [one.format(_like(selector.client)) for one in ("{} [%]", "% [{}]")])
+        add("m.client", [one.format(like(selector.client)) for one in ("{} [%]", "% [{}]")])
     if selector.route:  # NextHop.key has it after a space, and may have more spaces in it
-        add("e.next_hop", [f"% {_like(selector.route)}"])
+        add("e.next_hop", [f"% {like(selector.route)}"])
         if "*" not in selector.route:
             conditions.append("substr(e.next_hop, 1, length(e.next_hop) - ?) NOT LIKE '% %'")
             values.append(len(selector.route) + 1)
@@ -401,14 +401,14 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
 def _address_forms(pattern: str) -> list[str]:
     """Return the patterns for LIKE that an address may match: old rows have U-labels."""
     forms = pattern_forms(pattern)
-    return [*dict.fromkeys(map(_like, (*forms, *map(with_u_labels, forms))))]
+    return [*dict.fromkeys(map(like, (*forms, *map(with_u_labels, forms))))]
 
 
 def _is_like(column: str, patterns: Sequence[str]) -> str:
     return "(" + " OR ".join([f"lower({column}) LIKE ? ESCAPE '\\'"] * len(patterns)) + ")"
 
 
-def _like(pattern: str) -> str:
+def like(pattern: str) -> str:
     """Return a pattern for LIKE: `*` and `?` are its wildcards, and nothing else is."""
     text = pattern.lower()
     for one in "\\%_":

@@ -107,8 +107,8 @@ def accepted_rows(
         retry_us: int | None = due_us
         warn_us = message.warn_us
         if not is_queued:  # it is not attempted, and nobody is warned
-            retry_us = warn_us = None
-            due_us = _end_us(message, entry, captured)
+            warn_us = None
+            retry_us, due_us = _parked_times(message, entry, captured)
             parked_until_us.append(due_us)
         level = message.level_of(entry)
         entries.append(
@@ -155,8 +155,13 @@ def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
     return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
 
 
-def _end_us(message: NewMessage, entry: NewEntry, captured: CapturedMail) -> int:
-    """Return when an entry ends that is held or captured from the beginning."""
-    if _first_state(entry, captured) is RecipientState.HELD:
-        return entry.extra.expires_us or message.facts.expires_us
-    return captured.due_us(message.facts.received_us)
+def _parked_times(
+    message: NewMessage, entry: NewEntry, captured: CapturedMail
+) -> tuple[int | None, int]:
+    """Return when an entry that is held or captured from the beginning is queued by itself, and
+    when it is due: then, or when it ends.
+    """
+    if _first_state(entry, captured) is not RecipientState.HELD:
+        return None, captured.due_us(message.facts.received_us)
+    until_us, end_us = entry.extra.until_us, entry.extra.expires_us or message.facts.expires_us
+    return (until_us, min(until_us, end_us)) if until_us else (None, end_us)

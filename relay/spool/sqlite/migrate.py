@@ -33,7 +33,7 @@ from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullErro
 
 _log = get_logger("spool")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COPIES_MAX = 2
 _COPIES_ROOM = 2  # the copy, and as much for what the migration writes
 _PROGRESS_PARTS = 10

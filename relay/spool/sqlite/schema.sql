@@ -1,4 +1,4 @@
--- The spool, schema 1. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 2. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration, NNNN_NAME.sql.
@@ -150,3 +150,10 @@ CREATE TABLE owed_receipt (
     PRIMARY KEY (message_id, number)
 ) WITHOUT ROWID;
 CREATE INDEX owed_receipt_copy ON owed_receipt (mailbox, copy_id);
+-- Domains of recipients for which mail is held as it comes.
+CREATE TABLE standing_hold (
+    domain   TEXT PRIMARY KEY,        -- or "*.DOMAIN"
+    reason   TEXT NOT NULL,           -- who holds it, and why
+    since_us INTEGER NOT NULL,        -- wall time
+    until_us INTEGER                  -- queue time; null: until a release
+) WITHOUT ROWID;

@@ -209,6 +209,7 @@ class SqliteSpool(SharedSpool):
         """SpoolEngine.start."""
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
+        await self.queue_admin.read_standing()
         return await self.maintenance.take_over()
 
     async def stop(self) -> None:

@@ -245,3 +245,24 @@ def test_the_checksum_ignores_comments() -> None:
     same = migrate.Text(9, "x.sql", "-- or so\nCREATE TABLE\n  a (b);")
     other = migrate.Text(9, "x.sql", "CREATE TABLE a (c);")
     assert text.checksum == same.checksum != other.checksum
+
+
+_STANDING_HOLDS = "-- Domains of recipients for which mail is held as it comes.\n"
+
+
+def test_a_spool_of_schema_1_gets_the_table_of_standing_holds(tmp_path: Path, monkeypatch) -> None:
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    open_database(new).close()
+    text, _, added = migrate.schema().sql.partition(_STANDING_HOLDS)
+    assert "CREATE TABLE standing_hold" in added
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "SCHEMA_VERSION", 1)
+        patch.setattr(migrate, "schema", lambda: migrate.Text(1, "schema.sql", text))
+        open_database(old).close()
+    open_database(old).close()
+    names = "SELECT name FROM sqlite_schema ORDER BY name"
+    found = [list(apsw.Connection(str(one)).execute(names)) for one in (old, new)]
+    assert found[0] == found[1]
+    columns = "SELECT name, type, \"notnull\", pk FROM pragma_table_info('standing_hold')"
+    found = [list(apsw.Connection(str(one)).execute(columns)) for one in (old, new)]
+    assert found[0] == found[1] != []

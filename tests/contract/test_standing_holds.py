@@ -1,0 +1,130 @@
+"""Mail for a domain that is held as it comes, until a time or a release of the domain."""
+
+import pytest
+from msgspec.structs import replace
+
+from relay.base.clock import rfc3339
+from relay.spool.types import DueQuery, EntryExtra, Selector, SpoolError
+from tests.support.operator import ALL, HOUR_US, command
+
+A, HELD = Selector(domain="a.test"), Selector(state="held")
+
+
+async def hold(spool, domain: str = "a.test", **changes):
+    return await spool.queue_admin.execute(
+        command("hold", Selector(domain=domain), new=True, **changes)
+    )
+
+
+async def test_a_hold_of_a_domain_takes_what_is_there_and_what_comes(spool, make) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)
+    assert spool.queue_admin.standing_hold("x@a.test") == ("", 0)
+    done = await hold(spool, why="stolen list")
+    assert (done.as_json()["done"], done.as_json()["new"]) == (1, ["a.test"])
+    assert spool.queue_admin.standing_hold("x@a.test") == ("olga: stolen list", 0)
+    assert spool.queue_admin.standing_hold("x@sub.a.test") == ("", 0)
+    assert len(await spool.queue_admin.list(HELD, limit=9)) == 1
+
+
+async def test_a_hold_of_all_below_a_domain(spool) -> None:
+    await hold(spool, "*.Bücher.test")
+    for domain, reason in {
+        "a.xn--bcher-kva.test": "olga: all mail for *.xn--bcher-kva.test",
+        "xn--bcher-kva.test": "",
+        "axn--bcher-kva.test": "",
+    }.items():
+        assert spool.queue_admin.standing_hold(f"x@{domain}")[0] == reason
+
+
+async def test_it_is_there_after_a_restart_and_listed_until_its_end(open_spool, clock) -> None:
+    spool = open_spool()
+    await spool.start()
+    until_us = clock.queue_us() + HOUR_US
+    await hold(spool, until_us=until_us)
+    await hold(spool, "b.test")
+    await spool.stop()
+    spool = open_spool()
+    await spool.start()
+    assert spool.queue_admin.standing_hold("x@a.test") == ("olga: all mail for a.test", until_us)
+    listed = {one["domain"]: one for one in (await spool.stats())["holds"]}
+    assert listed["a.test"] == {
+        "domain": "a.test", "reason": "olga: all mail for a.test",
+        "since": rfc3339(clock.time_us()), "until": rfc3339(until_us),
+    }  # fmt: skip
+    assert listed["b.test"]["until"] is None
+    clock.advance(3600)
+    assert spool.queue_admin.standing_hold("x@a.test") == ("", 0)
+    assert [one["domain"] for one in (await spool.stats())["holds"]] == ["b.test"]
+    await spool.stop()
+
+
+@pytest.mark.parametrize(
+    ("selector", "ended"),
+    [
+        (Selector(domain="A.test"), ["a.test"]),
+        (Selector(domain="*"), ["*.a.test", "a.test", "b.test"]),
+        (Selector(domain="*.a.test"), ["*.a.test"]),
+        (Selector(domain="a.test", state="held"), []),
+        (Selector(domain="a_test"), []),
+        (ALL, []),
+    ],
+)
+async def test_a_release_of_the_domain_alone_ends_it(spool, selector, ended) -> None:
+    for domain in ("a.test", "*.a.test", "b.test"):
+        await hold(spool, domain)
+    dry = await spool.queue_admin.execute(command("release", selector, dry_run=True))
+    assert dry.new == ()
+    done = await spool.queue_admin.execute(command("release", selector))
+    assert list(done.new) == ended
+    left = [one["domain"] for one in (await spool.stats())["holds"]]
+    assert left == [one for one in ("*.a.test", "a.test", "b.test") if one not in ended]
+
+
+async def test_a_dry_run_holds_nothing_that_comes(spool) -> None:
+    await hold(spool, dry_run=True)
+    assert (await spool.stats())["holds"] == []
+
+
+async def test_a_hold_replaces_that_of_the_same_domain(spool) -> None:
+    await hold(spool, why="one")
+    await hold(spool, why="two")
+    assert [one["reason"] for one in (await spool.stats())["holds"]] == ["olga: two"]
+
+
+async def test_there_are_not_too_many(spool, monkeypatch) -> None:
+    monkeypatch.setattr("relay.spool.queue.standing_holds.STANDING_MAX", 1)
+    await hold(spool)
+    await hold(spool)
+    with pytest.raises(SpoolError, match="release one of them"):
+        await hold(spool, "b.test")
+
+
+async def test_mail_that_was_held_as_it_came_is_queued_when_the_hold_ends(
+    spool, make, clock
+) -> None:
+    until_us = clock.queue_us() + HOUR_US // 2
+    message = make({"mx:a.test": ["x@a.test"]})
+    (entry,) = message.entries
+    held = replace(entry, extra=EntryExtra(reason="olga: stop", until_us=until_us))
+    accepted = await spool.accept(replace(message, entries=(held,)))
+    assert (accepted.claims, accepted.parked_until_us) == ((), until_us)
+    (one,) = await spool.queue_admin.list(ALL, limit=9)
+    assert (one["state"], one["held_until"]) == ("held", rfc3339(until_us))
+    assert (await spool.claim_due(until_us - 1, 9, DueQuery())).claims == ()
+    clock.advance(1800)
+    (claim,) = (await spool.claim_due(until_us, 9, DueQuery())).claims
+    assert (claim.state, claim.extra.reason) == ("queued", "")
+
+
+@pytest.mark.parametrize(
+    ("selector", "fault"),
+    [
+        (Selector(domain="a.test", sender="x@*"), "new: it takes a domain, and no other condition"),
+        (Selector(all=True), "new: it takes a domain"),
+        (Selector(domain="*"), "expected a domain or \\*.DOMAIN"),
+        (Selector(domain="a*.test"), "expected a domain or \\*.DOMAIN"),
+    ],
+)
+def test_what_comes_is_selected_by_its_domain(selector, fault) -> None:
+    with pytest.raises(ValueError, match=fault):
+        command("hold", selector, new=True)

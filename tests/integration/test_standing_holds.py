@@ -1,0 +1,65 @@
+"""`relay queue hold --domain D --new`: what comes is held, in all ways, until the release."""
+
+import json
+
+from tests.support.relay_process import until
+from tests.support.remotes import Remotes, received
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+
+
+def test_mail_for_a_domain_is_held_as_it_comes_until_its_release(remotes: Remotes) -> None:
+    mx = remotes.start("a.test")
+    other = remotes.start("b.test")
+    with remotes.relay() as relay:
+        done = relay.cli("queue", "hold", "--domain", "a.test", "--new", "--reason", "a loop")
+        assert done.stdout == "held 0 of 0 entries, and what comes for a.test\n", done.stderr
+        sent = relay.submit(ALICE, ["x@a.test", "y@b.test"])
+        drafted = relay.send_mail(to=["z@a.test"])
+        received(other, "y@b.test")
+        until("held", lambda: relay.states(drafted) == {"z@a.test": "held"})
+        assert relay.states(sent) == {"x@a.test": "held", "y@b.test": "relayed"}
+        held = json.loads(relay.cli("queue", "list", "--state", "held", "--json").stdout)
+        assert all(one["reason"].endswith(": a loop") for one in held)
+        assert len(held) == 2
+        assert relay.cli("reload").returncode == 0
+        reloaded = relay.submit(ALICE, ["u@a.test"])
+        assert relay.states(reloaded) == {"u@a.test": "held"}
+        assert relay.stop() == 0
+        relay.start()
+        again = relay.submit(ALICE, ["w@a.test"])
+        assert relay.states(again) == {"w@a.test": "held"}
+        stats = relay.cli("queue", "stats").stdout
+        assert "holds new    a.test, by " in stats
+        assert mx.envelopes == []
+        done = relay.cli("queue", "release", "--domain", "a.test")
+        assert done.stdout == "released 4 of 4 entries, and what comes for a.test\n"
+        for queue_id in (sent, drafted, reloaded, again, relay.submit(ALICE, ["v@a.test"])):
+            relay.until_final(queue_id)
+        for name in "uvwxz":
+            received(mx, f"{name}@a.test")
+
+
+def test_reports_and_local_mail_are_held_as_they_come(remotes: Remotes) -> None:
+    remotes.start("a.test", rcpt={"no@a.test": ["550 5.1.1 nobody"]})
+    with remotes.relay() as relay:
+        relay.cli("queue", "hold", "--domain", "example.test", "--new")
+        relay.submit(ALICE, ["no@a.test"])
+        local = relay.submit(ALICE, [BOB])
+        assert relay.states(local) == {BOB: "held"}
+        until("the report", lambda: len(relay.queue()) == 2)
+        assert {one["state"] for one in relay.queue()} == {"held"}
+        assert relay.subjects("bob") == []
+        relay.cli("queue", "hold", "--domain", "example.test", "--new", "--until", "1s")
+        relay.until_final(local)  # the hold ends by itself
+        until("the report", lambda: len(relay.subjects("alice")) == 1)
+
+
+def test_what_the_command_refuses(remotes: Remotes) -> None:
+    with remotes.relay() as relay:
+        for words, fault in (
+            (["--all"], "Error: --new: it takes a domain, and no other condition"),
+            (["--domain", "a*"], "Error: --domain: found 'a*', expected a domain or *.DOMAIN"),
+        ):
+            done = relay.cli("queue", "hold", "--new", *words)
+            assert (done.returncode, fault in done.stderr) == (64, True), done.stderr
