@@ -60,6 +60,7 @@ _NOBODY = Password(
     hashed="$argon2id$v=19$m=65536,t=3,p=4$cmVsYXlyZWxheXJlbGF5cg$"
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
+FILE_BYTES_MAX = 16 * 1024 * 1024  # 75,000 accounts, which take 14 s of CPU
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
 _OF_CLIENT = "client "  # begins the name by which failures of a client id are counted
@@ -312,7 +313,7 @@ def load_accounts(
 
     Raises SettingsError.
     """
-    document = read_document(path)
+    document = read_document(path, bytes_max=FILE_BYTES_MAX)
     reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
     faults = [
         document.fault((key,), unknown_key(key, ["account", "alias"]))

@@ -1,12 +1,14 @@
-"""`relay account`: add, list and remove accounts, give them tokens and passwords, unlock them.
+"""`relay account`: add, import, list and remove accounts, give them tokens and passwords, unlock
+them.
 
-A new secret is printed once. Exits 65 for an unknown account or one
-that exists already, 78 if the file is or would be faulty. `unlock` exits 69 without a
-running relay.
+A new secret is printed once. Exits 65 for an unknown account, one that exists already, and a file
+that cannot be imported, 78 if the file is or would be faulty. `unlock` exits 69 without a running
+relay.
 """
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,10 +27,12 @@ from relay.commands.account import (
     new_client_secret,
     new_token,
 )
+from relay.commands.account_import import read_users
 from relay.commands.operator_client import OperatorClient
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 
+_FAULTS_SHOWN = 20
 _MAILBOX = Parsed("ADDRESS", parse_mailbox)
 _ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
@@ -94,6 +98,29 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
     _open(context).add(address, values)
     _show(context, address, made)
     _hint(context)
+
+
+@account.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only check the file.")
+@common_options
+def import_accounts(context: CommandContext, file: Path, *, dry_run: bool) -> None:
+    """Add the users of a CSV or passwd-file, all or none.
+
+    A CSV has the columns address, hash, quota and aliases, and a header with these names; a
+    passwd-file is one of Dovecot. Passwords stay the hashes that they are.
+    """
+    users, faults = read_users(file)
+    added = _open(context).add_all(users, file, is_trial=dry_run or bool(faults))
+    faults = sorted((*faults, *added), key=lambda one: one.line)
+    if faults:
+        more = len(faults) - _FAULTS_SHOWN
+        lines = [*map(str, faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
+        raise CommandError(ExitCode.DATA, "\n".join(lines[: None if more > 0 else -1]))
+    text = f"{counted(len(users), 'account')} {'can be imported' if dry_run else 'imported'}"
+    context.show({"accounts": len(users), "dry_run": dry_run}, lambda: [text])
+    if not dry_run:
+        _hint(context)
 
 
 @account.command("list")

@@ -8,6 +8,7 @@ that a command that uses the daemon loads neither of them.
 - `offline`: opens the files of the spool while no daemon runs; queue commands without one
 - `sendmail`: the message that sendmail sends: recipients of the header (To or
   Resent-To), missing fields; its SMTP
+- `account_import`: which users a CSV or a passwd-file of Dovecot names
 - `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords
 - `dkim`: new DKIM keys: their file, owner and DNS record; whether records are published, warnings
 - `dns`: asks the DNS for `relay dns`: SPF with its includes, MX, TLSA ...

@@ -9,12 +9,15 @@ file that is or would be faulty, and OSError.
 import dataclasses
 import fcntl
 import os
+import re
 import secrets
 import stat
 import tomllib
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,10 @@ from relay.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import fsync_path, write_all
 from relay.base.phrases import shown
+from relay.commands.account_import import ImportedUser
 from relay.development.folder import MARK
 from relay.message.address import own_mailbox
-from relay.settings.document import SettingsError, locate
+from relay.settings.document import Fault, SettingsError, locate
 from relay.settings.tree import Settings
 
 PASSWORD_BYTES_MAX = 1024
@@ -49,6 +53,7 @@ _SHOWN = (
     "disabled",
 )
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
+_OTHER = re.compile(r"(?:account|alias)\S* in line (\d+)")  # in faults about an address twice
 _Entry = dict[str, Any]
 
 
@@ -90,11 +95,42 @@ class AccountFile:
         def appended(text: str) -> str:
             if any(one == address for one in _addresses(_parse(text))):
                 raise AccountError(f"{address}: there is such an account already")
-            lines = "".join(f"{key} = {_toml(value)}\n" for key, value in entry.items())
-            gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
-            return f"{text}{gap}[[account]]\n{lines}"
+            return f"{text}{_gap(text)}{_table(entry)}"
 
         self._change(appended, lambda entries: [*entries, entry])
+
+    def add_all(
+        self, users: Sequence[ImportedUser], file: Path, *, is_trial: bool
+    ) -> Sequence[Fault]:
+        """Add the users of `file`. Return their faults, with their lines there; with any, and with
+        `is_trial`, nothing is changed.
+        """
+        begins: list[int] = []  # the line of each new table
+
+        def appended(text: str) -> str:
+            above = f"{text}{_gap(text)}"
+            sizes = (len(user.values) + 2 for user in users)
+            begins.extend(accumulate(sizes, initial=above.count("\n") + 1))
+            return above + "\n".join(_table(user.values) for user in users)
+
+        def place_of(line: int) -> str:
+            place = bisect_right(begins, line) - 1
+            return f"line {users[place].line}" if place >= 0 else f"{self._given}:{line}"
+
+        def told(fault: Fault) -> Fault:
+            user = users[bisect_right(begins, fault.line) - 1]
+            key = fault.key.partition(".")[2].replace("password", "hash")
+            message = _OTHER.sub(lambda found: place_of(int(found[1])), fault.message)
+            return Fault(file, user.line, key, message)
+
+        try:
+            added = [dict(user.values) for user in users]
+            self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
+        except SettingsError as error:
+            if not begins or error.faults[0].line < begins[0]:  # of the file as it is
+                raise
+            return [told(one) for one in error.faults]
+        return []
 
     def remove(self, address: str) -> None:
         """Remove an account. Its mailbox stays."""
@@ -135,9 +171,15 @@ class AccountFile:
         return entries[_index(entries, address)]
 
     def _change(
-        self, edit: Callable[[str], str], expected: Callable[[list[_Entry]], list[_Entry]]
+        self,
+        edit: Callable[[str], str],
+        expected: Callable[[list[_Entry]], list[_Entry]],
+        *,
+        is_trial: bool = False,
     ) -> None:
-        """Replace the text by what `edit` returns, whose accounts must be `expected`."""
+        """Replace the text by what `edit` returns, whose accounts must be `expected`; with
+        `is_trial`, only check it.
+        """
         with _locked(self._path.parent):
             before = self._path.read_text() if self._path.exists() else ""
             if before.startswith(MARK):
@@ -152,9 +194,9 @@ class AccountFile:
                 is_right = False
             if not is_right:
                 raise AccountError(f"{self._given}: cannot be edited; expected [[account]] tables")
-            self._replace(after)
+            self._replace(after, is_trial=is_trial)
 
-    def _replace(self, text: str) -> None:
+    def _replace(self, text: str, *, is_trial: bool) -> None:
         part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -165,8 +207,9 @@ class AccountFile:
             finally:
                 os.close(descriptor)
             self._check(part)
-            part.replace(self._path)
-            fsync_path(self._path.parent)
+            if not is_trial:
+                part.replace(self._path)
+                fsync_path(self._path.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -256,6 +299,15 @@ def _index(entries: Sequence[_Entry], address: str) -> int:
         if _is_of(one, address):
             return index
     raise AccountError(f"unknown account {shown(address)}")
+
+
+def _table(entry: Mapping[str, Any]) -> str:
+    return "[[account]]\n" + "".join(f"{key} = {_toml(one)}\n" for key, one in entry.items())
+
+
+def _gap(text: str) -> str:
+    """Return what stands between a text and a table behind it."""
+    return "" if not text else "\n" if text.endswith("\n") else "\n\n"
 
 
 def _toml(value: Any) -> str:

@@ -3,7 +3,7 @@
 relay.toml, accounts.toml and policies are read through it. All faults of a file are collected and
 reported together as FILE:LINE: KEY: MESSAGE; no text of a fault shows a secret. `relay check`
 prints them and exits with 78. Raises SettingsError for a file that is missing, unreadable, larger
-than 1 MiB, not UTF-8, or not TOML 1.0.
+than 1 MiB (accounts.toml: 16 MiB), not UTF-8, or not TOML 1.0.
 """
 
 import difflib
@@ -278,9 +278,9 @@ class Document:
         return Fault(self.file, self.line(path), dotted(path), message)
 
 
-def read_document(file: Path) -> Document:
+def read_document(file: Path, *, bytes_max: int = FILE_BYTES_MAX) -> Document:
     """Read `file`. Raises SettingsError."""
-    return parse_document(file, read_text(file))
+    return parse_document(file, read_text(file, bytes_max=bytes_max))
 
 
 def parse_document(file: Path, text: str) -> Document:
@@ -302,19 +302,19 @@ def parse_document(file: Path, text: str) -> Document:
         raise SettingsError([fault]) from None
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, *, bytes_max: int = FILE_BYTES_MAX) -> str:
     """Return the text of a settings file. Raises SettingsError."""
     try:
         if not file.is_file():
             found = "no regular file" if file.exists() else "no such file"
             raise SettingsError([Fault(file, 0, "", f"found {found}, expected a file of settings")])
         with file.open("rb") as stream:
-            content = stream.read(FILE_BYTES_MAX + 1)
+            content = stream.read(bytes_max + 1)
     except OSError as error:
         message = f"cannot be read: {error.strerror or type(error).__name__}"
         raise SettingsError([Fault(file, 0, "", message)]) from None
-    if len(content) > FILE_BYTES_MAX:
-        message = f"found more than {FILE_BYTES_MAX} bytes, expected a file of settings"
+    if len(content) > bytes_max:
+        message = f"found more than {bytes_max} bytes, expected a file of settings"
         raise SettingsError([Fault(file, 0, "", message)])
     if content.startswith(BOM_UTF8):
         message = "found a byte order mark, expected UTF-8 without one"

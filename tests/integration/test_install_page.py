@@ -43,7 +43,6 @@ ELSEWHERE = {
     "HTTPS of `relay dev`",
     "TLS to other hosts",
     "Dovecot and mutt on the same mailboxes",
-    "Users of Dovecot",
 }
 SYSTEMCTL = r"""#!/bin/bash
 set -e

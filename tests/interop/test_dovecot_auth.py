@@ -17,8 +17,8 @@ from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import ROOT, RelayProcess, until
 
 SECRET = "pä55 wörd"
-PAGE = (ROOT / "docs" / "operation-accounts.md").read_text()
-RECIPE = PAGE.partition("\n### Users of Dovecot\n")[2].partition("\n### ")[0]
+PAGE = (ROOT / "docs" / "operation-users.md").read_text()
+RECIPE = PAGE.partition("\n## Logins by Dovecot\n")[2]
 SETTING, SERVICE = re.findall(r"(?ms)^```(?:toml\n\[mailboxes\])?\n(.*?)\n```$", RECIPE)
 USERS = {
     f"{name}@example.test": f"{{PLAIN}}{SECRET}"
