@@ -442,6 +442,7 @@ def _named_paths(settings: Settings, config: Path, environ: Mapping[str, str]) -
     config = config.absolute()
     accounts = settings.mailboxes.accounts
     named_paths = {config, *_paths_in(settings)}
+    named_paths |= {one.file for one in settings.domain if one.file is not None}
     named_paths |= {path for _, path in secret_files(read_document(config), environ)}
     for file in (config, accounts):
         with suppress(FileNotFoundError):

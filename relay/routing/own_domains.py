@@ -16,7 +16,7 @@ from relay.base.phrases import shown
 from relay.message.address import AddressError, own_mailbox, parse_mailbox
 from relay.message.envelope import domain_of
 from relay.settings.document import Fault, SettingsError
-from relay.settings.tree import FILE, OwnDomain
+from relay.settings.tree import OwnDomain
 
 _FILE_BYTES_MAX = 64 * 1024 * 1024
 _FAULTS_MAX = 20
@@ -49,9 +49,8 @@ class OwnDomains:
                 )
             self._by_name[own.name] = own
             self.takers |= {own.catch_all, own.postmaster} - {""}
-            if own.recipients.startswith(FILE):
-                file = Path(own.recipients.removeprefix(FILE))
-                self._listed[own.name] = _addresses_in(file, own.name)
+            if own.file is not None:
+                self._listed[own.name] = _addresses_in(own.file, own.name)
 
     def find(self, domain: str) -> OwnDomain | None:
         """Return the own domain of this name (A-labels), None for any other."""

@@ -37,7 +37,7 @@ from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.message.verdict import ROUTE_PREFIX
 from relay.routing.own_domains import OwnDomains
-from relay.settings.tree import FILE, OwnDomain, Route, RouteAuth
+from relay.settings.tree import OwnDomain, Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies
 from relay.settings.values import parse_next_hop
 
@@ -399,7 +399,7 @@ class RouteTable:
             return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
         if not self._own.lists(own, address) and local_part != "postmaster":  # RFC 5321 4.5.1
             return _unknown(address)
-        is_known = own.has_accounts or own.recipients.startswith(FILE)
+        is_known = own.has_accounts or own.file is not None
         if _SENDER_ROUTED.search(local_part.partition("+")[2] if is_known else local_part):
             text = "@, % and ! in a local part are not passed on"
             return _rejected(REJECT_STATUS, address, text)

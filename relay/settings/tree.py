@@ -186,6 +186,12 @@ class OwnDomain:
     alias_of: Domain = ""  # each address is one of the same name there
 
     @property
+    def file(self) -> Path | None:
+        """The file of its recipients, if they are in one."""
+        path = self.recipients.removeprefix(FILE)
+        return Path(path) if path != self.recipients else None
+
+    @property
     def has_accounts(self) -> bool:
         """Whether accounts have addresses there."""
         return self.recipients == "accounts" and not self.alias_of

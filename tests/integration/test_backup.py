@@ -463,7 +463,9 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path) -> None:
         key.chmod(0o640)
         private = key.read_bytes()
         dkim = f'[[dkim]]\ndomain = "a.test"\nselector = "s1"\nkey = "{key}"\n'
-        (home / "relay.toml").write_text(text + route + auth + dkim)
+        own = '[[domain]]\nname = "c.test"\nrecipients = "file:people"\n'
+        (home / "people").write_text("ann@c.test\n")
+        (home / "relay.toml").write_text(text + route + auth + dkim + own)
 
         def run(*words: str) -> "subprocess.CompletedProcess[str]":
             command = [*relay_starts.RELAY, *words]
@@ -478,6 +480,7 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path) -> None:
         assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("s3cret\n", 0o600)
         assert (key.read_bytes(), key.stat().st_mode & 0o777) == (private, 0o640)
         assert (home / "policies/10-a.toml").exists()
+        assert (home / "people").read_text() == "ann@c.test\n"
         shutil.rmtree(home / "state")
         shutil.rmtree(home / "mail")
         elsewhere.write_text("relay2.example.test\n")
