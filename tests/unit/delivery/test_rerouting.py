@@ -1,6 +1,8 @@
 """Claims whose route no longer sends them to their next hop."""
 
-from collections.abc import Coroutine
+import asyncio
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.rerouting import ClaimRerouter
 from relay.message.nexthop import NextHop
+from relay.message.outcome import Deferred, Failed, Outcome
 from relay.routing.route_table import RouteTable
-from relay.settings.tree import Route
-from relay.spool.types import EntryExtra
+from relay.settings.tree import OwnDomain, Route
+from relay.spool.types import Claim, EntryExtra
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock
 
@@ -57,3 +60,28 @@ def test_a_chosen_route_need_not_match(key: str, chosen: bool, taken: bool) -> N
     claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(chosen=chosen))
     assert rerouter.takes(claim) is taken
     assert bool(rerouter.ready) is taken
+
+
+def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_tried_again(
+    tmp_path: Path,
+) -> None:
+    """A reroute would change nothing: the others are at their next hop already."""
+    (tmp_path / "listed").write_text("1@a.test\n")
+    settled: dict[int, Outcome] = {}
+
+    async def settle(_claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+        settled.update(outcomes)
+
+    scheduler = SimpleNamespace(run_in_background=asyncio.run, settle=settle)
+    table = RouteTable([], [OwnDomain("a.test", f"file:{tmp_path}/listed")], Directory())
+    rerouter = ClaimRerouter(
+        scheduler, ClaimsInMemory(), table=table, admin=SimpleNamespace(), clock=ManualClock()
+    )
+    assert not rerouter.takes(a_claim(count=1, epoch=2))
+    assert rerouter.takes(a_claim(count=2, epoch=2))
+    assert not rerouter.ready
+    assert {number: type(outcome) for number, outcome in settled.items()} == {
+        1: Deferred,
+        2: Failed,
+    }
+    assert settled[2].evidence.status == "5.1.1"
