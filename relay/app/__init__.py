@@ -9,7 +9,8 @@ Building:
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
 - `srs_key`: the key of SRS addresses: where it is, and when it is made
 - `foundation`: opens the mail root and the spool; which mail stays on this machine
-- `transport`: pickup, SMTP servers, delivery and reports, from the settings
+- `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
+  in them
 - `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503
 
 Running:
