@@ -331,6 +331,12 @@ def send_by_smtp(address: Address, draft: DraftToSend) -> str:
     return send_content(address, data, sender=draft.sender, recipients=draft.recipients)
 
 
+class _LocalSmtp(smtplib.LMTP):
+    """A client of a Unix socket, which smtplib has for LMTP only."""
+
+    ehlo_msg = "ehlo"
+
+
 def send_content(
     address: Address,
     data: bytes,
@@ -347,7 +353,10 @@ def send_content(
     sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
     try:
-        client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
+        if address.path:
+            client: smtplib.SMTP = _LocalSmtp(address.path, timeout=_TIMEOUT_S)
+        else:
+            client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
         try:
             client.ehlo_or_helo_if_needed()
             options = [f"size={len(data)}"] if client.has_extn("size") else []

@@ -347,7 +347,9 @@ def addresses(daemon: Daemon) -> dict[str, str]:
     return {
         "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
         "https": " ".join(str(one) for one in bound if web.has_tls(one)),
-        "smtp": " ".join(str(server.address) for server in daemon.transport.smtp_servers),
+        "smtp": " ".join(
+            str(one.address) for one in daemon.transport.smtp_servers if one.role != "local"
+        ),
     }
 
 

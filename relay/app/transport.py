@@ -22,6 +22,7 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
+from relay.ingress.local_users import LocalUsers
 from relay.ingress.smtp_commands import IngressDependencies
 from relay.ingress.smtp_server import SmtpServer
 from relay.message.nexthop import NextHop
@@ -56,7 +57,7 @@ class Transport:
     verifier: RecipientVerifier  # asks next hops at RCPT
     acceptance: Acceptance  # step 5
     reporter: Reporter  # step 7
-    smtp_servers: list[SmtpServer]  # one for each [[smtp]]
+    smtp_servers: list[SmtpServer]  # one for each [[smtp]], and that of [sendmail]
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
@@ -109,7 +110,8 @@ def build_transport(base: Foundation) -> Transport:
                 options=sources.listener_options(listener),
             )
             for listener, certificate in zip(settings.smtp, base.certificates.smtp, strict=True)
-        ],
+        ]
+        + ([_local_server(base, ingress)] if settings.sendmail is not None else []),
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
         receipts=ReceiptWatcher(
@@ -314,6 +316,14 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         forward_own_from=base.settings.mailboxes.forward_own_from,
         held_max=base.settings.policy.held_max,
     )  # fmt: skip
+
+
+def _local_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:
+    sendmail, hostname = base.settings.sendmail, base.settings.hostname
+    assert sendmail is not None
+    domain = next(iter(base.settings.own_domains), hostname)
+    listener = SmtpListener(Address(path=str(sendmail.socket)))
+    return SmtpServer(listener, ingress, users=LocalUsers(hostname, domain, sendmail.users))
 
 
 def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:

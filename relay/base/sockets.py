@@ -18,7 +18,7 @@ from relay.base.socket_address import Address
 
 LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0
-_MODE = 0o600
+OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
 
 class Listener(Struct, frozen=True):
@@ -35,14 +35,14 @@ class Listener(Struct, frozen=True):
             Path(self.address.path).unlink(missing_ok=True)
 
 
-def open_listener(address: Address, *, backlog: int) -> Listener:
-    """Bind and listen; a Unix socket has the file mode 0600 before a client can connect.
+def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> Listener:
+    """Bind and listen; a Unix socket has the file `mode` before a client can connect.
 
     A stale Unix socket is replaced, one that answers is not. Raises OSError that names the address.
     """
     try:
         if address.path:
-            return Listener(address, (_unix_socket(Path(address.path), backlog),))
+            return Listener(address, (_unix_socket(Path(address.path), backlog, mode),))
         sockets = _tcp_sockets(address, backlog)
     except OSError as error:
         is_lookup = isinstance(error, socket.gaierror)  # its numbers are not those of errno
@@ -141,12 +141,12 @@ def _port(bound: socket.socket) -> int:
     return int(bound.getsockname()[1])
 
 
-def _unix_socket(path: Path, backlog: int) -> socket.socket:
+def _unix_socket(path: Path, backlog: int, mode: int) -> socket.socket:
     _remove_stale(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.bind(str(path))
-        path.chmod(_MODE)  # no client can connect before listen()
+        path.chmod(mode)  # no client can connect before listen()
         made.listen(backlog)
         made.setblocking(False)
     except OSError:

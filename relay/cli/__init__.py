@@ -30,6 +30,7 @@ Messages:
 
 - `send`: `relay send`
 - `sendmail`: `relay sendmail`, and the program name sendmail
+- `mailq`: `relay mailq`, the program name mailq, and `relay sendmail -bp`
 - `trace`: `relay trace` and `relay wait`; why a wait has timed out
 - `log`: `relay log`; the line of a message, also for `relay trace IP`
 - `show`: `relay show`

@@ -21,6 +21,7 @@ from relay.base.phrases import shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.output import print_json, print_lines
 from relay.development.folder import running_config
+from relay.ingress.local_users import LocalUsers
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
 from relay.settings.tree import NodeRole, Settings
@@ -205,6 +206,11 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def login_name() -> str:
+    """Return the name that the relay knows this user by, on the socket of [sendmail]."""
+    return LocalUsers("localhost", "").find(os.geteuid()).name
 
 
 def common_options(command: F) -> F:

@@ -21,6 +21,7 @@ _GROUPS = {
     "Send and look": {
         "send": "Send one message and print its id.",
         "sendmail": "Send a message as sendmail(8) does.",
+        "mailq": "List the queue as mailq(1) does.",
         "wait": "Wait until a message reaches a state.",
         "trace": "Show a message's journey through the seven steps.",
         "log": "List messages: by sender, recipient, client, state, time.",
@@ -54,7 +55,7 @@ _MODULES = {
     "wait": "trace", "import": "mail_files", "export": "mail_files", "restore": "backup",
     "nodes": "queue", "resume": "pause",
 }  # fmt: skip
-_CALLED = ("sendmail",)  # the verbs that the program may be called, as by a symbolic link
+_CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail", "export": "export_mail"}
 
 

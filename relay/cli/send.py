@@ -18,6 +18,7 @@ from relay.cli.options import (
     CommandContext,
     InputPath,
     common_options,
+    login_name,
     read_input,
     user_name,
 )
@@ -75,7 +76,8 @@ def send(
     settings = context.settings()
     token, sender, body = texts["token"], texts["sender"], texts["body"]
     if not sender and not token:
-        sender = f"{user_name()}@{settings.hostname}"
+        name = login_name() if settings.sendmail else user_name()
+        sender = f"{name}@{settings.hostname}"
     if body is None:
         body = _standard_input()
     attachments = tuple((one.name, read_input("send", one)) for one in attach)
@@ -111,6 +113,8 @@ def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Dr
         listens = [one for one in settings.http.listen if one.port]
         listens.sort(key=lambda one: tls is not None and not one.plain)  # without TLS first
         missing = "http.listen has no TCP port"
+    elif settings.sendmail:
+        return Address(path=str(settings.sendmail.socket)), send_by_smtp
     else:
         listens = [one.listen for one in settings.smtp if one.role == "relay" and one.listen.port]
         missing = "no [[smtp]] listener with role relay has a TCP port; use --token"

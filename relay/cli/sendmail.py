@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import Struct
 
 from relay.base.clock import SystemClock
 from relay.base.phrases import shown
 from relay.base.socket_address import Address
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import INPUT_BYTES_MAX, CommandContext, common_options, user_name
+from relay.cli.mailq import list_queue
+from relay.cli.options import (
+    INPUT_BYTES_MAX,
+    CommandContext,
+    common_options,
+    login_name,
+    user_name,
+)
 from relay.client import RejectedError, TryLaterError, send_content
 from relay.commands.sendmail import NoRecipientsError, SendmailOptions, prepare, talk
 from relay.settings.environment import read_environment
-from relay.settings.tree import Settings
+from relay.settings.tree import SendmailSettings
 from relay.settings.values import parse_address
 
 _DEFAULT = Address("127.0.0.1", 1025)
@@ -55,24 +63,28 @@ def sendmail(
 ) -> None:
     """Send the message on standard input.
 
-    It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the first listener of role relay in the
-    configuration, else to 127.0.0.1:1025.
+    It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the socket that [sendmail] configures,
+    else to the first listener of role relay in the configuration, else to 127.0.0.1:1025. If no
+    relay listens on the socket, it is left in the drop directory.
     """
+    if mode == "p":
+        list_queue(context)
+        return
     if mode not in ("m", "s"):
-        raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm or -bs")
+        raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")
     notify, ret = _notify(given["notify"]), _ret(given["ret"])
-    settings = _settings(context)
-    address = _address(settings)
+    place = _place(context)
+    address = place.address
     try:
         if mode == "s":
             talk(address, FileIO(0, closefd=False), FileIO(1, "w", closefd=False))
             return
-        domain = _domain(settings)
         sender = given["sender"]
+        if sender is None:
+            sender = user_name() if place.domain else login_name()
         options = SendmailOptions(
-            recipients, given["from_header"], user_name() if sender is None else sender or "<>",
-            given["name"], domain,
-        )  # fmt: skip
+            recipients, given["from_header"], sender or "<>", given["name"], place.domain
+        )
         text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
         message = prepare(text, options, clock=SystemClock())
         send_content(
@@ -105,15 +117,17 @@ def _ret(text: str | None) -> str:
     return _RET[text.lower()] if text else ""
 
 
-def _settings(context: CommandContext) -> Settings | None:
-    """Return the configuration, None if there is none. RELAY_SENDMAIL does without it."""
-    if read_environment().sendmail:
-        return None
-    is_there = context.names_config or context.found_config_file().exists()
-    return context.settings() if is_there else None
+class _Place(Struct, frozen=True):
+    """Where mail goes."""
+
+    address: Address
+    domain: str = ""  # of addresses without one; "": the relay adds it
+    drop: Path | None = None  # for when nobody listens on a Unix socket
 
 
-def _address(settings: Settings | None) -> Address:
+def _place(context: CommandContext) -> _Place:
+    """Return where mail goes. RELAY_SENDMAIL does without a configuration."""
+    settings, host = None, socket.gethostname() or "localhost"
     if given := read_environment().sendmail:
         try:
             address = parse_address(given, Path.cwd())
@@ -122,17 +136,32 @@ def _address(settings: Settings | None) -> Address:
         if not address.port:
             text = f"sendmail: RELAY_SENDMAIL: found {shown(given)}, expected HOST:PORT"
             raise CommandError(ExitCode.CONFIGURATION, text)
-        return address
-    listeners = settings.smtp if settings is not None else ()
-    found = (one.listen for one in listeners if one.role == "relay" and one.listen.port)
-    return next(found, _DEFAULT)
-
-
-def _domain(settings: Settings | None) -> str:
-    """Return the domain of addresses without one."""
+        return _Place(address, host)
+    if _may_not_be_read(context):
+        sendmail: SendmailSettings | None = SendmailSettings()
+    else:
+        is_there = context.names_config or context.found_config_file().exists()
+        settings = context.settings() if is_there else None
+        sendmail = settings.sendmail if settings else None
+    if sendmail is not None:
+        return _Place(Address(path=str(sendmail.socket)), drop=sendmail.drop)
     if settings is None:
-        return socket.gethostname() or "localhost"
-    return next(iter(settings.own_domains), settings.hostname)
+        return _Place(_DEFAULT, host)
+    found = (one.listen for one in settings.smtp if one.role == "relay" and one.listen.port)
+    domain = next(iter(settings.own_domains), settings.hostname)
+    return _Place(next(found, _DEFAULT), domain)
+
+
+def _may_not_be_read(context: CommandContext) -> bool:
+    """Whether the configuration is closed to this user, as usual: then the defaults count."""
+    try:
+        if not context.names_config:
+            context.config_file().open().close()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _message(*, ends_with_dot: bool) -> bytes:

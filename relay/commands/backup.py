@@ -449,6 +449,8 @@ def _named_paths(settings: Settings, config: Path, environ: Mapping[str, str]) -
             text = file.read_text("utf-8", "replace")
             named_paths |= set(referenced_files(text, base=file.parent))
     named_paths -= {settings.state_dir, settings.mailboxes.root}
+    if (sendmail := settings.sendmail) is not None:  # mail that passes is not copied
+        named_paths -= {sendmail.socket, sendmail.drop}
     named_paths |= {inner for one in named_paths if one.is_dir() for inner in one.rglob("*")}
     return {Path(os.path.normpath(one)) for one in named_paths if one.exists()}
 

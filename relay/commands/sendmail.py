@@ -42,7 +42,7 @@ class SendmailOptions(Struct, frozen=True):
     from_header: bool  # -t: those in To, Cc and Bcc too, or in the Resent fields
     sender: str  # -f, "<>" for the null reverse-path
     name: str  # -F, in a From field that is added
-    domain: str  # of addresses without one
+    domain: str  # of addresses without one; "": the relay adds it
 
 
 class OutgoingMessage(Struct, frozen=True):
@@ -55,7 +55,7 @@ class OutgoingMessage(Struct, frozen=True):
 
 def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
     """Return the message of `text`, with CRLF or LF: without Bcc, and with From, Date and
-    Message-ID, which are added if they are missing.
+    Message-ID, which are added if they are missing; without a domain the relay adds the last.
 
     Raises NoRecipientsError, and RejectedError for what is no address.
     """
@@ -70,7 +70,7 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
         raise NoRecipientsError
     is_null = options.sender in ("", "<>")
     sender = "" if is_null else _qualified(options.sender.strip("<>"), options.domain)
-    author = EmailAddress(sender or f"MAILER-DAEMON@{options.domain}", options.name)
+    author = EmailAddress(sender or _in_domain("MAILER-DAEMON", options.domain), options.name)
     message_id = f"<{Ids(clock).new()}@{options.domain}>"
     date = formatdate(clock.time_us() / 1_000_000, localtime=True)
     for name, octets in (
@@ -78,7 +78,7 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
         ("Date", raw_field("Date", date)),
         ("Message-ID", raw_field("Message-ID", message_id)),
     ):
-        if name not in header:
+        if name not in header and (options.domain or name != "Message-ID"):
             header = header.append(octets.encode())
     rest = parsed.rest
     assert isinstance(rest, bytes)  # only what SMTP receives is split
@@ -105,11 +105,17 @@ def _recipients_in(header: Header) -> list[str]:
 
 def _qualified(address: str, domain: str) -> str:
     """Return an address, in `domain` if it has none. Raises RejectedError."""
-    full = address if "@" in address else f"{address}@{domain}"
+    full = _in_domain(address, domain)
     try:
-        return parse_mailbox(full, smtputf8=True)
+        if "@" in full:
+            return parse_mailbox(full, smtputf8=True)
+        return parse_mailbox(f"{full}@localhost", smtputf8=True).rpartition("@")[0]
     except AddressError as error:
         raise RejectedError(f"{address[:200]!a} is not an address: {error}") from None
+
+
+def _in_domain(address: str, domain: str) -> str:
+    return address if "@" in address or not domain else f"{address}@{domain}"
 
 
 def talk(address: Address, heard: FileIO, said: FileIO) -> None:
@@ -118,7 +124,7 @@ def talk(address: Address, heard: FileIO, said: FileIO) -> None:
     A line end LF becomes CRLF. Nothing is passed before the greeting. Raises OSError if nobody
     listens.
     """
-    with socket.create_connection((address.host, address.port), _GREETING_S) as connection:
+    with _connected(address) as connection:
         greeting = connection.recv(_BLOCK_BYTES)
         connection.settimeout(None)  # the relay has a time-out for silent clients
         said.write(greeting)
@@ -126,6 +132,19 @@ def talk(address: Address, heard: FileIO, said: FileIO) -> None:
         with suppress(OSError):  # the connection broke, or the program has closed its end
             while replies := connection.recv(_BLOCK_BYTES):
                 said.write(replies)
+
+
+def _connected(address: Address) -> socket.socket:
+    if not address.path:
+        return socket.create_connection((address.host, address.port), _GREETING_S)
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(_GREETING_S)
+        made.connect(address.path)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _pass_on(heard: FileIO, connection: socket.socket) -> None:

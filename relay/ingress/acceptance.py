@@ -48,7 +48,7 @@ from relay.ingress.forwarding import (
 )
 from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
-from relay.ingress.send_as import header_rejection
+from relay.ingress.send_as import header_rejection, local_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
 from relay.message.conversation import own_message_id
@@ -323,6 +323,11 @@ class Acceptance:
         checks_sender = origin.login and not self.any_sender
         if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
             return DataReply(rejection)
+        if (user := origin.user) is not None:
+            sender = arrival.envelope.reverse_path
+            header = header_cleanup.with_domain_of_author(header, sender or user.address)
+            if rejection := local_rejection(user, sender, header):
+                return DataReply(rejection)
         header = header_cleanup.clean_up(
             header,
             arrival.envelope,

@@ -20,6 +20,7 @@ from io import IncrementalNewlineDecoder
 from msgspec import Struct
 
 from relay.base.pressure import MemoryBudget
+from relay.ingress.local_users import LocalUser
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.message.envelope import Client, Source
@@ -61,8 +62,9 @@ class Origin(Struct, frozen=True):
     """Where a message came from, as its session knows it.
 
     `ip` is "" on a Unix socket. `tls` is the protocol version, or "". `login` is the account that
-    authenticated, or "". `trusted` means AUTH, a trusted network or pickup. `pickup` means that the
-    message came through pickup's own socket.
+    authenticated, or "". `trusted` means AUTH, a trusted network, a local user or pickup. `pickup`
+    means that the message came through pickup's own socket. `user` is who sent it as a program of
+    this machine.
     """
 
     ip: str
@@ -72,6 +74,7 @@ class Origin(Struct, frozen=True):
     login: str = ""
     trusted: bool = False
     pickup: bool = False
+    user: LocalUser | None = None
 
     @property
     def client(self) -> Client:
@@ -81,6 +84,8 @@ class Origin(Struct, frozen=True):
     @property
     def source(self) -> Source:
         """The `source` condition of rules and the `via` label of metrics."""
+        if self.user is not None:
+            return Source.SENDMAIL
         return Source.GRAPH if self.pickup else Source.SMTP
 
 

@@ -16,6 +16,7 @@ from relay.message.envelope import Envelope, ForwardPath
 from relay.message.header import BCC_FIELDS, Header
 from relay.message.properties import EmailAddress
 from relay.mime import headers
+from relay.mime.address_list import address_entries
 from relay.mime.encoded_words import decode_words
 from relay.mime.write_header import address_list_field
 
@@ -48,7 +49,7 @@ def clean_up(
 
     Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
-    logged in also gets a missing From.
+    logged in, or from a user of this machine, also gets a missing From.
     """
     header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
     if _RESULTS in header and not origin.trusted:
@@ -72,9 +73,26 @@ def clean_up(
             new += headers.field("Date", headers.date_field(time_us))
         if "Message-ID" not in header:
             new += headers.field("Message-ID", f"<{queue_id}@{hostname}>")
-    if origin.login and "From" not in header:
-        new += address_list_field("From", [EmailAddress(origin.login)]).encode()
+    author = origin.login
+    if origin.user is not None:
+        author = envelope.reverse_path or origin.user.address
+    if author and "From" not in header:
+        new += address_list_field("From", [EmailAddress(author)]).encode()
     return header.prepend(new)
+
+
+def with_domain_of_author(header: Header, author: str) -> Header:
+    """Return a header with `author` as the only address in From if that has no domain: cron writes
+    "From: root (Cron Daemon)".
+    """
+    values = header.values("From")
+    if len(values) != 1:
+        return header
+    found = [*address_entries(values[0].decode("utf-8", "replace"), unqualified=True)]
+    if len(found) != 1 or not found[0].is_plain or "@" in found[0].text:
+        return header
+    field = address_list_field("From", [EmailAddress(author, found[0].name)])
+    return header.remove(("From",)).append(field.encode())
 
 
 def _without_results_of(hostname: str, header: Header) -> Header:

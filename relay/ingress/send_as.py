@@ -1,4 +1,4 @@
-"""Authorize the sender addresses of an account ("send as").
+"""Authorize the sender addresses of an account ("send as"), and of a user of this machine.
 
 An account that logged in may use its own addresses and those in its send_as, in the reverse-path
 and in the From and Sender fields, and in Resent-From and Resent-Sender of the last resending. HTTP
@@ -9,13 +9,17 @@ RFC 6409 6.1, 6.3 (with 550; 553 5.7.1 is Postfix's reply); RFC 5322 3.6.2 (From
 (Resent-From).
 """
 
+from collections.abc import Callable
+
 from relay.accounts.account import AccountDirectory
+from relay.ingress.local_users import LocalUser
 from relay.message.address import ascii_address, shown_address
 from relay.message.header import Header
 from relay.mime.read_header import originators
 
 _SHOWN_CHARACTERS_MAX = 120
 _ADVICE = "use its own address, an alias, or an address that its send_as lists"
+_USER_ADVICE = "the users that [sendmail] users names may send from any address"
 
 
 def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) -> str:
@@ -29,7 +33,19 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
         return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
     if not reverse_path or account.may_send_as(reverse_path):
         return ""
-    return _rejection(f"<{_shown(reverse_path)}>", login)
+    return _rejection(f"<{_shown(reverse_path)}>", f"account {_shown(login)}", _ADVICE)
+
+
+def local_rejection(user: LocalUser, reverse_path: str, header: Header | None = None) -> str:
+    """Return the reply if a user of this machine may not use this reverse-path, or a field of
+    originators in `header`, else "".
+    """
+    who = f"user {_shown(user.name)} (<{_shown(user.address)}>)"
+    if reverse_path and not user.may_send_as(reverse_path):
+        return _rejection(f"<{_shown(reverse_path)}>", who, _USER_ADVICE)
+    if header is None or user.any_sender:
+        return ""
+    return _field_rejection(header, user.may_send_as, who, _USER_ADVICE)
 
 
 def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
@@ -37,17 +53,22 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
     account = accounts.of_login(login)
     if account is None:
         return sender_rejection(accounts, login, "")
+    return _field_rejection(header, account.may_send_as, f"account {_shown(login)}", _ADVICE)
+
+
+def _field_rejection(
+    header: Header, may_send_as: Callable[[str], bool], who: str, advice: str
+) -> str:
     for header_field in originators(header):
         for person in header_field.addresses:
-            if not account.may_send_as(person.address) or not _has_one_reading(person.address):
-                return _rejection(f"<{_shown(person.address)}> in {header_field.name}", login)
+            if not may_send_as(person.address) or not _has_one_reading(person.address):
+                return _rejection(f"<{_shown(person.address)}> in {header_field.name}", who, advice)
         if header_field.unread or not header_field.addresses:
             found = _shown(header_field.unread) if header_field.unread else "no address"
             return (
                 # RFC 6409 6.3; RFC 3463 3.8
                 f"553 5.7.1 Found {found} in {header_field.name}, expected only addresses of the "
-                f"account {_shown(login)}; {_ADVICE}, and put a name with special characters in "
-                "quotes"
+                f"{who}; {advice}, and put a name with special characters in quotes"
             )
     return ""
 
@@ -57,11 +78,9 @@ def _has_one_reading(address: str) -> bool:
     return address.isascii() or shown_address(ascii_address(address)) == address
 
 
-def _rejection(found: str, login: str) -> str:
-    return (
-        # RFC 6409 6.1, 6.3; RFC 3463 3.8
-        f"553 5.7.1 {found}: the account {_shown(login)} may not send from this address; {_ADVICE}"
-    )
+def _rejection(found: str, who: str, advice: str) -> str:
+    # RFC 6409 6.1, 6.3; RFC 3463 3.8
+    return f"553 5.7.1 {found}: the {who} may not send from this address; {advice}"
 
 
 def _shown(text: str) -> str:

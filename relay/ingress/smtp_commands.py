@@ -31,8 +31,9 @@ from relay.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.ingress.forwarding import EXPANDED_MAX
+from relay.ingress.local_users import LocalUser
 from relay.ingress.recipient_checks import RecipientChecks, Verify
-from relay.ingress.send_as import sender_rejection
+from relay.ingress.send_as import local_rejection, sender_rejection
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
     CONNECT,
@@ -195,6 +196,7 @@ class SmtpCommandHandler:
         self._errors = 0
         self._junk_commands = 0
         self.refusals = SessionRefusals(listener.refusals)
+        self.user: LocalUser | None = None  # of the machine, on the socket for programs
         self.closing = False
         self.draining = False
 
@@ -399,7 +401,10 @@ class SmtpCommandHandler:
 
     @property
     def _offers_auth(self) -> bool:
-        return not (one := self._listener).pickup and (bool(self._tls) or one.offers_auth_in_clear)
+        one = self._listener
+        if one.pickup or self.user is not None:
+            return False
+        return bool(self._tls) or one.offers_auth_in_clear
 
     async def auth(self, argument: str) -> str:
         """RFC 4954 4."""
@@ -434,11 +439,14 @@ class SmtpCommandHandler:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
         if self._listener.is_paused():
             return self._close_with(PAUSED)
-        mail = parse_mail(argument, extended=self._extended, odd_domain=self._listener.odd_domain)
+        domain = self._listener.odd_domain if self.user is None else self._listener.shared.hostname
+        mail = parse_mail(argument, extended=self._extended, odd_domain=domain)
         login, accounts = self._authentication.login, self._listener.shared.accounts
         reverse_path = mail.envelope.reverse_path
         checks_sender = login and not self._listener.shared.acceptance.any_sender
         if checks_sender and (rejection := sender_rejection(accounts, login, reverse_path)):
+            return rejection
+        if self.user is not None and (rejection := local_rejection(self.user, reverse_path)):
             return rejection
         if mail.size_bytes > (limit := self._listener.settings.max_message_size):
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
@@ -557,12 +565,13 @@ class SmtpCommandHandler:
     def _origin(self) -> Origin:
         return Origin(
             ip=self._ip,
-            helo=self._helo,
+            helo=self._helo if self.user is None else self.user.name,
             extended=self._extended,
             tls=self._tls,
             login=self._authentication.login,
             trusted=self._is_trusted,
             pickup=self._listener.pickup,
+            user=self.user,
         )
 
     def _reset(self) -> None:

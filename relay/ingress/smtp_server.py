@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import ConcurrencyCounter, MemoryBudget
-from relay.base.sockets import Listener, open_listener
+from relay.base.sockets import EVERYBODY, OWNER_ONLY, Listener, open_listener
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.local_users import LocalUsers
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
     CONNECT,
@@ -59,8 +60,9 @@ class ListenerOptions(Struct, frozen=True):
 
 
 class SmtpServer:
-    """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key. `address`
-    is where it listens.
+    """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key. `users`:
+    for programs of this machine, on a Unix socket that every user may connect to. `address` is
+    where it listens.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class SmtpServer:
         dependencies: IngressDependencies,
         *,
         pickup: bool = False,
+        users: LocalUsers | None = None,
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
@@ -82,6 +85,7 @@ class SmtpServer:
         self._dependencies = dependencies
         self._limits = limits or SessionLimits()
         self._options = options
+        self._users = users
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._tls_context = certificate.context if certificate else None
         self._opened: Listener | None = None
@@ -96,11 +100,14 @@ class SmtpServer:
             sessions=set(),
             tls_context=self._tls_context,
             is_trusted=(
-                (lambda _ip: True) if pickup else lru_cache(_CLIENTS_KNOWN)(self._is_trusted)
+                (lambda _ip: True)
+                if pickup or users is not None
+                else lru_cache(_CLIENTS_KNOWN)(self._is_trusted)
             ),
             rejects_untrusted=self._rejects_untrusted,
             on_failed_handshake=self._record_failed_handshake,
-            begun=(lambda: None) if pickup else sessions.labels(role=listener.role).inc,
+            begun=(lambda: None) if pickup else sessions.labels(role=self.role).inc,
+            users=users,
         )
 
     def use(self, listener: SmtpListener) -> None:
@@ -115,8 +122,8 @@ class SmtpServer:
 
     @property
     def role(self) -> str:
-        """The role of the listener in the configuration."""
-        return self._listener.role
+        """The role of the listener in the configuration, "local" of the socket for programs."""
+        return self._listener.role if self._users is None else "local"
 
     @property
     def sessions(self) -> int:
@@ -130,7 +137,8 @@ class SmtpServer:
 
     def bind(self) -> None:
         """Open the socket; clients wait until start(). Raises OSError that names the address."""
-        self._opened = open_listener(self._listener.listen, backlog=_BACKLOG)
+        mode = OWNER_ONLY if self._users is None else EVERYBODY
+        self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
 
     async def start(self) -> None:
@@ -265,7 +273,9 @@ class SmtpServer:
             ),
             tls_hint=options.tls_hint if options else None,
             pickup=pickup,
-            odd_domain=options.odd_domain if options else "",
+            odd_domain=(
+                options.odd_domain if options else self._users.domain if self._users else ""
+            ),
         )
 
     async def _accept(

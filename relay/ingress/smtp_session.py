@@ -22,6 +22,7 @@ from relay.accounts.passwords import client_of
 from relay.base.pressure import ConcurrencyCounter
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.local_users import LocalUsers, peer_uid
 from relay.ingress.session_refusals import CONNECT, RefusedCommand
 from relay.ingress.smtp_commands import (
     PAUSED,
@@ -174,6 +175,7 @@ class SessionDependencies(Struct, frozen=True):
     # called with the address of a client whose TLS handshake failed, and the reason
     on_failed_handshake: Callable[[str, OSError], None]
     begun: Callable[[], None] = lambda: None  # counts a connection
+    users: LocalUsers | None = None  # who the clients may be, on the socket for programs
 
 
 class _NoHooks:
@@ -203,6 +205,7 @@ class SmtpSession(_NoHooks, SMTP):
         self._shared = shared
         self._ip = ""
         self._counted_as: str | None = None
+        self._uid = 0  # of the client, on the socket for programs
         self._may_speak_first = False
         self._input = InputBuffer(
             limit_bytes=shared.listener.limits.input_bytes,
@@ -224,6 +227,9 @@ class SmtpSession(_NoHooks, SMTP):
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
         self._counted_as = None if trusted else client_of(self._ip) or None
+        if self._shared.users is not None:
+            self._uid = peer_uid(transport)
+            self._counted_as = f"uid {self._uid}" if self._uid else None
         if self._shared.listener.is_paused():
             rejection = PAUSED
         elif not trusted and self._shared.rejects_untrusted():
@@ -335,6 +341,8 @@ class SmtpSession(_NoHooks, SMTP):
                 self._close()
 
     async def _greeting(self, commands: SmtpCommandHandler) -> str:
+        if self._shared.users is not None:
+            commands.user = await asyncio.to_thread(self._shared.users.find, self._uid)
         spoke = await self._has_spoken()
         if spoke and self._shared.listener.tls_hint is not None:
             if self._input.is_empty:

@@ -358,6 +358,15 @@ class ObserveSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SendmailSettings:
+    """Mail of programs of this machine: `relay sendmail`."""
+
+    socket: Path = Path("/run/relay/submit.sock")  # while the service runs
+    users: tuple[str, ...] = ()  # beside root: may send from any address
+    drop: Path | None = Path("/var/spool/relay/maildrop")  # while it is down; None: then 75
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole configuration."""
 
@@ -380,6 +389,7 @@ class Settings:
     # the table [reports]
     reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
+    sendmail: SendmailSettings | None = None  # [sendmail]; None: no socket
 
     @property
     def domains(self) -> tuple[str | OwnDomain, ...]:

@@ -25,6 +25,7 @@ from relay.settings.tree import (
     OwnDomain,
     ReportsSettings,
     Route,
+    SendmailSettings,
     SmtpListener,
 )
 from relay.settings.values import is_ip, parse_address
@@ -49,6 +50,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
     }  # fmt: skip
     for path, made in read:
         match made:
+            case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
+                yield (*path, "socket"), f"a path of at most {_SOCKET_PATH_BYTES_MAX} bytes"
             case SmtpListener():
                 yield from _listener(path, made)
             case CertificateFiles():
@@ -96,6 +99,8 @@ def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
                 places += [((*path, "listen"), address) for address in made.listen]
             case ObserveSettings(metrics=Address() as address):
                 places.append(((*path, "metrics"), address))
+            case SendmailSettings():
+                places.append(((*path, "socket"), Address(path=str(made.socket))))
     for number, (path, address) in enumerate(places):
         if any(_overlap(address, earlier) for _, earlier in places[:number]):
             yield path, "an address that no other listener has"

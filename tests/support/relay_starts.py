@@ -117,14 +117,17 @@ def start(
     stdin: int | IO[Any] = subprocess.DEVNULL,
     stdout: int | IO[Any] = subprocess.DEVNULL,
     stderr: int | IO[Any] = subprocess.DEVNULL,
+    user: int = 0,
 ) -> Started:
-    """Start a command: as subprocess.Popen if it is none of RELAY and PYTEST."""
+    """Start a command: as subprocess.Popen if it is none of RELAY and PYTEST. With `user`, root
+    starts it as the user and the group with this number.
+    """
     own = {name for name in env if name.startswith(_READ_BY_PYTHON)} - {"PYTHONPATH"}
     if list(command[:3]) not in (RELAY, PYTEST) or own or env.get("PYTHONPATH") != str(ROOT):
         return subprocess.Popen(
             command, cwd=cwd, env=dict(env), stdin=stdin, stdout=stdout, stderr=stderr
         )
-    order = {"words": [*command[3:]], "cwd": str(cwd), "env": dict(env)}
+    order = {"words": [*command[3:]], "cwd": str(cwd), "env": dict(env), "user": user}
     with Path(os.devnull).open("r+b") as null:
         files = [null if file == subprocess.DEVNULL else file for file in (stdin, stdout, stderr)]
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]
@@ -139,6 +142,7 @@ def run(
     env: Mapping[str, str],
     stdin: str = "",
     timeout_s: float = 60,
+    user: int = 0,
 ) -> "subprocess.CompletedProcess[str]":
     """Start a command that ends by itself; return what it printed."""
     with (
@@ -148,7 +152,7 @@ def run(
     ):
         given.write(stdin)
         given.seek(0)
-        process = start(command, cwd=cwd, env=env, stdin=given, stdout=stdout, stderr=stderr)
+        process = start(command, cwd=cwd, env=env, stdin=given, stdout=stdout, stderr=stderr, user=user)
         try:
             code = process.wait(timeout_s)
         finally:
@@ -189,6 +193,10 @@ def _serve(orders: socket.socket) -> None:
             for number, file in enumerate(files):
                 os.dup2(file, number)
                 os.close(file)
+            if user := order["user"]:
+                os.setgroups([])
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
             os.chdir(order["cwd"])
             sys.path[0] = order["cwd"]
             os.environ.clear()

@@ -88,7 +88,7 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
         ([], "x", 64, "no recipient: expected one, or -t"),
         (["-N", "often", "a@b.test"], "x", 64, '-N: found "often", expected never, or some of'),
         (["-R", "half", "a@b.test"], "x", 64, '-R: found "half", expected full or hdrs'),
-        (["-bp"], "", 64, 'found "-bp", expected -bm or -bs'),
+        (["-bz"], "", 64, 'found "-bz", expected -bm, -bs or -bp'),
         (["a b@c"], "x", 65, "sendmail: 'a b@c' is not an address: "),
         (["bob@example.test"], "Subject: refuse\n\nx", 65, "sendmail: 550 5.7.1 not here"),
         (["bob@example.test"], "x\0y", 65, "sendmail: 5"),

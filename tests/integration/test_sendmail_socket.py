@@ -1,0 +1,153 @@
+"""Mail of the machine's programs, by the socket of [sendmail]: who may send as whom.
+
+The kernel names the user, so these tests are for root, who can become another one.
+"""
+
+import os
+import pwd
+import stat
+from email import message_from_bytes
+
+import pytest
+
+from tests.support import relay_starts
+from tests.support.relay_process import RelayProcess, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+HOST = "relay.example.test"
+NOBODY, DAEMON = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
+
+
+@pytest.fixture(scope="module")
+def relay():
+    sendmail = {"socket": "submit.sock", "users": ["daemon"], "drop": ""}
+    with RelayProcess(config={"sendmail": sendmail}) as relay:
+        relay.folder.chmod(0o755)
+        yield relay
+
+
+@pytest.fixture
+def sendmail(relay):
+    """Run `relay sendmail` as a user."""
+
+    def run(text, *words, user, verb="sendmail", **variables):
+        environment = {**relay.environment, "RELAY_CONFIG": str(relay.config_file), **variables}
+        command = [*relay_starts.RELAY, verb, *words]
+        cwd = relay.folder
+        return relay_starts.run(command, cwd=cwd, env=environment, stdin=text, user=user)
+
+    return run
+
+
+def arrived(relay, subject):
+    """The mail with this subject in bob's inbox."""
+
+    def found():
+        every = (message_from_bytes(one.as_bytes()) for one in relay.maildir("bob"))
+        return next((one for one in every if one["Subject"] == subject), None)
+
+    return until(subject, found)
+
+
+def test_everybody_may_connect(relay):
+    mode = (relay.folder / "submit.sock").stat().st_mode
+    assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o666
+    assert not any("sock" in one for one in relay.ready["smtp"])
+
+
+@pytest.mark.parametrize("words", [[], ["-f", "nobody"], ["-f", f"NOBODY@{HOST.upper()}"]])
+def test_a_user_sends_as_user_at_hostname(relay, sendmail, words):
+    subject = f"own {words}"
+    done = sendmail(f"To: bob\nSubject: {subject}\n\nx\n", "-t", *words, user=NOBODY, USER="root")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    mail = arrived(relay, subject)
+    assert mail["Return-Path"].lower() == f"<nobody@{HOST}>"
+    assert mail["From"].lower() == f"nobody@{HOST}"
+    assert mail["Received"].startswith("from nobody")
+    assert mail["Message-ID"].endswith(f"@{HOST}>")
+
+
+def test_cron_names_its_author_without_a_domain(relay, sendmail):
+    text = "From: root (Cron Daemon)\nTo: bob\nSubject: cron\n\nx\n"
+    assert sendmail(text, "-i", "-FCronDaemon", "-oem", "bob", user=NOBODY).returncode == 0
+    assert arrived(relay, "cron")["From"] == f"Cron Daemon <nobody@{HOST}>"
+
+
+@pytest.mark.parametrize(
+    ("words", "header", "found"),
+    [
+        (["-f", "alice@example.test"], "", "<alice@example.test>:"),
+        (["-f", "alice"], "", f"<alice@{HOST}>:"),
+        ([], "From: alice@example.test\n", "<alice@example.test> in From"),
+        ([], f"From: nobody@{HOST}\nSender: alice@example.test\n", "in Sender"),
+        ([], f"From: nobody@{HOST}, alice@example.test\n", "<alice@example.test> in From"),
+        ([], "From: alice, bob\n", "in From"),
+        ([], f'From: "nobody@{HOST}" <alice@example.test>\n', "<alice@example.test> in From"),
+    ],
+    ids=str,
+)
+def test_a_user_may_not_send_as_another_one(relay, sendmail, words, header, found):
+    before = len(relay.maildir("bob"))
+    done = sendmail(f"{header}Subject: forged\n\nx\n", *words, "bob", user=NOBODY)
+    assert (done.returncode, done.stdout) == (65, "")
+    assert "553 5.7.1" in done.stderr
+    assert found in done.stderr
+    assert "user nobody" in done.stderr
+    assert "[sendmail] users" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(relay.maildir("bob")) == before
+
+
+@pytest.mark.parametrize("user", [0, DAEMON], ids=["root", "in users"])
+def test_root_and_trusted_users_send_from_any_address(relay, sendmail, user):
+    text = f"From: The Shop <shop@x.test>\nSubject: any {user}\n\nx\n"
+    assert sendmail(text, "-f", "shop@x.test", "bob", user=user).returncode == 0
+    mail = arrived(relay, f"any {user}")
+    assert mail["Return-Path"] == "<shop@x.test>"
+    assert mail["From"] == "The Shop <shop@x.test>"
+
+
+def test_the_null_path_is_for_all(relay, sendmail):
+    assert sendmail("Subject: null\n\nx\n", "-f", "<>", "bob", user=NOBODY).returncode == 0
+    mail = arrived(relay, "null")
+    assert (mail["Return-Path"], mail["From"]) == ("<>", f"nobody@{HOST}")
+
+
+def test_it_is_not_a_way_to_log_in(relay, sendmail):
+    lines = ["EHLO a", "AUTH PLAIN AGFsaWNlAGFsaWNl", "MAIL FROM:<alice@example.test>", "QUIT", ""]
+    done = sendmail("\n".join(lines), "-bs", user=NOBODY)
+    codes = [line[:3] for line in done.stdout.splitlines() if line[3:4] == " "]
+    assert codes == ["220", "250", "502", "553", "221"]
+
+
+def test_the_source_is_sendmail(relay, sendmail):
+    before = relay.metric("relay_messages_accepted_total", via="sendmail")
+    assert sendmail("Subject: counted\n\nx\n", "bob", user=NOBODY).returncode == 0
+    arrived(relay, "counted")
+    assert relay.metric("relay_messages_accepted_total", via="sendmail") == before + 1
+
+
+def test_relay_send_uses_the_socket(relay, sendmail):
+    done = sendmail("x", "--to", "bob@example.test", "--subject", "sent", user=NOBODY, verb="send")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert arrived(relay, "sent")["Return-Path"] == f"<nobody@{HOST}>"
+
+
+def test_without_a_drop_nobody_listens_is_75(relay, sendmail, tmp_path):
+    config = tmp_path / "relay.toml"
+    config.write_text(relay.config_file.read_text().replace("submit.sock", "none.sock"))
+    (tmp_path / "accounts.toml").touch()
+    done = sendmail("Subject: x\n\nx\n", "bob", user=0, RELAY_CONFIG=str(config))
+    assert done.returncode == 75
+    assert "no relay answers at unix:" in done.stderr
+
+
+def test_mailq_lists_the_queue(relay, sendmail):
+    empty = sendmail("", user=0, verb="mailq")
+    assert (empty.returncode, empty.stdout) == (0, "Mail queue is empty\n")
+    assert sendmail("Subject: q\n\nx\n", "a@b.test", user=NOBODY).returncode == 0
+    listed = sendmail("", "-bp", user=0).stdout
+    until("an attempt", lambda: "(" in sendmail("", user=0, verb="mailq").stdout)
+    assert f"  nobody@{HOST}\n" in listed
+    assert " " * 40 + "a@b.test\n" in listed
+    assert listed.endswith("-- 1 Kbytes in 1 Request.\n")
