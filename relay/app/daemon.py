@@ -114,6 +114,8 @@ class Daemon:
             end = self.transport.scheduler.end_unheld
             self._spawn(end_unheld_mail(base.spool, end, base.clock), "unheld-mail")
         self._spawn(warn_of_ending_keys(base.sources.keys, base.clock), "signing-keys")
+        if self.transport.maildrop is not None:
+            self._spawn(self.transport.maildrop.run(), "maildrop")
         base.readiness.reason = ""
         for server in self.http_servers:
             await server.start()

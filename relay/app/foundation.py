@@ -66,10 +66,11 @@ PAUSES_FILE = "paused.json"
 
 
 class Readiness:
-    """Why the relay is not ready; "" when it is."""
+    """Why the relay is not ready; "" when it is. `impaired` is what fails although it is ready."""
 
     def __init__(self) -> None:
         self.reason = "starting"
+        self.impaired = ""
 
     def __call__(self) -> str:
         """The reason for a 503."""

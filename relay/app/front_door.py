@@ -171,7 +171,8 @@ def _impairment(base: Foundation) -> str:
     fault = base.root.fault
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
     unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
-    return "; ".join(filter(None, (refusing, base.pauses.why(Paused.DELIVERY), *unheld)))
+    paused = base.pauses.why(Paused.DELIVERY)
+    return "; ".join(filter(None, (refusing, paused, base.readiness.impaired, *unheld)))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

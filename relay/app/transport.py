@@ -23,6 +23,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.local_users import LocalUsers
+from relay.ingress.maildrop import MailDrop
 from relay.ingress.smtp_commands import IngressDependencies
 from relay.ingress.smtp_server import SmtpServer
 from relay.message.nexthop import NextHop
@@ -61,6 +62,7 @@ class Transport:
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
+    maildrop: MailDrop | None  # that of [sendmail]
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -111,7 +113,13 @@ def build_transport(base: Foundation) -> Transport:
             )
             for listener, certificate in zip(settings.smtp, base.certificates.smtp, strict=True)
         ]
-        + ([_local_server(base, ingress)] if settings.sendmail is not None else []),
+        + [
+            SmtpServer(
+                SmtpListener(Address(path=str(one.socket))), ingress, users=_local_users(settings)
+            )
+            for one in (settings.sendmail,)
+            if one is not None
+        ],
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
         receipts=ReceiptWatcher(
@@ -120,6 +128,7 @@ def build_transport(base: Foundation) -> Transport:
             copies=base.store.owed_copies,
             clock=base.clock,
         ),
+        maildrop=_maildrop(base, ingress),
     )
 
 
@@ -318,12 +327,24 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
     )  # fmt: skip
 
 
-def _local_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:
-    sendmail, hostname = base.settings.sendmail, base.settings.hostname
-    assert sendmail is not None
-    domain = next(iter(base.settings.own_domains), hostname)
-    listener = SmtpListener(Address(path=str(sendmail.socket)))
-    return SmtpServer(listener, ingress, users=LocalUsers(hostname, domain, sendmail.users))
+def _local_users(settings: Settings) -> LocalUsers:
+    trusted = settings.sendmail.users if settings.sendmail else ()
+    domain = next(iter(settings.own_domains), settings.hostname)
+    return LocalUsers(settings.hostname, domain, trusted)
+
+
+def _maildrop(base: Foundation, ingress: IngressDependencies) -> MailDrop | None:
+    sendmail = base.settings.sendmail
+    if sendmail is None or sendmail.drop is None:
+        return None
+
+    def report(text: str) -> None:
+        base.readiness.impaired = text
+
+    return MailDrop(
+        directory=sendmail.drop, users=_local_users(base.settings), shared=ingress,
+        renew=base.spool.renew_submission_keys, report=report,
+    )  # fmt: skip
 
 
 def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:

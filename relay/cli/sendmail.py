@@ -14,7 +14,7 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from relay.base.clock import SystemClock
+from relay.base.clock import Ids, SystemClock
 from relay.base.phrases import shown
 from relay.base.socket_address import Address
 from relay.cli.errors import CommandError, ExitCode
@@ -27,7 +27,14 @@ from relay.cli.options import (
     user_name,
 )
 from relay.client import RejectedError, TryLaterError, send_content
-from relay.commands.sendmail import NoRecipientsError, SendmailOptions, prepare, talk
+from relay.commands.sendmail import (
+    NoRecipientsError,
+    OutgoingMessage,
+    SendmailOptions,
+    prepare,
+    talk,
+)
+from relay.ingress.dropped_mail import DroppedEnvelope, drop_mail
 from relay.settings.environment import read_environment
 from relay.settings.tree import SendmailSettings
 from relay.settings.values import parse_address
@@ -87,10 +94,15 @@ def sendmail(
         )
         text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
         message = prepare(text, options, clock=SystemClock())
-        send_content(
-            address, message.content, sender=message.sender, recipients=message.recipients,
-            notify=notify, ret=ret,
-        )  # fmt: skip
+        try:
+            send_content(
+                address, message.content, sender=message.sender, recipients=message.recipients,
+                notify=notify, ret=ret,
+            )  # fmt: skip
+        except (ConnectionRefusedError, FileNotFoundError):  # nothing was sent
+            if place.drop is None:
+                raise
+            _drop(place.drop, message, notify=notify, ret=ret)
     except NoRecipientsError:
         expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
@@ -115,6 +127,16 @@ def _ret(text: str | None) -> str:
     if text is not None and text.lower() not in _RET:
         raise click.UsageError(f"-R: found {shown(text)}, expected full or hdrs")
     return _RET[text.lower()] if text else ""
+
+
+def _drop(directory: Path, message: OutgoingMessage, *, notify: str, ret: str) -> None:
+    """Leave the message for the relay. Raises CommandError (75)."""
+    envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret)
+    try:
+        drop_mail(directory, envelope, message.content, name=Ids(SystemClock()).new())
+    except OSError as error:
+        why = f"no relay listens, and {directory} does not take mail: {error.strerror or error}"
+        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None
 
 
 class _Place(Struct, frozen=True):

@@ -172,12 +172,13 @@ class Acceptance:
     ) -> DataReply:
         """Return the reply to the final dot; if it has a queue id, the message is durable."""
         reply = await self._reply(envelope, paths, content, origin=origin)
-        if reply.queue_id or not origin.pickup:
+        if reply.queue_id or not origin.is_promised:
             return reply
-        # Pickup repeats a submission of which it lost the 250. That mail is accepted already: no
-        # rule, limit or error may refuse it now, or pickup would report it as failed in the end.
+        # Pickup repeats a submission of which it lost the 250, and a crash leaves a dropped file.
+        # That mail is accepted already: no rule, limit or error may refuse it now, or pickup would
+        # report it as failed in the end.
         try:
-            known = await self.spool.accepted_as(envelope.envid)
+            known = await self.spool.accepted_as(origin.key or envelope.envid)
         except SpoolError as error:
             _log.warning("spool unavailable", error=error)
             return reply
@@ -228,7 +229,7 @@ class Acceptance:
         fan = self._fan_out(
             arrival, recipients, verdict, examinations=examinations, examine=examine, expand=expand
         )
-        if fan.rejects_all and not origin.pickup:  # the client gets the rejection itself
+        if fan.rejects_all and not origin.is_promised:  # the client gets the rejection itself
             self._count_rules(verdict)
             first = fan.rejected[0]
             return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
@@ -247,7 +248,7 @@ class Acceptance:
             message, reports = self._with_reports(
                 message, verdict, fan, expanded=recipients.reported, content=parsed
             )
-            return await self._commit(message, reports, origin.client, reserved=reserved)
+            return await self._commit(message, reports, origin, reserved=reserved)
 
     def _fan_out(
         self,
@@ -455,7 +456,7 @@ class Acceptance:
         self,
         message: NewMessage,
         reports: Sequence[NewMessage],
-        client: Client,
+        origin: Origin,
         *,
         reserved: Reservation,
     ) -> DataReply:
@@ -473,14 +474,14 @@ class Acceptance:
             accepted = await self.spool.accept(
                 message,
                 reports=reports,
-                submission_key=message.facts.submission_id,
+                submission_key=origin.key or message.facts.submission_id,
                 claim=claim,
             )
         except HoldsFullError:
             return self.holds.rejection(message.held_by_rules[0], self.held_max)
         if not accepted.repeated:
             reserved.keep()
-            self._log_accepted(message, client)
+            self._log_accepted(message, origin.client)
             for recipient in message.final_recipients:
                 self.metrics.recipients_by(recipient.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))

@@ -64,7 +64,7 @@ class Origin(Struct, frozen=True):
     `ip` is "" on a Unix socket. `tls` is the protocol version, or "". `login` is the account that
     authenticated, or "". `trusted` means AUTH, a trusted network, a local user or pickup. `pickup`
     means that the message came through pickup's own socket. `user` is who sent it as a program of
-    this machine.
+    this machine. `key` is that of a file in the drop directory.
     """
 
     ip: str
@@ -75,6 +75,12 @@ class Origin(Struct, frozen=True):
     trusted: bool = False
     pickup: bool = False
     user: LocalUser | None = None
+    key: str = ""
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether nobody hears a rejection of its recipients, which is reported to the sender."""
+        return self.pickup or bool(self.key)
 
     @property
     def client(self) -> Client:

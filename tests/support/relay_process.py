@@ -81,6 +81,7 @@ class RelayProcess:
         self.process: relay_starts.Started | None = None
         self.ready: dict[str, Any] = {}
         self.serve_options: Sequence[str] = ()
+        self.user = 0  # the number of the user as whom root starts it, who then has its folder
         self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
         if self.new_spool_url is not None:
@@ -117,9 +118,13 @@ class RelayProcess:
         ready_file.unlink(missing_ok=True)
         command = [*self._start_command(), "--ready-file", str(ready_file)]
         crash = {"RELAY_CRASH_AT": crash_at} if crash_at else {}
+        if self.user:
+            for path in (self.folder, *self.folder.rglob("*")):
+                os.chown(path, self.user, self.user, follow_symlinks=False)
         with (self.folder / "relay.log").open("ab") as log:
             self.process = relay_starts.start(
-                command, cwd=self.folder, stdout=log, stderr=log, env=self.environment | crash
+                command, cwd=self.folder, stdout=log, stderr=log, env=self.environment | crash,
+                user=self.user,
             )
         if wait:
             until("ready, or ended", lambda: ready_file.exists() or self.process_ended)

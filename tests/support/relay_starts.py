@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -163,12 +163,20 @@ def run(
         return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
 
 
+def _codecs() -> Iterator[pkgutil.ModuleInfo]:
+    yield from pkgutil.iter_modules(importlib.import_module("encodings").__path__)
+
+
 def _load(module: str) -> None:
     """Import all that `python -m MODULE` needs, but no plugin of pytest: that rewrites them."""
     package = importlib.import_module("relay")
     for one in pkgutil.walk_packages(package.__path__, "relay."):
         if not one.name.startswith(("relay.testing", "relay.__main__")):
             importlib.import_module(one.name)
+    # What is loaded late, by a process that may be that of a user who cannot read Python's files.
+    for name in ("importlib.readers", *(f"encodings.{one.name}" for one in _codecs())):
+        with contextlib.suppress(ImportError):  # of another system
+            importlib.import_module(name)
     if module == "pytest":
         for name in importlib.import_module("_pytest.config").default_plugins:
             importlib.import_module(f"_pytest.{name}")

@@ -1,0 +1,147 @@
+"""The file that `relay sendmail` leaves for a relay that is down: how it is written and opened.
+
+Everybody may write into the drop directory, so nothing of a file is trusted but its owner, who is
+the sender: not its name, and not that it stays as it is. The first line is the envelope as JSON,
+the rest is the content. A name that begins with a dot is that of a file which is being written.
+"""
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.files import write_all
+from relay.base.phrases import shown
+
+PART = "."
+MODE = 0o640  # the group is that of the directory: the relay's
+FILE_BYTES_MAX = 100_000_000
+RECIPIENTS_MAX = 1000
+Identity = tuple[int, int, int]  # device, inode, time of the last change
+_LINE_BYTES_MAX = 1 << 20
+# O_NONBLOCK: opening a FIFO must not wait for a writer.
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NOT_OURS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO)  # a link, closed to us, a socket
+
+
+class DroppedEnvelope(Struct, frozen=True, forbid_unknown_fields=True):
+    """The first line; addresses without a domain get that of the relay."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    notify: str = ""  # of NOTIFY, for all recipients; "": none
+    ret: str = ""  # of RET
+
+
+class HostileFileError(Exception):
+    """The file is not one that `relay sendmail` writes."""
+
+
+def identity_of(facts: os.stat_result) -> Identity:
+    """Return what another file of the same name does not have."""
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns
+
+
+class DroppedFile:
+    """An open file of the drop directory, at the begin of its content. Close it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises FileNotFoundError, HostileFileError, OSError."""
+        try:
+            number = os.open(path, _FLAGS)
+        except OSError as error:
+            if error.errno in _NOT_OURS:
+                raise HostileFileError(f"it cannot be opened: {error.strerror}") from None
+            raise
+        self._file = os.fdopen(number, "rb")
+        try:
+            self._facts = os.fstat(number)
+            self._check()
+            self.line = self._file.readline(_LINE_BYTES_MAX)  # the envelope as it is written
+            self.envelope = self._read_envelope()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def uid(self) -> int:
+        """Who wrote it: the kernel's word."""
+        return self._facts.st_uid
+
+    @property
+    def size(self) -> int:
+        """The octets of the file."""
+        return self._facts.st_size
+
+    @property
+    def identity(self) -> Identity:
+        """Which file it is."""
+        return identity_of(self._facts)
+
+    def read(self, size: int) -> bytes:
+        """Return the next octets of the content, which do not end between CR and LF.
+
+        Raises HostileFileError at its end if the file was changed meanwhile.
+        """
+        octets = self._file.read(size)
+        if octets.endswith(b"\r"):
+            octets += self._file.read(1)
+        before, now = self._facts, os.fstat(self._file.fileno())
+        is_changed = (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
+            before.st_size, before.st_mtime_ns, before.st_ctime_ns,
+        )  # fmt: skip
+        if is_changed:
+            raise HostileFileError("it was changed while it was read")
+        return octets
+
+    def _check(self) -> None:
+        facts = self._facts
+        if not stat.S_ISREG(facts.st_mode):
+            raise HostileFileError("it is no regular file")
+        if facts.st_nlink != 1:
+            raise HostileFileError(f"it has {facts.st_nlink} names, expected one")
+        if (mode := stat.S_IMODE(facts.st_mode)) != MODE:
+            raise HostileFileError(f"it has the mode {mode:04o}, expected {MODE:04o}")
+        if facts.st_size > FILE_BYTES_MAX:
+            raise HostileFileError(f"it has more than {FILE_BYTES_MAX // 1_000_000} MB")
+
+    def _read_envelope(self) -> DroppedEnvelope:
+        try:
+            envelope = msgspec.json.decode(self.line, type=DroppedEnvelope)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise HostileFileError(f"its first line is no envelope: {shown(str(error))}") from None
+        if not 0 < len(envelope.recipients) <= RECIPIENTS_MAX:
+            count = len(envelope.recipients)
+            raise HostileFileError(f"it has {count} recipients, expected 1 to {RECIPIENTS_MAX}")
+        return envelope
+
+
+def drop_mail(directory: Path, envelope: DroppedEnvelope, content: bytes, *, name: str) -> None:
+    """Leave a message in the drop directory; it is durable then. Raises OSError.
+
+    The directory cannot be synced by who may not read it: the second sync of the file makes its
+    new name durable too.
+    """
+    part = directory / f"{PART}{name}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    number = os.open(part, flags, 0o600)
+    try:
+        write_all(number, msgspec.json.encode(envelope) + b"\n" + content)
+        os.fsync(number)
+        os.fchmod(number, MODE)
+        part.rename(directory / name)
+        os.fsync(number)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    finally:
+        os.close(number)

@@ -1,0 +1,227 @@
+"""Mail of the machine's programs while the relay is down: the drop directory, and hostile files in it.
+
+The relay runs as one user, programs as another one, so these tests are for root.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+from contextlib import closing
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from relay.base.crashpoints import CrashPoint
+from relay.ingress.dropped_mail import DroppedFile, HostileFileError
+from tests.support import relay_starts
+from tests.support.relay_process import RelayProcess, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+HOST = "relay.example.test"
+NOBODY, OWNER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
+
+
+@pytest.fixture
+def drop():
+    folder = Path(tempfile.mkdtemp(prefix="relay-drop-"))
+    os.chown(folder, OWNER, OWNER)
+    folder.chmod(0o3733)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def relay(drop):
+    """A relay of the user daemon that does not run yet."""
+    relay = RelayProcess(config={"sendmail": {"socket": "submit.sock", "drop": str(drop)}})
+    relay.user = OWNER
+    relay.folder.chmod(0o755)
+    yield relay
+    relay.close()
+
+
+def sendmail(relay, text, *words, user=NOBODY):
+    environment = {**relay.environment, "RELAY_CONFIG": str(relay.config_file)}
+    command = [*relay_starts.RELAY, "sendmail", *words]
+    return relay_starts.run(command, cwd=relay.folder, env=environment, stdin=text, user=user)
+
+
+def inbox(relay):
+    return [message_from_bytes(one.as_bytes()) for one in relay.maildir("bob")]
+
+
+def subjects(relay):
+    return sorted(one["Subject"] for one in inbox(relay))
+
+
+def write(drop, name, subject="x", *, user=NOBODY, mode=0o640, sender="", **envelope):
+    """Write a file as the user would."""
+    path = drop / name
+    line = json.dumps({"sender": sender, "recipients": ["bob"], **envelope}) + "\n"
+    path.write_bytes(line.encode() + f"Subject: {subject}\r\n\r\nx\r\n".encode())
+    os.chown(path, user, OWNER)
+    path.chmod(mode)
+    return path
+
+
+def left(drop):
+    return sorted(one.name for one in drop.iterdir() if one.name != "aside")
+
+
+def test_a_message_waits_for_the_start(relay, drop):
+    done = sendmail(relay, "To: bob\nSubject: late\n\nx\n", "-t", "-i", "-F", "No Body")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    [file] = drop.iterdir()
+    facts = file.stat()
+    assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (NOBODY, OWNER, 0o640)
+    relay.start()
+    until("taken", lambda: subjects(relay) == ["late"] and not left(drop))
+    [mail] = inbox(relay)
+    assert mail["Return-Path"] == f"<nobody@{HOST}>"
+    assert mail["From"] == f"No Body <nobody@{HOST}>"
+    assert relay.metric("relay_messages_accepted_total", via="sendmail") == 1
+    assert sendmail(relay, "Subject: now\n\nx\n", "bob").returncode == 0
+    until("by the socket", lambda: subjects(relay) == ["late", "now"])
+    relay.stop()
+    assert sendmail(relay, "Subject: again\n\nx\n", "bob").returncode == 0
+    relay.start()
+    until("taken", lambda: subjects(relay) == ["again", "late", "now"])
+    assert relay.faults() == []
+
+
+def test_large_mail_and_many_files(relay, drop):
+    text = "Subject: large\n\n" + "0123456789abcdef\n" * 1_000_000
+    assert sendmail(relay, text, "bob").returncode == 0
+    for number in range(50):
+        write(drop, f"{number}", f"{number:02}")
+    relay.start()
+    until("all", lambda: subjects(relay) == [*(f"{one:02}" for one in range(50)), "large"])
+    until("empty", lambda: not left(drop))
+    [large] = [one for one in inbox(relay) if one["Subject"] == "large"]
+    assert len(large.get_payload().splitlines()) == 1_000_000
+
+
+def test_a_recipient_that_does_not_exist_is_reported(relay, drop):
+    write(drop, "a", "who", recipients=["nobody-here"], sender="alice@example.test", user=0)
+    relay.start()
+    until("reported", lambda: any("who" in str(one) for one in relay.maildir("alice")))
+    until("removed", lambda: not left(drop))
+
+
+def test_hostile_files_are_put_aside(relay, drop, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text('{"sender": "", "recipients": ["bob"]}\nSubject: secret\r\n\r\nx\r\n')
+    secret.chmod(0o640)
+    os.chown(secret, OWNER, OWNER)
+    (drop / "link").symlink_to(secret)
+    (drop / "dangling").symlink_to("/nowhere")
+    os.link(write(drop, "one", "two names"), drop / "two")
+    os.mkfifo(drop / "fifo", 0o640)
+    (made := socket.socket(socket.AF_UNIX)).bind(str(drop / "socket"))
+    made.close()
+    write(drop, "closed", mode=0o600)
+    write(drop, "open", mode=0o666)
+    write(drop, "setuid", mode=0o4640)
+    write(drop, "nothing").write_bytes(b"")
+    write(drop, "text").write_bytes(b"Subject: no envelope\r\n\r\nx\r\n")
+    write(drop, "unknown", more=1)
+    write(drop, "nobody", recipients=[])
+    write(drop, "address", recipients=["a b@c"])
+    write(drop, "many", recipients=[f"a{one}@b.test" for one in range(1001)])
+    write(drop, "forged", "forged", sender="alice@example.test")
+    write(drop, "bare").write_bytes(b'{"sender": "", "recipients": ["bob"]}\nSubject: a\n\nx\n')
+    write(drop, "notify", notify="often")
+    with write(drop, "huge").open("r+b") as huge:
+        huge.truncate(100_000_001)
+    write(drop, "header").write_bytes(
+        b'{"sender": "", "recipients": ["bob"]}\nFrom: alice@example.test\r\n\r\nx\r\n'
+    )
+    os.utime(write(drop, ".begun", mode=0o600), (0, 0))
+    write(drop, ".writing", mode=0o600)
+    hostile = len(left(drop)) - 1
+    write(drop, "zz", "honest")
+    relay.start()
+    until("the honest one", lambda: subjects(relay) == ["honest"])
+    until("the others", lambda: left(drop) == [".writing"])
+    assert len(list((drop / "aside").iterdir())) == hostile
+    assert stat.S_IMODE((drop / "aside").stat().st_mode) & 0o777 == 0o700
+    assert subjects(relay) == ["honest"]
+    assert secret.exists()
+    assert relay.log.count("was put aside") == 10
+    assert '"event":"more files were put aside"' in relay.log
+    assert relay.faults() == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_hostile(drop):
+    path = write(drop, "changes")
+    with closing(DroppedFile(path)) as file:
+        assert file.read(3) == b"Sub"
+        with path.open("ab") as other:
+            other.write(b"more")
+        with pytest.raises(HostileFileError, match="changed while it was read"):
+            file.read(3)
+
+
+def test_aside_may_not_be_somebody_elses(relay, drop, tmp_path):
+    (drop / "aside").symlink_to(tmp_path)
+    tmp_path.chmod(0o777)
+    write(drop, "bad", mode=0o666)
+    write(drop, "good", "good")
+    relay.start()
+    until("the honest one", lambda: subjects(relay) == ["good"])
+    assert left(drop) == ["bad"]
+    assert list(tmp_path.iterdir()) == []
+    ready = until("named", lambda: ready_text(relay) if "bad" in ready_text(relay) else "")
+    assert "is not a directory of the relay alone" in ready
+
+
+def ready_text(relay):
+    answer = relay.request("GET", "/readyz")
+    assert answer.status == 200
+    return answer.body.decode()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_file_that_cannot_be_removed_is_sent_once_and_named(relay, drop, restarts):
+    os.chown(drop, 0, OWNER)
+    drop.chmod(0o3773)  # sticky: only its owner removes a file
+    write(drop, "stays", "stays")
+    relay.start()
+    until("delivered", lambda: subjects(relay) == ["stays"])
+    until("named", lambda: f"{drop}/stays cannot be removed" in ready_text(relay))
+    if restarts:
+        relay.restart()
+        until("named", lambda: f"{drop}/stays cannot be removed" in ready_text(relay))
+    write(drop, "zz-next", "next")
+    until("the next", lambda: subjects(relay) == ["next", "stays"])
+    os.chown(drop, OWNER, OWNER)
+    until("removed", lambda: not left(drop))
+    until("ready", lambda: "cannot be removed" not in ready_text(relay))
+    assert subjects(relay) == ["next", "stays"]
+    assert relay.metric("relay_messages_accepted_total", via="sendmail") == (1 if restarts else 2)
+
+
+def test_a_kill_between_acceptance_and_removal_sends_once(relay, drop):
+    write(drop, "once", "once")
+    relay.start(crash_at=CrashPoint.DROP_ACCEPTED, wait=False)
+    assert relay.wait_end() == -signal.SIGKILL
+    assert left(drop) == ["once"]
+    relay.start()
+    until("removed", lambda: not left(drop))
+    until("delivered", lambda: subjects(relay))
+    assert subjects(relay) == ["once"]
+    assert relay.metric("relay_messages_accepted_total", via="sendmail") == 0
+
+
+def test_a_directory_that_takes_no_mail_is_75(relay, drop):
+    drop.chmod(0o700)
+    done = sendmail(relay, "Subject: x\n\nx\n", "bob")
+    assert done.returncode == 75
+    assert done.stderr.startswith(f"sendmail: no relay listens, and {drop} does not take mail: ")
+    assert left(drop) == []
