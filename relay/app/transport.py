@@ -98,6 +98,7 @@ def build_transport(base: Foundation) -> Transport:
         is_development=base.is_development,
     )  # fmt: skip
     base.store.messages.on_read = receipts.read
+    local_servers, maildrop = _mail_of_machine(base, ingress)
     return Transport(
         resolver=resolver,
         scheduler=scheduler,
@@ -113,13 +114,7 @@ def build_transport(base: Foundation) -> Transport:
             )
             for listener, certificate in zip(settings.smtp, base.certificates.smtp, strict=True)
         ]
-        + [
-            SmtpServer(
-                SmtpListener(Address(path=str(one.socket))), ingress, users=_local_users(settings)
-            )
-            for one in (settings.sendmail,)
-            if one is not None
-        ],
+        + local_servers,
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
         receipts=ReceiptWatcher(
@@ -128,7 +123,7 @@ def build_transport(base: Foundation) -> Transport:
             copies=base.store.owed_copies,
             clock=base.clock,
         ),
-        maildrop=_maildrop(base, ingress),
+        maildrop=maildrop,
     )
 
 
@@ -327,24 +322,21 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
     )  # fmt: skip
 
 
-def _local_users(settings: Settings) -> LocalUsers:
-    trusted = settings.sendmail.users if settings.sendmail else ()
-    domain = next(iter(settings.own_domains), settings.hostname)
-    return LocalUsers(settings.hostname, domain, trusted)
-
-
-def _maildrop(base: Foundation, ingress: IngressDependencies) -> MailDrop | None:
-    sendmail = base.settings.sendmail
-    if sendmail is None or sendmail.drop is None:
-        return None
-
-    def report(text: str) -> None:
-        base.readiness.impaired = text
-
-    return MailDrop(
-        directory=sendmail.drop, users=_local_users(base.settings), shared=ingress,
-        renew=base.spool.renew_submission_keys, report=report,
-    )  # fmt: skip
+def _mail_of_machine(
+    base: Foundation, ingress: IngressDependencies
+) -> tuple[list[SmtpServer], MailDrop | None]:
+    """Return what [sendmail] configures: the server of the socket, and the drop directory."""
+    sendmail, hostname = base.settings.sendmail, base.settings.hostname
+    if sendmail is None:
+        return [], None
+    users = LocalUsers(hostname, next(iter(base.settings.own_domains), hostname), sendmail.users)
+    listener = SmtpListener(Address(path=str(sendmail.socket)))
+    maildrop = None
+    if sendmail.drop is not None:
+        report = partial(setattr, base.readiness, "impaired")
+        renew = base.spool.renew_submission_keys
+        maildrop = MailDrop(sendmail.drop, users, ingress, renew=renew, report=report)
+    return [SmtpServer(listener, ingress, users=users)], maildrop
 
 
 def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:

@@ -6,6 +6,7 @@ Checks read only and start nothing. Each result names what was checked; no check
 import asyncio
 import os
 import ssl
+import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -30,6 +31,7 @@ from relay.base.sockets import has_address
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
+from relay.ingress.dropped_mail import DROP_MODE
 from relay.message.nexthop import HopKind, NextHop
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import load_texts
@@ -44,7 +46,7 @@ from relay.settings.document import (
     read_document,
 )
 from relay.settings.reader import load, secret_files
-from relay.settings.tree import CertificateFiles, NodeRole, Settings
+from relay.settings.tree import CertificateFiles, NodeRole, SendmailSettings, Settings
 from relay.settings.validation import (
     domain_matches,
     hidden_routes,
@@ -216,6 +218,7 @@ def _check_file(
     yield from _permissions(settings, place, environ, folders=folders)
     yield from _loaded("srs key", lambda: srs_in(settings))
     yield from _listeners(settings, place, clock)
+    yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
     yield from asyncio.run(_dns(settings, ring, place, clock=clock))
 
@@ -476,6 +479,25 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
         return CheckFinding(name, CheckResult.FAULT, fault)
     made = "" if folder.exists() else " (will be created)"
     return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
+
+
+def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a warning if the mail that programs leave in the drop directory is not taken."""
+    drop = (settings.sendmail or SendmailSettings()).drop
+    if drop is None or not (settings.sendmail or drop.exists()):
+        return
+    expected = f"the mode {DROP_MODE:04o} and the owner {os.geteuid()}"
+    try:
+        facts = drop.stat()
+        found = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
+    except OSError as error:
+        found = error.strerror or str(error)
+    if settings.sendmail is None:
+        text = f"found none, expected it: programs leave mail in {drop}"
+        yield _warning("sendmail", place.fault(("sendmail",), text))
+    elif found != expected:
+        text = f"{drop}: found {found}, expected {expected}, the user of the service"
+        yield _warning("sendmail", place.fault(("sendmail", "drop"), text))
 
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:

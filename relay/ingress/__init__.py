@@ -13,9 +13,15 @@ The session:
   of recipients and size; too many errors (421); whether TLS, AUTH or a login is required
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
 - `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
-- `send_as`: which sender, From and Sender an account may use
+- `send_as`: which sender, From and Sender an account or a local user may use
 - `recipient_checks`: the reply to RCPT: relaying denied, mailbox full; asks who is valid
 - `session_refusals`: which refused commands are recorded, with which reason
+
+Mail of the machine:
+
+- `local_users`: who sends on the socket of [sendmail], by the kernel's word; USER@hostname
+- `dropped_mail`: the file that `relay sendmail` leaves while no relay runs; which files are hostile
+- `maildrop`: takes these files: the submission key, what is moved aside, what cannot be removed
 
 The content and its acceptance:
 

@@ -59,23 +59,17 @@ class ContentRejection(StrEnum):
 
 
 class Origin(Struct, frozen=True):
-    """Where a message came from, as its session knows it.
+    """Where a message came from, as its session knows it."""
 
-    `ip` is "" on a Unix socket. `tls` is the protocol version, or "". `login` is the account that
-    authenticated, or "". `trusted` means AUTH, a trusted network, a local user or pickup. `pickup`
-    means that the message came through pickup's own socket. `user` is who sent it as a program of
-    this machine. `key` is that of a file in the drop directory.
-    """
-
-    ip: str
-    helo: str
-    extended: bool = True
-    tls: str = ""
-    login: str = ""
-    trusted: bool = False
-    pickup: bool = False
-    user: LocalUser | None = None
-    key: str = ""
+    ip: str  # "" on a Unix socket
+    helo: str  # of a program of this machine, the name of its user
+    extended: bool = True  # EHLO
+    tls: str = ""  # the protocol version, or ""
+    login: str = ""  # the account that authenticated, or ""
+    trusted: bool = False  # AUTH, a trusted network, a user of this machine, or pickup
+    pickup: bool = False  # it came through pickup's own socket
+    user: LocalUser | None = None  # whose program of this machine sent it
+    key: str = ""  # of a file in the drop directory; a repetition has the same
 
     @property
     def is_promised(self) -> bool:

@@ -19,6 +19,7 @@ from relay.base.phrases import shown
 
 PART = "."
 MODE = 0o640  # the group is that of the directory: the relay's
+DROP_MODE = 0o3733  # of the directory: nobody else lists it, or removes what is not his
 FILE_BYTES_MAX = 100_000_000
 RECIPIENTS_MAX = 1000
 Identity = tuple[int, int, int]  # device, inode, time of the last change
@@ -51,6 +52,8 @@ class DroppedFile:
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises FileNotFoundError, HostileFileError, OSError."""
+        if path.name.startswith(PART):
+            raise HostileFileError("it was not finished")
         try:
             number = os.open(path, _FLAGS)
         except OSError as error:

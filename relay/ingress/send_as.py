@@ -45,7 +45,7 @@ def local_rejection(user: LocalUser, reverse_path: str, header: Header | None = 
         return _rejection(f"<{_shown(reverse_path)}>", who, _USER_ADVICE)
     if header is None or user.any_sender:
         return ""
-    return _field_rejection(header, user.may_send_as, who, _USER_ADVICE)
+    return _field_rejection(header, user.may_send_as, who=who, advice=_USER_ADVICE)
 
 
 def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
@@ -53,11 +53,12 @@ def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> 
     account = accounts.of_login(login)
     if account is None:
         return sender_rejection(accounts, login, "")
-    return _field_rejection(header, account.may_send_as, f"account {_shown(login)}", _ADVICE)
+    who = f"account {_shown(login)}"
+    return _field_rejection(header, account.may_send_as, who=who, advice=_ADVICE)
 
 
 def _field_rejection(
-    header: Header, may_send_as: Callable[[str], bool], who: str, advice: str
+    header: Header, may_send_as: Callable[[str], bool], *, who: str, advice: str
 ) -> str:
     for header_field in originators(header):
         for person in header_field.addresses:

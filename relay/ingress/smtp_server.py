@@ -9,8 +9,10 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -137,7 +139,11 @@ class SmtpServer:
 
     def bind(self) -> None:
         """Open the socket; clients wait until start(). Raises OSError that names the address."""
-        mode = OWNER_ONLY if self._users is None else EVERYBODY
+        mode = OWNER_ONLY
+        if self._users is not None:
+            mode = EVERYBODY
+            with suppress(OSError):  # listening says why it cannot
+                Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
 

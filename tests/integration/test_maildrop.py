@@ -24,6 +24,7 @@ from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 HOST = "relay.example.test"
+STUCK = '"stays" cannot be removed: Operation not permitted'
 NOBODY, OWNER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
 
 
@@ -144,6 +145,8 @@ def test_hostile_files_are_put_aside(relay, drop, tmp_path):
     )
     os.utime(write(drop, ".begun", mode=0o600), (0, 0))
     write(drop, ".writing", mode=0o600)
+    for name in (b"\xff", b"a\nb", b"\x1b[2J", b"x" * 255):
+        write(drop, "name", mode=0o666).rename(drop / os.fsdecode(name))
     hostile = len(left(drop)) - 1
     write(drop, "zz", "honest")
     relay.start()
@@ -153,8 +156,8 @@ def test_hostile_files_are_put_aside(relay, drop, tmp_path):
     assert stat.S_IMODE((drop / "aside").stat().st_mode) & 0o777 == 0o700
     assert subjects(relay) == ["honest"]
     assert secret.exists()
-    assert relay.log.count("was put aside") == 10
-    assert '"event":"more files were put aside"' in relay.log
+    assert relay.log.count("dropped file moved aside") == 10
+    assert relay.log.count("others are not logged") == 1
     assert relay.faults() == []
 
 
@@ -194,10 +197,10 @@ def test_a_file_that_cannot_be_removed_is_sent_once_and_named(relay, drop, resta
     write(drop, "stays", "stays")
     relay.start()
     until("delivered", lambda: subjects(relay) == ["stays"])
-    until("named", lambda: f"{drop}/stays cannot be removed" in ready_text(relay))
+    until("named", lambda: STUCK in ready_text(relay))
     if restarts:
         relay.restart()
-        until("named", lambda: f"{drop}/stays cannot be removed" in ready_text(relay))
+        until("named", lambda: STUCK in ready_text(relay))
     write(drop, "zz-next", "next")
     until("the next", lambda: subjects(relay) == ["next", "stays"])
     os.chown(drop, OWNER, OWNER)

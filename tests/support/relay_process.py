@@ -63,6 +63,7 @@ class RelayProcess:
     new_spool_url: ClassVar[Callable[[], str] | None] = (
         None  # where each has its spool; None: in its folder
     )
+    user = 0  # the number of the user as whom root starts it, who then has its folder
     empty_spool: ClassVar[Callable[[str], None] | None] = None  # removes all from the spool there
 
     def __init__(
@@ -81,7 +82,6 @@ class RelayProcess:
         self.process: relay_starts.Started | None = None
         self.ready: dict[str, Any] = {}
         self.serve_options: Sequence[str] = ()
-        self.user = 0  # the number of the user as whom root starts it, who then has its folder
         self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
         if self.new_spool_url is not None:
@@ -123,7 +123,11 @@ class RelayProcess:
                 os.chown(path, self.user, self.user, follow_symlinks=False)
         with (self.folder / "relay.log").open("ab") as log:
             self.process = relay_starts.start(
-                command, cwd=self.folder, stdout=log, stderr=log, env=self.environment | crash,
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env=self.environment | crash,
                 user=self.user,
             )
         if wait:

@@ -152,7 +152,9 @@ def run(
     ):
         given.write(stdin)
         given.seek(0)
-        process = start(command, cwd=cwd, env=env, stdin=given, stdout=stdout, stderr=stderr, user=user)
+        process = start(
+            command, cwd=cwd, env=env, stdin=given, stdout=stdout, stderr=stderr, user=user
+        )
         try:
             code = process.wait(timeout_s)
         finally:

@@ -189,7 +189,7 @@ max_connections = 0
         ": hostname: found nothing, expected a value: this key is required",
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
-            " mailboxes, observe, pickup, policy, pressure, reports, route, smtp, spool, state_dir"
+            " mailboxes, observe, pickup, policy, pressure, reports, route, sendmail, smtp, spool, state_dir"
             ' (did you mean "hostname"?)'
         ),
         (
