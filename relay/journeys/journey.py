@@ -37,6 +37,7 @@ from relay.message.envelope import Client
 from relay.message.lifecycle import BEFORE_QUEUE, SubmissionState
 
 _SAME_TIME_MAX = 100  # messages of one millisecond, to find one
+_LOG_S = 10.0  # a client waits for 30 s
 _READ_MAX = 1000  # candidates, to find those that match
 _WINDOW_US = 10_000_000  # a message is visible earlier than this after its time
 PAGES_MAX = 20  # that one call reads, each of up to SCAN_MAX messages
@@ -148,15 +149,17 @@ class Journeys:
         self, wanted: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
     ) -> ListPage:
         """Return the newest messages that match, as page() does, of as many pages as are needed for
-        `limit`, at most `pages`.
+        `limit`, at most `pages`, and no further one after _LOG_S.
         """
+        began_s = self._clock.real_s()
         rows: tuple[MessageSummary, ...] = ()
         before: ListPosition | None = None
         for _ in range(pages):
             left = min(limit - len(rows), _READ_MAX)
             page = await self.page(wanted, account=account, limit=left, before=before)
             rows, before = (*rows, *page.rows), page.older
-            if before is None or len(rows) >= limit:
+            is_enough = len(rows) >= limit or self._clock.real_s() - began_s > _LOG_S
+            if before is None or is_enough:
                 break
         return ListPage(rows, before)
 
