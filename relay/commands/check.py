@@ -5,6 +5,7 @@ Checks read only and start nothing. Each result names what was checked; no check
 
 import asyncio
 import os
+import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -204,6 +205,7 @@ def _check_file(
     place = read_document(file)  # for line numbers
     yield from _reach(settings, place)
     yield from _accounts(settings, environ, clock)
+    yield from _dovecot(settings.mailboxes.dovecot_auth)
     yield from _routes(settings, place)
     yield from _policies(settings, file, clock)
     yield from _reports(settings)
@@ -426,6 +428,19 @@ def _accounts(
     text += f"; passwords: {schemes}" if schemes else ""
     yield CheckFinding("accounts", CheckResult.OK, text)
     accounts.close()
+
+
+def _dovecot(path: str) -> Iterator[CheckFinding]:
+    """Check that the socket for logins can be opened, if there is one."""
+    if path:
+        verdict, text = CheckResult.OK, f"unix:{path}"
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(5.0)  # real time: a peer
+                client.connect(path)
+        except OSError as error:
+            verdict, text = CheckResult.FAILED, f"{text}: {error.strerror or error}"
+        yield CheckFinding("dovecot_auth", verdict, text)
 
 
 def _policies(settings: Settings, file: Path, clock: Clock) -> Iterator[CheckFinding]:

@@ -113,6 +113,26 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
     assert (what, "127.0.0.1:1" in text) == ("dns", True)
 
 
+def test_the_socket_of_dovecot_is_opened(files, short_path):
+    place = short_path / "auth-client"
+    config = CONFIG.replace("[mailboxes]\n", f'[mailboxes]\ndovecot_auth = "unix:{place}"\n')
+    found = dict(of(files(relay=config), CheckResult.FAILED))
+    assert found["dovecot_auth"] == f"unix:{place}: No such file or directory"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+        server.listen()
+        assert ("dovecot_auth", f"unix:{place}") in of(files(relay=config), CheckResult.OK)
+
+
+def test_passwords_are_counted_by_scheme(files):
+    hashed = "$6$salt$" + "a" * 86
+    more = "".join(
+        f'[[account]]\naddress = "{n}@example.test"\npassword = "{hashed}"\n' for n in range(2)
+    )
+    found = dict(of(files(accounts=ACCOUNTS + 'password = "plain:x"\n' + more), CheckResult.OK))
+    assert found["accounts"].endswith("accounts.toml; passwords: 2 SHA512-CRYPT, 1 PLAIN")
+
+
 def test_slow_patterns_are_a_warning(files):
     slow = RULE + (
         '\n[[rule]]\nname = "slow"\nwhen = { header = { name = "X", pattern = "a.{60}b" } }\n'
