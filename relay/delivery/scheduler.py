@@ -166,7 +166,7 @@ class DeliveryScheduler:
         """
         self.options, self.connect = options, connect
         self._rerouter.changed_us = self.clock.queue_us()
-        claims = self._sites.renew(options, connect, is_over)
+        claims = self._sites.renew(options, connect, is_over) + self._local_queue.ready.drain()
         for claim in claims:
             self._remove(claim)
         self.offer(claims)
@@ -503,10 +503,12 @@ class DeliveryScheduler:
         expires_us = end_us(claim, started_us=self._started_us)
         if expires_us is not None:
             self._claims_in_memory.track_expiry(claim, expires_us)
+        if self._rerouter.takes(claim):
+            return
         if claim.next_hop.kind in HERE:
             self._claims_in_memory.track(claim, self._local_queue.ready)
             self._local_queue.push(claim)
-        elif not self._rerouter.takes(claim):
+        else:
             self._sites.push(claim)
 
     def _expire_waiting(self) -> None:
