@@ -31,13 +31,16 @@ _NEXT_KNOWN = re.compile(
 )
 _SECTION = re.compile(r"([^*]*)\*(\d{0,4})(\*?)")
 _LANGUAGE = re.compile(r"([^']*)'[^']*'")
-# Of attachments that have no name, by their subtype; of others, bin.
-_EXTENSIONS = {
-    one: one for one in ("pdf", "zip", "json", "rtf", "png", "gif", "webp", "html", "csv")
-}
-_EXTENSIONS |= {"jpeg": "jpg", "plain": "txt", "calendar": "ics", "vcard": "vcf", "msword": "doc"}
-_EXTENSIONS |= {"rfc822": "eml", "global": "eml", "news": "eml", "mp4": "mp4", "mpeg": "mp3"}
-_EXTENSIONS |= {"pkcs7-signature": "p7s", "pgp-signature": "asc", "vnd.ms-excel": "xls"}
+# Of attachments that have no name, by their subtype without what says nothing, else by their type.
+_TYPES = """
+pdf zip json rtf xml gzip:gz png gif webp bmp tiff heic svg html csv css wav ogg mp4 mp3 mpeg:mp3
+jpeg:jpg calendar:ics vcard:vcf msword:doc rfc822:eml global:eml news:eml quicktime:mov
+pkcs7-signature:p7s pkcs7-mime:p7m pgp-signature:asc vnd.ms-excel:xls vnd.ms-powerpoint:ppt
+wordprocessingml.document:docx spreadsheetml.sheet:xlsx presentationml.presentation:pptx
+text:txt message:txt
+"""
+_EXTENSIONS = {one.partition(":")[0]: one.rpartition(":")[2] for one in _TYPES.split()}
+_BESIDE_SUBTYPE = re.compile(r"x-|vnd\.openxmlformats-officedocument\.|\+xml\Z")
 
 
 class ContentField(Struct, frozen=True):
@@ -77,10 +80,9 @@ class ContentField(Struct, frozen=True):
         if is_coded and (found := _LANGUAGE.match(text)):
             charset = found[1]
             ordered[0] = (is_coded, text[found.end() :])
-        octets = b""  # a character may be split between two sections
-        for is_coded, text in ordered:
-            plain = text.encode("utf-8", "surrogateescape")
-            octets += unquote_to_bytes(plain) if is_coded else plain
+        # a character, and what is encoded, may be split between two sections
+        joined = "".join(text if coded else text.replace("%", "%25") for coded, text in ordered)
+        octets = unquote_to_bytes(joined.encode("utf-8", "surrogateescape"))
         return printable(decode_octets(octets, charset, fallback="")[0])
 
 
@@ -124,7 +126,9 @@ def filename_of(fields: "Message[str, str]") -> str:
 
 def name_by_type(content_type: str) -> str:
     """Return a file name for an attachment without one."""
-    return f"attachment.{_EXTENSIONS.get(content_type.partition('/')[2], 'bin')}"
+    kind, _, subtype = content_type.partition("/")
+    usual = _EXTENSIONS.get(kind, "bin")
+    return f"attachment.{_EXTENSIONS.get(_BESIDE_SUBTYPE.sub('', subtype), usual)}"
 
 
 class _Reader:

@@ -43,9 +43,9 @@ from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
 from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import (
+    QuotedPrintableDecoding,
     base64_lines,
     coded_text,
-    decoded_quoted_printable,
     has_line_over,
     is_shorter_in_base64,
 )
@@ -186,7 +186,7 @@ def _payload(octets: Octets, entity: Entity) -> bytes | str:
     if entity.encoding in IDENTITY:
         return raw
     if entity.encoding == "quoted-printable":
-        return decoded_quoted_printable(raw)
+        return QuotedPrintableDecoding().code(raw, last=True)
     if entity.encoding != "base64":
         return "a text has an unknown transfer encoding"
     plain = raw.translate(None, _BLANKS)

@@ -40,11 +40,9 @@ def decode_words(value: bytes, raw: str = "") -> str:
         between = value[position : found.start()]
         position = found.end()
         name = found.group(1).partition(b"*")[0].decode("ascii").lower()
-        if (between.strip(b" \t") or not charset) and between:
-            shown.append(_text(pending, charset, raw) + between.decode())
-            pending = []
-        elif name != charset:
-            shown.append(_text(pending, charset, raw))
+        is_text = bool(between) and (not charset or bool(between.strip(b" \t")))
+        if is_text or name != charset:
+            shown.append(_text(pending, charset, raw) + (between.decode() if is_text else ""))
             pending = []
         charset = name
         pending.append((found[2].upper(), found[3]))

@@ -33,7 +33,6 @@ from relay.mime.content_fields import charset_of
 from relay.mime.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
-PARAMETERS_MAX = 100  # of a content field: `email` is quadratic in them
 _CONTENT_FIELD_CHARACTERS_MAX = 8192
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
@@ -79,17 +78,13 @@ _SENSITIVITIES = {
 class _RawHeaderPolicy(Compat32):
     """Return header values with raw 8-bit octets as surrogates.
 
-    Content fields are unfolded, because a boundary or a name may be folded, and clipped: of more
-    than PARAMETERS_MAX parameters, one more stays.
+    Content fields are unfolded, because a boundary or a name may be folded, and clipped.
     """
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         if name[:8].lower() != "content-":
             return value
-        value = "".join(value[:_CONTENT_FIELD_CHARACTERS_MAX].split("\r\n"))
-        if value.count(";") > PARAMETERS_MAX:
-            value = ";".join(value.split(";", PARAMETERS_MAX + 2)[: PARAMETERS_MAX + 2])
-        return value
+        return "".join(value[:_CONTENT_FIELD_CHARACTERS_MAX].split("\r\n"))
 
 
 _POLICY = _RawHeaderPolicy()

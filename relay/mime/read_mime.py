@@ -25,6 +25,7 @@ from relay.mime.draft import (
     read_private_block,
     read_properties,
 )
+from relay.mime.encoded_words import decode_words
 from relay.mime.read_header import (
     HEADER_OCTETS_MAX,
     date_us_of,
@@ -36,10 +37,12 @@ from relay.mime.read_header import (
 from relay.mime.read_report import ORDINARY_CLASS, message_class
 from relay.mime.structure import IDENTITY, WHOLE_MESSAGES, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import (
+    UUENCODE,
     decoded_blocks,
     decoded_octets,
     decoded_size,
     decoding_of,
+    uuencoded_file,
 )
 
 _ENCODING = "Content-Transfer-Encoding"
@@ -301,6 +304,9 @@ def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
     disposition = disposition_of(leaf)
     octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type
     title = ""
+    if encoding in UUENCODE:
+        written, octets = uuencoded_file(octets)
+        title = decode_words(written).strip('" ')
     if leaf.is_message:
         octets, encoding = decoded_octets(octets, encoding), ""
         header = header_section(octets.read(0, HEADER_OCTETS_MAX))

@@ -31,7 +31,7 @@ from relay.message.header import (
     fields_end,
 )
 from relay.mime.content_fields import content_field, read_content_field
-from relay.mime.read_header import HEADER_OCTETS_MAX, PARAMETERS_MAX, parse_header
+from relay.mime.read_header import HEADER_OCTETS_MAX, parse_header
 from relay.mime.transfer_encoding import UUENCODE
 
 LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
@@ -369,8 +369,6 @@ class StructureReader:
         """Return type and boundary as a program finds them that does not check the type's form."""
         values = [str(one) for one in fields.get_all("content-type", [default])]
         value = values[-1 if reading.last else 0]
-        if value.count(";") > PARAMETERS_MAX:
-            self._leave_unread(f"a type with more than {PARAMETERS_MAX} parameters")
         kind = content_field(value).value
         return kind, _boundary(value) if kind.startswith("multipart/") else b""
 

@@ -3,7 +3,7 @@
 RecodedOctets encode their source while they are read, so that conversion repairs the parts of large
 messages with one chunk in memory; every reading returns the same octets. decoded_blocks() decodes a
 body: octets that cannot be decoded give what can be read of them; base64 is read on after padding,
-and of uuencode each line is read by itself. coded_text() encodes a new text.
+and of uuencode each line of the first file is read by itself. coded_text() encodes a new text.
 Reading raises OSError where the source cannot be read.
 RFC 2045 6.7 (quoted-printable), 6.8 (base64); RFC 2046 4.1.2 (charset); RFC 5322 2.3 (CR and LF
 only together).
@@ -16,6 +16,7 @@ from binascii import a2b_base64, a2b_qp, a2b_uu, b2a_qp
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from msgspec import Struct
@@ -36,11 +37,14 @@ _LINE_SOURCE = 57  # octets in a line of base64
 _LINES_BLOCK = _LINE * 16384  # as much is split into lines at once
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
-_PADDED = re.compile(rb"=+")
 _PADDING = (b"", b"=", b"==")  # what whole base64 may have beside its alphabet
 _BASE64_AND_LINES = _ALPHABET.replace(b"=", b"") + b"\r\n"
 UUENCODE = frozenset(("x-uuencode", "uuencode", "x-uue", "uue"))
-_UU_BEGIN = re.compile(rb"begin [0-7]")
+_UU_LINE_OCTETS_MAX = 1000  # of the line before a file
+_UU_AROUND = re.compile(
+    rb"[\r\n](?:begin(?:-base64)?[ \t]+[0-7]{3,6}[ \t]+([^\r\n]{1,%d})|end[ \t]*(?=[\r\n]|\Z))"
+    % _UU_LINE_OCTETS_MAX
+)
 # With bare CRs too: after one, binascii skips everything up to an LF.
 _SOFT_BREAK = re.compile(rb"=[ \t]*(?>\r\n|[\r\n])")
 # 25 encoded octets ("=XX" is one) have at most 75 characters.
@@ -138,12 +142,24 @@ class RewrappedQuotedPrintable:
         return wrapped if last or octets.endswith(b"\n") else wrapped + b"=\r\n"
 
 
-class Base64Decoding(RewrappedBase64):
-    """Decode base64."""
+class Base64Decoding(Struct, frozen=True):
+    """Decode base64, which goes on after padding; `ignored` are octets that do not count."""
+
+    ignored: bytes = _NOT_BASE64
+
+    def cut(self, octets: bytes) -> int:
+        """See Coding: whole quads after the last padding."""
+        kept = octets.translate(None, self.ignored)
+        for _ in range((len(kept) - kept.rfind(b"=") - 1) % 4):
+            octets = octets.rstrip(self.ignored)[:-1]
+        return len(octets)
 
     def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
         """See Coding."""
-        return b"".join(_from_base64(iter([octets])))
+        return b"".join(map(_whole_base64, octets.translate(None, self.ignored).split(b"=")))
+
+
+BASE64_IN_ONE_PIECE = Base64Decoding(_NOT_BASE64 + b"=")  # padding does not count
 
 
 class UuencodeDecoding:
@@ -161,7 +177,7 @@ class UuencodeDecoding:
 def _from_uuencode(line: bytes) -> bytes:
     size = (line[0] - 32) & 63 if line else 0
     coded = line[1 : -(-size // 3) * 4 + 1]  # a checksum may follow; blanks may be cut
-    if not size or line == b"end" or _UU_BEGIN.match(line):
+    if not size:
         return b""
     try:
         return a2b_uu(line[:1] + coded)
@@ -178,7 +194,7 @@ class QuotedPrintableDecoding:
 
     def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
         """See Coding."""
-        return decoded_quoted_printable(octets)
+        return a2b_qp(_SOFT_BREAK.sub(b"", octets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,25 +238,26 @@ def recode(source: Octets, coding: Coding) -> RecodedOctets:
     Reading blocks; raises OSError.
     """
     sources, places = [0], [0]
-    held = b""
-
-    def take(end: int) -> None:
-        nonlocal held
-        stop = sources[-1] + end
-        coded = coding.code(held[:end], last=stop == source.size)
-        sources.append(stop)
+    for piece in _pieces(source, coding, _CHUNK_OCTETS):
+        sources.append(sources[-1] + len(piece))
+        coded = coding.code(piece, last=sources[-1] == source.size)
         places.append(places[-1] + len(coded))
-        held = held[end:]
-
-    for block in octets_in_blocks([source], _CHUNK_OCTETS):
-        held += block
-        if end := coding.cut(held):
-            take(end)
-        elif len(held) > 2 * _CHUNK_OCTETS:  # only first halves of line ends
-            take(len(held))
-    if held:
-        take(len(held))
     return RecodedOctets(source, coding, places[-1], tuple(sources), tuple(places))
+
+
+def _pieces(source: Octets, coding: Coding, block_octets: int) -> Iterator[bytes]:
+    """Yield the octets in pieces that are converted one by one."""
+    held = b""
+    for block in octets_in_blocks([source], block_octets):
+        held += block
+        end = coding.cut(held)
+        if not end and len(held) > 2 * _CHUNK_OCTETS:  # only first halves of line ends
+            end = len(held)
+        if end:
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
 
 
 def base64_octets(source: Octets) -> RecodedOctets:
@@ -281,18 +298,16 @@ def has_line_over(content: bytes, octets: int) -> bool:
     return False
 
 
-def decoded_blocks(source: Octets, encoding: str) -> Iterator[bytes]:
-    """Yield the decoded octets; damaged ones as far as they can be decoded. Raises OSError."""
-    blocks = octets_in_blocks([source], _CHUNK_OCTETS)
-    if encoding == "base64":
-        yield from _from_base64(blocks)
-    elif encoding == "quoted-printable":
-        yield from _from_quoted_printable(blocks)
-    elif encoding in UUENCODE:
-        uuencoded = recode(source, UuencodeDecoding())
-        yield from octets_in_blocks([uuencoded], _CHUNK_OCTETS)
-    else:
-        yield from blocks
+def decoded_blocks(source: Octets, encoding: str | Coding, *, octets: int = 0) -> Iterator[bytes]:
+    """Yield the decoded octets; damaged ones as far as they can be decoded. Raises OSError.
+
+    `octets`: so many encoded ones at once, if not as many as usual.
+    """
+    coding = decoding_of(encoding) if isinstance(encoding, str) else encoding
+    if coding is None:
+        return octets_in_blocks([source], octets or _CHUNK_OCTETS)
+    pieces = _pieces(_encoded(source, coding), coding, octets or _CHUNK_OCTETS)
+    return (coding.code(piece, last=False) for piece in pieces)
 
 
 def decoded_octets(source: Octets, encoding: str) -> Octets:
@@ -301,8 +316,37 @@ def decoded_octets(source: Octets, encoding: str) -> Octets:
     if coding is None:
         return source
     if source.size <= LARGE_BYTES:
-        return MemoryOctets(b"".join(decoded_blocks(source, encoding)))
-    return recode(source, coding)
+        return MemoryOctets(b"".join(decoded_blocks(source, coding)))
+    return recode(_encoded(source, coding), coding)
+
+
+def _encoded(source: Octets, coding: Coding) -> Octets:
+    return uuencoded_file(source)[1] if isinstance(coding, UuencodeDecoding) else source
+
+
+def uuencoded_file(source: Octets) -> tuple[bytes, Octets]:
+    """Return the name and the lines of the first uuencoded file, b"" and all lines without one."""
+    for start, end, name in uuencoded_files(octets_in_blocks([source])):
+        return name, source.part(start, end - start)
+    return b"", source
+
+
+def uuencoded_files(blocks: Iterator[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the place of each uuencoded file with its first line, its end, and its name."""
+    held, place, start, name = b"\n", -1, -1, b""
+    for block in chain(blocks, (b"",)):
+        held += block
+        end = held.rfind(b"\n") if block else len(held)
+        if start >= 0 or b"begin" in held:
+            for found in _UU_AROUND.finditer(held, 0, end):
+                at = place + found.start() + 1
+                if start >= 0:
+                    yield start, at, name
+                start, name = (at, found[1]) if found[1] else (-1, b"")
+        kept = max(end, len(held) - 2 * _UU_LINE_OCTETS_MAX)
+        held, place = held[kept:], place + kept
+    if start >= 0:
+        yield start, place, name
 
 
 def decoding_of(encoding: str) -> Coding | None:
@@ -336,39 +380,11 @@ def whole_base64_size(source: Octets) -> int | None:
     return (characters - len(padding)) * 3 // 4 if is_at_end else None
 
 
-def _from_base64(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    held = b""
-    for block in blocks:
-        held += block.translate(None, _NOT_BASE64)
-        if b"=" in held:
-            *pieces, held = _PADDED.split(held)
-            yield b"".join(map(_whole_base64, pieces))
-        end = len(held) // 4 * 4
-        yield a2b_base64(held[:end])
-        held = held[end:]
-    yield _whole_base64(held)
-
-
 def _whole_base64(octets: bytes) -> bytes:
     """Decode octets of the alphabet up to their end, which may lack padding."""
     if len(octets) % 4 == 1:
         octets = octets[:-1]  # six bits are less than an octet
     return a2b_base64(octets + b"=" * (-len(octets) % 4))
-
-
-def _from_quoted_printable(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    held = b""
-    for block in blocks:
-        held += block
-        end = held.rfind(b"\n") + 1 or _end_of_escapes(held)
-        yield decoded_quoted_printable(held[:end])
-        held = held[end:]
-    yield decoded_quoted_printable(held)
-
-
-def decoded_quoted_printable(octets: bytes) -> bytes:
-    """Decode octets that do not end inside "=XX"."""
-    return a2b_qp(_SOFT_BREAK.sub(b"", octets))
 
 
 def _end_of_escapes(octets: bytes) -> int:

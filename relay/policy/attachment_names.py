@@ -27,10 +27,12 @@ _PLAIN = re.compile(
 _NAME = re.compile(r"(?:file)?name[\s\"'0-9]{0,20}+(?:\*[^=;]{0,20}+)?=", re.IGNORECASE)
 _SECTION = re.compile(r"\*\s*([0-9]{1,4})")
 _QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.?)*+)', re.DOTALL)
-_ENDS = tuple(map(re.compile, (r"[;\r\n]", r'["\'(),;\s]', r'["(),;\s]', r'["(),;\s/:<>@?=\[\]]')))
+_ENDS = tuple(
+    map(re.compile, (r"[;\r\n\0]", r'["\'(),;\s]', r'["(),;\s]', r'["(),;\s/:<>@?=\[\]]'))
+)
 _COMMENT = re.compile(r"\([^()]*\)")
 _NOT_TEXT = str.maketrans("", "", '"\\\r\n\t;<>')
-_CODED = re.compile(r"=\?|[%\0]")
+_CODED = re.compile(r"=\?|%")
 _ENCODINGS_MAX = 4  # of a name, inside each other
 _NESTED_MAX = 10  # comments inside each other
 _BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
@@ -51,8 +53,7 @@ def names_in(value: bytes) -> tuple[list[str], bool]:
     keys = [key for key, _ in field.parameters]
     sections = [_number(key) for key in keys if "*" in key]
     is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
-    if not is_plain or not _PLAIN.fullmatch(text):
-        is_plain = False
+    if not (is_plain := is_plain and bool(_PLAIN.fullmatch(text))):
         found += filter(None, _decoded(_others(text)))
     return list(dict.fromkeys(map(normalised, found))), is_plain
 
@@ -143,21 +144,17 @@ def _decoded(texts: Iterable[str]) -> list[str]:
     """Return the texts without quotes, and what is encoded in them, in any order and again."""
     found: dict[str, None] = {}
     for _ in range(_ENCODINGS_MAX):
-        new = [one for one in dict.fromkeys(map(_bare, texts)) if one not in found]
-        found |= dict.fromkeys(new)
+        bare = dict.fromkeys(one.translate(_NOT_TEXT).strip() for one in texts)
+        new = [one for one in bare if one not in found]
+        found |= bare
         octets = [one.encode("utf-8", "surrogateescape") for one in new if _CODED.search(one)]
         texts = [
             *(decode_words(one) for one in octets if b"=?" in one),
             *(_unquoted(one) for one in octets if b"%" in one),
-            *(one.partition(b"\0")[0].decode("utf-8", "replace") for one in octets if b"\0" in one),
         ]
         if not texts:
             break
     return list(found)
-
-
-def _bare(text: str) -> str:
-    return text.translate(_NOT_TEXT).strip()
 
 
 def _unquoted(text: bytes) -> str:

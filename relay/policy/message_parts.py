@@ -17,12 +17,12 @@ RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 """
 
 import re
-from binascii import a2b_base64
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, islice, pairwise, product
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.content import (
     LARGE_BYTES,
@@ -35,19 +35,25 @@ from relay.message.content import (
 from relay.message.header import Header, ParsedContent
 from relay.mime.content_fields import content_field
 from relay.mime.file_types import OTHER_NAMES, file_types
-from relay.mime.read_header import PARAMETERS_MAX, parse_header
+from relay.mime.read_header import parse_header
 from relay.mime.read_mime import ENCODINGS_MAX
 from relay.mime.structure import (
     ENTITIES_MAX,
     IDENTITY,
-    WHOLE_MESSAGES,
     Entity,
     LooseReading,
     structure_of,
 )
-from relay.mime.transfer_encoding import UUENCODE, decoded_blocks, decoded_octets
+from relay.mime.transfer_encoding import (
+    BASE64_IN_ONE_PIECE,
+    UUENCODE,
+    decoded_blocks,
+    decoded_octets,
+    uuencoded_files,
+)
 from relay.policy.attachment_names import boundaries_in, names_in, normalised
 
+PARAMETERS_MAX = 100  # of a content field
 FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 # Of a message that is read in several ways: its content fields together. Real ones have some kB.
 FIELDS_OCTETS_MAX = 256 * 1024
@@ -55,18 +61,13 @@ _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 _BODIES = ("text/plain", "text/html")
-_MESSAGES = (*WHOLE_MESSAGES, "message/partial")
 _CODED = ("base64", "quoted-printable")
 _UUENCODED = "uuencode"
-_IDENTITY = tuple(one.encode() for one in IDENTITY)
-_LINE_OCTETS_MAX = 1000  # of the line before a uuencoded file
-_FILE_IN_TEXT = re.compile(
-    rb"[\r\n]begin(?:-base64)?[ \t]+[0-7]{3,4}[ \t]+([^\r\n]{1,%d})" % _LINE_OCTETS_MAX
-)
-_FIRST_DELIMITER = re.compile(rb"(?:\A|[\r\n])--([^\r\n]{0,200})")
+_MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # that one has several headers
+_MORE_IN_TEXT = re.compile(rb"(?!text)|.*(?:name|boundary|=\?|\()", re.IGNORECASE | re.DOTALL)
 _NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
 _ANY_BOUNDARY = b"--=_any"
-_GUESSED_OCTETS = 64 * 1024  # so far a boundary that no field names is looked for
+_BLANKS = b" \t"  # before the first field of a part, which some programs read
 # Of octets that are read again, decoded or with another boundary; in multiples of the message.
 _READ_AGAIN_MAX = 8
 
@@ -134,13 +135,10 @@ def may_have_attachments(content: ParsedContent) -> bool:
     encodings = map(bytes.lower, header.values("Content-Transfer-Encoding"))
     return (
         "Content-Disposition" in header
-        or any(
-            value[:4].lower() != b"text" or b"name" in value.lower() or b"=?" in value
-            for value in header.values("Content-Type")
-        )
+        or any(map(_MORE_IN_TEXT.match, header.values("Content-Type")))
         or not isinstance(rest, bytes)
         or b"begin" in rest
-        or any(each not in _IDENTITY for each in encodings)
+        or any(each.decode("latin-1") not in IDENTITY for each in encodings)
     )
 
 
@@ -157,7 +155,7 @@ class _PartHeader(Struct, frozen=True):
 
 
 def _part_header(octets: bytes) -> _PartHeader:
-    header = Header.parse(octets)
+    header = Header.parse(octets.lstrip(_BLANKS))
     after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
     is_plain = True
@@ -210,7 +208,7 @@ class _PartReader:
         self._content = content
         self._between_parts = between_parts
         self._header_of = cache(_part_header)
-        self._fields_of = cache(parse_header)
+        self._fields_of = cache(lambda header: parse_header(header.lstrip(_BLANKS)))
         self._octets = octets_of(content.joined())
         self._left = 0
 
@@ -258,7 +256,7 @@ class _PartReader:
     def _insides(self, entity: Entity, part: MessagePart, over: _Inside) -> Iterator[_Inside]:
         """Yield what the structure does not have: what is encoded, or has another boundary."""
         boundaries = self._header_of(entity.header).boundaries
-        is_message = entity.content_type in _MESSAGES
+        is_message = _MESSAGE.match(entity.content_type) is not None
         is_multipart = entity.content_type.startswith("multipart/")
         if not is_message and not is_multipart and not boundaries:
             return
@@ -273,8 +271,8 @@ class _PartReader:
             wanted = [one for one in boundaries if encoding or one != entity.boundary]
             if not encoding and is_multipart and entity.is_leaf:
                 wanted = wanted[1:]  # the first one was looked for
-            if encoding or (is_multipart and entity.is_leaf and not over.encodings):
-                wanted += self._guessed(part, encoding, boundaries)
+            if is_multipart and not boundaries:
+                wanted = [b""]
             for one in wanted:
                 body = self._again(part, encoding)
                 if not one and body.size <= LARGE_BYTES:
@@ -290,65 +288,43 @@ class _PartReader:
             raise TooManyPartsError("its parts are in too many encodings or boundaries")
         return decoded_octets(body, encoding)
 
-    def _guessed(self, part: MessagePart, encoding: str, named: Sequence[bytes]) -> Iterator[bytes]:
-        """Yield the boundary that the first delimiter of a body has, unless a field names it."""
-        beginning = self._again(part, encoding).read(0, _GUESSED_OCTETS)
-        found = _FIRST_DELIMITER.search(beginning)
-        if found and (boundary := found[1].rstrip()) not in named:
-            yield boundary
-
 
 def with_files_in_texts(
     content: ParsedContent,
     parts: Sequence[MessagePart],
     between_parts: Callable[[], None] = lambda: None,
 ) -> tuple[MessagePart, ...]:
-    """Return the parts, and the uuencoded files in those that are plain text.
+    """Return the parts, and the uuencoded files in those that are plain text or not encoded.
 
     Reading blocks; raises OSError for a large body that cannot be read.
     """
     octets, found = octets_of(content.joined()), list(parts)
     for part in parts:
         is_text = part.content_type == "text/plain" or part.content_type.startswith("multipart/")
-        for encoding in part.encodings if part.is_leaf and is_text else ():
-            between_parts()
-            found += _files_in_text(octets, part, encoding)
+        for encoding in part.encodings if part.is_leaf else ():
+            if is_text or encoding not in _CODED:
+                between_parts()
+                found += _files_in_text(octets, part, encoding)
     return tuple(found)
 
 
 def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator[MessagePart]:
-    body = part.body(octets)
-    files = list(islice(_uuencoded(decoded_blocks(body, encoding)), ENTITIES_MAX + 1))
+    body, coding = part.body(octets), encoding if encoding in _CODED else ""
+    files = list(islice(uuencoded_files(decoded_blocks(body, coding)), ENTITIES_MAX + 1))
     if len(files) > ENTITIES_MAX:
         raise TooManyPartsError(f"more than {ENTITIES_MAX} files in a text")
-    source = decoded_octets(body, encoding) if files else body
-    ends = [*(start for start, _ in files[1:]), source.size]
-    for (start, name), end in zip(files, ends, strict=False):
-        yield MessagePart(
-            header=b"",
+    source = decoded_octets(body, coding) if files else body
+    for start, end, name in files:
+        yield replace(
+            part,
             start=start,
             end=end,
             content_type="application/octet-stream",
             encodings=(_UUENCODED,),
             disposition="attachment",
             names=(normalised(name.decode("utf-8", "replace")),),
-            is_leaf=True,
-            is_forwarded=part.is_forwarded,
             source=source,
         )
-
-
-def _uuencoded(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the place of each uuencoded file, and its name."""
-    held, place = b"\n", -1
-    for block in chain(blocks, (b"",)):
-        held += block
-        end = held.rfind(b"\n") if block else len(held)
-        if b"begin" in held:
-            for found in _FILE_IN_TEXT.finditer(held, 0, end):
-                yield place + found.start() + 1, found[1]
-        kept = max(end, len(held) - 2 * _LINE_OCTETS_MAX)
-        held, place = held[kept:], place + kept
 
 
 def _header(entity: Entity, boundary: bytes) -> bytes:
@@ -359,7 +335,7 @@ def _header(entity: Entity, boundary: bytes) -> bytes:
 
 
 def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
-    encodings = map(_known_encoding, (entity.encoding, *header.encodings))
+    encodings = chain.from_iterable(map(_known_encodings, (entity.encoding, *header.encodings)))
     kind = (entity.content_type.split(maxsplit=1) or [""])[0]
     return MessagePart(
         header=entity.header,
@@ -375,18 +351,18 @@ def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
     )
 
 
-def _known_encoding(name: str) -> str:
-    """Return an encoding that changes octets, "" for others."""
-    return _UUENCODED if name in UUENCODE else name if name in _CODED else ""
+@lru_cache(maxsize=64)
+def _known_encodings(name: str) -> Sequence[str]:
+    """Return the encodings that programs may read in a name, "" for those that change nothing."""
+    known = _UUENCODED if name in UUENCODE else name if name in _CODED else ""
+    return (known, *(one for one in _CODED if one in name))  # x-base64
 
 
 def _first_word(value: bytes) -> str:
     return content_field(value.decode("latin-1")).value
 
 
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_NOT_BASE64 = bytes(set(range(256)) - set(_BASE64))
-_BLOCK_OCTETS = 16 * 1024
+_BLOCK_OCTETS = 4096  # the first block has what most types need
 
 
 class AttachedFile(Struct, frozen=True):
@@ -419,18 +395,7 @@ def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
     for encoding in part.encodings if part.is_leaf else ():
         body = part.body(octets)
         if encoding == "base64":  # as if padding were not there; some programs read each piece
-            types += file_types(_from_base64(body))
-        if encoding != "base64" or b"=" in body.read(0, _BLOCK_OCTETS):
-            types += file_types(decoded_blocks(body, encoding))
+            types += file_types(decoded_blocks(body, BASE64_IN_ONE_PIECE, octets=_BLOCK_OCTETS))
+        if encoding != "base64" or b"=" in body.read(0, 4 * _BLOCK_OCTETS):
+            types += file_types(decoded_blocks(body, encoding, octets=_BLOCK_OCTETS))
     return AttachedFile(part.names, tuple(dict.fromkeys(types)))
-
-
-def _from_base64(octets: Octets) -> Iterator[bytes]:
-    held = b""
-    for block in octets_in_blocks([octets], _BLOCK_OCTETS):
-        held += block.translate(None, _NOT_BASE64)
-        end = len(held) // 4 * 4
-        yield a2b_base64(held[:end])
-        held = held[end:]
-    if len(held) > 1:
-        yield a2b_base64(held + b"=" * (4 - len(held)))

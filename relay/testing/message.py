@@ -14,8 +14,9 @@ from relay.journeys.document import Journey
 from relay.message.address import own_mailbox
 from relay.message.content import MemoryOctets
 from relay.mime.charsets import decode_octets
-from relay.mime.content_fields import charset_of
+from relay.mime.content_fields import charset_of, filename_of
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
+from relay.mime.read_header import parse_header
 from relay.mime.read_report import read_remote_report
 
 WAIT_S = 10.0  # unless a test says another one
@@ -263,8 +264,9 @@ def _attachment(part: EmailMessage) -> MessageAttachment:
         inner = part.get_payload()
         first = inner[0] if isinstance(inner, list) and inner else None
         content = first.as_bytes() if isinstance(first, EmailMessage) else content
+    header = "".join(f"{name}: {value}\r\n" for name, value in part.raw_items())
     return MessageAttachment(
-        name=part.get_filename() or "",
+        name=filename_of(parse_header(header.encode("utf-8", "surrogateescape"))),
         content_type=part.get_content_type(),
         content=content if isinstance(content, bytes) else b"",
         content_id=field_text(part, "Content-ID").strip("<> "),

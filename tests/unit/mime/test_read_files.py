@@ -10,7 +10,7 @@ from relay.mime.content_fields import content_field
 from relay.mime.edit_attachments import remove_part
 from relay.mime.edit_draft import NotEditableError
 from relay.mime.read_mime import ENCODINGS_MAX, read_mime
-from relay.mime.transfer_encoding import decoded_octets, decoded_size
+from relay.mime.transfer_encoding import decoded_blocks, decoded_octets, decoded_size
 from tests.support.contents import attached_octets
 
 
@@ -51,6 +51,8 @@ NAMES = [
      "RFC 6266 4.3: the extended form first"),
     ("; filename*0*=utf-8''%e2; filename*1*=%82%ac; filename*2=.pdf", "€.pdf", "€.pdf", "€.pdf",
      "€.pdf", "RFC 2231 4.1"),
+    ("; filename*0*=utf-8''%e2%8; filename*1*=2%ac.pdf", "€.pdf", "€.pdf", "€.pdf",
+     "\ufffd%82%ac.pdf", "joined before it is decoded, as most programs do"),
     ("; filename*1=b.pdf; filename*0=a", "ab.pdf", "ab.pdf", "ab.pdf", "ab.pdf", "RFC 2231 3"),
     ("; filename*=v%2Ebat", "v.bat", "v%2Ebat", "v.bat", "v.bat", "a charset is missing"),
     ('; filename="=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?="', "€.pdf", "€.pdf", "€.pdf",
@@ -79,7 +81,10 @@ def test_the_disposition_names_a_file_before_the_type():
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("application/pdf", "attachment.pdf"), ("image/jpeg", "attachment.jpg"), ("a/odd", "attachment.bin"),
-     ("text/plain", "attachment.txt"), ("message/rfc822", "attachment.eml")],
+     ("text/plain", "attachment.txt"), ("message/rfc822", "attachment.eml"), ("image/svg+xml", "attachment.svg"),
+     ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", "attachment.docx"),
+     ("audio/wav", "attachment.wav"), ("audio/x-wav", "attachment.wav"), ("text/x-vcard", "attachment.vcf"),
+     ("message/delivery-status", "attachment.txt"), ("text/rfc822-headers", "attachment.txt")],
 )  # fmt: skip
 def test_a_file_without_a_name_has_one_by_its_type(kind, name):
     fields = (f"Content-Type: {kind}", "Content-Disposition: attachment")
@@ -112,7 +117,9 @@ def test_values_and_parameters(field, kind, parameters):
         ("quoted-printable", "a=\r\nb=3D", b"ab="),
         *((one, "begin 644 t.txt\r\n$=&5S=```\r\n`\r\nend\r\n", b"test")
           for one in ("x-uuencode", "uuencode", "X-UUE", "uue")),
-        ("x-uuencode", "text\r\nbegin 644 t\r\n#=&5S\r\n!=\r\n", b"test"),
+        ("x-uuencode", "TEXT\r\nbegin 644 t\r\n#=&5S\r\n!=\r\n", b"test"),
+        ("x-uuencode", "begin 644 x\r\n#86)C\r\n`\r\nend\r\nRegards\r\n-- \r\nJoe", b"abc"),
+        ("base64", "QQ=\r\nQUJD", b"AABC"),
     ],
 )  # fmt: skip
 def test_the_content_of_a_file_and_its_size(encoding, body, octets):
@@ -132,6 +139,29 @@ def test_large_contents_are_decoded_as_small_ones_are(encoding, lines):
     one = {"base64": b"hello!" * 9, "quoted-printable": b"=" * 20 + b"\r\n", "x-uuencode": b"test"}
     assert found.read(0, found.size) == one[encoding] * lines
     assert decoded_size(source, encoding) == found.size
+
+
+@pytest.mark.parametrize("before", [b"QQ=\r\n", b"QQ==", b"QQ", b"QQ=!=\r\n", b""])
+def test_base64_is_read_on_after_any_padding(before):
+    octets = bytes(range(256)) * 6000
+    coded_octets = before + base64.encodebytes(octets).replace(b"\n", b"\r\n")
+    if before == b"QQ":
+        octets = base64.b64decode(coded_octets + b"==")
+    else:
+        octets = b"A" * bool(before) + octets
+    source = MemoryOctets(coded_octets)
+    found = decoded_octets(source, "base64")
+    assert found.read(0, found.size) == octets
+    assert decoded_size(source, "base64") == len(octets)
+    assert b"".join(decoded_blocks(source, "base64")) == octets
+
+
+@pytest.mark.parametrize("encoding", ["x-uuencode", "uuencode", "x-uue", "uue"])
+def test_the_name_of_a_uuencoded_file(encoding):
+    fields = ("Content-Disposition: attachment", f"Content-Transfer-Encoding: {encoding}")
+    body = "begin 644 v.bat\r\n#86)C\r\n`\r\nend\r\n"
+    assert names(message(*fields, body=body)) == ["v.bat"]
+    assert names(message(f"{fields[0]}; filename=a.txt", fields[1], body=body)) == ["a.txt"]
 
 
 INNER = b"Subject: inner\r\n" + mixed(message("Content-Type: a/b; name=v.bat"))

@@ -211,15 +211,26 @@ STRUCTURES = {
     "fragment": part("Content-Type: message/partial; number=1; total=2; id=x", body=INNER),
     "multipart in base64": coded("multipart/mixed; boundary=c", IN_BOUNDARY),
     "multipart in quoted-printable": quoted("multipart/mixed; boundary=c", IN_BOUNDARY),
-    "multipart in base64 without a boundary": coded("multipart/mixed", IN_BOUNDARY),
+    **{f"message in {one}": coded("message/rfc822", INNER, encoding=one)
+       for one in ("x-base64", "base64,7bit", "base64\xa0")},
+    **{f"message/{one}": part(f"Content-Type: message/{one}", body=INNER)
+       for one in ("x", "http", "feedback-report", "disposition-notification", "external-body")},
+    "a blank before a name": part(" Content-Type: a/b; name=v.bat"),
+    "a blank before a boundary": part(" Content-Type: multipart/mixed; boundary=c", body=IN_BOUNDARY),
+    "a blank before a message": part(" Content-Type: message/rfc822", body=INNER),
+    "uuencode of mode 100644": part("X: y", body=UUENCODED.replace("644", "100644")),
+    "uuencode in quotes": part("X: y", body=UUENCODED.replace("v.bat", '"v.bat"')),
+    "uuencode in HTML": part("Content-Type: text/html", body=UUENCODED),
+    "uuencode in a file": part("Content-Type: application/octet-stream", body=UUENCODED),
+    "uuencode without a name": part(
+        ATTACHED, "Content-Transfer-Encoding: x-uuencode", body=UUENCODED
+    ),
     "uuencode in a text": part("Content-Type: text/plain", body=UUENCODED),
     "uuencode in base64": coded("text/plain", UUENCODED),
     "only hyphens": mixed(BAT, "", "multipart/mixed"),
-}
+    "only hyphens, boundary empty": mixed(BAT, "", 'multipart/mixed; boundary=""'),
+}  # fmt: skip
 BOUNDARIES = r"""
-multipart/mixed
-multipart/mixed; boundary=""
-multipart/mixed; boundary=other
 multipart/mixed; boundary=c (x)
 multipart/mixed; boundary=(x)c
 multipart/mixed; boundary='c'
@@ -249,7 +260,11 @@ RULES = load_rules(shipped("policies"))
 
 
 def is_refused(inner: str) -> bool:
-    content = ("Subject: s\r\n" + mixed(inner)).encode("utf-8", "surrogateescape")
+    return is_refused_whole(mixed(inner))
+
+
+def is_refused_whole(text: str) -> bool:
+    content = ("Subject: s\r\n" + text).encode("utf-8", "surrogateescape")
     local = {"in.test"}
     mail = examined_message(
         "a@x.test", ["b@in.test"], content, source=Source.SMTP, local_domains=local
@@ -267,6 +282,11 @@ def test_a_program_is_refused_however_its_name_is_written(disposition):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_program_is_refused_wherever_it_is(structure):
     assert is_refused(STRUCTURES[structure])
+
+
+@pytest.mark.parametrize("kind", ["text/plain; boundary=b", "text/html; BOUNDARY=b", "text/x"])
+def test_a_text_with_a_boundary_is_read_as_parts(kind):
+    assert is_refused_whole(mixed(BAT, kind=kind)) == ("=b" in kind)
 
 
 @pytest.mark.parametrize("kind", BOUNDARIES)

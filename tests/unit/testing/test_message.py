@@ -114,6 +114,12 @@ def test_attachments_have_name_type_and_content():
     assert b"Subject: Forwarded" in forwarded.content
 
 
+def test_the_name_of_an_attachment_is_the_one_that_the_mailbox_shows():
+    field = "attachment; filename*0*=utf-8''%e2%8; filename*1*=2%ac.pdf (x)"
+    [one] = message(f"Content-Disposition: {field}\r\n\r\nx".encode()).attachments
+    assert one.name == "€.pdf"
+
+
 def test_text_and_html_are_decoded():
     found = message(mail("Grüße\n", "<p>Grüße</p>\n", subject="Ünïcode"))
     assert (found.subject, found.text, found.html) == ("Ünïcode", "Grüße\n", "<p>Grüße</p>\n")
