@@ -4,7 +4,6 @@ A pause is in a file of state_dir, so that it lasts over restarts, until it is t
 time ends. Who checks it: SMTP sessions and the Graph API (Pressure.paused), delivery (on_delivery).
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -53,6 +52,8 @@ class Pauses:
 
     def __init__(self, file: Path, clock: Clock) -> None:
         """Read the file. Raises OSError, ValueError for what is no file of pauses."""
+        import asyncio  # noqa: PLC0415 - commands that print a pause start faster without it
+
         self._file = file
         self._clock = clock
         self._all = _PAUSES.decode(file.read_bytes()) if file.exists() else {}
@@ -86,6 +87,8 @@ class Pauses:
             await self._use({one: how for one, how in self.current().items() if one not in ended})
 
     async def _use(self, pauses: dict[Paused, Pause]) -> None:
+        import asyncio  # noqa: PLC0415
+
         octets = msgspec.json.encode(pauses)
         await asyncio.to_thread(replace_file, self._file, octets, mode=0o600)
         self._all = pauses
