@@ -1,4 +1,4 @@
-"""The proxies of docs/pages.md, with the configuration that is printed there, in front of `relay dev`.
+"""The proxies of docs/operation-tls.md, with the configuration that is printed there, in front of `relay dev`.
 
 What is not installed skips its tests. Each proxy serves the relay below /relay.
 """
@@ -31,7 +31,7 @@ def printed(language: str) -> str:
     """The block in that language."""
     [block] = re.findall(
         rf"^```{language}\n(.*?)^```$",
-        (ROOT / "docs/pages.md").read_text(),
+        (ROOT / "docs/operation-tls.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
     return str(block)

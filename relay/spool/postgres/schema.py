@@ -58,7 +58,7 @@ def schema_version(tables: ConnectionTables) -> int:
         raise SpoolFormatError(
             f"the database has a table {min(there)} of another program, or of a Relay before 0.2.0:"
             " use a database of its own, and empty the queue of an old Relay with that version"
-            " (docs/operation-run.md, Upgrade)"
+            " (docs/operation-backup.md, Upgrade)"
         )
     (version,) = tables.fetch_one("SELECT coalesce(max(version), 0) FROM schema_version")
     if version > SCHEMA:

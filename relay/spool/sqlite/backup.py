@@ -4,7 +4,7 @@ The copy is one snapshot of the database together with the contents of that mome
 only read. A claim that was open at that moment becomes an indeterminate attempt when the copy is
 started.
 
-See docs/operation-run.md (Back up).
+See docs/operation-backup.md (Back up).
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -5,7 +5,7 @@ Before the first change the database is copied next to the original. The table `
 which texts made the file. A file of a newer Relay, or of one before 0.2.0, raises SpoolFormatError;
 a disk without room for the copy SpoolFullError.
 
-See docs/operation-run.md (Going back).
+See docs/operation-backup.md (Going back).
 """
 
 from collections.abc import Callable
@@ -45,11 +45,11 @@ _APPLICATION_ID = slice(68, 72)
 _RELAY = 0x52656C79  # see schema.sql
 _NEWER = (
     "{path}: made by a newer Relay (schema {found}, expected {expected});"
-    " no older one opens it: docs/operation-run.md, Going back"
+    " no older one opens it: docs/operation-backup.md, Going back"
 )
 _EARLIER = (
     "{path}: made by a Relay before 0.2.0, whose spools no released version opens: empty the queue"
-    " with the version that made it, then put the spool aside: docs/operation-run.md, Upgrade"
+    " with the version that made it, then put the spool aside: docs/operation-backup.md, Upgrade"
 )
 _RECORDS = (
     "CREATE TABLE IF NOT EXISTS migration"

@@ -1,4 +1,4 @@
-"""docs/policy.md: its rules load, their tests pass, and its commands print what it says."""
+"""docs/policy.md and the pages of conditions and actions: their rules load, their tests pass, and its commands print what it says."""
 
 import re
 import shutil
@@ -15,7 +15,11 @@ from relay.policy.rule_files import load_rules
 from relay.policy.rule_tests import untested
 from relay.settings.environment import shipped
 
-PAGE = (Path(__file__).parents[3] / "docs/policy.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+PAGES = [
+    (DOCS / f"{name}.md").read_text() for name in ("policy", "policy-conditions", "policy-actions")
+]
+PAGE = "\n".join(PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = FENCE.findall(PAGE)
 RULES = [text for kind, text in BLOCKS if kind == "toml"]
