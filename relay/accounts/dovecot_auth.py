@@ -55,6 +55,8 @@ class DovecotPassword(Struct, frozen=True):
                 offers_plain = offers_plain or [name, *values[:1]] == ["MECH", "PLAIN"]
                 if name == "DONE":
                     break
+            else:
+                raise OSError("Dovecot closed the connection at once")
             if not offers_plain:
                 raise OSError("Dovecot does not offer PLAIN, expected it in auth_mechanisms")
             response = b64encode(b"\0".join((b"", self.user.encode(), given))).decode()
