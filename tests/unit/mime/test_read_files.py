@@ -53,6 +53,8 @@ NAMES = [
      "€.pdf", "RFC 2231 4.1"),
     ("; filename*0*=utf-8''%e2%8; filename*1*=2%ac.pdf", "€.pdf", "€.pdf", "€.pdf",
      "\ufffd%82%ac.pdf", "joined before it is decoded, as most programs do"),
+    ("; filename*0*=utf-8''a%20; filename*1=b%20.pdf", "a b%20.pdf", "a b%20.pdf", "a b%20.pdf",
+     "a b%20.pdf", "RFC 2231 4.1: only what is marked is encoded"),
     ("; filename*1=b.pdf; filename*0=a", "ab.pdf", "ab.pdf", "ab.pdf", "ab.pdf", "RFC 2231 3"),
     ("; filename*=v%2Ebat", "v.bat", "v%2Ebat", "v.bat", "v.bat", "a charset is missing"),
     ('; filename="=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?="', "€.pdf", "€.pdf", "€.pdf",
@@ -154,6 +156,13 @@ def test_base64_is_read_on_after_any_padding(before):
     assert found.read(0, found.size) == octets
     assert decoded_size(source, "base64") == len(octets)
     assert b"".join(decoded_blocks(source, "base64")) == octets
+
+
+def test_a_uuencoded_text_ends_with_its_file():
+    body = "TEXT\r\nbegin 644 x\r\n#86)C\r\n`\r\nend\r\nRegards\r\n-- \r\nJoe"
+    assert read_mime(message("Content-Transfer-Encoding: uue", body=body)).properties.body == "abc"
+    octets = decoded_octets(MemoryOctets(body.encode() + b"\r\nJ" * 400_000), "uue")
+    assert octets.read(0, octets.size) == b"abc"
 
 
 @pytest.mark.parametrize("encoding", ["x-uuencode", "uuencode", "x-uue", "uue"])

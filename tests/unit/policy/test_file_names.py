@@ -316,7 +316,7 @@ HOSTILE = {
     "names": part(*[f"{ATTACHED}; filename={'a ' * 4000}"] * 20),
     "names without semicolons": part(f"{ATTACHED}; {'name=(a ' * 1000}"),
     "names in several ways": "\r\n--b\r\n".join(
-        [part("Content-Type: a/b; " + ("name=" + "%=?=" * 40) * 48)] * 480
+        part(f"Content-Type: a/b; x={at}; " + ("name=" + "%=?=" * 40) * 47) for at in range(480)
     ),
     "comments": part(f"{ATTACHED}; name={'(' * 1000}{')' * 1000}"),
     "uuencode without end": part("X: y", body="begin 644 a\r\n" + "M" * 2_000_000),
@@ -331,17 +331,21 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_parts_take_linear_time(kind):
-    content = ("Content-Type: multipart/x; boundary=b0\r\n" + mixed(HOSTILE[kind])).encode()
+    first = "Content-Type: multipart/x; boundary=b0\r\n" if kind == "boundaries" else ""
+    content = (first + mixed(HOSTILE[kind])).encode()
     started = time.process_time()
     try:
         is_read = bool(message_parts(ParsedContent.of(content)))
     except TooManyPartsError:
         is_read = False
-    assert is_read or kind in (
-        "an encoding in an encoding",
-        "boundaries",
-        "names",
-        "names in several ways",
-        "encoded messages",
+    assert is_read != (
+        kind
+        in (
+            "an encoding in an encoding",
+            "boundaries",
+            "names",
+            "names in several ways",
+            "encoded messages",
+        )
     )
     assert time.process_time() - started < 3
