@@ -33,6 +33,8 @@ from relay.ingress.data import (
 from relay.ingress.fanout import (
     FanOut,
     HoldTimes,
+    as_valid,
+    examined_recipients,
     fan_out,
     reported_recipient,
     routing_event,
@@ -219,13 +221,17 @@ class Acceptance:
         expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(arrival.paths, expand)
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
-        found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
-        examinations = [examine(path.address, by, not position) for path, position, by in found]
+        examinations = examined_recipients(recipients, examine)
         rules = self.policy()
         examined = self._policy_input(arrival, recipients.paths, parsed, examinations=examinations)
         verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
+        if verdict.sender and sender:  # its own routes, SRS and reports are those of the new one
+            envelope = replace(arrival.envelope, reverse_path=verdict.sender)
+            arrival = replace(arrival, envelope=envelope)
+            examine = forwarding.examiner(verdict.sender, parsed.header, trusted=origin.trusted)
+            examinations = as_valid(examinations, examined_recipients(recipients, examine))
         fan = self._fan_out(
             arrival, recipients, verdict, examinations=examinations, examine=examine, expand=expand
         )
@@ -243,6 +249,7 @@ class Acceptance:
             event = routing_event(
                 verdict, fan, self.clock.time_us(),
                 client=None if origin.pickup else origin.client, rules=rules, signed=signed,
+                sender=sender,
             )  # fmt: skip
             message = self._message(arrival, fan, header=parsed.header, event=event)
             message, reports = self._with_reports(

@@ -164,6 +164,24 @@ def fan_out(
     )
 
 
+def examined_recipients(
+    recipients: ExpandedRecipients, examine: Callable[[str, str, bool], RoutingResult]
+) -> Sequence[RoutingResult]:
+    """Return where the mail for each of the recipients goes."""
+    found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
+    return [examine(path.address, by, not position) for path, position, by in found]
+
+
+def as_valid(
+    before: Sequence[RoutingResult], after: Sequence[RoutingResult]
+) -> Sequence[RoutingResult]:
+    """Return the later results; who was valid for the rules stays so, and who was not."""
+    return [
+        one if isinstance(one, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
+        for was, one in zip(before, after, strict=True)
+    ]
+
+
 def with_next_hops(
     examinations: Sequence[RoutingResult],
     verdict: Verdict,
@@ -263,8 +281,10 @@ def routing_event(
     client: Client | None,
     rules: RuleSet,
     signed: SignedContents,
+    sender: str,
 ) -> Event:
-    """Return the event of step 5, without recipients that rules added.
+    """Return the event of step 5, without recipients that rules added. `sender` is the reverse-path
+    that the client gave.
 
     If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
     pickup, whose client is in step 2.
@@ -298,6 +318,7 @@ def routing_event(
     if_any = {
         "set": rules.identity,
         "routes": routes,
+        "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
         "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
         "client": client.as_json() if client is not None else None,
         "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],

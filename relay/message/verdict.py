@@ -149,6 +149,7 @@ class Verdict(Struct, frozen=True):
     hits: tuple[RuleHit, ...]
     deferred: Deferral | None = None
     charges: tuple[RateCharge, ...] = ()
+    sender: str = ""  # the reverse-path in place of the message's, unless that is null; "": none
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""

@@ -24,12 +24,15 @@ from msgspec import Struct
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
+from relay.message.properties import EmailAddress
 from relay.message.status import REPLY_TEXT_MAX, split_reply
 from relay.message.verdict import ROUTE_PREFIX, ExaminedMessage, Hold, RateCharge
 from relay.mime import headers
 from relay.mime.disclaimer import DisclaimerObstacle, with_disclaimer, wrapped
 from relay.mime.disclaimer_text import Disclaimer
 from relay.mime.html_tokens import html_layout
+from relay.mime.read_header import originators
+from relay.mime.write_header import address_list_field
 from relay.policy.table_reader import check_parts, one_of, part, parts
 from relay.settings.values import parse_next_hop, parse_rate
 
@@ -366,9 +369,36 @@ class SubjectPrefixAction(Struct, frozen=True):
         return headers.prefix_subject(header, self.tag)
 
 
+class SetSenderAction(Struct, frozen=True):
+    """The message is from this address: its reverse-path, unless that is null, and its From. One
+    matched recipient is enough, because a message has one sender.
+    """
+
+    address: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read an address. Raises ValueError.
+
+        Whether its domain is an own one is checked where these are known.
+        """
+        address = _address(value)
+        if not address.isascii():
+            raise ValueError("an address in ASCII: not each next hop takes others")
+        return cls(address)
+
+    def edit(self, header: Header, _: ExaminedMessage) -> Header:
+        """Replace From by this address, with the name of the first author."""
+        people = [
+            one for field in originators(header) if field.name == "From" for one in field.addresses
+        ]
+        author = EmailAddress(self.address, people[0].name if people else "")
+        return header.set("From", address_list_field("From", [author]).encode())
+
+
 _NEXT_HOP_EXPECTED = '"route:NAME" or a URL such as "smtp://relay.example:587"'
 _TOO_MUCH = f"{DEFER_STATUS} Too many recipients in a short time, try again later"
-HeaderEdit = CcAction | SetHeaderAction | RemoveHeaderAction | SubjectPrefixAction
+HeaderEdit = CcAction | SetHeaderAction | RemoveHeaderAction | SubjectPrefixAction | SetSenderAction
 RuleAction = (
     RejectAction
     | DeferAction
@@ -394,6 +424,7 @@ ACTIONS: dict[str, type[RuleAction]] = {
     "cc": CcAction,
     "bcc": BccAction,
     "set_header": SetHeaderAction,
+    "set_sender": SetSenderAction,
     "remove_header": RemoveHeaderAction,
     "subject_prefix": SubjectPrefixAction,
     "disclaimer": DisclaimerAction,

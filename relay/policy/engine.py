@@ -46,6 +46,7 @@ from relay.policy.actions import (
     RateLimitAction,
     RedirectAction,
     RejectAction,
+    SetSenderAction,
 )
 from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
@@ -126,6 +127,7 @@ class Evaluation:
         self._holds: dict[int, Hold] = {}  # the same
         self._next_hops: dict[int, str] = {}  # the same
         self._deferral: Deferral | None = None
+        self._sender = ""
         self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
         self._additions: list[AddedRecipient] = []
         self._hits: list[RuleHit] = []
@@ -191,7 +193,7 @@ class Evaluation:
         contents = tuple(self._views[old].content for old in used)
         return Verdict(
             tuple(recipients), tuple(additions), contents, tuple(self._hits),
-            deferred=self._deferral,
+            deferred=self._deferral, sender=self._sender,
             charges=tuple(self._due(recipients)) if self._charges else (),
         )  # fmt: skip
 
@@ -236,6 +238,8 @@ class Evaluation:
         because = rule.found_in(self._views[content], addresses[0])
         if rule.mode is not RuleMode.AUDIT:
             because += self._edit(rule, matched)
+            if any(isinstance(each, SetSenderAction) for each in rule.actions):
+                self._set_sender(rule)
             if places := [each for each in places if self._open >> each & 1]:
                 self._mark(rule, places)
                 self._add(rule, places)
@@ -249,9 +253,23 @@ class Evaluation:
 
         Return what the rule could not do.
         """
-        edits = [one for one in rule.actions if isinstance(one, HeaderEdit | DisclaimerAction)]
-        if not edits:
-            return ()
+        edits = [
+            one
+            for one in rule.actions
+            if isinstance(one, HeaderEdit | DisclaimerAction)
+            and not isinstance(one, SetSenderAction)
+        ]
+        return self._edit_with(rule, edits, matched) if edits else ()
+
+    def _set_sender(self, rule: Rule) -> None:
+        """Let the message be from another address, for all recipients that are not decided."""
+        edits = [one for one in rule.actions if isinstance(one, SetSenderAction)]
+        self._sender = edits[-1].address
+        self._edit_with(rule, edits, self._open)
+
+    def _edit_with(
+        self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
+    ) -> tuple[Finding, ...]:
         if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
             raise _ThreadNeededError  # before anything has changed
         edited = [

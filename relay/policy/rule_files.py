@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from relay.base.phrases import shown
+from relay.message.envelope import domain_of
 from relay.message.verdict import ROUTE_PREFIX
 from relay.policy.actions import (
     ACTIONS,
@@ -22,6 +23,7 @@ from relay.policy.actions import (
     HoldAction,
     NextHopAction,
     RuleAction,
+    SetSenderAction,
 )
 from relay.policy.conditions import CONDITIONS, Condition
 from relay.policy.engine import RuleSet
@@ -241,6 +243,8 @@ def load_rules(
     Raises PolicyError.
     """
     rules = read_rules(directory, routes=routes, config=config)
+    if routes is not None and (faults := list(_foreign_senders(rules, local_domains))):
+        raise PolicyError(faults)
     failed = [each for each in run_tests(rules, local_domains=local_domains) if each.failures]
     if failed:
         raise PolicyError(
@@ -251,6 +255,16 @@ def load_rules(
     # A service has the rules for as long as it runs, and needs the messages of tests no more.
     tests = tuple(dataclasses.replace(each, content=b"") for each in rules.tests)
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
+
+
+def _foreign_senders(rules: RuleSet, own: Collection[str]) -> Iterator[Fault]:
+    """Yield a fault for each rule that makes mail from an address of another's domain."""
+    for rule in rules.rules:
+        for each in rule.actions:
+            if isinstance(each, SetSenderAction) and domain_of(each.address) not in own:
+                names = ", ".join(sorted(own)) or "there is none"
+                text = f"found {shown(each.address)}, expected an address of an own domain: {names}"
+                yield Fault(rule.file, rule.line, f'rule "{rule.name}": set_sender', text)
 
 
 def read_rules(

@@ -46,6 +46,11 @@ when = { recipient = "*as-nobody*" }
 then = [ { set_header = { name = "From", value = "alice@nokey.test" } } ]
 
 [[rule]]
+name = "printer"
+when = { sender = "root@printer.lan" }
+then = [ { set_sender = "dave@example.test" } ]
+
+[[rule]]
 name = "hold"
 when = { recipient = "*held*" }
 then = [ { hold = "somebody reads it" } ]
@@ -461,3 +466,23 @@ def test_a_development_relay_signs_for_any_sender(keys: DkimKeys) -> None:
             message = relay.mailbox(BOB).wait_for(subject="hello")
             assert keys.verified(message.source) == signers == named_keys(message.journey)
             relay.reset()
+
+
+def test_a_rule_sets_the_sender_of_a_device_which_is_signed_and_gets_the_reports(
+    signing: Signing,
+) -> None:
+    relay, device = signing.relay, "root@printer.lan"
+    mail = letter("printed@a.test", "scan", '"Printer, 3rd floor" <root@printer.lan>')
+    before = len(relay.subjects("dave"))
+    queue_id = relay.submit(device, ["printed@a.test", "nobody@a.test"], mail)
+    octets = signing.valid("printed@a.test")
+    message = message_from_bytes(octets, policy=email.policy.default)
+    assert message["From"] == '"Printer, 3rd floor" <dave@example.test>'
+    (envelope,) = [one for one in signing.remote.envelopes if "printed@a.test" in one.addresses]
+    assert envelope.reverse_path == "dave@example.test"
+    until("the report", lambda: len(relay.subjects("dave")) > before)
+    journey = relay.journey(queue_id)
+    assert journey["sender"] == "dave@example.test"
+    (routing,) = [one["detail"] for one in journey["steps"] if one["step"] == 5]
+    assert routing["sender"] == {"from": device, "to": "dave@example.test"}
+    assert [one["outcome"] for one in routing["rules"]] == ["set_sender"]

@@ -76,6 +76,7 @@ ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "bcc": _OTHERS,
     "set_header": st.fixed_dictionaries({"name": st.sampled_from("XY"), "value": TEXT}),
     "remove_header": st.sampled_from(["X", ["Y", "X-Raw"]]),
+    "set_sender": st.sampled_from(["s@in.test", "t@out.test"]),
     "subject_prefix": st.sampled_from(["b", "[a]"]),
     "disclaimer": _DISCLAIMER,
     "reject": st.just("5.7.1 no"),

@@ -374,3 +374,21 @@ def test_an_evaluation_stops_between_the_parts_of_a_message(rules_of):
         evaluation.run(in_thread=True, stopped=stopped)
     assert len(asked) == 51
     assert not hits(evaluation.verdict())
+
+
+def test_a_message_has_one_sender_for_all_recipients(evaluate):
+    printed = b"From: Cron <root@box>, b@box\r\nSubject: x\r\nFrom: c@box\r\n\r\n"
+    text = rule("{ set_sender = 'ops@in.test' }", when="{ recipient = 'b@*' }")
+    verdict = evaluate(text, to=["a@out.test", "b@out.test"], content=printed)
+    assert verdict.sender == "ops@in.test"
+    assert {one.content for one in verdict.recipients} == {verdict.recipients[0].content}
+    content = verdict.contents[verdict.recipients[0].content]
+    assert content == b"From: Cron <ops@in.test>\r\nSubject: x\r\n\r\n"
+
+
+def test_the_last_rule_sets_the_sender_and_one_that_does_not_match_sets_none(evaluate):
+    first = rule("{ set_sender = 'one@in.test' }", name="one")
+    second = rule("{ set_sender = 'two@in.test' }", name="two")
+    assert evaluate(first + second).sender == "two@in.test"
+    assert evaluate(rule("{ set_sender = 'x@in.test' }", when="{ sender = 'x@*' }")).sender == ""
+    assert evaluate(rule("{ set_sender = 'x@in.test' }", mode="'audit'")).sender == ""

@@ -102,6 +102,8 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (rule("{ hold = '' }"), 3, 'rule "r": then.hold', 'found "", expected a reason'),
         (rule("{ defer = '5.7.1 x' }"), 3, 'rule "r": then.defer', "expected a code 4.y.z"),
         (rule("{ next_hop = 'smtp://u:p@h:25' }"), 3, 'rule "r": then.next_hop', 'found "smtp://…@h:25", expected'),
+        (rule("{ set_sender = 'root' }"), 3, 'rule "r": then.set_sender', 'found "root", expected an address'),
+        (rule("{ set_sender = 'grün@x.test' }"), 3, 'rule "r": then.set_sender', "expected an address in ASCII"),
         (rule("{ next_hop = 'hold' }"), 3, 'rule "r": then.next_hop', 'expected "route:NAME" or'),
         (rule("{ rate_limit = { rate = '5', per = 'sender' } }"), 3, 'rule "r": then.rate_limit.rate', 'found "5", expected a number'),
         (rule("{ rate_limit = { rate = '5/1h', per = 'all' } }"), 3, 'rule "r": then.rate_limit.per', 'found "all", expected one of sender'),
@@ -318,3 +320,17 @@ def test_a_rule_that_is_off_and_has_its_group_is_tested(rules_of, groups, tmp_pa
     rules_of(OFF + ITS_TEST)
     rules = load_rules(tmp_path)
     assert (len(rules.tests), rules.warnings) == (1, ())
+
+
+def test_a_rule_sets_a_sender_of_an_own_domain_only(tmp_path):
+    file = tmp_path / "10-a.toml"
+    file.write_text("# cron\n" + rule("{ set_sender = 'ops@out.test' }"))
+    load_rules(tmp_path, local_domains=["in.test"])  # without a configuration nobody knows
+    with pytest.raises(PolicyError) as raised:
+        load_rules(tmp_path, local_domains=["in.test"], routes={})
+    assert str(raised.value) == (
+        f'{file}:2: rule "r": set_sender: found "ops@out.test", expected an address of an own'
+        " domain: in.test"
+    )
+    file.write_text(rule("{ set_sender = 'ops@IN.test' }"))
+    load_rules(tmp_path, local_domains=["in.test"], routes={})

@@ -82,6 +82,7 @@ def check_contents(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -
     for one in copies:
         actions = actions_for(rules, verdict, one.address)
         copy, names = verdict.contents[one.content], named_by(actions)
+        names |= {b"from"} if verdict.sender else set()  # of all recipients
         if any(isinstance(each, DisclaimerAction) for each in actions):
             continue  # tests/unit/mime/test_disclaimer.py
         assert without(copy, names) == without(original, names)
