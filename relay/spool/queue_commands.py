@@ -217,10 +217,6 @@ class QueueAdmin(Protocol):
         """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
         ...
 
-    async def read_standing(self) -> None:
-        """Read for which domains new mail is held. Raises SpoolError."""
-        ...
-
     def standing_hold(self, address: str) -> tuple[str, int]:
         """Return why new mail for an address is held, and until when; ("", 0) if it is not."""
         ...

@@ -226,7 +226,7 @@ class SpoolQueueAdmin:
         self.standing_hold = self.standing.hold_of
 
     async def read_standing(self) -> None:
-        """QueueAdmin.read_standing."""
+        """Read for which domains new mail is held. Raises SpoolError."""
         self.standing.use(await self._engine.read(read_holds))
 
     async def _change_standing(self, command: QueueCommand) -> Sequence[str]:
