@@ -41,6 +41,7 @@ ELSEWHERE = {
     "Own domains",
     "Ports",
     "HTTPS of `relay dev`",
+    "Behind a proxy",
     "TLS to other hosts",
     "Dovecot and mutt on the same mailboxes",
 }
