@@ -55,6 +55,24 @@ def test_reports_and_local_mail_are_held_as_they_come(remotes: Remotes) -> None:
         until("the report", lambda: len(relay.subjects("alice")) == 1)
 
 
+RULE = """
+[[rule]]
+name = "many"
+when = { recipient = "x@a.test" }
+then = [ { hold = "read it first" } ]
+"""
+
+
+def test_the_end_of_a_hold_releases_nothing_that_a_rule_holds(remotes: Remotes) -> None:
+    with remotes.relay(policies={"10-hold.toml": RULE}) as relay:
+        relay.cli("queue", "hold", "--domain", "a.test", "--new", "--until", "1h")
+        relay.submit(ALICE, ["x@a.test"])
+        relay.submit(ALICE, ["y@a.test"])
+        entries = {one["recipients"][0]["address"]: one for one in relay.queue()}
+        assert (entries["x@a.test"]["rule"], entries["x@a.test"]["held_until"]) == ("many", None)
+        assert entries["y@a.test"]["held_until"] is not None
+
+
 def test_what_the_command_refuses(remotes: Remotes) -> None:
     with remotes.relay() as relay:
         for words, fault in (
