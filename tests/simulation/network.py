@@ -172,7 +172,7 @@ class ListeningSocket:
         """Its Listening is closed as well."""
 
 
-def open_listener(address: settings.Address, *, backlog: int) -> Listener:
+def open_listener(address: settings.Address, *, backlog: int, mode: int) -> Listener:
     """Open a listener of the relay in a world, instead of relay.base.sockets.open_listener()."""
     made = ListeningSocket((address.path or address.host, address.port))
     return Listener(address, (made,))  # type: ignore[arg-type]
