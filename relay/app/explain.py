@@ -297,7 +297,7 @@ class Explainer:
         found = await self.resolver.resolve(next_hop)
         document |= _hosts(found, via)
         if not isinstance(found, Hosts):
-            outcome = outcome_of(found)
+            outcome = outcome_of(found, self.table.is_local_domain)
             state = "invalid" if isinstance(outcome, Failed) else "remote"
             return document | {"state": state, "reply": outcome.evidence.reply}
         hosts = with_tls(found, via.tls)

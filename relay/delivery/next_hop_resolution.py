@@ -367,7 +367,7 @@ class Sites:
             for claim in claims:
                 self._push_to_site(claim, found)
             return
-        outcome = outcome_of(found)
+        outcome = outcome_of(found, self.table.is_local_domain)
         if isinstance(outcome, Deferred):
             now_s = self.clock.monotonic()
             self._host_status.note(_host_key(next_hop), ConnectFailure(outcome, now_s))

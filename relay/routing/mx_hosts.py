@@ -207,8 +207,16 @@ def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ..
     return next((answer for answer in (four, six) if isinstance(answer, NoAnswer)), ())
 
 
-def outcome_of(unresolved: Unresolved) -> Failed | Deferred:
-    """Return the outcome for the recipients of a next hop that could not be resolved."""
+def outcome_of(
+    unresolved: Unresolved, is_own: Callable[[str], bool] = lambda _domain: False
+) -> Failed | Deferred:
+    """Return the outcome for the recipients of a next hop that could not be resolved. That an own
+    domain has no way is a fault of the configuration or of its DNS, which can be corrected.
+    """
+    if not isinstance(unresolved, TemporaryFailure) and is_own(unresolved.domain):
+        name = unresolved.domain
+        text = f"{name} has no MX host that is preferred to this relay; check [[route]] and the DNS"
+        return Deferred(Evidence("4.4.4", text), DeferralClass.DNS)  # RFC 3463 3.5
     match unresolved:
         case NullMx(domain):
             text = f"{domain} accepts no mail: it publishes a null MX (RFC 7505)"

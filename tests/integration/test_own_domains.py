@@ -232,6 +232,14 @@ def test_a_gateway_whose_mx_is_this_relay_is_no_valid_configuration(
         done = relay.cli("check")
         assert done.returncode == 78
         assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
+        # a service that runs nevertheless bounces nothing
+        relay.start()
+        journey = relay.until_state(
+            relay.submit(f"alice@{DOMAIN}", ["x@loop.test"], b"Subject: x\r\n\r\nx\r\n"), "deferred"
+        )
+        assert "loop.test has no MX host that is preferred" in journey["recipients"][0]["reply"]
+        assert journey["recipients"][0]["status"] == "4.4.4"
+        relay.stop()
         remotes.dns.zone["silent.test"]["MX"].append("5 mx.away.test.")
         relay.write_config(relay.config)
         done = relay.cli("check")
@@ -279,3 +287,37 @@ def test_a_domain_in_both_places_is_a_fault(remotes: Remotes, hosts: Hosts) -> N
         assert "expected a name that is not in mailboxes.domains" in done.stderr
     finally:
         relay.close()
+
+
+def test_a_reload_takes_own_domains_and_their_files(remotes: Remotes, hosts: Hosts) -> None:
+    with made(remotes, hosts) as relay:
+
+        def reload(*own: dict[str, str], listed: str) -> str:
+            (relay.folder / "later").write_text(listed)
+            domains = [*relay.config["domain"], *own]
+            relay.write_config(relay.config | {"domain": domains})
+            done = relay.cli("reload")
+            return done.stderr if done.returncode else ""
+
+        def replies(*addresses: str) -> list[str]:
+            return [reply_to(relay, one)[:9] for one in addresses]
+
+        later = {"name": "later.test", "recipients": "file:later"}
+        asked = ("ann@later.test", "bob@later.test", "ann@too.test", f"alice@{DOMAIN}")
+        assert replies(*asked) == ["550 5.7.1", "550 5.7.1", "550 5.7.1", "250 2.1.5"]
+        assert not reload(later, listed="ann@later.test\n")
+        assert replies(*asked) == ["250 2.1.5", "550 5.1.1", "550 5.7.1", "250 2.1.5"]
+        too = {"name": "too.test", "alias_of": "later.test"}
+        assert not reload(later, too, listed="bob@later.test\n")
+        assert replies(*asked) == ["550 5.1.1", "250 2.1.5", "550 5.1.1", "250 2.1.5"]
+        told = reload(later, too, listed="ann@later.test\nbob\n")
+        assert 'later:2: found "bob", expected an address @later.test' in told
+        assert replies(*asked) == ["550 5.1.1", "250 2.1.5", "550 5.1.1", "250 2.1.5"]
+        assert not reload(listed="")
+        assert replies(*asked) == ["550 5.7.1", "550 5.7.1", "550 5.7.1", "250 2.1.5"]
+        # the rules' group follows
+        assert not reload(later, listed="ann@later.test\n")
+        send(relay, f"dave@{DOMAIN}", subject="in their name", sender="x@later.test")
+        journey = until("its journey", lambda: of_subject(relay, "in their name"))
+        [step] = [one for one in journey["steps"] if one["step"] == 5]
+        assert [one["rule"] for one in step["detail"]["rules"]] == ["own reverse-path from outside"]

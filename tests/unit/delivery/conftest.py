@@ -108,6 +108,9 @@ class Table:
     def mailbox_for(self, address: str) -> str | None:
         return address if address in self.mailboxes else None
 
+    def is_local_domain(self, _domain: str) -> bool:
+        return False
+
     def options_for(self, next_hop: NextHop) -> HopOptions:
         tls = self.tls.get(next_hop.host, TlsPolicy("none"))
         return HopOptions(tls, **self.limits.get(next_hop.host, {}))

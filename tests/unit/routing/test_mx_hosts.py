@@ -43,6 +43,13 @@ def test_only_definite_answers_fail_and_each_says_what_about(unresolved, kind, s
         assert outcome.kind is DeferralClass.DNS
 
 
+@pytest.mark.parametrize("kind", [NullMx, NoSuchDomain, NoAddress, MailLoop])
+def test_a_definite_answer_for_an_own_domain_is_a_fault_that_can_be_corrected(kind):
+    outcome = outcome_of(kind("x.test"), "x.test".__eq__)
+    assert (type(outcome), outcome.evidence.status) == (Deferred, "4.4.4")
+    assert isinstance(outcome_of(kind("y.test"), "x.test".__eq__), Failed)
+
+
 EXCHANGES = st.lists(st.builds(Exchange, st.integers(0, 5), st.sampled_from("abcdefgh")))
 
 
