@@ -180,17 +180,14 @@ def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
     return root
 
 
-def _pauses(settings: Settings, clock: Clock, metrics: Metrics) -> Pauses:
-    """Return the pauses, which the metrics show. Raises SettingsError for a file that is none."""
+def read_pauses(settings: Settings, clock: Clock) -> Pauses:
+    """Return what is paused on this node. Raises SettingsError for a file that is none."""
     file = settings.state_dir / PAUSES_FILE
     try:
-        pauses = Pauses(file, clock)
+        return Pauses(file, clock)
     except (OSError, ValueError) as error:
         text = f"found what cannot be read ({error}), expected pauses: remove it to resume"
         raise SettingsError([Fault(file, 0, "", text)]) from None
-    for what in Paused:
-        metrics.paused.labels(what=what).set_function(partial(_is_paused, pauses, what))
-    return pauses
 
 
 def _is_paused(pauses: Pauses, what: Paused) -> int:
@@ -206,7 +203,9 @@ def open_foundation(
     """
     certificates = sources.certificates or server_certificates(settings)
     ids, crash, metrics = Ids(clock), CrashPoints(sources.crash_at), Metrics()
-    pauses, pressure = _pauses(settings, clock, metrics), Pressure()
+    pauses, pressure = read_pauses(settings, clock), Pressure()
+    for what in Paused:
+        metrics.paused.labels(what=what).set_function(partial(_is_paused, pauses, what))
     pressure.paused = partial(pauses.why, Paused.ACCEPT)
     changes = ChangeNotifier()
     root = _mail_root(settings, sources)

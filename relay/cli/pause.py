@@ -1,17 +1,26 @@
 """`relay pause` and `relay resume`: what this node does not do until an operator or a time ends it.
 
-They exit 69 if no relay runs.
+Without a running relay they are for its next start.
 """
 
 from http import HTTPStatus
 from typing import Any
 
 import click
+import msgspec
 
+from relay.app.state_dir import AlreadyRunningError
+from relay.base.clock import SystemClock
 from relay.base.pauses import Paused
 from relay.cli.options import CommandContext, common_options, once, user_name
 from relay.cli.queue import pause_lines, with_option
-from relay.client import ControlClient, ControlError
+from relay.client import (
+    ControlClient,
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+)
+from relay.settings.tree import Settings
 
 
 @click.command()
@@ -33,15 +42,32 @@ def pause(context: CommandContext, *, what: str, until: str) -> None:
 @common_options
 def resume(context: CommandContext, *, what: str | None) -> None:
     """End what `relay pause` has stopped: delivery, accept, or without WHAT both."""
-    _change(context, "resume", {"what": what})
+    _change(context, "resume", {"what": what, "until": None})
 
 
-def _change(context: CommandContext, verb: str, body: dict[str, Any]) -> None:
-    client = ControlClient(context.settings().control_socket)
+def _change(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
     try:
-        found = client.post(f"/{verb}", body | {"who": user_name()})
+        found = _asked(context.settings(), verb, order | {"who": user_name()})
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:
             raise click.UsageError(with_option(str(error))) from None
         raise
     context.show(found, lambda: pause_lines(found) or ["nothing is paused"])
+
+
+def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Return what is paused after the order, from the relay or from its file."""
+    given = {name: one for name, one in order.items() if one is not None}
+    try:
+        return ControlClient(settings.control_socket).post(f"/{verb}", given)
+    except ControlForbiddenError:
+        raise
+    except ControlUnavailableError as error:
+        silent = str(error)
+    from relay.commands.offline import change_pauses  # noqa: PLC0415 - slow
+
+    try:
+        left = change_pauses(settings, SystemClock(), **order)
+    except AlreadyRunningError as running:
+        raise ControlUnavailableError(f"{silent}, but {running}") from None
+    return {what: msgspec.to_builtins(left.get(what)) for what in Paused}

@@ -18,12 +18,14 @@ from relay import spool
 from relay.accounts.directory import load_accounts
 from relay.api import restored
 from relay.api.dependencies import OPERATOR
-from relay.api.request_parameters import CommandIssuer, read_queue_command
+from relay.api.request_parameters import CommandIssuer, read_queue_command, seconds_until
 from relay.api.search_text import log_rows
 from relay.app.configuration import parse_next_hop, route_table
+from relay.app.foundation import read_pauses
 from relay.app.state_dir import OwnerLock, as_owner
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
+from relay.base.pauses import Pause, Paused
 from relay.client import ControlError
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
@@ -197,6 +199,30 @@ def _as_answered() -> Iterator[None]:
         yield
     except ApiError as error:
         raise ControlError(error.status, error.code, error.message) from None
+
+
+def change_pauses(
+    settings: Settings, clock: Clock, *, what: str | None, until: str | None, who: str
+) -> Mapping[Paused, Pause]:
+    """Pause or, with `until` None, resume for the next start; `what` is as in POST /resume. Return
+    what is paused then.
+
+    Raises ControlError for an invalid `until`; SettingsError for the file.
+    """
+    chosen = Paused(what) if what else None
+    with _as_answered():
+        for_s = seconds_until(until or "", clock)
+
+    async def change() -> Mapping[Paused, Pause]:
+        pauses = read_pauses(settings, clock)
+        if chosen is not None and until is not None:
+            await pauses.pause(chosen, for_s=for_s, who=who)
+        else:
+            await pauses.resume(Paused if chosen is None else (chosen,))
+        return pauses.current()
+
+    with as_owner(settings), OwnerLock(settings.run_dir):
+        return asyncio.run(change())
 
 
 def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:

@@ -5,7 +5,7 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
 ALICE, STRANGER = "alice@example.test", "127.0.0.2"
-USAGE, UNAVAILABLE, CONFIGURATION = 64, 69, 78
+USAGE, CONFIGURATION = 64, 78
 
 
 def readiness(relay: RelayProcess) -> tuple[int, str]:
@@ -97,10 +97,24 @@ def test_a_submission_of_before_goes_on_while_acceptance_is_paused(remotes: Remo
         assert relay.subjects("bob") == ["before"]
 
 
-def test_what_the_commands_refuse(remotes: Remotes) -> None:
+def test_a_relay_that_does_not_run_is_paused_for_its_start(remotes: Remotes) -> None:
     relay = remotes.relay()
-    assert relay.cli("pause", "accept").returncode == UNAVAILABLE
+    paused = relay.cli("pause", "delivery")
+    assert paused.stdout.startswith("delivery is paused by "), paused.stderr
+    both = relay.cli("pause", "accept", "--until", "2h", "--json")
+    assert both.returncode == 0, both.stderr
+    assert "Error: --until: found 'x'" in relay.cli("pause", "accept", "--until", "x").stderr
+    assert relay.cli("resume", "accept").stdout == paused.stdout
     with relay:
+        assert readiness(relay)[1].startswith("ready; delivery is paused by ")
+        relay.stop()
+        assert relay.cli("resume").stdout == "nothing is paused\n"
+        relay.start()
+        assert readiness(relay) == (200, "ready\n")
+
+
+def test_what_the_commands_refuse(remotes: Remotes) -> None:
+    with remotes.relay() as relay:
         wrong = relay.cli("pause", "accept", "--until", "yesterday")
         assert wrong.returncode == USAGE
         assert "Error: --until: found 'yesterday'" in wrong.stderr
