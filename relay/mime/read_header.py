@@ -230,7 +230,8 @@ def originators(header: Header) -> Iterator[Originators]:
             return
         field = parse_header(octets)
         addresses = tuple(_canonical(one) for one in read_addresses(field, shown) if one.address)
-        yield Originators(shown, addresses, unreadable_addresses(field, shown))
+        unread = "a NUL" if b"\0" in octets else unreadable_addresses(field, shown)
+        yield Originators(shown, addresses, unread)  # some readers end at a NUL
 
 
 class Author(Struct, frozen=True):

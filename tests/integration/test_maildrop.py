@@ -178,7 +178,7 @@ def test_aside_may_not_be_somebody_elses(relay, drop, tmp_path):
     write(drop, "good", "good")
     relay.start()
     until("the honest one", lambda: subjects(relay) == ["good"])
-    assert left(drop) == ["bad"]
+    until("removed", lambda: left(drop) == ["bad"])
     assert list(tmp_path.iterdir()) == []
     ready = until("named", lambda: ready_text(relay) if "bad" in ready_text(relay) else "")
     assert "is not a directory of the relay alone" in ready

@@ -51,7 +51,10 @@ def test_any_name_of_a_client_is_taken(run, dev: DevProcess, helo: str, received
     assert done.returncode == 0, done.stdout
     queue_id = done.stdout.partition("queued as ")[2].split()[0]
     assert dev.journey(queue_id)["client"]["helo"] == helo
-    [found] = [one for one in dev.maildir("pc") if f"Subject: {one['Subject']}" == subject]
+    [found] = until(
+        "delivered",
+        lambda: [one for one in dev.maildir("pc") if f"Subject: {one['Subject']}" == subject],
+    )
     assert str(found["Received"]).startswith(received)
 
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay.message.header import Header
 from relay.mime.address_list import address_entries
 from relay.mime.read_header import (
+    originators,
     parse_header,
     read_addresses,
     read_properties_of_header,
@@ -168,3 +170,8 @@ def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]
 def test_large_lists_are_bounded(value: str, count: int) -> None:
     fields = parse_header(f"To: {value}\r\n".encode())
     assert len([*islice(read_addresses(fields, "To"), 3000)]) <= count
+
+
+def test_a_nul_in_a_field_of_originators_is_no_address() -> None:
+    (found,) = originators(Header.parse(b"From: Al <a@x.test>\0, b@y.test\r\n"))
+    assert found.unread
