@@ -145,7 +145,8 @@ def use_settings(
     if settings.reports != before.reports:
         reporter.rate = _sender_rate(base)
         reporter.copies = _copies(base, scheduler)
-    for server, listener in zip(transport.smtp_servers, settings.smtp, strict=True):
+    # those of [[smtp]] come first; that of [sendmail] has nothing to change
+    for server, listener in zip(transport.smtp_servers, settings.smtp, strict=False):
         server.use(listener)
     if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing

@@ -152,3 +152,10 @@ def test_mailq_lists_the_queue(relay, sendmail):
     assert f"  nobody@{HOST}\n" in listed
     assert " " * 40 + "a@b.test\n" in listed
     assert listed.endswith("-- 1 Kbytes in 1 Request.\n")
+
+
+def test_a_reload_leaves_the_socket_as_it_is(relay, sendmail):
+    done = relay.cli("reload")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sendmail("To: bob\nSubject: reloaded\n\nx\n", "-t", user=NOBODY).returncode == 0
+    arrived(relay, "reloaded")
