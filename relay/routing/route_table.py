@@ -422,7 +422,9 @@ class RouteTable:
         else:
             route = self.named[name]
             if isinstance(route.action, HoldMail):
-                return replace(usual, held=usual.held or f"route {name}")
+                if usual.held and not usual.held_until_us:
+                    return usual
+                return replace(usual, held=f"route {name}", held_until_us=0)
             if isinstance(route.action, UseMx):
                 domain = domain_of(address)
                 mx = _examine_mx(address, domain, route=name)

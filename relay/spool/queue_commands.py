@@ -60,7 +60,8 @@ class QueueCommand:
     until_us: int | None = None  # ends a hold, in queue time
     # a hold of restored mail, which then does not expire: when it was backed up, in queue time
     backed_up_us: int | None = None
-    new: bool = False  # a hold of a domain also takes what comes, until a release of the domain
+    # a hold of a domain also takes what comes, until a release of the domain, which has this too
+    new: bool = False
     as_before: bool = False  # a release restores the state and the next retry time
     # the destination of an address, None where it has none; a release sends captured mail there
     to: RouteLookup | None = None
@@ -84,7 +85,11 @@ class QueueCommand:
             raise ValueError("text: it is for the report; ask for one with bounce")
         if self.new and self.selector != Selector(domain=self.selector.domain):
             raise ValueError("new: it takes a domain, and no other condition")
-        if self.new and set("*?") & set(self.selector.domain.removeprefix("*.")):
+        if (
+            self.operation is Operation.HOLD
+            and self.new
+            and set("*?") & set(self.selector.domain.removeprefix("*."))
+        ):
             found = f"domain: found {self.selector.domain!r}"
             raise ValueError(f"{found}, expected a domain or *.DOMAIN for what comes")
         is_reroute = self.operation is Operation.REROUTE

@@ -80,6 +80,22 @@ async def test_a_release_of_the_domain_alone_ends_it(spool, selector, ended) -> 
     assert left == [one for one in ("*.a.test", "a.test", "b.test") if one not in ended]
 
 
+async def test_what_a_rule_holds_stays_as_it_is(spool, make, clock) -> None:
+    message = make({"mx:a.test": ["x@a.test"]})
+    (entry,) = message.entries
+    held = replace(entry, extra=EntryExtra(reason="virus", rule="quarantine"))
+    await spool.accept(replace(message, entries=(held,)))
+    await spool.accept(make({"mx:a.test": ["y@a.test"]}), claim=False)
+    done = await hold(spool, until_us=clock.queue_us() + HOUR_US)
+    assert (done.counts["done"], done.counts["unchanged"]) == (1, 1)
+    done = await spool.queue_admin.execute(command("release", A))
+    assert (done.new, done.counts["done"], done.counts["unchanged"]) == (["a.test"], 1, 1)
+    (one,) = await spool.queue_admin.list(HELD, limit=9)
+    assert (one["reason"], one["held_until"]) == ("virus", None)
+    await spool.queue_admin.execute(command("release", A))  # no hold of the domain ends now
+    assert await spool.queue_admin.list(HELD, limit=9) == []
+
+
 async def test_a_dry_run_holds_nothing_that_comes(spool) -> None:
     await hold(spool, dry_run=True)
     assert (await spool.stats())["holds"] == []

@@ -17,6 +17,8 @@ See docs/design.md 4; docs/names.md (Commands).
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
 
@@ -229,18 +231,23 @@ class SpoolQueueAdmin:
         """Read for which domains new mail is held. Raises SpoolError."""
         self.standing.use(await self._engine.read(read_holds))
 
+    def _ends_standing(self, selector: Selector) -> bool:
+        """Whether a release of these entries ends a hold of what comes."""
+        domain = with_a_labels(f"@{selector.domain}")[1:].lower()
+        return selector == Selector(domain=selector.domain) and any(
+            fnmatchcase(one.domain, domain) for one in self.standing.current()
+        )
+
     async def _change_standing(self, command: QueueCommand) -> Sequence[str]:
         """Hold or release what comes, as the command says; return of which domains."""
         selector, times = command.selector, self._times()
         domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
         change: Callable[[OpenTransaction], Sequence[str]]
-        if command.new:
+        if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
             hold = StandingHold(domain, reason, times.wall_us, command.until_us)
             change = partial(hold_new, hold=hold, now_us=times.queue_us)
-        elif command.operation is Operation.RELEASE and selector == Selector(
-            domain=selector.domain
-        ):
+        elif command.new:
             change = partial(end_new, pattern=like(domain))
         else:
             return ()
@@ -282,6 +289,8 @@ class SpoolQueueAdmin:
             command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
         )
         listing = partial(EntryListBuilder, self._shown_times())
+        if command.operation is Operation.RELEASE and self._ends_standing(command.selector):
+            command = replace(command, new=True)
         answer = _ReportBuilder(command, listing, on_progress=on_progress)
         if not command.dry_run:  # before what is there: nothing comes unheld between the two
             answer.report.new = await asyncio.shield(self._change_standing(command))

@@ -36,6 +36,7 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient
 
+_OF_A_RULE = "a rule holds it"
 _IN_FLIGHT = "it is being delivered"
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
@@ -160,6 +161,8 @@ def _reroute_targets(loaded: LoadedEntries, key: Key, to: RouteLookup) -> Rerout
 def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
     """Return why a retry or a hold does not change the entry, "" where it does."""
     match command.operation:
+        case Operation.HOLD if command.new and facts.rule:
+            return _OF_A_RULE
         case Operation.RETRY if facts.retry_us is not None and facts.retry_us <= now_us:
             return "it is due already"
         case Operation.HOLD if (
@@ -173,7 +176,9 @@ def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) 
 
 
 def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
-    """Return why a release of restored mail leaves an entry held, "" where it does not."""
+    """Return why a release leaves an entry held, "" where it does not."""
+    if command.new and loaded.facts[key].rule:
+        return _OF_A_RULE
     if command.operation is not Operation.RELEASE or not command.selector.restored:
         return ""
     holds = (one for one in loaded.operations_on(key) if one["operation"] == Operation.HOLD)
