@@ -134,9 +134,9 @@ class AccountTables:
     def take_time_of_most(self) -> None:
         """Have the check for unknown users take as long as that of most passwords."""
         count = self.schemes()
-        hashed = [one for one in self.passwords.values() if one.hashed]
-        if hashed:
-            self.nobody = max(hashed, key=lambda one: count[one.scheme]).for_nobody()
+        if self.passwords:
+            most = max(self.passwords.values(), key=lambda one: count[one.scheme])
+            self.nobody = most.for_nobody()
 
     def find(self, address: str) -> Account | None:
         """Return the account whose address, alias or `local+tag` is `address`, or None."""

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import hmac
+import os
 import re
 from base64 import b64decode
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class Password(Struct, frozen=True):
 
     def for_nobody(self) -> "Password":
         """Return a password that takes as long to check as this one, and that nobody has."""
+        if not self.hashed:
+            return Password(plain=os.urandom(len(self.plain)), scheme=self.scheme)
         return Password(f"{self.hashed[:-22]}{'A' * 22}", scheme=self.scheme)
 
 

@@ -225,7 +225,7 @@ class PasswordChecker:
         self._key = rng(32)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="password")
         self._running: dict[bytes, asyncio.Future[bool]] = {}
-        self._running_of = ConcurrencyCounter()  # by pair, and by client
+        self._running_of = ConcurrencyCounter()  # by pair, by client, by kind of password
         self._successes: OrderedDict[_Pair, tuple[bytes, float]] = OrderedDict()
         self._of_pairs = FailureTable(FREE_FAILURES)
         self._of_clients = FailureTable(FREE_FAILURES_OF_CLIENT)
@@ -306,7 +306,8 @@ class PasswordChecker:
             self._delay_by_client(pair, now)
         if self._running_of.count(client) >= WAITING_MAX // 2:
             raise LoginDelayedError("Too many logins from your address at once", _BUSY_S)
-        if len(self._running) >= WAITING_MAX:
+        kind = type(stored).__name__  # a Dovecot that hangs delays no login here
+        if self._running_of.count(kind) >= WAITING_MAX:
             raise LoginDelayedError("Too many logins at once", _BUSY_S)
         loop = asyncio.get_running_loop()
         running: asyncio.Future[bool]
@@ -318,9 +319,9 @@ class PasswordChecker:
         except RuntimeError:  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", _BUSY_S) from None
         self._running[digest] = running
-        for key in (pair, client):
+        for key in (pair, client, kind):
             self._running_of.begin(key)
-        running.add_done_callback(functools.partial(self._finished, pair, digest))
+        running.add_done_callback(functools.partial(self._finished, pair, kind, digest))
         return running
 
     def _delay_by_client(self, pair: _Pair, now: float) -> None:
@@ -351,10 +352,12 @@ class PasswordChecker:
         remembered, until_s = self._successes.get(pair, (b"", 0.0))
         return now < until_s and hmac.compare_digest(remembered, digest)
 
-    def _finished(self, pair: _Pair, digest: bytes, check: "asyncio.Future[bool]") -> None:
+    def _finished(
+        self, pair: _Pair, kind: str, digest: bytes, check: "asyncio.Future[bool]"
+    ) -> None:
         """Record the result of a check, even if its client has disconnected."""
         del self._running[digest]
-        for key in (pair, pair[1]):
+        for key in (pair, pair[1], kind):
             self._running_of.end(key)
         if check.cancelled() or check.exception():
             return

@@ -354,6 +354,7 @@ class _Scan:
 
 
 _FACTS = SubmissionFacts.__struct_fields__
+_LAST_S = 253_402_300_799  # of the year 9999
 
 
 def _names(facts: SubmissionFacts) -> dict[str, Any]:
@@ -363,7 +364,7 @@ def _names(facts: SubmissionFacts) -> dict[str, Any]:
 
 
 def _day_of(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d}"
+    return f"{datetime.fromtimestamp(min(time_us // 1_000_000, _LAST_S), UTC):%Y-%m-%d}"
 
 
 _READ_BYTES_MAX = 1 << 20

@@ -143,7 +143,11 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         self._connection: Any = None
 
     async def start(self) -> None:
-        """Connect and become the owner. Raises SpoolError; then nothing runs."""
+        """Connect and become the owner, unless it has done so. Raises SpoolError; then nothing
+        runs.
+        """
+        if self._thread.is_alive():  # what follows a start has failed, and is tried again
+            return
         self._home_loop = asyncio.get_running_loop()
         try:
             await asyncio.to_thread(self._open)

@@ -16,6 +16,7 @@ import pytest
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres import server
 from relay.spool.postgres.backup import dump
+from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.server import connect, server_faults, translate_postgres_errors
 from relay.spool.postgres.storage import PostgresStorage
 from relay.spool.postgres.tables import ConnectionTables
@@ -36,6 +37,7 @@ from tests.support.postgres import (
     running_server,
 )
 from tests.support.relay_process import until
+from tests.support.spool_nodes import Elapsed, open_node
 from tests.support.tls import authority  # noqa: F401
 
 
@@ -352,3 +354,24 @@ def test_a_server_ends_with_its_tests():
         assert (folder / "data/postmaster.pid").exists()
         tests.send_signal(signal.SIGKILL)
     until("the server has ended, and its folder is gone", lambda: not folder.exists())
+
+
+async def test_a_start_that_the_server_interrupts_is_tried_again(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.spool.postgres.spool._AGAIN_S", 0)
+    node = open_node(postgres_url, tmp_path, NodeIdentity("a", "a", ""), elapsed_s=Elapsed())
+    read = node.queue_admin.read_standing
+    faults = [SpoolUnavailableError("the server has gone")]
+
+    async def interrupted() -> None:
+        if faults:
+            raise faults.pop()
+        await read()
+
+    monkeypatch.setattr(node.queue_admin, "read_standing", interrupted)
+    await node.start(may_wait=True)
+    assert node._connecting is not None
+    await node._connecting
+    assert (node._fault, faults) == ("", [])
+    await node.stop()
