@@ -172,6 +172,7 @@ class ApiDependencies:
     queue_admin: QueueAdmin  # executes queue commands
     stats: Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
     way_to: Callable[[str], RouteLookup]  # parses the target of a reroute, or raises ValueError
+    target_of: Callable[[str], str]  # that of RouteTable
     changes: ChangeNotifier  # wakes those who wait for an event
     metrics: Metrics  # of this process
     history: MetricsHistory  # the metrics of the last hour

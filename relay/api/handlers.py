@@ -380,6 +380,7 @@ class Handlers:
             name=principal.name,
             may_name_other=principal is OPERATOR,
             way_to=self._dependencies.way_to,
+            target_of=self._dependencies.target_of,
             clock=self._dependencies.clock,
             release_to=release_route(self._dependencies.development),
         )

@@ -23,6 +23,7 @@ from relay.journeys.message_list import (
     parse_cursor,
     parse_position,
 )
+from relay.message.envelope import domain_of
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
@@ -194,6 +195,8 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     Raises ApiError 400 for an empty one, which would select everything.
     """
     found = {name: _text_of(texts, name) for name in texts}
+    if domain := found.get("domain"):
+        found["domain"] = domain.removesuffix(".")
     if (state := found.get("state")) and state not in LIVE:
         raise bad_state(state, LIVE)
     return found
@@ -255,12 +258,13 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
 class CommandIssuer(Struct, frozen=True):
     """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
     `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
-    sends captured mail, None if it stays.
+    sends captured mail, None if it stays. `target_of` is that of RouteTable.
     """
 
     name: str
     may_name_other: bool
     way_to: Callable[[str], RouteLookup]
+    target_of: Callable[[str], str]
     clock: Clock
     release_to: RouteLookup | None = None
 
@@ -276,7 +280,7 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
             why=given.reason.strip(),
             dry_run=given.dry_run,
             until_us=_until_us(given, issuer.clock),
-            new=isinstance(given, _HoldBody) and given.new,
+            new=_holds_new(given, issuer),
             as_before=isinstance(given, _ReleaseBody) and given.as_before,
             to=_next_hops(given, issuer),
             to_text=given.to if isinstance(given, _RerouteBody) else "",
@@ -300,6 +304,19 @@ def _selector(given: _CommandBody) -> Selector:
         ids=given.ids, older_than_s=given.older_than_s, restored=given.restored, all=given.all,
         **texts,
     )  # fmt: skip
+
+
+def _holds_new(given: _CommandBody, issuer: CommandIssuer) -> bool:
+    """Raises ApiError 400 for a domain with `alias_of`, whose mail becomes that of another domain
+    before it could be held.
+    """
+    if not (isinstance(given, _HoldBody) and given.new):
+        return False
+    address = f"x@{(given.domain or '').removesuffix('.')}"
+    if (target := issuer.target_of(address)) != address:
+        expected = f"expected {domain_of(target)!r}, of which it is an alias"
+        raise bad_request(f"domain: found {given.domain!r}, {expected}.")
+    return True
 
 
 def operator_of(who: str, issuer: CommandIssuer) -> str:

@@ -151,6 +151,7 @@ async def execute(
             name=OPERATOR.name,
             may_name_other=True,
             way_to=lambda text: parse_next_hop(text, table),
+            target_of=lambda address: table().target_of(address),
             clock=clock,
         )
         with _as_answered():

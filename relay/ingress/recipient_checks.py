@@ -34,6 +34,8 @@ class MailboxRoom(Protocol):
         ...
 
 
+# RFC 5321 7.9
+_DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
 # Returns the reply if a next hop does not take an address, else "".
 Verify = Callable[[str, NextHop], Awaitable[str]]
 
@@ -51,6 +53,10 @@ class RecipientChecks(Struct, frozen=True):
         """Return the reply if a recipient is rejected, else ""."""
         if found := self.forwarding.report_rejection(address, reverse_path, size_bytes):
             return found
+        if not (may_relay or reverse_path):  # reports of others to this host's name
+            match self.forwarding.examine(address, reverse_path):
+                case LocalRecipient(is_local=False):
+                    return _DENIED
         expansion = self.forwarding.expand(address, reverse_path)
         if expansion is None:
             return await self._rejection(
@@ -74,8 +80,7 @@ class RecipientChecks(Struct, frozen=True):
         match self.forwarding.examine(address, reverse_path):
             case RemoteRecipient(next_hop) as found:
                 if not (found.is_local or may_relay):
-                    # RFC 5321 7.9
-                    return "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
+                    return _DENIED
                 if asks and found.is_asked and next_hop.host and self.verify is not None:
                     return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):

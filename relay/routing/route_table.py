@@ -24,7 +24,6 @@ from functools import lru_cache
 from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
-from typing import ClassVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -179,7 +178,7 @@ class LocalRecipient(Struct, frozen=True):
     route: str = ""  # that decided; "": none did
     held: str = ""  # the reason, "route NAME": it waits for a release; "": it does not
     held_until_us: int = 0  # in queue time; 0: no time ends the hold
-    is_local: ClassVar[bool] = True
+    is_local: bool = True  # False: of this host's name, which is no own domain
 
 
 class RemoteRecipient(Struct, frozen=True):
@@ -289,7 +288,7 @@ class RouteTable:
         self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
         self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
-        self._daemon = f"mailer-daemon@{hostname.lower()}"
+        self._hostname = hostname.lower()
         self._confinement = confinement
         # returns why an operator holds what comes for an address, and until when
         self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
@@ -356,6 +355,8 @@ class RouteTable:
             return LocalRecipient(self._postmaster, is_answer=True)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
+        if not reverse_path and self._is_of_host(domain):
+            return LocalRecipient(self._postmaster, is_answer=True, is_local=False)
         found = self._examine_by_routes(address, domain, reverse_path)
         if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
             account = self._accounts.by_address(address)
@@ -487,6 +488,10 @@ class RouteTable:
             return target
         return AliasTarget(found.mailbox, (*target.through, target.address.lower()))
 
+    def target_of(self, address: str) -> str:
+        """Return the address that one of a domain with `alias_of` means; another one as it is."""
+        return self._own.target_of(address)
+
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
 
@@ -495,9 +500,9 @@ class RouteTable:
         address = self._own.target_of(address)
         if account := self._accounts.by_address(address):
             return account.address
-        if self.is_daemon(address):
-            return self._postmaster
         domain = domain_of(address)
+        if self.is_daemon(address) or self._is_of_host(domain):
+            return self._postmaster
         if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
             return mailbox
         own = self._own.find(domain)
@@ -512,7 +517,17 @@ class RouteTable:
 
     def is_daemon(self, address: str) -> bool:
         """Whether it is the author of this relay's reports, and no account has the address."""
-        return address.lower() == self._daemon and self._accounts.by_address(address) is None
+        daemon = f"mailer-daemon@{self._hostname}"
+        return address.lower() == daemon and self._accounts.by_address(address) is None
+
+    def _is_of_host(self, domain: str) -> bool:
+        """Whether reports to this host's name go to the postmaster: it is no own domain, and of the
+        routes only "*" would take them, to where nobody has its addresses.
+        """
+        if domain != self._hostname or self.is_local_domain(domain):
+            return False
+        routes = self._routes_for(domain)
+        return bool(routes) and all(route.domain == "*" for route in routes)
 
     def next_hop_for(self, address: str, reverse_path: str = "") -> NextHop | None:
         """Return the next hop of mail for `address`, or None if the address is invalid. Without

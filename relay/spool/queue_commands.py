@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.base.clock import rfc3339
+from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.spool.types import RESTORED_US, Key, ReportWriter, Selector
@@ -85,13 +86,8 @@ class QueueCommand:
             raise ValueError("text: it is for the report; ask for one with bounce")
         if self.new and self.selector != Selector(domain=self.selector.domain):
             raise ValueError("new: it takes a domain, and no other condition")
-        if (
-            self.operation is Operation.HOLD
-            and self.new
-            and set("*?") & set(self.selector.domain.removeprefix("*."))
-        ):
-            found = f"domain: found {self.selector.domain!r}"
-            raise ValueError(f"{found}, expected a domain or *.DOMAIN for what comes")
+        if self.new and self.operation is Operation.HOLD:
+            _check_domain(self.selector.domain)
         is_reroute = self.operation is Operation.REROUTE
         if is_reroute != (self.to is not None) and self.operation is not Operation.RELEASE:
             raise ValueError("only a reroute takes a next hop, and it needs one")
@@ -251,6 +247,14 @@ _INAPPLICABLE: Mapping[Operation, Mapping[RecipientState, str]] = {
     Operation.CANCEL: {},
     Operation.REROUTE: {},
 }
+
+
+def _check_domain(text: str) -> None:
+    try:
+        parse_odd_mailbox(f"x@{text.removeprefix('*.')}", smtputf8=True)
+    except AddressError:
+        expected = "expected a domain or *.DOMAIN for what comes"
+        raise ValueError(f"domain: found {text!r}, {expected}") from None
 
 
 def state_after(

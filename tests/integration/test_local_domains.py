@@ -298,6 +298,25 @@ def test_answers_to_reports_cause_none_where_the_postmaster_has_a_route(
     assert (recipient["address"], recipient["state"]) == ("kim@smtp.test", "discarded")
 
 
+def test_reports_to_the_name_of_this_host_end_with_the_postmaster(
+    taken: RelayProcess, hosts: Hosts
+) -> None:
+    """Although a route for "*" takes mail of the host's name; strangers may not send there."""
+    server, to = hosts[1]["smtp"], "games@relay.example.test"
+    server.rcpt = {"away@away.test": "550 5.1.1 no"}
+    before = len(server.received("kim@smtp.test"))
+    try:
+        taken.submit(to, ["away@away.test"], b"Subject: x\r\n\r\nhello\r\n")
+        until("the report", lambda: len(server.received("kim@smtp.test")) > before)
+    finally:
+        server.rcpt = {}
+    assert not server.received(to)
+    explained = explain(taken, "trusted", to, sender="")
+    assert (explained["state"], explained["aliases"]) == ("remote", ["kim@smtp.test"])
+    for sender in ("", "x@away.test"):
+        assert send(taken, "stranger", to, sender=sender).startswith("550 5.7.1 Relaying denied")
+
+
 def test_a_dead_letter_goes_to_the_postmasters_address_and_here_if_that_fails(hosts: Hosts) -> None:
     """The copy that a rule adds fails; the second letter about it fails at the postmaster's host."""
     server = hosts[1]["smtp"]

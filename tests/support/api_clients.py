@@ -160,6 +160,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         queue_admin=records,
         stats=records.stats,
         way_to=lambda text: all_to(NextHop.parse(text)),
+        target_of=str,
         changes=changes,
         metrics=(metrics := Metrics()),
         history=MetricsHistory(metrics, SystemClock()),

@@ -79,7 +79,7 @@ class Relay:
         dependencies = ApiDependencies(
             journeys=Journeys(self.spool, self.log, clock=self.clock),
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
-            way_to=lambda text: all_to(NextHop.parse(text)), changes=self.changes,
+            way_to=lambda text: all_to(NextHop.parse(text)), target_of=str, changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
             prune=None, sources=None, unlock=None, history=None, events=self.streams,
             restored=None, submissions=None, refusals=None, impaired=str, pauses=None, explain=None,

@@ -20,10 +20,15 @@ def way_to(text: str) -> Any:
     return all_to(NextHop.parse(text))
 
 
+def target_of(address: str) -> str:
+    return address.replace("@ali.test", "@a.test")
+
+
 def read(operation: str, *, may_name_other: bool = True, **body: Any) -> QueueCommand:
     issuer = CommandIssuer(
-        "operator@a.test", may_name_other=may_name_other, way_to=way_to, clock=CLOCK
-    )
+        "operator@a.test", may_name_other=may_name_other, way_to=way_to, target_of=target_of,
+        clock=CLOCK,
+    )  # fmt: skip
     return read_queue_command(Operation(operation), json.dumps(body).encode(), issuer)
 
 
@@ -41,6 +46,15 @@ def test_every_condition_and_field_of_a_command() -> None:
         dry_run=True,
         as_before=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [("A.test.", "A.test"), ("*.a.test.", "*.a.test"), ("a_b.test", "a_b.test")],
+)
+def test_what_comes_for_a_domain_is_held_without_its_last_dot(given: str, held: str) -> None:
+    assert read("hold", domain=given, new=True).selector == Selector(domain=held)
+    assert read("release", domain=given).selector == Selector(domain=held)
 
 
 def test_a_cancel_may_report_to_the_sender() -> None:
@@ -93,6 +107,9 @@ def test_a_reroute_says_where_to() -> None:
         ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time in the future"),
         ("hold", {"all": True, "until": "0s"}, "a time in the future"),
         ("reroute", {"all": True}, "to: '' is not a next hop"),
+        ("hold", {"domain": "foo bar", "new": True}, "domain: found 'foo bar', expected a domain"),
+        ("hold", {"domain": "a..test", "new": True}, "domain: found 'a..test', expected a domain"),
+        ("hold", {"domain": "ali.test.", "new": True}, "'ali.test.', expected 'a.test', of which"),
         ("reroute", {"all": True, "to": "nowhere"}, "to: 'nowhere' is not a next hop"),
     ],
 )
@@ -122,7 +139,9 @@ def test_an_unknown_field_is_rejected(operation: str, body: dict[str, Any], name
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
-    issuer = CommandIssuer("o", may_name_other=True, way_to=way_to, clock=CLOCK)
+    issuer = CommandIssuer(
+        "o", may_name_other=True, way_to=way_to, target_of=target_of, clock=CLOCK
+    )
     with pytest.raises(ApiError) as refused:
         read_queue_command(Operation.CANCEL, body, issuer)
     assert refused.value.code == "UnableToDeserializePostBody"

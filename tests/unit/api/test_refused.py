@@ -40,7 +40,7 @@ def dependencies() -> ApiDependencies:
             )
         )  # fmt: skip
     return ApiDependencies(
-        journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to,
+        journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to, target_of=sentinel.target_of,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=no_prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
         refusals=refusals, restored=sentinel.restored, submissions=sentinel.submissions,

@@ -105,7 +105,7 @@ async def get_from_service(path, role):
     metrics, clock = Metrics(), SystemClock()
     dependencies = ApiDependencies(
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats,
-        way_to=sentinel.way_to, changes=ChangeNotifier(), metrics=metrics, clock=clock,
+        way_to=sentinel.way_to, target_of=sentinel.target_of, changes=ChangeNotifier(), metrics=metrics, clock=clock,
         history=MetricsHistory(metrics, clock), ready=lambda: "", prune=sentinel.prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock,
         restored=sentinel.restored, submissions=sentinel.submissions, events=sentinel.events,

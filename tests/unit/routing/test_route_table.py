@@ -429,10 +429,31 @@ def test_who_answers_a_report_writes_to_the_postmaster(address):
     routes = table(("*", "smtp://h.test:25"), hostname="relay.test")
     assert routes.examine(address) == LocalRecipient("dead-letter", is_answer=True)
     assert routes.mailbox_for(address) == "dead-letter"
-    assert isinstance(routes.examine("x@relay.test"), RemoteRecipient)
+    assert isinstance(routes.examine("x@relay.test", "alice@example.test"), RemoteRecipient)
     own = table(hostname="relay.test", postmaster="carol@example.test")
     assert own.examine(address) == LocalRecipient("carol@example.test", is_answer=True)
     assert own.examine("postmaster@example.test") == LocalRecipient("carol@example.test")
+
+
+@pytest.mark.parametrize(
+    ("routes", "is_here"),
+    [
+        ([("*", "smtp://h.test:25")], True),
+        ([("*", "hold"), ("*", "mx")], True),
+        ([("other.test", "capture")], False),  # the domain's MX, or a loop and then the postmaster
+        ([("relay.test", "smtp://h.test:25"), ("*", "smtp://h.test:26")], False),
+        ([("*", "smtp://h.test:26"), ("*.test", "smtp://h.test:25")], False),
+    ],
+)
+@pytest.mark.parametrize("address", ["games@relay.test", "postmaster@Relay.test"])
+def test_no_smarthost_gets_reports_to_the_name_of_this_host(routes, is_here, address):
+    found = table(*routes, hostname="Relay.test", postmaster="carol@example.test")
+    here = LocalRecipient("carol@example.test", is_answer=True, is_local=False)
+    assert (found.examine(address) == here) is is_here
+    assert (found.mailbox_for(address) == "carol@example.test") is is_here
+    assert found.still_leads(LOCAL, [address], "") is is_here
+    assert isinstance(found.examine(address, "alice@example.test"), RemoteRecipient)
+    assert isinstance(found.examine("x@other.test"), RemoteRecipient)
 
 
 def test_a_hold_has_the_next_hop_of_the_routes_that_follow():
