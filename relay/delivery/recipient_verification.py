@@ -2,7 +2,8 @@
 
 A probe is MAIL with the null sender and RCPT, on its own connection. The answer to RCPT is kept in
 memory: 2yz for a day, 5yz for an hour. Everything else is no answer, and the client comes again.
-A next hop that gave no session is left alone for a while, so that few clients wait for it.
+A next hop that gave no session, or rejects MAIL, is left alone for a while, so that few clients
+wait for it; one that is silent at RCPT is not asked for that address.
 See RFC 5321 3.3 and 4.2.
 """
 
@@ -26,7 +27,7 @@ _PROBES_MAX = 20  # at once
 _PROBE_S = 10.0  # with the wait for others
 _KEPT_MAX = 10_000  # answers
 _KEPT_S = {2: 86400.0, 5: 3600.0}  # by the first digit of the reply
-_SILENT_S = 30.0  # in which a next hop without a session is not asked again
+_SILENT_S = 30.0  # in which what got no answer is not asked again
 _UNKNOWN = "the next hop does not say now whether it takes this address, try again later"
 
 
@@ -72,19 +73,19 @@ class RecipientVerifier:
 
     async def _probe(self, address: str, next_hop: NextHop) -> str:
         """Return the code of the reply to RCPT, "" for none that counts."""
-        began = False
+        silent: list[str] = []  # the addresses that get no answer; "": all
         reply: Reply | None = None
         try:
             async with asyncio.timeout(_PROBE_S), self._slots:  # real time: a peer
                 if (known := self._known(own_mailbox(address), next_hop)) is not None:
                     return known  # it was asked meanwhile
-                began = True
-                reply = await self._ask(address, next_hop)
+                silent.append("")
+                reply = await self._ask(address, next_hop, silent)
         except (TimeoutError, SmtpProtocolError):
             pass
         if reply is None:
-            if began:
-                self._keep("", next_hop, "", kept_s=_SILENT_S)
+            if silent:
+                self._keep(silent[-1], next_hop, "", kept_s=_SILENT_S)
             return ""
         kept_s = _KEPT_S.get(reply.code // 100)
         if kept_s is None:
@@ -92,10 +93,9 @@ class RecipientVerifier:
         self._keep(own_mailbox(address), next_hop, str(reply.code), kept_s=kept_s)
         return str(reply.code)
 
-    async def _ask(self, address: str, next_hop: NextHop) -> Reply | None:
-        """Return the reply of the first host that gives a session, None if none does.
-
-        Raises SmtpProtocolError.
+    async def _ask(self, address: str, next_hop: NextHop, silent: list[str]) -> Reply | None:
+        """Return the reply of the first host that gives a session, None if none does or MAIL is
+        rejected. `silent` gets the mailbox before RCPT. Raises SmtpProtocolError.
         """
         for target in await self._targets(next_hop):
             try:
@@ -103,7 +103,10 @@ class RecipientVerifier:
             except ConnectError:
                 continue
             try:
-                reply = await connection.reply_to_rcpt(address)
+                reply = None
+                if await connection.takes_probe(address):
+                    silent.append(own_mailbox(address))
+                    reply = await connection.reply_to_probe(address)
                 await connection.quit()
             finally:
                 connection.close()

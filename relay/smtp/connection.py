@@ -119,17 +119,19 @@ class Connection:
         self.transactions += 1
         return progress.result()
 
-    async def reply_to_rcpt(self, address: str) -> Reply | None:
-        """Return the reply to RCPT in a transaction with the null sender, None if MAIL is rejected.
+    async def takes_probe(self, address: str) -> bool:
+        """Begin a transaction with the null sender; return whether MAIL is accepted.
 
-        Nothing but quit() may follow. Raises SmtpProtocolError.
+        Nothing but reply_to_probe() and quit() may follow. Raises SmtpProtocolError.
         """
-        path, command_s = ForwardPath(address), self._timeouts.command_s
-        transaction = Transaction(Envelope(""), (path,), b"")
-        mail = await self._exchange(mail_command(transaction, self.extensions), command_s)
-        if mail.code // 100 != 2:
-            return None
-        return await self._exchange(rcpt_command(path, self.extensions), command_s)
+        transaction = Transaction(Envelope(""), (ForwardPath(address),), b"")
+        command = mail_command(transaction, self.extensions)
+        return (await self._exchange(command, self._timeouts.command_s)).code // 100 == 2
+
+    async def reply_to_probe(self, address: str) -> Reply:
+        """Return the reply to RCPT after takes_probe(). Raises SmtpProtocolError."""
+        command = rcpt_command(ForwardPath(address), self.extensions)
+        return await self._exchange(command, self._timeouts.command_s)
 
     async def quit(self) -> None:
         """Send QUIT and close within `quit_s`, whatever the peer replies."""

@@ -79,9 +79,9 @@ async def test_an_answer_counts_for_its_time(clock, reply, found, kept_s) -> Non
     "replies",
     [
         {"MAIL": "550 5.7.1 no null sender"},
-        {"RCPT": DROP},
+        {"MAIL": DROP},
         {"CONNECT": "554 no"},
-        {"RCPT": "hello"},
+        {"EHLO": "hello"},
     ],
 )
 async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_once(
@@ -98,6 +98,22 @@ async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_on
         clock.advance(30)
         await asked.rejection("x@gate.test", HOP)
         assert server.sessions == 3
+
+
+@pytest.mark.parametrize("reply", [DROP, "hello", STALL])
+async def test_an_address_without_an_answer_leaves_the_others_alone(
+    clock, monkeypatch, reply
+) -> None:
+    monkeypatch.setattr(recipient_verification, "_PROBE_S", 1.0)
+    async with RemoteMx(rcpt={"x@gate.test": reply}) as server:
+        asked = verifier(clock, server)
+        for _ in range(3):
+            assert (await asked.rejection("x@gate.test", HOP)).startswith(LATER)
+        assert probes(server) == 1
+        assert await asked.rejection("y@gate.test", HOP) == ""
+        clock.advance(30)
+        assert (await asked.rejection("x@gate.test", HOP)).startswith(LATER)
+        assert probes(server) == 3
 
 
 async def test_what_is_known_counts_while_the_next_hop_is_silent(clock) -> None:
