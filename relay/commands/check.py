@@ -256,7 +256,7 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             f"delivery.retry, {delivery.retry[0]:g} s: no mail is retried before it expires"
         )
         yield _warning("delivery", place.fault(("delivery", "expire_after"), text))
-    for number, earlier in hidden_routes(settings.route):
+    for number, earlier in hidden_routes(settings.route, settings.own_domains):
         text = f"found a route that gets no mail: {dotted(('route', earlier))} takes all of it"
         yield _warning("routes", place.fault(("route", number, "domain"), text))
     for number, route in enumerate(settings.route):

@@ -8,7 +8,7 @@ file. See RFC 3207 and RFC 8314 on where TLS is required.
 
 import ipaddress
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from relay.base.certificates import CertificateError, load_pair
@@ -304,13 +304,17 @@ def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
     return {name_of(route): route.next_hop for route in routes}
 
 
-def hidden_routes(routes: Sequence[Route]) -> Iterator[tuple[int, int]]:
+def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
     """Yield the numbers of each route that gets no mail, and of the earlier one that gets it. What
-    is held goes on to the routes that follow.
+    is held goes on to the routes that follow. "*" takes no mail of the `own` domains.
     """
     for number, route in enumerate(routes):
         for earlier, other in enumerate(routes[:number]):
             if other.next_hop == "hold" != route.next_hop:
+                continue
+            if other.domain == "*" != route.domain and any(
+                domain_matches(route.domain, one) for one in own
+            ):
                 continue
             if _covers_sender(other.sender, route.sender) and domain_matches(
                 other.domain, route.domain

@@ -260,6 +260,9 @@ def route(domain: str, **more: str) -> str:
         ([route("*", next_hop="hold"), route("a.test")], False),  # says where a release sends it
         ([route("*", next_hop="hold"), route("a.test", next_hop="hold")], True),
         ([route("*"), route("a.test", next_hop="hold")], True),
+        ([route("*"), route("example.test")], False),  # an own domain
+        ([route("*"), route("*.test")], False),  # below which is one
+        ([route("*.test"), route("example.test")], True),
     ],
 )
 def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):
