@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.delivery.retry import DeferralCause, RetrySchedule
+from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState
@@ -106,7 +106,8 @@ def result_of_attempt(
     evidence: AttemptEvidence = NO_EVIDENCE,
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
-    next hop answered, so its mail waits at the unreachable priority level.
+    next hop answered, so its mail waits at the unreachable priority level. If some have failed and
+    none of those that wait was attempted, these are due now.
 
     Recipients of an entry are captured together: if one of them waits, so do those that have their
     copy, and the next attempt finds it.
@@ -128,10 +129,12 @@ def result_of_attempt(
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
-    retry = schedule.retry(
-        DeferralCause(claim.cause, claim.cause_attempts), dict.fromkeys(names),
-        now_us=time.now_us, expires_us=claim.expires_us,
-    )  # fmt: skip
+    before = DeferralCause(claim.cause, claim.cause_attempts)
+    retry = Retry(time.now_us, before)
+    if names or not failed:
+        retry = schedule.retry(
+            before, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
+        )
     warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(
         claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,

@@ -5,7 +5,8 @@ attempted only if a route of that name still leads there, and still takes its re
 sender unless an operator or a rule has chosen the route: no mail leaves with the login, TLS policy
 or source address of another route. An older spool names no routes: its mail is attempted as the
 first route to its host says, if that takes it or no route to this host does. Any other claim is
-withdrawn and rerouted, as an operator does it, or ends if the routes now reject its recipients.
+withdrawn and rerouted, as an operator does it, or its recipients end that the routes now reject,
+and the others are due at once.
 """
 
 import asyncio
@@ -27,7 +28,6 @@ from relay.spool.types import Claim, Selector, SpoolError
 _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command
 _AFTER_FAULT_S = 1.0
-_OTHERS_INVALID = "451 4.3.5 the address of another recipient is invalid now"  # RFC 3463 3.4
 _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the entry"  # RFC 3463 3.4
 
 
@@ -61,7 +61,11 @@ class ClaimRerouter:
             if self._task is None:
                 self._task = self.scheduler.run_in_background(self._run())
         else:
-            outcomes = {one.id: self._end(one.path.address, sender) for one in claim.recipients}
+            outcomes = {
+                one.id: end
+                for one in claim.recipients
+                if (end := self._end(one.path.address, sender)) is not None
+            }
             self.scheduler.run_in_background(self.scheduler.settle(claim, outcomes))
         return True
 
@@ -98,10 +102,10 @@ class ClaimRerouter:
         hops = {self.table.next_hop_for(address, sender) for address in addresses}
         return bool(hops - {None, CAPTURE, now})
 
-    def _end(self, address: str, sender: str) -> Outcome:
+    def _end(self, address: str, sender: str) -> Outcome | None:
         found = self.table.examine(address, sender)
         if isinstance(found, InvalidRecipient):
             return Failed(Evidence(found.status, found.text))
-        is_captured = isinstance(found, RemoteRecipient) and found.next_hop == CAPTURE
-        text = _CAPTURED_NOW if is_captured else _OTHERS_INVALID
-        return Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)
+        if isinstance(found, RemoteRecipient) and found.next_hop == CAPTURE:
+            return Deferred(Evidence("4.3.5", _CAPTURED_NOW), DeferralClass.INTERNAL)
+        return None

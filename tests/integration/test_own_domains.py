@@ -321,3 +321,22 @@ def test_a_reload_takes_own_domains_and_their_files(remotes: Remotes, hosts: Hos
         journey = until("its journey", lambda: of_subject(relay, "in their name"))
         [step] = [one for one in journey["steps"] if one["step"] == 5]
         assert [one["rule"] for one in step["detail"]["rules"]] == ["own reverse-path from outside"]
+
+
+def test_an_address_that_became_invalid_delays_no_other(remotes: Remotes, hosts: Hosts) -> None:
+    carl, eva = "carl@listed.test", "eva@listed.test"
+    with made(remotes, hosts) as relay:
+        (relay.folder / "listed").write_text(f"{carl}\n{eva}\n")
+        assert relay.cli("reload").returncode == 0
+        relay.cli("queue", "hold", "--domain", "listed.test", "--new")
+        key = relay.submit(f"alice@{DOMAIN}", [carl, eva])
+        (relay.folder / "listed").write_text(f"{carl}\n")
+        assert relay.cli("reload").returncode == 0
+        relay.cli("queue", "release", "--domain", "listed.test")
+        found = relay.until_final(key)
+        assert {one["address"]: one["state"] for one in found["recipients"]} == {
+            carl: "relayed", eva: "failed",
+        }  # fmt: skip
+        received(hosts["listed.test"], carl)
+        tried = [step["detail"] for step in found["steps"] if step["step"] == 6]
+        assert [one["address"] for step in tried for one in step.get("recipients", ())] == [eva, carl]

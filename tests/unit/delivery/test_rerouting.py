@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from relay.delivery.active_queue import ClaimsInMemory
+from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
+from relay.delivery.retry import RetrySchedule
 from relay.message.nexthop import NextHop
-from relay.message.outcome import Deferred, Failed, Outcome
+from relay.message.outcome import Failed, Outcome
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import OwnDomain, Route
 from relay.spool.types import Claim, EntryExtra
@@ -62,7 +64,7 @@ def test_a_chosen_route_need_not_match(key: str, chosen: bool, taken: bool) -> N
     assert bool(rerouter.ready) is taken
 
 
-def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_tried_again(
+def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due(
     tmp_path: Path,
 ) -> None:
     """A reroute would change nothing: the others are at their next hop already."""
@@ -78,10 +80,17 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_tri
         scheduler, ClaimsInMemory(), table=table, admin=SimpleNamespace(), clock=ManualClock()
     )
     assert not rerouter.takes(a_claim(count=1, epoch=2))
-    assert rerouter.takes(a_claim(count=2, epoch=2))
+    claim = a_claim(count=2, epoch=2, cause="mailbox", cause_attempts=3)
+    assert rerouter.takes(claim)
     assert not rerouter.ready
-    assert {number: type(outcome) for number, outcome in settled.items()} == {
-        1: Deferred,
-        2: Failed,
-    }
+    assert {number: type(outcome) for number, outcome in settled.items()} == {2: Failed}
     assert settled[2].evidence.status == "5.1.1"
+    result = result_of_attempt(
+        claim,
+        settled,
+        time=AttemptTime(now_us=5, at_us=5),
+        schedule=RetrySchedule((60.0,), lambda: 0.5),
+    )
+    assert [one.path.address for one in result.failed] == ["2@a.test"]
+    assert result.waiting is not None
+    assert (result.waiting.due_us, result.waiting.cause_attempts) == (5, 3)
