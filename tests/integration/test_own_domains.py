@@ -339,4 +339,7 @@ def test_an_address_that_became_invalid_delays_no_other(remotes: Remotes, hosts:
         }  # fmt: skip
         received(hosts["listed.test"], carl)
         tried = [step["detail"] for step in found["steps"] if step["step"] == 6]
-        assert [one["address"] for step in tried for one in step.get("recipients", ())] == [eva, carl]
+        assert [one["address"] for step in tried for one in step.get("recipients", ())] == [
+            eva,
+            carl,
+        ]
