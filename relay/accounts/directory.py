@@ -110,6 +110,7 @@ class AccountTables:
     by_address: dict[str, Account] = field(default_factory=dict)  # and by alias
     by_token: dict[bytes, tuple[bytes, Account]] = field(default_factory=dict)  # by its digest
     passwords: dict[str, Password] = field(default_factory=dict)  # by the address of the account
+    scheme_of: dict[str, str] = field(default_factory=dict)  # those of disabled accounts too
     # by client id in lower case; the password is the secret, or matches nothing
     clients: dict[str, tuple[RegisteredClient, Password]] = field(default_factory=dict)
     aliases: AliasTable = field(default_factory=AliasTable)  # and accounts that forward
@@ -129,7 +130,7 @@ class AccountTables:
 
     def schemes(self) -> Counter[str]:
         """Count the passwords by their scheme."""
-        return Counter(one.scheme for one in self.passwords.values())
+        return Counter(self.scheme_of.values())
 
     def take_time_of_most(self) -> None:
         """Have the check for unknown users take as long as that of most passwords."""
@@ -435,6 +436,8 @@ class _Loading:
             credentials=digest_of(f"{entry.password}\0{entry.token}\0{entry.disabled}"),
         )
         yield from self._take_forwarding(place, entry, account)
+        if password:
+            self.tables.scheme_of[entry.address] = password.scheme
         if entry.disabled:
             password = token = None
         self.tables.add(account, password=password, token=token)

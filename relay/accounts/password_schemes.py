@@ -31,6 +31,13 @@ _CRYPT = {
     "MD5-CRYPT": re.compile(r"\$1\$[^$:\s]{0,8}\$[./A-Za-z0-9]{22}"),
     "YESCRYPT": re.compile(r"\$y\$j[7-9A-D][5T]\$[./A-Za-z0-9]{1,86}\$[./A-Za-z0-9]{43}"),
 }
+_WHOLE = {  # what is expected of a hash that begins so
+    "$2": "$2b$COST$ of a cost up to 15 (two digits), and 53 characters",
+    "$5$": "$5$SALT$ of up to 999999 rounds and 43 characters",
+    "$6$": "$6$SALT$ of up to 999999 rounds and 86 characters",
+    "$1$": "$1$SALT$ and 22 characters",
+    "$y$": "$y$j9T$SALT$ of up to 256 MiB and 43 characters, as {YESCRYPT}",
+}
 _DIGESTS = {"SHA": "sha1", "SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
 _SALTED = {"SSHA": "sha1", "SSHA256": "sha256", "SSHA512": "sha512"}
 _PLAIN = ("PLAIN", "CLEAR", "CLEARTEXT")
@@ -134,7 +141,8 @@ def _modular(hashed: str) -> Password:
         return Password(hashed, scheme=f"ARGON2{given.type.name}")
     scheme = next((name for name, form in _CRYPT.items() if form.fullmatch(hashed)), "")
     if not scheme:
-        raise ValueError(_EXPECTED)
+        raise ValueError(next((f"a whole hash: {form}" for prefix, form in _WHOLE.items()
+                               if hashed.startswith(prefix)), _EXPECTED))  # fmt: skip
     try:
         _crypt()
     except (OSError, AttributeError):

@@ -7,7 +7,8 @@ relay.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from relay.app.state_dir import owner_of
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, Parsed, common_options
+from relay.cli.options import CommandContext, InputPath, Parsed, common_options, read_input
 from relay.commands.account import (
     PASSWORD_BYTES_MAX,
     AccountFile,
@@ -29,10 +30,12 @@ from relay.commands.account import (
 )
 from relay.commands.account_import import read_users
 from relay.commands.operator_client import OperatorClient
+from relay.settings.document import Fault
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
 
 _FAULTS_SHOWN = 20
+_EXPECTED_LONG = 150  # characters
 _MAILBOX = Parsed("ADDRESS", parse_mailbox)
 _ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
@@ -101,7 +104,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 
 
 @account.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=InputPath())
 @click.option("--dry-run", is_flag=True, help="Only check the file.")
 @common_options
 def import_accounts(context: CommandContext, file: Path, *, dry_run: bool) -> None:
@@ -110,17 +113,29 @@ def import_accounts(context: CommandContext, file: Path, *, dry_run: bool) -> No
     A CSV has the columns address, hash, quota and aliases, and a header with these names; a
     passwd-file is one of Dovecot. Passwords stay the hashes that they are.
     """
-    users, faults = read_users(file)
+    users, faults = read_users(file, read_input("account import", file))
     added = _open(context).add_all(users, file, is_trial=dry_run or bool(faults))
     faults = sorted((*faults, *added), key=lambda one: one.line)
     if faults:
         more = len(faults) - _FAULTS_SHOWN
-        lines = [*map(str, faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
+        lines = [*_told_once(faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
         raise CommandError(ExitCode.DATA, "\n".join(lines[: None if more > 0 else -1]))
     text = f"{counted(len(users), 'account')} {'can be imported' if dry_run else 'imported'}"
     context.show({"accounts": len(users), "dry_run": dry_run}, lambda: [text])
     if not dry_run:
         _hint(context)
+
+
+def _told_once(faults: Sequence[Fault]) -> Iterator[str]:
+    """Yield the line of each fault; a long text of what is expected is in the first that has it."""
+    first: dict[str, int] = {}
+    for one in faults:
+        found, _, expected = one.message.partition(", expected ")
+        line = first.setdefault(expected, one.line)
+        if len(expected) > _EXPECTED_LONG and line != one.line:
+            yield str(replace(one, message=f"{found}, expected as in line {line}"))
+        else:
+            yield str(one)
 
 
 @account.command("list")

@@ -53,7 +53,7 @@ _SHOWN = (
     "disabled",
 )
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
-_OTHER = re.compile(r"(?:account|alias)\S* in line (\d+)")  # in faults about an address twice
+_OTHER = re.compile(r"(account\S*) in line (\d+)")  # in faults about an address twice
 _Entry = dict[str, Any]
 
 
@@ -118,16 +118,23 @@ class AccountFile:
             return f"line {users[place].line}" if place >= 0 else f"{self._given}:{line}"
 
         def told(fault: Fault) -> Fault:
-            user = users[bisect_right(begins, fault.line) - 1]
-            key = fault.key.partition(".")[2].replace("password", "hash")
-            message = _OTHER.sub(lambda found: place_of(int(found[1])), fault.message)
+            line, key, message = fault.line, fault.key, fault.message
+            if found := _OTHER.search(message):
+                other = int(found[2])
+                if line < begins[0]:  # of an alias: those are read after all accounts
+                    line, key, other = other, found[1], line
+                message = message.replace(found[0], place_of(other))
+            elif line < begins[0]:
+                return fault
+            user = users[bisect_right(begins, line) - 1]
+            key = key.partition(".")[2].replace("password", "hash")
             return Fault(file, user.line, key, message)
 
         try:
             added = [dict(user.values) for user in users]
             self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
         except SettingsError as error:
-            if not begins or error.faults[0].line < begins[0]:  # of the file as it is
+            if not begins:  # of the file as it is
                 raise
             return [told(one) for one in error.faults]
         return []
@@ -238,7 +245,7 @@ class AccountFile:
                 dataclasses.replace(one, file=self._given) for one in error.faults
             ) from None
         accounts.close()
-        return {address: one.scheme for address, one in accounts.tables.passwords.items()}
+        return accounts.tables.scheme_of
 
 
 def new_token() -> tuple[str, str]:

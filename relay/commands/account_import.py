@@ -3,7 +3,8 @@
 A row becomes the keys of an [[account]]; whether their values are valid is decided where
 accounts.toml is read. A CSV has a header with the names of its columns. A passwd-file has
 user:password:uid:gid:gecos:home:shell:fields (passwd(5)), of which the quota in the extra fields is
-taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not.
+taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not. A hash that
+begins with ! or * is that of a locked user (passwd(1)), who gets no password.
 """
 
 import csv
@@ -20,6 +21,9 @@ from relay.base.phrases import shown
 from relay.settings.document import Fault
 
 COLUMNS = ("address", "hash", "quota", "aliases")
+_HEADER = ",".join(COLUMNS)
+_FOREIGN = re.compile(r"[;\t]")  # between the columns of other programs
+_IS_CSV = re.compile(r"\"?address\"?\Z|[^:#,;\t]*+[,;\t][^:]*+\Z", re.IGNORECASE)  # the first line
 _BETWEEN = re.compile(r"[\s,;]+")
 _QUOTA = re.compile(
     r"quota(?:_rule=\*:(storage|bytes)|_storage_size)=([0-9]{1,15})([BKMGT]?)\b", re.IGNORECASE
@@ -34,10 +38,8 @@ class ImportedUser(Struct, frozen=True):
     values: Mapping[str, Any]
 
 
-def read_users(file: Path) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
-    """Return the users of a file, and the faults of other lines. Raises OSError."""
-    with file.open("rb") as stream:
-        octets = stream.read(FILE_BYTES_MAX + 1)
+def read_users(file: Path, octets: bytes) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
+    """Return the users of a file, and the faults of other lines."""
     if len(octets) > FILE_BYTES_MAX:
         return (), [Fault(file, 0, "", f"found more than {FILE_BYTES_MAX} bytes, expected fewer")]
     try:
@@ -46,25 +48,26 @@ def read_users(file: Path) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
         line = octets.count(b"\n", 0, error.start) + 1
         found = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
         return (), [Fault(file, line, "", found)]
-    header = [one.strip().lower() for one in text.partition("\n")[0].split(",")]
-    read = _csv(text, file) if "address" in header else _passwd(text, file)
-    rows = list(read)
+    is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
+    rows = list(_csv(text, file) if is_csv else _passwd(text, file))
     faults = [one for one in rows if isinstance(one, Fault)]
+    if not rows:
+        faults = [Fault(file, 0, "", "found no account, expected one or several")]
     return [one for one in rows if isinstance(one, ImportedUser)], faults
 
 
 def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    columns = [one.strip().lower() for one in next(rows)]
-    for name in columns:
-        if name not in COLUMNS or columns.count(name) > 1:
-            found = f"found the column {shown(name)}, expected each of {', '.join(COLUMNS)} once"
-            yield Fault(file, 1, "", found)
-            return
-    line = rows.line_num + 1
+    columns: list[str] = []
+    line = 1
     try:
         for cells in rows:
-            if len(cells) > len(columns):
+            if not columns:
+                columns = [one.strip().lower() for one in cells]
+                if found := _wrong_header(columns):
+                    yield Fault(file, 1, "", f"found {found}, expected the header {_HEADER}")
+                    return
+            elif len(cells) > len(columns):
                 expected = f"expected {len(columns)}: a hash with commas is in quotes"
                 yield Fault(file, line, "", f"found {len(cells)} columns, {expected}")
             elif any(cells):
@@ -74,13 +77,25 @@ def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
         yield Fault(file, line, "", f"found no CSV ({error}), expected quotes around such a value")
 
 
+def _wrong_header(columns: Sequence[str]) -> str:
+    """Return what is wrong with the columns, "" if nothing is; no more of them than a name, as a
+    row without a header has a hash.
+    """
+    if between := _FOREIGN.search(columns[0]):
+        return f"{shown(between[0])} between columns"
+    for one in columns:
+        if one not in COLUMNS or columns.count(one) > 1:
+            return f"the column {shown(one)}"
+    return "" if "address" in columns else 'no column "address"'
+
+
 def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
     for number, line in enumerate(text.split("\n"), 1):
         address, colon, rest = line.strip().partition(":")
         if not address or address.startswith("#"):
             continue
         if not colon:
-            expected = f"ADDRESS:HASH:..., or a CSV with the header {','.join(COLUMNS)}"
+            expected = f"ADDRESS:HASH:..., or a CSV with the header {_HEADER}"
             yield Fault(file, number, "", f"found no colon, expected {expected}")
             continue
         fields = rest.split(":", 6)
@@ -96,7 +111,7 @@ def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:
     quota = cells.get("quota", "")
     given = {
         "address": cells.get("address"),
-        "password": cells.get("hash"),
+        "password": "" if (hashed := cells.get("hash", "")).startswith(("!", "*")) else hashed,
         "quota": int(quota) if re.fullmatch(r"[0-9]{1,18}", quota) else quota,
         "aliases": [one for one in _BETWEEN.split(cells.get("aliases", "")) if one],
     }

@@ -82,6 +82,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
             outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]
             yield f'rule "{hit["rule"]}": {outcome}{because}'
+        if sender := detail.get("sender"):
+            yield f"sender {sender['from']} replaced by {sender['to']}"
         if signed := signature_words(detail):
             yield signed
         counts = detail.get("counts", {})  # an event names at most a few recipients

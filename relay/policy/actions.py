@@ -388,12 +388,15 @@ class SetSenderAction(Struct, frozen=True):
         return cls(address)
 
     def edit(self, header: Header, _: ExaminedMessage) -> Header:
-        """Replace From by this address, with the name of the first author."""
+        """Replace From by this address, with the name of the first author; remove Sender, which
+        would name another mailbox as the one that sends it (RFC 5322 3.6.2).
+        """
         people = [
             one for field in originators(header) if field.name == "From" for one in field.addresses
         ]
         author = EmailAddress(self.address, people[0].name if people else "")
-        return header.set("From", address_list_field("From", [author]).encode())
+        from_field = address_list_field("From", [author]).encode()
+        return header.remove(("Sender",)).set("From", from_field)
 
 
 _NEXT_HOP_EXPECTED = '"route:NAME" or a URL such as "smtp://relay.example:587"'

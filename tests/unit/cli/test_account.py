@@ -348,3 +348,11 @@ def test_changes_at_once_wait_for_each_other(files: Files) -> None:
         assert one.returncode == 0
         assert json.loads(out)["token"]
     assert len(files.made("list")) == 4
+
+
+def test_a_disabled_account_is_listed_with_its_scheme(files: Files) -> None:
+    files.accounts.write_text(files.text.replace('"plain:bob"', '"plain:bob"\n  disabled = true'))
+    assert "bob@example.test  password (PLAIN)  disabled" in files("list").stdout
+    accounts = files.load()
+    assert accounts.schemes() == {"PLAIN": 1}
+    accounts.close()

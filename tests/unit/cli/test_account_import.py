@@ -143,8 +143,15 @@ def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
     ("text", "expected"),
     [
         ("bob\n", ":1: found no colon, expected ADDRESS:HASH:..., or a CSV with the header address,"),
-        ("address,hash,name\n", ':1: found the column "name", expected each of address, hash'),
-        ("address,address\n", ':1: found the column "address", expected each of address, hash'),
+        ("address,hash,name\n", ':1: found the column "name", expected the header address,hash'),
+        ("address,address\n", ':1: found the column "address", expected the header address,hash'),
+        ("email,hash\na@b.test,x\n", ':1: found the column "email", expected the header address,'),
+        ("hash,quota\n", ':1: found no column "address", expected the header address,hash,quota,'),
+        ("address;hash\na;b\n", ':1: found ";" between columns, expected the header address,hash'),
+        ('"address"x,hash\n', ":1: found no CSV ("),
+        ("", ": found no account, expected one or several"),
+        ("address,hash\n", ": found no account, expected one or several"),
+        ("# a, b\n", ": found no account, expected one or several"),
         ('address,hash\nc@example.test,\nd@example.test,"x\n', ":3: found no CSV (unexpected end"),
         ('address\n"c@example.test"x\n', ":2: found no CSV ("),
         (b"address,hash\nc\xe4@example.test,x\n", ":2: found the byte 0xe4, expected UTF-8"),
@@ -178,3 +185,52 @@ def test_ten_thousand_accounts_are_read(files: Files) -> None:
     accounts = files.load()
     assert len(accounts.every()) == 10_002
     accounts.close()
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_an_address_of_an_alias_is_told_with_the_row(files: Files, rows: int) -> None:
+    with files.accounts.open("a") as file:
+        file.write('\n[[alias]]\naddress = "all@example.test"\nto = ["bob@example.test"]\n')
+    at, own = f"{files.accounts}:{files.text.count(chr(10)) - 1}", "expected one of its own:"
+    many = "".join(f"u{n}@example.test,{HASH},,\n" for n in range(rows))
+    twice = "x@example.test,,,all@example.test\nd1@example.test,,,\nd1@example.test,,,\n"
+    file = written(files, f"address,hash,quota,aliases\n{many}{twice}")
+    code, told = files.fails("import", file)
+    assert code == 65
+    assert told.splitlines() == [
+        f'{file}:{rows + 2}: aliases[0]: found "all@example.test", {own} {at} has the same',
+        f'{file}:{rows + 4}: address: found "d1@example.test", {own} line {rows + 3} has the same',
+    ]
+
+
+def test_a_file_that_does_not_exist(files: Files) -> None:
+    code, told = files.fails("import", str(files.folder / "none.csv"))
+    assert code == 66
+    assert "cannot be read: No such file or directory" in told
+    assert files.fails("import", str(files.folder))[0] == 65
+
+
+async def test_a_locked_user_has_no_password(files: Files) -> None:
+    locked = f"carol@example.test:!{HASH}:::\ndave@example.test:*:::\nfay@example.test:!!:::\n"
+    assert files.made("import", written(files, locked))["accounts"] == 3
+    accounts = files.load()
+    assert accounts.schemes() == {"PLAIN": 1}
+    assert await accounts.by_password("carol@example.test", "pä55", client="") is None
+    accounts.close()
+
+
+def test_a_malformed_hash(files: Files) -> None:
+    rows = "".join(f"u{n}@example.test,{{DES}}x\n" for n in range(3))
+    code, told = files.fails(
+        "import", written(files, f"address,hash\nc@example.test,$6$abc\n{rows}")
+    )
+    lines = told.splitlines()
+    assert code == 65
+    assert (
+        "found $6$, expected a whole hash: $6$SALT$ of up to 999999 rounds and 86 characters"
+        in lines[0]
+    )
+    assert "found {DES}, expected $argon2id$" in lines[1]
+    assert [one.partition(": hash: ")[2] for one in lines[2:]] == [
+        "found {DES}, expected as in line 3"
+    ] * 2

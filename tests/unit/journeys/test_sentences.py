@@ -280,3 +280,14 @@ def test_a_claim_has_the_host_that_makes_it_and_leaves_the_state(claim, text):
     )
     more = [*describe(7, detail | {"more": 2})]
     assert more == [line, "2 further reports on ann@customer.example"]
+
+
+def test_a_replaced_sender_is_told():
+    detail = {
+        "rules": [{"rule": "devices", "outcome": "set_sender"}],
+        "sender": {"from": "root@printer.lan", "to": "it@example.test"},
+    }
+    assert [*describe(5, detail)] == [
+        'rule "devices": set_sender',
+        "sender root@printer.lan replaced by it@example.test",
+    ]

@@ -377,7 +377,10 @@ def test_an_evaluation_stops_between_the_parts_of_a_message(rules_of):
 
 
 def test_a_message_has_one_sender_for_all_recipients(evaluate):
-    printed = b"From: Cron <root@box>, b@box\r\nSubject: x\r\nFrom: c@box\r\n\r\n"
+    printed = (
+        b"From: Cron <root@box>, b@box\r\nsender: d@box\r\nSubject: x\r\nFrom: c@box\r\n"
+        b"Sender: e@box\r\n\r\n"
+    )
     text = rule("{ set_sender = 'ops@in.test' }", when="{ recipient = 'b@*' }")
     verdict = evaluate(text, to=["a@out.test", "b@out.test"], content=printed)
     assert verdict.sender == "ops@in.test"
