@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,8 @@ Identity = tuple[int, int, int]  # device, inode, time of the last change
 _LINE_BYTES_MAX = 1 << 20
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NOT_OURS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO)  # a link, closed to us, a socket
+# a link, closed to us, a socket, a directory
+_NOT_OURS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EISDIR)
 
 
 class DroppedEnvelope(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,14 +57,14 @@ class DroppedFile:
         if path.name.startswith(PART):
             raise HostileFileError("it was not finished")
         try:
-            number = os.open(path, _FLAGS)
+            opened = FileIO(path, opener=lambda name, _: os.open(name, _FLAGS))
         except OSError as error:
             if error.errno in _NOT_OURS:
                 raise HostileFileError(f"it cannot be opened: {error.strerror}") from None
             raise
-        self._file = os.fdopen(number, "rb")
+        self._file = BufferedReader(opened)
         try:
-            self._facts = os.fstat(number)
+            self._facts = os.fstat(self._file.fileno())
             self._check()
             self.line = self._file.readline(_LINE_BYTES_MAX)  # the envelope as it is written
             self.envelope = self._read_envelope()

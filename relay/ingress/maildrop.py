@@ -3,7 +3,8 @@
 Each file is accepted as if its owner had sent it, with a key of device, inode, time and digest, and
 then removed: after a crash between the two the spool knows the key, and the file is not sent again.
 A file that cannot be removed is named by /readyz, and its key is renewed while it is there. What is
-no such file, or is rejected, is moved aside, into a directory that only the relay can enter.
+no such file, or is rejected, is moved aside, into a directory that only the relay can enter. Other
+directories stay, as only their owners can move them.
 """
 
 import asyncio
@@ -98,12 +99,15 @@ class MailDrop:
             await sleep_in_step(_LOOK_S if is_done else _AGAIN_S)
 
     async def look(self) -> bool:
-        """Take what is there; return False if some of it must wait. Raises OSError, SpoolError."""
+        """Take what is there; return False if some of it must wait. Raises OSError, SpoolError.
+
+        An OSError of one file is raised after the others.
+        """
         names = await asyncio.to_thread(self._listed)
         there = frozenset(names)
         self._stuck = {name: one for name, one in self._stuck.items() if name in there}
         left_bytes, self._logged, is_done = FILE_BYTES_MAX, 0, True
-        pressure = self.shared.pressure
+        pressure, failed = self.shared.pressure, None
         for name in names:
             if left_bytes <= 0 or pressure.paused() or pressure.rejection():
                 break
@@ -113,19 +117,23 @@ class MailDrop:
                     await self._move(name, stuck)
                     continue
                 file = await asyncio.to_thread(DroppedFile, self.directory / name)
+                with closing(file):
+                    left_bytes -= file.size
+                    is_done &= await self._take(name, file)
             except FileNotFoundError:
                 continue
             except HostileFileError as error:
                 await self._set_aside(name, identity, str(error))
-                continue
-            with closing(file):
-                left_bytes -= file.size
-                is_done &= await self._take(name, file)
+            except OSError as error:
+                error.filename = str(self.directory / name)
+                failed = failed or error
         await self._renew()
         self.report("")
         for name, stuck in itertools.islice(self._stuck.items(), 1):
             more = f", and {len(self._stuck) - 1} more" if self._stuck.keys() > {name} else ""
             self.report(f"{self.directory}: {shown(name)} cannot be removed: {stuck.why}{more}")
+        if failed:
+            raise failed
         return is_done
 
     async def _renew(self) -> None:
@@ -137,9 +145,11 @@ class MailDrop:
 
     def _listed(self) -> list[str]:
         """Return the names of files, the oldest first as `relay sendmail` names them."""
+        with suppress(OSError):  # early: everybody could make it
+            (self.directory / ASIDE).mkdir(mode=0o700)
         with os.scandir(self.directory) as entries:
-            names = (one.name for one in itertools.islice(entries, FILES_MAX + 1))
-            return sorted(name for name in names if name != ASIDE)
+            names = (one.name for one in entries if not one.is_dir(follow_symlinks=False))
+            return sorted(name for name in itertools.islice(names, FILES_MAX + 1) if name != ASIDE)
 
     async def _take(self, name: str, file: DroppedFile) -> bool:
         """Accept a file and remove it, or put it aside; return False if it must wait."""
@@ -211,37 +221,37 @@ class MailDrop:
         age_s = self._clock.file_time_us() / 1e6 - identity[2] / 1e9
         if name.startswith(PART) and age_s < _PART_S:
             return
+        done = await self._move(name, StuckFile(identity, self._ids.new(), ""))
         self._logged += 1
-        if self._logged <= _LOGGED_MAX:
+        if done and self._logged <= _LOGGED_MAX:
             more = "; others are not logged" if self._logged == _LOGGED_MAX else ""
-            _log.warning("dropped file moved aside", file=shown(name), reason=why + more)
-        await self._move(name, StuckFile(identity, self._ids.new(), ""))
+            _log.warning(f"dropped file {done}", file=shown(name), reason=why + more)
 
-    async def _move(self, name: str, file: StuckFile) -> None:
-        """Remove a file, or move it aside. One that stays is stuck."""
+    async def _move(self, name: str, file: StuckFile) -> str:
+        """Remove a file, or move it aside; return what was done. One that stays is stuck."""
         try:
-            await asyncio.to_thread(self._move_now, self.directory / name, file.aside)
+            done = await asyncio.to_thread(self._move_now, self.directory / name, file.aside)
         except FileNotFoundError:
-            pass
+            done = ""
         except OSError as error:
             why = error.strerror or str(error)
             if name not in self._stuck:
                 _log.error("dropped file not removed", file=shown(name), error=why)
             self._stuck[name] = replace(file, why=why)
-            return
+            return ""
         self._stuck.pop(name, None)
+        return done
 
-    def _move_now(self, path: Path, aside: str) -> None:
+    def _move_now(self, path: Path, aside: str) -> str:
         place = self.directory / ASIDE
         if not aside:
             path.unlink()
-            return
-        with suppress(FileExistsError):
-            place.mkdir(mode=0o700)
+            return "removed"
         facts = place.lstat()  # it may be a link, or another user's
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o77:
             raise PermissionError(errno.EPERM, f"{place} is not a directory of the relay alone")
         if sum(1 for _ in place.iterdir()) >= _ASIDE_MAX:
             path.unlink()
-        else:
-            path.rename(place / aside)
+            return "removed"
+        path.rename(place / aside)
+        return "moved aside"

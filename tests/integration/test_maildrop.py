@@ -3,6 +3,7 @@
 The relay runs as one user, programs as another one, so these tests are for root.
 """
 
+import fcntl
 import json
 import os
 import pwd
@@ -161,6 +162,49 @@ def test_hostile_files_are_put_aside(relay, drop, tmp_path):
     assert relay.faults() == []
 
 
+def test_a_directory_stays_and_ends_no_round(relay, drop):
+    for name in ("00", ".begun"):
+        (drop / name).mkdir()
+        (drop / name / "full").touch()
+        os.chown(drop / name, NOBODY, OWNER)
+        os.utime(drop / name, (0, 0))
+    write(drop, "good", "good")
+    relay.start()
+    until("taken", lambda: subjects(relay) == ["good"])
+    until("removed", lambda: left(drop) == [".begun", "00"])
+    assert "dropped file" not in relay.log
+    assert relay.faults() == []
+
+
+def test_a_directory_in_place_of_a_listed_file_is_hostile(drop):
+    (drop / "made-late").mkdir()
+    with pytest.raises(HostileFileError, match="Is a directory"):
+        DroppedFile(drop / "made-late")
+
+
+def test_a_file_that_cannot_be_opened_ends_no_round(relay, drop):
+    """Its owner has a lease, so that open(2) would have to wait."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when the lease is broken
+    leased = os.open(write(drop, "00", "leased"), os.O_WRONLY)
+    try:
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        write(drop, "good", "good")
+        relay.start()
+        until("taken", lambda: subjects(relay) == ["good"])
+        until("removed", lambda: left(drop) == ["00"])
+        ready = until("named", lambda: ready_text(relay) if "/00" in ready_text(relay) else "")
+        assert "Resource temporarily unavailable" in ready
+    finally:
+        os.close(leased)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_aside_is_made_before_anything_is_moved(relay, drop):
+    relay.start()
+    facts = until("made", lambda: (drop / "aside").exists() and (drop / "aside").stat())
+    assert (facts.st_uid, stat.S_IMODE(facts.st_mode) & 0o777) == (OWNER, 0o700)
+
+
 def test_a_file_that_changes_while_it_is_read_is_hostile(drop):
     path = write(drop, "changes")
     with closing(DroppedFile(path)) as file:
@@ -182,6 +226,7 @@ def test_aside_may_not_be_somebody_elses(relay, drop, tmp_path):
     assert list(tmp_path.iterdir()) == []
     ready = until("named", lambda: ready_text(relay) if "bad" in ready_text(relay) else "")
     assert "is not a directory of the relay alone" in ready
+    assert "moved aside" not in relay.log
 
 
 def ready_text(relay):
