@@ -5,6 +5,7 @@ A reload applies the reloadable keys (relay/settings/reloadable_keys.py), rules,
 and only if all files are without faults. Faults raise SettingsError.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from relay.policy.engine import RuleSet
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import Confinement, RouteTable, parse_action
-from relay.settings.document import Fault, SettingsError, read_document
+from relay.settings.document import Fault, KeyPath, SettingsError, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, NodeRole, Settings
@@ -171,10 +172,7 @@ class ActiveConfiguration:
         anonymous = settings.http.anonymous
         if fault := anonymous_fault(anonymous, accounts):
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
-        try:
-            table = route_table(settings, accounts)
-        except ValueError as error:
-            raise SettingsError([Fault(self._file, 0, "route", str(error))]) from None
+        table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
         return Configuration(settings, accounts.tables, rules, texts, keys, table, places)
 
@@ -216,6 +214,8 @@ def _certificate(tls: CertificateFiles | None) -> ServerCertificate | None:
     return ServerCertificate(tls.certificate, tls.key) if tls else None
 
 
+# of a key outside [[route]]
+_TABLE_FAULT = re.compile(r"(domain|mailboxes)(?:\[(\d++)\])?\.(\w++): (.*+)\Z", re.DOTALL)
 _NEXT_HOP_EXPECTED = (
     "default, mx, mx:DOMAIN, local, route:NAME, smtp://HOST:PORT, smtps://HOST:PORT,"
     " lmtp://HOST:PORT or lmtp:unix:PATH"
@@ -240,6 +240,18 @@ def route_table(
         hostname=settings.hostname,
         confinement=confinement,
     )
+
+
+def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> RouteTable:
+    """Return the table of `settings`, which were read from `file`. Raises SettingsError."""
+    try:
+        return route_table(settings, accounts)
+    except ValueError as error:
+        if not (found := _TABLE_FAULT.match(str(error))):
+            raise SettingsError([Fault(file, 0, "route", str(error))]) from None
+        table, number, key, text = found.groups()
+        path: KeyPath = (table, key) if number is None else (table, int(number), key)
+        raise SettingsError([read_document(file).fault(path, text)]) from None
 
 
 class RoutePlace(Struct, frozen=True):

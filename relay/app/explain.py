@@ -21,7 +21,7 @@ from msgspec import Struct
 from relay.accounts.account import Expansion
 from relay.accounts.directory import load_accounts
 from relay.api.dependencies import Question
-from relay.app.configuration import RoutePlace, route_places, route_table
+from relay.app.configuration import RoutePlace, read_table, route_places
 from relay.app.foundation import Foundation
 from relay.app.srs_key import srs_in
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
@@ -57,7 +57,6 @@ from relay.routing.route_table import (
     RouteTable,
     RoutingResult,
 )
-from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings
 from relay.settings.validation import is_trusted, next_hops_by_name
 
@@ -423,10 +422,7 @@ def explainer_of_files(
     boxes = settings.mailboxes
     accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
     try:
-        try:
-            table = route_table(settings, accounts)
-        except ValueError as error:
-            raise SettingsError([Fault(file, 0, "route", str(error))]) from None
+        table = read_table(settings, accounts, file)
         srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)
         forwarding = Forwarder(
             accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from relay import spool
 from relay.accounts.directory import load_accounts
-from relay.app.configuration import anonymous_fault, route_table
+from relay.app.configuration import anonymous_fault, read_table
 from relay.app.srs_key import srs_in
 from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
 from relay.app.transport import resolver_of
@@ -204,7 +204,7 @@ def _check_file(
     yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for line numbers
     yield from _reach(settings, place)
-    yield from _accounts(settings, environ, clock)
+    yield from _accounts(settings, file, environ, clock=clock)
     yield from _dovecot(settings.mailboxes.dovecot_auth)
     yield from _routes(settings, place)
     yield from _policies(settings, file, clock)
@@ -406,7 +406,7 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
 
 
 def _accounts(
-    settings: Settings, environ: Mapping[str, str], clock: Clock
+    settings: Settings, file: Path, environ: Mapping[str, str], *, clock: Clock
 ) -> Iterator[CheckFinding]:
     boxes = settings.mailboxes
     accounts = yield from _loaded(
@@ -415,10 +415,7 @@ def _accounts(
     )
     if accounts is None:
         return
-    try:
-        yield from _loaded("domains", lambda: route_table(settings, accounts))
-    except ValueError as error:
-        yield CheckFinding("routes", CheckResult.FAULT, f"route: {error}")
+    yield from _loaded("routes", lambda: read_table(settings, accounts, file))
     if fault := anonymous_fault(settings.http.anonymous, accounts):
         yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
     for warning in accounts.warnings():
@@ -557,8 +554,12 @@ async def _passed_on(
     """
     resolver = resolver_of(settings, clock)
     for number, one in enumerate(settings.domain):
-        is_routed = any(domain_matches(route.domain, one.name) for route in settings.route
-                        if route.domain != "*")  # fmt: skip
+        asks = one.recipients == "verify"  # also while mail is held
+        is_routed = any(
+            domain_matches(route.domain, one.name)
+            for route in settings.route
+            if route.domain != "*" and not (asks and route.next_hop == "hold")
+        )
         if one.has_accounts or one.alias_of or is_routed:
             continue
         found = await resolver.resolve(NextHop(HopKind.MX, one.name))

@@ -4,7 +4,7 @@ Rooms ask whether a domain is own with its A-labels. Whether an address has an a
 is not decided here: aliases come before, accounts are looked up in relay/routing/route_table.py.
 
 A file of recipients has an address a line; blank lines and those that begin with # are ignored. It
-is read when the table is made, and raises SettingsError with all its faults.
+is read when the table is made, and raises SettingsError with the faults of all its lines.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -38,19 +38,22 @@ class OwnDomains:
         self._by_name: dict[str, OwnDomain] = {}
         self._listed: dict[str, frozenset[str]] = {}  # by the domain
         self.takers: set[str] = set()  # the mailboxes of all catch_all and postmaster
+        number = 0  # of a [[domain]]
         for each in domains:
+            key = f"domain[{number}]"
             if isinstance(each, str):
                 own = OwnDomain(each.lower(), catch_all=catch_all)
             else:
+                number += 1
                 own = replace(
                     each,
-                    catch_all=mailbox_of(f"domain {each.name}: catch_all", each.catch_all),
-                    postmaster=mailbox_of(f"domain {each.name}: postmaster", each.postmaster),
+                    catch_all=mailbox_of(f"{key}.catch_all", each.catch_all),
+                    postmaster=mailbox_of(f"{key}.postmaster", each.postmaster),
                 )
             self._by_name[own.name] = own
             self.takers |= {own.catch_all, own.postmaster} - {""}
             if own.file is not None:
-                self._listed[own.name] = _addresses_in(own.file, own.name)
+                self._listed[own.name] = _addresses_in(own.file, own.name, f"{key}.recipients")
 
     def find(self, domain: str) -> OwnDomain | None:
         """Return the own domain of this name (A-labels), None for any other."""
@@ -70,18 +73,21 @@ class OwnDomains:
         return listed is None or wanted in listed or untagged(wanted) in listed
 
 
-def _addresses_in(file: Path, domain: str) -> frozenset[str]:
-    """Return the addresses in a file of recipients. Raises SettingsError."""
+def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
+    """Return the addresses in a file of recipients. Raises SettingsError for its lines, and
+    ValueError that names the `key` for a file that cannot be read.
+    """
     try:
         with file.open("rb") as opened:
             octets = opened.read(_FILE_BYTES_MAX + 1)
         text = octets.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
-        raise _unusable(file, f"found no file that can be read ({why}), expected one") from None
+        text = f"found {str(file)!r}, expected a file that can be read ({why})"
+        raise ValueError(f"{key}: {text}") from None
     if len(octets) > _FILE_BYTES_MAX:
-        limit = f"expected at most {_FILE_BYTES_MAX >> 20} MiB"
-        raise _unusable(file, f"found a larger file, {limit}")
+        limit = f"expected a file of at most {_FILE_BYTES_MAX >> 20} MiB"
+        raise ValueError(f"{key}: found {str(file)!r}, {limit}")
     found: set[str] = set()
     faults = []
     for number, line in _entries(text):
@@ -96,10 +102,6 @@ def _addresses_in(file: Path, domain: str) -> frozenset[str]:
     if faults:
         raise SettingsError(faults)
     return frozenset(found)
-
-
-def _unusable(file: Path, message: str) -> SettingsError:
-    return SettingsError([Fault(file, 0, "domain.recipients", message)])
 
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:

@@ -232,6 +232,13 @@ def test_a_gateway_whose_mx_is_this_relay_is_no_valid_configuration(
         done = relay.cli("check")
         assert done.returncode == 78
         assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
+        asked = {"name": "loop.test", "recipients": "verify"}
+        held = {"domain": "loop.test", "next_hop": "hold"}
+        routes = [*relay.config["route"], held]
+        relay.write_config(with_domain(relay, asked) | {"route": routes})
+        done = relay.cli("check")  # nobody says which addresses there are
+        assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
+        relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
         # a service that runs nevertheless bounces nothing
         relay.start()
         journey = relay.until_state(

@@ -274,6 +274,24 @@ def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):
 
 
 @pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            '[[domain]]\nname = "a.test"\n[[domain]]\nname = "b.test"\npostmaster = "no@b.test"\n',
+            "relay.toml:17: domain[1].postmaster: found 'no@b.test', expected an account's address",
+        ),
+        (
+            '[[domain]]\nname = "a.test"\nrecipients = "file:listed"\n',
+            "relay.toml:15: domain[0].recipients: found '{}/listed', expected a file",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_table_names_its_key_and_line(files, change, expected):
+    [(_, told)] = files.faults(CONFIG + change)
+    assert expected.format(files.folder) in told
+
+
+@pytest.mark.parametrize(
     ("listen", "next_hop", "is_own"),
     [
         ("127.0.0.1:2525", "smtp://127.0.0.1:2525", True),

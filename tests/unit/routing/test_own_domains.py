@@ -180,17 +180,25 @@ def test_mail_in_the_queue_is_rerouted_where_its_domain_has_changed(table, hop, 
     [
         ("ann\n", 'listed:1: found "ann", expected an address @listed.test'),
         ("\nann@other.test\n", 'listed:2: found "ann@other.test", expected an address @listed.test'),
-        (b"\xff\n", "listed: domain.recipients: found no file that can be read (not UTF-8)"),
-        (None, "listed: domain.recipients: found no file that can be read (No such file"),
     ],
 )  # fmt: skip
 def test_a_faulty_file_is_told_with_its_line(tmp_path, text, expected):
     file = tmp_path / "listed"
-    if text is not None:
-        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    file.write_text(text)
     with pytest.raises(SettingsError) as caught:
         RouteTable([], [OwnDomain("listed.test", f"file:{file}")], None)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(("octets", "why"), [(b"\xff\n", "not UTF-8"), (None, "No such file")])
+def test_an_unusable_file_is_told_with_the_key_that_names_it(tmp_path, octets, why):
+    file = tmp_path / "listed"
+    if octets is not None:
+        file.write_bytes(octets)
+    own = [OwnDomain("any.test", "any"), OwnDomain("listed.test", f"file:{file}")]
+    expected = rf"domain\[1\]\.recipients: found '{file}', expected .* be read \({why}"
+    with pytest.raises(ValueError, match=expected):
+        RouteTable([], ["example.test", *own], None)
 
 
 def test_a_file_of_nothing_but_faults_has_few_of_them_told(tmp_path):
@@ -212,3 +220,17 @@ def load_accounts_of_nobody(folder):
     file.write_text("")
     file.chmod(0o600)
     return load_accounts(file, [], clock=ManualClock(), environ={})
+
+
+def test_the_next_hop_behind_a_hold_says_which_addresses_there_are():
+    routes = [Route("gate.test", "hold"), Route("gate.test", "smtp://gate.host:25")]
+    found = RouteTable(routes, [OwnDomain("gate.test", "verify")], Nobody())
+    result = found.examine("x@gate.test", "ann@a.test")
+    assert result.held == "route gate.test hold"
+    assert result.is_asked
+    assert result.next_hop.without_route == NextHop.parse("smtp://gate.host:25")
+
+
+class Nobody:
+    def by_address(self, _address):
+        return None
