@@ -2,7 +2,8 @@
 
 The root calls it too if the program is called sendmail. Exits 64 without a recipient, 65 if the
 relay rejects the message, 67 if it does not know a recipient, 75 if no relay listens, and for a
-temporary error. Nothing is sent then.
+temporary error. Nothing is sent then. Of the configuration only what is needed is read; if that has
+a fault, [sendmail] or its defaults are used: somebody may be editing it.
 """
 
 import re
@@ -15,6 +16,7 @@ import click
 from msgspec import Struct
 
 from relay.base.clock import Ids, SystemClock
+from relay.base.files import check_readable
 from relay.base.phrases import shown
 from relay.base.socket_address import Address
 from relay.cli.errors import CommandError, ExitCode
@@ -31,18 +33,23 @@ from relay.commands.sendmail import (
     NoRecipientsError,
     OutgoingMessage,
     SendmailOptions,
+    check_dropped,
     prepare,
     talk,
 )
 from relay.ingress.dropped_mail import DroppedEnvelope, drop_mail
+from relay.ingress.local_users import LocalUsers
+from relay.settings.document import SettingsError, read_document
 from relay.settings.environment import read_environment
-from relay.settings.tree import SendmailSettings
+from relay.settings.reader import DocumentReader
+from relay.settings.tree import SendmailSettings, Settings
 from relay.settings.values import parse_address
 
 _DEFAULT = Address("127.0.0.1", 1025)
 _NOTIFY = re.compile(
     r"never|(?:success|failure|delay)(?:,(?:success|failure|delay))*", re.IGNORECASE
 )
+_NEEDED = ("hostname", "state_dir", "smtp", "mailboxes", "domain", "sendmail")
 _RET = {"full": "FULL", "hdrs": "HDRS"}
 _UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
 
@@ -99,10 +106,12 @@ def sendmail(
                 address, message.content, sender=message.sender, recipients=message.recipients,
                 notify=notify, ret=ret,
             )  # fmt: skip
-        except (ConnectionRefusedError, FileNotFoundError):  # nothing was sent
-            if place.drop is None:
+        except (ConnectionRefusedError, FileNotFoundError, TryLaterError) as error:
+            # 421: it accepts nothing, or no more sessions; nothing was sent
+            is_away = not isinstance(error, TryLaterError) or str(error).startswith("421")
+            if place.drop is None or not is_away:
                 raise
-            _drop(place.drop, message, notify=notify, ret=ret)
+            _drop(place.drop, message, users=place.users, notify=notify, ret=ret)
     except NoRecipientsError:
         expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
@@ -129,9 +138,12 @@ def _ret(text: str | None) -> str:
     return _RET[text.lower()] if text else ""
 
 
-def _drop(directory: Path, message: OutgoingMessage, *, notify: str, ret: str) -> None:
-    """Leave the message for the relay. Raises CommandError (75)."""
+def _drop(
+    directory: Path, message: OutgoingMessage, *, users: LocalUsers | None, notify: str, ret: str
+) -> None:
+    """Leave the message for the relay. Raises CommandError (75), RejectedError."""
     envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret)
+    check_dropped(envelope, message.content, users)
     try:
         drop_mail(directory, envelope, message.content, name=Ids(SystemClock()).new())
     except OSError as error:
@@ -145,11 +157,12 @@ class _Place(Struct, frozen=True):
     address: Address
     domain: str = ""  # of addresses without one; "": the relay adds it
     drop: Path | None = None  # for when nobody listens on a Unix socket
+    users: LocalUsers | None = None  # who may send as whom, if that is known
 
 
 def _place(context: CommandContext) -> _Place:
     """Return where mail goes. RELAY_SENDMAIL does without a configuration."""
-    settings, host = None, socket.gethostname() or "localhost"
+    host = socket.gethostname() or "localhost"
     if given := read_environment().sendmail:
         try:
             address = parse_address(given, Path.cwd())
@@ -159,19 +172,47 @@ def _place(context: CommandContext) -> _Place:
             text = f"sendmail: RELAY_SENDMAIL: found {shown(given)}, expected HOST:PORT"
             raise CommandError(ExitCode.CONFIGURATION, text)
         return _Place(address, host)
+    values: dict[str, Any] = {}
     if _may_not_be_read(context):
-        sendmail: SendmailSettings | None = SendmailSettings()
-    else:
-        is_there = context.names_config or context.found_config_file().exists()
-        settings = context.settings() if is_there else None
-        sendmail = settings.sendmail if settings else None
+        values["sendmail"] = SendmailSettings()
+    elif context.names_config or context.found_config_file().exists():
+        values = _read(context.found_config_file())
+    hostname = values.get("hostname", "")
+    sendmail: SendmailSettings | None = values.get("sendmail")
     if sendmail is not None:
-        return _Place(Address(path=str(sendmail.socket)), drop=sendmail.drop)
-    if settings is None:
+        users = LocalUsers(hostname, "", sendmail.users) if hostname else None
+        return _Place(Address(path=str(sendmail.socket)), drop=sendmail.drop, users=users)
+    if not values:
         return _Place(_DEFAULT, host)
+    settings = Settings(**values)
     found = (one.listen for one in settings.smtp if one.role == "relay" and one.listen.port)
     domain = next(iter(settings.own_domains), settings.hostname)
     return _Place(next(found, _DEFAULT), domain)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the fields of Settings that count here. Raises SettingsError if there is no file, and
+    PermissionError.
+    """
+    check_readable(file)
+    values: dict[str, Any] = {}
+    try:
+        document = read_document(file)
+        environ = read_environment().variables
+        reader = DocumentReader(document, base=file.absolute().parent, environ=environ)
+        table = {key: document.table[key] for key in _NEEDED if key in document.table}
+        values = reader.fields(Settings, table, ())
+        faults = reader.faults
+    except SettingsError as error:
+        if not file.exists():
+            raise
+        faults = list(error.faults)
+    if faults:
+        used = "the default" if "sendmail" not in values else "this"
+        click.echo(f"sendmail: {faults[0]}; {used} [sendmail] is used", err=True)
+        values.setdefault("sendmail", SendmailSettings())
+        values.pop("hostname", None)  # who may send as whom is not known
+    return values
 
 
 def _may_not_be_read(context: CommandContext) -> bool:

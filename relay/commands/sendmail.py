@@ -1,23 +1,30 @@
 """Send a message as sendmail(8) does, by SMTP to a relay.
 
 The command has no rights of its own: it is a client of the listener. Nothing is queued here: what
-the relay has not accepted is not sent, and one recipient that is rejected rejects the message.
+the relay has not accepted is not sent, and one recipient that is rejected rejects the message. What
+is left in the drop directory is checked before, as far as the command can know.
 
 RFC 5322 3.6.3 (Bcc), 3.6.6 (resent fields).
 """
 
+import os
 import re
 import socket
 import threading
 from contextlib import suppress
 from email.utils import formatdate
 from io import FileIO
+from typing import NoReturn
 
 from msgspec import Struct
 
 from relay.base.clock import Clock, Ids
+from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
 from relay.client import RejectedError
+from relay.ingress.dropped_mail import FILE_BYTES_MAX, RECIPIENTS_MAX, DroppedEnvelope
+from relay.ingress.local_users import LocalUsers
+from relay.ingress.session_limits import SessionLimits
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, with_crlf
 from relay.message.properties import EmailAddress
@@ -83,6 +90,34 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
     rest = parsed.rest
     assert isinstance(rest, bytes)  # only what SMTP receives is split
     return OutgoingMessage(sender, recipients, header.remove(BCC_FIELDS).octets + rest)
+
+
+def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers | None) -> None:
+    """Raise RejectedError for what a relay would not take from the drop directory: nobody would
+    hear of it. `users` is None if it is not known who may send as whom.
+    """
+    from relay.ingress.data import ContentCollector  # noqa: PLC0415 - slow, and seldom needed
+    from relay.ingress.send_as import local_rejection  # noqa: PLC0415
+
+    if len(envelope.recipients) > RECIPIENTS_MAX:
+        count = len(envelope.recipients)
+        raise RejectedError(f"found {count} recipients, expected at most {RECIPIENTS_MAX}")
+    size_max_bytes = FILE_BYTES_MAX - len(envelope.line)
+    collector = ContentCollector(
+        size_max_bytes=size_max_bytes, limits=SessionLimits(), arrival=_no_arrival,
+        budget=MemoryBudget(2 * FILE_BYTES_MAX),
+    )  # fmt: skip
+    collector.add(content, is_last=True)
+    if collector.rejection is not None:
+        raise RejectedError(collector.rejection)
+    if users is not None and envelope.sender:
+        sender = _in_domain(envelope.sender, users.hostname)
+        if rejection := local_rejection(users.find(os.geteuid()), sender):
+            raise RejectedError(rejection)
+
+
+def _no_arrival() -> NoReturn:
+    raise AssertionError("nothing is written")
 
 
 def _recipients_in(header: Header) -> list[str]:

@@ -39,6 +39,11 @@ class DroppedEnvelope(Struct, frozen=True, forbid_unknown_fields=True):
     notify: str = ""  # of NOTIFY, for all recipients; "": none
     ret: str = ""  # of RET
 
+    @property
+    def line(self) -> bytes:
+        """The first line."""
+        return msgspec.json.encode(self) + b"\n"
+
 
 class HostileFileError(Exception):
     """The file is not one that `relay sendmail` writes."""
@@ -139,7 +144,7 @@ def drop_mail(directory: Path, envelope: DroppedEnvelope, content: bytes, *, nam
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     number = os.open(part, flags, 0o600)
     try:
-        write_all(number, msgspec.json.encode(envelope) + b"\n" + content)
+        write_all(number, envelope.line + content)
         os.fsync(number)
         os.fchmod(number, MODE)
         part.rename(directory / name)

@@ -273,3 +273,69 @@ def test_a_directory_that_takes_no_mail_is_75(relay, drop):
     assert done.returncode == 75
     assert done.stderr.startswith(f"sendmail: no relay listens, and {drop} does not take mail: ")
     assert left(drop) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("Subject: x\n\n" + "0123456789abcdef\n" * 5_600_000, [], "552 5.3.4 "),
+        ("Subject: x\n\na\0b\n", [], "550 5.5.2 "),
+        ("Subject: x\n\n" + "a" * 1_500_000, [], "500 5.5.2 "),
+        ("Subject: x\n\nx\n", ["-f", "alice@example.test"], "553 5.7.1 <alice@example.test>: "),
+        ("Subject: x\n\nx\n", [f"a{one}" for one in range(1000)], "found 1001 recipients"),
+    ],
+    ids=["size", "NUL", "long line", "sender", "recipients"],
+)
+def test_what_would_be_refused_is_not_left(relay, drop, text, words, said):
+    done = sendmail(relay, text, *words, "bob")
+    assert (done.returncode, left(drop)) == (65, [])
+    assert done.stderr.startswith(f"sendmail: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["-f", "shop@x.test"], ["-f", "<>"], ["-f", f"ROOT@{HOST}"]])
+def test_root_leaves_mail_from_any_address(relay, drop, words):
+    assert sendmail(relay, "Subject: x\n\nx\n", *words, "bob", user=0).returncode == 0
+    assert len(left(drop)) == 1
+
+
+def test_while_acceptance_is_paused_mail_is_left(relay, drop):
+    relay.start()
+    assert relay.cli("pause", "accept").returncode == 0
+    done = sendmail(relay, "Subject: paused\n\nx\n", "bob")
+    assert (done.returncode, done.stderr, len(left(drop))) == (0, "", 1)
+    assert relay.cli("resume", "accept").returncode == 0
+    until("taken", lambda: subjects(relay) == ["paused"])
+
+
+def test_other_sections_are_not_for_sendmail(relay, drop):
+    """Such as a password that only the service can read, or an edit that is not finished."""
+    (secret := relay.folder / "secret").write_text("secret")
+    secret.chmod(0o600)
+    auth = {"user": "a", "password_file": str(secret)}
+    route = {"domain": "*", "next_hop": "a.test", "tls": "verify", "auth": auth}
+    relay.write_config({**relay.config, "route": [route], "delivery": {"unknown": 1}})
+    done = sendmail(relay, "Subject: x\n\nx\n", "bob")
+    assert (done.returncode, done.stderr, len(left(drop))) == (0, "", 1)
+
+
+def test_a_fault_in_what_it_needs_is_named_and_mail_is_left(relay, drop):
+    text = relay.config_file.read_text()
+    relay.config_file.write_text(text.replace(f'hostname = "{HOST}"', "hostname = 1"))
+    assert relay.config_file.read_text() != text
+    done = sendmail(relay, "Subject: x\n\nx\n", "bob")
+    assert (done.returncode, len(left(drop))) == (0, 1)
+    assert done.stderr.count("\n") == 1
+    assert "hostname: found 1" in done.stderr
+    assert done.stderr.endswith("; this [sendmail] is used\n")
+
+
+@pytest.mark.skipif(Path("/var/spool/relay/maildrop").exists(), reason="the default is in use")
+def test_a_configuration_that_cannot_be_parsed_leaves_the_defaults(relay, drop):
+    with relay.config_file.open("a") as config:
+        config.write("\n[half")
+    done = sendmail(relay, "Subject: x\n\nx\n", "bob")
+    first, second = done.stderr.splitlines()
+    assert first.endswith("; the default [sendmail] is used")
+    assert second.startswith("sendmail: no relay listens, and /var/spool/relay/maildrop does not")
+    assert done.returncode == 75
