@@ -54,7 +54,7 @@ _PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Par
 @once("--address", "mailbox", metavar="ADDRESS", help="The sender or a recipient.")
 @once("--from", "sender", type=_ADDRESS, help='The reverse-path, or a part; "<>" is the null one.')
 @once("--to", type=_ADDRESS, help="A recipient, or a part.")
-@once("--subject", type=_PART, help="A part of the Subject.")
+@once("--subject", type=_PART, help="A part of the Subject; ? is any character.")
 @once("--client", metavar="IP|NAME", help="Who brought it: its address, or its name in EHLO.")
 @once("--login", metavar="ADDRESS", help="The account that it is from, or a part.")
 @once("--state", type=click.Choice(_STATES), metavar="STATE", help="Of a recipient.")
@@ -80,6 +80,8 @@ def log(context: CommandContext, *, limit: int, **given: str) -> None:
     if older:
         text = f"{counted(len(rows), 'message')} back to {older}; older ones: --until {older}"
         click.echo(f"relay log: {text}", err=True)
+    elif not rows:
+        click.echo("relay log: no message matches", err=True)
 
 
 def log_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -232,7 +232,8 @@ def _change(
         raise click.UsageError("expected a selector: ID, a condition, or --all")
     more |= conditions | {"who": user_name()}
     try:
-        answer = _client(context).change(operation, selector, **more)
+        client = _client(context)
+        answer = client.change(operation, selector, **more)
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
             raise click.UsageError(with_option(str(error))) from None
@@ -250,6 +251,9 @@ def _change(
         print_lines([line, *_reasons(answer)])
     if lists or context.json:
         _say_if_cut(answer["entries"])
+    if operation in ("retry", "release", "reroute") and answer["matched"]:
+        for paused in client.delivery_paused():
+            click.echo(f"relay queue {operation}: {paused}", err=True)
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:

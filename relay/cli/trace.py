@@ -46,6 +46,9 @@ def trace(context: CommandContext, key: str) -> None:
     found = None if is_ip(key) else client.journey(key)
     listed = _listed(client, {"client": key}) if is_ip(key) else {"messages": []}
     rows = listed["messages"][:_ROWS_MAX]
+    if is_ip(key) and not refused and not rows:
+        reason = f"; {client.without_daemon}" if client.without_daemon else ""
+        raise CommandError(ExitCode.DATA, f"relay trace: nothing came from {key}{reason}")
     if found is None and not refused and not rows:
         raise unknown_message("trace", key, without_daemon=client.without_daemon)
     document: dict[str, Any] = {} if found is None else to_builtins(found)
@@ -63,7 +66,7 @@ def trace(context: CommandContext, key: str) -> None:
             if _is_address(key):
                 option, name, value = "address", "mailbox", key
             full = _listed(client, {name: value, "pages": "1"})
-        if (more := len(full["messages"]) - (len(rows) or 1)) > 0:
+        if key != "last" and (more := len(full["messages"]) - (len(rows) or 1)) > 0:
             least = "at least " if full["older"] else ""
             command = f"relay log --{option} {shlex.quote(value)}"
             shown.append(f"{least}{counted(more, 'more message')}: {command}")

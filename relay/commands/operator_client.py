@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
+import msgspec
 from msgspec.structs import asdict
 
 from relay.app.state_dir import AlreadyRunningError
 from relay.base.clock import Clock, now_at_least_us
+from relay.base.pauses import Pause, Paused
 from relay.client import (
     ControlClient,
     ControlError,
@@ -177,7 +179,19 @@ class OperatorClient:
         names = () if self.without_daemon else needed_reports(found)
         reports = {name: one for name in names if (one := self.journey(name)) is not None}
         now_us = self._relay_us or self._clock.time_us()
-        return [one.text(now_us) for one in answer(found, now_us=now_us, reports=reports)]
+        lines = [one.text(now_us) for one in answer(found, now_us=now_us, reports=reports)]
+        if any(one.state in ("queued", "deferred") for one in found.recipients):
+            lines += self.delivery_paused()
+        return lines
+
+    def delivery_paused(self) -> list[str]:
+        """Return one sentence if the running daemon is not to deliver, else none."""
+        try:
+            pause = self._client.get("/pause")[Paused.DELIVERY]
+        except ControlUnavailableError:
+            return []
+        text = msgspec.convert(pause, Pause).text(Paused.DELIVERY) if pause else ""
+        return [f"Nothing is delivered on this node: {text}."] if text else []
 
     def source(self, key: str) -> Iterator[bytes]:
         """Yield the MIME of a message from the daemon. Raises as message_from_relay() does."""

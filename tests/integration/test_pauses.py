@@ -27,7 +27,12 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(remotes: Rem
         relay.start()
         assert readiness(relay)[1].startswith("ready; delivery is paused by ")
         ids.append(relay.submit(ALICE, ["y@a.test"]))
-        relay.cli("queue", "retry", "--all")
+        assert "Nothing is delivered on this node: delivery is paused by " in (
+            relay.cli("queue", "retry", "--all").stderr
+        )
+        assert "\nNothing is delivered on this node: delivery is paused by " in (
+            relay.cli("trace", ids[-1]).stdout
+        )
         assert "paused       delivery is paused by " in relay.cli("queue", "stats").stdout
         assert {one["state"] for one in relay.queue()} == {"queued"}
         assert len(relay.queue()) == len(ids)
@@ -37,6 +42,7 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(remotes: Rem
             relay.until_final(queue_id)
         received(mx, "x@a.test")
         received(mx, "y@a.test")
+        assert "Nothing is delivered" not in relay.cli("trace", ids[-1]).stdout
         assert readiness(relay) == (200, "ready\n")
 
 
