@@ -527,7 +527,9 @@ class RouteTable:
         if domain != self._hostname or self.is_local_domain(domain):
             return False
         routes = self._routes_for(domain)
-        return bool(routes) and all(route.domain == "*" for route in routes)
+        return bool(routes) and all(
+            route.domain == "*" and route.action != CAPTURE for route in routes
+        )
 
     def next_hop_for(self, address: str, reverse_path: str = "") -> NextHop | None:
         """Return the next hop of mail for `address`, or None if the address is invalid. Without

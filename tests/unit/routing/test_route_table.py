@@ -440,6 +440,7 @@ def test_who_answers_a_report_writes_to_the_postmaster(address):
     [
         ([("*", "smtp://h.test:25")], True),
         ([("*", "hold"), ("*", "mx")], True),
+        ([("*", "capture")], False),  # which stays here
         ([("other.test", "capture")], False),  # the domain's MX, or a loop and then the postmaster
         ([("relay.test", "smtp://h.test:25"), ("*", "smtp://h.test:26")], False),
         ([("*", "smtp://h.test:26"), ("*.test", "smtp://h.test:25")], False),
