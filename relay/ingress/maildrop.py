@@ -80,6 +80,7 @@ class MailDrop:
         self._budget = MemoryBudget(self._limits.buffered_bytes)
         self._stuck: dict[str, StuckFile] = {}  # by name
         self._renewed_s = -_RENEW_S
+        self._waited: set[str] = set()  # files that had to wait in the last round
         self._logged = 0  # files moved aside in this round
 
     async def run(self) -> None:
@@ -106,6 +107,9 @@ class MailDrop:
         names = await asyncio.to_thread(self._listed)
         there = frozenset(names)
         self._stuck = {name: one for name, one in self._stuck.items() if name in there}
+        # What had to wait is tried after the others.
+        names.sort(key=self._waited.__contains__)
+        self._waited = set()
         left_bytes, self._logged, is_done = FILE_BYTES_MAX, 0, True
         pressure, failed = self.shared.pressure, None
         for name in names:
@@ -119,7 +123,9 @@ class MailDrop:
                 file = await asyncio.to_thread(DroppedFile, self.directory / name)
                 with closing(file):
                     left_bytes -= file.size
-                    is_done &= await self._take(name, file)
+                    if not await self._take(name, file):
+                        self._waited.add(name)
+                        is_done = False
             except FileNotFoundError:
                 continue
             except HostileFileError as error:
@@ -147,9 +153,28 @@ class MailDrop:
         """Return the names of files, the oldest first as `relay sendmail` names them."""
         with suppress(OSError):  # early: everybody could make it
             (self.directory / ASIDE).mkdir(mode=0o700)
+        names: list[str] = []
+        parts = 0
         with os.scandir(self.directory) as entries:
-            names = (one.name for one in entries if not one.is_dir(follow_symlinks=False))
-            return sorted(name for name in itertools.islice(names, FILES_MAX + 1) if name != ASIDE)
+            for one in entries:
+                is_part = one.name.startswith(PART)
+                parts += is_part
+                is_young = is_part and (parts > FILES_MAX or self._is_being_written(one))
+                if is_young or one.name == ASIDE or one.is_dir(follow_symlinks=False):
+                    continue
+                names.append(one.name)
+                if len(names) == FILES_MAX:
+                    break
+        return sorted(names)
+
+    def _is_being_written(self, part: "os.DirEntry[str]") -> bool:
+        """Whether a file has changed lately. Its owner may set the time of modification."""
+        try:
+            facts = part.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        changed_us = min(facts.st_ctime_ns, facts.st_mtime_ns) // 1000
+        return self._clock.file_time_us() - changed_us < _PART_S * 1e6
 
     async def _take(self, name: str, file: DroppedFile) -> bool:
         """Accept a file and remove it, or put it aside; return False if it must wait."""
@@ -217,10 +242,7 @@ class MailDrop:
         ), [ForwardPath(one, notify) for one in addresses]  # fmt: skip
 
     async def _set_aside(self, name: str, identity: Identity, why: str) -> None:
-        """Move a file to where only the relay can enter, unless it is being written."""
-        age_s = self._clock.file_time_us() / 1e6 - identity[2] / 1e9
-        if name.startswith(PART) and age_s < _PART_S:
-            return
+        """Move a file to where only the relay can enter."""
         done = await self._move(name, StuckFile(identity, self._ids.new(), ""))
         self._logged += 1
         if done and self._logged <= _LOGGED_MAX:

@@ -20,7 +20,9 @@ import pytest
 
 from relay.base.crashpoints import CrashPoint
 from relay.ingress.dropped_mail import DroppedFile, HostileFileError
+from relay.ingress.maildrop import FILES_MAX
 from tests.support import relay_starts
+from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
@@ -160,6 +162,27 @@ def test_hostile_files_are_put_aside(relay, drop, tmp_path):
     assert relay.log.count("dropped file moved aside") == 10
     assert relay.log.count("others are not logged") == 1
     assert relay.faults() == []
+
+
+def test_files_that_are_being_written_take_no_place_of_others(relay, drop):
+    for number in range(FILES_MAX + 1):
+        (drop / f".{number}").touch()
+    os.utime(write(drop, ".late", mode=0o600), (4e9, 4e9))
+    write(drop, "good", "good")
+    relay.start()
+    until("taken", lambda: subjects(relay) == ["good"])
+
+
+@long  # a round begins a minute after one in which mail had to wait
+def test_mail_that_has_to_wait_lets_others_pass(relay, drop):
+    rule = '[[rule]]\nname = "later"\nwhen = { subject = "!*" }\nthen = [ { defer = "4.7.1 later" } ]\n'
+    (relay.folder / "policies" / "1.toml").write_text(rule)
+    for name in ("!", "!!"):
+        with write(drop, name, name).open("ab") as file:
+            file.write(b"x\r\n" * 20_000_000)
+    write(drop, "good", "good")
+    relay.start()
+    until("taken", lambda: subjects(relay) == ["good"], timeout_s=90)
 
 
 def test_a_directory_stays_and_ends_no_round(relay, drop):
