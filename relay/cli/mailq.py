@@ -3,15 +3,19 @@
 The root calls it too if the program is called mailq, and `relay sendmail -bp` is the same.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from relay.base.clock import SystemClock, id_time_us
+from relay.base.phrases import counted
 from relay.cli.options import CommandContext, common_options
 from relay.commands.operator_client import OperatorClient
+from relay.ingress.dropped_mail import PART
 from relay.spool.types import Selector
 
 _HEAD = "-Queue ID-        --Size-- ---Arrival Time---- -Sender/Recipient-------"
@@ -28,9 +32,22 @@ def mailq(context: CommandContext) -> None:
 
 
 def list_queue(context: CommandContext) -> None:
-    """Print the queue."""
-    entries = OperatorClient(context.settings(), SystemClock()).queue_list(Selector())
+    """Print the queue; on stderr, how many files of programs no relay has taken yet."""
+    settings = context.settings()
+    entries = OperatorClient(settings, SystemClock()).queue_list(Selector())
     context.show(entries, lambda: queue_lines(entries))
+    drop = settings.sendmail.drop if settings.sendmail else None
+    if drop is not None and (dropped := _dropped(drop)):
+        click.echo(f"relay mailq: {counted(dropped, 'message')} not taken yet in {drop}", err=True)
+
+
+def _dropped(drop: Path) -> int:
+    """Return how many whole files are in the drop directory; 0 if it cannot be read."""
+    try:
+        with os.scandir(drop) as files:
+            return sum(not one.name.startswith(PART) and not one.is_dir() for one in files)
+    except OSError:
+        return 0
 
 
 def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:

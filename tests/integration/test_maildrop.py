@@ -94,6 +94,11 @@ def test_a_message_waits_for_the_start(relay, drop):
     until("by the socket", lambda: subjects(relay) == ["late", "now"])
     relay.stop()
     assert sendmail(relay, "Subject: again\n\nx\n", "bob").returncode == 0
+    (drop / ".unfinished").touch()
+    listed = sendmail(relay, "", "-bp", user=0)
+    assert listed.stdout == "Mail queue is empty\n"
+    assert listed.stderr == f"relay mailq: 1 message not taken yet in {drop}\n"
+    (drop / ".unfinished").unlink()
     relay.start()
     until("taken", lambda: subjects(relay) == ["again", "late", "now"])
     assert relay.faults() == []
