@@ -5,6 +5,7 @@ Checks read only and start nothing. Each result names what was checked; no check
 
 import asyncio
 import os
+import pwd
 import socket
 import ssl
 import stat
@@ -26,7 +27,7 @@ from relay.app.transport import resolver_of
 from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
-from relay.base.phrases import counted
+from relay.base.phrases import counted, shown
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.commands.check_nodes import limits_of_all
@@ -494,17 +495,36 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
 
 
 def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a warning if the mail that programs leave in the drop directory is not taken."""
-    drop = (settings.sendmail or SendmailSettings()).drop
-    if drop is None or not (settings.sendmail or drop.exists()):
+    """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
+    and if the mail that programs leave in the drop directory is not taken.
+    """
+    default = SendmailSettings()
+    if given := settings.sendmail:
+        expected = port_fault(Address(path=str(given.socket)), settings.run_dir)
+        made_later = given.socket == default.socket and not given.socket.parent.exists()
+        if expected and not made_later:  # by the unit
+            text = f'found "{given.socket}", expected {expected}'
+            fault = place.fault(("sendmail", "socket"), text)
+            yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
+        for number, name in enumerate(given.users):
+            try:
+                pwd.getpwnam(name)
+            except KeyError:
+                text = f"found {shown(name)}, expected a user of this machine"
+                yield _warning("sendmail", place.fault(("sendmail", "users", number), text))
+    drop = (given or default).drop
+    if drop is None or not (given or drop.exists()):
         return
-    expected = f"the mode {DROP_MODE:04o} and the owner {os.geteuid()}"
+    owner = os.geteuid()
     try:
         facts = drop.stat()
+        if not settings.state_dir.exists():  # whose owner is the service
+            owner = facts.st_uid
         found = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
     except OSError as error:
         found = error.strerror or str(error)
-    if settings.sendmail is None:
+    expected = f"the mode {DROP_MODE:04o} and the owner {owner}"
+    if given is None:
         text = f"found none, expected it: programs leave mail in {drop}"
         yield _warning("sendmail", place.fault(("sendmail",), text))
     elif found != expected:

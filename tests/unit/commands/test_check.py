@@ -886,3 +886,33 @@ def test_a_silent_name_server_delays_the_check_by_one_time_out_whatever_the_numb
     assert (what, "no answer within 2 s" in text) == ("dns", True)
     assert of(findings, CheckResult.WARNING) == []
     assert 2.0 <= took_s < 5.5  # 256 questions at once, one round after the other, take 6
+
+
+def test_the_socket_of_sendmail_needs_its_directory(files):
+    config = f'{CONFIG}[sendmail]\nsocket = "nowhere/submit.sock"\ndrop = ""\n'
+    [(what, text)] = files.faults(config)
+    assert what == "sendmail"
+    assert "sendmail.socket: found" in text
+    assert f"which {files.folder}/nowhere is not" in text
+    usable = config.replace("nowhere/", "")
+    assert files.faults(usable) == []
+
+
+def test_users_of_sendmail_exist(files):
+    users = '["root", "no-such-user"]'
+    config = f'{CONFIG}[sendmail]\nsocket = "submit.sock"\ndrop = ""\nusers = {users}\n'
+    found = [one.text for one in files(relay=config) if one.what == "sendmail"]
+    assert len(found) == 1
+    assert 'users[1]: found "no-such-user", expected a user of this machine' in found[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_the_owner_of_the_drop_directory_is_known_when_state_dir_is(files):
+    (drop := files.folder / "drop").mkdir()
+    drop.chmod(0o3733)
+    os.chown(drop, 1, 1)
+    config = f'{CONFIG}[sendmail]\nsocket = "submit.sock"\ndrop = "drop"\n'
+    assert [one.text for one in files(relay=config) if one.what == "sendmail"] == []
+    (files.folder / "state").mkdir()
+    [finding] = [one for one in files(relay=config) if one.what == "sendmail"]
+    assert "the owner 1, expected the mode 3733 and the owner 0" in finding.text
