@@ -59,7 +59,13 @@ def explain(
         {name: value for name, value in query.items() if value}, message,
         file=context.found_config_file(), environ=read_environment().variables,
     )  # fmt: skip
-    context.show(document, lambda: explanation_lines(document, client.without_daemon))
+    paused = client.delivery_paused if document["state"] in ("local", "remote") else list
+
+    def lines() -> list[str]:
+        found = explanation_lines(document, client.without_daemon)
+        return [*found, *(_line("pause", one) for one in paused())]
+
+    context.show(document, lines)
     if document["state"] not in _QUEUED:
         raise CommandError(ExitCode.DATA)
 

@@ -34,6 +34,9 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(remotes: Rem
             relay.cli("trace", ids[-1]).stdout
         )
         assert "paused       delivery is paused by " in relay.cli("queue", "stats").stdout
+        assert "  pause   Nothing is delivered on this node" in (
+            relay.cli("explain", "x@a.test").stdout
+        )
         assert {one["state"] for one in relay.queue()} == {"queued"}
         assert len(relay.queue()) == len(ids)
         assert mx.envelopes == []
@@ -43,6 +46,7 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(remotes: Rem
         received(mx, "x@a.test")
         received(mx, "y@a.test")
         assert "Nothing is delivered" not in relay.cli("trace", ids[-1]).stdout
+        assert "Nothing is delivered" not in relay.cli("explain", "x@a.test").stdout
         assert readiness(relay) == (200, "ready\n")
 
 
