@@ -1,7 +1,8 @@
 """Speak to a running relay as its client: the control socket, Graph's sendMail, SMTP. All block.
 
 ControlClient speaks HTTP on the Unix socket run/control.sock, whose file mode grants an operator's
-rights. The functions send one message; one that is rejected for one recipient is sent to none.
+rights. The functions send one message; one that is rejected for one recipient is sent to none,
+unless send_content() is to go on.
 They raise RejectedError with the text of the server or of the fault in the draft (NotAllowedError,
 TryLaterError for these causes), and OSError if nothing answers.
 """
@@ -345,10 +346,12 @@ def send_content(
     recipients: Sequence[str],
     notify: str = "",
     ret: str = "",
+    refused: list[str] | None = None,
 ) -> str:
     """Submit a content with CRLF by SMTP; return the queue id. Raises RejectedError, OSError.
 
-    `notify` and `ret` are the values of NOTIFY and RET (RFC 3461), "" for none.
+    `notify` and `ret` are the values of NOTIFY and RET (RFC 3461), "" for none. With `refused` it
+    is sent if one recipient is accepted; the replies that reject others for good are added there.
     """
     sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
@@ -366,7 +369,12 @@ def send_content(
             _expect(client.mail(sender, options))
             wanted = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
             for recipient in recipients:
-                _expect(client.rcpt(recipient, wanted))
+                try:
+                    _expect(client.rcpt(recipient, wanted))
+                except RejectedError as error:
+                    if refused is None or len(refused) == len(recipients) - 1:
+                        raise
+                    refused.append(str(error))
             reply = client.data(data)
             _expect(reply)
         finally:  # the last reply is valid whatever happens afterwards

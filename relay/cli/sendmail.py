@@ -1,7 +1,7 @@
 """`relay sendmail`: the sendmail command of programs that have no SMTP of their own.
 
 The root calls it too if the program is called sendmail. Exits 64 without a recipient, 65 if the
-relay rejects the message, 67 if it does not know a recipient, 75 if no relay listens, and for a
+relay rejects the message, 67 if it does not know any recipient, 75 if no relay listens, and for a
 temporary error. Nothing is sent then. Of the configuration only what is needed is read; if that has
 a fault, [sendmail] or its defaults are used: somebody may be editing it.
 """
@@ -28,6 +28,7 @@ from relay.cli.options import (
     login_name,
     user_name,
 )
+from relay.cli.output import printable
 from relay.client import RejectedError, TryLaterError, send_content
 from relay.commands.sendmail import (
     NoRecipientsError,
@@ -101,11 +102,14 @@ def sendmail(
         )
         text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
         message = prepare(text, options, clock=SystemClock())
+        refused: list[str] = []
         try:
             send_content(
                 address, message.content, sender=message.sender, recipients=message.recipients,
-                notify=notify, ret=ret,
+                notify=notify, ret=ret, refused=refused,
             )  # fmt: skip
+            for reply in refused:
+                click.echo(f"sendmail: {printable(reply)}", err=True)
         except (ConnectionRefusedError, FileNotFoundError, TryLaterError) as error:
             # 421: it accepts nothing, or no more sessions; nothing was sent
             is_away = not isinstance(error, TryLaterError) or str(error).startswith("421")

@@ -1,8 +1,8 @@
 """Send a message as sendmail(8) does, by SMTP to a relay.
 
 The command has no rights of its own: it is a client of the listener. Nothing is queued here: what
-the relay has not accepted is not sent, and one recipient that is rejected rejects the message. What
-is left in the drop directory is checked before, as far as the command can know.
+the relay has not accepted is not sent; a recipient that is rejected is named. What is left in the
+drop directory is checked before, as far as the command can know.
 
 RFC 5322 3.6.3 (Bcc), 3.6.6 (resent fields).
 """

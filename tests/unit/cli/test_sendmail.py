@@ -92,7 +92,7 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
         (["a b@c"], "x", 65, "sendmail: 'a b@c' is not an address: "),
         (["bob@example.test"], "Subject: refuse\n\nx", 65, "sendmail: 550 5.7.1 not here"),
         (["bob@example.test"], "x\0y", 65, "sendmail: 5"),
-        (["bob@example.test", "a@gone.test"], "x", 67, "sendmail: 550 5.1.1 <a@gone.test>: gone"),
+        (["b@gone.test", "a@gone.test"], "x", 67, "sendmail: 550 5.1.1 <a@gone.test>: gone"),
     ],
     ids=str,
 )  # fmt: skip
@@ -102,6 +102,14 @@ def test_what_is_refused_says_why(relay, sendmail, words, text, code, said):
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     relay.assert_no_more_mail()
+
+
+def test_one_of_several_recipients_that_is_refused_is_named(relay, sendmail):
+    for words in (["a@gone.test", "bob@example.test"], ["bob@example.test", "a@gone.test"]):
+        done = sendmail("Subject: most\n\nx", *words)
+        assert (done.returncode, done.stderr) == (0, "sendmail: 550 5.1.1 <a@gone.test>: gone\n")
+        relay.mailbox("bob@example.test").wait_for(subject="most")
+        relay.reset()
 
 
 @pytest.mark.parametrize("words", [["bob@example.test"], ["-t"], ["-bs"]], ids=str)
