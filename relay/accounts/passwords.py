@@ -319,9 +319,10 @@ class PasswordChecker:
         except RuntimeError:  # the accounts were reloaded meanwhile
             raise LoginDelayedError("The login could not be checked", _BUSY_S) from None
         self._running[digest] = running
-        for key in (pair, client, kind):
+        keys = (pair, client, kind)
+        for key in keys:
             self._running_of.begin(key)
-        running.add_done_callback(functools.partial(self._finished, pair, kind, digest))
+        running.add_done_callback(functools.partial(self._finished, keys, digest))
         return running
 
     def _delay_by_client(self, pair: _Pair, now: float) -> None:
@@ -353,12 +354,13 @@ class PasswordChecker:
         return now < until_s and hmac.compare_digest(remembered, digest)
 
     def _finished(
-        self, pair: _Pair, kind: str, digest: bytes, check: "asyncio.Future[bool]"
+        self, keys: tuple[_Pair, str, str], digest: bytes, check: "asyncio.Future[bool]"
     ) -> None:
         """Record the result of a check, even if its client has disconnected."""
         del self._running[digest]
-        for key in (pair, pair[1], kind):
+        for key in keys:
             self._running_of.end(key)
+        pair = keys[0]
         if check.cancelled() or check.exception():
             return
         now = self._clock.monotonic()

@@ -111,7 +111,7 @@ class MailDrop:
         names.sort(key=self._waited.__contains__)
         self._waited = set()
         left_bytes, self._logged, is_done = FILE_BYTES_MAX, 0, True
-        pressure, failed = self.shared.pressure, None
+        pressure, failures = self.shared.pressure, list[OSError]()
         for name in names:
             if left_bytes <= 0 or pressure.paused() or pressure.rejection():
                 break
@@ -132,14 +132,14 @@ class MailDrop:
                 await self._set_aside(name, identity, str(error))
             except OSError as error:
                 error.filename = str(self.directory / name)
-                failed = failed or error
+                failures = failures or [error]
         await self._renew()
         self.report("")
         for name, stuck in itertools.islice(self._stuck.items(), 1):
             more = f", and {len(self._stuck) - 1} more" if self._stuck.keys() > {name} else ""
             self.report(f"{self.directory}: {shown(name)} cannot be removed: {stuck.why}{more}")
-        if failed:
-            raise failed
+        if failures:
+            raise failures.pop()
         return is_done
 
     async def _renew(self) -> None:
