@@ -96,8 +96,8 @@ class Reloader:
                 _log.error("not reloaded", fault=fault)
             _log.error("the previous configuration stays active", faults=len(faults))
         except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
-            faults = (f"internal error: {error!r}",)
-            _log.exception("not reloaded: the previous configuration stays active")
+            faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
+            _log.exception("the reload failed: restart the service, as a part may be in force")
         rules = len(self._active.rules().rules)
         if not faults:
             self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)

@@ -63,7 +63,7 @@ def test_a_disabled_account_only_gets_mail(relay: RelayProcess) -> None:
     relay.until_final(relay.send_mail(token="bob", to=["alice@example.test"], subject="by Graph"))
 
     done = relay.cli("account", "list", "alice@example.test")
-    assert done.stdout == "alice@example.test  password, token  disabled\n"
+    assert done.stdout == "alice@example.test  password (PLAIN), token  disabled\n"
     file.write_text(text)
     hang_up(relay, "reloaded")
     assert send(relay, "me", "alice") == 202

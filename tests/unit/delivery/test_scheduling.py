@@ -382,7 +382,8 @@ async def test_what_this_node_cannot_attempt_expires_or_waits_on(delivery) -> No
     claims = await delivery.claim_due()
     delivery.scheduler.end_unheld(claims)
     assert states(await delivery.done(over)) == {"bob@here.test": "expired"}
-    assert await delivery.changed.get() == late
+    while await delivery.changed.get() != late:  # the other may be told once more before it
+        pass
     assert delivery.reporter.failures_reported == [("bob@here.test", "5.4.7")]
     assert delivery.reporter.reported == [("delayed", ["carol@here.test"])]
     assert delivery.store.inboxes == {}
