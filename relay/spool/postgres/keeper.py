@@ -69,7 +69,9 @@ class NodeKeeper:
         self._news = News(0)  # to tell
 
     def start(self) -> None:
-        """Begin to beat and to listen."""
+        """Begin to beat and to listen, unless it does."""
+        if self._tasks:  # what follows a start has failed, and is tried again
+            return
         for run in (self._keep_alive, self._keep_in_touch):
             self._tasks.append(asyncio.create_task(run(), name=f"spool-{run.__name__[6:]}"))
 

@@ -205,8 +205,8 @@ class PostgresSpool(SharedSpool):
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         await self.queue_admin.read_standing()
+        self._keeper.start()
         self.receipts.count = await self._queries.read(count_receipts)
-        self._keeper.start()  # last: if the server is lost before it, all of this is done again
         self._fault = ""
         return taken_over
 
