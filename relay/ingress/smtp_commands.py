@@ -183,7 +183,6 @@ class SmtpCommandHandler:
         self._trusted_network = trusted
         self._tls = tls
         self._helo = ""
-        self._odd_domain = listener.odd_domain
         self._extended = False
         self._authentication = Authentication(
             shared.accounts, listener.limits, check_login=listener.check_login,
@@ -320,7 +319,7 @@ class SmtpCommandHandler:
             return "500 5.5.2 Unknown command"  # RFC 5321 4.2.4
         if self._listener.requires_tls and not self._tls and verb not in _BEFORE_TLS:
             return "530 5.7.0 Use STARTTLS first"  # RFC 3207 4
-        if self._odd_domain and verb in ("EHLO", "HELO"):
+        if self._listener.odd_domain and verb in ("EHLO", "HELO"):
             argument = (
                 argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
             )
@@ -330,14 +329,14 @@ class SmtpCommandHandler:
 
     async def helo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: SMTP without extensions."""
-        if not is_client_name(argument, odd=bool(self._odd_domain)):
+        if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
             return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=False)
         return f"250 {self._listener.shared.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
-        if not is_client_name(argument, odd=bool(self._odd_domain)):
+        if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
             return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
         self._greet(argument, extended=True)
         offers = [
@@ -464,7 +463,7 @@ class SmtpCommandHandler:
         mail = self._mail
         path = parse_rcpt(
             argument, extended=self._extended, smtputf8=mail.envelope.smtputf8,
-            odd_domain=self._odd_domain,
+            odd_domain=self._listener.odd_domain,
         )  # fmt: skip
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
