@@ -1,4 +1,4 @@
-"""docs/policy.md and the pages of conditions and actions: their rules load, their tests pass, and its commands print what it says."""
+"""docs/policy.md and its pages: their rules load, their tests pass, and its commands print what it says."""
 
 import re
 import shutil
@@ -17,7 +17,8 @@ from relay.settings.environment import shipped
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = [
-    (DOCS / f"{name}.md").read_text() for name in ("policy", "policy-conditions", "policy-actions")
+    (DOCS / f"{name}.md").read_text()
+    for name in ("policy", "policy-conditions", "policy-actions", "policy-tests")
 ]
 PAGE = "\n".join(PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
