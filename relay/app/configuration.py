@@ -23,6 +23,7 @@ from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.message.verdict import ROUTE_PREFIX
 from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules, slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import Confinement, RouteTable, parse_action
@@ -44,7 +45,7 @@ class Configuration(Struct, frozen=True):
 
     settings: Settings  # those of the start, with the reloadable keys of relay.toml
     accounts: AccountTables  # of accounts.toml
-    rules: RuleSet  # of the policy directory
+    rules: RuleBook  # of the policy directory
     texts: ReportTexts  # of reports
     keys: KeyRing  # that sign mail
     routes: RouteTable  # with the passwords and CA files of routes
@@ -86,7 +87,7 @@ class ActiveConfiguration:
         """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
 
-    def rules(self) -> RuleSet:
+    def rules(self) -> RuleBook:
         """The active rules."""
         return self._now.rules
 
@@ -174,7 +175,7 @@ class ActiveConfiguration:
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
         table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
-        return Configuration(settings, accounts.tables, rules, texts, keys, table, places)
+        return Configuration(settings, accounts.tables, RuleBook(rules), texts, keys, table, places)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

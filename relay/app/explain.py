@@ -43,9 +43,9 @@ from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
-from relay.policy.engine import RuleSet
 from relay.policy.explanation import RulesExplained, explain
 from relay.policy.message_parts import TooManyPartsError
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules
 from relay.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.routing.route_table import (
@@ -84,7 +84,7 @@ class Explainer:
     """Answers questions with the parts that it is given."""
 
     forwarding: Forwarder  # that of acceptance: aliases, and the table of delivery
-    rules: Callable[[], RuleSet]  # returns the active rules
+    rules: Callable[[], RuleBook]  # returns the active rules
     resolver: HostResolver  # that of delivery
     schedule: RetrySchedule  # that of delivery
     options: SiteOptions  # of sites, without those of routes
@@ -436,7 +436,7 @@ def explainer_of_files(
         )
         resolver = resolver_of(settings, clock)
         explainer = Explainer(
-            forwarding=forwarding, rules=lambda: rules, resolver=resolver,
+            forwarding=forwarding, rules=lambda: RuleBook(rules), resolver=resolver,
             schedule=schedule, options=site_options(settings, schedule), clock=clock,
             places=route_places(file, settings),
             checks=RecipientChecks(forwarding, _UnknownRoom()),

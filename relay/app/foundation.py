@@ -43,7 +43,7 @@ from relay.message.srs import Srs
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.outbox.store import FileStore
-from relay.policy.engine import RuleSet
+from relay.policy.rule_book import RuleBook
 from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RecentRefusals, RefusalStore
 from relay.reports.texts import ReportTexts
@@ -82,7 +82,7 @@ class RelayDependencies:
     """What compose() needs in addition to the settings."""
 
     accounts: AccountDirectory  # the addresses, tokens and passwords of users
-    rules: Callable[[], RuleSet]  # gives those in force
+    rules: Callable[[], RuleBook]  # gives those in force
     texts: Callable[[], ReportTexts] = ReportTexts  # of reports, those in force
     keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
     route_places: Callable[[], Mapping[str, RoutePlace]] = dict  # by name

@@ -98,7 +98,7 @@ class Reloader:
         except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
             faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
             _log.exception("the reload failed: restart the service, as a part may be in force")
-        rules = len(self._active.rules().rules)
+        rules = self._active.rules().rule_count
         if not faults:
             self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)

@@ -25,6 +25,7 @@ from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules, read_rules, slow_patterns
 from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (
@@ -127,7 +128,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:
-        explained = explain(rules, subject)
+        explained = explain(RuleBook(rules), subject)
     except TooManyPartsError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None

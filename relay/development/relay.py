@@ -62,8 +62,8 @@ from relay.mailbox.mailbox_list import MailboxList
 from relay.message.address import with_a_labels
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
-from relay.policy.engine import RuleSet
 from relay.policy.globs import Globs
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules
 from relay.reports.texts import load_texts
 from relay.settings.reader import load
@@ -324,7 +324,7 @@ class DevelopmentRelay:
         Raises SettingsError; then the rules in force stay.
         """
         self._rules = _rules_of(self.daemon.base.settings, self.clock)
-        return len(self._rules.rules)
+        return self._rules.rule_count
 
     @property
     def release_to(self) -> NextHop | None:
@@ -446,7 +446,7 @@ class DevelopmentRelay:
         }
 
 
-def _rules_of(settings: Settings, clock: Clock) -> RuleSet:
+def _rules_of(settings: Settings, clock: Clock) -> RuleBook:
     rules = load_rules(
         settings.policy.directory,
         local_domains=settings.mailboxes.domains,
@@ -455,4 +455,4 @@ def _rules_of(settings: Settings, clock: Clock) -> RuleSet:
         loaded=rfc3339(clock.time_us()),
     )
     warn_of_rules(rules, clock)
-    return rules
+    return RuleBook(rules)

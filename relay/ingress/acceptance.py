@@ -66,8 +66,8 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.policy.engine import RuleSet
 from relay.policy.message_parts import TooManyPartsError
+from relay.policy.rule_book import RuleBook
 from relay.routing.route_table import (
     InvalidRecipient,
     RouteTable,
@@ -123,7 +123,7 @@ class Acceptance:
 
     hostname: str  # in Received fields and reports
     router: RouteTable  # where the mail for an address goes
-    policy: Callable[[], RuleSet]  # returns the active rules
+    policy: Callable[[], RuleBook]  # returns the active rules
     reporter: ReportWriter  # writes the reports of rejected recipients
     signer: Signer  # signs the mail of Relay's own users
     spool: Spool  # where messages become durable
@@ -378,7 +378,7 @@ class Acceptance:
             is_own=self.router.is_local_domain,
         )
 
-    async def _evaluate(self, rules: RuleSet, message: ExaminedMessage) -> Verdict | DataReply:
+    async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict | DataReply:
         """Return the verdict of the rules, or the reply if they defer, fail or take too long."""
         if not message.recipients:
             return Verdict((), (), (message.content,), ())

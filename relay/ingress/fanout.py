@@ -33,7 +33,7 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.mime.dsn import ReportedRecipient
-from relay.policy.engine import RuleSet
+from relay.policy.rule_book import RuleBook
 from relay.routing.route_table import (
     InvalidRecipient,
     LocalRecipient,
@@ -279,7 +279,7 @@ def routing_event(
     at_us: int,
     *,
     client: Client | None,
-    rules: RuleSet,
+    rules: RuleBook,
     signed: SignedContents,
     sender: str,
 ) -> Event:

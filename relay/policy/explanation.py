@@ -1,6 +1,6 @@
 """Explain the rules: one evaluation that gives the verdict, and every rule with what it compared.
 
-explain() is RuleSet.evaluate() with findings: it applies the rules by the same code, and each
+explain() is RuleBook.evaluate() with findings: it applies the rules by the same code, and each
 condition of a rule says what it compared and whether it holds. Without a message, a condition on
 the content is unknown, and so may be the rule; such a rule is not applied.
 
@@ -22,8 +22,9 @@ from relay.policy.conditions import (
     cut_value,
     key_of,
 )
-from relay.policy.engine import Evaluation, RuleSet, places_of
+from relay.policy.engine import Evaluation, places_of
 from relay.policy.message_view import MessageView
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rule_tests import overall_verdict
 from relay.policy.rules import Rule
@@ -64,12 +65,13 @@ class RulesExplained(Struct, frozen=True):
 
 
 def explain(
-    rules: RuleSet, message: ExaminedMessage, *, has_content: bool = True
+    book: RuleBook, message: ExaminedMessage, *, has_content: bool = True
 ) -> RulesExplained:
-    """Apply the rules as RuleSet.evaluate() does. Without content, `message.content` is empty.
+    """Apply the rules as RuleBook.evaluate() does. Without content, `message.content` is empty.
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
+    rules = book.operator
     evaluation = _Explaining(rules.index, message, has_content=has_content)
     plans = {plan.rule.name: plan for plan in rules.index.plans}
     findings = [evaluation.finding(rule, plans.get(rule.name)) for rule in rules.rules]

@@ -31,6 +31,7 @@ from relay.ingress.smtp_server import SmtpServer
 from relay.message.srs import Srs
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
+from relay.policy.rule_book import RuleBook
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Route, RouteAuth, SmtpListener
@@ -204,7 +205,7 @@ class Node:
         self.scheduler = self._scheduler(around, reporter)
         self.spool.queue_admin.attend(Attendant(self.scheduler, around.ledger))
         acceptance = Acceptance(
-            hostname="relay.test", router=self.table, policy=lambda: around.rules,
+            hostname="relay.test", router=self.table, policy=lambda: RuleBook(around.rules),
             reporter=reporter, spool=self.witness, accounts=accounts, clock=self.clock, ids=ids,
             metrics=self.metrics, on_accepted=self.scheduler.offer,
             on_waiting=self.scheduler.accepted_unclaimed, on_parked=self.scheduler.due_at, level_of=self.scheduler.level_of,

@@ -9,6 +9,7 @@ from relay.app.compose import compose
 from relay.app.daemon import Daemon
 from relay.app.foundation import RelayDependencies
 from relay.base.clock import SystemClock
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules
 from relay.settings.tree import Settings
 from tests.support.relay_config import written_settings
@@ -29,7 +30,9 @@ def composed() -> Callable[[Settings], Daemon]:
         boxes = settings.mailboxes
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-        return compose(settings, RelayDependencies(accounts, lambda: rules, crash_at=crash_at))
+        return compose(
+            settings, RelayDependencies(accounts, lambda: RuleBook(rules), crash_at=crash_at)
+        )
 
     return composed
 

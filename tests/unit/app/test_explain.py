@@ -22,6 +22,7 @@ from relay.mailbox.types import Room
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.message.srs import Srs
 from relay.message.tls_policy import TlsPolicy
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import read_rules
 from relay.routing.mx_hosts import Host, Hosts
 from relay.routing.resolver import Resolver
@@ -108,7 +109,7 @@ def dns() -> Iterator[DnsThread]:
 async def explainer(dns: DnsThread, tmp_path: Path):
     """An explainer of real parts, of a relay whose sites do nothing; with changes of its parts."""
     (tmp_path / "10.toml").write_text(RULES)
-    rules, clock = read_rules(tmp_path), SystemClock()
+    rules, clock = RuleBook(read_rules(tmp_path)), SystemClock()
     resolver = Resolver(
         [dns.address], timeout_s=5, clock=clock, rng=random.Random(1), hostname="relay.example.test"
     )
@@ -300,7 +301,7 @@ async def test_a_rule_that_holds_is_named_and_so_is_its_reason(
     explainer, tmp_path, address, held, routes
 ) -> None:
     (tmp_path / "10.toml").write_text(HOLDS)
-    rules, table = read_rules(tmp_path), RouteTable(routes, ["example.test"], PEOPLE)
+    rules, table = RuleBook(read_rules(tmp_path)), RouteTable(routes, ["example.test"], PEOPLE)
     found = await explainer(rules=lambda: rules, table=table).explain(Question(address, SENDER))
     assert (found["state"], found["reason"], found["rule"]) == held
     assert found["route"]["next_hop"] == ("local" if address == ALICE else "mx:own.test")
@@ -308,7 +309,7 @@ async def test_a_rule_that_holds_is_named_and_so_is_its_reason(
 
 async def test_what_a_held_recipient_is_redirected_to_is_held(explainer, tmp_path) -> None:
     (tmp_path / "10.toml").write_text(HOLDS)
-    rules = read_rules(tmp_path)
+    rules = RuleBook(read_rules(tmp_path))
     found = await explainer(rules=lambda: rules).explain(Question("moved@own.test", SENDER))
     [target] = found["targets"]
     assert (found["state"], target["state"], target["rule"]) == ("held", "held", "a look")
@@ -316,7 +317,7 @@ async def test_what_a_held_recipient_is_redirected_to_is_held(explainer, tmp_pat
 
 async def test_a_rule_that_defers_is_a_temporary_rejection(explainer, tmp_path) -> None:
     (tmp_path / "10.toml").write_text(HOLDS)
-    rules = read_rules(tmp_path)
+    rules = RuleBook(read_rules(tmp_path))
     found = await explainer(rules=lambda: rules).explain(Question("later@own.test", SENDER))
     state = (found["state"], found["reply"], found["rule"])
     assert state == ("rejected", "451 4.7.1 Not now", "not now")
@@ -456,7 +457,7 @@ async def test_an_explanation_changes_with_each_of_the_parts(explainer, tmp_path
     (tmp_path / "10.toml").write_text(
         "[[rule]]\nname = 'all'\nthen = [ { reject = '5.7.1 no' } ]\n"
     )
-    other_rules = read_rules(tmp_path)
+    other_rules = RuleBook(read_rules(tmp_path))
     rejected = await explainer(rules=lambda: other_rules).explain(question)
     assert (rejected["state"], rejected["rules"][0]["rule"]) == ("rejected", "all")
 

@@ -14,6 +14,7 @@ from relay.app.foundation import RelayDependencies
 from relay.base.clock import SystemClock
 from relay.cli.errors import report_error
 from relay.cli.root import cli
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules
 from tests.support.relay_config import written_settings
 
@@ -127,7 +128,7 @@ async def test_a_running_relay_answers(settings, explained, tmp_path: Path) -> N
     boxes = settings.mailboxes
     accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
     rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-    daemon = compose(settings, RelayDependencies(accounts, lambda: rules))
+    daemon = compose(settings, RelayDependencies(accounts, lambda: RuleBook(rules)))
     (tmp_path / "one.eml").write_bytes(b"Subject: hello\n\nx\n")
     (tmp_path / "bad.eml").write_bytes(b"no header")
     await daemon.start()

@@ -10,6 +10,7 @@ from relay.policy.conditions import HeaderCondition
 from relay.policy.explanation import explain
 from relay.policy.message_view import MessageView
 from relay.policy.patterns import PatternError, PatternSet
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_tests import examined_message
 from tests.unit.policy.conftest import MAIL, rule
 
@@ -253,7 +254,7 @@ def test_an_explanation_has_the_values_of_these_conditions(rules_of):
     message = examined_message(
         "", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=(), client="192.0.2.1"
     )
-    [finding] = explain(rules, message).rules
+    [finding] = explain(RuleBook(rules), message).rules
     assert [(each.condition, each.value, each.holds) for each in finding.conditions] == [
         ("recipients_over", "1", False),
         ("client", "192.0.2.1", False),

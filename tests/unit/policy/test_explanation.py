@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.policy.explanation import explain
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message
 from tests.unit.policy.conftest import MAIL, rule
@@ -20,7 +21,7 @@ def explained(rules_of):
         message = examined_message(
             sender, to, content, source=Source.SMTP, local_domains={"in.test"}
         )
-        return explain(rules_of(*texts), message, has_content=has_content)
+        return explain(RuleBook(rules_of(*texts)), message, has_content=has_content)
 
     return run
 
@@ -151,7 +152,7 @@ def test_the_verdict_is_that_of_an_evaluation(tmp_path_factory, rules):
         "a@in.test", ["b@out.test", "c@in.test"], MAIL, source=Source.SMTP, local_domains={"in.test"}
     )  # fmt: skip
     read = read_rules(folder)
-    evaluated, explained = read.evaluate(message), explain(read, message)
+    evaluated, explained = read.evaluate(message), explain(RuleBook(read), message)
     assert explained.verdict == evaluated
     hits = {hit.rule: hit.recipients for hit in evaluated.hits}
     assert {each.rule: each.recipients for each in explained.rules if each.matched} == hits

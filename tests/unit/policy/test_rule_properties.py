@@ -19,6 +19,7 @@ from relay.policy.actions import (
 from relay.policy.conditions import CONDITIONS
 from relay.policy.engine import RuleSet
 from relay.policy.explanation import explain
+from relay.policy.rule_book import RuleBook
 from relay.policy.rules import RuleMode
 from tests.support.rule_sets import ACTION_VALUES, CONDITION_VALUES, messages, rule_sets
 
@@ -96,7 +97,7 @@ def check_contents(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -
 
 def check_explanation(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -> None:
     """An explanation says what an evaluation decides."""
-    explained = explain(rules, message)
+    explained = explain(RuleBook(rules), message)
     assert explained.verdict == verdict
     hits = {hit.rule: hit.recipients for hit in verdict.hits}
     assert {each.rule: each.recipients for each in explained.rules if each.matched} == hits

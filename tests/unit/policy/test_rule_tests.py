@@ -7,6 +7,7 @@ import pytest
 from relay.cli.rule_lines import verdict_lines
 from relay.message.verdict import Source
 from relay.policy.explanation import explain, verdict_document
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import PolicyError, load_rules
 from relay.policy.rule_tests import (
     examined_message,
@@ -37,7 +38,7 @@ def test_try_lists_each_rule_with_its_conditions_and_each_recipient(rules_of):
     rules = rules_of(RULES)
     to = [f"{name}@out.test" for name in "bcde"]
     message = examined_message("a@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
-    document = verdict_document(explain(rules, message))
+    document = verdict_document(explain(RuleBook(rules), message))
     assert verdict_lines(document) == [
         (
             'rule "tag" matches b@out.test, c@out.test, d@out.test, e@out.test'
@@ -94,7 +95,7 @@ def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
     message = examined_message(
         "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains=(), login="Ann"
     )
-    document = verdict_document(explain(rules_of(rule(then)), message))
+    document = verdict_document(explain(RuleBook(rules_of(rule(then))), message))
     assert verdict_lines(document)[1:] == lines
 
 
