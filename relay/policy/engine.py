@@ -15,6 +15,7 @@ cannot be read.
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -172,8 +173,8 @@ class Evaluation:
         if not found:
             return 0
         for view, having in zip(self._views, self._having, strict=True):
-            if found & having and not self._matches_message(plan, view):
-                found &= ~having
+            if concerned := found & having:
+                found ^= concerned ^ self._matches_message(plan, view, concerned)
         return found
 
     def verdict(self) -> Verdict:
@@ -197,17 +198,23 @@ class Evaluation:
             charges=tuple(self._due(recipients)) if self._charges else (),
         )  # fmt: skip
 
-    def _matches_message(self, plan: RulePlan, view: MessageView) -> bool:
-        """Return whether the conditions on the message match a content."""
+    def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
+        """Return those of the recipients whose content the rule matches."""
         for number in plan.quick:  # faster than a generator
             if not self._holds_in(view, number):
-                return False
+                return 0
         for number in plan.quick_exempt:
             if self._holds_in(view, number):
-                return False
-        return all(self._holds_in(view, number) for number in plan.deep) and not any(
+                return 0
+        for nested in plan.nested:
+            found = nested.among(recipients, partial(self._holds_in, view), self._matching)
+            recipients &= ~found if nested.exempts else found
+            if not recipients:
+                return 0
+        matches = all(self._holds_in(view, number) for number in plan.deep) and not any(
             self._holds_in(view, number) for number in plan.deep_exempt
         )
+        return recipients if matches else 0
 
     def _holds_in(self, view: MessageView, number: int) -> bool:
         """Return whether a condition matches a content. Equal ones are asked once."""

@@ -7,6 +7,9 @@ the content is unknown, and so may be the rule; such a rule is not applied.
 A pure function. Raises what evaluate() raises.
 """
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -27,8 +30,9 @@ from relay.policy.message_view import MessageView
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rule_tests import overall_verdict
-from relay.policy.rules import Rule
+from relay.policy.rules import ConditionSet, NestedKey, Rule
 
+_UNLESS = "unless "
 _ACTION_KEYS = {kind: key for key, kind in ACTIONS.items()}
 
 
@@ -40,6 +44,10 @@ class ConditionFinding(Struct, frozen=True):
     condition: str
     value: str
     holds: bool | None
+
+    def is_below(self, prefix: str) -> bool:
+        """Return whether it is one of the keys of a table, not of one inside that."""
+        return "[" not in self.condition.removeprefix(prefix)
 
 
 class RuleFinding(Struct, frozen=True):
@@ -139,13 +147,33 @@ class _Explaining(Evaluation):
         found = 0
         for place in places_of(self._open):
             view, recipient = self._views[self._content_of(place)], self._message.recipients[place]
-            self._compared[place] = tuple(
-                self._examined(condition, view, recipient, prefix=prefix)
-                for prefix, group in (("", plan.rule.when), ("unless ", plan.rule.unless))
-                for condition in (*group.on_message, *group.on_recipient)
+            self._compared[place] = (
+                *self._all_examined(plan.rule.when, view, recipient, prefix=""),
+                *self._all_examined(plan.rule.unless, view, recipient, prefix=_UNLESS),
             )
             found |= bool(_matches(self._compared[place])) << place
         return found
+
+    def _all_examined(
+        self, conditions: ConditionSet, view: MessageView, recipient: str, *, prefix: str
+    ) -> Iterator[ConditionFinding]:
+        """Yield what each condition compared; after an `all` or `any`, those of its tables."""
+        for condition in (*conditions.on_message, *conditions.on_recipient):
+            yield self._examined(condition, view, recipient, prefix=prefix)
+        for nested in conditions.nested:
+            name = f"{prefix}{nested.key}"
+            tables = [
+                tuple(self._all_examined(table, view, recipient, prefix=f"{name}[{place}]."))
+                for place, table in sorted(nested.tables, key=itemgetter(0))
+            ]
+            results = [
+                _conjunction(each.holds for each in table if each.is_below(f"{name}[{place}]."))
+                for place, table in enumerate(tables)
+            ]
+            is_all = nested.key is NestedKey.ALL
+            holds = _conjunction(results) if is_all else _disjunction(results)
+            yield ConditionFinding(name, f"{results.count(True)} of {len(results)}", holds)
+            yield from chain.from_iterable(tables)
 
     def _examined(
         self, condition: Condition, view: MessageView, recipient: str, *, prefix: str
@@ -163,13 +191,23 @@ class _Explaining(Evaluation):
 
 def _matches(found: tuple[ConditionFinding, ...]) -> bool | None:
     """Return whether all conditions of `when` hold and none of `unless`; None: it is unknown."""
-    results = [
-        each.holds if each.holds is None else each.holds != each.condition.startswith("unless ")
+    return _conjunction(
+        each.holds if each.holds is None else each.holds != each.condition.startswith(_UNLESS)
         for each in found
-    ]
-    if False in results:
-        return False
-    return None if None in results else True
+        if each.is_below("")
+    )
+
+
+def _conjunction(results: Iterable[bool | None]) -> bool | None:
+    """Return whether all results are true; None: it is unknown."""
+    known = set(results)
+    return False if False in known else None if None in known else True
+
+
+def _disjunction(results: Iterable[bool | None]) -> bool | None:
+    """Return whether one of the results is true; None: it is unknown."""
+    known = set(results)
+    return True if True in known else None if None in known else False
 
 
 def _finding(

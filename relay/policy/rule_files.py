@@ -38,7 +38,15 @@ from relay.policy.patterns import (
 )
 from relay.policy.rule_test_reader import read_test
 from relay.policy.rule_tests import run_tests
-from relay.policy.rules import ConditionSet, OnError, Rule, RuleMode, RuleTest
+from relay.policy.rules import (
+    ConditionSet,
+    NestedConditions,
+    NestedKey,
+    OnError,
+    Rule,
+    RuleMode,
+    RuleTest,
+)
 from relay.policy.table_reader import TableReader, array, one_of, some_text, true_or_false
 from relay.settings.document import (
     Document,
@@ -51,6 +59,7 @@ from relay.settings.document import (
 from relay.settings.values import parse_duration
 
 HOLD_S_MAX = 365 * 86400
+NESTED_MAX = 3  # `all` and `any` inside each other
 NOTICE_CHARACTERS_MAX = 2000
 NAME_CHARACTERS_MAX = 100  # it is a metric's label
 _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
@@ -114,13 +123,48 @@ def _conditions(reader: TableReader, key: str, groups: Groups) -> ConditionSet:
         inner.add_fault(
             (), "found no condition, expected at least one; leave the key out for all mail"
         )
-    inner.check_keys(CONDITIONS)
+    return _condition_set(inner, groups)
+
+
+def _condition_set(reader: TableReader, groups: Groups, depth: int = 0) -> ConditionSet:
+    reader.check_keys((*CONDITIONS, *NestedKey))
     found: list[Condition] = []
     for name, kind in CONDITIONS.items():  # in this order, not that of the file
-        if name in inner.table:
-            condition = inner.value(inner.table[name], (name,), _parser(kind, groups))
+        if name in reader.table:
+            condition = reader.value(reader.table[name], (name,), _parser(kind, groups))
             found += [condition] if condition else []
-    return ConditionSet.of(found)
+    nested = [
+        NestedConditions(key, tuple(_tables(reader, key, groups, depth=depth + 1)))
+        for key in NestedKey
+        if key in reader.table
+    ]
+    return ConditionSet.of(found, nested)
+
+
+def _tables(
+    reader: TableReader, key: NestedKey, groups: Groups, *, depth: int
+) -> list[tuple[int, ConditionSet]]:
+    """Return the tables of an `all` or `any` with their places, the deep ones last."""
+    raw = reader.table[key]
+    if depth > NESTED_MAX:
+        reader.add_fault(
+            (key,),
+            f"found a list of conditions inside {NESTED_MAX} others, "
+            f"expected at most {NESTED_MAX} inside each other",
+        )
+        return []
+    if not isinstance(raw, list) or not raw:
+        found = "an empty list" if raw == [] else shown(raw)
+        expected = f'expected a list of tables of conditions, {key} = [ {{ subject = "a*" }} ]'
+        reader.add_fault((key,), f"found {found}, {expected}")
+        return []
+    tables = []
+    for index, one in enumerate(raw):
+        inner = reader.subtable(key, index)
+        if one == {}:
+            inner.add_fault((), "found no condition in this table, expected at least one")
+        tables.append((index, _condition_set(inner, groups, depth)))
+    return sorted(tables, key=lambda each: each[1].is_deep)
 
 
 def _parser(kind: type[Condition], groups: Groups) -> Callable[[Any], Condition]:

@@ -9,7 +9,7 @@ Equal conditions have one number, so that an evaluation asks each of them once.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from msgspec import Struct
@@ -18,19 +18,66 @@ from relay.policy.conditions import MessageCondition, RecipientCondition
 from relay.policy.globs import FieldGlobs, Globs
 from relay.policy.message_view import MessageView
 from relay.policy.patterns import Pattern, PatternSet, PatternSets
-from relay.policy.rules import Rule, RuleMode
+from relay.policy.rules import ConditionSet, NestedConditions, NestedKey, Rule, RuleMode
 
 T = TypeVar("T")
+
+
+# Answers for a condition, by its number: whether it matches, or which recipients it matches.
+HoldsFor = Callable[[int], bool]
+RecipientsFor = Callable[[int], int]
+
+
+class NestedPlan(Struct, frozen=True):
+    """An `all` or `any`. Sets of recipients are integers, with one bit for each."""
+
+    is_all: bool  # else any
+    exempts: bool  # it is in `unless`
+    tables: tuple["TablePlan", ...]  # in the order in which they are asked
+
+    def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
+        """Return those of the recipients that it matches."""
+        found = 0
+        for table in self.tables:
+            if self.is_all:
+                found = recipients = table.among(recipients, holds, matching)
+            else:
+                found |= table.among(recipients & ~found, holds, matching)
+            if found == (0 if self.is_all else recipients):
+                break
+        return found
+
+
+class TablePlan(Struct, frozen=True):
+    """A table of `all` or `any`, with its conditions as numbers: all of them must match."""
+
+    on_recipient: tuple[int, ...]
+    quick: tuple[int, ...]
+    nested: tuple[NestedPlan, ...]
+    deep: tuple[int, ...]
+
+    def among(self, recipients: int, holds: HoldsFor, matching: RecipientsFor) -> int:
+        """Return those of the recipients that it matches."""
+        for number in self.on_recipient:
+            recipients &= matching(number)
+        if not recipients or not all(map(holds, self.quick)):
+            return 0
+        for each in self.nested:
+            recipients = each.among(recipients, holds, matching)
+            if not recipients:
+                return 0
+        return recipients if all(map(holds, self.deep)) else 0
 
 
 class RulePlan(Struct, frozen=True):
     """A rule, and its conditions as numbers, in the order in which they are asked."""
 
-    rule: Rule
+    rule: Rule  # itself
     on_recipient: tuple[int, ...]  # must match
     exempt_recipients: tuple[int, ...]  # must not
     quick: tuple[int, ...]  # on the message, must match
     quick_exempt: tuple[int, ...]  # must not
+    nested: tuple[NestedPlan, ...]  # on both, those of `unless` too
     deep: tuple[int, ...]  # on the message, must match; they belong into a thread
     deep_exempt: tuple[int, ...]  # must not; the same
 
@@ -53,8 +100,35 @@ def _plan(
         on_recipient.of(unless.on_recipient),
         on_message.of(each for each in when.on_message if not each.is_deep),
         on_message.of(each for each in unless.on_message if not each.is_deep),
+        (
+            *_nested(when, on_message, on_recipient),
+            *_nested(unless, on_message, on_recipient, exempts=True),
+        ),
         on_message.of(each for each in when.on_message if each.is_deep),
         on_message.of(each for each in unless.on_message if each.is_deep),
+    )
+
+
+def _nested(
+    conditions: ConditionSet,
+    on_message: _Numbered[MessageCondition],
+    on_recipient: _Numbered[RecipientCondition],
+    *,
+    exempts: bool = False,
+) -> tuple[NestedPlan, ...]:
+    def planned(table: ConditionSet) -> TablePlan:
+        return TablePlan(
+            on_recipient.of(table.on_recipient),
+            on_message.of(each for each in table.on_message if not each.is_deep),
+            _nested(table, on_message, on_recipient),
+            on_message.of(each for each in table.on_message if each.is_deep),
+        )
+
+    return tuple(
+        NestedPlan(
+            each.key is NestedKey.ALL, exempts, tuple([planned(table) for _, table in each.tables])
+        )
+        for each in conditions.nested
     )
 
 
@@ -148,18 +222,29 @@ class RuleIndex:
 
     def _file(self, rule: Rule, place: int) -> None:
         """File a rule under the condition that few messages match."""
-        options = [
-            terms
-            for condition in (*rule.when.on_message, *rule.when.on_recipient)
-            if (terms := condition.terms())
-        ]
-        if not options:
+        terms = _terms(rule.when)
+        if not terms:
             self._always[place] = 1
-            return
-        for field, globs in min(options, key=_cost):
+        for field, globs in terms:
             kind, _, name = field.partition(" ")
             indices, key = (self._headers, name) if name else (self._fields, kind)
             indices.setdefault(key, GlobIndex()).add(globs, place)
+
+
+def _terms(conditions: ConditionSet) -> Sequence[FieldGlobs]:
+    """Return those terms() of one of the conditions that few messages match, () for none."""
+    options = [each.terms() for each in (*conditions.on_message, *conditions.on_recipient)]
+    for nested in conditions.nested:
+        options += _nested_terms(nested)
+    return min(filter(None, options), key=_cost, default=())
+
+
+def _nested_terms(nested: NestedConditions) -> Sequence[Sequence[FieldGlobs]]:
+    """Return the terms of each table of an `all`; of an `any` those of all, if each has some."""
+    found = [_terms(table) for _, table in nested.tables]
+    if nested.key is NestedKey.ALL:
+        return found
+    return [[term for terms in found for term in terms]] if all(found) else []
 
 
 def _pattern_sets(conditions: Iterable[MessageCondition]) -> PatternSets:

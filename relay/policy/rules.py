@@ -1,6 +1,6 @@
 """Rules and their tests as values, as `rule_files` reads them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -38,19 +38,81 @@ class OnError(StrEnum):
     IGNORE = "ignore"  # the rule is skipped, and counted
 
 
+class NestedKey(StrEnum):
+    """The keys with tables of conditions."""
+
+    ALL = "all"  # each table must match
+    ANY = "any"  # at least one
+
+
+class NestedConditions(Struct, frozen=True):
+    """An `all` or `any`: tables of conditions; one of them matches if all its keys do."""
+
+    key: NestedKey
+    tables: tuple[tuple[int, "ConditionSet"], ...]  # with their places in the file; deep ones last
+
+    def holds(self, view: MessageView, recipient: str) -> bool:
+        """Return whether it matches. Raises what conditions raise."""
+        results = (table.holds(view, recipient) for _, table in self.tables)
+        return all(results) if self.key is NestedKey.ALL else any(results)
+
+    def found_in(self, view: MessageView, recipient: str) -> Iterator[tuple[str, str]]:
+        """Yield what ConditionSet.found_in() does, of the tables to which the match is due."""
+        for place, table in self.tables:
+            if self.key is NestedKey.ALL or table.holds(view, recipient):
+                for key, value in table.found_in(view, recipient):
+                    yield f"{self.key}[{place}].{key}", value
+                if self.key is NestedKey.ANY:
+                    return
+
+
 class ConditionSet(Struct, frozen=True):
-    """The keys of one `when` or `unless`."""
+    """The keys of one `when` or `unless`, or of a table below it."""
 
     on_message: tuple[MessageCondition, ...] = ()
     on_recipient: tuple[RecipientCondition, ...] = ()
+    nested: tuple[NestedConditions, ...] = ()
 
     @classmethod
-    def of(cls, conditions: Sequence[Condition]) -> Self:
+    def of(cls, conditions: Sequence[Condition], nested: Iterable[NestedConditions] = ()) -> Self:
         """Separate message conditions from recipient conditions; the order is kept."""
         return cls(
             tuple(each for each in conditions if isinstance(each, MessageCondition)),
             tuple(each for each in conditions if isinstance(each, RecipientCondition)),
+            tuple(nested),
         )
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether one of the conditions may take long, at any depth."""
+        return any(each.is_deep for each in self.all_on_message())
+
+    def all_on_message(self) -> Iterator[MessageCondition]:
+        """Yield the conditions on the message, at any depth."""
+        yield from self.on_message
+        for nested in self.nested:
+            for _, table in nested.tables:
+                yield from table.all_on_message()
+
+    def holds(self, view: MessageView, recipient: str) -> bool:
+        """Return whether all keys match. Asked in the order of an evaluation, which has the
+        answers.
+        """
+        return (
+            all(each.matches_recipient(view, recipient) for each in self.on_recipient)
+            and all(each.matches(view) for each in self.on_message if not each.is_deep)
+            and all(each.holds(view, recipient) for each in self.nested)
+            and all(each.matches(view) for each in self.on_message if each.is_deep)
+        )
+
+    def found_in(self, view: MessageView, recipient: str) -> Iterator[tuple[str, str]]:
+        """Yield each key and what its condition found, in a message that matches."""
+        for condition in self.on_message:
+            yield key_of(condition), condition.value_in(view)
+        for each in self.on_recipient:
+            yield key_of(each), each.value_for(view, recipient)
+        for nested in self.nested:
+            yield from nested.found_in(view, recipient)
 
 
 class Rule(Struct, frozen=True):
@@ -69,15 +131,13 @@ class Rule(Struct, frozen=True):
 
     def patterns(self) -> Iterator[tuple[str, Pattern]]:
         """Yield the patterns of its conditions, each with the field that it is for."""
-        for condition in (*self.when.on_message, *self.unless.on_message):
-            yield from condition.patterns()
+        for conditions in (self.when, self.unless):
+            for condition in conditions.all_on_message():
+                yield from condition.patterns()
 
     def found_in(self, view: MessageView, recipient: str) -> tuple[Finding, ...]:
         """Return what each condition of `when` found, in a message that the rule matches."""
-        found = [(key_of(each), each.value_in(view)) for each in self.when.on_message]
-        found += [
-            (key_of(each), each.value_for(view, recipient)) for each in self.when.on_recipient
-        ]
+        found = self.when.found_in(view, recipient)
         return tuple([Finding(key, cut_value(value)) for key, value in found])
 
 

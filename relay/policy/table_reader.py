@@ -45,10 +45,12 @@ class TableReader:
         """The line where the table begins."""
         return self._document.line(self._path)
 
-    def subtable(self, key: str) -> "TableReader":
-        """Return a reader for the table at `key`, which is empty if the key is missing."""
-        raw = self.table.get(key, {})
-        path = (*self._path, key)
+    def subtable(self, key: str, index: int | None = None) -> "TableReader":
+        """Return a reader for the table at `key`, which is empty if the key is missing; or for that
+        at an index of the list there.
+        """
+        raw = self.table.get(key, {}) if index is None else self.table[key][index]
+        path = (*self._path, key) if index is None else (*self._path, key, index)
         return TableReader(self._document, path, raw, faults=self._faults, title=self._title)
 
     def add_fault(self, keys: KeyPath, message: str) -> None:

@@ -11,8 +11,16 @@ from relay.policy.actions import ACTIONS, FINAL
 from relay.policy.conditions import CONDITIONS
 from relay.policy.engine import RuleSet
 from relay.policy.globs import Globs
+from relay.policy.rule_files import NESTED_MAX
 from relay.policy.rule_tests import examined_message
-from relay.policy.rules import ConditionSet, OnError, Rule, RuleMode
+from relay.policy.rules import (
+    ConditionSet,
+    NestedConditions,
+    NestedKey,
+    OnError,
+    Rule,
+    RuleMode,
+)
 
 LOCAL = frozenset({"in.test"})
 GROUPS = {
@@ -90,12 +98,17 @@ _LAST = st.sampled_from([*["none"] * 8, "reject", "discard", "redirect", "redire
 
 
 @st.composite
-def condition_sets(draw: st.DrawFn, most: int) -> ConditionSet:
-    """A `when` or an `unless`."""
+def condition_sets(draw: st.DrawFn, most: int, depth: int = 0) -> ConditionSet:
+    """A `when` or an `unless`, or a table below it."""
     keys = draw(st.lists(st.sampled_from(sorted(CONDITION_VALUES)), max_size=most, unique=True))
-    return ConditionSet.of(
-        [CONDITIONS[key].parse(draw(CONDITION_VALUES[key]), GROUPS) for key in keys]
-    )
+    nested = []
+    for key in draw(st.lists(st.sampled_from(NestedKey), max_size=1 if depth else 2, unique=True)):
+        if depth < NESTED_MAX and not draw(st.integers(0, depth)):  # most are flat
+            tables = draw(st.lists(condition_sets(2, depth + 1), min_size=1, max_size=3))
+            ordered = sorted(enumerate(tables), key=lambda each: each[1].is_deep)
+            nested.append(NestedConditions(key, tuple(ordered)))
+    found = [CONDITIONS[key].parse(draw(CONDITION_VALUES[key]), GROUPS) for key in keys]
+    return ConditionSet.of(found, nested)
 
 
 @st.composite
