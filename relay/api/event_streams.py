@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import ConcurrencyCounter
@@ -26,6 +27,7 @@ from relay.http.event_stream import EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import RecordedEvent
+from relay.journeys.sender_view import sender_detail
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.observe.logs import RepeatedError, get_logger
 from relay.spool.types import SpoolError
@@ -72,6 +74,7 @@ class _EventText(NamedTuple):
     source: str
     cursor: EventCursor
     octets: bytes
+    sender_octets: bytes  # for its account
 
 
 class WantedMessage(NamedTuple):
@@ -114,7 +117,7 @@ class _Block:
     def _join(self, view: EventView, begins: EventCursor | None) -> bytes:
         wanted = view.message
         return b"".join(
-            one.octets
+            one.octets if view.account is None else one.sender_octets
             for one in self.texts
             if view.account in (None, one.account)
             and (begins is None or not begins.covers(one.source, one.cursor))
@@ -342,10 +345,17 @@ def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _Even
         text, recorded.queue_id, recorded.submission_id, int(event.step), event.step.title,
         rfc3339(event.at_us), event.detail, recorded.state,
     )  # fmt: skip
-    octets = b"id: %b\ndata: %b\n\n" % (text.encode(), msgspec.json.encode(data))
+    octets = sender_octets = _octets(text, data)
+    if (detail := sender_detail(int(event.step), event.detail)) is not event.detail:
+        sender_octets = _octets(text, replace(data, detail=detail))
     return _EventText(
-        recorded.account, recorded.queue_id, recorded.submission_id, source, cursor, octets
-    )
+        recorded.account, recorded.queue_id, recorded.submission_id, source, cursor, octets,
+        sender_octets,
+    )  # fmt: skip
+
+
+def _octets(cursor: str, data: _EventData) -> bytes:
+    return b"id: %b\ndata: %b\n\n" % (cursor.encode(), msgspec.json.encode(data))
 
 
 def _gap_at(place: EventCursor) -> bytes:

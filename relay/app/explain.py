@@ -234,7 +234,7 @@ class Explainer:
                 return {"state": "rejected", "reply": reply}
             case VerdictAction.DISCARD:
                 return {"state": "discarded"}
-            case VerdictAction.REDIRECT:
+            case VerdictAction.REDIRECT | VerdictAction.QUARANTINE:
                 expansions = map(self._expander(question), verdict.successors)
                 pairs = zip(verdict.successors, expansions, strict=True)
                 addresses = [
@@ -252,7 +252,8 @@ class Explainer:
             case VerdictAction.DELIVER:
                 if verdict.next_hop:
                     return await self._chosen(verdict, sender, found)
-                return await self._destination(found) | _held(verdict.hold)
+                hold = verdict.held(in_mailbox=isinstance(found, LocalRecipient))
+                return await self._destination(found) | _held(hold)
 
     async def _chosen(
         self, verdict: RecipientVerdict, sender: _Sender, found: LocalRecipient | RemoteRecipient
@@ -260,7 +261,8 @@ class Explainer:
         """Return where mail goes whose next hop a rule chose."""
         chosen = self.table.examine_chosen(verdict.address, verdict.next_hop, found)
         route = {"route": self._document(verdict.address, sender, chosen)["route"]}
-        return route | await self._destination(chosen) | _held(verdict.hold)
+        hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
+        return route | await self._destination(chosen) | _held(hold)
 
     async def _target(
         self, address: str, sender: _Sender, question: Question, *, is_copy: bool

@@ -67,4 +67,7 @@ def _fate(one: Mapping[str, Any]) -> str:
         case "redirect":
             return f"redirected to {', '.join(one['successors'])}"
         case _:
-            return _held(one) or "delivered"
+            held = _held(one)
+            if not one["quarantined"] or held == "held: quarantine":
+                return held or "delivered"
+            return f"{held}, then " * bool(held) + f"quarantined ({one['quarantined']})"

@@ -29,6 +29,7 @@ from relay.mailbox.types import (
     MailboxFullError,
     MailboxTooSmallError,
     StoreUnavailableError,
+    WellKnown,
 )
 from relay.message.address import own_mailbox
 from relay.message.content import Content, edit_header
@@ -87,7 +88,8 @@ class LocalDelivery:
         *,
         content: Content,
     ) -> Outcome:
-        """Put one copy into the Inbox of `mailbox` for `recipients`, a group of by_mailbox().
+        """Put one copy into `mailbox`, into the folder of its entry, for `recipients`: a group of
+        by_mailbox().
 
         The copy is named after the first recipient, which is the same in every attempt, because
         the group shares each outcome.
@@ -108,6 +110,7 @@ class LocalDelivery:
             result = await self.store.deliver(
                 mailbox,
                 unique=unique,
+                folder=WellKnown(claim.extra.folder or WellKnown.INBOX),
                 content=edit_header(content, head.__add__),
                 over_quota=claim.message.source is Source.REPORT
                 or any(one.added_by for one in recipients),

@@ -296,7 +296,8 @@ class Acceptance:
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message with the events of the reports that are due already, and these."""
         notices = _notices(verdict, fan) if message.held_by_rules else {}
-        if not (expanded or fan.rejected or notices):  # nearly always
+        quarantined = fan.quarantined
+        if not (expanded or fan.rejected or notices or quarantined):  # nearly always
             return message, ()
         rules = {one.address: one.rule for one in verdict.recipients}
         due = {
@@ -304,6 +305,7 @@ class Acceptance:
                 reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
             ],
             ReportKind.EXPANDED: expanded,
+            ReportKind.DELIVERED: [reported_recipient(each, "") for each in quarantined],
         }
         groups = [*due.items(), *((ReportKind.HELD, some) for some in notices.values())]
         plans = [

@@ -9,7 +9,7 @@ routing_event() is the event of step 5: what the rules and the routes made of th
 RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, assert_never
 
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from relay.accounts.account import Expansion
 from relay.ingress.forwarding import ExpandedRecipients
 from relay.journeys.events import Event, Step
+from relay.mailbox.types import WellKnown
 from relay.message.envelope import Client, ForwardPath, Notify
 from relay.message.header import ParsedContent
 from relay.message.lifecycle import RecipientState, hold_text
@@ -86,6 +87,12 @@ class FanOut(Struct, frozen=True):
     def rejected(self) -> tuple[NewRecipient, ...]:
         """The rejected recipients, for which a report may be due."""
         return tuple(each for each in self.final_recipients if each.state is RecipientState.FAILED)
+
+    @property
+    def quarantined(self) -> tuple[NewRecipient, ...]:
+        """Those whose copy is quarantined at another address; the sender knows of a delivery."""
+        state = RecipientState.DELIVERED
+        return tuple(each for each in self.final_recipients if each.state is state)
 
     @property
     def rejects_all(self) -> bool:
@@ -221,6 +228,9 @@ def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient
             return _discarded(start)
         case VerdictAction.REDIRECT:
             return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
+        case VerdictAction.QUARANTINE:  # RFC 3463 3.2
+            reply = f"250 2.1.5 delivered to {start.path.address}"
+            return replace(start, state=RecipientState.DELIVERED, status="2.1.5", reply=reply)
         case _:
             assert_never(verdict.action)
 
@@ -245,17 +255,21 @@ def _key(
     """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
     release ends both.
     """
-    content, hold = decided.content, decided.hold
+    is_local, hold, folder = isinstance(examination, LocalRecipient), decided.hold, ""
+    if isinstance(decided, RecipientVerdict) and decided.junk:
+        hold = decided.held(in_mailbox=is_local)
+        folder = str(WellKnown.JUNK_EMAIL) if is_local else ""
+    content = decided.content
     if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
         next_hop, chosen, forwarded_by = LOCAL, False, ""
     else:
         next_hop, chosen = examination.next_hop, examination.chosen
-    if not (forwarded_by or examination.held or chosen or hold):
+    if not (forwarded_by or examination.held or chosen or hold or folder):
         return next_hop, content, NO_EXTRA
     sender = sender_of(forwarded_by, address) if forwarded_by else ""
     extra = EntryExtra(
         chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
-        until_us=examination.held_until_us,
+        until_us=examination.held_until_us, folder=folder,
     )  # fmt: skip
     return next_hop, content, extra if hold is None else times.held(extra, hold)
 
@@ -292,6 +306,7 @@ def routing_event(
     next_hops: dict[str, list[str]] = {}
     routes: dict[str, list[str]] = {}  # that chose a next hop
     held: dict[str, list[str]] = {}  # by the reason
+    junk: set[str] = set()  # whose copies go into Junk Email
     for entry in fan.entries:
         addresses = [each.path.address for each in entry.recipients if not each.added_by]
         if not addresses:
@@ -303,6 +318,7 @@ def routing_event(
         if entry.extra.reason:
             by = hold_text(entry.extra.reason, entry.extra.rule)
             held.setdefault(by, []).extend(addresses)
+        junk.update(addresses if entry.extra.folder else ())
     rejected = [each for each in fan.rejected if not each.added_by]
     aliases = [each for each in fan.aliases if each.successors]
     detail: dict[str, Any] = {
@@ -320,6 +336,7 @@ def routing_event(
         "routes": routes,
         "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
         "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
+        "quarantined": _quarantined(verdict, junk),
         "client": client.as_json() if client is not None else None,
         "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],
         "senders": {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
@@ -330,3 +347,13 @@ def routing_event(
     }
     detail |= {name: value for name, value in if_any.items() if value}
     return Event(Step.POLICY_AND_ROUTING, at_us, detail)
+
+
+def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]]:
+    """Return recipients by the rule that quarantines them, and where; `junk` in Junk Email."""
+    found: dict[str, list[str]] = {}
+    for one in verdict.recipients:
+        if one.action is VerdictAction.QUARANTINE or one.address in junk:
+            text = f'rule "{one.rule}" ({one.quarantined})'
+            found.setdefault(text, []).append(one.address)
+    return {text: names[:_NAMED_MAX] for text, names in found.items()}

@@ -30,6 +30,7 @@ from relay.journeys.message_list import (
 )
 from relay.journeys.open_submissions import state_before_queue
 from relay.journeys.reported import with_reports
+from relay.journeys.sender_view import sender_journey
 from relay.journeys.sentences import reasons_of
 from relay.journeys.spool_history import SpoolHistory
 from relay.journeys.submission_log import SubmissionLog, SubmissionRecord
@@ -83,7 +84,7 @@ class Journeys:
         `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
         """
         found = await self._recent(key, account=account, limit=1)
-        return found[0] if found else None
+        return _seen_by(account, found)[0] if found else None
 
     async def mailbox_of(self, submission_id: str) -> str:
         """Return the account in whose mailbox the message was created, "" if that is unknown."""
@@ -122,6 +123,7 @@ class Journeys:
             name = row.submission_id or row.id
             if _submitted_us(journey) <= since_us or name in visible:
                 found.append(journey)
+        found = _seen_by(account, found)
         return MessageList(found, cursor_at(since_us, visible), page.older)
 
     async def page(
@@ -344,7 +346,7 @@ class Journeys:
                 if not answers[0]:
                     continue
             found.append(journey)
-        found.sort(key=_known_at, reverse=True)
+        found = _seen_by(account, sorted(found, key=_known_at, reverse=True))
         if unread:
             names = visible | {one.name: one.at_us for one in candidates}
             for one in unread:
@@ -431,6 +433,10 @@ class Journeys:
         queue_ids = await self._spool.find_queue_ids(submission_id, account=None, limit=1)
         transport = await self._spool.journey(queue_ids[0]) if queue_ids else None
         return join(store, transport)
+
+
+def _seen_by(account: str | None, found: list[Journey]) -> list[Journey]:
+    return found if account is None else [sender_journey(one) for one in found]
 
 
 def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey | None:

@@ -69,9 +69,13 @@ def reasons_of(
 
 
 def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
-    """Return the rules that ended a recipient, by address and state."""
+    """Return the rules that ended a recipient, by address and state; with where it is, if it is
+    quarantined.
+    """
     found: dict[tuple[str, str], str] = {}
     for step in steps:
+        for text, names in step.detail.get("quarantined", {}).items():
+            found |= {(address, "delivered"): text for address in names}
         for hit in step.detail.get("rules", ()) if step.step == Step.POLICY_AND_ROUTING else ():
             if hit.get("mode", "enforce") != "enforce":
                 continue
@@ -86,6 +90,8 @@ def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
 def _reason(one: Recipient, rule: str) -> str | None:
     """Return the reason; `rule` is the one that ended it, "" if none did."""
     match one.state:
+        case "delivered" if rule:
+            return f"quarantined by {rule}"
         case "discarded" if rule:
             return f'rule "{rule}" discarded it'
         case "redirected" if rule:
@@ -184,7 +190,8 @@ class _Writer(Struct, frozen=True):
         claim = filter(None, [_claim(one)])
         if state == "delivered":
             whom = self._whom(group) or one.address
-            return Sentence(state, (*self._at(f"Delivered to {whom}", one), *claim))
+            where = [f" It was {one.reason}."] if one.reason else []
+            return Sentence(state, (*self._at(f"Delivered to {whom}", one), *where, *claim))
         whom = self._whom(group)
         head = f"{state.capitalize()} for {whom}" if whom else state.capitalize()
         return Sentence(state, (*self._parts(head, one, is_one=len(group) == 1), *claim))

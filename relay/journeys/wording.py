@@ -97,6 +97,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             yield f"sender of what {alias} forwards: {sender}"
         for reason, addresses in detail.get("held", {}).items():
             yield f"held by {reason}: {named(addresses)}"
+        for text, addresses in detail.get("quarantined", {}).items():
+            yield f"quarantined by {text}: {named(addresses)}"
         refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:

@@ -5,7 +5,7 @@ The simulated worlds of the tests have a store of their own.
 
 from typing import Protocol
 
-from relay.mailbox.types import DeliveryResult, Room
+from relay.mailbox.types import DeliveryResult, Room, WellKnown
 from relay.message.content import Content
 
 
@@ -22,10 +22,11 @@ class DeliveryStore(Protocol):
         *,
         unique: str,
         content: Content,
+        folder: WellKnown = WellKnown.INBOX,
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:
-        """Deliver a message to the Inbox under a name made from `unique`.
+        """Deliver a message to a folder under a name made from `unique`.
 
         Repeating a delivery changes nothing. `unique` begins with a clock id (a queue id), whose
         time is part of the file name. `over_quota` allows reports to exceed the quota, within a

@@ -1,4 +1,4 @@
-"""Local delivery: write a message to new/ exactly once, however often it is repeated.
+"""Local delivery: write a message to new/ of a folder exactly once, however often it is repeated.
 
 delivery's local entries (step 6) and pickup's reports are delivered here. The same `unique` gives
 the same id and name, and an id that is in any folder of the mailbox counts as delivered. Raises
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.mailbox.draft_files import NewNames
-from relay.mailbox.folders import Folders, list_folders
+from relay.mailbox.folders import Folders, list_folders, well_known_path
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
@@ -33,7 +33,7 @@ from relay.mailbox.message_file import (
 )
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
-from relay.mailbox.types import DeliveryResult
+from relay.mailbox.types import DeliveryResult, WellKnown
 from relay.message.content import Content, edit_header, size_of
 from relay.mime.headers import with_relay_id
 
@@ -114,11 +114,16 @@ class Inbox:
         *,
         unique: str,
         content: Content,
+        folder: WellKnown = WellKnown.INBOX,
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:
         """See DeliveryStore.deliver()."""
-        mailbox = self.folders.inbox(account)
+        is_inbox = folder is WellKnown.INBOX  # the others are made at their first use
+        mailbox = self.folders.inbox(account) if is_inbox else self.folders.mailbox(account)
+        if not is_inbox:
+            self.folders.recreate(mailbox, folder)
+        new = well_known_path(mailbox, folder) / "new"
         self.old_files.clean(mailbox)
         message_id = delivered_id(unique)
         content = edit_header(content, lambda header: with_relay_id(header, message_id))
@@ -128,14 +133,14 @@ class Inbox:
             if self._is_there(mailbox, message_id, is_repeat=is_repeat):
                 # A crash may have come after the link.
                 remove(temporary)
-                self.syncs.sync(mailbox / "new")
+                self.syncs.sync(new)
                 return DeliveryResult.ALREADY_THERE
             quota, size_bytes = self.quota, size_of(content)
             with quota.room_for(
                 account, mailbox, size_bytes, base_name=base_name, is_report=over_quota
             ):
                 try:
-                    self._write(mailbox, base_name, content)
+                    self._write(mailbox / "tmp" / base_name, new, content)
                 except FileExistsError:
                     return DeliveryResult.ALREADY_THERE
             self._delivered.add(mailbox, message_id)
@@ -155,19 +160,18 @@ class Inbox:
             return True
         return is_repeat and self.index.find(mailbox, message_id) is not None
 
-    def _write(self, mailbox: Path, base_name: str, content: Content) -> None:
+    def _write(self, temporary: Path, new: Path, content: Content) -> None:
         """Write the file durably. Raises FileExistsError if it exists."""
-        base = f"{base_name},S={size_of(content)}"
-        temporary = mailbox / "tmp" / base_name
+        base = f"{temporary.name},S={size_of(content)}"
         remove(temporary)  # left by a crash: this thread holds the lock of the id
         try:
             finish_content(write_file(temporary, content))
-            place(temporary, mailbox / "new" / base)
-            self.syncs.sync(mailbox / "new")
+            place(temporary, new / base)
+            self.syncs.sync(new)
         except FileExistsError:
             raise
         except OSError:
-            self.root.remove(mailbox / "new" / base)
+            self.root.remove(new / base)
             raise
         finally:
             remove(temporary)

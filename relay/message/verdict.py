@@ -14,6 +14,7 @@ from msgspec import Struct
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
+JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
 ROUTE_PREFIX = "route:"  # of a rule's next hop that names a route
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
@@ -46,6 +47,7 @@ class VerdictAction(StrEnum):
     REJECT = "reject"
     DISCARD = "discard"
     REDIRECT = "redirect"
+    QUARANTINE = "quarantine"  # a REDIRECT of which the sender learns nothing
 
 
 class Hold(Struct, frozen=True):
@@ -67,9 +69,22 @@ class RecipientVerdict(Struct, frozen=True):
     rule: str = ""  # that decided the action, "" if none did
     status: str = ""  # of a REJECT (RFC 3463)
     text: str = ""  # of a REJECT, for the sender
-    successors: tuple[str, ...] = ()  # of a REDIRECT
-    hold: Hold | None = None  # of a copy to DELIVER, or of what a REDIRECT adds
+    successors: tuple[str, ...] = ()  # of a REDIRECT or a QUARANTINE
+    hold: Hold | None = None  # of a copy to DELIVER, or of what these two add
     next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
+    # of a copy to DELIVER into Junk Email: how it is held where its mailbox is not here
+    junk: Hold | None = None
+
+    @property
+    def quarantined(self) -> str:
+        """Where the copy is quarantined: a folder or an address, "" for one that is not."""
+        if self.action is VerdictAction.QUARANTINE:
+            return ", ".join(self.successors)
+        return JUNK_EMAIL if self.junk else ""
+
+    def held(self, *, in_mailbox: bool) -> Hold | None:
+        """Return the hold of the copy, which goes into a mailbox of this relay or leaves."""
+        return self.hold if in_mailbox else self.junk or self.hold
 
 
 class AddedRecipient(Struct, frozen=True):

@@ -40,6 +40,7 @@ from relay.mailbox.types import (
     QuotaLimits,
     Room,
     StoreUnavailableError,
+    WellKnown,
 )
 from relay.message.content import Content
 from relay.outbox.arrivals import Arrivals
@@ -190,15 +191,17 @@ class FileStore:
         *,
         unique: str,
         content: Content,
+        folder: WellKnown = WellKnown.INBOX,
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:
-        """Deliver a message to the Inbox."""
+        """Deliver a message to a folder."""
         result = await self._threads.run(
             self._inbox.deliver,
             account,
             unique=unique,
             content=content,
+            folder=folder,
             over_quota=over_quota,
             is_repeat=is_repeat,
         )

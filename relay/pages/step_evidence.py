@@ -174,6 +174,8 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     facts += [StepFact("Sender", f"{sender}, of {alias}") for alias, sender in senders.items()]
     for reason, addresses in detail.get("held", {}).items():
         facts.append(StepFact("Held", f"by {reason}, for {_some(addresses)}", state="held"))
+    for text, addresses in detail.get("quarantined", {}).items():
+        facts.append(StepFact("Quarantined", f"by {text}, for {_some(addresses)}"))
     refused = detail.get("refused", ())
     facts += [
         StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")

@@ -15,7 +15,7 @@ What a rule asks and does:
 - `conditions`: the keys of `when` and `unless`: sender, recipient, client, login, size, header ...
 - `content_conditions`: the conditions on the content: attachment names and types, words in the body
 - `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
-  redirect, bcc, cc, discard, next_hop, headers, subject prefix, disclaimer
+  redirect, quarantine, bcc, cc, discard, next_hop, headers, subject prefix, disclaimer
 
 The evaluation:
 

@@ -26,7 +26,7 @@ from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.properties import EmailAddress
 from relay.message.status import REPLY_TEXT_MAX, split_reply
-from relay.message.verdict import ROUTE_PREFIX, ExaminedMessage, Hold, RateCharge
+from relay.message.verdict import JUNK_EMAIL, ROUTE_PREFIX, ExaminedMessage, Hold, RateCharge
 from relay.mime import headers
 from relay.mime.disclaimer import DisclaimerObstacle, with_disclaimer, wrapped
 from relay.mime.disclaimer_text import Disclaimer
@@ -125,7 +125,7 @@ HOLD_REASON_MAX = 200  # characters
 ADDRESSES_MAX = 50
 PROTECTED = frozenset({"received", "return-path", "dkim-signature"})
 PROTECTED_PREFIX = "x-relay-"
-FINAL = ("reject", "discard", "redirect", "defer")  # no action can follow these
+FINAL = ("reject", "discard", "redirect", "quarantine", "defer")  # no action can follow these
 
 
 class RejectAction(Struct, frozen=True):
@@ -290,6 +290,23 @@ class RedirectAction(AddressesAction, frozen=True):
     """Other addresses get the message instead of the recipient."""
 
 
+class QuarantineAction(AddressesAction, frozen=True):
+    """The copy goes into Junk Email, or to other addresses; its sender learns nothing of it."""
+
+    expires_s: float | None = None  # of a copy that is held, because its mailbox is not here
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read true or an address. Raises ValueError."""
+        if value is not True and not isinstance(value, str):
+            raise ValueError(f"true, for {JUNK_EMAIL}, or an address")
+        return cls(() if value is True else (_address(value),))
+
+    def hold_of(self, rule: str) -> Hold:
+        """Return how a rule with this action holds a copy whose mailbox is not here."""
+        return Hold("quarantine", rule, expires_s=self.expires_s, silent=True)
+
+
 class BccAction(AddressesAction, frozen=True):
     """Other addresses get a copy that no header shows."""
 
@@ -410,6 +427,7 @@ RuleAction = (
     | RateLimitAction
     | DiscardAction
     | RedirectAction
+    | QuarantineAction
     | BccAction
     | DisclaimerAction
     | HeaderEdit
@@ -424,6 +442,7 @@ ACTIONS: dict[str, type[RuleAction]] = {
     "reject": RejectAction,
     "discard": DiscardAction,
     "redirect": RedirectAction,
+    "quarantine": QuarantineAction,
     "cc": CcAction,
     "bcc": BccAction,
     "set_header": SetHeaderAction,

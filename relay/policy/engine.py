@@ -44,6 +44,7 @@ from relay.policy.actions import (
     HeaderEdit,
     HoldAction,
     NextHopAction,
+    QuarantineAction,
     RateLimitAction,
     RedirectAction,
     RejectAction,
@@ -127,6 +128,7 @@ class Evaluation:
         self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
         self._holds: dict[int, Hold] = {}  # the same
         self._next_hops: dict[int, str] = {}  # the same
+        self._junk: dict[int, Hold] = {}  # the same
         self._deferral: Deferral | None = None
         self._sender = ""
         self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
@@ -335,8 +337,9 @@ class Evaluation:
         content = self._content_of(places[0])
         held = [hold for place in places if (hold := self._holds.get(place))]
         for action in rule.actions:
-            if isinstance(action, CcAction | BccAction | RedirectAction):
-                hold = held[0] if held and isinstance(action, RedirectAction) else None
+            if isinstance(action, CcAction | BccAction | RedirectAction | QuarantineAction):
+                is_instead = isinstance(action, RedirectAction | QuarantineAction)
+                hold = held[0] if held and is_instead else None
                 self._additions += [
                     AddedRecipient(each, rule.name, content, hold) for each in action.addresses
                 ]
@@ -351,13 +354,25 @@ class Evaluation:
                 self._close(rule, places, action=VerdictAction.REJECT, status=status, text=text)
             case DiscardAction():
                 self._close(rule, places, action=VerdictAction.DISCARD)
-            case RedirectAction(addresses):
+            case QuarantineAction(()) as action:
+                self._put_into_junk(action.hold_of(rule.name), places)
+            case RedirectAction(addresses) | QuarantineAction(addresses):
                 others = [
                     place
                     for place in places  # a redirect to the recipient itself changes nothing
                     if not _contains(addresses, self._message.recipients[place])
                 ]
-                self._close(rule, others, action=VerdictAction.REDIRECT, successors=addresses)
+                is_redirect = isinstance(rule.actions[-1], RedirectAction)
+                fate = VerdictAction.REDIRECT if is_redirect else VerdictAction.QUARANTINE
+                self._close(rule, others, action=fate, successors=addresses)
+
+    def _put_into_junk(self, hold: Hold, places: Iterable[int]) -> None:
+        """Decide that copies go into Junk Email, or wait with this hold if they leave."""
+        for place in places:
+            self._junk[place] = hold
+            if self._message.recipients[place] not in self._message.local:
+                self._holds[place] = hold
+            self._open &= ~(1 << place)
 
     def _close(
         self,
@@ -373,18 +388,19 @@ class Evaluation:
             self._decided[place] = RecipientVerdict(
                 self._message.recipients[place], action, rule=rule.name, status=status, text=text,
                 successors=successors,
-                hold=self._holds.get(place) if action is VerdictAction.REDIRECT else None,
+                hold=self._holds.get(place) if successors else None,
             )  # fmt: skip
             self._open &= ~(1 << place)
 
     def _delivered(self, place: int, recipient: str) -> RecipientVerdict:
         """Return the verdict about a recipient that no rule decided."""
-        if len(self._views) == 1 and not self._holds and not self._next_hops:  # nearly always
-            return RecipientVerdict(recipient)
-        hold = self._holds.get(place)
+        if len(self._views) == 1 and not (self._holds or self._next_hops or self._junk):
+            return RecipientVerdict(recipient)  # nearly always
+        hold, junk = self._holds.get(place), self._junk.get(place)
+        by = junk or hold
         return RecipientVerdict(
-            recipient, content=self._content_of(place), rule=hold.rule if hold else "", hold=hold,
-            next_hop=self._next_hops.get(place, ""),
+            recipient, content=self._content_of(place), rule=by.rule if by else "", hold=hold,
+            next_hop=self._next_hops.get(place, ""), junk=junk,
         )  # fmt: skip
 
     def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:

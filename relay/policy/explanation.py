@@ -103,6 +103,7 @@ def verdict_document(explained: RulesExplained) -> dict[str, Any]:
                 "successors": list(each.successors),
                 "hold": msgspec.to_builtins(each.hold),
                 "next_hop": each.next_hop,
+                "quarantined": each.quarantined,
                 "content": each.content,
             }
             for each in verdict.recipients

@@ -22,6 +22,7 @@ from relay.policy.actions import (
     AfterHold,
     HoldAction,
     NextHopAction,
+    QuarantineAction,
     RuleAction,
     SetSenderAction,
 )
@@ -65,7 +66,7 @@ NAME_CHARACTERS_MAX = 100  # it is a metric's label
 _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
          "expires", "expired", "notice")  # fmt: skip
 _HOLD_KEYS = ("expires", "expired", "notice")
-_NEVER_IGNORED = ("reject", "discard", "hold")  # mail would pass that must not
+_NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
 FILES_MAX = 500
 _NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
 DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
@@ -213,10 +214,13 @@ def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str
 
 
 def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Iterator[RuleAction]:
-    """Yield the actions; a hold has the keys of its rule."""
+    """Yield the actions; a hold has the keys of its rule, and what may be held its `expires`."""
     if not any(isinstance(each, HoldAction) for each in actions):
+        may_hold = any(
+            isinstance(each, QuarantineAction) and not each.addresses for each in actions
+        )
         for key in _HOLD_KEYS:
-            if key in reader.table:
+            if key in reader.table and not (may_hold and key == "expires"):
                 reader.add_fault(
                     (key,), "found this key in a rule that holds nothing, expected a hold"
                 )
@@ -229,6 +233,9 @@ def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Ite
                 is AfterHold.SILENT,
                 notice=reader.key("notice", _notice, default=""),
             )
+        elif isinstance(each, QuarantineAction):
+            expires_s: float | None = reader.key("expires", _duration, default=None)
+            yield QuarantineAction(each.addresses, expires_s)
         else:
             yield each
 

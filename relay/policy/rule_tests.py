@@ -25,7 +25,7 @@ from relay.policy.folding import folded
 from relay.policy.message_parts import TooManyPartsError, message_parts
 from relay.policy.rules import ExpectedResult, OverallVerdict, Rule, RuleMode, RuleTest
 
-_GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT)
+_GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
 
 
 class RuleTestResult(Struct, frozen=True):
@@ -126,6 +126,11 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
         ("added", expect.added, [each.address for each in verdict.additions]),
         ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
         ("rejected", expect.rejected, _with_fate(verdict, VerdictAction.REJECT)),
+        (
+            "quarantined",
+            expect.quarantined,
+            [each.address for each in verdict.recipients if each.quarantined],
+        ),
     ):
         present = {each.casefold() for each in addresses}
         if expected is not None and present != expected:

@@ -144,7 +144,7 @@ class Rule(Struct, frozen=True):
 class OverallVerdict(StrEnum):
     """The verdict for the whole message, as rule tests expect it."""
 
-    ACCEPT = "accept"  # at least one recipient gets the message, or is redirected
+    ACCEPT = "accept"  # at least one recipient gets the message, also another one or in Junk Email
     REJECT = "reject"  # no recipient gets it, and at least one is rejected
     DISCARD = "discard"  # no recipient gets it, and none is rejected
     HOLD = "hold"  # no recipient gets it now, and at least one when it is released
@@ -163,6 +163,7 @@ class ExpectedResult(Struct, frozen=True):
     added: frozenset[str] | None = None  # addresses, without regard to case
     redirected: frozenset[str] | None = None  # the same
     rejected: frozenset[str] | None = None  # the same
+    quarantined: frozenset[str] | None = None  # the same
     subject: str | None = None  # of all delivered copies
     next_hop: str | None = None  # that rules chose for all of them; "" for none
     reason: str | None = None  # of all holds

@@ -149,7 +149,7 @@ def translate_os_errors(place: Path) -> Iterator[None]:
 
 class NewRecipient(Struct, frozen=True):
     """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected,
-    expanded) it has no entry.
+    expanded; delivered, if its copy is quarantined elsewhere) it has no entry.
 
     `successors` are the addresses that replace a redirected or expanded one. `position` is its
     place in the envelope, from 1; a recipient without one is numbered after those that have one.
@@ -197,6 +197,8 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     sender: str = ""
     # The alias that brought this copy here: of a copy that leaves, the Delivered-To field.
     delivered_to: str = ""
+    # The well-known folder of local mailboxes into which it goes. "": the Inbox.
+    folder: str = ""
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail

@@ -14,7 +14,10 @@ from tests.support.operator import all_to, command, own_mx, reroute
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 NOW = 10**18  # after the due time of every entry in these tests
 EXTRA = EntryExtra(
-    chosen=True, sender="SRS0=x=y=ü.test=b@example.test", delivered_to='"li st"@example.test'
+    chosen=True,
+    sender="SRS0=x=y=ü.test=b@example.test",
+    delivered_to='"li st"@example.test',
+    folder="junkemail",
 )
 
 ORDINARY = EntryExtra()

@@ -9,7 +9,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from relay.mailbox.types import DeliveryResult, MailboxFullError, Room, StoreUnavailableError
+from relay.mailbox.types import (
+    DeliveryResult,
+    MailboxFullError,
+    Room,
+    StoreUnavailableError,
+    WellKnown,
+)
 from relay.message.content import Content, LargeContent, octets_in_blocks
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.tls_policy import TlsPolicy
@@ -96,6 +102,7 @@ class Mailboxes:
         *,
         unique: str,
         content: Content,
+        folder: WellKnown = WellKnown.INBOX,
         over_quota: bool = False,
         is_repeat: bool = False,
     ) -> DeliveryResult:

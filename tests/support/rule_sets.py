@@ -90,11 +90,12 @@ ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "reject": st.just("5.7.1 no"),
     "discard": st.just(True),
     "redirect": _OTHERS,
+    "quarantine": st.sampled_from([True, "x@out.test"]),
     "defer": st.just("4.7.1 later"),
 }
 _PLAIN_ACTIONS = sorted(ACTION_VALUES.keys() - set(FINAL))
 # A set in which much ends early says little about what follows.
-_LAST = st.sampled_from([*["none"] * 8, "reject", "discard", "redirect", "redirect", "defer"])
+_LAST = st.sampled_from([*["none"] * 8, "reject", "discard", "redirect", "quarantine", "defer"])
 
 
 @st.composite

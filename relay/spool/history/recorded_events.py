@@ -106,6 +106,7 @@ def _state_after(
             captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
             for hop in detail.get("next_hops", ())
         ]
+        states += [RecipientState.DELIVERED] * bool(detail.get("quarantined"))
         return message_state(states + [RecipientState.FAILED] * bool(detail.get("refused")))
     if step is not Step.DELIVERY:
         return None

@@ -19,7 +19,7 @@ from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions
 from relay.journeys.document import Journey
 from relay.journeys.events import Event, Step
-from relay.mailbox.types import DeliveryResult
+from relay.mailbox.types import DeliveryResult, WellKnown
 from relay.message.envelope import Notify
 from relay.message.nexthop import NextHop
 from relay.message.tls_policy import TlsPolicy
@@ -129,7 +129,7 @@ class Store:
     inboxes: dict[str, bytes] = field(default_factory=dict)
 
     async def deliver(
-        self, account, *, unique, content, over_quota=False, is_repeat=False
+        self, account, *, unique, content, folder=WellKnown.INBOX, over_quota=False, is_repeat=False
     ) -> DeliveryResult:
         if unique in self.inboxes:
             return DeliveryResult.ALREADY_THERE

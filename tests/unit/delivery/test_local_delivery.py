@@ -16,7 +16,7 @@ from relay.mailbox.types import (
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.message.nexthop import LOCAL
 from relay.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
-from relay.spool.types import ClaimedRecipient
+from relay.spool.types import NO_EXTRA, ClaimedRecipient
 from tests.support.claims import a_claim
 
 
@@ -37,7 +37,12 @@ async def test_a_mailbox_error_defers_or_bounces(error, kind, status, code):
     message = MessageFacts("m", Envelope("a@b.test"), Source.SMTP, trusted=True, received_us=0)
     recipient = ClaimedRecipient(1, ForwardPath("bob@b.test"))
     claim = SimpleNamespace(
-        message=message, recipients=(recipient,), attempts=0, attempt=1, next_hop=LOCAL
+        message=message,
+        recipients=(recipient,),
+        attempts=0,
+        attempt=1,
+        next_hop=LOCAL,
+        extra=NO_EXTRA,
     )
     local = LocalDelivery(Refusing(), addresses)
     ((mailbox, group),) = local.by_mailbox(claim)

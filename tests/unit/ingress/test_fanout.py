@@ -8,7 +8,7 @@ from relay.ingress.forwarding import expand_recipients
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, HopKind, NextHop
-from relay.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
+from relay.message.verdict import AddedRecipient, Hold, RecipientVerdict, Verdict, VerdictAction
 from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
 from relay.spool.types import NO_EXTRA, EntryExtra
 
@@ -139,6 +139,24 @@ def test_a_redirect_names_its_successors_which_get_no_reports():
     (new,) = result.entries[0].recipients
     assert (new.path.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
     assert not result.rejects_all
+
+
+def test_a_recipient_quarantined_elsewhere_is_shown_as_delivered():
+    quarantine = RecipientVerdict("x@b.test", VerdictAction.QUARANTINE, successors=("y@c.test",))
+    result = fan(quarantine, additions=[AddedRecipient("y@c.test", "r")])
+    (old,) = result.quarantined
+    assert (old.state, old.successors, old.status) == (RecipientState.DELIVERED, (), "2.1.5")
+    assert old.reply == "250 2.1.5 delivered to x@b.test"
+    assert buckets(result) == [(MX_C, b"zero", ["y@c.test"])]
+
+
+def test_only_the_copy_of_a_mailbox_goes_into_junk_email():
+    hold = Hold("quarantine", "r", silent=True)
+    result = fan(*(RecipientVerdict(one, junk=hold) for one in ("bob@here.test", "x@b.test")))
+    extras = {str(one.next_hop): one.extra for one in result.entries}
+    assert (extras["local"].folder, extras["local"].reason) == ("junkemail", "")
+    (other,) = [extra for hop, extra in extras.items() if hop != "local"]
+    assert (other.folder, other.reason, other.rule, other.silent) == ("", "quarantine", "r", True)
 
 
 def test_an_added_recipient_that_is_already_one_gets_one_copy():

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import mailbox
 import os
+import shutil
 
 import pytest
 
@@ -19,6 +20,7 @@ from relay.mailbox.types import (
     MailboxFullError,
     Room,
     StoreUnavailableError,
+    WellKnown,
 )
 from relay.message.content import BLOCK_BYTES, LargeContent
 
@@ -42,6 +44,23 @@ async def test_a_message_arrives_unread_and_whole(place, store):
         False,
         False,
     )
+
+
+async def test_junk_email_is_made_when_another_program_has_removed_it(place, store):
+    other = "0123456789abcdef.2"
+    for unique in (UNIQUE, other):
+        arrived = await store.deliver(
+            BOB, unique=unique, content=CONTENT, folder=WellKnown.JUNK_EMAIL
+        )
+        assert arrived is DeliveryResult.DELIVERED
+        [file] = place.files(".Junk", BOB)
+        assert file.parent.parent.name == ".Junk"
+        if unique == UNIQUE:
+            shutil.rmtree(file.parent.parent)
+    again = await store.deliver(BOB, unique=other, content=CONTENT, folder=WellKnown.JUNK_EMAIL)
+    assert again is DeliveryResult.ALREADY_THERE
+    assert len(place.files(".Junk", BOB)) == 1
+    assert place.files("", BOB) == place.left_over() == []
 
 
 @pytest.fixture

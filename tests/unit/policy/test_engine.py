@@ -298,6 +298,8 @@ def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path
     action = st.one_of(
         st.just(REJECT), st.just("{ discard = true }"), st.just(TAG),
         address.map(lambda each: f'{{ redirect = "{each}" }}'),
+        address.map(lambda each: f'{{ quarantine = "{each}" }}'),
+        st.just("{ quarantine = true }"),
         address.map(lambda each: f'{{ cc = "{each}" }}'),
         address.map(lambda each: f'{{ bcc = "{each}" }}'),
     )  # fmt: skip

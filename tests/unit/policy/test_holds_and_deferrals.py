@@ -17,6 +17,7 @@ from relay.policy.rule_tests import examined_message, overall_verdict
 from tests.unit.policy.conftest import MAIL, rule
 
 HOLD = rule("{ hold = 'a look' }", name="h", when="{ recipient = 'b@*' }")
+TAG = "{ set_header = { name = 'X-Tag', value = 'yes' } }"
 BOTH = ("b@out.test", "c@out.test")
 
 
@@ -45,6 +46,42 @@ def test_a_hold_keeps_the_reason_and_the_keys_of_the_first_rule_that_holds(evalu
 def test_later_rules_still_apply_to_what_is_held(evaluate, later, expected):
     verdict = evaluate(HOLD, later, to=BOTH)
     assert [(str(one.action), bool(one.hold)) for one in verdict.recipients] == expected
+
+
+LATER = rule("{ reject = '5.7.1 no' }", name="later")
+JUNK = Hold("quarantine", "r", expires_s=172800, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "to", "held"),
+    [
+        ("", "b@in.test", None),
+        ("", "b@out.test", JUNK),
+        ("{ hold = 'a look' }", "b@in.test", Hold("a look", "h")),
+        ("{ hold = 'a look' }", "b@out.test", JUNK),  # in silence
+    ],
+)
+def test_quarantine_decides_a_recipient_and_holds_what_leaves(evaluate, before, to, held):
+    first = [rule(before, name="h")] if before else []
+    junk = rule("{ quarantine = true }", expires="'2d'")
+    verdict = evaluate(*first, rule(TAG, name="t"), junk, LATER, to=(to,))
+    (one,) = verdict.recipients
+    assert (one.action, one.rule, one.junk, one.hold) == (VerdictAction.DELIVER, "r", JUNK, held)
+    assert one.quarantined == "Junk Email"
+    assert b"X-Tag: yes" in verdict.contents[one.content]
+    assert verdict.hits[-1].outcome == "quarantine"
+
+
+def test_quarantine_at_an_address_is_a_redirect_of_its_own(evaluate):
+    hold = rule("{ hold = 'a look' }", name="h", when="{ recipient = 'c@*' }")
+    verdict = evaluate(hold, rule("{ quarantine = 'b@out.test' }"), LATER, to=BOTH)
+    assert [(one.action, one.successors) for one in verdict.recipients] == [
+        (VerdictAction.REJECT, ()),  # it is that address
+        (VerdictAction.QUARANTINE, ("b@out.test",)),
+    ]
+    assert [(one.address, one.hold) for one in verdict.additions] == [
+        ("b@out.test", Hold("a look", "h"))
+    ]
 
 
 @pytest.mark.parametrize(("action", "is_held"), [("redirect", True), ("bcc", False), ("cc", False)])

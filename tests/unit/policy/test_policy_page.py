@@ -18,7 +18,13 @@ from relay.settings.environment import shipped
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = [
     (DOCS / f"{name}.md").read_text()
-    for name in ("policy", "policy-conditions", "policy-actions", "policy-tests")
+    for name in (
+        "policy",
+        "policy-conditions",
+        "policy-actions",
+        "policy-quarantine",
+        "policy-tests",
+    )
 ]
 PAGE = "\n".join(PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

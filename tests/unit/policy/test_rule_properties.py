@@ -66,7 +66,7 @@ def check_partition(message: ExaminedMessage, verdict: Verdict) -> None:
     served += [one.address for one in verdict.additions]
     assert len({each.casefold() for each in served}) == len(served)
     for one in verdict.recipients:
-        if one.action is VerdictAction.REDIRECT:  # somebody gets what was redirected
+        if one.successors:  # somebody gets what was redirected or quarantined
             assert set(one.successors) <= set(served) - {one.address}
         if one.action is not VerdictAction.DELIVER:  # what decided it was the last to apply
             matched = [hit.rule for hit in verdict.hits if one.address in hit.recipients]

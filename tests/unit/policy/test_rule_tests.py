@@ -22,6 +22,7 @@ REJECT = '{ reject = "5.7.1 no" }'
 HOLD = "{ hold = 'a look' }"
 HOP = "{ next_hop = 'smtp://Relay.test:587' }"
 TAG = "{ set_header = { name = 'X-Tag', value = 'für' } }"
+JUNK = "{ quarantine = true }"
 BODY = 'body = "a first\\nline"\n'
 RULES = (
     rule("{ subject_prefix = '[X]' }", name="tag", mode="'audit'")
@@ -89,6 +90,10 @@ def test_try_lists_each_rule_with_its_conditions_and_each_recipient(rules_of):
         ("{ hold = 'a look' }, { redirect = 'z@in.test' }",
          ["b@out.test: redirected to z@in.test (r)", "z@in.test: held: a look (r)",
           "verdict: hold"]),
+        (JUNK, ["b@out.test: held: quarantine (r)", "verdict: hold"]),
+        ("{ quarantine = 'z@in.test' }",
+         ["b@out.test: quarantined (z@in.test) (r)", "z@in.test: gets a copy (r)",
+          "verdict: accept"]),
     ],
 )  # fmt: skip
 def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
@@ -134,6 +139,11 @@ def test_check_lists_the_rules(rules_of):
          'found next_hop "smtp://relay.test:587", expected ""'),
         ("{ next_hop = 'route:x' }", "verdict = 'accept', next_hop = 'route:y'",
          'found next_hop "route:x", expected "route:y"'),
+        (JUNK, "verdict = 'hold', reason = 'quarantine', quarantined = ['B@out.test']", None),
+        (JUNK, "verdict = 'hold', quarantined = []",
+         'found quarantined "b@out.test", expected none'),
+        ("{ quarantine = 'z@in.test' }", "verdict = 'accept', redirected = [], quarantined = ['b@out.test']", None),
+        ("{ quarantine = 'z@in.test' }", "verdict = 'accept', added = ['z@in.test']", None),
         (TAG, "verdict = 'accept', headers = { X-Tag = 'für', X-No = false }", None),
         (TAG, "verdict = 'accept', headers = { X-Tag = 'x' }", 'found X-Tag "für", expected "x"'),
         (TAG, "verdict = 'accept', headers = { X-Tag = false }", 'found X-Tag "für", expected none'),

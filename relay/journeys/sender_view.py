@@ -1,0 +1,56 @@
+"""What the account of a sender sees of a journey: nothing of a quarantine.
+
+Pure functions. Roles that see all messages get the journey as it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from relay.journeys.document import Journey
+from relay.journeys.events import Step
+from relay.message.lifecycle import hold_text
+
+_QUARANTINE = "quarantine"  # the action, in the outcome of a rule
+
+
+def sender_detail(step: int, detail: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the detail of an event without rules that quarantine: the same object if none did."""
+    if step == Step.DELIVERY and detail.get("silent"):  # a hold of which the sender does not hear
+        return {key: value for key, value in detail.items() if key not in ("rule", "silent")}
+    if step != Step.POLICY_AND_ROUTING or not (hidden := _hidden(detail)):
+        return detail
+    seen = {key: value for key, value in detail.items() if key not in ("quarantined", "held")}
+    seen["rules"] = [hit for hit in detail["rules"] if hit["rule"] not in hidden]
+    reasons = [hold_text("", rule) for rule in hidden]
+    held = detail.get("held", {}).items()
+    left = {key: names for key, names in held if not key.startswith(tuple(reasons))}
+    return seen | ({"held": left} if left else {})
+
+
+def sender_journey(journey: Journey) -> Journey:
+    """Return a journey as the account of its sender sees it."""
+    steps = tuple(
+        replace(one, detail=dict(sender_detail(one.step, one.detail))) for one in journey.steps
+    )
+    hidden = {
+        rule
+        for one in journey.steps
+        if one.step == Step.POLICY_AND_ROUTING
+        for rule in _hidden(one.detail)
+    }
+    if not hidden:
+        return replace(journey, steps=steps)
+    by = tuple([f'{before}rule "{rule}"' for rule in hidden for before in ("", "quarantined by ")])
+    recipients = tuple(
+        replace(one, reason=None) if (one.reason or "").startswith(by) else one
+        for one in journey.recipients
+    )
+    return replace(journey, steps=steps, recipients=recipients)
+
+
+def _hidden(detail: Mapping[str, Any]) -> set[str]:
+    """Return the rules that quarantine, also those that only would."""
+    hits = detail.get("rules", ())
+    return {hit["rule"] for hit in hits if _QUARANTINE in str(hit["outcome"]).split(",")}
