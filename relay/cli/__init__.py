@@ -21,7 +21,8 @@ A service:
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `dkim`: `relay dkim keygen | show`
 - `dns`: `relay dns`
-- `policy`: `relay policy check | test | try`
+- `policy`: `relay policy check | test | try | diff`
+- `diff_report`: what `relay policy diff` prints
 - `backup`: `relay backup` and `relay restore`
 - `storage`: `relay storage verify | backup | prune | recover | adopt`; the text of findings
 - `mail_files`: `relay import` and `relay export`

@@ -1,4 +1,5 @@
-"""`relay policy check | test | try`: check the mail-flow rules, run their tests, try a message.
+"""`relay policy check | test | try | diff`: check the mail-flow rules, run their tests, try a
+message, compare two sets.
 
 Exits 78 for faults and failed tests, 65 for a file that is not a message or to which the rules
 cannot be applied, and 66 for one that does not exist.
@@ -12,6 +13,7 @@ import click
 
 from relay.base.clock import SystemClock
 from relay.base.phrases import shown
+from relay.cli.diff_report import DiffReport
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import (
     CommandContext,
@@ -21,6 +23,8 @@ from relay.cli.options import (
     read_input,
 )
 from relay.cli.rule_lines import verdict_lines
+from relay.commands.rule_diff import RuleComparison
+from relay.commands.saved_mail import NotMailError, SavedMailReader, find_saved, reason_of
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.policy.explanation import explain, verdict_document
@@ -35,6 +39,7 @@ from relay.policy.rule_tests import (
     format_test_results,
     run_tests,
 )
+from relay.settings.document import Fault, SettingsError
 from relay.settings.validation import is_trusted, next_hops_by_name
 from relay.settings.values import parse_ip
 
@@ -134,6 +139,42 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
     document = verdict_document(explained)
     context.show(document, lambda: verdict_lines(document))
+
+
+@policy.command()
+@click.argument("old", type=InputPath(file_okay=False))
+@click.argument("new", type=InputPath(file_okay=False))
+@click.option("--mail", required=True, type=InputPath(file_okay=False), metavar="DIR",
+              help="The mail: .eml files, and Maildirs.")  # fmt: skip
+@common_options
+def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
+    """Say for which saved mail two directories of rules have other results.
+
+    Shows what becomes of each such message with OLD and with NEW, and how many messages each rule
+    matches. Nothing is changed or sent. The rules' own tests are not run, and no rate limit counts.
+    Local domains, and envelopes of mail that a running relay has delivered, are those of the
+    configuration; other envelopes are in the fields Return-Path, Delivered-To, To, Cc and Bcc.
+    """
+    file = context.found_config_file()
+    settings = context.settings() if context.names_config or file.exists() else None
+    routes = next_hops_by_name(settings.route) if settings else None
+    books, faults = list[RuleBook](), list[Fault]()
+    for folder in (old, new):
+        try:
+            books.append(RuleBook(read_rules(folder, routes=routes)))
+        except SettingsError as error:
+            faults += error.faults
+    if faults:
+        raise SettingsError(faults)
+    comparison, reader = RuleComparison(*books), SavedMailReader(settings)
+    report = DiffReport(as_json=context.json)
+    for found in find_saved(mail, report.skip):
+        try:
+            saved = reader.read(found)
+            report.add(found, saved, comparison.compare(saved[0]))
+        except (NotMailError, OSError) as error:
+            report.skip(found, reason_of(error))
+    report.end(comparison.counts(), reader.without_journeys)
 
 
 class _RulesPlace(NamedTuple):

@@ -51,7 +51,7 @@ def clean_up(
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
     logged in, or from a user of this machine, also gets a missing From.
     """
-    header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
+    header = without_dropped(header)
     if _RESULTS in header and not origin.trusted:
         header = _without_results_of(hostname, header)
     new = headers.received(
@@ -79,6 +79,11 @@ def clean_up(
     if author and "From" not in header:
         new += address_list_field("From", [EmailAddress(author)]).encode()
     return header.prepend(new)
+
+
+def without_dropped(header: Header) -> Header:
+    """Return a header without the fields that no accepted message keeps."""
+    return header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
 
 
 def with_domain_of_author(header: Header, author: str) -> Header:

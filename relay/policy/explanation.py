@@ -88,11 +88,15 @@ def explain(
 
 def verdict_document(explained: RulesExplained) -> dict[str, Any]:
     """Return what the rules would do with a message, for `relay policy try`."""
-    verdict = explained.verdict
+    return {"rules": msgspec.to_builtins(explained.rules), **outcome_document(explained.verdict)}
+
+
+def outcome_document(verdict: Verdict) -> dict[str, Any]:
+    """Return what becomes of a message, without the rules that it is by."""
     return {
         "verdict": str(overall_verdict(verdict)),
         "deferred": msgspec.to_builtins(verdict.deferred),
-        "rules": msgspec.to_builtins(explained.rules),
+        "sender": verdict.sender,
         "recipients": [
             {
                 "address": each.address,

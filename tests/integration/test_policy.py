@@ -1,5 +1,7 @@
 """Mail-flow rules from end to end: recipients, journeys and bounces."""
 
+import json
+import re
 import smtplib
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -203,3 +205,34 @@ def test_other_senders_get_no_bounce(
         assert relay.metric("relay_reports_total", kind="failure") == 0
         assert remote.envelopes == []
         assert relay.metric("relay_queue_unaccounted") == 0
+
+
+def test_policy_diff_takes_envelopes_from_journeys(setting: Setting) -> None:
+    """Of a Bcc, an alias's name in To and a client; a copy whose journey is another's has none."""
+    relay = setting.relay
+    identity = relay.send_mail(
+        to=["bob@example.test"], bccRecipients=[{"emailAddress": {"address": "hidden@a.test"}}],
+        subject="for the diff",
+    )  # fmt: skip
+    relay.until_final(identity)
+    old, new = relay.folder / "old", relay.folder / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    rule = '[[rule]]\nname = "r"\nwhen = { recipient = "hidden@a.test", source = "graph", login = "alice@*" }\n'
+    (new / "10.toml").write_text(rule + 'then = [ { hold = "x" } ]\n')
+
+    def compared() -> dict[str, int]:
+        done = relay.cli(
+            "policy", "diff", str(old), str(new), "--mail", str(relay.home("bob")), "--json"
+        )
+        sums = json.loads(done.stdout.splitlines()[-1])
+        return {"changed": sums["changed"], **sums["envelopes"]}
+
+    before = relay.journey(identity)
+    assert compared() == {"changed": 1, "journey": 1}
+    assert relay.journey(identity) == before
+    [file] = relay.home("bob").glob("new/*")
+    file.write_bytes(
+        re.sub(rb"X-Relay-Id: \w+", b"X-Relay-Id: l222222222222222", file.read_bytes())
+    )
+    assert compared() == {"changed": 0, "header": 1}
