@@ -62,6 +62,12 @@ MESSAGE = (
     b"Subject: Setup\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
     b"--b\r\nContent-Disposition: attachment; filename=setup.exe\r\n\r\nx\r\n--b--\r\n"
 )
+HOLD = """[[rule]]
+name = "hold programs"
+when = { attachment_name = "*.exe" }
+then = [ { hold = "a program" } ]
+"""
+ENVELOPE = "Return-Path: <carol@other.test>\r\nDelivered-To: bob@example.org\r\n"
 SETTINGS = """hostname = "relay.example.org"
 state_dir = "state"
 [mailboxes]
@@ -135,9 +141,15 @@ def test_a_command_prints_what_the_page_says(tmp_path, monkeypatch, block):
     else:
         shutil.copytree(shipped("policies"), "policies")
     for name, text in {"bad/40-x.toml": BAD, "failing/40-x.toml": FAILING,
-                       "relay.toml": SETTINGS, "one.eml": MESSAGE.decode()}.items():  # fmt: skip
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+                       "relay.toml": SETTINGS, "one.eml": MESSAGE.decode(),
+                       "mail/bob/cur/1795600000.1.host:2,": ENVELOPE + "\n",
+                       "mail/bob/cur/1795600000.2.host:2,S": ENVELOPE + MESSAGE.decode(),
+                       "mail/notes.eml": "Subject: Notes\n\n"}.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
+    shutil.copytree("policies", "new", dirs_exist_ok=True)
+    (tmp_path / "new/10-executables.toml").unlink(missing_ok=True)
+    (tmp_path / "new/10-hold.toml").write_text(HOLD)
     for command, expected in re.findall(r"^\$ relay (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
         done = CliRunner().invoke(cli, command.split(), standalone_mode=False)
         code = report_error(done.exception) if done.exception else 0
