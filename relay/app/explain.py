@@ -88,7 +88,7 @@ class Explainer:
     resolver: HostResolver  # that of delivery
     schedule: RetrySchedule  # that of delivery
     options: SiteOptions  # of sites, without those of routes
-    clock: Clock  # for the times of a site's state
+    clock: Clock  # for the times of a site's state, and the dates of rules
     places: Mapping[str, RoutePlace]  # of the routes, by name
     checks: RecipientChecks  # those of RCPT
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
@@ -211,6 +211,7 @@ class Explainer:
             client=question.ip,
             login="" if question.ip else sender.reverse_path,
             recipient_count=1,
+            time_us=self.clock.time_us(),
             is_own=self.table.is_local_domain,
         )
         rules = self.rules()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from msgspec.structs import replace
 
 from relay.base.clock import SystemClock
 from relay.base.phrases import shown
@@ -74,8 +75,9 @@ def check(context: CommandContext, directory: Path | None) -> None:
     """
     place = _place(context, directory)
     rules = load_rules(place.folder, local_domains=place.domains, routes=place.routes)
-    warnings = (*rules.warnings, *slow_patterns(rules, SystemClock().busy_s))
-    _print(context, format_check(rules, warnings))
+    clock = SystemClock()
+    warnings = (*rules.warnings, *slow_patterns(rules, clock.busy_s))
+    _print(context, format_check(rules, warnings, time_us=clock.time_us()))
 
 
 @policy.command()
@@ -130,6 +132,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         is_trusted=not given["client"] or bool(given["login"])
         or is_trusted(settings.smtp, given["client"]),
     )  # fmt: skip
+    subject = replace(subject, time_us=SystemClock().time_us())
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:

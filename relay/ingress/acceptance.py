@@ -377,6 +377,7 @@ class Acceptance:
             # a client of a trusted network has no login, whatever sender it names
             login=self._account_of(arrival) if origin.pickup else origin.login,
             recipient_count=len(arrival.paths),
+            time_us=self.clock.time_us(),
             is_own=self.router.is_local_domain,
         )
 

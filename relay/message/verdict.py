@@ -37,6 +37,7 @@ class ExaminedMessage(Struct, frozen=True):
     recipient_count: int = (
         0  # that the client named, before aliases and the rejection of invalid ones
     )
+    time_us: int | None = None  # for the dates of rules; None: they do not count
     is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
 
 

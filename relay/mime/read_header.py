@@ -234,6 +234,14 @@ def originators(header: Header) -> Iterator[Originators]:
         yield Originators(shown, addresses, unread)  # some readers end at a NUL
 
 
+def addressees(header: Header) -> tuple[str, ...]:
+    """Return the addresses in To and Cc."""
+    lines = b"".join([octets for name, octets in header.fields if name in (b"to", b"cc")])
+    fields = parse_header(lines)
+    people = chain.from_iterable(read_addresses(fields, name) for name in ("To", "Cc"))
+    return tuple([_canonical(one).address for one in people if one.address])
+
+
 class Author(Struct, frozen=True):
     """The only address in From, or why there is no such one."""
 

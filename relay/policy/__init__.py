@@ -14,6 +14,7 @@ What a rule asks and does:
 
 - `conditions`: the keys of `when` and `unless`: sender, recipient, client, login, size, header ...
 - `content_conditions`: the conditions on the content: attachment names and types, words in the body
+- `message_types`: the condition on the kind of a message: automatic, list, signed, calendar ...
 - `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
   redirect, quarantine, bcc, cc, discard, next_hop, headers, subject prefix, disclaimer
 
@@ -26,6 +27,7 @@ The evaluation:
 - `message_parts`: attachments and parts of a message, also in encoded ones; too many parts
 - `attachment_names`: every file name and boundary that a program may read in a part's fields
 - `body_text`: the text of a body as a reader sees it
+- `card_numbers`: the numbers of payment cards in a text
 - `globs`: how * and ? match
 - `patterns`: regular expressions (RE2), and which are too slow
 - `folding`: which characters are alike in comparisons, and which are invisible

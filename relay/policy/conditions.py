@@ -31,6 +31,7 @@ from relay.policy.content_conditions import (
 )
 from relay.policy.globs import FieldGlobs, Globs, Groups, some_texts
 from relay.policy.groups import OWN_GROUP
+from relay.policy.message_types import MessageTypeCondition
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import Pattern
 from relay.policy.table_reader import check_parts, one_of, part, parts
@@ -123,19 +124,30 @@ class SenderCondition(AddressCondition, frozen=True):
         return view.sender
 
 
-class HeaderFromCondition(AddressCondition, frozen=True):
-    """An address in From matches a glob or is in a group."""
-
-    field = "header_from"
+class HeaderAddressCondition(AddressCondition, frozen=True):
+    """An address in the header matches a glob or is in a group."""
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return any(self.takes(view, each) for each in view.authors)
+        return any(self.takes(view, each) for each in view.values_of(self.field))
 
     def value_in(self, view: MessageView) -> str:
         """Return the first address that matches, else the first one, "" for none."""
-        found = (each for each in view.authors if self.takes(view, each))
-        return next(found, next(iter(view.authors), ""))
+        addresses = view.values_of(self.field)
+        found = (each for each in addresses if self.takes(view, each))
+        return next(found, next(iter(addresses), ""))
+
+
+class HeaderFromCondition(HeaderAddressCondition, frozen=True):
+    """An address in From."""
+
+    field = "header_from"
+
+
+class ToOrCcCondition(HeaderAddressCondition, frozen=True):
+    """An address in To or Cc."""
+
+    field = "to_or_cc"
 
 
 class RecipientAddressCondition(AddressCondition, frozen=True):
@@ -427,6 +439,8 @@ MessageCondition = (
     | LoginCondition
     | SubjectCondition
     | HeaderFromCondition
+    | ToOrCcCondition
+    | MessageTypeCondition
     | HeaderCondition
     | AttachmentNameCondition
     | AttachmentCondition
@@ -437,6 +451,8 @@ CONTENT_CONDITIONS = (
     SizeOverCondition,
     SubjectCondition,
     HeaderFromCondition,
+    ToOrCcCondition,
+    MessageTypeCondition,
     HeaderCondition,
     AttachmentNameCondition,
     AttachmentCondition,
@@ -458,6 +474,8 @@ CONDITIONS: dict[str, type[Condition]] = {
     "recipient": RecipientAddressCondition,
     "subject": SubjectCondition,
     "header_from": HeaderFromCondition,
+    "to_or_cc": ToOrCcCondition,
+    "message_type": MessageTypeCondition,
     "header": HeaderCondition,
     "attachment_name": AttachmentNameCondition,
     "attachment": AttachmentCondition,

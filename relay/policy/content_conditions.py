@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from relay.mime.file_types import ARCHIVES, EXECUTABLES
 from relay.policy.body_text import in_words
+from relay.policy.card_numbers import card_numbers, masked
 from relay.policy.folding import folded
 from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_parts import AttachedFile, may_have_attachments
@@ -25,7 +26,7 @@ _SLOW = (b"\n--", b"\r--", b";", b"=?")
 _READ_AT_ONCE_SLOW = 100
 _TEXT, _SMALL_TEXT = "body pattern", "body matches"  # what patterns are for
 _WILD = {"*": ".*", "?": "."}
-_BODY_EXPECTED = 'a table with one of words, matches and pattern, { words = ["invoice"] }'
+_BODY_EXPECTED = 'a table with one of words, matches, pattern and cards, { words = ["invoice"] }'
 _KINDS = {"executable": EXECUTABLES, "archive": ARCHIVES}
 
 
@@ -43,7 +44,7 @@ class AttachedCondition(BaseCondition, frozen=True):
 
     def needs_thread(self, view: MessageView) -> bool:
         """Return whether it takes long for this content: a small one has its names read at once."""
-        return may_have_attachments(view.content) and _is_slow(view)
+        return may_have_attachments(view.content) and is_slow(view)
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition: any attachment."""
@@ -94,7 +95,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         """Return whether it takes long: so do the types, if a name of a small content matches."""
         if not may_have_attachments(view.content):
             return False
-        if _is_slow(view):
+        if is_slow(view):
             return True
         return self.types is not None and self._may_match(view)
 
@@ -116,7 +117,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         )
 
 
-def _is_slow(view: MessageView) -> bool:
+def is_slow(view: MessageView) -> bool:
     """Return whether it takes long to find the names of the attachments."""
     rest = view.content.rest
     if view.size > _READ_AT_ONCE_OCTETS or not isinstance(rest, bytes):
@@ -142,7 +143,8 @@ def _shown(attachment: AttachedFile) -> str:
 
 
 class BodyCondition(BaseCondition, frozen=True):
-    """The text of the body has one of the words or phrases, or matches one of the patterns.
+    """The text of the body has one of the words or phrases, or the number of a payment card, or
+    matches one of the patterns.
 
     `phrases` are as in_words() writes them. `expressions` are for the text, or for the small one.
     """
@@ -150,12 +152,13 @@ class BodyCondition(BaseCondition, frozen=True):
     words: frozenset[str] = frozenset()
     phrases: tuple[str, ...] = ()
     expressions: tuple[tuple[str, Pattern], ...] = ()
+    cards: bool = False
 
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
-        """Read { words }, { matches } or { pattern }. Raises ValueError."""
+        """Read { words }, { matches }, { pattern } or { cards }. Raises ValueError."""
         if isinstance(value, dict):
-            check_parts(value, ("words", *_EXPRESSIONS))
+            check_parts(value, ("words", "cards", *_EXPRESSIONS))
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError(_BODY_EXPECTED)
         [key] = value
@@ -165,6 +168,8 @@ class BodyCondition(BaseCondition, frozen=True):
                 words=frozenset([one[0] for one in found if len(one) == 1]),
                 phrases=tuple([in_words(" ".join(one)) for one in found if len(one) > 1]),
             )
+        if key == "cards":
+            return cls(cards=part(value, key, _true))
         field, parse = _EXPRESSIONS[key]
         read = part(value, key, lambda texts: parts(some_texts(texts), parse))
         return cls(expressions=tuple([(field, one) for one in read]))
@@ -184,10 +189,11 @@ class BodyCondition(BaseCondition, frozen=True):
 
     def value_in(self, view: MessageView) -> str:
         """Return the words that are found or the part that matches, else the beginning of the text.
+        Of the numbers of cards, and of a text that may have some, it shows four digits at most.
 
         Raises PatternError.
         """
-        return ", ".join(self._found(view)) or view.body.text
+        return ", ".join(self._found(view)) or ("" if self.cards else view.body.text)
 
     def _found(self, view: MessageView) -> Iterator[str]:
         """Yield what is found: all words and phrases; of the first pattern what it matches."""
@@ -197,11 +203,19 @@ class BodyCondition(BaseCondition, frozen=True):
         for phrase in self.phrases:
             if body.has_phrase(phrase):
                 yield phrase.strip()
+        if self.cards:
+            yield from map(masked, card_numbers(body.text))
         for field, pattern in self.expressions:
             text = body.text if field == _TEXT else body.small
             if pattern in view.found_in(field, [text]):
                 yield pattern.excerpt(text)
                 return
+
+
+def _true(value: Any) -> bool:
+    if value is not True:
+        raise ValueError("true")
+    return value
 
 
 def _words_of(text: str) -> list[str]:

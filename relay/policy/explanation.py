@@ -132,6 +132,8 @@ class _Explaining(Evaluation):
         """Apply a rule and return what it found; None: it is off."""
         if plan is None:
             return _finding(rule, skipped="its mode is off")
+        if why := rule.outside_dates(self._message.time_us):
+            return _finding(rule, skipped=why)
         if not self._open:
             return _finding(rule, skipped=f'rule "{self._last}" was the last one')
         self._compared, self._last = {}, rule.name

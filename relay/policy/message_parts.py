@@ -60,6 +60,8 @@ FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
+# Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
+_INCOMPLETE = ("message/partial", "message/external-body")
 _BODIES = ("text/plain", "text/html")
 _CODED = ("base64", "quoted-printable")
 _UUENCODED = "uuencode"
@@ -104,6 +106,8 @@ class MessagePart(Struct, frozen=True):
     @property
     def is_attachment(self) -> bool:
         """Whether mail programs offer it as a file."""
+        if self.content_type in _INCOMPLETE:
+            return True
         if self.names or not self.is_leaf:
             return bool(self.names)
         return not self._is_inline or not self.content_type.startswith(_SHOWN)

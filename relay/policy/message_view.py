@@ -14,7 +14,7 @@ from relay.message.address import ascii_address, with_a_labels, with_u_labels
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
-from relay.mime.read_header import originators
+from relay.mime.read_header import addressees, originators
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
@@ -91,6 +91,11 @@ class MessageView:
         """The addresses in From."""
         fields = [one for one in originators(self.content.header) if one.name == "From"]
         return tuple([ascii_address(one.address) for field in fields for one in field.addresses])
+
+    @_Fact
+    def addressees(self) -> tuple[str, ...]:
+        """The addresses in To and Cc."""
+        return tuple(dict.fromkeys(map(ascii_address, addressees(self.content.header))))
 
     @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
@@ -186,6 +191,8 @@ class MessageView:
                 return tuple(map(ascii_address, self.message.recipients))
             case "header_from":
                 return self.authors
+            case "to_or_cc":
+                return self.addressees
             case "attachment":
                 return ("",) if may_have_attachments(self.content) else ()
             case _:

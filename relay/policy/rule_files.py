@@ -7,6 +7,8 @@ form. The format is in docs/policy.md.
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import date
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ NESTED_MAX = 3  # `all` and `any` inside each other
 NOTICE_CHARACTERS_MAX = 2000
 NAME_CHARACTERS_MAX = 100  # it is a metric's label
 _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
-         "expires", "expired", "notice")  # fmt: skip
+         "from", "until", "expires", "expired", "notice")  # fmt: skip
 _HOLD_KEYS = ("expires", "expired", "notice")
 _NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
 FILES_MAX = 500
@@ -114,7 +116,13 @@ def read_rule(
         on_error=on_error,
         file=document.file,
         line=reader.line,
+        starts=reader.key("from", _day, default=""),
+        ends=reader.key("until", _day, default=""),
     )
+    if rule.starts > rule.ends > "":
+        reader.add_fault(
+            ("until",), f'found "{rule.ends}", expected no day before from, which is {rule.starts}'
+        )
     return rule if len(faults) == before else None
 
 
@@ -245,6 +253,15 @@ def _duration(value: Any) -> float | None:
     if not 0 < seconds <= HOLD_S_MAX:
         raise ValueError(f"a duration of at most {HOLD_S_MAX // 86400} days")
     return seconds
+
+
+def _day(value: Any) -> str:
+    """Read a date of TOML, or a text. Raises ValueError."""
+    with suppress(ValueError):
+        day = date.fromisoformat(value) if isinstance(value, str) else value
+        if type(day) is date and value in (day, day.isoformat()):  # no time of day, nor "20261201"
+            return day.isoformat()
+    raise ValueError("a date such as 2026-12-01")
 
 
 def _notice(value: Any) -> str:

@@ -199,6 +199,7 @@ class RuleIndex:
         self._fields: dict[str, GlobIndex] = {}
         self._headers: dict[str, GlobIndex] = {}  # by the field's name in lower case
         self._always = bytearray(len(active))
+        self._dated = [place for place, each in enumerate(active) if each.starts or each.ends]
         for place, rule in enumerate(active):
             self._file(rule, place)
 
@@ -218,6 +219,9 @@ class RuleIndex:
                     for places in found.numbers(value):
                         for place in places:
                             flags[place] = 1
+        for place in self._dated:
+            if self.plans[place].rule.outside_dates(view.message.time_us):
+                flags[place] = 0
         return flags
 
     def _file(self, rule: Rule, place: int) -> None:

@@ -68,7 +68,7 @@ def examined_message(
     login: str = "",
     is_trusted: bool = True,
 ) -> ExaminedMessage:
-    """Return what ingress would pass to evaluate()."""
+    """Return what ingress would pass to evaluate(), but without a time: no date counts."""
     return ExaminedMessage(
         reverse_path=sender,
         sender_local=is_trusted and domain_of(sender) in local_domains,
@@ -187,10 +187,16 @@ class PolicyReport(Struct, frozen=True):
     good: bool = True
 
 
-def format_check(rules: RuleSet, warnings: Sequence[str] = ()) -> PolicyReport:
-    """List the rules of a rule set whose tests have passed, and the warnings about it."""
+def format_check(
+    rules: RuleSet, warnings: Sequence[str] = (), *, time_us: int | None = None
+) -> PolicyReport:
+    """List the rules of a rule set whose tests have passed, and the warnings about it. `time_us` is
+    now, for their dates.
+    """
     lines = [
-        f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}" for rule in rules.rules
+        f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}"
+        + (f" ({why})" if (why := rule.outside_dates(time_us)) else "")
+        for rule in rules.rules
     ]
     lacking = untested(rules)
     summary = (
@@ -204,6 +210,8 @@ def format_check(rules: RuleSet, warnings: Sequence[str] = ()) -> PolicyReport:
                 "name": rule.name,
                 "mode": str(rule.mode),
                 "outcome": rule.outcome,
+                "from": rule.starts or None,
+                "until": rule.ends or None,
                 "file": str(rule.file),
                 "line": rule.line,
             }

@@ -8,6 +8,7 @@ from typing import Self
 
 from msgspec import Struct
 
+from relay.base.clock import rfc3339
 from relay.message.content import Content
 from relay.message.envelope import Source
 from relay.message.verdict import Finding
@@ -128,6 +129,15 @@ class Rule(Struct, frozen=True):
     on_error: OnError  # if it cannot be applied
     file: Path  # for messages
     line: int  # for messages
+    starts: str = ""  # the first day (UTC, ISO 8601) on which it is used, "" for any
+    ends: str = ""  # the last one
+
+    def outside_dates(self, time_us: int | None) -> str:
+        """Return why the rule is not used on this day, "" if it is, or without a time."""
+        today = rfc3339(time_us)[: len("YYYY-MM-DD")] if time_us is not None else ""
+        if today and today < self.starts:
+            return f"not before {self.starts}"
+        return f"not after {self.ends}" if today > self.ends > "" else ""
 
     def patterns(self) -> Iterator[tuple[str, Pattern]]:
         """Yield the patterns of its conditions, each with the field that it is for."""

@@ -65,6 +65,10 @@ CONDITION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "sender": _OF_ADDRESSES,
     "recipient": _OF_ADDRESSES,
     "header_from": _OF_ADDRESSES,
+    "to_or_cc": _OF_ADDRESSES,
+    "message_type": st.sampled_from(
+        ["list", "automatic", "calendar", ["signed", "report", "encrypted"]]
+    ),
     "subject": _GLOBS,
     "header": st.one_of(_TESTED_FIELD, st.lists(_TESTED_FIELD, min_size=1, max_size=2)),
     "recipients_over": st.sampled_from([0, 1, 3]),
@@ -72,7 +76,7 @@ CONDITION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "login": st.sampled_from(["<>", "a*", ["b", "<>"]]),
     "attachment_name": st.sampled_from(["*.exe", "a*", "b.exe"]),
     "attachment": st.sampled_from([{"name": "a*"}, {"name": "*", "type": "executable"}]),
-    "body": st.sampled_from([{"words": "hi"}, {"words": ["ab", "not there"]}]),
+    "body": st.sampled_from([{"words": "hi"}, {"words": ["ab", "not there"]}, {"cards": True}]),
 }
 ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "hold": st.sampled_from(["a look", "first mail"]),
@@ -148,6 +152,8 @@ _BODIES = st.sampled_from(
         ),
         b"Content-Type: text/html\r\n\r\n<p>hi</p>\r\n",
         b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\n\xe4\r\n",
+        b"Content-Type: multipart/signed; boundary=b\r\n\r\n--b\r\n\r\n4111 1111 1111 1111\r\n",
+        b"Content-Type: text/calendar\r\n\r\nBEGIN:VCALENDAR\r\n",
     ]
 )
 _FIELDS = st.one_of(
@@ -157,7 +163,7 @@ _FIELDS = st.one_of(
     TEXT.map("y:{}\r\n".format),
     st.sampled_from(
         ["To: a@in.test,\r\n b@out.test\r\n", "CC:b@out.test \r\n", "cC: a@in.test,\r\n", "X-Raw: \xff\r\n",
-         "From: a@in.test\r\n"]
+         "From: a@in.test\r\n", "List-Id: <a>\r\n", "Precedence: bulk\r\n"]
     ),
 )  # fmt: skip
 

@@ -174,11 +174,15 @@ def groups(tmp_path):
         ("['group:own', 'group:staff']", "x@y.test", False),
     ],
 )
-@pytest.mark.parametrize("key", ["sender", "recipient", "header_from"])
+@pytest.mark.parametrize("key", ["sender", "recipient", "header_from", "to_or_cc"])
 def test_groups(evaluate, key, globs, address, matching):
     asked = {"sender": address} if key == "sender" else {"to": [address]}
     if key == "header_from":
         asked = {"content": mail(f"From: Somebody <{address}>", "Sender: ann@in.test")}
+    if key == "to_or_cc":
+        asked = {
+            "content": mail("To: other@z.test", f"Cc: Somebody <{address}>", "Bcc: ann@in.test")
+        }
     assert matches(evaluate(rule(TAG, when=f"{{ {key} = {globs} }}"), **asked)) is matching
     exempt = evaluate(rule(TAG, name="u", unless=f"{{ {key} = {globs} }}"), **asked)
     assert matches(exempt) is not matching
@@ -196,6 +200,22 @@ def test_groups(evaluate, key, globs, address, matching):
 )
 def test_each_address_in_from_counts(evaluate, fields, value):
     hits = evaluate(rule(TAG, when="{ header_from = 'group:own' }"), content=mail(*fields)).hits
+    assert [each.because[0].value for each in hits] == ([value] if value else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        (["To: x@b.test, Ann <ann@xn--bcher-kva.test>"], "ann@xn--bcher-kva.test"),
+        (["To: x@b.test", "cc: ann@bücher.test"], "ann@xn--bcher-kva.test"),
+        (["To: x@b.test", "To: group: y@b.test, ann@bücher.test;"], "ann@xn--bcher-kva.test"),
+        (["To: ann@bücher.test.b.test", "Bcc: ann@bücher.test", "From: ann@bücher.test"], None),
+        (["To: undisclosed-recipients:;"], None),
+        (["To: =?utf-8?Q?ann=40b=C3=BCcher.test?= <a@b.test>"], None),
+    ],
+)
+def test_each_address_in_to_and_cc_counts(evaluate, fields, value):
+    hits = evaluate(rule(TAG, when="{ to_or_cc = '*@bücher.test' }"), content=mail(*fields)).hits
     assert [each.because[0].value for each in hits] == ([value] if value else [])
 
 
