@@ -237,7 +237,7 @@ BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondi
         (BODY, {"words": "a" * 501}, "words of 1 to 500 characters"),
         (BODY, {"words": "C++"}, "words that begin and end with a letter"),
         (BODY, {"words": "a", "matches": "b"}, "a table with"),
-        (BODY, {"word": "a"}, "found an unknown key, expected one of matches, pattern, words"),
+        (BODY, {"word": "a"}, "found an unknown key, expected one of cards, matches, pattern, words"),
         (BODY, {"matches": ""}, "globs of 1 to 500 characters"),
         (BODY, {"matches": "?" * 200}, "globs of at most 1000 steps"),
         (BODY, {"pattern": "("}, "a regular expression that RE2 accepts"),

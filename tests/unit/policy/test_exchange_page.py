@@ -33,9 +33,7 @@ OOF AutoForward Encrypted Calendaring PermissionControlled Voicemail Signed Appr
 ReadReceipt
 """
 CELLS = [row.split(" | ", 1) for row in PAGE.splitlines() if row.startswith("| ")]
-LATER = re.compile(
-    "to_or_cc|message_type|cards|^from|^until|inside|encrypted|unreadable|journal|notify"
-)
+LATER = re.compile("inside|encrypted = |unreadable|journal|notify")
 EXAMPLES = [code for _, cell in CELLS for code in re.findall("`([a-z_]+ = [^`]+)`", cell)]
 
 

@@ -21,6 +21,7 @@ PAGES = [
     for name in (
         "policy",
         "policy-conditions",
+        "policy-combine",
         "policy-actions",
         "policy-quarantine",
         "policy-tests",
