@@ -87,7 +87,8 @@ class SavedMailReader:
 
     def __init__(self, settings: Settings | None) -> None:
         self._settings = settings
-        self._relay = OperatorClient(settings, SystemClock()) if settings else None
+        self._clock = SystemClock()
+        self._relay = OperatorClient(settings, self._clock) if settings else None
         # why no journey is asked for, "" while a relay answers
         self.without_journeys = "" if settings else "there is no configuration, nor a local domain"
 
@@ -111,7 +112,8 @@ class SavedMailReader:
         )  # fmt: skip
         found = message.content
         parsed = ParsedContent(without_dropped(found.header), found.rest)
-        return structs.replace(message, content=parsed), known_by
+        now_us = self._clock.time_us()  # for the dates of rules
+        return structs.replace(message, content=parsed, time_us=now_us), known_by
 
     def _of_journey(self, header: Header) -> SavedEnvelope | None:
         """Return the envelope of a copy that local delivery wrote, as the relay knows it. It is
