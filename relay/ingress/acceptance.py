@@ -14,7 +14,6 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -268,9 +267,14 @@ class Acceptance:
         expand: Callable[[str], Expansion | None],
     ) -> FanOut:
         envelope, trusted = arrival.envelope, arrival.origin.trusted
-        sender_of = partial(
-            self.forwarding.sender_of, reverse_path=envelope.reverse_path, trusted=trusted
-        )
+
+        def sender_of(forwarded_by: str, address: str, is_hidden: bool) -> str:
+            if is_hidden:  # no report of another host may go to the sender
+                return f"MAILER-DAEMON@{self.hostname}" if envelope.reverse_path else ""
+            return self.forwarding.sender_of(
+                forwarded_by, address, envelope.reverse_path, trusted=trusted
+            )
+
         has_answers = any(
             not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations
         )

@@ -116,13 +116,13 @@ def fan_out(
     *,
     examine: Callable[[str, str, bool], RoutingResult],
     expand: Callable[[str], Expansion | None],
-    sender_of: Callable[[str, str], str],
+    sender_of: Callable[[str, str, bool], str],
     answers_discarded: str = "",
     times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
     """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
-    `sender_of` returns the sender of what an alias sends outside, "" for that of the message. With
-    `answers_discarded`, the reason, answers to reports are discarded; they never cause a report.
+    `sender_of` returns the sender of what an alias or, with True, a quarantine sends outside, ""
+    for that of the message. With `answers_discarded`, the reason, answers to reports are discarded.
     `times` are those of holds.
 
     There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
@@ -249,7 +249,7 @@ def _key(
     decided: RecipientVerdict | AddedRecipient,
     *,
     forwarded_by: str,
-    sender_of: Callable[[str, str], str],
+    sender_of: Callable[[str, str, bool], str],
     times: HoldTimes,
 ) -> _Key:
     """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
@@ -264,9 +264,11 @@ def _key(
         next_hop, chosen, forwarded_by = LOCAL, False, ""
     else:
         next_hop, chosen = examination.next_hop, examination.chosen
-    if not (forwarded_by or examination.held or chosen or hold or folder):
+    is_hidden = isinstance(decided, AddedRecipient) and decided.is_quarantine and not is_local
+    if not (is_hidden or forwarded_by or examination.held or chosen or hold or folder):
         return next_hop, content, NO_EXTRA
-    sender = sender_of(forwarded_by, address) if forwarded_by else ""
+    is_other = bool(forwarded_by or is_hidden)
+    sender = sender_of(forwarded_by, address, is_hidden) if is_other else ""
     extra = EntryExtra(
         chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
         until_us=examination.held_until_us, folder=folder,
@@ -326,7 +328,7 @@ def routing_event(
         "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
         **signed.as_json(),
     }
-    extras = [each.extra for each in fan.entries if each.extra.sender]
+    extras = [each.extra for each in fan.entries if each.extra.sender and not _is_added(each)]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "aliases": len(aliases),
         "refused": len(rejected),
@@ -347,6 +349,11 @@ def routing_event(
     }
     detail |= {name: value for name, value in if_any.items() if value}
     return Event(Step.POLICY_AND_ROUTING, at_us, detail)
+
+
+def _is_added(entry: NewEntry) -> bool:
+    """Return whether rules added all of its recipients, of which the sender knows nothing."""
+    return all(each.added_by for each in entry.recipients)
 
 
 def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]]:

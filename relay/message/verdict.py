@@ -90,13 +90,14 @@ class RecipientVerdict(Struct, frozen=True):
 
 class AddedRecipient(Struct, frozen=True):
     """A recipient that a rule added (cc, bcc, or the target of a redirect). `hold` is that of a
-    recipient who was redirected while held.
+    recipient who was redirected while held. `is_quarantine`: the sender must not hear of the copy.
     """
 
     address: str
     rule: str
     content: int = 0
     hold: Hold | None = None
+    is_quarantine: bool = False
 
 
 class Finding(Struct, frozen=True):

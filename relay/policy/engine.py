@@ -341,7 +341,10 @@ class Evaluation:
                 is_instead = isinstance(action, RedirectAction | QuarantineAction)
                 hold = held[0] if held and is_instead else None
                 self._additions += [
-                    AddedRecipient(each, rule.name, content, hold) for each in action.addresses
+                    AddedRecipient(
+                        each, rule.name, content, hold, isinstance(action, QuarantineAction)
+                    )
+                    for each in action.addresses
                 ]
 
     def _decide(self, rule: Rule, places: list[int]) -> None:

@@ -192,7 +192,7 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     silent: bool = False
     # Of a rule's hold: how long the copy is attempted from its release on.
     lifetime_us: int = 0
-    # The reverse-path in MAIL of this copy where it is another than the message's (SRS). The
+    # The reverse-path in MAIL of this copy where it is another (SRS, quarantine). The
     # message's sender gets the reports all the same.
     sender: str = ""
     # The alias that brought this copy here: of a copy that leaves, the Delivered-To field.

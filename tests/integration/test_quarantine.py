@@ -111,10 +111,9 @@ def test_junk_email_has_the_copy_of_a_mailbox_and_its_sender_learns_nothing(
             BOB: ("delivered", 'quarantined by rule "suspicious" (Junk Email)'),
             "x@b.test": ("held", 'rule "suspicious": quarantine'),
         }
-        assert (
-            'It was quarantined by rule "suspicious" (Junk Email).'
-            in relay.cli("trace", name).stdout
-        )
+        trace = relay.cli("trace", name).stdout
+        assert 'It was quarantined by rule "suspicious" (Junk Email).' in trace
+        assert f'quarantined by rule "suspicious" (Junk Email): {BOB}' in trace
         (report,) = until("the report", lambda: reports(relay, "junk one"))
         assert BOB in report
         assert "Action: delivered" in report
@@ -164,6 +163,7 @@ def test_an_address_gets_the_copy_and_the_sender_sees_a_delivery(remotes: Remote
         assert "Action: delivered" in report
         for text in (seen_by(relay, "alice", name), report, events_of(relay, "alice")):
             assert [word for word in SECRET if word in text] == []
+        assert "discarded" not in events_of(relay, "alice")  # the state after step 5
         assert relay.metric("relay_queue_unaccounted") == 0
         assert relay.faults() == []
 
@@ -176,3 +176,16 @@ def test_what_cannot_be_delivered_there_goes_to_the_postmaster(remotes: Remotes)
         assert relay.states(name) == {BOB: "delivered"}
         (report,) = until("the report", lambda: reports(relay, "away"))
         assert "Action: delivered" in report
+
+
+def test_a_host_that_gets_the_copy_does_not_know_the_sender_to_report_to(remotes: Remotes) -> None:
+    host = remotes.start("b.test")
+    with remotes.relay(policies=rules("safe@b.test")) as relay:
+        name = submit(relay, "away", BOB)
+        assert received(host, "safe@b.test")
+        (envelope,) = host.envelopes
+        assert envelope.reverse_path == "MAILER-DAEMON@relay.example.test"
+        assert "b.test" not in seen_by(relay, "alice", name)
+        null = relay.submit("", [BOB], letter("away"))
+        until("the second copy", lambda: len(host.envelopes) == 2)
+        assert (host.envelopes[1].reverse_path, relay.states(null)) == ("", {BOB: "delivered"})

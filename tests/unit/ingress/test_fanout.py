@@ -238,7 +238,7 @@ def test_what_an_alias_sends_by_a_chosen_next_hop_has_its_sender_and_names_the_a
     result = fan_out(
         recipients, with_next_hops([examine(address)], verdict, examine_chosen), verdict,
         examine=examine, expand=expand,
-        sender_of=lambda forwarded_by, to: f"srs of {forwarded_by} for {to}",
+        sender_of=lambda forwarded_by, to, _: f"srs of {forwarded_by} for {to}",
     )  # fmt: skip
     (entry,) = result.entries
     assert entry.extra == EntryExtra(

@@ -32,6 +32,11 @@ then = [ { reject = "5.7.1 no programs" } ]
 name = "to the archive"
 when = { subject = "redirect*" }
 then = [ { redirect = "bob@example.test" } ]
+
+[[rule]]
+name = "spam"
+when = { subject = "junk*" }
+then = [ { quarantine = true } ]
 """
 
 
@@ -287,6 +292,11 @@ def test_who_signed_is_in_step_5_where_keys_are_configured(detail, lines):
     journey = SimpleNamespace(submission_id="s1", client={})
     shown = evidence_of(SimpleNamespace(step=5, detail=detail), journey, reports={})
     assert [one.value for one in shown.facts if one.name == "DKIM"] == lines
+
+
+def test_a_quarantined_copy_names_its_rule_and_folder(relay):
+    view = sent(relay, BOB, "junk")
+    assert ("Quarantined", f'by rule "spam" (Junk Email), for {BOB}') in facts(view, 5)
 
 
 def test_a_redirected_recipient_names_its_successor(relay):
