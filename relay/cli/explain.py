@@ -140,8 +140,12 @@ def _rule(rule: Mapping[str, Any]) -> str:
     shown = [
         each
         for each in rule["conditions"]
-        if rule["matched"]
-        or (each["holds"] is not None and each["holds"] == each["condition"].startswith("unless "))
+        if (
+            each["holds"] or "[" not in each["condition"]  # a table that did not decide
+            if rule["matched"]
+            else each["holds"] is not None
+            and each["holds"] == each["condition"].startswith("unless ")
+        )
     ]
     return f"{text}: {', '.join(map(condition_text, shown))}" if shown else text
 

@@ -25,7 +25,7 @@ when = { subject = "*spam*" }
 then = [ { reject = "5.7.1 No spam" } ]
 [[rule]]
 name = "a look"
-when = { recipient = "held@*" }
+when = { any = [ { recipient = "held@*" }, { source = "graph" } ] }
 then = [ { hold = "first mail" } ]
 """
 ROUTES = [
@@ -109,7 +109,8 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     assert others == [
         "  from    alice@example.test",
         '  rule    "no spam" depends on the message (subject); --message names one',
-        '  rule    "a look" does not match: recipient "x@host.test"',
+        '  rule    "a look" does not match: any "0 of 2", any[0].recipient "x@host.test", '
+        'any[1].source "smtp"',
         f'  route   "smart" ({tmp_path / "relay.toml"}:{line})',
         "  tls     verify, demanded by the route smart",
         "  limits  20 connections, 100 messages in 60 s",
@@ -121,6 +122,9 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     _, out, _ = explained("held@kept.test")
     assert out.splitlines()[0] == (
         'held@kept.test is queued for capture, and held: first mail (rule "a look")'
+    )
+    assert (
+        '"a look" matches and does hold: any "1 of 2", any[0].recipient "held@kept.test"\n' in out
     )
 
 

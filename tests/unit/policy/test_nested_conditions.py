@@ -110,6 +110,19 @@ def test_an_explanation_shows_each_key_of_each_table(
     ]
 
 
+def test_a_key_that_does_not_match_in_a_list_that_does_is_no_reason(rules_of):
+    when = f"{{ all = [{{ any = [{FAILS}, {HOLDS}] }}, {HOLDS}] }}"
+    [finding] = explain(RuleBook(rules_of(rule(TAG, when=when))), message()).rules
+    assert finding.matched
+    assert [(each.condition, each.value, each.holds) for each in finding.conditions] == [
+        ("all", "2 of 2", True),
+        ("all[0].any", "1 of 2", True),
+        ("all[0].any[0].subject", "hello", False),
+        ("all[0].any[1].subject", "hello", True),
+        ("all[1].subject", "hello", True),
+    ]
+
+
 DEEP = "{ header = { name = 'X-Old', pattern = '1' } }"
 
 
