@@ -324,6 +324,13 @@ async def test_a_rule_that_defers_is_a_temporary_rejection(explainer, tmp_path) 
     assert [each["matched"] for each in found["rules"]] == [False, False, True]
 
 
+async def test_a_rule_says_why_it_is_not_used_today(explainer, tmp_path) -> None:
+    (tmp_path / "10.toml").write_text("[[rule]]\nname = 'r'\nuntil = 2000-01-01\nstop = true\n")
+    rules = RuleBook(read_rules(tmp_path))
+    found = await explainer(rules=lambda: rules).explain(Question("bob@own.test", SENDER))
+    assert [each["skipped"] for each in found["rules"]] == ["not after 2000-01-01"]
+
+
 async def test_a_redirect_has_targets_to_which_no_rule_applies(explainer) -> None:
     found = await explainer().explain(Question("moved@other.test", SENDER))
     assert found["state"] == "remote"

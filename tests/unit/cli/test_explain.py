@@ -109,8 +109,10 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     assert others == [
         "  from    alice@example.test",
         '  rule    "no spam" depends on the message (subject); --message names one',
-        '  rule    "a look" does not match: any "0 of 2", any[0].recipient "x@host.test", '
-        'any[1].source "smtp"',
+        (
+            '  rule    "a look" does not match: any "0 of 2", any[0].recipient "x@host.test", '
+            'any[1].source "smtp"'
+        ),
         f'  route   "smart" ({tmp_path / "relay.toml"}:{line})',
         "  tls     verify, demanded by the route smart",
         "  limits  20 connections, 100 messages in 60 s",

@@ -60,6 +60,17 @@ async def accepted(
         acceptance.close()
 
 
+@pytest.mark.parametrize(
+    ("dates", "held"), [("until = 2000-01-01", False), ("from = 2000-01-02", True)]
+)
+async def test_a_rule_holds_only_on_its_days(tmp_path, dates, held) -> None:
+    text = f"[[rule]]\nname = 'dated'\n{dates}\nthen = [ {{ hold = 'today' }} ]\n"
+    (tmp_path / "rules.toml").write_text(text)
+    relay = Relay(rules=read_rules(tmp_path))
+    await accepted(relay, "x", "bob@b.test")
+    assert entries(relay) == {"bob@b.test": ("dated", "today") if held else ("", "")}
+
+
 def entries(relay: Relay) -> dict[str, tuple[str, str]]:
     """Rule and reason of each address."""
     (message,) = relay.spool.accepted
