@@ -81,7 +81,8 @@ def _lines(file: str, found: Difference) -> list[str]:
     lines = _cut(f"- {each}" for each in old if each not in new)
     lines += _cut(f"+ {each}" for each in new if each not in old)
     lines += _cut(f"~ {each}: {', '.join(names)}" for each, names in found.contents.items())
-    return [f"{file}: {', '.join(found.rules)}", *(lines or ["~ what only --json shows"])]
+    first = f"{file}: {', '.join(found.rules) or 'no rule'}"
+    return [first, *(lines or ["~ what only --json shows"])]
 
 
 def _outcome_lines(document: Mapping[str, Any]) -> list[str]:

@@ -223,7 +223,9 @@ def test_a_message_that_rules_cannot_be_applied_to_is_rejected_by_them(folders):
     files, _ = folders.json()
     old, new = (files["one.eml"][name] for name in ("old", "new"))
     assert (old["verdict"], new["verdict"]) == ("accept", "reject")
-    assert "+ the rules cannot be applied: " in folders.run()[1]
+    _, text, _ = folders.run()
+    assert text.startswith(f"{folders.root}/mail/one.eml: no rule\n- b@own.test: delivered\n")
+    assert "+ the rules cannot be applied: " in text
 
 
 def test_the_faults_of_both_sets_are_reported_and_failing_tests_are_none(folders):
