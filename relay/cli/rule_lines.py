@@ -5,6 +5,8 @@ from typing import Any
 
 from relay.base.phrases import counted, time_left
 
+_MAILS = {"journal": "journal", "notify": "notice"}
+
 
 def condition_text(condition: Mapping[str, Any]) -> str:
     """Return the key of a condition and the value that it compared."""
@@ -48,6 +50,9 @@ def _recipient_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield _line(one, _fate(one) + via)
     for one in document["added"]:
         yield _line(one, _held(one) or "gets a copy")
+    for one in document["mails"]:
+        names = ", ".join(one["recipients"])
+        yield f"{_MAILS[one['kind']]} to {one['to']} about {names} ({one['rule']})"
 
 
 def _line(one: Mapping[str, Any], fate: str) -> str:

@@ -112,6 +112,8 @@ def result_of_attempt(
     Recipients of an entry are captured together: if one of them waits, so do those that have their
     copy, and the next attempt finds it.
     """
+    if claim.extra.keep:
+        outcomes = {number: _as_deferred(outcome) for number, outcome in outcomes.items()}
     failed = tuple(
         _reported(claim, recipient, outcome.evidence, at_us=time.at_us)
         for recipient in claim.recipients
@@ -271,6 +273,13 @@ _NAMES = {
     Failed: "failed",
     Indeterminate: "indeterminate",
 }
+
+
+def _as_deferred(outcome: Outcome) -> Outcome:
+    """Return the outcome for an entry that is kept until it expires."""
+    if isinstance(outcome, Failed):
+        return Deferred(outcome.evidence, DeferralClass.RECIPIENT)
+    return outcome
 
 
 def _is_pending(outcome: Outcome | None) -> bool:

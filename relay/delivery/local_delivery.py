@@ -112,7 +112,7 @@ class LocalDelivery:
                 unique=unique,
                 folder=WellKnown(claim.extra.folder or WellKnown.INBOX),
                 content=edit_header(content, head.__add__),
-                over_quota=claim.message.source is Source.REPORT
+                over_quota=(claim.message.source is Source.REPORT and not claim.extra.keep)
                 or any(one.added_by for one in recipients),
                 is_repeat=claim.attempts > 0,
             )

@@ -33,6 +33,7 @@ The content and its acceptance:
   alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again
 - `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
 - `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold
+- `rule_mail`: journal reports and notices of rules: what they say; a notice once in an hour
 - `policy_threads`: which message gets a thread for its rules, and when a rule is stopped
 
 Elsewhere: which addresses are valid, postmaster too: `relay/routing/route_table.py`; what rules

@@ -49,6 +49,7 @@ from relay.ingress.forwarding import (
 )
 from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
+from relay.ingress.rule_mail import MailSubject, RuleMails
 from relay.ingress.send_as import header_rejection, local_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
@@ -159,6 +160,7 @@ class Acceptance:
             self.accounts, self.router, self.srs, self.clock, self.rates, self.forward_own_from
         )
         self.holds = HoldLimit(self.clock)
+        self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
 
     def use(self, srs: Srs, *, forward_own_from: bool) -> None:
         """Forward mail of later sessions and messages in another way."""
@@ -243,6 +245,7 @@ class Acceptance:
         reserved = self.rates.reserve((*verdict.charges, *charges))
         if isinstance(reserved, RateCharge):
             return self._beyond(reserved)
+        mails, reserved = self.rule_mails.due(verdict.mails, reserved)
         with reserved:
             self._count_rules(verdict)
             event = routing_event(
@@ -254,6 +257,9 @@ class Acceptance:
             message, reports = self._with_reports(
                 message, verdict, fan, expanded=recipients.reported, content=parsed
             )
+            if mails:
+                about = MailSubject(parsed, sender, recipients, verdict, rules)
+                message, reports = self.rule_mails.added(message, reports, mails, subject=about)
             return await self._commit(message, reports, origin, reserved=reserved)
 
     def _fan_out(

@@ -41,23 +41,32 @@ class Reservation:
     """What one message counts: for good after keep(), otherwise only within the context."""
 
     def __init__(self) -> None:
-        self._taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, recipients
+        self.taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, recipients
+
+    @classmethod
+    def of(cls, reservations: "Sequence[Reservation]") -> Self:
+        """Return one for all of these, which hold nothing any more."""
+        whole = cls()
+        for one in reservations:
+            whole.taken += one.taken
+            one.keep()
+        return whole
 
     def add(self, slots: dict[int, int], number: int, recipients: int) -> None:
         """Count recipients in a slot."""
         slots[number] = slots.get(number, 0) + recipients
-        self._taken.append((slots, number, recipients))
+        self.taken.append((slots, number, recipients))
 
     def keep(self) -> None:
         """Count the message: it is accepted."""
-        self._taken.clear()
+        self.taken.clear()
 
     def give_back(self) -> None:
         """Count nothing for the message."""
-        for slots, number, recipients in self._taken:
+        for slots, number, recipients in self.taken:
             if number in slots:
                 slots[number] -= recipients
-        self._taken.clear()
+        self.taken.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -111,21 +120,21 @@ class AnswerLimit:
         self._clock = clock
         self._metrics = metrics
         self._began_s = clock.monotonic()
-        self._taken = 0
+        self.taken = 0
 
     def why_discarded(self, envelope: Envelope, size_bytes: int) -> str:
         """Return why an answer is discarded, "" if it is kept, which counts it."""
         now_s = self._clock.monotonic()
         if now_s - self._began_s >= _HOUR_S:
-            self._began_s, self._taken = now_s, 0
+            self._began_s, self.taken = now_s, 0
         if not envelope.reverse_path:
             reason, text = "null-sender", "nobody reads what the null sender answers"
         elif size_bytes > ANSWER_BYTES_MAX:
             reason, text = "size", f"an answer to a report has over {ANSWER_BYTES_MAX:,} octets"
-        elif self._taken >= ANSWERS_PER_HOUR:
+        elif self.taken >= ANSWERS_PER_HOUR:
             reason, text = "rate", f"over {ANSWERS_PER_HOUR} answers to reports in an hour"
         else:
-            self._taken += 1
+            self.taken += 1
             return ""
         self._metrics.answers_discarded.labels(reason=reason).inc()
         return text

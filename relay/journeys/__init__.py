@@ -12,7 +12,7 @@ command line read journeys.
 - `spool_history`: what a spool is asked for: steps 5 to 7
 - `journey`: joins both parts to a journey; which names find a message; whose journeys one sees
 - `document`: the fields of a journey's JSON; attempts
-- `sender_view`: what the account of the sender does not see: quarantine
+- `sender_view`: what the account of the sender does not see: quarantine, journal reports, notices
 - `reported`: what reports say of recipients, Relay's and those from outside
 
 In words:

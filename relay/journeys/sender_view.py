@@ -1,8 +1,10 @@
-"""What the account of a sender sees of a journey: nothing of a quarantine.
+"""What the account of a sender sees of a journey: nothing of a quarantine, nor of the mail that
+rules send to others about its message.
 
 Pure functions. Roles that see all messages get the journey as it is.
 """
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +15,15 @@ from relay.journeys.events import Step
 from relay.message.lifecycle import hold_text
 
 _QUARANTINE = "quarantine"  # the action, in the outcome of a rule
+_MAILS = frozenset({"journal", "notify"})  # the same
 
 
 def sender_detail(step: int, detail: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the detail of an event without rules that quarantine: the same object if none did."""
+    """Return the detail of an event without these: the same object if nothing is hidden."""
     if step == Step.DELIVERY and detail.get("silent"):  # a hold of which the sender does not hear
         return {key: value for key, value in detail.items() if key not in ("rule", "silent")}
+    if step == Step.POLICY_AND_ROUTING:
+        detail = _without_mails(detail)
     if step != Step.POLICY_AND_ROUTING or not (hidden := _hidden(detail)):
         return detail
     seen = {key: value for key, value in detail.items() if key not in ("quarantined", "held")}
@@ -54,3 +59,15 @@ def _hidden(detail: Mapping[str, Any]) -> set[str]:
     """Return the rules that quarantine, also those that only would."""
     hits = detail.get("rules", ())
     return {hit["rule"] for hit in hits if _QUARANTINE in str(hit["outcome"]).split(",")}
+
+
+def _without_mails(detail: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the detail without journal reports, notices and rules that do nothing else."""
+    hits, shown = detail.get("rules", ()), []
+    for hit in hits:
+        actions = str(hit["outcome"]).split(",")
+        if left := [one for one in actions if one not in _MAILS]:
+            shown.append(hit if left == actions else {**hit, "outcome": ",".join(left)})
+    if len(shown) == len(hits) and all(map(operator.is_, shown, hits)):
+        return detail
+    return {name: value for name, value in detail.items() if name != "mails"} | {"rules": shown}

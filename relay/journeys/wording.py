@@ -99,6 +99,9 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             yield f"held by {reason}: {named(addresses)}"
         for text, addresses in detail.get("quarantined", {}).items():
             yield f"quarantined by {text}: {named(addresses)}"
+        for one in detail.get("mails", ()):
+            kind = "journal report" if one["kind"] == "journal" else "notice"
+            yield f"{kind} {one['queue_id']} to {one['to']}: {named(one['rules'])}"
         refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
         yield from _few(refused, counts.get("refused"))
     elif step == 6 and "recipients" in detail:

@@ -100,6 +100,20 @@ class AddedRecipient(Struct, frozen=True):
     is_quarantine: bool = False
 
 
+class RuleMail(Struct, frozen=True):
+    """A mail about the message that a rule sends: a journal report or, with a text, a notice."""
+
+    to: str
+    rule: str
+    recipients: tuple[str, ...]  # that the rule matched; of a journal, without those rejected
+    text: str = ""  # of a notice
+
+    @property
+    def kind(self) -> str:
+        """The action that makes it."""
+        return "notify" if self.text else "journal"
+
+
 class Finding(Struct, frozen=True):
     """What a condition that matched compared: its key, and the value, cut for people."""
 
@@ -160,13 +174,14 @@ class RateCharge(Struct, frozen=True):
 class Verdict(Struct, frozen=True):
     """The whole decision. With `deferred`, nothing else in it counts."""
 
-    recipients: tuple[RecipientVerdict, ...]
-    additions: tuple[AddedRecipient, ...]
-    contents: tuple[ParsedContent, ...]
-    hits: tuple[RuleHit, ...]
-    deferred: Deferral | None = None
-    charges: tuple[RateCharge, ...] = ()
+    recipients: tuple[RecipientVerdict, ...]  # in the order of ExaminedMessage.recipients
+    additions: tuple[AddedRecipient, ...]  # each address once
+    contents: tuple[ParsedContent, ...]  # that are used; the original is the first one
+    hits: tuple[RuleHit, ...]  # in the order of the rules
+    deferred: Deferral | None = None  # of the whole message
+    charges: tuple[RateCharge, ...] = ()  # against limits, if it is accepted
     sender: str = ""  # the reverse-path in place of the message's, unless that is null; "": none
+    mails: tuple[RuleMail, ...] = ()  # about the message, in the order of the rules
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""

@@ -40,6 +40,7 @@ Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header
 - `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself
+- `journal`: a journal report and a notice, which rules send
 - `read_report`: what a DSN or MDN says, of Relay or from outside; message class
 - `disclaimer`: where a message gets a disclaimer, and which cannot have one (signed, encrypted)
 - `disclaimer_text`: a disclaimer in a text or in HTML, and whether it is there already

@@ -147,7 +147,14 @@ def write_dsn(
 
 
 def report_fields(
-    *, author: str, to: str, subject: str, message_id: str, now_us: int, thread: Iterable[bytes]
+    *,
+    author: str,
+    to: str,
+    subject: str,
+    message_id: str,
+    now_us: int,
+    thread: Iterable[bytes] = (),
+    automatic: str = "auto-replied",
 ) -> bytes:
     """Return the header of a report, without the fields of its content."""
     return b"".join(
@@ -158,7 +165,7 @@ def report_fields(
             field("Date", date_field(now_us)),
             field("Message-ID", message_id),
             *thread,
-            field("Auto-Submitted", "auto-replied"),
+            field("Auto-Submitted", automatic),
         )
     )
 

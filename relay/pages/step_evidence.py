@@ -181,6 +181,13 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
         StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")
         for one in refused[:_RECIPIENTS_MAX]
     ]
+    facts += [
+        StepFact(
+            "Journal report" if one["kind"] == "journal" else "Notice",
+            f"{one['queue_id']}, to {one['to']}, of {_some(one['rules'])}", message=one["queue_id"],
+        )
+        for one in detail.get("mails", ())
+    ]  # fmt: skip
     if about:
         return StepEvidence("The report was routed; rules do not apply to reports.", tuple(facts))
     if (used := detail.get("set")) is not None:

@@ -16,7 +16,8 @@ What a rule asks and does:
 - `content_conditions`: the conditions on the content: attachment names and types, words in the body
 - `message_types`: the condition on the kind of a message: automatic, list, signed, calendar ...
 - `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
-  redirect, quarantine, bcc, cc, discard, next_hop, headers, subject prefix, disclaimer
+  redirect, quarantine, bcc, cc, discard, journal, notify, next_hop, headers, subject prefix,
+  disclaimer
 
 The evaluation:
 

@@ -37,6 +37,7 @@ from relay.policy.table_reader import check_parts, one_of, part, parts
 from relay.settings.values import parse_next_hop, parse_rate
 
 DISCLAIMER_TEXT_MAX = 5000  # characters, as in Exchange
+NOTIFY_TEXT_MAX = 2000  # characters
 DISCLAIMER_HTML_MAX = 20_000  # characters: its styles take more than its text
 NO_DISCLAIMER_STATUS = "5.6.3"
 _KEYS = ("text", "html", "where", "fallback")
@@ -311,6 +312,31 @@ class BccAction(AddressesAction, frozen=True):
     """Other addresses get a copy that no header shows."""
 
 
+class JournalAction(AddressesAction, frozen=True):
+    """An address gets a journal report, with the message as it was accepted."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read one address. Raises ValueError."""
+        return cls((_address(value),))
+
+
+class NotifyAction(AddressesAction, frozen=True):
+    """Each of the addresses gets a short mail about the message, one in an hour at most."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """Read { to, text }. Raises ValueError."""
+        if not isinstance(value, dict) or set(value) != {"to", "text"}:
+            raise ValueError('a table { to = "it@example.org", text = "Look at this" }')
+        return cls(
+            part(value, "to", _addresses),
+            part(value, "text", lambda text: _text(text, NOTIFY_TEXT_MAX)),
+        )
+
+
 class CcAction(AddressesAction, frozen=True):
     """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
 
@@ -429,6 +455,8 @@ RuleAction = (
     | RedirectAction
     | QuarantineAction
     | BccAction
+    | JournalAction
+    | NotifyAction
     | DisclaimerAction
     | HeaderEdit
 )
@@ -445,6 +473,8 @@ ACTIONS: dict[str, type[RuleAction]] = {
     "quarantine": QuarantineAction,
     "cc": CcAction,
     "bcc": BccAction,
+    "journal": JournalAction,
+    "notify": NotifyAction,
     "set_header": SetHeaderAction,
     "set_sender": SetSenderAction,
     "remove_header": RemoveHeaderAction,

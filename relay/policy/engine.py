@@ -30,6 +30,7 @@ from relay.message.verdict import (
     RateCharge,
     RecipientVerdict,
     RuleHit,
+    RuleMail,
     Verdict,
     VerdictAction,
 )
@@ -43,7 +44,9 @@ from relay.policy.actions import (
     DisclaimerFallback,
     HeaderEdit,
     HoldAction,
+    JournalAction,
     NextHopAction,
+    NotifyAction,
     QuarantineAction,
     RateLimitAction,
     RedirectAction,
@@ -133,6 +136,7 @@ class Evaluation:
         self._sender = ""
         self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
         self._additions: list[AddedRecipient] = []
+        self._mails: list[RuleMail] = []
         self._hits: list[RuleHit] = []
 
     def run(self, *, in_thread: bool, stopped: Callable[[], bool] = lambda: False) -> bool:
@@ -198,6 +202,7 @@ class Evaluation:
             tuple(recipients), tuple(additions), contents, tuple(self._hits),
             deferred=self._deferral, sender=self._sender,
             charges=tuple(self._due(recipients)) if self._charges else (),
+            mails=tuple(self._mails_about(recipients)) if self._mails else (),
         )  # fmt: skip
 
     def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
@@ -328,6 +333,10 @@ class Evaluation:
                         self._holds.setdefault(place, hold)
                 case NextHopAction(next_hop):
                     self._next_hops |= dict.fromkeys(places, next_hop)
+                case JournalAction(addresses) | NotifyAction(addresses):
+                    matched = tuple([self._message.recipients[place] for place in places])
+                    text = action.text if isinstance(action, NotifyAction) else ""
+                    self._mails += [RuleMail(each, rule.name, matched, text) for each in addresses]
                 case RateLimitAction() if key := action.key(self._message):
                     charge = action.charge(rule.name, key, len(places))
                     self._charges.append((charge, sum(1 << place for place in places)))
@@ -416,6 +425,17 @@ class Evaluation:
         for charge, matched in self._charges:
             if count := (matched & ~rejected).bit_count():
                 yield structs.replace(charge, recipients=count)
+
+    def _mails_about(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RuleMail]:
+        """Yield the mails; journals are about nobody who is rejected. If all are, none is left."""
+        rejected = {each.address for each in recipients if each.action is VerdictAction.REJECT}
+        if all(each.action is VerdictAction.REJECT for each in recipients):
+            return
+        for mail in self._mails:
+            if mail.text or not rejected:
+                yield mail
+            elif left := tuple([each for each in mail.recipients if each not in rejected]):
+                yield structs.replace(mail, recipients=left)
 
     def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[AddedRecipient]:
         """Yield the additions, each address once, without those that get the message already.

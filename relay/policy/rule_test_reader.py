@@ -27,8 +27,8 @@ SIZE_BYTES_MAX = 256 * 1024 * 1024
 _TEST_KEYS = ("name", "from", "to", "recipients", "subject", "headers", "body", "attachments",
          "size", "message", "source", "client", "login", "local", "enforce", "expect")  # fmt: skip
 _DESCRIBING = ("subject", "headers", "body", "attachments", "size")
-_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "quarantined", "subject",
-         "next_hop", "headers", "body", "reason")  # fmt: skip
+_EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "quarantined", "journaled",
+         "notified", "subject", "next_hop", "headers", "body", "reason")  # fmt: skip
 _BOUNDARY = "test-message"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 _line_end = re.compile(rb"\r\n|\r|\n")
@@ -85,6 +85,8 @@ def _expectation(reader: TableReader) -> ExpectedResult:
         redirected=inner.key("redirected", _address_set, default=None),
         rejected=inner.key("rejected", _address_set, default=None),
         quarantined=inner.key("quarantined", _address_set, default=None),
+        journaled=inner.key("journaled", _address_set, default=None),
+        notified=inner.key("notified", _address_set, default=None),
         subject=inner.key("subject", text, default=None),
         next_hop=inner.key("next_hop", _next_hop, default=None),
         reason=inner.key("reason", text, default=None),

@@ -131,6 +131,8 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
             expect.quarantined,
             [each.address for each in verdict.recipients if each.quarantined],
         ),
+        ("journaled", expect.journaled, [one.to for one in verdict.mails if not one.text]),
+        ("notified", expect.notified, [one.to for one in verdict.mails if one.text]),
     ):
         present = {each.casefold() for each in addresses}
         if expected is not None and present != expected:

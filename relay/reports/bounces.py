@@ -26,6 +26,7 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
+from relay.message.verdict import RuleMail
 from relay.mime.dsn import (
     FAILURES,
     ReportedRecipient,
@@ -282,6 +283,26 @@ class Reporter:
         made = self._message(self._signed(written), route, about=about, account=request.account)
         reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
+
+    def rule_mail(
+        self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
+    ) -> NewMessage:
+        """Return the mail that a rule sends about a message; `write` is given an id for it.
+
+        An address without a next hop is looked for among the mailboxes here. A journal report is
+        kept until it expires. A large one is not signed: that would take long.
+        """
+        route = self._route_to(mail.to) or _Route((_entry(Destination(LOCAL), (mail.to,)),))
+        if not mail.text:
+            kept = [replace(one, extra=replace(one.extra, keep=True)) for one in route.entries]
+            route = replace(route, entries=tuple(kept))
+        written = write(self.ids.new())
+        if isinstance(written, bytes):
+            made = self._signed(written)
+        else:
+            made = SignedContents((ParsedContent.of(written),), unsigned="it is too large a report")
+        self.count(mail.kind)
+        return self._message(made, route, about=about)
 
     def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""

@@ -9,7 +9,7 @@ See RFC 3461 (the envelope), RFC 3464 (what a report needs) and RFC 5321 4.5.4.1
 """
 
 import errno
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import lru_cache
@@ -27,6 +27,7 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome
 from relay.message.receipt import ReceiptKey
+from relay.message.verdict import RuleMail
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.read_report import RemoteReport
 
@@ -199,6 +200,8 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     delivered_to: str = ""
     # The well-known folder of local mailboxes into which it goes. "": the Inbox.
     folder: str = ""
+    # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
+    keep: bool = False
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail
@@ -297,6 +300,12 @@ class ReportWriter(Protocol):
         content: Content,
     ) -> ReportPlan:
         """Return the reports about these recipients; none where none may be sent."""
+        ...
+
+    def rule_mail(
+        self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
+    ) -> NewMessage:
+        """Return the mail that a rule sends about a message; `write` is given an id for it."""
         ...
 
     def wants(

@@ -18,6 +18,7 @@ EXTRA = EntryExtra(
     sender="SRS0=x=y=ü.test=b@example.test",
     delivered_to='"li st"@example.test',
     folder="junkemail",
+    keep=True,
 )
 
 ORDINARY = EntryExtra()

@@ -86,6 +86,8 @@ ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "cc": _OTHERS,
     "bcc": _OTHERS,
+    "journal": ADDRESS,
+    "notify": st.fixed_dictionaries({"to": _OTHERS, "text": st.just("Look.")}),
     "set_header": st.fixed_dictionaries({"name": st.sampled_from("XY"), "value": TEXT}),
     "remove_header": st.sampled_from(["X", ["Y", "X-Raw"]]),
     "set_sender": st.sampled_from(["s@in.test", "t@out.test"]),

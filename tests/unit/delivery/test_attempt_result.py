@@ -25,7 +25,7 @@ from relay.message.outcome import (
     Indeterminate,
     Relayed,
 )
-from relay.spool.types import ClaimedRecipient, PriorityLevel
+from relay.spool.types import ClaimedRecipient, EntryExtra, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 
 HOUR_US = 3600 * SECOND_US
@@ -49,6 +49,16 @@ def test_a_recipient_without_an_attempt_waits_with_the_deferred() -> None:
     result = concluded(a_claim(count=2), {1: OK})
     assert result.waiting.due_us == 60 * SECOND_US
     assert result.failed == ()
+
+
+def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
+    kept = replace(a_claim(count=2), extra=EntryExtra(keep=True))
+    result = concluded(kept, {1: OK, 2: NO})
+    assert result.failed == ()
+    assert result.outcomes == {1: OK, 2: Deferred(NO.evidence, DeferralClass.RECIPIENT)}
+    assert result.waiting.retry_us == 600 * SECOND_US
+    expired = expiry_result(kept, time=AttemptTime(HOUR_US, HOUR_US))
+    assert [one.path.address for one in expired.failed] == ["1@a.test", "2@a.test"]
 
 
 def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:

@@ -73,6 +73,17 @@ def check_partition(message: ExaminedMessage, verdict: Verdict) -> None:
             assert matched[-1] == one.rule
 
 
+def check_mails(rules: RuleSet, verdict: Verdict) -> None:
+    """They are about recipients that the rule matched; a journal, about none that is rejected."""
+    fates = {one.address: one.action for one in verdict.recipients}
+    matched = {hit.rule: set(hit.recipients) for hit in verdict.hits if hit.mode == "enforce"}
+    for mail in verdict.mails:
+        assert set(mail.recipients) <= matched[mail.rule]
+        assert mail.recipients
+        assert mail.text or VerdictAction.REJECT not in {fates[one] for one in mail.recipients}
+    assert not verdict.mails or {*fates.values()} != {VerdictAction.REJECT}
+
+
 def check_contents(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -> None:
     """The octets that no action names are the same in every copy."""
     original = verdict.contents[0]
@@ -108,6 +119,7 @@ def check(rules: RuleSet, message: ExaminedMessage) -> None:
     verdict = rules.evaluate(message)
     check_partition(message, verdict)
     check_contents(rules, message, verdict)
+    check_mails(rules, verdict)
     check_explanation(rules, message, verdict)
     evaluation = rules.begin(message)
     evaluation.run(in_thread=False)
