@@ -182,9 +182,11 @@ def _recipient_lines(due: DueMail, subject: MailSubject) -> Iterator[tuple[str, 
     matched = frozenset(due.mail.recipients)
     for decided in subject.verdict.recipients:
         is_shown = not tenants or subject.tenants_of([decided.rule]) & tenants
-        if decided.action is VerdictAction.REDIRECT and decided.address in matched and is_shown:
+        if decided.successors and decided.address in matched and is_shown:
+            is_redirect = decided.action is VerdictAction.REDIRECT
+            word = "Redirected" if is_redirect else "Quarantined"
             for successor in decided.successors:
-                yield "Recipient", f"{successor}, Redirected: {decided.address}"
+                yield "Recipient", f"{successor}, {word}: {decided.address}"
 
 
 def _addresses_in(header: Header, name: str) -> frozenset[str] | None:

@@ -55,6 +55,16 @@ when = { subject = "*gone*" }
 then = [ { discard = true } ]
 
 [[rule]]
+name = "odd"
+when = { subject = "*odd*" }
+then = [ { quarantine = true } ]
+
+[[rule]]
+name = "odder"
+when = { subject = "*weird*" }
+then = [ { quarantine = "look@b.test" } ]
+
+[[rule]]
 name = "moved"
 when = { subject = "*moved*" }
 then = [ { redirect = "legal@b.test" } ]
@@ -160,13 +170,16 @@ async def test_the_whole_report(relay, sender) -> None:
         ("moved", ["x@a.test"], "To: x@a.test\r\n",
          ["To: x@a.test", "Recipient: legal@b.test, Redirected: x@a.test", "Rule: a"]),
         ("gone", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
+        ("odd", ["bob@example.test"], "", ["Bcc: bob@example.test", "Rule: a"]),
+        ("weird", ["x@a.test"], "",
+         ["Bcc: x@a.test", "Recipient: look@b.test, Quarantined: x@a.test", "Rule: a"]),
         ("held", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
         ("refused", ["x@a.test", "z@c.test"], "", None),
         ("refused", ["x@a.test", "y@a.test"], "", ["Bcc: y@a.test", "Rule: a"]),
         ("x", ["x@a.test"], f"To: {'a' * 900}@b.test\r\n" * 80, ["Recipient: x@a.test", "Rule: a"]),
     ],
-    ids=["no match", "cc", "a list", "an alias", "moved", "discarded", "held", "rejected", "one rejected",
-         "a long To"],
+    ids=["no match", "cc", "a list", "an alias", "moved", "discarded", "junk", "elsewhere", "held", "rejected",
+         "one rejected", "a long To"],
 )  # fmt: skip
 async def test_whom_a_report_names(relay, sender, subject, to, fields, expected) -> None:
     assert await sender.send(subject, *to, fields=fields) == "250"
