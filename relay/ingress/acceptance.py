@@ -35,6 +35,7 @@ from relay.ingress.fanout import (
     as_valid,
     examined_recipients,
     fan_out,
+    notices_of,
     reported_recipient,
     routing_event,
     with_next_hops,
@@ -56,9 +57,7 @@ from relay.message.content import Content, memory_part, size_of
 from relay.message.conversation import own_message_id
 from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
 from relay.message.header import FIELDS_MAX, Header, ParsedContent
-from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
-from relay.message.outcome import Evidence
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.verdict import Deferral, ExaminedMessage, RateCharge, Verdict
@@ -305,7 +304,7 @@ class Acceptance:
         content: ParsedContent,
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message with the events of the reports that are due already, and these."""
-        notices = _notices(verdict, fan) if message.held_by_rules else {}
+        notices = notices_of(verdict, fan) if message.held_by_rules else {}
         quarantined = fan.quarantined
         if not (expanded or fan.rejected or notices or quarantined):  # nearly always
             return message, ()
@@ -574,23 +573,6 @@ def _deferral(deferral: Deferral) -> DataReply:
     if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
         reply = f"451{reply[3:]}"
     return DataReply(reply, rule=deferral.rule)
-
-
-def _notices(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
-    """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
-    holds = {one.address: one.hold for one in verdict.recipients if one.hold is not None}
-    held = [
-        recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
-    ]
-    held += [each for each in fan.final_recipients if each.state is RecipientState.REDIRECTED]
-    found: dict[str, list[ReportedRecipient]] = {}
-    for each in held:
-        hold = None if each.added_by else holds.get(each.path.address)
-        if hold is not None and hold.notice:
-            evidence = Evidence("4.7.1", hold.notice)  # RFC 3463 3.8
-            about = ReportedRecipient(each.path, evidence, rule=hold.rule)
-            found.setdefault(hold.rule, []).append(about)
-    return found
 
 
 def _message_id(header: Header) -> str:

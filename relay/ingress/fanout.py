@@ -289,6 +289,23 @@ def _additions(
                 yield addition, target.address, target.forwarded_by
 
 
+def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
+    """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
+    holds = {one.address: one.hold for one in verdict.recipients if one.hold is not None}
+    held = [
+        recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
+    ]
+    held += [each for each in fan.final_recipients if each.state is RecipientState.REDIRECTED]
+    found: dict[str, list[ReportedRecipient]] = {}
+    for each in held:
+        hold = None if each.added_by else holds.get(each.path.address)
+        if hold is not None and hold.notice:
+            evidence = Evidence("4.7.1", hold.notice)  # RFC 3463 3.8
+            about = ReportedRecipient(each.path, evidence, rule=hold.rule)
+            found.setdefault(hold.rule, []).append(about)
+    return found
+
+
 def routing_event(
     verdict: Verdict,
     fan: FanOut,
