@@ -2,11 +2,13 @@
 its route table.
 
 A reload applies the reloadable keys (relay/settings/reloadable_keys.py), rules, accounts and texts,
-and only if all files are without faults. Faults raise SettingsError.
+and only if all files are without faults. Faults raise SettingsError, but for those in the rules of
+tenants: see relay/app/tenant_sets.py.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,23 +17,32 @@ from msgspec.structs import replace
 from relay.accounts.account import AccountDirectory, Role
 from relay.accounts.directory import AccountTables, FileAccounts, load_accounts
 from relay.app.agreed import agreed_parts
+from relay.app.tenant_sets import (
+    LastGoodSets,
+    TenantSet,
+    book_of,
+    check_operator,
+    load_set,
+    load_tenants,
+    trouble_of,
+)
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoints
 from relay.base.phrases import without_login
 from relay.message.envelope import domain_of
-from relay.message.nexthop import CAPTURE, LOCAL, Destination, HopKind, NextHop
-from relay.message.verdict import ROUTE_PREFIX
+from relay.message.nexthop import CAPTURE, LOCAL, ROUTE_PREFIX, Destination, HopKind, NextHop
 from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook
-from relay.policy.rule_files import load_rules, slow_patterns
+from relay.policy.rule_files import slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import Confinement, RouteTable, parse_action
 from relay.settings.document import Fault, KeyPath, SettingsError, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import CertificateFiles, NodeRole, Settings
-from relay.settings.validation import name_of, next_hops_by_name
+from relay.settings.validation import name_of
 from relay.settings.values import parse_domain
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
@@ -46,6 +57,7 @@ class Configuration(Struct, frozen=True):
     settings: Settings  # those of the start, with the reloadable keys of relay.toml
     accounts: AccountTables  # of accounts.toml
     rules: RuleBook  # of the policy directory
+    tenants: Mapping[str, TenantSet]  # those of `rules` that are a tenant's, by its name
     texts: ReportTexts  # of reports
     keys: KeyRing  # that sign mail
     routes: RouteTable  # with the passwords and CA files of routes
@@ -71,11 +83,13 @@ class ActiveConfiguration:
         *,
         clock: Clock,
         role: NodeRole = NodeRole.ALL,
+        crash_at: str = "",
     ) -> None:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         settings = load(file, environ, role=role)
-        self._now = self._with_files(settings)
+        self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
+        self._now = self._with_files(settings, {})
         self.accounts = FileAccounts(
             self._now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
         )
@@ -90,6 +104,20 @@ class ActiveConfiguration:
     def rules(self) -> RuleBook:
         """The active rules."""
         return self._now.rules
+
+    def tenants(self) -> Mapping[str, TenantSet]:
+        """The active rules of tenants, by name."""
+        return self._now.tenants
+
+    def impaired(self) -> str:
+        """Return which tenants do not have their newest rules, "" if all have."""
+        return trouble_of(self._now.tenants)
+
+    def keep_sets(self) -> None:
+        """Keep the active rules of tenants, for a start with faulty ones: only the owner of
+        state_dir may. Blocks.
+        """
+        self._last_good.keep_all(self._now.tenants, self.settings.policy.directory)
 
     def texts(self) -> ReportTexts:
         """The active texts of reports."""
@@ -124,7 +152,9 @@ class ActiveConfiguration:
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
-        return replace(self._with_files(settings), new_pairs=pairs)
+        loaded = self._with_files(settings, self._now.tenants)
+        self._last_good.keep_all(loaded.tenants, settings.policy.directory)
+        return replace(loaded, new_pairs=pairs)
 
     def use(self, read: Configuration) -> None:
         """Have this configuration from now on."""
@@ -154,17 +184,12 @@ class ActiveConfiguration:
                 found.append((certificate, pair))
         return found
 
-    def _with_files(self, settings: Settings) -> Configuration:
-        """Load the files that `settings` name."""
+    def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
+        """Load the files that `settings` name; `before` are the sets of tenants in force."""
         boxes = settings.mailboxes
-        rules = load_rules(
-            settings.policy.directory,
-            local_domains=settings.own_domains,
-            routes=next_hops_by_name(settings.route),
-            loaded=rfc3339(self._clock.time_us()),
-            config=self._file,
-        )
-        warn_of_rules(rules, self._clock)
+        now, examine = rfc3339(self._clock.time_us()), partial(warn_of_rules, clock=self._clock)
+        rules = load_set(settings, None, config=self._file, loaded=now, examine=examine)
+        check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
         accounts = load_accounts(
@@ -175,7 +200,12 @@ class ActiveConfiguration:
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
         table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
-        return Configuration(settings, accounts.tables, RuleBook(rules), texts, keys, table, places)
+        sets = load_tenants(
+            settings, self._last_good, before=before, clock=self._clock, examine=examine
+        )
+        return Configuration(
+            settings, accounts.tables, book_of(rules, sets), sets, texts, keys, table, places
+        )
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

@@ -24,6 +24,7 @@ from relay.api.dependencies import Question
 from relay.app.configuration import RoutePlace, read_table, route_places
 from relay.app.foundation import Foundation
 from relay.app.srs_key import srs_in
+from relay.app.tenant_sets import load_strictly, strict_book
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
@@ -46,7 +47,6 @@ from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, Verdi
 from relay.policy.explanation import RulesExplained, explain
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import RuleBook
-from relay.policy.rule_files import load_rules
 from relay.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.routing.route_table import (
     REJECT_STATUS,
@@ -58,7 +58,7 @@ from relay.routing.route_table import (
     RoutingResult,
 )
 from relay.settings.tree import Settings
-from relay.settings.validation import is_trusted, next_hops_by_name
+from relay.settings.validation import is_trusted
 
 _GOES_ON = ("local", "remote", "captured", "held")  # states in which mail is delivered or queued
 _NO_PLACE = RoutePlace("", 0)
@@ -407,7 +407,9 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         forwarding=forwarding, rules=base.sources.rules, resolver=transport.resolver,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places(),
-        checks=RecipientChecks(forwarding, base.store, transport.verifier.rejection),
+        checks=RecipientChecks(
+            forwarding, base.store, transport.verifier.rejection, rules=base.sources.rules
+        ),
         trusts=partial(is_trusted, base.settings.smtp),
         state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
     )  # fmt: skip
@@ -431,18 +433,13 @@ def explainer_of_files(
             accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from
         )
         schedule = retry_schedule(settings)
-        rules = load_rules(
-            settings.policy.directory,
-            local_domains=settings.own_domains,
-            routes=next_hops_by_name(settings.route),
-            config=file,
-        )
+        rules = strict_book(load_strictly(settings, file))
         resolver = resolver_of(settings, clock)
         explainer = Explainer(
-            forwarding=forwarding, rules=lambda: RuleBook(rules), resolver=resolver,
+            forwarding=forwarding, rules=lambda: rules, resolver=resolver,
             schedule=schedule, options=site_options(settings, schedule), clock=clock,
             places=route_places(file, settings),
-            checks=RecipientChecks(forwarding, _UnknownRoom()),
+            checks=RecipientChecks(forwarding, _UnknownRoom(), rules=lambda: rules),
             trusts=partial(is_trusted, settings.smtp), state_of=None,
         )  # fmt: skip
         yield explainer, resolver.close

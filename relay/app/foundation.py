@@ -238,6 +238,8 @@ def open_foundation(
     )
     metrics.reload_success_time.set(clock.time_us() / 1_000_000)
     active = sources.active
+    if active is not None:
+        active.keep_sets()
     reloader = Reloader(active, table, clock=clock, metrics=metrics) if active else None
     return Foundation(
         given=settings, sources=sources, reloader=reloader, certificates=certificates,

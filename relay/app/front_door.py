@@ -173,7 +173,8 @@ def _impairment(base: Foundation) -> str:
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
     unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
     paused = base.pauses.why(Paused.DELIVERY)
-    return "; ".join(filter(None, (refusing, paused, base.readiness.impaired, *unheld)))
+    rules = base.sources.active.impaired() if base.sources.active else ""
+    return "; ".join(filter(None, (refusing, paused, base.readiness.impaired, rules, *unheld)))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

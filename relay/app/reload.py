@@ -8,6 +8,7 @@ changes nothing in `configuration`.
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 from msgspec import Struct
 
@@ -24,8 +25,9 @@ _FAULTS_SHOWN = 20
 
 
 class ReloadResult(Struct, frozen=True):
-    """The JSON of POST /reload. With faults, the previous configuration stays active."""
+    """The JSON of POST /reload. Faults of tenants' rules keep only these rules out."""
 
+    reloaded: bool  # False: the previous configuration stays active
     faults: tuple[str, ...]
     needs_restart: tuple[ChangedKey, ...]
     rules: int  # that are active
@@ -47,6 +49,7 @@ class Reloader:
         self._clock, self._metrics = clock, metrics
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
+        self._show_tenants()
         self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
         # lets the rooms use what was read: see use_settings()
         self.apply: Callable[..., None] = lambda **_: None
@@ -72,8 +75,10 @@ class Reloader:
             result = await self._load()
             self._metrics.reload_successful.set(not result.faults)
             status = f"reloaded at {rfc3339(self._clock.time_us())}"
-            if result.faults:
+            if not result.reloaded:
                 status = f"not reloaded, the previous configuration is active: {result.faults[0]}"
+            elif trouble := self._active.impaired():
+                status = f"{status}; {trouble}"
             self.notify("READY=1", f"STATUS={status}")
             return result
 
@@ -98,19 +103,34 @@ class Reloader:
         except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
             faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
             _log.exception("the reload failed: restart the service, as a part may be in force")
-        rules = self._active.rules().rule_count
-        if not faults:
+        rules, is_reloaded = self._active.rules().rule_count, not faults
+        if is_reloaded:
+            tenants = self._active.tenants().values()
+            faults = tuple(str(fault) for one in tenants for fault in one.faults)
             self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
-        return ReloadResult(faults, tuple(changed), rules, renewed)
+        return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed)
 
     def _use(self, read: Configuration) -> None:
         """Replace all that was read. Nothing is awaited: no message meets a part of it."""
         before = self._active.settings
         self._active.use(read)
+        self._show_tenants()
         routes = self._table.use(read.routes)
         self.apply(before=before, routes=routes)
         kinds = {"added": routes.added, "changed": routes.changed, "removed": routes.removed}
         if any(kinds.values()):
             names = {kind: ", ".join(names) for kind, names in kinds.items() if names}
             _log.info("routes have changed", **names)
+
+    def _show_tenants(self) -> None:
+        """Let the metric have the age of each tenant's rules."""
+        metric = self._metrics.policy_set_age
+        metric.clear()
+        for name, one in self._active.tenants().items():
+            age = metric.labels(name)
+            if one.faults:
+                age.set_function(partial(self._age_s, one.good_us))
+
+    def _age_s(self, since_us: int) -> float:
+        return max(0.001, (self._clock.time_us() - since_us) / 1_000_000)

@@ -5,13 +5,14 @@ Exits 78 for faults and failed tests, 65 for a file that is not a message or to 
 cannot be applied, and 66 for one that does not exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 from msgspec.structs import replace
 
+from relay.app.tenant_sets import load_strictly, strict_book
 from relay.base.clock import SystemClock
 from relay.base.phrases import shown
 from relay.cli.diff_report import DiffReport
@@ -28,6 +29,7 @@ from relay.commands.rule_diff import RuleComparison
 from relay.commands.saved_mail import NotMailError, SavedMailReader, find_saved, reason_of
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
+from relay.policy.engine import RuleSet
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import RuleBook
@@ -69,15 +71,17 @@ def policy(_given: CommandContext) -> None:
 @_DIRECTORY
 @common_options
 def check(context: CommandContext, directory: Path | None) -> None:
-    """Check the rules and their tests, as a start would.
+    """Check the rules and their tests, as a start would: those of all tenants too, or those of
+    DIRECTORY alone.
 
     Exits 78 with file:line of each fault.
     """
-    place = _place(context, directory)
-    rules = load_rules(place.folder, local_domains=place.domains, routes=place.routes)
-    clock = SystemClock()
-    warnings = (*rules.warnings, *slow_patterns(rules, clock.busy_s))
-    _print(context, format_check(rules, warnings, time_us=clock.time_us()))
+    sets, clock = _sets(context, directory, runs_tests=True), SystemClock()
+    warnings = [
+        text for rules, _ in sets for text in (*rules.warnings, *slow_patterns(rules, clock.busy_s))
+    ]
+    found = format_check([rules for rules, _ in sets], warnings, time_us=clock.time_us())
+    _print(context, found)
 
 
 @policy.command()
@@ -85,9 +89,9 @@ def check(context: CommandContext, directory: Path | None) -> None:
 @common_options
 def test(context: CommandContext, directory: Path | None) -> None:
     """Run the rules' own tests; exits 78 when one fails."""
-    place = _place(context, directory)
-    rules = read_rules(place.folder, routes=place.routes)
-    _print(context, format_test_results(rules, run_tests(rules, local_domains=place.domains)))
+    sets = _sets(context, directory, runs_tests=False)
+    results = [one for rules, local in sets for one in run_tests(rules, local_domains=local)]
+    _print(context, format_test_results([rules for rules, _ in sets], results))
 
 
 @policy.command("try")
@@ -123,8 +127,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     login is a stranger, unless a listener trusts its network.
     """
     settings = context.settings()
-    routes = next_hops_by_name(settings.route)
-    rules = read_rules(settings.policy.directory, routes=routes)
+    rules = strict_book(load_strictly(settings, context.found_config_file(), runs_tests=False))
     content = crlf(read_input("policy try", file))
     subject = examined_message(
         given["sender"], given["recipients"], content, source=Source(given["source"]),
@@ -136,7 +139,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:
-        explained = explain(RuleBook(rules), subject)
+        explained = explain(rules, subject)
     except TooManyPartsError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
@@ -180,21 +183,17 @@ def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
     report.end(comparison.counts(), reader.without_journeys)
 
 
-class _RulesPlace(NamedTuple):
-    """Where the rules are, and what of the configuration they depend on."""
-
-    folder: Path
-    domains: tuple[str, ...] = ()  # that are local
-    routes: Mapping[str, str] | None = None  # next hops by name; None: they are not known
-
-
-def _place(context: CommandContext, directory: Path | None) -> _RulesPlace:
-    """Return the place of the rules; a folder that is given needs no configuration."""
+def _sets(
+    context: CommandContext, directory: Path | None, *, runs_tests: bool
+) -> list[tuple[RuleSet, Sequence[str]]]:
+    """Return each set of rules, with the domains that are local in its tests; a directory that is
+    given needs no configuration. Raises PolicyError.
+    """
     if directory is not None:
-        return _RulesPlace(directory)
+        return [(load_rules(directory) if runs_tests else read_rules(directory), ())]
     settings = context.settings()
-    routes = next_hops_by_name(settings.route)
-    return _RulesPlace(settings.policy.directory, settings.own_domains, routes)
+    sets = load_strictly(settings, context.found_config_file(), runs_tests=runs_tests)
+    return [(rules, one.domains if one else settings.own_domains) for one, rules in sets]
 
 
 def _print(context: CommandContext, report: PolicyReport) -> None:

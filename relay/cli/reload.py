@@ -1,6 +1,7 @@
 """`relay reload`: have the running service read its configuration again, and wait for the outcome.
 
-Exits 78 with the faults if nothing was reloaded, 69 if no service answers.
+Exits 78 with the faults if nothing was reloaded, or not the rules of a tenant; 69 if no service
+answers.
 """
 
 from pathlib import Path
@@ -26,14 +27,17 @@ def reload(context: CommandContext) -> None:
     """Have the running service read its configuration again, and wait for the outcome.
 
     Keys of relay.toml that need a restart are printed. If a file has a fault, nothing is reloaded,
-    the previous configuration stays active, and the faults are printed: exit 78. Without a running
-    service: exit 69.
+    the previous configuration stays active, and the faults are printed: exit 78. If the rules of a
+    tenant have one, all else is reloaded, and its rules in force stay: exit 78 too. Without a
+    running service: exit 69.
     """
     client = ControlClient(_control_socket(context), timeout_s=_RELOAD_S_MAX)
     result = client.post("/reload", {})
     context.show(result, lambda: _lines(result))
     if faults := result["faults"]:
         kept = "relay reload: nothing was reloaded: the previous configuration stays active"
+        if result["reloaded"]:
+            kept = "relay reload: reloaded, but not the rules of tenants that have these faults"
         raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept]))
 
 
@@ -56,7 +60,7 @@ def _control_socket(context: CommandContext) -> Path:
 def _lines(result: dict[str, Any]) -> list[str]:
     renewed = counted(result["new_certificates"], "new certificate")
     done = f"reloaded: {counted(result['rules'], 'rule')}, {renewed}"
-    lines = [] if result["faults"] else [done]
+    lines = [done] if result["reloaded"] else []
     for one in result["needs_restart"]:
         lines += [f"needs a restart: {one['key']}: {one['old']} -> {one['new']}"]
     return lines

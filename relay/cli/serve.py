@@ -44,7 +44,9 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     """
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
-    active = ActiveConfiguration(file, environment.variables, clock=clock, role=role)
+    active = ActiveConfiguration(
+        file, environment.variables, clock=clock, role=role, crash_at=environment.crash_at
+    )
     settings = active.settings
     if fault := unusable_state(settings) or foreign_state(settings):
         active.close()

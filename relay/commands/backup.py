@@ -34,6 +34,7 @@ from relay import spool
 from relay.app.state_dir import as_owner
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import fsync_path, replace_file, sync_disk, write_all
+from relay.base.phrases import named
 from relay.mailbox.index.seen_files import SeenFiles
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
@@ -494,12 +495,6 @@ def _group(number: int) -> str:
         return grp.getgrgid(number).gr_name
     except KeyError:
         return str(number)
-
-
-def named(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def empty(folder: Path) -> None:

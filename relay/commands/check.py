@@ -23,6 +23,7 @@ from relay.accounts.directory import load_accounts
 from relay.app.configuration import anonymous_fault, read_table
 from relay.app.srs_key import srs_in
 from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
+from relay.app.tenant_sets import load_strictly
 from relay.app.transport import resolver_of
 from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
@@ -35,7 +36,7 @@ from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
 from relay.ingress.dropped_mail import DROP_MODE
 from relay.message.nexthop import HopKind, NextHop
-from relay.policy.rule_files import load_rules, slow_patterns
+from relay.policy.rule_files import slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
 from relay.routing.mx_hosts import Hosts, TemporaryFailure
@@ -54,7 +55,6 @@ from relay.settings.validation import (
     hidden_routes,
     host_of,
     is_loopback,
-    next_hops_by_name,
 )
 from relay.settings.values import is_ip
 from relay.signing.key_files import load_keys
@@ -442,23 +442,16 @@ def _dovecot(path: str) -> Iterator[CheckFinding]:
 
 
 def _policies(settings: Settings, file: Path, clock: Clock) -> Iterator[CheckFinding]:
-    rules = yield from _loaded(
-        "policy",
-        lambda: load_rules(
-            settings.policy.directory,
-            local_domains=settings.own_domains,
-            routes=next_hops_by_name(settings.route),
-            config=file,
-        ),
-    )
-    if rules is None:
+    sets = yield from _loaded("policy", lambda: load_strictly(settings, file))
+    if sets is None:
         return
-    for warning in (*rules.warnings, *slow_patterns(rules, clock.busy_s)):
-        yield CheckFinding("policy", CheckResult.WARNING, warning)
-    files = len(rules.files)
-    yield CheckFinding(
-        "policy", CheckResult.OK, f"{files} files in {settings.policy.directory}, tests pass"
-    )
+    for _, rules in sets:
+        for warning in (*rules.warnings, *slow_patterns(rules, clock.busy_s)):
+            yield CheckFinding("policy", CheckResult.WARNING, warning)
+    files = sum(len(rules.files) for _, rules in sets)
+    text = f"{files} files in {settings.policy.directory}, tests pass"
+    text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
+    yield CheckFinding("policy", CheckResult.OK, text)
 
 
 def _reports(settings: Settings) -> Iterator[CheckFinding]:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from relay.app.tenant_sets import load_set
 from relay.policy.actions import RateLimitAction
-from relay.policy.rule_files import PolicyError, read_rules
+from relay.policy.rule_files import PolicyError
 from relay.policy.rules import RuleMode
 from relay.settings.tree import Settings
-from relay.settings.validation import name_of, next_hops_by_name
+from relay.settings.validation import name_of
 
 _NAMED_MAX = 10
 
@@ -37,8 +38,8 @@ def _limits(settings: Settings) -> Iterator[tuple[str, int | str | None]]:
         yield f'route "{name_of(route)}" max_connections', route.max_connections
         yield f'route "{name_of(route)}" max_rate', route.max_rate
     with suppress(PolicyError):  # it is reported elsewhere
-        rules = read_rules(settings.policy.directory, routes=next_hops_by_name(settings.route))
-        for rule in rules.rules:
+        sets = [load_set(settings, one, runs_tests=False) for one in (None, *settings.tenant)]
+        for rule in (rule for rules in sets for rule in rules.rules):
             for one in rule.actions if rule.mode is RuleMode.ENFORCE else ():
                 if isinstance(one, RateLimitAction):
                     yield f'rule "{rule.name}" rate_limit', f"{one.allowed}/{one.period_s}"

@@ -26,6 +26,7 @@ from relay import spool
 from relay.app.state_dir import RESTORING, OwnerLock, as_owner
 from relay.base.clock import Clock
 from relay.base.files import fsync_path, sync_disk
+from relay.base.phrases import named
 from relay.commands.backup import (
     CHECKSUMS,
     CONFIG,
@@ -40,7 +41,6 @@ from relay.commands.backup import (
     OnFile,
     Place,
     empty,
-    named,
     path_in,
     sum_line,
 )

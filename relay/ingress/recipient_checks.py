@@ -22,8 +22,15 @@ from msgspec import Struct
 from relay.accounts.account import DEAD_LETTER
 from relay.ingress.forwarding import Forwarder
 from relay.mailbox.types import Room
+from relay.message.envelope import domain_of
 from relay.message.nexthop import NextHop
-from relay.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from relay.policy.rule_book import RuleBook
+from relay.routing.route_table import (
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RoutingResult,
+)
 
 
 class MailboxRoom(Protocol):
@@ -46,6 +53,7 @@ class RecipientChecks(Struct, frozen=True):
     forwarding: Forwarder  # which addresses are valid, and what they lead to
     quota: MailboxRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
+    rules: Callable[[], RuleBook] = RuleBook  # those in force
 
     async def rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
@@ -77,8 +85,12 @@ class RecipientChecks(Struct, frozen=True):
     async def _rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool, asks: bool
     ) -> str:
-        match self.forwarding.examine(address, reverse_path):
-            case RemoteRecipient(next_hop) as found:
+        found = self.forwarding.examine(address, reverse_path)
+        if self.rules().tenants and self._waits(address, found):
+            # RFC 3463 3.4
+            return f"451 4.3.0 <{address}>: the rules of its domain have a fault, try again later"
+        match found:
+            case RemoteRecipient(next_hop):
                 if not (found.is_local or may_relay):
                     return _DENIED
                 if asks and found.is_asked and next_hop.host and self.verify is not None:
@@ -95,3 +107,9 @@ class RecipientChecks(Struct, frozen=True):
             case InvalidRecipient(text=text):
                 return text
         return ""
+
+    def _waits(self, address: str, found: RoutingResult) -> bool:
+        """Return whether mail for a valid address waits: its tenant has no rules to be used."""
+        tenant = self.rules().tenant_of(domain_of(address))
+        is_valid = not isinstance(found, InvalidRecipient)
+        return is_valid and tenant is not None and tenant.rules is None

@@ -188,7 +188,10 @@ class SmtpCommandHandler:
             shared.accounts, listener.limits, check_login=listener.check_login,
             check_token=listener.check_token, ip=ip,
         )  # fmt: skip
-        self._checks = RecipientChecks(shared.acceptance.forwarding, shared.quota, shared.verify)
+        self._checks = RecipientChecks(
+            shared.acceptance.forwarding, shared.quota, shared.verify,
+            rules=shared.acceptance.policy,
+        )  # fmt: skip
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to

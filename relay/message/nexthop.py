@@ -24,6 +24,7 @@ class HopKind(StrEnum):
 
 _SOCKET = "lmtp:unix:"
 _SMTP_PORT = 25  # never LMTP's: RFC 2033 5
+ROUTE_PREFIX = "route:"  # of a rule's next hop that names a route
 BY_RULE = "rule"  # the name of no route
 HERE = frozenset({HopKind.LOCAL, HopKind.CAPTURE})  # without a host
 

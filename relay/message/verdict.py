@@ -15,7 +15,6 @@ from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
 JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
-ROUTE_PREFIX = "route:"  # of a rule's next hop that names a route
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
 

@@ -74,6 +74,10 @@ class Metrics:
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
         self.policy_rules = counter("relay_policy_rule", "Rules that matched.", ["rule", "outcome"])
+        self.policy_set_age = gauge(
+            "relay_policy_set_age_seconds",
+            "Age of a tenant's rules while a fault keeps newer ones out; else 0.", ["tenant"],
+        )  # fmt: skip
         self._count_reports_and_smtp(counter)
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:

@@ -17,16 +17,16 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
 
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.header import Header, ParsedContent
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import ROUTE_PREFIX, NextHop
 from relay.message.properties import EmailAddress
 from relay.message.status import REPLY_TEXT_MAX, split_reply
-from relay.message.verdict import JUNK_EMAIL, ROUTE_PREFIX, ExaminedMessage, Hold, RateCharge
+from relay.message.verdict import JUNK_EMAIL, ExaminedMessage, Hold, RateCharge
 from relay.mime import headers
 from relay.mime.disclaimer import DisclaimerObstacle, with_disclaimer, wrapped
 from relay.mime.disclaimer_text import Disclaimer
@@ -276,10 +276,27 @@ class DiscardAction(Struct, frozen=True):
         return cls()
 
 
+@runtime_checkable
+class NamesAddresses(Protocol):
+    """An action that names addresses: in the rule of a tenant those of the tenant, unless the
+    tenant `may` do more. The key of such an action is in ADDRESS_ACTIONS of the settings.
+    """
+
+    @property
+    def named_addresses(self) -> tuple[str, ...]:
+        """All addresses to which mail may go, or from which it may be, by this action."""
+        ...
+
+
 class AddressesAction(Struct, frozen=True):
     """What all actions that add addresses have in common."""
 
     addresses: tuple[str, ...]
+
+    @property
+    def named_addresses(self) -> tuple[str, ...]:
+        """See NamesAddresses."""
+        return self.addresses
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -429,6 +446,11 @@ class SetSenderAction(Struct, frozen=True):
         if not address.isascii():
             raise ValueError("an address in ASCII: not each next hop takes others")
         return cls(address)
+
+    @property
+    def named_addresses(self) -> tuple[str, ...]:
+        """See NamesAddresses."""
+        return (self.address,)
 
     def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Replace From by this address, with the name of the first author; remove Sender, which

@@ -13,11 +13,11 @@ from relay.base.phrases import shown
 from relay.message.address import AddressError, parse_mailbox
 from relay.policy.globs import Globs, Groups
 from relay.settings.document import Fault, SettingsError, read_text
+from relay.settings.values import GROUPS_DIRECTORY
 
 OWN_GROUP = "own"
 GROUPS_MAX = 500
 GROUP_LINES_MAX = 10_000
-_DIRECTORY = "groups"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -30,9 +30,17 @@ def visible_files(directory: Path, suffix: str) -> tuple[Path, ...]:
     return tuple(sorted(each for each in found if not each.name.startswith(".")))
 
 
+def is_inside(path: Path, directory: Path) -> bool:
+    """Return whether a path leads to a place below `directory`, which is no link itself."""
+    try:
+        return path.resolve().is_relative_to(directory) and not directory.is_symlink()
+    except (OSError, RuntimeError):  # a circle of links
+        return False
+
+
 def group_files(directory: Path, faults: list[Fault]) -> tuple[Path, ...]:
     """Return the files of the groups in the policy directory, in the order of their names."""
-    folder = directory / _DIRECTORY
+    folder = directory / GROUPS_DIRECTORY
     try:
         files = visible_files(folder, ".txt")
     except FileNotFoundError:

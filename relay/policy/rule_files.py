@@ -3,9 +3,13 @@
 Loading is atomic: with one fault or one failing test there is no rule set. PolicyError has all
 faults, each with file, line and what was expected. A rule with a fault is never used in a weaker
 form. The format is in docs/policy.md.
+
+The rules of a tenant are named TENANT/NAME. Their files are inside its directory, their actions
+reach no further than its mail and its `may`, and its tests run against them alone.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
@@ -17,12 +21,13 @@ import msgspec
 
 from relay.base.phrases import shown
 from relay.message.envelope import domain_of
-from relay.message.verdict import ROUTE_PREFIX
+from relay.message.nexthop import ROUTE_PREFIX
 from relay.policy.actions import (
     ACTIONS,
     FINAL,
     AfterHold,
     HoldAction,
+    NamesAddresses,
     NextHopAction,
     QuarantineAction,
     RuleAction,
@@ -31,7 +36,7 @@ from relay.policy.actions import (
 from relay.policy.conditions import CONDITIONS, Condition
 from relay.policy.engine import RuleSet
 from relay.policy.globs import Groups
-from relay.policy.groups import OptionalGroups, group_files, read_groups, visible_files
+from relay.policy.groups import OptionalGroups, group_files, is_inside, read_groups, visible_files
 from relay.policy.patterns import (
     SAMPLE_CHARACTERS,
     SET_STEPS_MAX,
@@ -56,9 +61,12 @@ from relay.settings.document import (
     Fault,
     KeyPath,
     SettingsError,
+    dotted,
     read_document,
     unknown_key,
 )
+from relay.settings.tree import Tenant
+from relay.settings.validation import usable_routes
 from relay.settings.values import parse_duration
 
 HOLD_S_MAX = 365 * 86400
@@ -70,7 +78,6 @@ _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
 _HOLD_KEYS = ("expires", "expired", "notice")
 _NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
 FILES_MAX = 500
-_NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
 DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
 
 
@@ -212,7 +219,7 @@ def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str
     route = action.next_hop.removeprefix(ROUTE_PREFIX)
     if route == action.next_hop or routes is None:
         return ""
-    usable = sorted(each for each, hop in routes.items() if not hop.startswith(_NO_NEXT_HOPS))
+    usable = usable_routes(routes)
     expected = f"expected the name of a route: {', '.join(map(shown, usable)) or 'none is usable'}"
     if route not in routes:
         return f"found {shown(route)}, {expected}"
@@ -302,18 +309,21 @@ def load_rules(
     routes: Mapping[str, str] | None = None,
     loaded: str = "",
     config: Path | None = None,
+    tenant: Tenant | None = None,
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
-    `local_domains` are the configured ones, for tests that name no others. `routes` has the
-    next hop of each configured route by its name; None: they are not known, and none is checked.
-    `loaded` is the time now (RFC 3339), for journeys; `config` is the file that names `directory`.
+    `local_domains` are the configured ones, for tests that name no others; for those of a tenant,
+    its domains are. `routes` has the next hop of each configured route by its name; None: they are
+    not known, and nothing is checked that depends on the configuration. `loaded` is the time now
+    (RFC 3339), for journeys; `config` is the file that names `directory`.
     Raises PolicyError.
     """
-    rules = read_rules(directory, routes=routes, config=config)
-    if routes is not None and (faults := list(_foreign_senders(rules, local_domains))):
+    rules = read_rules(directory, routes=routes, config=config, tenant=tenant)
+    if routes is not None and (faults := list(faults_of_reach(rules, tenant, own=local_domains))):
         raise PolicyError(faults)
-    failed = [each for each in run_tests(rules, local_domains=local_domains) if each.failures]
+    local = local_domains if tenant is None else tenant.domains
+    failed = [each for each in run_tests(rules, local_domains=local) if each.failures]
     if failed:
         raise PolicyError(
             Fault(each.test.file, each.test.line, f'test "{each.test.name}"', failure)
@@ -325,18 +335,60 @@ def load_rules(
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
-def _foreign_senders(rules: RuleSet, own: Collection[str]) -> Iterator[Fault]:
-    """Yield a fault for each rule that makes mail from an address of another's domain."""
+def faults_of_reach(
+    rules: RuleSet, tenant: Tenant | None, *, own: Collection[str]
+) -> Iterator[Fault]:
+    """Yield a fault for each action that reaches further than it may. `own` are all own domains;
+    a tenant is None for the rules of the operator.
+    """
     for rule in rules.rules:
-        for each in rule.actions:
-            if isinstance(each, SetSenderAction) and domain_of(each.address) not in own:
-                names = ", ".join(sorted(own)) or "there is none"
-                text = f"found {shown(each.address)}, expected an address of an own domain: {names}"
-                yield Fault(rule.file, rule.line, f'rule "{rule.name}": set_sender', text)
+        for action in rule.actions:
+            key = next(name for name, kind in ACTIONS.items() if kind is type(action))
+            found = (_foreign_sender(action, own), _beyond(action, key, tenant))
+            for text in filter(None, found):
+                yield Fault(rule.file, rule.line, f'rule "{rule.name}": {key}', text)
+
+
+def _foreign_sender(action: RuleAction, own: Collection[str]) -> str:
+    """Return why mail may not be from the address of an action, "" if it may."""
+    if not isinstance(action, SetSenderAction) or domain_of(action.address) in own:
+        return ""
+    names = ", ".join(sorted(own)) or "there is none"
+    return f"found {shown(action.address)}, expected an address of an own domain: {names}"
+
+
+def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
+    """Return what an action of a tenant names that is not the tenant's, "" if it names nothing."""
+    if tenant is None:
+        return ""
+    place = f'[[tenant]] "{tenant.name}"'
+    if isinstance(action, NextHopAction) and action.next_hop not in tenant.may:
+        way = action.next_hop
+        expected = (
+            f"{way} in the key may of {place}"
+            if way.startswith(ROUTE_PREFIX)
+            else f'"route:NAME" with a route that the key may of {place} has'
+        )
+        return f"found {shown(way)}, expected {expected}"
+    if key in tenant.may or not isinstance(action, NamesAddresses):
+        return ""
+    foreign = (each for each in action.named_addresses if domain_of(each) not in tenant.domains)
+    if (address := next(foreign, None)) is None:
+        return ""
+    names = ", ".join(tenant.domains)
+    return (
+        f"found {shown(address)}, expected an address in the tenant's domains ({names}), "
+        f'or "{key}" in the key may of {place}'
+    )
 
 
 def read_rules(
-    directory: Path, *, routes: Mapping[str, str] | None = None, config: Path | None = None
+    directory: Path,
+    *,
+    routes: Mapping[str, str] | None = None,
+    config: Path | None = None,
+    tenant: Tenant | None = None,
+    with_tests: bool = True,
 ) -> RuleSet:
     """Return the rules of `directory` without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
@@ -344,8 +396,13 @@ def read_rules(
     tests: list[RuleTest] = []
     names: list[object] = []  # of all rules, those with faults too
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
-    files = _files(directory, config)
-    groups, group_text = read_groups(group_files(directory, faults), faults)
+    prefix = f"{tenant.name}/" if tenant else ""
+    home = directory.parent.resolve() / directory.name if tenant else None
+    files = _files(directory, config, tenant=tenant)
+    group_list = group_files(directory, faults)
+    if home is not None and (outside := list(_outside(home, (directory, *files, *group_list)))):
+        raise PolicyError(outside)
+    groups, group_text = read_groups(group_list, faults)
     digest = sha256(group_text.encode())
     for file in files:
         try:
@@ -353,7 +410,7 @@ def read_rules(
         except SettingsError as error:
             faults += error.faults
             continue
-        digest.update(file.name.encode() + msgspec.json.encode(document.table))
+        digest.update(os.fsencode(file.name) + msgspec.json.encode(document.table))
         for key in document.table:
             if key not in ("rule", "test"):
                 faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
@@ -361,12 +418,14 @@ def read_rules(
             is_off = isinstance(raw, dict) and raw.get("mode") == RuleMode.OFF
             known = OptionalGroups(groups) if is_off else groups
             rule = read_rule(document, path, raw, faults=faults, routes=routes, groups=known)
-            rules += [rule] if rule else []
+            if rule:
+                rule = msgspec.structs.replace(rule, name=f"{prefix}{rule.name}")
+                rules.append(rule)
             if rule and isinstance(known, OptionalGroups) and known.missing:
                 incomplete[rule.name] = _missing_group(rule, known.missing)
-            names += [raw.get("name")] if isinstance(raw, dict) else []
-        for path, raw in array(document, "test", faults):
-            test = read_test(document, path, raw, faults=faults)
+            names += [f"{prefix}{raw.get('name')}"] if isinstance(raw, dict) else []
+        for path, raw in array(document, "test", faults) if with_tests else ():
+            test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
             tests += [test] if test else []
     faults += _duplicate_names(rules)
     faults += _unknown_names(tests, names)
@@ -381,6 +440,13 @@ def read_rules(
     except PatternError as error:
         message = f"found rules whose {error}, expected fewer or smaller ones"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
+
+
+def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:
+    """Yield a fault for each file that is a link out of `home`: it would be read for a tenant."""
+    for file in files:
+        if not is_inside(file, home):
+            yield Fault(file, 0, "", f"found a link out of {home}, expected a file in it")
 
 
 def _missing_group(rule: Rule, name: str) -> str:
@@ -429,19 +495,19 @@ def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
                 yield Fault(rule.file, rule.line, f'rule "{rule.name}"', message)
 
 
-def _files(directory: Path, config: Path | None) -> tuple[Path, ...]:
+def _files(directory: Path, config: Path | None, *, tenant: Tenant | None) -> tuple[Path, ...]:
     """Return the rule files in the order of their names. `config` is the file that names them."""
+    key = ("policy", "directory")
     try:
         files = visible_files(directory, ".toml")
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        message = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
-        key = ("policy", "directory")
-        place = read_document(config) if config else Document(directory, {}, {})
-        raise PolicyError([place.fault(key, message)]) from None
+        found = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
+        place = read_document(config) if config and not tenant else Document(directory, {}, {})
+        raise PolicyError([place.fault(() if tenant else key, found)]) from None
     if len(files) > FILES_MAX:
         message = f"found {len(files)} files, expected at most {FILES_MAX}"
-        raise PolicyError([Fault(directory, 0, "policy.directory", message)])
+        raise PolicyError([Fault(directory, 0, dotted(() if tenant else key), message)])
     return files
 
 

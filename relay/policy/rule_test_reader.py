@@ -19,6 +19,7 @@ from relay.mime import headers
 from relay.mime.write_header import parameter
 from relay.policy.actions import NextHopAction
 from relay.policy.conditions import SizeOverCondition
+from relay.policy.groups import is_inside
 from relay.policy.rules import ExpectedResult, OverallVerdict, RuleTest
 from relay.policy.table_reader import TableReader, one_of, some_text, text, texts
 from relay.settings.document import Document, Fault, KeyPath
@@ -35,9 +36,17 @@ _line_end = re.compile(rb"\r\n|\r|\n")
 
 
 def read_test(
-    document: Document, path: KeyPath, raw: object, *, faults: list[Fault]
+    document: Document,
+    path: KeyPath,
+    raw: object,
+    *,
+    faults: list[Fault],
+    prefix: str = "",
+    home: Path | None = None,
 ) -> RuleTest | None:
-    """Return the test at `path`, or None after adding to `faults`."""
+    """Return the test at `path`, or None after adding to `faults`. Names of rules get the `prefix`;
+    with `home`, the file of a message is below that directory.
+    """
     before = len(faults)
     reader = TableReader(document, path, raw, faults=faults)
     if not isinstance(raw, dict):
@@ -50,13 +59,15 @@ def read_test(
         sender=sender,
         recipients=tuple(recipients),
         recipient_count=reader.key("recipients", _count(len(recipients)), default=len(recipients)),
-        content=_content(reader, document.file.parent, addresses=(sender, *recipients)),
+        content=_content(reader, document.file.parent, home=home, addresses=(sender, *recipients)),
         source=reader.key("source", one_of(Source), default=Source.SMTP),
         client=reader.key("client", _client, default=""),
         login=reader.key("login", some_text, default=""),
         local=reader.key("local", _domains, default=None),
-        enforced=frozenset(reader.key("enforce", texts, default=list[str]())),
-        expect=_expectation(reader),
+        enforced=frozenset(
+            f"{prefix}{name}" for name in reader.key("enforce", texts, default=list[str]())
+        ),
+        expect=_expectation(reader, prefix),
         file=document.file,
         line=reader.line,
     )
@@ -68,7 +79,7 @@ def crlf(content: bytes) -> bytes:
     return _line_end.sub(b"\r\n", content)
 
 
-def _expectation(reader: TableReader) -> ExpectedResult:
+def _expectation(reader: TableReader, prefix: str) -> ExpectedResult:
     if "expect" not in reader.table:
         reader.add_fault(
             ("expect",), 'found nothing, expected a table such as { verdict = "accept" }'
@@ -80,7 +91,9 @@ def _expectation(reader: TableReader) -> ExpectedResult:
     inner.check_keys(_EXPECTED)
     return ExpectedResult(
         verdict=inner.required("verdict", one_of(OverallVerdict), default=OverallVerdict.ACCEPT),
-        rules=inner.key("rules", _names, default=None),
+        rules=inner.key(
+            "rules", lambda value: tuple(f"{prefix}{name}" for name in _names(value)), default=None
+        ),
         added=inner.key("added", _address_set, default=None),
         redirected=inner.key("redirected", _address_set, default=None),
         rejected=inner.key("rejected", _address_set, default=None),
@@ -95,7 +108,9 @@ def _expectation(reader: TableReader) -> ExpectedResult:
     )
 
 
-def _content(reader: TableReader, directory: Path, *, addresses: Sequence[str]) -> Content:
+def _content(
+    reader: TableReader, directory: Path, *, home: Path | None, addresses: Sequence[str]
+) -> Content:
     """Return the test's message: the file that it names, or one built from its keys and from its
     `addresses`, that of the sender first.
     """
@@ -108,6 +123,8 @@ def _content(reader: TableReader, directory: Path, *, addresses: Sequence[str]) 
     def read(value: Any) -> bytes:
         try:
             file = directory / some_text(value)
+            if home is not None and not is_inside(file, home):
+                raise ValueError(f"a file in {home}, and no link out of it")
             if not file.is_file() or file.stat().st_size > SIZE_BYTES_MAX:
                 raise ValueError(f"a file of at most {SIZE_BYTES_MAX} bytes")
             return crlf(file.read_bytes())

@@ -190,23 +190,26 @@ class PolicyReport(Struct, frozen=True):
 
 
 def format_check(
-    rules: RuleSet, warnings: Sequence[str] = (), *, time_us: int | None = None
+    sets: Sequence[RuleSet], warnings: Sequence[str] = (), *, time_us: int | None = None
 ) -> PolicyReport:
-    """List the rules of a rule set whose tests have passed, and the warnings about it. `time_us` is
-    now, for their dates.
+    """List the rules of rule sets whose tests have passed, and the warnings about them. `time_us`
+    is now, for their dates.
     """
+    rules = [rule for one in sets for rule in one.rules]
+    files = [file for one in sets for file in one.files]
     lines = [
         f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}"
         + (f" ({why})" if (why := rule.outside_dates(time_us)) else "")
-        for rule in rules.rules
+        for rule in rules
     ]
-    lacking = untested(rules)
+    lacking = [rule for one in sets for rule in untested(one)]
+    tests = sum(len(one.tests) for one in sets)
     summary = (
-        f"{counted(len(rules.rules), 'rule')} in {counted(len(rules.files), 'file')}, "
-        f"{counted(len(rules.tests), 'test')} passed"
+        f"{counted(len(rules), 'rule')} in {counted(len(files), 'file')}, "
+        f"{counted(tests, 'test')} passed"
     ) + (f", {counted(len(lacking), 'rule')} without a test" if lacking else "")
     document = {
-        "files": [str(file) for file in rules.files],
+        "files": [str(file) for file in files],
         "rules": [
             {
                 "name": rule.name,
@@ -217,9 +220,9 @@ def format_check(
                 "file": str(rule.file),
                 "line": rule.line,
             }
-            for rule in rules.rules
+            for rule in rules
         ],
-        "tests": len(rules.tests),
+        "tests": tests,
         "untested": [rule.name for rule in lacking],
         "warnings": list(warnings),
     }
@@ -227,7 +230,7 @@ def format_check(
     return PolicyReport((*lines, summary), document)
 
 
-def format_test_results(rules: RuleSet, results: Sequence[RuleTestResult]) -> PolicyReport:
+def format_test_results(sets: Sequence[RuleSet], results: Sequence[RuleTestResult]) -> PolicyReport:
     """List the tests that passed, the others with their failures, and the rules without a test."""
     lines = []
     for result in results:
@@ -246,7 +249,7 @@ def format_test_results(rules: RuleSet, results: Sequence[RuleTestResult]) -> Po
         }
         for result in results
     ]
-    lacking = untested(rules)
+    lacking = [rule for one in sets for rule in untested(one)]
     lines += [f'no test {rule.file}:{rule.line}: rule "{rule.name}"' for rule in lacking]
     total = counted(len(results), "test")
     summary = f"{total}, {len(results) - failed} passed, {failed} failed"

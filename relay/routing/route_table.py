@@ -31,10 +31,17 @@ from msgspec.structs import replace
 from relay.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
 from relay.base.phrases import without_login
 from relay.message.envelope import domain_of
-from relay.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.message.nexthop import (
+    BY_RULE,
+    CAPTURE,
+    LOCAL,
+    ROUTE_PREFIX,
+    Destination,
+    HopKind,
+    NextHop,
+)
 from relay.message.status import own_reply, split_reply
 from relay.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
-from relay.message.verdict import ROUTE_PREFIX
 from relay.routing.own_domains import OwnDomains
 from relay.settings.tree import OwnDomain, Route, RouteAuth
 from relay.settings.validation import name_of, sender_matches, verifies

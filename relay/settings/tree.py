@@ -46,6 +46,7 @@ class Form(StrEnum):
     NETWORK = "network"  # ADDRESS/BITS
     NEXT_HOP = "next hop"
     ROUTE_NAME = "route name"
+    TENANT_NAME = "tenant name"
     SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
     IP = "IP address"
     SPOOL_URL = "spool url"
@@ -338,6 +339,16 @@ class PolicySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """Own domains with rules of their own, in the directory of this name below that of [policy]."""
+
+    name: Annotated[str, Form.TENANT_NAME]
+    domains: tuple[Domain, ...]  # of its mail
+    # the actions that may name addresses of others, and routes as "route:NAME"
+    may: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportsSettings:
     """Reports to senders."""
 
@@ -386,6 +397,7 @@ class Settings:
     route: tuple[Route, ...] = field(default=(), metadata=RELOADED)
     dkim: tuple[DkimKey, ...] = field(default=(), metadata=RELOADED)  # each [[dkim]]
     policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
+    tenant: tuple[Tenant, ...] = field(default=(), metadata=RELOADED)  # each [[tenant]]
     # the table [reports]
     reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]

@@ -8,12 +8,13 @@ file. See RFC 3207 and RFC 8314 on where TLS is required.
 
 import ipaddress
 import ssl
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from relay.base.certificates import CertificateError, load_pair
 from relay.base.socket_address import Address
 from relay.message.address import own_mailbox
+from relay.message.nexthop import ROUTE_PREFIX
 from relay.settings.document import KeyPath, dotted
 from relay.settings.tree import (
     CertificateFiles,
@@ -27,6 +28,7 @@ from relay.settings.tree import (
     Route,
     SendmailSettings,
     SmtpListener,
+    Tenant,
 )
 from relay.settings.values import is_ip, parse_address
 
@@ -36,6 +38,10 @@ _HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
 _LONGEST_SOCKET = "run/control.sock"
+_NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
+_TENANTS_MAX = 1000
+# the actions that name addresses
+ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
 _OR_DOMAIN = "or of a [[domain]] with"
 
 
@@ -73,6 +79,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
     )
     yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
     yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
+    yield from _tenants(read)
 
 
 def is_loopback(address: Address) -> bool:
@@ -273,6 +280,41 @@ def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
         for path in same if len(same) > 1 else ():
             others = ", ".join(dotted(other) for other in same if other != path)
             yield (*path, "name"), f'a name of its own: {others} is named "{name}" too'
+
+
+def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
+    """Yield the tenants that have the name of another one, one of its domains, a domain that has no
+    mail of its own, or an unknown word in `may`.
+    """
+    own = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
+    own |= {one.name for _, one in read if isinstance(one, OwnDomain) and not one.alias_of}
+    hops = next_hops_by_name(one for _, one in read if isinstance(one, Route))
+    words = (*ADDRESS_ACTIONS, *(f"{ROUTE_PREFIX}{name}" for name in usable_routes(hops)))
+    names: dict[str, KeyPath] = {}
+    taken: dict[str, str] = {}
+    tenants = [(path, one) for path, one in read if isinstance(one, Tenant)]
+    if len(tenants) > _TENANTS_MAX:
+        yield ("tenant",), f"at most {_TENANTS_MAX} tenants"
+    for path, tenant in tenants:
+        if (other := names.setdefault(tenant.name, path)) != path:
+            yield (*path, "name"), f"a name of its own: {dotted(other)} has it too"
+        if not tenant.domains:
+            yield (*path, "domains"), "at least one own domain"
+        for number, domain in enumerate(tenant.domains):
+            place = taken.setdefault(domain, dotted(path))
+            if domain not in own:
+                expected = f"one of mailboxes.domains, {_OR_DOMAIN} this name and no alias_of"
+                yield (*path, "domains", number), expected
+            elif place != dotted(path):
+                yield (*path, "domains", number), f"a domain that {place} does not have"
+        for number, word in enumerate(tenant.may):
+            if word not in words:
+                yield (*path, "may", number), f"one of {', '.join(words)}"
+
+
+def usable_routes(next_hops: Mapping[str, str]) -> list[str]:
+    """Return the names of the routes by which rules can send mail; `next_hops` are by name."""
+    return sorted(name for name, hop in next_hops.items() if not hop.startswith(_NO_NEXT_HOPS))
 
 
 def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:

@@ -38,6 +38,8 @@ _UNIX_PATH_BYTES_MAX = 107  # sun_path
 _REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 _ROUTE_NAME_LENGTH_MAX = 100
 _NO_ROUTE_NAME = "rule"  # BY_RULE in relay/message/nexthop.py
+_TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+GROUPS_DIRECTORY = "groups"  # of a directory of rules
 _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
 
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
@@ -243,6 +245,16 @@ def parse_route_name(text: str) -> str:
     return text
 
 
+def parse_tenant_name(text: str) -> str:
+    """Return the name of a tenant, which is also that of its directory."""
+    if not _TENANT_NAME.fullmatch(text) or text == GROUPS_DIRECTORY:
+        raise ValueError(
+            "1 to 32 of a-z, 0-9, - and _, a letter or digit first, and another name than"
+            f' "{GROUPS_DIRECTORY}"'
+        )
+    return text
+
+
 def parse_sender_pattern(text: str) -> str:
     """Return an address, "*@domain", "*@*.suffix" or "<>", in lower case with A-labels."""
     local_part, _, domain = text.rpartition("@")
@@ -341,6 +353,7 @@ PARSERS = {
     Form.NEXT_HOP: parse_next_hop,
     Form.RATE: parse_rate,
     Form.ROUTE_NAME: parse_route_name,
+    Form.TENANT_NAME: parse_tenant_name,
     Form.SENDER_PATTERN: parse_sender_pattern,
     Form.SELECTOR: parse_selector,
     Form.DATE: parse_date,

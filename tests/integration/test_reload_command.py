@@ -44,7 +44,7 @@ def test_what_needs_a_restart_is_printed_with_both_values(relay):
     needed = 'needs a restart: hostname: "relay.example.test" -> "other.example.test"'
     assert done.stdout.splitlines()[1:] == [needed]
     assert relay.cli_json("reload") == {
-        "faults": [], "rules": 0, "new_certificates": 0,
+        "reloaded": True, "faults": [], "rules": 0, "new_certificates": 0,
         "needs_restart": [
             {"key": "hostname", "old": '"relay.example.test"', "new": '"other.example.test"'}
         ],

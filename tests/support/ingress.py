@@ -26,7 +26,7 @@ from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.srs import Srs
 from relay.observe.metrics import Metrics
-from relay.policy.engine import RuleSet
+from relay.policy.rule_book import RuleBook
 from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
@@ -174,7 +174,7 @@ class Relay:
 
     spool: MemorySpool = field(default_factory=MemorySpool)
     accounts: FakeAccounts = field(default_factory=FakeAccounts)
-    rules: object = field(default_factory=RuleSet)
+    rules: object = field(default_factory=RuleBook)
     claims: list[Claim] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     clock: ManualClock = field(default_factory=ManualClock)

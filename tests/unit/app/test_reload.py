@@ -42,7 +42,7 @@ async def test_requests_during_a_reload_share_the_one_after_it(active, monkeypat
             may_end.wait(SOON_S)
         return loads[-1]
 
-    monkeypatch.setattr("relay.app.configuration.load_rules", slow)
+    monkeypatch.setattr("relay.app.tenant_sets.load_rules", slow)
     first = asyncio.ensure_future(asyncio.shield(reloader.request()))
     assert await asyncio.to_thread(has_read.wait, SOON_S)
     (active.settings.policy.directory / "10-a.toml").write_text(RULE.format("a"))

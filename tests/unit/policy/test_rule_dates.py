@@ -41,7 +41,7 @@ def test_a_rule_is_off_outside_of_its_dates(rules_of, keys, now, why):
     explained = explain(RuleBook(rules), message)
     assert [each.skipped for each in explained.rules] == [why, ""]
     assert [hit.rule for hit in explained.verdict.hits] == expected
-    line = format_check(rules, time_us=time_us).lines[0]
+    line = format_check([rules], time_us=time_us).lines[0]
     assert line.endswith(f"r: hold ({why})" if why else "r: hold")
 
 
@@ -72,7 +72,7 @@ def test_the_tests_of_rules_ignore_dates_and_a_check_says_them(tmp_path):
         "expect = { verdict = 'hold', rules = ['r'] }\n"
     )
     (tmp_path / "10.toml").write_text(rule(HOLD, **DATES) + case)
-    [entry] = format_check(load_rules(tmp_path)).document["rules"]
+    [entry] = format_check([load_rules(tmp_path)]).document["rules"]
     assert (entry["from"], entry["until"]) == ("2026-12-01", "2026-12-24")
 
 

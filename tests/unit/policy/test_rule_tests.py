@@ -105,7 +105,7 @@ def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
 
 
 def test_check_lists_the_rules(rules_of):
-    output = format_check(rules_of(RULES))
+    output = format_check([rules_of(RULES)])
     assert output.lines[0].split() == ["00-rules.toml", "audit", "tag:", "subject_prefix"]
     assert output.lines[-1] == "7 rules in 1 file, 0 tests passed, 7 rules without a test"
     assert output.document["rules"][0]["line"] == 1
@@ -157,7 +157,7 @@ def test_a_rule_test_passes_or_reports_its_failures(rules_of, then, expect, fail
     rules = rules_of(rule(then) + CASE + BODY + f"expect = {{ {expect} }}\n")
     [result] = run_tests(rules)
     assert result.failures == ((failure,) if failure else ())
-    output = format_test_results(rules, [result])
+    output = format_test_results([rules], [result])
     assert output.good is (failure is None)
     assert output.document["failed"] == (0 if output.good else 1)
     assert (failure or "ok") in output.lines[0]
@@ -240,20 +240,20 @@ def test_rules_that_no_test_names_are_listed_and_do_not_fail(rules_of):
     case = CASE + "expect = { verdict = 'accept', rules = ['named'] }\n"
     unnamed = rule("{ bcc = 'l@x.test' }", name="unnamed", mode="'off'")
     rules = rules_of(rule("{ cc = 'l@x.test' }", name="named") + unnamed + case)
-    output = format_test_results(rules, run_tests(rules))
+    output = format_test_results([rules], run_tests(rules))
     assert output.good
     assert output.document["untested"] == ["unnamed"]
     assert output.lines[1].startswith("no test ")
     assert output.lines[1].endswith('00-rules.toml:4: rule "unnamed"')
     assert output.lines[2] == "1 test, 1 passed, 0 failed; 1 rule without a test"
     assert (
-        format_check(rules).lines[-1] == "2 rules in 1 file, 1 test passed, 1 rule without a test"
+        format_check([rules]).lines[-1] == "2 rules in 1 file, 1 test passed, 1 rule without a test"
     )
-    assert format_check(rules).document["untested"] == ["unnamed"]
+    assert format_check([rules]).document["untested"] == ["unnamed"]
 
 
 def test_policy_check_prints_warnings(rules_of):
-    report = format_check(rules_of(rule("{ discard = true }")), ["a pattern is slow"])
+    report = format_check([rules_of(rule("{ discard = true }"))], ["a pattern is slow"])
     assert report.lines[-2:-1] == ("warning: a pattern is slow",)
     assert report.document["warnings"] == ["a pattern is slow"]
     assert report.good

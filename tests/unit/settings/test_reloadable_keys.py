@@ -24,9 +24,8 @@ def rows() -> Iterator[str]:
         columns = tables.setdefault(table, ([], []))
         columns[key not in reloaded].append(f"`{name}`")
     for table, (reloadable, restart) in tables.items():
-        brackets = (
-            f"`[[{table}]]`" if table in ("smtp", "domain", "route", "dkim") else f"`[{table}]`"
-        )
+        is_array = table in ("smtp", "domain", "route", "dkim", "tenant")
+        brackets = f"`[[{table}]]`" if is_array else f"`[{table}]`"
         name = brackets if table else "(top)"
         applied = ", ".join(reloadable) or "-"
         yield f"| {name} | {applied} | {', '.join(restart) or '-' if reloadable else 'all keys'} |"
