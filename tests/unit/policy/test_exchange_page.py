@@ -33,7 +33,7 @@ OOF AutoForward Encrypted Calendaring PermissionControlled Voicemail Signed Appr
 ReadReceipt
 """
 CELLS = [row.split(" | ", 1) for row in PAGE.splitlines() if row.startswith("| ")]
-LATER = re.compile("inside|encrypted = |unreadable|journal|notify")
+LATER = re.compile("inside|encrypted = |unreadable")
 EXAMPLES = [code for _, cell in CELLS for code in re.findall("`([a-z_]+ = [^`]+)`", cell)]
 
 
