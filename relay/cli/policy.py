@@ -5,6 +5,7 @@ Exits 78 for faults and failed tests, 65 for a file that is not a message or to 
 cannot be applied, and 66 for one that does not exist.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ from relay.policy.engine import RuleSet
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import RuleBook
-from relay.policy.rule_files import load_rules, read_rules, slow_patterns
+from relay.policy.rule_files import (
+    PolicyError,
+    faults_of_reach,
+    load_rules,
+    read_rules,
+    slow_patterns,
+)
 from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (
     PolicyReport,
@@ -43,7 +50,8 @@ from relay.policy.rule_tests import (
     run_tests,
 )
 from relay.settings.document import Fault, SettingsError
-from relay.settings.validation import is_trusted, next_hops_by_name
+from relay.settings.tree import Settings
+from relay.settings.validation import is_trusted
 from relay.settings.values import parse_ip
 
 
@@ -163,11 +171,10 @@ def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
     """
     file = context.found_config_file()
     settings = context.settings() if context.names_config or file.exists() else None
-    routes = next_hops_by_name(settings.route) if settings else None
     books, faults = list[RuleBook](), list[Fault]()
     for folder in (old, new):
         try:
-            books.append(RuleBook(read_rules(folder, routes=routes)))
+            books.append(_book_in(folder, settings, file))
         except SettingsError as error:
             faults += error.faults
     if faults:
@@ -181,6 +188,23 @@ def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
         except (NotMailError, OSError) as error:
             report.skip(found, reason_of(error))
     report.end(comparison.counts(), reader.without_journeys)
+
+
+def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
+    """Read the rules in another directory than that of the configuration `file`, with those of its
+    tenants; their tests are not run. Raises PolicyError.
+    """
+    if settings is None:
+        return RuleBook(read_rules(folder))
+    policy = dataclasses.replace(settings.policy, directory=folder)
+    there = dataclasses.replace(settings, policy=policy)
+    sets = load_strictly(there, file, runs_tests=False)
+    own = settings.own_domains
+    if faults := [
+        each for tenant, rules in sets for each in faults_of_reach(rules, tenant, own=own)
+    ]:
+        raise PolicyError(faults)
+    return strict_book(sets)
 
 
 def _sets(

@@ -222,6 +222,23 @@ def test_local_domains_are_those_of_the_configuration(folders):
     assert not (folders.root / "s").exists()
 
 
+def test_tenants_of_the_configuration_have_their_directories(folders):
+    config = folders.root / "relay.toml"
+    config.write_text(
+        'hostname = "r.own.test"\nstate_dir = "s"\n[mailboxes]\ndomains = ["own.test", "acme.test"]\n'
+        '[[tenant]]\nname = "acme"\ndomains = ["acme.test"]\n'
+    )
+    for name, action in {"old": TAG, "new": REJECT}.items():
+        (folders.root / name / "acme").mkdir()
+        (folders.root / name / "acme/10.toml").write_text(rule("r", action))
+    folders.put("one.eml")
+    _, sums = folders.json("--config", str(config))
+    assert [one["rule"] for one in sums["rules"]] == ["acme/r"]
+    (folders.root / "new/acme/10.toml").write_text(rule("r", '{ bcc = "x@own.test" }'))
+    code, _, said = folders.run("--config", str(config))
+    assert (code, "new/acme/10.toml:" in said) == (ExitCode.CONFIGURATION, True)
+
+
 def test_a_message_that_rules_cannot_be_applied_to_is_rejected_by_them(folders):
     folders.rules("", rule("r", HOLD, 'attachment_name = "*.exe"'))
     folders.put("one.eml", b"To: b@own.test\nContent-Type: a/b; name=" + 9000 * b"x" + b"\n\nhi\n")
