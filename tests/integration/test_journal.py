@@ -1,5 +1,6 @@
 """Journal reports and notices in a real relay: an archive that refuses them, and who learns of them."""
 
+import email
 from collections.abc import Iterator
 
 import pytest
@@ -54,6 +55,21 @@ def test_an_archive_that_refuses_gets_its_report_later(remotes: Remotes) -> None
         for reports in ("journal", "notify"):
             assert relay.metric("relay_reports_total", kind=reports) == 1
         check_who_learns(relay, identity, kept["queue_id"])
+        assert relay.faults() == []
+
+
+def test_the_report_of_a_large_message_has_it_octet_for_octet(remotes: Remotes) -> None:
+    body = b"Hello, \xfc.\r\n" + b"0123456789abcdef" * 60 + b"\r\n"
+    with remotes.relay(policies=rules("dave@example.test")) as relay:
+        relay.submit("x@b.test", [BOB], b"Subject: large\r\n\r\n" + body * 3000)
+        until("both are delivered", lambda: relay.maildir("dave") and relay.maildir("bob"))
+        (file,) = (relay.home("dave") / "new").iterdir()
+        report, (copy,) = file.read_bytes(), (relay.home("bob") / "new").iterdir()
+        boundary = email.message_from_bytes(report).get_boundary()
+        original = report.split(f"\r\n--{boundary}".encode())[2].partition(b"\r\n\r\n")[2]
+        delivered = copy.read_bytes().replace(b"Subject: [K] ", b"Subject: ")
+        assert original == delivered.split(b"Delivered-To: bob@example.test\r\n")[1]
+        assert len(original) > 2_000_000
         assert relay.faults() == []
 
 
