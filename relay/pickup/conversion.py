@@ -13,13 +13,11 @@ import asyncio
 import json
 import os
 import pickle
-import socket
-import subprocess
-import sys
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from relay.base.child_process import ChildProcess
 from relay.base.clock import Clock, Timer
 from relay.mailbox.types import PendingSubmission
 from relay.message.content import Octets
@@ -40,7 +38,6 @@ _SUBMISSIONS_MAX = 1000  # per process, which bounds a memory leak
 _NICE = 10
 _READ_BYTES = 1024 * 1024
 _REAPED_AFTER_S = 1.0
-_END_S = 0.1  # between closing its files and its end
 _PLAIN = b'"body_type":"text"'  # in the private block, where quotes within strings are escaped
 
 
@@ -195,32 +192,18 @@ class ConversionPool:
         return child
 
 
-class _ConversionProcess:
+class _ConversionProcess(ChildProcess):
     """A process of relay.pickup.conversion_child, which converts one submission at a time."""
 
     timer: Timer  # ends it after an idle time
 
     def __init__(self, function: str, hostname: str) -> None:
         """Start it. Raises OSError."""
+        super().__init__("relay.pickup.conversion_child", function, hostname)
         self._is_ready = False
         self._submissions = 0
         self._reader = asyncio.StreamReader()
         self._writer: asyncio.StreamWriter | None = None
-        self._socket, theirs = socket.socketpair()
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - this program itself
-                [sys.executable, "-P", "-m", "relay.pickup.conversion_child", function, hostname],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C must not reach it: it ends when its input ends
-            )
-        except OSError:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
 
     @property
     def is_usable(self) -> bool:
@@ -230,12 +213,12 @@ class _ConversionProcess:
     async def started(self) -> None:
         """Wait until it is ready. Raises OSError."""
         self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=self._socket, limit=_READ_BYTES
+            sock=self.socket, limit=_READ_BYTES
         )
         try:
             await self._reader.readexactly(len(READY))
         except EOFError:
-            how = self._how_it_ended()
+            how = self.how_it_ended()
             raise OSError(f"the conversion process did not start: {how}") from None
         self._is_ready = True
 
@@ -253,36 +236,23 @@ class _ConversionProcess:
         except TimeoutError:  # an OSError as well, as is the next one
             raise ConversionUnfinishedError(f"it did not end within {limit_s:g} seconds") from None
         except (EOFError, ConnectionError):
-            raise ConversionUnfinishedError(self._how_it_ended()) from None
+            raise ConversionUnfinishedError(self.how_it_ended()) from None
         self._is_ready = True
         return answer
 
     def lower_priority(self) -> None:
         """Lower its CPU priority."""
         with suppress(OSError):  # a sandbox may forbid it
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, _NICE)
 
     def kill(self) -> None:
         """Kill it."""
         self._is_ready = False
-        self._process.kill()
+        self.process.kill()
         if self._writer is not None:
             self._writer.transport.abort()
         else:
-            self._socket.close()
-
-    def has_ended(self, wait_s: float = 0) -> bool:
-        """Return whether it has ended; wait up to `wait_s` for that."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(wait_s)
-        return self._process.returncode is not None
-
-    def _how_it_ended(self) -> str:
-        self.has_ended(_END_S)
-        code = self._process.returncode
-        if code is None:
-            return "it ended"
-        return f"it ended with signal {-code}" if code < 0 else f"it ended with exit code {code}"
+            self.socket.close()
 
 
 def is_plain(content: Octets) -> bool:

@@ -1,21 +1,18 @@
 """The child process that converts submissions to MIME: it can be killed, and its limits are low.
 
-It reads submissions, writes answers and does nothing else. It ends when its input ends. It is the
-first process that the kernel kills when memory runs out. A message that cannot be converted, an
-unreadable file and an internal error are answers.
+It reads submissions, writes answers and does nothing else. It ends when its input ends. A message
+that cannot be converted, an unreadable file and an internal error are answers.
 """
 
 import json
 import pickle
-import resource
-import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from relay.base.child_limits import limit_cpu, limit_this_process
 from relay.base.files import FileOctets
 from relay.mime.convert import ConversionError, ConvertedMessage
 
@@ -36,13 +33,10 @@ def main(words: Sequence[str]) -> None:
     object: `path` of a submission, `now_us`, and `cpu_s`, its limit of CPU time in seconds. The
     answer is its length, followed by a pickled Answer.
     """
-    # the relay finishes running conversions before it stops
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+    limit_this_process(MEMORY_BYTES_MAX)
     function, hostname = words
     module, _, name = function.partition(":")
     convert = getattr(import_module(module), name)
-    _limit()
     output = sys.stdout.buffer
     output.write(READY)
     output.flush()
@@ -54,7 +48,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _answer(convert: Any, request: dict[str, Any], hostname: str) -> Answer:
-    _limit_cpu(request["cpu_s"])
+    limit_cpu(request["cpu_s"])
     path = Path(request["path"])
     try:
         pending = FileOctets(path, 0, path.stat().st_size)
@@ -63,25 +57,6 @@ def _answer(convert: Any, request: dict[str, Any], hostname: str) -> Answer:
         return None, error, ""
     except Exception as error:  # noqa: BLE001 - any error is an answer
         return None, None, f"{type(error).__name__}: {error}"[:_FAULT_CHARACTERS_MAX]
-
-
-def _limit() -> None:
-    """Set resource limits. A sandbox may forbid it; the parent kills the process as well."""
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _limit_cpu(seconds: int) -> None:
-    """End this process after that much CPU time, in case its parent no longer exists."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit_s = int(used.ru_utime + used.ru_stime) + seconds + 1
-    with suppress(OSError, ValueError):
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit_s, hard))
 
 
 if __name__ == "__main__":
