@@ -4,8 +4,8 @@ Mail-flow rules use it. A file may be valid as several types: all are found. Not
 The types are media types as the IANA registers them; those that it does not are named as the
 `file` program names them.
 Microsoft PE format (e_lfanew); System V ABI (ELF); Mach-O loader.h, fat.h; PKWARE APPNOTE 4.3;
-RFC 1952 (gzip); MS-CFB 2.2 (OLE); ISO 32000-1 annex H (where a PDF may begin); RFC 2083 (PNG);
-RFC 9649 (WebP).
+RFC 1952 (gzip); POSIX.1 pax (ustar); MS-CFB 2.2 (OLE); ISO 32000-1 annex H (where a PDF may begin);
+RFC 2083 (PNG); RFC 9649 (WebP).
 """
 
 import re
@@ -16,19 +16,24 @@ PE = "application/vnd.microsoft.portable-executable"
 ELF = "application/x-elf"
 MACH_O = "application/x-mach-binary"
 EXECUTABLES = frozenset((PE, ELF, MACH_O))
-ARCHIVES = frozenset(
-    ("application/zip", "application/vnd.rar", "application/x-7z-compressed", "application/gzip")
-)
+ZIP = "application/zip"
+OLE = "application/x-ole-storage"
+TAR = "application/x-tar"
+# Archives and compressed files that are not looked into.
+_PACKED = frozenset(("application/gzip", "application/x-bzip2", "application/x-xz"))
+CLOSED_ARCHIVES = _PACKED | {"application/vnd.rar", "application/x-7z-compressed", TAR}
+ARCHIVES = CLOSED_ARCHIVES | {ZIP}
 # Other names that programs declare for the same types.
 OTHER_NAMES = {
     **dict.fromkeys(("application/x-msdownload", "application/x-dosexec"), PE),
     **dict.fromkeys(("application/x-msdos-program", "application/x-exe"), PE),
     **dict.fromkeys(("application/x-executable", "application/x-pie-executable"), ELF),
-    **dict.fromkeys(("application/x-zip-compressed", "application/x-zip"), "application/zip"),
+    **dict.fromkeys(("application/x-zip-compressed", "application/x-zip"), ZIP),
     **dict.fromkeys(("application/x-rar-compressed", "application/x-rar"), "application/vnd.rar"),
     "application/x-gzip": "application/gzip",
 }
 _HEAD_OCTETS = 1024  # as far as a PDF may begin; enough for all types but PE
+_TAR_MAGIC_OFFSET = 257
 _PE_OFFSET = 0x3C  # of the field e_lfanew, the place of the PE header
 _DOS_HEADER_OCTETS = 0x40
 _PE_SIGNATURE = b"PE\0\0"
@@ -37,11 +42,12 @@ _SIGNATURES = {
     b"\x7fELF": ELF,
     **dict.fromkeys((b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf"), MACH_O),
     **dict.fromkeys((b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe"), MACH_O),
-    **dict.fromkeys((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"), "application/zip"),
+    **dict.fromkeys((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"), ZIP),
     b"Rar!\x1a\x07": "application/vnd.rar",
     b"7z\xbc\xaf\x27\x1c": "application/x-7z-compressed",
     b"\x1f\x8b\x08": "application/gzip",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "application/x-ole-storage",
+    b"\xfd7zXZ\0": "application/x-xz",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     **dict.fromkeys((b"GIF87a", b"GIF89a"), "image/gif"),
@@ -49,6 +55,7 @@ _SIGNATURES = {
 }
 _STARTS = re.compile(b"|".join(map(re.escape, _SIGNATURES)))
 _BITMAP = re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")  # a block, or the end of an empty file
 _WEBP = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)
 
 
@@ -67,6 +74,10 @@ def _types(head: bytes) -> Iterator[str]:
         yield _SIGNATURES[found[0]]
     elif _is_fat(head):
         yield MACH_O
+    elif head.startswith(b"ustar", _TAR_MAGIC_OFFSET):
+        yield TAR
+    elif _BZIP2.match(head):
+        yield "application/x-bzip2"
     elif _BITMAP.match(head):
         yield "image/bmp"
     elif _WEBP.match(head):
