@@ -32,7 +32,7 @@ from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, target
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
-from relay.ingress.acceptance import POLICY_TIMEOUT_S, TOO_MANY_PARTS
+from relay.ingress.acceptance import NO_POLICY, POLICY_TIMEOUT_S, TOO_MANY_PARTS
 from relay.ingress.forwarding import Forwarder, expand_recipients
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks
@@ -44,6 +44,7 @@ from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
+from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.explanation import RulesExplained, explain
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import RuleBook
@@ -183,6 +184,8 @@ class Explainer:
             explained = await self._apply_rules(address, sender, question, found=found)
         except TooManyPartsError:
             return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
+        except UnexaminedArchiveError:
+            return document | {"state": "rejected", "reply": NO_POLICY.reply}
         document["rules"] = [_rule(each) for each in msgspec.to_builtins(explained.rules)]
         if (deferred := explained.verdict.deferred) is not None:
             reply = own_reply(deferred.status, deferred.text)
@@ -199,7 +202,7 @@ class Explainer:
         *,
         found: LocalRecipient | RemoteRecipient,
     ) -> RulesExplained:
-        """Apply the rules as acceptance does. Raises TooManyPartsError, TimeoutError."""
+        """Apply the rules as acceptance does. Raises what they raise; TimeoutError."""
         claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
         message = ExaminedMessage(
             reverse_path=sender.reverse_path,

@@ -30,6 +30,7 @@ from relay.commands.rule_diff import RuleComparison
 from relay.commands.saved_mail import NotMailError, SavedMailReader, find_saved, reason_of
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
+from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.engine import RuleSet
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
@@ -150,6 +151,9 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         explained = explain(rules, subject)
     except TooManyPartsError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
+        raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
+    except UnexaminedArchiveError as error:
+        text = f"the rules cannot be applied to {shown(str(file))}, which is deferred: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
     document = verdict_document(explained)
     context.show(document, lambda: verdict_lines(document))

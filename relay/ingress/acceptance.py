@@ -65,6 +65,7 @@ from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
+from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import RuleBook
 from relay.routing.route_table import (
@@ -94,7 +95,7 @@ _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of t
 
 _LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
-_NO_POLICY = DataReply("451 4.7.1 The mail rules could not be applied, try again later")
+NO_POLICY = DataReply("451 4.7.1 The mail rules could not be applied, try again later")
 TOO_MANY_PARTS = DataReply(
     "554 5.6.0 The message has too many MIME parts, or nests them too deeply"  # RFC 3463 3.7
 )
@@ -412,9 +413,11 @@ class Acceptance:
             return TOO_MANY_PARTS
         except TimeoutError:
             _log.error("policy timed out", size_bytes=message.content.size)
+        except UnexaminedArchiveError as error:
+            _log.error("policy failed", error=str(error))
         except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
             _log.exception("policy failed")
-        return _NO_POLICY
+        return NO_POLICY
 
     def _message(
         self, arrival: _Arrival, fan: FanOut, *, header: Header, event: Event

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from relay.policy.archives import reader
+
 T = TypeVar("T")
 _THREADS = 2
 # A client may send on many connections at once, and waits minutes for the reply to its final dot
@@ -73,9 +75,10 @@ class PolicyThreads:
             sys.setswitchinterval(_USUAL_S)
 
     def close(self) -> None:
-        """Stop the threads without waiting for them.
+        """Stop the threads without waiting for them, and the process that looks into archives.
 
         The interpreter waits for them when it ends: for one rule each, since callers have given up
         by then. The slowest ones, of a message of 150 MiB, took less than a second.
         """
         self._executor.shutdown(wait=False, cancel_futures=True)
+        reader.close()

@@ -26,6 +26,8 @@ The evaluation:
 - `rule_index`: which rules can match a message at all, without asking each of them
 - `message_view`: what conditions read of a message, each fact once
 - `message_parts`: attachments and parts of a message, also in encoded ones; too many parts
+- `archives`: what is in ZIP files; the bounds; asks the process that looks into them
+- `archive_child`: that process: inflates, finds names and types; what is encrypted or unreadable
 - `attachment_names`: every file name and boundary that a program may read in a part's fields
 - `body_text`: the text of a body as a reader sees it
 - `card_numbers`: the numbers of payment cards in a text

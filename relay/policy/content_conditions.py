@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Self
 
 from relay.mime.file_types import ARCHIVES, EXECUTABLES
+from relay.policy.archives import ArchiveContents, UnexaminedArchiveError
 from relay.policy.body_text import in_words
 from relay.policy.card_numbers import card_numbers, masked
 from relay.policy.folding import folded
@@ -27,6 +28,7 @@ _READ_AT_ONCE_SLOW = 100
 _TEXT, _SMALL_TEXT = "body pattern", "body matches"  # what patterns are for
 _WILD = {"*": ".*", "?": "."}
 _BODY_EXPECTED = 'a table with one of words, matches, pattern and cards, { words = ["invoice"] }'
+_OF_ARCHIVES = ("inside", "encrypted", "unreadable")
 _KINDS = {"executable": EXECUTABLES, "archive": ARCHIVES}
 
 
@@ -72,23 +74,30 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
 
 
 class AttachmentCondition(AttachedCondition, frozen=True):
-    """One attachment has both a name and a type that match; None matches all."""
+    """One attachment, or with `inside` one entry of it, has both a name and a type that match;
+    None matches all. `encrypted` and `unreadable` are asked of the attachment.
+    """
 
     names: Globs | None
     types: Globs | None
+    inside: bool
+    encrypted: bool
+    unreadable: bool
 
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
-        """Read { name, type }, or one of the two. Raises ValueError."""
+        """Read a table with some of the keys. Raises ValueError."""
         if isinstance(value, dict):
-            check_parts(value, ("name", "type"))
-        if not isinstance(value, dict) or not value:
+            check_parts(value, ("name", "type", *_OF_ARCHIVES))
+        if not isinstance(value, dict) or value.keys() <= {"inside"}:
             raise ValueError(
-                'a table with name, type or both, { name = "*.pdf", type = "executable" }'
+                'a table with name, type or both, { name = "*.pdf", type = "executable" }, and for'
+                " archives inside, encrypted, unreadable"
             )
         return cls(
             part(value, "name", _name_globs) if "name" in value else None,
             part(value, "type", _type_globs) if "type" in value else None,
+            *[key in value and part(value, key, _true) for key in _OF_ARCHIVES],
         )
 
     def needs_thread(self, view: MessageView) -> bool:
@@ -97,19 +106,57 @@ class AttachmentCondition(AttachedCondition, frozen=True):
             return False
         if is_slow(view):
             return True
-        return self.types is not None and self._may_match(view)
+        return (self.types is not None or self._asks_archives) and self._may_match(view)
 
     def matches(self, view: MessageView) -> bool:
-        """Return whether the condition matches."""
-        return self._may_match(view) and any(map(self._fits, view.attachments))
+        """Return whether the condition matches.
+
+        Raises UnexaminedArchiveError if that is not known, because of a bound.
+        """
+        if not self._may_match(view):
+            return False
+        if not self._asks_archives:
+            return any(map(self._fits, view.attachments))
+        if not self.inside and not any(map(self._fits, view.attachments)):
+            return False
+        if any(self._found(view)):
+            return True
+        for attachment, archive in zip(view.attachments, view.archives, strict=True):
+            is_unknown = self.inside or (self.encrypted and not archive.is_encrypted)
+            if archive.bound and is_unknown and (self.inside or self._fits(attachment)):
+                raise UnexaminedArchiveError(f"{_shown(attachment)} exceeds {archive.bound}")
+        return False
 
     def value_in(self, view: MessageView) -> str:
         """Return the names and types of the first attachment that matches, else of all."""
-        found = view.attachments
-        return ", ".join(map(_shown, [each for each in found if self._fits(each)][:1] or found))
+        if self._asks_archives:
+            found = next(self._found(view), "")
+            pairs = zip(view.attachments, view.archives, strict=True)
+            return found or ", ".join([_with_contents(*each) for each in pairs])
+        attachments = view.attachments
+        fitting = [each for each in attachments if self._fits(each)][:1]
+        return ", ".join(map(_shown, fitting or attachments))
+
+    @property
+    def _asks_archives(self) -> bool:
+        return self.inside or self.encrypted or self.unreadable
+
+    def _found(self, view: MessageView) -> Iterator[str]:
+        """Yield what matches, where the content of archives is asked."""
+        for attachment, archive in zip(view.attachments, view.archives, strict=True):
+            if (self.encrypted and not archive.is_encrypted) or (
+                self.unreadable and not archive.is_unreadable
+            ):
+                continue
+            if self._fits(attachment):
+                yield _with_contents(attachment, archive)
+            for entry in filter(self._fits, archive.entries if self.inside else ()):
+                yield f"{_shown(attachment)}: {_shown(entry)}"
 
     def _may_match(self, view: MessageView) -> bool:
-        return self.names is None or self.names.match_any(view.attachment_names)
+        if self.inside or self.names is None:
+            return any(each.is_attachment for each in view.files)
+        return self.names.match_any(view.attachment_names)
 
     def _fits(self, attachment: AttachedFile) -> bool:
         return (self.names is None or self.names.match_any(attachment.names)) and (
@@ -140,6 +187,15 @@ def _types(text: str) -> Iterable[str]:
 def _shown(attachment: AttachedFile) -> str:
     types = f"({', '.join(attachment.types)})"
     return f"{attachment.names[0]} {types}" if attachment.names else types
+
+
+def _with_contents(attachment: AttachedFile, archive: ArchiveContents) -> str:
+    unreadable = archive.bound or "damaged, or of a kind that is not read"
+    return _shown(attachment) + "".join(
+        [" encrypted"] * archive.is_encrypted
+        + [f" unreadable ({unreadable})"] * archive.is_unreadable
+        + [f" with {len(archive.entries)} entries"] * bool(archive.entries)
+    )
 
 
 class BodyCondition(BaseCondition, frozen=True):

@@ -47,6 +47,7 @@ from relay.mime.structure import (
 from relay.mime.transfer_encoding import (
     BASE64_IN_ONE_PIECE,
     UUENCODE,
+    Coding,
     decoded_blocks,
     decoded_octets,
     uuencoded_files,
@@ -396,10 +397,16 @@ def attachments(
 def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
     declared = part.content_type
     types = [declared, OTHER_NAMES.get(declared, declared)]
+    for body, coding in decodings(octets, part):
+        types += file_types(decoded_blocks(body, coding, octets=_BLOCK_OCTETS))
+    return AttachedFile(part.names, tuple(dict.fromkeys(types)))
+
+
+def decodings(octets: Octets, part: MessagePart) -> Iterator[tuple[Octets, str | Coding]]:
+    """Yield the ways in which programs decode a part: its body, and how."""
     for encoding in part.encodings if part.is_leaf else ():
         body = part.body(octets)
         if encoding == "base64":  # as if padding were not there; some programs read each piece
-            types += file_types(decoded_blocks(body, BASE64_IN_ONE_PIECE, octets=_BLOCK_OCTETS))
-        if encoding != "base64" or b"=" in body.read(0, 4 * _BLOCK_OCTETS):
-            types += file_types(decoded_blocks(body, encoding, octets=_BLOCK_OCTETS))
-    return AttachedFile(part.names, tuple(dict.fromkeys(types)))
+            yield body, BASE64_IN_ONE_PIECE
+        if encoding != "base64" or b"=" in body.read(0, 4 * _BLOCK_OCTETS).rstrip(b"=\r\n\t "):
+            yield body, encoding

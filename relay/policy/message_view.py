@@ -15,6 +15,7 @@ from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 from relay.mime.read_header import addressees, originators
+from relay.policy.archives import ArchiveContents, archive_contents
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
@@ -118,6 +119,11 @@ class MessageView:
     def attachments(self) -> tuple[AttachedFile, ...]:
         """All attachments, with the types of their contents."""
         return attachments(self.content, self.files, self._between_parts)
+
+    @_Fact
+    def archives(self) -> tuple[ArchiveContents, ...]:
+        """What is in each of the attachments."""
+        return archive_contents(self.content, self.files, self._between_parts)
 
     @_Fact
     def body(self) -> BodyText:

@@ -5,10 +5,13 @@ The message of a test is complete, with CRLF line ends, as ingress passes it to 
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, ZipInfo
 
 from msgspec import Struct
 
@@ -16,12 +19,21 @@ from relay.message.address import AddressError, own_mailbox, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.message.envelope import Source, domain_of
 from relay.mime import headers
+from relay.mime.transfer_encoding import base64_lines
 from relay.mime.write_header import parameter
 from relay.policy.actions import NextHopAction
 from relay.policy.conditions import SizeOverCondition
 from relay.policy.groups import is_inside
 from relay.policy.rules import ExpectedResult, OverallVerdict, RuleTest
-from relay.policy.table_reader import TableReader, one_of, some_text, text, texts
+from relay.policy.table_reader import (
+    TableReader,
+    one_of,
+    part,
+    parts,
+    some_text,
+    text,
+    texts,
+)
 from relay.settings.document import Document, Fault, KeyPath
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
@@ -140,15 +152,15 @@ def _built_message(reader: TableReader, sender: str, *recipients: str) -> Conten
     head += headers.field("Subject", reader.key("subject", text, default="test"))
     head += reader.key("headers", _fields, default=b"")
     body = crlf(reader.key("body", _body, default="test\n").encode())
-    names: list[str] = reader.key("attachments", texts, default=[])
+    files: list[_TestFile] = reader.key("attachments", _files, default=[])
     size_bytes = reader.key("size", _size, default=0)
-    if not names:
+    if not files:
         if not body.isascii() and b"content-type:" not in head.lower():
             head += b"MIME-Version: 1.0\r\n" + _TEXT + b"Content-Transfer-Encoding: 8bit\r\n"
         return _padded(head, b"\r\n" + body, size_bytes=size_bytes)
     kind = f'multipart/mixed; boundary="{_BOUNDARY}"'
     head += b"MIME-Version: 1.0\r\n" + headers.field("Content-Type", kind)
-    parts = [_TEXT + b"\r\n" + body, *map(_attachment, names)]
+    parts = [_TEXT + b"\r\n" + body, *map(_attachment, files)]
     between = f"\r\n--{_BOUNDARY}\r\n".encode()
     end = f"\r\n--{_BOUNDARY}--\r\n".encode()
     return _padded(head, b"".join(between + part for part in parts), end, size_bytes=size_bytes)
@@ -177,9 +189,34 @@ class _Filler(Struct, frozen=True):
         return _Filler(max(0, min(length, self.size - start)))
 
 
-def _attachment(name: str) -> bytes:
-    disposition = f"Content-Disposition: attachment{parameter('filename', name)}\r\n\r\n"
-    return b"Content-Type: application/octet-stream\r\n" + disposition.encode()
+# A name; and the names of empty files in it, if it is a ZIP file.
+_TestFile = tuple[str, tuple[str, ...]]
+
+
+def _files(value: Any) -> list[_TestFile]:
+    return parts(value if isinstance(value, list) else [value], _file)
+
+
+def _file(value: Any) -> _TestFile:
+    if isinstance(value, str):
+        return text(value), ()
+    if not isinstance(value, dict) or value.keys() != {"name", "inside"}:
+        raise ValueError('a list of texts, and of ZIP files, { name = "a.zip", inside = ["b.js"] }')
+    return part(value, "name", text), tuple(part(value, "inside", texts))
+
+
+def _attachment(file: _TestFile) -> bytes:
+    name, inside = file
+    disposition = f"Content-Disposition: attachment{parameter('filename', name)}\r\n"
+    head = b"Content-Type: application/octet-stream\r\n" + disposition.encode()
+    if not inside:
+        return head + b"\r\n"
+    octets = BytesIO()
+    with ZipFile(octets, "w") as archive:
+        for each in inside:
+            archive.writestr(ZipInfo(each), b"")
+    coded = base64_lines(b64encode(octets.getvalue()))
+    return head + b"Content-Transfer-Encoding: base64\r\n\r\n" + coded
 
 
 def _sender(value: Any) -> str:

@@ -18,6 +18,7 @@ from relay.message.envelope import Source, domain_of
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
 from relay.mime import headers
+from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.body_text import body_text
 from relay.policy.conditions import cut_value
 from relay.policy.engine import RuleSet
@@ -104,7 +105,7 @@ def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> Rule
     subject = structs.replace(subject, recipient_count=test.recipient_count)
     try:
         return RuleTestResult(test, tuple(_failures(rules, test, rules.evaluate(subject))))
-    except TooManyPartsError as error:
+    except (TooManyPartsError, UnexaminedArchiveError) as error:
         return RuleTestResult(test, (f"the rules could not be applied: {error}",))
 
 

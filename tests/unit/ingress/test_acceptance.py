@@ -20,6 +20,7 @@ from relay.message.verdict import (
     VerdictAction,
 )
 from relay.mime import headers
+from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.engine import RuleSet
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_files import read_rules
@@ -315,6 +316,10 @@ async def test_an_untrusted_client_with_a_local_sender_is_not_internal(origin, i
     [
         (
             ZeroDivisionError("secret"),
+            "451 4.7.1 The mail rules could not be applied, try again later",
+        ),
+        (
+            UnexaminedArchiveError("secret"),
             "451 4.7.1 The mail rules could not be applied, try again later",
         ),
         (TooManyPartsError("secret"), "554 5.6.0 The message has too many MIME parts,"),

@@ -22,6 +22,7 @@ PAGES = [
         "policy",
         "policy-conditions",
         "policy-combine",
+        "policy-attachments",
         "policy-actions",
         "policy-quarantine",
         "policy-tests",

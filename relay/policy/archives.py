@@ -1,0 +1,213 @@
+"""Look into the archives among the attachments of a message, for the conditions on attachments.
+
+Nothing is inflated here. A child process does it, relay/policy/archive_child.py, one for all
+messages, and one file at a time. It is killed when it takes too long, and the next file gets a new
+one. The bounds are for all attachments of a message together. A file whose content neither begins
+as an archive or an OLE file nor ends as a ZIP file costs no request.
+
+The calls block, for threads. Raises OSError if no process can be started, or a body not be read.
+"""
+
+import atexit
+import json
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from msgspec import Struct
+
+from relay.base.child_process import ChildProcess
+from relay.base.clock import SystemClock
+from relay.message.content import Octets, octets_of
+from relay.message.header import ParsedContent
+from relay.mime.file_types import ARCHIVES, OLE, file_types
+from relay.mime.transfer_encoding import decoded_blocks
+from relay.policy.archive_child import END_RECORD, LENGTH_BYTES, READY, TAIL_OCTETS
+from relay.policy.attachment_names import normalised
+from relay.policy.message_parts import AttachedFile, MessagePart, decodings
+
+ENTRIES_MAX = 1000  # of a message, those of archives in archives too
+INFLATED_OCTETS_MAX = 100_000_000  # of a message
+TIME_LIMIT_S = 5.0  # the same
+_START_LIMIT_S = 30.0  # not caused by the file: the machine is busy
+_ASK_AGAIN_S = 0.05  # whether the caller has given up
+_ATTEMPTS = 2  # the first process may have been killed while it was idle, or by the kernel
+_READ_BYTES = 1 << 16
+_LOOKED_INTO = ARCHIVES | {OLE}
+
+
+class UnexaminedArchiveError(Exception):
+    """What a condition asks is not known, because an archive exceeds a bound."""
+
+
+class ArchiveContents(Struct, frozen=True):
+    """What is in an attachment, as far as it was examined."""
+
+    entries: tuple[AttachedFile, ...] = ()
+    is_encrypted: bool = False
+    is_unreadable: bool = False
+    bound: str = ""  # that it exceeds; "" for none
+
+
+class _Limits:
+    """What is left for the attachments of a message; `between` is called while one waits."""
+
+    def __init__(self, between: Callable[[], None]) -> None:
+        self.entries, self.octets = ENTRIES_MAX, INFLATED_OCTETS_MAX
+        self.time_s = TIME_LIMIT_S
+        self.between = between
+
+
+class _ArchiveProcess(ChildProcess):
+    """A process of relay.policy.archive_child."""
+
+    def receive(self, length: int, until_s: float, limits: _Limits) -> bytes:
+        """Return so many octets. Raises EOFError, TimeoutError, ConnectionError, what `between`
+        raises.
+        """
+        received = bytearray()
+        while len(received) < length:
+            limits.between()
+            if _clock.real_s() >= until_s:
+                raise TimeoutError
+            with suppress(TimeoutError):
+                octets = self.socket.recv(min(length - len(received), _READ_BYTES))
+                if not octets:
+                    raise EOFError
+                received += octets
+        return bytes(received)
+
+    def end(self) -> None:
+        """Kill it and reap it."""
+        self.process.kill()
+        self.socket.close()
+        self.process.wait()
+
+
+class ArchiveReader:
+    """Asks the child process, which it keeps for the next file."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: _ArchiveProcess | None = None
+
+    def ask(self, descriptor: int, limits: _Limits) -> dict[str, Any] | None:
+        """Return the answer about an open file, None if that takes too long or kills the process.
+
+        What `between` raises ends the call. Raises OSError.
+        """
+        while not self._lock.acquire(timeout=_ASK_AGAIN_S):
+            limits.between()
+        try:
+            for _ in range(_ATTEMPTS if limits.time_s else 0):
+                with suppress(EOFError, ConnectionError):
+                    return self._ask(descriptor, limits)
+        except TimeoutError:
+            limits.time_s = 0
+        finally:
+            self._lock.release()
+        return None
+
+    def close(self) -> None:
+        """End the process if it is idle; another one ends with this process."""
+        if self._lock.acquire(blocking=False):
+            child, self._child = self._child, None
+            if child is not None:
+                child.end()
+            self._lock.release()
+
+    def _ask(self, descriptor: int, limits: _Limits) -> dict[str, Any]:
+        child, self._child = self._child or self._started(limits), None
+        until_s = _clock.real_s() + limits.time_s
+        request = json.dumps(
+            {"entries": limits.entries, "octets": limits.octets, "cpu_s": int(limits.time_s) + 1}
+        )
+        try:
+            socket.send_fds(child.socket, [request.encode()], [descriptor])
+            length = int.from_bytes(child.receive(LENGTH_BYTES, until_s, limits))
+            answer: dict[str, Any] = json.loads(child.receive(length, until_s, limits))
+        except BaseException:
+            child.end()
+            raise
+        finally:
+            limits.time_s = max(0.0, until_s - _clock.real_s())
+        self._child = child
+        limits.entries, limits.octets = answer["entries_left"], answer["octets_left"]
+        return answer
+
+    def _started(self, limits: _Limits) -> _ArchiveProcess:
+        child = _ArchiveProcess("relay.policy.archive_child")
+        try:
+            child.socket.settimeout(_ASK_AGAIN_S)
+            child.receive(len(READY), _clock.real_s() + _START_LIMIT_S, limits)
+        except BaseException as error:
+            child.end()
+            if isinstance(error, EOFError | TimeoutError):
+                raise OSError("the process that looks into archives did not start") from None
+            raise
+        return child
+
+
+_clock = SystemClock()
+reader = ArchiveReader()
+atexit.register(reader.close)
+
+
+def archive_contents(
+    content: ParsedContent, parts: Sequence[MessagePart], between_parts: Callable[[], None]
+) -> tuple[ArchiveContents, ...]:
+    """Return what is in the attachments among the parts of a content, in the order of
+    relay.policy.message_parts.attachments(). Raises OSError.
+    """
+    octets, limits = octets_of(content.joined()), _Limits(between_parts)
+    return tuple([_contents(octets, each, limits) for each in parts if each.is_attachment])
+
+
+def _contents(octets: Octets, part: MessagePart, limits: _Limits) -> ArchiveContents:
+    found = ArchiveContents()
+    for body, coding in decodings(octets, part):
+
+        def blocks(body: Octets = body, coding: Any = coding) -> Iterator[bytes]:
+            for block in decoded_blocks(body, coding):
+                limits.between()
+                yield block
+
+        if not _is_looked_into(blocks()):
+            continue
+        with os.fdopen(os.memfd_create("attachment"), "wb") as file:  # not in this one's memory
+            file.writelines(blocks())
+            file.flush()
+            answer = reader.ask(file.fileno(), limits)
+        if answer is None:
+            answer = {"unreadable": True, "bound": f"{TIME_LIMIT_S:g} seconds, or the memory"}
+        entries = [
+            AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(types))
+            for names, types in answer.get("entries", ())
+        ]
+        found = ArchiveContents(
+            (*found.entries, *entries),
+            found.is_encrypted or answer.get("encrypted", False),
+            found.is_unreadable or answer["unreadable"],
+            found.bound or answer["bound"],
+        )
+    return found
+
+
+def _is_looked_into(blocks: Iterator[bytes]) -> bool:
+    tail = b""
+
+    def watched() -> Iterator[bytes]:
+        nonlocal tail
+        for block in blocks:
+            tail = (tail + block)[-TAIL_OCTETS:]
+            yield block
+
+    all_blocks = watched()
+    if not _LOOKED_INTO.isdisjoint(file_types(all_blocks)):
+        return True
+    deque(all_blocks, maxlen=0)
+    return END_RECORD in tail

@@ -1,0 +1,389 @@
+"""What conditions see in archives; hostile ones; the process that looks into them."""
+
+import io
+import itertools
+import os
+import random
+import struct
+import threading
+import time
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from relay.message.header import ParsedContent
+from relay.message.verdict import VerdictAction
+from relay.policy import archives
+from relay.policy.archive_child import MEMORY_BYTES_MAX, examine
+from relay.policy.archives import (
+    ENTRIES_MAX,
+    INFLATED_OCTETS_MAX,
+    TIME_LIMIT_S,
+    UnexaminedArchiveError,
+    archive_contents,
+    reader,
+)
+from relay.policy.content_conditions import AttachmentCondition
+from relay.policy.engine import EvaluationStoppedError
+from relay.policy.message_parts import message_parts
+from tests.unit.policy.conftest import rule
+from tests.unit.policy.test_content_conditions import PE, PE_TYPE, mixed, part, view_of
+
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+PACKAGE = "EncryptedPackage".encode("utf-16-le")
+TAR = b"a.exe".ljust(257, b"\0") + b"ustar\x0000"
+EXE = {"inside": True, "name": "*.exe"}
+
+
+def zipped(*entries, method=zipfile.ZIP_DEFLATED, force_zip64=False):
+    octets = io.BytesIO()
+    with zipfile.ZipFile(octets, "w", method) as archive:
+        for name, content in entries:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            with archive.open(info, "w", force_zip64=force_zip64) as file:
+                file.write(content)
+    return octets.getvalue()
+
+
+def nested(depth, content=b"MZ"):
+    found = zipped(("a.exe", content))
+    for number in range(1, depth):
+        found = zipped((f"{number}.zip", found))
+    return found
+
+
+def streamed(name, content):
+    """A ZIP file with a data descriptor: its local header has no sizes."""
+
+    class Pipe(io.RawIOBase):
+        def __init__(self):
+            self.octets = bytearray()
+
+        def writable(self):
+            return True
+
+        def write(self, octets):
+            self.octets += octets
+            return len(octets)
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w") as archive:
+        archive.writestr(name, content)
+    return bytes(pipe.octets)
+
+
+def changed(octets, field, value, *, sizes=1):
+    """A ZIP file of one entry with another value in a field of 2 or 4 octets, by its place in the
+    entry of the directory and in the local header.
+    """
+    found = bytearray(octets)
+    in_directory, in_header = field
+    code = struct.pack("<H" if sizes == 1 else "<I", value)
+    for place in (octets.rindex(b"PK\1\2") + in_directory, in_header):
+        found[place : place + len(code)] = code
+    return bytes(found)
+
+
+FLAGS, METHOD, SIZE = (8, 6), (10, 8), (24, 22)
+SMALL = zipped(("a.exe", b"MZ" * 500))
+BOMB = nested(3, bytes(2 << 20)).replace(b"a.exe", b"a.txt")
+
+
+def overlapping(copies=1000):
+    """A ZIP file of 42 kB and 4 GB: all entries have the same octets."""
+    one = zipped(("a", bytes(4 << 20)))
+    at = one.rindex(b"PK\1\2")
+    end = one.rindex(b"PK\5\6")
+    directory = one[at:end] * copies
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, copies, copies, len(directory), at, 0)
+    return one[:at] + directory + tail
+
+
+MANY = zipped(*((f"{number}.txt", b"") for number in range(10_000)))
+CONTENTS = {
+    # archive: names that are found, encrypted, unreadable, bound
+    "plain": (SMALL, ["a.exe"], False, False, ""),
+    "stored": (zipped(("a.exe", b""), method=zipfile.ZIP_STORED), ["a.exe"], False, False, ""),
+    "empty": (zipped(), [], False, False, ""),
+    "a path": (zipped(("../x/a.exe", b""), ("..\\b.js", b"")), ["a.exe", "b.js"], False, False, ""),
+    "a folder": (zipped(("x.exe/", b""), ("x.exe/a", b"")), ["a"], False, False, ""),
+    "twice": (zipped(("a.js", b""), ("b.js", b"")).replace(b"b.", b"a."), ["a.js"] * 2, False, False, ""),
+    "a prefix": (b"any" * 999 + SMALL, ["a.exe"], False, False, ""),
+    "more behind": (SMALL + b"any", ["a.exe"], False, False, ""),
+    "zip64": (zipped(("a.exe", b""), force_zip64=True), ["a.exe"], False, False, ""),
+    "streamed": (streamed("a.exe", b"MZ"), ["a.exe"], False, False, ""),
+    "truncated": (SMALL[:-30], [], False, True, ""),
+    "damaged": (SMALL[:40] + b"???" + SMALL[43:], ["a.exe"], False, True, ""),
+    "a size too small": (changed(SMALL, SIZE, 10, sizes=2), ["a.exe"], False, True, ""),
+    "a size too large": (changed(SMALL, SIZE, 1 << 31, sizes=2), ["a.exe"], False, False, ""),
+    "encrypted": (changed(SMALL, FLAGS, 1), ["a.exe"], True, False, ""),
+    "aes": (changed(SMALL, METHOD, 99), ["a.exe"], True, False, ""),
+    "encrypted directory": (changed(SMALL, FLAGS, 0x2001)[:-60], [], True, True, ""),
+    "another method": (changed(SMALL, METHOD, 93), ["a.exe"], False, True, ""),
+    "bzip2": (zipped(("a.exe", b""), method=zipfile.ZIP_BZIP2), ["a.exe"], False, True, ""),
+    "three deep": (nested(3), ["2.zip", "1.zip", "a.exe"], False, False, ""),
+    "five deep": (nested(5), ["4.zip", "3.zip", "2.zip"], False, True, "archives inside"),
+    "a docx": (zipped(("word/vbaProject.bin", OLE)), ["vbaproject.bin"], False, False, ""),
+    "another inside": (zipped(("a.7z", b"7z\xbc\xaf\x27\x1c")), ["a.7z"], False, True, ""),
+    "encrypted inside": (
+        zipped(("a.zip", changed(SMALL, FLAGS, 1))), ["a.zip", "a.exe"], True, False, ""
+    ),
+    "10,000 entries": (MANY, [f"{n}.txt" for n in range(1000)], False, True, "number of entries"),
+    "42 kB": (overlapping(), ["a"] * 1000, False, True, None),
+    "a bomb": (nested(2, bytes(INFLATED_OCTETS_MAX)), ["1.zip", "a.exe"], False, True, "inflated"),
+    "long names": (zipped(*(("x" * 60_000 + str(n), b"") for n in range(99))), None, False, True,
+                   "octets"),
+    "rar": (b"Rar!\x1a\x07\x01\x00", [], False, True, ""),
+    "7z": (b"7z\xbc\xaf\x27\x1c", [], False, True, ""),
+    "gzip": (b"\x1f\x8b\x08\0", [], False, True, ""),
+    "bzip2 file": (b"BZh91AY&SY", [], False, True, ""),
+    "xz": (b"\xfd7zXZ\0", [], False, True, ""),
+    "tar": (TAR, [], False, True, ""),
+    "an old doc": (OLE.ljust(1024, b"\0"), [], False, False, ""),
+    "encrypted office": (OLE.ljust(640, b"\0") + PACKAGE + b"\0\0", [], True, False, ""),
+    "a word in a doc": (OLE.ljust(641, b"\0") + PACKAGE + b"\0\0", [], False, False, ""),
+    "a text": (b"It ends like one: PK\5\6", [], False, False, ""),
+}  # fmt: skip
+
+
+def contents_of(*attachments, encoding="base64", between=lambda: None):
+    parsed = ParsedContent.of(mixed(*(part(one, encoding=encoding) for one in attachments)))
+    return archive_contents(parsed, message_parts(parsed), between)
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_what_is_in_an_attachment(case):
+    octets, names, is_encrypted, is_unreadable, bound = CONTENTS[case]
+    [found] = contents_of(octets)
+    assert (found.is_encrypted, found.is_unreadable) == (is_encrypted, is_unreadable)
+    if names is not None:
+        assert [each.names[0] for each in found.entries] == names
+    if bound is not None:  # this version of zipfile may call it damaged
+        assert bound in found.bound
+        assert bool(found.bound) == bool(bound)
+
+
+def test_names_are_those_that_any_program_shows():
+    flagged = zipped(("Установка.EXE", b""))
+    raw = zipped(("ue.exe", b"")).replace(b"ue.exe", "ü.exe".encode())  # as on macOS, no flag
+    hidden = zipped(("a.exe?.txt", b"")).replace(b"?", b"\0")
+    info = zipfile.ZipInfo("a.txt")
+    info.extra = struct.pack("<HHBI", 0x7075, 5 + 5, 1, 0) + b"b.exe"
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr(info, b"")
+    found = contents_of(flagged, raw, hidden, other.getvalue())
+    names = [each.entries[0].names for each in found]
+    assert names[0] == ("установка.exe",)
+    assert "ü.exe" in names[1]
+    assert names[2] == ("a.exe", "a.exe.txt")
+    assert set(names[3]) == {"a.txt", "b.exe"}
+
+
+def test_bounds_are_those_of_a_message():
+    half = zipped(*((f"{number}", b"") for number in range(ENTRIES_MAX // 2)))
+    assert [bool(one.bound) for one in contents_of(half, half, half)] == [False, False, True]
+    large = zipped(("a", bytes(INFLATED_OCTETS_MAX // 2)))
+    assert [bool(one.bound) for one in contents_of(large, large)] == [False, False]
+    assert contents_of(large, large, large)[2].bound
+
+
+@pytest.mark.parametrize("encoding", ["base64", "8bit"])
+def test_broken_base64_is_read_as_far_as_it_can_be(encoding):
+    content = mixed(part(SMALL, encoding=encoding)).replace(b"UEsD", b"U!E\r\nsD", 1)
+    parsed = ParsedContent.of(content)
+    [found] = archive_contents(parsed, message_parts(parsed), lambda: None)
+    assert [each.names for each in found.entries] == [("a.exe",)]
+
+
+@pytest.mark.parametrize(
+    ("value", "attachments", "expected"),
+    [
+        (EXE, [SMALL], True),
+        ({"inside": True, "name": "*.EXE", "type": "executable"}, [SMALL], False),
+        ({"inside": True, "type": "executable"}, [zipped(("a.txt", PE), ("b", b""))], True),
+        ({"inside": True, "name": "b", "type": PE_TYPE}, [zipped(("a", PE), ("b", b""))], False),
+        ({"name": "*.exe"}, [SMALL], False),
+        ({"encrypted": True}, [SMALL], False),
+        ({"encrypted": True}, [changed(SMALL, FLAGS, 1)], True),
+        ({**EXE, "encrypted": True}, [changed(SMALL, FLAGS, 1)], True),
+        ({**EXE, "encrypted": True}, [SMALL, zipped(("a", b""))], False),
+        ({**EXE, "encrypted": True}, [SMALL, changed(zipped(("a", b"")), FLAGS, 1)], False),
+        ({"unreadable": True, "type": "archive"}, [TAR], True),
+        ({"unreadable": True, "type": "application/zip"}, [TAR, SMALL], False),
+        ({"unreadable": True, "type": "application/zip"}, [MANY], True),
+        ({"inside": True, "name": "3.txt"}, [MANY], True),  # found before the bound
+        (EXE, [MANY], UnexaminedArchiveError),
+        ({"encrypted": True}, [MANY], UnexaminedArchiveError),
+        ({"encrypted": True, "type": "executable"}, [MANY], False),
+        (EXE, [TAR, SMALL[:-30]], False),
+    ],
+)
+def test_all_keys_of_a_condition_hold_for_one_attachment(value, attachments, expected):
+    condition = AttachmentCondition.parse(value, {})
+    view = view_of(mixed(*map(part, attachments)))
+    assert condition.needs_thread(view) is not (value == {"name": "*.exe"})
+    if isinstance(expected, bool):
+        assert condition.matches(view) is expected
+        assert condition.value_in(view)
+    else:
+        for _ in range(2):
+            with pytest.raises(expected):
+                condition.matches(view)
+        assert "unreadable" in condition.value_in(view)
+
+
+@pytest.mark.parametrize(
+    ("mode", "on_error", "action"),
+    [("enforce", "ignore", VerdictAction.DELIVER), ("audit", "defer", VerdictAction.DELIVER)],
+)
+def test_a_rule_that_cannot_know_ends_as_it_says(evaluate, mode, on_error, action):
+    inside = rule(
+        "{ subject_prefix = 'no' }", name="in", mode=f"'{mode}'", on_error=f"'{on_error}'",
+        when="{ attachment = { inside = true, name = '*.exe' } }",
+    )  # fmt: skip
+    content = mixed(part(MANY))
+    verdict = evaluate(inside, content=content)
+    assert verdict.recipients[0].action is action
+    assert "number of entries" in verdict.hits[0].error
+    first = rule("{ hold = 'look' }", when="{ attachment = { unreadable = true } }", stop="true")
+    defers = inside.replace(f"'{mode}'", "'enforce'").replace(f"'{on_error}'", "'defer'")
+    with pytest.raises(UnexaminedArchiveError):
+        evaluate(defers, content=content)
+    assert evaluate(first, defers, content=content).recipients[0].hold
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def state_of(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
+@contextmanager
+def asked_once():
+    """A process that has answered, and is idle."""
+    assert contents_of(SMALL)[0].entries
+    child = reader._child
+    yield child
+    assert state_of(child.process.pid) is None
+
+
+def test_one_process_looks_into_all_files_and_is_not_asked_about_others():
+    reader.close()
+    contents_of(b"text", PE, b"%PDF-1.7", b"\xff\xd8\xff" + bytes(200_000))
+    assert reader._child is None
+    with asked_once() as child:
+        for _ in range(10):
+            contents_of(SMALL, OLE)
+        assert reader._child is child
+        reader.close()
+    assert reader._child is None
+
+
+def test_after_a_process_was_killed_the_next_one_answers():
+    contents_of(SMALL)
+    before = descriptors()
+    for _ in range(3):
+        with asked_once() as child:
+            child.process.kill()
+            assert contents_of(SMALL)[0].entries
+    assert descriptors() == before
+
+
+def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypatch):
+    killed = []
+
+    def between():  # called while the answer is waited for
+        child = next((one for one in started if one.process.poll() is None), None)
+        if child and len(killed) < limit:
+            killed.append(child.process.kill())
+
+    started, limit = [], 1
+    real = reader._started
+
+    def start(limits):
+        started.append(real(limits))
+        return started[-1]
+
+    monkeypatch.setattr(reader, "_started", start)
+    reader.close()
+    assert contents_of(SMALL, between=between)[0].entries
+    reader.close()
+    limit, killed = 9, []
+    [found] = contents_of(SMALL, between=between)
+    assert (found.is_unreadable, found.entries) == (True, ())
+    assert "memory" in found.bound
+    assert all(state_of(one.process.pid) is None for one in started)
+
+
+def test_a_process_that_takes_too_long_is_killed(monkeypatch):
+    contents_of(SMALL)
+    child = reader._child
+    os.kill(child.process.pid, 19)  # SIGSTOP: it does not answer
+    monkeypatch.setattr(archives, "TIME_LIMIT_S", 0.2)
+    found = contents_of(SMALL, SMALL)
+    assert [one.bound for one in found] == ["0.2 seconds, or the memory"] * 2
+    assert state_of(child.process.pid) is None
+    monkeypatch.setattr(archives, "TIME_LIMIT_S", TIME_LIMIT_S)
+    assert contents_of(SMALL)[0].entries
+
+
+def test_a_caller_that_gives_up_does_not_wait_for_its_turn_or_the_answer():
+    contents_of(SMALL)
+    os.kill(reader._child.process.pid, 19)  # SIGSTOP
+    ended = []
+
+    def ask(stopped, waits):
+        calls = itertools.count()
+
+        def between():
+            if next(calls) > 10:  # of these, nearly all while it waits
+                waits.set()
+            if stopped.is_set():
+                raise EvaluationStoppedError
+
+        with pytest.raises(EvaluationStoppedError):
+            contents_of(SMALL, between=between)
+        ended.append(threading.current_thread())
+
+    def start():
+        events = threading.Event(), threading.Event()
+        thread = threading.Thread(target=ask, args=events)
+        thread.start()
+        assert events[1].wait(5)
+        return thread, events[0]
+
+    (first, first_stopped), (second, second_stopped) = start(), start()
+    for thread, stopped in ((second, second_stopped), (first, first_stopped)):
+        stopped.set()
+        thread.join()
+    assert ended == [second, first]
+    assert contents_of(SMALL)[0].entries
+
+
+def test_the_child_has_little_memory():
+    contents_of(SMALL)
+    limits = Path(f"/proc/{reader._child.process.pid}/limits").read_text()
+    assert str(MEMORY_BYTES_MAX) in next(line for line in limits.splitlines() if "address" in line)
+    begun = time.process_time()
+    [found] = contents_of(zipped(*((f"{n}", bytes(40 << 20)) for n in range(5))))
+    assert found.bound
+    assert time.process_time() - begun < 2  # nothing is inflated here
+
+
+def test_no_noise_ends_the_examination():
+    chance = random.Random(50)
+    for _ in range(300):
+        octets = bytearray(chance.choice([SMALL, BOMB, nested(2), MANY[-3000:]]))
+        for _ in range(chance.randint(1, 20)):
+            octets[chance.randrange(len(octets))] = chance.randrange(256)
+        found = examine(io.BytesIO(bytes(octets)), entries=100, octets=1 << 20)
+        assert len(found["entries"]) <= 100
