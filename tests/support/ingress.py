@@ -26,6 +26,7 @@ from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.srs import Srs
 from relay.observe.metrics import Metrics
+from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook
 from relay.refusals.refusal import RecentRefusals
 from relay.reports.bounces import Reporter
@@ -201,7 +202,9 @@ class Relay:
         parts = {
             "hostname": "relay.example.test",
             "router": router,
-            "policy": lambda: self.rules,
+            "policy": lambda: (
+                RuleBook(self.rules) if isinstance(self.rules, RuleSet) else self.rules
+            ),
             "reporter": reporter,
             "signer": Signer(lambda: self.keys, clock=self.clock, metrics=self.metrics),
             "spool": self.spool,
