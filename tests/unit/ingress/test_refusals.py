@@ -12,6 +12,7 @@ from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
 from relay.ingress import session_refusals
 from relay.ingress.session_limits import SessionLimits
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import read_rules
 from relay.refusals.refusal import Refusal
 from relay.spool.types import SpoolFullError
@@ -133,7 +134,7 @@ async def test_tls_that_is_missing_is_a_refusal(relay, certificate):
 async def test_a_rule_that_refuses_is_named_with_sender_recipients_and_subject(relay, tmp_path):
     rule = '[[rule]]\nname = "no executables"\nthen = [ { reject = "5.7.1 Not that" } ]\n'
     (tmp_path / "10.toml").write_text(rule)
-    relay.rules = read_rules(tmp_path)
+    relay.rules = RuleBook(read_rules(tmp_path))
     async with session(relay) as client:
         with capture_logs() as logged:
             await client.say_all(EHLO, FROM, TO, "RCPT TO:<ann@customer.example>", "DATA")
