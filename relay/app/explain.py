@@ -32,7 +32,8 @@ from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, target
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
-from relay.ingress.acceptance import NO_POLICY, POLICY_TIMEOUT_S, TOO_MANY_PARTS
+from relay.ingress.acceptance import POLICY_TIMEOUT_S
+from relay.ingress.final_replies import NO_POLICY, TOO_MANY_PARTS
 from relay.ingress.forwarding import Forwarder, expand_recipients
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks

@@ -26,6 +26,7 @@ Mail of the machine:
 The content and its acceptance:
 
 - `data`: DATA: the end of the content (SMTP smuggling), bare CR or LF, long lines, large messages
+- `final_replies`: the replies to the final dot; the log line about accepted mail
 - `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; mail loops;
   when the entry expires and a delay is reported
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results

@@ -24,7 +24,6 @@ from relay.base.clock import Clock, Ids
 from relay.ingress import header_cleanup
 from relay.ingress.data import (
     HEADER_BYTES_MAX,
-    ContentRejection,
     DataReply,
     Origin,
     subject_of,
@@ -40,6 +39,19 @@ from relay.ingress.fanout import (
     routing_event,
     with_next_hops,
 )
+from relay.ingress.final_replies import (
+    HOLDS_FULL_OF_TENANT,
+    LOCAL_ERROR,
+    LONG_HEADER,
+    LOOP,
+    MANY_FIELDS,
+    NO_POLICY,
+    NO_ROOM,
+    TOO_MANY_PARTS,
+    accepted_reply,
+    deferral_reply,
+    log_accepted,
+)
 from relay.ingress.forwarding import (
     LARGE_REPORT,
     MANY_REPORTS,
@@ -54,15 +66,12 @@ from relay.ingress.rule_mail import MailSubject, RuleMails
 from relay.ingress.send_as import header_rejection, local_rejection
 from relay.journeys.events import Event
 from relay.message.content import Content, memory_part, size_of
-from relay.message.conversation import own_message_id
-from relay.message.envelope import Client, Envelope, ForwardPath, MessageFacts, domain_of
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, domain_of
 from relay.message.header import FIELDS_MAX, Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
-from relay.message.status import own_reply
-from relay.message.verdict import Deferral, ExaminedMessage, RateCharge, Verdict
+from relay.message.verdict import ExaminedMessage, RateCharge, Verdict, tenant_of_rule
 from relay.mime.dsn import ReportedRecipient, ReportKind
-from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy.archives import UnexaminedArchiveError
@@ -92,18 +101,6 @@ RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
-
-_LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
-# RFC 3463 3.8
-NO_POLICY = DataReply("451 4.7.1 The mail rules could not be applied, try again later")
-TOO_MANY_PARTS = DataReply(
-    "554 5.6.0 The message has too many MIME parts, or nests them too deeply"  # RFC 3463 3.7
-)
-_LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
-_MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")  # RFC 3463 3.7
-_NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
-# RFC 5321 6.3; RFC 3463 3.5
-_LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 
 
 class _Arrival(Struct, frozen=True):
@@ -185,7 +182,7 @@ class Acceptance:
         except SpoolError as error:
             _log.warning("spool unavailable", error=error)
             return reply
-        return _accepted(known) if known else reply
+        return accepted_reply(known) if known else reply
 
     async def _reply(
         self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
@@ -196,16 +193,16 @@ class Acceptance:
             arrival = _Arrival(envelope, paths, content, origin, queue_id, now_us)
             return await self._accept(arrival)
         except SpoolFullError:
-            return _NO_ROOM
+            return NO_ROOM
         except SpoolUnavailableError as error:
             _log.warning("spool unavailable", error=error)
-            return _LOCAL_ERROR
+            return LOCAL_ERROR
         except SigningError as error:
             _log.error("signing failed", error=str(error))
-            return _LOCAL_ERROR
+            return LOCAL_ERROR
         except Exception:  # noqa: BLE001 -- after any error, the client keeps the message
             _log.exception("acceptance failed", client=origin.ip)
-            return _LOCAL_ERROR
+            return LOCAL_ERROR
 
     async def _accept(self, arrival: _Arrival) -> DataReply:
         origin = arrival.origin
@@ -233,9 +230,36 @@ class Acceptance:
             arrival = replace(arrival, envelope=envelope)
             examine = forwarding.examiner(verdict.sender, parsed.header, trusted=origin.trusted)
             examinations = as_valid(examinations, examined_recipients(recipients, examine))
-        fan = self._fan_out(
-            arrival, recipients, verdict, examinations=examinations, examine=examine, expand=expand
-        )
+        while True:
+            fan = self._fan_out(
+                arrival, recipients, verdict,
+                examinations=examinations, examine=examine, expand=expand,
+            )  # fmt: skip
+            reply = await self._carry_out(
+                arrival, verdict, fan,
+                rules=rules, recipients=recipients, content=parsed, charges=charges,
+                sender=sender,
+            )  # fmt: skip
+            if isinstance(reply, DataReply):
+                return reply
+            verdict = reply  # each time one tenant's copies are held or rejected that were not
+
+    async def _carry_out(
+        self,
+        arrival: _Arrival,
+        verdict: Verdict,
+        fan: FanOut,
+        *,
+        rules: RuleBook,
+        recipients: ExpandedRecipients,
+        content: ParsedContent,
+        charges: Sequence[RateCharge],
+        sender: str,
+    ) -> DataReply | Verdict:
+        """Commit the message, and return the reply; or another verdict that has to be carried out,
+        where a limit of a recipients' tenant is reached: others' copies do not wait for it.
+        """
+        origin = arrival.origin
         if fan.rejects_all and not origin.is_promised:  # the client gets the rejection itself
             self._count_rules(verdict)
             first = fan.rejected[0]
@@ -244,23 +268,32 @@ class Acceptance:
         fan = replace(fan, contents=signed.contents)
         reserved = self.rates.reserve((*verdict.charges, *charges))
         if isinstance(reserved, RateCharge):
+            if tenant_of_rule(reserved.rule) in verdict.guests:
+                return verdict.deferred_for(reserved.deferral)
             return self._beyond(reserved)
         mails, reserved = self.rule_mails.due(verdict.mails, reserved)
         with reserved:
-            self._count_rules(verdict)
             event = routing_event(
                 verdict, fan, self.clock.time_us(),
                 client=None if origin.pickup else origin.client, rules=rules, signed=signed,
                 sender=sender,
             )  # fmt: skip
-            message = self._message(arrival, fan, header=parsed.header, event=event)
+            message = self._message(arrival, fan, header=content.header, event=event)
             message, reports = self._with_reports(
-                message, verdict, fan, expanded=recipients.reported, content=parsed
+                message, verdict, fan, expanded=recipients.reported, content=content
             )
             if mails:
-                about = MailSubject(parsed, sender, recipients, verdict, rules)
+                about = MailSubject(content, sender, recipients, verdict, rules)
                 message, reports = self.rule_mails.added(message, reports, mails, subject=about)
-            return await self._commit(message, reports, origin, reserved=reserved)
+            try:
+                reply = await self._commit(message, reports, origin, reserved=reserved)
+            except HoldsFullError as error:
+                if error.tenant in verdict.guests:
+                    return verdict.without_holds_of(error.tenant, *HOLDS_FULL_OF_TENANT)
+                full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
+                reply = self.holds.rejection(full[0], self.held_max)
+            self._count_rules(verdict)
+            return reply
 
     def _fan_out(
         self,
@@ -335,11 +368,11 @@ class Acceptance:
         parsed, origin = ParsedContent.of(arrival.content), arrival.origin
         header = parsed.header
         if header.size > HEADER_BYTES_MAX:
-            return _LONG_HEADER
+            return LONG_HEADER
         if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
-            return _MANY_FIELDS
+            return MANY_FIELDS
         if header.count("Received") > RECEIVED_MAX:
-            return _LOOP
+            return LOOP
         checks_sender = origin.login and not self.any_sender
         if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
             return DataReply(rejection)
@@ -408,7 +441,7 @@ class Acceptance:
             if not verdict.deferred:
                 return verdict
             self._count_rules(verdict)
-            return _deferral(verdict.deferred)
+            return deferral_reply(verdict.deferred)
         except TooManyPartsError:
             return TOO_MANY_PARTS
         except TimeoutError:
@@ -426,6 +459,10 @@ class Acceptance:
         envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
         address = f" [{origin.ip}]" if origin.ip else ""
         contents = tuple([each.joined() for each in fan.contents])
+        levels = [header_cleanup.priority(each.header, origin) for each in fan.contents]
+        entries = fan.entries
+        if len(set(levels)) > 1:  # where rules changed a copy, that counts for it only
+            entries = tuple(replace(each, priority=levels[each.content]) for each in entries)
         facts = MessageFacts(
             id=arrival.queue_id,
             envelope=envelope,
@@ -437,26 +474,19 @@ class Acceptance:
             account=self._account_of(arrival),
             submission_id=envelope.envid if origin.pickup else "",
             client="" if origin.pickup else f"{origin.helo}{address}",
-            message_id=_message_id(header),
+            message_id=header_cleanup.message_id(header),
             subject=subject_of(header),
         )
         return NewMessage(
             facts,
             contents=contents,
-            entries=fan.entries,
+            entries=entries,
             final_recipients=fan.final_recipients,
             events=(event,),
-            priority=self._priority(origin, fan),
+            priority=levels[0],
             warn_us=self._warn_us(arrival),
             held_max=self.held_max,
         )
-
-    def _priority(self, origin: Origin, fan: FanOut) -> PriorityLevel:
-        """Return the priority in the header, after the rules; only trusted clients have one."""
-        if not origin.trusted:
-            return PriorityLevel.NORMAL
-        priority = priority_of(fan.contents[0].header)
-        return PriorityLevel.NORMAL if priority is Priority.NORMAL else PriorityLevel(priority)
 
     def _warn_us(self, arrival: _Arrival) -> int | None:
         """Return when a delay report is due, None if the sender gets no reports."""
@@ -485,56 +515,38 @@ class Acceptance:
         """Commit the message, pass on its claims, and return the 250.
 
         The spool counts messages in the metrics; this counts recipients. What is not committed now
-        does not count against the limits of rules.
+        does not count against the limits of rules. Raises HoldsFullError.
         """
         message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
             entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
-        try:
-            accepted = await self.spool.accept(
-                message,
-                reports=reports,
-                submission_key=origin.key or message.facts.submission_id,
-                claim=claim,
-            )
-        except HoldsFullError:
-            return self.holds.rejection(message.held_by_rules[0], self.held_max)
+        accepted = await self.spool.accept(
+            message,
+            reports=reports,
+            submission_key=origin.key or message.facts.submission_id,
+            claim=claim,
+        )
         if not accepted.repeated:
             reserved.keep()
-            self._log_accepted(message, origin.client)
+            log_accepted(message, origin.client)
             for recipient in message.final_recipients:
                 self.metrics.recipients_by(recipient.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
-        return _accepted(accepted.queue_id)
+        return accepted_reply(accepted.queue_id)
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:
         """Return the message, with the priority level of entries where it differs."""
-        usual, sender = message.priority, message.sender_key
-        levels = [self.level_of(entry.next_hop, sender, usual) for entry in message.entries]
-        if levels.count(usual) == len(levels):  # nearly always
+        usual, sender = [message.priority_of(each) for each in message.entries], message.sender_key
+        levels = [
+            self.level_of(entry.next_hop, sender, level)
+            for entry, level in zip(message.entries, usual, strict=True)
+        ]
+        if levels == usual:  # nearly always
             return message
         pairs = zip(message.entries, levels, strict=True)
         return replace(message, entries=tuple(replace(one, level=level) for one, level in pairs))
-
-    def _log_accepted(self, message: NewMessage, client: Client) -> None:
-        """Log one line per message, with Postfix's terms where they apply."""
-        facts = message.facts
-        count = sum(len(entry.recipients) for entry in message.entries)
-        _log.info(
-            "accepted",
-            qid=facts.id,
-            sender=facts.envelope.reverse_path,
-            recipients=count + len(message.final_recipients),
-            size_bytes=facts.size,
-            via=facts.source.value,  # the log is slow for what is not exactly a str
-            client=client.address,
-            helo="" if facts.submission_id else client.helo,
-            login=client.account or facts.account if facts.submission_id else client.account,
-            tls=client.tls,
-            message_id=facts.message_id,
-        )
 
     def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
         try:
@@ -551,7 +563,7 @@ class Acceptance:
         if not charge.rule:
             return DataReply(MANY_REPORTS)
         self.metrics.policy_rules.labels(rule=charge.rule, outcome="defer").inc()
-        return _deferral(Deferral(charge.status, charge.text, charge.rule))
+        return deferral_reply(charge.deferral)
 
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:
@@ -564,20 +576,3 @@ def _is_quick(content: Content) -> bool:
     """Return whether the header is short enough to be read on the event loop."""
     known = memory_part(content)
     return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
-
-
-def _accepted(queue_id: str) -> DataReply:
-    """Return the reply by which Relay becomes responsible (RFC 5321 4.1.1.4)."""
-    return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
-
-
-def _deferral(deferral: Deferral) -> DataReply:
-    reply = own_reply(deferral.status, deferral.text)
-    if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
-        reply = f"451{reply[3:]}"
-    return DataReply(reply, rule=deferral.rule)
-
-
-def _message_id(header: Header) -> str:
-    found = header.first("Message-ID") or b""
-    return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))

@@ -27,6 +27,7 @@ from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.status import own_reply
 from relay.message.verdict import (
+    AddedCopies,
     AddedRecipient,
     Hold,
     RecipientVerdict,
@@ -150,11 +151,10 @@ def fan_out(
         else:
             key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(start)
-    served = {each.path.address for bucket in buckets.values() for each in bucket}
+    copies = AddedCopies(each.path.address for bucket in buckets.values() for each in bucket)
     for addition, address, forwarded_by in _additions(verdict, expand):
-        if address in served:
+        if not copies.needs(address, addition):
             continue
-        served.add(address)
         found = examine(address, forwarded_by, bool(forwarded_by))
         added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
         if isinstance(found, InvalidRecipient):
@@ -351,7 +351,7 @@ def routing_event(
         "refused": len(rejected),
     }
     if_any = {
-        "set": rules.identity,
+        "set": rules.identity(verdict.tenants),
         "routes": routes,
         "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
         "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},

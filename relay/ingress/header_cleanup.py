@@ -12,13 +12,16 @@ from collections.abc import Sequence
 
 from relay.ingress.data import Origin
 from relay.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
+from relay.message.conversation import own_message_id
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.header import BCC_FIELDS, Header
 from relay.message.properties import EmailAddress
 from relay.mime import headers
 from relay.mime.address_list import address_entries
 from relay.mime.encoded_words import decode_words
+from relay.mime.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.mime.write_header import address_list_field
+from relay.spool.types import PriorityLevel
 
 # The final delivery writes Return-Path, and Content-Length is wrong once the content changes.
 _DROPPED = (*BCC_FIELDS, "Content-Length", "Return-Path")
@@ -172,3 +175,15 @@ def _comment_end(text: str, position: int) -> int:
             if depth <= 0:
                 return found.end() + depth
     return 0
+
+
+def message_id(header: Header) -> str:
+    """Return the message's own Message-ID as it is kept, "" for none."""
+    found = header.first("Message-ID") or b""
+    return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
+
+
+def priority(header: Header, origin: Origin) -> PriorityLevel:
+    """Return the priority in the header, after the rules; only trusted clients have one."""
+    found = priority_of(header) if origin.trusted else Priority.NORMAL
+    return PriorityLevel.NORMAL if found is Priority.NORMAL else PriorityLevel(found)

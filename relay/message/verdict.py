@@ -5,17 +5,23 @@ RecipientVerdict for each examined recipient, in the same order; contents[0] is 
 The vocabulary is that of Exchange's mail flow rules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
 JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
+
+
+def tenant_of_rule(name: str) -> str:
+    """Return the tenant whose rule "TENANT/NAME" is, "" for a rule of the operator."""
+    return name.partition("/")[0] if "/" in name else ""
 
 
 class ExaminedMessage(Struct, frozen=True):
@@ -74,6 +80,7 @@ class RecipientVerdict(Struct, frozen=True):
     next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
     # of a copy to DELIVER into Junk Email: how it is held where its mailbox is not here
     junk: Hold | None = None
+    tenant: str = ""  # whose copy it is, "" unless that tenant's rules ran as the recipient's
 
     @property
     def quarantined(self) -> str:
@@ -97,6 +104,7 @@ class AddedRecipient(Struct, frozen=True):
     content: int = 0
     hold: Hold | None = None
     is_quarantine: bool = False
+    tenant: str = ""  # of the recipients for whose copies it was added, as in RecipientVerdict
 
 
 class RuleMail(Struct, frozen=True):
@@ -111,6 +119,29 @@ class RuleMail(Struct, frozen=True):
     def kind(self) -> str:
         """The action that makes it."""
         return "notify" if self.text else "journal"
+
+
+class AddedCopies:
+    """Decides which of the added copies are needed: an address gets one. Further tenants do not add
+    it again, unless their copy differs: what is held or changed for one is not so for the other.
+    """
+
+    def __init__(self, served: Iterable[str]) -> None:
+        """`served` are the addresses that get the message itself."""
+        self._copies: dict[str, list[AddedRecipient]] = {each: [] for each in served}
+
+    def needs(self, address: str, added: AddedRecipient) -> bool:
+        """Return whether an address still needs this copy, and count it as served with it."""
+        before = self._copies.get(address)
+        if before is not None and (not before or any(_serves(one, added) for one in before)):
+            return False
+        self._copies.setdefault(address, []).append(added)
+        return True
+
+
+def _serves(one: AddedRecipient, other: AddedRecipient) -> bool:
+    is_same = (one.content, one.hold) == (other.content, other.hold)
+    return is_same or one.tenant in ("", other.tenant)
 
 
 class Finding(Struct, frozen=True):
@@ -156,6 +187,11 @@ class Deferral(Struct, frozen=True):
     text: str
     rule: str
 
+    @property
+    def hold(self) -> Hold:
+        """What becomes of a tenant's copies if the message has others, which wait for no tenant."""
+        return Hold(f"deferred by {self.rule}: {self.text}", self.rule)
+
 
 class RateCharge(Struct, frozen=True):
     """What accepting the message counts against the limit of a `rate_limit` action."""
@@ -169,6 +205,11 @@ class RateCharge(Struct, frozen=True):
     status: str  # of the deferral beyond it
     text: str  # of the deferral
 
+    @property
+    def deferral(self) -> Deferral:
+        """What happens beyond it."""
+        return Deferral(self.status, self.text, self.rule)
+
 
 class Verdict(Struct, frozen=True):
     """The whole decision. With `deferred`, nothing else in it counts."""
@@ -181,6 +222,51 @@ class Verdict(Struct, frozen=True):
     charges: tuple[RateCharge, ...] = ()  # against limits, if it is accepted
     sender: str = ""  # the reverse-path in place of the message's, unless that is null; "": none
     mails: tuple[RuleMail, ...] = ()  # about the message, in the order of the rules
+    tenants: tuple[str, ...] = ()  # whose rules ran, in this order
+    guests: frozenset[str] = frozenset()  # recipients' tenants, where others have copies too
+
+    def deferred_for(self, deferral: Deferral) -> Self:
+        """Return the verdict with a deferral of a recipients' tenant: its copies are held, and
+        count against none of its limits.
+        """
+        tenant, hold = tenant_of_rule(deferral.rule), deferral.hold
+        going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
+        return replace(
+            self,
+            recipients=tuple(
+                replace(each, hold=hold, rule=each.rule or hold.rule)
+                if each.tenant == tenant and each.action in going and each.hold is None
+                else each
+                for each in self.recipients
+            ),
+            additions=tuple(
+                replace(each, hold=each.hold or hold) if each.tenant == tenant else each
+                for each in self.additions
+            ),
+            charges=tuple(
+                each for each in self.charges if tenant_of_rule(each.rule) != tenant
+            ),
+        )  # fmt: skip
+
+    def without_holds_of(self, tenant: str, status: str, text: str) -> Self:
+        """Return the verdict in which copies are rejected that rules of this tenant hold."""
+        return replace(
+            self,
+            recipients=tuple(
+                replace(
+                    each, action=VerdictAction.REJECT, rule=hold.rule, status=status,
+                    text=text, successors=(), hold=None, junk=None,
+                )
+                if (hold := each.hold or each.junk) and tenant_of_rule(hold.rule) == tenant
+                else each
+                for each in self.recipients
+            ),
+            additions=tuple(
+                each
+                for each in self.additions
+                if each.hold is None or tenant_of_rule(each.hold.rule) != tenant
+            ),
+        )  # fmt: skip
 
     def rule_of(self, address: str) -> str:
         """Return the rule that decided about a recipient, "" if none did."""

@@ -1,8 +1,12 @@
 """The rule engine: the evaluation of a rule set for a message.
 
-A pure function: every recipient gets exactly one action; no address gets two copies; a content is
-copied only if an edit changes it; contents[0] stays the original. The semantics are those of
-Exchange's mail flow rules.
+A pure function: every recipient gets exactly one action; no address gets two copies (but see
+AddedCopies); a content is copied only if an edit changes it; contents[0] stays the original. The
+semantics are those of Exchange's mail flow rules.
+
+Several sets may run, one after the other, each in its RuleScope: what it sees of the message, and
+whose copies are its own. What rules of a recipients' tenant do ends there: they defer nobody else's
+mail.
 
 An evaluation runs on the event loop until a rule needs what takes long (a regular expression, a
 body), and goes on in a thread from there: most messages never need one. Sets of recipients are
@@ -18,10 +22,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
+    AddedCopies,
     AddedRecipient,
     Deferral,
     ExaminedMessage,
@@ -53,11 +58,16 @@ from relay.policy.actions import (
     RejectAction,
     SetSenderAction,
 )
+from relay.policy.message_parts import TooManyPartsError
 from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rules import OnError, Rule, RuleMode, RuleTest
 
+_ADDING = (CcAction, BccAction, RedirectAction, QuarantineAction)
 SKIPPED = "error"  # the outcome of a rule that could not be applied
+TOO_MANY_PARTS = "The message has too many MIME parts, or nests them too deeply"
+TOO_MANY_PARTS_STATUS = "5.6.0"  # RFC 3463 3.7
+NOT_APPLIED = "The mail rules could not be applied, try again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,18 @@ class RuleSet:
 
     def begin(self, message: ExaminedMessage) -> "Evaluation":
         """Return an evaluation that has not run yet."""
-        return Evaluation(self.index, message)
+        return Evaluation([RuleScope(self, message, range(len(message.recipients)))], message)
+
+
+class RuleScope(Struct, frozen=True):
+    """A set of rules, with what it sees of a message, and whose copies are its own."""
+
+    rules: RuleSet | Deferral  # a deferral in place of rules that cannot be used
+    message: ExaminedMessage  # as the rules see it
+    places: Sequence[int]  # of the recipients that they see
+    tenant: str = ""  # "" for the operator's
+    # whether the message is the tenant's, and not only the copies of these recipients
+    is_whole: bool = True
 
 
 class _ThreadNeededError(Exception):
@@ -115,19 +136,23 @@ class _StopCheck:
 
 
 class Evaluation:
-    """One evaluation of a rule set."""
+    """One evaluation of sets of rules, in their order."""
 
-    def __init__(self, index: RuleIndex, message: ExaminedMessage) -> None:
-        self._index = index
+    def __init__(self, scopes: Sequence[RuleScope], message: ExaminedMessage) -> None:
+        self._scopes = iter(scopes)
+        self._scope = scopes[0]  # of the rules in progress
         self._message = message
         self._check_stopped = _StopCheck()
-        self._views = [self._view(message.content)]
-        self._open = (1 << len(message.recipients)) - 1  # neither decided nor stopped
-        self._having = [self._open]  # for each view, the recipients who get its content
-        self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
-        self._candidates = index.candidates(self._views[0])
-        self._next = 0  # the place of the first plan that was not applied
+        # of each content, for the rules in progress
+        self._views = [MessageView(message, message.content, {}, between_parts=self._check_stopped)]
+        self._open = 0  # whom the rules in progress have neither decided nor stopped
+        self._live = (1 << len(message.recipients)) - 1  # that further sets of rules may concern
+        self._having = [self._live]  # for each view, the recipients who get its content
         self._in_thread = False
+        self._owners: dict[int, str] = {}  # the tenants of recipients whose rules have run
+        self._tenants: list[str] = []  # whose rules have run
+        self._guests: set[str] = set()  # those of them that must not hold up the message
+        self._deferrals: list[Deferral] = []  # of recipients' tenants, for their copies only
         self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
         self._holds: dict[int, Hold] = {}  # the same
         self._next_hops: dict[int, str] = {}  # the same
@@ -138,6 +163,42 @@ class Evaluation:
         self._additions: list[AddedRecipient] = []
         self._mails: list[RuleMail] = []
         self._hits: list[RuleHit] = []
+        self._enter_next()
+
+    def _enter_next(self) -> bool:
+        """Go on with the next set of rules that has a recipient; False: there is none."""
+        for scope in self._scopes:
+            its = self._live if scope.is_whole else self._live & _bits(scope.places)
+            if its:
+                self._enter(scope, its)
+                return True
+        return False
+
+    def _enter(self, scope: RuleScope, recipients: int) -> None:
+        self._scope, self._open = scope, recipients
+        if scope.tenant:
+            self._tenants.append(scope.tenant)
+        if not scope.is_whole:
+            self._owners |= dict.fromkeys(scope.places, scope.tenant)
+            if self._is_shared:
+                self._guests.add(scope.tenant)
+        self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
+        self._next = 0  # the place of the first plan that was not applied
+        if isinstance(scope.rules, Deferral):
+            self._defer(scope.rules)
+            return
+        self._index = scope.rules.index
+        self._views = [self._view(each.content, like=each) for each in self._views]
+        self._candidates = bytearray()
+        for view, having in zip(self._views, self._having, strict=True):
+            if having & recipients:
+                self._note_candidates(view)
+
+    def _note_candidates(self, view: MessageView) -> None:
+        found = self._index.candidates(view)
+        for place, flag in enumerate(self._candidates):
+            found[place] |= flag
+        self._candidates = found
 
     def run(self, *, in_thread: bool, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Apply the rules that are left; False: only a thread can apply the next one.
@@ -146,14 +207,16 @@ class Evaluation:
         EvaluationStoppedError, TooManyPartsError, OSError.
         """
         self._in_thread, self._check_stopped.stopped = in_thread, stopped
-        while self._open and (place := self._candidates.find(1, self._next)) >= 0:
-            self._check_stopped()
-            try:
-                self.apply(self._index.plans[place])
-            except _ThreadNeededError:
-                return False
-            self._next = place + 1
-        return True
+        while True:
+            while self._open and (place := self._candidates.find(1, self._next)) >= 0:
+                self._check_stopped()
+                try:
+                    self.apply(self._index.plans[place])
+                except _ThreadNeededError:
+                    return False
+                self._next = place + 1
+            if not self._enter_next():
+                return True
 
     def apply(self, plan: RulePlan) -> None:
         """Apply the rule to the recipients that it matches. Raises what its conditions raise."""
@@ -166,8 +229,37 @@ class Evaluation:
         except Exception as error:
             # a rule that changes nothing cannot hold mail up either
             if rule.mode is not RuleMode.AUDIT and rule.on_error is not OnError.IGNORE:
-                raise
+                if not self._is_shared:
+                    raise
+                self._fail(rule, error)
             self._hits.append(RuleHit(rule.name, str(rule.mode), SKIPPED, (), error=repr(error)))
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether there are recipients whom the rules in progress must not hold up."""
+        is_all = len(self._scope.places) == len(self._message.recipients)
+        return not (self._scope.is_whole or is_all)
+
+    def _fail(self, rule: Rule, error: Exception) -> None:
+        """Reject or hold the tenant's copies, to which its rule cannot be applied."""
+        if isinstance(error, TooManyPartsError):
+            its = self._live & _bits(self._scope.places)
+            self._close(
+                rule, places_of(its), action=VerdictAction.REJECT, status=TOO_MANY_PARTS_STATUS,
+                text=TOO_MANY_PARTS,
+            )  # fmt: skip
+        else:
+            self._defer(Deferral("4.7.1", NOT_APPLIED, rule.name))
+
+    def _defer(self, deferral: Deferral) -> None:
+        """Defer the message, or only the tenant's copies of it. Nothing that later rules do to
+        these would count.
+        """
+        if self._is_shared:
+            self._deferrals.append(deferral)
+        else:
+            self._deferral, self._live = deferral, 0
+        self._open = 0
 
     def matched(self, plan: RulePlan) -> int:
         """Return the recipients that are open and that the rule matches."""
@@ -198,12 +290,16 @@ class Evaluation:
             recipients = [structs.replace(each, content=new[each.content]) for each in recipients]
             additions = [structs.replace(each, content=new[each.content]) for each in additions]
         contents = tuple(self._views[old].content for old in used)
-        return Verdict(
+        verdict = Verdict(
             tuple(recipients), tuple(additions), contents, tuple(self._hits),
             deferred=self._deferral, sender=self._sender,
             charges=tuple(self._due(recipients)) if self._charges else (),
             mails=tuple(self._mails_about(recipients)) if self._mails else (),
+            tenants=tuple(self._tenants), guests=frozenset(self._guests),
         )  # fmt: skip
+        for deferral in self._deferrals:
+            verdict = verdict.deferred_for(deferral)
+        return verdict
 
     def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
         """Return those of the recipients whose content the rule matches."""
@@ -238,8 +334,8 @@ class Evaluation:
         known = self._known.get(number)
         if known is None:
             condition, view, known = self._index.recipient_conditions[number], self._views[0], 0
-            for place, recipient in enumerate(self._message.recipients):
-                if condition.matches_recipient(view, recipient):
+            for place in self._scope.places:
+                if condition.matches_recipient(view, self._message.recipients[place]):
                     known |= 1 << place
             self._known[number] = known
         return known
@@ -253,13 +349,15 @@ class Evaluation:
         if rule.mode is not RuleMode.AUDIT:
             because += self._edit(rule, matched)
             if any(isinstance(each, SetSenderAction) for each in rule.actions):
-                self._set_sender(rule)
+                because += self._set_sender(rule)
             if places := [each for each in places if self._open >> each & 1]:
                 self._mark(rule, places)
                 self._add(rule, places)
                 self._decide(rule, places)
             if rule.stop:
                 self._open &= ~matched
+                if not self._scope.tenant:
+                    self._live &= ~matched
         self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses, because))
 
     def _edit(self, rule: Rule, matched: int) -> tuple[Finding, ...]:
@@ -275,11 +373,13 @@ class Evaluation:
         ]
         return self._edit_with(rule, edits, matched) if edits else ()
 
-    def _set_sender(self, rule: Rule) -> None:
+    def _set_sender(self, rule: Rule) -> tuple[Finding, ...]:
         """Let the message be from another address, for all recipients that are not decided."""
+        if not self._scope.is_whole:
+            return (Finding("set_sender", "the sender is none of the tenant's"),)
         edits = [one for one in rule.actions if isinstance(one, SetSenderAction)]
         self._sender = edits[-1].address
-        self._edit_with(rule, edits, self._open)
+        return self._edit_with(rule, edits, self._open)
 
     def _edit_with(
         self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
@@ -287,7 +387,7 @@ class Evaluation:
         if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
             raise _ThreadNeededError  # before anything has changed
         edited = [
-            (old, having & matched, _edited(self._views[old].content, edits, self._message))
+            (old, having & matched, _edited(self._views[old].content, edits, self._scope.message))
             for old, having in enumerate(self._having)
             if having & matched
         ]
@@ -312,16 +412,16 @@ class Evaluation:
             if view.content == content:
                 return index
         view = self._view(content)
-        for place, flag in enumerate(self._index.candidates(view)):
-            self._candidates[place] |= flag
+        self._note_candidates(view)
         self._views.append(view)
         self._having.append(0)
         return len(self._views) - 1
 
-    def _view(self, content: ParsedContent) -> MessageView:
+    def _view(self, content: ParsedContent, like: MessageView | None = None) -> MessageView:
         return MessageView(
-            self._message, content, self._index.pattern_sets, between_parts=self._check_stopped
-        )
+            self._scope.message, content, self._index.pattern_sets,
+            between_parts=self._check_stopped, like=like,
+        )  # fmt: skip
 
     def _mark(self, rule: Rule, places: list[int]) -> None:
         """Keep what the rule says about the delivery of the matched recipients' copies."""
@@ -337,21 +437,32 @@ class Evaluation:
                     matched = tuple([self._message.recipients[place] for place in places])
                     text = action.text if isinstance(action, NotifyAction) else ""
                     self._mails += [RuleMail(each, rule.name, matched, text) for each in addresses]
-                case RateLimitAction() if key := action.key(self._message):
+                case RateLimitAction() if key := action.key(self._scope.message):
                     charge = action.charge(rule.name, key, len(places))
                     self._charges.append((charge, sum(1 << place for place in places)))
 
     def _add(self, rule: Rule, places: list[int]) -> None:
-        """Add copies, with the content after this rule; later rules do not see them."""
-        content = self._content_of(places[0])
-        held = [hold for place in places if (hold := self._holds.get(place))]
-        for action in rule.actions:
-            if isinstance(action, CcAction | BccAction | RedirectAction | QuarantineAction):
+        """Add copies, with the content after this rule; later rules do not see them. There is one
+        for each tenant whose rules may have changed it.
+        """
+        actions = [one for one in rule.actions if isinstance(one, _ADDING)]
+        by_owner: dict[str, list[int]] = {}
+        for place in places if actions else ():
+            by_owner.setdefault(self._owners.get(place, ""), []).append(place)
+        for owner, its in by_owner.items():
+            content = self._content_of(its[0])
+            held = [hold for place in its if (hold := self._holds.get(place))]
+            for action in actions:
                 is_instead = isinstance(action, RedirectAction | QuarantineAction)
                 hold = held[0] if held and is_instead else None
                 self._additions += [
                     AddedRecipient(
-                        each, rule.name, content, hold, isinstance(action, QuarantineAction)
+                        each,
+                        rule.name,
+                        content,
+                        hold,
+                        is_quarantine=isinstance(action, QuarantineAction),
+                        tenant=owner,
                     )
                     for each in action.addresses
                 ]
@@ -360,8 +471,7 @@ class Evaluation:
         """Decide the matched recipients, if the rule's last action is final."""
         match rule.actions[-1] if rule.actions else None:
             case DeferAction(status, text):
-                self._deferral = Deferral(status, text, rule.name)
-                self._open = 0  # nothing that later rules do would count
+                self._defer(Deferral(status, text, rule.name))
             case RejectAction(status, text):
                 self._close(rule, places, action=VerdictAction.REJECT, status=status, text=text)
             case DiscardAction():
@@ -401,18 +511,21 @@ class Evaluation:
                 self._message.recipients[place], action, rule=rule.name, status=status, text=text,
                 successors=successors,
                 hold=self._holds.get(place) if successors else None,
+                tenant=self._owners.get(place, ""),
             )  # fmt: skip
             self._open &= ~(1 << place)
+            self._live &= ~(1 << place)
 
     def _delivered(self, place: int, recipient: str) -> RecipientVerdict:
         """Return the verdict about a recipient that no rule decided."""
+        tenant = self._owners.get(place, "")
         if len(self._views) == 1 and not (self._holds or self._next_hops or self._junk):
-            return RecipientVerdict(recipient)  # nearly always
+            return RecipientVerdict(recipient, tenant=tenant)  # nearly always
         hold, junk = self._holds.get(place), self._junk.get(place)
         by = junk or hold
         return RecipientVerdict(
             recipient, content=self._content_of(place), rule=by.rule if by else "", hold=hold,
-            next_hop=self._next_hops.get(place, ""), junk=junk,
+            next_hop=self._next_hops.get(place, ""), junk=junk, tenant=tenant,
         )  # fmt: skip
 
     def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:
@@ -438,20 +551,18 @@ class Evaluation:
                 yield structs.replace(mail, recipients=left)
 
     def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[AddedRecipient]:
-        """Yield the additions, each address once, without those that get the message already.
+        """Yield the additions that are needed, without those that get the message already.
 
         A recipient whose own copy was redirected or rejected may still be another rule's target:
         two recipients that are redirected to each other both get the message.
         """
         if not self._additions:
             return
-        served = {
+        copies = AddedCopies(
             each.address.casefold() for each in recipients if each.action is VerdictAction.DELIVER
-        }
+        )
         for addition in self._additions:
-            folded = addition.address.casefold()
-            if folded not in served:
-                served.add(folded)
+            if copies.needs(addition.address.casefold(), addition):
                 yield addition
 
 
@@ -487,6 +598,10 @@ def _edited(
             if header != content.header:
                 content = dataclasses.replace(content, header=header)
     return _EditedContent(content, tuple(notes), refusal)
+
+
+def _bits(places: Iterable[int]) -> int:
+    return sum(1 << place for place in places)
 
 
 def places_of(recipients: int) -> Iterator[int]:

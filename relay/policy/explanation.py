@@ -7,7 +7,7 @@ the content is unknown, and so may be the rule; such a rule is not applied.
 A pure function. Raises what evaluate() raises.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from relay.message.verdict import ExaminedMessage, Verdict
+from relay.message.verdict import Deferral, ExaminedMessage, Verdict
 from relay.mime import headers
 from relay.policy.actions import ACTIONS
 from relay.policy.conditions import (
@@ -25,10 +25,10 @@ from relay.policy.conditions import (
     cut_value,
     key_of,
 )
-from relay.policy.engine import Evaluation, places_of
+from relay.policy.engine import Evaluation, RuleScope, RuleSet, places_of
 from relay.policy.message_view import MessageView
 from relay.policy.rule_book import RuleBook
-from relay.policy.rule_index import RuleIndex, RulePlan
+from relay.policy.rule_index import RulePlan
 from relay.policy.rule_tests import overall_verdict
 from relay.policy.rules import ConditionSet, NestedKey, Rule
 
@@ -79,11 +79,9 @@ def explain(
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    rules = book.operator
-    evaluation = _Explaining(rules.index, message, has_content=has_content)
-    plans = {plan.rule.name: plan for plan in rules.index.plans}
-    findings = [evaluation.finding(rule, plans.get(rule.name)) for rule in rules.rules]
-    return RulesExplained(evaluation.verdict(), tuple(findings))
+    evaluation = _Explaining(book.scopes(message), message, has_content=has_content)
+    findings = tuple(evaluation.findings())
+    return RulesExplained(evaluation.verdict(), findings)
 
 
 def verdict_document(explained: RulesExplained) -> dict[str, Any]:
@@ -122,20 +120,38 @@ def outcome_document(verdict: Verdict) -> dict[str, Any]:
 class _Explaining(Evaluation):
     """An evaluation that keeps what the conditions of the rule in progress compared."""
 
-    def __init__(self, index: RuleIndex, message: ExaminedMessage, *, has_content: bool) -> None:
-        super().__init__(index, message)
+    def __init__(
+        self, scopes: Sequence[RuleScope], message: ExaminedMessage, *, has_content: bool
+    ) -> None:
+        super().__init__(scopes, message)
         self._in_thread = True
         self._has_content = has_content
         self._compared: dict[int, tuple[ConditionFinding, ...]] = {}  # by place of the recipient
         self._last = ""  # the rule after which no recipient was open
+        self._all = scopes
 
-    def finding(self, rule: Rule, plan: RulePlan | None) -> RuleFinding:
+    def findings(self) -> Iterator[RuleFinding]:
+        """Apply all rules, and yield what each of them found."""
+        for scope in self._all:
+            rules = scope.rules
+            if isinstance(rules, Deferral):
+                self._last = rules.rule
+                rules = RuleSet()
+            plans = {plan.rule.name: plan for plan in rules.index.plans}
+            is_next = self._scope is scope
+            yield from [
+                self._finding(rule, plans.get(rule.name), is_open=is_next) for rule in rules.rules
+            ]
+            if is_next:
+                self._enter_next()
+
+    def _finding(self, rule: Rule, plan: RulePlan | None, *, is_open: bool) -> RuleFinding:
         """Apply a rule and return what it found; None: it is off."""
         if plan is None:
             return _finding(rule, skipped="its mode is off")
         if why := rule.outside_dates(self._message.time_us):
             return _finding(rule, skipped=why)
-        if not self._open:
+        if not (is_open and self._open):
             return _finding(rule, skipped=f'rule "{self._last}" was the last one')
         self._compared, self._last = {}, rule.name
         self.apply(plan)

@@ -1,12 +1,13 @@
 """What the conditions of mail-flow rules have in common: what they read, and what they answer.
 
-MessageView reads each fact of a message once, when a condition first needs it.
+MessageView reads each fact of a message once, when a condition first needs it. What views of one
+content read for several sets of rules, they read once for all.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
@@ -34,7 +35,7 @@ _first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASC
 
 
 class _Fact(Generic[T]):
-    """A property of MessageView that is read once, as once() does it.
+    """A property of MessageView that is read once, as once() does it, for all sets of rules.
 
     Not cached_property: before Python 3.12 it has one lock for all messages while it reads.
     """
@@ -46,12 +47,31 @@ class _Fact(Generic[T]):
         self._name = name
 
     def __get__(self, view: "MessageView", _: type) -> T:
-        found = view.__dict__[self._name] = view.once(self._name, lambda: self._read(view))
+        try:
+            found: T = view.shared.facts[self._name]
+        except KeyError:
+            found = view.once(self._name, lambda: self._read(view))
+            view.shared.facts[self._name] = found
+        view.__dict__[self._name] = found
         return found
 
 
+class _Shared:
+    """What views of one content have in common."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}  # by their names
+        self.values: dict[str, tuple[str, ...]] = {}  # of fields, by their names
+        self.numbers: dict[str, Sequence[tuple[str, float]]] = {}  # the same
+        self.errors: dict[object, Exception] = {}  # by what could not be read
+
+
 class MessageView:
-    """A message for conditions: `message` as received, `content` after earlier rules."""
+    """A message for conditions: `message` as received, `content` after earlier rules.
+
+    Other rules may see less of the recipients: their view is `like` this one, and shares what was
+    read of the content.
+    """
 
     def __init__(
         self,
@@ -60,17 +80,16 @@ class MessageView:
         pattern_sets: PatternSets,
         *,
         between_parts: Callable[[], None] = lambda: None,
+        like: "MessageView | None" = None,
     ) -> None:
         self.message = message
         self.content = content
         self.size = content.size
-        self._values: dict[str, tuple[str, ...]] = {}
         self._pattern_sets = pattern_sets
         self._between_parts = between_parts  # raises when the evaluation was given up
         self._found: dict[str, Mapping[Pattern, str]] = {}
-        self._numbers: dict[str, Sequence[tuple[str, float]]] = {}
-        self._errors: dict[str, Exception] = {}  # by what could not be read
         self.known: dict[int, bool] = {}  # results, by the number of the condition
+        self.shared: _Shared = like.shared if like else _Shared()
 
     @_Fact
     def client(self) -> IPv4Address | IPv6Address | None:
@@ -134,12 +153,12 @@ class MessageView:
         """Return the values of all fields called `name`, unfolded and decoded; one with a domain
         beyond ASCII in both forms.
         """
-        found = self._values.get(name)
+        found = self.shared.values.get(name)
         if found is None:
             texts = headers.decoded_values(self.content.header, name, limit=FIELDS_MAX)
             forms = (*texts, *map(with_a_labels, texts), *map(with_u_labels, texts))
             found = tuple(dict.fromkeys(forms))
-            self._values[name] = found
+            self.shared.values[name] = found
         return found
 
     def header_found(self, name: str) -> Mapping[Pattern, str]:
@@ -152,14 +171,14 @@ class MessageView:
 
     def header_numbers(self, name: str) -> Sequence[tuple[str, float]]:
         """Return the values of all fields called `name` that have a number, with the first one."""
-        known = self._numbers.get(name)
+        known = self.shared.numbers.get(name)
         if known is None:
             found = [
                 (value, _first_number.search(value[:VALUE_CHARACTERS_MAX]))
                 for value in self.header(name)
             ]
             known = [(value, float(number[0])) for value, number in found if number]
-            self._numbers[name] = known
+            self.shared.numbers[name] = known
         return known
 
     def found_in(self, field: str, values: Sequence[str]) -> Mapping[Pattern, str]:
@@ -170,20 +189,20 @@ class MessageView:
         if (known := self._found.get(field)) is not None:
             return known
         patterns = self._pattern_sets[field]
-        found = self.once(f"patterns {field}", lambda: _first_values(patterns, values))
+        found = self.once(patterns, lambda: _first_values(patterns, values))
         self._found[field] = found
         return found
 
-    def once(self, fact: str, read: Callable[[], T]) -> T:
+    def once(self, fact: object, read: Callable[[], T]) -> T:
         """Return what `read` returns. It is not called again after an error, which is raised again:
         rules that are skipped for it would all repeat its work.
         """
-        if fact in self._errors:
-            raise self._errors[fact].with_traceback(None)
+        if fact in self.shared.errors:
+            raise self.shared.errors[fact].with_traceback(None)
         try:
             return read()
         except Exception as error:
-            self._errors[fact] = error
+            self.shared.errors[fact] = error
             raise
 
     def values_of(self, field: str) -> Sequence[str]:

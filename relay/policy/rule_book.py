@@ -5,21 +5,37 @@ those of each recipient's tenant, and the operator's other files. docs/policy-te
 may do what.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from relay.message.verdict import ExaminedMessage, Verdict
-from relay.policy.engine import Evaluation, RuleSet
+from relay.message.envelope import domain_of
+from relay.message.verdict import Deferral, ExaminedMessage, Verdict
+from relay.policy.engine import Evaluation, RuleScope, RuleSet
+
+LATE = "50-"  # the operator's files from here on run behind the rules of tenants
 
 
 class TenantRules(Struct, frozen=True):
     """A tenant, with its rules."""
 
     name: str
-    domains: frozenset[str]  # that are its own, as A-labels
+    # as A-labels: those that relay.toml names, and those that are an alias of one of them
+    domains: frozenset[str]
     rules: RuleSet | None  # None: there is no set that could be used, and its mail waits
+
+    def usable_for(self, domain: str) -> RuleSet | Deferral:
+        """Return the rules, or what becomes of the mail from or to this domain without them."""
+        return self.rules or Deferral("4.3.0", unavailable(domain), f"{self.name}/*")
+
+
+def unavailable(domain: str) -> str:
+    """Return what a client hears about mail of a tenant without rules."""
+    return f"The mail rules of {domain} are not available, try again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +44,22 @@ class RuleBook:
 
     operator: RuleSet = field(default_factory=RuleSet)  # for all mail
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)  # by name
-    # by domain
+    # tenants by domain, and the operator's rules before and behind theirs
     _by_domain: Mapping[str, TenantRules] = field(init=False, repr=False, compare=False)
+    _early: RuleSet = field(init=False, repr=False, compare=False)
+    _late: RuleSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         found = {domain: each for each in self.tenants.values() for domain in each.domains}
         object.__setattr__(self, "_by_domain", found)
+        operator, early, late = self.operator, self.operator, RuleSet()
+        if self.tenants:
+            late_rules = tuple(each for each in operator.rules if each.file.name >= LATE)
+            early_rules = tuple(each for each in operator.rules if each.file.name < LATE)
+            early = dataclasses.replace(operator, rules=early_rules)
+            late = dataclasses.replace(operator, rules=late_rules)
+        object.__setattr__(self, "_early", early)
+        object.__setattr__(self, "_late", late)
 
     def tenant_of(self, domain: str) -> TenantRules | None:
         """Return the tenant whose domain (A-labels) this is."""
@@ -53,10 +79,13 @@ class RuleBook:
             found += [each.name, each.rules.digest if each.rules else ""]
         return " ".join(found)
 
-    @property
-    def identity(self) -> Mapping[str, str] | None:
-        """Which rules these are, for journeys; None without files."""
-        return self.operator.identity
+    def identity(self, tenants: Iterable[str]) -> Mapping[str, Any] | None:
+        """Return which rules ran on a message of these tenants, for journeys; None without any."""
+        found = self.operator.identity
+        sets = {name: self.tenants[name].rules for name in tenants}
+        if hashes := {name: rules.digest for name, rules in sets.items() if rules}:
+            return {"hash": "", "loaded": "", **(found or {}), "tenants": hashes}
+        return found
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
         """Apply the rules in their order; each sees the changes of those before it.
@@ -69,4 +98,48 @@ class RuleBook:
 
     def begin(self, message: ExaminedMessage) -> Evaluation:
         """Return an evaluation that has not run yet."""
-        return self.operator.begin(message)
+        return Evaluation(self.scopes(message), message)
+
+    def scopes(self, message: ExaminedMessage) -> Sequence[RuleScope]:
+        """Return the sets of rules that the message concerns, in their order."""
+        everybody = range(len(message.recipients))
+        scopes = [RuleScope(self._early, message, everybody)]
+        if not self.tenants:
+            return scopes
+        sender = self._sender_domain(message)
+        its = self.tenant_of(sender)
+        if its is not None:
+            rules, seen = its.usable_for(sender), _seen_by(its, message)
+            scopes.append(RuleScope(rules, seen, everybody, its.name))
+        places: dict[str, list[int]] = {}
+        for place, recipient in enumerate(message.recipients):
+            tenant = self.tenant_of(domain_of(recipient))
+            if tenant is not None and tenant is not its:
+                places.setdefault(tenant.name, []).append(place)
+        for name, found in places.items():
+            tenant = self.tenants[name]
+            recipients = tuple(message.recipients[place] for place in found)
+            own = replace(message, recipients=recipients, recipient_count=len(found))
+            rules = tenant.usable_for(domain_of(recipients[0]))
+            scopes.append(RuleScope(rules, _seen_by(tenant, own), found, name, is_whole=False))
+        scopes.append(RuleScope(self._late, message, everybody))
+        return scopes
+
+    def _sender_domain(self, message: ExaminedMessage) -> str:
+        """Return the domain whose tenant sends: that of a reverse-path that the client may send
+        for, else that of the login.
+        """
+        return domain_of(message.reverse_path if message.sender_local else message.login)
+
+
+def _seen_by(tenant: TenantRules, message: ExaminedMessage) -> ExaminedMessage:
+    """Return the message with the tenant's domains as the only own ones."""
+    return replace(
+        message,
+        local=frozenset(
+            each for each in message.recipients
+            if each in message.local and domain_of(each) in tenant.domains
+        ),
+        sender_local=message.sender_local and domain_of(message.reverse_path) in tenant.domains,
+        is_own=tenant.domains.__contains__,
+    )  # fmt: skip

@@ -134,7 +134,13 @@ class NodeNameError(SpoolError):
 
 
 class HoldsFullError(SpoolError):
-    """Rules hold as many entries as they may: 452 4.3.1."""
+    """Rules hold as many entries as they may, those of one tenant or ("") of the operator: 452
+    4.3.1.
+    """
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"rules hold as many entries as they may {tenant}".rstrip())
+        self.tenant = tenant
 
 
 @contextmanager
@@ -247,6 +253,7 @@ class NewEntry(Struct, frozen=True):
     content: int = 0
     level: PriorityLevel | None = None
     extra: EntryExtra = NO_EXTRA
+    priority: PriorityLevel | None = None  # that its content asks for; None: as the message
 
 
 class NewMessage(Struct, frozen=True):
@@ -278,7 +285,11 @@ class NewMessage(Struct, frozen=True):
 
     def level_of(self, entry: NewEntry) -> PriorityLevel:
         """Return the first priority level of one of its entries."""
-        return self.priority if entry.level is None else entry.level
+        return self.priority_of(entry) if entry.level is None else entry.level
+
+    def priority_of(self, entry: NewEntry) -> PriorityLevel:
+        """Return the priority level that one of its entries asked for."""
+        return self.priority if entry.priority is None else entry.priority
 
 
 class ReportPlan(Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Mail that a rule of the policy holds: until when, how many, and what a release gives it."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -26,10 +27,13 @@ OVER = Failed(Evidence("5.4.7", "expired"))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 
 
-def by_rule(message, *, ends_us: int = 0, silent: bool = False, held_max: int | None = None):
+def by_rule(
+    message, *, ends_us: int = 0, silent: bool = False, held_max: int | None = None,
+    rule: str = "many",
+):  # fmt: skip
     """The message, with all of its entries held by a rule; `ends_us` after its acceptance."""
     extra = EntryExtra(
-        reason="to be looked at", rule="many", silent=silent, lifetime_us=2 * DAY_US,
+        reason="to be looked at", rule=rule, silent=silent, lifetime_us=2 * DAY_US,
         expires_us=message.facts.received_us + ends_us if ends_us else 0,
     )  # fmt: skip
     entries = tuple(replace(one, extra=extra) for one in message.entries)
@@ -44,10 +48,10 @@ async def due(spool, at_us: int):
     return (await spool.claim_due(at_us, 9, DueQuery())).claims
 
 
-async def full(spool, make) -> bool:
+async def full(spool, make, rule: str = "many") -> bool:
     """Whether rules may hold nothing more where they may hold two entries."""
     try:
-        name = (await spool.accept(by_rule(make(), held_max=2))).queue_id
+        name = (await spool.accept(by_rule(make(), held_max=2, rule=rule))).queue_id
     except HoldsFullError:
         return True
     await spool.queue_admin.execute(command("cancel", Selector(ids=(name,))))
@@ -203,24 +207,41 @@ async def test_concurrent_messages_do_not_exceed_the_bound(spool, make) -> None:
     assert len(await listed(spool)) == 5
 
 
-async def test_expiry_removal_and_split_change_the_number(spool, make, clock, development) -> None:
-    both = by_rule(make({"mx:a.test": ["x@a.test", "y@b.test"]}), ends_us=1000, held_max=2)
+@pytest.mark.parametrize("rule", ["many", "acme/many"])
+async def test_expiry_removal_and_split_change_the_number(
+    spool, make, clock, development, rule
+) -> None:
+    by_rule_of, full_of = partial(by_rule, rule=rule), partial(full, rule=rule)
+    both = by_rule_of(make({"mx:a.test": ["x@a.test", "y@b.test"]}), ends_us=1000, held_max=2)
     name = (await spool.accept(both)).queue_id
-    assert not await full(spool, make)
+    assert not await full_of(spool, make)
     to_b = Destination(NextHop.parse("mx:b.test"))
     split = command("reroute", to=lambda a, _: to_b if a == "y@b.test" else None)
     await spool.queue_admin.execute(split)
-    assert await full(spool, make)
+    assert await full_of(spool, make)
     for claim in await due(spool, clock.queue_us() + 1000):
         over = {one.id: OVER for one in claim.recipients}
         await spool.settle(Settlement(claim, 5, {}, expired=over))
     assert states(await spool.journey(name)) == {"x@a.test": "expired", "y@b.test": "expired"}
-    assert not await full(spool, make)
+    assert not await full_of(spool, make)
     for _ in range(2):
-        await spool.accept(by_rule(make(), held_max=2))
-    assert await full(spool, make)
+        await spool.accept(by_rule_of(make(), held_max=2))
+    assert await full_of(spool, make)
     assert await development.discard(clock.time_us() + DAY_US)
-    assert not await full(spool, make)
+    assert not await full_of(spool, make)
+
+
+async def test_each_tenant_and_the_operator_may_hold_as_much(spool, make) -> None:
+    names = ("many", "acme/many", "acme/few", "globex/many")
+    for rule, taken in zip(names, (2, 1, 1, 2), strict=True):
+        for _ in range(taken):
+            await spool.accept(by_rule(make(), held_max=2, rule=rule))
+    for rule, tenant in zip(names, ("", "acme", "acme", "globex"), strict=True):
+        with pytest.raises(HoldsFullError) as error:
+            await spool.accept(by_rule(make(), held_max=2, rule=rule))
+        assert error.value.tenant == tenant
+    await spool.queue_admin.execute(command("release", HELD))
+    assert not any([await full(spool, make, rule) for rule in names])
 
 
 async def test_a_repeated_submission_is_known_where_nothing_more_is_held(spool, make) -> None:

@@ -368,7 +368,7 @@ def _aloud(original: Any) -> Any:
 
 
 def _only_more(original: Any) -> Any:
-    return lambda batch, by: original(batch, max(by, 0))
+    return lambda batch, held: original(batch, {rule: max(by, 0) for rule, by in held.items()})
 
 
 def _no_release_noted(original: Any) -> Any:

@@ -169,6 +169,11 @@ class FakeQuota:
         return Room.FULL if account.startswith("full") else Room.FITS
 
 
+def as_book(rules: object) -> object:
+    """The rules of an operator as a book; what a test has in its place stays."""
+    return RuleBook(rules) if isinstance(rules, RuleSet) else rules
+
+
 @dataclass
 class Relay:
     """The parts of a relay that a test may inspect or replace."""
@@ -202,9 +207,7 @@ class Relay:
         parts = {
             "hostname": "relay.example.test",
             "router": router,
-            "policy": lambda: (
-                RuleBook(self.rules) if isinstance(self.rules, RuleSet) else self.rules
-            ),
+            "policy": lambda: as_book(self.rules),
             "reporter": reporter,
             "signer": Signer(lambda: self.keys, clock=self.clock, metrics=self.metrics),
             "spool": self.spool,

@@ -286,7 +286,7 @@ class PostgresSpool(SharedSpool):
         bodies = await self.store_contents(messages)
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
 
-        def write(transaction: WriteTransaction) -> Accepted | None:
+        def write(transaction: WriteTransaction) -> Accepted | HoldsFullError:
             return transactions.accept(
                 transaction, messages, bodies, submission_key=submission_key,
                 submission_expires_us=expires_us, captured=self._captured, claim=claim,
@@ -304,10 +304,11 @@ class PostgresSpool(SharedSpool):
         except BaseException:
             await self.discard(bodies)
             raise
-        if accepted is None or accepted.repeated:
+        if isinstance(accepted, HoldsFullError):
             await self.discard(bodies)
-        if accepted is None:
-            raise HoldsFullError("rules hold as many entries as they may")
+            raise HoldsFullError(accepted.tenant)
+        if accepted.repeated:
+            await self.discard(bodies)
         if receipt is not None:
             self.receipts.version += 1
         self._keeper.tell(News.RECORDED if accepted.claims else News.RECORDED | News.DUE)

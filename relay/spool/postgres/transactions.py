@@ -4,6 +4,7 @@ What they decide is in relay.spool.rows; ordinary mail only adds rows to the com
 step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
@@ -14,7 +15,7 @@ from relay.message.content import Content
 from relay.message.nexthop import HopKind
 from relay.spool.columns import message_row
 from relay.spool.postgres.write_transaction import KnownKeyError, SettledEntry, WriteTransaction
-from relay.spool.queue.holds import count_holds, has_room
+from relay.spool.queue.holds import count_holds, lack_of_room
 from relay.spool.rows.accepted import (
     AcceptedRows,
     CapturedMail,
@@ -28,6 +29,7 @@ from relay.spool.types import (
     NEVER_US,
     Accepted,
     Claim,
+    HoldsFullError,
     NewMessage,
     SentReceipt,
     Settlement,
@@ -69,9 +71,10 @@ def accept(
     captured: CapturedMail,
     claim: bool,
     receipt: SentReceipt | None = None,
-) -> Accepted | None:
-    """Write messages[0] and the reports that follow it; None, and nothing is done, where rules
-    would hold more entries than they may. The commit raises KnownKeyError for a known key.
+) -> Accepted | HoldsFullError:
+    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
+    where rules would hold more entries than they may. The commit raises KnownKeyError for a known
+    key.
     """
     first = messages[0]
     if reads_first(first, receipt):
@@ -79,8 +82,8 @@ def accept(
             record_sent(transaction, receipt)
         if submission_key and (known := accepted_as(transaction, submission_key)):
             return Accepted(known, repeated=True)
-        if not has_room(transaction, first):
-            return None
+        if (full := lack_of_room(transaction, first)) is not None:
+            return full
         if receipt is not None:
             note_receipt(transaction, receipt)
     if submission_key:
@@ -134,7 +137,7 @@ def add_message(
     transaction.append_events(facts.id, message.events)
     for name, number in added.counts.items():  # faster than update()
         rows.counts[name] += number
-    count_holds(transaction, len(message.held_by_rules))
+    count_holds(transaction, Counter(message.held_by_rules))
     return added
 
 
@@ -177,7 +180,8 @@ def settle(
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
     rows.counts.update(changed.final)
-    count_holds(transaction, -int(changed.is_finished and claim.is_held_by_rule))
+    if changed.is_finished and claim.is_held_by_rule:
+        count_holds(transaction, {claim.extra.rule: -1})
     transaction.append_events(claim.message.id, settlement.events)
     if runs_statements(settlement):
         record_beside(transaction, settlement, changed, now_us=now_us, store=claim.store)

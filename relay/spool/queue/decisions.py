@@ -289,7 +289,7 @@ class _EntryChanger:
         detail = self._record(key)
         reason = ": ".join(filter(None, (self._order.who, self._order.why)))
         self._note_hold(key, facts, reason)
-        self.changes.held_by_rules -= bool(facts.rule)
+        self.changes.held_by_rules[facts.rule] -= 1
         if self._order.backed_up_us is not None:
             detail["restored"] = True
         if until_us is not None:
@@ -370,7 +370,7 @@ class _EntryChanger:
 
     def _cancel(self, key: Key, facts: EntryFacts) -> str:
         check_transition(facts.state, RecipientState.CANCELLED)
-        self.changes.held_by_rules -= bool(facts.rule)
+        self.changes.held_by_rules[facts.rule] -= 1
         self.changes.ended.append(key)
         self._recipients_to(key, RecipientState.CANCELLED)
         self._work.ended[key] = facts.content_id
@@ -396,7 +396,7 @@ class _EntryChanger:
         else:
             self._put_back(key, facts)
         made = [self._split(key, facts, to, numbers=targets.onward[to]) for to in apart]
-        self.changes.held_by_rules += len(made) * bool(facts.rule)
+        self.changes.held_by_rules[facts.rule] += len(made)
         for one, to in zip(made, apart, strict=True):
             self._arrive(one, facts, to, retry_us=retry_us)
         self._work.made[key] = made
@@ -473,7 +473,7 @@ class _EntryChanger:
             if facts.state is RecipientState.HELD:
                 if facts.rule:
                     facts = self._with_lifetime(key, facts)
-                    self.changes.held_by_rules -= 1
+                    self.changes.held_by_rules[facts.rule] -= 1
                 self._change_extra(key, facts, **RELEASED)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us

@@ -12,6 +12,7 @@ between needs no tables: see relay/spool/queue/decisions.py.
 See docs/names.md (Commands).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -489,7 +490,8 @@ class EntryChanges:
     extras: dict[Key, str] = field(default_factory=dict)  # EntryExtra
     states: dict[RecipientState, list[Key]] = field(default_factory=dict)  # of their recipients
     expiries: dict[str, int] = field(default_factory=dict)  # of messages
-    held_by_rules: int = 0  # by how many entries rules hold more, or fewer
+    # by how many entries each rule ("": none) holds more, or fewer
+    held_by_rules: Counter[str] = field(default_factory=Counter)
     events: dict[str, Event] = field(default_factory=dict)  # by message
 
 

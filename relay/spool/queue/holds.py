@@ -1,12 +1,15 @@
-"""Why entries are held, when a hold ends by itself, and how many a rule of the policy holds.
+"""Why entries are held, when a hold ends by itself, and how many the rules of the policy hold.
 
-The counter HELD_BY_RULES is written with the transaction that changes an entry, so it holds after a
-crash, and a message that holds needs no scan. Each function runs inside one transaction.
+The counter HELD_BY_RULES has those of the operator's rules, HELD_BY_RULES/TENANT those of a
+tenant's, so that one of them never uses up what another may hold. They are written with the
+transaction that changes an entry, so they hold after a crash, and a message that holds needs no
+scan. Each function runs inside one transaction.
 
 See relay/spool/types.py (EntryExtra) and docs/design.md 4.
 """
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,9 +17,10 @@ from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
 from relay.message.lifecycle import RecipientState, check_transition
+from relay.message.verdict import tenant_of_rule
 from relay.observe.logs import get_logger
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import Claim, Key, NewMessage
+from relay.spool.types import Claim, HoldsFullError, Key, NewMessage
 
 HELD_BY_RULES = "held_by_rules"  # the counter
 # Fields of EntryExtra
@@ -26,6 +30,10 @@ _CHANGE = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ?"
 # Most entries that are held have no rule in their text, which is then not parsed.
 _HELD = "SELECT extra FROM entry WHERE state = 'held' AND extra LIKE '%\"rule\"%'"
 _COUNTED = "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM counter WHERE name = ?"
+_COUNTERS = (
+    "SELECT name, CAST(sum(value) AS BIGINT) FROM counter"
+    f" WHERE name = '{HELD_BY_RULES}' OR name LIKE '{HELD_BY_RULES}/%' GROUP BY name"
+)
 _SET_COUNTER = (
     "INSERT INTO counter (name, value) VALUES (?, ?)"
     " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -88,44 +96,65 @@ def note_release(transaction: OpenTransaction, key: Key) -> None:
     transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
 
 
-def count_holds(transaction: OpenTransaction, by: int) -> None:
-    """Count entries that rules hold from now on, or with a negative number no longer."""
-    if by:
-        transaction.counts[HELD_BY_RULES] += by
+def count_holds(transaction: OpenTransaction, held: Mapping[str, int]) -> None:
+    """Count entries that rules hold from now on, or with a negative number no longer, by rule."""
+    for rule, by in held.items():
+        if rule:
+            transaction.counts[counter_of(rule)] += by
+
+
+def counter_of(rule: str) -> str:
+    """Return the counter for what this rule holds."""
+    tenant = tenant_of_rule(rule)
+    return f"{HELD_BY_RULES}/{tenant}" if tenant else HELD_BY_RULES
 
 
 def count_removed(transaction: OpenTransaction, message_ids: Collection[str]) -> None:
     """Count the entries of messages that are about to be removed as no longer held."""
     if message_ids:
         where, values = transaction.among("message_id", tuple(message_ids))
-        count_holds(transaction, -_by_rules(transaction.fetch(f"{_HELD} AND {where}", values)))
+        removed: Counter[str] = Counter()
+        removed.subtract(_by_rules(transaction.fetch(f"{_HELD} AND {where}", values)))
+        count_holds(transaction, removed)
 
 
-def has_room(transaction: OpenTransaction, message: NewMessage) -> bool:
-    """Whether a message may be accepted: rules do not hold it, or with it hold at most `held_max`
-    entries. Other operations of the same transaction count.
+def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFullError | None:
+    """Return the error for a message that rules hold, if those of the operator, or of a tenant,
+    would hold more than `held_max` entries with it. Other operations of the same transaction count.
     """
-    number = len(message.held_by_rules)
-    if not number or message.held_max is None:
-        return True
-    known = _counter(transaction)
-    return known + transaction.counts[HELD_BY_RULES] + number <= message.held_max
+    if not message.held_by_rules or message.held_max is None:  # nearly always
+        return None
+    for name, number in _by_counter(Counter(message.held_by_rules)).items():
+        known = _counter(transaction, name) + transaction.counts[name]
+        if known + number > message.held_max:
+            return HoldsFullError(name.removeprefix(HELD_BY_RULES).removeprefix("/"))
+    return None
 
 
-def counted(tables: Tables) -> tuple[int, int]:
-    """Return the counter, and the number that it should be."""
-    return _counter(tables), _by_rules(tables.fetch(_HELD))
+def counted(tables: Tables) -> Mapping[str, tuple[int, int]]:
+    """Return each counter by its name, and the number that it should be."""
+    found = {str(name): int(value) for name, value in tables.fetch(_COUNTERS, ())}
+    expected = _by_counter(_by_rules(tables.fetch(_HELD)))
+    names = sorted({HELD_BY_RULES, *found, *expected})
+    return {name: (found.get(name, 0), expected[name]) for name in names}
 
 
 def recount(transaction: OpenTransaction) -> None:
-    """Correct the counter."""
-    found, expected = counted(transaction)
-    if found != expected:
-        transaction.execute(_SET_COUNTER, (HELD_BY_RULES, expected))
+    """Correct the counters."""
+    for name, (found, expected) in counted(transaction).items():
+        if found != expected:
+            transaction.execute(_SET_COUNTER, (name, expected))
 
 
-def _counter(tables: Tables) -> int:
-    return int(tables.fetch_one(_COUNTED, (HELD_BY_RULES,))[0])
+def _counter(tables: Tables, name: str) -> int:
+    return int(tables.fetch_one(_COUNTED, (name,))[0])
+
+
+def _by_counter(rules: Counter[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for rule, number in rules.items():
+        found[counter_of(rule)] += number
+    return found
 
 
 def _end_rule(transaction: OpenTransaction, key: Key) -> str:
@@ -134,12 +163,15 @@ def _end_rule(transaction: OpenTransaction, key: Key) -> str:
     if row is None:
         return ""
     state, text = row
-    count_holds(transaction, -int(state == "held" and bool(_rule_of(text))))
+    if state == "held":
+        count_holds(transaction, {_rule_of(text): -1})
     return str(text)
 
 
-def _by_rules(rows: Iterable[tuple[str]]) -> int:
-    return sum(bool(_rule_of(text)) for (text,) in rows)
+def _by_rules(rows: Iterable[tuple[str]]) -> Counter[str]:
+    found = Counter(_rule_of(text) for (text,) in rows)
+    del found[""]
+    return found
 
 
 def _rule_of(text: str) -> str:

@@ -110,12 +110,12 @@ def accepted_rows(
             warn_us = None
             retry_us, due_us = _parked_times(message, entry, captured)
             parked_until_us.append(due_us)
-        level = message.level_of(entry)
+        level, priority = message.level_of(entry), message.priority_of(entry)
         entries.append(
             (
                 facts.id, position, entry.next_hop.key, content_keys[entry.content], state,
                 int(claim and is_queued), due_us, retry_us, level, message.sender_key, warn_us,
-                message.priority, extra_text(entry.extra),
+                priority, extra_text(entry.extra),
             )
         )  # fmt: skip
         people: list[ClaimedRecipient] = []
@@ -134,7 +134,7 @@ def accepted_rows(
                     recipients=tuple(people), attempts=0, content_id=content_keys[entry.content],
                     content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
                     level=level, sender=message.sender_key, warn_us=warn_us,
-                    priority=message.priority, extra=entry.extra, owner=owner, store=store,
+                    priority=priority, extra=entry.extra, owner=owner, store=store,
                 )
             )  # fmt: skip
     counts[ACCEPTED_COUNTER] += len(recipients)

@@ -254,13 +254,14 @@ class SqliteSpool(SharedSpool):
             if index not in files[0] or isinstance(content, LargeContent)
         )
 
-        def write(batch: Batch) -> Accepted | None:
+        def write(batch: Batch) -> Accepted | HoldsFullError:
             accepted = transactions.accept(
                 batch, messages, files, submission_key=submission_key,
                 submission_expires_us=expires_us, captured=self._captured,
                 claim=claim, receipt=receipt,
             )  # fmt: skip
-            if accepted is not None and not accepted.repeated:  # a repetition needs no room
+            # a repetition needs no room
+            if not isinstance(accepted, HoldsFullError) and not accepted.repeated:
                 batch.new_bytes.append(inline_bytes)
             return accepted
 
@@ -271,9 +272,9 @@ class SqliteSpool(SharedSpool):
             if isinstance(error, SpoolDamagedError):
                 raise SpoolUnavailableError(str(error)) from error
             raise
-        if accepted is None:
+        if isinstance(accepted, HoldsFullError):
             await self.discard(files)
-            raise HoldsFullError("rules hold as many entries as they may")
+            raise HoldsFullError(accepted.tenant)
         if receipt is not None:
             self.receipts.version += 1
         if accepted.repeated:

@@ -8,6 +8,7 @@ the transaction back.
 See docs/design.md 4, invariants 1, 2, 3 and 7.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
@@ -19,7 +20,7 @@ from relay.spool.columns import (
     REMOVED_EVENTS,
     message_row,
 )
-from relay.spool.queue.holds import count_holds, has_room
+from relay.spool.queue.holds import count_holds, lack_of_room
 from relay.spool.rows.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
@@ -45,6 +46,7 @@ from relay.spool.types import (
     Accepted,
     Claim,
     ContentKey,
+    HoldsFullError,
     NewMessage,
     SentReceipt,
     Settlement,
@@ -72,17 +74,17 @@ def accept(
     captured: CapturedMail,
     claim: bool,
     receipt: SentReceipt | None = None,
-) -> Accepted | None:
-    """Write messages[0] and the reports that follow it; None, and nothing is done, where rules
-    would hold more entries than they may. `files` are those of each message.
+) -> Accepted | HoldsFullError:
+    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
+    where rules would hold more entries than they may. `files` are those of each message.
     """
     if receipt is not None:
         record_sent(batch, receipt)
     first = messages[0]
     if submission_key and (known := accepted_as(batch, submission_key)):
         return Accepted(known, repeated=True)
-    if not has_room(batch, first):
-        return None
+    if (full := lack_of_room(batch, first)) is not None:
+        return full
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
         batch.execute("INSERT INTO submission VALUES (?,?,?)", row)
@@ -114,7 +116,8 @@ def settle(
     if not _leave(batch, settlement, rows):
         return None
     batch.counts.update(rows.final)
-    count_holds(batch, -int(rows.is_finished and claim.is_held_by_rule))  # its hold has expired
+    if rows.is_finished and claim.is_held_by_rule:  # its hold has expired
+        count_holds(batch, {claim.extra.rule: -1})
     batch.execute_each(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?"
@@ -168,7 +171,7 @@ def add_message(
     batch.execute_each(_RECIPIENT, rows.recipients)
     batch.append_events(facts.id, message.events)
     batch.counts.update(rows.counts)
-    count_holds(batch, len(message.held_by_rules))
+    count_holds(batch, Counter(message.held_by_rules))
     return rows
 
 

@@ -288,10 +288,12 @@ class SpoolVerifier:
         correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
         if unaccounted:
             self._settle_counter(f"{unaccounted} recipients unaccounted for", 0, correct)
-        held, expected = counted(self._rows)
-        if held != expected:
-            recount = partial(recount_holds, self._rows)
-            self._settle_counter(f"{held} entries held by rules", expected, recount)
+        for name, (held, expected) in counted(self._rows).items():
+            if held != expected:
+                _, _, tenant = name.partition("/")
+                by = f"rules of {tenant}" if tenant else "rules"
+                recount = partial(recount_holds, self._rows)
+                self._settle_counter(f"{held} entries held by {by}", expected, recount)
         return unaccounted
 
     def _settle_counter(self, found: str, expected: int, correct: Callable[[], object]) -> None:

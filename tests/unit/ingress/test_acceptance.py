@@ -21,8 +21,8 @@ from relay.message.verdict import (
 )
 from relay.mime import headers
 from relay.policy.archives import UnexaminedArchiveError
-from relay.policy.engine import RuleSet
 from relay.policy.message_parts import TooManyPartsError
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import read_rules
 from relay.spool.types import Claim, PriorityLevel, SpoolUnavailableError
 from tests.support.contents import as_large
@@ -46,7 +46,8 @@ def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "
 class Rules:
     """Rejects the given addresses; `additions` and `fault` as given."""
 
-    identity = None
+    def identity(self, _):
+        return None
 
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
         self.rejected, self.additions, self.fault = rejected, additions, fault
@@ -237,7 +238,7 @@ async def test_an_event_lists_100_addresses_and_counts_the_others():
     assert detail["counts"] == {"refused": 201}
     assert len(detail["refused"]) == 100
     assert "count" not in detail["rules"][0]
-    relay.rules = RuleSet()
+    relay.rules = RuleBook()
     await accept(relay, envelope("bob@example.test", *there))
     detail = relay.spool.accepted[1].events[0].detail
     assert detail["counts"] == {"mx:b.test": 101}
@@ -405,7 +406,7 @@ async def test_one_deferred_recipient_defers_the_whole_message(tmp_path, text, r
 def rules_in(directory, when, then):
     text = f"[[rule]]\nname = 'r'\nwhen = {{ {when} }}\nthen = [ {then} ]\n"
     (directory / "10.toml").write_text(text)
-    return read_rules(directory)
+    return RuleBook(read_rules(directory))
 
 
 async def test_an_error_in_passing_on_claims_does_not_change_the_250():

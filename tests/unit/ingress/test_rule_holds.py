@@ -149,7 +149,7 @@ async def test_who_gets_no_notice(relay, case) -> None:
 async def test_beyond_the_bound_it_is_deferred_and_the_log_says_so_once_a_minute(
     relay, capfd
 ) -> None:
-    relay.spool.fault = HoldsFullError("full")
+    relay.spool.fault = HoldsFullError("")
     acceptance = relay.acceptance()
     for number in range(4):
         if number == 3:

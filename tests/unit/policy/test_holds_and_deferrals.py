@@ -9,7 +9,7 @@ from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 from relay.message.verdict import Deferral, Hold, VerdictAction
-from relay.policy.engine import SKIPPED, Evaluation
+from relay.policy.engine import SKIPPED
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.patterns import PatternError, PatternSet
 from relay.policy.rule_files import PolicyError, read_rules
@@ -228,7 +228,7 @@ def test_an_evaluation_goes_on_in_a_thread_where_the_loop_stopped(rules_of):
     message = examined_message(
         "a@in.test", BOTH, head + b"x" * 100_000, source="smtp", local_domains=()
     )
-    evaluation = Evaluation(rules.index, message)
+    evaluation = rules.begin(message)
     assert not evaluation.run(in_thread=False)
     assert not evaluation.run(in_thread=False)
     assert evaluation.run(in_thread=True)

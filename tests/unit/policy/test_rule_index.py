@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from relay.message.envelope import Source
 from relay.policy.engine import Evaluation, places_of
 from relay.policy.globs import Globs
+from relay.policy.rule_book import RuleBook
 from relay.policy.rule_tests import examined_message
 from tests.support.rule_sets import messages, rule_sets
 
@@ -23,9 +24,9 @@ def results(conditions, view, recipient):
 class AsksEverything(Evaluation):
     """Asks each condition of each rule for each recipient: no index, no numbers, no bits."""
 
-    def __init__(self, index, message):
-        super().__init__(index, message)
-        self._candidates = bytearray(b"\1") * len(index.plans)
+    def __init__(self, rules, message):
+        super().__init__(RuleBook(rules).scopes(message), message)
+        self._candidates = bytearray(b"\1") * len(rules.index.plans)
 
     def matched(self, plan):
         found = 0
@@ -38,7 +39,7 @@ class AsksEverything(Evaluation):
 
 
 def check(rules, message):
-    naive = AsksEverything(rules.index, message)
+    naive = AsksEverything(rules, message)
     naive.run(in_thread=True)
     assert rules.evaluate(message) == naive.verdict()
 

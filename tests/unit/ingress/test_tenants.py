@@ -1,0 +1,135 @@
+"""What acceptance does with mail of several tenants, over SMTP."""
+
+import pytest
+
+from relay.accounts.account import Account
+from relay.message.envelope import Envelope, ForwardPath
+from relay.message.lifecycle import RecipientState
+from relay.policy.rule_book import RuleBook, TenantRules
+from relay.policy.rule_files import read_rules
+from relay.routing.route_table import RouteTable
+from relay.spool.types import HoldsFullError, PriorityLevel
+from tests.support.ingress import Client, FakeAccounts, MemorySpool, Relay
+from tests.unit.ingress.test_acceptance import UNTRUSTED
+
+ALICE, BOB = "alice@acme.test", "bob@globex.test"
+GONE = "451 4.3.0 The mail rules of acme.test are not available, try again later"
+
+
+class People(FakeAccounts):
+    def by_address(self, address):
+        return Account(address) if address in (ALICE, "amy@acme.test", BOB) else None
+
+
+class FullForAcme(MemorySpool):
+    async def accept(self, message, **options):
+        if any(rule.startswith("acme/") for rule in message.held_by_rules):
+            raise HoldsFullError("acme")
+        return await super().accept(message, **options)
+
+
+class TwoTenants(Relay):
+    @property
+    def router(self):
+        return RouteTable((), ["acme.test", "globex.test"], self.accounts)
+
+
+def relay_with(folder, then: str | None, **parts) -> Relay:
+    """A relay where acme has one rule, or no rules that can be used."""
+    (folder / "a.toml").write_text(f"[[rule]]\nname = 'acme/r'\nthen = [ {then or TAG} ]\n")
+    rules = {"acme": read_rules(folder) if then else None, "globex": None}
+    (folder / "a.toml").unlink()
+    rules["globex"] = read_rules(folder)
+    tenants = {name: TenantRules(name, frozenset([f"{name}.test"]), rules[name]) for name in rules}
+    return TwoTenants(accounts=People(), rules=RuleBook(read_rules(folder), tenants), **parts)
+
+
+async def sent(relay: Relay, *to: str, **listener) -> str:
+    server = relay.server(**listener)
+    await server.start()
+    client = await Client.connect(server.address)
+    try:
+        await client.reply()
+        lines = ("EHLO c.test", "MAIL FROM:<x@far.test>", *(f"RCPT TO:<{one}>" for one in to))
+        assert {reply[:3] for reply in await client.say_all(*lines)} == {"250"}
+        await client.say("DATA")
+        return await client.say("Subject: hello\r\n\r\nx\r\n.")
+    finally:
+        client.writer.close()
+        await server.drain(0.2)
+
+
+async def accepted(relay: Relay, *to: str) -> str:
+    """As sent(), without the reply to RCPT: a submission comes so, or a set is lost meanwhile."""
+    acceptance, paths = relay.acceptance(), [ForwardPath(one) for one in to]
+    try:
+        content = b"Subject: hello\r\n\r\nx\r\n"
+        found = await acceptance.accept(Envelope("x@far.test"), paths, content, origin=UNTRUSTED)
+    finally:
+        acceptance.close()
+    return found.reply
+
+
+def fates(relay: Relay) -> dict[str, str]:
+    [message] = relay.spool.accepted
+    found = {each.path.address: f"{each.state} {each.reply}" for each in message.final_recipients}
+    return found | {
+        each.path.address: entry.extra.reason or "delivered"
+        for entry in message.entries
+        for each in entry.recipients
+    }
+
+
+TAG = "{ subject_prefix = 'x' }"
+NONE_LEFT = "{ rate_limit = { rate = '1/1h', per = 'client', text = '4.7.1 much' } }"
+FULL = (
+    f"{RecipientState.FAILED} 550 5.3.1 The rules of its domain hold as many messages as they may"
+)
+CASES = {
+    "defer": ("{ defer = '4.7.1 later' }", "deferred by acme/r: later", "451 4.7.1 later"),
+    "limit": (NONE_LEFT, "deferred by acme/r: much", "451 4.7.1 much"),
+    "none": (None, f"deferred by acme/*: {GONE[10:]}", GONE),
+    "hold": ("{ hold = 'a look' }", "a look", "250 2.0.0"),
+}
+
+
+@pytest.mark.parametrize(("then", "reason", "reply"), CASES.values(), ids=CASES)
+async def test_the_copies_of_others_never_wait(tmp_path, then, reason, reply) -> None:
+    relay = relay_with(tmp_path, then)
+    others = [BOB] if then != NONE_LEFT else [BOB, "amy@acme.test"]
+    send = sent if then else accepted
+    assert (await send(relay, ALICE, *others)).startswith("250 2.0.0")
+    expected = {ALICE: reason, BOB: "delivered"}
+    assert fates(relay) == expected | ({"amy@acme.test": reason} if others[1:] else {})
+    alone = relay_with(tmp_path, then)
+    mine = [ALICE, "amy@acme.test"]
+    assert (await send(alone, *mine)).startswith(reply)
+
+
+@pytest.mark.parametrize("then", [CASES["defer"][0], CASES["limit"][0], CASES["hold"][0], None])
+async def test_copies_that_may_not_even_be_held_are_rejected(tmp_path, then) -> None:
+    relay = relay_with(tmp_path, then, spool=FullForAcme())
+    send = sent if then else accepted
+    assert (await send(relay, ALICE, "amy@acme.test", BOB)).startswith("250 2.0.0")
+    assert fates(relay) == {ALICE: FULL, "amy@acme.test": FULL, BOB: "delivered"}
+    only = relay_with(tmp_path, CASES["hold"][0], spool=FullForAcme())
+    assert (await sent(only, ALICE)).startswith("452 4.3.1")
+
+
+async def test_a_message_and_its_journey_name_the_sets_and_keep_the_priority(tmp_path) -> None:
+    urgent = "{ set_header = { name = 'Priority', value = 'urgent' } }"
+    relay = relay_with(tmp_path, urgent)
+    assert (await sent(relay, ALICE, BOB, trusted_networks=("127.0.0.1",))).startswith("250")
+    [message] = relay.spool.accepted
+    levels = {
+        each.path.address: (message.priority_of(entry), message.level_of(entry))
+        for entry in message.entries
+        for each in entry.recipients
+    }
+    assert levels == {
+        ALICE: (PriorityLevel.HIGH, PriorityLevel.HIGH),
+        BOB: (PriorityLevel.NORMAL, PriorityLevel.NORMAL),
+    }
+    detail = message.events[0].detail
+    assert detail["set"]["tenants"].keys() == {"acme", "globex"}
+    assert detail["rules"][0]["rule"] == "acme/r"
