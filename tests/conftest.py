@@ -30,7 +30,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("search", deadline=None, max_examples=2000)
+settings.register_profile("search", deadline=None, max_examples=5000)
 settings.load_profile("same")
 
 collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_sample_project.py

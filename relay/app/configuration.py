@@ -204,7 +204,8 @@ class ActiveConfiguration:
             settings, self._last_good, before=before, clock=self._clock, examine=examine
         )
         return Configuration(
-            settings, accounts.tables, book_of(rules, sets), sets, texts, keys, table, places
+            settings, accounts.tables, book_of(rules, sets, settings), sets, texts, keys,
+            table, places
         )
 
     def close(self) -> None:

@@ -437,7 +437,7 @@ def explainer_of_files(
             accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from
         )
         schedule = retry_schedule(settings)
-        rules = strict_book(load_strictly(settings, file))
+        rules = strict_book(load_strictly(settings, file), settings)
         resolver = resolver_of(settings, clock)
         explainer = Explainer(
             forwarding=forwarding, rules=lambda: rules, resolver=resolver,

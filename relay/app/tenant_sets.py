@@ -36,6 +36,7 @@ from relay.settings.validation import next_hops_by_name
 from relay.settings.values import GROUPS_DIRECTORY
 
 _log = get_logger("app")
+KEPT_SETS = "policies"  # a directory in state_dir
 _EMPTY = "empty"  # stands for the hash of a set without files
 _PART = ".part"
 _FAULTS_SHOWN = 20
@@ -61,7 +62,7 @@ class LastGoodSets:
 
     def __init__(self, state_dir: Path, crash: CrashPoints) -> None:
         self._state_dir, self._crash = state_dir, crash
-        self._top = state_dir / "policies"
+        self._top = state_dir / KEPT_SETS
 
     def keep_all(self, sets: Mapping[str, TenantSet], directory: Path) -> None:
         """Keep the sets without a fault, which were loaded below `directory`, and the older ones of
@@ -274,18 +275,24 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
         raise PolicyError(faults)
 
 
-def book_of(operator: RuleSet, sets: Mapping[str, TenantSet]) -> RuleBook:
-    """Return all rules in force."""
-    return RuleBook(operator, {
-        name: TenantRules(name, frozenset(one.tenant.domains), one.rules)
-        for name, one in sets.items()
-    })  # fmt: skip
+def book_of(operator: RuleSet, sets: Mapping[str, TenantSet], settings: Settings) -> RuleBook:
+    """Return all rules in force. A domain that is an alias of a tenant's is the tenant's."""
+    aliases: dict[str, list[str]] = {}
+    for one in settings.domain:
+        aliases.setdefault(one.alias_of, []).append(one.name)
+    tenants = {}
+    for name, made in sets.items():
+        own = made.tenant.domains
+        domains = frozenset((*own, *(alias for each in own for alias in aliases.get(each, ()))))
+        tenants[name] = TenantRules(name, domains, made.rules)
+    return RuleBook(operator, tenants)
 
 
-def strict_book(sets: Iterable[tuple[Tenant | None, RuleSet]]) -> RuleBook:
+def strict_book(sets: Iterable[tuple[Tenant | None, RuleSet]], settings: Settings) -> RuleBook:
     """Return the rules that load_strictly() has returned."""
     (_, operator), *others = sets
-    return book_of(operator, {one.name: TenantSet(one, rules, 0) for one, rules in others if one})
+    made = {one.name: TenantSet(one, rules, 0) for one, rules in others if one}
+    return book_of(operator, made, settings)
 
 
 def trouble_of(sets: Mapping[str, TenantSet]) -> str:

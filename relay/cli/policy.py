@@ -136,7 +136,8 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     login is a stranger, unless a listener trusts its network.
     """
     settings = context.settings()
-    rules = strict_book(load_strictly(settings, context.found_config_file(), runs_tests=False))
+    sets = load_strictly(settings, context.found_config_file(), runs_tests=False)
+    rules = strict_book(sets, settings)
     content = crlf(read_input("policy try", file))
     subject = examined_message(
         given["sender"], given["recipients"], content, source=Source(given["source"]),
@@ -208,7 +209,7 @@ def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
         each for tenant, rules in sets for each in faults_of_reach(rules, tenant, own=own)
     ]:
         raise PolicyError(faults)
-    return strict_book(sets)
+    return strict_book(sets, settings)
 
 
 def _sets(

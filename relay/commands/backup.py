@@ -32,6 +32,7 @@ import msgspec
 
 from relay import spool
 from relay.app.state_dir import as_owner
+from relay.app.tenant_sets import KEPT_SETS
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import fsync_path, replace_file, sync_disk, write_all
 from relay.base.phrases import named
@@ -55,6 +56,7 @@ _LOOKS_MAX = 10
 _CLOCKS_DIFFER_US = 86_400_000_000  # at most: that of a database gives the times in names
 # The order in which a submission moves through them.
 _IN_ORDER = (KEYS, "restored", "preparing", "deferred", "ready")
+_SETS = Path(STATE) / KEPT_SETS
 _OF_A_PROCESS = frozenset(("lock", "session", "probe"))
 _INDEX = "relay-index"
 
@@ -380,7 +382,7 @@ class BackupCopy:
                         continue
                     if entry.is_dir():
                         _make_parents(self.path(place / entry.name), self.folder)
-                        if entry.name != "tmp":
+                        if entry.name != "tmp" or place == _SETS:  # a tenant may have this name
                             folders.append(path)
                     elif self._seen.is_new(path):
                         found = True

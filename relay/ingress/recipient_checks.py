@@ -24,7 +24,7 @@ from relay.ingress.forwarding import Forwarder
 from relay.mailbox.types import Room
 from relay.message.envelope import domain_of
 from relay.message.nexthop import NextHop
-from relay.policy.rule_book import RuleBook
+from relay.policy.rule_book import RuleBook, unavailable
 from relay.routing.route_table import (
     InvalidRecipient,
     LocalRecipient,
@@ -68,13 +68,13 @@ class RecipientChecks(Struct, frozen=True):
         expansion = self.forwarding.expand(address, reverse_path)
         if expansion is None:
             return await self._rejection(
-                address, reverse_path, size_bytes=size_bytes, may_relay=may_relay,
+                address, reverse_path, given=address, size_bytes=size_bytes, may_relay=may_relay,
                 asks=not may_relay,
             )  # fmt: skip
         rejection = ""
         for target in expansion.addresses:
             found = await self._rejection(
-                target, reverse_path, size_bytes=size_bytes, may_relay=True,
+                target, reverse_path, given=address, size_bytes=size_bytes, may_relay=True,
                 asks=not may_relay and len(expansion.targets) == 1,
             )  # fmt: skip
             if not found:
@@ -83,12 +83,19 @@ class RecipientChecks(Struct, frozen=True):
         return rejection
 
     async def _rejection(
-        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool, asks: bool
+        self,
+        address: str,
+        reverse_path: str,
+        *,
+        given: str,
+        size_bytes: int,
+        may_relay: bool,
+        asks: bool,
     ) -> str:
+        """`given` is the address that the client gave, which leads to `address`."""
         found = self.forwarding.examine(address, reverse_path)
         if self.rules().tenants and self._waits(address, found):
-            # RFC 3463 3.4
-            return f"451 4.3.0 <{address}>: the rules of its domain have a fault, try again later"
+            return f"451 4.3.0 {unavailable(domain_of(given))}"  # RFC 3463 3.4
         match found:
             case RemoteRecipient(next_hop):
                 if not (found.is_local or may_relay):

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from relay.app import tenant_sets
 from relay.app.configuration import ActiveConfiguration
-from relay.app.tenant_sets import load_strictly
+from relay.app.tenant_sets import load_strictly, strict_book
 from relay.base.clock import SystemClock
+from relay.message.envelope import Source
 from relay.policy.rule_files import PolicyError, read_rules
+from relay.policy.rule_tests import examined_message
 from relay.settings.document import SettingsError
 from relay.settings.reader import load
 from tests.support.logs import capture_logs
@@ -212,6 +214,34 @@ def test_files_that_change_while_they_are_copied_are_not_kept(site, monkeypatch)
     )  # fmt: skip
     site.start()
     assert site.names() == ["acme/old"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "to", "tenants"),
+    [
+        ("a@alias.test", "b@far.test", ("acme",)),
+        ("a@alias.test", "b@acme.test", ("acme",)),
+        ("a@acme.test", "b@alias.test", ("acme",)),
+        ("a@beta.test", "b@alias.test", ("beta", "acme")),
+        ("a@far.test", "b@alias.test", ("acme",)),
+    ],
+)
+def test_a_domain_that_is_an_alias_is_of_the_same_tenant(site, sender, to, tenants):
+    site.file.write_text(CONFIG + '[[domain]]\nname = "alias.test"\nalias_of = "acme.test"\n')
+    site.write("acme", RULE.format("own") + 'when = { recipient = "group:own" }\n')
+    site.start()
+    read = load(site.file, {})
+    domains = ["acme.test", "alias.test", "beta.test", "far.test"]
+    message = examined_message(
+        sender, [to], b"Subject: x\r\n\r\n", source=Source.SMTP, local_domains=domains,
+        is_trusted=True,
+    )  # fmt: skip
+    strict = strict_book(load_strictly(read, site.file), read)
+    for rules in (site.active.rules(), strict):
+        verdict = rules.evaluate(message)
+        assert verdict.tenants == tenants
+        held = "acme/own" in {each.rule for each in verdict.hits}
+        assert held == (to != "b@far.test")
 
 
 @pytest.mark.parametrize("name", ["acme/x", "beta/"])
