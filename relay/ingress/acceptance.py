@@ -230,10 +230,11 @@ class Acceptance:
             arrival = replace(arrival, envelope=envelope)
             examine = forwarding.examiner(verdict.sender, parsed.header, trusted=origin.trusted)
             examinations = as_valid(examinations, examined_recipients(recipients, examine))
+        answers_discarded = self._answers_discarded(arrival, examinations)
         while True:
             fan = self._fan_out(
-                arrival, recipients, verdict,
-                examinations=examinations, examine=examine, expand=expand,
+                arrival, recipients, verdict, examinations=examinations, examine=examine,
+                expand=expand, answers_discarded=answers_discarded,
             )  # fmt: skip
             reply = await self._carry_out(
                 arrival, verdict, fan,
@@ -289,11 +290,19 @@ class Acceptance:
                 reply = await self._commit(message, reports, origin, reserved=reserved)
             except HoldsFullError as error:
                 if error.tenant in verdict.guests:
-                    return verdict.without_holds_of(error.tenant, *HOLDS_FULL_OF_TENANT)
+                    return verdict.without_holds_of(
+                        error.tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fan.in_mailboxes
+                    )
                 full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
                 reply = self.holds.rejection(full[0], self.held_max)
             self._count_rules(verdict)
             return reply
+
+    def _answers_discarded(self, arrival: _Arrival, examinations: Sequence[RoutingResult]) -> str:
+        """Return why answers to reports are discarded, "" if they are kept, which counts them."""
+        if any(not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations):
+            return self.answers.why_discarded(arrival.envelope, size_of(arrival.content))
+        return ""
 
     def _fan_out(
         self,
@@ -304,6 +313,7 @@ class Acceptance:
         examinations: Sequence[RoutingResult],
         examine: Callable[[str, str, bool], RoutingResult],
         expand: Callable[[str], Expansion | None],
+        answers_discarded: str,
     ) -> FanOut:
         envelope, trusted = arrival.envelope, arrival.origin.trusted
 
@@ -314,17 +324,10 @@ class Acceptance:
                 forwarded_by, address, envelope.reverse_path, trusted=trusted
             )
 
-        has_answers = any(
-            not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations
-        )
         return fan_out(
             recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
             verdict, expand=expand, examine=examine, sender_of=sender_of,
-            answers_discarded=(
-                self.answers.why_discarded(envelope, size_of(arrival.content))
-                if has_answers
-                else ""
-            ),
+            answers_discarded=answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
         )  # fmt: skip
 

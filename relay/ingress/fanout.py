@@ -96,6 +96,12 @@ class FanOut(Struct, frozen=True):
         return tuple(each for each in self.final_recipients if each.state is state)
 
     @property
+    def in_mailboxes(self) -> frozenset[str]:
+        """The recipients whose copies go into mailboxes of this relay."""
+        local = (each for each in self.entries if each.next_hop == LOCAL)
+        return frozenset(one.path.address for each in local for one in each.recipients)
+
+    @property
     def rejects_all(self) -> bool:
         """Whether every recipient that the client named is rejected; of an alias, all that it leads
         to.

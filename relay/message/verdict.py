@@ -5,7 +5,7 @@ RecipientVerdict for each examined recipient, in the same order; contents[0] is 
 The vocabulary is that of Exchange's mail flow rules.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, Self
 
@@ -119,6 +119,20 @@ class RuleMail(Struct, frozen=True):
     def kind(self) -> str:
         """The action that makes it."""
         return "notify" if self.text else "journal"
+
+
+def mails_about(
+    recipients: Sequence[RecipientVerdict], mails: Iterable[RuleMail]
+) -> Iterator[RuleMail]:
+    """Yield the mails; journals are about nobody who is rejected. If all are, none is left."""
+    rejected = {each.address for each in recipients if each.action is VerdictAction.REJECT}
+    if all(each.action is VerdictAction.REJECT for each in recipients):
+        return
+    for mail in mails:
+        if mail.text or not rejected:
+            yield mail
+        elif left := tuple([each for each in mail.recipients if each not in rejected]):
+            yield replace(mail, recipients=left)
 
 
 class AddedCopies:
@@ -248,19 +262,26 @@ class Verdict(Struct, frozen=True):
             ),
         )  # fmt: skip
 
-    def without_holds_of(self, tenant: str, status: str, text: str) -> Self:
-        """Return the verdict in which copies are rejected that rules of this tenant hold."""
+    def without_holds_of(
+        self, tenant: str, status: str, text: str, *, in_mailboxes: Collection[str]
+    ) -> Self:
+        """Return the verdict in which copies are rejected that rules of this tenant hold. Those for
+        the addresses `in_mailboxes` do not leave this relay.
+        """
+        recipients = tuple(
+            replace(
+                each, action=VerdictAction.REJECT, rule=hold.rule, status=status, text=text,
+                successors=(), hold=None, junk=None,
+            )
+            if (hold := each.held(in_mailbox=each.address in in_mailboxes))
+            and tenant_of_rule(hold.rule) == tenant
+            else each
+            for each in self.recipients
+        )  # fmt: skip
         return replace(
             self,
-            recipients=tuple(
-                replace(
-                    each, action=VerdictAction.REJECT, rule=hold.rule, status=status,
-                    text=text, successors=(), hold=None, junk=None,
-                )
-                if (hold := each.hold or each.junk) and tenant_of_rule(hold.rule) == tenant
-                else each
-                for each in self.recipients
-            ),
+            recipients=recipients,
+            mails=tuple(mails_about(recipients, self.mails)),
             additions=tuple(
                 each
                 for each in self.additions

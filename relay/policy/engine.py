@@ -38,6 +38,7 @@ from relay.message.verdict import (
     RuleMail,
     Verdict,
     VerdictAction,
+    mails_about,
 )
 from relay.policy.actions import (
     NO_DISCLAIMER_STATUS,
@@ -294,7 +295,7 @@ class Evaluation:
             tuple(recipients), tuple(additions), contents, tuple(self._hits),
             deferred=self._deferral, sender=self._sender,
             charges=tuple(self._due(recipients)) if self._charges else (),
-            mails=tuple(self._mails_about(recipients)) if self._mails else (),
+            mails=tuple(mails_about(recipients, self._mails)) if self._mails else (),
             tenants=tuple(self._tenants), guests=frozenset(self._guests),
         )  # fmt: skip
         for deferral in self._deferrals:
@@ -538,17 +539,6 @@ class Evaluation:
         for charge, matched in self._charges:
             if count := (matched & ~rejected).bit_count():
                 yield structs.replace(charge, recipients=count)
-
-    def _mails_about(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RuleMail]:
-        """Yield the mails; journals are about nobody who is rejected. If all are, none is left."""
-        rejected = {each.address for each in recipients if each.action is VerdictAction.REJECT}
-        if all(each.action is VerdictAction.REJECT for each in recipients):
-            return
-        for mail in self._mails:
-            if mail.text or not rejected:
-                yield mail
-            elif left := tuple([each for each in mail.recipients if each not in rejected]):
-                yield structs.replace(mail, recipients=left)
 
     def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[AddedRecipient]:
         """Yield the additions that are needed, without those that get the message already.

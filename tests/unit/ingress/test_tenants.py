@@ -3,6 +3,7 @@
 import pytest
 
 from relay.accounts.account import Account
+from relay.message.content import read_all
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.policy.rule_book import RuleBook, TenantRules
@@ -13,6 +14,7 @@ from tests.support.ingress import Client, FakeAccounts, MemorySpool, Relay
 from tests.unit.ingress.test_acceptance import UNTRUSTED
 
 ALICE, BOB = "alice@acme.test", "bob@globex.test"
+CONTENT = b"Subject: hello\r\n\r\nx\r\n"
 GONE = "451 4.3.0 The mail rules of acme.test are not available, try again later"
 
 
@@ -36,8 +38,18 @@ class TwoTenants(Relay):
 
 def relay_with(folder, then: str | None, **parts) -> Relay:
     """A relay where acme has one rule, or no rules that can be used."""
-    (folder / "a.toml").write_text(f"[[rule]]\nname = 'acme/r'\nthen = [ {then or TAG} ]\n")
-    rules = {"acme": read_rules(folder) if then else None, "globex": None}
+    return relay_for(folder, [("*", then)] if then else [], **parts)
+
+
+def relay_for(folder, rules: list[tuple[str, str]], **parts) -> Relay:
+    """A relay where acme has rules: for whom, and what they do; without any, none can be used."""
+    (folder / "a.toml").write_text(
+        "".join(
+            f"[[rule]]\nname = 'acme/r{number or ''}'\nwhen = {{ recipient = '{to}' }}\nthen = [ {then} ]\n"
+            for number, (to, then) in enumerate(rules)
+        )
+    )
+    rules = {"acme": read_rules(folder) if rules else None, "globex": None}
     (folder / "a.toml").unlink()
     rules["globex"] = read_rules(folder)
     tenants = {name: TenantRules(name, frozenset([f"{name}.test"]), rules[name]) for name in rules}
@@ -63,8 +75,7 @@ async def accepted(relay: Relay, *to: str) -> str:
     """As sent(), without the reply to RCPT: a submission comes so, or a set is lost meanwhile."""
     acceptance, paths = relay.acceptance(), [ForwardPath(one) for one in to]
     try:
-        content = b"Subject: hello\r\n\r\nx\r\n"
-        found = await acceptance.accept(Envelope("x@far.test"), paths, content, origin=UNTRUSTED)
+        found = await acceptance.accept(Envelope("x@far.test"), paths, CONTENT, origin=UNTRUSTED)
     finally:
         acceptance.close()
     return found.reply
@@ -133,3 +144,64 @@ async def test_a_message_and_its_journey_name_the_sets_and_keep_the_priority(tmp
     detail = message.events[0].detail
     assert detail["set"]["tenants"].keys() == {"acme", "globex"}
     assert detail["rules"][0]["rule"] == "acme/r"
+
+
+HELD = "{ hold = 'a look' }"
+AMY = "amy@acme.test"
+JOURNAL = "{ journal = 'j@acme.test' }"
+
+
+def journals(relay: Relay) -> list[list[str]]:
+    """Whom each journal report is about."""
+    found = []
+    for one in relay.spool.reports:
+        text = read_all(one.contents[0]).decode()
+        if "X-MS-Journal-Report" in text:
+            found.append([line[5:] for line in text.splitlines() if line.startswith("Bcc: ")])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rules", "to", "expected"),
+    [
+        # what is held is in the report as what is delivered is
+        ([(ALICE, JOURNAL), (ALICE, "{ defer = '4.7.1 later' }")], [ALICE, BOB], [[ALICE]]),
+        ([(ALICE, f"{JOURNAL}, {HELD}"), (AMY, JOURNAL)], [ALICE, AMY, BOB], [[ALICE, AMY]]),
+    ],
+)
+async def test_what_is_held_is_journalled(tmp_path, rules, to, expected) -> None:
+    assert (await accepted(relay := relay_for(tmp_path, rules), *to)).startswith("250")
+    assert journals(relay) == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "to", "expected"),
+    [
+        ([(ALICE, f"{JOURNAL}, {HELD}"), (AMY, JOURNAL)], [ALICE, AMY, BOB], [[AMY]]),
+        ([(ALICE, f"{JOURNAL}, {HELD}")], [ALICE, BOB], []),
+        ([(ALICE, JOURNAL), (ALICE, "{ defer = '4.7.1 later' }")], [ALICE, BOB], []),
+    ],
+)
+async def test_a_copy_that_may_not_be_held_is_in_no_journal(tmp_path, rules, to, expected) -> None:
+    relay = relay_for(tmp_path, rules, spool=FullForAcme())
+    assert (await accepted(relay, *to)).startswith("250")
+    assert fates(relay)[ALICE] == FULL
+    assert journals(relay) == expected
+
+
+async def test_a_copy_in_junk_email_is_not_held(tmp_path) -> None:
+    rules = [(ALICE, "{ quarantine = true }"), (AMY, HELD)]
+    relay = relay_for(tmp_path, rules, spool=FullForAcme())
+    assert (await accepted(relay, ALICE, AMY, BOB)).startswith("250")
+    assert fates(relay) == {ALICE: "delivered", AMY: FULL, BOB: "delivered"}
+    [message] = relay.spool.accepted
+    assert {each.extra.folder for each in message.entries} == {"junkemail", ""}
+
+
+async def test_an_answer_counts_once(tmp_path) -> None:
+    relay = relay_for(tmp_path, [(ALICE, HELD)], spool=FullForAcme())
+    acceptance, paths = relay.acceptance(), [ForwardPath(ALICE), ForwardPath("postmaster@globex.test")]
+    found = await acceptance.accept(Envelope("x@far.test"), paths, CONTENT, origin=UNTRUSTED)
+    acceptance.close()
+    assert (found.reply[:3], fates(relay)[ALICE]) == ("250", FULL)
+    assert acceptance.answers.taken == 1

@@ -299,25 +299,25 @@ def test_after_a_process_was_killed_the_next_one_answers():
 
 
 def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypatch):
-    killed = []
-
     def between():  # called while the answer is waited for
-        child = next((one for one in started if one.process.poll() is None), None)
-        if child and len(killed) < limit:
-            killed.append(child.process.kill())
+        for one in started[:limit]:
+            one.process.kill()
 
     started, limit = [], 1
     real = reader._started
 
     def start(limits):
         started.append(real(limits))
+        if len(started) <= limit:  # it does not answer before it is killed
+            os.kill(started[-1].process.pid, 19)
         return started[-1]
 
     monkeypatch.setattr(reader, "_started", start)
     reader.close()
     assert contents_of(SMALL, between=between)[0].entries
     reader.close()
-    limit, killed = 9, []
+    limit = 9
+    started.clear()
     [found] = contents_of(SMALL, between=between)
     assert (found.is_unreadable, found.entries) == (True, ())
     assert "memory" in found.bound
