@@ -203,10 +203,8 @@ class ActiveConfiguration:
         sets = load_tenants(
             settings, self._last_good, before=before, clock=self._clock, examine=examine
         )
-        return Configuration(
-            settings, accounts.tables, book_of(rules, sets, settings), sets, texts, keys,
-            table, places
-        )
+        book = book_of(rules, sets, settings)
+        return Configuration(settings, accounts.tables, book, sets, texts, keys, table, places)
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

@@ -3,7 +3,9 @@
 The counter HELD_BY_RULES has those of the operator's rules, HELD_BY_RULES/TENANT those of a
 tenant's, so that one of them never uses up what another may hold. They are written with the
 transaction that changes an entry, so they hold after a crash, and a message that holds needs no
-scan. Each function runs inside one transaction.
+scan. A version without tenants has counted rules of the operator that have a "/" in their name as
+other rules of the operator: what is below 0 for a tenant is too much for the operator. Each
+function runs inside one transaction.
 
 See relay/spool/types.py (EntryExtra) and docs/design.md 4.
 """
@@ -33,6 +35,10 @@ _COUNTED = "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM counter WHERE na
 _COUNTERS = (
     "SELECT name, CAST(sum(value) AS BIGINT) FROM counter"
     f" WHERE name = '{HELD_BY_RULES}' OR name LIKE '{HELD_BY_RULES}/%' GROUP BY name"
+)
+_BELOW_0 = (
+    "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM (SELECT sum(value) AS value FROM counter"
+    f" WHERE name LIKE '{HELD_BY_RULES}/%' GROUP BY name HAVING sum(value) < 0) AS tenant"
 )
 _SET_COUNTER = (
     "INSERT INTO counter (name, value) VALUES (?, ?)"
@@ -126,7 +132,9 @@ def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFull
         return None
     for name, number in _by_counter(Counter(message.held_by_rules)).items():
         known = _counter(transaction, name) + transaction.counts[name]
-        if known + number > message.held_max:
+        if name == HELD_BY_RULES:
+            known += int(transaction.fetch_one(_BELOW_0, ())[0])
+        if max(0, known) + number > message.held_max:
             return HoldsFullError(name.removeprefix(HELD_BY_RULES).removeprefix("/"))
     return None
 

@@ -200,7 +200,8 @@ async def test_a_copy_in_junk_email_is_not_held(tmp_path) -> None:
 
 async def test_an_answer_counts_once(tmp_path) -> None:
     relay = relay_for(tmp_path, [(ALICE, HELD)], spool=FullForAcme())
-    acceptance, paths = relay.acceptance(), [ForwardPath(ALICE), ForwardPath("postmaster@globex.test")]
+    acceptance = relay.acceptance()
+    paths = [ForwardPath(ALICE), ForwardPath("postmaster@globex.test")]
     found = await acceptance.accept(Envelope("x@far.test"), paths, CONTENT, origin=UNTRUSTED)
     acceptance.close()
     assert (found.reply[:3], fates(relay)[ALICE]) == ("250", FULL)
