@@ -28,12 +28,13 @@ Elsewhere: why /readyz is 503: `relay/app/front_door.py`; what a queue command d
 answer of explain: `relay/app/explain.py`.
 """
 
-from relay.api.app import create_app, create_control_app
+from relay.api.app import PREFIXES, create_app, create_control_app
 from relay.api.dependencies import ApiDependencies, DevelopmentControls
 from relay.api.event_streams import EventStreams
 from relay.api.message_source import MessageSources
 
 __all__ = [
+    "PREFIXES",
     "ApiDependencies",
     "DevelopmentControls",
     "EventStreams",

@@ -34,6 +34,7 @@ from relay.spool.types import SpoolError
 if TYPE_CHECKING:  # imports libraries that the control socket does not need
     from relay.sign_in.authentication import HttpAuthentication
 
+PREFIXES = ("relay", "healthz", "livez", "readyz", "metrics")  # the first segments of all paths
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
 

@@ -1,4 +1,4 @@
-"""What a row of the message list shows of a content: the sender, attachments, a line of text.
+"""What a row of the message list shows of a content: names, attachments, a line of text.
 
 A content never changes, so that its beginning is read once, when its row is first listed, and the
 few values of the latest messages are kept in memory. A message that cannot be read has none.
@@ -15,20 +15,24 @@ from relay.api.message_source import MessageSources
 from relay.journeys.message_list import MessageSummary
 from relay.mailbox.types import StoreError
 from relay.message.content import Octets, octets_of
+from relay.message.properties import EmailAddress
 from relay.mime.html_text import preview
 from relay.mime.read_mime import read_mime, read_parts
 from relay.spool.types import SpoolError
 
-KEPT_MAX = 5000  # of at most 2 KB each
+KEPT_MAX = 5000  # of at most 3 KB each
 READ_OCTETS_MAX = 128 * 1024
 _HEADER_OCTETS = 16 * 1024
 _NAME_CHARACTERS_MAX = 100
+ADDRESS_CHARACTERS_MAX = 320
 
 
 class MessagePreview(Struct, frozen=True):
     """The beginning of a content."""
 
     sender_name: str = ""  # in the From field
+    to_name: str = ""  # of the first address in To, or else in Cc
+    to_address: str = ""  # that address
     has_attachments: bool = False
     text: str = ""  # one line
 
@@ -93,4 +97,13 @@ def read_preview(octets: Octets) -> MessagePreview:
     text = preview(read.properties.body, read.properties.body_type)
     if not text:  # of HTML that begins with a long style sheet
         text = preview(read_parts(beginning).bodies.text or "", "text")
-    return MessagePreview(author.name[:_NAME_CHARACTERS_MAX] if author else "", is_attached, text)
+    to = next(
+        (one for one in read.properties.to + read.properties.cc if one.address), EmailAddress("")
+    )
+    return MessagePreview(
+        author.name[:_NAME_CHARACTERS_MAX] if author else "",
+        to.name[:_NAME_CHARACTERS_MAX],
+        to.address[:ADDRESS_CHARACTERS_MAX],
+        is_attached,
+        text,
+    )

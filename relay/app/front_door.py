@@ -53,6 +53,7 @@ class FrontDoor:
     programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
     sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
     sign_in_pages: Sequence[str] = ()  # those of them that people open
+    prefixes: Sequence[str] = ()  # the first segments of all paths of programs
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def build_front_door(
     return dataclasses.replace(
         door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=paths,
         sign_in_pages=users.pages if users is not None else (),
+        prefixes=(*versions, *api.PREFIXES),
     )  # fmt: skip
 
 
@@ -222,8 +224,8 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
             everything = PathRouter(
                 dict.fromkeys(site.prefixes, for_people(site.app)),
                 by_rest=sign_in | dict.fromkeys(front_door.sign_in_pages, pages_of_sign_in),
-                otherwise=everything,
-            )
+                otherwise=everything, in_browser=for_people(site.app), others=front_door.prefixes,
+            )  # fmt: skip
         if path := urlsplit(http.public_url).path:
             everything = BasePath(everything, path, clock=base.clock)
         servers.append(

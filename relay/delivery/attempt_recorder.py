@@ -51,6 +51,7 @@ from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import (
     INTERNAL_ERROR,
+    Captured,
     Evidence,
     Indeterminate,
     Outcome,
@@ -378,7 +379,7 @@ class AttemptRecorder:
                 self.metrics.attempts_by(name, deferral_class(outcome)).inc()
             if name in _FINAL_NAMES:
                 self.metrics.recipients_by(name).inc()
-            if isinstance(outcome, Success):
+            if isinstance(outcome, Success | Captured):
                 self.metrics.delivery_seconds.observe(max(0.0, delay_s))
             evidence = outcome.evidence
             _log.info(

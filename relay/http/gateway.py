@@ -8,7 +8,7 @@ unknown, the connection is closed without a response.
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from email.utils import formatdate
 from functools import partial
@@ -321,7 +321,8 @@ def json_response(
 
 class PathRouter:
     """Selects an application by the path after its first segment, else by that segment, in any
-    case; `otherwise` is the default.
+    case; `otherwise` is the default. `in_browser` is that for what a browser opens, if `otherwise`
+    has nothing there: only `others` are its first segments.
     """
 
     def __init__(
@@ -330,8 +331,12 @@ class PathRouter:
         *,
         otherwise: ASGIApp,
         by_rest: Mapping[str, ASGIApp] | None = None,
+        in_browser: ASGIApp | None = None,
+        others: Collection[str] = (),
     ) -> None:
         self._by_prefix = dict(by_prefix)
+        self._in_browser = in_browser
+        self._others = frozenset(others)
         self._by_rest = dict(by_rest or {})
         self._otherwise = otherwise
 
@@ -340,5 +345,13 @@ class PathRouter:
         segments = [one for one in str(scope.get("path", "")).lower().split("/") if one]
         app = self._by_rest.get("/".join(segments[1:]))
         if app is None:
-            app = self._by_prefix.get(segments[0] if segments else "", self._otherwise)
-        await app(scope, receive, send)
+            app = self._by_prefix.get(first := segments[0] if segments else "")
+        if app is None and self._in_browser and first not in self._others and _is_opened(scope):
+            app = self._in_browser
+        await (app or self._otherwise)(scope, receive, send)
+
+
+def _is_opened(scope: Scope) -> bool:
+    """Return whether a person's browser opens the path: programs ask for other types."""
+    accepted = dict(scope["headers"]).get(b"accept", b"")
+    return scope["method"] in ("GET", "HEAD") and b"text/html" in accepted

@@ -26,6 +26,7 @@ from relay.mime.draft import (
     read_properties,
 )
 from relay.mime.encoded_words import decode_words
+from relay.mime.html_tokens import content_ids
 from relay.mime.read_header import (
     HEADER_OCTETS_MAX,
     date_us_of,
@@ -150,12 +151,10 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
         body_type="text" if leaves.html is None else "html",
         body=text.text,
     )
-    facts = tuple(
-        _attached(octets, one, has_html=leaves.html is not None).facts for one in leaves.attached
-    )
+    html = None if leaves.html is None else text.text
     return ReadMessage(
         properties,
-        facts,
+        tuple(one.facts for one in _all_attached(octets, leaves, html=html)),
         date_us_of(fields),
         (*structure.defects, *text.defects),
         message_class(octets, structure.message.content_type),
@@ -192,7 +191,7 @@ def read_parts(content: Octets) -> ReadParts:
     return ReadParts(
         structure.message.header,
         ReadBodies(html.text if html else None, text.text if text else None),
-        _all_attached(content, leaves),
+        _all_attached(content, leaves, html=html.text if html else None),
         (*structure.defects, *(html.defects if html else ()), *(text.defects if text else ())),
     )
 
@@ -221,9 +220,29 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     )
 
 
-def _all_attached(octets: Octets, leaves: SortedLeaves) -> tuple[AttachedOctets, ...]:
+def _all_attached(
+    octets: Octets, leaves: SortedLeaves, *, html: str | None = None
+) -> tuple[AttachedOctets, ...]:
+    """Return the attachments; an image that the HTML shows is inline, whatever its disposition.
+
+    `html` is the text of the HTML body, if it was read.
+    """
     has_html = leaves.html is not None
-    return tuple(_attached(octets, one, has_html=has_html) for one in leaves.attached)
+    found = tuple(_attached(octets, one, has_html=has_html) for one in leaves.attached)
+    if leaves.html is None or not any(map(_may_be_shown, found)):
+        return found
+    shown = content_ids(_read_text(octets, leaves.html).text if html is None else html)
+    return tuple(
+        replace(one, facts=replace(one.facts, inline=True))
+        if _may_be_shown(one) and one.facts.content_id in shown
+        else one
+        for one in found
+    )
+
+
+def _may_be_shown(one: AttachedOctets) -> bool:
+    facts = one.facts
+    return not facts.inline and facts.content_id != "" and facts.content_type.startswith("image/")
 
 
 def sorted_leaves(structure: Structure, content: Octets | None = None) -> SortedLeaves:

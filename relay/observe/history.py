@@ -28,10 +28,10 @@ _FAILED = ("failed", "expired")
 class Sample(Struct, frozen=True):
     """The metrics at one moment; `at_us` is wall time, `real_s` real time on a steady clock.
 
-    `counts` only grow: `accepted` messages, `delivered`, `relayed` and `failed` recipients, all
-    `attempts` and those that were `deferred` or `captured`, `reports`. `levels` go up and down.
-    `delivery` and `commits` count what took at most so long, for each bound of BOUNDS_S and without
-    a bound.
+    `counts` only grow: `accepted` messages, `delivered` recipients with those `captured`, `relayed`
+    and `failed` ones, all `attempts` and those that were `deferred`, `reports`. `levels` go up and
+    down. `delivery` and `commits` count what took at most so long, for each bound of BOUNDS_S and
+    without a bound.
     """
 
     at_us: int
@@ -91,7 +91,7 @@ class MetricsHistory:
         connections = _by_label(metrics.connections, "state")
         counts = {
             "accepted": sum(accepted.values()),
-            "delivered": recipients.get("delivered", 0.0),
+            "delivered": recipients.get("delivered", 0.0) + attempts.get("captured", 0.0),
             "relayed": recipients.get("relayed", 0.0),
             "captured": attempts.get("captured", 0.0),
             "deferred": attempts.get("deferred", 0.0),

@@ -161,7 +161,7 @@ def _text(value: float | None, text_of: Callable[[float], str]) -> str:
 def _described(times: Sequence[str], lines: Sequence[DrawnLine], gaps: int) -> str:
     if not times:
         return _NO_DATA
-    parts = [f"From {times[0]} to {times[-1]}."]
+    parts = [f"From {times[0]} to {times[-1]} UTC."]
     parts += [f"{one.name}: latest {one.latest}, highest {one.highest}." for one in lines]
     if gaps:
         parts.append(f"No data for {gaps} of {len(times)} minutes.")

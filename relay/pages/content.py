@@ -18,7 +18,6 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 from relay.base.clock import rfc3339
-from relay.message.address import own_mailbox
 from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
@@ -116,7 +115,7 @@ class MessageHead(Struct, frozen=True):
     cc: str
     reply_to: str
     date: str  # RFC 3339
-    addressed: frozenset[str]  # the addresses of To and Cc, in lower case
+    addressed: tuple[str, ...]  # the addresses of To and Cc
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +227,8 @@ def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     )
     parsed = parse_header(header)
     date_us = date_us_of(parsed)
-    addressed = frozenset(
-        own_mailbox(one.address) for name in ("to", "cc") for one in read_addresses(parsed, name)
+    addressed = tuple(
+        one_line(one.address) for name in ("to", "cc") for one in read_addresses(parsed, name)
     )
     date = "" if date_us is None else rfc3339(date_us)
     return MessageHead(author, to, cc, reply_to, date, addressed)

@@ -15,7 +15,6 @@ from relay import __version__
 from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method, single_values
 from relay.base.clock import rfc3339
-from relay.base.phrases import moment
 from relay.base.pressure import PressureLevel, PressureState, describe
 from relay.observe.history import Minute, Sample, minutes, quantile
 from relay.pages.charts import Chart, Series, draw, duration_text, number_text
@@ -24,7 +23,7 @@ from relay.pages.site import PageRequest
 _KEPT_S = 1.0
 _BUSY = 60  # in one minute: rates are per second then
 _QUEUE_STATES = ("queued", "deferred", "held", "captured")
-_DONE = ("accepted", "delivered", "relayed", "captured")
+_DONE = ("accepted", "delivered", "captured", "relayed")
 _LEVELS = {
     PressureLevel.NORMAL: "normal: all mail is accepted",
     PressureLevel.SLOW: "slow: clients that are not trusted are refused",
@@ -33,8 +32,8 @@ _LEVELS = {
 _COUNTED = {
     "accepted": "Messages accepted",
     "delivered": "recipients delivered",
+    "captured": "captured of these",
     "relayed": "recipients relayed",
-    "captured": "recipients captured",
     "deferred": "attempts deferred",
     "failed": "recipients failed or expired",
     "reports": "reports",
@@ -166,8 +165,7 @@ def _rate(minute: Minute, name: str) -> float | None:
 
 
 def _clock_time(time_us: int) -> str:
-    at = rfc3339(time_us)
-    return moment(at, at)
+    return rfc3339(time_us)[11:16]  # in UTC
 
 
 def _reasons(state: PressureState) -> list[str]:

@@ -65,6 +65,9 @@ async def message_page(request: PageRequest, key: str) -> Response:
         result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
         content=content,
         hidden=_hidden_recipients(journey, content.message.head) if content.message else (),
+        unsent=_unsent(journey, content.message.head)
+        if content.message and not values["view"].others
+        else (),
         about=about,
         is_own_report=_is_own_report(journey),
         live=None if _has_ended(journey, site) else _live_part(request, values),
@@ -75,11 +78,18 @@ async def message_page(request: PageRequest, key: str) -> Response:
 def _hidden_recipients(journey: Journey, head: MessageHead) -> Sequence[str]:
     """Return the recipients that the header does not name; what replaced a recipient is none."""
     replaced_by = {name for one in journey.recipients for name in one.successors or ()}
+    addressed = set(map(own_mailbox, head.addressed))
     return [
         one.address
         for one in journey.recipients
-        if own_mailbox(one.address) not in head.addressed and one.address not in replaced_by
+        if own_mailbox(one.address) not in addressed and one.address not in replaced_by
     ]
+
+
+def _unsent(journey: Journey, head: MessageHead) -> Sequence[str]:
+    """Return the addresses of To and Cc to which the message was not sent."""
+    sent = {own_mailbox(one.address) for one in journey.recipients}
+    return [one for one in dict.fromkeys(head.addressed) if one and own_mailbox(one) not in sent]
 
 
 async def _neighbours(request: PageRequest, journey: Journey, view: ListView) -> tuple[str, str]:

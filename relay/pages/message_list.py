@@ -14,6 +14,7 @@ from relay.api.request_parameters import MESSAGE_STATES
 from relay.api.search_text import SearchTextError, parse_search
 from relay.base.clock import rfc3339
 from relay.journeys.message_list import ListPosition, MessageSearch, MessageSummary, parse_position
+from relay.message.address import own_mailbox
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.pages.content import one_line
 from relay.pages.help import first_minute
@@ -224,6 +225,10 @@ def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
     """Return what a row shows."""
     next_us, preview = row.next_attempt_us, facts.preview
     name = one_line(preview.sender_name)
+    listed = [one.address for one in row.recipients]
+    to, is_sent_to = preview.to_address or next(iter(listed), ""), True
+    if listed and row.recipient_count <= len(listed):
+        is_sent_to = own_mailbox(to) in map(own_mailbox, listed)
     return {
         "key": row.name,
         "is_unread": facts.is_unread,
@@ -234,8 +239,9 @@ def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
         "text": one_line(preview.text) if facts.shows_text else "",
         "has_attachments": preview.has_attachments,
         "size_bytes": row.size_bytes,
-        "to": row.recipients[0].address if row.recipients else "",
-        "more": max(0, row.recipient_count - 1),
+        "to": one_line(to),
+        "to_name": one_line(preview.to_name),
+        "more": max(0, row.recipient_count - is_sent_to),
         "subject": one_line(row.subject),
         "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
         "next": None if next_us is None else rfc3339(next_us),

@@ -3,7 +3,7 @@
 import email
 import email.policy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage, MIMEPart
 from typing import Any, Protocol, TypeVar
@@ -15,6 +15,7 @@ from relay.message.address import own_mailbox
 from relay.message.content import MemoryOctets
 from relay.mime.charsets import decode_octets
 from relay.mime.content_fields import charset_of, filename_of
+from relay.mime.html_tokens import content_ids
 from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_header import parse_header
 from relay.mime.read_report import read_remote_report
@@ -141,8 +142,9 @@ class Message:
     def attachments(self) -> list[MessageAttachment]:
         """All parts that are neither text nor HTML of the body, those within the HTML too."""
         bodies = [self.eml.get_body((kind,)) for kind in ("plain", "html")]
+        shown = content_ids(self.html)
         return [
-            _attachment(part)
+            _attachment(part, shown)
             for part in _leaves(self.eml)
             if not any(part is body for body in bodies)
         ]
@@ -258,19 +260,22 @@ def _leaves(part: EmailMessage) -> Iterator[EmailMessage]:
         yield from _leaves(each)
 
 
-def _attachment(part: EmailMessage) -> MessageAttachment:
+def _attachment(part: EmailMessage, shown: Collection[str]) -> MessageAttachment:
+    """Return an attachment; `shown` are the content ids in the HTML, whose images are inline."""
     content = part.get_payload(decode=True)
     if part.get_content_maintype() == "message":
         inner = part.get_payload()
         first = inner[0] if isinstance(inner, list) and inner else None
         content = first.as_bytes() if isinstance(first, EmailMessage) else content
     header = "".join(f"{name}: {value}\r\n" for name, value in part.raw_items())
+    content_id = field_text(part, "Content-ID").strip("<> ")
     return MessageAttachment(
         name=filename_of(parse_header(header.encode("utf-8", "surrogateescape"))),
         content_type=part.get_content_type(),
         content=content if isinstance(content, bytes) else b"",
-        content_id=field_text(part, "Content-ID").strip("<> "),
-        inline=part.get_content_disposition() == "inline",
+        content_id=content_id,
+        inline=part.get_content_disposition() == "inline"
+        or (content_id in shown and part.get_content_maintype() == "image"),
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.message.content import MemoryOctets
 from relay.message.header import header_section
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.draft import DraftOrigin
@@ -15,7 +16,7 @@ from relay.mime.read_header import (
     read_addresses,
     unreadable_addresses,
 )
-from relay.mime.read_mime import read_message, read_mime
+from relay.mime.read_mime import read_attachments, read_message, read_mime, read_parts
 from tests.support.contents import attached_octets
 from tests.support.drafts import write_draft
 from tests.support.long_tests import sampled
@@ -90,6 +91,27 @@ def test_a_whole_message():
         ("inner message", "message/rfc822", len("Subject: inner message\n\nx"), False),
     ]
     assert attached_octets(WHOLE.encode())[1] == b"\0\1\2\3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "html", "is_inline"),
+    [
+        ("image/png", '<img src="cid:logo@x">', True),
+        ("image/png", "<img src=cid:logo%40x>", True),
+        ("image/png", '<img src="cid:other">', False),
+        ("application/pdf", '<a href="cid:logo@x">', False),
+    ],
+)
+def test_an_image_that_the_html_shows_is_inline_whatever_its_disposition(kind, html, is_inline):
+    message = (
+        "Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/html\n\n"
+        f"{html}\n--b\nContent-Type: {kind}\nContent-ID: <logo@x>\n"
+        "Content-Disposition: attachment; filename=logo.png\n\nx\n--b--\n"
+    ).encode()
+    stored = MemoryOctets(message)
+    found = [one.facts for one in (*read_parts(stored).attachments, *read_attachments(stored))]
+    found += read_mime(message).attachments
+    assert [one.inline for one in found] == [is_inline] * 3
 
 
 def test_a_draft_is_read_by_its_block():

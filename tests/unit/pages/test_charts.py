@@ -68,7 +68,7 @@ def test_a_chart_says_in_words_and_in_a_table_what_its_lines_show():
     chart = draw("In and out, per second", TIMES, series, text_of=lambda value: f"{value:g}/s")
     assert (chart.key, chart.maximum, chart.times) == ("in-and-out", "5/s", TIMES)
     assert chart.description == (
-        "From 10:00 to 10:04. in: latest 0/s, highest 3/s. out: latest no data, highest 1/s. "
+        "From 10:00 to 10:04 UTC. in: latest 0/s, highest 3/s. out: latest no data, highest 1/s. "
         "No data for 1 of 5 minutes."
     )
     assert chart.rows[0] == ("10:00", ["1/s", "no data"])

@@ -28,7 +28,7 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
     text = plain(await pages.text("/health"))
     assert "Readiness ready Pressure normal: all mail is accepted" in text
     for expected in (
-        "Messages accepted: 3", "recipients delivered: 2", "recipients captured: 1",
+        "Messages accepted: 3", "recipients delivered: 3", "captured of these: 1",
         "attempts deferred: 1", "recipients failed or expired: 1", "reports: 1",
     ):  # fmt: skip
         assert expected in text
@@ -50,6 +50,17 @@ async def test_each_chart_is_an_image_with_words_and_a_table(pages):
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert "accepted: latest 1, highest 1." in text
+    assert "UTC UTC" not in plain(text)
+    assert len(re.findall(r"From \d\d:\d\d to \d\d:\d\d UTC\.", text)) >= 5
+
+
+async def test_the_time_until_mail_is_captured_is_that_of_its_delivery(pages):
+    history = pages.relay.daemon.base.history
+    history._samples.append(history.sample())
+    await send(pages, "e@elsewhere.test")
+    text = plain(await pages.text("/health"))
+    chart = text[text.index("Time from acceptance to delivery") :]
+    assert re.search(r"half within: latest [0-9.]+ (ms|s)", chart[:300])
 
 
 async def test_the_part_that_changes_is_rendered_once_for_all(pages, monkeypatch):

@@ -83,6 +83,29 @@ async def test_a_row_shows_name_paperclip_size_and_a_line_of_text(pages, to):
     assert "with attachments" not in source[keys["Plain"]]
 
 
+@pytest.mark.parametrize(
+    ("to", "envelope", "shown"),
+    [
+        ("Bob <BOB@example.test>", ["bob@example.test"], "Bob BOB@example.test"),
+        ("Bob <bob@example.test>", ["bob@example.test", "c@x.test"], "Bob bob@example.test +1"),
+        ("Team <team@x.test>", ["bob@example.test"], "Team team@x.test +1"),
+        ("undisclosed-recipients:;", ["bob@example.test"], "bob@example.test"),
+    ],
+)
+async def test_a_row_names_who_the_header_says_and_counts_the_others(pages, to, envelope, shown):
+    at = pages.relay.addresses.smtp
+
+    def submit() -> None:
+        with smtplib.SMTP(at.host, at.port) as client:
+            client.sendmail("alice@example.test", envelope, f"To: {to}\r\nSubject: s\r\n\r\nx")
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+    found = re.search(r'data-label="Recipients">(.*?)</td>', await pages.text("/"))
+    assert found
+    assert plain(found[1]) == shown
+
+
 async def test_what_a_row_shows_of_a_content_is_text_on_one_line(pages):
     html = mail("Styled", From="\u202etset <x@x.test>")
     html.set_content("<style>p{}</style><p>One &lt;b&gt;\u2066two</p><p>three", subtype="html")

@@ -560,10 +560,23 @@ def test_recipients_that_the_header_does_not_name_are_bcc(relay):
     assert people_of(relay, "last") == {
         "From": "Alice &lt;alice@example.test&gt;",
         "To": "Bob &lt;BOB@example.test&gt;, list@lists.test all 6 recipients",
+        "Not in the envelope": "list@lists.test (in To or Cc, but not sent to)",
         "Cc": JOE,
         "Bcc (envelope only)": f"{', '.join(hidden[:3])} and 1 more",
     }
     with smtplib.SMTP(*relay.smtp) as client:
         client.sendmail(ALICE, [BOB], content.replace("list@lists.test", "b@example.test"))
     relay.settle()
-    assert "Bcc (envelope only)" not in people_of(relay, "last")
+    people = people_of(relay, "last")
+    assert "Bcc (envelope only)" not in people
+    assert people["Not in the envelope"].startswith(f"b@example.test, {JOE} (")
+
+
+def test_of_200_addresses_that_the_envelope_lacks_three_are_named(relay):
+    others = ", ".join(f"b{number}@example.test" for number in range(200))
+    with smtplib.SMTP(*relay.smtp) as client:
+        content = f"To: {BOB}, {others}\r\nDate: Wed, 25 Nov 2026 10:00:00 +0000\r\n\r\nx"
+        client.sendmail(ALICE, [BOB], content)
+    relay.settle()
+    named = people_of(relay, "last")["Not in the envelope"]
+    assert named.startswith("b0@example.test, b1@example.test, b2@example.test and 197 more (")

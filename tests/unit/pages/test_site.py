@@ -77,3 +77,25 @@ def test_templates_escape_every_value(path):
 def test_a_domain_is_shown_with_u_labels_and_has_a_labels_in_its_title(text, shown):
     page = site._environment().from_string("{{ text | domains }}")
     assert page.render(text=text) == shown
+
+
+HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "is_page"),
+    [
+        ("/favicon.ico", "image/avif,image/*", False),
+        ("/no/such/place", HTML, True),
+        ("/No", HTML, True),
+        ("/no/such/place", "*/*", False),
+        ("/no/such/place", "application/json", False),
+        ("/relay/v2/messages", HTML, False),
+        ("/v1.0/nothing", HTML, False),
+    ],
+)
+async def test_an_unknown_path_is_a_page_in_a_browser(pages, path, accept, is_page):
+    answer = await pages.get(path, headers={"accept": accept})
+    assert answer.status_code in (401, 404)
+    assert answer.headers["content-type"].startswith("text/html" if is_page else "application/json")
+    assert ("There is no page" in answer.text) == is_page

@@ -114,6 +114,13 @@ def test_attachments_have_name_type_and_content():
     assert b"Subject: Forwarded" in forwarded.content
 
 
+def test_an_image_that_the_html_shows_is_inline_whatever_its_disposition():
+    made = mail("text", '<img src="cid:logo@x">')
+    for content_id in ("<logo@x>", "<other@x>"):
+        made.add_attachment(b"x", maintype="image", subtype="png", filename="a.png", cid=content_id)
+    assert [one.inline for one in message(made).attachments] == [True, False]
+
+
 def test_the_name_of_an_attachment_is_the_one_that_the_mailbox_shows():
     field = "attachment; filename*0*=utf-8''%e2%8; filename*1*=2%ac.pdf (x)"
     [one] = message(f"Content-Disposition: {field}\r\n\r\nx".encode()).attachments
