@@ -511,6 +511,7 @@ def test_only_the_spool_and_the_index_name_sqlite():
         "relay/mailbox/index/",
         "relay/settings/",
         "relay/mailbox/state_file.py",
+        "relay/development/search_index.py",
     )
     found = [
         f"{path}:{number}"

@@ -99,7 +99,9 @@ class ContentCheck:
         if self._wanted.is_unread:
             await self._check_flags(part)
         for one in part:
-            if one.matches is None and not (one.found.words_left or self._wanted.has_attachment):
+            is_indexed = self._wanted.indexed is not None and bool(one.found.queue_id)
+            asks_content = one.found.words_left or self._wanted.has_attachment
+            if one.matches is None and (is_indexed or not asks_content):
                 one.matches = True
         if self._reads_queue:
             await self._check_contents([one for one in part if one.waits], with_copies=True)

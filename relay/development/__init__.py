@@ -10,6 +10,7 @@
 - `authority`: its certificate authority, and the certificates of HTTPS
 - `clock_advances`: advances of the clock, one at a time
 - `retention`: which old mail goes, by number, age and size
+- `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
 - `removal`: removes one message, or all (`relay reset`), while the relay runs
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later

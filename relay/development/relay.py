@@ -17,6 +17,7 @@ from msgspec.structs import asdict, replace
 
 from relay.api.dependencies import ClientSettings
 from relay.api.message_copies import MessageCopies
+from relay.api.message_source import MessageSources
 from relay.app.compose import compose
 from relay.app.configuration import ListenerCertificates, route_places, warn_of_rules
 from relay.app.daemon import Daemon
@@ -41,6 +42,7 @@ from relay.development.options import (
 )
 from relay.development.removal import Reset, development_spool, remove_message
 from relay.development.retention import MailRetention
+from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts
@@ -123,7 +125,17 @@ class DevelopmentRelay:
             partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
             counts=lambda: self.daemon.base.history.sample().counts,
         )
-        self._retention: asyncio.Task[None] | None = None
+        base = self.daemon.base
+        sources = MessageSources(
+            base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
+            received=self.received_content,
+        )  # fmt: skip
+        self._index = SearchIndex(
+            folder.path / "search-index", spool=base.spool, sources=sources, changes=base.changes,
+            development=development_spool(self.daemon), clock=self.clock,
+        )  # fmt: skip
+        base.journeys.places.index = self._index
+        self._tasks: list[asyncio.Task[None]] = []
         self._reset = Reset(
             self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
         )
@@ -229,7 +241,10 @@ class DevelopmentRelay:
             self.daemon.base.store, development_spool(self.daemon), keep=self._options.keep,
             clock=self.clock,
         )  # fmt: skip
-        self._retention = asyncio.create_task(retention.run(), name="retention")
+        self._tasks += [
+            asyncio.create_task(retention.run(), name="retention"),
+            asyncio.create_task(self._index.run(), name="search index"),
+        ]
 
     def _bind_optional(self) -> None:
         """Open the sockets of optional listeners, and leave out those whose port is in use."""
@@ -249,8 +264,9 @@ class DevelopmentRelay:
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
-        if self._retention is not None:
-            self._retention.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await self._index.close()
         await self._advances.stop()
         await self._reset.end()
         await self.simulated_recipients.stop()

@@ -323,6 +323,7 @@ class Journeys:
         found: list[Journey] = []
         if wanted.client:
             wanted, _ = await self.places.with_submissions(wanted)
+        wanted = await self.places.with_index(wanted)
         candidates = await self._candidates(wanted, after, account=account)
         unread: Sequence[FoundMessage] = ()
         checks = self.places.begin(wanted, lookup_s)

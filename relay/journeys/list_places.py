@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from relay.journeys.message_list import (
+    ALL_MAILBOXES,
     CLOCK_MARGIN_US,
     SCAN_MAX,
     FoundMessage,
@@ -21,6 +22,7 @@ from relay.journeys.message_list import (
 )
 from relay.journeys.spool_history import SpoolHistory
 from relay.journeys.submission_log import SubmissionLog
+from relay.journeys.text_index import IndexFailedError, SearchTerm, TextIndex, TextSearch
 
 _LOOKUP_S = 0.03
 _CHUNK = 400  # messages whose contents are checked at once
@@ -67,6 +69,7 @@ class ListPlaces:
         self._spool = spool
         self._store = store
         self.contents: ContentConditions | None = None
+        self.index: TextIndex | None = None
         self.lookup_s = _LOOKUP_S
 
     def begin(self, wanted: MessageSearch, lookup_s: float | None = None) -> ContentChecks:
@@ -89,6 +92,7 @@ class ListPlaces:
         if wanted.until_us:
             end = ListPosition(wanted.until_us - 1, "")
             before = max(before or end, end, key=lambda place: place.order)
+        wanted = await self.with_index(wanted)
         if not wanted.needs_content:
             return await self._find_by_history(wanted, account=account, limit=limit, before=before)
         found: list[Place] = []
@@ -112,6 +116,23 @@ class ListPlaces:
             if older is None or len(some) < _CHUNK or read >= SCAN_MAX:
                 return found, older
             before = older
+
+    async def with_index(self, wanted: MessageSearch) -> MessageSearch:
+        """Return the search with the messages that the index finds, if it has all texts."""
+        words = wanted.words if wanted.searches_text else ()
+        is_other = bool(words) and wanted.reader != ALL_MAILBOXES
+        if self.index is None or is_other or not (words or wanted.has_attachment):
+            return wanted
+        search = TextSearch(
+            tuple(map(SearchTerm, words)), has_attachment=wanted.has_attachment or None
+        )
+        try:
+            found = await self.index.search(search)
+        except IndexFailedError:
+            return wanted
+        if not found.is_complete:
+            return wanted
+        return replace(wanted, indexed=frozenset(one.queue_id for one in found.messages))
 
     async def _find_by_history(
         self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None

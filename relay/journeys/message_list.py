@@ -125,6 +125,8 @@ class MessageSearch(Struct, frozen=True):
     # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
     # mailboxes of others are not shown.
     reader: str = NO_MAILBOX
+    # Of the messages in the spool those whose words and attachments match, where an index knows.
+    indexed: frozenset[str] | None = None
     key: str = ""  # one of the names of the message
     after: ListCursor | None = None  # messages that were first submitted or accepted later
 

@@ -103,6 +103,14 @@ class DevelopmentSpool(Protocol):
         """
         ...
 
+    async def accepted_ids(self) -> Sequence[str]:
+        """Return the queue ids of all messages that are not reports."""
+        ...
+
+    async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the addresses of all recipients of messages, but those that policy has added."""
+        ...
+
     async def discard(self, until_us: int) -> int:
         """Remove some messages that were accepted until then, captured and held ones too, but none
         that is to be delivered; return how many, 0 when nothing is left.

@@ -212,7 +212,7 @@ def text_of(raw: bytes) -> TextData:
         properties.subject,
         body,
         *(
-            _join_addresses(those)
+            join_addresses(those)
             for those in (authors, properties.to, properties.cc, properties.bcc)
         ),
         " ".join(name for name, _ in attachments),
@@ -265,7 +265,7 @@ def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     return read_addresses(parse_header(fields), name.decode())
 
 
-def _join_addresses(addresses: Iterable[EmailAddress]) -> str:
+def join_addresses(addresses: Iterable[EmailAddress]) -> str:
     """Return names and addresses, those with two forms in both."""
     texts = (
         dict.fromkeys(

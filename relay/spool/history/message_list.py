@@ -95,6 +95,7 @@ class _Matching:
             row
             for row in rows
             if self._account in (None, row[1])
+            and (wanted.indexed is None or row[0] in wanted.indexed)
             and row[5] > (wanted.larger_than_bytes or -1)
             and wanted.matches_facts(row[2], row[3])
             and wanted.matches_origin(row[1], row[6], row[4])
@@ -117,7 +118,9 @@ class _Matching:
         queue_id, account, sender, subject, submission_id, *_ = row
         if not self._wanted.needs_content:
             return FoundMessage(queue_id, submission_id)
-        words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
+        words: tuple[str, ...] = ()
+        if self._wanted.indexed is None:
+            words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
         return FoundMessage(
             queue_id, submission_id, account=account, words_left=words,
             recipients=tuple(recipients[:LISTED_MAX]),
@@ -165,6 +168,7 @@ class _PageSearch:
         self._tables = tables
         self._matching = _Matching(tables, wanted, account)
         self._from_us = wanted.from_us
+        self._indexed = wanted.indexed
         self._before = before
         self._limit = limit
         self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
@@ -194,6 +198,14 @@ class _PageSearch:
 
     def _chunks(self, begin: str) -> Iterator[list[_Row]]:
         """Yield the rows with ids before `begin`, newest first."""
+        if self._indexed is not None:
+            ids = sorted((one for one in self._indexed if one < begin), reverse=True)
+            for at in range(0, len(ids), _CHUNK):
+                where, values = self._tables.among("id", ids[at : at + _CHUNK])
+                sql = f"SELECT {_FACTS} FROM message WHERE {where} ORDER BY id DESC"
+                if rows := self._tables.fetch(sql, values):
+                    yield rows
+            return
         while True:
             rows = self._tables.fetch(
                 f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id < ?"

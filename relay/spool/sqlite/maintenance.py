@@ -4,7 +4,7 @@ A file that is being written is never removed. One that may be all that is left 
 moved aside: its row was lost, or an older spool was put back, which does not know the message.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -165,6 +165,20 @@ class Maintenance(SharedMaintenance):
         )
         rows = await self._engine.read(lambda tables: tables.fetch(sql, (limit,)))
         return [(id_time_us(queue_id) or 0, size) for queue_id, size in rows]
+
+    async def accepted_ids(self) -> Sequence[str]:
+        """DevelopmentSpool.accepted_ids."""
+        sql = "SELECT id FROM message WHERE source <> 'report'"
+        return [one for (one,) in await self._engine.read(lambda tables: tables.fetch(sql))]
+
+    async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """DevelopmentSpool.addresses."""
+        sql = "SELECT message_id, address FROM recipient WHERE message_id = ? AND added_by = ''"
+        ids = [(one,) for one in queue_ids]
+        found: dict[str, list[str]] = {}
+        for queue_id, address in await self._engine.read(lambda t: t.fetch_each(sql, ids)):
+            found.setdefault(queue_id, []).append(address)
+        return found
 
     async def discard(self, until_us: int) -> int:
         """DevelopmentSpool.discard."""

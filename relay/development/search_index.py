@@ -1,0 +1,344 @@
+"""The index of all texts of a development relay: one SQLite file beside the spool.
+
+It is a cache: it has what the spool has, from the moment at which something asks for it, is written
+after the 250, and is never synced. Terms of three characters and more are found by trigrams, then
+compared; shorter ones are looked for in every text. Of each message the first MiB is read. When it
+fails (a full disk, a damaged file), it is removed, and searches read mailboxes as a service does.
+"""
+
+import asyncio
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from relay.api.message_source import MessageSources
+from relay.base.clock import Clock, id_time_us
+from relay.journeys.changes import ChangeNotifier
+from relay.journeys.message_list import MessageSummary
+from relay.journeys.spool_history import SpoolHistory
+from relay.journeys.text_index import (
+    FIELDS,
+    IndexFailedError,
+    SearchTerm,
+    TextAnswer,
+    TextMatch,
+    TextSearch,
+)
+from relay.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
+from relay.mailbox.types import StoreError
+from relay.message.address import own_mailbox
+from relay.message.content import octets_of
+from relay.message.header import with_first_fields
+from relay.message.properties import EmailAddress
+from relay.mime.html_text import without_tags
+from relay.mime.read_mime import read_mime
+from relay.observe.logs import get_logger
+from relay.spool.engine import DevelopmentSpool
+from relay.spool.types import SpoolError
+
+_VERSION = 1
+_AT_ONCE = 200  # messages that are written at once
+_BYTES_AT_ONCE = 16 << 20  # of their contents
+_READ_AT_ONCE = 8
+_PAUSE_S = 0.1
+_WAIT_S = 5.0  # of a search, for what was accepted before it
+_QUERY_S = 10.0
+_STEPS_BETWEEN_CHECKS = 10_000
+_TRIGRAMS_MAX = 100  # of a term, that are looked up
+_SCHEMA = f"""
+    CREATE TABLE message (
+        number      INTEGER PRIMARY KEY,  -- of its text
+        queue_id    TEXT NOT NULL UNIQUE,
+        accepted_us INTEGER NOT NULL,
+        size_bytes  INTEGER NOT NULL,
+        attachments INTEGER NOT NULL,
+        inline      INTEGER NOT NULL
+    );
+    CREATE VIRTUAL TABLE text USING fts5(
+        {", ".join(FIELDS)}, tokenize = 'trigram case_sensitive 1', detail = column, columnsize = 0
+    );
+    PRAGMA user_version = {_VERSION};
+"""
+_FOUND = (
+    "SELECT queue_id, accepted_us, size_bytes, attachments, inline FROM message WHERE {}"
+    " ORDER BY queue_id DESC"
+)
+_INSERT = (
+    "INSERT INTO message (queue_id, accepted_us, size_bytes, attachments, inline)"
+    " VALUES (?, ?, ?, ?, ?)"
+)
+_INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
+_REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
+_ACCENTS = re.compile("[\u0300-\u036f]")
+_Row = tuple[tuple[Any, ...], tuple[str, ...]]  # of the tables message and text
+_T = TypeVar("_T")
+_log = get_logger("development")
+
+
+def folded(text: str) -> str:
+    """Return a text as texts are compared: without case, accents and NUL, each white space as one
+    blank.
+    """
+    text = " ".join(text.replace("\0", "\ufffd").casefold().split())
+    if text.isascii():
+        return text
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    return unicodedata.normalize("NFC", bare).encode("utf-8", "replace").decode()
+
+
+class SearchIndex:
+    """A TextIndex. Call run() in a task, and close() at the end."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        spool: SpoolHistory,
+        development: DevelopmentSpool,
+        sources: MessageSources,
+        changes: ChangeNotifier,
+        clock: Clock,
+    ) -> None:
+        self._path = path
+        self._spool = spool
+        self._development = development
+        self._sources = sources
+        self._changes = changes
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
+        self._connection: apsw.Connection | None = None
+        self._indexed: set[str] = set()  # queue ids
+        self._has_failed = False
+
+    @property
+    def count(self) -> int:
+        """See TextIndex."""
+        return len(self._indexed)
+
+    async def run(self) -> None:
+        """Index what comes, and remove what goes, until cancelled or failed."""
+        while not self._has_failed:
+            seen = self._changes.count
+            try:
+                await self._catch_up()
+            except IndexFailedError:
+                return
+            except SpoolError as error:
+                _log.warning("messages not indexed", error=str(error))
+            await self._changes.wait_beyond(seen)
+            await asyncio.sleep(_PAUSE_S)  # real time: others may follow
+
+    async def close(self) -> None:
+        """End what is being written, and close the file."""
+        with suppress(IndexFailedError):
+            await self._do(self._end)
+        self._thread.shutdown()
+
+    async def search(
+        self, wanted: TextSearch, *, limit: int | None = None, offset: int = 0
+    ) -> TextAnswer:
+        """See TextIndex."""
+        is_complete = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAIT_S):  # real time: a disk
+                await self._catch_up()
+                is_complete = True
+        found = await self._do(partial(self._query, wanted))
+        end = None if limit is None else offset + limit
+        return TextAnswer(found[offset:end], len(found), is_complete)
+
+    async def _catch_up(self) -> None:
+        """Index what the spool has now, and remove what it has no more.
+
+        Others may do the same at the same time: each step begins with what the spool has then.
+        """
+        wanted: set[str] | None = None
+        while True:
+            async with self._turn:
+                await self._do(self._open)
+                ids = set(await self._development.accepted_ids())
+                wanted = ids if wanted is None else wanted & ids
+                missing = sorted(ids - self._indexed)[:_AT_ONCE]
+                gone = self._indexed - ids
+                if missing or gone:
+                    rows = await self._read(missing)
+                    await self._do(partial(self._write, rows, gone))
+            if wanted <= self._indexed:
+                return
+
+    async def _read(self, queue_ids: Sequence[str]) -> list[_Row]:
+        """Read the first of these messages."""
+        summaries = await self._spool.summaries(queue_ids, account=None) if queue_ids else ()
+        recipients = await self._development.addresses(queue_ids) if queue_ids else {}
+        found: list[_Row] = []
+        left_bytes = _BYTES_AT_ONCE
+        for at in range(0, len(summaries), _READ_AT_ONCE):
+            if left_bytes <= 0:
+                break
+            some = summaries[at : at + _READ_AT_ONCE]
+            left_bytes -= sum(min(one.size_bytes, CONTENT_BYTES_MAX) for one in some)
+            found += await asyncio.gather(
+                *(self._read_one(one, recipients.get(one.id or "", ())) for one in some)
+            )
+        return found
+
+    async def _read_one(self, summary: MessageSummary, recipients: Sequence[str]) -> _Row:
+        raw = b""
+        with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
+            if (content := await self._sources.of_row(summary)) is not None:
+                raw = await asyncio.to_thread(octets_of(content).read, 0, CONTENT_BYTES_MAX)
+        try:
+            return await asyncio.to_thread(_row, summary, recipients, raw)
+        except Exception:  # noqa: BLE001 - the others must be indexed
+            _log.exception("message not read", queue_id=summary.id)
+            return _row(summary, recipients, b"")
+
+    async def _do(self, operation: Callable[[], _T]) -> _T:
+        """Run an operation in the thread that has the connection. Raises IndexFailedError."""
+        if self._has_failed:
+            raise IndexFailedError
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
+        except apsw.InterruptError:
+            raise IndexFailedError("the search takes too long") from None
+        except (apsw.Error, OSError) as error:
+            self._has_failed = True
+            _log.warning("the search index cannot be used until the next start", error=str(error))
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._remove)
+            raise IndexFailedError from error
+
+    def _open(self) -> None:
+        if self._connection is not None:
+            return
+        with suppress(apsw.Error):  # it is no database
+            self._connect()
+            if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
+                self._indexed = {one for (one,) in self._fetch("SELECT queue_id FROM message")}
+                return
+        self._remove()
+        self._connect().execute(_SCHEMA)
+
+    def _connect(self) -> apsw.Connection:
+        self._path.touch(0o600)  # it contains mail; its WAL gets the same mode
+        self._connection = apsw.Connection(str(self._path))
+        self._connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF")
+        return self._connection
+
+    def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        assert self._connection is not None  # _open() is the first operation
+        return self._connection.execute(sql, values).fetchall()
+
+    def _query(self, wanted: TextSearch) -> list[TextMatch]:
+        """Return all that match, newest first."""
+        assert self._connection is not None
+        where, values = _condition(wanted)
+        until_s = self._clock.real_s() + _QUERY_S
+        self._connection.set_progress_handler(
+            lambda: self._clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
+        )
+        try:
+            rows = self._fetch(_FOUND.format(where), values)
+        finally:
+            self._connection.set_progress_handler(None)
+        return [TextMatch(*row) for row in rows]
+
+    def _write(self, rows: Sequence[_Row], gone: set[str]) -> None:
+        """Write some messages, and remove others."""
+        assert self._connection is not None
+        if gone == self._indexed:  # quicker than to remove one after the other
+            self._remove()
+            self._open()
+            gone = set()
+        connection = self._connection
+        marks = [(one,) for one in gone]
+        with connection:
+            connection.executemany(_REMOVE_TEXT, marks)
+            connection.executemany("DELETE FROM message WHERE queue_id = ?", marks)
+            for facts, texts in rows:
+                connection.execute(_INSERT, facts)
+                connection.execute(_INSERT_TEXT, (connection.last_insert_rowid(), *texts))
+        self._indexed -= gone
+        self._indexed.update(facts[0] for facts, _ in rows)
+
+    def _end(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _remove(self) -> None:
+        with suppress(apsw.Error):
+            self._end()
+        self._indexed = set()
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                self._path.with_name(self._path.name + suffix).unlink()
+
+
+def _row(summary: MessageSummary, recipients: Iterable[str], raw: bytes) -> _Row:
+    """Return what the index has of a message whose content begins so."""
+    read = read_mime(with_first_fields(raw))
+    one = read.properties
+    body = without_tags(one.body) if one.body_type == "html" else one.body
+    named = {own_mailbox(each.address) for each in (*one.to, *one.cc, *one.bcc)}
+    unnamed = [EmailAddress(each) for each in recipients if own_mailbox(each) not in named]
+    texts = {
+        "message_id": summary.message_id,
+        "sender": join_addresses(filter(None, (one.from_,))),
+        "recipient": join_addresses(one.to),
+        "cc": join_addresses(one.cc),
+        "bcc": join_addresses((*one.bcc, *unnamed)),
+        "reply_to": join_addresses(one.reply_to),
+        "return_path": join_addresses(filter(None, (EmailAddress(summary.sender), one.sender))),
+        "subject": one.subject if raw else summary.subject,
+        "attachment": "\n".join(each.name for each in read.attachments),
+        "body": body,
+    }
+    queue_id = summary.id or ""
+    inline = sum(each.inline for each in read.attachments)
+    attachments = len(read.attachments) - inline
+    facts = (queue_id, id_time_us(queue_id) or 0, summary.size_bytes, attachments, inline)
+    return facts, tuple(folded(texts[name]) for name in FIELDS)
+
+
+def _condition(wanted: TextSearch) -> tuple[str, list[Any]]:
+    """Return the conditions on a row of `message` as SQL, and the values for its marks."""
+    parts = ["1"]
+    values: list[Any] = []
+    for term in wanted.terms:
+        part, its_own = _term_condition(term)
+        parts.append(part)
+        values += its_own
+    for part, value in (
+        ("accepted_us >= ?", wanted.from_us),
+        ("accepted_us <= ?", wanted.to_us),
+        ("size_bytes > ?", wanted.larger_than_bytes),
+        ("size_bytes < ?", wanted.smaller_than_bytes),
+        ("(attachments > 0) = ?", wanted.has_attachment),
+        ("(inline > 0) = ?", wanted.has_inline),
+    ):
+        if value is not None:
+            parts.append(part)
+            values.append(value)
+    return " AND ".join(parts), values
+
+
+def _term_condition(term: SearchTerm) -> tuple[str, list[str]]:
+    text = folded(term.text)
+    where = " OR ".join(f"instr({field}, ?)" for field in term.fields)
+    values = [text] * len(term.fields)
+    trigrams = dict.fromkeys(text[at : at + 3] for at in range(len(text) - 2))
+    if trigrams:
+        quoted = ('"{}"'.format(one.replace('"', '""')) for one in trigrams)
+        every = " AND ".join(islice(quoted, _TRIGRAMS_MAX))
+        where = f"text MATCH ? AND ({where})"
+        values.insert(0, f"{{{' '.join(term.fields)}}} : ({every})")
+    return f"number {'NOT ' * term.is_excluded}IN (SELECT rowid FROM text WHERE {where})", values
