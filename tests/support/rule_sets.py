@@ -119,10 +119,10 @@ def condition_sets(draw: st.DrawFn, most: int, depth: int = 0) -> ConditionSet:
 
 
 @st.composite
-def rule_sets(draw: st.DrawFn) -> RuleSet:
-    """At most six rules, in any mode."""
+def rule_sets(draw: st.DrawFn, most: int = 6) -> RuleSet:
+    """Rules in any mode."""
     rules = []
-    for number in range(draw(st.integers(1, 6))):
+    for number in range(draw(st.integers(1, most))):
         keys = draw(st.lists(st.sampled_from(_PLAIN_ACTIONS), max_size=3, unique=True))
         last = draw(_LAST)
         keys += [last] if last in ACTIONS else []
