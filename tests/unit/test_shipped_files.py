@@ -96,6 +96,17 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit):
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+def test_child_processes_may_limit_their_memory(unit):
+    """libc does that with prlimit64, which every filter allows that does not deny it."""
+    filters = re.findall("^SystemCallFilter=(~?)(.*)$", unit.read_text(), re.MULTILINE)
+    denied = [name for no, names in filters if no for name in names.split()]
+    assert denied
+    listed = analyze("syscall-filter", *denied).stdout.split()
+    assert "setpriority" in listed
+    assert "prlimit64" not in listed
+    assert "prlimit64" in analyze("syscall-filter", "@default").stdout.split()
+
+
 def test_the_sandbox_of_the_unit_is_tight(unit):
     rated = analyze(
         "security", "--offline=true", f"--threshold={EXPOSURE_TENTHS_MAX}", "--no-pager", str(unit)

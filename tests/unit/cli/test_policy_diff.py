@@ -231,9 +231,21 @@ def test_tenants_of_the_configuration_have_their_directories(folders):
     for name, action in {"old": TAG, "new": REJECT}.items():
         (folders.root / name / "acme").mkdir()
         (folders.root / name / "acme/10.toml").write_text(rule("r", action))
-    folders.put("one.eml")
-    _, sums = folders.json("--config", str(config))
-    assert [one["rule"] for one in sums["rules"]] == ["acme/r"]
+    mails = {
+        "to.eml": (b"a@far.test", b"b@acme.test"),
+        "from.eml": (b"a@acme.test", b"b@far.test"),
+        "both.eml": (b"a@own.test", b"b@acme.test, b@own.test"),
+        "other.eml": (b"a@own.test", b"b@own.test"),
+    }
+    for name, (sender, to) in mails.items():
+        folders.put(name, b"From: %b\nTo: %b\nSubject: Hello\n\nhi\n" % (sender, to))
+    files, sums = folders.json("--config", str(config))
+    assert {name: one["rules"] for name, one in files.items()} == dict.fromkeys(
+        ["both.eml", "from.eml", "to.eml"], ["acme/r"]
+    )
+    fates = {one["address"]: one["fate"] for one in files["both.eml"]["new"]["recipients"]}
+    assert fates == {"b@acme.test": "reject", "b@own.test": "deliver"}
+    assert (sums["unchanged"], [one["rule"] for one in sums["rules"]]) == (1, ["acme/r"])
     (folders.root / "new/acme/10.toml").write_text(rule("r", '{ bcc = "x@own.test" }'))
     code, _, said = folders.run("--config", str(config))
     assert (code, "new/acme/10.toml:" in said) == (ExitCode.CONFIGURATION, True)
