@@ -64,6 +64,7 @@ class Folders:
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     monkeypatch.delenv("RELAY_CONFIG", raising=False)
+    monkeypatch.setattr("relay.cli.options.running_config", lambda: None)  # of another test
     return Folders(tmp_path)
 
 
