@@ -23,6 +23,7 @@ from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.explain import ExplainHandler
+from relay.api.message_checks import MessageChecks
 from relay.api.message_previews import NO_PREVIEW, MessagePreviews, RowFacts
 from relay.api.release import addresses_of_body, check_own_recipients, release_host, release_route
 from relay.api.request_parameters import (
@@ -61,6 +62,7 @@ from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination
+from relay.mime.body_checks import Checks
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
@@ -126,6 +128,7 @@ class Handlers:
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources)
+        self._checks = MessageChecks()
         self.explain = ExplainHandler(dependencies.explain)
         self._waiting = ConcurrencyCounter()
 
@@ -219,6 +222,13 @@ class Handlers:
         return StreamedResponse(
             blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers
         )
+
+    async def checks(self, key: str, principal: Principal) -> Checks:
+        """GET /messages/{id}/checks, for who may read the content."""
+        principal.check_may_read_content()
+        journey = await self.message(key, principal)
+        content = await self.content(journey, principal, view="checks")
+        return await self._checks.of(content, principal.name)
 
     async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
         """Return the MIME of a message that the principal has found. `view` is for the log: what is

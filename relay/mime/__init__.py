@@ -27,6 +27,9 @@ Reading messages:
 - `address_list`: the names and addresses of From, To and their like, and which have two readings
 - `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
 - `links`: links and one-time codes in bodies
+- `body_checks`: which mail programs support the HTML, by caniemail.json; what is wrong in links
+- `html_features`: which features of HTML and CSS a body uses, and in which lines
+- `link_faults`: relative, unencrypted, unfilled links; a text that names another host
 - `file_types`: the type of a file by its first octets
 
 Header fields and encodings:

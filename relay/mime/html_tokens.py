@@ -7,6 +7,7 @@ The HTML standard 13.2.5 (tokenization).
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from html import unescape
 from html.entities import html5
@@ -40,6 +41,7 @@ _REFERENCE = re.compile(
     r"&(?:#(?:[0-9]+|[xX][0-9a-fA-F]+);?|([A-Za-z][A-Za-z0-9]{0,31}+)(;|(?!=)))"
 )
 _ATTRIBUTES_MAX = 1000
+_LINE_END = re.compile("\n")
 _CID = re.compile(r"cid:([^\"'\s<>()]+)", re.IGNORECASE)
 
 
@@ -60,11 +62,26 @@ def _short_number(found: "re.Match[str]") -> str:
 
 
 class HtmlToken(NamedTuple):
-    """A tag, or a text if it has no name. For a tag `text` is the source of its attributes."""
+    """A tag, or a text if it has no name. For a tag `text` is the source of its attributes.
+
+    `at` is where it begins.
+    """
 
     name: str
     text: str
     is_end: bool = False
+    at: int = 0
+
+
+class LineNumbers:
+    """The numbers of lines in a text, from 1."""
+
+    def __init__(self, text: str) -> None:
+        self._ends = [found.start() for found in _LINE_END.finditer(text)]
+
+    def at(self, place: int) -> int:
+        """Return the number of the line in which a character is."""
+        return bisect_left(self._ends, place) + 1
 
 
 def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
@@ -76,7 +93,7 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
     while found := _MARKUP.search(html, position):
         begin = found.start()
         if begin > position:
-            yield HtmlToken("", html[position:begin])
+            yield HtmlToken("", html[position:begin], at=position)
         tag = _TAG.match(html, begin)
         if tag is None:
             position = _end_of_comment(html, begin)
@@ -86,17 +103,17 @@ def split_html(html: str, *, with_styles: bool = False) -> Iterator[HtmlToken]:
             return
         position = attributes.end()
         name = tag[2].lower()
-        yield HtmlToken(name, attributes[0], is_end=bool(tag[1]))
+        yield HtmlToken(name, attributes[0], is_end=bool(tag[1]), at=begin)
         if name in TEXTS and not tag[1]:
             ended = _TEXT_ENDS[name].search(html, position)
             end = ended.start() if ended else len(html)
             if name not in INVISIBLE_TEXTS or (with_styles and name == "style"):
-                yield HtmlToken("", html[position:end])
+                yield HtmlToken("", html[position:end], at=position)
             position = end
         elif name == "plaintext" and not tag[1]:
             break
     if position < len(html):
-        yield HtmlToken("", html[position:])
+        yield HtmlToken("", html[position:], at=position)
 
 
 def _end_of_comment(html: str, start: int) -> int:

@@ -1,6 +1,6 @@
 """Find the links and one-time codes in the bodies of a message.
 
-The test kit and the pages use it; whether a link deceives is decided in relay/pages/content.py.
+The test kit and the pages use it; what is wrong in a link is decided in relay/mime/link_faults.py.
 Time is linear in the size of the bodies. Nothing raises.
 RFC 3986 (URI); RFC 6068 (mailto).
 """
@@ -72,24 +72,31 @@ def _near_a_word(
 
 def links_of_html(html: str) -> Iterator[BodyLink]:
     """Yield the links of <a> and <area> in their order, whatever their scheme is."""
-    target = ""
+    return (link for _, link in placed_links_of_html(html) if link.target)
+
+
+def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
+    """Yield the links as links_of_html(), those without a target too, with their places."""
+    target: str | None = None
     texts: list[str] = []
+    place = 0
     for token in split_html(html):
         if token.name not in ("a", "area"):
-            if not token.name and target and len(texts) < _TEXTS_OF_LINK_MAX:
+            if not token.name and target is not None and len(texts) < _TEXTS_OF_LINK_MAX:
                 texts.append(token.text)
             continue
-        if target:
-            yield BodyLink(_one_line(texts), target)
-        target, texts = "", []
+        if target is not None:
+            yield place, BodyLink(_one_line(texts), target)
+        target, texts, place = None, [], token.at
         if token.is_end:
             continue
-        target = attribute_value(tag_attributes(token.text).get("href", ""))
-        if target and token.name == "area":
-            yield BodyLink("", target)
-            target = ""
-    if target:
-        yield BodyLink(_one_line(texts), target)
+        if (href := tag_attributes(token.text).get("href")) is not None:
+            target = attribute_value(href)
+        if target is not None and token.name == "area":
+            yield place, BodyLink("", target)
+            target = None
+    if target is not None:
+        yield place, BodyLink(_one_line(texts), target)
 
 
 def _one_line(texts: Iterable[str]) -> str:
@@ -98,9 +105,14 @@ def _one_line(texts: Iterable[str]) -> str:
 
 def links_of_text(text: str) -> Iterator[BodyLink]:
     """Yield the URLs in a text in their order, without the punctuation after them."""
+    return (link for _, link in placed_links_of_text(text))
+
+
+def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
+    """Yield the links as links_of_text(), with their places."""
     for found in _IN_TEXT.finditer(text):
         target = found[0].rstrip(_AFTER_LINK)
-        yield BodyLink(target, target)
+        yield found.start(), BodyLink(target, target)
 
 
 def text_of_html(html: str) -> str:

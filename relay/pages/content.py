@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
+from relay.mime.link_faults import other_host
 from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
 from relay.mime.read_header import body_charset, date_us_of, parse_header, read_addresses
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
@@ -60,10 +61,6 @@ _DECEPTIVE = re.compile(
 )
 _NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|%\x00-\x1f]')
 _OPENED = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
-_HOST_IN_TEXT = re.compile(
-    r"(?:https?://|\bwww\.|^)([a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,24})(?=[/:?#\s]|$)",
-    re.IGNORECASE,
-)
 _SAFE_DOWNLOADS = RASTER_TYPES | {
     *("application/gzip", "application/json", "application/pdf", "application/zip"),
     *("text/calendar", "text/csv", "text/plain", "text/vcard"),
@@ -266,21 +263,8 @@ def _shown_link(link: BodyLink) -> ShownLink:
         one_line(link.text[:_LINK_TEXT_CHARACTERS_MAX]),
         shown if target == shown else f"{shown}…",
         target if may_open and target == link.target else "",
-        _other_host(link),
+        other_host(link),
     )
-
-
-def _other_host(link: BodyLink) -> str:
-    """Return the host that the text names if the target has another one, "" otherwise."""
-    named = _HOST_IN_TEXT.search(link.text[:_LINK_TEXT_CHARACTERS_MAX].strip())
-    if named is None:
-        return ""
-    try:
-        host = urlsplit(link.target).hostname or ""
-    except ValueError:
-        host = ""
-    name = named[1].lower()
-    return "" if host.removeprefix("www.") == name.removeprefix("www.") else name
 
 
 def _codes(html: str, text: str) -> tuple[str, ...]:

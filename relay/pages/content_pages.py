@@ -37,6 +37,7 @@ from relay.http.http_request import HttpRequest
 from relay.journeys.document import Journey
 from relay.mailbox.types import StoredMessage, StoreError
 from relay.message.content import Content, blocks, octets_of, size_of
+from relay.mime.body_checks import Checks, check_bodies
 from relay.mime.read_mime import ReadParts, read_parts
 from relay.mime.read_report import DeliveryReport, read_report
 from relay.pages.content import (
@@ -64,7 +65,7 @@ from relay.pages.remote_images import (
 )
 from relay.pages.sanitize import SafeDocument
 
-View = Literal["html", "text", "headers", "source", "attachments", "links"]
+View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
 VIEWS: tuple[View, ...] = get_args(View)
 SOURCE_OCTETS_MAX = 1024 * 1024
 _SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
@@ -114,6 +115,7 @@ class ContentPanel(Struct, frozen=True):
     report: DeliveryReport | None = None  # the message is a report: what it says
     source: str = ""  # in the view source: its beginning
     source_left: int = 0  # octets that are not shown
+    checks: Checks | None = None  # in the view checks
 
 
 # What a client may send; "id" and the rest are the store's.
@@ -260,6 +262,9 @@ def _filled(
     if view == "html" and message.has_html:
         document = html_document(message.parts, remote_url=remote_url)
         return replace(panel, document=document)
+    if view == "checks":
+        bodies = message.parts.bodies
+        return replace(panel, checks=check_bodies(bodies.html, bodies.text))
     if view == "attachments":
         return replace(panel, previews=previews(message.parts))
     if view == "source":

@@ -25,7 +25,9 @@ from relay.base.phrases import moment, time_left
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.message.address import ascii_address, shown_address
+from relay.mime.link_faults import LINK_PROBLEMS
 from relay.pages.clock_facts import clock_facts
+from relay.pages.content import one_line
 from relay.pages.content_pages import ContentPages
 from relay.pages.forms import PageForm
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
@@ -50,7 +52,7 @@ _STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; chars
 # replace them while Relay runs.
 STATIC_FILES = ("htmx.min.js", "pages.css", "pages.js", "sse.min.js")
 TEMPLATES = (
-    "_answer.html", "_clock.html", "_content.html", "_figures.html", "_first.html",
+    "_answer.html", "_checks.html", "_clock.html", "_content.html", "_figures.html", "_first.html",
     "_hosts.html", "_journey.html", "_list.html", "_queue.html", "_refused.html",
     "_release.html", "_report.html", "base.html", "charts.html", "clock.html", "error.html",
     "health.html", "help.html", "internet.html", "list.html", "login.html", "macros.html",
@@ -252,8 +254,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.globals |= {"moment": moment, "left_until": _left_until}
-    environment.filters["domains"] = _domains
+    environment.globals |= {
+        "moment": moment,
+        "left_until": _left_until,
+        "link_problems": LINK_PROBLEMS,
+    }
+    environment.filters |= {"domains": _domains, "one_line": one_line}
     return environment
 
 

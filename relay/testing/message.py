@@ -13,6 +13,7 @@ import msgspec
 from relay.journeys.document import Journey
 from relay.message.address import own_mailbox
 from relay.message.content import MemoryOctets
+from relay.mime.body_checks import Checks, check_bodies
 from relay.mime.charsets import decode_octets
 from relay.mime.content_fields import charset_of, filename_of
 from relay.mime.html_tokens import content_ids
@@ -153,6 +154,10 @@ class Message:
         """Return the URLs in HTML and text, each once, in their order."""
         found = (*links_of_html(self.html), *links_of_text(self.text))
         return list(dict.fromkeys(one.target for one in found))
+
+    def checks(self) -> Checks:
+        """Return how many mail programs support the HTML, and what is wrong in the links."""
+        return check_bodies(self.html, self.text)
 
     def code(self, pattern: str | re.Pattern[str] | None = None) -> str:
         """Return the first match of `pattern`, or of its group, in text or HTML.

@@ -139,6 +139,26 @@ def test_what_hosts_claim_fits_a_narrow_window(browser: Browser):
         assert errors_of(browser) == []
 
 
+def test_checks_fit_a_narrow_window(browser: Browser):
+    html = (
+        "<style>@media (prefers-color-scheme:dark) { p { display:flex } }</style><video></video>"
+        f"<p>x<a href='http://localhost/{'x' * 300}'>{'y' * 200}</a><a href='{{{{url}}}}'></a>"
+    )
+    with Relay() as relay:
+        message = relay.send("alice@example.test", "bob@example.test", "Checks", html=html)
+        for width, scheme in ((320, "light"), (320, "dark"), (1280, "light")):
+            browser.set_width(width)
+            browser.emulate_scheme(scheme)
+            browser.open(f"{relay.http_url}/messages/{message.journey['id']}?show=checks")
+            browser.wait_for("#checks-score", "is the mean support")
+            browser.evaluate(
+                "document.querySelectorAll('#content details').forEach(d => d.open = true)"
+            )
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            assert axe(browser) == []
+        assert errors_of(browser) == []
+
+
 def test_axe_is_installed():
     if not AXE.exists():
         pytest.skip("no page is examined with axe-core: make test-suites installs it where npm is")

@@ -106,11 +106,23 @@ def test_the_page_shows_the_html_in_a_sandbox_and_what_is_blocked(dev, key):
         ("attachments", '../ü "x.html text/html 18 bytes attached'),
         ("attachments", "p.gif image/gif 43 bytes in the HTML cid:pic"),
         ("links", "https://bank.test/ https://evil.test/login The text names another host: bank.test"),
+        ("checks", "<style> element 75.0 % 1 not in 7, partly in 7 mail programs: <style> element Not: Gmail Mobile"),
+        ("checks", "https://evil.test/login https://bank.test/ html 1 has a text that names another host: bank.test"),
         ("nonsense", "1 remote image blocked"),
     ],
 )  # fmt: skip
 def test_each_view_is_a_link(dev, key, view, shown):
     assert shown in _Elements(page(dev, f"{key}?show={view}").text).text
+
+
+def test_checks_of_a_hostile_message_and_of_none(dev):
+    links = "".join(f"<a href='x:{each}\u202e'>{each}<b>\u202e</a>" for each in range(1200))
+    shown = page(dev, f"{sent(dev, a_message(links + '<script>x'))}?show=checks").text
+    assert "1,000 are listed" in shown
+    assert "\u202e" not in shown
+    found = _Elements(page(dev, f"{sent(dev, a_message(text='x'))}?show=checks").text)
+    assert "This message has no HTML" in found.text
+    assert "This message has no links." in found.text
 
 
 def test_a_message_without_html_shows_its_text(dev):

@@ -14,7 +14,15 @@ from tests.support.logs import capture_logs
 
 
 @pytest.mark.parametrize(
-    "path", ["/messages", "/messages/q1", "/messages/q1/wait", "/messages/q1/source", "/queue"]
+    "path",
+    [
+        "/messages",
+        "/messages/q1",
+        "/messages/q1/wait",
+        "/messages/q1/source",
+        "/messages/q1/checks",
+        "/queue",
+    ],
 )
 async def test_a_token_is_required(api: ApiClients, path: str) -> None:
     assert code(await api.http.get("/relay/v1" + path)) == (401, "InvalidAuthenticationToken")
@@ -74,6 +82,34 @@ async def test_the_source_of_a_message(api: ApiClients) -> None:
     assert answer.headers["content-type"] == "message/rfc822"
     assert answer.headers["content-disposition"] == 'attachment; filename="q1.eml"'
     assert api.records.asked == [("q1", "alice@example.test")]
+
+
+async def test_the_checks_of_a_message(api: ApiClients) -> None:
+    api.records.known["q1"] = ("alice@example.test", a_journey("queued"))
+    api.records.source = b"Content-Type: text/html\r\n\r\n<p>\r\n<video></video><a href=/x>open</a>"
+    answer = await api.get("/relay/v1/messages/q1/checks")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert [(one["feature"], one["lines"]) for one in found["problems"]][:1] == [
+        ("<video> element", [2])
+    ]
+    [link] = found["links"]
+    assert (link["target"], link["part"], link["problems"]) == ("/x", "html", ["relative"])
+    assert 0 < found["score"] < 100
+    assert (found["link_count"], found["has_html"]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("token", "status"),
+    [("alice", 200), ("bob", 404), ("watcher", 403), ("sender", 403), ("operator", 200)],
+)
+async def test_who_may_read_the_content_may_read_the_checks(
+    api: ApiClients, token: str, status: int
+) -> None:
+    api.records.known["q1"] = ("alice@example.test", a_journey("queued"))
+    assert (await api.get("/relay/v1/messages/q1/checks", token)).status_code == status
+    assert (await api.get("/relay/v1/messages/q2/checks", token)).status_code in (403, 404)
+    assert (await api.get("/relay/v1/messages/q1/checks?x=1", token)).status_code == 400
 
 
 @pytest.mark.parametrize(("token", "gone"), [("alice", True), ("bob", False)])

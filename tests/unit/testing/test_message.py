@@ -45,6 +45,17 @@ def test_a_malformed_header_and_an_unknown_charset_are_read_all_the_same():
     assert (found.text, found.code()) == ("Code 123456", "123456")
 
 
+def test_checks_of_html_and_links():
+    html = (
+        "<p>Hello</p>\n<div style='display:flex'><a href='http://localhost:3000/'>Confirm</a></div>"
+    )
+    found = message(mail("see {{url}}", html)).checks()
+    assert 50 < found.score < 100
+    assert "display:flex" in [one.feature for one in found.problems]
+    assert [one.problems for one in found.links] == [("http", "localhost")]
+    assert message(mail("text only")).checks().score == 100
+
+
 def test_links_are_those_of_html_and_text_each_once():
     found = message(
         mail(

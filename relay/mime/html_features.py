@@ -1,0 +1,184 @@
+"""Find which features of HTML and CSS a message uses, under the names of relay/mime/caniemail.json.
+
+Those are `<img>`, `<input radio>` (by its type), `align=`, `link mailto` and `image png` in HTML,
+and in CSS `gap`, `display: flex`, `value initial`, `1rem`, `calc()`, `@media`, `@media hover`,
+`:hover`, `::before`, `selector child` and `!important`; other names are not looked for.
+
+The tags are those of split_html(), the CSS of <style> and of style attributes is what tinycss2
+parses; conditional comments are comments. Time and memory are linear in the size of the source,
+and nothing recurses. Nothing raises. CSS Syntax Level 3; Selectors Level 4.
+"""
+
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tinycss2
+from tinycss2.ast import Node
+
+from relay.mime.html_tokens import LineNumbers, attribute_value, split_html, tag_attributes
+
+CSS_CHARACTERS_MAX = 256 * 1024
+LINES_MAX = 10
+_LONG_NUMBER = re.compile(r"[0-9]{100,}+")  # Python reads no integers of 4300 digits
+_DEFAULT_TYPES = {"input": "text", "button": "submit"}
+_WITH_RULES = frozenset(("media", "supports", "layer", "container", "scope"))
+_COMBINATORS = {">": "child", "+": "adjacent", "~": "sibling", ",": "grouping"}
+_SIMPLE_SELECTORS = {"ident": "type", "hash": "id", "[] block": "attribute"}
+_OLD_PSEUDO_ELEMENTS = frozenset(("after", "before", "first-letter", "first-line"))
+_LINKS, _IMAGES = ("a", "area"), ("src", "background", "poster")
+
+
+class FeatureReader:
+    """The features that a document uses: `counts`, and the first of their `lines`, by name."""
+
+    def __init__(self, html: str, known: Container[str]) -> None:
+        self.counts: dict[str, int] = {}
+        self.lines: dict[str, list[int]] = {}
+        self.is_cut = False  # there is more CSS than is read
+        self._known = known
+        self._css_left = CSS_CHARACTERS_MAX
+        self._styles: dict[str, list[tuple[str, int]]] = {}  # what is found in style attributes
+        self._found: list[tuple[str, int]] = []
+        numbers, in_style = LineNumbers(html), False
+        for token in split_html(html, with_styles=True):
+            if in_style and not token.name:
+                sheet = self._css(token.text)
+                rules = tinycss2.parse_stylesheet(sheet, skip_comments=True, skip_whitespace=True)
+                self._rules(rules, numbers.at(token.at))
+            elif token.name and not token.is_end:
+                self._tag(token.name, tag_attributes(token.text), numbers.at(token.at))
+            in_style = token.name == "style" and not token.is_end
+            self._count()
+
+    def _count(self) -> None:
+        for name, line in self._found:
+            self.counts[name] = self.counts.get(name, 0) + 1
+            lines = self.lines.setdefault(name, [])
+            if len(lines) < LINES_MAX and line not in lines:
+                lines.append(line)
+        self._found = []
+
+    def _add(self, name: str, line: int) -> None:
+        if name in self._known:
+            self._found.append((name, line))
+
+    def _css(self, source: str) -> str:
+        """Return what of a style sheet or attribute is read."""
+        self.is_cut = self.is_cut or len(source) > self._css_left
+        source = source[: self._css_left]
+        self._css_left -= len(source)
+        return _LONG_NUMBER.sub("0", source)
+
+    def _tag(self, name: str, given: Mapping[str, str], line: int) -> None:
+        kinds = (given.get("type") or _DEFAULT_TYPES.get(name, ""), given.get("name", ""))
+        for each in (f"<{name}>", *(f"<{name} {kind.lower()}>" for kind in kinds)):
+            self._add(each, line)
+        for attribute in given:
+            self._add(f"{attribute}=", line)
+        for attribute in _IMAGES:
+            if attribute in given:
+                self._image(attribute_value(given[attribute]), line)
+        if name in _LINKS and (target := given.get("href", "").strip()):
+            is_mail = target[:7].lower() == "mailto:"
+            self._add("link mailto" if is_mail else f"link {target[:1]}", line)
+        if style := given.get("style"):
+            self._style(style, line)
+
+    def _style(self, style: str, line: int) -> None:
+        """Add what a style attribute has; mail repeats the same ones often."""
+        if style not in self._styles:
+            before, self._found = self._found, []
+            source = self._css(attribute_value(style))
+            self._rules(tinycss2.parse_blocks_contents(source, skip_comments=True), 0)
+            self._styles[style], self._found = self._found, before
+        self._found += [(name, line) for name, _ in self._styles[style]]
+
+    def _image(self, url: str, line: int) -> None:
+        if url[:5].lower() == "data:":
+            kind = "base64" if ";base64," in url[:100].lower() else ""
+        else:
+            kind = url.partition("#")[0].partition("?")[0][-5:].rpartition(".")[2].lower()
+        self._add(f"image {kind}", line)
+
+    def _rules(self, rules: Sequence[Node], line: int) -> None:
+        """Add what rules and declarations have; `line` is the first of their source."""
+        waiting = [(rule, False) for rule in reversed(rules)]
+        while waiting:
+            rule, is_nested = waiting.pop()
+            at = line + rule.source_line - 1
+            content: Any = None
+            if rule.type == "declaration":
+                self._declaration(rule, at)
+            elif rule.type == "at-rule":
+                self._add(f"@{rule.lower_at_keyword}", at)
+                for token in _flat(rule.prelude) if rule.lower_at_keyword == "media" else ():
+                    if token.type == "ident":
+                        self._add(f"@media {token.lower_value}", at)
+                content = rule.content if rule.lower_at_keyword in _WITH_RULES else None
+            elif rule.type == "qualified-rule":
+                if is_nested:
+                    self._add("selector nesting", at)
+                self._selectors(rule.prelude, at)
+                content, is_nested = rule.content, True
+            inner = tinycss2.parse_blocks_contents(content or ())
+            waiting.extend((each, is_nested) for each in reversed(inner))
+
+    def _declaration(self, declaration: Any, line: int) -> None:
+        name = declaration.lower_name
+        self._add("--*" if name.startswith("--") else name, line)
+        if declaration.important:
+            self._add("!important", line)
+        for token in _flat(declaration.value):
+            if token.type == "ident":
+                self._add(f"{name}: {token.lower_value}", line)
+                self._add(f"value {token.lower_value}", line)
+            elif token.type == "dimension":
+                self._add(f"1{token.lower_unit}", line)
+            elif token.type == "percentage":
+                self._add("1%", line)
+            elif token.type == "function":
+                self._add(f"{token.lower_name}()", line)
+            elif token.type in ("url", "string"):
+                self._image(token.value, line)
+
+    def _selectors(self, prelude: Iterable[Any], line: int) -> None:
+        chained, is_spaced, mark = 0, False, ""  # of the compound selector that is read
+        is_begun = False
+        for token in prelude:
+            literal = token.value if token.type == "literal" else ""
+            if token.type in ("whitespace", "comment"):
+                is_spaced = is_begun
+                continue
+            if literal in _COMBINATORS:
+                self._add(f"selector {_COMBINATORS[literal]}", line)
+                chained, is_spaced, is_begun = 0, False, False
+                continue
+            if is_spaced:
+                self._add("selector descendant", line)
+                chained, is_spaced = 0, False
+            is_begun = True
+            if literal in (".", ":"):
+                mark += literal
+                continue
+            if mark == "." or token.type == "hash":
+                chained += 1
+                self._add("selector id" if token.type == "hash" else "selector class", line)
+                if chained == 2:
+                    self._add("selector chaining", line)
+            elif mark:
+                word = getattr(token, "lower_value", "") or getattr(token, "lower_name", "")
+                self._add(f"{'::' if word in _OLD_PSEUDO_ELEMENTS else mark}{word}", line)
+            elif kind := "universal" if literal == "*" else _SIMPLE_SELECTORS.get(token.type):
+                self._add(f"selector {kind}", line)
+            mark = ""
+
+
+def _flat(tokens: Sequence[Any]) -> Iterator[Any]:
+    """Yield tokens with those in brackets and functions."""
+    waiting = list(reversed(tokens))
+    while waiting:
+        token = waiting.pop()
+        yield token
+        inner = getattr(token, "content", None) or getattr(token, "arguments", None) or ()
+        waiting.extend(reversed(inner))
