@@ -127,13 +127,9 @@ async def _relay_v1(
         case ("messages", key):
             _query(request, "GET")
             return json_response(await handlers.message(key, principal))
-        case ("messages", key, "source"):
+        case ("messages", key, "source" | "checks" as view):
             _query(request, "GET")
-            return await handlers.source(key, principal)
-        case ("messages", key, "checks"):
-            _query(request, "GET")
-            checks = handlers.checks(key, principal)
-            return json_response(await request.cancel_on_disconnect(checks))
+            return await handlers.source(key, principal, view=view)
         case ("messages", key, "release") if handlers.is_development:
             _query(request, "POST")
             return json_response(await handlers.release_message(key, request, principal))

@@ -62,7 +62,6 @@ from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination
-from relay.mime.body_checks import Checks
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
@@ -207,11 +206,13 @@ class Handlers:
             view = replace(view, message=wanted)
         return await streams.response(view)
 
-    async def source(self, key: str, principal: Principal) -> Response:
-        """GET /messages/{id}/source: the MIME."""
+    async def source(self, key: str, principal: Principal, *, view: str = "source") -> Response:
+        """GET /messages/{id}/source: the MIME; with the view checks, /messages/{id}/checks."""
         principal.check_may_read_content()
         journey = await self.message(key, principal)
-        content = await self.content(journey, principal, view="source")
+        content = await self.content(journey, principal, view=view)
+        if view == "checks":
+            return json_response(await self._checks.of(content, principal.name))
         headers = {
             "content-type": "message/rfc822",
             "content-disposition": f'attachment; filename="{journey.key}.eml"',
@@ -222,13 +223,6 @@ class Handlers:
         return StreamedResponse(
             blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers
         )
-
-    async def checks(self, key: str, principal: Principal) -> Checks:
-        """GET /messages/{id}/checks, for who may read the content."""
-        principal.check_may_read_content()
-        journey = await self.message(key, principal)
-        content = await self.content(journey, principal, view="checks")
-        return await self._checks.of(content, principal.name)
 
     async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
         """Return the MIME of a message that the principal has found. `view` is for the log: what is

@@ -77,18 +77,14 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
         notices.append(
             f"More than {CSS_CHARACTERS_MAX:,} characters of CSS: the first are checked."
         )
-    found = [
-        _problem(slug, *data.features[slug], used, data)
-        for slug, row in data.features.items()
-        if not used.counts.keys().isdisjoint(row[1]) and set(row[2]) & _SHARES.keys()
-    ]
+    names = {slug: row[1] for slug, row in data.features.items()}
+    slugs = [slug for slug in names if not used.counts.keys().isdisjoint(names[slug])]
+    found = sorted((_problem(slug, used) for slug in slugs), key=lambda one: one.support)
     links = checked_links(html[:CHARACTERS_MAX], text[:CHARACTERS_MAX])
     return Checks(
         has_html=bool(html),
         score=round(fmean(one.support for one in found), 1) if found else 100.0,
-        problems=tuple(
-            sorted((one for one in found if one.unsupported or one.partial), key=_by_support)
-        ),
+        problems=tuple(one for one in found if one.unsupported or one.partial),
         links=tuple(links[:LINKS_MAX]),
         link_count=len(links),
         notices=tuple(notices),
@@ -96,22 +92,18 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
     )
 
 
-def _problem(
-    slug: str, title: str, names: list[str], support: str, notes: list[int],
-    used: FeatureReader, data: _Data,
-) -> HtmlProblem:  # fmt: skip
+def _problem(slug: str, used: FeatureReader) -> HtmlProblem:
+    """Return a feature that is used, also one that all programs support."""
+    data, _ = _data()
+    title, names, support, notes = data.features[slug]
     lines = sorted({line for name in names for line in used.lines.get(name, ())})
-    failing = {
+    programs = {
         state: tuple(name for name, own in zip(data.programs, support, strict=True) if own == state)
-        for state in "na"
+        for state in _SHARES
     }
-    shares = [_SHARES[state] for state in support if state in _SHARES]
+    shares = [share for state, share in _SHARES.items() for _ in programs[state]]
     return HtmlProblem(
-        title or names[0], f"{_FEATURE_URL}{slug}/", round(100 * fmean(shares), 1),
-        failing["n"], failing["a"], tuple(data.notes[number] for number in notes),
-        sum(used.counts.get(name, 0) for name in names), tuple(lines[:LINES_MAX]),
+        title or names[0], f"{_FEATURE_URL}{slug}/", round(100 * fmean(shares), 1), programs["n"],
+        programs["a"], tuple(data.notes[number] for number in notes),
+        sum(used.counts[name] for name in names), tuple(lines[:LINES_MAX]),
     )  # fmt: skip
-
-
-def _by_support(problem: HtmlProblem) -> float:
-    return problem.support

@@ -1,7 +1,7 @@
 """Find which features of HTML and CSS a message uses, under the names of relay/mime/caniemail.json.
 
 Those are `<img>`, `<input radio>` (by its type), `align=`, `link mailto` and `image png` in HTML,
-and in CSS `gap`, `display: flex`, `value initial`, `1rem`, `calc()`, `@media`, `@media hover`,
+and in CSS `gap`, `display: flex`, `value initial`, `1rem`, `@media`, `@media hover`,
 `:hover`, `::before`, `selector child` and `!important`; other names are not looked for.
 
 The tags are those of split_html(), the CSS of <style> and of style attributes is what tinycss2
@@ -10,6 +10,7 @@ and nothing recurses. Nothing raises. CSS Syntax Level 3; Selectors Level 4.
 """
 
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,35 +34,26 @@ class FeatureReader:
     """The features that a document uses: `counts`, and the first of their `lines`, by name."""
 
     def __init__(self, html: str, known: Container[str]) -> None:
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self.lines: dict[str, list[int]] = {}
         self.is_cut = False  # there is more CSS than is read
         self._known = known
         self._css_left = CSS_CHARACTERS_MAX
-        self._styles: dict[str, list[tuple[str, int]]] = {}  # what is found in style attributes
-        self._found: list[tuple[str, int]] = []
         numbers, in_style = LineNumbers(html), False
         for token in split_html(html, with_styles=True):
             if in_style and not token.name:
-                sheet = self._css(token.text)
-                rules = tinycss2.parse_stylesheet(sheet, skip_comments=True, skip_whitespace=True)
+                rules = tinycss2.parse_stylesheet(self._css(token.text), skip_comments=True)
                 self._rules(rules, numbers.at(token.at))
             elif token.name and not token.is_end:
                 self._tag(token.name, tag_attributes(token.text), numbers.at(token.at))
             in_style = token.name == "style" and not token.is_end
-            self._count()
-
-    def _count(self) -> None:
-        for name, line in self._found:
-            self.counts[name] = self.counts.get(name, 0) + 1
-            lines = self.lines.setdefault(name, [])
-            if len(lines) < LINES_MAX and line not in lines:
-                lines.append(line)
-        self._found = []
 
     def _add(self, name: str, line: int) -> None:
         if name in self._known:
-            self._found.append((name, line))
+            self.counts[name] += 1
+            lines = self.lines.setdefault(name, [])
+            if len(lines) < LINES_MAX and line not in lines:
+                lines.append(line)
 
     def _css(self, source: str) -> str:
         """Return what of a style sheet or attribute is read."""
@@ -83,16 +75,8 @@ class FeatureReader:
             is_mail = target[:7].lower() == "mailto:"
             self._add("link mailto" if is_mail else f"link {target[:1]}", line)
         if style := given.get("style"):
-            self._style(style, line)
-
-    def _style(self, style: str, line: int) -> None:
-        """Add what a style attribute has; mail repeats the same ones often."""
-        if style not in self._styles:
-            before, self._found = self._found, []
-            source = self._css(attribute_value(style))
-            self._rules(tinycss2.parse_blocks_contents(source, skip_comments=True), 0)
-            self._styles[style], self._found = self._found, before
-        self._found += [(name, line) for name, _ in self._styles[style]]
+            css = self._css(attribute_value(style))
+            self._rules(tinycss2.parse_blocks_contents(css, skip_comments=True), line)
 
     def _image(self, url: str, line: int) -> None:
         if url[:5].lower() == "data:":
@@ -143,35 +127,40 @@ class FeatureReader:
                 self._image(token.value, line)
 
     def _selectors(self, prelude: Iterable[Any], line: int) -> None:
-        chained, is_spaced, mark = 0, False, ""  # of the compound selector that is read
-        is_begun = False
+        chained, mark = 0, ""  # classes and ids of a compound selector; "." or ":" before a name
+        is_begun = is_spaced = False  # the compound selector, and white space after it
         for token in prelude:
             literal = token.value if token.type == "literal" else ""
             if token.type in ("whitespace", "comment"):
                 is_spaced = is_begun
-                continue
-            if literal in _COMBINATORS:
+            elif literal in _COMBINATORS:
                 self._add(f"selector {_COMBINATORS[literal]}", line)
-                chained, is_spaced, is_begun = 0, False, False
-                continue
-            if is_spaced:
-                self._add("selector descendant", line)
-                chained, is_spaced = 0, False
-            is_begun = True
-            if literal in (".", ":"):
-                mark += literal
-                continue
-            if mark == "." or token.type == "hash":
-                chained += 1
-                self._add("selector id" if token.type == "hash" else "selector class", line)
-                if chained == 2:
-                    self._add("selector chaining", line)
-            elif mark:
-                word = getattr(token, "lower_value", "") or getattr(token, "lower_name", "")
-                self._add(f"{'::' if word in _OLD_PSEUDO_ELEMENTS else mark}{word}", line)
-            elif kind := "universal" if literal == "*" else _SIMPLE_SELECTORS.get(token.type):
-                self._add(f"selector {kind}", line)
-            mark = ""
+                chained, is_begun, is_spaced = 0, False, False
+            else:
+                if is_spaced:
+                    self._add("selector descendant", line)
+                    chained = 0
+                is_begun, is_spaced = True, False
+                if literal in (".", ":"):
+                    mark += literal
+                    continue
+                for name in _names_of_simple(token, mark):
+                    self._add(name, line)
+                if mark == "." or token.type == "hash":
+                    chained += 1
+                    self._add("selector chaining" if chained == 2 else "", line)
+                mark = ""
+
+
+def _names_of_simple(token: Any, mark: str) -> Iterator[str]:
+    """Yield the name of a simple selector, "." or ":" before it is the `mark`."""
+    word = getattr(token, "lower_value", "") or getattr(token, "lower_name", "")
+    if mark in ("", "."):
+        kind = "class" if mark else _SIMPLE_SELECTORS.get(token.type)
+        if kind or token.type == "literal":
+            yield f"selector {kind or token.value}"
+    else:
+        yield f"{'::' if word in _OLD_PSEUDO_ELEMENTS else mark}{word}"
 
 
 def _flat(tokens: Sequence[Any]) -> Iterator[Any]:

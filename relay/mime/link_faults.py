@@ -6,6 +6,7 @@ host whose last part is a number is an IPv4 address.
 """
 
 import re
+from collections.abc import Iterator
 from ipaddress import ip_address
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -30,7 +31,6 @@ LINK_PROBLEMS = {
     "mailto": "has no valid address or fields (RFC 6068)",
     "invalid": "cannot be read as a URL",
 }
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*+:", re.IGNORECASE)
 _SCRIPTS = frozenset(("javascript", "vbscript", "data"))
 _PLACEHOLDER = re.compile(
     r"\{\{|\{%|\$\{|<%|\[\[|\*\||%[A-Z][A-Z0-9_]++%(?![0-9A-Fa-f]{2})|%%[A-Za-z]"
@@ -73,7 +73,8 @@ def checked_links(html: str, text: str) -> list[CheckedLink]:
                 continue
             if shown not in found:
                 host = other_host(link)
-                problems = tuple(_problems(link.target)) + (("other-host",) if host else ())
+                problems = tuple(filter(None, _problems(link.target)))
+                problems += ("other-host",) if host else ()
                 found[shown] = CheckedLink(shown[1], shown[0], part, numbers.at(at), problems, host)
     return sorted(found.values(), key=lambda one: not one.problems)
 
@@ -99,52 +100,49 @@ def _host_of(url: SplitResult) -> str:
     return (url.hostname or "").rstrip(".")
 
 
-def _problems(target: str) -> list[str]:
+def _problems(target: str) -> Iterator[str]:
     target = target.strip()
     if target in ("", "#"):
-        return ["empty"]
-    found = ["blank"] if any(map(str.isspace, target)) else []
+        yield "empty"
+    if any(map(str.isspace, target)):
+        yield "blank"
     is_unfilled = _PLACEHOLDER.search(target) or _PLACEHOLDER.search(unquote(target))
     if is_unfilled:
-        found.append("placeholder")
-    scheme = target.partition(":")[0].lower() if _SCHEME.match(target) else ""
+        yield "placeholder"
     url = _split(target)
     if url is None:
-        found.append("invalid")
-    elif target.startswith("#"):
-        pass  # a place in the message
-    elif scheme in _SCRIPTS:
-        found.append("script")
-    elif scheme == "mailto":
-        if not is_unfilled and not _is_mailto(url):
-            found.append("mailto")
-    elif not scheme:
-        found += [] if is_unfilled else ["relative"]
-    elif scheme in ("http", "https"):
-        found += ["http"] if scheme == "http" else []
-        found += _problems_of_host(_host_of(url)) if not is_unfilled or url.hostname else []
-    return found
+        yield "invalid"
+    elif url.scheme in _SCRIPTS:
+        yield "script"
+    elif url.scheme in ("http", "https"):
+        if url.scheme == "http":
+            yield "http"
+        yield _problem_of_host(_host_of(url))
+    elif is_unfilled or target[:1] in ("", "#"):
+        pass  # a place in the message, or nobody knows
+    elif not url.scheme:
+        yield "relative"
+    elif url.scheme == "mailto" and not _is_mailto(url):
+        yield "mailto"
 
 
-def _problems_of_host(host: str) -> list[str]:
+def _problem_of_host(host: str) -> str:
     if not host:
-        return ["invalid"]
+        return "invalid"
     if host == "localhost" or host.endswith(".localhost"):
-        return ["localhost"]
+        return "localhost"
     try:
         address = ip_address(host)
     except ValueError:
-        return ["address"] if _NUMBER.fullmatch(host.rpartition(".")[2]) else []
+        return "address" if _NUMBER.fullmatch(host.rpartition(".")[2]) else ""
     if address.is_loopback or address.is_unspecified:
-        return ["localhost"]
-    return ["private" if address.is_private else "address"]
+        return "localhost"
+    return "private" if address.is_private else "address"
 
 
 def _is_mailto(url: SplitResult) -> bool:
     """Return whether a mailto has valid addresses, in its path or a field, and valid fields."""
     fields = url.query.split("&") if url.query else []
-    if not all(map(_FIELD.fullmatch, fields)):
-        return False
     given = [url.path, *(each[3:] for each in fields if each[:3].lower() == "to=")]
     addresses = [each for one in given if one for each in one.split(",")]
     try:
@@ -152,4 +150,4 @@ def _is_mailto(url: SplitResult) -> bool:
             parse_mailbox(unquote(each), smtputf8=True)
     except AddressError:
         return False
-    return bool(addresses or fields)
+    return bool(addresses or fields) and all(map(_FIELD.fullmatch, fields))

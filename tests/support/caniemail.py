@@ -102,7 +102,7 @@ SELECTORS = {
     "css-selector-grouping": "grouping",
     "css-selector-id": "id",
     "css-selector-type": "type",
-    "css-selector-universal": "universal",
+    "css-selector-universal": "*",
 }
 IMAGES = {"apng", "avif", "bmp", "gif", "ico", "png", "svg", "webp", "mp4"}
 # A form for each kind of title, with what is found by it.

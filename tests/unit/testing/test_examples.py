@@ -1,4 +1,4 @@
-"""The examples of the README, docs/development.md and docs/testing.md run as they are written there."""
+"""The examples of the README, docs/development.md, testing.md and checks.md run as they are there."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ from tests.support.inner_pytest import inner_pytest
 TOP = Path(__file__).parents[3]
 PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGE = PROGRAM.findall((TOP / "docs/testing.md").read_text())
+CHECKS = PROGRAM.findall((TOP / "docs/checks.md").read_text())
 DEVELOPMENT = PROGRAM.findall((TOP / "docs/development.md").read_text())
 README = PROGRAM.findall((TOP / "README.md").read_text().partition("\n## In tests\n")[2])
 CONFTEST = "# conftest.py\n"
@@ -27,7 +28,9 @@ def run(tmp_path):
 
 
 def test_the_programs_of_the_pages_run(run):
-    programs = [one for one in (*README, *DEVELOPMENT, *PAGE) if not one.startswith(CONFTEST)]
+    programs = [
+        one for one in (*README, *DEVELOPMENT, *PAGE, *CHECKS) if not one.startswith(CONFTEST)
+    ]
     tests = sum(len(re.findall(r"^ *def test_", one, re.MULTILINE)) for one in programs)
     assert len(README) >= 1
     assert tests > 10
