@@ -450,7 +450,8 @@ class Acceptance:
         except TimeoutError:
             _log.error("policy timed out", size_bytes=message.content.size)
         except UnexaminedArchiveError as error:
-            _log.error("policy failed", error=str(error))
+            _log.error("policy failed", rule=error.rule, client=message.client, error=str(error))
+            self.metrics.policy_rules.labels(rule=error.rule, outcome="error").inc()
         except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
             _log.exception("policy failed")
         return NO_POLICY

@@ -1,9 +1,10 @@
 """Look into the archives among the attachments of a message, for the conditions on attachments.
 
-Nothing is inflated here. A child process does it, relay/policy/archive_child.py, one for all
-messages, and one file at a time. It is killed when it takes too long, and the next file gets a new
-one. The bounds are for all attachments of a message together. A file whose content neither begins
-as an archive or an OLE file nor ends as a ZIP file costs no request.
+Nothing is inflated here. A child process does it, relay/policy/archive_child.py, one file at a
+time; each thread that asks at the same time has its own. It is killed when it takes too long, and
+the next file gets a new one. The bounds are for all attachments of a message together, in all
+contents that rules make of it. A file whose content neither begins as an archive or an OLE file nor
+has the end record of a ZIP file costs no request.
 
 The calls block, for threads. Raises OSError if no process can be started, or a body not be read.
 """
@@ -12,11 +13,11 @@ import atexit
 import json
 import os
 import socket
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from hashlib import sha256
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from msgspec import Struct
 
@@ -24,9 +25,9 @@ from relay.base.child_process import ChildProcess
 from relay.base.clock import SystemClock
 from relay.message.content import Octets, octets_of
 from relay.message.header import ParsedContent
-from relay.mime.file_types import ARCHIVES, OLE, file_types
+from relay.mime.file_types import ARCHIVES, OLE, ZIP, file_types
 from relay.mime.transfer_encoding import decoded_blocks
-from relay.policy.archive_child import END_RECORD, LENGTH_BYTES, READY, TAIL_OCTETS
+from relay.policy.archive_child import END_RECORD, LENGTH_BYTES, READY
 from relay.policy.attachment_names import normalised
 from relay.policy.message_parts import AttachedFile, MessagePart, decodings
 
@@ -43,6 +44,8 @@ _LOOKED_INTO = ARCHIVES | {OLE}
 class UnexaminedArchiveError(Exception):
     """What a condition asks is not known, because an archive exceeds a bound."""
 
+    rule = ""  # that asks
+
 
 class ArchiveContents(Struct, frozen=True):
     """What is in an attachment, as far as it was examined."""
@@ -51,21 +54,25 @@ class ArchiveContents(Struct, frozen=True):
     is_encrypted: bool = False
     is_unreadable: bool = False
     bound: str = ""  # that it exceeds; "" for none
+    types: tuple[str, ...] = ()  # of its content; ZIP too if it may be one
 
 
-class _Limits:
-    """What is left for the attachments of a message; `between` is called while one waits."""
+class MessageArchives:
+    """What is left for the archives of a message, and what is known of them: rules may make many
+    contents of it. `between` is called while one waits.
+    """
 
     def __init__(self, between: Callable[[], None]) -> None:
         self.entries, self.octets = ENTRIES_MAX, INFLATED_OCTETS_MAX
         self.time_s = TIME_LIMIT_S
         self.between = between
+        self.answers: dict[bytes, dict[str, Any]] = {}  # by the digest of the file
 
 
 class _ArchiveProcess(ChildProcess):
     """A process of relay.policy.archive_child."""
 
-    def receive(self, length: int, until_s: float, limits: _Limits) -> bytes:
+    def receive(self, length: int, until_s: float, limits: MessageArchives) -> bytes:
         """Return so many octets. Raises EOFError, TimeoutError, ConnectionError, what `between`
         raises.
         """
@@ -89,39 +96,34 @@ class _ArchiveProcess(ChildProcess):
 
 
 class ArchiveReader:
-    """Asks the child process, which it keeps for the next file."""
+    """Asks child processes, which it keeps for the next file: as many as were asked at a time."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._child: _ArchiveProcess | None = None
+        self._idle: list[_ArchiveProcess] = []
 
-    def ask(self, descriptor: int, limits: _Limits) -> dict[str, Any] | None:
+    def ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any] | None:
         """Return the answer about an open file, None if that takes too long or kills the process.
 
         What `between` raises ends the call. Raises OSError.
         """
-        while not self._lock.acquire(timeout=_ASK_AGAIN_S):
-            limits.between()
         try:
             for _ in range(_ATTEMPTS if limits.time_s else 0):
                 with suppress(EOFError, ConnectionError):
                     return self._ask(descriptor, limits)
         except TimeoutError:
             limits.time_s = 0
-        finally:
-            self._lock.release()
         return None
 
     def close(self) -> None:
-        """End the process if it is idle; another one ends with this process."""
-        if self._lock.acquire(blocking=False):
-            child, self._child = self._child, None
-            if child is not None:
-                child.end()
-            self._lock.release()
+        """End the processes that are idle; the others end with this process."""
+        while self._idle:
+            self._idle.pop().end()
 
-    def _ask(self, descriptor: int, limits: _Limits) -> dict[str, Any]:
-        child, self._child = self._child or self._started(limits), None
+    def _ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any]:
+        try:
+            child = self._idle.pop()
+        except IndexError:
+            child = self._started(limits)
         until_s = _clock.real_s() + limits.time_s
         request = json.dumps(
             {"entries": limits.entries, "octets": limits.octets, "cpu_s": int(limits.time_s) + 1}
@@ -135,11 +137,11 @@ class ArchiveReader:
             raise
         finally:
             limits.time_s = max(0.0, until_s - _clock.real_s())
-        self._child = child
+        self._idle.append(child)
         limits.entries, limits.octets = answer["entries_left"], answer["octets_left"]
         return answer
 
-    def _started(self, limits: _Limits) -> _ArchiveProcess:
+    def _started(self, limits: MessageArchives) -> _ArchiveProcess:
         child = _ArchiveProcess("relay.policy.archive_child")
         try:
             child.socket.settimeout(_ASK_AGAIN_S)
@@ -158,16 +160,16 @@ atexit.register(reader.close)
 
 
 def archive_contents(
-    content: ParsedContent, parts: Sequence[MessagePart], between_parts: Callable[[], None]
+    content: ParsedContent, parts: Sequence[MessagePart], limits: MessageArchives
 ) -> tuple[ArchiveContents, ...]:
     """Return what is in the attachments among the parts of a content, in the order of
     relay.policy.message_parts.attachments(). Raises OSError.
     """
-    octets, limits = octets_of(content.joined()), _Limits(between_parts)
+    octets = octets_of(content.joined())
     return tuple([_contents(octets, each, limits) for each in parts if each.is_attachment])
 
 
-def _contents(octets: Octets, part: MessagePart, limits: _Limits) -> ArchiveContents:
+def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> ArchiveContents:
     found = ArchiveContents()
     for body, coding in decodings(octets, part):
 
@@ -176,38 +178,53 @@ def _contents(octets: Octets, part: MessagePart, limits: _Limits) -> ArchiveCont
                 limits.between()
                 yield block
 
-        if not _is_looked_into(blocks()):
+        types = file_types(blocks())
+        if _LOOKED_INTO.isdisjoint(types) and not _has_end_record(blocks()):
             continue
-        with os.fdopen(os.memfd_create("attachment"), "wb") as file:  # not in this one's memory
-            file.writelines(blocks())
-            file.flush()
-            answer = reader.ask(file.fileno(), limits)
-        if answer is None:
-            answer = {"unreadable": True, "bound": f"{TIME_LIMIT_S:g} seconds, or the memory"}
+        answer = _answer(blocks(), limits)
         entries = [
-            AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(types))
-            for names, types in answer.get("entries", ())
+            AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(kinds))
+            for names, kinds in answer.get("entries", ())
         ]
+        is_zip = bool(answer.get("zip") or answer["bound"])
         found = ArchiveContents(
             (*found.entries, *entries),
             found.is_encrypted or answer.get("encrypted", False),
             found.is_unreadable or answer["unreadable"],
             found.bound or answer["bound"],
+            tuple(dict.fromkeys((*found.types, *types, *[ZIP] * is_zip))),
         )
     return found
 
 
-def _is_looked_into(blocks: Iterator[bytes]) -> bool:
-    tail = b""
-
-    def watched() -> Iterator[bytes]:
-        nonlocal tail
+def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> dict[str, Any]:
+    digest = sha256()
+    with _unnamed_file() as file:
         for block in blocks:
-            tail = (tail + block)[-TAIL_OCTETS:]
-            yield block
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        key = digest.digest()
+        if key not in limits.answers:
+            limits.answers[key] = reader.ask(file.fileno(), limits) or {
+                "unreadable": True,
+                "bound": f"{TIME_LIMIT_S:g} seconds, or the memory",
+            }
+    return limits.answers[key]
 
-    all_blocks = watched()
-    if not _LOOKED_INTO.isdisjoint(file_types(all_blocks)):
-        return True
-    deque(all_blocks, maxlen=0)
-    return END_RECORD in tail
+
+def _unnamed_file() -> IO[bytes]:
+    """Return a file outside of this process's memory."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("attachment"), "w+b")
+    return TemporaryFile()
+
+
+def _has_end_record(blocks: Iterator[bytes]) -> bool:
+    held = b""
+    for block in blocks:
+        held += block
+        if END_RECORD in held:
+            return True
+        held = held[1 - len(END_RECORD) :]
+    return False

@@ -75,7 +75,8 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
 
 class AttachmentCondition(AttachedCondition, frozen=True):
     """One attachment, or with `inside` one entry of it, has both a name and a type that match;
-    None matches all. `encrypted` and `unreadable` are asked of the attachment.
+    None matches all. `encrypted` and `unreadable` are asked of the attachment. What is unreadable
+    has the types of its content only: anybody may declare a type.
     """
 
     names: Globs | None
@@ -117,7 +118,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
             return False
         if not self._asks_archives:
             return any(map(self._fits, view.attachments))
-        if not self.inside and not any(map(self._fits, view.attachments)):
+        if not (self.inside or self.unreadable or any(map(self._fits, view.attachments))):
             return False
         if any(self._found(view)):
             return True
@@ -148,7 +149,8 @@ class AttachmentCondition(AttachedCondition, frozen=True):
                 self.unreadable and not archive.is_unreadable
             ):
                 continue
-            if self._fits(attachment):
+            types = archive.types if self.unreadable else attachment.types
+            if self._fits(AttachedFile(attachment.names, types)):
                 yield _with_contents(attachment, archive)
             for entry in filter(self._fits, archive.entries if self.inside else ()):
                 yield f"{_shown(attachment)}: {_shown(entry)}"

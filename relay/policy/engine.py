@@ -59,6 +59,7 @@ from relay.policy.actions import (
     RejectAction,
     SetSenderAction,
 )
+from relay.policy.archives import MessageArchives, UnexaminedArchiveError
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.message_view import MessageView
 from relay.policy.rule_index import RuleIndex, RulePlan
@@ -146,6 +147,7 @@ class Evaluation:
         self._check_stopped = _StopCheck()
         # of each content, for the rules in progress
         self._views = [MessageView(message, message.content, {}, between_parts=self._check_stopped)]
+        self._archives = MessageArchives(self._check_stopped)
         self._open = 0  # whom the rules in progress have neither decided nor stopped
         self._live = (1 << len(message.recipients)) - 1  # that further sets of rules may concern
         self._having = [self._live]  # for each view, the recipients who get its content
@@ -231,6 +233,8 @@ class Evaluation:
             # a rule that changes nothing cannot hold mail up either
             if rule.mode is not RuleMode.AUDIT and rule.on_error is not OnError.IGNORE:
                 if not self._is_shared:
+                    if isinstance(error, UnexaminedArchiveError):
+                        error.rule = rule.name
                     raise
                 self._fail(rule, error)
             self._hits.append(RuleHit(rule.name, str(rule.mode), SKIPPED, (), error=repr(error)))
@@ -421,7 +425,7 @@ class Evaluation:
     def _view(self, content: ParsedContent, like: MessageView | None = None) -> MessageView:
         return MessageView(
             self._scope.message, content, self._index.pattern_sets,
-            between_parts=self._check_stopped, like=like,
+            between_parts=self._check_stopped, archives=self._archives, like=like,
         )  # fmt: skip
 
     def _mark(self, rule: Rule, places: list[int]) -> None:

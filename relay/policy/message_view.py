@@ -16,7 +16,7 @@ from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
 from relay.mime import headers
 from relay.mime.read_header import addressees, originators
-from relay.policy.archives import ArchiveContents, archive_contents
+from relay.policy.archives import ArchiveContents, MessageArchives, archive_contents
 from relay.policy.body_text import BodyText, body_text
 from relay.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
 from relay.policy.message_parts import (
@@ -80,6 +80,7 @@ class MessageView:
         pattern_sets: PatternSets,
         *,
         between_parts: Callable[[], None] = lambda: None,
+        archives: MessageArchives | None = None,
         like: "MessageView | None" = None,
     ) -> None:
         self.message = message
@@ -87,6 +88,9 @@ class MessageView:
         self.size = content.size
         self._pattern_sets = pattern_sets
         self._between_parts = between_parts  # raises when the evaluation was given up
+        self._archives = archives or MessageArchives(
+            between_parts
+        )  # one for all views of a message
         self._found: dict[str, Mapping[Pattern, str]] = {}
         self.known: dict[int, bool] = {}  # results, by the number of the condition
         self.shared: _Shared = like.shared if like else _Shared()
@@ -142,7 +146,7 @@ class MessageView:
     @_Fact
     def archives(self) -> tuple[ArchiveContents, ...]:
         """What is in each of the attachments."""
-        return archive_contents(self.content, self.files, self._between_parts)
+        return archive_contents(self.content, self.files, self._archives)
 
     @_Fact
     def body(self) -> BodyText:

@@ -4,7 +4,8 @@
     tests/bench/archives.py --messages 200 --relay .venv/bin/relay
 
 One client sends an archive a second: a bomb, a thousand entries with the same octets, ten thousand
-entries, ZIP files inside each other, a truncated file. Another one sends small messages with an
+entries, ZIP files inside each other, a truncated file, ZIP files with long damaged directories.
+Another one sends small messages with an
 archive of its own, and measures the time from the final dot to the reply. The rules are the shipped
 ones. Bounds: the relay's peak memory grows by 20 MB at most, the median of the other client's reply
 by 100 ms.
@@ -156,12 +157,18 @@ def hostile_archives() -> list[bytes]:
     count = (1000).to_bytes(2, "little")
     size = ((end - at) * 1000).to_bytes(4, "little")
     same = one[:at] + one[at:end] * 1000 + b"PK\5\6\0\0\0\0" + count + count + size
+    # 4 MB of a directory, of which the last record is none.
+    count = (65535).to_bytes(2, "little")
+    size = ((end - at) * 80_000 + 46).to_bytes(4, "little")
+    damaged = one[:at] + one[at:end] * 80_000 + bytes(46) + b"PK\5\6\0\0\0\0" + count + count + size
+    damaged += at.to_bytes(4, "little") + b"\0\0"
     return [
         zipped([(f"{number}.txt", large) for number in range(20)]),
         same + at.to_bytes(4, "little") + b"\0\0",
         zipped([(f"{number}.txt", b"") for number in range(10_000)]),
         nested,
         one[: len(one) // 2],
+        zipped([(f"{number}.zip", damaged) for number in range(23)]),
     ]
 
 

@@ -120,3 +120,30 @@ async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monk
     release.set()
     await asyncio.gather(*running, again)
     assert order == ["again"]
+
+
+async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatch):
+    monkeypatch.setattr(policy_threads, "_SLOW_S", 0.0)  # whoever has used a thread
+    pauses, release, order = threading.Event(), threading.Event(), []
+    for key in "abc":
+        await threads.run(key, lambda _: pauses.wait(0.01), timeout_s=10)
+
+    def slow(_):
+        order.append("slow")
+        release.wait(10)
+
+    calls = [asyncio.create_task(threads.run(key, slow, timeout_s=10)) for key in "abc"]
+    await asyncio.sleep(0)  # all have begun
+    await threads.run("d", lambda _: order.append("other"), timeout_s=10)
+    assert sorted(order) == ["other", "slow"]
+    release.set()
+    await asyncio.gather(*calls)
+    assert order.count("slow") == 3
+
+
+async def test_use_of_a_thread_is_forgotten(threads, monkeypatch):
+    monkeypatch.setattr(policy_threads, "_FORGOTTEN", 0.0)
+    for key in "ab":
+        await threads.run(key, lambda _: None, timeout_s=10)
+        await asyncio.sleep(0)  # it has ended
+    assert set(threads._used) == {"b"}

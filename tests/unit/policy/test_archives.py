@@ -21,6 +21,7 @@ from relay.policy.archives import (
     ENTRIES_MAX,
     INFLATED_OCTETS_MAX,
     TIME_LIMIT_S,
+    MessageArchives,
     UnexaminedArchiveError,
     archive_contents,
     reader,
@@ -55,7 +56,7 @@ def nested(depth, content=b"MZ"):
     return found
 
 
-def streamed(name, content):
+def streamed(name, content, method=zipfile.ZIP_STORED):
     """A ZIP file with a data descriptor: its local header has no sizes."""
 
     class Pipe(io.RawIOBase):
@@ -70,19 +71,20 @@ def streamed(name, content):
             return len(octets)
 
     pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w") as archive:
+    with zipfile.ZipFile(pipe, "w", method) as archive:
         archive.writestr(name, content)
     return bytes(pipe.octets)
 
 
-def changed(octets, field, value, *, sizes=1):
+def changed(octets, field, value, *, sizes=1, places=3):
     """A ZIP file of one entry with another value in a field of 2 or 4 octets, by its place in the
-    entry of the directory and in the local header.
+    entry of the directory (`places` & 1) and in the local header (& 2).
     """
     found = bytearray(octets)
     in_directory, in_header = field
     code = struct.pack("<H" if sizes == 1 else "<I", value)
-    for place in (octets.rindex(b"PK\1\2") + in_directory, in_header):
+    both = (octets.rindex(b"PK\1\2") + in_directory, in_header)
+    for place in [one for at, one in enumerate(both) if places >> at & 1]:
         found[place : place + len(code)] = code
     return bytes(found)
 
@@ -102,6 +104,63 @@ def overlapping(copies=1000):
     return one[:at] + directory + tail
 
 
+def bomb(method):
+    return zipped(("a.exe", bytes(2 * INFLATED_OCTETS_MAX)), method=method)
+
+
+def with_directory(front, directory, count):
+    """Octets, a directory and its end record."""
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(directory), len(front), 0)
+    return front + directory + end
+
+
+def damaged_directories(entries, copies=23):
+    """ZIP files inside one, of which each has a long directory with a damaged last record."""
+    one = zipped(("a", b""))
+    record = one[one.rindex(b"PK\1\2") : one.rindex(b"PK\5\6")]
+    front = one[: one.rindex(b"PK\1\2")]
+    inner = with_directory(front, record * entries + bytes(46), min(entries, 65535))
+    return zipped(*((f"{number}.zip", inner) for number in range(copies)))
+
+
+def empty_blocks():
+    """A ZIP file of 500 kB whose entries all have the same 500 kB, which inflate to nothing."""
+    data = b"\0\0\0\xff\xff" * 100_000 + b"\1\0\0\xff\xff"
+    one = zipped(("a", b""))
+    at = one.rindex(b"PK\1\2")
+    head, record = bytearray(one[:31]), bytearray(one[at : one.rindex(b"PK\5\6")])
+    head[14:26] = record[16:28] = struct.pack("<3I", 0, len(data), 0)
+    return with_directory(bytes(head) + data, bytes(record) * 300, 300)
+
+
+def commented(octets, comment):
+    return octets[:-2] + struct.pack("<H", len(comment)) + comment
+
+
+def unlisted():
+    """The directory names the second of two entries."""
+    both = zipped(("a.exe", b"MZ"), ("b.txt", b""))
+    at, end = both.rindex(b"PK\1\2"), both.rindex(b"PK\5\6")
+    return with_directory(both[: both.index(b"PK\1\2")], both[at:end], 1)
+
+
+def behind_stream():
+    """An entry whose size is behind it, and is so large that another entry is in it."""
+    front = streamed("b.txt", b"x" * 99, zipfile.ZIP_DEFLATED)
+    at, end = front.rindex(b"PK\1\2"), front.rindex(b"PK\5\6")
+    record, hidden = bytearray(front[at:end]), SMALL[: SMALL.index(b"PK\1\2")]
+    record[20:24] = struct.pack("<I", at - 35 + len(hidden))
+    return with_directory(front[:at] + hidden, bytes(record), 1)
+
+
+def signed():
+    """As Android packages are: a block before the directory."""
+    at, end = SMALL.rindex(b"PK\1\2"), SMALL.rindex(b"PK\5\6")
+    return with_directory(SMALL[:at] + b"APK Sig Block 42".rjust(4096), SMALL[at:end], 1)
+
+
+OTHER = zipped(("b.txt", b""))
+HALF = zipped(*((f"{number}.txt", b"") for number in range(ENTRIES_MAX // 2)))
 MANY = zipped(*((f"{number}.txt", b"") for number in range(10_000)))
 CONTENTS = {
     # archive: names that are found, encrypted, unreadable, bound
@@ -121,9 +180,12 @@ CONTENTS = {
     "a size too large": (changed(SMALL, SIZE, 1 << 31, sizes=2), ["a.exe"], False, False, ""),
     "encrypted": (changed(SMALL, FLAGS, 1), ["a.exe"], True, False, ""),
     "aes": (changed(SMALL, METHOD, 99), ["a.exe"], True, False, ""),
-    "encrypted directory": (changed(SMALL, FLAGS, 0x2001)[:-60], [], True, True, ""),
+    "encrypted directory": (changed(SMALL, FLAGS, 0x2001)[:-60], [], False, True, ""),
     "another method": (changed(SMALL, METHOD, 93), ["a.exe"], False, True, ""),
-    "bzip2": (zipped(("a.exe", b""), method=zipfile.ZIP_BZIP2), ["a.exe"], False, True, ""),
+    "bzip2": (zipped(("a.exe", b"MZ"), method=zipfile.ZIP_BZIP2), ["a.exe"], False, False, ""),
+    "lzma": (zipped(("a.exe", b"MZ"), method=zipfile.ZIP_LZMA), ["a.exe"], False, False, ""),
+    "a bzip2 bomb": (bomb(zipfile.ZIP_BZIP2), ["a.exe"], False, True, None),
+    "an lzma bomb": (bomb(zipfile.ZIP_LZMA), ["a.exe"], False, True, None),
     "three deep": (nested(3), ["2.zip", "1.zip", "a.exe"], False, False, ""),
     "five deep": (nested(5), ["4.zip", "3.zip", "2.zip"], False, True, "archives inside"),
     "a docx": (zipped(("word/vbaProject.bin", OLE)), ["vbaproject.bin"], False, False, ""),
@@ -131,7 +193,33 @@ CONTENTS = {
     "encrypted inside": (
         zipped(("a.zip", changed(SMALL, FLAGS, 1))), ["a.zip", "a.exe"], True, False, ""
     ),
-    "10,000 entries": (MANY, [f"{n}.txt" for n in range(1000)], False, True, "number of entries"),
+    "10,000 entries": (MANY, [], False, True, "number of entries"),
+    "1,001 entries in two": (
+        zipped(("a.zip", HALF), ("b.zip", HALF)), None, False, True, "number of entries"
+    ),
+    "damaged directories": (damaged_directories(80_000), None, False, True, "number of entries"),
+    "small ones": (damaged_directories(100, 20), None, False, True, "number of entries"),
+    "empty blocks": (empty_blocks(), None, False, True, "inflated"),
+    # programs differ in what is in these
+    "two": (SMALL + OTHER, ["b.txt"], False, True, ""),
+    "two with a gap": (SMALL + bytes(70_000) + OTHER, ["b.txt"], False, True, ""),
+    "two behind others": (b"x" + SMALL + bytes(70_000) + OTHER, ["b.txt"], False, True, ""),
+    "two inside": (zipped(("a.zip", SMALL + OTHER)), ["a.zip", "b.txt"], False, True, ""),
+    "an end in the comment": (commented(SMALL, zipped()), [], False, True, ""),
+    "one in the comment": (commented(SMALL, OTHER), ["b.txt"], False, True, ""),
+    "an empty end": (SMALL[: SMALL.rindex(b"PK\5\6")] + zipped(), [], False, True, ""),
+    "damaged behind others": (b"x" + SMALL.replace(b"PK\1\2", b"PK\1\3"), [], False, True, ""),
+    "no end found": (b"x" + SMALL + bytes(70_000), [], False, True, ""),
+    "an entry not listed": (unlisted(), ["b.txt"], False, True, ""),
+    "one behind a stream": (behind_stream(), ["b.txt"], False, True, ""),
+    "a size that differs": (
+        changed(SMALL, (20, 18), 9, sizes=2, places=2), ["a.exe"], False, True, ""
+    ),
+    "encrypted in the directory only": (changed(SMALL, FLAGS, 1, places=1), ["a.exe"], True, True, ""),
+    "a method that differs": (changed(SMALL, METHOD, 0, places=1), ["a.exe"], False, True, ""),
+    "one in a doc": (OLE + bytes(600) + SMALL + bytes(70_000), [], False, False, ""),
+    "two in a doc": (OLE + bytes(600) + SMALL + OTHER, ["b.txt"], False, False, ""),
+    "a signing block": (signed(), ["a.exe"], False, False, ""),
     "42 kB": (overlapping(), ["a"] * 1000, False, True, None),
     "a bomb": (nested(2, bytes(INFLATED_OCTETS_MAX)), ["1.zip", "a.exe"], False, True, "inflated"),
     "long names": (zipped(*(("x" * 60_000 + str(n), b"") for n in range(99))), None, False, True,
@@ -151,7 +239,7 @@ CONTENTS = {
 
 def contents_of(*attachments, encoding="base64", between=lambda: None):
     parsed = ParsedContent.of(mixed(*(part(one, encoding=encoding) for one in attachments)))
-    return archive_contents(parsed, message_parts(parsed), between)
+    return archive_contents(parsed, message_parts(parsed), MessageArchives(between))
 
 
 @pytest.mark.parametrize("case", CONTENTS)
@@ -184,18 +272,34 @@ def test_names_are_those_that_any_program_shows():
 
 
 def test_bounds_are_those_of_a_message():
-    half = zipped(*((f"{number}", b"") for number in range(ENTRIES_MAX // 2)))
-    assert [bool(one.bound) for one in contents_of(half, half, half)] == [False, False, True]
-    large = zipped(("a", bytes(INFLATED_OCTETS_MAX // 2)))
-    assert [bool(one.bound) for one in contents_of(large, large)] == [False, False]
-    assert contents_of(large, large, large)[2].bound
+    halves = [HALF + bytes(number) for number in range(3)]
+    assert [bool(one.bound) for one in contents_of(*halves)] == [False, False, True]
+    large = [zipped((name, bytes(INFLATED_OCTETS_MAX // 2))) for name in "abc"]
+    assert [bool(one.bound) for one in contents_of(*large[:2])] == [False, False]
+    assert contents_of(*large)[2].bound
+    assert not any(one.bound for one in contents_of(*large[:1] * 5))  # the same one, read once
+
+
+def test_contents_that_rules_make_of_a_message_have_one_budget(evaluate):
+    inside = rule(
+        "{ subject_prefix = 'in' }", name="in", on_error="'ignore'",
+        when="{ attachment = { inside = true, name = '499.txt' } }",
+    )  # fmt: skip
+    fork = rule("{ subject_prefix = 'x' }", name="fork", when="{ recipient = 'b@out.test' }")
+    content = mixed(*(part(HALF + bytes(number)) for number in range(2)))
+    asked = rule(
+        "{ subject_prefix = 'no' }", name="before", when="{ attachment = { encrypted = true } }"
+    )
+    verdict = evaluate(asked, fork, inside, to=("a@out.test", "b@out.test"), content=content)
+    assert [hit.rule for hit in verdict.hits] == ["fork", "in"]
+    assert len(verdict.hits[1].recipients) == 2
 
 
 @pytest.mark.parametrize("encoding", ["base64", "8bit"])
 def test_broken_base64_is_read_as_far_as_it_can_be(encoding):
     content = mixed(part(SMALL, encoding=encoding)).replace(b"UEsD", b"U!E\r\nsD", 1)
     parsed = ParsedContent.of(content)
-    [found] = archive_contents(parsed, message_parts(parsed), lambda: None)
+    [found] = archive_contents(parsed, message_parts(parsed), MessageArchives(lambda: None))
     assert [each.names for each in found.entries] == [("a.exe",)]
 
 
@@ -215,7 +319,12 @@ def test_broken_base64_is_read_as_far_as_it_can_be(encoding):
         ({"unreadable": True, "type": "archive"}, [TAR], True),
         ({"unreadable": True, "type": "application/zip"}, [TAR, SMALL], False),
         ({"unreadable": True, "type": "application/zip"}, [MANY], True),
-        ({"inside": True, "name": "3.txt"}, [MANY], True),  # found before the bound
+        ({"inside": True, "name": "a.exe"}, [zipped(("a.exe", b""), ("b.zip", MANY))], True),
+        # the content decides about the type of what is unreadable
+        ({"unreadable": True, "type": "application/zip"}, [b"Rar!\x1a\x07\x01\x00"], False),
+        ({"unreadable": True, "type": "application/zip"}, [b"x" + MANY], True),
+        ({"unreadable": True, "type": "application/zip"}, [b"Rar!\x1a\x07\x01" + MANY], True),
+        ({"unreadable": True, "type": "application/zip"}, [TAR.ljust(512) + SMALL], False),
         (EXE, [MANY], UnexaminedArchiveError),
         ({"encrypted": True}, [MANY], UnexaminedArchiveError),
         ({"encrypted": True, "type": "executable"}, [MANY], False),
@@ -271,7 +380,7 @@ def state_of(pid):
 def asked_once():
     """A process that has answered, and is idle."""
     assert contents_of(SMALL)[0].entries
-    child = reader._child
+    [child] = reader._idle
     yield child
     assert state_of(child.process.pid) is None
 
@@ -279,13 +388,13 @@ def asked_once():
 def test_one_process_looks_into_all_files_and_is_not_asked_about_others():
     reader.close()
     contents_of(b"text", PE, b"%PDF-1.7", b"\xff\xd8\xff" + bytes(200_000))
-    assert reader._child is None
+    assert not reader._idle
     with asked_once() as child:
         for _ in range(10):
             contents_of(SMALL, OLE)
-        assert reader._child is child
+        assert reader._idle == [child]
         reader.close()
-    assert reader._child is None
+    assert not reader._idle
 
 
 def test_after_a_process_was_killed_the_next_one_answers():
@@ -326,7 +435,7 @@ def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypat
 
 def test_a_process_that_takes_too_long_is_killed(monkeypatch):
     contents_of(SMALL)
-    child = reader._child
+    [child] = reader._idle
     os.kill(child.process.pid, 19)  # SIGSTOP: it does not answer
     monkeypatch.setattr(archives, "TIME_LIMIT_S", 0.2)
     found = contents_of(SMALL, SMALL)
@@ -336,42 +445,35 @@ def test_a_process_that_takes_too_long_is_killed(monkeypatch):
     assert contents_of(SMALL)[0].entries
 
 
-def test_a_caller_that_gives_up_does_not_wait_for_its_turn_or_the_answer():
+def test_a_caller_that_gives_up_does_not_wait_for_the_answer_and_others_do_not_wait_for_it():
+    reader.close()
     contents_of(SMALL)
-    os.kill(reader._child.process.pid, 19)  # SIGSTOP
-    ended = []
+    os.kill(reader._idle[0].process.pid, 19)  # SIGSTOP
+    calls, waits, stopped = itertools.count(), threading.Event(), threading.Event()
 
-    def ask(stopped, waits):
-        calls = itertools.count()
+    def between():
+        if next(calls) > 10:  # of these, nearly all while it waits
+            waits.set()
+        if stopped.is_set():
+            raise EvaluationStoppedError
 
-        def between():
-            if next(calls) > 10:  # of these, nearly all while it waits
-                waits.set()
-            if stopped.is_set():
-                raise EvaluationStoppedError
-
+    def ask():
         with pytest.raises(EvaluationStoppedError):
             contents_of(SMALL, between=between)
-        ended.append(threading.current_thread())
 
-    def start():
-        events = threading.Event(), threading.Event()
-        thread = threading.Thread(target=ask, args=events)
-        thread.start()
-        assert events[1].wait(5)
-        return thread, events[0]
-
-    (first, first_stopped), (second, second_stopped) = start(), start()
-    for thread, stopped in ((second, second_stopped), (first, first_stopped)):
-        stopped.set()
-        thread.join()
-    assert ended == [second, first]
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert waits.wait(5)
     assert contents_of(SMALL)[0].entries
+    stopped.set()
+    thread.join()
+    assert contents_of(SMALL)[0].entries
+    assert len(reader._idle) == 1
 
 
 def test_the_child_has_little_memory():
     contents_of(SMALL)
-    limits = Path(f"/proc/{reader._child.process.pid}/limits").read_text()
+    limits = Path(f"/proc/{reader._idle[0].process.pid}/limits").read_text()
     assert str(MEMORY_BYTES_MAX) in next(line for line in limits.splitlines() if "address" in line)
     begun = time.process_time()
     [found] = contents_of(zipped(*((f"{n}", bytes(40 << 20)) for n in range(5))))
