@@ -54,11 +54,11 @@ class PolicyThreads:
 
         def work() -> T:
             loop.call_soon_threadsafe(begun.set)
-            begin_s = loop.time()
+            begin_s = loop.time()  # real time: a thread
             try:
                 return function(given_up.is_set)
             finally:
-                taken_s.append(loop.time() - begin_s)
+                taken_s.append(loop.time() - begin_s)  # real time: as above
 
         async with asyncio.timeout(_TURN_S) as limit:  # real time: a thread
             while running := self._running.get(key) or self._slow_one(key):
@@ -67,7 +67,7 @@ class PolicyThreads:
                 sys.setswitchinterval(_BESIDE_A_CALL_S)
             job = self._executor.submit(work)
             call = self._running[key] = asyncio.wrap_future(job)
-            call.add_done_callback(partial(self._ended, key, begun, taken_s))
+            call.add_done_callback(partial(self._ended, key, begun, taken_s=taken_s))
             try:
                 await begun.wait()
                 limit.reschedule(loop.time() + timeout_s)  # real time: as above
@@ -78,17 +78,18 @@ class PolicyThreads:
 
     def _slow_one(self, key: str) -> asyncio.Future[Any] | None:
         """Return the call of a slow sender that a call with this key has to wait for."""
-        slow_s = asyncio.get_running_loop().time() + _SLOW_S * _FORGOTTEN
+        now_s = asyncio.get_running_loop().time()  # real time: as above
+        slow_s = now_s + _SLOW_S * _FORGOTTEN
         if self._used.get(key, 0) <= slow_s:
             return None
         slow = (call for each, call in self._running.items() if self._used.get(each, 0) > slow_s)
         return next(slow, None)
 
     def _ended(
-        self, key: str, begun: asyncio.Event, taken_s: list[float], call: asyncio.Future[Any]
+        self, key: str, begun: asyncio.Event, call: asyncio.Future[Any], *, taken_s: list[float]
     ) -> None:
         begun.set()  # if it was cancelled, nobody else does
-        now_s = call.get_loop().time()
+        now_s = call.get_loop().time()  # real time: as above
         self._used = {each: until_s for each, until_s in self._used.items() if until_s > now_s}
         self._used[key] = self._used.get(key, now_s) + sum(taken_s) * _FORGOTTEN
         if not call.cancelled():
