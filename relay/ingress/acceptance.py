@@ -289,10 +289,12 @@ class Acceptance:
             try:
                 reply = await self._commit(message, reports, origin, reserved=reserved)
             except HoldsFullError as error:
-                if error.tenant in verdict.guests:
-                    return verdict.without_holds_of(
-                        error.tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fan.in_mailboxes
-                    )
+                other = verdict.without_holds_of(
+                    error.tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fan.in_mailboxes
+                )
+                # less is held each time, so this comes to an end
+                if error.tenant in verdict.guests and other != verdict and not other.rejects_all:
+                    return other
                 full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
                 reply = self.holds.rejection(full[0], self.held_max)
             self._count_rules(verdict)
@@ -437,7 +439,9 @@ class Acceptance:
             if not is_quick or not evaluation.run(in_thread=False):
                 await self.threads.run(
                     message.login or client_of(message.client),
-                    lambda stopped: evaluation.run(in_thread=True, stopped=stopped),
+                    lambda stopped: evaluation.run(
+                        in_thread=True, stopped=stopped, time_s=self.policy_timeout_s
+                    ),
                     timeout_s=self.policy_timeout_s,
                 )
             verdict = evaluation.verdict()

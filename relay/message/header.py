@@ -17,7 +17,7 @@ from itertools import islice
 
 from msgspec import Struct
 
-from relay.message.content import Content, LargeContent
+from relay.message.content import Content, LargeContent, MemoryOctets
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it before every text
 MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
@@ -284,6 +284,14 @@ class ParsedContent:
         if isinstance(self.rest, bytes):
             return self.header.size + len(self.rest)
         return self.header.size + sum(one.size for one in self.rest.body)
+
+    @property
+    def octets_in_memory(self) -> int:
+        """How many of them are not in a file."""
+        if isinstance(self.rest, bytes):
+            return self.size
+        pieces = (one.size for one in self.rest.body if isinstance(one, MemoryOctets))
+        return self.header.size + sum(pieces)
 
     def joined(self) -> Content:
         """Return the content for the spool."""

@@ -142,10 +142,11 @@ class AddedCopies:
 
     def __init__(self, served: Iterable[str]) -> None:
         """`served` are the addresses that get the message itself."""
-        self._copies: dict[str, list[AddedRecipient]] = {each: [] for each in served}
+        self._copies: dict[str, list[AddedRecipient]] = {each.casefold(): [] for each in served}
 
     def needs(self, address: str, added: AddedRecipient) -> bool:
         """Return whether an address still needs this copy, and count it as served with it."""
+        address = address.casefold()
         before = self._copies.get(address)
         if before is not None and (not before or any(_serves(one, added) for one in before)):
             return False
@@ -229,7 +230,7 @@ class Verdict(Struct, frozen=True):
     """The whole decision. With `deferred`, nothing else in it counts."""
 
     recipients: tuple[RecipientVerdict, ...]  # in the order of ExaminedMessage.recipients
-    additions: tuple[AddedRecipient, ...]  # each address once
+    additions: tuple[AddedRecipient, ...]  # also of addresses that get the message already
     contents: tuple[ParsedContent, ...]  # that are used; the original is the first one
     hits: tuple[RuleHit, ...]  # in the order of the rules
     deferred: Deferral | None = None  # of the whole message
@@ -237,29 +238,47 @@ class Verdict(Struct, frozen=True):
     sender: str = ""  # the reverse-path in place of the message's, unless that is null; "": none
     mails: tuple[RuleMail, ...] = ()  # about the message, in the order of the rules
     tenants: tuple[str, ...] = ()  # whose rules ran, in this order
-    guests: frozenset[str] = frozenset()  # recipients' tenants, where others have copies too
 
-    def deferred_for(self, deferral: Deferral) -> Self:
-        """Return the verdict with a deferral of a recipients' tenant: its copies are held, and
-        count against none of its limits.
+    @property
+    def guests(self) -> frozenset[str]:
+        """Recipients' tenants whose rules ran, where others have copies too."""
+        found = {each.tenant for each in self.recipients}
+        return frozenset(found - {""} if len(found) > 1 else ())
+
+    @property
+    def rejects_all(self) -> bool:
+        """Whether every recipient is rejected."""
+        return all(each.action is VerdictAction.REJECT for each in self.recipients)
+
+    @property
+    def added(self) -> tuple[AddedRecipient, ...]:
+        """The additions, without those that get the message already. Aliases may lead to more.
+
+        A recipient whose own copy was redirected or rejected may still be another rule's target:
+        two recipients that are redirected to each other both get the message.
         """
-        tenant, hold = tenant_of_rule(deferral.rule), deferral.hold
+        going = [each for each in self.recipients if each.action is VerdictAction.DELIVER]
+        copies = AddedCopies(each.address for each in going)
+        return tuple(each for each in self.additions if copies.needs(each.address, each))
+
+    def deferred_for(self, *deferrals: Deferral) -> Self:
+        """Return the verdict with deferrals of recipients' tenants: their copies are held, and
+        count against none of their limits.
+        """
+        holds = {tenant_of_rule(each.rule): each.hold for each in deferrals}
         going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
         return replace(
             self,
             recipients=tuple(
                 replace(each, hold=hold, rule=each.rule or hold.rule)
-                if each.tenant == tenant and each.action in going and each.hold is None
+                if (hold := holds.get(each.tenant)) and each.action in going and each.hold is None
                 else each
                 for each in self.recipients
             ),
             additions=tuple(
-                replace(each, hold=each.hold or hold) if each.tenant == tenant else each
-                for each in self.additions
+                replace(each, hold=each.hold or holds.get(each.tenant)) for each in self.additions
             ),
-            charges=tuple(
-                each for each in self.charges if tenant_of_rule(each.rule) != tenant
-            ),
+            charges=tuple(each for each in self.charges if tenant_of_rule(each.rule) not in holds),
         )  # fmt: skip
 
     def without_holds_of(

@@ -17,6 +17,7 @@ cannot be read.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,9 +25,9 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
+from relay.base.clock import SystemClock
 from relay.message.header import ParsedContent
 from relay.message.verdict import (
-    AddedCopies,
     AddedRecipient,
     Deferral,
     ExaminedMessage,
@@ -61,10 +62,14 @@ from relay.policy.actions import (
 )
 from relay.policy.archives import MessageArchives, UnexaminedArchiveError
 from relay.policy.message_parts import TooManyPartsError
-from relay.policy.message_view import MessageView
+from relay.policy.message_view import MessageView, OutOfTimeError
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rules import OnError, Rule, RuleMode, RuleTest
 
+SCOPES_ON_LOOP_MAX = 20  # sets of rules for a message; more of them belong into a thread
+# that rules make of a message, in memory; beyond it, no recipients' tenant gets one of its own
+CONTENTS_OCTETS_MAX = 200_000_000
+_clock = SystemClock()
 _ADDING = (CcAction, BccAction, RedirectAction, QuarantineAction)
 SKIPPED = "error"  # the outcome of a rule that could not be applied
 TOO_MANY_PARTS = "The message has too many MIME parts, or nests them too deeply"
@@ -124,17 +129,25 @@ class EvaluationStoppedError(Exception):
     """The caller wants no verdict any more."""
 
 
+class _TooManyContentsError(Exception):
+    """The contents of the message would take too much memory."""
+
+
 class _StopCheck:
-    """Raises EvaluationStoppedError once `stopped` says so. The views of a message ask it, not the
-    evaluation that has them: a circle of references would keep the content for a while.
+    """Raises EvaluationStoppedError once `stopped` says so, and OutOfTimeError after `until_s`. The
+    views of a message ask it, not the evaluation that has them: a circle of references would keep
+    the content for a while.
     """
 
     def __init__(self) -> None:
         self.stopped: Callable[[], bool] = lambda: False
+        self.until_s = math.inf  # for the rules in progress
 
     def __call__(self) -> None:
         if self.stopped():
             raise EvaluationStoppedError
+        if _clock.real_s() > self.until_s:
+            raise OutOfTimeError
 
 
 class Evaluation:
@@ -142,6 +155,7 @@ class Evaluation:
 
     def __init__(self, scopes: Sequence[RuleScope], message: ExaminedMessage) -> None:
         self._scopes = iter(scopes)
+        self._is_for_thread = len(scopes) > SCOPES_ON_LOOP_MAX
         self._scope = scopes[0]  # of the rules in progress
         self._message = message
         self._check_stopped = _StopCheck()
@@ -151,10 +165,12 @@ class Evaluation:
         self._open = 0  # whom the rules in progress have neither decided nor stopped
         self._live = (1 << len(message.recipients)) - 1  # that further sets of rules may concern
         self._having = [self._live]  # for each view, the recipients who get its content
+        self._changed: dict[int, int] = {}  # the content of recipients who do not get the first
+        self._octets = 0  # of the contents that tenants have made, at most
+        self._known_contents: dict[ParsedContent, int] = {}  # once there are several
         self._in_thread = False
         self._owners: dict[int, str] = {}  # the tenants of recipients whose rules have run
         self._tenants: list[str] = []  # whose rules have run
-        self._guests: set[str] = set()  # those of them that must not hold up the message
         self._deferrals: list[Deferral] = []  # of recipients' tenants, for their copies only
         self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
         self._holds: dict[int, Hold] = {}  # the same
@@ -183,19 +199,18 @@ class Evaluation:
             self._tenants.append(scope.tenant)
         if not scope.is_whole:
             self._owners |= dict.fromkeys(scope.places, scope.tenant)
-            if self._is_shared:
-                self._guests.add(scope.tenant)
         self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
         self._next = 0  # the place of the first plan that was not applied
         if isinstance(scope.rules, Deferral):
             self._defer(scope.rules)
             return
         self._index = scope.rules.index
-        self._views = [self._view(each.content, like=each) for each in self._views]
         self._candidates = bytearray()
-        for view, having in zip(self._views, self._having, strict=True):
-            if having & recipients:
-                self._note_candidates(view)
+        # the places of those views whose contents the rules see
+        self._seen = sorted({self._content_of(each) for each in places_of(recipients)})
+        for at in self._seen:
+            view = self._views[at] = self._view(self._views[at].content, like=self._views[at])
+            self._note_candidates(view)
 
     def _note_candidates(self, view: MessageView) -> None:
         found = self._index.candidates(view)
@@ -203,16 +218,28 @@ class Evaluation:
             found[place] |= flag
         self._candidates = found
 
-    def run(self, *, in_thread: bool, stopped: Callable[[], bool] = lambda: False) -> bool:
+    def run(
+        self,
+        *,
+        in_thread: bool,
+        stopped: Callable[[], bool] = lambda: False,
+        time_s: float = math.inf,
+    ) -> bool:
         """Apply the rules that are left; False: only a thread can apply the next one.
 
-        `stopped` is asked before each rule, and between the parts of the message. Raises
+        `stopped` is asked before each rule, and between the parts of the message. The rules of each
+        recipients' tenant may take half of what is left of three quarters of `time_s`. Raises
         EvaluationStoppedError, TooManyPartsError, OSError.
         """
         self._in_thread, self._check_stopped.stopped = in_thread, stopped
+        if not in_thread and self._is_for_thread:
+            return False
+        self._ends_s = _clock.real_s() + 0.75 * time_s
+        self._limit_time()
         while True:
             while self._open and (place := self._candidates.find(1, self._next)) >= 0:
-                self._check_stopped()
+                if stopped():
+                    raise EvaluationStoppedError
                 try:
                     self.apply(self._index.plans[place])
                 except _ThreadNeededError:
@@ -220,6 +247,12 @@ class Evaluation:
                 self._next = place + 1
             if not self._enter_next():
                 return True
+            self._limit_time()
+
+    def _limit_time(self) -> None:
+        now_s = _clock.real_s()
+        its_s = (self._ends_s - now_s) / 2 if self._is_shared else math.inf
+        self._check_stopped.until_s = now_s + its_s
 
     def apply(self, plan: RulePlan) -> None:
         """Apply the rule to the recipients that it matches. Raises what its conditions raise."""
@@ -275,9 +308,9 @@ class Evaluation:
             found &= ~self._matching(number)
         if not found:
             return 0
-        for view, having in zip(self._views, self._having, strict=True):
-            if concerned := found & having:
-                found ^= concerned ^ self._matches_message(plan, view, concerned)
+        for at in self._seen:
+            if concerned := found & self._having[at]:
+                found ^= concerned ^ self._matches_message(plan, self._views[at], concerned)
         return found
 
     def verdict(self) -> Verdict:
@@ -286,7 +319,7 @@ class Evaluation:
             self._decided.get(place) or self._delivered(place, recipient)
             for place, recipient in enumerate(self._message.recipients)
         ]
-        additions = list(self._needed(recipients))
+        additions = self._additions
         used = sorted(
             {0} | {each.content for each in recipients} | {each.content for each in additions}
         )
@@ -300,11 +333,9 @@ class Evaluation:
             deferred=self._deferral, sender=self._sender,
             charges=tuple(self._due(recipients)) if self._charges else (),
             mails=tuple(mails_about(recipients, self._mails)) if self._mails else (),
-            tenants=tuple(self._tenants), guests=frozenset(self._guests),
+            tenants=tuple(self._tenants),
         )  # fmt: skip
-        for deferral in self._deferrals:
-            verdict = verdict.deferred_for(deferral)
-        return verdict
+        return verdict.deferred_for(*self._deferrals) if self._deferrals else verdict
 
     def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
         """Return those of the recipients whose content the rule matches."""
@@ -338,7 +369,8 @@ class Evaluation:
         """Return the recipients that a condition matches. Edits do not change that."""
         known = self._known.get(number)
         if known is None:
-            condition, view, known = self._index.recipient_conditions[number], self._views[0], 0
+            condition, known = self._index.recipient_conditions[number], 0
+            view = self._views[self._seen[0]]
             for place in self._scope.places:
                 if condition.matches_recipient(view, self._message.recipients[place]):
                     known |= 1 << place
@@ -389,13 +421,17 @@ class Evaluation:
     def _edit_with(
         self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
     ) -> tuple[Finding, ...]:
-        if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
-            raise _ThreadNeededError  # before anything has changed
+        if any(isinstance(one, DisclaimerAction) for one in edits):
+            if not self._in_thread:
+                raise _ThreadNeededError  # before anything has changed
+            self._check_stopped()
         edited = [
             (old, having & matched, _edited(self._views[old].content, edits, self._scope.message))
-            for old, having in enumerate(self._having)
-            if having & matched
+            for old in self._seen
+            if (having := self._having[old]) & matched
         ]
+        if self._is_shared:
+            self._check_room([new.content for *_, new in edited])
         for old, concerned, new in edited:
             if new.refusal:
                 self._close(
@@ -403,24 +439,39 @@ class Evaluation:
                     status=NO_DISCLAIMER_STATUS, text=new.refusal,
                 )  # fmt: skip
             elif new.content is not self._views[old].content:
+                at = self._content(new.content)
                 self._having[old] &= ~concerned
-                self._having[self._content(new.content)] |= concerned
+                self._having[at] |= concerned
+                self._changed |= dict.fromkeys(places_of(concerned), at)
         return tuple(dict.fromkeys(each for *_, new in edited for each in new.notes))
+
+    def _check_room(self, more: Sequence[ParsedContent]) -> None:
+        """Count contents; where that is much, without those that nobody gets any more."""
+        self._octets += sum(each.octets_in_memory for each in more)
+        if self._octets > CONTENTS_OCTETS_MAX:
+            made = zip(self._views[1:], self._having[1:], strict=True)
+            used = [view.content for view, having in made if having]
+            self._octets = sum(each.octets_in_memory for each in (*used, *more))
+            if self._octets > CONTENTS_OCTETS_MAX:
+                raise _TooManyContentsError
 
     def _content_of(self, place: int) -> int:
         """Return the index of a recipient's content."""
-        return next(at for at, having in enumerate(self._having) if having >> place & 1)
+        return self._changed.get(place, 0)
 
     def _content(self, content: ParsedContent) -> int:
         """Return the index of a content; equal contents have one index."""
-        for index, view in enumerate(self._views):
-            if view.content == content:
-                return index
-        view = self._view(content)
-        self._note_candidates(view)
-        self._views.append(view)
-        self._having.append(0)
-        return len(self._views) - 1
+        known = self._known_contents = self._known_contents or {self._views[0].content: 0}
+        at = known.setdefault(content, len(self._views))
+        if at not in self._seen:
+            if at == len(self._views):
+                self._views.append(self._view(content))
+                self._having.append(0)
+            else:
+                self._views[at] = self._view(content, like=self._views[at])
+            self._seen.append(at)
+            self._note_candidates(self._views[at])
+        return at
 
     def _view(self, content: ParsedContent, like: MessageView | None = None) -> MessageView:
         return MessageView(
@@ -543,21 +594,6 @@ class Evaluation:
         for charge, matched in self._charges:
             if count := (matched & ~rejected).bit_count():
                 yield structs.replace(charge, recipients=count)
-
-    def _needed(self, recipients: list[RecipientVerdict]) -> Iterable[AddedRecipient]:
-        """Yield the additions that are needed, without those that get the message already.
-
-        A recipient whose own copy was redirected or rejected may still be another rule's target:
-        two recipients that are redirected to each other both get the message.
-        """
-        if not self._additions:
-            return
-        copies = AddedCopies(
-            each.address.casefold() for each in recipients if each.action is VerdictAction.DELIVER
-        )
-        for addition in self._additions:
-            if copies.needs(addition.address.casefold(), addition):
-                yield addition
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def outcome_document(verdict: Verdict) -> dict[str, Any]:
             }
             for each in verdict.recipients
         ],
-        "added": msgspec.to_builtins(verdict.additions),
+        "added": msgspec.to_builtins(verdict.added),
         "mails": [{"kind": one.kind, **msgspec.to_builtins(one)} for one in verdict.mails],
         "charges": msgspec.to_builtins(verdict.charges),
         "subjects": [headers.decoded(content.header, "Subject") for content in verdict.contents],

@@ -56,6 +56,10 @@ class _Fact(Generic[T]):
         return found
 
 
+class OutOfTimeError(Exception):
+    """The rules of a tenant take too long; those that follow may still read the same."""
+
+
 class _Shared:
     """What views of one content have in common."""
 
@@ -85,7 +89,7 @@ class MessageView:
     ) -> None:
         self.message = message
         self.content = content
-        self.size = content.size
+        self.size: int = like.size if like else content.size
         self._pattern_sets = pattern_sets
         self._between_parts = between_parts  # raises when the evaluation was given up
         self._archives = archives or MessageArchives(
@@ -205,6 +209,8 @@ class MessageView:
             raise self.shared.errors[fact].with_traceback(None)
         try:
             return read()
+        except OutOfTimeError:
+            raise
         except Exception as error:
             self.shared.errors[fact] = error
             raise

@@ -124,7 +124,7 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
     if verdict.deferred:  # nothing else in it counts
         verdict = Verdict((), (), (), verdict.hits)
     for word, expected, addresses in (
-        ("added", expect.added, [each.address for each in verdict.additions]),
+        ("added", expect.added, [each.address for each in verdict.added]),
         ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
         ("rejected", expect.rejected, _with_fate(verdict, VerdictAction.REJECT)),
         (
@@ -144,7 +144,7 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
 def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[str]:
     """Yield what is wrong with the copies that are delivered or held."""
     delivered = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
-    used = {one.content for one in delivered} | {one.content for one in verdict.additions}
+    used = {one.content for one in delivered} | {one.content for one in verdict.added}
     copies = [verdict.contents[each] for each in sorted(used)]
     for word, wanted, values in (
         ("subject", expect.subject, {headers.decoded(one.header, "Subject") for one in copies}),
@@ -169,7 +169,7 @@ def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[st
 
 def holds_of(verdict: Verdict) -> tuple[Hold, ...]:
     """Return the holds of all copies that wait."""
-    holds = [one.hold for one in verdict.recipients] + [one.hold for one in verdict.additions]
+    holds = [one.hold for one in verdict.recipients] + [one.hold for one in verdict.added]
     return tuple(filter(None, holds))
 
 

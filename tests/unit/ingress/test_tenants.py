@@ -1,26 +1,31 @@
 """What acceptance does with mail of several tenants, over SMTP."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
+from msgspec.structs import replace
 
 from relay.accounts.account import Account
 from relay.message.content import read_all
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.lifecycle import RecipientState
+from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook, TenantRules
 from relay.policy.rule_files import read_rules
-from relay.routing.route_table import RouteTable
+from relay.routing.route_table import Route, RouteTable
 from relay.spool.types import HoldsFullError, PriorityLevel
 from tests.support.ingress import Client, FakeAccounts, MemorySpool, Relay
 from tests.unit.ingress.test_acceptance import UNTRUSTED
 
-ALICE, BOB = "alice@acme.test", "bob@globex.test"
+ALICE, BOB, GUS = "alice@acme.test", "bob@globex.test", "gus@globex.test"
 CONTENT = b"Subject: hello\r\n\r\nx\r\n"
 GONE = "451 4.3.0 The mail rules of acme.test are not available, try again later"
 
 
 class People(FakeAccounts):
     def by_address(self, address):
-        return Account(address) if address in (ALICE, "amy@acme.test", BOB) else None
+        return Account(address) if address in (ALICE, "amy@acme.test", BOB, GUS) else None
 
 
 class FullForAcme(MemorySpool):
@@ -206,3 +211,59 @@ async def test_an_answer_counts_once(tmp_path) -> None:
     acceptance.close()
     assert (found.reply[:3], fates(relay)[ALICE]) == ("250", FULL)
     assert acceptance.answers.taken == 1
+
+
+class FullForAll(MemorySpool):
+    async def accept(self, message, **options):
+        for rule in message.held_by_rules:
+            raise HoldsFullError(rule.partition("/")[0])
+        return await super().accept(message, **options)
+
+
+class AlwaysFull(MemorySpool):
+    async def accept(self, message, **options):
+        await asyncio.sleep(0)  # so that a test ends that goes on for ever
+        raise HoldsFullError("acme")
+
+
+@pytest.mark.parametrize("spool", [FullForAll, AlwaysFull])
+async def test_the_client_keeps_what_no_tenant_may_hold(tmp_path, spool) -> None:
+    relay = relay_with(tmp_path, HELD, spool=spool())
+    if spool is FullForAll:
+        tenants = {name: replace(one, rules=None) for name, one in relay.rules.tenants.items()}
+        relay.rules = RuleBook(relay.rules.operator, tenants)
+    async with asyncio.timeout(20):
+        assert (await accepted(relay, ALICE, BOB))[:3] in ("451", "452")
+    assert not relay.spool.accepted
+
+
+class Routed(TwoTenants):
+    @property
+    def router(self):
+        route = Route(domain="acme.test", next_hop="smtp://mx.acme.test:25")
+        return RouteTable((route,), ["acme.test", "globex.test"], self.accounts)
+
+
+async def test_a_copy_with_two_holds_is_rejected_for_the_one_that_counts(tmp_path) -> None:
+    relay = relay_for(tmp_path, [("*", "{ quarantine = true }")])
+    early = relay_for(tmp_path, [("*@acme.test", "{ hold = 'look' }")]).rules.tenants["acme"].rules
+    early = RuleSet(tuple(replace(one, name="look") for one in early.rules))
+    relay = Routed(
+        accounts=People(), rules=RuleBook(early, relay.rules.tenants), spool=FullForAcme()
+    )
+    async with asyncio.timeout(20):
+        assert (await accepted(relay, ALICE, BOB)).startswith("250")
+    assert fates(relay) == {ALICE: FULL, BOB: "delivered"}
+
+
+@pytest.mark.parametrize("spool", [MemorySpool, FullForAcme])
+async def test_what_one_tenant_holds_is_not_lost_for_others(tmp_path, spool) -> None:
+    """A redirect of the operator to one address for all."""
+    relay = relay_for(tmp_path, [("*", "{ defer = '4.7.1 later' }")], spool=spool())
+    rules = (
+        relay_for(tmp_path, [("*", "{ redirect = 'bob@globex.test' }")]).rules.tenants["acme"].rules
+    )
+    rules = tuple(replace(one, name="late", file=Path("60.toml")) for one in rules.rules)
+    relay.rules = RuleBook(RuleSet(rules), relay.rules.tenants)
+    assert (await accepted(relay, ALICE, GUS)).startswith("250")
+    assert fates(relay)[BOB] == "delivered"

@@ -128,7 +128,7 @@ def test_without_rules_mail_is_delivered_unchanged(evaluate):
         (VerdictAction.DELIVER, 0, ""),
         (VerdictAction.DELIVER, 0, ""),
     ]
-    assert (verdict.additions, verdict.hits) == ((), ())
+    assert (verdict.added, verdict.hits) == ((), ())
 
 
 def test_audit_mode_records_a_match_and_changes_nothing(evaluate):
@@ -216,7 +216,7 @@ def test_redirect_replaces_the_recipient(evaluate):
         VerdictAction.REDIRECT,
         ("x@in.test", "y@in.test"),
     )
-    assert [(each.address, each.rule, each.content) for each in verdict.additions] == [
+    assert [(each.address, each.rule, each.content) for each in verdict.added] == [
         ("x@in.test", "r", 0),
         ("y@in.test", "r", 0),
     ]
@@ -225,7 +225,7 @@ def test_redirect_replaces_the_recipient(evaluate):
 def test_a_redirect_to_the_recipient_itself_changes_nothing(evaluate):
     verdict = evaluate(rule('{ redirect = "B@out.test" }'))
     assert verdict.recipients[0].action is VerdictAction.DELIVER
-    assert verdict.additions == ()
+    assert verdict.added == ()
 
 
 def test_redirect_to_another_recipient_adds_no_copy(evaluate):
@@ -237,7 +237,7 @@ def test_redirect_to_another_recipient_adds_no_copy(evaluate):
         VerdictAction.REDIRECT,
         VerdictAction.DELIVER,
     ]
-    assert verdict.additions == ()
+    assert verdict.added == ()
 
 
 def test_two_recipients_redirected_to_each_other_both_get_the_message(evaluate):
@@ -246,7 +246,7 @@ def test_two_recipients_redirected_to_each_other_both_get_the_message(evaluate):
         + rule('{ redirect = "b@out.test" }', name="2", when="{ recipient = 'c@*' }"),
         to=["b@out.test", "c@out.test"],
     )
-    assert {each.address for each in verdict.additions} == {"b@out.test", "c@out.test"}
+    assert {each.address for each in verdict.added} == {"b@out.test", "c@out.test"}
 
 
 def test_each_address_gets_one_copy_and_recipients_get_none(evaluate):
@@ -254,7 +254,7 @@ def test_each_address_gets_one_copy_and_recipients_get_none(evaluate):
         rule('{ bcc = ["B@out.test", "log@in.test"] }', name="1")
         + rule('{ bcc = "LOG@in.test" }', name="2")
     )
-    assert [(each.address, each.rule) for each in verdict.additions] == [("log@in.test", "1")]
+    assert [(each.address, each.rule) for each in verdict.added] == [("log@in.test", "1")]
     assert verdict.contents == (MAIL,)
 
 
@@ -270,7 +270,7 @@ def test_each_address_gets_one_copy_and_recipients_get_none(evaluate):
 def test_cc_adds_only_the_new_recipient_to_the_header(evaluate, before, after):
     verdict = evaluate(rule('{ cc = ["l@in.test", "b@out.test"] }'), content=before + MAIL)
     assert verdict.contents[1] == after + MAIL
-    assert [(each.address, each.content) for each in verdict.additions] == [("l@in.test", 1)]
+    assert [(each.address, each.content) for each in verdict.added] == [("l@in.test", 1)]
 
 
 def test_a_copy_has_the_content_after_its_rule(evaluate):
@@ -278,7 +278,7 @@ def test_a_copy_has_the_content_after_its_rule(evaluate):
         rule(f'{{ bcc = "l@in.test" }}, {TAG}', name="1") + rule(REJECT, name="2")
     )  # fmt: skip
     assert verdict.recipients[0].action is VerdictAction.REJECT
-    [copy] = verdict.additions
+    [copy] = verdict.added
     assert b"[X] hello" in verdict.contents[copy.content]
 
 
@@ -315,13 +315,13 @@ def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path
     verdict = read_rules(directory).evaluate(subject)
     assert [each.address for each in verdict.recipients] == to
     served = [each.address for each in verdict.recipients if each.action is VerdictAction.DELIVER]
-    served += [each.address for each in verdict.additions]
+    served += [each.address for each in verdict.added]
     assert len(served) == len(set(served))
     for each in verdict.recipients:
         assert set(each.successors) <= set(served)
     assert verdict.contents[0].joined() == MAIL
     assert len(set(verdict.contents)) == len(verdict.contents)
-    used = {each.content for each in (*verdict.recipients, *verdict.additions)}
+    used = {each.content for each in (*verdict.recipients, *verdict.added)}
     assert used | {0} == set(range(len(verdict.contents)))
 
 

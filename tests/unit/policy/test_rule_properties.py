@@ -63,7 +63,7 @@ def check_partition(message: ExaminedMessage, verdict: Verdict) -> None:
     """Every recipient has exactly one action, and no address gets two copies."""
     assert tuple(one.address for one in verdict.recipients) == message.recipients
     served = [one.address for one in verdict.recipients if one.action is VerdictAction.DELIVER]
-    served += [one.address for one in verdict.additions]
+    served += [one.address for one in verdict.added]
     assert len({each.casefold() for each in served}) == len(served)
     for one in verdict.recipients:
         if one.successors:  # somebody gets what was redirected or quarantined
@@ -89,7 +89,7 @@ def check_contents(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -
     original = verdict.contents[0]
     assert original is message.content
     copies = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
-    used = {one.content for one in verdict.recipients} | {one.content for one in verdict.additions}
+    used = {one.content for one in verdict.recipients} | {one.content for one in verdict.added}
     assert used | {0} == set(range(len(verdict.contents)))
     for one in copies:
         actions = actions_for(rules, verdict, one.address)

@@ -7,8 +7,10 @@ import pytest
 from relay.message.content import read_all
 from relay.message.envelope import Source
 from relay.message.verdict import VerdictAction
+from relay.policy import engine, message_view
 from relay.policy.explanation import explain
-from relay.policy.message_parts import TooManyPartsError
+from relay.policy.message_parts import TooManyPartsError, message_parts
+from relay.policy.message_view import MessageView
 from relay.policy.rule_book import RuleBook, TenantRules
 from relay.policy.rule_files import read_rules
 from relay.policy.rule_tests import examined_message
@@ -167,11 +169,16 @@ def test_two_tenants_that_redirect_to_each_other(book) -> None:
 
 def test_a_copy_of_each_tenant_for_one_address_if_they_differ(book) -> None:
     bcc = rule("{ bcc = 'z@own.test' }", name="copy")
-    found = book(acme=rule(TAG("x")), late=bcc).evaluate(mail()).additions
+    found = book(acme=rule(TAG("x")), late=bcc).evaluate(mail()).added
     assert [(each.address, each.tenant) for each in found] == [
         ("z@own.test", "acme"), ("z@own.test", "globex")
     ]  # fmt: skip
-    assert len(book(acme="", late=bcc).evaluate(mail()).additions) == 1
+    assert len(book(acme="", late=bcc).evaluate(mail()).added) == 1
+    # what is not the same in the end is not the same: the one that waits is not the only one
+    later = book(acme=rule("{ defer = '4.7.1 later' }"), late=bcc).evaluate(mail(to=(A, B, Z)))
+    assert [one.hold is None for one in later.added] == [False, True]
+    left = later.without_holds_of("acme", "5.3.1", "full", in_mailboxes=()).added
+    assert [(one.address, one.hold) for one in left] == [("z@own.test", None)]
 
 
 def test_stop_and_set_sender_end_at_the_tenant(book) -> None:
@@ -195,3 +202,71 @@ def test_an_explanation_has_the_sets_in_their_order(book) -> None:
     assert "tenants" not in rules.identity(rules.evaluate(mail(to=(Z,))).tenants)
     skipped = explain(book(**SETS | {"acme": None}), trusted(A, B)).rules
     assert [each.skipped for each in skipped][1:] == ['rule "acme/*" was the last one'] * 2
+
+
+def many_tenants(folder: Path, then: str, names: list[str]) -> RuleBook:
+    """Tenants with one rule each, whose action names them."""
+    tenants = {}
+    for name in names:
+        (folder / "a.toml").write_text(rule(then.format(name), name=f"{name}/r"))
+        tenants[name] = TenantRules(name, frozenset([f"{name}.test"]), read_rules(folder))
+    return RuleBook(tenants=tenants)
+
+
+def test_many_tenants_cost_no_more_than_their_number_and_nothing_on_the_loop(
+    tmp_path, monkeypatch
+) -> None:
+    names, made = [f"t{number}" for number in range(engine.SCOPES_ON_LOOP_MAX)], []
+    monkeypatch.setattr(
+        engine, "MessageView", lambda *a, **b: made.append(1) or MessageView(*a, **b)
+    )
+    rules = many_tenants(tmp_path, "{{ subject_prefix = '{}' }}", names)
+    to = [f"x@{name}.test" for name in names]
+    evaluation = rules.begin(mail(to=to))
+    assert not evaluation.run(in_thread=False)
+    assert rules.begin(mail(to=to[:3])).run(in_thread=False)
+    made.clear()
+    assert evaluation.run(in_thread=True)
+    assert len(made) <= 3 * len(names)
+    assert subjects(evaluation.verdict()) == {f"x@{name}.test": f"{name} hello" for name in names}
+
+
+def test_many_contents_of_tenants_do_not_take_all_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "CONTENTS_OCTETS_MAX", 3 * len(MAIL) + 20)
+    rules = many_tenants(tmp_path, "{{ subject_prefix = '{}' }}", ["a", "b", "c", "d", "e"])
+    verdict = rules.evaluate(mail(to=[f"x@{name}.test" for name in "abcde"] + [Z]))
+    held = {each.address for each in verdict.recipients if each.hold}
+    assert held == {"x@d.test", "x@e.test"}
+    alone = rules.evaluate(mail(to=["x@e.test"]))
+    assert not alone.deferred
+
+
+def test_a_tenant_may_take_half_of_the_time_that_is_left(book, monkeypatch) -> None:
+    now_s = [0.0]
+
+    def parts(content, between_parts):
+        now_s[0] += 6
+        between_parts()
+        return message_parts(content, between_parts)
+
+    monkeypatch.setattr(engine._clock, "real_s", lambda: now_s[0])
+    monkeypatch.setattr(message_view, "message_parts", parts)
+    slow = rule(TAG("x"), when=BODY)
+    content = MAIL + b"x" * 100
+    for to, is_late in ((A, B), True), ((A, B, Z), True), ((A,), False):
+        now_s[0] = 0
+        rules = book(acme=slow, globex=rule("{ disclaimer = { text = 'x' } }"))
+        evaluation = rules.begin(mail(to=to, content=content))
+        assert evaluation.run(in_thread=True, time_s=10)
+        first, *others = evaluation.verdict().recipients
+        assert (first.hold is not None) is is_late
+        assert not any(each.hold for each in others)
+    # a quarter of the time is left for the rules of the operator
+    early = rule(TAG("x"), when=BODY, name="slow")
+    evaluation = book(early=early, acme=rule("{ disclaimer = { text = 'x' } }")).begin(
+        mail(to=(A, B), content=content)
+    )
+    now_s[0] = 2
+    monkeypatch.setattr(engine._clock, "real_s", lambda: 2 * now_s[0] - 4)
+    assert evaluation.run(in_thread=True, time_s=10)
+    assert [each.hold is None for each in evaluation.verdict().recipients] == [False, True]
