@@ -321,7 +321,7 @@ def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path
         assert set(each.successors) <= set(served)
     assert verdict.contents[0].joined() == MAIL
     assert len(set(verdict.contents)) == len(verdict.contents)
-    used = {each.content for each in (*verdict.recipients, *verdict.added)}
+    used = {each.content for each in (*verdict.recipients, *verdict.additions)}
     assert used | {0} == set(range(len(verdict.contents)))
 
 

@@ -89,7 +89,7 @@ def check_contents(rules: RuleSet, message: ExaminedMessage, verdict: Verdict) -
     original = verdict.contents[0]
     assert original is message.content
     copies = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
-    used = {one.content for one in verdict.recipients} | {one.content for one in verdict.added}
+    used = {one.content for one in verdict.recipients} | {one.content for one in verdict.additions}
     assert used | {0} == set(range(len(verdict.contents)))
     for one in copies:
         actions = actions_for(rules, verdict, one.address)
