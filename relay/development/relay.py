@@ -130,10 +130,7 @@ class DevelopmentRelay:
             base.journeys, base.spool, base.store.messages, mailbox_for=base.table.mailbox_for,
             received=self.received_content,
         )  # fmt: skip
-        self._index = SearchIndex(
-            folder.path / "search-index", spool=base.spool, sources=sources, changes=base.changes,
-            development=development_spool(self.daemon), clock=self.clock,
-        )  # fmt: skip
+        self._index = SearchIndex(folder.path / "search-index", base, sources)
         base.journeys.places.index = self._index
         self._tasks: list[asyncio.Task[None]] = []
         self._reset = Reset(
@@ -238,8 +235,8 @@ class DevelopmentRelay:
         write_config(self.folder, replace(self._options, **listeners), self.internet)
 
         retention = MailRetention(
-            self.daemon.base.store, development_spool(self.daemon), keep=self._options.keep,
-            clock=self.clock,
+            self.daemon.base.store, development_spool(self.daemon.base.spool),
+            keep=self._options.keep, clock=self.clock,
         )  # fmt: skip
         self._tasks += [
             asyncio.create_task(retention.run(), name="retention"),
@@ -266,13 +263,13 @@ class DevelopmentRelay:
         """Stop it; mail in delivery has a few seconds to end."""
         for task in self._tasks:
             task.cancel()
-        await self._index.close()
         await self._advances.stop()
         await self._reset.end()
         await self.simulated_recipients.stop()
         try:
             await self.daemon.stop()
         finally:
+            await self._index.close()
             await self.internet.stop()
 
     def received_content(self, queue_id: str) -> bytes | None:

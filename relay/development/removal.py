@@ -17,18 +17,17 @@ from relay.app.daemon import Daemon
 from relay.journeys.document import Journey
 from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.types import BeingSentError
-from relay.spool.engine import DevelopmentSpool
+from relay.spool.engine import DevelopmentSpool, SpoolEngine
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
 
 _WHO = "development"
 
 
-def development_spool(daemon: Daemon) -> DevelopmentSpool:
+def development_spool(spool: SpoolEngine) -> DevelopmentSpool:
     """Return what only a development relay does with its spool."""
-    spool = daemon.base.spool.development
-    assert spool is not None  # its engine has it
-    return spool
+    assert spool.development is not None  # its engine has it
+    return spool.development
 
 
 async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey) -> bool:
@@ -45,7 +44,7 @@ async def remove_message(daemon: Daemon, copies: MessageCopies, journey: Journey
             await daemon.base.spool.queue_admin.execute(
                 QueueCommand(Operation.CANCEL, selector, _WHO)
             )
-        recipients = await development_spool(daemon).remove(queue_id)
+        recipients = await development_spool(daemon.base.spool).remove(queue_id)
         if recipients is None:
             return False
         await copies.remove(queue_id, recipients)
@@ -112,7 +111,7 @@ class Reset:
                 self._trash.mkdir(mode=0o700, exist_ok=True)
                 trash = Path(tempfile.mkdtemp(dir=self._trash))
                 submissions = await daemon.base.store.clear(trash)
-                messages = await development_spool(daemon).clear()
+                messages = await development_spool(daemon.base.spool).clear()
                 await daemon.base.refusals.clear()
                 self._forget()
             task = asyncio.create_task(asyncio.to_thread(remove_trash, trash))

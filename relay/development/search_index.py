@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 import apsw
 
 from relay.api.message_source import MessageSources
-from relay.base.clock import Clock, id_time_us
-from relay.journeys.changes import ChangeNotifier
+from relay.app.foundation import Foundation
+from relay.base.clock import id_time_us
+from relay.development.removal import development_spool
 from relay.journeys.message_list import MessageSummary
-from relay.journeys.spool_history import SpoolHistory
+from relay.journeys.spool_history import CONTENTS_MAX
 from relay.journeys.text_index import (
     FIELDS,
     IndexFailedError,
@@ -35,20 +36,17 @@ from relay.journeys.text_index import (
 from relay.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
 from relay.mailbox.types import StoreError
 from relay.message.address import own_mailbox
-from relay.message.content import octets_of
+from relay.message.content import Content, octets_of
 from relay.message.header import with_first_fields
 from relay.message.properties import EmailAddress
 from relay.mime.html_text import without_tags
 from relay.mime.read_mime import read_mime
 from relay.observe.logs import get_logger
-from relay.spool.engine import DevelopmentSpool
 from relay.spool.types import SpoolError
 
 _VERSION = 1
-_AT_ONCE = 200  # messages that are written at once
-_BYTES_AT_ONCE = 16 << 20  # of their contents
-_READ_AT_ONCE = 8
-_PAUSE_S = 0.1
+_STEP = 1000  # messages between two looks at what there is
+_PAUSE_S = 0.5
 _WAIT_S = 5.0  # of a search, for what was accepted before it
 _QUERY_S = 10.0
 _STEPS_BETWEEN_CHECKS = 10_000
@@ -97,22 +95,10 @@ def folded(text: str) -> str:
 class SearchIndex:
     """A TextIndex. Call run() in a task, and close() at the end."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        spool: SpoolHistory,
-        development: DevelopmentSpool,
-        sources: MessageSources,
-        changes: ChangeNotifier,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, path: Path, base: Foundation, sources: MessageSources) -> None:
         self._path = path
-        self._spool = spool
-        self._development = development
+        self._base = base
         self._sources = sources
-        self._changes = changes
-        self._clock = clock
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
         self._connection: apsw.Connection | None = None
@@ -127,14 +113,14 @@ class SearchIndex:
     async def run(self) -> None:
         """Index what comes, and remove what goes, until cancelled or failed."""
         while not self._has_failed:
-            seen = self._changes.count
+            seen = self._base.changes.count
             try:
                 await self._catch_up()
             except IndexFailedError:
                 return
             except SpoolError as error:
                 _log.warning("messages not indexed", error=str(error))
-            await self._changes.wait_beyond(seen)
+            await self._base.changes.wait_beyond(seen)
             await asyncio.sleep(_PAUSE_S)  # real time: others may follow
 
     async def close(self) -> None:
@@ -162,45 +148,32 @@ class SearchIndex:
         Others may do the same at the same time: each step begins with what the spool has then.
         """
         wanted: set[str] | None = None
-        while True:
+        while wanted is None or not wanted <= self._indexed:
             async with self._turn:
                 await self._do(self._open)
-                ids = set(await self._development.accepted_ids())
+                ids = set(await development_spool(self._base.spool).accepted_ids())
                 wanted = ids if wanted is None else wanted & ids
-                missing = sorted(ids - self._indexed)[:_AT_ONCE]
-                gone = self._indexed - ids
-                if missing or gone:
-                    rows = await self._read(missing)
-                    await self._do(partial(self._write, rows, gone))
-            if wanted <= self._indexed:
-                return
+                if gone := self._indexed - ids:
+                    await self._do(partial(self._remove, gone))
+                missing = sorted(ids - self._indexed)[:_STEP]
+                for at in range(0, len(missing), CONTENTS_MAX):
+                    rows = await self._read(missing[at : at + CONTENTS_MAX])
+                    await self._do(partial(self._write, rows))
 
     async def _read(self, queue_ids: Sequence[str]) -> list[_Row]:
-        """Read the first of these messages."""
-        summaries = await self._spool.summaries(queue_ids, account=None) if queue_ids else ()
-        recipients = await self._development.addresses(queue_ids) if queue_ids else {}
-        found: list[_Row] = []
-        left_bytes = _BYTES_AT_ONCE
-        for at in range(0, len(summaries), _READ_AT_ONCE):
-            if left_bytes <= 0:
-                break
-            some = summaries[at : at + _READ_AT_ONCE]
-            left_bytes -= sum(min(one.size_bytes, CONTENT_BYTES_MAX) for one in some)
-            found += await asyncio.gather(
-                *(self._read_one(one, recipients.get(one.id or "", ())) for one in some)
-            )
-        return found
-
-    async def _read_one(self, summary: MessageSummary, recipients: Sequence[str]) -> _Row:
-        raw = b""
-        with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
-            if (content := await self._sources.of_row(summary)) is not None:
-                raw = await asyncio.to_thread(octets_of(content).read, 0, CONTENT_BYTES_MAX)
-        try:
-            return await asyncio.to_thread(_row, summary, recipients, raw)
-        except Exception:  # noqa: BLE001 - the others must be indexed
-            _log.exception("message not read", queue_id=summary.id)
-            return _row(summary, recipients, b"")
+        """Read messages; what is left of their contents is in the queue or in mailboxes."""
+        spool = self._base.spool
+        summaries = await spool.summaries(queue_ids, account=None)
+        recipients = await development_spool(spool).addresses(queue_ids)
+        contents = {**await spool.read_contents(queue_ids)}
+        for one in summaries:
+            with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
+                if one.name not in contents and (content := await self._sources.of_row(one)):
+                    contents[one.name] = content
+        read = [
+            (one, recipients.get(one.name, ()), contents.get(one.name, b"")) for one in summaries
+        ]
+        return await asyncio.to_thread(lambda: [_row(*one) for one in read])
 
     async def _do(self, operation: Callable[[], _T]) -> _T:
         """Run an operation in the thread that has the connection. Raises IndexFailedError."""
@@ -213,7 +186,7 @@ class SearchIndex:
         except (apsw.Error, OSError) as error:
             self._has_failed = True
             _log.warning("the search index cannot be used until the next start", error=str(error))
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._remove)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._unlink)
             raise IndexFailedError from error
 
     def _open(self) -> None:
@@ -224,7 +197,7 @@ class SearchIndex:
             if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
                 self._indexed = {one for (one,) in self._fetch("SELECT queue_id FROM message")}
                 return
-        self._remove()
+        self._unlink()
         self._connect().execute(_SCHEMA)
 
     def _connect(self) -> apsw.Connection:
@@ -241,9 +214,9 @@ class SearchIndex:
         """Return all that match, newest first."""
         assert self._connection is not None
         where, values = _condition(wanted)
-        until_s = self._clock.real_s() + _QUERY_S
+        until_s = self._base.clock.real_s() + _QUERY_S
         self._connection.set_progress_handler(
-            lambda: self._clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
+            lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
         )
         try:
             rows = self._fetch(_FOUND.format(where), values)
@@ -251,45 +224,52 @@ class SearchIndex:
             self._connection.set_progress_handler(None)
         return [TextMatch(*row) for row in rows]
 
-    def _write(self, rows: Sequence[_Row], gone: set[str]) -> None:
-        """Write some messages, and remove others."""
+    def _write(self, rows: Sequence[_Row]) -> None:
         assert self._connection is not None
-        if gone == self._indexed:  # quicker than to remove one after the other
-            self._remove()
-            self._open()
-            gone = set()
-        connection = self._connection
-        marks = [(one,) for one in gone]
-        with connection:
-            connection.executemany(_REMOVE_TEXT, marks)
-            connection.executemany("DELETE FROM message WHERE queue_id = ?", marks)
+        with self._connection as connection:
             for facts, texts in rows:
                 connection.execute(_INSERT, facts)
                 connection.execute(_INSERT_TEXT, (connection.last_insert_rowid(), *texts))
-        self._indexed -= gone
         self._indexed.update(facts[0] for facts, _ in rows)
+
+    def _remove(self, gone: set[str]) -> None:
+        """Remove messages."""
+        if gone == self._indexed:  # quicker than one after the other
+            self._unlink()
+            self._open()
+            return
+        assert self._connection is not None
+        ids = [(one,) for one in gone]
+        with self._connection as connection:
+            connection.executemany(_REMOVE_TEXT, ids)
+            connection.executemany("DELETE FROM message WHERE queue_id = ?", ids)
+        self._indexed -= gone
 
     def _end(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _remove(self) -> None:
+    def _unlink(self) -> None:
         with suppress(apsw.Error):
             self._end()
         self._indexed = set()
         for suffix in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                self._path.with_name(self._path.name + suffix).unlink()
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
 
-def _row(summary: MessageSummary, recipients: Iterable[str], raw: bytes) -> _Row:
-    """Return what the index has of a message whose content begins so."""
-    read = read_mime(with_first_fields(raw))
+def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -> _Row:
+    """Return what the index has of a message."""
+    try:
+        raw = octets_of(content).read(0, CONTENT_BYTES_MAX)
+        read = read_mime(with_first_fields(raw))
+    except Exception:  # noqa: BLE001 - the others must be indexed
+        _log.exception("text not read", queue_id=summary.id)
+        raw, read = b"", read_mime(b"")
     one = read.properties
-    body = without_tags(one.body) if one.body_type == "html" else one.body
     named = {own_mailbox(each.address) for each in (*one.to, *one.cc, *one.bcc)}
     unnamed = [EmailAddress(each) for each in recipients if own_mailbox(each) not in named]
+    return_path = [EmailAddress(summary.sender), *filter(None, (one.sender,))]
     texts = {
         "message_id": summary.message_id,
         "sender": join_addresses(filter(None, (one.from_,))),
@@ -297,15 +277,14 @@ def _row(summary: MessageSummary, recipients: Iterable[str], raw: bytes) -> _Row
         "cc": join_addresses(one.cc),
         "bcc": join_addresses((*one.bcc, *unnamed)),
         "reply_to": join_addresses(one.reply_to),
-        "return_path": join_addresses(filter(None, (EmailAddress(summary.sender), one.sender))),
+        "return_path": join_addresses(return_path),
         "subject": one.subject if raw else summary.subject,
-        "attachment": "\n".join(each.name for each in read.attachments),
-        "body": body,
+        "attachment": " ".join(each.name for each in read.attachments),
+        "body": without_tags(one.body) if one.body_type == "html" else one.body,
     }
-    queue_id = summary.id or ""
     inline = sum(each.inline for each in read.attachments)
     attachments = len(read.attachments) - inline
-    facts = (queue_id, id_time_us(queue_id) or 0, summary.size_bytes, attachments, inline)
+    facts = (summary.name, id_time_us(summary.name) or 0, summary.size_bytes, attachments, inline)
     return facts, tuple(folded(texts[name]) for name in FIELDS)
 
 

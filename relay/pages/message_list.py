@@ -198,6 +198,7 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
         tabs=_tabs(view, total, counts),
         refused=await refused_tab(request),
         is_empty=not (rows or view.filters() or view.before),
+        searched=_searched(site, view),
         older=view.older(older),
         newer=view.newer(),
     )
@@ -207,6 +208,12 @@ def actions(site: PageSite) -> list[tuple[str, str]]:
     """Return what can be done with messages, and the words of its button."""
     reading = [(READ, "Read"), (UNREAD, "Unread")]
     return [*reading, (DELETE, "Delete")] if site.handlers.is_development else reading
+
+
+def _searched(site: PageSite, view: ListView) -> str:
+    """Return of how many messages a search for words reads the texts at once, "" elsewhere."""
+    index = site.dependencies.journeys.places.index
+    return f"{index.count:,}" if index is not None and index.count > 1 and view.wanted.words else ""
 
 
 def _matching(

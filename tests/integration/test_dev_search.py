@@ -1,14 +1,18 @@
 """The search of a real development relay: every message at once, from its index."""
 
 import random
+import re
 import smtplib
 from collections.abc import Iterator
+from email.message import EmailMessage
+from email.policy import SMTP
 from urllib.parse import quote
 
 import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.relay_config import OPERATOR
+from tests.support.relay_process import until
 
 MESSAGES = 1000
 MAILBOXES = 300
@@ -23,10 +27,10 @@ def relay() -> Iterator[DevProcess]:
         made.close()
 
 
-def found(relay: DevProcess, text: str) -> list[str]:
+def found(relay: DevProcess, text: str, *, is_all: bool = True) -> list[str]:
     answer = relay.graph("GET", f"/relay/v1/messages?q={quote(text)}&limit=100", token=OPERATOR)
     assert answer.status == 200, answer.body
-    assert answer.json()["older"] is None
+    assert not is_all or answer.json()["older"] is None
     return [one["subject"] for one in answer.json()["messages"]]
 
 
@@ -47,3 +51,91 @@ def test_each_message_is_found_by_a_part_of_a_word_of_its_text(relay: DevProcess
     for n in [MESSAGES - 1, 0, *random.Random(1).sample(range(MESSAGES), 20)]:
         assert found(relay, f"EF{n:06}x") == [f"message {n}"]
     assert found(relay, "nowhere-at-all") == []
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, " ".join(f"w{n}" for n in range(300))])
+def test_a_long_search_is_refused(relay: DevProcess, text: str) -> None:
+    answer = relay.graph("GET", f"/relay/v1/messages?q={quote(text)}", token=OPERATOR)
+    assert answer.status == 400
+    assert b"q: The search has" in answer.body
+    assert relay.request("GET", f"/?q={quote(text)}").status == 400
+
+
+@pytest.mark.parametrize(
+    "text", ["NEAR(", "AND", '"', "re*f", "body:{", "-", "'", "\0", "%", "[a", "\ud800"]
+)
+def test_what_has_a_meaning_in_an_index_has_none_here(relay: DevProcess, text: str) -> None:
+    query = quote(f'"{text}"' if ":" in text else text, errors="surrogatepass")
+    assert relay.graph("GET", f"/relay/v1/messages?q={query}zz", token=OPERATOR).status in (
+        200,
+        400,
+    )
+    answer = relay.request("GET", f"/?q={query}zz")
+    assert answer.status in (200, 400)
+    assert not re.search(rb"sqlite|fts|syntax|malformed", answer.body, re.IGNORECASE)
+
+
+def rich(word: str) -> bytes:
+    """A message with words in each of its parts; every text is encoded."""
+    made = EmailMessage()
+    made["From"] = "Ann Sender <ann@shop.test>"
+    made["To"] = "Bob Reader <bob@customer.test>"
+    made["Reply-To"] = "desk@answers.test"
+    made["Subject"] = f"Überraschung {word}"
+    made.set_content(f"Grüße\n and a {word}", cte="base64")
+    made.add_alternative(f"<p>Zw&ouml;lf <b>{word}</b>\n  elks</p>", subtype="html", cte="base64")
+    made.add_attachment(b"MZ", maintype="application", subtype="pdf", filename="Rechnung 7.pdf")
+    return made.as_bytes(policy=SMTP)
+
+
+PARTS = (
+    "berraschung", "UBERRASCHUNG", "n sender", "shop.te", "reader", "customer.test", "swers", "zwo", "zwölf",
+    "echnung 7", "hidden@boss", "elk", "lk", "envelope.test",
+)  # fmt: skip
+
+
+def test_a_message_is_found_by_all_its_parts_until_it_is_gone() -> None:
+    with DevProcess("--no-demo") as relay:
+        to = ["bob@customer.test", "hidden@boss.test"]
+        key = relay.submit("bounce@envelope.test", to, rich("gnu"))
+        relay.submit("x@y.test", ["z@y.test"], b"Subject: other\r\n\r\nsame")
+        for part in PARTS:
+            assert len(found(relay, f'"{part}"')) == 1, part
+        assert len(found(relay, "gnu has:attachment to:boss")) == 1
+        assert found(relay, "gnu to:nobody") == found(relay, "same has:attachment") == []
+        relay.until_state(key, "there")
+        assert b"of all 2 messages" in relay.request("GET", "/?q=unicorn").body
+        relay.stop()
+        index = relay.folder / "search-index"
+        for content in (
+            index.read_bytes(),
+            b"damaged" * 9999,
+            None,
+        ):  # as it was, another one, none
+            relay.start()
+            assert len(found(relay, "gnu elks")) == len(found(relay, "same")) == 1
+            relay.stop()
+            index.unlink() if content is None else index.write_bytes(content)
+        index.mkdir()
+        relay.start()  # without an index
+        assert found(relay, "elk", is_all=False) == ["Überraschung gnu"]
+        assert b"of all" not in relay.request("GET", "/?q=unicorn").body
+        relay.stop()
+        index.rmdir()
+        relay.start()
+        assert len(found(relay, "same")) == 1
+        assert relay.graph("DELETE", "/relay/v1/messages", token=OPERATOR).status == 200
+        assert found(relay, "same") == found(relay, "gnu") == []
+        relay.submit("x@y.test", ["z@y.test"], b"Subject: again\r\n\r\nsame")
+        assert found(relay, "same") == ["again"]
+
+
+def test_what_goes_by_age_is_not_found_and_not_in_the_index() -> None:
+    with DevProcess("--no-demo", "--keep-messages=5") as relay:
+        for number in range(9):
+            relay.submit("x@y.test", ["z@y.test"], f"Subject: {number}\r\n\r\nsame".encode())
+        assert len(found(relay, "same")) == 9
+        relay.restart()  # retention begins at the start
+        until("old messages are gone", lambda: len(found(relay, "same")) <= 6)
+        kept = len(found(relay, "same"))
+        assert f"of all {kept} messages".encode() in relay.request("GET", "/?q=unicorn").body

@@ -1,0 +1,107 @@
+"""What terms find in the search index: parts of fields, literally, without regard to case and accents."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.development import search_index
+from relay.development.search_index import SearchIndex, folded
+from relay.journeys.text_index import FIELDS, IndexFailedError, SearchTerm, TextSearch
+from tests.support.manual_clock import ManualClock
+
+TEXTS = (
+    'Grüße aus Köln,\r\n the "quick" brown fox',
+    "a NEAR(b c) * d\0e AND NOT f",
+    "日本語 x",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Iterator[SearchIndex]:
+    path = tmp_path_factory.mktemp("index") / "search-index"
+    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None)
+    made._open()
+    made._write([row(f"{number}", body=text) for number, text in enumerate(TEXTS)])
+    yield made
+    made._end()
+
+
+def row(queue_id: str, *, size: int = 5, attachments: int = 0, inline: int = 0, **texts: str):
+    return (queue_id, int(queue_id), size, attachments, inline), tuple(
+        folded(texts.get(name, "")) for name in FIELDS
+    )
+
+
+def ids(index: SearchIndex, *terms: SearchTerm, **wanted) -> list[int]:
+    return [int(one.queue_id) for one in index._query(TextSearch(terms, **wanted))]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("koln", [0]), ("KÖLN", [0]), ("rüSSe", [0]), ("ox", [0]), ('uick" bro', [0]), ("Köln, the", [0]),
+        ("near(b", [1]), ("near(c", []), ("*", [1]), ("* d", [1]), ("and not", [1]), ("AND OR", []),
+        ("d\0e", [1]), ("\0", [1]), ('"', [0]), ('""', []), ("body : fox", []), ("日本", [2]), ("本語 x", [2]), ("語本", []),
+        ("-", []), ("%", []), ("_", []), ("fox" * 4000, []), ("\ud800", []), ("'; DROP TABLE text", []),
+    ],
+)  # fmt: skip
+def test_a_term_is_a_part_of_the_text_and_nothing_else(index, text, found) -> None:
+    assert ids(index, SearchTerm(text)) == found
+    rest = [one for one in (3, 2, 1, 0) if one not in found]
+    assert ids(index, SearchTerm(text, is_excluded=True)) == rest
+
+
+LETTERS = st.text(alphabet='ab" *(:\0-é', max_size=12)
+
+
+@given(text=LETTERS, term=LETTERS.filter(folded))
+def test_every_term_is_found_as_python_finds_it(index, text, term) -> None:
+    index._write([row("9", subject=text, body="zz")])
+    try:
+        assert (9 in ids(index, SearchTerm(term))) == (folded(term) in folded(text))
+        assert 9 not in ids(index, SearchTerm(term, fields=("body",)))
+    finally:
+        index._remove({"9"})
+
+
+def test_conditions_are_all_met_and_the_newest_is_first(index) -> None:
+    index._write([
+        row("10", size=100, attachments=1, sender="ann", recipient="bob"),
+        row("11", size=200, inline=2, sender="bob", recipient="ann"),
+    ])  # fmt: skip
+    ann = SearchTerm("ann", fields=("sender",))
+    assert ids(index, SearchTerm("ann")) == [11, 10]
+    assert ids(index, ann) == [10]
+    assert ids(index, SearchTerm("ann"), SearchTerm("ann", ("sender",), is_excluded=True)) == [11]
+    assert ids(index, has_attachment=True) == ids(index, from_us=10, has_inline=False) == [10]
+    assert ids(index, larger_than_bytes=100) == ids(index, from_us=11) == [11]
+    assert ids(index, smaller_than_bytes=200, from_us=5) == ids(index, from_us=10, to_us=10) == [10]
+    index._remove({"10", "11"})
+    assert ids(index, SearchTerm("ann")) == []
+    assert index.count == len(TEXTS)
+
+
+async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "index"
+    path.write_bytes(b"not an index" * 1000)
+    made = SearchIndex(path, SimpleNamespace(clock=ManualClock()), None)
+    await made._do(made._open)
+    await made._do(lambda: made._write([row(f"{one}", body="x" * 500) for one in range(500)]))
+    assert len(await made._do(lambda: made._query(TextSearch((SearchTerm("xxx"),))))) == 500
+    monkeypatch.setattr(search_index, "_QUERY_S", -1)
+    with pytest.raises(IndexFailedError, match="too long"):
+        await made._do(lambda: made._query(TextSearch((SearchTerm("y"),))))
+    (pages,) = made._fetch("PRAGMA page_count")[0]
+    made._fetch(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(IndexFailedError):
+        await made._do(
+            lambda: made._write([row(f"{one}", body="y" * 500) for one in range(500, 999)])
+        )
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(IndexFailedError):
+        await made.search(TextSearch())
+    await made.close()
