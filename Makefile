@@ -222,7 +222,7 @@ $(VENV)/tests-compiled: $(VENV)/development
 	.clients/venv/bin/python -c '$(GROUPS_OF)' dev clients > .clients/requirements.txt
 	.clients/venv/bin/python $(PIP_INSTALL) --editable . -r .clients/requirements.txt
 	cp tests/clients/package.json .clients/package.json
-	npm install --prefix .clients --no-package-lock --no-audit --no-fund --loglevel=error
+	npm install --prefix .clients --no-package-lock --no-audit --no-fund --loglevel=error --legacy-peer-deps
 	@touch $@
 
 # axe-core looks for what keeps people out of a page. Without npm its tests are skipped.

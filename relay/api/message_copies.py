@@ -59,13 +59,20 @@ class MessageCopies:
         return {names[draft_id] for draft_id in flags}
 
     async def mark(
-        self, rows: Sequence[MessageSummary], *, is_read: bool, mailbox: str | None
+        self,
+        rows: Sequence[MessageSummary],
+        *,
+        is_read: bool,
+        mailbox: str | None,
+        sends_receipts: bool = True,
     ) -> set[str]:
-        """Mark the copies in one mailbox or in all; return the names of the messages with any."""
+        """Mark the copies in one mailbox or in all; return the names of the messages with any. A
+        message that is read may send its receipt, as if its recipient had opened it.
+        """
         found: set[str] = set()
         for place, names in self._by_mailbox(rows, mailbox).items():
             marked = await self._mailboxes.mark(place, list(names), is_read=is_read)
-            if is_read and marked:
+            if is_read and marked and sends_receipts:
                 await self._mailboxes.on_read(place, marked)
             found.update(names[copy_id] for copy_id in marked)
         return found

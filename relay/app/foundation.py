@@ -111,6 +111,8 @@ class RelayDependencies:
     # puts an application in front of the Graph API
     before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
     user_sign_in: "Callable[[AccessTokens], UserSignIn] | None" = None  # returns further grants
+    # returns a further API with its own paths, on the port of the pages
+    further_api: Callable[[api.ApiDependencies, SpoolEngine], ASGIApp] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.spool.engine import unheld_text
 from relay.spool.queue_commands import RouteLookup
 
+FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 
 
@@ -54,6 +55,7 @@ class FrontDoor:
     sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
     sign_in_pages: Sequence[str] = ()  # those of them that people open
     prefixes: Sequence[str] = ()  # the first segments of all paths of programs
+    further_api: ASGIApp | None = None  # see RelayDependencies; it checks who asks
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def build_front_door(
         door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=paths,
         sign_in_pages=users.pages if users is not None else (),
         prefixes=(*versions, *api.PREFIXES),
+        further_api=base.sources.further_api and base.sources.further_api(means, base.spool),
     )  # fmt: skip
 
 
@@ -221,8 +224,13 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
             for_people = partial(guard, allows_loopback_pages=False, may_be_linked=True)
             sign_in = dict.fromkeys(front_door.sign_in_paths, everything)
             pages_of_sign_in = for_people(front_door.programs)
+            prefixes = dict.fromkeys(site.prefixes, for_people(site.app))
+            if (further := front_door.further_api) is not None:
+                # A browser sends a password that it knows by itself, also for foreign pages.
+                for_tests = for_people(further, trusts_authorization=False)
+                prefixes |= dict.fromkeys(FURTHER_PREFIXES, for_tests)
             everything = PathRouter(
-                dict.fromkeys(site.prefixes, for_people(site.app)),
+                prefixes,
                 by_rest=sign_in | dict.fromkeys(front_door.sign_in_pages, pages_of_sign_in),
                 otherwise=everything, in_browser=for_people(site.app), others=front_door.prefixes,
             )  # fmt: skip

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hmac import compare_digest
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -31,8 +32,10 @@ from relay.accounts.account import (
     Role,
     UnknownUserError,
 )
-from relay.accounts.passwords import GuessDelays, digest_of
+from relay.accounts.passwords import GuessDelays, LoginDelayedError, digest_of
 from relay.base.clock import Clock, SystemClock
+from relay.http.errors import ApiError
+from relay.http.http_request import HttpRequest
 from relay.mailbox.mailbox_list import MailboxList
 from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox, parse_odd_mailbox
 from relay.settings.values import is_atom_character, parse_mailbox
@@ -90,8 +93,7 @@ class DevelopmentAccounts:
             return None
         if not self._is_secret(token, client):
             return None
-        given = token.encode("utf-8", "surrogatepass")
-        if self._operator_token and compare_digest(given, self._operator_token):
+        if self._operator_token and compare_digest(_octets(token), self._operator_token):
             operator = self._of_client(_OPERATOR)
             return dataclasses.replace(operator, role=Role.OPERATE) if operator else None
         claims = _claims_of(token)
@@ -100,6 +102,25 @@ class DevelopmentAccounts:
         if user := _first_text(claims, _USER_CLAIMS):
             return self._named(user)
         return self._of_client(_first_text(claims, _CLIENT_CLAIMS) or token)
+
+    def check_operator(self, request: HttpRequest) -> None:
+        """Raise ApiError unless a request has the operator's token: as the password of HTTP Basic
+        (RFC 7617), with any user name, or as a bearer token. 401 without, 429 after guesses.
+        """
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "basic":
+            with suppress(ValueError):
+                token = base64.b64decode(token).decode().partition(":")[2]
+        try:
+            is_secret = bool(token) and self._is_secret(token, request.counted_address)
+        except LoginDelayedError as error:
+            after = {"retry-after": str(max(1, ceil(error.retry_after_s)))}
+            message = f"{error}; try again later."
+            raise ApiError(429, "TooManyRequests", message, headers=after) from None
+        if not is_secret or not compare_digest(_octets(token), self._operator_token):
+            asks = {"www-authenticate": 'Basic realm="relay", charset="UTF-8"'}
+            message = "Expected HTTP Basic with the token of this relay as the password."
+            raise ApiError(401, "InvalidAuthenticationToken", message, headers=asks)
 
     def by_address(self, address: str) -> Account | None:
         """Return the account of `address`; with `strict`, a local one only if it was used."""
@@ -289,7 +310,7 @@ class DevelopmentAccounts:
         if not self._token:
             return True
         self._guesses.raise_if_delayed(client)
-        is_right = compare_digest(text.encode("utf-8", "surrogatepass"), self._token)
+        is_right = compare_digest(_octets(text), self._token)
         if is_right:
             self._guesses.remove(client)
         else:
@@ -321,6 +342,10 @@ class DevelopmentAccounts:
         """Return an account. The operator has its role by a login only if that needs a secret."""
         is_operator = bool(self._token) and mailbox == f"{_OPERATOR}@{self._domains[0]}"
         return Account(mailbox, role=Role.OPERATE if is_operator else Role.USER)
+
+
+def _octets(token: str) -> bytes:
+    return token.encode("utf-8", "surrogatepass")
 
 
 def _short_hash(name: str) -> str:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from msgspec.structs import asdict, replace
+from starlette.types import ASGIApp
 
-from relay.api.dependencies import ClientSettings
+from relay.api.dependencies import ApiDependencies, ClientSettings
 from relay.api.message_copies import MessageCopies
 from relay.api.message_source import MessageSources
 from relay.app.compose import compose
@@ -26,13 +27,15 @@ from relay.app.settling import SETTLE_S
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
 from relay.base.socket_address import Address
-from relay.client import RejectedError, send_by_graph
+from relay.client import RejectedError, TryLaterError, send_by_graph, send_content
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
 from relay.development.demonstration import example
 from relay.development.folder import DevelopmentFolder
 from relay.development.graph_faults import FaultyFrontDoor
+from relay.development.mailpit import MailpitApi
+from relay.development.mailpit_send import OutgoingMail
 from relay.development.options import (
     ANY,
     SMTP_ROLES,
@@ -44,6 +47,7 @@ from relay.development.removal import Reset, development_spool, remove_message
 from relay.development.retention import MailRetention
 from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
+from relay.http.errors import bad_request, service_unavailable
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts
 from relay.ingress.smtp_server import ListenerOptions
@@ -73,6 +77,7 @@ from relay.settings.tree import Settings, SmtpListener
 from relay.settings.validation import next_hops_by_name
 from relay.sign_in.grants import UserGrants
 from relay.signing.key_files import load_keys
+from relay.spool.engine import SpoolEngine
 from relay.spool.types import Selector
 
 _DEFERRED_MAX = 1000  # entries among which the next retry is looked for
@@ -146,9 +151,8 @@ class DevelopmentRelay:
             route = options.release_to.route(self.folder.path)
             settings = dataclasses.replace(settings, route=(*settings.route, route))
         if options.is_exposed:
-            smtp = tuple(
-                dataclasses.replace(one, trusted_networks=_EVERYONE) for one in settings.smtp
-            )
+            open_to_all = partial(dataclasses.replace, trusted_networks=_EVERYONE)
+            smtp = tuple(map(open_to_all, settings.smtp))
             settings = dataclasses.replace(settings, smtp=smtp)
         self._rules = _rules_of(settings, self.clock)
         texts = load_texts(settings.reports)
@@ -180,6 +184,7 @@ class DevelopmentRelay:
             listener_options=self._options_of,
             crash_at=options.crash_at,
             development=self,
+            further_api=partial(self._mailpit, settings),
             are_pages_open=not options.token,
             converts_in_threads=options.converts_in_threads,
             user_sign_in=lambda tokens: UserGrants(
@@ -197,6 +202,23 @@ class DevelopmentRelay:
             ),
         )
         return compose(settings, sources, clock=self.clock)
+
+    def _mailpit(self, settings: Settings, means: ApiDependencies, spool: SpoolEngine) -> ASGIApp:
+        """Return Mailpit's API."""
+        bytes_max = max(one.max_message_size for one in settings.smtp)
+        check_login = self._accounts.check_operator if self._options.token else None
+        api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
+        return api.application(message_bytes_max=bytes_max)
+
+    def _submit(self, mail: OutgoingMail) -> str:
+        """Submit a message by SMTP; return its queue id. Blocks. Raises ApiError."""
+        here = self.addresses.for_this_machine().smtp
+        try:
+            return send_content(here, mail.content, sender=mail.sender, recipients=mail.recipients)
+        except TryLaterError as error:
+            raise service_unavailable(str(error), retry_after_s=1) from None
+        except RejectedError as error:
+            raise bad_request(str(error)) from None
 
     def _options_of(self, listener: SmtpListener) -> ListenerOptions:
         """Return what is different on a listener of SMTP: who logs in, and what its log says."""

@@ -42,19 +42,25 @@ class BrowserGuard:
         own_origins: Sequence[str] = (),
         allows_loopback_pages: bool = False,
         may_be_linked: bool = False,
+        trusts_authorization: bool = True,
     ) -> None:
-        """`own_origins` are those of public URLs; that of the request's Host is implied."""
+        """`own_origins` are those of public URLs; that of the request's Host is implied. Without
+        `trusts_authorization` foreign pages are refused with a token too: a browser adds a password
+        of HTTP Basic by itself.
+        """
         self._app = app
         self._own_origins = frozenset(map(str.lower, own_origins))
         self._allows_loopback_pages = allows_loopback_pages
         self._may_be_linked = may_be_linked
+        self._trusts_authorization = trusts_authorization
         self._refusal = Gateway(_refuse, clock=clock, limits=SMALL_LIMITS)
         self._preflight = Gateway(_allow, clock=clock, limits=SMALL_LIMITS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or refuse it (ASGI)."""
         names = {name for name, _ in scope["headers"]}
-        if b"authorization" in names and b"origin" not in names:  # nearly always, with a token
+        has_token = b"authorization" in names and self._trusts_authorization
+        if has_token and b"origin" not in names:  # nearly always
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -67,7 +73,7 @@ class BrowserGuard:
         )
         if is_page:
             await self._for_page(scope, receive, send, origin=str(origin))
-        elif "authorization" not in headers and self._is_foreign(origin, scope, headers):
+        elif not has_token and self._is_foreign(origin, scope, headers):
             await self._refusal(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -52,11 +52,17 @@ ENCODINGS_MAX = 5  # of a multipart in an encoded multipart, and so on; deeper o
 
 
 class AttachedOctets(Struct, frozen=True):
-    """An attachment with its stored octets; `encoding` is "" if they need no decoding."""
+    """An attachment with its stored octets; `encoding` is "" if they need no decoding.
+
+    `disposition` is that of the part in lower case, "" if there is none; `is_named`: it has a name
+    of its own.
+    """
 
     facts: AttachmentFacts
     octets: Octets
     encoding: str
+    disposition: str = ""
+    is_named: bool = True
 
 
 class ReadMessage(Struct, frozen=True):
@@ -330,15 +336,16 @@ def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
         octets, encoding = decoded_octets(octets, encoding), ""
         header = header_section(octets.read(0, HEADER_OCTETS_MAX))
         title = read_text(parse_header(header), "subject")  # mail programs use it as the name
+    name = filename_of(leaf.fields) or title
     facts = AttachmentFacts(
-        name=filename_of(leaf.fields) or title or name_by_type(kind),
+        name=name or name_by_type(kind),
         content_type=kind,
         size=decoded_size(octets, encoding),
         inline=disposition == "inline" or (not disposition and bool(content_id) and has_html),
         content_id=content_id,
         item=leaf.is_message,
     )
-    return AttachedOctets(facts, octets, encoding)
+    return AttachedOctets(facts, octets, encoding, disposition, is_named=bool(name))
 
 
 def _facts(part: StoredPart) -> AttachmentFacts:

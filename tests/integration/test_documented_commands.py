@@ -23,7 +23,7 @@ from tests.support.relay_process import ROOT, until
 
 PAGES = {
     "README.md": ("Send a message",),
-    "docs/development.md": ("First five minutes",),
+    "docs/development.md": ("First five minutes", "Programs for Mailpit"),
     "docs/coming-from.md": ("The first test",),
 }
 BLOCK = re.compile(r"^```(?:console\n|\n(?=curl ))(.*?)^```$", re.MULTILINE | re.DOTALL)

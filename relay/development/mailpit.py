@@ -1,0 +1,360 @@
+"""Mailpit's API, the part that test programs use: /api/v1/..., /view/..., /livez.
+
+Only a development relay has it, on the port of the pages. docs/coming-from.md says what differs.
+Its messages are those that were accepted, each once, without reports. Read is the mark of the
+copies in mailboxes, as on the pages; one that is set here sends no receipt. Success is exactly 200;
+an error is one line of text, that of `send` JSON. Where requests need the token, it is the password
+of HTTP Basic, with any user name. What mails contain is sent with a Content-Security-Policy that
+makes it a stranger to the pages, so that no script of a mail runs.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import parse_qs
+
+from msgspec import Struct
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from relay import __version__
+from relay.api.dependencies import OPERATOR, ApiDependencies
+from relay.api.handlers import Handlers
+from relay.development import mailpit_message
+from relay.development.mailpit_message import ListedMail
+from relay.development.mailpit_search import MailpitSearch, parse_mailpit_search
+from relay.development.mailpit_send import OutgoingMail, outgoing_mail, read_object
+from relay.http.errors import ApiError, bad_request, quoted, service_unavailable
+from relay.http.gateway import BLOCK_BYTES, Gateway, PathRouter, StreamedResponse, json_response
+from relay.http.http_request import HttpRequest, RequestLimits
+from relay.journeys.message_list import MessageSummary
+from relay.journeys.text_index import IndexFailedError
+from relay.mailbox.types import StoreError
+from relay.message.content import Octets, octets_in_blocks, octets_of
+from relay.message.lifecycle import RecipientState
+from relay.pages.content import content_disposition, decoded, file_name
+from relay.pages.content_pages import CONTENT_HEADERS, HTML_HEADERS
+from relay.spool.engine import SpoolEngine
+from relay.spool.types import SpoolError
+
+BODY_BYTES_MAX = 5_000_000  # of all but `send`
+_LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15
+_LATEST = "latest"  # in place of an id
+_ID_CHARACTERS_MAX = 100
+_KEPT_MAX = 5000  # rows in memory, of at most so many recipients
+_KEPT_RECIPIENTS_MAX = 100
+_AT_ONCE = 8  # removals, so that they share commits
+_TRIES = 3  # to remove a message that is being delivered
+_WAITED_MAX = 20  # messages whose copies a mark waits for
+_WAIT = {"timeout": "2"}  # seconds
+_TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
+_BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
+# What Mailpit has there and Relay has in another way, by a segment of the path.
+_ELSEWHERE = {
+    "html-check": "The checks are at GET /relay/v1/messages/{id}/checks.",
+    "link-check": "The checks are at GET /relay/v1/messages/{id}/checks.",
+    "sa-check": "Relay computes no spam score.",
+    "thumb": "Relay makes no thumbnails; the part is at the path without /thumb.",
+    "release": "A release is POST /relay/v1/messages/{id}/release; docs/development.md has it.",
+    "tags": "Relay has no tags.",
+    "chaos": "What hosts reply is in a scenario; docs/internet.md has it.",
+    "webui": "The pages of Relay need no configuration.",
+    "events": "Events are at GET /relay/v1/events, as server-sent events.",
+}
+T = TypeVar("T")
+
+
+class _Body(Struct, frozen=True):
+    ids: list[str] = []
+    read: bool = False
+    search: str = ""
+
+
+class _Listing(Struct, frozen=True):
+    every: Sequence[str]  # queue ids, newest first
+    matching: Sequence[str]
+    unread: Collection[str]
+
+
+class MailpitApi:
+    """The handler of all routes.
+
+    `check_login` raises ApiError for a request without the token; None if none is needed. `send`
+    submits a message and returns its queue id; it blocks and raises ApiError.
+    """
+
+    def __init__(
+        self,
+        means: ApiDependencies,
+        spool: SpoolEngine,
+        *,
+        check_login: Callable[[HttpRequest], None] | None,
+        send: Callable[[OutgoingMail], str],
+    ) -> None:
+        assert spool.development is not None  # its engine has it
+        self._means, self._handlers = means, Handlers(means)
+        self._spool, self._ids = spool, spool.development
+        self._check_login, self._send = check_login, send
+        self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
+
+    def application(self, *, message_bytes_max: int) -> ASGIApp:
+        """Return the ASGI application; a message to send may have so many octets."""
+        small, large = (
+            Gateway(self._handle, clock=self._means.clock, limits=RequestLimits(size, 2 * size))
+            for size in (BODY_BYTES_MAX, message_bytes_max)
+        )
+        return PathRouter({}, by_rest={"v1/send": large}, otherwise=small)
+
+    async def _handle(self, request: HttpRequest) -> Response:
+        try:
+            if request.segments == ("livez",):
+                return Response("ok\n", media_type="text/plain")
+            self._check(request)
+            return await self._respond(request, dict(request.query))
+        except (SpoolError, StoreError, IndexFailedError, OSError) as failure:
+            error = service_unavailable(f"{failure}.", retry_after_s=5)
+        except ApiError as one:
+            error = one
+        status, headers, text = error.status, error.headers, error.message
+        if request.segments == ("api", "v1", "send"):
+            return json_response({"Error": text}, status=status, headers=headers)
+        return Response(text, status, headers, media_type="text/plain")
+
+    def _check(self, request: HttpRequest) -> None:
+        """Raise ApiError for who has no token where it is needed, and for links of other sites."""
+        if request.segments[0] == "api" and "site" in request.headers.get("sec-fetch-site", ""):
+            raise ApiError(403, "", "Pages of other sites may not use this relay.")
+        if self._check_login is not None:
+            self._check_login(request)
+
+    async def _respond(self, request: HttpRequest, query: Mapping[str, str]) -> Response:
+        search, zone = query.get("query", ""), query.get("tz", "")
+        match (request.method, *request.segments):
+            case ("GET", "api", "v1", "messages"):
+                return await self._list(await self._listing(), query)
+            case ("PUT", "api", "v1", "messages"):
+                return await self._mark(await request.body(), zone)
+            case ("DELETE", "api", "v1", "messages"):
+                return await self._delete(await request.body(), request.media_type)
+            case ("GET", "api", "v1", "search"):
+                return await self._list(await self._listing(search, zone), query)
+            case ("DELETE", "api", "v1", "search"):
+                return await self._remove((await self._listing(search, zone)).matching)
+            case ("POST", "api", "v1", "send"):
+                mail = await asyncio.to_thread(outgoing_mail, await request.body())
+                return json_response({"ID": await asyncio.to_thread(self._send, mail)})
+            case ("GET", "api", "v1", "info"):
+                return await self._info()
+            case ("GET", "api", "v1", "tags"):
+                return json_response([])
+            case ("GET", "api", "v1", "message", key, *rest):
+                return await self._message(await self._find(key, search, zone), rest, query)
+            case ("GET", "view", "latest"):
+                place = "../"
+                with suppress(ApiError):
+                    place += f"messages/{(await self._find(_LATEST, search, zone)).name}"
+                return Response(status_code=302, headers={"location": place})
+            case ("GET", "view", name) if name.endswith((".html", ".txt")):
+                key, _, kind = name.rpartition(".")
+                return await self._view(await self._find(key, search, zone), kind)
+        known = [one for one in reversed(request.segments) if one in _ELSEWHERE]
+        path = quoted("/".join(request.segments))
+        raise ApiError(404, "", _ELSEWHERE[known[0]] if known else f"There is no {path} here.")
+
+    # -- lists
+
+    async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
+        """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
+        every = matching = sorted(await self._ids.accepted_ids(), reverse=True)
+        wanted, index = MailpitSearch(), self._means.journeys.places.index
+        if search is not None and index is not None:
+            wanted = parse_mailpit_search(search, zone)
+            found = await index.search(wanted.index)
+            if not found.is_complete:
+                raise service_unavailable("Messages are being read; try again.", retry_after_s=1)
+            matching = [one.queue_id for one in found.messages if wanted.is_possible]
+            every = sorted({*every, *matching}, reverse=True)
+        rows = await self._spool.summaries(every, account=None) if every else ()
+        flags = await self._means.sources.copies.unread(rows, mailbox=None)
+        unread = {row.name for row in rows if flags.get(row.name, row.state in _BEFORE_COPIES)}
+        if wanted.marks:
+            matching = [one for one in matching if wanted.marks == {one not in unread}]
+        return _Listing(every, matching, unread)
+
+    async def _list(self, found: _Listing, query: Mapping[str, str]) -> Response:
+        start = _number(query.get("start", ""), 0)
+        limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
+        ids = found.matching[start : start + limit]
+        rows = await self._spool.summaries(ids, account=None) if ids else ()
+        shown = {row.name: await self._summary(row) for row in rows}
+        messages = [{**shown[one], "Read": one not in found.unread} for one in ids if one in shown]
+        return json_response({
+            "total": len(found.every), "unread": len(found.unread), "count": len(messages),
+            "messages_count": len(found.matching), "start": start, "tags": [],
+            "messages_unread": sum(one in found.unread for one in found.matching),
+            "messages": messages,
+        })  # fmt: skip
+
+    async def _summary(self, row: MessageSummary) -> Mapping[str, Any]:
+        """Return a row without Read; of a content that is gone, what is known without it."""
+        if row.name in self._kept:
+            return self._kept[row.name]
+        mail = await self._mail(row)
+        try:
+            shown = await self._read(row, partial(mailpit_message.summary_of, mail))
+        except ApiError:
+            shown = mailpit_message.summary_of(mail, octets_of(b"")) | {"Subject": row.subject}
+        if len(mail.recipients) <= _KEPT_RECIPIENTS_MAX:
+            if len(self._kept) >= _KEPT_MAX:
+                self._kept.clear()
+            self._kept[row.name] = shown
+        return shown
+
+    # -- one message
+
+    async def _find(self, key: str, search: str, zone: str) -> MessageSummary:
+        """Return the message with a queue id, or the latest. Raises ApiError 404."""
+        ids: Sequence[str] = [key] if len(key) <= _ID_CHARACTERS_MAX else ()
+        if key == _LATEST and search:
+            ids = (await self._listing(search, zone)).matching[:1]
+        elif key == _LATEST:
+            ids = sorted(await self._ids.accepted_ids())[-1:]
+        rows = await self._spool.summaries(ids, account=None) if ids else ()
+        if not rows:
+            raise ApiError(404, "", f"There is no message {quoted(key)}.")
+        return rows[0]
+
+    async def _mail(self, row: MessageSummary) -> ListedMail:
+        journey = await self._means.journeys.journey(row.name, account=None)
+        recipients = (await self._ids.addresses([row.name])).get(row.name, ())
+        return ListedMail(row, journey.client["account"] if journey else "", recipients)
+
+    async def _octets(self, row: MessageSummary) -> Octets:
+        content = await self._means.sources.of_row(row)
+        if content is None:
+            raise ApiError(404, "", f"The content of the message {row.name} is gone.")
+        return octets_of(content)
+
+    async def _read(self, row: MessageSummary, reader: Callable[[Octets], T]) -> T:
+        return await asyncio.to_thread(reader, await self._octets(row))
+
+    async def _message(
+        self, row: MessageSummary, rest: Sequence[str], query: Mapping[str, str]
+    ) -> Response:
+        match rest:
+            case []:
+                reader = partial(mailpit_message.message_of, await self._mail(row))
+                shown = await self._read(row, reader)
+                await self._set_read([row.name], is_read=True)
+                return json_response(shown)
+            case ["headers"]:
+                return json_response(await self._read(row, mailpit_message.header_fields))
+            case ["raw"]:
+                octets, headers = await self._octets(row), dict(_TEXT_HEADERS)
+                if query.get("dl") == "1":
+                    headers["content-disposition"] = content_disposition(f"{row.name}.eml")
+                blocks = octets_in_blocks([octets], BLOCK_BYTES)
+                return StreamedResponse(blocks, size_bytes=octets.size, headers=headers)
+            case ["part", part_id]:
+                part = await self._read(row, partial(mailpit_message.part_of, part_id))
+                if part is None:
+                    raise ApiError(404, "", f"The message has no part {quoted(part_id)}.")
+                return StreamedResponse(decoded(part), headers=CONTENT_HEADERS | {
+                    "content-type": part.facts.content_type,
+                    "content-disposition": content_disposition(file_name(0, part), is_shown=True),
+                })  # fmt: skip
+        raise ApiError(404, "", _ELSEWHERE.get(rest[-1], f"A message has no {quoted(rest[-1])}."))
+
+    async def _view(self, row: MessageSummary, kind: str) -> Response:
+        if kind == "txt":
+            text = await self._read(row, mailpit_message.text_of)
+            return Response(text.encode("utf-8", "replace"), headers=_TEXT_HEADERS)
+        html = await self._read(row, partial(mailpit_message.html_of, row.name))
+        if not html:
+            raise ApiError(404, "", "The message has no HTML part.")
+        return Response(html.encode("utf-8", "replace"), headers=HTML_HEADERS)
+
+    # -- changes
+
+    async def _mark(self, octets: bytes, zone: str) -> Response:
+        body = read_object(octets, _Body)
+        if body.ids and body.search:
+            raise bad_request("IDs and Search: found both, expected one of them.")
+        ids = body.ids or (await self._listing(body.search or None, zone)).matching
+        await self._set_read(ids, is_read=body.read)
+        return _ok()
+
+    async def _set_read(self, ids: Sequence[str], *, is_read: bool) -> None:
+        """Mark the copies in mailboxes. Those that are on their way are waited for."""
+        rows = await self._spool.summaries(ids, account=None) if ids else ()
+        waiting = [row.name for row in rows if row.state == RecipientState.QUEUED][:_WAITED_MAX]
+        for name in waiting:
+            await self._wait(name)
+        rows = await self._spool.summaries(ids, account=None) if waiting else rows
+        copies = self._means.sources.copies
+        await copies.mark(rows, is_read=is_read, mailbox=None, sends_receipts=False)
+        self._means.changes.notify()
+
+    async def _delete(self, octets: bytes, media_type: str) -> Response:
+        is_form = media_type == "application/x-www-form-urlencoded" and octets.lstrip()[:1] != b"{"
+        if octets and is_form:
+            ids = parse_qs(octets.decode("utf-8", "replace")).get("ids", [])
+            if not ids:
+                raise bad_request("The body: found a form without ids; nothing is removed.")
+        else:
+            ids = read_object(octets, _Body).ids if octets.strip() else []
+        if ids:
+            rows = await self._spool.summaries(ids, account=None)
+            return await self._remove([row.name for row in rows])
+        assert self._means.development is not None  # see the module
+        await self._means.development.reset()
+        return _ok()
+
+    async def _remove(self, names: Sequence[str]) -> Response:
+        for at in range(0, len(names), _AT_ONCE):
+            await asyncio.gather(*map(self._remove_one, names[at : at + _AT_ONCE]))
+        return _ok()
+
+    async def _remove_one(self, name: str) -> None:
+        """Remove a message, if it is there; wait for its delivery. Raises ApiError 409."""
+        for left in range(_TRIES, 0, -1):
+            try:
+                await self._handlers.remove_message(name, OPERATOR)
+            except ApiError as error:
+                if error.status == 409 and left > 1:
+                    await self._wait(name)
+                    continue
+                if error.status != 404:
+                    raise
+            return
+
+    async def _wait(self, name: str) -> None:
+        """Wait a moment until a message is captured, or its delivery has ended."""
+        with suppress(ApiError):
+            await self._handlers.wait_for_message(name, _WAIT, OPERATOR)
+
+    async def _info(self) -> Response:
+        found, history = await self._listing(), self._means.history
+        unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
+        stats = {
+            "Uptime": int(history.running_s),
+            "SMTPAccepted": int(history.sample().counts["accepted"]),
+        }
+        version = f"Relay {__version__}"
+        return json_response({
+            "Version": version, "LatestVersion": version, "Database": "", "DatabaseSize": 0,
+            "Messages": len(found.every), "Unread": len(found.unread), "Tags": {},
+            "RuntimeStats": dict.fromkeys(unknown, 0) | stats,
+        })  # fmt: skip
+
+
+def _number(text: str, default: int) -> int:
+    """Return a number, the default for what is none."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX
+    return int(text) if is_number else default
+
+
+def _ok() -> Response:
+    return Response("ok", media_type="text/plain")
