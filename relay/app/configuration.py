@@ -203,7 +203,8 @@ class ActiveConfiguration:
         sets = load_tenants(
             settings, self._last_good, before=before, clock=self._clock, examine=examine
         )
-        book = book_of(rules, sets, settings)
+        found = ((one.tenant, one.rules) for one in sets.values())
+        book = book_of([(None, rules), *found], settings)
         return Configuration(settings, accounts.tables, book, sets, texts, keys, table, places)
 
     def close(self) -> None:

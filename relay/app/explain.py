@@ -24,7 +24,7 @@ from relay.api.dependencies import Question
 from relay.app.configuration import RoutePlace, read_table, route_places
 from relay.app.foundation import Foundation
 from relay.app.srs_key import srs_in
-from relay.app.tenant_sets import load_strictly, strict_book
+from relay.app.tenant_sets import book_of, load_strictly
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
@@ -437,7 +437,7 @@ def explainer_of_files(
             accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from
         )
         schedule = retry_schedule(settings)
-        rules = strict_book(load_strictly(settings, file), settings)
+        rules = book_of(load_strictly(settings, file), settings)
         resolver = resolver_of(settings, clock)
         explainer = Explainer(
             forwarding=forwarding, rules=lambda: rules, resolver=resolver,

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
@@ -63,6 +64,7 @@ class LastGoodSets:
     def __init__(self, state_dir: Path, crash: CrashPoints) -> None:
         self._state_dir, self._crash = state_dir, crash
         self._top = state_dir / KEPT_SETS
+        self._kept: dict[str, str] = {}  # the hash of what is known to be there, by tenant
 
     def keep_all(self, sets: Mapping[str, TenantSet], directory: Path) -> None:
         """Keep the sets without a fault, which were loaded below `directory`, and the older ones of
@@ -83,9 +85,11 @@ class LastGoodSets:
         """Keep the set that was loaded from `source`, and no other. Raises OSError, SettingsError
         for files that have changed since.
         """
-        home = self._top / made.tenant.name
+        name = made.tenant.name
+        home = self._top / name
         target = home / (rules.digest or _EMPTY)
-        if not self._has(target, rules):
+        is_known = self._kept.pop(name, None) == target.name and target.exists()
+        if not is_known and not self._has(target, rules):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             part = home / _PART
             for old in (part, target):  # cut short, or damaged
@@ -103,6 +107,7 @@ class LastGoodSets:
             for other in others:
                 shutil.rmtree(other)
             fsync_path(home)
+        self._kept[name] = target.name
 
     @staticmethod
     def _has(folder: Path, rules: RuleSet) -> bool:
@@ -120,10 +125,16 @@ class LastGoodSets:
             folders = [one for one in (self._top / tenant.name).iterdir() if one.name != _PART]
             times = {one: one.stat().st_mtime_ns for one in folders}
             for folder in sorted(folders, key=times.__getitem__, reverse=True):
-                with suppress(PolicyError):
+                try:
                     rules = read_rules(folder, tenant=tenant, with_tests=False)
-                    if (rules.digest or _EMPTY) == folder.name:
+                    found = rules.digest or _EMPTY
+                    if found == folder.name:
                         return TenantSet(tenant, rules, times[folder] // 1000)
+                    why = f"found files with the hash {found}, expected {folder.name}"
+                except PolicyError as error:
+                    why = str(error)
+                _log.warning("a copy of the rules of a tenant is damaged, and not used",
+                             tenant=tenant.name, copy=str(folder), error=why)  # fmt: skip
         return None
 
 
@@ -181,7 +192,7 @@ def _load(
         faults = error.faults
     for old in filter(None, (before, last_good.load(tenant))):
         if old.rules is not None and not any(
-            faults_of_reach(old.rules, tenant, own=settings.own_domains)
+            faults_of_reach(old.rules.rules, tenant, own=settings.own_domains)
         ):
             rules = old.rules if old.rules.loaded else dataclasses.replace(old.rules, loaded=loaded)
             found = TenantSet(tenant, rules, old.good_us, faults)
@@ -197,6 +208,20 @@ def _load(
     return found
 
 
+def rules_of_a_start(
+    settings: Settings, file: Path, clock: Clock
+) -> tuple[RuleBook, Mapping[str, TenantSet]]:
+    """Return the rules that a start would use, if the tests of the operator's rules pass; and the
+    sets of tenants. Raises PolicyError for faults of the operator's rules.
+    """
+    operator = load_set(settings, None, config=file, runs_tests=False)
+    check_operator(settings, file, operator)
+    kept = LastGoodSets(settings.state_dir, CrashPoints(""))
+    sets = load_tenants(settings, kept, before={}, clock=clock, examine=lambda _: None)
+    found = ((one.tenant, one.rules) for one in sets.values())
+    return book_of([(None, operator), *found], settings), sets
+
+
 def load_set(
     settings: Settings,
     tenant: Tenant | None,
@@ -210,15 +235,12 @@ def load_set(
     other error.
     """
     directory = settings.policy.directory / (tenant.name if tenant else "")
-    routes = next_hops_by_name(settings.route)
+    read = partial(load_rules, loaded=loaded) if runs_tests else read_rules
     try:
-        if runs_tests:
-            rules = load_rules(
-                directory, local_domains=settings.own_domains, routes=routes, loaded=loaded,
-                config=config, tenant=tenant,
-            )  # fmt: skip
-        else:
-            rules = read_rules(directory, routes=routes, config=config, tenant=tenant)
+        rules = read(
+            directory, local_domains=settings.own_domains, config=config, tenant=tenant,
+            routes=next_hops_by_name(settings.route),
+        )  # fmt: skip
         examine(rules)
     except PolicyError:
         raise
@@ -267,32 +289,32 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
     document = read_document(file)
     with suppress(OSError):
         for one in sorted(settings.policy.directory.iterdir()):
-            known = one.name in (*names, GROUPS_DIRECTORY) or one.name.startswith(".")
+            known = one.name in (*names, GROUPS_DIRECTORY, "lost+found") or one.name.startswith(".")
             if not known and one.is_dir():
-                text = f"found the directory {one}, expected a tenant of this name"
+                text = f"found the directory {one}, expected a [[tenant]] of this name: "
+                text += "add one, or move the directory away"
                 faults.append(document.fault(("tenant",), text))
     if faults:
         raise PolicyError(faults)
 
 
-def book_of(operator: RuleSet, sets: Mapping[str, TenantSet], settings: Settings) -> RuleBook:
-    """Return all rules in force. A domain that is an alias of a tenant's is the tenant's."""
+def book_of(sets: Iterable[tuple[Tenant | None, RuleSet | None]], settings: Settings) -> RuleBook:
+    """Return all rules in force: those of the operator, whose tenant is None, and of tenants.
+
+    A domain that is an alias of a tenant's is the tenant's.
+    """
+    operator, tenants = RuleSet(), {}
     aliases: dict[str, list[str]] = {}
     for one in settings.domain:
         aliases.setdefault(one.alias_of, []).append(one.name)
-    tenants = {}
-    for name, made in sets.items():
-        own = made.tenant.domains
+    for tenant, rules in sets:
+        if tenant is None:
+            operator = rules or operator
+            continue
+        own = tenant.domains
         domains = frozenset((*own, *(alias for each in own for alias in aliases.get(each, ()))))
-        tenants[name] = TenantRules(name, domains, made.rules)
+        tenants[tenant.name] = TenantRules(tenant.name, domains, rules)
     return RuleBook(operator, tenants)
-
-
-def strict_book(sets: Iterable[tuple[Tenant | None, RuleSet]], settings: Settings) -> RuleBook:
-    """Return the rules that load_strictly() has returned."""
-    (_, operator), *others = sets
-    made = {one.name: TenantSet(one, rules, 0) for one, rules in others if one}
-    return book_of(operator, made, settings)
 
 
 def trouble_of(sets: Mapping[str, TenantSet]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from msgspec.structs import replace
 
-from relay.app.tenant_sets import load_strictly, strict_book
+from relay.app.tenant_sets import book_of, load_strictly, rules_of_a_start, trouble_of
 from relay.base.clock import SystemClock
 from relay.base.phrases import shown
 from relay.cli.diff_report import DiffReport
@@ -25,6 +25,7 @@ from relay.cli.options import (
     common_options,
     read_input,
 )
+from relay.cli.output import printable
 from relay.cli.rule_lines import verdict_lines
 from relay.commands.rule_diff import RuleComparison
 from relay.commands.saved_mail import NotMailError, SavedMailReader, find_saved, reason_of
@@ -36,8 +37,6 @@ from relay.policy.explanation import explain, verdict_document
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import (
-    PolicyError,
-    faults_of_reach,
     load_rules,
     read_rules,
     slow_patterns,
@@ -136,8 +135,11 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
     login is a stranger, unless a listener trusts its network.
     """
     settings = context.settings()
-    sets = load_strictly(settings, context.found_config_file(), runs_tests=False)
-    rules = strict_book(sets, settings)
+    clock = SystemClock()
+    rules, sets = rules_of_a_start(settings, context.found_config_file(), clock)
+    for text in (*(str(fault) for one in sets.values() for fault in one.faults), trouble_of(sets)):
+        if text:
+            click.echo(printable(f"relay policy try: {text}"), err=True)
     content = crlf(read_input("policy try", file))
     subject = examined_message(
         given["sender"], given["recipients"], content, source=Source(given["source"]),
@@ -145,7 +147,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         is_trusted=not given["client"] or bool(given["login"])
         or is_trusted(settings.smtp, given["client"]),
     )  # fmt: skip
-    subject = replace(subject, time_us=SystemClock().time_us())
+    subject = replace(subject, time_us=clock.time_us())
     if not subject.content.header.fields:
         raise CommandError(ExitCode.DATA, f"relay policy try: {shown(str(file))} has no header")
     try:
@@ -203,13 +205,7 @@ def _book_in(folder: Path, settings: Settings | None, file: Path) -> RuleBook:
         return RuleBook(read_rules(folder))
     policy = dataclasses.replace(settings.policy, directory=folder)
     there = dataclasses.replace(settings, policy=policy)
-    sets = load_strictly(there, file, runs_tests=False)
-    own = settings.own_domains
-    if faults := [
-        each for tenant, rules in sets for each in faults_of_reach(rules, tenant, own=own)
-    ]:
-        raise PolicyError(faults)
-    return strict_book(sets, settings)
+    return book_of(load_strictly(there, file, runs_tests=False), settings)
 
 
 def _sets(

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -276,27 +276,12 @@ class DiscardAction(Struct, frozen=True):
         return cls()
 
 
-@runtime_checkable
-class NamesAddresses(Protocol):
-    """An action that names addresses: in the rule of a tenant those of the tenant, unless the
-    tenant `may` do more. The key of such an action is in ADDRESS_ACTIONS of the settings.
+class AddressesAction(Struct, frozen=True):
+    """What all actions that add addresses have in common. In the rule of a tenant these are in the
+    domains of the tenant, unless it `may` do more: ADDRESS_ACTIONS of the settings has their keys.
     """
 
-    @property
-    def named_addresses(self) -> tuple[str, ...]:
-        """All addresses to which mail may go, or from which it may be, by this action."""
-        ...
-
-
-class AddressesAction(Struct, frozen=True):
-    """What all actions that add addresses have in common."""
-
     addresses: tuple[str, ...]
-
-    @property
-    def named_addresses(self) -> tuple[str, ...]:
-        """See NamesAddresses."""
-        return self.addresses
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -311,8 +296,6 @@ class RedirectAction(AddressesAction, frozen=True):
 class QuarantineAction(AddressesAction, frozen=True):
     """The copy goes into Junk Email, or to other addresses; its sender learns nothing of it."""
 
-    expires_s: float | None = None  # of a copy that is held, because its mailbox is not here
-
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read true or an address. Raises ValueError."""
@@ -320,9 +303,10 @@ class QuarantineAction(AddressesAction, frozen=True):
             raise ValueError(f"true, for {JUNK_EMAIL}, or an address")
         return cls(() if value is True else (_address(value),))
 
-    def hold_of(self, rule: str) -> Hold:
+    @staticmethod
+    def hold_of(rule: str) -> Hold:
         """Return how a rule with this action holds a copy whose mailbox is not here."""
-        return Hold("quarantine", rule, expires_s=self.expires_s, silent=True)
+        return Hold("quarantine", rule, silent=True)
 
 
 class BccAction(AddressesAction, frozen=True):
@@ -335,6 +319,8 @@ class JournalAction(AddressesAction, frozen=True):
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read one address. Raises ValueError."""
+        if not isinstance(value, str):
+            raise ValueError('one address as a text, "journal@example.org"')
         return cls((_address(value),))
 
 
@@ -346,8 +332,12 @@ class NotifyAction(AddressesAction, frozen=True):
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read { to, text }. Raises ValueError."""
-        if not isinstance(value, dict) or set(value) != {"to", "text"}:
-            raise ValueError('a table { to = "it@example.org", text = "Look at this" }')
+        expected = 'a table { to = "it@example.org", text = "Look at this" }'
+        if not isinstance(value, dict):
+            raise ValueError(expected)
+        check_parts(value, ("to", "text"))
+        if missing := [key for key in ("to", "text") if key not in value]:
+            raise ValueError(f"{expected}: {missing[0]} is missing")
         return cls(
             part(value, "to", _addresses),
             part(value, "text", lambda text: _text(text, NOTIFY_TEXT_MAX)),
@@ -446,11 +436,6 @@ class SetSenderAction(Struct, frozen=True):
         if not address.isascii():
             raise ValueError("an address in ASCII: not each next hop takes others")
         return cls(address)
-
-    @property
-    def named_addresses(self) -> tuple[str, ...]:
-        """See NamesAddresses."""
-        return (self.address,)
 
     def edit(self, header: Header, _: ExaminedMessage) -> Header:
         """Replace From by this address, with the name of the first author; remove Sender, which

@@ -9,6 +9,7 @@ reach no further than its mail and its `may`, and its tests run against them alo
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,17 +20,18 @@ from typing import Any
 
 import msgspec
 
+from relay.base.clock import SystemClock
 from relay.base.phrases import shown
+from relay.message.content import size_of
 from relay.message.envelope import domain_of
 from relay.message.nexthop import ROUTE_PREFIX
 from relay.policy.actions import (
     ACTIONS,
     FINAL,
+    AddressesAction,
     AfterHold,
     HoldAction,
-    NamesAddresses,
     NextHopAction,
-    QuarantineAction,
     RuleAction,
     SetSenderAction,
 )
@@ -75,9 +77,12 @@ NOTICE_CHARACTERS_MAX = 2000
 NAME_CHARACTERS_MAX = 100  # it is a metric's label
 _RULE_KEYS = ("name", "mode", "when", "unless", "then", "stop", "on_error",
          "from", "until", "expires", "expired", "notice")  # fmt: skip
+_clock = SystemClock()
 _HOLD_KEYS = ("expires", "expired", "notice")
 _NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass that must not
 FILES_MAX = 500
+TENANT_TESTS_S_MAX = 10  # they run at each start, and before a reload
+TENANT_TESTS_BYTES_MAX = 100 * 1024 * 1024
 DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
 
 
@@ -229,13 +234,10 @@ def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str
 
 
 def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Iterator[RuleAction]:
-    """Yield the actions; a hold has the keys of its rule, and what may be held its `expires`."""
+    """Yield the actions; a hold has the keys of its rule."""
     if not any(isinstance(each, HoldAction) for each in actions):
-        may_hold = any(
-            isinstance(each, QuarantineAction) and not each.addresses for each in actions
-        )
         for key in _HOLD_KEYS:
-            if key in reader.table and not (may_hold and key == "expires"):
+            if key in reader.table:
                 reader.add_fault(
                     (key,), "found this key in a rule that holds nothing, expected a hold"
                 )
@@ -248,9 +250,6 @@ def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Ite
                 is AfterHold.SILENT,
                 notice=reader.key("notice", _notice, default=""),
             )
-        elif isinstance(each, QuarantineAction):
-            expires_s: float | None = reader.key("expires", _duration, default=None)
-            yield QuarantineAction(each.addresses, expires_s)
         else:
             yield each
 
@@ -319,29 +318,33 @@ def load_rules(
     (RFC 3339), for journeys; `config` is the file that names `directory`.
     Raises PolicyError.
     """
-    rules = read_rules(directory, routes=routes, config=config, tenant=tenant)
-    if routes is not None and (faults := list(faults_of_reach(rules, tenant, own=local_domains))):
-        raise PolicyError(faults)
+    rules = read_rules(
+        directory, local_domains=local_domains, routes=routes, config=config, tenant=tenant
+    )
     local = local_domains if tenant is None else tenant.domains
-    failed = [each for each in run_tests(rules, local_domains=local) if each.failures]
-    if failed:
-        raise PolicyError(
-            Fault(each.test.file, each.test.line, f'test "{each.test.name}"', failure)
-            for each in failed
-            for failure in each.failures
-        )
+    until_s = _clock.real_s() + TENANT_TESTS_S_MAX if tenant else math.inf
+    faults = []
+    for each in run_tests(rules, local_domains=local):
+        place = each.test.file, each.test.line, f'test "{each.test.name}"'
+        faults += [Fault(*place, failure) for failure in each.failures]
+        if _clock.real_s() > until_s:
+            text = f"found tests that take more than {TENANT_TESTS_S_MAX} s up to here"
+            faults.append(Fault(*place, f"{text}, expected fewer or smaller ones"))
+            break
+    if faults:
+        raise PolicyError(faults)
     # A service has the rules for as long as it runs, and needs the messages of tests no more.
     tests = tuple(dataclasses.replace(each, content=b"") for each in rules.tests)
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
 def faults_of_reach(
-    rules: RuleSet, tenant: Tenant | None, *, own: Collection[str]
+    rules: Iterable[Rule], tenant: Tenant | None, *, own: Collection[str]
 ) -> Iterator[Fault]:
     """Yield a fault for each action that reaches further than it may. `own` are all own domains;
     a tenant is None for the rules of the operator.
     """
-    for rule in rules.rules:
+    for rule in rules:
         for action in rule.actions:
             key = next(name for name, kind in ACTIONS.items() if kind is type(action))
             found = (_foreign_sender(action, own), _beyond(action, key, tenant))
@@ -370,9 +373,10 @@ def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
             else f'"route:NAME" with a route that the key may of {place} has'
         )
         return f"found {shown(way)}, expected {expected}"
-    if key in tenant.may or not isinstance(action, NamesAddresses):
+    if key in tenant.may or not isinstance(action, AddressesAction | SetSenderAction):
         return ""
-    foreign = (each for each in action.named_addresses if domain_of(each) not in tenant.domains)
+    named = (action.address,) if isinstance(action, SetSenderAction) else action.addresses
+    foreign = (each for each in named if domain_of(each) not in tenant.domains)
     if (address := next(foreign, None)) is None:
         return ""
     names = ", ".join(tenant.domains)
@@ -385,17 +389,22 @@ def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
 def read_rules(
     directory: Path,
     *,
+    local_domains: Collection[str] = (),
     routes: Mapping[str, str] | None = None,
     config: Path | None = None,
     tenant: Tenant | None = None,
     with_tests: bool = True,
 ) -> RuleSet:
-    """Return the rules of `directory` without running their tests. Raises PolicyError."""
+    """Return the rules of `directory` without running their tests; see load_rules().
+
+    Raises PolicyError.
+    """
     faults: list[Fault] = []
     rules: list[Rule] = []
     tests: list[RuleTest] = []
     names: list[object] = []  # of all rules, those with faults too
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
+    octets = 0  # of the messages of tests
     prefix = f"{tenant.name}/" if tenant else ""
     home = directory.parent.resolve() / directory.name if tenant else None
     files = _files(directory, config, tenant=tenant)
@@ -427,6 +436,13 @@ def read_rules(
         for path, raw in array(document, "test", faults) if with_tests else ():
             test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
             tests += [test] if test else []
+            octets += size_of(test.content) if test else 0
+            if tenant and octets > TENANT_TESTS_BYTES_MAX:
+                text = f"found messages of more than {TENANT_TESTS_BYTES_MAX >> 20} MiB up to here"
+                faults.append(document.fault(path, f"{text}, expected smaller ones"))
+                break
+    if routes is not None:
+        faults += faults_of_reach(rules, tenant, own=local_domains)
     faults += _duplicate_names(rules)
     faults += _unknown_names(tests, names)
     faults += _too_many_patterns(rules)

@@ -36,8 +36,8 @@ class RuleTestResult(Struct, frozen=True):
     failures: tuple[str, ...]
 
 
-def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[RuleTestResult, ...]:
-    """Run all tests; `local_domains` are for tests that do not name their own."""
+def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> Iterator[RuleTestResult]:
+    """Run one test after the other; `local_domains` are for tests that do not name their own."""
 
     @cache
     def enforcing(names: frozenset[str]) -> RuleSet:
@@ -49,7 +49,7 @@ def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> tuple[R
         ]
         return dataclasses.replace(rules, rules=tuple(enforced))
 
-    return tuple(_run(enforcing(test.enforced), test, local_domains) for test in rules.tests)
+    return (_run(enforcing(test.enforced), test, local_domains) for test in rules.tests)
 
 
 def untested(rules: RuleSet) -> tuple[Rule, ...]:

@@ -4,6 +4,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.app import tenant_sets
 from relay.app.configuration import ActiveConfiguration
-from relay.app.tenant_sets import load_strictly, strict_book
+from relay.app.tenant_sets import book_of, load_strictly
 from relay.base.clock import SystemClock
 from relay.message.envelope import Source
 from relay.policy.rule_files import PolicyError, read_rules
@@ -173,15 +174,37 @@ def test_a_damaged_copy_is_not_used(site):
     assert site.kept() == ["old"]
     (copy / "10.toml").write_text(RULE.format("another"))
     site.write("acme", FAULTY)
-    site.start()
+    with capture_logs() as logs:
+        site.start()
     assert site.names() is None
+    [why] = [one["error"] for one in logs if "damaged" in one["event"]]
+    assert why.endswith(f"expected {copy.name}")
+
+
+def test_what_is_known_to_be_kept_is_not_read_again(site, monkeypatch):
+    read, usual = [], tenant_sets.read_rules
+    monkeypatch.setattr(
+        tenant_sets, "read_rules", lambda *a, **b: read.append(a[0].parent.name) or usual(*a, **b)
+    )
+    site.start()
+    site.start()
+    read.clear()
+    site.reload()
+    assert read == []
+    site.write("acme", RULE.format("new"))
+    site.reload()
+    assert (set(read), site.kept()) == ({"acme"}, ["new"])
+    [copy] = (site.folder / "state/policies/acme").iterdir()
+    rmtree(copy)
+    site.reload()
+    assert site.kept() == ["new"]
 
 
 def test_the_copy_of_a_tenant_that_is_gone_is_removed(site):
     site.start()
     start = CONFIG.index('[[tenant]]\nname = "acme"')
     site.file.write_text(CONFIG[:start] + CONFIG[CONFIG.index('[[tenant]]\nname = "beta"') :])
-    with pytest.raises(SettingsError, match=r"relay\.toml:5: tenant: found the directory .*acme"):
+    with pytest.raises(SettingsError, match=r"relay\.toml:5: tenant: found the directory .*acme, .*add one, or move"):
         site.reload()
     assert site.kept() == ["old"]
     (site.folder / "policies/acme").rename(site.folder / "aside")
@@ -236,7 +259,7 @@ def test_a_domain_that_is_an_alias_is_of_the_same_tenant(site, sender, to, tenan
         sender, [to], b"Subject: x\r\n\r\n", source=Source.SMTP, local_domains=domains,
         is_trusted=True,
     )  # fmt: skip
-    strict = strict_book(load_strictly(read, site.file), read)
+    strict = book_of(load_strictly(read, site.file), read)
     for rules in (site.active.rules(), strict):
         verdict = rules.evaluate(message)
         assert verdict.tenants == tenants

@@ -7,6 +7,8 @@ import threading
 import pytest
 from click.testing import CliRunner
 
+from relay.app.configuration import ActiveConfiguration
+from relay.base.clock import SystemClock
 from relay.cli.errors import CommandError, ExitCode, report_error
 from relay.cli.root import cli
 
@@ -204,3 +206,25 @@ def test_a_message_that_the_rules_cannot_be_applied_to_has_no_verdict(written, f
     (written / "one.eml").write_text(f"Content-Type: a/b; {field}\n\nhi\n")
     code, text = tried(written, written / "one.eml")
     assert (code, "the rules cannot be applied" in text) == (ExitCode.DATA, True)
+
+
+def test_the_rules_are_those_of_a_start_when_a_tenant_has_a_fault(written):
+    with (written / "relay.toml").open("a") as file:
+        file.write('[mailboxes]\ndomains = ["b.test"]\n[[tenant]]\nname = "b"\ndomains = ["b.test"]\n')
+    home = written / "rules/b"
+    home.mkdir()
+    (home / "10.toml").write_text('[[rule]]\nname = "old"\nthen = [ { discard = true } ]\n')
+    (written / "accounts.toml").touch(mode=0o600)
+    active = ActiveConfiguration(written / "relay.toml", {}, clock=SystemClock())
+    (written / "state").mkdir()
+    active.keep_sets()
+    active.close()
+    (home / "10.toml").write_text("[[rule]]\nname = 3\n")
+    code, output = tried(written, written / "one.eml")
+    assert code == 0, output
+    assert "c@d.test: discarded (b/old)" in output
+    assert f"relay policy try: {home}/10.toml:2: rule 1: name: found 3" in output
+    assert "old rules are in force for the tenants b" in output
+    (home / "10.toml").write_text('[[rule]]\nname = "r"\nthen = [ { bcc = "x@far.test" } ]\n')
+    code, output = tried(written, written / "one.eml")
+    assert 'or "bcc" in the key may of [[tenant]] "b"' in output

@@ -49,7 +49,7 @@ def test_later_rules_still_apply_to_what_is_held(evaluate, later, expected):
 
 
 LATER = rule("{ reject = '5.7.1 no' }", name="later")
-JUNK = Hold("quarantine", "r", expires_s=172800, silent=True)
+JUNK = Hold("quarantine", "r", silent=True)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,7 @@ JUNK = Hold("quarantine", "r", expires_s=172800, silent=True)
 )
 def test_quarantine_decides_a_recipient_and_holds_what_leaves(evaluate, before, to, held):
     first = [rule(before, name="h")] if before else []
-    junk = rule("{ quarantine = true }", expires="'2d'")
-    verdict = evaluate(*first, rule(TAG, name="t"), junk, LATER, to=(to,))
+    verdict = evaluate(*first, rule(TAG, name="t"), rule("{ quarantine = true }"), LATER, to=(to,))
     (one,) = verdict.recipients
     assert (one.action, one.rule, one.junk, one.hold) == (VerdictAction.DELIVER, "r", JUNK, held)
     assert one.quarantined == "Junk Email"

@@ -244,7 +244,7 @@ def test_rules_that_no_test_names_are_listed_and_do_not_fail(rules_of):
     case = CASE + "expect = { verdict = 'accept', rules = ['named'] }\n"
     unnamed = rule("{ bcc = 'l@x.test' }", name="unnamed", mode="'off'")
     rules = rules_of(rule("{ cc = 'l@x.test' }", name="named") + unnamed + case)
-    output = format_test_results([rules], run_tests(rules))
+    output = format_test_results([rules], tuple(run_tests(rules)))
     assert output.good
     assert output.document["untested"] == ["unnamed"]
     assert output.lines[1].startswith("no test ")

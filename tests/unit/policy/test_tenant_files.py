@@ -2,7 +2,8 @@
 
 import pytest
 
-from relay.policy.actions import ACTIONS
+from relay.policy import rule_files
+from relay.policy.actions import ACTIONS, AddressesAction, SetSenderAction
 from relay.policy.rule_files import PolicyError, load_rules, read_rules
 from relay.settings.tree import Tenant
 from relay.settings.validation import ADDRESS_ACTIONS
@@ -95,7 +96,8 @@ def test_next_hop_needs_its_route_in_may_and_is_never_a_url(home, way):
 
 
 def test_all_actions_that_name_addresses_are_words_of_may():
-    named = {key for key, kind in ACTIONS.items() if hasattr(kind, "named_addresses")}
+    bases = (AddressesAction, SetSenderAction)
+    named = {key for key, kind in ACTIONS.items() if issubclass(kind, bases)}
     assert named == {key for key in ADDRESS_ACTIONS if key in ACTIONS}
 
 
@@ -163,3 +165,29 @@ def test_a_kept_set_is_read_without_its_tests(home):
     assert faults(home)
     rules = read_rules(home, tenant=Tenant("acme", ("acme.test",)), with_tests=False)
     assert ([one.name for one in rules.rules], rules.tests) == (["acme/r"], ())
+
+
+def test_the_tests_of_a_tenant_take_a_bounded_time(home, monkeypatch):
+    (home / "10.toml").write_text(rule(HOLD) + "".join(CASE for _ in range(3)))
+    assert load(home)
+    monkeypatch.setattr(rule_files, "TENANT_TESTS_S_MAX", -1)
+    [fault] = faults(home)
+    assert (fault.line, fault.key) == (5, 'test "t"')
+    assert "found tests that take more than -1 s up to here, expected fewer" in fault.message
+    assert load_rules(home, routes={})  # those of the operator are not bounded
+
+
+def test_the_messages_of_a_tenants_tests_have_a_bounded_size_together(home):
+    sizes = [CASE.replace("from", f'size = "{mib} MiB"\nfrom') for mib in (60, 60, 30)]
+    (home / "10.toml").write_text(rule(HOLD) + sizes[0] + sizes[2])
+    assert load(home)
+    (home / "20.toml").write_text(sizes[1])
+    [fault] = faults(home)
+    assert (fault.file, fault.line) == (home / "20.toml", 2)
+    assert "found messages of more than 100 MiB up to here" in fault.message
+
+
+def test_what_rules_may_do_is_checked_without_their_tests(home):
+    (home / "10.toml").write_text(rule('{ bcc = "x@far.test" }'))
+    with pytest.raises(PolicyError, match="expected an address in the tenant's domains"):
+        read_rules(home, local_domains=OWN, routes={}, tenant=Tenant("acme", ("acme.test",)))
