@@ -277,7 +277,7 @@ class Acceptance:
             event = routing_event(
                 verdict, fan, self.clock.time_us(),
                 client=None if origin.pickup else origin.client, rules=rules, signed=signed,
-                sender=sender,
+                sender=sender, account=self._account_of(arrival),
             )  # fmt: skip
             message = self._message(arrival, fan, header=content.header, event=event)
             message, reports = self._with_reports(

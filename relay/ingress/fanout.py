@@ -321,9 +321,10 @@ def routing_event(
     rules: RuleBook,
     signed: SignedContents,
     sender: str,
+    account: str,
 ) -> Event:
     """Return the event of step 5, without recipients that rules added. `sender` is the reverse-path
-    that the client gave.
+    that the client gave, `account` whose message it is, "" if it is nobody's.
 
     If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
     pickup, whose client is in step 2.
@@ -357,7 +358,7 @@ def routing_event(
         "refused": len(rejected),
     }
     if_any = {
-        "set": rules.identity(verdict.tenants),
+        "set": rules.identity(verdict.tenants, account),
         "routes": routes,
         "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
         "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},

@@ -1,5 +1,5 @@
-"""What the account of a sender sees of a journey: nothing of a quarantine, nor of the mail that
-rules send to others about its message.
+"""What the account of a sender sees of a journey: nothing of a quarantine, of the rules of
+other tenants, nor of the mail that rules send to others about its message.
 
 Pure functions. Roles that see all messages get the journey as it is.
 """
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.message.lifecycle import hold_text
+from relay.message.verdict import tenant_of_rule
 
 _QUARANTINE = "quarantine"  # the action, in the outcome of a rule
 _MAILS = frozenset({"journal", "notify"})  # the same
@@ -22,9 +23,11 @@ def sender_detail(step: int, detail: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the detail of an event without these: the same object if nothing is hidden."""
     if step == Step.DELIVERY and detail.get("silent"):  # a hold of which the sender does not hear
         return {key: value for key, value in detail.items() if key not in ("rule", "silent")}
-    if step == Step.POLICY_AND_ROUTING:
-        detail = _without_mails(detail)
-    if step != Step.POLICY_AND_ROUTING or not (hidden := _hidden(detail)):
+    if step != Step.POLICY_AND_ROUTING:
+        return detail
+    hidden = _hidden(detail)
+    detail = _without_sets(_without_mails(detail))
+    if not hidden:
         return detail
     seen = {key: value for key, value in detail.items() if key not in ("quarantined", "held")}
     seen["rules"] = [hit for hit in detail["rules"] if hit["rule"] not in hidden]
@@ -56,9 +59,30 @@ def sender_journey(journey: Journey) -> Journey:
 
 
 def _hidden(detail: Mapping[str, Any]) -> set[str]:
-    """Return the rules that quarantine, also those that only would."""
-    hits = detail.get("rules", ())
-    return {hit["rule"] for hit in hits if _QUARANTINE in str(hit["outcome"]).split(",")}
+    """Return the rules that quarantine, also those that only would, and those of other tenants."""
+    return {
+        hit["rule"]
+        for hit in detail.get("rules", ())
+        if _QUARANTINE in str(hit["outcome"]).split(",")
+        or _is_foreign(hit["rule"], detail.get("set", {}))
+    }
+
+
+def _is_foreign(rule: str, used: Mapping[str, Any]) -> bool:
+    tenant = tenant_of_rule(rule)  # of a rule of the operator, a / may be in the name too
+    is_tenant = tenant in used.get("tenants", ()) or rule.endswith("/*")
+    return is_tenant and tenant != used.get("own")
+
+
+def _without_sets(detail: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the detail without the hashes of the rules of other tenants."""
+    used = detail.get("set", {})
+    tenants, own = used.get("tenants", {}), used.get("own")
+    if not tenants.keys() - {own}:
+        return detail
+    left = {name: digest for name, digest in tenants.items() if name == own}
+    rest = {key: value for key, value in used.items() if key != "tenants"}
+    return {**detail, "set": rest | ({"tenants": left} if left else {})}
 
 
 def _without_mails(detail: Mapping[str, Any]) -> Mapping[str, Any]:

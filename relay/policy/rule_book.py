@@ -79,12 +79,17 @@ class RuleBook:
             found += [each.name, each.rules.digest if each.rules else ""]
         return " ".join(found)
 
-    def identity(self, tenants: Iterable[str]) -> Mapping[str, Any] | None:
-        """Return which rules ran on a message of these tenants, for journeys; None without any."""
+    def identity(self, tenants: Iterable[str], account: str) -> Mapping[str, Any] | None:
+        """Return which rules ran on a message of these tenants, for journeys; None without any.
+
+        `own` is the tenant whose rules the sender's account may see.
+        """
         found = self.operator.identity
         sets = {name: self.tenants[name].rules for name in tenants}
         if hashes := {name: rules.digest for name, rules in sets.items() if rules}:
-            return {"hash": "", "loaded": "", **(found or {}), "tenants": hashes}
+            its = self.tenant_of(domain_of(account))
+            own = {"own": its.name} if its else {}
+            return {"hash": "", "loaded": "", **(found or {}), "tenants": hashes, **own}
         return found
 
     def evaluate(self, message: ExaminedMessage) -> Verdict:
@@ -127,9 +132,10 @@ class RuleBook:
 
     def _sender_domain(self, message: ExaminedMessage) -> str:
         """Return the domain whose tenant sends: that of a reverse-path that the client may send
-        for, else that of the login.
+        for, if it is a tenant's, else that of the login.
         """
-        return domain_of(message.reverse_path if message.sender_local else message.login)
+        domain = domain_of(message.reverse_path) if message.sender_local else ""
+        return domain if self.tenant_of(domain) else domain_of(message.login)
 
 
 def _seen_by(tenant: TenantRules, message: ExaminedMessage) -> ExaminedMessage:

@@ -7,9 +7,11 @@ import pytest
 from msgspec.structs import replace
 
 from relay.accounts.account import Account
+from relay.journeys.events import Step
+from relay.journeys.sender_view import sender_detail
 from relay.message.content import read_all
 from relay.message.envelope import Envelope, ForwardPath
-from relay.message.lifecycle import RecipientState
+from relay.message.lifecycle import RecipientState, hold_text
 from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook, TenantRules
 from relay.policy.rule_files import read_rules
@@ -149,6 +151,33 @@ async def test_a_message_and_its_journey_name_the_sets_and_keep_the_priority(tmp
     detail = message.events[0].detail
     assert detail["set"]["tenants"].keys() == {"acme", "globex"}
     assert detail["rules"][0]["rule"] == "acme/r"
+
+
+ACME, GLOBEX = "acme/r", "globex/r"
+TWO = {"acme": "1", "globex": "2"}
+
+
+@pytest.mark.parametrize(
+    ("used", "names", "seen", "left"),
+    [
+        ({"tenants": TWO, "own": "acme"}, [ACME, GLOBEX, "o"], [ACME, "o"], {"acme": "1"}),
+        ({"tenants": TWO}, [ACME, GLOBEX, "x/y"], ["x/y"], None),
+        ({"tenants": {"acme": "1"}, "own": "acme"}, [ACME], [ACME], {"acme": "1"}),
+        ({"tenants": {"acme": "1"}}, ["gone/*"], [], None),
+        ({}, ["x/y"], ["x/y"], None),
+    ],
+)
+def test_a_sender_sees_no_rules_of_other_tenants(used, names, seen, left) -> None:
+    detail = {
+        "rules": [{"rule": name, "outcome": "hold"} for name in names],
+        "held": {hold_text("x", name): [ALICE] for name in names},
+        "set": {"hash": "0", **used},
+    }
+    found = sender_detail(Step.POLICY_AND_ROUTING, detail)
+    assert [hit["rule"] for hit in found["rules"]] == seen
+    assert [*found.get("held", ())] == [hold_text("x", name) for name in seen]
+    assert found["set"].get("tenants") == left
+    assert (found is detail) == (names == seen)
 
 
 HELD = "{ hold = 'a look' }"

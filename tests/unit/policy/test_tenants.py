@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relay.message.content import read_all
 from relay.message.envelope import Source
@@ -79,6 +80,8 @@ ORDERS = {
     "a login": (trusted("", B, login=A), {B: "late globex acme early hello"}),
     "a foreign sender of a login": (trusted("x@far.test", Z, login=A), {
         Z: "late acme early hello"}),
+    "an own domain of no tenant, with a login": (
+        replace(trusted("x@far.test", Z, login=A), sender_local=True), {Z: "late acme early hello"}),
     "a stranger in its name": (mail(A, (Z,)), {Z: "late early hello"}),
 }  # fmt: skip
 
@@ -198,8 +201,11 @@ def test_an_explanation_has_the_sets_in_their_order(book) -> None:
     assert [(each.rule, each.recipients) for each in found.rules] == [
         ("early", (A, B, Z)), ("acme/acme", (A,)), ("globex/globex", (B,)), ("late", (A, B, Z))
     ]  # fmt: skip
-    assert rules.identity(found.verdict.tenants)["tenants"].keys() == {"acme", "globex"}
-    assert "tenants" not in rules.identity(rules.evaluate(mail(to=(Z,))).tenants)
+    for account, own in ((A, {"own": "acme"}), (Z, {}), ("", {})):
+        used = rules.identity(found.verdict.tenants, account)
+        assert used.pop("tenants").keys() == {"acme", "globex"}
+        assert used == rules.operator.identity | own
+    assert "tenants" not in rules.identity(rules.evaluate(mail(to=(Z,))).tenants, A)
     skipped = explain(book(**SETS | {"acme": None}), trusted(A, B)).rules
     assert [each.skipped for each in skipped][1:] == ['rule "acme/*" was the last one'] * 2
 
