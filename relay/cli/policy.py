@@ -28,7 +28,13 @@ from relay.cli.options import (
 from relay.cli.output import printable
 from relay.cli.rule_lines import verdict_lines
 from relay.commands.rule_diff import RuleComparison
-from relay.commands.saved_mail import NotMailError, SavedMailReader, find_saved, reason_of
+from relay.commands.saved_mail import (
+    NotMailError,
+    SavedMailReader,
+    at_own_domain,
+    find_saved,
+    reason_of,
+)
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import Source
 from relay.policy.archives import UnexaminedArchiveError
@@ -141,8 +147,9 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
         if text:
             click.echo(printable(f"relay policy try: {text}"), err=True)
     content = crlf(read_input("policy try", file))
+    recipients = (at_own_domain(one, settings) for one in given["recipients"])
     subject = examined_message(
-        given["sender"], given["recipients"], content, source=Source(given["source"]),
+        given["sender"], list(dict.fromkeys(recipients)), content, source=Source(given["source"]),
         local_domains=settings.own_domains, client=given["client"], login=given["login"],
         is_trusted=not given["client"] or bool(given["login"])
         or is_trusted(settings.smtp, given["client"]),

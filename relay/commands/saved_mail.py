@@ -25,7 +25,7 @@ from relay.journeys.document import Journey
 from relay.mailbox.maildir import open_message
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.content import LARGE_BYTES, Content, LargeContent, edit_header, join_octets
-from relay.message.envelope import Source
+from relay.message.envelope import Source, domain_of
 from relay.message.header import Header, ParsedContent, header_end, with_crlf
 from relay.message.lifecycle import RecipientState
 from relay.message.verdict import ExaminedMessage
@@ -98,12 +98,17 @@ class SavedMailReader:
         header = Header.of(content)
         if not header.names():
             raise NotMailError("no message")
+        settings = self._settings
+        if settings and _is_report(header, settings.hostname):
+            raise NotMailError("a report or notice of this relay, for which no rule runs")
         known_by, envelope = "journey", self._of_journey(header)
         if envelope is None:
             known_by, envelope = "header", envelope_in(header)
+            to = (at_own_domain(one, settings) for one in envelope.recipients)
+            envelope = structs.replace(envelope, recipients=tuple(dict.fromkeys(to)))
         if not envelope.recipients:
             raise NotMailError("no recipient")
-        settings, client, login = self._settings, envelope.client, envelope.login
+        client, login = envelope.client, envelope.login
         is_known = settings is not None and bool(client) and is_trusted(settings.smtp, client)
         message = examined_message(
             envelope.sender, envelope.recipients, edit_header(content, without_delivery_fields),
@@ -137,12 +142,32 @@ class SavedMailReader:
 def envelope_of(journey: Journey) -> SavedEnvelope:
     """Return the envelope of a message as the rules got it."""
     changed = [step.detail["sender"]["from"] for step in journey.steps if "sender" in step.detail]
-    recipients = [one.address for one in journey.recipients if one.state != RecipientState.EXPANDED]
+    replaced = {each for step in journey.steps for each in step.detail.get("aliases", ())}
+    recipients = [
+        one.address for one in journey.recipients
+        if one.state != RecipientState.EXPANDED
+        and not (one.state == RecipientState.REDIRECTED and one.address in replaced)
+    ]  # fmt: skip
     return SavedEnvelope(
         changed[0] if changed else journey.sender, tuple(dict.fromkeys(recipients)),
         source=Source.GRAPH if journey.submission_id else Source.SMTP,
         client=journey.client.get("address", ""), login=journey.client.get("account", ""),
     )  # fmt: skip
+
+
+def at_own_domain(address: str, settings: Settings | None) -> str:
+    """Return the address that one in a domain with `alias_of` means; another one as it is."""
+    for one in settings.domain if settings else ():
+        if one.alias_of and one.name == domain_of(address):
+            return f"{address.rpartition('@')[0]}@{one.alias_of}"
+    return address
+
+
+def _is_report(header: Header, hostname: str) -> bool:
+    """Return whether this relay wrote a message about another one: rules run on none of these."""
+    author = f"MAILER-DAEMON@{hostname}".casefold()
+    authors = [one.casefold() for one in _addresses(header.values("From"))]
+    return authors == [author] and "Auto-Submitted" in header
 
 
 def envelope_in(header: Header) -> SavedEnvelope:

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from relay.cli import diff_report
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
+from relay.commands.saved_mail import envelope_of
+from relay.journeys.document import Journey, JourneyStep, Recipient
 
 HEADER = b"From: a@own.test\nTo: b@other.test, c@third.test\nSubject: Hello\n"
 MIB = 1 << 20
@@ -221,6 +223,32 @@ def test_local_domains_are_those_of_the_configuration(folders):
     _, sums = folders.json("--config", str(config))
     assert (sums["changed"], "no relay is running" in sums["without_journeys"]) == (1, True)
     assert not (folders.root / "s").exists()
+
+
+def test_a_twin_domain_stands_for_the_own_one_and_reports_are_skipped(folders):
+    folders.rules("", rule("r", REJECT, 'recipient = "b@own.test"'))
+    config = folders.root / "relay.toml"
+    config.write_text(
+        'hostname = "r.own.test"\nstate_dir = "s"\n[mailboxes]\ndomains = ["own.test"]\n'
+        '[[domain]]\nname = "twin.test"\nalias_of = "own.test"\n'
+    )
+    folders.put("one.eml", b"From: a@x.test\nTo: b@TWIN.test, b@own.test\nSubject: Hello\n\nhi\n")
+    daemon = b"From: Mail <MAILER-DAEMON@%b>\nTo: b@own.test\nAuto-Submitted: auto-replied\n\nhi\n"
+    folders.put("other.eml", daemon % b"x.own.test")
+    folders.put("report.eml", daemon % b"R.own.test")
+    files, sums = folders.json("--config", str(config))
+    assert [one["address"] for one in files["one.eml"]["new"]["recipients"]] == ["b@own.test"]
+    assert files["report.eml"]["skipped"].startswith("a report or notice of this relay")
+    assert (sums["compared"], sums["changed"]) == (2, 2)
+
+
+def test_an_address_that_another_replaces_is_no_recipient_of_a_journey():
+    steps = (JourneyStep(5, "", "", {"aliases": ["b@twin.test", "all@own.test"]}),)
+    states = {"b@twin.test": "redirected", "b@own.test": "delivered", "all@own.test": "delivered",
+              "c@own.test": "redirected", "l@own.test": "expanded"}  # fmt: skip
+    journey = Journey("q", None, None, "", "a@x.test", "", "delivered", {}, steps,
+                      tuple(Recipient(*one) for one in states.items()))  # fmt: skip
+    assert envelope_of(journey).recipients == ("b@own.test", "all@own.test", "c@own.test")
 
 
 def test_tenants_of_the_configuration_have_their_directories(folders):

@@ -90,6 +90,13 @@ def test_a_client_without_a_login_is_a_stranger_unless_its_network_is_trusted(
     assert document["recipients"][0]["hold"] == (hold if holds else None)
 
 
+def test_a_recipient_in_a_twin_domain_is_that_of_the_own_domain(written):
+    with (written / "relay.toml").open("a") as file:
+        file.write('[mailboxes]\ndomains = ["b.test"]\n[[domain]]\nname = "d.test"\nalias_of = "b.test"\n')
+    _, output = tried(written, written / "one.eml", "--json")
+    assert [one["address"] for one in json.loads(output)["recipients"]] == ["c@b.test"]
+
+
 def test_a_client_is_an_address(written):
     arguments = [
         "policy",
