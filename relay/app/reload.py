@@ -107,7 +107,8 @@ class Reloader:
         if is_reloaded:
             tenants = self._active.tenants().values()
             faults = tuple(str(fault) for one in tenants for fault in one.faults)
-            self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
+            if not faults:
+                self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
         return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed)
 

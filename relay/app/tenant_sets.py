@@ -23,7 +23,7 @@ from relay.base.files import fsync_path, write_all
 from relay.base.phrases import named, shown
 from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
-from relay.policy.groups import group_files
+from relay.policy.groups import group_files, other_directories
 from relay.policy.rule_book import RuleBook, TenantRules
 from relay.policy.rule_files import (
     PolicyError,
@@ -287,13 +287,14 @@ def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
         if "/" in rule.name and (name := rule.name.partition("/")[0]) in names
     ]  # fmt: skip
     document = read_document(file)
-    with suppress(OSError):
-        for one in sorted(settings.policy.directory.iterdir()):
-            known = one.name in (*names, GROUPS_DIRECTORY, "lost+found") or one.name.startswith(".")
-            if not known and one.is_dir():
-                text = f"found the directory {one}, expected a [[tenant]] of this name: "
-                text += "add one, or move the directory away"
-                faults.append(document.fault(("tenant",), text))
+    directory = settings.policy.directory
+    if missing := [name for name in names if not (directory / name).exists()]:
+        without = f" ({', '.join(missing)} has none)"
+    else:
+        without = ""
+    for one in other_directories(directory, *names):
+        text = f"found the directory {one}, expected a [[tenant]] of this name{without}: "
+        faults.append(document.fault(("tenant",), f"{text}add one, or move the directory away"))
     if faults:
         raise PolicyError(faults)
 

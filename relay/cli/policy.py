@@ -46,6 +46,7 @@ from relay.policy.rule_files import (
     load_rules,
     read_rules,
     slow_patterns,
+    unread_directories,
 )
 from relay.policy.rule_test_reader import crlf
 from relay.policy.rule_tests import (
@@ -91,7 +92,9 @@ def check(context: CommandContext, directory: Path | None) -> None:
     Exits 78 with file:line of each fault.
     """
     sets, clock = _sets(context, directory, runs_tests=True), SystemClock()
-    warnings = [
+    unread = unread_directories(directory) if directory else ""
+    warnings = [unread] if unread else []
+    warnings += [
         text for rules, _ in sets for text in (*rules.warnings, *slow_patterns(rules, clock.busy_s))
     ]
     found = format_check([rules for rules, _ in sets], warnings, time_us=clock.time_us())

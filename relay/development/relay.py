@@ -68,9 +68,10 @@ from relay.mailbox.mailbox_list import MailboxList
 from relay.message.address import with_a_labels
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
+from relay.observe.logs import get_logger
 from relay.policy.globs import Globs
 from relay.policy.rule_book import RuleBook
-from relay.policy.rule_files import load_rules
+from relay.policy.rule_files import load_rules, unread_directories
 from relay.reports.texts import load_texts
 from relay.settings.reader import load
 from relay.settings.tree import Settings, SmtpListener
@@ -490,4 +491,6 @@ def _rules_of(settings: Settings, clock: Clock) -> RuleBook:
         loaded=rfc3339(clock.time_us()),
     )
     warn_of_rules(rules, clock)
+    if unread := unread_directories(settings.policy.directory):
+        get_logger("development").warning("rules of tenants", detail=unread)
     return RuleBook(rules)

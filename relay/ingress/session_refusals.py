@@ -20,6 +20,7 @@ from relay.ingress.data import Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
+from relay.policy.rule_book import UNAVAILABLE
 from relay.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalRecorder
 
 CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
@@ -82,7 +83,7 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
     """Return the reason that a reply of ingress has."""
     code, _, text = reply.partition(" ")
     status = text.partition(" ")[0]
-    if rule:
+    if rule or UNAVAILABLE in reply:
         return RefusalReason.RULE
     if code in ("530", "538"):
         return RefusalReason.TLS if "STARTTLS" in reply else RefusalReason.LOGIN

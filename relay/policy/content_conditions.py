@@ -94,6 +94,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
             raise ValueError(
                 'a table with name, type or both, { name = "*.pdf", type = "executable" }, and for'
                 " archives inside, encrypted, unreadable"
+                + (": name or type is missing" if value else "")
             )
         return cls(
             part(value, "name", _name_globs) if "name" in value else None,
@@ -187,8 +188,8 @@ def _types(text: str) -> Iterable[str]:
 
 
 def _shown(attachment: AttachedFile) -> str:
-    types = f"({', '.join(attachment.types)})"
-    return f"{attachment.names[0]} {types}" if attachment.names else types
+    types = [f"({', '.join(attachment.types)})"] if attachment.types else []
+    return " ".join([*attachment.names[:1], *types])
 
 
 def _with_contents(attachment: AttachedFile, archive: ArchiveContents) -> str:

@@ -7,6 +7,7 @@ ignored.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from relay.base.phrases import shown
@@ -28,6 +29,17 @@ def visible_files(directory: Path, suffix: str) -> tuple[Path, ...]:
     """
     found = (each for each in directory.iterdir() if each.suffix == suffix)
     return tuple(sorted(each for each in found if not each.name.startswith(".")))
+
+
+def other_directories(directory: Path, *known: str) -> tuple[Path, ...]:
+    """Return the directories in a directory of rules that are neither `groups` nor `known`, nor
+    hidden. Nothing is read of them.
+    """
+    names = (*known, GROUPS_DIRECTORY, "lost+found")
+    with suppress(OSError):
+        found = sorted(each for each in directory.iterdir() if each.name not in names)
+        return tuple(each for each in found if each.is_dir() and not each.name.startswith("."))
+    return ()
 
 
 def is_inside(path: Path, directory: Path) -> bool:

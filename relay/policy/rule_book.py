@@ -17,6 +17,7 @@ from relay.message.envelope import domain_of
 from relay.message.verdict import Deferral, ExaminedMessage, Verdict
 from relay.policy.engine import Evaluation, RuleScope, RuleSet
 
+UNAVAILABLE = "The mail rules of"
 LATE = "50-"  # the operator's files from here on run behind the rules of tenants
 
 
@@ -35,7 +36,7 @@ class TenantRules(Struct, frozen=True):
 
 def unavailable(domain: str) -> str:
     """Return what a client hears about mail of a tenant without rules."""
-    return f"The mail rules of {domain} are not available, try again later"
+    return f"{UNAVAILABLE} {domain} are not available, try again later"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,14 @@ from relay.policy.actions import (
 from relay.policy.conditions import CONDITIONS, Condition
 from relay.policy.engine import RuleSet
 from relay.policy.globs import Groups
-from relay.policy.groups import OptionalGroups, group_files, is_inside, read_groups, visible_files
+from relay.policy.groups import (
+    OptionalGroups,
+    group_files,
+    is_inside,
+    other_directories,
+    read_groups,
+    visible_files,
+)
 from relay.policy.patterns import (
     SAMPLE_CHARACTERS,
     SET_STEPS_MAX,
@@ -69,7 +76,7 @@ from relay.settings.document import (
 )
 from relay.settings.tree import Tenant
 from relay.settings.validation import usable_routes
-from relay.settings.values import parse_duration
+from relay.settings.values import GROUPS_DIRECTORY, parse_duration
 
 HOLD_S_MAX = 365 * 86400
 NESTED_MAX = 3  # `all` and `any` inside each other
@@ -338,6 +345,12 @@ def load_rules(
     return dataclasses.replace(rules, tests=tests, loaded=loaded)
 
 
+def unread_directories(directory: Path) -> str:
+    """Return what is not read where no tenants are known, "" for nothing."""
+    names = ", ".join(each.name for each in other_directories(directory))
+    return f"not read: {names} (rules of tenants)" if names else ""
+
+
 def faults_of_reach(
     rules: Iterable[Rule], tenant: Tenant | None, *, own: Collection[str]
 ) -> Iterator[Fault]:
@@ -409,8 +422,13 @@ def read_rules(
     home = directory.parent.resolve() / directory.name if tenant else None
     files = _files(directory, config, tenant=tenant)
     group_list = group_files(directory, faults)
-    if home is not None and (outside := list(_outside(home, (directory, *files, *group_list)))):
-        raise PolicyError(outside)
+    if home is not None:
+        places = (directory, directory / GROUPS_DIRECTORY, *files)
+        if outside := [*_outside(home, places)] or [*_outside(home, group_list)]:
+            raise PolicyError(outside)
+        for each in other_directories(directory):
+            text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
+            faults.append(Fault(each, 0, "", text))
     groups, group_text = read_groups(group_list, faults)
     digest = sha256(group_text.encode())
     for file in files:

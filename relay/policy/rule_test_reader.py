@@ -76,9 +76,7 @@ def read_test(
         client=reader.key("client", _client, default=""),
         login=reader.key("login", some_text, default=""),
         local=reader.key("local", _domains, default=None),
-        enforced=frozenset(
-            f"{prefix}{name}" for name in reader.key("enforce", texts, default=list[str]())
-        ),
+        enforced=frozenset(reader.key("enforce", _rule_names(prefix), default=tuple[str, ...]())),
         expect=_expectation(reader, prefix),
         file=document.file,
         line=reader.line,
@@ -103,9 +101,7 @@ def _expectation(reader: TableReader, prefix: str) -> ExpectedResult:
     inner.check_keys(_EXPECTED)
     return ExpectedResult(
         verdict=inner.required("verdict", one_of(OverallVerdict), default=OverallVerdict.ACCEPT),
-        rules=inner.key(
-            "rules", lambda value: tuple(f"{prefix}{name}" for name in _names(value)), default=None
-        ),
+        rules=inner.key("rules", _rule_names(prefix), default=None),
         added=inner.key("added", _address_set, default=None),
         redirected=inner.key("redirected", _address_set, default=None),
         rejected=inner.key("rejected", _address_set, default=None),
@@ -304,8 +300,14 @@ def _domains(value: Any) -> frozenset[str]:
     return frozenset(domain_of(f"@{each}") for each in texts(value))
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    return tuple(texts(value))
+def _rule_names(prefix: str) -> Callable[[Any], tuple[str, ...]]:
+    def read(value: Any) -> tuple[str, ...]:
+        names = texts(value)
+        if prefix and any(name.startswith(prefix) for name in names):
+            raise ValueError(f"the names of rules without {prefix} in front")
+        return tuple([f"{prefix}{name}" for name in names])
+
+    return read
 
 
 def _address_set(value: Any) -> frozenset[str]:

@@ -299,7 +299,7 @@ def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
         if (other := names.setdefault(tenant.name, path)) != path:
             yield (*path, "name"), f"a name of its own: {dotted(other)} has it too"
         if not tenant.domains:
-            yield (*path, "domains"), "at least one own domain"
+            yield (*path, "domains"), f"at least one own domain of the tenant {tenant.name}"
         for number, domain in enumerate(tenant.domains):
             place = taken.setdefault(domain, dotted(path))
             if domain not in own:

@@ -10,6 +10,7 @@ from tests.support.relay_process import RelayProcess
 GOOD = '[[rule]]\nname = "mark"\nthen = [ { subject_prefix = "[x]" } ]\n'
 AGE = "relay_policy_set_age_seconds"
 SUCCESSFUL = "relay_config_last_reload_successful"
+READ_AT = "relay_config_last_reload_success_timestamp_seconds"
 FAULTY = "\n[[rules]]\n"
 
 
@@ -66,7 +67,9 @@ def test_mail_waits_for_rules_and_all_other_mail_does_not(relay):
 def test_a_reload_applies_all_but_the_rules_with_faults(relay):
     fault = write(relay, FAULTY)
     (relay.folder / "policies/10.toml").write_text(GOOD)
+    read_at = relay.metric(READ_AT)
     done = relay.cli("reload")
+    assert relay.metric(READ_AT) == read_at
     assert (done.returncode, done.stdout) == (78, "reloaded: 1 rule, 0 new certificates\n")
     assert fault in done.stderr
     assert "reloaded, but not the rules of tenants that have these faults" in done.stderr

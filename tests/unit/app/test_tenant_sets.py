@@ -204,9 +204,16 @@ def test_the_copy_of_a_tenant_that_is_gone_is_removed(site):
     site.start()
     start = CONFIG.index('[[tenant]]\nname = "acme"')
     site.file.write_text(CONFIG[:start] + CONFIG[CONFIG.index('[[tenant]]\nname = "beta"') :])
-    with pytest.raises(SettingsError, match=r"relay\.toml:5: tenant: found the directory .*acme, .*add one, or move"):
+    with pytest.raises(
+        SettingsError,
+        match=r"relay\.toml:5: tenant: found the directory .*acme, .*add one, or move",
+    ):
         site.reload()
     assert site.kept() == ["old"]
+    (site.folder / "policies/beta").rename(site.folder / "policies/gamma")
+    with pytest.raises(SettingsError, match=r"gamma, expected .* of this name \(beta has none\)"):
+        site.reload()
+    (site.folder / "policies/gamma").rename(site.folder / "policies/beta")
     (site.folder / "policies/acme").rename(site.folder / "aside")
     site.reload()
     assert [one.name for one in (site.folder / "state/policies").iterdir()] == ["beta"]

@@ -92,7 +92,9 @@ def test_a_client_without_a_login_is_a_stranger_unless_its_network_is_trusted(
 
 def test_a_recipient_in_a_twin_domain_is_that_of_the_own_domain(written):
     with (written / "relay.toml").open("a") as file:
-        file.write('[mailboxes]\ndomains = ["b.test"]\n[[domain]]\nname = "d.test"\nalias_of = "b.test"\n')
+        file.write(
+            '[mailboxes]\ndomains = ["b.test"]\n[[domain]]\nname = "d.test"\nalias_of = "b.test"\n'
+        )
     _, output = tried(written, written / "one.eml", "--json")
     assert [one["address"] for one in json.loads(output)["recipients"]] == ["c@b.test"]
 
@@ -217,7 +219,9 @@ def test_a_message_that_the_rules_cannot_be_applied_to_has_no_verdict(written, f
 
 def test_the_rules_are_those_of_a_start_when_a_tenant_has_a_fault(written):
     with (written / "relay.toml").open("a") as file:
-        file.write('[mailboxes]\ndomains = ["b.test"]\n[[tenant]]\nname = "b"\ndomains = ["b.test"]\n')
+        file.write(
+            '[mailboxes]\ndomains = ["b.test"]\n[[tenant]]\nname = "b"\ndomains = ["b.test"]\n'
+        )
     home = written / "rules/b"
     home.mkdir()
     (home / "10.toml").write_text('[[rule]]\nname = "old"\nthen = [ { discard = true } ]\n')

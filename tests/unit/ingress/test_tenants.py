@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.accounts.account import Account
+from relay.ingress.session_refusals import reason_of
 from relay.journeys.events import Step
 from relay.journeys.sender_view import sender_detail
 from relay.message.content import read_all
@@ -15,7 +16,9 @@ from relay.message.lifecycle import RecipientState, hold_text
 from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook, TenantRules
 from relay.policy.rule_files import read_rules
+from relay.refusals.refusal import RefusalReason
 from relay.routing.route_table import Route, RouteTable
+from relay.routing.route_table import RouteTable
 from relay.spool.types import HoldsFullError, PriorityLevel
 from tests.support.ingress import Client, FakeAccounts, MemorySpool, Relay
 from tests.unit.ingress.test_acceptance import UNTRUSTED
@@ -151,6 +154,11 @@ async def test_a_message_and_its_journey_name_the_sets_and_keep_the_priority(tmp
     detail = message.events[0].detail
     assert detail["set"]["tenants"].keys() == {"acme", "globex"}
     assert detail["rules"][0]["rule"] == "acme/r"
+
+
+def test_a_refusal_without_rules_is_no_pressure() -> None:
+    assert reason_of("RCPT", GONE) is RefusalReason.RULE
+    assert reason_of("RCPT", "451 4.3.0 Local error") is RefusalReason.PRESSURE
 
 
 ACME, GLOBEX = "acme/r", "globex/r"

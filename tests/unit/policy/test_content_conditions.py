@@ -225,6 +225,7 @@ BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondi
     [
         (ATTACHMENT, "*.exe", "a table with name, type or both"),
         (ATTACHMENT, {}, "a table with name, type or both"),
+        (ATTACHMENT, {"inside": True}, "a table with .* unreadable: name or type is missing"),
         (ATTACHMENT, {"name": "a", "size": 1}, "found an unknown key, expected one of encrypted, inside, name"),
         (ATTACHMENT, {"name": []}, "a text or a list of texts"),
         (ATTACHMENT, {"name": ""}, "globs of 1 to 500 characters"),

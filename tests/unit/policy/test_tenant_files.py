@@ -4,7 +4,7 @@ import pytest
 
 from relay.policy import rule_files
 from relay.policy.actions import ACTIONS, AddressesAction, SetSenderAction
-from relay.policy.rule_files import PolicyError, load_rules, read_rules
+from relay.policy.rule_files import PolicyError, load_rules, read_rules, unread_directories
 from relay.settings.tree import Tenant
 from relay.settings.validation import ADDRESS_ACTIONS
 from tests.unit.policy.conftest import rule
@@ -51,7 +51,29 @@ def test_rules_have_the_name_of_their_tenant_and_tests_do_without(home):
 def test_an_operators_test_of_a_tenants_rule_fails_with_the_tenants_files(home):
     (home / "10.toml").write_text(rule(HOLD) + CASE.replace('["r"]', '["acme/r"]'))
     [fault] = faults(home)
-    assert 'expected "acme/acme/r"' in fault.message
+    assert "expected the names of rules without acme/ in front" in fault.message
+
+
+def test_a_directory_that_nothing_reads_is_a_fault(home):
+    (home / "10.toml").write_text(rule(HOLD))
+    (home / ".git").mkdir()
+    (home / "lost+found").mkdir()
+    assert load(home)
+    (home / "more").mkdir()
+    [fault] = faults(home)
+    assert (fault.file, fault.message[:35]) == (
+        home / "more",
+        "found a directory, expected none bu",
+    )
+    assert unread_directories(home) == "not read: more (rules of tenants)"
+
+
+def test_a_link_out_of_the_directory_is_a_fault_also_if_there_is_nothing(home):
+    (home / "groups").rmdir()
+    (home.parent / "empty").mkdir()
+    (home / "groups").symlink_to("../empty")
+    [fault] = faults(home)
+    assert (fault.file, "found a link out of" in fault.message) == (home / "groups", True)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +140,7 @@ def test_what_leads_out_of_the_directory_is_a_fault(home, what):
         case "groups":
             (home / "groups").rmdir()
             (home / "groups").symlink_to(outside / "groups")
-            place = home / "groups/g.txt"
+            place = home / "groups"
         case "group":
             place = home / "groups/g.txt"
             place.symlink_to(outside / "groups/g.txt")

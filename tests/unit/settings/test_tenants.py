@@ -57,7 +57,7 @@ def test_a_tenant_has_its_domains_with_a_labels(tmp_path):
         (tenant() + tenant("other"), 7, "tenant[1].domains[0]", "tenant[0] does not have"),
         (tenant(domains=["c.test"]), 3, "tenant[0].domains[0]", "one of mailboxes.domains"),
         (tenant(domains=["twin.test"]), 3, "tenant[0].domains[0]", "no alias_of"),
-        (tenant(domains=[]), 3, "tenant[0].domains", "at least one own domain"),
+        (tenant(domains=[]), 3, "tenant[0].domains", "own domain of the tenant acme"),
         (tenant(may=["reject"]), 4, "tenant[0].may[0]", "one of cc, bcc, redirect, journal"),
         (tenant(may=["cc", "route:x"]), 4, "tenant[0].may[1]", "set_sender, route:archive"),
         (tenant(may=["route:refused"]), 4, "tenant[0].may[0]", "set_sender, route:archive"),
