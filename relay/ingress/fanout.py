@@ -371,8 +371,7 @@ def routing_event(
         ],
         "counts": {name: size for name, size in sizes.items() if size > _NAMED_MAX},
     }
-    detail |= {name: value for name, value in if_any.items() if value}
-    return Event(Step.POLICY_AND_ROUTING, at_us, detail)
+    return Event(Step.POLICY_AND_ROUTING, at_us, detail | {k: v for k, v in if_any.items() if v})
 
 
 def _is_added(entry: NewEntry) -> bool:

@@ -417,7 +417,6 @@ def read_rules(
     tests: list[RuleTest] = []
     names: list[object] = []  # of all rules, those with faults too
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
-    octets = 0  # of the messages of tests
     prefix = f"{tenant.name}/" if tenant else ""
     home = directory.parent.resolve() / directory.name if tenant else None
     files = _files(directory, config, tenant=tenant)
@@ -426,9 +425,7 @@ def read_rules(
         places = (directory, directory / GROUPS_DIRECTORY, *files)
         if outside := [*_outside(home, places)] or [*_outside(home, group_list)]:
             raise PolicyError(outside)
-        for each in other_directories(directory):
-            text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
-            faults.append(Fault(each, 0, "", text))
+        faults += _unread(directory)
     groups, group_text = read_groups(group_list, faults)
     digest = sha256(group_text.encode())
     for file in files:
@@ -451,14 +448,9 @@ def read_rules(
             if rule and isinstance(known, OptionalGroups) and known.missing:
                 incomplete[rule.name] = _missing_group(rule, known.missing)
             names += [f"{prefix}{raw.get('name')}"] if isinstance(raw, dict) else []
-        for path, raw in array(document, "test", faults) if with_tests else ():
-            test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
-            tests += [test] if test else []
-            octets += size_of(test.content) if test else 0
-            if tenant and octets > TENANT_TESTS_BYTES_MAX:
-                text = f"found messages of more than {TENANT_TESTS_BYTES_MAX >> 20} MiB up to here"
-                faults.append(document.fault(path, f"{text}, expected smaller ones"))
-                break
+        if with_tests:
+            octets = sum(size_of(one.content) for one in tests)
+            tests += _tests(document, faults, prefix=prefix, home=home, octets=octets)
     if routes is not None:
         faults += faults_of_reach(rules, tenant, own=local_domains)
     faults += _duplicate_names(rules)
@@ -474,6 +466,28 @@ def read_rules(
     except PatternError as error:
         message = f"found rules whose {error}, expected fewer or smaller ones"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
+
+
+def _tests(
+    document: Document, faults: list[Fault], *, prefix: str, home: Path | None, octets: int
+) -> Iterator[RuleTest]:
+    """Yield the tests of a file; those before have messages of so many octets together."""
+    for path, raw in array(document, "test", faults):
+        test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
+        octets += size_of(test.content) if test else 0
+        if home and octets > TENANT_TESTS_BYTES_MAX:
+            text = f"found messages of more than {TENANT_TESTS_BYTES_MAX >> 20} MiB up to here"
+            faults.append(document.fault(path, f"{text}, expected smaller ones"))
+            return
+        if test:
+            yield test
+
+
+def _unread(directory: Path) -> Iterator[Fault]:
+    """Yield a fault for each directory of a tenant that is not for groups."""
+    for each in other_directories(directory):
+        text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
+        yield Fault(each, 0, "", text)
 
 
 def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:
