@@ -408,10 +408,7 @@ def read_rules(
     tenant: Tenant | None = None,
     with_tests: bool = True,
 ) -> RuleSet:
-    """Return the rules of `directory` without running their tests; see load_rules().
-
-    Raises PolicyError.
-    """
+    """Return the rules as load_rules() does, without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
     rules: list[Rule] = []
     tests: list[RuleTest] = []
@@ -422,10 +419,7 @@ def read_rules(
     files = _files(directory, config, tenant=tenant)
     group_list = group_files(directory, faults)
     if home is not None:
-        places = (directory, directory / GROUPS_DIRECTORY, *files)
-        if outside := [*_outside(home, places)] or [*_outside(home, group_list)]:
-            raise PolicyError(outside)
-        faults += _unread(directory)
+        faults += _faults_of_home(home, files, group_list)
     groups, group_text = read_groups(group_list, faults)
     digest = sha256(group_text.encode())
     for file in files:
@@ -449,8 +443,7 @@ def read_rules(
                 incomplete[rule.name] = _missing_group(rule, known.missing)
             names += [f"{prefix}{raw.get('name')}"] if isinstance(raw, dict) else []
         if with_tests:
-            octets = sum(size_of(one.content) for one in tests)
-            tests += _tests(document, faults, prefix=prefix, home=home, octets=octets)
+            tests += _tests(document, faults, prefix=prefix, home=home, before=tests)
     if routes is not None:
         faults += faults_of_reach(rules, tenant, own=local_domains)
     faults += _duplicate_names(rules)
@@ -460,18 +453,23 @@ def read_rules(
         raise PolicyError(faults)
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
     usable = tuple(each for each in tests if each.enforced.isdisjoint(incomplete))
-    warnings = tuple(incomplete.values())
     try:
-        return RuleSet(tuple(rules), usable, files, digest=name, warnings=warnings)
+        return RuleSet(tuple(rules), usable, files, digest=name, warnings=(*incomplete.values(),))
     except PatternError as error:
         message = f"found rules whose {error}, expected fewer or smaller ones"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None
 
 
 def _tests(
-    document: Document, faults: list[Fault], *, prefix: str, home: Path | None, octets: int
+    document: Document,
+    faults: list[Fault],
+    *,
+    prefix: str,
+    home: Path | None,
+    before: list[RuleTest],
 ) -> Iterator[RuleTest]:
-    """Yield the tests of a file; those before have messages of so many octets together."""
+    """Yield the tests of a file; `before` are those of the files before it."""
+    octets = sum(size_of(one.content) for one in before)
     for path, raw in array(document, "test", faults):
         test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
         octets += size_of(test.content) if test else 0
@@ -483,9 +481,16 @@ def _tests(
             yield test
 
 
-def _unread(directory: Path) -> Iterator[Fault]:
-    """Yield a fault for each directory of a tenant that is not for groups."""
-    for each in other_directories(directory):
+def _faults_of_home(
+    home: Path, files: Iterable[Path], group_list: Iterable[Path]
+) -> Iterator[Fault]:
+    """Yield a fault for each directory of a tenant that is not for groups. Raises PolicyError for
+    what leads out of `home`.
+    """
+    places = (home, home / GROUPS_DIRECTORY, *files)
+    if outside := [*_outside(home, places)] or [*_outside(home, group_list)]:
+        raise PolicyError(outside)
+    for each in other_directories(home):
         text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
         yield Fault(each, 0, "", text)
 
