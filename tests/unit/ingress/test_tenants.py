@@ -18,7 +18,6 @@ from relay.policy.rule_book import RuleBook, TenantRules
 from relay.policy.rule_files import read_rules
 from relay.refusals.refusal import RefusalReason
 from relay.routing.route_table import Route, RouteTable
-from relay.routing.route_table import RouteTable
 from relay.spool.types import HoldsFullError, PriorityLevel
 from tests.support.ingress import Client, FakeAccounts, MemorySpool, Relay
 from tests.unit.ingress.test_acceptance import UNTRUSTED
