@@ -27,7 +27,7 @@ from relay.message.envelope import domain_of
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
-from relay.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
+from relay.spool.queue_commands import LIVE, WAITING, Operation, QueueCommand, RouteLookup
 from relay.spool.types import Selector
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -197,8 +197,8 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     found = {name: _text_of(texts, name) for name in texts}
     if domain := found.get("domain"):
         found["domain"] = domain.removesuffix(".")
-    if (state := found.get("state")) and state not in LIVE:
-        raise bad_state(state, LIVE)
+    if (state := found.get("state")) and state not in (*LIVE, WAITING):
+        raise bad_state(state, (*LIVE, WAITING))
     return found
 
 

@@ -47,7 +47,7 @@ def compose(
             lock=lock,
             transport=transport,
             http_servers=build_http_servers(base, front_door, site),
-            end_live_views=site.end_streams,
+            end_pages=site.end,
             events=front_door.means.events,
             pressure=_pressure_monitor(base, transport.pickup),
             settling=Settling(

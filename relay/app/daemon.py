@@ -65,7 +65,7 @@ class Daemon:
     lock: OwnerLock  # of state_dir/run
     transport: Transport  # SMTP in, pickup and delivery
     http_servers: Sequence[HttpServer]  # of http.listen if not empty, and the control socket
-    end_live_views: Callable[[], None]  # ends the streams that pages follow
+    end_pages: Callable[[], Awaitable[None]]  # of their streams, and of the time to undo
     events: EventStreams  # the streams of GET /events
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
@@ -143,7 +143,6 @@ class Daemon:
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""
         self.base.readiness.reason = _STOPPING
-        self.end_live_views()
         self.events.close()
         grace_s = self.base.settings.delivery.shutdown_grace
         async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
@@ -159,6 +158,7 @@ class Daemon:
             for server in self.transport.smtp_servers:
                 server.stop_listening()
             await _all_of(
+                self.end_pages(),
                 self._finish_submissions(grace_s),
                 *(server.drain(grace_s) for server in self.transport.smtp_servers),
                 self.transport.scheduler.drain(grace_s),

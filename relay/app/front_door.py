@@ -9,7 +9,7 @@ mail root, a pause of acceptance.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,13 +58,17 @@ class FrontDoor:
     further_api: ASGIApp | None = None  # see RelayDependencies; it checks who asks
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Pages:
     """What people reach by HTTP."""
 
     app: ASGIApp | None = None  # None: [http] pages is off, or http.listen is empty
     prefixes: Sequence[str] = ()  # the first segments of their paths
-    end_streams: Callable[[], None] = lambda: None  # ends the live views that are open
+    end: Callable[[], Awaitable[None]] = _nothing  # of live views, and of the time to undo
 
 
 def build_front_door(
@@ -199,8 +203,14 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
         )  # fmt: skip
         access = pages.Access(logins=logins)
     live_views = pages.LiveViews(base.changes, base.clock)
-    app = pages.create_app(front_door.means, access, live_views=live_views)
-    return Pages(app, pages.PREFIXES, live_views.close)
+    deletions = pages.PendingDeletions(base.clock)
+    app = pages.create_app(front_door.means, access, live_views=live_views, deletions=deletions)
+
+    async def end() -> None:
+        live_views.close()
+        await deletions.close()
+
+    return Pages(app, pages.PREFIXES, end)
 
 
 def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> list[HttpServer]:

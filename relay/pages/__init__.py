@@ -18,6 +18,7 @@ Messages:
 
 - `message_list`: the first page: the list, its search, filters, tabs and pages
 - `marked_messages`: mark messages of the list as read or unread, or delete them
+- `undo`: the ten seconds in which the deletion of one message can be undone
 - `help`: how to send a first message: the empty list, and /help; /help/programs: the programs of
   docs/snippets.md with this relay's ports
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
@@ -53,5 +54,6 @@ HTML: `relay/mime/safe_markup.py`; foreign pages that make requests: `relay/http
 from relay.pages.app import PREFIXES, create_app
 from relay.pages.live import LiveViews
 from relay.pages.logins import Access, Logins
+from relay.pages.undo import PendingDeletions
 
-__all__ = ["PREFIXES", "Access", "LiveViews", "Logins", "create_app"]
+__all__ = ["PREFIXES", "Access", "LiveViews", "Logins", "PendingDeletions", "create_app"]

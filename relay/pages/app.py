@@ -34,6 +34,7 @@ from relay.pages.queue_page import queue_page
 from relay.pages.refused import refused_page
 from relay.pages.release import release
 from relay.pages.site import PageRequest, PageSite
+from relay.pages.undo import PendingDeletions
 from relay.spool.queue_commands import Operation
 from relay.spool.types import SpoolError
 
@@ -58,14 +59,19 @@ _HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers n
 
 
 def create_app(
-    dependencies: ApiDependencies, access: Access, *, live_views: LiveViews | None = None
+    dependencies: ApiDependencies,
+    access: Access,
+    *,
+    live_views: LiveViews | None = None,
+    deletions: PendingDeletions | None = None,
 ) -> Gateway:
     """Return the application of the pages; `access` decides who the visitor is.
 
-    The caller closes `live_views` at the end.
+    The caller closes `live_views` and `deletions` at the end.
     """
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
-    site = PageSite(dependencies, access, live_views)
+    deletions = deletions or PendingDeletions(dependencies.clock)
+    site = PageSite(dependencies, access, live_views, deletions)
     health = HealthPage(dependencies)
     controls = dependencies.development
     clock = ClockPage(controls) if controls is not None else None

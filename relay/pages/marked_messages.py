@@ -1,8 +1,8 @@
 """What a visitor does with messages of the list: mark as read or unread, or delete.
 
-With marked messages, or with all that match. Only a development relay deletes. A deletion, and
-what is done with all, is confirmed on a page that says how many. The form on it names them: mail
-that arrives meanwhile is not among them.
+With marked messages, or with all that match. Only a development relay deletes. The deletion of one
+can be undone for a while. That of more, and what is done with all, is confirmed on a page that says
+how many. The form on it names them: mail that arrives meanwhile is not among them.
 """
 
 import asyncio
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
+from relay.api.dependencies import Principal
+from relay.api.handlers import Handlers
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError, quoted
-from relay.pages.message_list import DELETE, READ, ROWS, ListView, actions, view_of
+from relay.pages.message_list import DELETE, READ, ROWS, UNDO, ListView, actions, view_of
 from relay.pages.site import PageRequest
 
 NAMES_MAX = 10_000
@@ -33,15 +35,46 @@ async def marked_messages(request: PageRequest) -> Response:
     form = request.form
     names = form.every("id")[:ROWS] + form.text("names").split(_SEPARATOR)
     names = list(dict.fromkeys(filter(None, names)))[:NAMES_MAX]
-    action = _checked(form.text("action"), request)
     view = view_of([(name, form.text(name)) for name in _VIEW_FIELDS])
+    if form.text("action") == UNDO:
+        return await _undo(request, names, view=view)
+    action = _checked(form.text("action"), request)
     if action == DELETE and names and not form.text("confirmed"):
+        if len(names) == 1 and (name := await _delete_later(request, names[0])):
+            return request.redirect("", **view.here(), undo=name)
         return await _question(request, action, names, view=view)
     done = await _apply(action, names, request)
     request.site.dependencies.changes.notify()
     if request.http.headers.get("hx-request") == "true":
         return Response(status_code=204)
     return request.redirect("", **view.here(), done=action, count=done, of=len(names))
+
+
+async def _delete_later(request: PageRequest, name: str) -> str:
+    """Have one message deleted unless that is undone; return its name, "" if it is to be asked
+    about. Raises ApiError 404.
+    """
+    journey = await request.site.handlers.message(name, request.principal)
+    site, principal = request.site, request.principal
+
+    async def remove() -> None:
+        await _remove(journey.key, request.site.handlers, principal)
+        site.dependencies.changes.notify()
+
+    if not site.deletions.add(journey.key, remove):
+        return ""
+    site.dependencies.changes.notify()
+    return journey.key
+
+
+async def _undo(request: PageRequest, names: Sequence[str], *, view: ListView) -> Response:
+    """Keep messages whose deletion can be undone."""
+    count = 0
+    for name in names:
+        await request.site.handlers.message(name, request.principal)
+        count += request.site.deletions.take_back(name)
+    request.site.dependencies.changes.notify()
+    return request.redirect("", **view.here(), done=UNDO, count=count, of=len(names))
 
 
 def _checked(action: str, request: PageRequest) -> str:
@@ -89,9 +122,11 @@ async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int
         return await request.site.handlers.mark_messages(
             names, request.principal, is_read=action == READ
         )
-    done = 0
+    done, handlers = 0, request.site.handlers
     for at in range(0, len(names), _AT_ONCE):
-        removals = (_remove(name, request) for name in names[at : at + _AT_ONCE])
+        removals = (
+            _remove(name, handlers, request.principal) for name in names[at : at + _AT_ONCE]
+        )
         results = await asyncio.gather(*removals, return_exceptions=True)
         failures = [one for one in results if isinstance(one, BaseException)]
         if failures:
@@ -100,10 +135,10 @@ async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int
     return done
 
 
-async def _remove(name: str, request: PageRequest) -> bool:
+async def _remove(name: str, handlers: Handlers, principal: Principal) -> bool:
     """Remove a message; return False if it is gone, or being delivered."""
     try:
-        await request.site.handlers.remove_message(name, request.principal)
+        await handlers.remove_message(name, principal)
     except ApiError as error:
         if error.status not in (404, 409):
             raise

@@ -26,7 +26,7 @@ from relay.mime.read_report import DeliveryReport
 from relay.pages.content import MessageHead
 from relay.pages.journey_view import journey_view
 from relay.pages.live import LIVE_PARAMETER, digest_of
-from relay.pages.message_list import READ, ListView, actions, list_of
+from relay.pages.message_list import READ, ListView, actions, list_of, list_pane
 from relay.pages.queue_change import choices_for, result_sentence
 from relay.pages.site import LivePart, PageRequest, PageSite
 from relay.reports.bounces import POSTMASTER
@@ -44,6 +44,8 @@ async def message_page(request: PageRequest, key: str) -> Response:
     """GET /messages/{id}; with `live`, the stream of its journey."""
     http, site = request.http, request.site
     require_method(http, "GET")
+    if ("part", "list") in http.query:
+        return await list_pane(request)
     values = await _journey_values(request, key)
     journey = values["journey"]
 
@@ -61,7 +63,6 @@ async def message_page(request: PageRequest, key: str) -> Response:
         list=came_from,
         newer=newer,
         older=older,
-        actions=await _actions(request, journey.key),
         result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
         content=content,
         hidden=_hidden_recipients(journey, content.message.head) if content.message else (),
@@ -121,15 +122,16 @@ def _has_ended(journey: Journey, site: PageSite) -> bool:
 
 
 def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
-    """Return the answer, which the stream puts into its place, and the journey."""
-    return [request.shared_part(one, **values) for one in ("_answer.html", "_journey.html")]
+    """Return the answer and the menu, which the stream puts into their places, and the journey."""
+    parts = ("_answer.html", "_more.html", "_journey.html")
+    return [request.shared_part(one, **values) for one in parts]
 
 
 def _live_part(request: PageRequest, values: Mapping[str, Any]) -> LivePart:
     """Return the journey and its stream, by the message's own name: "last" is soon another one."""
     parts = _live_parts(request, values)
     url = f"{values['journey'].key}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
-    return LivePart(Markup(parts[1]), url)  # noqa: S704 - a template has rendered it
+    return LivePart(Markup(parts[-1]), url)  # noqa: S704 - a template has rendered it
 
 
 async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
@@ -144,6 +146,7 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
     due = min((one.at for one in view.next if one.at), default="")
     controls = site.dependencies.development
     return {
+        "actions": await _actions(request, journey.key),
         "answer": answer(journey, now_us=now_us, reports=reports),
         "journey": journey,
         "view": view,

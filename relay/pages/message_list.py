@@ -20,9 +20,11 @@ from relay.pages.content import one_line
 from relay.pages.help import first_minute
 from relay.pages.refused import refused_tab
 from relay.pages.site import PageRequest, PageSite
+from relay.pages.undo import UNDO_S
 
 ROWS = 50
 READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
+UNDO = "undo"  # of the deletion of one
 _COUNTED_MAX = 1000
 _MAILBOXES_MAX = 50
 _MAILBOX_CHARACTERS_MAX = 320
@@ -31,6 +33,7 @@ _TRAIL_SEPARATOR = "~"
 _LIST_CHARACTERS_MAX = 20_000
 _LIST_FIELDS_MAX = 10
 _NO_MESSAGES = 'id="no-messages"'
+_UNREAD_ROW = ' class="unread"'
 _EVERYTHING = MessageSearch()
 # What happened last is of interest only while a message is not where it should be.
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
@@ -160,6 +163,8 @@ async def message_list(request: PageRequest) -> Response:
 
     if (stream := request.live_stream(render)) is not None:
         return stream
+    fields = dict(request.http.query)
+    undo = fields.get("undo", "")
     journeys = request.site.dependencies.journeys
     mailboxes = await journeys.addresses(account=request.principal.account, limit=_COUNTED_MAX)
     live = await request.live_part(render)
@@ -172,8 +177,24 @@ async def message_list(request: PageRequest) -> Response:
         mailboxes=_mailboxes(mailboxes, view.mailbox),
         states=MESSAGE_STATES,
         hidden=view.here(),
-        result=result_sentence(dict(request.http.query)),
+        result=result_sentence(fields),
+        undo=undo if undo in request.site.deletions.names else "",
+        undo_s=UNDO_S,
+        unread=live.html.count(_UNREAD_ROW),
     )
+
+
+async def list_pane(request: PageRequest) -> Response:
+    """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
+    view = list_of(request.http.query)
+
+    async def render() -> str:
+        return await _fragment(request, view)
+
+    if (stream := request.live_stream(render)) is not None:
+        return stream
+    live = await request.live_part(render)
+    return request.page("_pane.html", view=view, live=live, hidden=view.here())
 
 
 async def _fragment(request: PageRequest, view: ListView) -> str:
@@ -183,7 +204,8 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
     older = None
     if not view.fault:
         page = await site.handlers.page(view.wanted, principal, limit=ROWS, before=view.before)
-        rows, older = page.rows, page.older
+        rows = [one for one in page.rows if one.name not in site.deletions.names]
+        older = page.older
     facts = await site.handlers.row_facts(rows, principal)
     total, counts = await site.dependencies.journeys.counts(
         account=principal.account, limit=_COUNTED_MAX
@@ -286,11 +308,12 @@ def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
 
 
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
-_DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted"}
+_DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted", UNDO: "kept"}
 _WHY_NOT = {
     READ: "The others have no copy in your mailbox.",
     UNREAD: "The others have no copy in your mailbox.",
     DELETE: "The others are being delivered, or were gone already.",
+    UNDO: "It was deleted already.",
 }
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.accounts.account import Role
@@ -13,12 +14,13 @@ from relay.http.errors import ApiError
 from relay.message.lifecycle import FINAL, RecipientState, hold_text
 from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
 from relay.pages.queue_selection import QueueSelection, selection_of
-from relay.pages.site import PageRequest
+from relay.pages.site import PageRequest, PageSite
 from relay.pages.step_evidence import hop_words
-from relay.spool.queue_commands import LIVE
+from relay.spool.queue_commands import LIVE, WAITING
 from relay.spool.types import FIRST_KEY, Key
 
 _ROWS = 50
+_ALL = "all"  # in place of a state: captured mail too
 _REASONS_MAX = 10
 _OPERATIONS = tuple((str(one), LABELS[one], EFFECTS[one]) for one in LABELS)
 FIELDS = (
@@ -35,7 +37,7 @@ async def queue_page(request: PageRequest) -> Response:
     site, query, principal = request.site, request.http.query, request.principal
     require_method(request.http, "GET")
     principal.check_may_read()
-    selection, after = selection_of(query), _entry_name(query)
+    selection, after = _shown(selection_of(query), site), _entry_name(query)
     fault = ""
     try:
         selector_of_query(selection.query())
@@ -52,7 +54,7 @@ async def queue_page(request: PageRequest) -> Response:
             selection=selection,
             rows=[_row(one, now_us) for one in entries],
             reasons=_reasons(entries),
-            tabs=_tabs(stats, selection),
+            tabs=_tabs(stats, selection, site),
             stats=stats,
             more=_name_of(entries[-1]) if len(entries) == _ROWS else "",
             is_first=after == FIRST_KEY,
@@ -68,10 +70,22 @@ async def queue_page(request: PageRequest) -> Response:
         fault=fault,
         selection=selection,
         fields=FIELDS,
-        states=tuple(map(str, LIVE)),
+        states=tuple(map(str, (WAITING, *LIVE) if site.handlers.is_development else LIVE)),
         result=result_sentence(query),
         live=await request.live_part(render),
     )
+
+
+def _shown(selection: QueueSelection, site: PageSite) -> QueueSelection:
+    """Return the selection; in a development relay without captured mail, unless that is asked
+    for: with its state, or with "all".
+    """
+    conditions = dict(selection.conditions)
+    if conditions.get("state") == _ALL:
+        del conditions["state"]
+    elif site.handlers.is_development and not selection.ids:
+        conditions.setdefault("state", WAITING)
+    return replace(selection, conditions=conditions)
 
 
 async def _entries(
@@ -142,11 +156,16 @@ def _reasons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _tabs(stats: Mapping[str, Any], selection: QueueSelection) -> list[dict[str, Any]]:
+def _tabs(
+    stats: Mapping[str, Any], selection: QueueSelection, site: PageSite
+) -> list[dict[str, Any]]:
     """Return a tab for each state, with the number of entries in it."""
     counts = stats.get("entries", {})
     chosen = selection.conditions.get("state", "")
-    states = {"": ("All", sum(counts.values()))} | {
+    first, number = "", sum(counts.values())
+    if site.handlers.is_development:
+        first, number = WAITING, number - counts.get(RecipientState.CAPTURED, 0)
+    states = {first: (first.capitalize() or "All", number)} | {
         str(state): (state.capitalize(), counts.get(str(state), 0)) for state in LIVE
     }
     return [

@@ -32,6 +32,7 @@ from relay.pages.content_pages import ContentPages
 from relay.pages.forms import PageForm
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
 from relay.pages.logins import Access, Visitor
+from relay.pages.undo import PendingDeletions
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
 CONTENT_SECURITY_POLICY = (
@@ -50,13 +51,13 @@ _PAGE_HEADERS = {
 _STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 # All are read at the start: one that is missing is found then, and files of another version may
 # replace them while Relay runs.
-STATIC_FILES = ("htmx.min.js", "pages.css", "pages.js", "sse.min.js")
+STATIC_FILES = ("htmx.min.js", "pages.css", "pages.js", "sse.min.js", "theme.js")
 TEMPLATES = (
     "_answer.html", "_checks.html", "_clock.html", "_content.html", "_figures.html", "_first.html",
-    "_hosts.html", "_journey.html", "_list.html", "_queue.html", "_refused.html",
-    "_release.html", "_report.html", "base.html", "charts.html", "clock.html", "error.html",
-    "health.html", "help.html", "internet.html", "list.html", "login.html", "macros.html",
-    "marked.html", "message.html", "queue.html", "queue_change.html", "refused.html",
+    "_hosts.html", "_journey.html", "_list.html", "_more.html", "_pane.html", "_queue.html",
+    "_refused.html", "_release.html", "_report.html", "base.html", "charts.html", "clock.html",
+    "error.html", "health.html", "help.html", "internet.html", "list.html", "login.html",
+    "macros.html", "marked.html", "message.html", "queue.html", "queue_change.html", "refused.html",
     "release.html", "snippets.html",
 )  # fmt: skip
 _IMMUTABLE = "public, max-age=31536000, immutable"
@@ -76,12 +77,17 @@ class PageSite:
     """What all pages share: the API with its handlers, contents of messages, and the templates."""
 
     def __init__(
-        self, dependencies: ApiDependencies, access: Access, live_views: LiveViews
+        self,
+        dependencies: ApiDependencies,
+        access: Access,
+        live_views: LiveViews,
+        deletions: PendingDeletions,
     ) -> None:
         """Load templates and static files of the package. Raises OSError if one is missing."""
         self.dependencies = dependencies
         self.access = access
         self.live_views = live_views
+        self.deletions = deletions
         self.handlers = Handlers(dependencies)
         self.contents = ContentPages(self.handlers, development=dependencies.development)
         self._static = _load_static()

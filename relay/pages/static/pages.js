@@ -13,10 +13,20 @@
     document.getElementById("announcements").textContent = text;
   };
 
-  // <time datetime>: what the relay writes, in UTC. The title has the browser's time zone as well.
-  const addLocalTime = (element) => {
+  // <time datetime>: the relay writes UTC; here it is in the browser's time zone, and UTC in the title.
+  const clockTime = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
+  const withSeconds = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+  const withDay = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
+  const withYear = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const inUtc = (at) => `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`;
+  const showLocalTime = (element) => {
     const at = new Date(element.dateTime);
-    if (!Number.isNaN(at.getTime())) element.title = `${element.dateTime}; ${at.toString()}`;
+    if (Number.isNaN(at.getTime())) return;
+    const now = new Date(relayNow());
+    const isToday = at.toDateString() === now.toDateString();
+    const format = isToday ? clockTime : at.getFullYear() === now.getFullYear() ? withDay : withYear;
+    element.textContent = format.format(at);
+    element.title = inUtc(at);
   };
 
   // <time data-countdown>: the time that is left, each second; as time_left() of the relay.
@@ -41,8 +51,9 @@
   };
 
   const prepare = (root) => {
-    for (const element of root.querySelectorAll("time[datetime]:not([data-countdown])")) addLocalTime(element);
+    for (const element of root.querySelectorAll("time[datetime]:not([data-countdown], [data-clock])")) showLocalTime(element);
     for (const element of root.querySelectorAll("[data-copy][hidden], [data-copy-from][hidden], [data-needs-script][hidden]")) element.hidden = false;
+    for (const element of root.querySelectorAll("[data-expires-s]")) setTimeout(() => element.remove(), 1000 * element.dataset.expiresS);
     countDown();
   };
 
@@ -65,16 +76,102 @@
     if (button) copy(button);
   });
 
+  // The list next to a message, where there is room: [data-pane] is where it comes from. A message that is opened
+  // there takes the place of the one that is shown.
+  const split = matchMedia("(min-width: 1100px)");
+  const paneOf = () => (split.matches ? document.querySelector("[data-pane]") : null);
+  const markOpened = () => {
+    const shown = document.querySelector("[data-message]")?.dataset.message;
+    for (const row of document.querySelectorAll("[data-pane] [data-key]")) {
+      const link = row.querySelector("[data-row]");
+      if (row.dataset.key === shown) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  const fillPane = async () => {
+    const pane = paneOf();
+    if (!pane || pane.childElementCount > 0) return;
+    const answer = await fetch(pane.dataset.pane);
+    if (!answer.ok || answer.redirected) return;
+    htmx.swap(pane, await answer.text(), { swapStyle: "innerHTML" });
+    markOpened();
+    showUnread();
+    pane.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+  };
+  const openBeside = async (url) => {
+    const answer = await fetch(url);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const message = page.getElementById("message");
+    if (!message) {
+      location.assign(url);
+      return;
+    }
+    history.pushState(null, "", url);
+    document.title = page.title;
+    htmx.swap(document.getElementById("message"), message.outerHTML, { swapStyle: "outerHTML" });
+    markOpened();
+    showUnread();
+    scrollTo(0, 0);
+    document.querySelector("#message h1").focus({ preventScroll: true });
+  };
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-row], [data-next], [data-previous]");
+    if (!link || !paneOf() || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    openBeside(link.href);
+  });
+  window.addEventListener("popstate", () => { if (document.querySelector("[data-pane]")) location.reload(); });
+  split.addEventListener("change", fillPane);
+
+  // Unread messages of the list: their number in the title and in the icon.
+  const showUnread = () => {
+    if (!document.querySelector("[data-live] .messages, #no-messages")) return;
+    const count = document.querySelectorAll(".messages .unread").length;
+    document.title = (count ? `(${count}) ` : "") + document.title.replace(/^\(\d+\) /, "");
+    const icon = document.querySelector("link[rel=icon]");
+    icon.dataset.read ??= icon.href;
+    const mark = "%3Ccircle cx='12' cy='4.5' r='4' fill='%23d93025' stroke='white'/%3E%3C/svg%3E";
+    icon.href = count ? icon.dataset.read.replace(/%3C\/svg%3E$/, mark) : icon.dataset.read;
+  };
+
+  // A menu closes when something else is pressed.
+  const openMenu = () => document.querySelector("details.menu[open]");
+  document.addEventListener("click", (event) => {
+    const menu = openMenu();
+    if (menu && !menu.contains(event.target)) menu.open = false;
+  });
+
+  // [data-theme-switch]: the other colours; those of the system are no choice.
+  const isDark = () => (document.documentElement.dataset.theme ?? systemTheme()) === "dark";
+  const systemTheme = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const nameTheme = () => {
+    const button = document.querySelector("[data-theme-switch]");
+    if (button) button.textContent = isDark() ? "Light mode" : "Dark mode";
+  };
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("[data-theme-switch]")) return;
+    const theme = isDark() ? "light" : "dark";
+    document.documentElement.dataset.theme = theme;
+    nameTheme();
+    try {
+      if (theme === systemTheme()) localStorage.removeItem("relay-theme");
+      else localStorage.setItem("relay-theme", theme);
+    } catch {}  // it stays until the next page
+  });
+
   // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row, Enter on its
-  // mark opens it. Where there are none, j and k follow [data-next] and [data-previous].
+  // mark opens it. On the page of a message, j and k follow [data-next] and [data-previous], unless the focus is in
+  // the list. Others press what has their [data-shortcut].
   const rows = () => [...document.querySelectorAll("[data-row]")];
   const move = (by) => {
-    const all = rows();
-    if (all.length === 0) {
+    const row = document.activeElement.closest("tr")?.querySelector("[data-row]");
+    if (!row && document.querySelector("[data-message]")) {
       document.querySelector(by > 0 ? "[data-next]" : "[data-previous]")?.click();
       return;
     }
-    const at = all.indexOf(document.activeElement.closest("tr")?.querySelector("[data-row]"));
+    const all = rows();
+    if (all.length === 0) return;
+    const at = all.indexOf(row);
     const next = at < 0 ? 0 : Math.min(Math.max(at + by, 0), all.length - 1);
     all[next].focus();
   };
@@ -99,7 +196,17 @@
       if (!link) return;
       link.click();
     }
-    else return;
+    else if (event.key === "Escape") {
+      const menu = openMenu();
+      if (menu) {
+        menu.open = false;
+        menu.querySelector("summary").focus();
+      } else document.querySelector("[data-back]")?.click();
+    } else {
+      const wanted = document.querySelector(`[data-shortcut="${CSS.escape(event.key)}"]`);
+      if (!wanted) return;
+      wanted.click();
+    }
     event.preventDefault();
   });
 
@@ -130,14 +237,14 @@
   const marks = (root) => [...root.querySelectorAll("input[type=checkbox]:checked")].map((box) => `${box.name}=${box.value}`);
   const keys = (root) => [...root.querySelectorAll("[data-key]")].map((element) => element.dataset.key);
   let before = null;
-  let held = null;
+  const held = new Map();  // by the part
   let isPressed = false;
   const restore = (root) => {
     const { marked, known, open } = before;
     for (const box of root.querySelectorAll("input[type=checkbox]")) {
       if (marked.has(`${box.name}=${box.value}`)) box.checked = true;
     }
-    for (const element of root.querySelectorAll("details[id]")) {
+    for (const element of document.querySelectorAll("details[id]")) {
       if (open.has(element.id)) element.open = true;
     }
     const fresh = keys(root).filter((key) => !known.has(key));
@@ -145,6 +252,8 @@
     if (fresh.length > 0 && root.querySelector("[data-announce]")) {
       announce(`${fresh.length} new ${fresh.length === 1 ? "message" : "messages"}`);
     }
+    markOpened();
+    showUnread();
     document.dispatchEvent(new CustomEvent("relay:live"));
     before = null;
   };
@@ -153,13 +262,13 @@
     if (!isLive(root)) return;
     if (isPressed) {
       event.preventDefault();
-      held = { root, text: event.detail.data };
+      held.set(root, event.detail.data);
       return;
     }
     before = {
       marked: new Set(marks(root)),
       known: new Set(keys(root)),
-      open: new Set([...root.querySelectorAll("details[id][open]")].map((element) => element.id)),
+      open: new Set([...document.querySelectorAll("details[id][open]")].map((element) => element.id)),
     };
   });
   document.addEventListener("htmx:sseMessage", (event) => {
@@ -168,12 +277,13 @@
   document.addEventListener("pointerdown", () => { isPressed = true; });
   const release = () => setTimeout(() => {
     isPressed = false;
-    if (!held) return;
-    const { root, text } = held;
-    held = null;
-    if (!htmx.trigger(root, "htmx:sseBeforeMessage", { data: text })) return;
-    htmx.swap(root, text, { swapStyle: "innerHTML" });
-    htmx.trigger(root, "htmx:sseMessage", {});
+    const parts = [...held];
+    held.clear();
+    for (const [root, text] of parts) {
+      if (!htmx.trigger(root, "htmx:sseBeforeMessage", { data: text })) continue;
+      htmx.swap(root, text, { swapStyle: "innerHTML" });
+      htmx.trigger(root, "htmx:sseMessage", {});
+    }
   });
   document.addEventListener("pointerup", release);
   document.addEventListener("pointercancel", release);
@@ -181,8 +291,8 @@
   // A browser keeps few connections to one host: a page that is not visible gives its own back.
   const streams = new Map();
   const showLive = (root, isConnected) => {
-    const state = document.querySelector("[data-live-state]");
-    if (state) state.hidden = isConnected;
+    const state = root.previousElementSibling;
+    if (state?.matches("[data-live-state]")) state.hidden = isConnected;
     root.toggleAttribute("data-connected", isConnected);
   };
   document.addEventListener("htmx:sseOpen", (event) => {
@@ -217,14 +327,21 @@
 
   // <time data-clock>: the time of the relay, each second.
   const showTime = () => {
-    const time = `${new Date(relayNow()).toISOString().slice(11, 19)} UTC`;
-    for (const element of document.querySelectorAll("[data-clock]")) element.textContent = time;
+    const now = new Date(relayNow());
+    for (const element of document.querySelectorAll("[data-clock]")) {
+      element.textContent = withSeconds.format(now);
+      element.title = inUtc(now);
+    }
   };
   window.addEventListener("pageshow", (event) => {
     if (event.persisted) location.reload();  // a page from the browser's history has old buttons
   });
 
   prepare(document);
+  nameTheme();
+  showUnread();
+  fillPane();
+  if (location.hash.startsWith("#row-")) document.querySelector(`[id="${CSS.escape(location.hash.slice(1))}"] [data-row]`)?.focus();
   setInterval(() => { countDown(); showTime(); }, 1000);
   document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));
 })();

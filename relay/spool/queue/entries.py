@@ -28,6 +28,7 @@ from relay.message.nexthop import Destination
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.queue.holds import count_holds
 from relay.spool.queue_commands import (
+    WAITING,
     Operation,
     QueueCommand,
     ShownTimes,
@@ -333,7 +334,11 @@ def _is_id(text: str) -> bool:
 
 def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
     """Return the index ranges to scan for keys, each with its values."""
-    state, values = (" AND state = ?", (selector.state,)) if selector.state else ("", ())
+    state, values = "", tuple[Any, ...]()
+    if selector.state == WAITING:
+        state = " AND state <> 'captured'"
+    elif selector.state:
+        state, values = " AND state = ?", (selector.state,)
     tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
     ranges = [_range(one) for one in _hop_patterns(selector)]
     if selector.next_hop and all(low for low, _ in ranges):
@@ -368,7 +373,9 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.next_hop:
         hops = map(like, _hop_patterns(selector))
         add("e.next_hop", [one + route for one in hops for route in ("", " %")])
-    if selector.state:
+    if selector.state == WAITING:
+        conditions.append("e.state <> 'captured'")
+    elif selector.state:
         conditions.append("e.state = ?")
         values.append(selector.state)
     if selector.restored:

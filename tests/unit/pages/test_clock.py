@@ -15,7 +15,7 @@ from tests.unit.pages.conftest import plain, send
 async def test_each_page_shows_the_clock_and_can_advance_it(pages):
     for path in ("/", "/queue", "/health"):
         text = await pages.text(path)
-        assert 'class="clock"' in text, path
+        assert 'class="clock menu"' in text, path
         assert f'name="back" value="{path[1:]}"' in text
         assert "ahead" not in re.search(r"<summary>.*?</summary>", text, re.DOTALL)[0]
         assert text.count('name="csrf"') == text.count('method="post"')

@@ -11,8 +11,10 @@ import pytest
 
 from relay.api.message_previews import READ_OCTETS_MAX, read_preview
 from relay.api.message_source import MessageSources
+from relay.base.clock import SystemClock
 from relay.message.content import MemoryOctets
 from relay.pages import marked_messages, message_list
+from relay.pages.undo import PENDING_MAX, UNDO_S, PendingDeletions
 from tests.unit.pages.conftest import PageReader, plain
 
 ROW = re.compile(r'<tr id="row-([^"]+)".*?</tr>', re.DOTALL)
@@ -206,14 +208,14 @@ async def test_from_message_to_message_of_the_search_and_back(pages, monkeypatch
     assert [link(page, rel).partition("?")[0] for rel in ("prev", "next")] == [
         f"/messages/{keys['Invoice 3']}", f"/messages/{keys['Invoice 1']}"
     ]  # fmt: skip
-    back = re.search(r'<a class="button" href="\.\./([^"]*)">Back</a>', page)[1]
+    back = re.search(r'<a class="button" data-back href="\.\./([^"]*)">Back</a>', page)[1]
     assert unescape(back) == f"{older}#row-{keys['Invoice 2']}"
     assert keys_by_subject(await pages.text("/" + unescape(back))) == keys_by_subject(second)
     newest = await pages.text(link(await pages.text(link(page, "prev")), "prev"))
-    assert "<h1>Invoice 4</h1>" in newest
+    assert ">Invoice 4</h1>" in newest
     assert (link(newest, "prev"), bool(link(newest, "next"))) == ("", True)
     oldest = await pages.text(link(await pages.text(link(page, "next")), "next"))
-    assert "<h1>Invoice 0</h1>" in oldest
+    assert ">Invoice 0</h1>" in oldest
     assert link(oldest, "next") == ""
     content = re.search(r'<a href="([^"]*)#content">Headers</a>', page)[1]
     assert link(await pages.text("/messages/" + unescape(content).rpartition("/")[2]), "next")
@@ -232,15 +234,54 @@ async def test_a_message_is_marked_as_unread_and_deleted_on_its_page(pages):
     key = keys_by_subject(await pages.text("/"))["one"]
     await pages.post("/messages", {"action": "read", "id": key})
     page = await pages.text(f"/messages/{key}?list=q%3Done")
-    assert '<button name="action" value="unread">Unread</button>' in page
+    assert re.search(r'<button [^>]*name="action" value="unread"[^>]*>Unread</button>', page)
     fields = {"id": hidden(page, "id"), "q": hidden(page, "q")}
     done = await pages.post("/messages", fields | {"action": "unread"}, follow_redirects=True)
     assert "1 message marked as unread." in done.text
     assert (done.url.params["q"], list(rows(done.text))) == ("one", [key])
     assert 'class="unread"' in done.text
-    asked = await pages.post("/messages", fields | {"action": "delete"})
-    assert "Delete 1 message?" in asked.text
-    fields = {name: hidden(asked.text, name) for name in ("action", "confirmed", "names")}
-    done = await pages.post("/messages", fields, follow_redirects=True)
-    assert "1 message deleted." in done.text
-    assert list(keys_by_subject(done.text)) == ["two"]
+    done = await pages.post("/messages", fields | {"action": "delete"}, follow_redirects=True)
+    assert "The message is deleted in 10 seconds." in done.text
+    assert (done.url.params["q"], list(rows(done.text))) == ("one", [])
+
+
+async def test_the_deletion_of_one_is_undone_within_ten_seconds_and_not_later(pages):
+    await send(pages, mail("one"), mail("two"))
+    key = keys_by_subject(await pages.text("/"))["one"]
+    doomed = {"id": key, "action": "delete"}
+    asked = await pages.post("/messages", doomed, follow_redirects=True)
+    assert list(keys_by_subject(asked.text)) == ["two"]
+    assert hidden(asked.text, "id") == key
+    assert (await pages.get(f"/messages/{key}")).status_code == 200, "it is there until then"
+    undo = {"id": key, "action": "undo"}
+    kept = await pages.post("/messages", undo, follow_redirects=True)
+    assert "1 message kept." in kept.text
+    assert set(keys_by_subject(kept.text)) == {"one", "two"}
+    await pages.relay.advance_clock(UNDO_S + 1)
+    assert (await pages.get(f"/messages/{key}")).status_code == 200
+    shown = (await pages.post("/messages", doomed)).headers["location"]
+    await pages.relay.advance_clock(UNDO_S + 1)
+    async with asyncio.timeout(60):
+        while (await pages.get(f"/messages/{key}")).status_code != 404:
+            await asyncio.sleep(0)
+    assert "is deleted in" not in await pages.text("/" + shown)
+    assert (await pages.post("/messages", undo)).status_code == 404
+
+
+async def test_a_deletion_waits_no_longer_than_the_relay_runs():
+    done = []
+
+    async def remove() -> None:
+        done.append(1)
+
+    async def fail() -> None:
+        raise OSError("a disk")
+
+    deletions = PendingDeletions(SystemClock())
+    for number in range(PENDING_MAX):
+        assert deletions.add(f"m{number}", remove if number else fail)
+    assert not deletions.add("one more", remove)
+    assert deletions.take_back("m1")
+    assert not deletions.take_back("m1")
+    await deletions.close()
+    assert (len(done), list(deletions.names)) == (PENDING_MAX - 2, [])

@@ -269,7 +269,10 @@ def test_the_queue_lists_what_waits(relay, deferred):
     relay.settle()
     page = get(relay, "queue")
     assert page.status == 200
-    assert "All 3" in page.links
+    assert "Waiting 2" in page.links
+    assert page.links["1 captured"].endswith("queue?state=captured")
+    assert "joe@elsewhere.example" not in page.text
+    assert "joe@elsewhere.example" in get(relay, "queue?state=all").text
     assert page.links["Deferred 2"].endswith("queue?state=deferred")
     assert JOE in page.text
     assert "451 4.3.0 later" in page.text
@@ -302,7 +305,10 @@ def test_all_that_match_are_changed_by_their_conditions(relay, deferred):
     relay.settle()
     page = get(relay, "queue?domain=slow.test&older_than=0s")
     confirmation = get(relay, page.follow("Hold all…"))
-    assert "all entries with domain slow.test, older than 0s?" in confirmation.headings[0]
+    assert (
+        "all entries with domain slow.test, older than 0s, state waiting?"
+        in confirmation.headings[0]
+    )
     assert "would hold 2 of 2 entries" in confirmation.text
     third = relay.send(ALICE, JOE, "Third", "text").journey["id"]
     relay.settle()
@@ -335,7 +341,7 @@ def test_the_queue_has_pages(relay):
     for number in range(60):
         relay.send(ALICE, f"u{number}@elsewhere.example", "Many", "text")
     relay.settle()
-    first = get(relay, "queue")
+    first = get(relay, "queue?state=captured")
     second = get(relay, first.follow("Next page"))
     seen = [set(re.findall(r"u\d+@elsewhere", one.text)) for one in (first, second)]
     assert [len(names) for names in seen] == [50, 10]
