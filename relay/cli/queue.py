@@ -41,7 +41,7 @@ from relay.spool.queue_commands import EntryList
 from relay.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
-_STATES = ["queued", "deferred", "held", "captured"]
+_STATES = ["queued", "deferred", "held", "captured", "waiting"]
 _PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
 _OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
 

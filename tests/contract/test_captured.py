@@ -219,8 +219,11 @@ async def test_a_release_takes_only_recipients_with_a_next_hop(spool, captured, 
     def to(address: str, sender: str) -> Destination | None:
         return all_to(OUT)(address, sender) if address.endswith("@a.test") else None
 
+    waiting = Selector(state="waiting")
+    assert not await spool.queue_admin.list(waiting, limit=10)
     await spool.queue_admin.execute(command("release", to=to))
     assert await states(spool, claim.message.id) == ["queued", "captured"]
+    assert [one["state"] for one in await spool.queue_admin.list(waiting, limit=10)] == ["queued"]
     (onward,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
     assert [one.path.address for one in onward.recipients] == ["x@a.test"]
     await spool.release([onward])

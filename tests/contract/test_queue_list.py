@@ -29,6 +29,8 @@ from tests.support.operator import ALL, HOUR_US, command
         (Selector(state="deferred"), "AB"),
         (Selector(state="queued"), "C"),
         (Selector(state="held"), ""),
+        (Selector(state="waiting"), "ABC"),
+        (Selector(state="waiting", next_hop="a.test"), "A"),
         (Selector(state="deferred", next_hop="a.test"), "A"),
         (Selector(subject="*INVOICE*"), "B"),
         (Selector(subject="invoice"), ""),

@@ -31,14 +31,17 @@ def test_a_journey_is_opened_and_its_mail_held_released_retried_and_cancelled(
     browser.wait_for("time[data-countdown]", "in ")
 
     for operation, note in (("Hold", "Held 1"), ("Release", "Released 1"), ("Retry now", "Tried")):
+        browser.click("#open-more")
         browser.click(".actions a", f"{operation}…")
         browser.wait_for("#dry-run", "Dry run: this would")
         browser.wait_for("#reason").send_keys("seen in the browser")
         browser.click("form[method=post] button", operation)
         browser.wait_for("[role=status]", note)
         browser.wait_for("h1", "Wait for it")
+    browser.click("#open-more")
     browser.click(".actions a", "Cancel…")
     browser.click(".actions a", "Change nothing")
+    browser.click("#open-more")
     browser.click(".actions a", "Cancel…")
     browser.click("button.danger")
     browser.wait_for(".state-cancelled")
@@ -69,6 +72,7 @@ def test_a_journey_and_the_queue_change_without_a_reload(browser: Browser, relay
     relay.settle()
     browser.open(f"{relay.http_url}/messages/last")
     next_attempt = browser.wait_for(".next", "Attempt ").text[: len("deferred Attempt 2")]
+    browser.click("#open-more")
     browser.evaluate("document.getElementById('do-hold').focus()")
     browser.wait_for("[data-connected]")
     relay.clock.advance(seconds=70)

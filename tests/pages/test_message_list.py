@@ -2,10 +2,12 @@
 
 import smtplib
 from collections.abc import Iterator
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.support.browser import Browser
+from tests.support.browser import AXE, Browser
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 
@@ -74,21 +76,19 @@ def test_enter_on_the_mark_of_a_row_opens_the_row(browser: Browser, relay: DevPr
     browser.wait_for("h1", "first")
 
 
-def test_a_long_subject_takes_two_lines_and_a_narrow_row_its_width(
+def test_a_long_subject_takes_two_lines_or_one_in_a_narrow_list(
     browser: Browser, relay: DevProcess
 ) -> None:
     send(relay, "w" * 200, "short")
-    width = "document.querySelector('[data-row]').closest('th').offsetWidth / innerWidth"
     heights = "[...document.querySelectorAll('[data-row]')].map((link) => link.offsetHeight)"
-    for pixels in (1200, 380):
+    for pixels, lines in ((1200, 2), (380, 1)):
         browser.set_width(pixels)
         browser.open(relay.ready["pages"])
         browser.wait_for("a", "short")
         browser.wait_for("a", "www")
         short, long = sorted(browser.evaluate(heights))
-        assert short < long < 2.5 * short
+        assert round(long / short) == lines
         assert browser.evaluate("document.documentElement.scrollWidth") == pixels
-    assert browser.evaluate(width) > 0.9
 
 
 def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProcess) -> None:
@@ -107,14 +107,123 @@ def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProces
     browser.wait_without(".unread", "doomed")
     browser.press("jx")
     browser.click("button", "Delete…")
-    browser.wait_for("h1", "Delete 1 message?")
-    browser.click("button", "Delete 1 message")
-    browser.wait_for("[role=status]", "1 message deleted.")
+    browser.wait_for("[role=status]", "The message is deleted in 10 seconds.")
     browser.wait_without("a", "doomed")
-    browser.wait_for("a", "kept")
+    browser.click("button", "Undo")
+    browser.wait_for("[role=status]", "1 message kept.")
+    browser.wait_for("a", "doomed")
     browser.click("[data-mark-all]")
-    assert len(browser.evaluate(MARKED)) == 2
+    assert len(browser.evaluate(MARKED)) == 3
     assert browser.console_errors() == []
+
+
+PATH = "location.pathname"
+TITLE = "document.title"
+
+
+def test_from_the_list_to_messages_beside_it_and_back_by_keyboard_alone(
+    browser: Browser, relay: DevProcess
+) -> None:
+    send(relay, "first", "second", "third")
+    browser.set_width(1280)
+    browser.open(relay.ready["pages"])
+    browser.wait_for(".unread", "first")
+    assert browser.evaluate(TITLE) == "(3) Messages · Relay"
+    icon = browser.evaluate("document.querySelector('link[rel=icon]').href")
+    browser.press("jj\n")
+    browser.wait_for("h1", "second")
+    browser.wait_for(".pane [aria-current]", "second")
+    browser.wait_for(".pane [data-connected]")
+    shown = browser.evaluate(PATH)
+    browser.press("j")  # the next one, without a new page
+    browser.evaluate("window.same = true")
+    browser.wait_for("h1", "first")
+    browser.wait_for(".pane [aria-current]", "first")
+    assert browser.evaluate(f"window.same && {PATH} !== '{shown}'")
+    assert focused(browser) == "first"
+    until("it is read", lambda: browser.evaluate(TITLE) == "(1) first · Relay")
+    until("its journey is live", lambda: browser.evaluate("!!document.querySelector('#journey')"))
+    send(relay, "fourth")
+    browser.wait_for(".pane a", "fourth")
+    until("it counts", lambda: browser.evaluate(TITLE) == "(2) first · Relay")
+    assert browser.evaluate("document.querySelector('link[rel=icon]').href") == icon
+    if AXE.exists():
+        assert browser.axe() == []
+    browser.driver.back()
+    browser.wait_for("h1", "second")
+    assert browser.evaluate(PATH) == shown
+    browser.press("u")
+    browser.wait_for("[role=status]", "1 message marked as unread.")
+    browser.press("jj")
+    assert focused(browser) == "Unread: third"
+    browser.press("\n")
+    browser.wait_for("h1", "third")
+    browser.press("\ue00c")  # Escape
+    browser.wait_for("h1", "Messages")
+    assert focused(browser) == "third"
+    browser.press("\n")
+    browser.wait_for("h1", "third")
+    browser.press("#")
+    browser.wait_for("[role=status]", "The message is deleted in 10 seconds.")
+    browser.wait_without("a", "third")
+    assert browser.console_errors() == []
+    assert browser.requests_elsewhere(relay.ready["pages"]) == []
+
+
+def test_a_narrow_page_of_a_message_has_no_list_and_a_row_has_three_lines(
+    browser: Browser, relay: DevProcess
+) -> None:
+    send(relay, "w" * 200, "second")
+    browser.set_width(390)
+    browser.open(relay.ready["pages"])
+    browser.wait_for("a", "second")
+    line = "parseFloat(getComputedStyle(document.body).lineHeight)"
+    rows = f"[...document.querySelectorAll('[data-key]')].map((row) => row.offsetHeight / {line})"
+    assert all(3 <= lines < 3.6 for lines in browser.evaluate(rows))
+    browser.press("j\n")
+    browser.wait_for("h1", "second")
+    assert browser.evaluate("document.querySelector('.pane').checkVisibility()") is False
+    assert browser.evaluate("document.querySelector('.pane').childElementCount") == 0
+    browser.press("j")
+    browser.wait_for("h1", "www")
+
+
+def test_times_are_local_with_utc_in_the_title(browser: Browser, relay: DevProcess) -> None:
+    send(relay, "timed")
+    zone = browser.driver.execute_cdp_cmd
+    zone("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
+    try:
+        browser.open(relay.ready["pages"])
+        at = browser.wait_for("tr time")
+        utc = at.get_attribute("datetime")
+        expected = datetime.fromisoformat(utc).astimezone(ZoneInfo("Asia/Kolkata"))
+        assert at.text.startswith(f"{expected:%-I:%M}")
+        assert at.get_attribute("title") == f"{utc[:10]} {utc[11:19]} UTC"
+    finally:
+        zone("Emulation.setTimezoneOverride", {"timezoneId": ""})
+    browser.without_javascript()
+    browser.open(relay.ready["pages"])
+    assert browser.wait_for("tr time").text == f"{utc[11:16]} UTC"
+
+
+def test_the_colours_are_those_of_the_system_until_others_are_chosen(
+    browser: Browser, relay: DevProcess
+) -> None:
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    browser.emulate_scheme("light")
+    browser.open(relay.ready["pages"])
+    light = browser.evaluate(ground)
+    browser.click("button", "Dark mode")
+    dark = browser.evaluate(ground)
+    assert dark != light
+    browser.open(f"{relay.ready['pages']}queue")
+    assert browser.evaluate(ground) == dark
+    if AXE.exists():
+        assert browser.axe() == []
+    browser.click("button", "Light mode")
+    assert (browser.evaluate(ground), browser.evaluate("localStorage.length")) == (light, 0)
+    browser.emulate_scheme("dark")
+    assert browser.evaluate(ground) == dark
 
 
 def test_a_hidden_page_gives_its_connection_back(browser: Browser, relay: DevProcess) -> None:

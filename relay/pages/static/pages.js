@@ -95,8 +95,7 @@
     if (!answer.ok || answer.redirected) return;
     htmx.swap(pane, await answer.text(), { swapStyle: "innerHTML" });
     markOpened();
-    showUnread();
-    pane.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+    pane.querySelector("[data-row][aria-current]")?.scrollIntoView({ block: "nearest" });
   };
   const openBeside = async (url) => {
     const answer = await fetch(url);
@@ -109,8 +108,6 @@
     history.pushState(null, "", url);
     document.title = page.title;
     htmx.swap(document.getElementById("message"), message.outerHTML, { swapStyle: "outerHTML" });
-    markOpened();
-    showUnread();
     scrollTo(0, 0);
     document.querySelector("#message h1").focus({ preventScroll: true });
   };
@@ -134,6 +131,12 @@
     icon.href = count ? icon.dataset.read.replace(/%3C\/svg%3E$/, mark) : icon.dataset.read;
   };
 
+  // Until then, htmx shows elements with the attributes that they had before.
+  document.addEventListener("htmx:afterSettle", () => {
+    markOpened();
+    showUnread();
+  });
+
   // A menu closes when something else is pressed.
   const openMenu = () => document.querySelector("details.menu[open]");
   document.addEventListener("click", (event) => {
@@ -151,13 +154,16 @@
   document.addEventListener("click", (event) => {
     if (!event.target.closest("[data-theme-switch]")) return;
     const theme = isDark() ? "light" : "dark";
-    document.documentElement.dataset.theme = theme;
+    const isChoice = theme !== systemTheme();
+    if (isChoice) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
     nameTheme();
     try {
-      if (theme === systemTheme()) localStorage.removeItem("relay-theme");
-      else localStorage.setItem("relay-theme", theme);
+      if (isChoice) localStorage.setItem("relay-theme", theme);
+      else localStorage.removeItem("relay-theme");
     } catch {}  // it stays until the next page
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => nameTheme());
 
   // Keys outside of fields: "/" focuses the search; j and k move among [data-row] links, x marks a row, Enter on its
   // mark opens it. On the page of a message, j and k follow [data-next] and [data-previous], unless the focus is in
@@ -240,20 +246,20 @@
   const held = new Map();  // by the part
   let isPressed = false;
   const restore = (root) => {
-    const { marked, known, open } = before;
+    const { marked, known, open, focused } = before;
     for (const box of root.querySelectorAll("input[type=checkbox]")) {
       if (marked.has(`${box.name}=${box.value}`)) box.checked = true;
     }
     for (const element of document.querySelectorAll("details[id]")) {
       if (open.has(element.id)) element.open = true;
     }
+    // htmx cannot give the focus back to what is in a menu that it has closed
+    if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus();
     const fresh = keys(root).filter((key) => !known.has(key));
     for (const key of fresh) root.querySelector(`[data-key="${CSS.escape(key)}"]`).classList.add("fresh");
     if (fresh.length > 0 && root.querySelector("[data-announce]")) {
       announce(`${fresh.length} new ${fresh.length === 1 ? "message" : "messages"}`);
     }
-    markOpened();
-    showUnread();
     document.dispatchEvent(new CustomEvent("relay:live"));
     before = null;
   };
@@ -266,6 +272,7 @@
       return;
     }
     before = {
+      focused: document.activeElement?.id,
       marked: new Set(marks(root)),
       known: new Set(keys(root)),
       open: new Set([...document.querySelectorAll("details[id][open]")].map((element) => element.id)),
@@ -340,6 +347,7 @@
   prepare(document);
   nameTheme();
   showUnread();
+  showTime();
   fillPane();
   if (location.hash.startsWith("#row-")) document.querySelector(`[id="${CSS.escape(location.hash.slice(1))}"] [data-row]`)?.focus();
   setInterval(() => { countDown(); showTime(); }, 1000);
