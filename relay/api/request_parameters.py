@@ -27,8 +27,8 @@ from relay.message.envelope import domain_of
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
-from relay.spool.queue_commands import LIVE, WAITING, Operation, QueueCommand, RouteLookup
-from relay.spool.types import Selector
+from relay.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
+from relay.spool.types import WAITING, Selector
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 

@@ -71,7 +71,7 @@ def create_app(
     """
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
     deletions = deletions or PendingDeletions(dependencies.clock)
-    site = PageSite(dependencies, access, live_views, deletions)
+    site = PageSite(dependencies, access, live_views, deletions=deletions)
     health = HealthPage(dependencies)
     controls = dependencies.development
     clock = ClockPage(controls) if controls is not None else None

@@ -16,8 +16,8 @@ from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
 from relay.pages.queue_selection import QueueSelection, selection_of
 from relay.pages.site import PageRequest, PageSite
 from relay.pages.step_evidence import hop_words
-from relay.spool.queue_commands import LIVE, WAITING
-from relay.spool.types import FIRST_KEY, Key
+from relay.spool.queue_commands import LIVE
+from relay.spool.types import FIRST_KEY, WAITING, Key
 
 _ROWS = 50
 _ALL = "all"  # in place of a state: captured mail too

@@ -81,6 +81,7 @@ class PageSite:
         dependencies: ApiDependencies,
         access: Access,
         live_views: LiveViews,
+        *,
         deletions: PendingDeletions,
     ) -> None:
         """Load templates and static files of the package. Raises OSError if one is missing."""

@@ -28,7 +28,6 @@ RECIPIENTS_MAX = 100_000  # recipients of these entries
 COPIES_MAX = 100  # addresses to which one release sends a copy
 UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
 BEFORE_QUEUE_HEADER = "x-relay-before-queue"  # of a list over HTTP: scheduled=1, converting=0
-WAITING = "waiting"  # in place of a state: all but captured
 LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
 
 

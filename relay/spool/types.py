@@ -460,6 +460,9 @@ class Accepted(Struct, frozen=True):
     parked_until_us: int | None = None
 
 
+WAITING = "waiting"  # in place of a state: all but captured
+
+
 class Selector(Struct, frozen=True):
     """Which entries a queue command selects; all conditions must match."""
 
@@ -476,6 +479,11 @@ class Selector(Struct, frozen=True):
     older_than_s: float | None = None  # since acceptance; None: any age
     restored: bool = False  # only what a restore holds
     all: bool = False  # every entry: a command without a condition must say so
+
+    @property
+    def state_test(self) -> tuple[str, str]:
+        """How a state is compared in SQL, and with which; "" for any."""
+        return ("<>", "captured") if self.state == WAITING else ("=", self.state)
 
 
 class SentReceipt(Struct, frozen=True):

@@ -160,7 +160,7 @@ def test_from_the_list_to_messages_beside_it_and_back_by_keyboard_alone(
     browser.wait_for("h1", "third")
     browser.press("\ue00c")  # Escape
     browser.wait_for("h1", "Messages")
-    assert focused(browser) == "third"
+    until("its row has the focus", lambda: focused(browser) == "third")
     browser.press("\n")
     browser.wait_for("h1", "third")
     browser.press("#")

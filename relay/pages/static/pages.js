@@ -342,6 +342,8 @@
   };
   window.addEventListener("pageshow", (event) => {
     if (event.persisted) location.reload();  // a page from the browser's history has old buttons
+    // The browser has taken the focus away when it went to the row.
+    else if (location.hash.startsWith("#row-")) setTimeout(() => document.getElementById(location.hash.slice(1))?.querySelector("[data-row]").focus());
   });
 
   prepare(document);
@@ -349,7 +351,6 @@
   showUnread();
   showTime();
   fillPane();
-  if (location.hash.startsWith("#row-")) document.querySelector(`[id="${CSS.escape(location.hash.slice(1))}"] [data-row]`)?.focus();
   setInterval(() => { countDown(); showTime(); }, 1000);
   document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));
 })();

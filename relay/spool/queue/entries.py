@@ -28,7 +28,6 @@ from relay.message.nexthop import Destination
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.queue.holds import count_holds
 from relay.spool.queue_commands import (
-    WAITING,
     Operation,
     QueueCommand,
     ShownTimes,
@@ -334,11 +333,8 @@ def _is_id(text: str) -> bool:
 
 def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
     """Return the index ranges to scan for keys, each with its values."""
-    state, values = "", tuple[Any, ...]()
-    if selector.state == WAITING:
-        state = " AND state <> 'captured'"
-    elif selector.state:
-        state, values = " AND state = ?", (selector.state,)
+    comparison, wanted = selector.state_test
+    state, values = (f" AND state {comparison} ?", (wanted,)) if wanted else ("", ())
     tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
     ranges = [_range(one) for one in _hop_patterns(selector)]
     if selector.next_hop and all(low for low, _ in ranges):
@@ -373,11 +369,10 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.next_hop:
         hops = map(like, _hop_patterns(selector))
         add("e.next_hop", [one + route for one in hops for route in ("", " %")])
-    if selector.state == WAITING:
-        conditions.append("e.state <> 'captured'")
-    elif selector.state:
-        conditions.append("e.state = ?")
-        values.append(selector.state)
+    comparison, wanted = selector.state_test
+    if wanted:
+        conditions.append(f"e.state {comparison} ?")
+        values.append(wanted)
     if selector.restored:
         conditions.append("e.state = 'held' AND e.due_us >= ? AND e.due_us < ?")
         values += [RESTORED_US, 2 * RESTORED_US]
