@@ -6,7 +6,7 @@ changes nothing in `configuration`.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -14,21 +14,23 @@ from msgspec import Struct
 
 from relay.app.configuration import ActiveConfiguration, Configuration
 from relay.base.clock import Clock, rfc3339
+from relay.base.phrases import counted
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.routing.route_table import RouteTable
-from relay.settings.document import SettingsError
+from relay.settings.document import Fault, SettingsError
 from relay.settings.reloadable_keys import ChangedKey
 
 _log = get_logger("app")
-_FAULTS_SHOWN = 20
+_FAULTS_LOGGED = 20
+_FAULTS_SHOWN = 100
 
 
 class ReloadResult(Struct, frozen=True):
     """The JSON of POST /reload. Faults of tenants' rules keep only these rules out."""
 
     reloaded: bool  # False: the previous configuration stays active
-    faults: tuple[str, ...]
+    faults: tuple[str, ...]  # the first ones; a last line has the number of the others
     needs_restart: tuple[ChangedKey, ...]
     rules: int  # that are active
     new_certificates: int  # listeners with another one
@@ -93,20 +95,22 @@ class Reloader:
 
         try:
             read = await asyncio.to_thread(self._active.read, note)
+            counted_rules = await asyncio.to_thread(read.rules.outcomes)
             self._use(read)
+            self._metrics.keep_rules(counted_rules)
             renewed = len(read.new_pairs)
         except SettingsError as error:
-            faults = tuple(map(str, error.faults))
-            for fault in faults[:_FAULTS_SHOWN]:
+            faults = _shown(error.faults)
+            for fault in faults[:_FAULTS_LOGGED]:
                 _log.error("not reloaded", fault=fault)
-            _log.error("the previous configuration stays active", faults=len(faults))
+            _log.error("the previous configuration stays active", faults=len(error.faults))
         except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
             faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
             _log.exception("the reload failed: restart the service, as a part may be in force")
         rules, is_reloaded = self._active.rules().rule_count, not faults
         if is_reloaded:
             tenants = self._active.tenants().values()
-            faults = tuple(str(fault) for one in tenants for fault in one.faults)
+            faults = _shown([fault for one in tenants for fault in one.faults])
             if not faults:
                 self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
@@ -135,3 +139,10 @@ class Reloader:
 
     def _age_s(self, since_us: int) -> float:
         return max(0.001, (self._clock.time_us() - since_us) / 1_000_000)
+
+
+def _shown(faults: Sequence[Fault]) -> tuple[str, ...]:
+    """Return the first faults as text, and how many more there are."""
+    found = tuple(map(str, faults[:_FAULTS_SHOWN]))
+    more = len(faults) - len(found)
+    return (*found, f"and {counted(more, 'more fault')}") if more else found

@@ -22,6 +22,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH_MAX else f"{text[:_SHOWN_LENGTH_MAX]}…"
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes in place of line feeds and the like: a file may have
+    any name.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def without_login(text: str) -> str:
     """Return a text without the login of the URL in it, where it has one: user and password.
 

@@ -76,7 +76,7 @@ from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.message_parts import TooManyPartsError
-from relay.policy.rule_book import RuleBook
+from relay.policy.rule_book import DEFERRED, RuleBook
 from relay.routing.route_table import (
     InvalidRecipient,
     RouteTable,
@@ -570,7 +570,7 @@ class Acceptance:
         """Return the reply to a message beyond the limit of a rule; nothing else counts."""
         if not charge.rule:
             return DataReply(MANY_REPORTS)
-        self.metrics.policy_rules.labels(rule=charge.rule, outcome="defer").inc()
+        self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
         return deferral_reply(charge.deferral)
 
     def _count_rules(self, verdict: Verdict) -> None:

@@ -2,7 +2,7 @@
 
 RateLimits counts what the `rate_limit` actions of rules count. A limit belongs to a rule, to whom
 it counts (a sender, login or client) and to its rate: it goes on over a reload that changes none of
-them.
+them. Each tenant has its own number of limits, so that none forgets those of others.
 
 AnswerLimit is for answers to reports: mail for MAILER-DAEMON, and for a postmaster where nobody is
 set. Nobody waits for it, and programs write most of it: it becomes a dead letter within limits,
@@ -19,11 +19,13 @@ from typing import Self
 from relay.base.clock import Clock
 from relay.ingress.data import DataReply
 from relay.message.envelope import Envelope
-from relay.message.verdict import RateCharge
+from relay.message.verdict import RateCharge, tenant_of_rule
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 
-KEYS_MAX = 10_000  # some 1 KiB each if all send all the time; the least recently used one goes
+# Limits in use: some 1 KiB each if all send all the time; the least recently used one goes.
+KEYS_MAX = 10_000  # of the operator's rules
+TENANT_KEYS_MAX = 1_000  # of the rules of one tenant
 # A sliding window: in no period of that length, whenever it begins, more recipients than allowed. A
 # bucket that fills again (GCRA) takes one float, but lets nearly twice as many through in a period.
 _SLOTS = 60  # of a period; a recipient counts for one of them longer at most
@@ -83,7 +85,8 @@ class RateLimits:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._slots: OrderedDict[_Key, dict[int, int]] = OrderedDict()  # recipients by slot
+        # recipients by slot, for each tenant, "" for the operator
+        self._slots: dict[str, OrderedDict[_Key, dict[int, int]]] = {}
 
     def reserve(self, charges: Sequence[RateCharge]) -> Reservation | RateCharge:
         """Count all of these charges; or none, and return the first one beyond its limit."""
@@ -102,12 +105,14 @@ class RateLimits:
     def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
         """Return the recipients that count, without the slots before `since`."""
         key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
-        slots = self._slots.get(key)
+        tenant = tenant_of_rule(charge.rule)
+        its = self._slots.setdefault(tenant, OrderedDict())
+        slots = its.get(key)
         if slots is None:
-            if len(self._slots) >= KEYS_MAX:
-                self._slots.popitem(last=False)
-            slots = self._slots[key] = {}
-        self._slots.move_to_end(key)
+            if len(its) >= (TENANT_KEYS_MAX if tenant else KEYS_MAX):
+                its.popitem(last=False)
+            slots = its[key] = {}
+        its.move_to_end(key)
         for number in [each for each in slots if each < since]:
             del slots[number]
         return slots

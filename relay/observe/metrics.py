@@ -5,6 +5,7 @@ contain addresses. relay_attempts_total, of deferred mail too, is counted in
 relay/delivery/attempt_recorder.py.
 """
 
+from collections.abc import Collection
 from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -79,6 +80,16 @@ class Metrics:
             "Age of a tenant's rules while a fault keeps newer ones out; else 0.", ["tenant"],
         )  # fmt: skip
         self._count_reports_and_smtp(counter)
+
+    def keep_rules(self, known: Collection[tuple[str, str]]) -> None:
+        """Forget the counts of all rules but these, each with an outcome."""
+        found = {
+            (each.labels["rule"], each.labels["outcome"])
+            for metric in self.policy_rules.collect()
+            for each in metric.samples
+        }
+        for labels in found.difference(known):
+            self.policy_rules.remove(*labels)
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
         self.reports = counter("relay_reports", "Reports made.", ["kind"])

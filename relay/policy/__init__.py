@@ -6,6 +6,7 @@ by the size of the message and the numbers of recipients and rules.
 The rules and their files:
 
 - `rule_files`: loads the rules of a folder; faults of keys, names and routes; slow patterns
+- `rule_limits`: how large a set of rules may be, and how much mail it may write about a message
 - `table_reader`: reads a table of a rule file; faults with file, line and key
 - `groups`: the address groups in policies/groups/NAME.txt
 - `rules`: a rule and a test as values: its mode (enforce, audit, off) and on_error

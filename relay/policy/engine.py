@@ -66,6 +66,7 @@ from relay.policy.message_view import MessageView, OutOfTimeError
 from relay.policy.rule_index import RuleIndex, RulePlan
 from relay.policy.rules import OnError, Rule, RuleMode, RuleTest
 
+ACTIONS_ON_LOOP_MAX = 100  # for a message, together with their rules; the same for more of them
 SCOPES_ON_LOOP_MAX = 20  # sets of rules for a message; more of them belong into a thread
 # that rules make of a message, in memory; beyond it, no recipients' tenant gets one of its own
 CONTENTS_OCTETS_MAX = 200_000_000
@@ -169,6 +170,7 @@ class Evaluation:
         self._octets = 0  # of the contents that tenants have made, at most
         self._known_contents: dict[ParsedContent, int] = {}  # once there are several
         self._in_thread = False
+        self._carried_out = 0  # rules and actions
         self._owners: dict[int, str] = {}  # the tenants of recipients whose rules have run
         self._tenants: list[str] = []  # whose rules have run
         self._deferrals: list[Deferral] = []  # of recipients' tenants, for their copies only
@@ -379,6 +381,9 @@ class Evaluation:
 
     def _carry_out(self, rule: Rule, matched: int) -> None:
         """Carry out the actions for the recipients that the rule matched."""
+        self._carried_out += 1 + len(rule.actions)
+        if not self._in_thread and self._carried_out > ACTIONS_ON_LOOP_MAX:
+            raise _ThreadNeededError  # before anything has changed
         places = list(places_of(matched))
         addresses = tuple([self._message.recipients[each] for each in places])
         content = self._content_of(places[0])
@@ -421,10 +426,9 @@ class Evaluation:
     def _edit_with(
         self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
     ) -> tuple[Finding, ...]:
-        if any(isinstance(one, DisclaimerAction) for one in edits):
-            if not self._in_thread:
-                raise _ThreadNeededError  # before anything has changed
-            self._check_stopped()
+        if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
+            raise _ThreadNeededError  # before anything has changed
+        self._check_stopped()
         edited = [
             (old, having & matched, _edited(self._views[old].content, edits, self._scope.message))
             for old in self._seen

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 
 from relay.message.envelope import domain_of
 from relay.message.verdict import Deferral, ExaminedMessage, Verdict
-from relay.policy.engine import Evaluation, RuleScope, RuleSet
+from relay.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
 
 UNAVAILABLE = "The mail rules of"
+DEFERRED = "defer"  # the outcome of a rule whose rate limit is exceeded
 LATE = "50-"  # the operator's files from here on run behind the rules of tenants
 
 
@@ -71,6 +72,16 @@ class RuleBook:
         """How many rules there are."""
         sets = (self.operator, *(each.rules for each in self.tenants.values() if each.rules))
         return sum(len(each.rules) for each in sets)
+
+    def outcomes(self) -> set[tuple[str, str]]:
+        """Return the labels with which the rules may be counted: the name, and an outcome."""
+        sets = (self.operator, *(each.rules for each in self.tenants.values() if each.rules))
+        return {
+            (rule.name, outcome)
+            for each in sets
+            for rule in each.rules
+            for outcome in (rule.outcome, DEFERRED, SKIPPED)
+        }
 
     @property
     def digest(self) -> str:

@@ -53,6 +53,12 @@ from relay.policy.patterns import (
     Pattern,
     PatternError,
 )
+from relay.policy.rule_limits import (
+    first_of,
+    too_large,
+    too_many,
+    too_much_mail,
+)
 from relay.policy.rule_test_reader import read_test
 from relay.policy.rule_tests import run_tests
 from relay.policy.rules import (
@@ -64,7 +70,14 @@ from relay.policy.rules import (
     RuleMode,
     RuleTest,
 )
-from relay.policy.table_reader import TableReader, array, one_of, some_text, true_or_false
+from relay.policy.table_reader import (
+    TableReader,
+    array,
+    one_of,
+    some_text,
+    true_or_false,
+    unless_many,
+)
 from relay.settings.document import (
     Document,
     Fault,
@@ -90,6 +103,7 @@ _NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # mail would pass 
 FILES_MAX = 500
 TENANT_TESTS_S_MAX = 10  # they run at each start, and before a reload
 TENANT_TESTS_BYTES_MAX = 100 * 1024 * 1024
+ACTIONS_MAX = 100  # of a rule: nothing ends it between them
 DIGEST_LENGTH = 12  # enough to tell two sets of one administrator apart
 
 
@@ -205,8 +219,10 @@ def _actions(
 ) -> dict[tuple[str, int], RuleAction]:
     """Return the actions in their order, by name and position."""
     raw = reader.table.get("then", [])
-    if not isinstance(raw, list):
-        reader.add_fault(("then",), f"found {shown(raw)}, expected a list of actions")
+    if not isinstance(raw, list) or len(raw) > ACTIONS_MAX:
+        value = f"a list of {len(raw)}" if isinstance(raw, list) else shown(raw)
+        expected = f"expected a list of at most {ACTIONS_MAX} actions"
+        reader.add_fault(("then",), f"found {value}, {expected}")
         return {}
     found: dict[tuple[str, int], RuleAction] = {}
     for index, item in enumerate(raw):
@@ -422,17 +438,19 @@ def read_rules(
         faults += _faults_of_home(home, files, group_list)
     groups, group_text = read_groups(group_list, faults)
     digest = sha256(group_text.encode())
-    for file in files:
+    for file in unless_many(faults, files):
         try:
             document = read_document(file)
         except SettingsError as error:
             faults += error.faults
             continue
         digest.update(os.fsencode(file.name) + msgspec.json.encode(document.table))
-        for key in document.table:
+        for key in unless_many(faults, document.table):
             if key not in ("rule", "test"):
                 faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
-        for path, raw in array(document, "rule", faults):
+        if tenant and (more := list(too_many(document, len(names)))):
+            raise PolicyError(more)
+        for path, raw in unless_many(faults, array(document, "rule", faults)):
             is_off = isinstance(raw, dict) and raw.get("mode") == RuleMode.OFF
             known = OptionalGroups(groups) if is_off else groups
             rule = read_rule(document, path, raw, faults=faults, routes=routes, groups=known)
@@ -441,16 +459,15 @@ def read_rules(
                 rules.append(rule)
             if rule and isinstance(known, OptionalGroups) and known.missing:
                 incomplete[rule.name] = _missing_group(rule, known.missing)
-            names += [f"{prefix}{raw.get('name')}"] if isinstance(raw, dict) else []
+            names.append(f"{prefix}{raw.get('name')}" if isinstance(raw, dict) else None)
         if with_tests:
             tests += _tests(document, faults, prefix=prefix, home=home, before=tests)
     if routes is not None:
         faults += faults_of_reach(rules, tenant, own=local_domains)
-    faults += _duplicate_names(rules)
     faults += _unknown_names(tests, names)
-    faults += _too_many_patterns(rules)
+    faults += _faults_together(rules)
     if faults:
-        raise PolicyError(faults)
+        raise PolicyError(first_of(directory, faults))
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
     usable = tuple(each for each in tests if each.enforced.isdisjoint(incomplete))
     try:
@@ -470,7 +487,7 @@ def _tests(
 ) -> Iterator[RuleTest]:
     """Yield the tests of a file; `before` are those of the files before it."""
     octets = sum(size_of(one.content) for one in before)
-    for path, raw in array(document, "test", faults):
+    for path, raw in unless_many(faults, array(document, "test", faults)):
         test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
         octets += size_of(test.content) if test else 0
         if home and octets > TENANT_TESTS_BYTES_MAX:
@@ -485,14 +502,20 @@ def _faults_of_home(
     home: Path, files: Iterable[Path], group_list: Iterable[Path]
 ) -> Iterator[Fault]:
     """Yield a fault for each directory of a tenant that is not for groups. Raises PolicyError for
-    what leads out of `home`.
+    what leads out of `home`, and for files that are too large.
     """
     places = (home, home / GROUPS_DIRECTORY, *files)
-    if outside := [*_outside(home, places)] or [*_outside(home, group_list)]:
-        raise PolicyError(outside)
+    if found := [*_outside(home, places)] or [*_outside(home, group_list)]:
+        raise PolicyError(found)
+    if found := [*too_large(home, (*files, *group_list))]:
+        raise PolicyError(found)
     for each in other_directories(home):
         text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
         yield Fault(each, 0, "", text)
+
+
+def _faults_together(rules: Collection[Rule]) -> list[Fault]:
+    return [*_duplicate_names(rules), *_too_many_patterns(rules), *too_much_mail(rules)]
 
 
 def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:
@@ -558,6 +581,9 @@ def _files(directory: Path, config: Path | None, *, tenant: Tenant | None) -> tu
         found = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"
         place = read_document(config) if config and not tenant else Document(directory, {}, {})
         raise PolicyError([place.fault(() if tenant else key, found)]) from None
+    if odd := [each for each in files if not each.name.isprintable()]:
+        message = "found a name with characters that cannot be shown, expected another one"
+        raise PolicyError([Fault(each, 0, "", message) for each in odd[:FILES_MAX]])
     if len(files) > FILES_MAX:
         message = f"found {len(files)} files, expected at most {FILES_MAX}"
         raise PolicyError([Fault(directory, 0, dotted(() if tenant else key), message)])

@@ -1,12 +1,13 @@
 """Read the tables of rule files: each fault has file, line, key, what was found and expected."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from relay.base.phrases import shown
 from relay.settings.document import Document, Fault, KeyPath, unknown_key
 
+FAULTS_MAX = 100  # more than a person reads; no more are looked for
 T = TypeVar("T")
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -62,7 +63,7 @@ class TableReader:
 
     def check_keys(self, known: Collection[str]) -> None:
         """Record a fault for every key that is not in `known`."""
-        for key in self.table:
+        for key in unless_many(self._faults, self.table):
             if key not in known:
                 self.add_fault((key,), unknown_key(key, known))
 
@@ -89,6 +90,14 @@ class TableReader:
         if key not in self.table:
             self.add_fault((key,), "found nothing, expected a value: this key is required")
         return self.key(key, parse, default)
+
+
+def unless_many(faults: list[Fault], values: Iterable[T]) -> Iterator[T]:
+    """Yield the values, until there are so many faults that no more are looked for."""
+    for value in values:
+        if len(faults) >= FAULTS_MAX:
+            return
+        yield value
 
 
 def part(value: Any, key: str | int, parse: Callable[[Any], T]) -> T:

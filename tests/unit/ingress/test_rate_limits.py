@@ -103,6 +103,18 @@ def test_the_least_recently_used_key_is_forgotten(monkeypatch):
     assert passes(rates, charge(1, key="b"))
 
 
+@pytest.mark.parametrize("other", ["r", "good/r"])
+def test_a_tenant_forgets_its_own_keys_only(monkeypatch, other):
+    monkeypatch.setattr(message_limits, "KEYS_MAX", 3)
+    monkeypatch.setattr(message_limits, "TENANT_KEYS_MAX", 3)
+    rates, _ = limits()
+    assert passes(rates, charge(10, rule=other))
+    for key in "abcde":
+        assert passes(rates, charge(10, rule="evil/r", key=key))
+    assert not passes(rates, charge(1, rule=other))
+    assert passes(rates, charge(1, rule="evil/r", key="a"))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 8),

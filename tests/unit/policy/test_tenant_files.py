@@ -1,10 +1,13 @@
 """The rule files of a tenant: names, places, and how far their actions reach."""
 
+import os
+
 import pytest
 
 from relay.policy import rule_files
 from relay.policy.actions import ACTIONS, AddressesAction, SetSenderAction
 from relay.policy.rule_files import PolicyError, load_rules, read_rules, unread_directories
+from relay.policy.rule_limits import first_of
 from relay.settings.tree import Tenant
 from relay.settings.validation import ADDRESS_ACTIONS
 from tests.unit.policy.conftest import rule
@@ -213,3 +216,72 @@ def test_what_rules_may_do_is_checked_without_their_tests(home):
     (home / "10.toml").write_text(rule('{ bcc = "x@far.test" }'))
     with pytest.raises(PolicyError, match="expected an address in the tenant's domains"):
         read_rules(home, local_domains=OWN, routes={}, tenant=Tenant("acme", ("acme.test",)))
+
+
+def journals(number, *, start=0, name="j"):
+    return "".join(
+        rule(f'{{ journal = "a{each}@acme.test" }}', name=f"{name}{each}")
+        for each in range(start, start + number)
+    )
+
+
+def notices(number):
+    to = ", ".join(f'"a{each}@acme.test"' for each in range(number))
+    return rule(f'{{ notify = {{ to = [{to}], text = "x" }} }}', name=f"n{number}")
+
+
+@pytest.mark.parametrize(
+    ("good", "more", "expected"),
+    [
+        (lambda: "".join(rule(HOLD, name=f"r{n}") for n in range(1000)), lambda: rule(HOLD),
+         "at most 1000 of a tenant"),
+        (lambda: f"#{'x' * 1048000}", lambda: f"#{'x' * 1048000}\n\n", "at most 2097152 together"),
+        (lambda: journals(10) + journals(10, name="k"), lambda: journals(1, start=10),
+         "at most 10 in all rules"),
+        (lambda: notices(30) + notices(20), lambda: notices(1), "at most 50 of these"),
+        (lambda: rule(", ".join(['{ set_header = { name = "X-A", value = "b" } }'] * 100)),
+         lambda: rule(", ".join(['{ set_header = { name = "X-A", value = "b" } }'] * 101), name="s"),
+         "at most 100 actions"),
+    ],
+    ids=["rules", "octets", "journals", "notices", "actions"],
+)  # fmt: skip
+def test_a_set_of_rules_has_a_bound(home, good, more, expected):
+    (home / "10.toml").write_text(good())
+    assert load(home)
+    (home / "20.toml").write_text(more())
+    (home / "groups/a.txt").write_text("x.test\n" * 1000)
+    [fault] = faults(home)
+    assert expected in str(fault)
+
+
+def test_the_operators_rules_may_be_more(home):
+    (home / "10.toml").write_text("".join(rule(HOLD, name=f"r{each}") for each in range(1001)))
+    assert len(load_rules(home).rules) == 1001
+
+
+@pytest.mark.parametrize(
+    "text", ["[[rule]]\n" * 900, "[[test]]\n" * 900, "".join(f"a{n} = 1\n" for n in range(900))],
+    ids=["rules", "tests", "keys"],
+)  # fmt: skip
+def test_after_many_faults_no_more_are_looked_for(home, text, monkeypatch):
+    found_before = []
+    monkeypatch.setattr(
+        rule_files,
+        "first_of",
+        lambda where, all_: found_before.append(len(all_)) or first_of(where, all_),
+    )
+    (home / "10.toml").write_text(text)
+    (home / "20.toml").write_text(text)
+    found = faults(home)
+    assert len(found) == 101
+    assert str(found[0]).startswith(f"{home}: found 100 faults or more")
+    assert {each.file for each in found[1:]} == {home / "10.toml"}
+    assert found_before[0] < 110
+
+
+@pytest.mark.parametrize("name", [b"\xff.toml", b"a\nb.toml", b"a\x1b[31m.toml"])
+def test_a_file_with_a_name_that_cannot_be_shown_is_a_fault(home, name):
+    (home / os.fsdecode(name)).write_text(rule(HOLD))
+    [fault] = faults(home)
+    assert str(fault).isprintable()
+    assert "found a name" in str(fault)

@@ -237,6 +237,20 @@ def test_many_tenants_cost_no_more_than_their_number_and_nothing_on_the_loop(
     assert subjects(evaluation.verdict()) == {f"x@{name}.test": f"{name} hello" for name in names}
 
 
+def test_many_actions_are_not_carried_out_on_the_loop(tmp_path) -> None:
+    def results(number):
+        text = "{{ subject_prefix = '{}' }}" + ", {{ hold = 'x' }}" * (number - 1)
+        rules = many_tenants(tmp_path, text, ["a", "b"])
+        evaluation = rules.begin(mail(to=["x@a.test", "x@b.test"]))
+        on_loop = evaluation.run(in_thread=False)
+        assert on_loop or evaluation.run(in_thread=True)
+        assert subjects(evaluation.verdict()) == {"x@a.test": "a hello", "x@b.test": "b hello"}
+        return on_loop
+
+    assert results(engine.ACTIONS_ON_LOOP_MAX // 2 - 1)
+    assert not results(engine.ACTIONS_ON_LOOP_MAX // 2)
+
+
 def test_many_contents_of_tenants_do_not_take_all_memory(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(engine, "CONTENTS_OCTETS_MAX", 3 * len(MAIL) + 20)
     rules = many_tenants(tmp_path, "{{ subject_prefix = '{}' }}", ["a", "b", "c", "d", "e"])
