@@ -435,14 +435,13 @@ class Acceptance:
             return Verdict((), (), (message.content,), ())
         try:
             evaluation = rules.begin(message)
+            time_s = self.policy_timeout_s
             is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
             if not is_quick or not evaluation.run(in_thread=False):
                 await self.threads.run(
                     message.login or client_of(message.client),
-                    lambda stopped: evaluation.run(
-                        in_thread=True, stopped=stopped, time_s=self.policy_timeout_s
-                    ),
-                    timeout_s=self.policy_timeout_s,
+                    lambda stopped: evaluation.run(in_thread=True, stopped=stopped, time_s=time_s),
+                    timeout_s=time_s,
                 )
             verdict = evaluation.verdict()
             if not verdict.deferred:

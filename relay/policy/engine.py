@@ -408,11 +408,10 @@ class Evaluation:
         Return what the rule could not do.
         """
         edits = [
-            one
-            for one in rule.actions
+            one for one in rule.actions
             if isinstance(one, HeaderEdit | DisclaimerAction)
             and not isinstance(one, SetSenderAction)
-        ]
+        ]  # fmt: skip
         return self._edit_with(rule, edits, matched) if edits else ()
 
     def _set_sender(self, rule: Rule) -> tuple[Finding, ...]:
@@ -517,15 +516,11 @@ class Evaluation:
                 hold = held[0] if held and is_instead else None
                 self._additions += [
                     AddedRecipient(
-                        each,
-                        rule.name,
-                        content,
-                        hold,
-                        is_quarantine=isinstance(action, QuarantineAction),
-                        tenant=owner,
+                        each, rule.name, content, hold,
+                        is_quarantine=isinstance(action, QuarantineAction), tenant=owner,
                     )
                     for each in action.addresses
-                ]
+                ]  # fmt: skip
 
     def _decide(self, rule: Rule, places: list[int]) -> None:
         """Decide the matched recipients, if the rule's last action is final."""
