@@ -34,6 +34,7 @@ from relay.ingress.fanout import (
     as_valid,
     examined_recipients,
     fan_out,
+    has_answers,
     notices_of,
     reported_recipient,
     routing_event,
@@ -214,7 +215,8 @@ class Acceptance:
             return parsed
         sender, forwarding = arrival.envelope.reverse_path, self.forwarding
         charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
-        if charges and size_of(arrival.content) > REPORT_BYTES_MAX:
+        size, answers_discarded = size_of(arrival.content), ""
+        if charges and size > REPORT_BYTES_MAX:
             return DataReply(LARGE_REPORT)
         expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(arrival.paths, expand)
@@ -230,7 +232,8 @@ class Acceptance:
             arrival = replace(arrival, envelope=envelope)
             examine = forwarding.examiner(verdict.sender, parsed.header, trusted=origin.trusted)
             examinations = as_valid(examinations, examined_recipients(recipients, examine))
-        answers_discarded = self._answers_discarded(arrival, examinations)
+        if has_answers(examinations):
+            answers_discarded = self.answers.why_discarded(arrival.envelope, size)
         while True:
             fan = self._fan_out(
                 arrival, recipients, verdict, examinations=examinations, examine=examine,
@@ -289,22 +292,16 @@ class Acceptance:
             try:
                 reply = await self._commit(message, reports, origin, reserved=reserved)
             except HoldsFullError as error:
+                full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
+                reply = self.holds.rejection(full[0], self.held_max)
                 other = verdict.without_holds_of(
                     error.tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fan.in_mailboxes
                 )
                 # less is held each time, so this comes to an end
                 if error.tenant in verdict.guests and other != verdict and not other.rejects_all:
                     return other
-                full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
-                reply = self.holds.rejection(full[0], self.held_max)
             self._count_rules(verdict)
             return reply
-
-    def _answers_discarded(self, arrival: _Arrival, examinations: Sequence[RoutingResult]) -> str:
-        """Return why answers to reports are discarded, "" if they are kept, which counts them."""
-        if any(not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations):
-            return self.answers.why_discarded(arrival.envelope, size_of(arrival.content))
-        return ""
 
     def _fan_out(
         self,

@@ -185,6 +185,11 @@ def examined_recipients(
     return [examine(path.address, by, not position) for path, position, by in found]
 
 
+def has_answers(examinations: Sequence[RoutingResult]) -> bool:
+    """Return whether a recipient is one to which only answers to reports are written."""
+    return any(not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations)
+
+
 def as_valid(
     before: Sequence[RoutingResult], after: Sequence[RoutingResult]
 ) -> Sequence[RoutingResult]:

@@ -159,7 +159,7 @@ class HoldLimit:
         now_s = self._clock.monotonic()
         if self._logged_s is None or now_s - self._logged_s >= LINES_APART_S:
             _log.warning(
-                "mail deferred: rules hold as much as they may",
+                "mail deferred or rejected: rules hold as much as they may",
                 held_max=held_max, rule=rule, messages=self._deferred,
             )  # fmt: skip
             self._logged_s, self._deferred = now_s, 0

@@ -23,6 +23,7 @@ What a rule asks and does:
 The evaluation:
 
 - `engine`: applies the rules in order: what each recipient gets, which copies differ
+- `edits`: what a content is after the edits of a rule
 - `rule_book`: the rules of the operator and of tenants; whose rules run on a message
 - `rule_index`: which rules can match a message at all, without asking each of them
 - `message_view`: what conditions read of a message, each fact once

@@ -16,7 +16,6 @@ Raises TooManyPartsError for a message with too many parts; OSError if the body 
 cannot be read.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +47,6 @@ from relay.policy.actions import (
     DeferAction,
     DiscardAction,
     DisclaimerAction,
-    DisclaimerFallback,
     HeaderEdit,
     HoldAction,
     JournalAction,
@@ -61,6 +59,7 @@ from relay.policy.actions import (
     SetSenderAction,
 )
 from relay.policy.archives import MessageArchives, UnexaminedArchiveError
+from relay.policy.edits import edited
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.message_view import MessageView, OutOfTimeError
 from relay.policy.rule_index import RuleIndex, RulePlan
@@ -428,14 +427,14 @@ class Evaluation:
         if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
             raise _ThreadNeededError  # before anything has changed
         self._check_stopped()
-        edited = [
-            (old, having & matched, _edited(self._views[old].content, edits, self._scope.message))
+        results = [
+            (old, having & matched, edited(self._views[old].content, edits, self._scope.message))
             for old in self._seen
             if (having := self._having[old]) & matched
         ]
         if self._is_shared:
-            self._check_room([new.content for *_, new in edited])
-        for old, concerned, new in edited:
+            self._check_room([new.content for *_, new in results])
+        for old, concerned, new in results:
             if new.refusal:
                 self._close(
                     rule, places_of(concerned), action=VerdictAction.REJECT,
@@ -446,7 +445,7 @@ class Evaluation:
                 self._having[old] &= ~concerned
                 self._having[at] |= concerned
                 self._changed |= dict.fromkeys(places_of(concerned), at)
-        return tuple(dict.fromkeys(each for *_, new in edited for each in new.notes))
+        return tuple(dict.fromkeys(each for *_, new in results for each in new.notes))
 
     def _check_room(self, more: Sequence[ParsedContent]) -> None:
         """Count contents; where that is much, without those that nobody gets any more."""
@@ -593,40 +592,6 @@ class Evaluation:
         for charge, matched in self._charges:
             if count := (matched & ~rejected).bit_count():
                 yield structs.replace(charge, recipients=count)
-
-
-@dataclass(frozen=True, slots=True)
-class _EditedContent:
-    """A content after the edits of a rule: the same object if nothing changes.
-
-    `notes` are what could not be done; with a `refusal`, its recipients are rejected.
-    """
-
-    content: ParsedContent
-    notes: tuple[Finding, ...] = ()
-    refusal: str = ""
-
-
-def _edited(
-    content: ParsedContent,
-    edits: Sequence[HeaderEdit | DisclaimerAction],
-    message: ExaminedMessage,
-) -> _EditedContent:
-    """Return the content after the edits, in their order. Raises OSError."""
-    notes, refusal = [], ""
-    for action in edits:
-        if isinstance(action, DisclaimerAction):
-            done = action.edit(content)
-            content = done.content
-            if done.obstacle:
-                notes.append(Finding("disclaimer", f"{action.fallback}: {done.obstacle}"))
-                if action.fallback is DisclaimerFallback.REJECT:
-                    refusal = f"A disclaimer has to be added to this message, but {done.obstacle}"
-        else:
-            header = action.edit(content.header, message)
-            if header != content.header:
-                content = dataclasses.replace(content, header=header)
-    return _EditedContent(content, tuple(notes), refusal)
 
 
 def _bits(places: Iterable[int]) -> int:

@@ -46,7 +46,7 @@ def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "
 class Rules:
     """Rejects the given addresses; `additions` and `fault` as given."""
 
-    def identity(self, _):
+    def identity(self, *_):
         return None
 
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
@@ -57,7 +57,7 @@ class Rules:
         self.evaluated = subject
         return self
 
-    def run(self, *, in_thread: bool, stopped=None) -> bool:
+    def run(self, *, in_thread: bool, stopped=None, **_) -> bool:
         return in_thread or self.evaluated.content.size < 65536
 
     def verdict(self) -> Verdict:
@@ -337,7 +337,7 @@ async def test_rules_that_time_out_are_stopped_and_defer_the_message_with_451():
     pauses, ended = threading.Event(), threading.Event()
 
     class Slow(Rules):
-        def run(self, *, in_thread: bool, stopped=None) -> bool:
+        def run(self, *, in_thread: bool, stopped=None, **_) -> bool:
             if in_thread and any(stopped() or pauses.wait(0.001) for _ in range(10_000)):
                 ended.set()
             return in_thread
@@ -361,7 +361,7 @@ async def test_clients_of_one_ipv6_network_take_turns_with_rules_that_take_long(
         def begin(self, subject):
             return Rules.begin(Slow(), subject)  # several at once
 
-        def run(self, *, in_thread: bool, stopped=None) -> bool:
+        def run(self, *, in_thread: bool, stopped=None, **_) -> bool:
             if in_thread:
                 order.append(self.evaluated.client)
             return in_thread and (self.evaluated.client != "2001:db8::1" or release.wait(10))
