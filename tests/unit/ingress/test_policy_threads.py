@@ -16,15 +16,16 @@ def threads():
 
 
 async def test_a_client_has_one_thread_and_others_do_not_wait_for_it(threads):
-    release, order = threading.Event(), []
+    began, release, order = threading.Event(), threading.Event(), []
 
     def slow(_):
         order.append("slow")
+        began.set()
         release.wait(10)
 
     first = asyncio.create_task(threads.run("a", slow, timeout_s=10))
     second = asyncio.create_task(threads.run("a", lambda _: order.append("second"), timeout_s=10))
-    await asyncio.sleep(0)  # both have begun
+    assert await asyncio.to_thread(began.wait, 10)
     await threads.run("b", lambda _: order.append("other"), timeout_s=10)
     assert sorted(order) == ["other", "slow"]
     release.set()
