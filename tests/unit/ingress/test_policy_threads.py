@@ -126,15 +126,17 @@ async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monk
 async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatch):
     monkeypatch.setattr(policy_threads, "_SLOW_S", 0.0)  # whoever has used a thread
     pauses, release, order = threading.Event(), threading.Event(), []
+    began = threading.Event()
     for key in "abc":
         await threads.run(key, lambda _: pauses.wait(0.01), timeout_s=10)
 
     def slow(_):
         order.append("slow")
+        began.set()
         release.wait(10)
 
     calls = [asyncio.create_task(threads.run(key, slow, timeout_s=10)) for key in "abc"]
-    await asyncio.sleep(0)  # all have begun
+    assert await asyncio.to_thread(began.wait, 10)
     await threads.run("d", lambda _: order.append("other"), timeout_s=10)
     assert sorted(order) == ["other", "slow"]
     release.set()
