@@ -48,10 +48,16 @@ _PAGE_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "x-dns-prefetch-control": "off",
 }
-_STATIC_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_STATIC_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 # All are read at the start: one that is missing is found then, and files of another version may
 # replace them while Relay runs.
-STATIC_FILES = ("htmx.min.js", "pages.css", "pages.js", "sse.min.js", "theme.js")
+STATIC_FILES = (
+    "htmx.min.js", "icon-unread.svg", "icon.svg", "pages.css", "pages.js", "sse.min.js", "theme.js",
+)  # fmt: skip
 TEMPLATES = (
     "_answer.html", "_checks.html", "_clock.html", "_content.html", "_figures.html", "_first.html",
     "_hosts.html", "_journey.html", "_list.html", "_more.html", "_pane.html", "_queue.html",

@@ -127,8 +127,7 @@
     document.title = (count ? `(${count}) ` : "") + document.title.replace(/^\(\d+\) /, "");
     const icon = document.querySelector("link[rel=icon]");
     icon.dataset.read ??= icon.href;
-    const mark = "%3Ccircle cx='12' cy='4.5' r='4' fill='%23d93025' stroke='white'/%3E%3C/svg%3E";
-    icon.href = count ? icon.dataset.read.replace(/%3C\/svg%3E$/, mark) : icon.dataset.read;
+    icon.href = count ? icon.dataset.unread : icon.dataset.read;
   };
 
   // Until then, htmx shows elements with the attributes that they had before.
