@@ -86,10 +86,9 @@ def policy(_given: CommandContext) -> None:
 @_DIRECTORY
 @common_options
 def check(context: CommandContext, directory: Path | None) -> None:
-    """Check the rules and their tests, as a start would: those of all tenants too, or those of
-    DIRECTORY alone.
+    """Check the rules and their tests, as a start would.
 
-    Exits 78 with file:line of each fault.
+    Those of all tenants too, or those of DIRECTORY alone. Exits 78 with file:line of each fault.
     """
     sets, clock = _sets(context, directory, runs_tests=True), SystemClock()
     unread = unread_directories(directory) if directory else ""
@@ -179,7 +178,7 @@ def try_(context: CommandContext, *, file: Path, **given: Any) -> None:
               help="The mail: .eml files, and Maildirs.")  # fmt: skip
 @common_options
 def diff(context: CommandContext, old: Path, new: Path, *, mail: Path) -> None:
-    """Say for which saved mail two directories of rules have other results.
+    """Say which saved mail two directories of rules treat differently.
 
     Shows what becomes of each such message with OLD and with NEW, and how many messages each rule
     matches. Nothing is changed or sent. The rules' own tests are not run, and no rate limit counts.
