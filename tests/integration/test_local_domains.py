@@ -144,6 +144,7 @@ def test_a_local_domain_takes_mail_for_its_accounts_from_anybody(
     relay: RelayProcess, hosts: Hosts, hop: str, client: str
 ) -> None:
     to = f"ann@{hop}.test"
+    before = len(hosts[1][hop].received(to)) if hop in HOSTS else 0
     reply, explained = send(relay, client, to), explain(relay, client, to)
     if hop == "reject":
         assert reply == f"550 5.7.1 <{to}>: closed"
@@ -161,7 +162,7 @@ def test_a_local_domain_takes_mail_for_its_accounts_from_anybody(
     assert explained["state"] == ("remote" if hop in HOSTS else EXPLAINED[state])
     if hop in HOSTS:
         assert explained["route"]["next_hop"] == str(step["detail"]["next_hops"]).split("'")[1]
-        assert len(hosts[1][hop].received(to)) == CLIENTS.index(client) + 1
+        assert len(hosts[1][hop].received(to)) == before + 1
 
 
 def test_a_sender_of_a_local_domain_in_unicode_is_internal(relay: RelayProcess) -> None:

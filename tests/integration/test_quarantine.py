@@ -17,7 +17,6 @@ RULES = """
 name = "suspicious"
 when = { subject = "junk*" }
 then = [ { set_header = { name = "X-Tag", value = "yes" } }, { quarantine = true } ]
-expires = "2d"
 
 [[rule]]
 name = "only looked at"
