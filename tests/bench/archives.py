@@ -5,10 +5,9 @@
 
 One client sends an archive a second: a bomb, a thousand entries with the same octets, ten thousand
 entries, ZIP files inside each other, a truncated file, ZIP files with long damaged directories.
-Another one sends small messages with an
-archive of its own, and measures the time from the final dot to the reply. The rules are the shipped
-ones. Bounds: the relay's peak memory grows by 20 MB at most, the median of the other client's reply
-by 100 ms.
+Another one sends small messages with an archive of its own, and measures the time from the final dot
+to the reply. The rules are the shipped ones. Bounds: the relay's peak memory grows by 20 MB at most,
+the median of the other client's reply by 100 ms.
 """
 
 import argparse
