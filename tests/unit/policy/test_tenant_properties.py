@@ -73,9 +73,8 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 def sender_tenant(book: RuleBook, message: ExaminedMessage) -> str:
-    address = message.reverse_path if message.sender_local else message.login
-    tenant = book.tenant_of(domain_of(address))
-    return tenant.name if tenant else ""
+    of_login = owner(book, message.login)
+    return (owner(book, message.reverse_path) if message.sender_local else "") or of_login
 
 
 def owner(book: RuleBook, address: str) -> str:
