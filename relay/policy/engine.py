@@ -542,13 +542,17 @@ class Evaluation:
                 fate = VerdictAction.REDIRECT if is_redirect else VerdictAction.QUARANTINE
                 self._close(rule, others, action=fate, successors=addresses)
 
-    def _put_into_junk(self, hold: Hold, places: Iterable[int]) -> None:
-        """Decide that copies go into Junk Email, or wait with this hold if they leave."""
+    def _put_into_junk(self, hold: Hold, places: Sequence[int]) -> None:
+        """Decide that copies go into Junk Email, or wait with this hold if they leave. Where a
+        tenant decides that, those who have a say after it still have it.
+        """
         for place in places:
             self._junk[place] = hold
             if self._message.recipients[place] not in self._message.local:
                 self._holds[place] = hold
-            self._open &= ~(1 << place)
+        self._open &= ~_bits(places)
+        if not self._scope.tenant:
+            self._live &= ~_bits(places)
 
     def _close(
         self,

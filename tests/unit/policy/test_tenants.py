@@ -91,6 +91,20 @@ def test_the_order(book, message, expected) -> None:
     assert subjects(book(**SETS).evaluate(message)) == expected
 
 
+def test_quarantine_of_the_operator_is_final_and_that_of_a_tenant_is_for_its_own_rules(
+    book,
+) -> None:
+    junk = rule("{ quarantine = true }", name="junk")
+    rules = book(
+        early=junk, acme=rule("{ redirect = 'e@acme.test' }"), late=rule("{ reject = '5.7.1 no' }")
+    )
+    verdict = rules.evaluate(mail(to=(A, Z)))
+    assert [hit.rule for hit in verdict.hits] == ["junk"]
+    assert all(one.quarantined == "Junk Email" for one in verdict.recipients)
+    hits = book(acme=junk, globex=rule(TAG("x"))).evaluate(trusted(A, B)).hits
+    assert [hit.rule for hit in hits] == ["acme/junk", "globex/r"]
+
+
 SEEN = {
     "its recipients": (mail(to=(A, "c@acme.test", B)), "{ recipients_over = 1 }", "2"),
     "not those of others": (mail(to=(A, B)), "{ recipients_over = 1 }", None),
