@@ -101,7 +101,7 @@ def test_quarantine_of_the_operator_is_final_and_that_of_a_tenant_is_for_its_own
     verdict = rules.evaluate(mail(to=(A, Z)))
     assert [hit.rule for hit in verdict.hits] == ["junk"]
     assert all(one.quarantined == "Junk Email" for one in verdict.recipients)
-    hits = book(acme=junk, globex=rule(TAG("x"))).evaluate(trusted(A, B)).hits
+    hits = book(early="", late="", acme=junk, globex=rule(TAG("x"))).evaluate(trusted(A, B)).hits
     assert [hit.rule for hit in hits] == ["acme/junk", "globex/r"]
 
 
