@@ -111,7 +111,7 @@ async def test_03_msgraph_sdk_with_azure_identity(
         client.request_adapter.base_url = f"{served.url}/v1.0"
         sent = graph_sdk.message("from an application", to=user.sink)
         body = graph_sdk.SendMailPostRequestBody(message=sent)
-        assert await client.me.send_mail.post(body) is None
+        assert await client.users.by_user_id(user.address).send_mail.post(body) is None
     assert b"Subject: from an application" in user.arrived().content
 
 

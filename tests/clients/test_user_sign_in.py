@@ -176,10 +176,12 @@ def identity(by_proxy: None) -> Any:
 
 
 def opened(dev: RunningDev, credential: Any, scope: str = SCOPES[0]) -> str:
+    """The mailbox that the credential opens: with the scope ALL that of the application `app`."""
     with credential:
         token = credential.get_token(scope).token
         assert credential.get_token(scope).token == token  # from the cache
-        return mailbox(dev, {"access_token": token})
+        at = "users/app@example.test" if scope == ALL else "me"
+        return mailbox(dev, {"access_token": token}, at)
 
 
 def test_username_password_credential(dev: RunningDev, identity: Any) -> None:
