@@ -103,6 +103,7 @@ class ConnectionTable:
         self._proxies = Proxies(limits.proxy_networks)
         self._clients: dict[str, ClientConnections] = {}
         self._connections = 0
+        self.added = 0  # connections, since the start
         self._requests = 0
         self._unread_bytes = 0
 
@@ -123,6 +124,7 @@ class ConnectionTable:
         )
         self._attach(connection, client)
         self._connections += 1
+        self.added += 1
         return connection
 
     def remove(self, connection: HttpConnection) -> None:

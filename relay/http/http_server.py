@@ -78,6 +78,11 @@ class HttpServer:
         """The addresses in use, with the real number for a port of 0."""
         return tuple(one.address for one in self._listeners)
 
+    @property
+    def accepted(self) -> int:
+        """How many connections it has had since its start."""
+        return self._table.added
+
     def has_tls(self, address: Address) -> bool:
         """Return whether connections to one of its addresses have TLS."""
         return self._certificate is not None and not (address.plain or address.path)

@@ -101,11 +101,11 @@ class MetricsHistory:
         }
         levels = {
             **_by_label(metrics.queue_entries, "state"),
-            "oldest": _value(metrics.queue_oldest),
-            "pressure": _value(metrics.pressure),
+            "oldest": total(metrics.queue_oldest),
+            "pressure": total(metrics.pressure),
             "incoming": connections.get("incoming", 0.0),
             "outgoing": connections.get("outgoing", 0.0),
-            "pickup": _value(metrics.pickup_waiting),
+            "pickup": total(metrics.pickup_waiting),
         }
         return Sample(
             self._clock.file_time_us(), self._clock.real_s(), counts, levels,
@@ -195,7 +195,8 @@ def _by_label(metric: MetricWrapperBase, label: str) -> dict[str, float]:
     return found
 
 
-def _value(metric: MetricWrapperBase) -> float:
+def total(metric: MetricWrapperBase) -> float:
+    """Return the sum of a metric over its labels."""
     return sum(_by_label(metric, "").values())
 
 

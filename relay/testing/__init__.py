@@ -5,6 +5,7 @@ with its state in a temporary directory. docs/testing.md describes it. Names are
 modules when they are first used, because pytest imports the plugin in every test run.
 
 - `plugin`: the fixtures `relay`, `internet` and `clock`; what a failed test shows
+- `frameworks`: mail settings of Django and Flask for a relay; mail in Django's outbox
 - `relay`: Relay and Mailbox, for tests without coroutines
 - `async_relay`: the same for coroutines; ports and addresses of a relay, its environment (env)
 - `internet`: remote domains and their replies, as a test describes them

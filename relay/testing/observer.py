@@ -13,8 +13,10 @@ from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
 from relay.journeys.message_list import MessageSearch
+from relay.observe.history import total
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
+from relay.testing.frameworks import django_outbox
 from relay.testing.message import Bounce, read_reports
 from relay.testing.waiting import (
     Observed,
@@ -42,6 +44,7 @@ class Observer:
         self._daemon = relay.daemon
         self._log = log
         self._log_start = 0
+        self._connections_before = 0  # the last reset
         self.files = MailboxFiles(relay.daemon)
         self._taken: set[str] = set()  # keys of copies that a wait returned
         self._seen: set[str] = set()  # names of messages that a wait or a list returned
@@ -139,7 +142,7 @@ class Observer:
         page = await self._daemon.base.refusals.page(RefusalSearch(limit=PAGE_MAX))
         return Observed(
             await self.arrivals(), await self.journeys(), frozenset(self._taken), tuple(log),
-            page.refused,
+            page.refused, self._connections() - self._connections_before, django_outbox(),
         )  # fmt: skip
 
     async def journeys(self) -> list[Journey]:
@@ -191,6 +194,7 @@ class Observer:
         self._sent.clear()
         self._final.clear()
         self._log_start = self._log.stat().st_size
+        self._connections_before = self._connections()
 
     async def _journey_of(self, copy: MessageCopy) -> Journey | None:
         key = copy.queue_id
@@ -200,6 +204,10 @@ class Observer:
         if journey and journey.is_final:
             self._final[key] = journey
         return journey
+
+    def _connections(self) -> int:
+        by_http = sum(one.accepted for one in self._daemon.http_servers)
+        return by_http + int(total(self._daemon.base.metrics.smtp_sessions))
 
     def _last_log_lines(self) -> Sequence[str]:
         with self._log.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures `relay`, `internet` and `clock`, and what a failed test shows.
+"""The pytest plugin: fixtures such as `relay`, `internet` and `clock`; what a failed test shows.
 
 pytest imports this module in every run of a project that has Relay installed, so it imports nothing
 of Relay until a fixture is used. pytest 7.4 or newer.
@@ -85,6 +85,26 @@ def async_relay(request: pytest.FixtureRequest) -> "AsyncRelay":
     from relay.testing.async_relay import AsyncRelay  # noqa: PLC0415 - see above
 
     return AsyncRelay(_relay_for(request))
+
+
+@pytest.fixture
+def relay_django(request: pytest.FixtureRequest) -> Iterator["Relay"]:
+    """Let Django send to the relay of this test."""
+    from relay.testing.frameworks import django_sends_to  # noqa: PLC0415 - see above
+
+    found = _relay_for(request)
+    with django_sends_to(found.smtp):
+        yield found
+
+
+@pytest.fixture
+def relay_flask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> "Relay":
+    """Let the application that the fixture `app` returns send to the relay of this test."""
+    from relay.testing.frameworks import configure_flask  # noqa: PLC0415 - see above
+
+    found = _relay_for(request)
+    configure_flask(request.getfixturevalue("app"), found.smtp, monkeypatch)
+    return found
 
 
 @pytest.fixture

@@ -93,11 +93,18 @@ class Observed:
     taken: frozenset[str] = frozenset()
     log: Sequence[str] = ()
     refused: Sequence[Refusal] = ()  # by SMTP sessions, the newest first
+    connections: int = 1  # that programs have made
+    outbox: Sequence[tuple[str, Sequence[str]]] = ()  # Django's: subjects and recipients
 
 
 def timeout_text(wanted: Wanted, seconds: float, observed: Observed) -> str:
     """Return why a wait failed."""
-    lines = [f"no {wanted} within {seconds:g} s", ""]
+    never = (
+        ""
+        if observed.connections or observed.refused
+        else ": no program has connected to this relay"
+    )
+    lines = [f"no {wanted} within {seconds:g} s{never}", "", *_outbox_lines(observed.outbox)]
     here = [one for one in observed.arrivals if wanted.is_in(one)]
     elsewhere = [one for one in observed.arrivals if one not in here]
     lines += _listed(f"Arrived in {wanted.address}", here, observed)
@@ -210,6 +217,17 @@ def refused_lines(refused: Sequence[Refusal]) -> list[str]:
     shown = reversed(refused[:_SHOWN_MAX])
     lines += [f"  {_on_one_line(line_of(one)).removeprefix('refused ')}" for one in shown]
     return lines + _omitted(len(refused))
+
+
+def _outbox_lines(outbox: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Return what Django did not send."""
+    if not outbox:
+        return []
+    many = f"{len(outbox)} message{'s' if len(outbox) > 1 else ''}"
+    lines = [f"Django's locmem outbox has {many}: use the fixture relay_django"]
+    for subject, to in outbox[-_SHOWN_MAX:]:
+        lines.append(f"  {_shown(subject)} to {_clipped(', '.join(to))}")
+    return [*lines, *_omitted(len(outbox)), ""]
 
 
 def _journeys_listed(title: str, journeys: Sequence[Journey]) -> list[str]:

@@ -1,7 +1,6 @@
 """The sample project uses the test kit as a project outside this one does."""
 
 import importlib.util
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from tests.support.long_tests import long
 
 PROJECT = Path(__file__).parents[1] / "sample_project"
-PAGE = Path(__file__).parents[2] / "docs/testing.md"
 
 
 def run(name: str, folder: Path) -> str:
@@ -36,12 +34,3 @@ def test_django(tmp_path):
 @pytest.mark.skipif(not importlib.util.find_spec("msgraph"), reason="needs make clients")
 def test_msgraph_sdk(tmp_path):
     assert "2 passed" in run("test_graph.py", tmp_path)
-
-
-def test_the_page_shows_the_fixture_for_django():
-    fixture = re.search(
-        r"^@pytest.fixture\ndef mail.*",
-        (PROJECT / "conftest.py").read_text(),
-        re.MULTILINE | re.DOTALL,
-    )
-    assert fixture[0] in PAGE.read_text()

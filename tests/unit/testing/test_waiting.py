@@ -2,8 +2,10 @@
 
 import re
 import smtplib
+import ssl
 from email.message import EmailMessage
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -147,6 +149,48 @@ def test_what_was_refused_is_shown():
     many = Observed([], [], refused=[refusal(number) for number in range(1000)])
     assert len(timeout_text(Wanted(BOB), 2, many)) < 3_000
     assert "… and 990 more" in timeout_text(Wanted(BOB), 2, many)
+
+
+def test_mail_in_djangos_outbox_is_shown():
+    outbox = [(f"Number {number}", [f"{number}@example.test", BOB]) for number in range(12)]
+    text = timeout_text(Wanted(BOB), 2, Observed([], [], connections=0, outbox=outbox))
+    lines = text.splitlines()
+    assert lines[:4] == [
+        f"no message for {BOB} within 2 s: no program has connected to this relay",
+        "",
+        "Django's locmem outbox has 12 messages: use the fixture relay_django",
+        f'  "Number 2" to 2@example.test, {BOB}',
+    ]
+    assert lines[12:15] == [
+        f'  "Number 11" to 11@example.test, {BOB}',
+        "  … and 2 more",
+        "",
+    ]
+
+
+def test_a_wait_says_whether_a_program_has_connected():
+    never = ": no program has connected to this relay\n"
+    with Relay() as relay:
+
+        def failed_wait():
+            with pytest.raises(WaitTimeout) as failed:
+                relay.mailbox("ann@example.test").wait_for(timeout=0.05)
+            return str(failed.value)
+
+        def by_smtp():
+            with smtplib.SMTP(*relay.smtp):
+                pass
+
+        def without_trust():
+            with pytest.raises(ssl.SSLError):
+                smtplib.SMTP_SSL(*relay.submissions, context=ssl.create_default_context())
+
+        assert never in failed_wait()
+        for connect in (by_smtp, lambda: urlopen(f"{relay.http_url}/livez").close(), without_trust):
+            connect()
+            assert never not in failed_wait()
+            relay.reset()
+            assert never in failed_wait()
 
 
 def test_a_wait_says_that_a_session_refused_the_message():
