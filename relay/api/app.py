@@ -1,8 +1,9 @@
 """/relay/v1 as an ASGI application, which answers /healthz, /readyz and /metrics itself.
 
 Health and metrics need no token and contain nothing about single messages or accounts. Everything
-else needs one, except on the control socket, where the file mode controls the access. `handlers`
-has what needs a principal. Why /readyz is a 503 is decided in relay/app/front_door.py.
+else needs one, except on the control socket, where the file mode controls the access, and in an
+open development relay, to which pages of other sites have no access (relay/app/front_door.py).
+`handlers` has what needs a principal. Why /readyz is a 503 is decided in relay/app/front_door.py.
 """
 
 from collections.abc import Callable
@@ -39,12 +40,22 @@ _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
 
 
-def create_app(dependencies: ApiDependencies, authentication: "HttpAuthentication") -> Gateway:
-    """Return the application for public listeners: requests need a bearer token."""
-    return _application(
-        dependencies,
-        lambda request: principal_of(authentication.account(request)),
-    )
+def create_app(
+    dependencies: ApiDependencies,
+    authentication: "HttpAuthentication",
+    *,
+    everyone: Principal | None = None,
+) -> Gateway:
+    """Return the application for public listeners: requests need a bearer token, but those of
+    clients on this machine none if there is `everyone`, who then makes them.
+    """
+
+    def principal_for(request: HttpRequest) -> Principal:
+        if everyone is not None and request.is_local:
+            return everyone
+        return principal_of(authentication.account(request))
+
+    return _application(dependencies, principal_for)
 
 
 def create_control_app(dependencies: ApiDependencies) -> Gateway:

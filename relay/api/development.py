@@ -2,8 +2,8 @@
 
 In a service they are 404, as any unknown path. Every account may use them, DELETE of one message
 for its own ones: a development relay has no secrets, and with --token only the operator has an
-account. Requests of pages of other sites are refused, also with a token. The scenario of the
-simulated internet is TOML or JSON, and only for clients on loopback; a faulty one changes nothing.
+account. The scenario of the simulated internet is TOML or JSON, and only for clients on loopback; a
+faulty one changes nothing.
 """
 
 from typing import Any
@@ -21,7 +21,6 @@ from relay.api.request_parameters import (
 )
 from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import rfc3339
-from relay.http.browsers import check_origin
 from relay.http.errors import ApiError, quoted, unsupported_media_type
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest, body_too_large
@@ -44,16 +43,13 @@ async def development_response(
     """Return the response of a development relay, None for a path that it does not add."""
     match tuple(map(str.lower, request.segments[2:])):
         case ("dev", "clock"):
-            check_origin(request)
             return json_response(await _clock(request, controls))
         case ("dev", "internet"):
             return await scenario_response(request, controls)
         case ("messages",) if request.method == "DELETE":
-            check_origin(request)
             single_values(request.query, ())
             return json_response({"messages": await controls.reset()})
         case ("messages", _) if request.method == "DELETE":
-            check_origin(request)
             single_values(request.query, ())
             await handlers.remove_message(request.segments[3], principal)
             return Response(status_code=204)
@@ -85,7 +81,6 @@ async def scenario_response(request: HttpRequest, controls: DevelopmentControls)
     ApiError.
     """
     require_method(request, "GET", "PUT")
-    check_origin(request)
     if request.client_address and not request.is_local:
         message = f"Found the client {request.client_address}, expected one on loopback."
         raise ApiError(403, "ErrorAccessDenied", message)

@@ -108,6 +108,7 @@ class RelayDependencies:
     development: api.DevelopmentControls | None = None
     converts_in_threads: bool = False  # saves the child processes of step 3, for a test's messages
     are_pages_open: bool = False  # who reaches the pages has the role operate, without a login
+    is_api_open: bool = False  # so has in /relay/v1 who reaches it on loopback, with any token
     # puts an application in front of the Graph API
     before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
     user_sign_in: "Callable[[AccessTokens], UserSignIn] | None" = None  # returns further grants

@@ -40,6 +40,7 @@ from relay.spool.engine import unheld_text
 from relay.spool.queue_commands import RouteLookup
 
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
+_EVERYONE = Principal(name="development", role=Role.OPERATE)
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 
 
@@ -90,7 +91,8 @@ def build_front_door(
     authentication = HttpAuthentication(
         accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
     )
-    relay_v1 = api.create_app(means, authentication)
+    everyone = _EVERYONE if base.sources.is_api_open else None
+    relay_v1 = api.create_app(means, authentication, everyone=everyone)
     if not settings.http.listen:
         return dataclasses.replace(door, relay_v1=relay_v1)
     from relay.graph.app import create_app as create_graph_app  # noqa: PLC0415 - see above
@@ -194,7 +196,7 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
     from relay import pages  # noqa: PLC0415 - see above
 
     if base.sources.are_pages_open:
-        access = pages.Access(everyone=Principal(name="development", role=Role.OPERATE))
+        access = pages.Access(everyone=_EVERYONE)
     else:
         logins = pages.Logins(
             base.sources.accounts, SystemClock(),  # an advanced clock would end all logins
@@ -239,6 +241,7 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
                 # A browser sends a password that it knows by itself, also for foreign pages.
                 for_tests = for_people(further, trusts_authorization=False)
                 prefixes |= dict.fromkeys(FURTHER_PREFIXES, for_tests)
+                prefixes["relay"] = guard(front_door.programs, trusts_authorization=False)
             everything = PathRouter(
                 prefixes,
                 by_rest=sign_in | dict.fromkeys(front_door.sign_in_pages, pages_of_sign_in),
@@ -255,8 +258,9 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
     control_socket = Address(path=str(base.settings.control_socket))
     servers.append(HttpServer(front_door.control, [control_socket], clock=base.clock))
     if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:
-        app = guard(front_door.relay_v1)
-        servers.append(HttpServer(app, [metrics], clock=base.clock, limits=limits))
+        app = guard(front_door.relay_v1, trusts_authorization=not base.is_development)
+        hosts = _hosts(base)
+        servers.append(HttpServer(app, [metrics], clock=base.clock, limits=limits, hosts=hosts))
     return servers
 
 

@@ -248,6 +248,12 @@ _OPTIONS = (
         "under TLS.",
     ),
     _option(
+        "--private",
+        is_flag=True,
+        help="Relay's own API needs a token, and shows an account its own messages. [default: on "
+        "loopback it needs none and shows all, as the pages do]",
+    ),
+    _option(
         "--release-to",
         type=Parsed("URL", ReleaseTarget.parse, is_secret=True),
         help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "

@@ -110,6 +110,7 @@ class DevelopmentOptions(Struct, frozen=True):
     strict_senders: bool = False  # a login by SMTP needs its password, and sends as HTTP does
     # the only one that HTTP accepts, and the password of all users under TLS; "": any
     token: str = ""
+    private: bool = False  # /relay/v1 asks for a token and shows an account its own messages
     listen_all: bool = False  # on all addresses: only the ports count
     release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
     # globs of the recipients to whom their own mail may be released; others get copies only
@@ -124,6 +125,11 @@ class DevelopmentOptions(Struct, frozen=True):
     def is_exposed(self) -> bool:
         """Whether other machines can reach it."""
         return self.listen_all or not all(map(is_loopback, self.listeners.values()))
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether Relay's own API, and Mailpit's, need a token."""
+        return self.private or bool(self.token)
 
     @property
     def proxy_names(self) -> tuple[str, ...]:

@@ -153,8 +153,7 @@ class DevelopmentRelay:
             settings = dataclasses.replace(settings, route=(*settings.route, route))
         if options.is_exposed:
             open_to_all = partial(dataclasses.replace, trusted_networks=_EVERYONE)
-            smtp = tuple(map(open_to_all, settings.smtp))
-            settings = dataclasses.replace(settings, smtp=smtp)
+            settings = dataclasses.replace(settings, smtp=tuple(map(open_to_all, settings.smtp)))
         self._rules = _rules_of(settings, self.clock)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self.folder.config)
@@ -187,6 +186,7 @@ class DevelopmentRelay:
             development=self,
             further_api=partial(self._mailpit, settings),
             are_pages_open=not options.token,
+            is_api_open=not options.asks_for_token,
             converts_in_threads=options.converts_in_threads,
             user_sign_in=lambda tokens: UserGrants(
                 self._accounts,
@@ -207,7 +207,7 @@ class DevelopmentRelay:
     def _mailpit(self, settings: Settings, means: ApiDependencies, spool: SpoolEngine) -> ASGIApp:
         """Return Mailpit's API."""
         bytes_max = max(one.max_message_size for one in settings.smtp)
-        check_login = self._accounts.check_operator if self._options.token else None
+        check_login = self._accounts.check_operator if self._options.asks_for_token else None
         api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
         return api.application(message_bytes_max=bytes_max)
 

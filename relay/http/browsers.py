@@ -112,18 +112,6 @@ class BrowserGuard:
         await (self._preflight if is_preflight else self._app)(scope, receive, send_with_fields)
 
 
-def check_origin(request: HttpRequest) -> None:
-    """Raise ApiError 403 for a request of a page of another site, even if it has a token."""
-    origin = request.headers.get("origin")
-    if origin is None or _is_loopback(origin):
-        return
-    host = request.headers.get("host", "").lower()
-    if host and origin.lower().partition("://")[2] == host:
-        return
-    message = f"Found Origin: {quoted(origin)}; expected a page of this relay or of loopback."
-    raise ApiError(403, "ErrorAccessDenied", message)
-
-
 def _is_navigation(scope: Scope, headers: Headers) -> bool:
     """Return whether a person followed a link: the response becomes the page of a tab."""
     return (
@@ -136,7 +124,7 @@ def _is_navigation(scope: Scope, headers: Headers) -> bool:
 async def _refuse(request: HttpRequest) -> Response:
     found = request.headers.get("origin")
     what = "Sec-Fetch-Site: cross-site" if found is None else f"Origin: {quoted(found)}"
-    message = f"Found {what} and no token: pages of other sites may not use this relay."
+    message = f"Found {what}: pages of other sites may not use this relay."
     raise ApiError(403, "ErrorAccessDenied", message)
 
 

@@ -137,10 +137,6 @@ def test_pages_of_other_sites_are_refused(relay: DevProcess, origin: str, status
         assert answer.status == status
 
 
-def test_a_token_is_required(relay: DevProcess) -> None:
-    assert relay.graph("DELETE", "/relay/v1/messages", token="").status == 401
-
-
 def test_the_command(relay: DevProcess) -> None:
     relay.submit("app@example.test", EVERYWHERE)
     done = relay.cli("reset")

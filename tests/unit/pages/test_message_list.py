@@ -216,8 +216,6 @@ async def test_a_message_of_graph_is_deleted_with_its_original_and_its_steps(pag
     graph_id = sent.headers["x-relay-message-id"]
     await pages.relay.settle()
     url = f"/relay/v1/messages/{graph_id}"
-    other = await pages.http.delete(url, headers={"authorization": "Bearer bob"})
-    assert other.status_code == 404
     assert (await pages.http.delete(url, headers=alice)).status_code == 204
     assert (await pages.get(url, headers=alice)).status_code == 404
     assert await flags_of(pages, "alice@example.test") == {}
