@@ -38,7 +38,7 @@ class ClientSettings(Struct, frozen=True):
     submission_port: int  # with STARTTLS; 0: none
     submissions_port: int  # with TLS from the first octet; 0: none
     http_port: int  # of the Graph API
-    https_port: int  # of the same with TLS
+    https_port: int  # of the same with TLS; 0: none
     sender: str  # has an account
     recipient: str  # has an account
     needs_token: bool  # HTTP requests need the relay's own token, not the sender's name

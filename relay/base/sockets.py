@@ -14,10 +14,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from relay.base.phrases import printable
 from relay.base.socket_address import Address
 
 LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0
+_LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
 
@@ -47,10 +49,34 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
     except OSError as error:
         is_lookup = isinstance(error, socket.gaierror)  # its numbers are not those of errno
         reason = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
+        if error.errno == errno.EADDRINUSE and not address.path:
+            reason = f"{reason} by {_process_at(address)}"
         kind = FileExistsError if isinstance(error, FileExistsError) else OSError
         text = f"cannot listen on {address}: {reason or error}"
         raise kind(error.errno or errno.EINVAL, text) from error
     return Listener(dataclasses.replace(address, port=_port(sockets[0])), tuple(sockets))
+
+
+def _process_at(address: Address) -> str:
+    """Return who listens there as "NAME (pid N)", or "another program" if the system hides it."""
+    with suppress(OSError):
+        own = socket.inet_aton(address.host)[::-1].hex().upper().strip("0")
+        rows = [
+            row.split()
+            for name in ("tcp", "tcp6")
+            for row in Path("/proc/net", name).read_text("ascii").splitlines()
+        ]
+        inodes = {
+            f"socket:[{row[9]}]"
+            for row in rows
+            if row[3] == _LISTENS and row[1].endswith(f":{address.port:04X}")
+            if not own or row[1].partition(":")[0].strip("0") in ("", own)
+        }
+        for place in sorted(Path("/proc").glob("[0-9]*"), key=lambda one: int(one.name)):
+            with suppress(OSError):  # it has ended, or is another user's
+                if any(str(one.readlink()) in inodes for one in (place / "fd").iterdir()):
+                    return f"{printable((place / 'comm').read_text().strip())} (pid {place.name})"
+    return "another program"
 
 
 def open_datagram_socket(address: Address) -> socket.socket:

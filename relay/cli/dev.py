@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 import uvloop
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from relay import __version__
 from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
+from relay.base.sockets import open_listener
 from relay.cli.dev_options import (
     OPTIONAL,
     PORTS,
@@ -28,21 +29,24 @@ from relay.cli.dev_options import (
     visible_secrets,
 )
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
+from relay.cli.log import log_lines
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import print_json_line, printable, step_lines
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.folder import DevelopmentFolder, open_folder
 from relay.development.foreground import DevelopmentView, RunOptions, develop
-from relay.development.options import DevelopmentAddresses, DevelopmentOptions
+from relay.development.options import ANY, DevelopmentAddresses, DevelopmentOptions
 from relay.development.retention import KeepLimits
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
+from relay.journeys.message_list import MessageSummary
 from relay.observe import logs
 from relay.refusals.refusal import Refusal, RefusalReason, line_of
 from relay.settings.environment import Environment, read_environment
 from relay.settings.validation import is_loopback
 
 _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
+_SUBJECT_MAX, _LINE_MAX, _STATE_WIDTH = 60, 500, len("delivered")  # characters
 _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a message bounced
 
 
@@ -52,7 +56,7 @@ _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a messa
 def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
 
-    It shows one message in all seven steps and one that bounces, then every step of your messages.
+    It shows one message in all seven steps and one that bounces, then a line for each of yours.
     It writes its own configuration and reads none. The other commands find it, unless
     /etc/relay/relay.toml exists; of several, the one without --dir, or the last one with it.
     """
@@ -85,10 +89,18 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     except OSError as error:
         raise _port_in_use(error) from None
     finally:
-        place.remove()
+        _remove(place)
         logs.drain()
     if run.once and not done:
         raise CommandError(INTERRUPTED)
+
+
+def _remove(place: DevelopmentFolder) -> None:
+    try:
+        place.remove()
+    except KeyboardInterrupt:
+        _warn(f"interrupted; {place.path} is removed in part")
+        raise
 
 
 def _plan(
@@ -100,9 +112,11 @@ def _plan(
     **options: Any,
 ) -> DevelopmentOptions:
     """Return the options of the relay; an option that was not given has its default."""
-    options["optional"] = tuple(name for name in OPTIONAL if not (options[name] or once))
-    for name, port in PORTS.items():
-        options[name] = options[name] or Address("127.0.0.1", 0 if once else port)
+    host = ANY if options["listen_all"] else "127.0.0.1"
+    usual = {name: Address(host, 0 if once else port) for name, port in PORTS.items()}
+    for name, address in usual.items():
+        if options[name] is None and (name not in OPTIONAL or once or _is_free(name, address)):
+            options[name] = address
     if no_rules:
         options["rules"] = place.path / "no-rules"
         options["rules"].mkdir(exist_ok=True)
@@ -112,11 +126,24 @@ def _plan(
     data_home = environment.data_home
     given = {name: value for name, value in options.items() if value}
     return DevelopmentOptions(
-        **given,
+        **{"https": None, **given},
         keep=keep,
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
     )
+
+
+def _is_free(name: str, address: Address) -> bool:
+    """Return whether a usual port is free; if it is in use, say what is missing."""
+    try:
+        open_listener(address, backlog=1).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        another = f"--{name} HOST:PORT names another port"
+        _warn(f"{error.strerror}; no {OPTIONAL[name]}; {another}")
+        return False
+    return True
 
 
 def _warn(text: str) -> None:
@@ -136,19 +163,22 @@ def _port_in_use(error: OSError) -> Exception:
 class _WarningView(DevelopmentView):
     """What both kinds of output have on stderr."""
 
-    def left_out(self, name: str, address: Address) -> None:
-        lacking = {"submission": "SMTP with STARTTLS", "submissions": "SMTP with TLS"}[name]
-        _warn(f"{address} is in use: no {lacking}; --{name} HOST:PORT names another port")
-
     def rules_changed(self, text: str) -> None:
         _warn(text)
 
     def stopping(self, folder: DevelopmentFolder) -> None:
         _warn(f"stopping; {folder.path} is {'removed' if folder.temporary else 'kept'}")
 
+    def left(self, folder: DevelopmentFolder) -> None:
+        rest = "; without --dir, the next one may remove it" if folder.temporary else ""
+        again = f"relay dev --dir {shlex.quote(str(folder.path))}"
+        _warn(f"ended at once; {folder.path} stays as it is: {again} continues with it{rest}")
+
 
 class _JsonView(_WarningView):
     """JSON lines: the listeners, two journeys, then steps."""
+
+    has_steps = True
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         places = {name: getattr(addresses, name) for name in PORTS}
@@ -167,12 +197,17 @@ class _JsonView(_WarningView):
         names = ("id", "graph_id", "submission_id", "message_id")
         print_json_line({**{name: getattr(journey, name) for name in names}, **asdict(step)})
 
-    def refused(self, refusal: Refusal) -> None:
+    def message(self, row: MessageSummary) -> None:
         """Print nothing: each line is a step."""
+
+    def refused(self, refusal: Refusal) -> None:
+        """Print nothing: as above."""
 
 
 class _TextView(_WarningView):
     """Text for a terminal."""
+
+    has_steps = False
 
     def __init__(self, place: DevelopmentFolder, plan: DevelopmentOptions) -> None:
         self._place = place
@@ -185,12 +220,12 @@ class _TextView(_WarningView):
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         here = addresses.for_this_machine()
         password = "TOKEN" if self._plan.token else "alice"
+        https = f" and https://{here.https}/v1.0" if here.https else ""
         _echo(
             f"relay dev {__version__}: {self._what_leaves()}",
             f"  Pages      {addresses.pages}",
             *self._who_reaches(addresses),
-            f"  Graph API  http://{here.http}/v1.0 and https://{here.https}/v1.0"
-            f"    Authorization: Bearer {password}",
+            f"  Graph API  http://{here.http}/v1.0{https}    Authorization: Bearer {password}",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
             f"  SMTP       smtp://{here.smtp}{self._with_tls(here)}    {self._logins()}",
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
@@ -281,7 +316,7 @@ class _TextView(_WarningView):
             f"  relay trace{config} last        relay queue list{config}",
             "  or --to x+550@example.org, which bounces; also +451x2 +grey +slow10 +drop +later550",
             *self._proxy(here),
-            f"ready (pid {os.getpid()}); every step of every message follows, Ctrl-C ends it",
+            f"ready (pid {os.getpid()}); a line for each message follows, Ctrl-C ends it",
         )
 
     def _proxy(self, here: DevelopmentAddresses) -> Sequence[str]:
@@ -291,9 +326,12 @@ class _TextView(_WarningView):
         return (f"  export {variables}    with Trust: for programs that say graph.microsoft.com",)
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
-        name = journey.key
-        first, *more = map(printable, step_lines(step))
-        _echo(f"{name}{first}", *(f"{'':<{len(name)}}{line}" for line in more))
+        """Print nothing: each line is a message."""
+
+    def message(self, row: MessageSummary) -> None:
+        subject = row.subject[:_SUBJECT_MAX] + "…" * (len(row.subject) > _SUBJECT_MAX)
+        (line,) = log_lines([replace(row, subject=subject).as_json()], width=_STATE_WIDTH)
+        _echo(printable(line)[:_LINE_MAX])
 
     def refused(self, refusal: Refusal) -> None:
         is_connection = refusal.command in ("CONNECT", "STARTTLS")

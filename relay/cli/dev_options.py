@@ -22,7 +22,12 @@ from relay.settings.values import is_ip, parse_address, parse_domain, parse_dura
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}
-OPTIONAL = ("submission", "submissions")  # left out if they were not given and the port is in use
+# Left out if they were not given and the port is in use: what is missing then.
+OPTIONAL = {
+    "https": "HTTPS, by which MSAL and azure-identity sign in",
+    "submission": "SMTP with STARTTLS",
+    "submissions": "SMTP with TLS",
+}
 PREFIX = "RELAY_DEV_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
 _SEPARATOR = re.compile(r"[\s,]+")
@@ -174,7 +179,11 @@ _OPTIONS = (
         help="Keep mail and state here. [default: a temporary directory, removed at the end]",
     ),
     _listener("http", "Where the Graph API listens; port 0 takes a free one."),
-    _listener("https", "The same with TLS, by a certificate of Relay's own development CA."),
+    _listener(
+        "https",
+        "The same with TLS, by a certificate of Relay's own development CA.",
+        default=_DEFAULT_TLS_PORT,
+    ),
     _listener("smtp", "Where SMTP listens, without TLS; port 0 takes a free one."),
     _listener("submission", "The same with STARTTLS.", default=_DEFAULT_TLS_PORT),
     _listener("submissions", "The same with TLS from the first octet.", default=_DEFAULT_TLS_PORT),

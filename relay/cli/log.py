@@ -84,9 +84,11 @@ def log(context: CommandContext, *, limit: int, **given: str) -> None:
         click.echo("relay log: no message matches", err=True)
 
 
-def log_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each row of the log: when, id, state, who to whom, Subject, and why."""
-    width = max((len(row["state"]) for row in rows), default=0)
+def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]:
+    """Return a line for each row of the log: when, id, state in at least `width` columns, who to
+    whom, Subject, and why.
+    """
+    width = max((width, *(len(row["state"]) for row in rows)))
     return [_line(row, width) for row in rows]
 
 

@@ -1,14 +1,17 @@
-"""`relay dev` in the foreground: the demonstration, then every step of every message, once.
+"""`relay dev` in the foreground: the demonstration, then what becomes of every message.
 
 The demonstration has a relay of its own in a temporary directory, which is removed after it: it
 leaves nothing in any mailbox, queue or journey. With `once` alone, the relay itself shows it.
-Changed rules are loaded while the relay runs.
+Changed rules are loaded while the relay runs. A second Ctrl-C ends the process at once, as a kill
+does: what the directory has then is what the next start with it reads.
 """
 
 import asyncio
+import math
+import os
 import signal
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +22,15 @@ from msgspec import Struct
 
 from relay.app.daemon import BrokenRelayError, Daemon, remove_old_ready_file, write_ready_file
 from relay.app.pressure_monitor import raise_open_files_limit
+from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
 from relay.development.demonstration import DemonstratedMessage, demonstrate
 from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey, JourneyStep
-from relay.journeys.message_list import MessageSearch
+from relay.journeys.message_list import MessageSearch, MessageSummary
+from relay.message.lifecycle import AT_REST, RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 from relay.settings.document import SettingsError
 
@@ -34,9 +39,10 @@ _LOOK_S = 0.5  # between two looks at the files of the rules
 READ_MAX = 1000  # messages of one look
 _READ_FIRST = 50  # more if all of them are new
 _PAUSE_S = 0.1  # so that a burst is read once
-
-Show = Callable[[Journey, JourneyStep], None]
-ShowRefusal = Callable[[Refusal], None]
+_IN_PROGRESS = (SubmissionState.CONVERTING, RecipientState.QUEUED)
+_PATIENCE_S = 1.0  # until a message in progress is shown as such
+_SAME_S = 0.5  # signals of one Ctrl-C: the terminal and a parent process may both send one
+_INTERRUPTED = 130  # the exit code
 
 
 class RunOptions(Struct, frozen=True):
@@ -54,6 +60,8 @@ class RunOptions(Struct, frozen=True):
 class DevelopmentView(Protocol):
     """The output of `relay dev`: text or JSON."""
 
+    has_steps: bool  # step() is called instead of message()
+
     def listening(self, addresses: DevelopmentAddresses) -> None:
         """All listeners are open."""
         ...
@@ -70,8 +78,8 @@ class DevelopmentView(Protocol):
         """A message made a step."""
         ...
 
-    def left_out(self, name: str, address: Address) -> None:
-        """The listener of an option is left out, because its port is in use."""
+    def message(self, row: MessageSummary) -> None:
+        """There is a message, or it has another state."""
         ...
 
     def refused(self, refusal: Refusal) -> None:
@@ -84,6 +92,10 @@ class DevelopmentView(Protocol):
 
     def stopping(self, folder: DevelopmentFolder) -> None:
         """A signal ends the relay."""
+        ...
+
+    def left(self, folder: DevelopmentFolder) -> None:
+        """A second Ctrl-C ends it at once; the directory stays as it is."""
         ...
 
 
@@ -101,8 +113,10 @@ async def develop(
     fails.
     """
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGINT, _interrupts(stop, lambda: view.left(folder)))
     raise_open_files_limit()
     if run.ready_file is not None:
         remove_old_ready_file(run.ready_file)
@@ -125,15 +139,30 @@ async def develop(
     return done
 
 
+def _interrupts(stop: asyncio.Event, leave: Callable[[], None]) -> Callable[[], None]:
+    """Return what SIGINT does: the first one sets `stop`; a later one, which is not the same
+    Ctrl-C by way of another process, calls `leave` and ends the process.
+    """
+    clock, first_s = SystemClock(), math.inf
+
+    def interrupt() -> None:
+        nonlocal first_s
+        stop.set()
+        first_s = min(first_s, clock.real_s())
+        if clock.real_s() - first_s > _SAME_S:
+            leave()
+            os._exit(_INTERRUPTED)
+
+    return interrupt
+
+
 async def _show(relay: DevelopmentRelay, view: DevelopmentView, run: RunOptions) -> None:
     """Show what happens until the run is over."""
     view.listening(relay.addresses)
-    for name, address in relay.left_out.items():
-        view.left_out(name, address)
     if run.once and relay.can_demonstrate:
         await demonstrate(relay.daemon, view.demonstrated)
         return
-    follower = Follower(relay.daemon, view.step, view.refused)
+    follower = Follower(relay.daemon, view)
     await follower.update(quietly=True)  # with --dir there may be mail of earlier runs
     if run.demonstration:
         async with _relay_for_demonstration() as other:
@@ -216,78 +245,90 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 @dataclass(slots=True)
 class _ShownMessage:
-    """The steps of a message that were shown, by digest: events can arrive in any order."""
+    """What was shown of a message."""
 
-    steps: set[int] = field(default_factory=set)
+    first_s: float  # when it was seen first, in real time
+    state: str = ""  # the last one that was shown
+    steps: set[int] = field(default_factory=set)  # digests: events can arrive in any order
     settled: bool = False
 
 
 class Follower:
-    """Shows each step and each refusal once. `show` is called with the journey and the step."""
+    """Shows each refusal once, and each step or each state of a message."""
 
-    def __init__(self, daemon: Daemon, show: Show, show_refusal: ShowRefusal) -> None:
-        self._daemon = daemon
-        self._show = show
-        self._show_refusal = show_refusal
+    def __init__(self, daemon: Daemon, view: DevelopmentView) -> None:
+        self._base = daemon.base
+        self._view = view
         self._refused = ""  # the cursor
         self._seen: OrderedDict[str, _ShownMessage] = OrderedDict()
         self._settled = 0
+        self._is_patient = False  # a message in progress is not shown yet
 
     async def run(self, *, until_settled: int | None = None) -> None:
-        """Show steps until cancelled, or until `until_settled` messages have ended.
+        """Show what happens until cancelled, or until `until_settled` messages have ended.
 
         A captured message has ended. Reports do not count.
         """
         while True:
-            count = self._daemon.base.changes.count
+            count = self._base.changes.count
             await self.update()
             if until_settled is not None and self._settled >= until_settled:
                 return
-            await self._daemon.base.changes.wait_beyond(count)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S if self._is_patient else None):  # real time
+                    await self._base.changes.wait_beyond(count)
             await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:
         """Show what is new; with `quietly`, only mark it as shown."""
-        page = await self._daemon.base.refusals.page(
-            RefusalSearch(after=self._refused, limit=PAGE_MAX)
-        )
+        page = await self._base.refusals.page(RefusalSearch(after=self._refused, limit=PAGE_MAX))
         self._refused = page.cursor
         for refusal in reversed(page.refused) if not quietly else ():
-            self._show_refusal(refusal)
-        for journey in reversed(await self._recent()):
-            name = name_of(journey)
-            seen = self._seen.setdefault(name, _ShownMessage())
+            self._view.refused(refusal)
+        self._is_patient = False
+        for row in reversed(await self._recent()):
+            name = row.submission_id or row.name
+            seen = self._seen.setdefault(name, _ShownMessage(self._base.clock.real_s()))
             self._seen.move_to_end(name)
-            for step in sorted(journey.steps, key=lambda step: step.at):
-                digest = hash(msgspec.json.encode(step))
-                if digest not in seen.steps and not quietly:
-                    self._show(journey, step)
-                seen.steps.add(digest)
-            if not seen.settled and is_settled(journey):
+            if self._view.has_steps:
+                await self._show_steps(row, seen, quietly=quietly)
+            else:
+                self._show_state(row, seen, quietly=quietly)
+            if not seen.settled and is_settled(row):
                 seen.settled = True
                 self._settled += not quietly
         while len(self._seen) > 2 * READ_MAX:
             self._seen.popitem(last=False)
 
-    async def _recent(self) -> list[Journey]:
+    async def _show_steps(self, row: MessageSummary, seen: _ShownMessage, *, quietly: bool) -> None:
+        journey = await self._base.journeys.journey(row.name, account=None)
+        for step in sorted(journey.steps, key=lambda step: step.at) if journey else ():
+            digest = hash(msgspec.json.encode(step))
+            if journey and digest not in seen.steps and not quietly:
+                self._view.step(journey, step)
+            seen.steps.add(digest)
+
+    def _show_state(self, row: MessageSummary, seen: _ShownMessage, *, quietly: bool) -> None:
+        if row.state == seen.state:
+            return
+        if row.state in _IN_PROGRESS and self._base.clock.real_s() < seen.first_s + _PATIENCE_S:
+            self._is_patient = True
+            return
+        seen.state = row.state
+        if not quietly:
+            self._view.message(row)
+
+    async def _recent(self) -> Sequence[MessageSummary]:
         """Return the newest messages, back to one that was seen before."""
         limit = _READ_FIRST
         while True:
-            listed = await self._daemon.base.journeys.search(
-                MessageSearch(), account=None, limit=limit
-            )
-            found = listed.messages
-            names = {name_of(journey) for journey in found}
-            if len(found) < limit or limit >= READ_MAX or names & self._seen.keys():
-                return found
+            page = await self._base.journeys.page(MessageSearch(), account=None, limit=limit)
+            names = {row.submission_id or row.name for row in page.rows}
+            if len(page.rows) < limit or limit >= READ_MAX or names & self._seen.keys():
+                return page.rows
             limit = min(4 * limit, READ_MAX)
 
 
-def name_of(journey: Journey) -> str:
-    """Return the submission id of a message, or the queue id if it was received by SMTP."""
-    return journey.submission_id or journey.key
-
-
-def is_settled(journey: Journey) -> bool:
+def is_settled(row: MessageSummary) -> bool:
     """Whether all recipients of a message that is not a report are captured or final."""
-    return bool(journey.sender) and journey.is_there
+    return bool(row.sender and row.recipient_count) and row.state in AT_REST

@@ -92,12 +92,10 @@ class DevelopmentOptions(Struct, frozen=True):
     """The options of a development relay."""
 
     http: Address  # where the Graph API listens
-    https: Address  # the same with TLS
+    https: Address | None  # the same with TLS; None: nowhere
     smtp: Address  # where SMTP listens, without TLS
     submission: Address | None = None  # the same with STARTTLS; None: nowhere
     submissions: Address | None = None  # the same with TLS from the first octet; None: nowhere
-    # those of `submission` and `submissions` that are left out if their port is in use
-    optional: tuple[str, ...] = ()
     # of the certificate authority; None, or not writable: one for this relay alone
     ca_dir: Path | None = None
     # further names for the Host header of requests, and in the certificate
@@ -167,11 +165,11 @@ class DevelopmentAddresses(Struct, frozen=True):
     """Where a development relay listens, and the files of its certificate authorities."""
 
     http: Address
-    https: Address
+    https: Address | None  # None: left out, as of the others with TLS
     smtp: Address  # without TLS
     ca: Path  # for HTTPS and SMTP
     bundle: Path  # this authority and that of the proxy
-    submission: Address | None = None  # None: left out
+    submission: Address | None = None
     submissions: Address | None = None
 
     def for_this_machine(self) -> Self:
@@ -211,7 +209,7 @@ def write_config(
 def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[str, Any]:
     """Return the keys of relay.toml."""
     http = [f"http://{one}" for one in options.everywhere(options.http)]
-    https = [str(one) for one in options.everywhere(options.https)]
+    https = [str(one) for one in options.everywhere(options.https)] if options.https else []
     return {
         "hostname": f"relay.{options.domains[0]}",
         "state_dir": "state",

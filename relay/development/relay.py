@@ -7,7 +7,6 @@ scenario. No other name server is queried, and no connection opened beyond loopb
 
 import asyncio
 import dataclasses
-import errno
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -101,10 +100,10 @@ class DevelopmentRelay:
         self.folder = folder
         self._options = options = options.with_ports()
         self._may_release = Globs.of(map(with_a_labels, options.release_allow))
-        self.left_out: dict[str, Address] = {}  # listeners whose port is in use, by option
         self.clock = AdvanceableClock(advanced_s=folder.advanced_s())
         self.token = options.token or secrets.token_urlsafe(32)
-        own_host = () if options.listen_all or options.https.host == ANY else (options.https.host,)
+        web = () if options.listen_all or options.https is None else (options.https.host,)
+        own_host = () if web == (ANY,) else web
         self.certificate = DevelopmentCertificate(
             folder.path, (*options.hosts, *own_host), ca_dir=options.ca_dir,
             clock=SystemClock(),  # that of the clients is not advanced
@@ -251,7 +250,6 @@ class DevelopmentRelay:
         """
         await self._reset.begin()
         await self.internet.start()
-        self._bind_optional()
         await self.daemon.start()
         at = self.addresses
         listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}
@@ -265,22 +263,6 @@ class DevelopmentRelay:
             asyncio.create_task(retention.run(), name="retention"),
             asyncio.create_task(self._index.run(), name="search index"),
         ]
-
-    def _bind_optional(self) -> None:
-        """Open the sockets of optional listeners, and leave out those whose port is in use."""
-        servers = self.daemon.transport.smtp_servers
-        for name in self._options.optional:
-            mine = [one for one in servers if one.role == SMTP_ROLES[name]]
-            try:
-                for server in mine:
-                    server.bind()
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                self.left_out[name] = mine[0].address
-                for server in mine:
-                    server.stop_listening()
-                    servers.remove(server)
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
@@ -331,7 +313,7 @@ class DevelopmentRelay:
             submission_port=here.submission.port if here.submission else 0,
             submissions_port=here.submissions.port if here.submissions else 0,
             http_port=here.http.port,
-            https_port=here.https.port,
+            https_port=here.https.port if here.https else 0,
             sender=f"alice@{domain}",
             recipient=f"bob@{domain}",
             needs_token=bool(self._options.token),
@@ -467,7 +449,7 @@ class DevelopmentRelay:
         """Where it listens; of several addresses the first."""
         web = self.daemon.http_servers[0]
         http = next(one for one in web.bound if not web.has_tls(one))
-        https = next(one for one in web.bound if web.has_tls(one))
+        https = next(filter(web.has_tls, web.bound), None)
         smtp = {name: found[0] for name, found in self.smtp_listeners.items() if found}
         ca, bundle = self.certificate.ca, self.certificate.bundle
         return DevelopmentAddresses(http, https, ca=ca, bundle=bundle, **smtp)

@@ -137,8 +137,9 @@ class SmtpServer:
         """The number of messages that are being accepted."""
         return len(self._acceptances)
 
-    def bind(self) -> None:
-        """Open the socket; clients wait until start(). Raises OSError that names the address."""
+    async def start(self) -> None:
+        """Listen. Raises OSError that names the address."""
+        loop = asyncio.get_running_loop()
         mode = OWNER_ONLY
         if self._users is not None:
             mode = EVERYBODY
@@ -146,13 +147,6 @@ class SmtpServer:
                 Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
-
-    async def start(self) -> None:
-        """Listen. Raises OSError that names the address."""
-        loop = asyncio.get_running_loop()
-        if self._opened is None:
-            self.bind()
-            assert self._opened is not None
         is_implicit = self._tls_context is not None and self._listener.role == "submissions"
         new = (lambda: BeforeTls(self._begin_handshake)) if is_implicit else self._new_session
         create = loop.create_unix_server if self._listener.listen.path else loop.create_server

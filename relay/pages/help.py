@@ -153,6 +153,6 @@ def with_ports(snippet: Snippet, clients: ClientSettings) -> Snippet:
     ports = {
         "1025": clients.smtp_port, "1587": clients.submission_port or 1587,
         "1465": clients.submissions_port or 1465,
-        "8025": clients.http_port, "8443": clients.https_port,
+        "8025": clients.http_port, "8443": clients.https_port or 8443,
     }  # fmt: skip
     return Snippet(snippet.title, _PORT.sub(lambda found: str(ports[found[0]]), snippet.code))

@@ -50,7 +50,9 @@ class RelayPlaces:
     @property
     def https_url(self) -> str:
         """The same with TLS; clients have to trust `ca`."""
-        return f"https://localhost:{self.running.relay.addresses.https.port}"
+        at = self.running.relay.addresses.https
+        assert at is not None  # the kit lets it listen
+        return f"https://localhost:{at.port}"
 
     @property
     def ca(self) -> str:

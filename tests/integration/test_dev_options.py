@@ -3,11 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import smtplib
 import socket
 import ssl
+import tempfile
 from collections.abc import Iterator
+from email.header import Header
 from email.message import EmailMessage
 from pathlib import Path
 from urllib.request import urlopen
@@ -62,6 +65,30 @@ def test_other_commands_find_a_relay_with_a_directory(tmp_path: Path) -> None:
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(20) == 0
         assert running.output.endswith(f"relay dev: stopping; {kept} is kept\n")
+
+
+def test_a_second_ctrl_c_leaves_the_folder_and_another_relay_continues_with_it() -> None:
+    with tempfile.TemporaryDirectory(prefix="relay-ctrl-c-") as name:
+        home = Path(name)
+        ready, output = home / "ready.json", home / "output"
+        words = [*relay_starts.RELAY, "dev", *PORTS, "--no-demo", "--ready-file", str(ready)]
+        with output.open("wb") as out:
+            process = relay_starts.start(words, cwd=home, env=environment(home), stderr=out)
+        until("it is ready", lambda: ready.exists() or process.poll() is not None)
+        left = Path(json.loads(ready.read_text())["dir"])
+        host, port = json.loads(ready.read_text())["smtp"][0].rsplit(":", 1)
+        with smtplib.SMTP(host, int(port)) as session:
+            session.sendmail("a@b.test", ["x@c.test"], "Subject: kept\n\nx")
+            session.mail("a@b.test")  # may end while the relay stops
+            # the first ones come at once, as from a terminal and from a parent process
+            until("the end", lambda: process.send_signal(signal.SIGINT) or process.poll() == 130)
+        assert output.read_text() == (
+            f"relay dev: stopping; {left} is removed\n"
+            f"relay dev: ended at once; {left} stays as it is: relay dev --dir {left} continues "
+            "with it; without --dir, the next one may remove it\n"
+        )
+        with relay_dev("--no-demo", "--dir", str(left)) as running:
+            assert '"kept"' in relay_command(running, "log").stdout
 
 
 # sitecustomize.py: what macOS does not have, as far as Relay asks for it
@@ -121,24 +148,24 @@ def test_smtp_has_tls_on_ports_of_its_own_with_the_development_certificate(dev: 
     assert "login apikey@example.test" in shown.stdout
 
 
-def test_default_ports_of_tls_in_use_are_left_out(short_path: Path) -> None:
+def test_default_ports_of_tls_in_use_are_left_out() -> None:
     with contextlib.ExitStack() as held:
         for name in OPTIONAL:
             taken = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):  # another process has it, which is as good
                 taken.bind(("127.0.0.1", dev_options.PORTS[name]))
                 taken.listen()
-        ports = [one for one in PORTS if not one.startswith("--submission")]
+        ports = [one for one in PORTS if one.partition("=")[0].strip("-") not in OPTIONAL]
         with relay_dev("--no-demo", ports=ports) as running:
-            assert [running.ready[name] for name in OPTIONAL] == [[], []]
-            for name, lacking in zip(
-                OPTIONAL, ("SMTP with STARTTLS", "SMTP with TLS"), strict=True
-            ):
-                line = (
-                    f"relay dev: 127.0.0.1:{dev_options.PORTS[name]} is in use: no {lacking}; "
-                    f"--{name} HOST:PORT names another port\n"
+            assert [running.ready[name] for name in OPTIONAL] == [[], [], []]
+            for name, lacking in OPTIONAL.items():
+                line = re.compile(
+                    rf"relay dev: cannot listen on 127\.0\.0\.1:{dev_options.PORTS[name]}: Address "
+                    r"already in use by (another program|.+ \(pid \d+\)); "
+                    rf"no {lacking}; --{name} HOST:PORT names another port\n"
                 )
-                assert running.output.count(line) == 1
+                assert len(line.findall(running.output)) == 1
+            assert "https://" not in running.output
             with smtplib.SMTP(*running.smtp) as session:
                 assert session.noop()[0] == 250
 
@@ -158,6 +185,22 @@ def test_what_was_refused_is_a_line_of_the_terminal(dev: RunningDev) -> None:
     until("the line", lambda: dev.output.splitlines().count(line) == 1)
     (one,) = dev.get("/relay/v1/refused?address=app@example.test").json()["refused"]
     assert (one["rule"], one["subject"]) == ("no executables", "Setup program")
+
+
+def test_each_message_is_a_line_of_the_terminal(dev: RunningDev) -> None:
+    subject = Header("Reset \x1b]0;x\x07\u202e " + "a" * 60, "utf-8").encode(maxlinelen=0)
+    recipients = [f"{one}@customer.example" for one in "abcdefg"]
+    with smtplib.SMTP(*dev.smtp) as session:
+        session.sendmail("app@b.test", recipients, f"Subject: {subject}\n\nx")
+        session.sendmail("app@b.test", ["x+550@b.test"], "Subject: no\n\nx")
+    named = ", ".join(recipients[:5])
+    for text in (
+        f'  captured   app@b.test -> {named} and 2 more  "Reset  ]0;x ? {"a" * 46}…"',
+        '  failed     app@b.test -> x+550@b.test  "no"  550 5.1.1 No such user',
+    ):
+        line = re.compile(rf"20\S{{8}} \S{{8}}Z  \w{{16}}{re.escape(text)}( \(test recipient.+)?")
+        until(text, lambda line=line: [*filter(line.fullmatch, dev.output.splitlines())])
+    assert dev.output.count("app@b.test -> ") <= 4, "queued is shown if it lasts"
 
 
 def test_no_demo_shows_none_and_the_ready_file_is_private() -> None:

@@ -1,5 +1,7 @@
 """Listeners: all addresses of a name, stale and live Unix sockets, errors that name the address."""
 
+import os
+import re
 import socket
 import stat
 from collections.abc import Iterator
@@ -40,11 +42,17 @@ def test_a_name_means_all_its_addresses_with_one_port(opened, monkeypatch) -> No
         open_listener(Address("lacking.test", 0), backlog=1)
 
 
-def test_a_port_in_use_closes_the_sockets_that_were_open(opened) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_port_in_use_names_the_process_where_it_is_known(opened, monkeypatch, host) -> None:
     opened.append(open_listener(Address("127.0.0.1", 0), backlog=1))
-    taken = opened[0].address
-    with pytest.raises(OSError, match=f"cannot listen on {taken}: Address already in use"):
-        open_listener(taken, backlog=1)
+    taken = Address(host, opened[0].address.port)
+    name = Path("/proc/self/comm").read_text().strip()
+    known = "another program" if host == "localhost" else f"{name} (pid {os.getpid()})"
+    for expected in (known, "another program"):
+        text = f"cannot listen on {taken}: Address already in use by {expected}"
+        with pytest.raises(OSError, match=f"{re.escape(text)}$"):
+            open_listener(taken, backlog=1)
+        monkeypatch.setattr(Path, "readlink", lambda _: Path("the socket of nobody"))
 
 
 def test_a_stale_unix_socket_is_replaced_and_its_file_is_private(opened, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The follower prints each step of a journey once, in the order in which steps become known."""
+"""The follower shows each state of a message, or each step of its journey, once."""
 
 import asyncio
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 
 from relay.development.foreground import Follower, is_settled
 from relay.journeys.changes import ChangeNotifier
-from relay.journeys.message_list import MessageSearch
+from relay.journeys.message_list import ListPosition, MessageSearch, MessageSummary
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
@@ -18,19 +18,21 @@ class Journeys:
 
     def __init__(self):
         self.all = []
+        self.steps = {}
         self.limits = []
 
-    async def search(self, wanted, *, account, limit):
+    async def page(self, wanted, *, account, limit):
         assert (wanted, account) == (MessageSearch(), None)
         self.limits.append(limit)
-        return SimpleNamespace(messages=list(reversed(self.all))[:limit])
+        return SimpleNamespace(rows=tuple(reversed(self.all))[:limit])
+
+    async def journey(self, name, *, account):
+        steps = [{"step": number, "at": f"0{at}"} for number, at in self.steps[name]]
+        return made_journey(id=name, steps=steps)
 
 
-def journey(name, *steps, state="delivered", sender="alice@example.test"):
-    return made_journey(
-        id=name, sender=sender, recipients=[{"address": "b@x.test", "state": state}],
-        steps=[{"step": number, "at": f"0{at}"} for number, at in steps],
-    )  # fmt: skip
+def row(name, state="delivered", *, sender="alice@example.test", count=1):
+    return MessageSummary(ListPosition(0, name), name, None, "", sender, "", state, (), count)
 
 
 @pytest.fixture
@@ -49,48 +51,83 @@ def changes():
 
 
 @pytest.fixture
-def follower(journeys, changes, shown):
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def view(shown):
+    return SimpleNamespace(
+        has_steps=False,
+        step=lambda found, step: shown.append((found.id, step.step)),
+        message=lambda row: shown.append((row.id, row.state)),
+        refused=lambda refusal: shown.append(refusal.reply),
+    )
+
+
+@pytest.fixture
+def follower(journeys, changes, clock, view):
     base = SimpleNamespace(
-        journeys=journeys, changes=changes, clock=ManualClock(), refusals=RecentRefusals()
+        journeys=journeys, changes=changes, clock=clock, refusals=RecentRefusals()
     )
-    return Follower(
-        SimpleNamespace(base=base),
-        lambda found, step: shown.append((found.id, step.step)),
-        lambda refusal: shown.append((refusal.reply, 0)),
-    )
+    return Follower(SimpleNamespace(base=base), view)
 
 
 async def test_each_refusal_is_shown_once_and_earlier_ones_are_not(follower, shown):
-    store, at = follower._daemon.base.refusals, "2026-11-22T10:00:00.000000Z"
+    store, at = follower._base.refusals, "2026-11-22T10:00:00.000000Z"
     store.record(Refusal(at=at, reply="before", reason=RefusalReason.SYNTAX))
     await follower.update(quietly=True)
     for reply in ("first", "second"):
         store.record(Refusal(at=at, reply=reply, reason=RefusalReason.SYNTAX))
     await follower.update()
     await follower.update()
-    assert shown == [("first", 0), ("second", 0)]
+    assert shown == ["first", "second"]
 
 
-async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, shown):
-    journeys.all = [journey("q1", (1, 1), (5, 3))]
+async def test_a_message_is_shown_once_in_each_state(follower, journeys, shown):
+    for state in ("queued", "deferred", "deferred", "relayed", "relayed"):
+        journeys.all = [row("q1", state)]
+        await follower.update()
+    assert shown == [("q1", "deferred"), ("q1", "relayed")]
+
+
+async def test_a_message_in_progress_is_shown_after_a_second(follower, journeys, clock, shown):
+    journeys.all = [row("q1", "queued")]
+    running = asyncio.create_task(follower.run())
+    while not journeys.limits:
+        await asyncio.sleep(0)
+    assert shown == []
+    clock.advance(1.0)  # nothing has changed: it looks by itself
+    async with asyncio.timeout(30):
+        while not shown:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert shown == [("q1", "queued")]
+
+
+async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, view, shown):
+    view.has_steps, journeys.all = True, [row("q1")]
+    journeys.steps["q1"] = [(1, 1), (5, 3)]
     await follower.update()
-    journeys.all = [journey("q1", (1, 1), (4, 2), (5, 3), (6, 4))]
+    journeys.steps["q1"] = [(1, 1), (4, 2), (5, 3), (6, 4)]
     await follower.update()
     await follower.update()
     assert shown == [("q1", 1), ("q1", 5), ("q1", 4), ("q1", 6)]
 
 
-async def test_earlier_messages_are_not_shown(follower, journeys, shown):
-    journeys.all = [journey("q1", (1, 1))]
+@pytest.mark.parametrize("has_steps", [False, True])
+async def test_earlier_messages_are_not_shown(follower, journeys, view, shown, has_steps):
+    view.has_steps, journeys.all = has_steps, [row("q1")]
+    journeys.steps = {"q1": [(5, 1)], "q2": [(5, 2)]}
     await follower.update(quietly=True)
-    journeys.all.append(journey("q2", (5, 2)))
+    journeys.all.append(row("q2"))
     await follower.update()
-    assert shown == [("q2", 5)]
+    assert shown == [("q2", 5 if has_steps else "delivered")]
 
 
 async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, shown):
     await follower.update(quietly=True)
-    journeys.all = [journey(f"q{n:03}", (5, 1)) for n in range(300)]
+    journeys.all = [row(f"q{n:03}") for n in range(300)]
     await follower.update()
     assert [name for name, _ in shown] == [f"q{n:03}" for n in range(300)]
     journeys.limits.clear()
@@ -99,17 +136,14 @@ async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, sho
 
 
 async def test_it_ends_when_the_given_number_has_settled(follower, journeys, changes):
-    journeys.all = [journey("old", (6, 1))]
+    journeys.all = [row("old")]
     await follower.update(quietly=True)
     running = asyncio.create_task(follower.run(until_settled=2))
-    journeys.all += [
-        journey("q1", (6, 2)), journey("q2", (5, 3), state="queued"),
-        journey("report", (6, 4), sender=""),
-    ]  # fmt: skip
+    journeys.all += [row("q1"), row("q2", "queued"), row("report", sender="")]
     changes.notify()
     done, _ = await asyncio.wait({running}, timeout=0.3)
     assert not done, "one has settled, one is queued, one is a report"
-    journeys.all[2] = journey("q2", (5, 3), (6, 5), state="captured")
+    journeys.all[2] = row("q2", "captured")
     changes.notify()
     await asyncio.wait_for(running, 30)
 
@@ -117,12 +151,12 @@ async def test_it_ends_when_the_given_number_has_settled(follower, journeys, cha
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (journey("q", state="delivered"), True),
-        (journey("q", state="failed"), True),
-        (journey("q", state="captured"), True),
-        (journey("q", state="deferred"), False),
-        (journey("q", state="failed", sender=""), False),
-        (made_journey(sender="alice@example.test"), False),
+        (row("q"), True),
+        (row("q", "failed"), True),
+        (row("q", "captured"), True),
+        (row("q", "deferred"), False),
+        (row("q", "failed", sender=""), False),
+        (row("q", "discarded", count=0), False),
     ],
 )
 def test_is_settled(found, expected):

@@ -17,6 +17,7 @@ from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.ingress import smtp_server
 from relay.ingress.session_limits import SessionLimits
+from relay.settings.reader import load
 from relay.testing import Relay
 from relay.testing.relay_thread import LOG_NAME
 from tests.support.relay_process import until
@@ -37,9 +38,9 @@ def no_pause_after_a_failed_login(monkeypatch):
 @asynccontextmanager
 async def running(folder, **options) -> AsyncIterator[DevelopmentRelay]:
     opened = open_folder(folder)
-    given = {"submission": FREE, "submissions": FREE} | options
+    given = {"https": FREE, "submission": FREE, "submissions": FREE} | options
     relay = await asyncio.to_thread(
-        DevelopmentRelay, opened, DevelopmentOptions(http=FREE, https=FREE, smtp=FREE, **given)
+        DevelopmentRelay, opened, DevelopmentOptions(http=FREE, smtp=FREE, **given)
     )
     try:
         await relay.start()
@@ -208,24 +209,20 @@ async def test_a_long_login_is_refused(short_path, length):
 
 
 # -- ports in use
-async def test_an_optional_port_in_use_is_left_out(short_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        used = Address("127.0.0.1", taken.getsockname()[1])
-        options = {"submission": used, "optional": ("submission", "submissions")}
-        async with running(short_path / "dev", **options) as relay:
-            assert relay.left_out == {"submission": used}
-            assert relay.addresses.submission is None
-            assert relay.smtp_listeners["submission"] == []
-            assert await Session(relay, "submissions").send() == "250"
-            assert f"{used.port}" not in relay.folder.config.read_text()
-            assert relay.clients.submission_port == 0
+async def test_listeners_with_tls_may_be_left_out(short_path):
+    async with running(short_path / "dev", https=None, submission=None) as relay:
+        assert (relay.addresses.https, relay.addresses.submission) == (None, None)
+        assert relay.smtp_listeners["submission"] == []
+        assert await Session(relay, "submissions").send() == "250"
+        assert (relay.clients.https_port, relay.clients.submission_port) == (0, 0)
+        assert load(relay.folder.config, {}).http.listen == (relay.addresses.http,)
 
 
 async def test_a_port_in_use_that_was_named_is_an_error(short_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         used = Address("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(OSError, match=f"cannot listen on {used}") as raised:
-            async with running(short_path / "dev", submission=used, optional=("submissions",)):
+            async with running(short_path / "dev", submission=used):
                 pass
     assert raised.value.errno == errno.EADDRINUSE
 
