@@ -275,7 +275,8 @@ class Follower:
             if until_settled is not None and self._settled >= until_settled:
                 return
             with suppress(TimeoutError):
-                async with asyncio.timeout(_PATIENCE_S if self._is_patient else None):  # real time
+                patience_s = _PATIENCE_S if self._is_patient else None
+                async with asyncio.timeout(patience_s):  # real time: a person looks
                     await self._base.changes.wait_beyond(count)
             await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
 
