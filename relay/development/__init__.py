@@ -12,9 +12,9 @@
 - `retention`: which old mail goes, by number, age and size
 - `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
 - `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it
-- `mailpit_message`: what Mailpit's JSON of a message has; its header, parts and HTML
+- `mailpit_message`: Mailpit's JSON of a message, its header, parts and HTML; `send`, and which
+  fields of it are refused
 - `mailpit_search`: which terms Mailpit's search has, and what they mean
-- `mailpit_send`: the message of POST /api/v1/send, and which of its fields are refused
 - `removal`: removes one message, or all (`relay reset`), while the relay runs
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later

@@ -12,9 +12,11 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
+import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -23,46 +25,40 @@ from relay import __version__
 from relay.api.dependencies import OPERATOR, ApiDependencies
 from relay.api.handlers import Handlers
 from relay.development import mailpit_message
-from relay.development.mailpit_message import ListedMail
-from relay.development.mailpit_search import MailpitSearch, parse_mailpit_search
-from relay.development.mailpit_send import OutgoingMail, outgoing_mail, read_object
+from relay.development.mailpit_message import ListedMail, OutgoingMail, outgoing_mail, read_object
+from relay.development.mailpit_search import parse_mailpit_search
 from relay.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.http.gateway import BLOCK_BYTES, Gateway, PathRouter, StreamedResponse, json_response
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.journeys.message_list import MessageSummary
 from relay.journeys.text_index import IndexFailedError
 from relay.mailbox.types import StoreError
+from relay.mailbox.unread_files import UnreadFiles
 from relay.message.content import Octets, octets_in_blocks, octets_of
 from relay.message.lifecycle import RecipientState
 from relay.pages.content import content_disposition, decoded, file_name
-from relay.pages.content_pages import CONTENT_HEADERS, HTML_HEADERS
+from relay.pages.content_pages import CONTENT_HEADERS, HTML_HEADERS, TEXT_HEADERS
 from relay.spool.engine import SpoolEngine
 from relay.spool.types import SpoolError
 
 BODY_BYTES_MAX = 5_000_000  # of all but `send`
 _LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15
 _LATEST = "latest"  # in place of an id
-_ID_CHARACTERS_MAX = 100
-_KEPT_MAX = 5000  # rows in memory, of at most so many recipients
-_KEPT_RECIPIENTS_MAX = 100
+_KEPT_MAX, _KEPT_BYTES_MAX = 5000, 20_000  # rows of lists in memory, and the JSON of one
 _AT_ONCE = 8  # removals, so that they share commits
-_TRIES = 3  # to remove a message that is being delivered
-_WAITED_MAX = 20  # messages whose copies a mark waits for
+_WAITED_MAX = 20  # messages that are on their way
 _WAIT = {"timeout": "2"}  # seconds
-_TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
 _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
-# What Mailpit has there and Relay has in another way, by a segment of the path.
-_ELSEWHERE = {
-    "html-check": "The checks are at GET /relay/v1/messages/{id}/checks.",
-    "link-check": "The checks are at GET /relay/v1/messages/{id}/checks.",
-    "sa-check": "Relay computes no spam score.",
-    "thumb": "Relay makes no thumbnails; the part is at the path without /thumb.",
-    "release": "A release is POST /relay/v1/messages/{id}/release; docs/development.md has it.",
-    "tags": "Relay has no tags.",
-    "chaos": "What hosts reply is in a scenario; docs/internet.md has it.",
-    "webui": "The pages of Relay need no configuration.",
-    "events": "Events are at GET /relay/v1/events, as server-sent events.",
-}
+# What Relay has instead of what Mailpit has there, by a segment of the path.
+_CHECKS = "its checks at GET /relay/v1/messages/{id}/checks"
+_INSTEAD = {
+    "html-check": _CHECKS, "link-check": _CHECKS, "sa-check": "no spam score",
+    "thumb": "no thumbnails; the part is at the path without /thumb", "tags": "no tags",
+    "release": "POST /relay/v1/messages/{id}/release; docs/development.md says how",
+    "chaos": "scenarios for what hosts reply; docs/internet.md says how",
+    "webui": "pages that need no configuration",
+    "events": "server-sent events at GET /relay/v1/events",
+}  # fmt: skip
 T = TypeVar("T")
 
 
@@ -89,6 +85,7 @@ class MailpitApi:
         self,
         means: ApiDependencies,
         spool: SpoolEngine,
+        mail_root: Path,
         *,
         check_login: Callable[[HttpRequest], None] | None,
         send: Callable[[OutgoingMail], str],
@@ -97,7 +94,9 @@ class MailpitApi:
         self._means, self._handlers = means, Handlers(means)
         self._spool, self._ids = spool, spool.development
         self._check_login, self._send = check_login, send
+        self._unread_files = UnreadFiles(mail_root, means.clock)
         self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
+        self._copies: dict[str, Sequence[str]] = {}  # of messages that have all of them
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
         """Return the ASGI application; a message to send may have so many octets."""
@@ -150,7 +149,7 @@ class MailpitApi:
             case ("GET", "api", "v1", "tags"):
                 return json_response([])
             case ("GET", "api", "v1", "message", key, *rest):
-                return await self._message(await self._find(key, search, zone), rest, query)
+                return await self._message(request, await self._find(key, search, zone), rest)
             case ("GET", "view", "latest"):
                 place = "../"
                 with suppress(ApiError):
@@ -159,36 +158,51 @@ class MailpitApi:
             case ("GET", "view", name) if name.endswith((".html", ".txt")):
                 key, _, kind = name.rpartition(".")
                 return await self._view(await self._find(key, search, zone), kind)
-        known = [one for one in reversed(request.segments) if one in _ELSEWHERE]
-        path = quoted("/".join(request.segments))
-        raise ApiError(404, "", _ELSEWHERE[known[0]] if known else f"There is no {path} here.")
+        raise _not_found(request.segments)
 
     # -- lists
 
     async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
         """Return all messages, and those that match; None matches all. Raises ApiError 400, 503."""
-        every = matching = sorted(await self._ids.accepted_ids(), reverse=True)
-        wanted, index = MailpitSearch(), self._means.journeys.places.index
+        every = sorted(await self._ids.accepted_ids(), reverse=True)
+        matching: Sequence[str] = every
+        marks, index = set[bool](), self._means.journeys.places.index
         if search is not None and index is not None:
-            wanted = parse_mailpit_search(search, zone)
-            found = await index.search(wanted.index)
+            wanted, marks = parse_mailpit_search(search, zone)
+            found = await index.search(wanted)
             if not found.is_complete:
                 raise service_unavailable("Messages are being read; try again.", retry_after_s=1)
-            matching = [one.queue_id for one in found.messages if wanted.is_possible]
+            matching = found.queue_ids
             every = sorted({*every, *matching}, reverse=True)
-        rows = await self._spool.summaries(every, account=None) if every else ()
-        flags = await self._means.sources.copies.unread(rows, mailbox=None)
-        unread = {row.name for row in rows if flags.get(row.name, row.state in _BEFORE_COPIES)}
-        if wanted.marks:
-            matching = [one for one in matching if wanted.marks == {one not in unread}]
+        unread = await self._unread(every)
+        if marks:
+            matching = [one for one in matching if marks == {one not in unread}]
         return _Listing(every, matching, unread)
+
+    async def _unread(self, names: Sequence[str]) -> Collection[str]:
+        """Return those of these messages of which a copy is unread, or none is there yet."""
+        copies = {one: self._copies[one] for one in names if one in self._copies}
+        coming = set()
+        for row in await self._rows([one for one in names if one not in copies]):
+            places = self._means.sources.copies.places(row.name, row.recipients)
+            copies[row.name] = [copy_id for _, copy_id in places]
+            if row.state in _BEFORE_COPIES:
+                coming.add(row.name)
+        unread = await asyncio.to_thread(self._unread_files.ids)
+        self._copies = {name: some for name, some in copies.items() if name not in coming}
+        return {
+            name for name, some in copies.items()
+            if not unread.isdisjoint(some) or (name in coming and not some)
+        }  # fmt: skip
+
+    async def _rows(self, names: Sequence[str]) -> Sequence[MessageSummary]:
+        return await self._spool.summaries(names, account=None) if names else ()
 
     async def _list(self, found: _Listing, query: Mapping[str, str]) -> Response:
         start = _number(query.get("start", ""), 0)
         limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
         ids = found.matching[start : start + limit]
-        rows = await self._spool.summaries(ids, account=None) if ids else ()
-        shown = {row.name: await self._summary(row) for row in rows}
+        shown = {row.name: await self._summary(row) for row in await self._rows(ids)}
         messages = [{**shown[one], "Read": one not in found.unread} for one in ids if one in shown]
         return json_response({
             "total": len(found.every), "unread": len(found.unread), "count": len(messages),
@@ -198,15 +212,13 @@ class MailpitApi:
         })  # fmt: skip
 
     async def _summary(self, row: MessageSummary) -> Mapping[str, Any]:
-        """Return a row without Read; of a content that is gone, what is known without it."""
+        """Return a row without Read."""
         if row.name in self._kept:
             return self._kept[row.name]
-        mail = await self._mail(row)
-        try:
-            shown = await self._read(row, partial(mailpit_message.summary_of, mail))
-        except ApiError:
-            shown = mailpit_message.summary_of(mail, octets_of(b"")) | {"Subject": row.subject}
-        if len(mail.recipients) <= _KEPT_RECIPIENTS_MAX:
+        content = await self._means.sources.of_row(row)  # None: it is gone
+        reader = partial(mailpit_message.summary_of, await self._mail(row))
+        shown = await asyncio.to_thread(reader, octets_of(content or b""))
+        if len(msgspec.json.encode(shown)) <= _KEPT_BYTES_MAX:
             if len(self._kept) >= _KEPT_MAX:
                 self._kept.clear()
             self._kept[row.name] = shown
@@ -216,12 +228,12 @@ class MailpitApi:
 
     async def _find(self, key: str, search: str, zone: str) -> MessageSummary:
         """Return the message with a queue id, or the latest. Raises ApiError 404."""
-        ids: Sequence[str] = [key] if len(key) <= _ID_CHARACTERS_MAX else ()
+        ids: Sequence[str] = [key]
         if key == _LATEST and search:
             ids = (await self._listing(search, zone)).matching[:1]
         elif key == _LATEST:
             ids = sorted(await self._ids.accepted_ids())[-1:]
-        rows = await self._spool.summaries(ids, account=None) if ids else ()
+        rows = await self._rows(ids)
         if not rows:
             raise ApiError(404, "", f"There is no message {quoted(key)}.")
         return rows[0]
@@ -241,7 +253,7 @@ class MailpitApi:
         return await asyncio.to_thread(reader, await self._octets(row))
 
     async def _message(
-        self, row: MessageSummary, rest: Sequence[str], query: Mapping[str, str]
+        self, request: HttpRequest, row: MessageSummary, rest: Sequence[str]
     ) -> Response:
         match rest:
             case []:
@@ -252,9 +264,10 @@ class MailpitApi:
             case ["headers"]:
                 return json_response(await self._read(row, mailpit_message.header_fields))
             case ["raw"]:
-                octets, headers = await self._octets(row), dict(_TEXT_HEADERS)
-                if query.get("dl") == "1":
-                    headers["content-disposition"] = content_disposition(f"{row.name}.eml")
+                octets, headers = await self._octets(row), TEXT_HEADERS
+                if ("dl", "1") in request.query:
+                    disposition = content_disposition(f"{row.name}.eml")
+                    headers = headers | {"content-disposition": disposition}
                 blocks = octets_in_blocks([octets], BLOCK_BYTES)
                 return StreamedResponse(blocks, size_bytes=octets.size, headers=headers)
             case ["part", part_id]:
@@ -265,16 +278,14 @@ class MailpitApi:
                     "content-type": part.facts.content_type,
                     "content-disposition": content_disposition(file_name(0, part), is_shown=True),
                 })  # fmt: skip
-        raise ApiError(404, "", _ELSEWHERE.get(rest[-1], f"A message has no {quoted(rest[-1])}."))
+        raise _not_found(request.segments)
 
     async def _view(self, row: MessageSummary, kind: str) -> Response:
-        if kind == "txt":
-            text = await self._read(row, mailpit_message.text_of)
-            return Response(text.encode("utf-8", "replace"), headers=_TEXT_HEADERS)
-        html = await self._read(row, partial(mailpit_message.html_of, row.name))
-        if not html:
+        body = await self._read(row, partial(mailpit_message.body_of, kind, row.name))
+        if body is None:
             raise ApiError(404, "", "The message has no HTML part.")
-        return Response(html.encode("utf-8", "replace"), headers=HTML_HEADERS)
+        headers = HTML_HEADERS if kind == "html" else TEXT_HEADERS
+        return Response(body.encode("utf-8", "replace"), headers=headers)
 
     # -- changes
 
@@ -286,74 +297,69 @@ class MailpitApi:
         await self._set_read(ids, is_read=body.read)
         return _ok()
 
-    async def _set_read(self, ids: Sequence[str], *, is_read: bool) -> None:
-        """Mark the copies in mailboxes. Those that are on their way are waited for."""
-        rows = await self._spool.summaries(ids, account=None) if ids else ()
-        waiting = [row.name for row in rows if row.state == RecipientState.QUEUED][:_WAITED_MAX]
-        for name in waiting:
-            await self._wait(name)
-        rows = await self._spool.summaries(ids, account=None) if waiting else rows
+    async def _set_read(self, names: Sequence[str], *, is_read: bool) -> None:
+        rows = await self._arrived(names)
         copies = self._means.sources.copies
         await copies.mark(rows, is_read=is_read, mailbox=None, sends_receipts=False)
         self._means.changes.notify()
 
+    async def _arrived(self, names: Sequence[str]) -> Sequence[MessageSummary]:
+        """Return the rows of messages; wait a moment for those that are on their way."""
+        rows = await self._rows(names)
+        coming = [row.name for row in rows if row.state == RecipientState.QUEUED][:_WAITED_MAX]
+        waits = [self._handlers.wait_for_message(one, _WAIT, OPERATOR) for one in coming]
+        await asyncio.gather(*waits, return_exceptions=True)
+        return await self._rows(names) if coming else rows
+
     async def _delete(self, octets: bytes, media_type: str) -> Response:
-        is_form = media_type == "application/x-www-form-urlencoded" and octets.lstrip()[:1] != b"{"
-        if octets and is_form:
+        if media_type == "application/x-www-form-urlencoded" and octets.lstrip()[:1] != b"{":
             ids = parse_qs(octets.decode("utf-8", "replace")).get("ids", [])
-            if not ids:
+            if octets and not ids:
                 raise bad_request("The body: found a form without ids; nothing is removed.")
         else:
             ids = read_object(octets, _Body).ids if octets.strip() else []
         if ids:
-            rows = await self._spool.summaries(ids, account=None)
-            return await self._remove([row.name for row in rows])
+            return await self._remove(ids)
         assert self._means.development is not None  # see the module
         await self._means.development.reset()
         return _ok()
 
     async def _remove(self, names: Sequence[str]) -> Response:
+        """Remove messages, if they are there. Raises ApiError 409 for one in delivery."""
+        names = [row.name for row in await self._arrived(names)]
         for at in range(0, len(names), _AT_ONCE):
             await asyncio.gather(*map(self._remove_one, names[at : at + _AT_ONCE]))
         return _ok()
 
     async def _remove_one(self, name: str) -> None:
-        """Remove a message, if it is there; wait for its delivery. Raises ApiError 409."""
-        for left in range(_TRIES, 0, -1):
-            try:
-                await self._handlers.remove_message(name, OPERATOR)
-            except ApiError as error:
-                if error.status == 409 and left > 1:
-                    await self._wait(name)
-                    continue
-                if error.status != 404:
-                    raise
-            return
-
-    async def _wait(self, name: str) -> None:
-        """Wait a moment until a message is captured, or its delivery has ended."""
-        with suppress(ApiError):
-            await self._handlers.wait_for_message(name, _WAIT, OPERATOR)
+        try:
+            await self._handlers.remove_message(name, OPERATOR)
+        except ApiError as error:
+            if error.status != 404:  # somebody else has removed it
+                raise
 
     async def _info(self) -> Response:
         found, history = await self._listing(), self._means.history
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
-        stats = {
-            "Uptime": int(history.running_s),
-            "SMTPAccepted": int(history.sample().counts["accepted"]),
-        }
-        version = f"Relay {__version__}"
         return json_response({
-            "Version": version, "LatestVersion": version, "Database": "", "DatabaseSize": 0,
+            **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
             "Messages": len(found.every), "Unread": len(found.unread), "Tags": {},
-            "RuntimeStats": dict.fromkeys(unknown, 0) | stats,
+            "Database": "", "DatabaseSize": 0,
+            "RuntimeStats": dict.fromkeys(unknown, 0) | {
+                "Uptime": int(history.running_s),
+                "SMTPAccepted": int(history.sample().counts["accepted"]),
+            },
         })  # fmt: skip
 
 
 def _number(text: str, default: int) -> int:
     """Return a number, the default for what is none."""
-    is_number = text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX
-    return int(text) if is_number else default
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS_MAX else default
+
+
+def _not_found(segments: Sequence[str]) -> ApiError:
+    known = [f"Relay has {_INSTEAD[one]}." for one in reversed(segments) if one in _INSTEAD]
+    return ApiError(404, "", *known[:1] or [f"There is no {quoted('/'.join(segments))} here."])
 
 
 def _ok() -> Response:

@@ -1,21 +1,28 @@
-"""A message as Mailpit's API shows it: the JSON of lists and of one message, its header, its HTML.
+"""A message in Mailpit's JSON: of lists, of one message, and of POST /api/v1/send; its parts.
 
-Nothing is null where a client expects a list or a text. HTML is not cleaned: who serves it forbids
-that it runs. Reading blocks; raises OSError.
+Nothing is null where a client expects a list or a text; the keys of bodies have any case. HTML is
+not cleaned: who serves it forbids that it runs. Reading blocks; raises OSError.
 """
 
 import hashlib
+import mimetypes
 import re
+from base64 import b64decode
 from collections.abc import Sequence
+from email import policy
+from email.headerregistry import Address
+from email.message import EmailMessage
 from html import unescape
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
+import msgspec
 from msgspec import Struct
 
 from relay.base.clock import id_time_us, rfc3339
+from relay.http.errors import bad_request, quoted
 from relay.journeys.message_list import MessageSummary
-from relay.message.address import own_mailbox
+from relay.message.address import AddressError, ascii_address, own_mailbox, parse_mailbox
 from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.html_text import preview
@@ -31,6 +38,16 @@ from relay.mime.transfer_encoding import decoded_blocks
 
 _CID = re.compile(r"\bcid:([^\s\"'<>()]++)", re.IGNORECASE)  # RFC 2392
 _ADDRESSES = {"From": "from", "To": "to", "Cc": "cc", "Bcc": "bcc", "ReplyTo": "reply-to"}
+_DIGESTS = ("md5", "sha1", "sha256")
+_OWN_FIELDS = frozenset(
+    ("to", "from", "cc", "bcc", "reply-to", "date", "subject", "content-type", "mime-version")
+)
+_FIELD_NAME = re.compile(r"[!-9;-~]{1,100}")
+_TYPE = re.compile(r"(?:application|audio|font|image|model|text|video)/[\w.+-]{1,100}", re.ASCII)
+T = TypeVar("T")
+
+
+# -- a message that is shown
 
 
 class ListedMail(Struct, frozen=True):
@@ -44,11 +61,11 @@ class ListedMail(Struct, frozen=True):
 def summary_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
     """Return a row of a list, without Read."""
     parts = read_parts(octets)
-    kind = "text" if parts.bodies.html is None else "html"
+    html, text = parts.bodies.html, parts.bodies.text
     return _common(mail, parts) | {
         "Created": _received(mail.row),
-        "Attachments": sum(map(_is_attachment, parts.attachments)),
-        "Snippet": preview(parts.bodies.html or parts.bodies.text or "", kind),
+        "Attachments": len(_listed(parts, as_attachments=True)),
+        "Snippet": preview(html or text or "", "text" if html is None else "html"),
     }
 
 
@@ -56,26 +73,19 @@ def message_of(mail: ListedMail, octets: Octets) -> dict[str, Any]:
     """Return one message, which counts as read from now on."""
     parts = read_parts(octets)
     fields, common = parse_header(parts.header), _common(mail, parts)
-    date_us = date_us_of(fields)
-    unsubscribe = read_token(fields, "list-unsubscribe")
-    listed = [(_part(number, one), one) for number, one in enumerate(parts.attachments, 1)]
+    date_us, unsubscribe = date_us_of(fields), read_token(fields, "list-unsubscribe")
     return common | {
         "Read": True,  # mailpit-api-client 1.0.0 raises KeyError without it
         "ReturnPath": mail.row.sender or common["From"]["Address"],
         "Date": _received(mail.row) if date_us is None else rfc3339(date_us),
         "ListUnsubscribe": {
-            "Header": unsubscribe,
-            "Links": [one.strip(" <>") for one in unsubscribe.split(",") if one.strip(" <>")],
-            "Errors": "",
+            "Header": unsubscribe, "Errors": "",
+            "Links": [link for one in unsubscribe.split(",") if (link := one.strip(" <>"))],
             "HeaderPost": read_token(fields, "list-unsubscribe-post"),
         },
-        "Text": parts.bodies.text or "",
-        "HTML": parts.bodies.html or "",
-        "Attachments": [shown for shown, one in listed if _is_attachment(one)],
-        "Inline": [
-            shown for shown, one in listed
-            if not _is_attachment(one) and (one.is_named or one.facts.content_id)
-        ],
+        "Text": parts.bodies.text or "", "HTML": parts.bodies.html or "",
+        "Attachments": [_part(*one) for one in _listed(parts, as_attachments=True)],
+        "Inline": [_part(*one) for one in _listed(parts, as_attachments=False)],
     }  # fmt: skip
 
 
@@ -96,21 +106,20 @@ def part_of(part_id: str, octets: Octets) -> AttachedOctets | None:
     return numbered.get(part_id)
 
 
-def text_of(octets: Octets) -> str:
-    """Return the text part, "" if there is none."""
-    return read_parts(octets).bodies.text or ""
-
-
-def html_of(queue_id: str, octets: Octets) -> str:
-    """Return the HTML part, "" if there is none. URLs of its parts stand for their Content-IDs."""
+def body_of(kind: str, queue_id: str, octets: Octets) -> str | None:
+    """Return the body "html" or "txt", None if there is no HTML. URLs of its parts stand for their
+    Content-IDs.
+    """
     parts = read_parts(octets)
+    if kind == "txt" or parts.bodies.html is None:
+        return parts.bodies.text or "" if kind == "txt" else None
     numbers = {one.facts.content_id: number for number, one in enumerate(parts.attachments, 1)}
 
     def url(found: re.Match[str]) -> str:
         number = numbers.get(unquote(unescape(found[1])))
         return f"/api/v1/message/{queue_id}/part/{number}" if number else found[0]
 
-    return _CID.sub(url, parts.bodies.html or "")
+    return _CID.sub(url, parts.bodies.html)
 
 
 def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     author = (*people["From"], {"Name": "", "Address": row.sender})[0]
     return people | {
         "ID": row.name, "MessageID": row.message_id.strip("<>"), "From": author,
-        "Subject": read_text(fields, "subject"), "Username": mail.login, "Tags": [],
+        "Subject": read_text(fields, "subject") or row.subject, "Username": mail.login, "Tags": [],
         "Size": row.size_bytes,
     }  # fmt: skip
 
@@ -134,13 +143,17 @@ def _received(row: MessageSummary) -> str:
     return rfc3339(id_time_us(row.name) or row.position.at_us)
 
 
-def _is_attachment(one: AttachedOctets) -> bool:
-    is_listed = one.is_named or bool(one.facts.content_id)
-    return is_listed and one.disposition == "attachment"
+def _listed(parts: ReadParts, *, as_attachments: bool) -> list[tuple[int, AttachedOctets]]:
+    """Return the attachments or the inline parts, with their numbers: what has a name or id."""
+    return [
+        (number, one) for number, one in enumerate(parts.attachments, 1)
+        if (one.is_named or one.facts.content_id)
+        and (one.disposition == "attachment") == as_attachments
+    ]  # fmt: skip
 
 
 def _part(number: int, one: AttachedOctets) -> dict[str, Any]:
-    facts, digests = one.facts, [hashlib.new(name) for name in ("md5", "sha1", "sha256")]
+    facts, digests = one.facts, [hashlib.new(name) for name in _DIGESTS]
     for block in decoded_blocks(one.octets, one.encoding):
         for digest in digests:
             digest.update(block)
@@ -149,3 +162,116 @@ def _part(number: int, one: AttachedOctets) -> dict[str, Any]:
         "ContentID": facts.content_id, "Size": facts.size,
         "Checksums": {digest.name.upper(): digest.hexdigest() for digest in digests},
     }  # fmt: skip
+
+
+# -- a message to send
+
+
+class _Person(Struct, frozen=True):
+    email: str = ""
+    name: str = ""
+
+
+class _File(Struct, frozen=True):
+    content: str = ""
+    filename: str = ""
+    contenttype: str = ""
+    contentid: str = ""
+
+
+class _Mail(Struct, frozen=True, rename={"sender": "from"}):
+    sender: _Person = _Person()  # its address is the reverse-path too
+    to: Sequence[_Person] = ()  # shown in the header
+    cc: Sequence[_Person] = ()  # shown too
+    replyto: Sequence[_Person] = ()  # gets nothing
+    bcc: Sequence[str] = ()  # addresses that the header does not show
+    subject: str = ""  # on one line
+    text: str = ""  # both bodies are alternatives
+    html: str = ""  # "" for none
+    headers: dict[str, str] = {}  # further fields
+    attachments: Sequence[_File] = ()  # those with a ContentID are inline
+
+
+class OutgoingMail(Struct, frozen=True):
+    """A message to submit."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes
+
+
+def read_object(octets: bytes, kind: type[T]) -> T:
+    """Return a JSON object as a Struct with keys in lower case. Raises ApiError 400."""
+    try:
+        return msgspec.convert(_lowered(msgspec.json.decode(octets, type=dict[str, Any])), kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"The body: expected a JSON object: {error}.") from None
+
+
+def outgoing_mail(octets: bytes) -> OutgoingMail:
+    """Return the message of a body. Raises ApiError 400."""
+    given = read_object(octets, _Mail)
+    people = [one.email for one in (given.sender, *given.to, *given.cc)]
+    sender, *recipients = map(_checked, (*people, *given.bcc))
+    if not recipients:
+        raise bad_request("To, Cc, Bcc: found no recipient, expected at least one.")
+    is_ascii = "".join(map(ascii_address, (sender, *recipients))).isascii()
+    message = EmailMessage(policy.SMTP if is_ascii else policy.SMTPUTF8)
+    try:
+        _write(message, given)
+        return OutgoingMail(sender, tuple(dict.fromkeys(recipients)), message.as_bytes())
+    except (ValueError, IndexError) as error:  # line breaks, and what `email` cannot write
+        raise bad_request(f"The message cannot be written: {error}.") from None
+
+
+def _write(message: EmailMessage, given: _Mail) -> None:
+    people = {"From": [given.sender], "To": given.to, "Cc": given.cc, "Reply-To": given.replyto}
+    for name, some in people.items():
+        if some:
+            message[name] = [_author(one) for one in some]
+    message["Subject"] = given.subject
+    for name, value in given.headers.items():
+        if not _FIELD_NAME.fullmatch(name) or name.lower() in _OWN_FIELDS:
+            raise bad_request(f"Headers: found {quoted(name)}, expected another field.")
+        message[name] = value
+    if given.text or not given.html:
+        message.set_content(given.text)
+    if given.html:
+        (message.add_alternative if given.text else message.set_content)(given.html, "html")
+    for number, one in enumerate(given.attachments, 1):
+        encoded = one.content.partition(",")[2] if one.content[:5] == "data:" else one.content
+        try:
+            octets = b64decode(encoded, validate=True)
+        except ValueError:
+            raise bad_request(f"Attachments: Content of number {number} is no base64.") from None
+        kind = one.contenttype.partition(";")[0] or mimetypes.guess_type(one.filename)[0] or ""
+        main, sub = (kind if _TYPE.fullmatch(kind) else "application/octet-stream").split("/")
+        message.add_attachment(
+            octets, main, sub, filename=one.filename or None,
+            cid=f"<{one.contentid.strip('<>')}>" if one.contentid else None,
+            disposition="inline" if one.contentid else "attachment",
+        )  # fmt: skip
+
+
+def _author(person: _Person) -> Address:
+    local_part, _, domain = ascii_address(_checked(person.email)).rpartition("@")
+    return Address(person.name, local_part.strip('"'), domain)
+
+
+def _checked(address: str) -> str:
+    try:
+        return parse_mailbox(address.strip(), smtputf8=True)
+    except AddressError as error:
+        raise bad_request(f"{quoted(address)} is not an address: {error}.") from None
+
+
+def _lowered(given: Any, key: str = "") -> Any:
+    """Return JSON without null in objects, and with their keys in lower case, but for the names
+    of fields.
+    """
+    if isinstance(given, list):
+        return [_lowered(one) for one in given]
+    if not isinstance(given, dict) or key == "headers":
+        return given
+    low = {name.lower(): value for name, value in given.items() if value is not None}
+    return {name: _lowered(value, name) for name, value in low.items()}

@@ -34,7 +34,7 @@ from relay.development.demonstration import example
 from relay.development.folder import DevelopmentFolder
 from relay.development.graph_faults import FaultyFrontDoor
 from relay.development.mailpit import MailpitApi
-from relay.development.mailpit_send import OutgoingMail
+from relay.development.mailpit_message import OutgoingMail
 from relay.development.options import (
     ANY,
     SMTP_ROLES,
@@ -207,7 +207,8 @@ class DevelopmentRelay:
         """Return Mailpit's API."""
         bytes_max = max(one.max_message_size for one in settings.smtp)
         check_login = self._accounts.check_operator if self._options.asks_for_token else None
-        api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
+        root = settings.mailboxes.root
+        api = MailpitApi(means, spool, root, check_login=check_login, send=self._submit)
         return api.application(message_bytes_max=bytes_max)
 
     def _submit(self, mail: OutgoingMail) -> str:

@@ -30,7 +30,6 @@ from relay.journeys.text_index import (
     IndexFailedError,
     SearchTerm,
     TextAnswer,
-    TextMatch,
     TextSearch,
 )
 from relay.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
@@ -65,10 +64,7 @@ _SCHEMA = f"""
     );
     PRAGMA user_version = {_VERSION};
 """
-_FOUND = (
-    "SELECT queue_id, accepted_us, size_bytes, attachments, inline FROM message WHERE {}"
-    " ORDER BY queue_id DESC"
-)
+_FOUND = "SELECT queue_id FROM message WHERE {} ORDER BY queue_id DESC"
 _INSERT = (
     "INSERT INTO message (queue_id, accepted_us, size_bytes, attachments, inline)"
     " VALUES (?, ?, ?, ?, ?)"
@@ -129,18 +125,14 @@ class SearchIndex:
             await self._do(self._end)
         self._thread.shutdown()
 
-    async def search(
-        self, wanted: TextSearch, *, limit: int | None = None, offset: int = 0
-    ) -> TextAnswer:
+    async def search(self, wanted: TextSearch) -> TextAnswer:
         """See TextIndex."""
         is_complete = False
         with suppress(TimeoutError):
             async with asyncio.timeout(_WAIT_S):  # real time: a disk
                 await self._catch_up()
                 is_complete = True
-        found = await self._do(partial(self._query, wanted))
-        end = None if limit is None else offset + limit
-        return TextAnswer(found[offset:end], len(found), is_complete)
+        return TextAnswer(await self._do(partial(self._query, wanted)), is_complete)
 
     async def _catch_up(self) -> None:
         """Index what the spool has now, and remove what it has no more.
@@ -210,7 +202,7 @@ class SearchIndex:
         assert self._connection is not None  # _open() is the first operation
         return self._connection.execute(sql, values).fetchall()
 
-    def _query(self, wanted: TextSearch) -> list[TextMatch]:
+    def _query(self, wanted: TextSearch) -> list[str]:
         """Return all that match, newest first."""
         assert self._connection is not None
         where, values = _condition(wanted)
@@ -219,10 +211,9 @@ class SearchIndex:
             lambda: self._base.clock.real_s() > until_s, _STEPS_BETWEEN_CHECKS
         )
         try:
-            rows = self._fetch(_FOUND.format(where), values)
+            return [one for (one,) in self._fetch(_FOUND.format(where), values)]
         finally:
             self._connection.set_progress_handler(None)
-        return [TextMatch(*row) for row in rows]
 
     def _write(self, rows: Sequence[_Row]) -> None:
         assert self._connection is not None
@@ -296,17 +287,9 @@ def _condition(wanted: TextSearch) -> tuple[str, list[Any]]:
         part, its_own = _term_condition(term)
         parts.append(part)
         values += its_own
-    for part, value in (
-        ("accepted_us >= ?", wanted.from_us),
-        ("accepted_us <= ?", wanted.to_us),
-        ("size_bytes > ?", wanted.larger_than_bytes),
-        ("size_bytes < ?", wanted.smaller_than_bytes),
-        ("(attachments > 0) = ?", wanted.has_attachment),
-        ("(inline > 0) = ?", wanted.has_inline),
-    ):
-        if value is not None:
-            parts.append(part)
-            values.append(value)
+    for one in wanted.numbers:
+        parts.append(f"{one.name} {'NOT ' * one.is_excluded}BETWEEN ? AND ?")
+        values += (one.low, one.high)
     return " AND ".join(parts), values
 
 

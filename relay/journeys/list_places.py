@@ -22,7 +22,13 @@ from relay.journeys.message_list import (
 )
 from relay.journeys.spool_history import SpoolHistory
 from relay.journeys.submission_log import SubmissionLog
-from relay.journeys.text_index import IndexFailedError, SearchTerm, TextIndex, TextSearch
+from relay.journeys.text_index import (
+    IndexFailedError,
+    SearchedNumber,
+    SearchTerm,
+    TextIndex,
+    TextSearch,
+)
 
 _LOOKUP_S = 0.03
 _CHUNK = 400  # messages whose contents are checked at once
@@ -123,16 +129,15 @@ class ListPlaces:
         is_other = bool(words) and wanted.reader != ALL_MAILBOXES
         if self.index is None or is_other or not (words or wanted.has_attachment):
             return wanted
-        search = TextSearch(
-            tuple(map(SearchTerm, words)), has_attachment=wanted.has_attachment or None
-        )
+        numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
+        search = TextSearch(tuple(map(SearchTerm, words)), numbers)
         try:
             found = await self.index.search(search)
         except IndexFailedError:
             return wanted
         if not found.is_complete:
             return wanted
-        return replace(wanted, indexed=frozenset(one.queue_id for one in found.messages))
+        return replace(wanted, indexed=frozenset(found.queue_ids))
 
     async def _find_by_history(
         self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None

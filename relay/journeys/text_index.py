@@ -5,7 +5,7 @@ meaning of its own. Messages are those that were accepted, without reports.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -24,35 +24,28 @@ class SearchTerm(Struct, frozen=True):
     is_excluded: bool = False
 
 
+class SearchedNumber(Struct, frozen=True):
+    """A number that must be from `low` to `high`, or must not. `attachments`: not inline."""
+
+    name: Literal["accepted_us", "size_bytes", "attachments", "inline"]
+    low: int = 0
+    high: int = 1 << 62
+    is_excluded: bool = False
+
+
 class TextSearch(Struct, frozen=True):
     """Conditions, all of which must hold; without any, all messages match."""
 
     terms: tuple[SearchTerm, ...] = ()
-    from_us: int | None = None  # accepted then or later
-    to_us: int | None = None  # accepted then or earlier
-    larger_than_bytes: int | None = None
-    smaller_than_bytes: int | None = None
-    has_attachment: bool | None = None  # one that is not shown in the text
-    has_inline: bool | None = None  # one that is
-
-
-class TextMatch(Struct, frozen=True):
-    """A message that was found; `attachments` without the `inline` ones."""
-
-    queue_id: str
-    accepted_us: int
-    size_bytes: int
-    attachments: int
-    inline: int
+    numbers: tuple[SearchedNumber, ...] = ()
 
 
 class TextAnswer(Struct, frozen=True):
-    """What was found, newest first, and how many match in all. Without `is_complete` some messages
-    were not read in time.
+    """The queue ids that were found, newest first. Without `is_complete` some messages were not
+    read in time.
     """
 
-    messages: Sequence[TextMatch]
-    total: int
+    queue_ids: Sequence[str]
     is_complete: bool
 
 
@@ -68,9 +61,7 @@ class TextIndex(Protocol):
         """How many messages it has."""
         ...
 
-    async def search(
-        self, wanted: TextSearch, *, limit: int | None = None, offset: int = 0
-    ) -> TextAnswer:
+    async def search(self, wanted: TextSearch) -> TextAnswer:
         """Return what matches; it waits some seconds for what was accepted before.
 
         Raises IndexFailedError and SpoolError.

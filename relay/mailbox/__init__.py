@@ -29,6 +29,7 @@ Messages and folders:
 - `keywords`: Dovecot's keywords
 - `old_files`: what the first write and a day remove: old files in tmp/, half-removed folders
 - `retained_files`: files that the retention of a development relay removes
+- `unread_files`: which messages of all mailboxes are unread, by the names of their files
 
 Delivery:
 

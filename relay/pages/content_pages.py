@@ -97,7 +97,7 @@ REMOTE_IMAGES_HEADERS = HTML_HEADERS | {
         "img-src data:", "img-src data: http: https:"
     ),
 }
-_TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
+TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
 
 _Result = TypeVar("_Result")
 
@@ -207,7 +207,7 @@ class ContentPages:
         mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
         shown = await self._in_thread(principal, lambda: _properties_json(message, select))
-        return Response(shown, headers=_TEXT_HEADERS)
+        return Response(shown, headers=TEXT_HEADERS)
 
     async def _in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
         """Run blocking work in one of the threads, one at a time of each visitor, so that costly
@@ -283,11 +283,11 @@ def _html(parts: ReadParts, *, remote_url: RemoteImageUrl | None) -> Response:
 
 
 def _text(parts: ReadParts) -> Response:
-    return Response(shown_text(parts).encode("utf-8", "replace"), headers=_TEXT_HEADERS)
+    return Response(shown_text(parts).encode("utf-8", "replace"), headers=TEXT_HEADERS)
 
 
 def _header(parts: ReadParts) -> Response:
-    return Response(parts.header[:HEADER_OCTETS_MAX], headers=_TEXT_HEADERS)
+    return Response(parts.header[:HEADER_OCTETS_MAX], headers=TEXT_HEADERS)
 
 
 def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
@@ -340,7 +340,7 @@ def _source(request: HttpRequest, journey: Journey, content: Content) -> Respons
     rest = size - SOURCE_OCTETS_MAX
     end = f"\r\n[{rest:,} octets more: download the source]\r\n".encode() if rest > 0 else b""
     shown = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
-    return StreamedResponse(shown, headers=_TEXT_HEADERS)
+    return StreamedResponse(shown, headers=TEXT_HEADERS)
 
 
 def _first(octets: Iterable[bytes], count: int) -> Iterator[bytes]:

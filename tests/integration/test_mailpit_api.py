@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from relay.mailbox.index.database import FILE_NAME
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer
 from tests.support.relay_process import until
@@ -213,7 +214,7 @@ def test_a_mark_is_that_of_the_pages_and_sends_no_receipt(relay: DevProcess) -> 
     )
     queue_id = relay.submit("alice@example.test", ["bob@example.test"], content)
     get(relay, "/api/v1/message/latest")
-    assert b"is:unread" not in relay.request("GET", f"/messages/{queue_id}").body
+    assert b'class="unread"' not in relay.request("GET", "/").body
     [copy] = relay.graph("GET", "/me/messages", token="bob").json()["value"]
     assert copy["isRead"] is True
     assert put(relay, Read=False, IDs=[queue_id]).body == b"ok"
@@ -223,6 +224,7 @@ def test_a_mark_is_that_of_the_pages_and_sends_no_receipt(relay: DevProcess) -> 
     assert unread(relay) == 0
     relay.graph("PATCH", f"/me/messages/{copy['id']}", {"isRead": False}, token="bob")
     assert unread(relay) == 1
+    assert b'class="unread"' in relay.request("GET", "/").body
     assert relay.graph("GET", "/me/messages").json()["value"] == []  # alice got no receipt
 
 
@@ -391,7 +393,7 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
     for part in ("0", "1", "-1", "x", "9" * 5000, "%2e%2e"):
         assert relay.request("GET", f"/api/v1/message/{queue_id}/part/{part}").status == 404
     for method, path, says in (
-        ("GET", f"/api/v1/message/{queue_id}/sa-check", b"spam"), ("GET", "/api/v1/message/latest/html-check", b"/checks"),
+        ("GET", f"/api/v1/message/{queue_id}/sa-check", b"no spam"), ("GET", "/api/v1/message/latest/html-check", b"/checks"),
         ("GET", f"/api/v1/message/{queue_id}/part/1/thumb", b"thumbnails"), ("GET", "/api/v1/chaos", b"scenario"),
         ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"), ("PUT", "/api/v1/tags/x", b"tags"),
         ("GET", "/api/v1/webui", b"configuration"), ("GET", "/api/events", b"/relay/v1/events"), ("GET", "/api/x", b"There is no"),
@@ -474,3 +476,12 @@ def test_with_a_token_it_is_the_password() -> None:
         assert made.request("DELETE", "/api/v1/messages", None, foreign).status == 403
     finally:
         made.close()
+
+
+def test_a_list_opens_no_mailbox_but_those_of_its_page(relay: DevProcess) -> None:
+    for each in range(6):
+        send(relay, To=[{"Email": f"user{each}@customer.example"}])
+    until("all are captured", lambda: len(list((relay.folder / "mail").rglob("new/*"))) == 6)
+    answer = get(relay, "/api/v1/messages", limit=1)
+    assert (answer["total"], answer["unread"]) == (6, 6)
+    assert len(list((relay.folder / "mail").rglob(FILE_NAME))) <= 1

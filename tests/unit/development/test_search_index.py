@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from relay.development import search_index
 from relay.development.search_index import SearchIndex, folded
-from relay.journeys.text_index import FIELDS, IndexFailedError, SearchTerm, TextSearch
+from relay.journeys.text_index import (
+    FIELDS,
+    IndexFailedError,
+    SearchedNumber,
+    SearchTerm,
+    TextSearch,
+)
 from tests.support.manual_clock import ManualClock
 
 TEXTS = (
@@ -36,8 +42,10 @@ def row(queue_id: str, *, size: int = 5, attachments: int = 0, inline: int = 0, 
     )
 
 
-def ids(index: SearchIndex, *terms: SearchTerm, **wanted) -> list[int]:
-    return [int(one.queue_id) for one in index._query(TextSearch(terms, **wanted))]
+def ids(index: SearchIndex, *conditions: SearchTerm | SearchedNumber) -> list[int]:
+    terms = tuple(one for one in conditions if isinstance(one, SearchTerm))
+    numbers = tuple(one for one in conditions if isinstance(one, SearchedNumber))
+    return [int(one) for one in index._query(TextSearch(terms, numbers))]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +85,15 @@ def test_conditions_are_all_met_and_the_newest_is_first(index) -> None:
     assert ids(index, SearchTerm("ann")) == [11, 10]
     assert ids(index, ann) == [10]
     assert ids(index, SearchTerm("ann"), SearchTerm("ann", ("sender",), is_excluded=True)) == [11]
-    assert ids(index, has_attachment=True) == ids(index, from_us=10, has_inline=False) == [10]
-    assert ids(index, larger_than_bytes=100) == ids(index, from_us=11) == [11]
-    assert ids(index, smaller_than_bytes=200, from_us=5) == ids(index, from_us=10, to_us=10) == [10]
+    attached = SearchedNumber("attachments", 1)
+    assert ids(index, attached) == [10]
+    assert 10 not in ids(index, SearchedNumber("attachments", 1, is_excluded=True))
+    assert ids(index, SearchedNumber("inline", 1)) == [11]
+    assert ids(index, SearchedNumber("size_bytes", 101)) == [11]
+    assert ids(index, SearchedNumber("accepted_us", 11)) == [11]
+    assert ids(index, SearchedNumber("accepted_us", 10, 10)) == [10]
+    small = SearchedNumber("size_bytes", high=199)
+    assert ids(index, small, SearchedNumber("accepted_us", 5)) == [10]
     index._remove({"10", "11"})
     assert ids(index, SearchTerm("ann")) == []
     assert index.count == len(TEXTS)
