@@ -8,7 +8,7 @@
 #   make bench       Relay and Postfix side by side; ARGS=queue, mail, spool, mailbox, archives, tenants, search: another one (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make crash       a relay killed RUNS=200 times while people use it, and as often under load
-#   make clients     Graph's own client libraries, in Python and JavaScript, against a relay
+#   make clients     Graph's own client libraries, and the kits and programs of other languages, against a relay
 #   make clean       removes what the others have made
 # docs/recipes.md describes bench-versions, sisimai, screenshots and requirements.
 

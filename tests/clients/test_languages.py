@@ -156,14 +156,6 @@ def command(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_end_to_end_in_node(tmp_path: Path, command: str) -> None:
-    node = program_of("node")
-    if not (INSTALLED / "node_modules").is_dir():
-        pytest.skip("the npm packages are not installed: make clients")
-    output = run([node, "--test", str(EXAMPLES / "end-to-end.test.js")], tmp_path, RELAY=command)
-    assert re.search(r"^# pass 2$", output, re.MULTILINE), output
-
-
 @long
 def test_end_to_end_in_java(tmp_path: Path, command: str) -> None:
     output = run([program_of("java"), str(EXAMPLES / "EndToEnd.java")], tmp_path, RELAY=command)

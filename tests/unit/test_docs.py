@@ -64,7 +64,7 @@ def test_relay_is_installed_from_a_checkout_since_no_index_has_it():
     name = re.compile(
         r"graph-relay\[|\b(?:pipx? install|pipx run|uvx?|uv add|uv tool)\b[^\n`]*graph-relay"
     )
-    files = [*PAGES, *(TOP / "docs/examples").glob("*"), *(TOP / "relay").rglob("*.py")]
+    files = [*PAGES, *(TOP / "docs/examples").rglob("*"), *(TOP / "relay").rglob("*.py")]
     assert [each for each in files if each.is_file() and name.search(each.read_text())] == []
 
 

@@ -1,0 +1,115 @@
+// Needs @types/node.
+
+export interface StartOptions {
+  /** The command; RELAY_COMMAND by default, else `relay`. */
+  command?: string;
+  /** Further options of `relay dev`, such as ['--domain', 'shop.test']. */
+  args?: string[];
+  /** Seconds until it must be ready; 30 by default. */
+  timeout?: number;
+}
+
+/** Whole values, without regard to case; `*` is any text, `?` one character. */
+export interface Conditions {
+  to?: string;
+  sender?: string;
+  subject?: string;
+  /** The address of the sender or of a recipient. */
+  mailbox?: string;
+  /** A recipient's state, such as `captured`, or `final`. */
+  state?: string;
+  /** A search as in the pages, such as `has:attachment invoice`. */
+  q?: string;
+}
+
+export interface WaitOptions extends Conditions {
+  /** Seconds; 10 by default. */
+  timeout?: number;
+}
+
+export interface Recipient {
+  address: string;
+  /** queued, deferred, held, captured, delivered, relayed, failed, expired, cancelled, discarded, redirected, expanded. */
+  state: string;
+  status: string | null;
+  reply: string | null;
+  attempts: Record<string, unknown>[];
+  [field: string]: unknown;
+}
+
+export interface Attachment {
+  name: string;
+  contentType: string;
+  content(): Promise<Buffer>;
+}
+
+export class Message {
+  readonly id: string;
+  readonly sender: string;
+  readonly subject: string;
+  readonly state: string;
+  readonly recipients: Recipient[];
+  /** The journey: seven steps. */
+  readonly steps: { step: number; name: string; at: string; detail: Record<string, unknown> }[];
+  readonly text: string;
+  readonly html: string;
+  /** The URLs in HTML and text, each once. */
+  readonly links: string[];
+  readonly attachments: Attachment[];
+  code(pattern?: RegExp): string;
+  source(): Promise<string>;
+  reports(): Promise<Message[]>;
+}
+
+export interface Reply {
+  reply?: string;
+  verb?: 'RCPT' | 'DATA' | 'DOT';
+  action?: 'drop' | 'stall';
+  times?: number;
+  delay?: string;
+  chance?: number;
+}
+
+export interface Place {
+  host: string;
+  port: number;
+}
+
+export class Relay {
+  static start(options?: StartOptions): Promise<Relay>;
+  /** Without TLS; any login or none. */
+  readonly smtp: Place;
+  /** With STARTTLS. */
+  readonly submission: Place;
+  /** With TLS from the first octet. */
+  readonly submissions: Place;
+  /** The URL of the pages and APIs, without a path. */
+  readonly url: string;
+  /** The URL of the Graph API. */
+  readonly graph: string;
+  /** A token with the role operate. */
+  readonly token: string;
+  /** The file of the certificate authority. */
+  readonly ca: string;
+  readonly pid: number;
+  /** Environment variables for a program under test. */
+  readonly env: Record<string, string>;
+  wait(options?: WaitOptions): Promise<Message>;
+  waitForCount(count: number, options?: WaitOptions): Promise<Message[]>;
+  messages(conditions?: Conditions): Promise<Message[]>;
+  message(id: string): Promise<Message>;
+  assertNoMoreMail(conditions?: Conditions): Promise<void>;
+  settle(): Promise<void>;
+  clear(): Promise<void>;
+  stop(): Promise<void>;
+  request(path: string, options?: { method?: string; body?: unknown; as?: 'json' | 'text' | 'arrayBuffer' }): Promise<any>;
+  readonly clock: {
+    advance(passed: { days?: number; hours?: number; minutes?: number; seconds?: number }): Promise<void>;
+  };
+  readonly internet: {
+    use(scenario: Record<string, unknown>): Promise<void>;
+    reply(address: string, reply: string | Reply): Promise<void>;
+  };
+}
+
+export class WaitTimeout extends Error {}
