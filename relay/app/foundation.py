@@ -90,6 +90,8 @@ class RelayDependencies:
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
     # loopback, except to `release_to`
     is_simulated: Callable[[str], bool] | None = None
+    # where a host of it listens, whose address and port are given
+    place_of: Callable[[str, int], tuple[str, int]] | None = None
     any_sender: bool = False  # by SMTP, a login may send from any address
     # what is different on a listener of a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None

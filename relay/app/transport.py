@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,8 +39,8 @@ from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.routing.route_table import RouteChanges
 from relay.settings.tree import Settings, SmtpListener
 from relay.sign_in.token_login import TokenLogin
-from relay.smtp.connect import connect
-from relay.smtp.connection import Timeouts
+from relay.smtp.connect import Target, connect
+from relay.smtp.connection import Connection, Timeouts
 from relay.spool.types import Claim, NewMessage, PriorityLevel
 
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
@@ -293,9 +293,18 @@ def _connect(base: Foundation) -> Connect:
         command_s=delivery.command_timeout,
         data_s=min(delivery.command_timeout, Timeouts().data_s),
     )
-    return partial(
+    to_target = partial(
         connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
     )
+    place_of = base.sources.place_of
+    if place_of is None:
+        return to_target
+
+    def to_place(target: Target) -> Awaitable[Connection]:
+        address, port = place_of(target.address, target.port)
+        return to_target(dataclasses.replace(target, address=address, port=port))
+
+    return to_place
 
 
 def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:

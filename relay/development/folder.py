@@ -22,7 +22,7 @@ from relay.base.files import disk_of, replace_file
 
 _CLOCK = "clock.toml"
 MARK = "# Written by `relay dev`"
-_PLACE_BYTES_MAX = 60
+_PLACE_BYTES_MAX = 50  # macOS, where names of sockets are shorter, has 48
 _DISK = Path("/tmp")  # noqa: S108 - what is in it belongs to this user
 _MEMORY = Path("/dev/shm")  # noqa: S108 - as above
 _MEMORY_FREE_BYTES = 2 << 30
@@ -107,11 +107,13 @@ def open_folder(given: Path | None) -> DevelopmentFolder:
 
 def open_new_folder() -> DevelopmentFolder:
     """Return a temporary directory that no other command finds. Raises OSError."""
-    place = _new_place()
-    if len(os.fsencode(place)) > _PLACE_BYTES_MAX:  # no socket could be in it
-        place = _DISK
-    new = Path(tempfile.mkdtemp(prefix="relay-dev-", dir=place))
+    new = Path(tempfile.mkdtemp(prefix="relay-dev-", dir=short_place(_new_place())))
     return DevelopmentFolder(new, temporary=True, lock=_locked(new))
+
+
+def short_place(place: Path) -> Path:
+    """Return `place`, or /tmp if its name is too long for those of sockets in it."""
+    return place if len(os.fsencode(place)) <= _PLACE_BYTES_MAX else _DISK
 
 
 def _open_given(path: Path) -> DevelopmentFolder:

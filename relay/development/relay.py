@@ -157,13 +157,10 @@ class DevelopmentRelay:
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self.folder.config)
         self._accounts = DevelopmentAccounts(
-            MailboxList(settings.mailboxes.root),
-            domains=settings.mailboxes.domains,
-            operator_token=self.token,
-            token=options.token,
-            strict=options.strict_users,
+            MailboxList(settings.mailboxes.root), domains=settings.mailboxes.domains,
+            operator_token=self.token, token=options.token, strict=options.strict_users,
             clock=self.clock,
-        )
+        )  # fmt: skip
         sources = RelayDependencies(
             self._accounts,
             lambda: self._rules,
@@ -171,6 +168,7 @@ class DevelopmentRelay:
             lambda: keys,
             route_places=lambda: places,
             is_simulated=self.internet.covers,
+            place_of=self.internet.place_of,
             release_to=self.release_to,
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=AllowedHosts(frozenset(options.hosts), any_address=options.is_exposed),

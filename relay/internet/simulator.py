@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from relay.base.clock import Clock
 from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
-from relay.base.sockets import reserve_port
+from relay.base.sockets import LACKING_ADDRESS, reserve_port
 from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.dns_server import NO_NAME, DnsServer, Records
 from relay.internet.host_certificates import HostCertificates
@@ -55,6 +55,7 @@ class SimulatedInternet:
         self._received_bytes = 0
         self._hosts: OrderedDict[str, SmtpHost] = OrderedDict()  # the last one looked up last
         self._addresses: dict[str, str] = {}
+        self._places: dict[str, Address] = {}  # of addresses that this system lacks
         self._tasks: set[asyncio.Task[None]] = set()
         self._reserved = reserve_port(_LOOPBACK)
         self.port = int(self._reserved.getsockname()[1])
@@ -125,6 +126,11 @@ class SimulatedInternet:
         """Return whether mail for `address` goes to a simulated host."""
         return self.state.covers(address)
 
+    def place_of(self, address: str, port: int) -> tuple[str, int]:
+        """Return where the host of an address listens; only Linux has all addresses of loopback."""
+        place = self._places.get(address) if port == self.port else None
+        return (place.host, place.port) if place else (address, port)
+
     # -- Behaviour and Zone
 
     def at(self, moment: Moment) -> Action:
@@ -178,8 +184,10 @@ class SimulatedInternet:
         )
         for number in range(_ADDRESSES_TRIED):
             address = address_of(name, number)
+            if address in self._places:
+                continue
             try:
-                host.listen(Address(address, self.port))
+                self._listen(host, address)
             except OSError as error:  # another host's name has led to the same address
                 _log.warning("a simulated host cannot listen", host=name, error=error)
                 continue
@@ -188,11 +196,19 @@ class SimulatedInternet:
             return address
         return ""
 
+    def _listen(self, host: SmtpHost, address: str) -> None:
+        try:
+            host.listen(Address(address, self.port))
+        except OSError as error:
+            if error.errno not in LACKING_ADDRESS:
+                raise
+            self._places[address] = host.listen(Address(_LOOPBACK, 0))
+
     def _close_unused(self) -> bool:
         """Close a host without sessions, if there is one; return whether there was."""
         unused = next((name for name, host in self._hosts.items() if not host.open), None)
         if unused is not None:
-            del self._addresses[unused]
+            self._places.pop(self._addresses.pop(unused), None)
             self._spawn(self._hosts.pop(unused).stop())
         return unused is not None
 

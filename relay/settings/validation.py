@@ -8,6 +8,7 @@ file. See RFC 3207 and RFC 8314 on where TLS is required.
 
 import ipaddress
 import ssl
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from relay.settings.tree import (
 from relay.settings.values import is_ip, parse_address
 
 Found = Iterator[tuple[KeyPath, str]]
-_SOCKET_PATH_BYTES_MAX = 107  # sun_path
+_SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103  # sun_path
 _HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
 _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature

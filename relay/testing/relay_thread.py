@@ -29,7 +29,7 @@ import uvloop
 from relay.app.daemon import BrokenRelayError
 from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.base.files import locked_directory
-from relay.development.folder import DevelopmentFolder, memory_place
+from relay.development.folder import DevelopmentFolder, memory_place, short_place
 from relay.development.relay import DevelopmentRelay
 from relay.observe import logs
 
@@ -49,14 +49,15 @@ def new_state_folder() -> DevelopmentFolder:
 
 def _parent() -> Path:
     """Return this user's directory for all of them."""
-    for place in filter(None, (memory_place(_FREE_BYTES_MIN), Path(tempfile.gettempdir()))):
+    on_disk = short_place(Path(tempfile.gettempdir()))
+    for place in filter(None, (memory_place(_FREE_BYTES_MIN), on_disk)):
         own = place / f"relay-tests-{os.getuid()}"
         with contextlib.suppress(OSError):
             own.mkdir(mode=0o700, exist_ok=True)
             found = own.lstat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
                 return own
-    return Path(tempfile.mkdtemp(prefix="relay-tests-"))
+    return Path(tempfile.mkdtemp(prefix="relay-tests-", dir=on_disk))
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import random
 import socket
 import ssl
@@ -180,6 +181,39 @@ async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*place)
         assert isinstance(await deliver(resolve, "x@a.test"), Relayed)
+
+
+async def test_where_loopback_has_one_address_each_host_has_a_port(monkeypatch):
+    """As on macOS; and all names lead to the same address first."""
+
+    def bind(sock, place, bind=socket.socket.bind):
+        if place[0] != "127.0.0.1":
+            raise OSError(errno.EADDRNOTAVAIL, "Can't assign requested address")
+        bind(sock, place)
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    monkeypatch.setattr(simulator, "address_of", lambda _name, number=0: f"127.1.1.{number}")
+    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
+    places = []
+    async with simulated() as (internet, resolve):
+        for name in ("a.test", "b.test", "a.test", "c.test"):
+            host = (await resolve(name)).hosts[0]
+            assert internet.place_of(host.addresses[0], 25) == (host.addresses[0], 25)
+            places.append(internet.place_of(host.addresses[0], host.port))
+            reader, writer = await asyncio.open_connection(*places[-1])
+            assert b" mx1.%s " % name.encode() in await reader.readline()
+            writer.write(b"QUIT\r\n")
+            await reader.read()
+            writer.close()
+            async with asyncio.timeout(30):
+                while internet._hosts[host.name].open:
+                    await asyncio.sleep(0.005)
+        assert places[0] == places[2]
+        assert len(set(places)) == 3
+        assert {place[0] for place in places} == {"127.0.0.1"}
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*places[1])
+        assert len(internet._places) == 2
 
 
 async def test_a_host_that_is_looked_up_again_stays(monkeypatch):
