@@ -3,7 +3,7 @@
 //
 //   java EndToEnd.java
 //
-// RELAY is the command that starts Relay; it is "relay" if it is not set.
+// RELAY_COMMAND is the command that starts Relay; it is "relay" if it is not set.
 
 import java.io.IOException;
 import java.net.URI;
@@ -111,7 +111,7 @@ public class EndToEnd {
 
     static Process start(Path ready) throws IOException {
         var command = new ArrayList<>(List.of(
-            System.getenv().getOrDefault("RELAY", "relay"), "dev", "--no-demo", "--ready-file", ready.toString()));
+            System.getenv().getOrDefault("RELAY_COMMAND", "relay"), "dev", "--no-demo", "--ready-file", ready.toString()));
         for (var name : List.of("--http", "--https", "--smtp")) {
             command.addAll(List.of(name, "127.0.0.1:0"));
         }

@@ -28,7 +28,8 @@ test('each message is returned once, the oldest first', async () => {
   assert.equal((await relay.messages({ subject: '2' })).length, 1);
 });
 
-test('a wait ends when the message has been tried', async () => {
+test('a wait ends when the message has been tried', async (context) => {
+  context.mock.method(globalThis, 'fetch', () => assert.fail('this is of the program under test'));
   const waiting = relay.wait({ to: 'bob@shop.test' });
   await send('ann@gmail.com', 'Other');
   await send('bob@shop.test', 'Hello');

@@ -158,5 +158,7 @@ def command(tmp_path: Path) -> str:
 
 @long
 def test_end_to_end_in_java(tmp_path: Path, command: str) -> None:
-    output = run([program_of("java"), str(EXAMPLES / "EndToEnd.java")], tmp_path, RELAY=command)
+    output = run(
+        [program_of("java"), str(EXAMPLES / "EndToEnd.java")], tmp_path, RELAY_COMMAND=command
+    )
     assert output == "all tests passed\n"
