@@ -12,7 +12,6 @@ same as that of `relay trace`.
 - `search_text`: text of the search box and of `q`: from:, client:, state:, before: ...; GET /log
 - `content_search`: conditions on contents: words, attachments, unread copies
 - `message_previews`: what a row of the list shows of a content
-- `message_checks`: which mail programs support the HTML, and what is wrong in links
 - `message_source`: where the content of a message is found: spool, mailbox, or a report
 - `message_copies`: the copies in mailboxes: read, unread, their removal
 - `event_streams`: /relay/v1/events: recorded events as server-sent events

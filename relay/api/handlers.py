@@ -23,7 +23,6 @@ from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.explain import ExplainHandler
-from relay.api.message_checks import MessageChecks
 from relay.api.message_previews import NO_PREVIEW, MessagePreviews, RowFacts
 from relay.api.release import addresses_of_body, check_own_recipients, release_host, release_route
 from relay.api.request_parameters import (
@@ -59,9 +58,11 @@ from relay.journeys.message_list import (
     MessageSummary,
 )
 from relay.mailbox.types import StoredMessage
-from relay.message.content import Content, blocks
+from relay.message.content import Content, blocks, octets_of
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination
+from relay.mime.body_checks import Checks, check_bodies
+from relay.mime.read_mime import read_parts
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalPage
 from relay.spool.queue_commands import (
@@ -127,7 +128,7 @@ class Handlers:
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources)
-        self._checks = MessageChecks()
+        self._checking = asyncio.Lock()  # a hostile message takes seconds
         self.explain = ExplainHandler(dependencies.explain)
         self._waiting = ConcurrencyCounter()
 
@@ -212,7 +213,8 @@ class Handlers:
         journey = await self.message(key, principal)
         content = await self.content(journey, principal, view=view)
         if view == "checks":
-            return json_response(await self._checks.of(content, principal.name))
+            async with self._checking:
+                return json_response(await asyncio.to_thread(_checks_of, content))
         headers = {
             "content-type": "message/rfc822",
             "content-disposition": f'attachment; filename="{journey.key}.eml"',
@@ -592,3 +594,12 @@ def has_reached(journey: Journey, state: str) -> bool:
 
 def _unknown(key: str) -> ApiError:
     return ApiError(404, "ErrorItemNotFound", f"No message is known as {quoted(key)}.")
+
+
+def _checks_of(content: Content) -> Checks:
+    try:
+        bodies = read_parts(octets_of(content)).bodies
+    except OSError as error:
+        message = f"The content cannot be read: {error.strerror or error}."
+        raise service_unavailable(message, retry_after_s=5) from error
+    return check_bodies(bodies.html, bodies.text)

@@ -15,7 +15,7 @@ from relay.mime.link_faults import LINK_PROBLEMS, CheckedLink, checked_links
         ("http://a.test/", "http"), ("HTTP://a.test/", "http"),
         ("https://localhost:3000/", "localhost"), ("https://app.LOCALHOST./", "localhost"),
         ("https://127.9.9.9/", "localhost"), ("https://[::1]/", "localhost"), ("https://0.0.0.0/", "localhost"),
-        ("https://10.0.0.1/", "private"), ("https://[fd00::1]:8000/", "private"),
+        ("https://10.0.0.1/", "address"), ("https://[fd00::1]:8000/", "address"),
         ("http://8.8.8.8/", "http address"), ("https://2130706433/", "address"), ("https://0x7f.1/", "address"),
         ("https:///x", "invalid"), ("http:", "http invalid"), ("https://[::1/", "invalid"),
         ("javascript:alert(1)", "script"), ("VBScript:x", "script"), ("data:text/html,x", "script"),
@@ -24,11 +24,7 @@ from relay.mime.link_faults import LINK_PROBLEMS, CheckedLink, checked_links
         ("%RECIPIENT%", "placeholder"), ("https://a.test/?u=%USER_ID%&x", "placeholder"),
         ("https://%HOST%/", "placeholder"), ("https://a.test/${id}", "placeholder"), ("*|UNSUB|*", "placeholder"),
         ("https://a.test/%C3%A9CLAIR%20", ""), ("https://a.test/[x]", ""), ("mailto:{{to}}", "placeholder"),
-        ("mailto:a@b.test", ""), ("mailto:a@b.test,c%2Bd@e.test?subject=x&body=y", ""),
-        ("mailto:?to=a@b.test", ""), ("mailto:?subject=x", ""), ("mailto:gr%C3%BC%C3%9Fe@b.test", ""),
-        ("mailto:", "mailto"), ("mailto:a", "mailto"), ("mailto:a@b.test,c", "mailto"),
-        ("mailto:a@b.test?subject", "mailto"), ("mailto:Ann%20%3Ca@b.test%3E", "mailto"), ("mailto:?to=x", "mailto"),
-        ("tel:+49123", ""), ("sms:1", ""),
+        ("mailto:a@b.test", ""), ("tel:+49123", ""), ("sms:1", ""),
     ],
 )  # fmt: skip
 def test_problems_of_a_link(target: str, expected: str):
@@ -65,9 +61,9 @@ def test_links_of_both_bodies_with_their_lines_each_once():
         CheckedLink("/b", "", "html", 3, ("relative",)),
         CheckedLink("", "", "html", 4, ("empty",)),
         CheckedLink("http://c.test/?%A%B%", "http://c.test/?%A%B%", "text", 4, ("http",)),
-        CheckedLink("mailto:x", "mailto:x", "text", 4, ("mailto",)),
         CheckedLink("https://a.test/", "a", "html", 2, ()),
         CheckedLink("https://a.test/", "b", "html", 5, ()),
+        CheckedLink("mailto:x", "mailto:x", "text", 4, ()),
     ]
 
 
