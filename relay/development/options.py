@@ -116,6 +116,7 @@ class DevelopmentOptions(Struct, frozen=True):
     # keys of relay.toml with other values
     overrides: Mapping[str, Any] = {}
     converts_in_threads: bool = False  # see RelayDependencies
+    indexes_ahead: bool = True  # texts are in the search index before something asks for them
     keep: KeepLimits = DEFAULT_LIMITS  # the oldest mail above these limits is removed
     crash_at: str = ""  # for crash tests
 

@@ -258,10 +258,9 @@ class DevelopmentRelay:
             self.daemon.base.store, development_spool(self.daemon.base.spool),
             keep=self._options.keep, clock=self.clock,
         )  # fmt: skip
-        self._tasks += [
-            asyncio.create_task(retention.run(), name="retention"),
-            asyncio.create_task(self._index.run(), name="search index"),
-        ]
+        self._tasks.append(asyncio.create_task(retention.run(), name="retention"))
+        if self._options.indexes_ahead:
+            self._tasks.append(asyncio.create_task(self._index.run(), name="search index"))
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""

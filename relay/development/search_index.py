@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ from relay.spool.types import SpoolError
 
 _VERSION = 1
 _STEP = 1000  # messages between two looks at what there is
+_BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
 _WAIT_S = 5.0  # of a search, for what was accepted before it
 _QUERY_S = 10.0
@@ -139,33 +140,47 @@ class SearchIndex:
 
         Others may do the same at the same time: each step begins with what the spool has then.
         """
-        wanted: set[str] | None = None
+        wanted: frozenset[str] | None = None
         while wanted is None or not wanted <= self._indexed:
             async with self._turn:
                 await self._do(self._open)
-                ids = set(await development_spool(self._base.spool).accepted_ids())
+                ids = await development_spool(self._base.spool).accepted_ids()
                 wanted = ids if wanted is None else wanted & ids
                 if gone := self._indexed - ids:
                     await self._do(partial(self._remove, gone))
                 missing = sorted(ids - self._indexed)[:_STEP]
-                for at in range(0, len(missing), CONTENTS_MAX):
-                    rows = await self._read(missing[at : at + CONTENTS_MAX])
-                    await self._do(partial(self._write, rows))
+                for at in range(0, len(missing), _BATCH):
+                    await self._add(missing[at : at + _BATCH])
 
-    async def _read(self, queue_ids: Sequence[str]) -> list[_Row]:
-        """Read messages; what is left of their contents is in the queue or in mailboxes."""
+    async def _add(self, queue_ids: Sequence[str]) -> None:
+        """Index messages; what is left of their contents is in the queue or in mailboxes. Many are
+        read at once, since each call waits for its turn in a relay that takes a burst of mail.
+        """
         spool = self._base.spool
-        summaries = await spool.summaries(queue_ids, account=None)
-        recipients = await development_spool(spool).addresses(queue_ids)
-        contents = {**await spool.read_contents(queue_ids)}
-        for one in summaries:
-            with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
-                if one.name not in contents and (content := await self._sources.of_row(one)):
-                    contents[one.name] = content
-        read = [
-            (one, recipients.get(one.name, ()), contents.get(one.name, b"")) for one in summaries
-        ]
-        return await asyncio.to_thread(lambda: [_row(*one) for one in read])
+        summaries, recipients = await asyncio.gather(
+            spool.summaries(queue_ids, account=None),
+            development_spool(spool).addresses(queue_ids),
+        )
+        while summaries:
+            some, summaries = _split(summaries)
+            names = [one.name for one in some]
+            parts = [names[at : at + CONTENTS_MAX] for at in range(0, len(names), CONTENTS_MAX)]
+            found = await asyncio.gather(*map(spool.read_contents, parts))
+            contents = {name: one for part in found for name, one in part.items()}
+            others = [one for one in some if one.name not in contents]
+            for at in range(0, len(others), CONTENTS_MAX):
+                part = others[at : at + CONTENTS_MAX]
+                sources = await asyncio.gather(*map(self._source, part))
+                contents |= {one.name: each for one, each in zip(part, sources, strict=True)}
+            read = [(one, recipients.get(one.name, ()), contents[one.name]) for one in some]
+            rows = await asyncio.to_thread(_rows, read)
+            await self._do(partial(self._write, rows))
+
+    async def _source(self, one: MessageSummary) -> Content:
+        """Return the content of a message that the queue has no more."""
+        with suppress(SpoolError, StoreError, OSError):  # then it has what the spool knows
+            return await self._sources.of_row(one) or b""
+        return b""
 
     async def _do(self, operation: Callable[[], _T]) -> _T:
         """Run an operation in the thread that has the connection. Raises IndexFailedError."""
@@ -247,6 +262,19 @@ class SearchIndex:
         self._indexed = set()
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def _split(
+    summaries: Sequence[MessageSummary],
+) -> tuple[Sequence[MessageSummary], Sequence[MessageSummary]]:
+    """Return the first ones, whose texts are together in memory, and the others."""
+    sizes = accumulate(min(one.size_bytes, CONTENT_BYTES_MAX) for one in summaries)
+    count = max(1, sum(size <= _BATCH_BYTES for size in sizes))
+    return summaries[:count], summaries[count:]
+
+
+def _rows(read: Sequence[tuple[MessageSummary, Iterable[str], Content]]) -> list[_Row]:
+    return [_row(*one) for one in read]
 
 
 def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -> _Row:

@@ -103,7 +103,7 @@ class DevelopmentSpool(Protocol):
         """
         ...
 
-    async def accepted_ids(self) -> Sequence[str]:
+    async def accepted_ids(self) -> frozenset[str]:
         """Return the queue ids of all messages that are not reports."""
         ...
 

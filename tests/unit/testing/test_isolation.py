@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import smtplib
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -251,3 +253,15 @@ def test_many_relays_at_once_in_threads():
     for one in threads:
         one.join(120)
     assert sorted(found) == [f"Number {number}" for number in range(4)]
+
+
+def test_texts_are_indexed_when_a_search_asks():
+    with Relay() as relay:
+        index = relay.running.relay.folder.path / "search-index"
+        with smtplib.SMTP(relay.smtp.host, relay.smtp.port) as session:
+            session.sendmail(ALICE, [BOB], "Subject: x\n\nunmistakable")
+        relay.settle()
+        assert not index.exists()
+        with urlopen(f"{relay.http_url}/?q=mistak") as page:
+            assert b"unmistakable" in page.read()
+        assert index.exists()
