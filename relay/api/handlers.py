@@ -57,6 +57,9 @@ from relay.journeys.message_list import (
     MessageSearch,
     MessageSummary,
 )
+from relay.journeys.near_misses import in_flight, nearest
+from relay.journeys.reported import are_failures_reported, has_new
+from relay.journeys.sentences import needed_reports
 from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks, octets_of
 from relay.message.lifecycle import RecipientState
@@ -79,8 +82,12 @@ Found = TypeVar("Found")
 WAIT_S_MAX = 300.0
 _WAIT_S = 30.0
 _LOOKUP_S = 5.0  # for conditions on contents
+REPORTED = "reported"  # each failed recipient has its report
 THERE = "there"  # all recipients are captured or final
 _WAITING_MAX = 200
+_COMPARED_MAX = 30  # messages with what a wait looked for in vain
+_LOOKED_AT_MAX = 100  # for what is on its way
+_NEAR_MAX = 10
 _KEY_CHARACTERS = 1000
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
@@ -133,8 +140,8 @@ class Handlers:
         self._waiting = ConcurrencyCounter()
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
-        """GET /messages?q=&to=&sender=&subject=&mailbox=&state=&before=&after=&wait=&limit=:
-        {messages, cursor, older}.
+        """GET /messages?q=&to=&sender=&subject=&mailbox=&kind=&state=&before=&after=&wait=&limit=:
+        {messages, cursor, older}; after a wait in vain also {nearest, in_flight, refused}.
         """
         before = list_position_of(query)
         wanted = self.with_reader(list_search_of(query, self._dependencies.clock), principal)
@@ -150,7 +157,22 @@ class Handlers:
             search, lambda listed: bool(listed.messages), timeout_s=wait_s
         )
         older = None if found.older is None else str(found.older)
-        return {"messages": found.messages, "cursor": str(found.cursor), "older": older}
+        missed = {} if found.messages or not wait_s else await self._near_misses(wanted, principal)
+        return {"messages": found.messages, "cursor": str(found.cursor), "older": older, **missed}
+
+    async def _near_misses(self, wanted: MessageSearch, principal: Principal) -> dict[str, Any]:
+        """Return what a wait in vain was near to, what is on its way, and what was refused."""
+        journeys, account = self._dependencies.journeys, principal.account
+        alike = MessageSearch(kind=wanted.kind)
+        near = await journeys.page(alike, account=account, limit=_COMPARED_MAX)
+        newest = await journeys.page(MessageSearch(), account=account, limit=_LOOKED_AT_MAX)
+        flight = [row.as_json() for row in in_flight(newest.rows)]
+        refused = await self.refused({"limit": str(_NEAR_MAX)}, principal)
+        return {
+            "nearest": await asyncio.to_thread(nearest, wanted, near.rows),
+            "in_flight": flight[:_NEAR_MAX],
+            "refused": refused.refused,
+        }
 
     async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
@@ -272,20 +294,36 @@ class Handlers:
     ) -> Journey:
         """GET /messages/{id}/wait?state=there&timeout=30: the journey, and `reached`.
 
-        An unknown message is waited for as well. The wait ends when all recipients are final.
+        An unknown message is waited for as well. The wait ends when all recipients are final, but
+        that for reports: a host may still send one.
         """
         state = query.get("state", THERE)
-        if state not in (THERE, *MESSAGE_STATES):
-            raise bad_state(state, (THERE, *MESSAGE_STATES))
+        choices = (THERE, REPORTED, *MESSAGE_STATES)
+        if state not in choices:
+            raise bad_state(state, choices)
         timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
+
+        async def read() -> Journey | None:
+            found = await self._find(key, principal)
+            if found is None:
+                return None
+            is_reached = has_reached(found, state)
+            for name in needed_reports(found) if state == REPORTED and is_reached else ():
+                report = await self._find(name, principal)
+                is_reached &= report is None or not has_new(report.recipients)
+            return replace(found, reached=is_reached)
+
         found = await self._wait_until(
-            lambda: self._find(key, principal),
-            lambda found: found is not None and (has_reached(found, state) or found.is_final),
+            read,
+            lambda found: (
+                found is not None
+                and (found.reached is True or (found.is_final and state != REPORTED))
+            ),
             timeout_s=timeout_s,
         )
         if found is None:
             raise _unknown(key)
-        return msgspec.structs.replace(found, reached=has_reached(found, state))
+        return found
 
     async def _wait_until(
         self,
@@ -585,8 +623,11 @@ class Handlers:
 
 def has_reached(journey: Journey, state: str) -> bool:
     """Return whether a journey is in `state`; "final": whether all recipients are, "there": whether
-    all are captured or final.
+    all are captured or final, "reported": whether some failed, each of these has its report, and
+    all others were attempted.
     """
+    if state == REPORTED:
+        return are_failures_reported(journey.recipients)
     if state == THERE:
         return journey.is_there
     return journey.is_final if state == FINAL_STATE else journey.state == state

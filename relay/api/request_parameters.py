@@ -18,6 +18,8 @@ from relay.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.http.http_request import HttpRequest
 from relay.journeys.message_list import (
     FINAL_STATE,
+    MAIL,
+    REPORT,
     ListPosition,
     MessageSearch,
     parse_cursor,
@@ -39,7 +41,7 @@ TEXT_CONDITIONS = (
     "sender", "recipient", "domain", "next_hop", "state", "subject", "client", "login", "route",
 )  # fmt: skip
 LIST_PARAMETERS = (
-    "q", "to", "sender", "subject", "mailbox", "state", "before", "after", "wait", "limit",
+    "q", "to", "sender", "subject", "mailbox", "kind", "state", "before", "after", "wait", "limit",
 )  # fmt: skip
 LOG_PARAMETERS = ("q", "to", "sender", "subject", "mailbox", "state", "limit", "pages")
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
@@ -107,9 +109,11 @@ def number_of(
 def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
     """Return the conditions of GET /messages. Raises ApiError 400."""
     texts = {name: _text_of(query, name) for name in ("to", "sender", "subject", "mailbox")}
-    state = query.get("state", "")
+    state, kind = query.get("state", ""), query.get("kind", "")
     if state not in ("", *MESSAGE_STATES):
         raise bad_state(state, MESSAGE_STATES)
+    if kind not in ("", MAIL, REPORT):
+        raise bad_request(f"kind: found {quoted(kind)}, expected {MAIL} or {REPORT}.")
     after = None
     if (text := query.get("after")) is not None:
         try:
@@ -119,7 +123,7 @@ def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
             raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None
     return MessageSearch(
         to=texts["to"], sender=texts["sender"], subject=texts["subject"],
-        mailbox=texts["mailbox"], state=state, after=after,
+        mailbox=texts["mailbox"], kind=kind, state=state, after=after,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from relay.api.request_parameters import (
 from relay.base.clock import Clock, time_us_of
 from relay.http.errors import ApiError, quoted
 from relay.journeys.journey import PAGES_MAX, Journeys
-from relay.journeys.message_list import MessageSearch
+from relay.journeys.message_list import MAIL, MessageSearch
 from relay.settings.values import is_ip
 
 TEXT_CHARACTERS_MAX = 1000
@@ -84,14 +84,14 @@ def list_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
         message = "q: found id: together with the parameter after, expected one of them."
         raise ApiError(400, "BadRequest", message)
     both = {name: getattr(given, name) or getattr(wanted, name) for name in _FIELDS}
-    return replace(wanted, **both, mailbox=given.mailbox, after=given.after)
+    return replace(wanted, **both, mailbox=given.mailbox, kind=given.kind, after=given.after)
 
 
 async def log_rows(
     journeys: Journeys, query: Mapping[str, str], clock: Clock, *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    wanted, limit = list_search_of(query, clock), limit_of(query)
+    wanted, limit = replace(list_search_of(query, clock), kind=MAIL), limit_of(query)
     pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
     return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()
 

@@ -29,7 +29,7 @@ from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey, JourneyStep
-from relay.journeys.message_list import MessageSearch, MessageSummary
+from relay.journeys.message_list import MAIL, MessageSearch, MessageSummary
 from relay.message.lifecycle import AT_REST, RecipientState, SubmissionState
 from relay.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 from relay.settings.document import SettingsError
@@ -323,7 +323,9 @@ class Follower:
         """Return the newest messages, back to one that was seen before."""
         limit = _READ_FIRST
         while True:
-            page = await self._base.journeys.page(MessageSearch(), account=None, limit=limit)
+            page = await self._base.journeys.page(
+                MessageSearch(kind=MAIL), account=None, limit=limit
+            )
             names = {row.submission_id or row.name for row in page.rows}
             if len(page.rows) < limit or limit >= READ_MAX or names & self._seen.keys():
                 return page.rows

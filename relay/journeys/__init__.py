@@ -24,6 +24,7 @@ Lists and news:
 
 - `message_list`: conditions of the message list, its cursor, the place of a message, and its row
 - `list_places`: which messages are on a page of the list
+- `near_misses`: what a wait that failed was near to, and what is in flight
 - `text_index`: a search in all texts as values, and what answers it (`relay dev`)
 - `event_feed`: the events of all messages behind one cursor
 - `changes`: wakes who waits for a change

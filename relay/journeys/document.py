@@ -165,6 +165,11 @@ class Journey(msgspec.Struct, frozen=True):
         return self.id or self.submission_id or ""
 
     @property
+    def is_report(self) -> bool:
+        """Whether Relay has written it, about another message or for a rule."""
+        return any("about" in step.detail for step in self.steps)
+
+    @property
     def shown_recipients(self) -> Sequence[Recipient]:
         """The recipients; before step 4 they are shown in the state of the message."""
         if self.state not in BEFORE_QUEUE:

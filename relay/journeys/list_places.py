@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from relay.journeys.message_list import (
     ALL_MAILBOXES,
     CLOCK_MARGIN_US,
+    REPORT,
     SCAN_MAX,
     FoundMessage,
     FoundPage,
@@ -127,7 +128,12 @@ class ListPlaces:
         """Return the search with the messages that the index finds, if it has all texts."""
         words = wanted.words if wanted.searches_text else ()
         is_other = bool(words) and wanted.reader != ALL_MAILBOXES
-        if self.index is None or is_other or not (words or wanted.has_attachment):
+        if (
+            self.index is None
+            or is_other
+            or wanted.kind == REPORT
+            or not (words or wanted.has_attachment)
+        ):
             return wanted
         numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
         search = TextSearch(tuple(map(SearchTerm, words)), numbers)

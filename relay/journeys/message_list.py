@@ -23,6 +23,7 @@ from relay.journeys.document import Journey
 from relay.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL
 
+MAIL, REPORT = "mail", "report"  # kinds of messages: Relay's own reports are not mail
 FINAL_STATE = "final"  # all recipients are in final states
 SCAN_MAX = 20_000  # messages that one search reads, newest first
 LISTED_MAX = 20  # recipients in a row
@@ -110,6 +111,7 @@ class MessageSearch(Struct, frozen=True):
     to: str = ""  # a pattern; then only the recipients that it matches count
     sender: str = ""  # a pattern
     subject: str = ""  # a pattern
+    kind: str = ""  # MAIL or REPORT
     state: str = ""  # its own before step 4, then that of a recipient; "final" if all are final
     mailbox: str = ""  # an address: the sender, or one of the recipients
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
@@ -222,6 +224,8 @@ class MessageSearch(Struct, frozen=True):
         """Whether a journey matches, apart from what it does not say: `after`, `key`, size, time,
         client, login and content.
         """
+        if self.kind and self.kind != (REPORT if journey.is_report else MAIL):
+            return False
         pairs = [(one.address, one.state) for one in journey.shown_recipients]
         return self.without_content().matches_all(journey.sender, journey.subject, pairs)
 
@@ -397,7 +401,8 @@ class OpenSubmission(Struct, frozen=True):
         pairs = [(address, self.state) for address in self.recipients]
         strict = wanted.without_content()
         return (
-            not wanted.larger_than_bytes
+            wanted.kind != REPORT
+            and not wanted.larger_than_bytes
             and wanted.matches_origin(self.account, "", self.submission_id)
             and strict.matches_all(self.sender, self.subject, pairs)
         )

@@ -11,7 +11,9 @@ from msgspec import structs
 
 from relay.journeys.document import JourneyStep, Recipient, ReportSource, SenderReport
 from relay.journeys.events import Step
+from relay.message.lifecycle import RecipientState
 
+_FAILED = (RecipientState.FAILED, RecipientState.EXPIRED)
 _CLAIMS = {
     "failure": "it was not delivered",
     "delayed": "it is not delivered yet",
@@ -69,6 +71,18 @@ def remote_report(detail: Mapping[str, Any], at: str = "") -> SenderReport:
         detail["kind"], detail["status"], detail["reply"], detail["host"], at, by="remote",
         source=ReportSource(**detail["source"]),
     )  # fmt: skip
+
+
+def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
+    """Whether some have failed, the sender was told so of each of these, and all were attempted."""
+    told = {one.address for one in recipients if one.reported and one.reported.kind == "failure"}
+    failed = {one.address for one in recipients if one.state in _FAILED}
+    return bool(told) and failed <= told and not has_new(recipients)
+
+
+def has_new(recipients: Sequence[Recipient]) -> bool:
+    """Whether one waits for its first attempt, or for an attempt that is due."""
+    return any(one.state == RecipientState.QUEUED for one in recipients)
 
 
 def claim_words(report: SenderReport, address: str = "") -> str:

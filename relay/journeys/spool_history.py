@@ -75,7 +75,7 @@ class SpoolHistory(Protocol):
     async def search(
         self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
     ) -> Sequence[FoundMessage]:
-        """Return messages that match, apart from `after`, newest first; no reports.
+        """Return messages that match, apart from `after`, newest first.
 
         With `since_us` those that were accepted later, with their times. The scan is bounded: older
         messages may be missed.
@@ -85,9 +85,7 @@ class SpoolHistory(Protocol):
     async def find_page(
         self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
     ) -> FoundPage:
-        """Return messages that match, apart from `after` and `key`, in the order of the list; no
-        reports.
-        """
+        """Return messages that match, apart from `after` and `key`, in the order of the list."""
         ...
 
     async def summaries(
@@ -104,7 +102,7 @@ class SpoolHistory(Protocol):
         self, *, account: str | None, limit: int
     ) -> tuple[int, Mapping[str, int]]:
         """Return the number of messages, at most `limit`, and in how many of them, the newest, a
-        recipient is in each state.
+        recipient is in each state; as REPORT, how many of these are reports.
         """
         ...
 

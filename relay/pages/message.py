@@ -17,7 +17,6 @@ from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import time_us_of
 from relay.http.errors import ApiError, service_unavailable
 from relay.journeys.document import Journey
-from relay.journeys.events import Step
 from relay.journeys.message_list import position_of
 from relay.journeys.sentences import answer
 from relay.message.address import own_mailbox
@@ -198,9 +197,7 @@ def _is_own_report(journey: Journey) -> bool:
 
     A dead letter may be a message of anybody's; it goes to the postmaster.
     """
-    is_about = any(one.step == Step.POLICY_AND_ROUTING and "about" in one.detail
-                   for one in journey.steps)  # fmt: skip
-    return is_about and all(one.address != POSTMASTER for one in journey.recipients)
+    return journey.is_report and all(one.address != POSTMASTER for one in journey.recipients)
 
 
 async def _original_of(request: PageRequest, report: DeliveryReport) -> str:

@@ -13,7 +13,13 @@ from relay.api.message_previews import RowFacts
 from relay.api.request_parameters import MESSAGE_STATES
 from relay.api.search_text import SearchTextError, parse_search
 from relay.base.clock import rfc3339
-from relay.journeys.message_list import ListPosition, MessageSearch, MessageSummary, parse_position
+from relay.journeys.message_list import (
+    REPORT,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+    parse_position,
+)
 from relay.message.address import own_mailbox
 from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.pages.content import one_line
@@ -52,22 +58,22 @@ _TABS: Sequence[str] = (
 
 
 class ListView(Struct, frozen=True):
-    """What the visitor asks for. `trail` are the places of the newer pages, the first page is "".
+    """What the visitor asks for; "" for all."""
 
-    `fault` is a sentence if the search is none.
-    """
-
-    text: str = ""
-    mailbox: str = ""
-    state: str = ""
-    before: ListPosition | None = None
-    trail: tuple[str, ...] = ()
-    fault: str = ""
-    wanted: MessageSearch = _EVERYTHING
+    text: str = ""  # of the search
+    mailbox: str = ""  # an address
+    kind: str = ""  # REPORT
+    state: str = ""  # of a recipient
+    before: ListPosition | None = None  # where the page begins; None: with the newest message
+    trail: tuple[str, ...] = ()  # the places of the newer pages, the first page is ""
+    fault: str = ""  # a sentence if the search is none
+    wanted: MessageSearch = _EVERYTHING  # all of it
 
     def query(self, **changes: Any) -> dict[str, Any]:
         """Return the fields of a link to this view, on its first page."""
-        fields = {"q": self.text, "mailbox": self.mailbox, "state": self.state}
+        fields = {
+            "q": self.text, "mailbox": self.mailbox, "kind": self.kind, "state": self.state,
+        }  # fmt: skip
         return {name: value for name, value in (fields | changes).items() if value}
 
     def here(self) -> dict[str, Any]:
@@ -102,7 +108,7 @@ class ListView(Struct, frozen=True):
 
     def filters(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the name of each filter, and the fields of a link without it."""
-        names = {"q": "search", "mailbox": "mailbox", "state": "state"}
+        names = {"q": "search", "mailbox": "mailbox", "kind": "kind", "state": "state"}
         given = self.query()
         return [
             (f"the {names[field]} {value}", self.query(**{field: ""}))
@@ -115,7 +121,9 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     fields = dict(query)
     text = fields.get("q", "").strip()
     mailbox = fields.get("mailbox", "").strip()[:_MAILBOX_CHARACTERS_MAX]
-    state = fields.get("state", "")
+    state, kind = fields.get("state", ""), fields.get("kind", "")
+    if kind != REPORT:
+        kind = ""
     fault, wanted = "", _EVERYTHING
     try:
         wanted = parse_search(text)
@@ -125,11 +133,12 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
         state = ""
     if state and wanted.state not in ("", state):
         fault = f"The search has state:{wanted.state}, and the filter has {state}. Remove one."
-    wanted = replace(wanted, mailbox=mailbox, state=state or wanted.state)
+    wanted = replace(wanted, mailbox=mailbox, kind=kind, state=state or wanted.state)
     trail = tuple(fields.get("newer", "").split(_TRAIL_SEPARATOR))[:_TRAIL_MAX]
     return ListView(
         text=text,
         mailbox=mailbox,
+        kind=kind,
         state=state,
         before=_place(fields.get("before", "")),
         trail=trail if fields.get("before") else (),
@@ -155,7 +164,7 @@ def _place(text: str) -> ListPosition | None:
 
 
 async def message_list(request: PageRequest) -> Response:
-    """GET /?q=&mailbox=&state=&before=&newer=."""
+    """GET /?q=&mailbox=&kind=&state=&before=&newer=."""
     view = view_of(request.http.query)
 
     async def render() -> str:
@@ -245,7 +254,7 @@ def _matching(
     if is_all and view.before is None:
         return f"{rows:,}"
     number = counts.get(view.state, 0) if view.state else total
-    if view.text or view.mailbox or not number:
+    if view.text or view.mailbox or view.kind or not number:
         return ""
     return f"{number:,}{'+' if total >= _COUNTED_MAX else ''}"
 
@@ -288,15 +297,20 @@ def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[st
     ]
     if view.state and view.state not in _TABS:
         tabs.append((view.state, view.state.capitalize(), ""))
-    return [
+    shown: list[dict[str, Any]] = [
         {
             "label": label,
             "number": number,
-            "query": view.query(state=state),
-            "is_chosen": view.state == state,
+            "query": view.query(state=state, kind=""),
+            "is_chosen": not view.kind and view.state == state,
         }
         for state, label, number in tabs
     ]
+    if counts.get(REPORT) or view.kind:
+        number, query = f"{counts.get(REPORT, 0):,}{more}", view.query(kind=REPORT, state="")
+        is_chosen = bool(view.kind)
+        shown.append({"label": "Reports", "number": number, "query": query, "is_chosen": is_chosen})
+    return shown
 
 
 def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
-from relay.journeys.message_list import MessageSearch
+from relay.journeys.message_list import MAIL, MessageSearch
+from relay.journeys.near_misses import in_flight
 from relay.observe.history import total
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
@@ -23,7 +24,6 @@ from relay.testing.waiting import (
     WaitTimeout,
     Wanted,
     arrival_line,
-    in_flight,
     journey_lines,
     no_bounce_text,
     timeout_text,
@@ -148,7 +148,7 @@ class Observer:
     async def journeys(self) -> list[Journey]:
         """Return the journeys of all messages but reports, the oldest first."""
         found = await self._daemon.base.journeys.search(
-            MessageSearch(), account=None, limit=_JOURNEYS_MAX
+            MessageSearch(kind=MAIL), account=None, limit=_JOURNEYS_MAX
         )
         return found.messages[::-1]
 

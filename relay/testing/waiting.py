@@ -5,20 +5,19 @@ regard to case; `*` is any text, `?` one character.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 from relay.journeys.document import Journey
 from relay.journeys.message_list import matches_address_pattern, matches_pattern
+from relay.journeys.near_misses import VALUE_CHARACTERS_MAX, Comparison, in_flight, likeness
 from relay.message.address import AddressError, parse_odd_mailbox
-from relay.message.lifecycle import AT_REST, RecipientState
+from relay.message.lifecycle import RecipientState
 from relay.refusals.refusal import Refusal, line_of
 from relay.testing.arrivals import ArrivedMessage
 
 SETTLE_S = 60.0
 _SHOWN_MAX = 10
-_VALUE_CHARACTERS_MAX = 120
 _WITHOUT_COPY = (
     RecipientState.FAILED,
     RecipientState.EXPIRED,
@@ -66,7 +65,7 @@ class Wanted:
             self.sender is None or any(_matches(self.sender, one or "<>") for one in senders)
         )
 
-    def compare(self, arrival: ArrivedMessage) -> Iterator[tuple[str, str, str, bool]]:
+    def compare(self, arrival: ArrivedMessage) -> Iterator[Comparison]:
         """Yield each field with what was expected, what was found, and whether it matches."""
         if self.subject is not None:
             found = arrival.subject
@@ -142,11 +141,6 @@ def no_bounce_text(
     if any(one.state == RecipientState.DEFERRED for one in journey.recipients):
         lines.append("Deferred mail bounces when it expires: clock.advance(days=…) moves the time")
     return "\n".join(lines)
-
-
-def in_flight(journeys: Iterable[Journey]) -> list[Journey]:
-    """Return the messages with recipients that are neither final nor captured."""
-    return [one for one in journeys if any(each.state not in AT_REST for each in one.recipients)]
 
 
 def unexpected_text(unexpected: Sequence[str]) -> str:
@@ -246,13 +240,10 @@ def _nearest(
 ) -> ArrivedMessage | None:
     """Return the message that differs least, a new one before one that was returned."""
 
-    def likeness(arrival: ArrivedMessage) -> tuple[float, bool]:
-        score = 0.0
-        for _, expected, found, is_right in wanted.compare(arrival):
-            score += 1 if is_right else SequenceMatcher(None, expected, found).ratio()
-        return score, arrival.copy.key not in observed.taken
+    def order(arrival: ArrivedMessage) -> tuple[float, bool]:
+        return likeness(wanted.compare(arrival)), arrival.copy.key not in observed.taken
 
-    return max(arrivals, key=likeness, default=None)
+    return max(arrivals, key=order, default=None)
 
 
 def _matches(pattern: Pattern, value: str) -> bool:
@@ -270,7 +261,7 @@ def _shown(value: Pattern) -> str:
 def _clipped(text: str) -> str:
     """Return a short text for a terminal, on one line and without control characters."""
     text = _on_one_line(text)
-    return text if len(text) <= _VALUE_CHARACTERS_MAX else f"{text[:_VALUE_CHARACTERS_MAX]}…"
+    return text if len(text) <= VALUE_CHARACTERS_MAX else f"{text[:VALUE_CHARACTERS_MAX]}…"
 
 
 def _on_one_line(text: str) -> str:

@@ -117,6 +117,8 @@ async def generated(spool, make, clock, request) -> list[Generated]:
 
 SEARCHES: Sequence[tuple[dict[str, str], Callable[[Generated], bool]]] = [
     ({}, lambda _: True),
+    ({"kind": "mail"}, lambda one: one.message.facts.source is Source.SMTP),
+    ({"kind": "report"}, lambda one: one.message.facts.source is Source.REPORT),
     ({"subject": "*INVOICE*"}, lambda one: "invoice" in one.message.facts.subject.lower()),
     ({"subject": "100% *"}, lambda one: one.message.facts.subject.startswith("100% ")),
     ({"sender": "alice@*"}, lambda one: sender(one).lower().startswith("alice@")),
@@ -135,12 +137,7 @@ def sender(one: Generated) -> str:
 
 
 def listed(messages: Iterable[Generated], account: str | None = None) -> list[Generated]:
-    return [
-        one
-        for one in messages
-        if one.message.facts.source is not Source.REPORT
-        and account in (None, one.message.facts.account)
-    ]
+    return [one for one in messages if account in (None, one.message.facts.account)]
 
 
 async def test_generated_messages(spool, generated: list[Generated]) -> None:
@@ -173,6 +170,7 @@ async def pages(spool, wanted: MessageSearch, account: str | None) -> list[str]:
 
 async def check_counts(spool, newest: list[Generated], account: str | None, limit: int) -> None:
     states = Counter(state for one in newest for state in set(one.fates))
+    states += Counter("report" for one in newest if one.message.facts.source is Source.REPORT)
     found = await spool.count_states(account=account, limit=limit)
     assert (found[0], dict(found[1])) == (len(newest), dict(states))
     used: Counter[str] = Counter()

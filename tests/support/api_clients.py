@@ -19,7 +19,7 @@ from relay.base.pauses import Pauses
 from relay.base.pressure import Pressure
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
-from relay.journeys.journey import MessageList
+from relay.journeys.journey import ListPage, MessageList
 from relay.journeys.message_list import ListCursor, ListPosition, MessageSearch
 from relay.message.nexthop import NextHop
 from relay.observe.history import MetricsHistory
@@ -89,6 +89,9 @@ class Records:
             if account in (None, owner) and wanted.matches(journey)
         ]
         return MessageList(found, ListCursor(5))
+
+    async def page(self, wanted: MessageSearch, *, account: str | None, limit: int) -> ListPage:
+        return ListPage((), None)
 
     async def list(self, selector: Selector, *, limit: int, **_: Any) -> EntryList:
         if self.fault:

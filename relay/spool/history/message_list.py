@@ -19,6 +19,8 @@ from relay.journeys.message_list import (
     CLOCK_MARGIN_US,
     FINAL_STATE,
     LISTED_MAX,
+    MAIL,
+    REPORT,
     SCAN_MAX,
     FoundMessage,
     FoundPage,
@@ -39,10 +41,13 @@ _SEARCHED_AT_ONCE = 50
 _SCANNED_AT_ONCE = 200
 _ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
-_FACTS = "id, account, reverse_path, subject, submission_id, size, client"
-_Row = tuple[str, str, str, str, str, int, str]
+_FACTS = "id, account, reverse_path, subject, submission_id, size, client, source"
+_Row = tuple[str, str, str, str, str, int, str, str]
 _RecipientRow = tuple[int, str, str]  # number, address, state
 
+# The beginning of a condition, by kind.
+_OF_KIND = {"": "", MAIL: "source <> 'report' AND ", REPORT: "source = 'report' AND "}
+_REPORTS = "SELECT id FROM message WHERE source = 'report' AND id < ? ORDER BY id DESC LIMIT ?"
 # A submission may be accepted long after it was made: its id is then newer than its place.
 _LATE = (
     f"SELECT {_FACTS} FROM (SELECT {_FACTS} FROM message"
@@ -95,7 +100,7 @@ class _Matching:
             row
             for row in rows
             if self._account in (None, row[1])
-            and (wanted.indexed is None or row[0] in wanted.indexed)
+            and (wanted.indexed is None or row[0] in wanted.indexed or self._is_report(row))
             and row[5] > (wanted.larger_than_bytes or -1)
             and wanted.matches_facts(row[2], row[3])
             and wanted.matches_origin(row[1], row[6], row[4])
@@ -110,9 +115,16 @@ class _Matching:
         found = []
         for row in rows:
             its_own = recipients.get(row[0], ())
-            if wanted.matches_all(row[2], row[3], [one[1:] for one in its_own]):
+            asked = self._wanted if wanted.indexed is not None and self._is_report(row) else wanted
+            if asked.matches_all(row[2], row[3], [one[1:] for one in its_own]):
                 found.append(self._found(row, its_own))
         return found
+
+    def _is_report(self, row: _Row) -> bool:
+        """Whether it is a report that may match: no index has it, so that words are looked for in
+        subject and addresses alone.
+        """
+        return row[7] == REPORT and not self._wanted.has_attachment
 
     def _found(self, row: _Row, recipients: Sequence[_RecipientRow]) -> FoundMessage:
         queue_id, account, sender, subject, submission_id, *_ = row
@@ -169,13 +181,14 @@ class _PageSearch:
         self._matching = _Matching(tables, wanted, account)
         self._from_us = wanted.from_us
         self._indexed = wanted.indexed
+        self._kind = wanted.kind
         self._before = before
         self._limit = limit
         self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
         self._found: list[FoundMessage] = []
 
     def find(self) -> FoundPage:
-        """Return the messages that match from the place on, without reports."""
+        """Return the messages that match from the place on."""
         begin = _LATEST
         if self._before is not None:
             begin = first_id_after(self._before.at_us)
@@ -199,7 +212,9 @@ class _PageSearch:
     def _chunks(self, begin: str) -> Iterator[list[_Row]]:
         """Yield the rows with ids before `begin`, newest first."""
         if self._indexed is not None:
-            ids = sorted((one for one in self._indexed if one < begin), reverse=True)
+            reports = self._tables.fetch(_REPORTS, (begin, SCAN_MAX)) if self._kind != MAIL else ()
+            indexed = (one for one in self._indexed if one < begin)
+            ids = sorted({*indexed, *(one for (one,) in reports)}, reverse=True)
             for at in range(0, len(ids), _CHUNK):
                 where, values = self._tables.among("id", ids[at : at + _CHUNK])
                 sql = f"SELECT {_FACTS} FROM message WHERE {where} ORDER BY id DESC"
@@ -208,7 +223,7 @@ class _PageSearch:
             return
         while True:
             rows = self._tables.fetch(
-                f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id < ?"
+                f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[self._kind]}id < ?"
                 " ORDER BY id DESC LIMIT ?",
                 (begin, _CHUNK),
             )
@@ -276,7 +291,7 @@ class MessageQueries(QueueEngine):
         matching = _Matching(tables, wanted, account)
         earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
         rows = tables.each(
-            f"SELECT {_FACTS} FROM message WHERE source <> 'report' AND id > ?"
+            f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[wanted.kind]}id > ?"
             " ORDER BY id DESC LIMIT ?",
             (earliest, SCAN_MAX),
         )
@@ -354,11 +369,13 @@ class MessageQueries(QueueEngine):
     ) -> tuple[int, Mapping[str, int]]:
         """SpoolHistory.count_states."""
         ids = _newest(tables, account=account, limit=limit)
-        where, values = tables.among("message_id", ids)
+        of_recipient, of_message = tables.among("message_id", ids), tables.among("id", ids)
         rows = tables.fetch(
             "SELECT state, count(DISTINCT message_id) FROM recipient"
-            f" WHERE {where} AND added_by = '' GROUP BY state",
-            values,
+            f" WHERE {of_recipient[0]} AND added_by = '' GROUP BY state"
+            f" UNION ALL SELECT source, count(*) FROM message WHERE {of_message[0]}"
+            " AND source = 'report' GROUP BY source",
+            (*of_recipient[1], *of_message[1]),
         )
         return len(ids), dict(rows)
 
@@ -403,9 +420,9 @@ def _deciding(
 
 
 def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
-    """Return the ids of the newest messages, without reports."""
+    """Return the ids of the newest messages."""
     rows = tables.each(
-        "SELECT id, account FROM message WHERE source <> 'report' ORDER BY id DESC LIMIT ?",
+        "SELECT id, account FROM message ORDER BY id DESC LIMIT ?",
         (SCAN_MAX if account else limit,),
     )
     own = (queue_id for queue_id, owner in rows if account in (None, owner))

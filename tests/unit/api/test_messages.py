@@ -1,6 +1,7 @@
 """/relay/v1/messages: who sees which, lists, sources, and waiting."""
 
 import asyncio
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -9,7 +10,7 @@ from relay.api import handlers
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.message_list import NO_MAILBOX, ListCursor, MessageSearch
 from tests.support.api_clients import ApiClients, a_journey, code
-from tests.support.journeys import json_of
+from tests.support.journeys import json_of, made_journey
 from tests.support.logs import capture_logs
 
 
@@ -216,7 +217,10 @@ async def test_a_list_waits_for_a_match(api: ApiClients) -> None:
 async def test_a_list_without_a_match_is_empty_after_its_time(api: ApiClients) -> None:
     async with asyncio.timeout(30):
         answer = await api.get("/relay/v1/messages?to=x@a.test&wait=0.05")
-    assert (answer.status_code, answer.json()["messages"]) == (200, [])
+    missed = {"messages": [], "nearest": None, "in_flight": [], "refused": []}
+    assert answer.status_code == 200
+    assert answer.json().items() >= missed.items()
+    assert "nearest" not in (await api.get("/relay/v1/messages?to=x@a.test")).json()
 
 
 async def test_waiting_lists_are_limited(api: ApiClients, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +239,7 @@ async def test_waiting_lists_are_limited(api: ApiClients, monkeypatch: pytest.Mo
         ("/messages?limit=nan", "limit"),
         ("/messages?state=sent", "state"),
         ("/messages?stat=queued", "stat"),
+        ("/messages?kind=reports", "kind"),
         ("/messages?after=xyz", "after"),
         ("/messages?q=larger:x", "larger"),
         ("/messages?q=to:x&to=y", "to"),
@@ -281,6 +286,42 @@ async def test_waiting_says_whether_it_got_there(
     api.records.known["q1"] = ("alice@example.test", a_journey(*states))
     answer = await api.get(f"/relay/v1/messages/q1/wait?state={state}&timeout=0")
     assert answer.json() == json_of(a_journey(*states)) | {"reached": reached}
+
+
+TOLD = {"kind": "failure", "status": "", "reply": "", "host": "", "at": ""}
+LATE = TOLD | {"kind": "delayed"}
+CLAIM = TOLD | {"by": "remote", "source": {"client": "", "reporting_mta": ""}}
+
+
+@pytest.mark.parametrize(
+    ("recipients", "report", "reached"),
+    [
+        ([("failed", TOLD)], "captured", True),
+        ([("failed", TOLD)], "deferred", True),
+        ([("failed", TOLD)], "queued", False),
+        ([("expired", TOLD), ("delivered", None), ("deferred", LATE)], "delivered", True),
+        ([("failed", None)], "", False),
+        ([("failed", TOLD), ("expired", None)], "captured", False),
+        ([("failed", TOLD), ("failed", LATE)], "captured", False),
+        ([("failed", TOLD), ("queued", None)], "captured", False),
+        ([("deferred", LATE)], "captured", False),
+        ([("delivered", None), ("captured", None)], "", False),
+        ([("relayed", CLAIM)], "", True),
+    ],
+)
+async def test_reported_waits_for_each_report(
+    api: ApiClients, recipients: list[tuple[str, Any]], report: str, reached: bool
+) -> None:
+    people = [
+        {"address": f"{number}@a.test", "state": state, "reported": told}
+        for number, (state, told) in enumerate(recipients)
+    ]
+    steps = [{"step": 7, "detail": {"report_id": "r1"}}] if report else []
+    found = made_journey(id="q1", state=recipients[0][0], recipients=people, steps=steps)
+    api.records.known["q1"] = ("alice@example.test", found)
+    api.records.known["r1"] = ("alice@example.test", a_journey(report, name="r1"))
+    answer = await api.get("/relay/v1/messages/q1/wait?state=reported&timeout=0")
+    assert answer.json()["reached"] is reached
 
 
 async def test_wait_ends_when_the_message_is_final_in_another_state(api: ApiClients) -> None:

@@ -22,7 +22,7 @@ class Journeys:
         self.limits = []
 
     async def page(self, wanted, *, account, limit):
-        assert (wanted, account) == (MessageSearch(), None)
+        assert (wanted, account) == (MessageSearch(kind="mail"), None)
         self.limits.append(limit)
         return SimpleNamespace(rows=tuple(reversed(self.all))[:limit])
 

@@ -41,17 +41,27 @@ def link(text, name):
 async def test_messages_are_found_by_search_and_filters(pages):
     await send(pages, ("Invoice 1", "bob@example.test"), ("Invoice <2>", "ann@customer.test"))
     await send(pages, ("Hello", "gone+550@customer.test"))
-    assert subjects(await pages.text("/")) == ["Hello", "Invoice <2>", "Invoice 1"]
+    report = "Undeliverable: Hello"
+    text = await pages.text("/")
+    assert subjects(text) == [report, "Hello", "Invoice <2>", "Invoice 1"]
+    assert subjects(await pages.text(link(text, "Reports"))) == [report]
     for query, expected in (
         ("q=invoice", ["Invoice <2>", "Invoice 1"]),
+        ("q=hello", [report, "Hello"]),
+        ("q=undeliverable", [report]),
+        ("q=it+alice", []),  # words of the text of a report need kind=report
+        ("q=undeliverable+has:attachment", []),
+        ("q=hello&kind=report", [report]),
+        ("q=hello&kind=x", [report, "Hello"]),
+        ("q=gone&kind=report", [report]),
         ("q=to:customer.test+hello", ["Hello"]),
         ("q=state:captured", ["Invoice <2>"]),
-        ("state=delivered", ["Invoice 1"]),
+        ("state=delivered", [report, "Invoice 1"]),
         ("mailbox=BOB@example.test", ["Invoice 1"]),
         ("mailbox=alice@example.test&state=failed", ["Hello"]),
     ):
         assert subjects(await pages.text(f"/?{query}")) == expected, query
-    [key] = keys_of(await pages.text("/?q=hello"))
+    [key] = keys_of(await pages.text("/?q=subject:hello"))[1:]
     assert subjects(await pages.text(f"/?q=id:{key}")) == ["Hello"]
 
 
