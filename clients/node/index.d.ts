@@ -18,6 +18,8 @@ export interface Conditions {
   mailbox?: string;
   /** A recipient's state, such as `captured`, or `final`. */
   state?: string;
+  /** Only messages that programs sent, or only reports to their senders. */
+  kind?: 'mail' | 'report';
   /** A search as in the pages, such as `has:attachment invoice`. */
   q?: string;
 }

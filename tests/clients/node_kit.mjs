@@ -58,7 +58,9 @@ test('failures of hosts, and the clock', async () => {
   const sent = await relay.wait({ to: 'joe@gmail.com' });
   assert.deepEqual([sent.state, sent.recipients[0].reply], ['deferred', '452 4.2.2 full']);
   await relay.clock.advance({ minutes: 30 });
+  assert.equal((await relay.wait({ kind: 'report' })).recipients[0].address, 'app@shop.test');
   assert.deepEqual((await sent.reports()).map((one) => one.subject), ['Undeliverable: Invoice']);
+  await relay.assertNoMoreMail();
   await assert.rejects(relay.internet.reply('joe@gmail.com', 'no'), /400 .*found "no", expected a reply such as "550/);
   await assert.rejects(relay.internet.reply('gmail.com', '550 no'), /found gmail.com, expected an address/);
 });
@@ -71,7 +73,9 @@ test('a wait that fails says what there is', async () => {
   await assert.rejects(relay.waitForCount(2, { to: 'anne@*', timeout: 0.1 }), (error) => {
     assert.ok(error instanceof WaitTimeout);
     assert.match(error.message, /^found 0 messages, expected 2 with {"to":"anne@\*"} within 0.1 s\n/);
+    assert.match(error.message, /^Nearest:\n {2}to: expected anne@\*, found ann@gmail.com$/m);
     assert.match(error.message, /"Welcome" from app@shop.test to ann@gmail.com captured .* - returned before$/m);
+    assert.match(error.message, /^Refused:\n {2}550 .*: a@b.test -> x@gmail.com "x"$/m);
     return true;
   });
   await send('ann@gmail.com', 'More');
