@@ -119,3 +119,12 @@ async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatc
     with pytest.raises(IndexFailedError):
         await made.search(TextSearch())
     await made.close()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"), [([1] * 250, 250), ([50 << 20] * 250, 8), ([9, 8 << 20, 1], 3), ([], 1)]
+)
+def test_texts_that_are_read_together_have_a_size(sizes: list[int], count: int) -> None:
+    summaries = [SimpleNamespace(size_bytes=one) for one in sizes]
+    some, others = search_index._split(summaries)
+    assert (some, others) == (summaries[:count], summaries[count:])
