@@ -69,6 +69,9 @@ class Metrics:
             "relay_pressure_reason", "The level that each reason requires.", ["reason"]
         )
         self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
+        self.notifications = counter(
+            "relay_notifications", "What receivers were sent.", ["kind", "result"]
+        )
         self.clock_jump = gauge(
             "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
         )

@@ -90,6 +90,25 @@ class Resolver:
             case _:
                 raise ValueError(f"{next_hop} has no hosts")
 
+    async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host by the DNS, or by the system's host table; () if it has
+        none.
+        """
+        four: Answer = NoName()  # a single label is not in the DNS: localhost, containers
+        six = four
+        if "." in name:
+            four, six = await self._dns.answers((name, "A"), (name, "AAAA"))
+        found = addresses_of(four, six, self._rng)
+        return await self.addresses_by_system(name) if found == () else found
+
+    async def addresses_by_system(self, name: str) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host by the system's lookup; () if it has none."""
+        [table] = await self._dns.answers((name, "HOST"))
+        found = addresses_of(table, NoRecords(), self._rng)
+        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: loopback only
+            found = tuple(address for address in found if ip_address(address).is_loopback)
+        return found
+
     async def close(self) -> None:
         """Cancel the queries in progress."""
         await self._dns.close()
@@ -156,16 +175,7 @@ class Resolver:
             pass  # a name, then
         else:
             return self._hosts_unless_own(Host(name, 0, (address,), port, lmtp=lmtp))
-        four: Answer = NoName()  # a single label is not in the DNS: localhost, containers
-        six = four
-        if "." in name:
-            four, six = await self._dns.answers((name, "A"), (name, "AAAA"))
-        found = addresses_of(four, six, self._rng)
-        if found == ():
-            [table] = await self._dns.answers((name, "HOST"))
-            found = addresses_of(table, NoRecords(), self._rng)
-        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: loopback only
-            found = tuple(address for address in found if ip_address(address).is_loopback)
+        found = await self.addresses(name)
         if isinstance(found, NoAnswer):
             return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
         if not found:
@@ -236,6 +246,11 @@ class LoopbackResolver:
         ):
             return _elsewhere(next_hop)
         return found
+
+    async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host by the system's lookup, not by the simulated DNS."""
+        is_local = name.endswith(".localhost")  # RFC 6761 6.3
+        return await self._resolver.addresses_by_system("localhost" if is_local else name)
 
     async def close(self) -> None:
         """Cancel the queries in progress."""

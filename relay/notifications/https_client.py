@@ -1,0 +1,313 @@
+"""An HTTPS client for URLs that others name: it decides where a request may go.
+
+A name is resolved once for each request, each of its addresses is checked, and the connection goes
+to one that passed; the certificate is verified for the name. So a name that leads elsewhere at its
+next look-up (DNS rebinding) gains nothing. Redirects are not followed, one time-out covers the
+whole request, and what is read of an answer is bounded. RFC 9112, RFC 9525.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
+from msgspec import Struct
+
+from relay.message.address import AddressError, to_ascii_domain
+from relay.smtp.connect import reason
+
+URL_CHARACTERS_MAX = 2048
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+ANYWHERE = ("0.0.0.0/0", "::/0")
+_HEADER_BYTES_MAX = 16 * 1024
+_READ_BYTES = 16 * 1024
+_REST_S = 0.5  # for the rest of an answer whose body nobody needs
+_NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
+_LABEL = r"[a-z0-9_][a-z0-9_-]{0,62}+"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*+", re.IGNORECASE)
+_NAT64 = ip_network("64:ff9b::/96")
+_IpAddress = IPv4Address | IPv6Address
+Lookup = Callable[[str], Awaitable[Sequence[str]]]  # from a name to addresses; raises OSError
+
+
+class UrlError(ValueError):
+    """A URL to which nothing can be sent; the text says what was found and expected."""
+
+
+class RequestFailedError(Exception):
+    """There is no answer, or none that counts. `timed_out`: the time was over."""
+
+    def __init__(self, text: str, *, timed_out: bool = False) -> None:
+        super().__init__(text)
+        self.timed_out = timed_out
+
+
+class WebUrl(Struct, frozen=True):
+    """A URL, read strictly. `host` has A-labels, or is an address without brackets."""
+
+    text: str
+    scheme: str
+    host: str
+    port: int
+    target: str  # path and query
+
+    @property
+    def authority(self) -> str:
+        """The Host field (RFC 9110 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def with_query(self, more: str) -> "WebUrl":
+        """Return the URL with a further parameter in its query."""
+        joint = "&" if "?" in self.target else "?"
+        url = f"{self.scheme}://{self.authority}{self.target}{joint}{more}"
+        return WebUrl(url, self.scheme, self.host, self.port, f"{self.target}{joint}{more}")
+
+
+class Destinations(Struct, frozen=True):
+    """Where requests may go: to the addresses in `networks`, and, if `public`, to all public ones.
+
+    Without TLS (http) they go to addresses in `plain` only.
+    """
+
+    networks: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    public: bool = True
+
+    def refusal(self, address: str, *, scheme: str) -> str:
+        """Return why a request may not go to an address, "" if it may."""
+        found = _plain_address(address)
+        if scheme != "https" and not _is_in(found, self.plain):
+            return f"{address}: expected https, except to {', '.join(self.plain) or 'nowhere'}"
+        if _is_in(found, self.networks) or (self.public and _is_public(found)):
+            return ""
+        kind = "an address beyond this machine" if _is_public(found) else "no public address"
+        return f"{address} is {kind}"
+
+
+class Answer(Struct, frozen=True):
+    """An answer; `body` is empty unless it was asked for."""
+
+    status: int
+    content_type: str  # of the media type only, in lower case
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is a 2xx."""
+        return 200 <= self.status < 300
+
+
+_PORTS = {"https": 443, "http": 80}
+
+
+class HttpsClient:
+    """Sends single requests. `lookup` resolves the names."""
+
+    def __init__(self, lookup: Lookup, destinations: Destinations) -> None:
+        self._lookup = lookup
+        self._destinations = destinations
+
+    def read_url(self, text: str) -> WebUrl:
+        """Return the URL in `text`. Raises UrlError; whether its host is allowed is not checked."""
+        schemes = ("https", "http") if self._destinations.plain else ("https",)
+        return read_url(text, schemes=schemes)
+
+    async def post(
+        self, url: WebUrl, body: bytes, *, timeout_s: float, content_type: str = "application/json",
+        fields: Sequence[tuple[str, str]] = (), answer_bytes_max: int = 0,
+    ) -> Answer:  # fmt: skip
+        """Send a POST; `fields` are further ones of its header. `answer_bytes_max` is how long the
+        body of the answer may be; 0: it is not asked for. Raises RequestFailedError.
+        """
+        fields = (("Content-Type", content_type), *fields, ("Content-Length", str(len(body))))
+        request = h11.Request(method="POST", target=url.target, headers=_header(url, fields))
+        return await self._answer(url, request, body, timeout_s, answer_bytes_max)
+
+    async def get(self, url: WebUrl, *, timeout_s: float, answer_bytes_max: int) -> Answer:
+        """Send a GET. Raises RequestFailedError."""
+        request = h11.Request(method="GET", target=url.target, headers=_header(url, ()))
+        return await self._answer(url, request, b"", timeout_s, answer_bytes_max)
+
+    async def _answer(
+        self, url: WebUrl, request: h11.Request, body: bytes, timeout_s: float, octets: int
+    ) -> Answer:
+        exchange = _Exchange(octets)
+        try:
+            async with asyncio.timeout(timeout_s) as limit:  # real time: a peer
+                reader, writer = await self._connected(url)
+                try:
+                    writer.write(exchange.octets_of(request, body))
+                    await writer.drain()
+                    await exchange.read(reader, limit)
+                finally:
+                    writer.transport.abort()
+        except TimeoutError:
+            if exchange.status and not octets:  # what drips in after it is cut off
+                return exchange.answer()
+            text = f"{url.authority}: no answer within {timeout_s:g} s"
+            raise RequestFailedError(text, timed_out=True) from None
+        except h11.ProtocolError as error:
+            raise RequestFailedError(f"{url.authority}: no HTTP answer: {error}") from None
+        except OSError as error:
+            raise RequestFailedError(f"{url.authority}: {reason(error)}") from None
+        return exchange.answer()
+
+    async def _connected(self, url: WebUrl) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the first address that answers. Raises OSError, RequestFailedError."""
+        context = await asyncio.to_thread(_context) if url.scheme == "https" else None
+        failure: OSError | None = None
+        for address in await self._addresses(url):
+            try:
+                return await asyncio.open_connection(
+                    address, url.port, ssl=context, server_hostname=url.host if context else None
+                )
+            except ssl.SSLError:
+                raise
+            except OSError as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    async def _addresses(self, url: WebUrl) -> list[str]:
+        """Return the addresses of a host that are allowed, at least one."""
+        try:
+            found: Sequence[str] = (str(ip_address(url.host)),)
+        except ValueError:
+            found = await self._lookup(url.host)
+        refusals = {one: self._destinations.refusal(one, scheme=url.scheme) for one in found}
+        allowed = [one for one, refusal in refusals.items() if not refusal]
+        if not allowed:
+            why = "; ".join(refusals.values()) or "the name has no address"
+            raise RequestFailedError(f"{url.authority}: {why}")
+        return allowed
+
+
+class _Exchange:
+    """One request and its answer, of which at most `body_max` octets of the body are kept."""
+
+    def __init__(self, body_max: int) -> None:
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES_MAX)
+        self._body_max = body_max
+        self._left = _HEADER_BYTES_MAX + max(body_max, _READ_BYTES)  # octets that are read
+        self._body = bytearray()
+        self._content_type = ""
+        self.status = 0
+
+    def octets_of(self, request: h11.Request, body: bytes) -> bytes:
+        """Return the request as it is sent."""
+        events: tuple[Any, ...] = (request, h11.Data(data=body), h11.EndOfMessage())
+        return b"".join(self._http.send(event) or b"" for event in events)
+
+    async def read(self, reader: asyncio.StreamReader, limit: asyncio.Timeout) -> None:
+        """Read the answer. Raises OSError, h11.ProtocolError, RequestFailedError."""
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                octets = await reader.read(_READ_BYTES)
+                self._left -= len(octets)
+                if self._left < 0:
+                    break
+                self._http.receive_data(octets)
+            elif isinstance(event, h11.Response):
+                self.status = event.status_code
+                kind = dict(event.headers).get(b"content-type", b"").decode("latin-1")
+                self._content_type = kind.partition(";")[0].strip().lower()
+                if not self._body_max:
+                    now = asyncio.get_running_loop().time()  # real time: a peer
+                    limit.reschedule(min(limit.when() or now, now + _REST_S))
+            elif isinstance(event, h11.Data):
+                self._body += event.data
+                if self._body_max and len(self._body) > self._body_max:
+                    break
+            elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+                return
+        if self._body_max or not self.status:
+            raise RequestFailedError(f"the answer is longer than {self._body_max} octets")
+
+    def answer(self) -> Answer:
+        """Return the answer."""
+        return Answer(self.status, self._content_type, bytes(self._body[: self._body_max]))
+
+
+def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
+    """Return a URL that names a host and nothing that is not sent to it. Raises UrlError."""
+    expected = f"expected {' or '.join(schemes)}://HOST[:PORT]/PATH"
+    if len(text) > URL_CHARACTERS_MAX:
+        raise UrlError(f"found {len(text)} characters, expected at most {URL_CHARACTERS_MAX}")
+    if _NOT_IN_URLS.search(text) is not None:
+        raise UrlError(f"found a character that has to be percent-encoded, {expected}")
+    try:
+        parts = urlsplit(text)
+        port, host = parts.port, to_ascii_domain((parts.hostname or "").removesuffix("."))
+    except (ValueError, AddressError) as error:
+        raise UrlError(f"{error}; {expected}") from None
+    if parts.scheme not in schemes:
+        raise UrlError(f"found the scheme {parts.scheme!r}, {expected}")
+    if "@" in parts.netloc:
+        raise UrlError(f"found a user name or password, {expected}")
+    if "#" in text:
+        raise UrlError(f"found a fragment (#), {expected}")
+    target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+    if not target.isascii():
+        raise UrlError(f"found a character that has to be percent-encoded, {expected}")
+    if port == 0:
+        raise UrlError(f"found port 0, {expected}")
+    if "[" in parts.netloc:
+        with suppress(ValueError):
+            host = str(IPv6Address(host))
+        if "%" in host or ":" not in host:
+            raise UrlError(f"found no IPv6 address in brackets, {expected}")
+    elif _HOST.fullmatch(host) is None:
+        raise UrlError(f"found the host {host[:100]!r}, {expected}")
+    elif host.rpartition(".")[2][:1].isdigit():  # WHATWG URL: ends in a number
+        try:
+            host = str(IPv4Address(host))
+        except ValueError:
+            found = f"found the host {host!r}, which is read as different addresses"
+            raise UrlError(f"{found}, expected a name or an address as 192.0.2.1") from None
+    return WebUrl(text, parts.scheme, host, port or _PORTS[parts.scheme], target)
+
+
+def _header(url: WebUrl, fields: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    fixed = (("Host", url.authority), ("User-Agent", "Relay"), ("Accept", "*/*"))
+    return [*fixed, *fields, ("Connection", "close")]
+
+
+@lru_cache(maxsize=1)
+def _context() -> ssl.SSLContext:
+    """Return the context that trusts the system's certificates, also those of SSL_CERT_FILE."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _plain_address(text: str) -> _IpAddress:
+    """Return an address; one that stands for an IPv4 address in IPv6 is that one."""
+    address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address
+    return address
+
+
+def _is_in(address: _IpAddress, networks: Sequence[str]) -> bool:
+    return any(address in ip_network(one) for one in networks)
+
+
+def _is_public(address: _IpAddress) -> bool:
+    """Whether anyone on the internet may have this address; a tunnel's (6to4, Teredo) is not."""
+    if isinstance(address, IPv6Address):
+        if address.sixtofour or address.teredo or address.is_site_local:
+            return False
+        if (int(address) >> 32) == 0:  # ::/96, IPv4-compatible
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -1,0 +1,3 @@
+from tests.support.tls import authority
+
+__all__ = ["authority"]
