@@ -42,6 +42,7 @@ def compose(
         if base.reloader is not None:
             base.reloader.apply = partial(use_settings, base, transport)
         site = build_pages(base, front_door)
+        subscriptions = front_door.subscriptions
         daemon = Daemon(
             base=base,
             lock=lock,
@@ -56,8 +57,9 @@ def compose(
                 (transport.pickup_server, *transport.smtp_servers),
                 front_door.graph,
                 base.changes,
-                [],
+                [subscriptions.in_progress] if subscriptions is not None else [],
             ),
+            subscriptions=subscriptions,
         )
         undo.pop_all()
         return daemon

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -50,6 +50,9 @@ from relay.observe.logs import get_logger
 from relay.spool.engine import News, Retention
 from relay.spool.types import SpoolError
 
+if TYPE_CHECKING:
+    from relay.notifications.subscriptions import Subscriptions
+
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
 _MANAGER_S = 1.0  # that may not listen: its socket holds only some states
@@ -69,6 +72,7 @@ class Daemon:
     events: EventStreams  # the streams of GET /events
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
+    subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
     on_fault: Callable[[], None] = lambda: (
         None
     )  # called when a task ended unexpectedly; see `fault`
@@ -122,6 +126,8 @@ class Daemon:
         if base.holds_root:
             self._spawn(expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads")
             self._spawn(self.transport.receipts.run(), "receipts")
+            if self.subscriptions is not None:
+                self._spawn(self.subscriptions.run(), "subscriptions")
             self._spawn(base.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
 
     async def _attend_root(self) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from msgspec.structs import replace
@@ -39,6 +39,9 @@ from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.spool.engine import unheld_text
 from relay.spool.queue_commands import RouteLookup
 
+if TYPE_CHECKING:
+    from relay.notifications.subscriptions import Subscriptions
+
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
 _EVERYONE = Principal(name="development", role=Role.OPERATE)
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
@@ -50,6 +53,7 @@ class FrontDoor:
 
     control: ASGIApp  # /relay/v1 for run/control.sock: every client is an operator
     means: api.ApiDependencies  # what /relay/v1 and the pages show and change
+    subscriptions: "Subscriptions | None" = None  # of the Graph API
     relay_v1: ASGIApp | None = None  # /relay/v1, health and metrics; None: no TCP listeners
     graph: Gateway | None = None  # the Graph API; None: http.listen is empty
     programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
@@ -95,13 +99,21 @@ def build_front_door(
     relay_v1 = api.create_app(means, authentication, everyone=everyone)
     if not settings.http.listen:
         return dataclasses.replace(door, relay_v1=relay_v1)
-    from relay.graph.app import create_app as create_graph_app  # noqa: PLC0415 - see above
+    from relay.app.notifications import build_subscriptions  # noqa: PLC0415 - see above
+    from relay.graph.app import create_app as create_graph_app  # noqa: PLC0415
+    from relay.graph.graph_request import GraphDependencies  # noqa: PLC0415
     from relay.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app  # noqa: PLC0415
 
-    gateway = create_graph_app(
-        base.store, authentication, clock=base.clock, hostname=settings.hostname,
-        http=settings.http, crash=base.crash, ready=base.readiness, pressure=base.pressure,
+    subscriptions = build_subscriptions(base, resolver)
+    http = settings.http
+    dependencies = GraphDependencies(
+        store=base.store, accounts=accounts, clock=base.clock, ids=base.ids,
+        hostname=settings.hostname, public_url=http.public_url, crash=base.crash,
+        max_upload=http.max_upload, pressure=base.pressure, subscriptions=subscriptions,
     )  # fmt: skip
+    gateway = create_graph_app(
+        dependencies, authentication, max_body=http.max_body, ready=base.readiness
+    )
     users = base.sources.user_sign_in(tokens) if base.sources.user_sign_in else None
     sign_in = create_sign_in_app(
         accounts, tokens, clock=base.clock, hostname=settings.hostname,
@@ -117,7 +129,8 @@ def build_front_door(
         versions |= dict.fromkeys(users.prefixes, sign_in)
     programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=relay_v1)
     return dataclasses.replace(
-        door, relay_v1=relay_v1, graph=gateway, programs=programs, sign_in_paths=paths,
+        door, relay_v1=relay_v1, graph=gateway, subscriptions=subscriptions, programs=programs,
+        sign_in_paths=paths,
         sign_in_pages=users.pages if users is not None else (),
         prefixes=(*versions, *api.PREFIXES),
         further_api=base.sources.further_api and base.sources.further_api(means, base.spool),

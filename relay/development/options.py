@@ -26,6 +26,7 @@ from relay.development.folder import DevelopmentFolder
 from relay.development.retention import DEFAULT_LIMITS, KeepLimits
 from relay.internet.simulator import SimulatedInternet
 from relay.message.nexthop import HopKind, NextHop
+from relay.notifications.https_client import LOOPBACK, PRIVATE
 from relay.settings.environment import shipped
 from relay.settings.tree import Route, RouteAuth
 from relay.settings.validation import is_loopback
@@ -214,7 +215,10 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
     return {
         "hostname": f"relay.{options.domains[0]}",
         "state_dir": "state",
-        "http": {"listen": [*http, *https], "tls": _TLS},
+        "http": {
+            "listen": [*http, *https], "tls": _TLS,
+            "notification_networks": LOOPBACK + PRIVATE if options.listen_all else LOOPBACK,
+        },
         "smtp": list(_listeners(options)),
         "mailboxes": {
             "domains": list(options.domains), "root": "mail", "accounts": "accounts.toml",

@@ -108,6 +108,8 @@ class Reset:
         async with self._lock:
             async with daemon.transport.pickup.emptied(), daemon.transport.scheduler.emptied():
                 await self._quiet()
+                if daemon.subscriptions is not None:
+                    await daemon.subscriptions.clear()
                 self._trash.mkdir(mode=0o700, exist_ok=True)
                 trash = Path(tempfile.mkdtemp(dir=self._trash))
                 submissions = await daemon.base.store.clear(trash)

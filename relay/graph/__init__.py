@@ -47,6 +47,7 @@ Folders, settings, users:
 - `categories`: masterCategories
 - `users`: /me, /users: whose mailboxes a token may open
 - `translate_ids`: translateExchangeIds
+- `subscriptions`: /subscriptions: what a client may ask for; 400, 403, 404, 501
 
 Elsewhere: tokens: `relay/sign_in/authentication.py`; bodies, sizes and 413:
 `relay/http/http_request.py`; when the draft is on disk: `relay/outbox/submit.py`; Subject and

@@ -9,9 +9,7 @@ from functools import partial
 
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory, UnknownUserError
-from relay.base.clock import Clock, Ids
-from relay.base.crashpoints import CrashPoints
+from relay.accounts.account import Account
 from relay.base.pressure import (
     MAILBOX_REASONS,
     QUEUE_REASONS,
@@ -25,6 +23,8 @@ from relay.graph.graph_request import (
     GraphDependencies,
     GraphRequest,
     api_error,
+    find_mailbox,
+    with_keys,
 )
 from relay.graph.idempotency import SubmissionRepeats
 from relay.graph.routes import (
@@ -33,15 +33,12 @@ from relay.graph.routes import (
     RouteMatch,
     find_route,
     find_route_outside,
-    with_keys,
 )
 from relay.graph.upload_sessions import serve_upload
-from relay.http.errors import ApiError, UnansweredError, quoted, service_unavailable
+from relay.http.errors import ApiError, UnansweredError, service_unavailable
 from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import OutcomeUnknownError, StoreError
-from relay.outbox.store import FileStore
-from relay.settings.tree import HttpSettings
 from relay.sign_in.authentication import HttpAuthentication
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
@@ -51,34 +48,18 @@ _UPLOAD = ("v1.0", "uploads", "{attachment}")
 
 
 def create_app(
-    store: FileStore,
+    dependencies: GraphDependencies,
     authentication: HttpAuthentication,
     *,
-    clock: Clock,
-    hostname: str,
-    http: HttpSettings,
-    crash: CrashPoints,
+    max_body: int,
     ready: Callable[[], str],
-    pressure: Pressure | None = None,
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    `http` gives the limits and the public URL. `ready` returns "", or the reason for a 503. Under
-    `pressure` requests that add messages or content are rejected.
+    `max_body` is that of a request in octets. `ready` returns "", or the reason for a 503.
     """
-    pressure = pressure or Pressure()
-    dependencies = GraphDependencies(
-        store=store,
-        accounts=authentication.accounts,
-        clock=clock,
-        ids=Ids(clock),
-        hostname=hostname,
-        public_url=http.public_url,
-        crash=crash,
-        max_upload=http.max_upload,
-        pressure=pressure,
-    )
-    admission = _Admission(SubmissionRepeats(store, clock), pressure)
+    pressure = dependencies.pressure
+    admission = _Admission(SubmissionRepeats(dependencies.store, dependencies.clock), pressure)
 
     async def handle(request: HttpRequest) -> Response:
         segments = with_keys(request.segments)
@@ -103,11 +84,12 @@ def create_app(
         except StoreError as error:
             raise api_error(error) from error
 
-    limits = RequestLimits(body_bytes=http.max_body, held_bytes=_HELD_BODIES * http.max_body)
-    gateway = Gateway(handle, clock=clock, limits=limits)
+    limits = RequestLimits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
+    gateway = Gateway(handle, clock=dependencies.clock, limits=limits)
     batches = BatchHandler(
-        gateway.respond_to, clock=clock, pressure=pressure, base_url=dependencies.base_url
-    )
+        gateway.respond_to, clock=dependencies.clock, pressure=pressure,
+        base_url=dependencies.base_url,
+    )  # fmt: skip
     return gateway
 
 
@@ -173,33 +155,9 @@ def _find_operation(
     """
     match, account = find_route_outside(request.method, segments), caller
     if match is None:
-        account, rest = _find_mailbox(segments, caller, dependencies.accounts)
+        account, rest = find_mailbox(segments, caller, dependencies.accounts)
         match = find_route(request.method, rest)
     parameters = match.path_parameters
     graph_request = GraphRequest(dependencies, request, account, parameters, caller=caller)
     graph_request.check_scopes(match.operation.scopes)
     return match, graph_request
-
-
-def _find_mailbox(
-    segments: tuple[str, ...], caller: Account, accounts: AccountDirectory
-) -> tuple[Account, tuple[str, ...]]:
-    """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
-
-    Raises ApiError: 400 for /me where no user has signed in, as Graph; 403 for a mailbox that the
-    caller may not open and for one that does not exist, 404 for an UnknownUserError.
-    """
-    if segments[0].lower() == "me":
-        if caller.is_application:
-            message = "/me request is only valid with delegated authentication flow."
-            raise ApiError(400, "BadRequest", message)
-        return caller, segments[1:]
-    try:
-        owner = accounts.opened(segments[1], caller)
-    except UnknownUserError:
-        message = f"The requested user {quoted(segments[1])} is invalid: no mail has come for it."
-        raise ApiError(404, "ErrorInvalidUser", message) from None
-    if owner is None:  # the same answer for both reasons: it reveals no addresses
-        message = "Access is denied. Check credentials and try again."
-        raise ApiError(403, "ErrorAccessDenied", message)
-    return owner, segments[2:]

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory, Scope
+from relay.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
@@ -53,6 +53,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
+from relay.notifications.subscriptions import Subscriptions
 from relay.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
@@ -65,6 +66,8 @@ ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds 
 _RETRY_S = 5
 _ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
+_KEY = r"\((?:userPrincipalName=)?'"
+_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
 _CONCURRENCY_RETRY_S = 1
@@ -120,6 +123,7 @@ class GraphDependencies:
     crash: CrashPoints  # for crash tests
     max_upload: int  # of a streamed body, in bytes
     pressure: Pressure  # whether new mail is taken now
+    subscriptions: Subscriptions  # who is notified of changes
     # by mailbox: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     # limits the bodies that are written to files at once
@@ -513,3 +517,40 @@ def api_error(error: StoreError) -> ApiError:
 def not_implemented(what: str) -> ApiError:
     """Return the 501 for a part of Graph that is not implemented."""
     return ApiError(501, "NotImplemented", f"{what} is not implemented.")
+
+
+def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
+    if not any(segment.endswith("')") for segment in segments):
+        return segments
+    found: list[str] = []
+    for segment in segments:
+        if match := _WITH_KEY.fullmatch(segment):
+            found += (match[1], match[2].replace("''", "'"))
+        else:
+            found.append(segment)
+    return tuple(found)
+
+
+def find_mailbox(
+    segments: tuple[str, ...], caller: Account, accounts: AccountDirectory
+) -> tuple[Account, tuple[str, ...]]:
+    """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
+
+    Raises ApiError: 400 for /me where no user has signed in, as Graph; 403 for a mailbox that the
+    caller may not open and for one that does not exist, 404 for an UnknownUserError.
+    """
+    if segments[0].lower() == "me":
+        if caller.is_application:
+            message = "/me request is only valid with delegated authentication flow."
+            raise ApiError(400, "BadRequest", message)
+        return caller, segments[1:]
+    try:
+        owner = accounts.opened(segments[1], caller)
+    except UnknownUserError:
+        message = f"The requested user {quoted(segments[1])} is invalid: no mail has come for it."
+        raise ApiError(404, "ErrorInvalidUser", message) from None
+    if owner is None:  # the same answer for both reasons: it reveals no addresses
+        message = "Access is denied. Check credentials and try again."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    return owner, segments[2:]

@@ -38,6 +38,9 @@ _PROPERTIES = (
     "startTime", "status", "subject", "thumbnailUrl", "timeFormat", "timeZone", "toRecipients",
     "totalItemCount", "uniqueBody", "unreadItemCount", "userPurpose", "value", "webLink",
     "wellKnownName", "workingHours",
+    # of a subscription
+    "changeType", "clientState", "expirationDateTime", "includeResourceData",
+    "latestSupportedTlsVersion", "lifecycleNotificationUrl", "notificationUrl", "resource",
 )  # fmt: skip
 _KNOWN = frozenset(_PROPERTIES)
 _BY_LOWER_CASE = {name.lower(): name for name in _PROPERTIES}

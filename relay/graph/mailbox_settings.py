@@ -91,12 +91,6 @@ async def list_overrides(request: GraphRequest) -> Response:
     return collection_response(context, ())
 
 
-async def list_subscriptions(request: GraphRequest) -> Response:
-    """GET /subscriptions: an empty list; there are none."""
-    request.options({"select", "top"}, ("id", "resource", "changeType", "expirationDateTime"))
-    return collection_response(request.context("subscriptions"), ())
-
-
 async def list_time_zones(request: GraphRequest) -> Response:
     """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for."""
     request.options()

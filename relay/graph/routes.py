@@ -5,8 +5,7 @@ A path or method that Graph has and that has no route is a 501 (unsupported.py).
 prefix `microsoft.graph.` is accepted.
 """
 
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -22,6 +21,7 @@ from relay.graph import (
     messages,
     replies,
     send_mail,
+    subscriptions,
     translate_ids,
     users,
 )
@@ -38,8 +38,6 @@ from relay.http.errors import ApiError, method_not_allowed, quoted
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 _NAMESPACE = "microsoft.graph."
 _ANY_REST = "*"  # at the end of a pattern: any number of segments
-_KEY = r"\((?:userPrincipalName=)?'"
-_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 
 
 class Intake(Enum):
@@ -90,19 +88,6 @@ class RouteMatch(Struct, frozen=True):
     path_parameters: Mapping[str, str]
 
 
-def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a path with OData's parentheses as segments: messages('1') becomes messages/1."""
-    if not any(segment.endswith("')") for segment in segments):
-        return segments
-    found: list[str] = []
-    for segment in segments:
-        if match := _WITH_KEY.fullmatch(segment):
-            found += (match[1], match[2].replace("''", "'"))
-        else:
-            found.append(segment)
-    return tuple(found)
-
-
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
     """Return the operation of `method` on the path after a user. Raises ApiError 404, 405, 501."""
     segments = _innermost_folder(segments)
@@ -125,10 +110,12 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
     Raises ApiError 404, 405, 501.
     """
     first = segments[0].lower() if segments else ""
-    by_method = _OUTSIDE.get(first) if len(segments) == 1 else None
-    operation = by_method.get(method) if by_method is not None else None
-    if operation is not None:
-        return RouteMatch(operation, {})
+    by_method: Mapping[str, GraphOperation] | None = None
+    for pattern, found in _OUTSIDE:
+        if (parameters := _match(pattern, segments)) is not None:
+            if (operation := found.get(method)) is not None:
+                return RouteMatch(operation, parameters)
+            by_method = found
     if first == "me":
         return None
     _check_operations(method, segments, OUTSIDE_MAILBOXES)
@@ -206,10 +193,28 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
     return parameters
 
 
-_OUTSIDE: Mapping[str, Mapping[str, GraphOperation]] = {
-    "users": {"GET": _reads(users.list_users, MAY_READ_USER)},
-    "subscriptions": {"GET": _reads(mailbox_settings.list_subscriptions)},
-}
+_OUTSIDE: Sequence[tuple[tuple[str, ...], Mapping[str, GraphOperation]]] = (
+    (("users",), {"GET": _reads(users.list_users, MAY_READ_USER)}),
+    (
+        ("subscriptions",),
+        {
+            "GET": _reads(subscriptions.list_subscriptions),
+            "POST": _reads(subscriptions.create_subscription),
+        },
+    ),
+    (
+        ("subscriptions", "{subscription}"),
+        {
+            "GET": _reads(subscriptions.get_subscription),
+            "PATCH": _reads(subscriptions.change_subscription),
+            "DELETE": _reads(subscriptions.delete_subscription),
+        },
+    ),
+    (
+        ("subscriptions", "{subscription}", "reauthorize"),
+        {"POST": _reads(subscriptions.reauthorize)},
+    ),
+)
 _MESSAGES_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_message_changes)}
 _FOLDERS_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_folder_changes)}
 _MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {

@@ -38,7 +38,7 @@ _AT_TOP = """
     identityProviders informationProtection invitations oauth2PermissionGrants organization
     permissionGrants places planner policies print privacy reports roleManagement schemaExtensions
     scopedRoleMemberships search security servicePrincipals shares sites solutions storage
-    subscribedSkus subscriptions teams teamsTemplates teamwork tenantRelationships
+    subscribedSkus teams teamsTemplates teamwork tenantRelationships
 """
 
 
@@ -95,7 +95,6 @@ OUTSIDE_MAILBOXES = (
         _operation(f"users/{name.lower()}", "POST", name)
         for name in ("getAvailableExtensionProperties", "getByIds", "validateProperties")
     ),
-    _operation("subscriptions", "POST", "The resource subscription"),
 )
 
 

@@ -83,6 +83,12 @@ class MessageLists:
         """
         return await self.queries.run(account, self._changes, account, after, limit)
 
+    async def changed_versions(
+        self, account: str, *, after: str, limit: int
+    ) -> tuple[ChangePage, dict[str, str]]:
+        """Return what changes() returns, and the change keys of those messages that exist."""
+        return await self.queries.run(account, self._changed_versions, account, after, limit)
+
     async def _in_time(self, account: str, find: Callable[[QueryTimeLimit], _Result]) -> _Result:
         limit = QueryTimeLimit(self.clock)
         try:
@@ -92,6 +98,14 @@ class MessageLists:
 
     def _changes(self, account: str, after: str, limit: int) -> ChangePage:
         return self.index.changes(self.folders.mailbox(account), after, limit)
+
+    def _changed_versions(
+        self, account: str, after: str, limit: int
+    ) -> tuple[ChangePage, dict[str, str]]:
+        page = self._changes(account, after, limit)
+        ids = list(dict.fromkeys(one.message_id for one in page.changes))
+        files = self.index.find_all(self.folders.mailbox(account), ids) if ids else ()
+        return page, {one.message_id: one.change_key for one in files}
 
     def _find(self, account: str, query: MessageQuery, limit: QueryTimeLimit) -> Page:
         limit.check()

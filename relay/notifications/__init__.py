@@ -1,5 +1,9 @@
 """Notifications by HTTPS: who is told of what, until the receiver has taken it.
 
 - `https_client`: which URLs and addresses a request may go to; time-outs and bounds of an answer
+- `subscriptions`: Graph's subscriptions: validation of their URLs, limits; what they are notified
+  of, what is dropped (`missed`), when they end
+- `subscription_file`: what is stored of each
+- `mailbox_watch`: how a change of a mailbox is noticed
 - `sender`: sends feeds in order, with pauses after a failure; one that is down delays nobody else's
 """

@@ -92,7 +92,7 @@ class Destinations(Struct, frozen=True):
         return f"{address} is {kind}"
 
 
-class Answer(Struct, frozen=True):
+class HttpAnswer(Struct, frozen=True):
     """An answer; `body` is empty unless it was asked for."""
 
     status: int
@@ -123,22 +123,23 @@ class HttpsClient:
     async def post(
         self, url: WebUrl, body: bytes, *, timeout_s: float, content_type: str = "application/json",
         fields: Sequence[tuple[str, str]] = (), answer_bytes_max: int = 0,
-    ) -> Answer:  # fmt: skip
+    ) -> HttpAnswer:  # fmt: skip
         """Send a POST; `fields` are further ones of its header. `answer_bytes_max` is how long the
         body of the answer may be; 0: it is not asked for. Raises RequestFailedError.
         """
         fields = (("Content-Type", content_type), *fields, ("Content-Length", str(len(body))))
         request = h11.Request(method="POST", target=url.target, headers=_header(url, fields))
-        return await self._answer(url, request, body, timeout_s, answer_bytes_max)
+        return await self._answer(url, request, body, limits=(timeout_s, answer_bytes_max))
 
-    async def get(self, url: WebUrl, *, timeout_s: float, answer_bytes_max: int) -> Answer:
+    async def get(self, url: WebUrl, *, timeout_s: float, answer_bytes_max: int) -> HttpAnswer:
         """Send a GET. Raises RequestFailedError."""
         request = h11.Request(method="GET", target=url.target, headers=_header(url, ()))
-        return await self._answer(url, request, b"", timeout_s, answer_bytes_max)
+        return await self._answer(url, request, b"", limits=(timeout_s, answer_bytes_max))
 
     async def _answer(
-        self, url: WebUrl, request: h11.Request, body: bytes, timeout_s: float, octets: int
-    ) -> Answer:
+        self, url: WebUrl, request: h11.Request, body: bytes, *, limits: tuple[float, int]
+    ) -> HttpAnswer:
+        timeout_s, octets = limits
         exchange = _Exchange(octets)
         try:
             async with asyncio.timeout(timeout_s) as limit:  # real time: a peer
@@ -163,7 +164,7 @@ class HttpsClient:
     async def _connected(self, url: WebUrl) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the first address that answers. Raises OSError, RequestFailedError."""
         context = await asyncio.to_thread(_context) if url.scheme == "https" else None
-        failure: OSError | None = None
+        failure = ""
         for address in await self._addresses(url):
             try:
                 return await asyncio.open_connection(
@@ -172,9 +173,8 @@ class HttpsClient:
             except ssl.SSLError:
                 raise
             except OSError as error:
-                failure = error
-        assert failure is not None
-        raise failure
+                failure = reason(error)
+        raise RequestFailedError(f"{url.authority}: {failure}")
 
     async def _addresses(self, url: WebUrl) -> list[str]:
         """Return the addresses of a host that are allowed, at least one."""
@@ -232,9 +232,9 @@ class _Exchange:
         if self._body_max or not self.status:
             raise RequestFailedError(f"the answer is longer than {self._body_max} octets")
 
-    def answer(self) -> Answer:
+    def answer(self) -> HttpAnswer:
         """Return the answer."""
-        return Answer(self.status, self._content_type, bytes(self._body[: self._body_max]))
+        return HttpAnswer(self.status, self._content_type, bytes(self._body[: self._body_max]))
 
 
 def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:

@@ -73,7 +73,7 @@ class Sender:
         self._kind = kind
         self._posts = asyncio.Semaphore(POSTS_MAX)
         self._retries = asyncio.Semaphore(RETRIES_MAX)
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, _RunningFeed] = {}
 
     @property
     def busy_count(self) -> int:
@@ -84,13 +84,14 @@ class Sender:
         """Look for something to send in a feed; it is known by `key`."""
         running = self._running.get(key)
         if running is None:
-            self._running[key] = _Running(asyncio.create_task(self._run(key, feed)))
+            self._running[key] = _RunningFeed(asyncio.create_task(self._run(key, feed)))
         else:
             running.is_woken = True
 
     def end(self, key: str) -> None:
-        """Send no more of a feed; what is being sent is cut off."""
-        if (running := self._running.get(key)) is not None:
+        """Send no more of a feed; what is being sent is cut off, but for the call that ends it."""
+        running = self._running.get(key)
+        if running is not None and running.task is not asyncio.current_task():
             running.task.cancel()
 
     async def close(self) -> None:
@@ -113,7 +114,7 @@ class Sender:
                     pause_s = min(_PAUSE_S_MAX, _PAUSE_S * 2 ** min(failures - 1, 16))
                     spread = 1 + _JITTER * (2 * _RNG.random() - 1)
                     self._running[key].is_pausing = True
-                    await self._clock.sleep(pause_s * spread)
+                    await self._clock.sleep(pause_s * spread)  # sleeps: back-off
                     self._running[key].is_pausing = False
                     continue
                 if failures and why is not None:
@@ -162,7 +163,7 @@ class Sender:
         self._counter.labels(kind=self._kind, result=result).inc(count)
 
 
-class _Running:
+class _RunningFeed:
     """A feed that is being sent; `is_woken`: look for more before the task ends."""
 
     def __init__(self, task: asyncio.Task[None]) -> None:

@@ -69,12 +69,8 @@ class Metrics:
             "relay_pressure_reason", "The level that each reason requires.", ["reason"]
         )
         self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
-        self.notifications = counter(
-            "relay_notifications", "What receivers were sent.", ["kind", "result"]
-        )
-        self.clock_jump = gauge(
-            "relay_clock_jump_seconds", "How far the clock is ahead of the queue's time."
-        )
+        self.notifications = counter("relay_notifications", "Sent or not.", ["kind", "result"])
+        self.clock_jump = gauge("relay_clock_jump_seconds", "Of the clock, ahead of queue time.")
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
         self.policy_rules = counter("relay_policy_rule", "Rules that matched.", ["rule", "outcome"])

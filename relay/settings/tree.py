@@ -105,6 +105,8 @@ class HttpSettings:
     # for links; "": as the client addressed the relay
     public_url: Annotated[str, Form.WEB_URL] = ""
     proxy_networks: tuple[Network, ...] = ()  # proxies whose X-Forwarded-For counts
+    # where receivers of notifications may be, although they are not on the internet
+    notification_networks: tuple[Network, ...] = ()
     max_body: Bytes = 35 * 1024 * 1024  # of a request
     max_upload: Bytes = 150 * 1024 * 1024  # of MIME, and of the attachments of a draft together
     anonymous: Mailbox = ""  # the account of requests without a token; "": none

@@ -16,6 +16,7 @@ from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.pressure import Pressure
 from relay.graph import create_app
+from relay.graph.graph_request import GraphDependencies
 from relay.http.gateway import Gateway
 from relay.mailbox.message_state import MessageState, flag_of, with_state
 from relay.mailbox.query import MessageQuery
@@ -35,7 +36,8 @@ from relay.mailbox.types import (
 )
 from relay.message.properties import MessageProperties
 from relay.mime.read_mime import AttachmentFacts
-from relay.settings.tree import HttpSettings
+from relay.notifications.subscription_file import Subscription
+from relay.notifications.subscriptions import NoSubscriptionError
 from relay.sign_in.authentication import HttpAuthentication
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
@@ -198,6 +200,16 @@ class MemoryStore:
         raise NoSuchItemError("There is no such folder.")
 
 
+class NoSubscriptions:
+    """Those of an application that runs none."""
+
+    def of(self, _creator: str) -> list[Subscription]:
+        return []
+
+    def get(self, _subscription_id: str, _creator: str) -> Subscription:
+        raise NoSubscriptionError
+
+
 def graph_app(
     store: Any,
     clock: Clock,
@@ -211,11 +223,14 @@ def graph_app(
 ) -> Gateway:
     """Graph's application; `http` are settings other than these."""
     http = {"public_url": "", "max_body": 1 << 20, "max_upload": 8 << 20} | http
-    return create_app(
-        store, authentication or authentication_of(accounts, clock), clock=clock,
-        hostname=HOSTNAME, http=HttpSettings(**http),
-        crash=crash or CrashPoints(), ready=ready, pressure=pressure,
+    authentication = authentication or authentication_of(accounts, clock)
+    nobody: Any = NoSubscriptions()
+    dependencies = GraphDependencies(
+        store=store, accounts=authentication.accounts, clock=clock, ids=Ids(clock),
+        hostname=HOSTNAME, public_url=http["public_url"], crash=crash or CrashPoints(),
+        max_upload=http["max_upload"], pressure=pressure or Pressure(), subscriptions=nobody,
     )  # fmt: skip
+    return create_app(dependencies, authentication, max_body=http["max_body"], ready=ready)
 
 
 @asynccontextmanager

@@ -25,9 +25,16 @@ class Receiver:
     """Keeps what was posted: `requests` are (path with query, header, body)."""
 
     def __init__(
-        self, certificate: Certificate | None = None, *, port: int = 0, host: str = "127.0.0.1"
+        self,
+        certificate: Certificate | None = None,
+        *,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        on_body: Callable[[bytes], object] = lambda _: None,
     ) -> None:
+        """`on_body` is called with each body before it is answered."""
         self.mode = "good"
+        self.on_body = on_body
         self.status = 202
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.sent_bytes = 0
@@ -108,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         receiver = self.server.receiver
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        receiver.on_body(body)
+        receiver.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         token = parse_qs(urlsplit(self.path).query).get("validationToken", [""])[0]
         with suppress(ssl.SSLError, OSError):
             if receiver.mode in ("good", "wrong-token", "html-token"):
@@ -115,9 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 getattr(self, "_" + receiver.mode.replace("-", "_"))()
         with receiver.came:
-            receiver.requests.append(
-                (self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-            )
             receiver.came.notify_all()
 
     def _answer(self, receiver: Receiver, token: str) -> None:

@@ -86,4 +86,4 @@ async def test_rows_outside_of_mailboxes_with_yes_have_an_operation(on_disk: OnD
             method, "http://h/v1.0" + re.sub(r"\{\w*\}", "x", known)
         )
         assert answer.status_code not in (405, 500, 501), (method, path)
-        assert "ResourceNotFound" not in answer.text, (method, path)
+        assert "Resource not found for the path" not in answer.text, (method, path)

@@ -49,7 +49,6 @@ async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, c
         ("mailFolders/inbox/messageRules/1", "The resource messageRule"),
         ("calendar/events", "The resource calendar"),
         ("contacts", "The resource contacts"),
-        ("../subscriptions/1", "The resource subscriptions"),
     ],
 )
 async def test_a_resource_that_is_not_implemented_is_501(

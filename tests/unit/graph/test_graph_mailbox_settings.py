@@ -31,6 +31,7 @@ def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
         "headers": [(b"prefer", prefer.encode())] if prefer else [],
     }
     store: Any = graph.store
+    nobody: Any = None
     dependencies = GraphDependencies(
         store=store,
         clock=store.clock,
@@ -41,6 +42,7 @@ def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
         crash=graph.crash,
         max_upload=1,
         pressure=Pressure(),
+        subscriptions=nobody,
     )
     nothing: Any = None
     alice = Account("alice@example.test")
@@ -271,7 +273,7 @@ async def test_an_unknown_time_zone_in_prefer_is_a_400(graph: GraphInMemory) -> 
 @pytest.mark.parametrize(
     "path",
     [
-        "me/inferenceClassification/overrides", "subscriptions",
+        "me/inferenceClassification/overrides",
         "me/mailFolders/inbox/messageRules",
     ],
 )  # fmt: skip

@@ -1,0 +1,67 @@
+"""Build what notifies subscribers: where receivers may be, and who may still read a mailbox."""
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import suppress
+from uuid import NAMESPACE_DNS, uuid5
+
+from relay.accounts.account import Scope, UnknownUserError
+from relay.app.foundation import Foundation
+from relay.mailbox.mail_root import SUBMISSIONS
+from relay.mailbox.threads import ThreadPool
+from relay.notifications.https_client import LOOPBACK, Destinations, HttpsClient, Lookup
+from relay.notifications.sender import Sender
+from relay.notifications.subscription_file import Subscription, SubscriptionFile
+from relay.notifications.subscriptions import Subscriptions
+from relay.routing.mx_hosts import NoAnswer
+from relay.routing.resolver import LoopbackResolver, Resolver
+
+_FILE = "subscriptions"
+_MAY_READ = frozenset({Scope.MAIL_READ, Scope.MAIL_READ_WRITE})
+
+
+def build_subscriptions(base: Foundation, resolver: Resolver | LoopbackResolver) -> Subscriptions:
+    """Return the subscriptions of the mail root, not running."""
+    networks = base.settings.http.notification_networks
+    here = networks if base.is_development else ()
+    destinations = Destinations(networks, plain=here, public=not base.is_development)
+    only_here = base.is_development and set(networks) <= set(LOOPBACK)
+    client = HttpsClient(lookup_of(resolver, only_here=only_here), destinations)
+    root = base.root
+    return Subscriptions(
+        file=SubscriptionFile(root.path / SUBMISSIONS / _FILE),
+        threads=ThreadPool(1, "subscriptions", check_root=root.check, on_failure=root.note_failure),
+        lists=base.store.lists,
+        client=client,
+        sender=Sender(client, kind="subscription", clock=base.clock, metrics=base.metrics),
+        clock=base.clock,
+        tenant=str(uuid5(NAMESPACE_DNS, base.settings.hostname)),
+        may_read=lambda one: base.is_development or _may_read(base, one),
+    )
+
+
+def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False) -> Lookup:
+    """Return the look-up of an HttpsClient; with `only_here`, other names are not asked for."""
+
+    async def lookup(name: str) -> Sequence[str]:
+        if only_here and name != "localhost" and not name.endswith(".localhost"):
+            text = "relay dev sends to this machine only (localhost, 127.0.0.1, ::1)"
+            raise OSError(f"{text}; with --listen-all also to private addresses")
+        found = await resolver.addresses(name)
+        if isinstance(found, NoAnswer):
+            raise OSError(f"{name} could not be looked up: {found.text}")
+        return found
+
+    return lookup
+
+
+def _may_read(base: Foundation, one: Subscription) -> bool:
+    """Whether the account that created a subscription may still read the mailbox."""
+    accounts = base.sources.accounts
+    creator = accounts.by_address(one.creator)
+    if creator is None or creator.is_disabled or _MAY_READ.isdisjoint(creator.scopes):
+        return False
+    caller = dataclasses.replace(creator, is_application=one.is_application)
+    with suppress(UnknownUserError):
+        return accounts.opened(one.mailbox, caller) is not None
+    return False

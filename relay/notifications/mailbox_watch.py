@@ -1,0 +1,120 @@
+"""Notice changes of mailboxes, by any program: inotify(7) at once, modification times within 5 s.
+
+Only mailboxes that are watched cost anything. A change is a hint: the index of the mailbox decides
+what has changed. Where inotify does not work (NFS, too many watches), the times are enough.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from inotify_simple import INotify
+from inotify_simple import flags as masks
+
+from relay.base.clock import Clock
+from relay.mailbox.folders import list_folders
+from relay.mailbox.index.database import FILE_NAME as INDEX
+from relay.mailbox.state_file import FILE_NAME as STATES
+
+POLL_S = 4.0
+_RECENT_NS = 10_000_000_000  # a file system's clock may stand still for so long
+_MESSAGES = masks.CREATE | masks.DELETE | masks.MOVED_FROM | masks.MOVED_TO | masks.ONLYDIR
+_MAILBOX = masks.MODIFY | masks.CREATE | masks.MOVED_TO | masks.ONLYDIR  # folders, properties
+Times = Mapping[Path, int]  # of files and directories, in nanoseconds
+
+
+class MailboxChanges:
+    """The mailboxes that are watched, by address. One event loop."""
+
+    def __init__(self, on_change: Callable[[str], None], clock: Clock) -> None:
+        self._on_change = on_change
+        self._clock = clock
+        self._inotify: INotify | None = None
+        self._watches: dict[int, tuple[str, Path]] = {}
+        self._times: dict[str, Times] = {}
+
+    def start(self) -> None:
+        """Begin to read events."""
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except (OSError, AttributeError, TypeError):  # the system has none
+            return
+        asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
+
+    def close(self) -> None:
+        """End all watches."""
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
+            self._inotify.close()
+            self._inotify = None
+
+    async def look(self, mailboxes: Mapping[str, Path]) -> None:
+        """Compare the times in these mailboxes with those of the last look, and watch them."""
+        before_us = self._clock.file_time_us()
+        found = await asyncio.to_thread(
+            lambda: {address: _times_of(path) for address, path in mailboxes.items()}
+        )
+        watched = {path for _, path in self._watches.values()}
+        for address, times in found.items():
+            for path in times.keys() - watched if self._inotify is not None else ():
+                self._watch(address, path, is_mailbox=path == mailboxes[address])
+            is_recent = max(times.values(), default=0) > before_us * 1000 - _RECENT_NS
+            if is_recent or times != self._times.get(address):
+                self._times[address] = times
+                self._on_change(address)
+
+    def keep(self, mailboxes: Collection[str]) -> None:
+        """Forget all others, and folders that are gone."""
+        self._times = {one: times for one, times in self._times.items() if one in mailboxes}
+        for number, (address, path) in list(self._watches.items()):
+            if path not in self._times.get(address, ()):
+                self._unwatch(number)
+
+    def _watch(self, address: str, path: Path, *, is_mailbox: bool) -> None:
+        assert self._inotify is not None
+        try:
+            number = self._inotify.add_watch(path, _MAILBOX if is_mailbox else _MESSAGES)
+        except OSError:
+            return  # a file, or one watch too many: its time is compared
+        self._watches[number] = (address, path)
+
+    def _unwatch(self, number: int) -> None:
+        del self._watches[number]
+        try:
+            assert self._inotify is not None
+            self._inotify.rm_watch(number)
+        except OSError:
+            return  # the kernel removed it together with its directory
+
+    def _read(self) -> None:
+        """Report the mailboxes of the events that came."""
+        assert self._inotify is not None
+        changed: dict[str, None] = {}
+        try:
+            events = self._inotify.read(timeout=0)
+        except OSError:
+            return  # the times are enough
+        for event in events:
+            if event.mask & masks.Q_OVERFLOW:
+                changed |= dict.fromkeys(self._times)
+            elif event.mask & masks.IGNORED:
+                self._watches.pop(event.wd, None)
+            elif (found := self._watches.get(event.wd)) and not event.name.startswith(INDEX):
+                changed[found[0]] = None
+        for address in changed:
+            self._on_change(address)
+
+
+def _times_of(mailbox: Path) -> Times:
+    """Return the times of what changes with the messages of a mailbox; {} if there is none."""
+    paths = [mailbox, mailbox / STATES, mailbox / f"{STATES}-wal"]
+    with suppress(OSError):
+        paths += [one.path / name for one in list_folders(mailbox) for name in ("new", "cur")]
+    times = {}
+    for path in paths:
+        try:
+            times[path] = path.stat().st_mtime_ns
+        except OSError:
+            continue
+    return times

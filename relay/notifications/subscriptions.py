@@ -1,0 +1,534 @@
+"""The subscriptions to messages: create, renew and end them, and notify of each change.
+
+What is sent comes from the change feed of the mailbox, from the position that the subscription has
+reached: after a crash at any moment the rest follows, in order, and at most one request is
+repeated. While a receiver is down its changes wait in the feed, for four hours and at most 1,000 of
+them; what is dropped then, or was lost with the feed, is reported as `missed`.
+"""
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+import msgspec
+from msgspec.structs import replace
+
+from relay.base.clock import Clock
+from relay.base.pressure import ConcurrencyCounter
+from relay.mailbox.message_lists import MessageLists
+from relay.mailbox.threads import ThreadPool
+from relay.mailbox.types import (
+    Change,
+    ChangeKind,
+    StalePositionError,
+    StoreError,
+    StoreUnavailableError,
+)
+from relay.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError, UrlError
+from relay.notifications.mailbox_watch import POLL_S, MailboxChanges
+from relay.notifications.sender import NotNowError, Post, Sender
+from relay.notifications.subscription_file import Subscription, SubscriptionFile
+from relay.observe.logs import get_logger
+
+LIFETIME_US = 10_080 * 60_000_000  # at most, as in Graph
+PER_MAILBOX_MAX = 50
+SUBSCRIPTIONS_MAX = 10_000  # of all mailboxes
+WAITING_MAX = 1000  # notifications of one subscription
+RETRY_US = 4 * 3600 * 1_000_000
+HANDSHAKE_S = 10.0
+HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once
+_BATCH = 100
+_MARK_US = 300_000_000
+_TOKEN_BYTES_MAX = 4096
+_RIGHTS_ROUNDS = 15  # looks between two checks of rights without changes
+MISSED, REMOVED = "missed", "subscriptionRemoved"
+
+_log = get_logger("notifications")
+
+
+class SubscriptionError(Exception):
+    """What a client asked for cannot be; the text is for it."""
+
+
+class BusyError(Exception):
+    """Too many receivers are being asked."""
+
+
+class NoSubscriptionError(Exception):
+    """There is no such subscription."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Subscriptions:
+    """All subscriptions of a mail root. One event loop."""
+
+    file: SubscriptionFile  # all that is stored
+    threads: ThreadPool  # one thread, which uses the file
+    lists: MessageLists  # the change feeds of mailboxes
+    client: HttpsClient  # of handshakes; it decides where receivers may be
+    sender: Sender  # of notifications
+    clock: Clock  # of expiry and of the four hours
+    tenant: str  # the tenantId in notifications
+    # whether the creator of a subscription may still read its mailbox
+    may_read: Callable[[Subscription], bool]
+
+    def __post_init__(self) -> None:
+        self._watch = MailboxChanges(self._changed, self.clock)
+        self._all: dict[str, Subscription] = {}
+        self._feeds: dict[str, MessageFeed] = {}
+        self._by_mailbox: dict[str, set[str]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._handshakes = ConcurrencyCounter()
+        self._is_open = False
+        self._added = asyncio.Event()
+
+    # -- what clients do
+
+    def of(self, creator: str) -> list[Subscription]:
+        """Return the subscriptions that an account has created, which have not ended."""
+        return [
+            one for one in self._all.values() if one.creator == creator and self._is_active(one)
+        ]
+
+    def get(self, subscription_id: str, creator: str) -> Subscription:
+        """Return a subscription of an account. Raises NoSubscriptionError."""
+        found = self._all.get(subscription_id)
+        if found is None or found.creator != creator or not self._is_active(found):
+            raise NoSubscriptionError
+        return found
+
+    async def create(self, new: Subscription) -> Subscription:
+        """Validate the URLs of a new subscription, and store it durably.
+
+        Raises SubscriptionError, UrlError, BusyError, StoreError.
+        """
+        self._check_open()
+        self._check_number(new.mailbox)
+        for url in dict.fromkeys(filter(None, (new.url, new.lifecycle_url))):
+            await self._check_receiver(url, new.creator)
+        position = (await self.lists.changes(new.mailbox)).position
+        self._check_number(new.mailbox)
+        new = replace(new, id=_new_guid(), position=position)
+        self._add(new)
+        try:
+            await self._run(self.file.save, new, durable=True)
+        except BaseException:
+            self._forget(new)
+            raise
+        await self._watch.look({new.mailbox: self.lists.folders.directory(new.mailbox)})
+        return new
+
+    async def renew(self, one: Subscription, **changed: Any) -> Subscription:
+        """Change when a subscription ends, or its URL, durably. Raises NoSubscriptionError,
+        SubscriptionError, StoreError.
+        """
+        if "url" in changed:
+            await self._check_receiver(changed["url"], one.creator)
+        return await self.change(one.id, durable=True, **changed)
+
+    async def remove(self, one: Subscription) -> None:
+        """Remove a subscription, durably. Raises StoreError."""
+        await self._remove([one])
+
+    # -- what the feeds do
+
+    async def change(self, subscription_id: str, *, durable: bool, **changed: Any) -> Subscription:
+        """Change a subscription as it is now. Raises NoSubscriptionError, StoreError."""
+        before = self._all.get(subscription_id)
+        if before is None:
+            raise NoSubscriptionError
+        self._all[subscription_id] = after = replace(before, **changed)
+        await self._run(self.file.save, after, durable=durable)
+        return after
+
+    async def report(self, one: Subscription, event: str, **changed: Any) -> None:
+        """Send a lifecycle notification, if there is a URL for it; REMOVED also ends it."""
+        _log.warning("lifecycle", what=event, subscription=one.id, mailbox=one.mailbox)
+        if not one.lifecycle_url:
+            if event == REMOVED:
+                await self.remove(one)
+            elif changed:
+                await self.change(one.id, durable=False, **changed)
+            return
+        since_us = self.clock.queue_us()
+        one = await self.change(
+            one.id, durable=True, lifecycle_event=event, lifecycle_since_us=since_us, **changed
+        )
+        self._wake_lifecycle(one)
+
+    def now(self, subscription_id: str) -> Subscription | None:
+        """Return a subscription as it is now; None if it has been removed."""
+        return self._all.get(subscription_id)
+
+    def lock(self, mailbox: str) -> asyncio.Lock:
+        """Return the lock with which a mailbox is read: its owner's queries need not wait."""
+        return self._locks.setdefault(mailbox, asyncio.Lock())
+
+    async def clear(self) -> None:
+        """Remove all subscriptions, for the reset of a development relay. Raises StoreError."""
+        await self._remove(list(self._all.values()))
+
+    def in_progress(self) -> str:
+        """Say what is being sent, "" for nothing."""
+        count = self.sender.busy_count
+        return f"notifications that are read or sent: {count}" if count else ""
+
+    # -- as long as the relay runs
+
+    async def run(self) -> None:
+        """Notify of changes until cancelled."""
+        try:
+            await self._open()
+            self._watch.start()
+            rounds = 0
+            while True:
+                if not self._all:
+                    self._watch.keep(())
+                    self._added.clear()
+                    await self._added.wait()
+                if rounds % _RIGHTS_ROUNDS == 0:
+                    await self._end_some()
+                rounds += 1
+                mailboxes = {one: self.lists.folders.directory(one) for one in self._by_mailbox}
+                await self._watch.look(mailboxes)
+                self._watch.keep(mailboxes)
+                await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: see mailbox_watch
+        finally:
+            self._watch.close()
+            await self.sender.close()
+            self._is_open = False
+            await asyncio.to_thread(self._close)
+
+    async def _open(self) -> None:
+        while not self._is_open:
+            try:
+                for one in await self.threads.run(self.file.open):
+                    self._add(one)
+                self._is_open = True
+            except StoreError as error:
+                _log.error("subscriptions cannot be read", reason=str(error))
+                await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: after a fault
+        for one in self._all.values():
+            self.sender.wake(one.id, self._feeds[one.id])
+            self._wake_lifecycle(one)
+
+    def _close(self) -> None:
+        self.threads.close()
+        self.file.close()
+
+    async def _end_some(self) -> None:
+        """End what has expired, and what nobody may read any more."""
+        now_us = self.clock.time_us()
+        expired = [one for one in self._all.values() if one.expires_us <= now_us]
+        with suppress(StoreError):  # later
+            await self._remove(expired)
+        for one in list(self._all.values()):
+            if self._is_active(one) and not self.may_read(one):
+                self.sender.wake(one.id, self._feeds[one.id])
+
+    def _changed(self, mailbox: str) -> None:
+        for one in self._by_mailbox.get(mailbox, ()):
+            self.sender.wake(one, self._feeds[one])
+
+    def _wake_lifecycle(self, one: Subscription) -> None:
+        if one.lifecycle_event:
+            self.sender.wake(f"{one.id} lifecycle", LifecycleFeed(self, one.id))
+
+    def _is_active(self, one: Subscription) -> bool:
+        return one.lifecycle_event != REMOVED and one.expires_us > self.clock.time_us()
+
+    async def _check_receiver(self, text: str, creator: str) -> None:
+        """Send a token to a URL and compare the answer. Raises UrlError, SubscriptionError,
+        BusyError.
+        """
+        url = self.client.read_url(text)
+        running = self._handshakes
+        is_full = running.total >= HANDSHAKES_MAX
+        if is_full or not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX):
+            raise BusyError("Too many notification URLs are being validated; try again.")
+        token = f"Validation: Testing client application reachability. Request-Id: {_new_guid()}"
+        asked = url.with_query(f"validationToken={quote(token, safe='')}")
+        try:
+            with running.counted(creator):
+                answer = await self.client.post(
+                    asked, b"", timeout_s=HANDSHAKE_S, content_type="text/plain; charset=utf-8",
+                    answer_bytes_max=_TOKEN_BYTES_MAX,
+                )  # fmt: skip
+        except RequestFailedError as error:
+            if error.timed_out:
+                text = f"Subscription validation request timed out. {error}."
+                raise SubscriptionError(text) from None
+            raise SubscriptionError(f"Subscription validation request failed. {error}.") from None
+        if fault := _fault_of(answer, token):
+            raise SubscriptionError(f"Subscription validation request failed. {fault}")
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StoreUnavailableError("The subscriptions cannot be read now.")
+
+    def _check_number(self, mailbox: str) -> None:
+        if len(self._by_mailbox.get(mailbox, ())) >= PER_MAILBOX_MAX:
+            raise SubscriptionError(
+                f"The mailbox has {PER_MAILBOX_MAX} subscriptions, the maximum; delete one."
+            )
+        if len(self._all) >= SUBSCRIPTIONS_MAX:
+            raise SubscriptionError(
+                f"There are {SUBSCRIPTIONS_MAX} subscriptions, the maximum of this server."
+            )
+
+    def _add(self, one: Subscription) -> None:
+        self._all[one.id] = one
+        self._feeds[one.id] = MessageFeed(self, one.id)
+        self._by_mailbox.setdefault(one.mailbox, set()).add(one.id)
+        self._added.set()
+
+    async def _remove(self, removed: Sequence[Subscription]) -> None:
+        """Forget subscriptions first: what is stored of them after their removal would bring them
+        back.
+        """
+        for one in removed:
+            self._forget(one)
+        try:
+            await self._run(self.file.remove, [one.id for one in removed])
+        except StoreError:
+            for one in removed:
+                self._add(one)
+            raise
+
+    def _forget(self, one: Subscription) -> None:
+        if self._all.pop(one.id, None) is None:
+            return
+        del self._feeds[one.id]
+        self._by_mailbox[one.mailbox].discard(one.id)
+        if not self._by_mailbox[one.mailbox]:
+            del self._by_mailbox[one.mailbox]
+        self.sender.end(one.id)
+        self.sender.end(f"{one.id} lifecycle")
+
+    async def _run(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
+        await asyncio.shield(self.threads.run(partial(function, *args, **options)))
+
+
+class MessageFeed:
+    """The notifications of one subscription (a Feed of the sender)."""
+
+    def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
+        self._owner = owner
+        self._id = subscription_id
+        self._read_to = ""  # further than the stored position, without anything to send
+
+    @property
+    def name(self) -> str:
+        """See Feed: the URL may have a secret, and is not logged."""
+        return f"subscription {self._id}"
+
+    async def next_post(self) -> Post | None:
+        """See Feed."""
+        owner, one = self._owner, self._owner.now(self._id)
+        if one is None or one.lifecycle_event == REMOVED:
+            return None
+        if one.expires_us <= owner.clock.time_us():
+            return None
+        try:
+            if not owner.may_read(one):
+                await owner.report(one, REMOVED)
+                return None
+            async with owner.lock(one.mailbox):
+                return await self._next_post(one)
+        except (StoreError, UrlError) as error:
+            raise NotNowError(str(error)) from error
+        except NoSubscriptionError:
+            return None
+
+    async def _next_post(self, one: Subscription) -> Post | None:
+        owner, position = self._owner, self._read_to or one.position
+        found: list[dict[str, Any]] = []
+        more = True
+        while more and not found:
+            try:
+                page, keys = await owner.lists.changed_versions(
+                    one.mailbox, after=position, limit=_BATCH
+                )
+            except StalePositionError:  # the index was made again: what happened is not known
+                position = (await owner.lists.changes(one.mailbox)).position
+                self._read_to = ""
+                await owner.report(one, MISSED, position=position, marks=())
+                continue
+            found = [
+                self._notification(one, kind, change.message_id, key=keys.get(change.message_id))
+                for change in page.changes
+                if (kind := _kind_of(change, one))
+            ]
+            position, more = page.position, page.more
+        if not found:
+            self._read_to = position
+            return None
+        body = msgspec.json.encode({"value": found})
+        return Post(owner.client.read_url(one.url), body, position, len(found))
+
+    def _notification(
+        self, one: Subscription, kind: str, message_id: str, *, key: str | None
+    ) -> dict[str, Any]:
+        resource = f"Users/{quote(one.mailbox, safe='@')}/Messages/{message_id}"
+        shown = {"@odata.type": "#Microsoft.Graph.Message", "@odata.id": resource, "id": message_id}
+        if key:
+            shown["@odata.etag"] = f'W/"{key}"'
+        return {
+            **_about(one, self._owner.tenant), "changeType": kind, "resource": resource,
+            "resourceData": shown,
+        }  # fmt: skip
+
+    async def sent(self, post: Post) -> None:
+        """See Feed."""
+        self._read_to = ""
+        try:
+            await self._owner.change(self._id, durable=False, position=post.position, marks=())
+        except StoreError as error:
+            raise NotNowError(str(error)) from error
+        except NoSubscriptionError:
+            return
+
+    async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
+        """See Feed: what has waited for four hours is dropped, and the oldest above 1,000."""
+        owner, one = self._owner, self._owner.now(self._id)
+        if one is None:
+            return 0
+        now_us = owner.clock.queue_us()
+        try:
+            async with owner.lock(one.mailbox):
+                waiting, end = await self._waiting(one)
+        except StalePositionError:
+            return 0  # next_post() reports it
+        except StoreError as error:
+            raise NotNowError(str(error)) from error
+        marks = list(one.marks)
+        if not marks or marks[-1][0] <= now_us - _MARK_US:
+            marks.append((now_us, end))
+        drop_to = waiting[-WAITING_MAX - 1] if len(waiting) > WAITING_MAX else 0
+        while marks and marks[0][0] <= now_us - RETRY_US:
+            drop_to = max(drop_to, _sequence(marks.pop(0)[1]))
+        dropped = sum(sequence <= drop_to for sequence in waiting)
+        try:
+            if not dropped:
+                await owner.change(one.id, durable=False, marks=tuple(marks))
+            else:
+                position = f"{end.rpartition('.')[0]}.{drop_to}"
+                await owner.report(one, MISSED, position=position, marks=tuple(marks))
+                self._read_to = ""
+        except StoreError as error:
+            raise NotNowError(str(error)) from error
+        except NoSubscriptionError:
+            return 0
+        return dropped
+
+    async def _waiting(self, one: Subscription) -> tuple[Sequence[int], str]:
+        """Return the sequences of the changes that wait, and the end of the feed."""
+        waiting, position, more = [], one.position, True
+        while more:
+            page = await self._owner.lists.changes(one.mailbox, after=position, limit=1000)
+            waiting += [each.sequence for each in page.changes if _kind_of(each, one)]
+            position, more = page.position, page.more
+        return waiting, position
+
+
+class LifecycleFeed:
+    """The lifecycle notification of one subscription that is still to be sent (a Feed)."""
+
+    def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
+        self._owner = owner
+        self._id = subscription_id
+
+    @property
+    def name(self) -> str:
+        """See Feed."""
+        return f"subscription {self._id}, lifecycle"
+
+    async def next_post(self) -> Post | None:
+        """See Feed."""
+        one = self._owner.now(self._id)
+        if one is None or not one.lifecycle_event:
+            return None
+        shown = {**_about(one, self._owner.tenant), "lifecycleEvent": one.lifecycle_event}
+        body = msgspec.json.encode({"value": [shown]})
+        return Post(self._owner.client.read_url(one.lifecycle_url), body, one.lifecycle_event)
+
+    async def sent(self, post: Post) -> None:
+        """See Feed."""
+        one = self._owner.now(self._id)
+        if one is None or one.lifecycle_event != post.position:
+            return  # a later event
+        try:
+            if one.lifecycle_event == REMOVED:
+                await self._owner.remove(one)
+            else:
+                await self._owner.change(one.id, durable=False, lifecycle_event="")
+        except StoreError as error:
+            raise NotNowError(str(error)) from error
+
+    async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
+        """See Feed."""
+        one = self._owner.now(self._id)
+        if one is None or self._owner.clock.queue_us() < one.lifecycle_since_us + RETRY_US:
+            return 0
+        await self.sent(post)
+        return 1
+
+
+def _about(one: Subscription, tenant: str) -> dict[str, Any]:
+    """Return what each notification says of its subscription."""
+    shown = {
+        "subscriptionId": one.id, "subscriptionExpirationDateTime": shown_time(one.expires_us),
+        "tenantId": tenant,
+    }  # fmt: skip
+    return shown | ({"clientState": one.client_state} if one.client_state else {})
+
+
+def shown_time(time_us: int) -> str:
+    """Return a time as Graph writes it."""
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _kind_of(change: Change, one: Subscription) -> str:
+    """Return the changeType with which a subscription is notified of a change, "" if it is not.
+
+    Ids are immutable: a message that moves is updated in a whole mailbox, and created or deleted in
+    a folder.
+    """
+    kind = str(change.kind)
+    if not one.folder_id:
+        kind = "updated" if change.kind is ChangeKind.MOVED else kind
+    elif change.kind is ChangeKind.MOVED and change.previous_folder_id == one.folder_id:
+        kind = "deleted"
+    elif change.folder_id != one.folder_id:
+        return ""
+    elif change.kind is ChangeKind.MOVED:
+        kind = "created"
+    return kind if kind in one.change_types else ""
+
+
+def _new_guid() -> str:
+    return str(UUID(bytes=secrets.token_bytes(16), version=4))
+
+
+def _sequence(position: str) -> int:
+    return int(position.rpartition(".")[2])
+
+
+def _fault_of(answer: HttpAnswer, token: str) -> str:
+    """Return what is wrong with an answer to a validation request, "" if nothing is."""
+    if answer.status != 200:
+        return f"Notification endpoint must respond with 200 OK, found {answer.status}."
+    if answer.content_type != "text/plain":
+        return f"Content-Type: found {answer.content_type[:100]!r}, expected text/plain."
+    if answer.body != token.encode():
+        return "Expected the decoded validationToken as the whole body."
+    return ""

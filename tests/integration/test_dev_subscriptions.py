@@ -1,0 +1,119 @@
+"""Subscriptions in a development relay: http on loopback, and the clock plays days."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.dev_process import DevProcess
+from tests.support.receiver import Receiver
+from tests.support.relay_config import OPERATOR
+from tests.support.relay_process import RelayProcess
+from tests.support.subscribers import in_minutes, subscribe, subscribed
+
+HOUR_S = 3600
+
+
+def advance(relay: RelayProcess, seconds: float) -> None:
+    body = json.dumps({"advance_s": seconds}).encode()
+    headers = {"Authorization": f"Bearer {OPERATOR}", "Content-Type": "application/json"}
+    answer = relay.request("POST", "/relay/v1/dev/clock", body, headers)
+    assert answer.status == 200, answer.body
+
+
+@pytest.fixture
+def relay() -> Iterator[DevProcess]:
+    with DevProcess("--no-demo") as running:
+        yield running
+        assert "Traceback" not in running.log
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        yield running
+
+
+def test_where_receivers_may_be(relay: DevProcess, receiver: Receiver) -> None:
+    for host in ("127.0.0.1", "localhost", "hooks.localhost"):
+        subscribed(relay, receiver, notificationUrl=receiver.url(host=host))
+    for url, text in (
+        ("http://10.0.0.1/", "10.0.0.1"),
+        ("https://10.0.0.1/", "10.0.0.1 is no public address"),
+        ("https://1.1.1.1/", "an address beyond this machine"),
+        ("http://app.example.net/", "relay dev sends to this machine only"),
+    ):
+        answer = subscribe(relay, receiver, notificationUrl=url)
+        assert (answer.status, text in answer.message) == (400, True), answer.body
+
+
+def test_private_addresses_with_listen_all(receiver: Receiver) -> None:
+    with DevProcess("--no-demo", "--listen-all", "--token", "t" * 32) as relay:
+        body = {"resource": "users/alice@example.test/messages"}
+        answer = subscribe(relay, receiver, token="t" * 32, **body)
+        assert answer.status == 201
+        url = "http://1.1.1.1/"
+        answer = subscribe(relay, receiver, token="t" * 32, notificationUrl=url, **body)
+        assert "expected https, except to 127.0.0.0/8, ::1/128, 10.0.0.0/8" in answer.message
+
+
+def test_expiry(relay: DevProcess, receiver: Receiver) -> None:
+    made = subscribed(relay, receiver, expirationDateTime=in_minutes(60))
+    relay.send_mail(to=["alice@example.test"], subject="in time")
+    receiver.wait_for(lambda all_: len(all_) == 1)
+    advance(relay, 2 * HOUR_S)
+    assert relay.graph("GET", f"/subscriptions/{made}").status == 404
+    assert relay.graph("GET", "/subscriptions").json()["value"] == []
+    later = subscribed(relay, receiver, expirationDateTime=in_minutes(60 + 7 * 24 * 60))
+    relay.send_mail(to=["alice@example.test"], subject="too late for the first one")
+    [_, found] = receiver.wait_for(lambda all_: len(all_) == 2)
+    assert found["subscriptionId"] == later
+
+
+def test_four_hours(relay: DevProcess, receiver: Receiver) -> None:
+    """What has waited for four hours is dropped and reported; what is younger is not."""
+    with Receiver() as lifecycle:
+        subscribed(
+            relay, receiver, expirationDateTime=in_minutes(7 * 24 * 60 - 1),
+            lifecycleNotificationUrl=lifecycle.url("/life"),
+        )  # fmt: skip
+        receiver.mode = "error"
+        relay.send_mail(to=["alice@example.test"], subject="old")
+        advance(relay, 3 * HOUR_S)
+        tries = len(receiver.requests)
+        assert tries > 30
+        assert lifecycle.notifications == []
+        relay.send_mail(to=["alice@example.test"], subject="young")
+        advance(relay, 1.5 * HOUR_S)
+        [event] = lifecycle.wait_for(lambda all_: len(all_) == 1)
+        assert (event["lifecycleEvent"], event["clientState"]) == ("missed", "a secret")
+        assert relay.metric("relay_notifications_total", kind="subscription", result="dropped") == 1
+        receiver.mode = "good"
+        known = len(receiver.notifications)
+        advance(relay, 600)
+        found = receiver.notifications[known:]
+        ids = [one["resourceData"]["id"] for one in found]
+        subjects = [relay.graph("GET", f"/me/messages/{one}").json()["subject"] for one in ids]
+        assert subjects == ["young"]
+
+
+def test_a_thousand_may_wait(relay: DevProcess, receiver: Receiver) -> None:
+    with Receiver() as lifecycle:
+        subscribed(
+            relay, receiver, resource="me/messages",
+            lifecycleNotificationUrl=lifecycle.url("/life"), expirationDateTime=in_minutes(600),
+        )  # fmt: skip
+        receiver.mode = "error"
+        made = [
+            relay.graph("POST", "/me/messages", {"subject": str(number)}).json()["id"]
+            for number in range(1010)
+        ]
+        advance(relay, 600)
+        lifecycle.wait_for(lambda all_: len(all_) >= 1)
+        assert {one["lifecycleEvent"] for one in lifecycle.notifications} == {"missed"}
+        receiver.requests.clear()
+        receiver.mode = "good"
+        advance(relay, 600)
+        found = [one["resourceData"]["id"] for one in receiver.notifications]
+        assert found == made[-1000:]
+        assert max(len(json.loads(body)["value"]) for *_, body in receiver.requests) == 100
