@@ -38,7 +38,7 @@ from relay.reports import bounces
 from relay.routing.route_table import RouteTable
 from relay.smtp import transaction
 from relay.spool import shared_maintenance
-from relay.spool.queue import admin, decisions, holds
+from relay.spool.queue import admin, decisions
 from relay.spool.queue import entries as queue_entries
 from relay.spool.queue.admin import SpoolQueueAdmin
 from relay.spool.queue_commands import Operation
@@ -587,7 +587,7 @@ BROKEN = (
     Broken("the hold of a rule ends with its message", _instead(fanout.HoldTimes, "held", _without_its_end), "invariant 6", where=conditions.held_by_rules),
     Broken("a silent end is reported", _instead(attempt_recorder, "expiry_result", _aloud), "nobody was to hear", where=conditions.held_by_rules),
     Broken("what rules hold is not counted when it ends", _instead(transactions, "count_holds", _only_more), "rules hold", where=conditions.held_by_rules),
-    Broken("what was released is held again", _instead(holds, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
+    Broken("what was released is held again", _instead(decisions, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
     Broken("a timed hold is for ever", _instead(decisions._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
