@@ -120,6 +120,8 @@ class Daemon:
         self._spawn(warn_of_ending_keys(base.sources.keys, base.clock), "signing-keys")
         if self.transport.maildrop is not None:
             self._spawn(self.transport.maildrop.run(), "maildrop")
+        if self.subscriptions is not None and base.holds_root:
+            await self.subscriptions.open()
         base.readiness.reason = ""
         for server in self.http_servers:
             await server.start()

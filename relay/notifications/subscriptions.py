@@ -94,13 +94,17 @@ class Subscriptions:
     # -- what clients do
 
     def of(self, creator: str) -> list[Subscription]:
-        """Return the subscriptions that an account has created, which have not ended."""
+        """Return the subscriptions that an account has created, which have not ended. Raises
+        StoreUnavailableError.
+        """
+        self._check_open()
         return [
             one for one in self._all.values() if one.creator == creator and self._is_active(one)
         ]
 
     def get(self, subscription_id: str, creator: str) -> Subscription:
-        """Return a subscription of an account. Raises NoSubscriptionError."""
+        """Return a subscription of an account. Raises NoSubscriptionError, StoreError."""
+        self._check_open()
         found = self._all.get(subscription_id)
         if found is None or found.creator != creator or not self._is_active(found):
             raise NoSubscriptionError
@@ -184,10 +188,24 @@ class Subscriptions:
 
     # -- as long as the relay runs
 
+    async def open(self) -> None:
+        """Read what is stored, before the first request; if that fails, run() tries it again."""
+        try:
+            for one in await self.threads.run(self.file.open):
+                self._add(one)
+            self._is_open = True
+        except StoreError as error:
+            _log.error("subscriptions cannot be read", reason=str(error))
+
     async def run(self) -> None:
         """Notify of changes until cancelled."""
         try:
-            await self._open()
+            while not self._is_open:
+                await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: after a fault
+                await self.open()
+            for one in self._all.values():
+                self.sender.wake(one.id, self._feeds[one.id])
+                self._wake_lifecycle(one)
             self._watch.start()
             rounds = 0
             while True:
@@ -207,19 +225,6 @@ class Subscriptions:
             await self.sender.close()
             self._is_open = False
             await asyncio.to_thread(self._close)
-
-    async def _open(self) -> None:
-        while not self._is_open:
-            try:
-                for one in await self.threads.run(self.file.open):
-                    self._add(one)
-                self._is_open = True
-            except StoreError as error:
-                _log.error("subscriptions cannot be read", reason=str(error))
-                await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: after a fault
-        for one in self._all.values():
-            self.sender.wake(one.id, self._feeds[one.id])
-            self._wake_lifecycle(one)
 
     def _close(self) -> None:
         self.threads.close()
