@@ -14,21 +14,27 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock, rfc3339
+from relay.base.clock import Clock
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.event_stream import EventStreamResponse
 from relay.journeys.changes import ChangeNotifier
-from relay.journeys.event_feed import EventBatch, EventCursor, EventFeed, parse_event_cursor
+from relay.journeys.event_feed import (
+    EventBatch,
+    EventCursor,
+    EventData,
+    EventFeed,
+    event_data,
+    parse_event_cursor,
+)
 from relay.journeys.events import RecordedEvent
 from relay.journeys.sender_view import sender_detail
-from relay.message.lifecycle import RecipientState, SubmissionState
 from relay.observe.logs import RepeatedError, get_logger
 from relay.spool.types import SpoolError
 
@@ -50,19 +56,6 @@ _RETRY = b"retry: 2000\n"
 _GAP = "Events between this cursor and the next event are not kept any more."
 _EXPECTED = 'the id of an event, or "0" for the beginning'
 _log = get_logger("api")
-
-
-class _EventData(msgspec.Struct, frozen=True):
-    """The JSON of an event: a step of a journey, with the message that it is of."""
-
-    cursor: str
-    message: str | None
-    submission_id: str | None
-    step: int
-    name: str
-    at: str
-    detail: Mapping[str, Any]
-    state: RecipientState | SubmissionState | None
 
 
 class _EventText(NamedTuple):
@@ -340,11 +333,7 @@ def _block_of(batch: EventBatch) -> _Block:
 
 def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _EventText:
     text = str(cursor)
-    event = recorded.event
-    data = _EventData(
-        text, recorded.queue_id, recorded.submission_id, int(event.step), event.step.title,
-        rfc3339(event.at_us), event.detail, recorded.state,
-    )  # fmt: skip
+    event, data = recorded.event, event_data(text, recorded)
     octets = sender_octets = _octets(text, data)
     if (detail := sender_detail(int(event.step), event.detail)) is not event.detail:
         sender_octets = _octets(text, replace(data, detail=detail))
@@ -354,7 +343,7 @@ def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _Even
     )  # fmt: skip
 
 
-def _octets(cursor: str, data: _EventData) -> bytes:
+def _octets(cursor: str, data: EventData) -> bytes:
     return b"id: %b\ndata: %b\n\n" % (cursor.encode(), msgspec.json.encode(data))
 
 

@@ -22,7 +22,7 @@ from relay.graph.json_values import (
 )
 from relay.http.errors import ApiError, quoted
 from relay.http.gateway import json_response
-from relay.notifications.https_client import UrlError
+from relay.message.web_url import UrlError
 from relay.notifications.subscription_file import Subscription
 from relay.notifications.subscriptions import (
     LIFETIME_US,

@@ -13,13 +13,15 @@ import asyncio
 import re
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from relay.base.clock import rfc3339
 from relay.journeys.events import RecordedEvent, Step
 from relay.journeys.log_reader import LogEvents, LogPosition, LogReader
 from relay.journeys.spool_history import SpoolEvents, SpoolHistory
+from relay.message.lifecycle import RecipientState, SubmissionState
 
 _CURSOR_CHARACTERS_MAX = 1000
 _FUTURE_US_MAX = 86_400_000_000
@@ -61,6 +63,28 @@ class EventCursor(Struct, frozen=True):
         if isinstance(place, int):
             return EventCursor(place, self.logs)
         return EventCursor(self.sequence, {**self.logs, source: place})
+
+
+class EventData(Struct, frozen=True):
+    """The JSON of an event: a step of a journey, with the message that it is of."""
+
+    cursor: str  # after it
+    message: str | None  # the queue id
+    submission_id: str | None  # of a message that was submitted by the Graph API
+    step: int  # 1 to 7
+    name: str  # of the step
+    at: str  # when it ended
+    detail: Mapping[str, Any]  # that of Event
+    state: RecipientState | SubmissionState | None  # see RecordedEvent
+
+
+def event_data(cursor: str, recorded: RecordedEvent) -> EventData:
+    """Return what programs get of an event."""
+    event = recorded.event
+    return EventData(
+        cursor, recorded.queue_id, recorded.submission_id, int(event.step), event.step.title,
+        rfc3339(event.at_us), event.detail, recorded.state,
+    )  # fmt: skip
 
 
 _Entry = tuple[int | LogPosition, RecordedEvent | None]

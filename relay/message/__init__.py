@@ -9,6 +9,7 @@ The envelope and its addresses:
 - `envelope`: MAIL and RCPT with NOTIFY, ORCPT, RET, ENVID, and their syntax; the facts of a message
 - `srs`: how the sender of a forwarded message is rewritten (SRS), and an SRS address reversed
 - `nexthop`: a next hop (mx, smtp, smtps, lmtp, local, capture) as a value and as text in the spool
+- `web_url`: a URL to which requests are sent, and what it must not have
 - `tls_policy`: the TLS level of a host: none, opportunistic, required, verify; of two the higher
 
 The content:

@@ -13,7 +13,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from relay.base.clock import Clock
-from relay.notifications.https_client import HttpsClient, RequestFailedError, WebUrl
+from relay.message.web_url import WebUrl
+from relay.notifications.https_client import HttpsClient, RequestFailedError
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 

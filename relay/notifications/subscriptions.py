@@ -33,7 +33,8 @@ from relay.mailbox.types import (
     StoreError,
     StoreUnavailableError,
 )
-from relay.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError, UrlError
+from relay.message.web_url import UrlError
+from relay.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError
 from relay.notifications.mailbox_watch import POLL_S, MailboxChanges
 from relay.notifications.sender import NotNowError, Post, Sender
 from relay.notifications.subscription_file import Subscription, SubscriptionFile

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from relay.message.web_url import UrlError, read_url
 from relay.notifications import https_client
 from relay.notifications.https_client import (
     ANYWHERE,
@@ -13,8 +14,6 @@ from relay.notifications.https_client import (
     Destinations,
     HttpsClient,
     RequestFailedError,
-    UrlError,
-    read_url,
 )
 from tests.support.receiver import Receiver
 from tests.support.tls import Authority, self_signed

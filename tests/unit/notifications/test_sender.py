@@ -8,8 +8,9 @@ import pytest
 
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import SystemClock
+from relay.message.web_url import read_url
 from relay.notifications import sender as module
-from relay.notifications.https_client import LOOPBACK, Destinations, HttpsClient, read_url
+from relay.notifications.https_client import LOOPBACK, Destinations, HttpsClient
 from relay.notifications.sender import NotNowError, Post, Sender
 from relay.observe.metrics import Metrics
 from tests.support.receiver import Receiver
