@@ -13,7 +13,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from relay.base.clock import Clock
-from relay.message.web_url import WebUrl
+from relay.mailbox.types import StoreError
+from relay.message.web_url import UrlError, WebUrl
 from relay.notifications.https_client import HttpsClient, RequestFailedError
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -28,10 +29,6 @@ _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _log = get_logger("notifications")
 
 
-class NotNowError(Exception):
-    """A feed cannot be read or advanced now; it is tried again."""
-
-
 class Post(Struct, frozen=True):
     """One request. `position` is that of the feed after it, `count` the notifications in it."""
 
@@ -43,7 +40,9 @@ class Post(Struct, frozen=True):
 
 
 class Feed(Protocol):
-    """What one receiver gets. One method at a time is called; all raise NotNowError."""
+    """What one receiver gets. One method at a time is called; after a StoreError or UrlError it is
+    tried again.
+    """
 
     @property
     def name(self) -> str:
@@ -143,7 +142,7 @@ class Sender:
             else:
                 self._count("sent", post.count)
                 await feed.sent(post)
-        except NotNowError as error:
+        except (StoreError, UrlError) as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - the other feeds go on
             _log.exception("notifications failed", receiver=feed.name)

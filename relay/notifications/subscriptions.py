@@ -33,10 +33,9 @@ from relay.mailbox.types import (
     StoreError,
     StoreUnavailableError,
 )
-from relay.message.web_url import UrlError
 from relay.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError
 from relay.notifications.mailbox_watch import POLL_S, MailboxChanges
-from relay.notifications.sender import NotNowError, Post, Sender
+from relay.notifications.sender import Post, Sender
 from relay.notifications.subscription_file import Subscription, SubscriptionFile
 from relay.observe.logs import get_logger
 
@@ -138,7 +137,9 @@ class Subscriptions:
         """
         if "url" in changed:
             await self._check_receiver(changed["url"], one.creator)
-        return await self.change(one.id, durable=True, **changed)
+        if (after := await self.change(one.id, durable=True, **changed)) is None:
+            raise NoSubscriptionError
+        return after
 
     async def remove(self, one: Subscription) -> None:
         """Remove a subscription, durably. Raises StoreError."""
@@ -146,11 +147,13 @@ class Subscriptions:
 
     # -- what the feeds do
 
-    async def change(self, subscription_id: str, *, durable: bool, **changed: Any) -> Subscription:
-        """Change a subscription as it is now. Raises NoSubscriptionError, StoreError."""
+    async def change(
+        self, subscription_id: str, *, durable: bool, **changed: Any
+    ) -> Subscription | None:
+        """Change a subscription as it is now, if it is still there. Raises StoreError."""
         before = self._all.get(subscription_id)
         if before is None:
-            raise NoSubscriptionError
+            return None
         self._all[subscription_id] = after = replace(before, **changed)
         await self._run(self.file.save, after, durable=durable)
         return after
@@ -165,10 +168,11 @@ class Subscriptions:
                 await self.change(one.id, durable=False, **changed)
             return
         since_us = self.clock.queue_us()
-        one = await self.change(
+        after = await self.change(
             one.id, durable=True, lifecycle_event=event, lifecycle_since_us=since_us, **changed
         )
-        self._wake_lifecycle(one)
+        if after is not None:
+            self._wake_lifecycle(after)
 
     def now(self, subscription_id: str) -> Subscription | None:
         """Return a subscription as it is now; None if it has been removed."""
@@ -344,16 +348,11 @@ class MessageFeed:
             return None
         if one.expires_us <= owner.clock.time_us():
             return None
-        try:
-            if not owner.may_read(one):
-                await owner.report(one, REMOVED)
-                return None
-            async with owner.lock(one.mailbox):
-                return await self._next_post(one)
-        except (StoreError, UrlError) as error:
-            raise NotNowError(str(error)) from error
-        except NoSubscriptionError:
+        if not owner.may_read(one):
+            await owner.report(one, REMOVED)
             return None
+        async with owner.lock(one.mailbox):
+            return await self._next_post(one)
 
     async def _next_post(self, one: Subscription) -> Post | None:
         owner, position = self._owner, self._read_to or one.position
@@ -396,12 +395,7 @@ class MessageFeed:
     async def sent(self, post: Post) -> None:
         """See Feed."""
         self._read_to = ""
-        try:
-            await self._owner.change(self._id, durable=False, position=post.position, marks=())
-        except StoreError as error:
-            raise NotNowError(str(error)) from error
-        except NoSubscriptionError:
-            return
+        await self._owner.change(self._id, durable=False, position=post.position, marks=())
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed: what has waited for four hours is dropped, and the oldest above 1,000."""
@@ -414,8 +408,6 @@ class MessageFeed:
                 waiting, end = await self._waiting(one)
         except StalePositionError:
             return 0  # next_post() reports it
-        except StoreError as error:
-            raise NotNowError(str(error)) from error
         marks = list(one.marks)
         if not marks or marks[-1][0] <= now_us - _MARK_US:
             marks.append((now_us, end))
@@ -423,17 +415,12 @@ class MessageFeed:
         while marks and marks[0][0] <= now_us - RETRY_US:
             drop_to = max(drop_to, _sequence(marks.pop(0)[1]))
         dropped = sum(sequence <= drop_to for sequence in waiting)
-        try:
-            if not dropped:
-                await owner.change(one.id, durable=False, marks=tuple(marks))
-            else:
-                position = f"{end.rpartition('.')[0]}.{drop_to}"
-                await owner.report(one, MISSED, position=position, marks=tuple(marks))
-                self._read_to = ""
-        except StoreError as error:
-            raise NotNowError(str(error)) from error
-        except NoSubscriptionError:
+        if not dropped:
+            await owner.change(one.id, durable=False, marks=tuple(marks))
             return 0
+        position = f"{end.rpartition('.')[0]}.{drop_to}"
+        self._read_to = ""
+        await owner.report(one, MISSED, position=position, marks=tuple(marks))
         return dropped
 
     async def _waiting(self, one: Subscription) -> tuple[Sequence[int], str]:
@@ -472,13 +459,10 @@ class LifecycleFeed:
         one = self._owner.now(self._id)
         if one is None or one.lifecycle_event != post.position:
             return  # a later event
-        try:
-            if one.lifecycle_event == REMOVED:
-                await self._owner.remove(one)
-            else:
-                await self._owner.change(one.id, durable=False, lifecycle_event="")
-        except StoreError as error:
-            raise NotNowError(str(error)) from error
+        if one.lifecycle_event == REMOVED:
+            await self._owner.remove(one)
+        else:
+            await self._owner.change(one.id, durable=False, lifecycle_event="")
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""

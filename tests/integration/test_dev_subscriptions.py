@@ -70,6 +70,17 @@ def test_expiry(relay: DevProcess, receiver: Receiver) -> None:
     assert found["subscriptionId"] == later
 
 
+def test_a_reset_removes_subscriptions(relay: DevProcess, receiver: Receiver) -> None:
+    subscribed(relay, receiver)
+    headers = {"Authorization": f"Bearer {OPERATOR}"}
+    assert relay.request("DELETE", "/relay/v1/messages", headers=headers).status == 200
+    assert relay.graph("GET", "/subscriptions").json()["value"] == []
+    made = subscribed(relay, receiver)
+    relay.send_mail(to=["alice@example.test"], subject="after the reset")
+    [found] = receiver.wait_for(lambda all_: len(all_) == 1)
+    assert found["subscriptionId"] == made
+
+
 def test_four_hours(relay: DevProcess, receiver: Receiver) -> None:
     """What has waited for four hours is dropped and reported; what is younger is not."""
     with Receiver() as lifecycle:

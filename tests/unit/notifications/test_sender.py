@@ -8,10 +8,11 @@ import pytest
 
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import SystemClock
+from relay.mailbox.types import StoreUnavailableError
 from relay.message.web_url import read_url
 from relay.notifications import sender as module
 from relay.notifications.https_client import LOOPBACK, Destinations, HttpsClient
-from relay.notifications.sender import NotNowError, Post, Sender
+from relay.notifications.sender import Post, Sender
 from relay.observe.metrics import Metrics
 from tests.support.receiver import Receiver
 
@@ -110,7 +111,9 @@ async def test_many_that_are_down_delay_no_other(
         await until(lambda: good.at == 20)
 
 
-@pytest.mark.parametrize("fault", [NotNowError("the disk is full"), RuntimeError("a defect")])
+@pytest.mark.parametrize(
+    "fault", [StoreUnavailableError("the disk is full"), RuntimeError("a defect")]
+)
 async def test_a_feed_that_cannot_be_read_is_tried_again(sender: Sender, fault: Exception) -> None:
     with Receiver() as receiver:
         feed = Numbers(receiver.url(), until=1, faults=[fault])
