@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
-# msmtp as submitters, Dovecot and mutt as programs that share a mailbox with the relay, strace to see
+# msmtp as submitters, Dovecot, mutt and isync as programs that share a mailbox with the relay, strace to see
 # the sync before the 250, openssl for certificates, faketime to let a clock jump, Chromium and its driver
 # for the pages, nginx as a proxy in front of them, two readers of reports, a verifier of signatures,
 # PostgreSQL. With "languages": those that run the programs in docs/snippets.md.
@@ -10,7 +10,7 @@
 set -euo pipefail
 
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
-    [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [faketime]=faketime
+    [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [mbsync]=isync [faketime]=faketime
     [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx
     [opendkim-testmsg]=opendkim-tools [ip]=iproute2 [systemd-analyze]=systemd)
 PATH="$PATH:/usr/sbin:/sbin"

@@ -26,7 +26,7 @@ Messages and folders:
 - `settings_file`: mailboxSettings and masterCategories on disk
 - `message_state`: what clients change of received mail: properties and flag, which of two counts
 - `state_file`: these states on disk: `relay-properties`
-- `keywords`: Dovecot's keywords
+- `keywords`: Dovecot's keywords, which a move to another folder keeps
 - `old_files`: what the first write and a day remove: old files in tmp/, half-removed folders
 - `retained_files`: files that the retention of a development relay removes
 - `unread_files`: which messages of all mailboxes are unread, by the names of their files
@@ -41,6 +41,7 @@ Delivery:
 On the disk:
 
 - `maildir`: write, link, rename, remove and fsync; which file systems keep the order
+- `lock_file`: Dovecot's locks
 - `message_file`: file names: base name, flags, id; where a mailbox is
 - `index`: the index of a mailbox: search, change feed, ids of messages
 - `verify`: `relay storage verify` of mailboxes: kinds of faults, and their repairs

@@ -12,7 +12,6 @@ See Maildir++ and Graph's mailFolder.
 
 import errno
 import shutil
-import threading
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from relay.mailbox.folders import (
     write_folder_ids,
 )
 from relay.mailbox.index.indexes import Indexes
+from relay.mailbox.lock_file import take_lock
 from relay.mailbox.maildir import (
     Stripes,
     remove,
@@ -67,8 +67,6 @@ from relay.observe.logs import get_logger
 
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"
-_LOCK_ATTEMPTS = 20
-_LOCK_PAUSE_S = 0.05
 _STALE_S = 30  # Dovecot's own limit for this lock
 
 _log = get_logger("mailbox")
@@ -82,7 +80,7 @@ def resubscribe(
     `changed` has a folder's new directory, "" for a removed one. Raises OSError.
     """
     lock = mailbox / f"{_FILE}.lock"
-    if not _lock(lock):
+    if not take_lock(lock, stale_s=_STALE_S):
         _log.warning("subscriptions locked", lock=str(lock))
         return
     fresh = mailbox / f"{_FILE}.relay"
@@ -115,30 +113,6 @@ def resubscribed(content: bytes, *, added: Sequence[str], changed: Mapping[str, 
 
 def _line(directory: str, separator: bytes) -> bytes:
     return directory[1:].encode("utf-8", "surrogateescape").replace(b".", separator)
-
-
-def _lock(lock: Path) -> bool:
-    """Take the lock, also one that a crash left; return False if another program holds it."""
-    for _ in range(_LOCK_ATTEMPTS):
-        with suppress(FileExistsError):
-            write_synced(lock, b"")
-            return True
-        with suppress(FileNotFoundError):
-            if _now_s(lock) - lock.stat().st_mtime > _STALE_S:
-                remove(lock)
-                continue
-        threading.Event().wait(_LOCK_PAUSE_S)
-    return False
-
-
-def _now_s(lock: Path) -> float:
-    """Return the current time of the file system that holds the lock."""
-    probe = lock.with_suffix(".probe")
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        remove(probe)
 
 
 def _read(path: Path) -> bytes:

@@ -69,6 +69,25 @@ async def moves(trial: PowerLossTrial) -> None:
     await trial.promised()
 
 
+async def moves_of_tagged_messages(trial: PowerLossTrial) -> None:
+    """A letter without a name in Dovecot's file would be another keyword."""
+    made = await trial.store.messages.create(ALICE, letter("draft"))
+    home = trial.root / "example.test/alice"
+    (home / ".Drafts/dovecot-keywords").write_bytes(b"3 urgent\n")
+    [file] = (home / ".Drafts/cur").iterdir()
+    file.rename(file.with_name(f"{file.name}d"))
+    await trial.settled_store().messages.move(ALICE, made.id, "archive")
+
+    async def named(after: FileStore) -> None:
+        archive = after._folders.directory(ALICE) / ".Archive"
+        tagged = [one for one in archive.glob("cur/*") if one.name.endswith("a")]
+        names = archive / "dovecot-keywords"
+        if tagged and not (names.exists() and names.read_bytes() == b"0 urgent\n"):
+            raise PromiseBrokenError
+
+    await trial.promised(("archive", "draft"), at_start=named)
+
+
 async def repeated_deletes(trial: PowerLossTrial) -> None:
     """The first one is refused: the second one must not take the message for deleted already."""
     made = await trial.store.messages.create(ALICE, letter("draft"))
@@ -424,6 +443,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         first_submission,
         drafts,
         moves,
+        moves_of_tagged_messages,
         repeated_deletes,
         copies,
         copies_of_folders,
@@ -558,7 +578,8 @@ SYNCED_BY = frozenset(
 )
 MODULES = (
     *("mailbox/messages.py", "mailbox/inbox.py", "mailbox/folders.py", "mailbox/settings_file.py"),
-    *("mailbox/folder_tree.py", "mailbox/folder_copy.py", "outbox/unfinished.py"),
+    *("mailbox/folder_tree.py", "mailbox/folder_copy.py", "mailbox/keywords.py"),
+    "outbox/unfinished.py",
     *(
         "outbox/submit.py",
         "outbox/scheduled.py",

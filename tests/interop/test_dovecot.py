@@ -92,6 +92,55 @@ def test_flags_go_both_ways(relay, dovecot):
         }
 
 
+def tag(imap, subject: str, folder: str, *keywords: str) -> None:
+    imap.enter(folder)
+    imap.uid("STORE", imap.uid_of(subject), "+FLAGS.SILENT", f"({' '.join(keywords)})")
+
+
+def test_keywords_go_with_messages_that_are_moved_and_copied(relay, dovecot):
+    first, second = arrives(relay, "first"), arrives(relay, "second")
+    a_draft(relay, "there", "archive")
+    with dovecot.session() as open_all_the_time, dovecot.session() as imap:
+        tag(imap, "there", "Archive", "other")
+        tag(open_all_the_time, "there", "Archive", "third")
+        tag(imap, "first", "INBOX", "\\Seen", "$label1", "Work", "Other")
+        tag(imap, "second", "INBOX", "$label2")
+        for identity in (first, second):
+            move = relay.graph(
+                "POST", f"/me/messages/{identity}/move", {"destinationId": "archive"}
+            )
+            assert move.status == 201
+        assert relay.graph("DELETE", f"/me/messages/{second}").status == 204
+        kept = {"\\Seen", "$label1", "Work", "other"}
+        there = {"\\Draft", "\\Seen", "other", "third"}
+        for session in (open_all_the_time, imap):
+            assert session.flags("Archive") == {"first": kept, "there": there}
+            assert session.flags("Trash") == {"second": {"$label2"}}
+        # back by Dovecot, into a folder that has had other letters since, and there again
+        tag(open_all_the_time, "there", "Archive", "fourth")
+        imap.enter("Archive")
+        imap.uid("MOVE", imap.uid_of("first"), "Junk")
+        assert imap.flags("Junk") == {"first": kept}
+        copy = relay.graph("POST", f"/me/messages/{first}/copy", {"destinationId": "deleteditems"})
+        assert copy.status == 201
+        for session in (open_all_the_time, imap):
+            assert session.flags("Trash")["first"] == kept
+            assert session.flags("Archive") == {"there": there | {"fourth"}}
+    with dovecot.session() as imap:
+        assert imap.flags("Trash") == {"first": kept, "second": {"$label2"}}
+
+
+def test_a_folder_has_26_keywords(relay, dovecot):
+    first = arrives(relay, "first")
+    a_draft(relay, "full", "archive")
+    with dovecot.session() as imap:
+        tag(imap, "full", "Archive", *(f"k{number}" for number in range(25)))
+        tag(imap, "first", "INBOX", "new", "newer", "k7")
+        relay.graph("POST", f"/me/messages/{first}/move", {"destinationId": "archive"})
+        [kept] = imap.flags("Archive")["first"] - {"k7"}
+        assert kept in ("new", "newer")
+
+
 def test_a_classification_outlives_its_changes(relay, dovecot):
     identity = arrives(relay, "weekly")
     change = {"inferenceClassification": "other", "categories": ["Read later"]}

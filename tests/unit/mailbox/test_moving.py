@@ -1,6 +1,7 @@
 """Messages moved, copied and removed: nothing replaced, ids kept, sizes exact."""
 
 import asyncio
+import os
 from contextlib import suppress
 
 import pytest
@@ -12,6 +13,7 @@ from relay.mailbox.types import (
     MessageChange,
     NoSuchItemError,
     SendOptions,
+    StoreUnavailableError,
 )
 
 ALICE = "alice@example.test"
@@ -131,23 +133,74 @@ def rename_if_there(file, target):
         file.rename(target)
 
 
+FULL = b"".join(b"%d k%d\n" % (number, number) for number in range(26))
+
+
+def keyword_of(letter, names):
+    """The line of a letter in dovecot-keywords, without its number."""
+    found = dict(line.split(b" ", 1) for line in names.splitlines())
+    return found[b"%d" % (ord(letter) - ord("a"))]
+
+
 @pytest.mark.parametrize(
-    ("there", "flags"),
+    ("there", "flags", "after"),
     [
-        (b"0 $Forwarded\n1 urgent\n", "Sb"),
-        (b"0 urgent\n", "Sa"),
-        (b"", "S"),
-        (None, "S"),
-        (b"99 urgent\nodd\n", "S"),
+        (b"0 $Forwarded\n1 urgent\n", "Sb", None),
+        (b"0 URGENT\n", "Sa", None),
+        (b"0 urgent\n1 urgent\n", "Sa", None),
+        (None, "Sa", b"0 urgent\n"),
+        (b"", "Sa", b"0 urgent\n"),
+        (b"99 urgent\nodd\n", "Sa", b"0 urgent\n"),
+        (b"1 Work\n", "Sc", b"1 Work\n2 urgent\n"),
+        (FULL.replace(b"3 k3\n", b"", 1), "Sd", FULL.replace(b"3 k3\n", b"3 urgent\n", 1)),
+        (FULL, "S", None),
     ],
+    ids=["there", "in capitals", "twice", "no file", "empty", "odd", "added", "in a hole", "full"],
 )
-async def test_keywords_keep_their_meaning(place, store, arrived, there, flags):
+@pytest.mark.parametrize("deed", ["move", "copy"])
+async def test_keywords_keep_their_meaning(place, store, arrived, deed, there, flags, after):
     [file] = place.files("")
     home = file.parents[1]
     (home / "dovecot-keywords").write_bytes(b"0 urgent\n2 other\n")
+    names = home / ".Archive/dovecot-keywords"
     if there is not None:
-        (home / ".Archive/dovecot-keywords").write_bytes(there)
-    file.rename(home / "cur" / f"{file.name}:2,Sac")
+        names.write_bytes(there)
+        os.utime(names, (2**31, 2**31))
+    file.rename(home / "cur" / f"{file.name}:2,Sad")
+    await getattr(store.messages, deed)(ALICE, arrived.id, "archive")
+    [filed] = place.files(".Archive")
+    assert filed.name.partition(":2,")[2] == flags
+    assert names.read_bytes() == (there if after is None else after)
+    if there is not None:  # by its time in seconds, Dovecot knows that it was changed
+        assert int(names.stat().st_mtime) - 2**31 == (after is not None)
+    assert place.left_over() == []
+    assert not list(names.parent.glob("dovecot-*.*"))
+
+
+async def test_two_new_keywords_get_two_letters(place, store, arrived):
+    [file] = place.files("")
+    home = file.parents[1]
+    (home / "dovecot-keywords").write_bytes(b"0 urgent\n2 other\n")
+    file.rename(home / "cur" / f"{file.name}:2,ac")
+    await store.messages.delete(ALICE, arrived.id)
+    [deleted] = place.files(".Trash")
+    names = (home / ".Trash/dovecot-keywords").read_bytes()
+    letters = deleted.name.partition(":2,")[2]
+    assert sorted(keyword_of(letter, names) for letter in letters) == [b"other", b"urgent"]
+
+
+async def test_a_folder_that_another_program_has_locked_gets_no_new_keyword(place, store, arrived):
+    [file] = place.files("")
+    home = file.parents[1]
+    (home / "dovecot-keywords").write_bytes(b"0 urgent\n")
+    tagged = file.rename(home / "cur" / f"{file.name}:2,a")
+    lock = home / ".Archive/dovecot-uidlist.lock"
+    lock.write_text("1:elsewhere")
+    with pytest.raises(StoreUnavailableError, match=r"the lock dovecot-uidlist\.lock"):
+        await store.messages.move(ALICE, arrived.id, "archive")
+    assert place.files("") == [tagged]
+    os.utime(lock, (1, 1))  # left by a crash
     await store.messages.move(ALICE, arrived.id, "archive")
     [moved] = place.files(".Archive")
-    assert moved.name.partition(":2,")[2] == flags
+    assert moved.name.endswith(":2,a")
+    assert not lock.exists()
