@@ -52,12 +52,6 @@ _IDS_MAX = 1000
 _DAY_S = 86_400
 _ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")  # as programs write it, not only RFC 5322
 DATE_US_MIN, _DATE_US_MAX = -11_644_473_600_000_000, 253_402_300_799_000_000  # 1601 to 9999
-_REPRESENTED = frozenset(
-    (
-        *("from", "sender", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id"),
-        *("importance", "x-priority", "mime-version", "received", "return-path", "delivered-to"),
-    )
-)
 _TORN_LINE_ENDS = frozenset(((b"\r", b"\r\n"), (b"\n", b"\r")))
 _SHOWN_OCTETS = 80
 _IMPORTANCES = frozenset(("low", "normal", "high"))
@@ -162,7 +156,7 @@ def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
         reply_to=read_addresses(fields, "reply-to"),
         importance=_importance(fields),
         internet_message_id=own_message_id(read_token(fields, "message-id")),
-        internet_message_headers=_other_fields(fields),
+        internet_message_headers=_all_fields(fields),
         categories=tuple(_phrases(fields, "keywords")),
         sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
         read_receipt=any(
@@ -376,11 +370,11 @@ def _importance(message: "Message[str, str]") -> str:
     return "normal"
 
 
-def _other_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
+def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
+    """Return the names and decoded values of all fields, in their order, but the relay's own."""
     raw = _raw_charset(message, message.values())
     return tuple(
         (name, decode_text(_UNFOLD.sub("", value), raw).strip())
         for name, value in message.items()
-        if name.lower() not in _REPRESENTED
-        and not name.lower().startswith(("content-", "x-relay-"))
+        if not name.lower().startswith("x-relay-")
     )

@@ -311,6 +311,8 @@ def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
 def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
     known = [name for name in select if name in MESSAGE_PROPERTIES]
     shown = {name: MESSAGE_PROPERTIES[name](message) for name in known}
+    fields = shown["internetMessageHeaders"]  # of MIME, all of its fields
+    shown["internetMessageHeaders"] = [one for one in fields if one["name"][:2].lower() == "x-"]
     body = shown["body"]["content"]
     if len(body) > TEXT_CHARACTERS_MAX:
         cut = f"{body[:TEXT_CHARACTERS_MAX]}… {len(body) - TEXT_CHARACTERS_MAX:,} characters more"

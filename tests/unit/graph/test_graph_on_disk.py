@@ -39,6 +39,10 @@ async def test_a_draft_lives_its_life(on_disk: OnDisk) -> None:
     assert shown["from"]["emailAddress"]["address"] == "alice@example.test"
     assert (shown["internetMessageId"], shown["hasAttachments"]) == ("<mine@a.test>", True)
 
+    assert "internetMessageHeaders" not in (await http.get(one)).json()
+    headers = (await http.get(f"{one}?$select=internetMessageHeaders")).json()
+    assert headers["internetMessageHeaders"] == draft["internetMessageHeaders"]
+
     changed = (await http.patch(one, json={"subject": "new", "isRead": False})).json()
     assert (changed["subject"], changed["isRead"], changed["hasAttachments"]) == (
         "new",

@@ -82,7 +82,9 @@ def test_a_whole_message():
     assert properties.to[0].name == "Smith, Bob"
     assert properties.reply_to == (EmailAddress("r@r.test"),)
     assert (properties.importance, properties.internet_message_id) == ("high", "<x@a.test>")
-    assert properties.internet_message_headers == (("In-Reply-To", "<parent@a.test>"),)
+    fields = dict(properties.internet_message_headers)
+    assert fields["In-Reply-To"] == "<parent@a.test>"
+    assert fields["From"] == "Jürgen <juergen@a.test>"
     assert message.date_us == 1_136_239_445_000_000
     facts = [(one.name, one.content_type, one.size, one.inline) for one in message.attachments]
     assert facts == [
@@ -263,9 +265,17 @@ def test_a_name_that_does_not_decode_loses_no_address():
     )
 
 
-def test_fields_of_one_name_keep_their_values():
-    fields = read_mime(b"X-A: one\r\nx-a: two\r\n\r\n").properties.internet_message_headers
-    assert fields == (("X-A", "one"), ("x-a", "two"))
+def test_all_fields_but_the_relays_own_are_shown_in_their_order():
+    header = (
+        b"Return-Path: <a@a.test>\r\nReceived: from b\r\n by c\r\nX-Relay-Id: 1\r\nReceived: from a\r\n"
+        b"X-A: one\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\nDate: never\r\nx-a: two\r\nMIME-Version: 1.0\r\n"
+        b'Content-Type: text/plain;\r\n charset="utf-8"\r\nx-relay-read: 2\r\nList-Id: <l.a.test>\r\n\r\n'
+    )
+    assert read_mime(header).properties.internet_message_headers == (
+        ("Return-Path", "<a@a.test>"), ("Received", "from b by c"), ("Received", "from a"),
+        ("X-A", "one"), ("Subject", "Grüße"), ("Date", "never"), ("x-a", "two"), ("MIME-Version", "1.0"),
+        ("Content-Type", 'text/plain; charset="utf-8"'), ("List-Id", "<l.a.test>"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("date", ["31 Dec 9999 23:59:59 -1200", "31 Dec 1600 23:59:59 +0000", "x"])

@@ -2,6 +2,7 @@
 
 import re
 import smtplib
+from base64 import b64encode
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
@@ -412,6 +413,16 @@ def test_the_properties_are_shown_as_they_were_sent(relay):
         "subject": "<b>", "body": {"contentType": "html", "content": "<script>x</script>"},
     }  # fmt: skip
     assert "hidden@example.test" not in answer.text, "Bcc is its owner's"
+
+    mime = f"X-Tag: shown\nTo: {BOB}\nBcc: hidden@example.test\nSubject: MIME\n\nx"
+    httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail", content=b64encode(mime.encode()),
+        headers={"authorization": f"Bearer {relay.token(ALICE)}", "content-type": "text/plain"},
+    )  # fmt: skip
+    relay.settle()
+    answer = httpx.get(f"{relay.http_url}/messages/last/properties")
+    assert answer.json()["internetMessageHeaders"] == [{"name": "X-Tag", "value": "shown"}]
+    assert "hidden@example.test" not in answer.text
 
 
 def test_without_a_copy_there_are_no_properties(relay):
