@@ -1,6 +1,8 @@
 """Subscriptions in a development relay: http on loopback, and the clock plays days."""
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -8,10 +10,11 @@ import pytest
 from tests.support.dev_process import DevProcess
 from tests.support.receiver import Receiver
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import ROOT, RelayProcess
 from tests.support.subscribers import in_minutes, subscribe, subscribed
 
 HOUR_S = 3600
+PAGE = ROOT / "docs/notifications.md"
 
 
 def advance(relay: RelayProcess, seconds: float) -> None:
@@ -55,6 +58,17 @@ def test_private_addresses_with_listen_all(receiver: Receiver) -> None:
         url = "http://1.1.1.1/"
         answer = subscribe(relay, receiver, token="t" * 32, notificationUrl=url, **body)
         assert "expected https, except to 127.0.0.0/8, ::1/128, 10.0.0.0/8" in answer.message
+
+
+def test_the_command_of_the_page(relay: DevProcess, receiver: Receiver) -> None:
+    [command] = re.findall(r"```\n(curl .*?)```", PAGE.read_text(), re.DOTALL)
+    for printed, here in (("8025", relay.http[1]), ("3000", receiver.port)):
+        command = command.replace(f"127.0.0.1:{printed}", f"127.0.0.1:{here}")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["changeType"] == "created,updated"
+    relay.send_mail(to=["alice@example.test"], subject="as printed")
+    [found] = receiver.wait_for(lambda all_: len(all_) == 1)
+    assert found["clientState"] == "a secret of yours"
 
 
 def test_expiry(relay: DevProcess, receiver: Receiver) -> None:
