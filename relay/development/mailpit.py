@@ -33,7 +33,7 @@ from relay.http.http_request import HttpRequest, RequestLimits
 from relay.journeys.message_list import MessageSummary
 from relay.journeys.text_index import IndexFailedError
 from relay.mailbox.types import StoreError
-from relay.mailbox.unread_files import UnreadFiles
+from relay.mailbox.unread_files import unread_ids
 from relay.message.content import Octets, octets_in_blocks, octets_of
 from relay.message.lifecycle import RecipientState
 from relay.pages.content import content_disposition, decoded, file_name
@@ -94,7 +94,7 @@ class MailpitApi:
         self._means, self._handlers = means, Handlers(means)
         self._spool, self._ids = spool, spool.development
         self._check_login, self._send = check_login, send
-        self._unread_files = UnreadFiles(mail_root, means.clock)
+        self._mail_root = mail_root
         self._kept: dict[str, dict[str, Any]] = {}  # rows of lists
         self._copies: dict[str, Sequence[str]] = {}  # of messages that have all of them
 
@@ -188,7 +188,7 @@ class MailpitApi:
             copies[row.name] = [copy_id for _, copy_id in places]
             if row.state in _BEFORE_COPIES:
                 coming.add(row.name)
-        unread = await asyncio.to_thread(self._unread_files.ids)
+        unread = await asyncio.to_thread(unread_ids, self._mail_root)
         self._copies = {name: some for name, some in copies.items() if name not in coming}
         return {
             name for name, some in copies.items()
@@ -196,6 +196,7 @@ class MailpitApi:
         }  # fmt: skip
 
     async def _rows(self, names: Sequence[str]) -> Sequence[MessageSummary]:
+        names = list(dict.fromkeys(names))
         return await self._spool.summaries(names, account=None) if names else ()
 
     async def _list(self, found: _Listing, query: Mapping[str, str]) -> Response:
@@ -290,7 +291,7 @@ class MailpitApi:
     # -- changes
 
     async def _mark(self, octets: bytes, zone: str) -> Response:
-        body = read_object(octets, _Body)
+        body = await asyncio.to_thread(read_object, octets, _Body)
         if body.ids and body.search:
             raise bad_request("IDs and Search: found both, expected one of them.")
         ids = body.ids or (await self._listing(body.search or None, zone)).matching
@@ -312,13 +313,7 @@ class MailpitApi:
         return await self._rows(names) if coming else rows
 
     async def _delete(self, octets: bytes, media_type: str) -> Response:
-        if media_type == "application/x-www-form-urlencoded" and octets.lstrip()[:1] != b"{":
-            ids = parse_qs(octets.decode("utf-8", "replace")).get("ids", [])
-            if octets and not ids:
-                raise bad_request("The body: found a form without ids; nothing is removed.")
-        else:
-            ids = read_object(octets, _Body).ids if octets.strip() else []
-        if ids:
+        if ids := await asyncio.to_thread(_ids_of, octets, media_type):
             return await self._remove(ids)
         assert self._means.development is not None  # see the module
         await self._means.development.reset()
@@ -350,6 +345,16 @@ class MailpitApi:
                 "SMTPAccepted": int(history.sample().counts["accepted"]),
             },
         })  # fmt: skip
+
+
+def _ids_of(octets: bytes, media_type: str) -> list[str]:
+    """Return the ids that a body of DELETE names. Raises ApiError 400."""
+    if media_type != "application/x-www-form-urlencoded" or octets.lstrip()[:1] == b"{":
+        return read_object(octets, _Body).ids if octets.strip() else []
+    ids = parse_qs(octets.decode("utf-8", "replace")).get("ids", [])
+    if octets and not ids:
+        raise bad_request("The body: found a form without ids; nothing is removed.")
+    return ids
 
 
 def _number(text: str, default: int) -> int:

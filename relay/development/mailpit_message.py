@@ -10,6 +10,7 @@ import re
 from base64 import b64decode
 from collections.abc import Sequence
 from email import policy
+from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from html import unescape
@@ -44,6 +45,8 @@ _OWN_FIELDS = frozenset(
 )
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,100}")
 _TYPE = re.compile(r"(?:application|audio|font|image|model|text|video)/[\w.+-]{1,100}", re.ASCII)
+# What `email` raises for line breaks, and for fields that its parser does not survive.
+_UNWRITABLE = (ValueError, LookupError, AttributeError, TypeError, MessageError)
 T = TypeVar("T")
 
 
@@ -220,7 +223,7 @@ def outgoing_mail(octets: bytes) -> OutgoingMail:
     try:
         _write(message, given)
         return OutgoingMail(sender, tuple(dict.fromkeys(recipients)), message.as_bytes())
-    except (ValueError, IndexError) as error:  # line breaks, and what `email` cannot write
+    except _UNWRITABLE as error:
         raise bad_request(f"The message cannot be written: {error}.") from None
 
 
