@@ -7,8 +7,7 @@ least one; those that an index has not read yet take time of their own, once.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -34,14 +33,6 @@ READ_S = 1.0  # for contents that an index has not read yet
 _AT_ONCE = 200
 _REPEATED_MAX = 20
 _COPIES_MAX = 5  # of a message that are looked for: a copy may have been deleted
-# Texts with these are not what they say octet for octet; entities that are no letters do not count.
-_ENCODED = re.compile(
-    rb"base64|quoted-printable|utf-?7|hz|=\?|[\0\x1b]|&(?!(?:nbsp|amp|lt|gt|quot);)[#a-z]",
-    re.IGNORECASE,
-)
-_TOKEN = re.compile(r"[^\W_]+")
-_TYPE = re.compile(rb"^content-type:\s*([^\s;]+)", re.MULTILINE)
-_BODY_TYPES = frozenset((b"text/plain", b"text/html", b"multipart/alternative"))
 _Place = tuple[str, str]  # mailbox and id
 
 
@@ -54,8 +45,6 @@ class ContentSearch:
     copies: MessageCopies
     lists: MessageLists
     clock: Clock
-    # returns what a simulated host has received of a queue id, see MessageSources
-    received: Callable[[str], bytes | None] | None = None
 
     def begin(self, wanted: MessageSearch, *, lookup_s: float) -> "ContentCheck":
         """Return the check of one request, which takes about `lookup_s`."""
@@ -103,10 +92,8 @@ class ContentCheck:
             asks_content = one.found.words_left or self._wanted.has_attachment
             if one.matches is None and (is_indexed or not asks_content):
                 one.matches = True
-        if self._reads_queue:
-            await self._check_contents([one for one in part if one.waits], with_copies=True)
         await self._check_mailboxes(part)
-        await self._check_contents([one for one in part if one.has_no_copy], with_copies=False)
+        await self._check_contents([one for one in part if one.has_no_copy])
 
     def _is_over(self) -> bool:
         return self._search.clock.real_s() >= self._until_s
@@ -149,42 +136,27 @@ class ContentCheck:
             if one not in unread:
                 one.matches = False
 
-    async def _check_contents(self, part: Sequence["_Candidate"], *, with_copies: bool) -> None:
-        """Decide by what the queue has, or a simulated host has received.
-
-        What has copies in mailboxes is decided only as far as that is quick.
-        """
+    async def _check_contents(self, part: Sequence["_Candidate"]) -> None:
+        """Decide by what the queue has, as far as the time allows."""
         for at in range(0, len(part), CONTENTS_MAX):
-            some = [one for one in part[at : at + CONTENTS_MAX] if one.matches is None]
+            some = part[at : at + CONTENTS_MAX]
             ids = [one.found.queue_id for one in some if one.waits and self._reads_queue]
             contents = await self._search.spool.read_contents(ids) if ids else {}
-            asked = [(one, self._content(one, contents)) for one in some]
-            await asyncio.to_thread(self._decide, asked, with_copies=with_copies)
+            asked = [(one, contents.get(one.found.queue_id)) for one in some]
+            await asyncio.to_thread(self._decide, asked)
 
-    def _content(self, one: "_Candidate", contents: Mapping[str, Content]) -> Content | None:
-        queue_id = one.found.queue_id
-        content = contents.get(queue_id)
-        if content is None and self._search.received is not None and queue_id:
-            content = self._search.received(queue_id)
-        return content
-
-    def _decide(
-        self, asked: Sequence[tuple["_Candidate", Content | None]], *, with_copies: bool
-    ) -> None:
+    def _decide(self, asked: Sequence[tuple["_Candidate", Content | None]]) -> None:
         for number, (one, content) in enumerate(asked):
             if number and self._is_over():
                 return
-            if content is None:
-                one.matches = None if with_copies else False
-                continue
-            raw = octets_of(content).read(0, CONTENT_BYTES_MAX)
-            words, attachment = one.found.words_left, self._wanted.has_attachment
-            if not may_match(raw, words, attachment=attachment):
-                one.matches = False
-            elif not with_copies or not self._places(one.found):
-                text = text_of(raw)
+            one.matches = False
+            if content is not None:
+                text = text_of(octets_of(content).read(0, CONTENT_BYTES_MAX))
+                words = one.found.words_left
                 has_words = find_words([text], words)[0].issuperset(words)
-                one.matches = has_words and (text.has_attachments or not attachment)
+                one.matches = has_words and (
+                    text.has_attachments or not self._wanted.has_attachment
+                )
 
     async def _check_mailboxes(self, part: Sequence["_Candidate"]) -> None:
         """Decide by copies in mailboxes, as far as the time allows."""
@@ -252,17 +224,3 @@ def _by_mailbox(
         for mailbox, copy_id in some:
             found.setdefault(mailbox, {}).setdefault(copy_id, []).append(one)
     return found
-
-
-def may_match(raw: bytes, words: Sequence[str], *, attachment: bool) -> bool:
-    """Return False if a look at the octets is enough to say that not all words, or no attachment,
-    are in a message.
-    """
-    lowered = raw.lower()
-    has_bodies_only = _BODY_TYPES.issuperset(_TYPE.findall(lowered))
-    if attachment and has_bodies_only and b"content-disposition" not in lowered:
-        return False
-    if not raw.isascii() or _ENCODED.search(lowered):
-        return True
-    tokens = {token for word in words for token in _TOKEN.findall(word.casefold())}
-    return all(not token.isascii() or token.encode() in lowered for token in tokens)

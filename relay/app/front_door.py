@@ -175,7 +175,6 @@ def _means(
     )
     base.journeys.places.contents = ContentSearch(
         base.store.messages, base.spool, sources.copies, lists=base.store.lists, clock=base.clock,
-        received=development.received_content if development else None,
     )  # fmt: skip
     return api.ApiDependencies(
         journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.api.content_search import ContentSearch, may_match
+from relay.api.content_search import ContentSearch
 from relay.api.message_copies import MessageCopies
 from relay.journeys.message_list import ALL_MAILBOXES, NO_MAILBOX, FoundMessage, MessageSearch
 from relay.mailbox.types import MessageChange
@@ -50,7 +50,6 @@ class Searched:
     store: FileStore
     clock: ManualClock
     queue: Queue = field(default_factory=Queue)
-    received: dict[str, bytes] = field(default_factory=dict)
     is_development: bool = True
     number: int = 0
 
@@ -84,7 +83,6 @@ class Searched:
         )
         search = ContentSearch(
             self.store.messages, self.queue, copies, lists=self.store.lists, clock=self.clock,
-            received=self.received.get if self.is_development else None,
         )  # fmt: skip
         return search.begin(MessageSearch(reader=reader, **wanted), lookup_s=lookup_s)
 
@@ -146,13 +144,6 @@ async def test_captured_mail_is_found_in_its_mailbox_and_without_a_copy_in_the_q
     await searched.store.messages.delete(*copy, permanently=True)
     assert await searched.find("giraffe", captured) == [True]
     assert await searched.find("elephant", captured) == [False]
-
-
-async def test_what_a_simulated_host_has_received_is_found_as_well(searched) -> None:
-    one = FoundMessage("q" * 16, "", recipients=((1, "x@remote.test", "relayed"),))
-    searched.received["q" * 16] = mime("zebra")
-    assert await searched.find("zebra", one) == [True]
-    assert await searched.find("lion", one) == [False]
 
 
 async def test_the_text_of_a_message_before_step_4_is_that_of_the_draft(searched) -> None:
@@ -250,28 +241,6 @@ async def test_what_the_index_has_not_read_is_cut_off_after_its_time(searched, m
     assert all(answered)
     assert answered == sorted(answered)
     assert answered[-1] == 30
-
-
-@pytest.mark.parametrize(
-    ("raw", "words", "attachment", "may"),
-    [
-        (b"a: b\r\n\r\nhello world", ["hello"], False, True),
-        (b"a: b\r\n\r\nhello world", ["HELLO there"], False, False),
-        (b"a: b\r\n\r\nhello world", ["caf\u00e9"], False, True),
-        (b"a: b\r\n\r\nhello &nbsp; world", ["cafe"], False, False),
-        (b"a: b\r\n\r\nhello &eacute; world", ["cafe"], False, True),
-        (b"a: b\r\n\r\nhello \xc3\xa9", ["cafe"], False, True),
-        (b"content-transfer-encoding: BASE64\r\n\r\nxyz=", ["cafe"], False, True),
-        (b"a: b\r\n\r\nhello", [], True, False),
-        (b"content-type: text/plain; charset=x\r\n\r\nhello", [], True, False),
-        (b"content-type: application/pdf\r\n\r\nhello", [], True, True),
-        (b"content-type: text/plain\r\ncontent-disposition: attachment\r\n\r\n", [], True, True),
-    ],
-)
-def test_a_look_at_the_octets_excludes_only_what_cannot_match(
-    raw: bytes, words: list[str], attachment: bool, may: bool
-) -> None:
-    assert may_match(raw, words, attachment=attachment) is may
 
 
 async def test_only_what_an_index_reads_counts_as_reading(searched, monkeypatch) -> None:
