@@ -3,10 +3,11 @@
 For GET /relay/v1/messages, and for the test kit (relay/testing/waiting.py). Pure functions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from relay.journeys.document import Journey
 from relay.journeys.message_list import (
     MessageSearch,
     MessageSummary,
@@ -20,17 +21,7 @@ VALUE_CHARACTERS_MAX = 120  # of a value that is compared: the time is quadratic
 Comparison = tuple[str, str, str, bool]  # a field, what was expected and found, whether it matches
 
 
-class _Recipient(Protocol):
-    @property
-    def state(self) -> str: ...
-
-
-class _Message(Protocol):
-    @property
-    def recipients(self) -> Sequence[_Recipient]: ...
-
-
-_M = TypeVar("_M", bound=_Message)
+_M = TypeVar("_M", Journey, MessageSummary)
 
 
 def in_flight(messages: Iterable[_M]) -> list[_M]:
