@@ -41,7 +41,7 @@ def client(relay: DevProcess) -> Iterator[httpx.Client]:
 
 
 def journeys(relay: DevProcess) -> list[dict]:
-    answer = relay.graph("GET", "/relay/v1/messages", token=relay.ready["token"])
+    answer = relay.graph("GET", "/relay/v1/messages?kind=mail", token=relay.ready["token"])
     return list(answer.json()["messages"])
 
 
