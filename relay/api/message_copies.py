@@ -4,8 +4,9 @@ Delivery derives the id of a copy from the queue id and the number of the recipi
 are found without a search. A development relay keeps copies of captured mail as well.
 """
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from relay.journeys.message_list import ListedRecipient, MessageSummary
 from relay.mailbox.message_file import delivered_id
@@ -20,6 +21,7 @@ _KEPT = (  # the states in which a development relay has a copy
     RecipientState.CANCELLED,
     RecipientState.EXPIRED,
 )
+_AT_ONCE = 8  # mailboxes that are marked, since each waits for the disk
 _Copy = tuple[str, str]  # mailbox and id
 
 
@@ -69,12 +71,18 @@ class MessageCopies:
         """Mark the copies in one mailbox or in all; return the names of the messages with any. A
         message that is read may send its receipt, as if its recipient had opened it.
         """
-        found: set[str] = set()
-        for place, names in self._by_mailbox(rows, mailbox).items():
+        places = list(self._by_mailbox(rows, mailbox).items())
+
+        async def mark_in(place: str, names: Mapping[str, str]) -> set[str]:
             marked = await self._mailboxes.mark(place, list(names), is_read=is_read)
             if is_read and marked and sends_receipts:
                 await self._mailboxes.on_read(place, marked)
-            found.update(names[copy_id] for copy_id in marked)
+            return {names[copy_id] for copy_id in marked}
+
+        found: set[str] = set()
+        for at in range(0, len(places), _AT_ONCE):
+            few = places[at : at + _AT_ONCE]
+            found.update(*await asyncio.gather(*(mark_in(*one) for one in few)))
         return found
 
     def _by_mailbox(

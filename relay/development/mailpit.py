@@ -294,7 +294,9 @@ class MailpitApi:
         body = await asyncio.to_thread(read_object, octets, _Body)
         if body.ids and body.search:
             raise bad_request("IDs and Search: found both, expected one of them.")
-        ids = body.ids or (await self._listing(body.search or None, zone)).matching
+        if not (ids := body.ids):
+            found = await self._listing(body.search or None, zone)
+            ids = [one for one in found.matching if not body.read or one in found.unread]
         await self._set_read(ids, is_read=body.read)
         return _ok()
 
