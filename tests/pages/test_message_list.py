@@ -121,6 +121,36 @@ PATH = "location.pathname"
 TITLE = "document.title"
 
 
+# The first page that is asked for comes after the second one.
+OVERTAKEN = """(() => {
+  const [real, open] = [fetch, document.querySelectorAll('.pane [data-row]')];
+  let second;
+  window.fetch = async (url) => {
+    const turn = second ? null : new Promise((go) => { second = go; });
+    await turn;
+    const text = await (await real(url)).text();
+    return { text: async () => { turn ? window.isLate = true : setTimeout(second); return text; } };
+  };
+  open[0].click();
+  open[2].click();
+})()"""
+
+
+def test_of_two_messages_that_are_opened_the_last_is_shown(
+    browser: Browser, relay: DevProcess
+) -> None:
+    send(relay, "first", "second", "third")
+    browser.set_width(1280)
+    browser.open(relay.ready["pages"])
+    browser.wait_for(".unread", "first")
+    browser.press("jj\n")
+    browser.wait_for(".pane [aria-current]", "second")
+    browser.evaluate(OVERTAKEN)
+    until("the first page has come", lambda: browser.evaluate("!!window.isLate"))
+    browser.wait_for("h1", "first")
+    assert browser.evaluate("document.querySelector('h1').textContent") == "first"
+
+
 def test_from_the_list_to_messages_beside_it_and_back_by_keyboard_alone(
     browser: Browser, relay: DevProcess
 ) -> None:

@@ -97,9 +97,12 @@
     markOpened();
     pane.querySelector("[data-row][aria-current]")?.scrollIntoView({ block: "nearest" });
   };
+  let asked = "";  // the last message that was opened: the answers may come in another order
   const openBeside = async (url) => {
+    asked = url;
     const answer = await fetch(url);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (asked !== url) return;
     const message = page.getElementById("message");
     if (!message) {
       location.assign(url);
