@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, islice, starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,7 @@ _INSERT = (
 )
 _INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
+_FAILED = "the search index cannot be used until the next start"
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _Row = tuple[tuple[Any, ...], tuple[str, ...]]  # of the tables message and text
 _T = TypeVar("_T")
@@ -173,7 +174,7 @@ class SearchIndex:
                 sources = await asyncio.gather(*map(self._source, part))
                 contents |= {one.name: each for one, each in zip(part, sources, strict=True)}
             read = [(one, recipients.get(one.name, ()), contents[one.name]) for one in some]
-            rows = await asyncio.to_thread(_rows, read)
+            rows = await asyncio.to_thread(list, starmap(_row, read))
             await self._do(partial(self._write, rows))
 
     async def _source(self, one: MessageSummary) -> Content:
@@ -185,16 +186,16 @@ class SearchIndex:
     async def _do(self, operation: Callable[[], _T]) -> _T:
         """Run an operation in the thread that has the connection. Raises IndexFailedError."""
         if self._has_failed:
-            raise IndexFailedError
+            raise IndexFailedError(_FAILED)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
         except apsw.InterruptError:
             raise IndexFailedError("the search takes too long") from None
         except (apsw.Error, OSError) as error:
             self._has_failed = True
-            _log.warning("the search index cannot be used until the next start", error=str(error))
+            _log.warning(_FAILED, error=str(error))
             await asyncio.get_running_loop().run_in_executor(self._thread, self._unlink)
-            raise IndexFailedError from error
+            raise IndexFailedError(_FAILED) from error
 
     def _open(self) -> None:
         if self._connection is not None:
@@ -271,10 +272,6 @@ def _split(
     sizes = accumulate(min(one.size_bytes, CONTENT_BYTES_MAX) for one in summaries)
     count = max(1, sum(size <= _BATCH_BYTES for size in sizes))
     return summaries[:count], summaries[count:]
-
-
-def _rows(read: Sequence[tuple[MessageSummary, Iterable[str], Content]]) -> list[_Row]:
-    return [_row(*one) for one in read]
 
 
 def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -> _Row:

@@ -116,7 +116,7 @@ async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatc
             lambda: made._write([row(f"{one}", body="y" * 500) for one in range(500, 999)])
         )
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(IndexFailedError):
+    with pytest.raises(IndexFailedError, match="until the next start"):
         await made.search(TextSearch())
     await made.close()
 
