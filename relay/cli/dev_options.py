@@ -263,6 +263,11 @@ _OPTIONS = (
         "loopback it needs none and shows all, as the pages do]",
     ),
     _option(
+        "--like-graph",
+        is_flag=True,
+        help="Refuse what Graph refuses and Relay takes otherwise: the profile strict.",
+    ),
+    _option(
         "--release-to",
         type=Parsed("URL", ReleaseTarget.parse, is_secret=True),
         help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "

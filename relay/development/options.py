@@ -110,6 +110,7 @@ class DevelopmentOptions(Struct, frozen=True):
     # the only one that HTTP accepts, and the password of all users under TLS; "": any
     token: str = ""
     private: bool = False  # /relay/v1 asks for a token and shows an account its own messages
+    like_graph: bool = False  # what Graph refuses is refused: the profile strict
     listen_all: bool = False  # on all addresses: only the ports count
     release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
     # globs of the recipients to whom their own mail may be released; others get copies only
@@ -217,6 +218,7 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         "state_dir": "state",
         "http": {
             "listen": [*http, *https], "tls": _TLS,
+            "profile": "strict" if options.like_graph else "relaxed",
             "notification_networks": LOOPBACK + PRIVATE if options.listen_all else LOOPBACK,
         },
         "smtp": list(_listeners(options)),

@@ -15,6 +15,7 @@ The way of a request:
 - `idempotency`: Idempotency-Key and repeats of SDKs: answered as the first time
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
+- `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict
 - `json_values`: types and names in a JSON body; the path in a 400
 
 Messages:

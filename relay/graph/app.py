@@ -5,6 +5,7 @@ needs, and which kind of intake it is, is in `routes`.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from starlette.responses import Response
@@ -17,6 +18,7 @@ from relay.base.pressure import (
     PressureReason,
     describe,
 )
+from relay.graph import strict_profile
 from relay.graph.batch import BatchHandler
 from relay.graph.graph_request import (
     ConcurrentRequests,
@@ -66,6 +68,7 @@ def create_app(
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
             caller = authentication.account(request)
+            is_strict = strict_profile.in_force(request, http.profile)
         if reason := ready():
             raise service_unavailable(reason, retry_after_s=_READY_RETRY_S)
         try:
@@ -74,9 +77,9 @@ def create_app(
                     check_pressure(pressure, Intake.CONTENT)
                 return await serve_upload(dependencies, request, segments[2])
             if len(segments) == 2 and segments[1].lower() == "$batch":
-                return await batches.handle(request)
+                return await batches.handle(request, is_strict=is_strict)
             match, graph_request = _find_operation(
-                dependencies, request, segments[1:], caller=caller
+                dependencies, request, segments[1:], caller=caller, is_strict=is_strict
             )
             return await admission.run(match.operation, graph_request)
         except OutcomeUnknownError as error:
@@ -110,8 +113,16 @@ class _Admission:
         return request.add_applied(response)
 
     async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
-        with self._concurrent.acquire(request.caller.address):
+        caller = request.caller.address
+        with (
+            self._concurrent.acquire(caller),
+            self._concurrent.acquire_strict(caller, request.mailbox)
+            if request.is_strict
+            else nullcontext(),
+        ):
             check_pressure(self._pressure, operation.intake)
+            if request.is_strict:
+                strict_profile.check_query(request.http.segments, request.http.query)
             if request.http.method != "GET":
                 request.options()  # a change has none: one that is given is a 400
             return await operation.handler(request)
@@ -149,6 +160,7 @@ def _find_operation(
     segments: tuple[str, ...],
     *,
     caller: Account,
+    is_strict: bool,
 ) -> tuple[RouteMatch, GraphRequest]:
     """Return the operation that the caller requests, in a mailbox or on /users, by the path after
     the version. Raises ApiError.
@@ -158,6 +170,8 @@ def _find_operation(
         account, rest = find_mailbox(segments, caller, dependencies.accounts)
         match = find_route(request.method, rest)
     parameters = match.path_parameters
-    graph_request = GraphRequest(dependencies, request, account, parameters, caller=caller)
+    graph_request = GraphRequest(
+        dependencies, request, account, parameters, caller=caller, is_strict=is_strict
+    )
     graph_request.check_scopes(match.operation.scopes)
     return match, graph_request

@@ -134,7 +134,7 @@ async def get_value(request: GraphRequest) -> Response:
 
 async def add_attachment(request: GraphRequest) -> Response:
     """POST an attachment to a draft."""
-    attachment = read_attachment(await request.json_object())
+    attachment = read_attachment(await request.json_object("attachment"))
     attachments = request.store.attachments
     identity = await attachments.add(
         request.mailbox,

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
+from relay.graph import strict_profile
 from relay.graph.idempotency import key_of_part, read_key
 from relay.graph.json_values import check_number_of_values
 from relay.http.errors import (
@@ -142,7 +143,7 @@ class BatchHandler:
         self._pressure = pressure
         self._budget = MemoryBudget(_HELD_BYTES_MAX)
 
-    async def handle(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest, *, is_strict: bool) -> Response:
         """Answer a batch. Raises ApiError 400, 405, 503; UnansweredError."""
         if request.part_id is not None:
             raise ApiError(400, "BadRequest", "A batch cannot contain a batch.")
@@ -154,6 +155,11 @@ class BatchHandler:
         read_key(request)
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
+        if is_strict:
+            for item in items:
+                strict_profile.check_part_type(
+                    item.id, has_body=bool(item.body), headers=item.headers
+                )
         run = _Run(request, asyncio.Semaphore(CONCURRENT_MAX), RESPONSES_BYTES_MAX)
         run.done = {item.id: asyncio.Event() for item in items}
         try:
@@ -399,6 +405,8 @@ def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, byte
     for name in _INHERITED:
         if (value := request.headers.get(name)) is not None:
             fields.setdefault(name, value)
+    if strict_profile.is_preferred(request):
+        fields["prefer"] = f"{strict_profile.PREFERENCE},{fields.get('prefer', '')}"
     if "idempotency-key" not in fields and (key := read_key(request)):
         fields["idempotency-key"] = key_of_part(key, item.id)
     fields["content-length"] = str(len(item.body))

@@ -16,7 +16,6 @@ from relay.graph.json_values import (
     invalid_value,
     missing_property,
     one_of,
-    read_resource,
 )
 from relay.graph.message_parser import read_category
 from relay.graph.query_options import parse_options
@@ -93,8 +92,7 @@ async def delete_category(request: GraphRequest) -> Response:
 
 
 async def _read(request: GraphRequest) -> Mapping[str, Any]:
-    body = await request.json_object()
-    return read_resource(body, "category", "microsoft.graph.outlookCategory", known=_PROPERTIES)
+    return await request.json_object("outlookCategory")
 
 
 def _color(given: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from relay.graph.json_values import (
     invalid_value,
     missing_property,
     read_array,
-    read_resource,
+    read_object,
     read_string,
 )
 from relay.http.errors import ApiError, bad_request, quoted
@@ -71,9 +71,7 @@ def _read(value: object, path: str, *, multiple: bool) -> list[ExtendedProperty]
 
 
 def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
-    kind = "multiValue" if multiple else "singleValue"
-    resource = f"microsoft.graph.{kind}LegacyExtendedProperty"
-    given = read_resource(value, path, resource, known=("id", "value"))
+    given = read_object(value, path)
     property_id = read_string(given.get("id"), f"{path}.id")
     if not property_id:
         raise missing_property(f"{path}.id")

@@ -14,7 +14,7 @@ from relay.graph.json_values import (
     missing_property,
     one_of,
     read_header_text,
-    read_resource,
+    read_object,
 )
 from relay.http.errors import ApiError
 from relay.mailbox.message_state import FollowUpFlag
@@ -46,9 +46,7 @@ def read_flag(value: object, path: str) -> Mapping[str, Any]:
     """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError."""
     if value is None:
         return {}
-    given = read_resource(
-        value, path, "microsoft.graph.followupFlag", known=("flagStatus", *_DATES)
-    )
+    given = read_object(value, path)
     fields: dict[str, Any] = {}
     if given.get("flagStatus") is not None:
         status = one_of(given["flagStatus"], f"{path}.flagStatus", tuple(_STATUSES))
@@ -92,9 +90,7 @@ def _contradiction(path: str, expected: str) -> ApiError:
 def _time_us(value: object, path: str) -> int | None:
     if value is None:
         return None
-    given = read_resource(
-        value, path, "microsoft.graph.dateTimeTimeZone", known=("dateTime", "timeZone")
-    )
+    given = read_object(value, path)
     text = read_header_text(given.get("dateTime"), f"{path}.dateTime", longest=_TEXT_CHARACTERS)
     zone = read_header_text(given.get("timeZone"), f"{path}.timeZone", longest=_TEXT_CHARACTERS)
     if not text:

@@ -20,6 +20,7 @@ from relay.accounts.account import Account, AccountDirectory, Scope, UnknownUser
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
+from relay.graph import strict_profile
 from relay.graph.json_values import read_json_object
 from relay.graph.query_options import QueryOptions, max_page_size, parse_options, preferences
 from relay.http.errors import (
@@ -94,10 +95,11 @@ class StreamedBodies:
 
 
 class ConcurrentRequests:
-    """Counts the running requests of each account."""
+    """Counts the running requests of each account, and those that are strict in each mailbox."""
 
     def __init__(self) -> None:
         self._running = ConcurrencyCounter()
+        self._strict = ConcurrencyCounter()
 
     def acquire(self, account: str) -> AbstractContextManager[None]:
         """Count one request inside the with block. Raises ApiError 429 at the limit."""
@@ -108,6 +110,13 @@ class ConcurrentRequests:
             )
             raise _throttled(message, _CONCURRENCY_RETRY_S)
         return self._running.counted(account)
+
+    def acquire_strict(self, account: str, mailbox: str) -> AbstractContextManager[None]:
+        """Count one request of an account in a mailbox. Raises Graph's 429 at Graph's limit."""
+        key = (account, mailbox)
+        if not self._strict.has_room(key, per_key=strict_profile.CONCURRENT_MAX):
+            raise _throttled(strict_profile.OVER_CONCURRENT, _CONCURRENCY_RETRY_S)
+        return self._strict.counted(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,7 @@ class GraphRequest(Struct, frozen=True):
     # the token's account, usually the same; limits and records of clients are by caller
     caller: Account
     applied: list[str] = []  # for Preference-Applied
+    is_strict: bool = False  # what Graph refuses is refused (relay/graph/strict_profile.py)
     # a submission is recorded under it (relay/graph/idempotency.py)
     key: SubmissionKey | None = None
     # awaited before a streamed submission is complete (relay/graph/idempotency.py)
@@ -278,7 +288,10 @@ class GraphRequest(Struct, frozen=True):
 
         Ids are immutable whether a client asks for it or not.
         """
-        if self.preferences.get("idtype", "").lower() == "immutableid":
+        preferred = self.preferences
+        if strict_profile.PREFERENCE in preferred:
+            self.applied.append(strict_profile.PREFERENCE)
+        if preferred.get("idtype", "").lower() == "immutableid":
             self.applied.append('IdType="ImmutableId"')
         if self.applied:
             response.headers["preference-applied"] = ", ".join(dict.fromkeys(self.applied))
@@ -354,15 +367,22 @@ class GraphRequest(Struct, frozen=True):
             size_bytes is None or size_bytes > IN_MEMORY_BODY_BYTES_MAX
         )
 
-    async def json_object(self) -> dict[str, Any]:
-        """Read the body, which must be a JSON object.
+    async def json_object(
+        self, kind: str = "parameters", *, may_be_empty: bool = False
+    ) -> dict[str, Any]:
+        """Read the body, a JSON object: the resource of Graph's type `kind`, or parameters.
 
         Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413.
         """
-        kind = self.http.media_type
-        if kind not in ("", "application/json"):
-            raise unsupported_media_type(kind, "application/json")
-        return read_json_object(await self.http.body())
+        media_type = self.http.media_type
+        if media_type not in ("", "application/json"):
+            raise unsupported_media_type(media_type, "application/json")
+        body = await self.http.body()
+        given = {} if may_be_empty and not body.strip() else read_json_object(body)
+        del body
+        if self.is_strict:
+            strict_profile.check_body(given, kind)
+        return given
 
     def is_mime(self) -> bool:
         """Return whether the body is MIME in base64 (text/plain) and not JSON, the default.

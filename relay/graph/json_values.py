@@ -64,16 +64,6 @@ def unsupported(path: str, what: str) -> ApiError:
     return ApiError(501, "NotImplemented", f"{path}: {what}.")
 
 
-def unknown_property(path: str, resource: str) -> ApiError:
-    """Return Graph's 400 for a property that does not exist."""
-    return ApiError(
-        400,
-        "RequestBodyRead",
-        f"The property {quoted(path)} does not exist on type '{resource}'. Make sure to only use "
-        "property names that are defined by the type.",
-    )
-
-
 def read_json_object(body: bytes) -> dict[str, Any]:
     """Decode a body that must be a JSON object.
 
@@ -225,24 +215,6 @@ def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
     return ApiError(400, "ErrorInvalidRequest", f"{path}: found {place}{reason}")
 
 
-def read_resource(
-    value: object, path: str, resource: str, *, known: Collection[str]
-) -> dict[str, Any]:
-    """Check that a value is an object with properties of `known`, which are those of `resource`."""
-    given = read_object(value, path)
-    check_known_properties(given, known, prefix=f"{path}.", resource=resource)
-    return given
-
-
-def check_known_properties(
-    given: Mapping[str, Any], known: Collection[str], *, prefix: str, resource: str
-) -> None:
-    """Raise ApiError 400 for a property that the resource does not have."""
-    for name in given:
-        if name not in known and not is_annotation(name):
-            raise unknown_property(prefix + name, resource)
-
-
 def is_annotation(name: str) -> bool:
     """Return whether a property name is an OData annotation, which is ignored."""
     return "@" in name
@@ -262,7 +234,8 @@ def read_parameters(body: Mapping[str, Any], known: Collection[str], action: str
             continue
         folded = name.lower()
         if folded not in known:
-            raise unknown_property(name, action)
+            message = f"{quoted(name)} is not a parameter of {action}: {', '.join(known)}."
+            raise ApiError(400, "RequestBodyRead", message)
         if folded in given:
             raise invalid_value(name, value, "each parameter once, whatever its case")
         given[folded] = value

@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from relay.graph.graph_request import GraphRequest, collection_response, etag_field
 from relay.graph.json_values import (
-    check_known_properties,
     destination_id,
     missing_property,
     read_boolean,
@@ -28,11 +27,6 @@ from relay.mailbox.types import Folder, ProtectedFolderError
 
 _NAME_CHARACTERS = 255
 _LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
-# Clients send these back unchanged; they are ignored.
-_READ_ONLY = (
-    *("id", "parentFolderId", "childFolderCount", "unreadItemCount", "totalItemCount"),
-    *("sizeInBytes", "wellKnownName"),
-)
 
 
 async def list_folders(request: GraphRequest) -> Response:
@@ -65,7 +59,7 @@ async def get_folder(request: GraphRequest) -> Response:
 
 async def create_folder(request: GraphRequest) -> Response:
     """POST mailFolders or childFolders: create a folder."""
-    name = _display_name(await request.json_object())
+    name = _display_name(await request.json_object("mailFolder"))
     if name is None:
         raise missing_property("displayName")
     created = await request.store.folders.create(request.mailbox, name, parent_id=request.folder_id)
@@ -74,7 +68,7 @@ async def create_folder(request: GraphRequest) -> Response:
 
 async def change_folder(request: GraphRequest) -> Response:
     """PATCH: change the display name."""
-    name = _display_name(await request.json_object())
+    name = _display_name(await request.json_object("mailFolder"))
     async with _required_version(request):
         folder = await _find_folder(request)
         if name is not None and name != folder.display_name:
@@ -164,8 +158,6 @@ async def _find_folder(request: GraphRequest) -> Folder:
 
 def _display_name(given: Mapping[str, Any]) -> str | None:
     """Return the displayName of a mailFolder's JSON, None if it has none."""
-    known = ("displayName", "isHidden", *_READ_ONLY)
-    check_known_properties(given, known, prefix="", resource="microsoft.graph.mailFolder")
     if read_boolean(given.get("isHidden") or False, "isHidden"):
         raise unsupported("isHidden", "hidden folders are not supported; omit it or send false")
     if given.get("displayName") is None:

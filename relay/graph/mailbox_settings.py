@@ -16,14 +16,11 @@ from relay.accounts.account import Scope
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.json_values import (
     invalid_value,
-    is_annotation,
     one_of,
     read_array,
     read_header_text,
     read_object,
-    read_resource,
     read_string,
-    unknown_property,
     unsupported,
 )
 from relay.http.errors import ApiError, quoted
@@ -74,7 +71,7 @@ async def get_setting(request: GraphRequest) -> Response:
 
 async def change_settings(request: GraphRequest) -> Response:
     """PATCH mailboxSettings: replace the given settings, and return all of them."""
-    body = await request.json_object()
+    body = await request.json_object("mailboxSettings")
     async with request.patch_lock:
         before = await request.store.settings.read(request.mailbox)
         settings = changed_settings(before, body)
@@ -134,7 +131,6 @@ _SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
     },
     "workingHours": _working_hours_json,
 }
-_READ_ONLY = frozenset(("archiveFolder", "userPurpose"))  # clients send them back; ignored
 
 
 def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSettings:
@@ -157,8 +153,6 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
             case "delegateMeetingMessageDeliveryOptions":
                 if read_string(value, name).lower() not in ("", _MEETINGS.lower()):
                     raise unsupported(name, "calendars and their delegates are not implemented")
-            case _ if name not in _READ_ONLY and not is_annotation(name):
-                raise unknown_property(name, _RESOURCE)
     return replace(before, **fields)
 
 
@@ -180,12 +174,7 @@ def _format(value: object, path: str, *, default: str) -> str:
 
 
 def _language(value: object) -> dict[str, str]:
-    given = read_resource(
-        {} if value is None else value,
-        "language",
-        "microsoft.graph.localeInfo",
-        known=("locale", "displayName"),
-    )
+    given = read_object({} if value is None else value, "language")
     locale = read_string(given.get("locale"), "language.locale")
     if not locale:
         return {"language": _DEFAULTS.language, "language_name": _DEFAULTS.language_name}
@@ -205,8 +194,7 @@ def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
     if value is None:
         return WorkingHours()
     path = "workingHours"
-    known = ("daysOfWeek", "startTime", "endTime", "timeZone")
-    given = read_resource(value, path, "microsoft.graph.workingHours", known=known)
+    given = read_object(value, path)
     fields: dict[str, Any] = {}
     if "daysOfWeek" in given:
         days = read_array(given["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
@@ -232,7 +220,6 @@ def _working_zone(value: object, path: str) -> str:
     given = read_object(value, path)
     if str(given.get("@odata.type", "")).endswith("customTimeZone") or "bias" in given:
         raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
-    given = read_resource(given, path, "microsoft.graph.timeZoneBase", known=("name",))
     return _zone(given.get("name"), f"{path}.name")
 
 
@@ -253,8 +240,7 @@ def _check_automatic_replies(value: object) -> None:
     if value is None:
         return
     path = "automaticRepliesSetting"
-    resource = "microsoft.graph.automaticRepliesSetting"
-    given = read_resource(value, path, resource, known=_AUTOMATIC_REPLIES)
+    given = read_object(value, path)
     choices = ("disabled", "alwaysenabled", "scheduled")
     status = one_of(given.get("status") or "disabled", f"{path}.status", choices)
     messages = (

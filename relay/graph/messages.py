@@ -65,7 +65,7 @@ async def create_message(request: GraphRequest) -> Response:
     folder_id = request.folder_id or "drafts"
     if request.is_mime():
         return await create_from_mime(request, folder_id)
-    parsed = parse_message(await request.json_object(), request.account)
+    parsed = parse_message(await request.json_object("message"), request.account)
     return await create_draft(request, parsed.properties, parsed, folder_id=folder_id)
 
 
@@ -118,7 +118,7 @@ async def get_message(request: GraphRequest) -> Response:
 
 async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
-    body = await request.json_object()
+    body = await request.json_object("message")
     async with request.patch_lock:
         before = await find_message(request)
         condition = request.condition

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from relay.accounts.account import Account
-from relay.graph.json_values import read_array, read_header_text, read_resource
+from relay.graph.json_values import read_array, read_header_text, read_object
 from relay.http.errors import ApiError, quoted
 from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.properties import EmailAddress, MessageProperties
@@ -121,12 +121,11 @@ def check_has_recipients(properties: MessageProperties) -> None:
 
 
 def _recipient(value: object, path: str) -> EmailAddress:
-    given = read_resource(value, path, "microsoft.graph.recipient", known=("emailAddress",))
+    given = read_object(value, path)
     path = f"{path}.emailAddress"
     if given.get("emailAddress") is None:
         raise _invalid_recipient(f"{path} is missing")
-    resource = "microsoft.graph.emailAddress"
-    inner = read_resource(given["emailAddress"], path, resource, known=("address", "name"))
+    inner = read_object(given["emailAddress"], path)
     name = read_header_text(inner.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     path = f"{path}.address"
     text = read_header_text(inner.get("address"), path, longest=_ADDRESS_CHARACTERS).strip(" ")

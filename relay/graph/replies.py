@@ -21,7 +21,6 @@ from starlette.responses import Response
 
 from relay.graph.attachments import open_message
 from relay.graph.graph_request import GraphRequest
-from relay.graph.json_values import read_json_object
 from relay.graph.message_parser import AnswerParameters, parse_answer
 from relay.graph.messages import create_draft, create_from_mime, find_message
 from relay.graph.mime_body import MimeMessage
@@ -100,8 +99,7 @@ create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 
 async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
     """Read the body, which may be empty."""
-    body = await request.http.body()
-    given = read_json_object(body) if body.strip() else {}
+    given = await request.json_object(may_be_empty=True)
     return parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
 
 

@@ -15,6 +15,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from relay.base.crashpoints import CrashPoint
+from relay.graph import strict_profile
 from relay.graph.graph_request import GraphRequest, await_submission
 from relay.graph.message_parser import parse_send_mail
 from relay.graph.messages import find_message
@@ -198,7 +199,7 @@ async def send_options(
 def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
     """Read the preferences that begin with "relay.". Raises ApiError 400 for an unknown one."""
     for name in given:
-        if name.startswith(_OURS) and name not in (_SAVE, _FOLDER):
+        if name.startswith(_OURS) and name not in (_SAVE, _FOLDER, strict_profile.PREFERENCE):
             raise _bad(
                 f"{quoted(name)} is not a preference of this relay; they are {_SAVE} and {_FOLDER}."
             )

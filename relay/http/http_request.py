@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -92,6 +93,8 @@ class HttpRequest:
         self._timed_out = False
         self._digest: hashlib._Hash | None = None
         self._kept_body: bytes | None = None
+        self._left_bytes = sys.maxsize  # of a body with a limit of its own
+        self._too_large: Callable[[], ApiError] | None = None
 
     def base_url(self, public_url: str, fallback_host: str) -> str:
         """Return `public_url`, else the URL from the Host field, without a final slash."""
@@ -120,6 +123,15 @@ class HttpRequest:
     def hash_body(self, digest: "hashlib._Hash") -> None:
         """Update `digest` with the body while it is read."""
         self._digest = digest
+
+    def limit_body(self, limit_bytes: int, too_large: Callable[[], ApiError]) -> None:
+        """Limit the body, besides the limits of the application; reading more raises too_large().
+
+        Raises it for a longer declared body.
+        """
+        if (self.declared_bytes or 0) > limit_bytes:
+            raise too_large()
+        self._left_bytes, self._too_large = limit_bytes, too_large
 
     async def keep_body(self) -> bytes:
         """Read the whole body; the next body() returns it again. Raises what body() raises."""
@@ -330,6 +342,10 @@ class HttpRequest:
         chunk: bytes = event.get("body", b"")
         if self._digest is not None:
             self._digest.update(chunk)
+        self._left_bytes -= len(chunk)
+        if self._left_bytes < 0 and self._too_large is not None:
+            too_large, self._too_large = self._too_large, None  # the rest is discarded
+            raise too_large()
         return chunk
 
     def _reserve(self, size: int) -> None:

@@ -102,6 +102,8 @@ class HttpSettings:
     # http://HOST:PORT stays without TLS
     listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
     tls: CertificateFiles | None = None  # None: no HTTPS
+    # what Graph refuses is refused with "strict"
+    profile: Literal["relaxed", "strict"] = "relaxed"
     # for links; "": as the client addressed the relay
     public_url: Annotated[str, Form.WEB_URL] = ""
     proxy_networks: tuple[Network, ...] = ()  # proxies whose X-Forwarded-For counts

@@ -48,6 +48,7 @@ def test_every_option_has_a_variable_of_its_name():
         (["--no-demo"], "NO_DEMO", "yes", "no_demo", True),
         ([], "NO_DEMO", "off", "no_demo", False),
         ([], "NO_DEMO", "", "no_demo", False),
+        (["--like-graph"], "LIKE_GRAPH", "1", "like_graph", True),
         (["--exit-after", "3"], "EXIT_AFTER", "3", "exit_after", 3),
         (
             ["--domain", "A.test", "--domain", "b.test"],

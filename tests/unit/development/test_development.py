@@ -36,13 +36,13 @@ HTTP = Address("127.0.0.1", free_port(), plain=True)
 HTTPS, SMTP = (Address("127.0.0.1", free_port()) for _ in range(2))
 
 
-def write_config(folder):
+def write_config(folder, **options):
     """Write the configuration of a relay that has a certificate."""
     now = datetime.now(UTC)
     open_authority(folder.path / "ca", now=now).issue(folder.path / "tls", (), now=now)
     internet = SimulatedInternet(SystemClock())
     internet.close()  # only its addresses are needed
-    options = development.DevelopmentOptions(http=HTTP, https=HTTPS, smtp=SMTP)
+    options = development.DevelopmentOptions(http=HTTP, https=HTTPS, smtp=SMTP, **options)
     development.write_config(folder, options, internet)
     return load(folder.config, {})
 
@@ -199,6 +199,8 @@ def test_the_configuration_is_valid_and_captures_all_mail(temporary):
     verdicts = {one.what: one.verdict for one in check_file(folder.config, {}, SystemClock())}
     assert verdicts["policy"] is CheckResult.OK
     assert CheckResult.FAULT not in verdicts.values()
+    assert settings.http.profile == "relaxed"
+    assert write_config(folder, like_graph=True).http.profile == "strict"
     folder.remove()
 
 

@@ -148,7 +148,6 @@ async def test_a_flag_that_contradicts_itself_is_a_400(
         ({"startDateTime": {"dateTime": "0001-01-01T00:00:00", "timeZone": "UTC"}}, "since 1970"),
         ({"startDateTime": {"dateTime": "9999-12-31T23:59:59-12:00"}}, "found '9999"),
         ({"startDateTime": {}}, "startDateTime.dateTime"),
-        ({"colour": "red"}, "flag.colour"),
     ],
 )
 async def test_a_bad_flag_is_a_400(on_disk: OnDisk, path: str, flag: object, said: str) -> None:

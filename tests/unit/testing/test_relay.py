@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 
+import httpx
 import pytest
 
 from relay.client import RejectedError
@@ -312,6 +313,17 @@ class TestOptions:
         with Relay(config=config) as relay, smtplib.SMTP(*relay.smtp) as client:
             client.ehlo()
             assert client.esmtp_features["size"] == "65536"
+
+    def test_the_profile_strict_refuses_as_graph(self):
+        with Relay(config={"http": {"profile": "strict"}}) as relay:
+            message = {"toRecipients": [{"emailAddress": {"address": ALICE}}], "colour": "red"}
+            answer = httpx.post(
+                f"{relay.http_url}/v1.0/me/sendMail",
+                json={"message": message}, headers={"Authorization": "Bearer alice"},
+            )  # fmt: skip
+            assert answer.json()["error"]["code"] == "RequestBodyRead"
+            relay.send(ALICE, BOB, "Hello", "x", attachments=[("a.txt", b"x")])
+            relay.mailbox(BOB).wait_for(subject="Hello")
 
     def test_routes_go_before_those_that_are_there(self):
         route = {"domain": "refused.test", "next_hop": "reject:5.7.1 no mail there"}

@@ -1,0 +1,274 @@
+"""The profile strict: each refusal of Graph, with its status, code and text; relaxed takes it."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.graph_fakes import AS_ALICE, OnDisk, graph_on_disk, refused, to
+
+MIB = 1 << 20
+AS_STRICT = {"prefer": "relay.strict"}
+FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt", "contentBytes": "eA=="}
+UNTYPED = {"name": "a.txt", "contentBytes": "eA=="}
+LINK = {
+    "@odata.type": "#microsoft.graph.referenceAttachment",
+    "name": "l",
+    "sourceUrl": "https://a.test/",
+}
+ATTACHED = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "i"}
+TOO_COMPLEX = (400, "InefficientFilter", "The restriction or sort order is too complex for this operation.")  # fmt: skip
+TOO_LARGE = (413, "BadRequest", "The maximum request length supported is 4MB.")
+TOO_SMALL = (400, "ErrorAttachmentSizeShouldNotBeLessThanMinimumSize", "Attachment size must be greater than the minimum size.")  # fmt: skip
+HEADERS = (400, "InvalidInternetMessageHeaderCollection", "Maximum number of headers in one message should be less than or equal to 5.")  # fmt: skip
+ABSTRACT = (422, "UnprocessableType", "Cannot process input of abstract type 'microsoft.graph.attachment'.")  # fmt: skip
+NO_TYPE = (400, "BadRequest", "Write request with id '1' does not contain a Content-Type header.")
+MIME = base64.b64encode(b"To: bob@example.test\r\n\r\n" + b"x" * 72 * 45_000)
+
+
+def unknown(name: str, kind: str) -> tuple[int, str, str]:
+    text = f"The property '{name}' does not exist on type 'microsoft.graph.{kind}'. Make sure to only use property names that are defined by the type or mark the type as open type."
+    return 400, "RequestBodyRead", text
+
+
+def unselectable(name: str) -> tuple[int, str, str]:
+    text = f"Parsing OData Select and Expand failed: Could not find a property named '{name}' on type 'microsoft.graph.attachment'."
+    return 400, "BadRequest", text
+
+
+def searched(option: str) -> tuple[int, str, str]:
+    text = f"The query parameter '${option}' is not supported with '$search'."
+    return 400, f"SearchWith{option[0].upper()}{option[1:]}", text
+
+
+def sent(**message: object) -> dict[str, Any]:
+    return {"json": {"message": {"toRecipients": to("bob@example.test"), **message}}}
+
+
+def upload(size: int) -> dict[str, Any]:
+    return {"json": {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": size}}}
+
+
+def headers(count: int) -> list[dict[str, str]]:
+    return [{"name": f"x-{number}", "value": "v"} for number in range(count)]
+
+
+def part(fields: dict[str, str] | None = None) -> dict[str, Any]:
+    one = {"id": "1", "method": "POST", "url": "/me/messages", "body": {"subject": "s"}}
+    return {"json": {"requests": [one if fields is None else one | {"headers": fields}]}}
+
+
+# what is asked, what Graph answers, and the status without the profile
+REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, str, str], int]] = {
+    "order by another": ("GET /messages?$filter=isRead eq true&$orderby=subject", {}, TOO_COMPLEX, 200),
+    "order by a later one": ("GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject", {}, TOO_COMPLEX, 200),
+    "another order": ("GET /messages?$filter=isRead eq true and subject eq 's'&$orderby=subject,isRead", {}, TOO_COMPLEX, 200),
+    "order in a folder": ("GET /mailFolders/drafts/messages?$filter=categories/any(c:c eq 'x')&$orderby=receivedDateTime desc", {}, TOO_COMPLEX, 200),
+    "search and filter": ('GET /messages?$search="a"&$filter=isRead eq true', {}, searched("filter"), 200),
+    "search and order": ('GET /messages?search="a"&orderby=subject', {}, searched("orderBy"), 200),
+    "count": ('GET /messages/$count?$search="a"&$filter=isRead eq true', {}, searched("filter"), 200),
+    "JSON": ("POST /sendMail", sent(body={"content": "x" * 4 * MIB}), TOO_LARGE, 202),
+    "MIME": ("POST /sendMail", {"content": MIME, "headers": {"content-type": "text/plain"}}, TOO_LARGE, 202),
+    "small upload": ("POST /messages/{draft}/attachments/createUploadSession", upload(2_999_999), TOO_SMALL, 201),
+    "no headers": ("POST /messages", {"json": {"internetMessageHeaders": []}}, HEADERS, 201),
+    "six headers": ("POST /sendMail", sent(internetMessageHeaders=headers(6)), HEADERS, 202),
+    "headers of a reply": ("POST /messages/{draft}/createReply", {"json": {"message": {"internetMessageHeaders": headers(6)}}}, HEADERS, 201),
+    "attachment in a message": ("POST /sendMail", sent(attachments=[UNTYPED]), unknown("contentBytes", "attachment"), 202),
+    "attachment": ("POST /messages/{draft}/attachments", {"json": UNTYPED}, ABSTRACT, 201),
+    "select of a list": ("GET /messages/{draft}/attachments?$select=id,contentId", {}, unselectable("contentId"), 200),
+    "select of one": ("GET /messages/{draft}/attachments/{file}?$select=contentBytes", {}, unselectable("contentBytes"), 200),
+    "select in $expand": ("GET /messages/{draft}?$expand=attachments($select=name, contentId)", {}, unselectable("contentId"), 200),
+    "select in a list's $expand": ("GET /messages?$expand=attachments($select=contentId)", {}, unselectable("contentId"), 200),
+    "part without headers": ("POST /../$batch", part(), NO_TYPE, 200),
+    "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
+    "property": ("POST /messages", {"json": {"subjects": "s"}}, unknown("subjects", "message"), 201),
+    "property of a change": ("PATCH /messages/{draft}", {"json": {"colour": 1}}, unknown("colour", "message"), 200),
+    "body": ("POST /messages", {"json": {"body": {"text": "s"}}}, unknown("text", "itemBody"), 201),
+    "recipient": ("POST /sendMail", sent(ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]), unknown("kind", "recipient"), 202),
+    "address": ("POST /sendMail", sent(ccRecipients=[{"emailAddress": {"address": "a@b.test", "mail": ""}}]), unknown("mail", "emailAddress"), 202),
+    "flag": ("PATCH /messages/{draft}", {"json": {"flag": {"colour": "red"}}}, unknown("colour", "followupFlag"), 200),
+    "header": ("POST /messages", {"json": {"internetMessageHeaders": [headers(1)[0] | {"x": 1}]}}, unknown("x", "internetMessageHeader"), 201),
+    "of another kind": ("POST /messages/{draft}/attachments", {"json": LINK | {"contentId": "x"}}, unknown("contentId", "referenceAttachment"), 201),
+    "item": ("POST /messages", {"json": {"attachments": [ATTACHED | {"item": {"colour": 1}}]}}, unknown("colour", "message"), 201),
+    "upload item": ("POST /messages/{draft}/attachments/createUploadSession", {"json": {"AttachmentItem": {"name": "f", "size": 3_000_000, "x": 1}}}, unknown("x", "attachmentItem"), 201),
+    "folder": ("POST /mailFolders", {"json": {"displayName": "n", "colour": 1}}, unknown("colour", "mailFolder"), 201),
+    "category": ("POST /outlook/masterCategories", {"json": {"displayName": "n", "c": 1}}, unknown("c", "outlookCategory"), 201),
+    "settings": ("PATCH /mailboxSettings", {"json": {"zone": "UTC"}}, unknown("zone", "mailboxSettings"), 200),
+    "language": ("PATCH /mailboxSettings", {"json": {"language": {"name": "x"}}}, unknown("name", "localeInfo"), 200),
+}  # fmt: skip
+# what is not refused in either profile
+TAKEN: dict[str, tuple[str, dict[str, Any], int]] = {
+    "the first ones": ("GET /messages?$filter=receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and isRead eq true&$orderby=ReceivedDateTime desc", {}, 200),
+    "a function": ("GET /messages?$filter=startswith(subject,'s') and isRead eq true&$orderby=subject,isRead", {}, 200),
+    "filter alone": ("GET /messages?$filter=not (isRead eq true or from/emailAddress/address eq 'a')", {}, 200),
+    "order alone": ("GET /messages?$orderby=subject", {}, 200),
+    "search alone": ('GET /messages?$search="a"&$top=5&$select=subject', {}, 200),
+    "4 MiB": ("POST /messages", {"content": b'{"subject":"s"}'.ljust(4 * MIB)}, 201),
+    "a large upload": ("POST /messages/{draft}/attachments/createUploadSession", upload(3_000_000), 201),
+    "five headers": ("POST /sendMail", sent(internetMessageHeaders=headers(5)), 202),
+    "headers that are null": ("POST /messages", {"json": {"internetMessageHeaders": None}}, 201),
+    "a file": ("POST /messages/{draft}/attachments", {"json": FILE | {"contentId": "x"}}, 201),
+    "a cast": ("GET /messages/{draft}/attachments?$select=id,microsoft.graph.fileAttachment/contentId", {}, 200),
+    "$expand": ("GET /messages?$expand=attachments($select=id,name)", {}, 200),
+    "a part with its type": ("POST /../$batch", part({"CONTENT-TYPE": "application/json"}), 200),
+    "pascal case": ("POST /sendMail", {"json": {"Message": {"@odata.type": "#microsoft.graph.message", "Subject": "s", "ToRecipients": to("bob@example.test")}}}, 202),
+}  # fmt: skip
+
+
+@asynccontextmanager
+async def a_mailbox(root: Path, **http: Any) -> AsyncIterator[tuple[OnDisk, dict[str, str]]]:
+    """A mailbox with a draft that has a file."""
+    async with graph_on_disk(root / "mail", max_body=8 * MIB, **http) as made:
+        draft = {"subject": "s", "toRecipients": to("bob@example.test"), "attachments": [FILE]}
+        one = (await made.http.post("/messages", json=draft)).json()["id"]
+        [file] = (await made.http.get(f"/messages/{one}/attachments")).json()["value"]
+        yield made, {"draft": one, "file": file["id"]}
+
+
+async def ask(made: OnDisk, target: str, ids: dict[str, str], options: Any) -> httpx.Response:
+    method, _, path = target.partition(" ")
+    url = f"/v1.0{path[3:]}" if path.startswith("/../") else f"/v1.0/me{path.format(**ids)}"
+    options = {**options, "headers": AS_ALICE | options.get("headers", {})}
+    return await made.http.request(method, f"http://h{url}", **options)
+
+
+def preferring(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"headers": AS_STRICT | options.get("headers", {})}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_strict_refuses_what_relaxed_takes(tmp_path: Path, name: str) -> None:
+    target, options, (status, code, text), relaxed = REFUSED[name]
+    async with a_mailbox(tmp_path / "strict", profile="strict") as (made, ids):
+        before = {file: file.read_bytes() for file in made.files()}
+        assert refused(await ask(made, target, ids, options), status, code) == text
+        assert {file: file.read_bytes() for file in made.files()} == before
+    async with a_mailbox(tmp_path / "relaxed") as (made, ids):
+        answer = await ask(made, target, ids, preferring(options))
+        assert refused(answer, status, code) == text
+        answer = await ask(made, target, ids, options)
+        assert answer.status_code == relaxed, answer.text
+
+
+@pytest.mark.parametrize("name", TAKEN)
+async def test_strict_takes_what_graph_takes(tmp_path: Path, name: str) -> None:
+    target, options, status = TAKEN[name]
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        answer = await ask(made, target, ids, preferring(options))
+        assert answer.status_code == status, answer.text
+        if "$batch" in target:
+            [one] = answer.json()["responses"]
+            assert (one["status"], one["headers"]["Preference-Applied"]) == (201, "relay.strict")
+        else:
+            assert answer.headers["preference-applied"] == "relay.strict"
+
+
+async def test_relaxed_keeps_six_headers_and_drops_what_is_unknown(tmp_path: Path) -> None:
+    async with a_mailbox(tmp_path) as (made, _):
+        given = {"subject": "s", "colour": 1, "internetMessageHeaders": headers(6)}
+        answer = (await made.http.post("/messages", json=given)).json()
+        path = f"/messages/{answer['id']}?$select=internetMessageHeaders,subject"
+        found = (await made.http.get(path)).json()
+        assert (found["subject"], found["internetMessageHeaders"]) == ("s", headers(6))
+        assert "colour" not in answer
+
+
+async def test_a_value_of_the_preference_is_refused(tmp_path: Path) -> None:
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        answer = await ask(
+            made, "GET /messages", ids, {"headers": {"prefer": "relay.strict=false"}}
+        )
+        assert "relay.strict has no value" in refused(answer, 400, "ErrorInvalidRequest")
+
+
+async def test_the_parts_of_a_strict_batch_are_strict(tmp_path: Path) -> None:
+    typed = {"headers": {"Content-Type": "application/json", "Prefer": "return=minimal"}}
+    one = {"id": "1", "method": "POST", "url": "/me/messages", "body": {"colour": 1}} | typed
+    async with a_mailbox(tmp_path) as (made, ids):
+        for options, status in (({}, 204), (AS_STRICT, 400)):
+            given = {"json": {"requests": [one]}, "headers": options}
+            [found] = (await ask(made, "POST /../$batch", ids, given)).json()["responses"]
+            assert found["status"] == status
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+async def test_a_long_body_without_its_length_is_refused(tmp_path: Path, kind: str) -> None:
+    async def blocks() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield base64.b64encode(b"To: b@a.test\r\n\r\n".ljust(3 * MIB // 4))
+            await asyncio.sleep(0)
+
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        before = made.files()
+        options = {"content": blocks(), "headers": {"content-type": kind}}
+        answer = await ask(made, "POST /sendMail", ids, options)
+        assert refused(answer, *TOO_LARGE[:2]) == TOO_LARGE[2]
+        assert made.files() == before
+
+
+async def test_four_requests_at_a_time_in_a_mailbox(tmp_path: Path) -> None:
+    """Each of four waits for its body; the limit is one of an account in a mailbox."""
+    more = asyncio.Event()
+    begun = asyncio.Semaphore(0)
+
+    async def slow() -> AsyncIterator[bytes]:
+        begun.release()
+        await more.wait()
+        yield json.dumps({"subject": "s"}).encode()
+
+    async with AsyncExitStack() as stack:
+        made, ids = await stack.enter_async_context(a_mailbox(tmp_path, profile="strict"))
+        waiting = [
+            asyncio.create_task(ask(made, "POST /messages", ids, {"content": slow()}))
+            for _ in range(4)
+        ]
+        for _ in waiting:
+            await begun.acquire()
+        fifth = await ask(made, "GET /messages", ids, {})
+        text = refused(fifth, 429, "ApplicationThrottled")
+        assert (text, fifth.headers["retry-after"]) == ("Application is over its MailboxConcurrency limit.", "1")  # fmt: skip
+        bob = await ask(made, "GET /messages", ids, {"headers": {"authorization": "Bearer bob"}})
+        assert bob.status_code == 200
+        more.set()
+        assert {one.status_code for one in await asyncio.gather(*waiting)} == {201}
+        assert (await ask(made, "GET /messages", ids, {})).status_code == 200
+
+
+async def test_a_batch_is_not_over_the_limit_by_itself(tmp_path: Path) -> None:
+    items = [{"id": str(n), "method": "GET", "url": "/me/messages"} for n in range(20)]
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        answer = await ask(made, "POST /../$batch", ids, {"json": {"requests": items}})
+        assert {one["status"] for one in answer.json()["responses"]} == {200}
+
+
+@pytest.mark.parametrize("text", ["[" * 900, '{"body":' * 400, '{"attachments":[{"item":' * 240])
+async def test_json_of_any_depth_is_a_400(tmp_path: Path, text: str) -> None:
+    ends = "".join({"[": "]", "{": "}"}.get(one, "") for one in reversed(text))
+    body = f'{{"toRecipients":{text}1{ends}}}'.encode()
+    deep = f'{{"attachments":[{{"item":{text}1{ends}}}]}}'
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        for one in (body, deep.encode()):
+            answer = await ask(made, "POST /messages", ids, {"content": one})
+            assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "/messages?$filter=subject eq&$orderby=subject",
+        f"/messages?$filter={'(' * 50}isRead&$orderby=isRead",
+        "/messages?$filter=isRead&$orderby=,,",
+        f"/messages?$expand={'attachments(' * 500}",
+        "/messages?$filter=isRead&$orderby=isRead up",
+    ],
+)
+async def test_a_malformed_query_is_a_400(tmp_path: Path, query: str) -> None:
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        answer = await ask(made, f"GET {query}", ids, {})
+        assert answer.status_code == 400, answer.text
