@@ -68,7 +68,7 @@ def create_app(
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
             caller = authentication.account(request)
-            is_strict = strict_profile.in_force(request, http.profile)
+            is_strict = strict_profile.in_force(request, dependencies.profile)
         if reason := ready():
             raise service_unavailable(reason, retry_after_s=_READY_RETRY_S)
         try:
@@ -117,7 +117,7 @@ class _Admission:
         with (
             self._concurrent.acquire(caller),
             self._concurrent.acquire_strict(caller, request.mailbox)
-            if request.is_strict
+            if request.is_strict and strict_profile.is_in_mailbox(request.http.segments)
             else nullcontext(),
         ):
             check_pressure(self._pressure, operation.intake)

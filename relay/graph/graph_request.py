@@ -131,6 +131,7 @@ class GraphDependencies:
     public_url: str  # the beginning of links; "": as the client addressed the relay
     crash: CrashPoints  # for crash tests
     max_upload: int  # of a streamed body, in bytes
+    profile: strict_profile.Profile  # of requests that prefer none
     pressure: Pressure  # whether new mail is taken now
     subscriptions: Subscriptions  # who is notified of changes
     # by mailbox: its PATCHes run one at a time

@@ -5,6 +5,7 @@ docs/graph-strict.md has the source of each refusal. What is only believed of Gr
 """
 
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
@@ -56,6 +57,11 @@ def is_preferred(request: HttpRequest) -> bool:
 
 def _too_large() -> ApiError:
     return ApiError(413, "BadRequest", "The maximum request length supported is 4MB.")
+
+
+def is_in_mailbox(segments: tuple[str, ...]) -> bool:
+    """Return whether a path is of what is in a mailbox: not of users, and not of subscriptions."""
+    return len(segments) > {"me": 2, "users": 3}.get(segments[1].lower(), sys.maxsize)
 
 
 # -- query options

@@ -312,6 +312,7 @@ class HttpRequest:
         """
         if self._timed_out or self._waits_for_continue():
             return False
+        self._too_large = None
         return self._complete or await self._discard_rest()
 
     async def _discard_rest(self) -> bool:
@@ -344,8 +345,7 @@ class HttpRequest:
             self._digest.update(chunk)
         self._left_bytes -= len(chunk)
         if self._left_bytes < 0 and self._too_large is not None:
-            too_large, self._too_large = self._too_large, None  # the rest is discarded
-            raise too_large()
+            raise self._too_large()
         return chunk
 
     def _reserve(self, size: int) -> None:

@@ -222,13 +222,19 @@ def graph_app(
     **http: Any,
 ) -> Gateway:
     """Graph's application; `http` are settings other than these."""
-    http = {"public_url": "", "max_body": 1 << 20, "max_upload": 8 << 20} | http
+    http = {
+        "public_url": "",
+        "max_body": 1 << 20,
+        "max_upload": 8 << 20,
+        "profile": "relaxed",
+    } | http
     authentication = authentication or authentication_of(accounts, clock)
     nobody: Any = NoSubscriptions()
     dependencies = GraphDependencies(
         store=store, accounts=authentication.accounts, clock=clock, ids=Ids(clock),
         hostname=HOSTNAME, public_url=http["public_url"], crash=crash or CrashPoints(),
-        max_upload=http["max_upload"], pressure=pressure or Pressure(), subscriptions=nobody,
+        max_upload=http["max_upload"], profile=http["profile"], pressure=pressure or Pressure(),
+        subscriptions=nobody,
     )  # fmt: skip
     return create_app(dependencies, authentication, max_body=http["max_body"], ready=ready)
 

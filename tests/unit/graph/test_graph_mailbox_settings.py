@@ -41,6 +41,7 @@ def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
         public_url="",
         crash=graph.crash,
         max_upload=1,
+        profile="relaxed",
         pressure=Pressure(),
         subscriptions=nobody,
     )

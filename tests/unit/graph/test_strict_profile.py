@@ -212,6 +212,21 @@ async def test_a_long_body_without_its_length_is_refused(tmp_path: Path, kind: s
         assert made.files() == before
 
 
+async def test_the_rest_after_another_fault_has_no_limit(tmp_path: Path) -> None:
+    """MIME that is refused by its beginning; then 5 MB arrive, which are discarded."""
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b"@" * MIB
+            await asyncio.sleep(0)
+
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        options = {"content": blocks(), "headers": {"content-type": "text/plain"}}
+        answer = await ask(made, "POST /sendMail", ids, options)
+        refused(answer, 400, "ErrorMimeContentInvalidBase64String")
+        assert "connection" not in answer.headers
+
+
 async def test_four_requests_at_a_time_in_a_mailbox(tmp_path: Path) -> None:
     """Each of four waits for its body; the limit is one of an account in a mailbox."""
     more = asyncio.Event()
