@@ -214,12 +214,12 @@ def test_16_mime_replaced_as_octets(client: Client) -> None:
 
 
 def test_17_each_error_has_its_request_id(client: Client) -> None:
-    for body, code in (
-        (b"{", "UnableToDeserializePostBody"),
-        ({"Message": {"subject": "x"}}, "ErrorInvalidRecipients"),
-        ({"Message": {"subjekt": "x"}}, "RequestBodyRead"),
+    for body, prefer, code in (
+        (b"{", "", "UnableToDeserializePostBody"),
+        ({"Message": {"subject": "x"}}, "", "ErrorInvalidRecipients"),
+        ({"Message": {"subjekt": "x"}}, "relay.strict", "RequestBodyRead"),
     ):
-        answer = client.send("POST", "/v1.0/me/sendMail", body)
+        answer = client.send("POST", "/v1.0/me/sendMail", body, {"prefer": prefer})
         assert (answer.status, answer.code) == (400, code)
         inner = answer.json()["error"]["innerError"]
         assert inner["request-id"] == answer.headers["request-id"]
