@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import INSTALLED
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 
 TOKEN = "0123456789abcdef-token"
 CONTENT = b"""\
@@ -38,11 +38,7 @@ attached
 @pytest.fixture(scope="module", params=["loopback", "token"])
 def relay(request: pytest.FixtureRequest) -> Iterator[DevProcess]:
     options = ("--listen-all", "--token", TOKEN) if request.param == "token" else ()
-    made = DevProcess("--no-demo", *options)
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    yield from running_dev(*options)
 
 
 @pytest.fixture

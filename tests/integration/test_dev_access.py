@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.testing import Relay
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 from tests.support.graph_client import Answer
 from tests.support.ports import free_port
 from tests.support.relay_process import until
@@ -38,22 +38,14 @@ CALLS = (
 )  # fmt: skip
 
 
-def started(*options: str) -> Iterator[DevProcess]:
-    made = DevProcess("--no-demo", *options)
-    try:
-        yield made.start()
-    finally:
-        made.close()
-
-
 @pytest.fixture(scope="module")
 def relay() -> Iterator[DevProcess]:
-    yield from started()
+    yield from running_dev()
 
 
 @pytest.fixture(scope="module")
 def private() -> Iterator[DevProcess]:
-    yield from started("--private")
+    yield from running_dev("--private")
 
 
 def ask(relay: DevProcess, method: str, path: str, body: bytes = b"", **fields: str) -> Answer:

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 from tests.support.graph_client import Answer, message
 
 APP = "app@shop.test"
@@ -16,11 +16,7 @@ CAPTURED = "ann+tag@gmail.com"
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[DevProcess]:
-    made = DevProcess("--no-demo")
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    yield from running_dev()
 
 
 def inbox(relay: DevProcess, address: str, query: str = "", *, token: str = "alice") -> Any:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until
 
@@ -20,11 +20,7 @@ MAILBOXES = 300
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[DevProcess]:
-    made = DevProcess("--no-demo")
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    yield from running_dev()
 
 
 def found(relay: DevProcess, text: str, *, is_all: bool = True) -> list[str]:

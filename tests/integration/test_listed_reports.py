@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 
 APP = "noreply@myapp.io"
 LIST = "/relay/v1/messages"
@@ -16,11 +16,7 @@ GOOD, BAD, LATE = "ann@customer.example", "bob+550@customer.example", "joe+451@c
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[DevProcess]:
-    made = DevProcess("--no-demo")
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    yield from running_dev()
 
 
 @pytest.fixture

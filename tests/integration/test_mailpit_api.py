@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from relay.mailbox.index.database import FILE_NAME
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 from tests.support.graph_client import Answer
 from tests.support.relay_process import until
 
@@ -68,11 +68,7 @@ nobody lists this
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[DevProcess]:
-    made = DevProcess("--no-demo")
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    yield from running_dev()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, running_dev
 from tests.support.relay_process import RelayProcess, until
 
 RUSSIAN = "ПК-Иванова"
@@ -15,11 +15,7 @@ RUSSIAN = "ПК-Иванова"
 
 @pytest.fixture(scope="module")
 def dev() -> Iterator[DevProcess]:
-    made = DevProcess("--no-demo")
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    yield from running_dev()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ Every port is a free one. The demonstration has ended when start() returns.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -62,3 +62,12 @@ class DevProcess(RelayProcess):
             return found if len(found) >= count else []
 
         return until(f"{count} messages for {address}", messages)
+
+
+def running_dev(*options: str) -> Iterator[DevProcess]:
+    """Yield a relay without demonstration, for a fixture; close it after its tests."""
+    made = DevProcess("--no-demo", *options)
+    try:
+        yield made.start()
+    finally:
+        made.close()
