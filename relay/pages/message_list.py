@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -166,10 +167,7 @@ def _place(text: str) -> ListPosition | None:
 async def message_list(request: PageRequest) -> Response:
     """GET /?q=&mailbox=&kind=&state=&before=&newer=."""
     view = view_of(request.http.query)
-
-    async def render() -> str:
-        return await _fragment(request, view)
-
+    render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
         return stream
     fields = dict(request.http.query)
@@ -196,10 +194,7 @@ async def message_list(request: PageRequest) -> Response:
 async def list_pane(request: PageRequest) -> Response:
     """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
     view = list_of(request.http.query)
-
-    async def render() -> str:
-        return await _fragment(request, view)
-
+    render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
         return stream
     live = await request.live_part(render)
