@@ -233,8 +233,8 @@ export class Relay {
   #lines(journeys) {
     const to = (one) => `${one.address} ${one.state}${one.reply ? ` (${one.reply})` : ''}`;
     const seen = (one) => (this.#seen.has(keyOf(one)) ? ' - returned before' : '');
-    const line = (one) => `  "${one.subject}" from ${one.sender} to ${one.recipients.map(to).join(', ')}${seen(one)}`;
-    return journeys.slice(-10).map(line).join('\n');
+    const line = (one) => `  "${one.subject}" from ${one.sender || '<>'} to ${one.recipients.map(to).join(', ')}`;
+    return journeys.slice(-10).map((one) => line(one) + seen(one)).join('\n');
   }
 
   get #hasEnded() { return this.#child.exitCode !== null || this.#child.signalCode !== null; }

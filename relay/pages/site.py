@@ -69,7 +69,7 @@ TEMPLATES = (
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
-_DOMAIN = re.compile(r"(?<=@)([\w.-]+)")
+_DOMAIN = re.compile(r"(?<=@)([\w.-]*\w)")  # without the dot of a sentence
 
 
 class LivePart(Struct, frozen=True):

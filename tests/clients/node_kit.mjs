@@ -61,6 +61,7 @@ test('failures of hosts, and the clock', async () => {
   assert.equal((await relay.wait({ kind: 'report' })).recipients[0].address, 'app@shop.test');
   assert.deepEqual((await sent.reports()).map((one) => one.subject), ['Undeliverable: Invoice']);
   await relay.assertNoMoreMail();
+  await assert.rejects(relay.wait({ to: 'no@*', timeout: 0.1 }), /"Undeliverable: Invoice" from <> to app@shop\.test/);
   await assert.rejects(relay.internet.reply('joe@gmail.com', 'no'), /400 .*found "no", expected a reply such as "550/);
   await assert.rejects(relay.internet.reply('gmail.com', '550 no'), /found gmail.com, expected an address/);
 });

@@ -221,7 +221,7 @@ def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Brows
     for width, label in ((375, "preview-narrow"), (768, "preview-medium")):
         browser.open(f"{dev.http}/messages/{key}")
         title = re.sub(UNREAD, "", browser.driver.title)
-        browser.driver.find_element(By.CSS_SELECTOR, f"label[for={label}]").click()
+        browser.driver.find_element(By.CSS_SELECTOR, f"label:has(#{label})").click()
         frame = browser.wait_for("iframe")
         assert frame.rect["width"] == width
         browser.driver.switch_to.frame(frame)
@@ -242,7 +242,7 @@ def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Brows
 def test_the_widths_and_views_work_without_javascript(dev, key, browser: Browser):
     browser.without_javascript()
     browser.open(f"{dev.http}/messages/{key}")
-    browser.driver.find_element(By.CSS_SELECTOR, "label[for=preview-narrow]").click()
+    browser.driver.find_element(By.CSS_SELECTOR, "label:has(#preview-narrow)").click()
     assert browser.wait_for("iframe").rect["width"] == 375
     browser.driver.find_element(By.PARTIAL_LINK_TEXT, "Headers").click()
     assert browser.wait_for("th", "Subject").is_displayed()

@@ -65,6 +65,20 @@ async def test_messages_are_found_by_search_and_filters(pages):
     assert subjects(await pages.text(f"/?q=id:{key}")) == ["Hello"]
 
 
+async def test_a_search_says_how_many_texts_it_has_read(pages):
+    await send(pages, ("Invoice", "bob@example.test"), ("Hello", "ann@customer.test"))
+    assert "None of all 2 messages matches" in await pages.text("/?q=giraffe")
+
+
+async def test_the_sentences_of_a_message_show_domains_as_people_write_them(pages):
+    await send(pages, ("Invoice", "ann@xn--bcher-kva.test"))
+    [key] = keys_of(await pages.text("/"))
+    answer = re.search(
+        r'<div id="answer".*?</div>', await pages.text(f"/messages/{key}"), re.DOTALL
+    )
+    assert 'Inbox of ann@<span title="xn--bcher-kva.test">bücher.test</span>' in answer[0]
+
+
 async def test_what_matches_nothing_is_named_and_can_be_removed(pages):
     await send(pages, ("Invoice", "bob@example.test"))
     text = await pages.text("/?q=nothing&state=failed")

@@ -72,6 +72,7 @@ def test_templates_escape_every_value(path):
         ("a@b.test, xn--a", "a@b.test, xn--a"),
         ("<a@xn--bcher-kva.test>", '&lt;a@<span title="xn--bcher-kva.test">bücher.test</span>&gt;'),
         ("a@xn--a.test & b", "a@xn--a.test &amp; b"),
+        ("a@xn--bcher-kva.test.", 'a@<span title="xn--bcher-kva.test">bücher.test</span>.'),
     ],
 )
 def test_a_domain_is_shown_with_u_labels_and_has_a_labels_in_its_title(text, shown):
