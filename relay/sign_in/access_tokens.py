@@ -5,14 +5,15 @@ reload applies to tokens already issued. A token ends an hour after its issue in
 does not jump; `exp` has the same end in wall time, for programs that read the token. It ends as
 well when its client is removed, or the secret or the key that it signed in with. The issuer may
 have any host name: the signature alone proves that this relay issued a token. A token may name a
-user as well: then it is one of the user's account, if the client may open its mailbox.
+user as well: then it is one of the user's account, if the client may open its mailbox, and has of
+the account's scopes those that were granted (`scp`).
 """
 
 import hashlib
 import hmac
 import stat
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 from msgspec import Struct
 
-from relay.accounts.account import Account, AccountDirectory, RegisteredClient
+from relay.accounts.account import Account, AccountDirectory, RegisteredClient, Scope
 from relay.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import replace_file
@@ -37,7 +38,9 @@ _ALGORITHM = "ES256"
 _CURVE = "P-256"
 _REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fifth of a millisecond
 _OF_USER = "user"
+OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
 _ENDS = "relay_exp"  # seconds of queue time
+_SCOPES = {one.lower(): one for one in Scope}
 _SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
 
 
@@ -52,6 +55,7 @@ class _VerifiedToken(Struct, frozen=True):
     secret: str
     ends_s: int
     user: str  # an address, "" for the client itself
+    scopes: frozenset[Scope]  # that were granted; of a user
 
 
 def token_key(state_dir: Path) -> ECKey:
@@ -99,14 +103,33 @@ def _claims_of_client(client: RegisteredClient) -> dict[str, Any]:
     return {"idtyp": "app", "oid": oid, "sub": oid, "roles": sorted(client.account.scopes)}
 
 
-def _claims_of_user(user: Account) -> dict[str, Any]:
+def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
+    """Return the claim `scp`: the names of the scopes that a user is granted, but those of Relay
+    that the account has not. User.Read is granted always: Entra gives it to each application.
+
+    Without names of resources' scopes, or with .default, these are all that the account has.
+    """
+    asked = [name for name in names if name != "offline_access"]
+    if not {*asked} - {*OIDC_SCOPES} or ".default" in asked:
+        asked = [*user.scopes, *(name for name in asked if name in OIDC_SCOPES)]
+    found = {_SCOPES.get(name.lower(), name) for name in (*asked, Scope.USER_READ)}
+    return sorted(one for one in found if (known := _scope_of(one)) is None or known in user.scopes)
+
+
+def _scope_of(name: str) -> Scope | None:
+    """Return the scope of Relay that one of Graph's needs, such as that of Mail.Read.Shared."""
+    plain = name.lower().removesuffix(".all").removesuffix(".shared").replace("readbasic", "read")
+    return _SCOPES.get(plain)
+
+
+def _claims_of_user(user: Account, granted: Iterable[str]) -> dict[str, Any]:
     oid, address = object_id(user.address), user.address
     names = {"name": address.rpartition("@")[0], "upn": address, "unique_name": address}
     return {
         "idtyp": _OF_USER,
         "oid": oid,
         "sub": oid,
-        "scp": " ".join(sorted(user.scopes)),
+        "scp": " ".join(granted),
         **names,
     }
 
@@ -131,9 +154,10 @@ class AccessTokens:
         audience: str,
         token_id: str,
         user: Account | None = None,
+        granted: Iterable[str] = (),
     ) -> str:
         """Return a token for the client, with the claims of Entra's tokens for applications; with a
-        `user`, those of users.
+        `user`, those of users, who have `granted` these scopes.
         """
         now_s = self._clock.time_us() // 1_000_000
         claims = {
@@ -149,7 +173,7 @@ class AccessTokens:
             "tid": tenant,
             "uti": token_id,
             "ver": "1.0",
-            **(_claims_of_client(client) if user is None else _claims_of_user(user)),
+            **(_claims_of_client(client) if user is None else _claims_of_user(user, granted)),
             _ENDS: self._queue_s() + LIFETIME_S,
             _SECRET: self._keyed(client.secret_digest),
         }
@@ -214,7 +238,9 @@ class AccessTokens:
             return replace(found.account, is_application=True)
         if (user := accounts.opened(verified.user, found.account)) is None:
             raise InvalidTokenError("The client may not open the mailbox of the token's user.")
-        return user
+        if user.scopes <= verified.scopes:
+            return user
+        return replace(user, scopes=user.scopes & verified.scopes)
 
     def public_keys(self) -> dict[str, Any]:
         """Return the JWK set (RFC 7517 5) with which others verify the tokens."""
@@ -231,7 +257,8 @@ class AccessTokens:
             return None  # signed for another purpose
         claims = decoded.claims
         user = claims["upn"] if claims.get("idtyp") == _OF_USER else ""
-        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user)
+        scopes = frozenset(filter(None, map(_scope_of, claims.get("scp", "").split())))
+        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
         self._verified[digest] = found
         if len(self._verified) > _REMEMBERED_MAX:
             self._verified.popitem(last=False)

@@ -31,7 +31,14 @@ from relay.base.clock import Clock, Ids
 from relay.http.errors import quoted
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.sign_in.access_tokens import LIFETIME_S, AccessTokens, InvalidTokenError, object_id
+from relay.sign_in.access_tokens import (
+    LIFETIME_S,
+    OIDC_SCOPES,
+    AccessTokens,
+    InvalidTokenError,
+    granted_scopes,
+    object_id,
+)
 from relay.sign_in.authorization import (
     MODES,
     approval_page,
@@ -48,6 +55,7 @@ from relay.sign_in.token_endpoint import (
     TOKEN_V1,
     SignInError,
     SignInRequest,
+    graph_url,
     host_of,
     read_form,
     require_method,
@@ -62,7 +70,6 @@ REFRESH_LIFETIME_S = 90 * 24 * 3600
 CODES_MAX = 10_000  # codes that were used and have not ended, and device codes that were approved
 DEVICE_PAGE = "oauth2/deviceauth"
 USER_REALM = "userrealm"
-_OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
 _DEVICE_GRANTS = ("urn:ietf:params:oauth:grant-type:device_code", "device_code")
 _ON_BEHALF = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _POLL_INTERVAL_S = 1
@@ -95,6 +102,7 @@ class _Wanted(Struct, frozen=True):
     user: Account
     scope: str
     nonce: str = ""
+    earlier: str = ""  # scopes that were granted before
 
 
 class UserGrants:
@@ -135,7 +143,7 @@ class UserGrants:
             "grant_types_supported": ["client_credentials", *self.grants],
             "response_types_supported": ["code"],
             "response_modes_supported": list(MODES),
-            "scopes_supported": [*_OIDC_SCOPES, ".default"],
+            "scopes_supported": [*OIDC_SCOPES, ".default"],
             "code_challenge_methods_supported": ["plain", "S256"],
         }
 
@@ -213,8 +221,8 @@ class UserGrants:
     ) -> _Wanted:
         text = required(form, "refresh_token")
         claims = self._unsealed(text, "refresh_token", client, ended=("invalid_grant", 70008))
-        user = self._user(claims["user"], client)
-        return _Wanted(client, user, _scope(form) or claims["scope"])
+        user, earlier = self._user(claims["user"], client), claims["scope"]
+        return _Wanted(client, user, _scope(form) or earlier, earlier=earlier)
 
     async def _by_code(
         self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
@@ -262,16 +270,19 @@ class UserGrants:
         if user.acts_for:
             text = "The assertion is a token of an application; expected that of a user."
             raise SignInError("invalid_grant", text, number=7000114)
+        user = self._accounts.by_address(user.address) or user  # with all of its scopes
         return _Wanted(client, user, _scope(form))
 
     def _response(self, asked: SignInRequest, form: Mapping[str, str], wanted: _Wanted) -> Response:
         """Return the tokens: of OpenID Connect and for a refresh, if the scope has them."""
         is_v1, user, client = asked.path == TOKEN_V1, wanted.user, wanted.client
         scopes = wanted.scope.split()
-        audience = (resource_of(form) if is_v1 else "") or _audience(scopes) or asked.base_url
+        audience = (resource_of(form) if is_v1 else "") or _audience(scopes)
+        audience = audience or graph_url(asked.base_url)
+        names = (one.rpartition("/")[2] for one in (*scopes, *wanted.earlier.split()))
         access_token = self._tokens.issue(
             client, issuer=asked.issuer, tenant=asked.tenant, audience=audience,
-            token_id=self._ids.new(), user=user,
+            token_id=self._ids.new(), user=user, granted=granted_scopes(names, user),
         )  # fmt: skip
         fields = {"access_token": access_token}
         if granted := " ".join(one for one in scopes if one != "offline_access"):
@@ -497,7 +508,7 @@ def _scope(form: Mapping[str, str]) -> str:
 def _audience(scopes: list[str]) -> str:
     """Return the resource of scopes such as https://graph.microsoft.com/Mail.Send, "" for none."""
     resources = dict.fromkeys(
-        one.rpartition("/")[0].rstrip("/") for one in scopes if one not in _OIDC_SCOPES
+        one.rpartition("/")[0].rstrip("/") for one in scopes if one not in OIDC_SCOPES
     )
     found = [one for one in resources if one]
     if len(found) > 1:

@@ -387,6 +387,12 @@ def _graph_host(host: str) -> str:
     return _GRAPH_HOSTS.get(name.lower(), name) + colon + port
 
 
+def graph_url(base_url: str) -> str:
+    """Return the URL of Graph, the resource of scopes that name none, such as Mail.Read."""
+    name = host_of(base_url).partition(":")[0].lower()
+    return f"https://{_GRAPH_HOSTS.get(name, 'graph.microsoft.com')}"
+
+
 def require_method(request: HttpRequest, method: str) -> None:
     """Raise SignInError 405 for another method."""
     if request.method != method:

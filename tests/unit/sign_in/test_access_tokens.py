@@ -24,6 +24,7 @@ from relay.sign_in.access_tokens import (
     TOKEN_LENGTH_MAX,
     AccessTokens,
     InvalidTokenError,
+    granted_scopes,
     token_key,
 )
 from tests.support.manual_clock import ManualClock
@@ -129,10 +130,11 @@ def test_scopes_are_those_of_the_account_and_not_of_the_token(tokens):
 ACTING = structs.replace(CLIENT, account=replace(ACCOUNT, acts_for=("*@example.test",)))
 
 
-def issued_for_user(tokens: AccessTokens) -> str:
+def issued_for_user(tokens: AccessTokens, *names: str) -> str:
     return tokens.issue(
-        ACTING, issuer=ISSUER, tenant="contoso", audience="aud", token_id="t1", user=USER
-    )
+        ACTING, issuer=ISSUER, tenant="contoso", audience="aud", token_id="t1", user=USER,
+        granted=granted_scopes(names, USER),
+    )  # fmt: skip
 
 
 def test_a_token_of_a_user_is_one_of_the_users_account(tokens):
@@ -146,6 +148,28 @@ def test_a_token_of_a_user_is_one_of_the_users_account(tokens):
     clients.client = CLIENT
     with pytest.raises(InvalidTokenError, match="may not open the mailbox"):
         tokens.account_of(token, clients, client="")
+
+
+@pytest.mark.parametrize(
+    ("asked", "scp"),
+    [
+        ("", "Mail.Read Mail.Send"),
+        ("openid offline_access", "Mail.Read Mail.Send openid"),
+        (".default profile", "Mail.Read Mail.Send profile"),
+        ("mail.read", "Mail.Read"),
+        ("Mail.Send.Shared Calendars.Read", "Calendars.Read Mail.Send.Shared"),
+        ("Mail.ReadBasic", "Mail.ReadBasic"),
+        ("Mail.ReadWrite SMTP.Send", ""),
+    ],
+)
+def test_a_token_has_the_scopes_that_were_granted(tokens, asked, scp):
+    token = issued_for_user(tokens, *asked.split())
+    assert jwt.decode(token, KEY, algorithms=["ES256"]).claims["scp"] == scp
+    found = tokens.account_of(token, Clients(ACTING), client="")
+    assert found.address == USER.address
+    assert sorted(found.scopes) == [
+        f"Mail.{one}" for one in ("Read", "Send") if f"Mail.{one}" in scp
+    ]
 
 
 def test_what_is_sealed_is_good_for_one_purpose_and_one_client(tokens, clock):

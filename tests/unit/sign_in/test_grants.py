@@ -56,7 +56,7 @@ async def test_a_user_of_any_name_signs_in_and_opens_its_own_mailbox_only(dev):
 async def test_without_the_scopes_of_openid_there_is_an_access_token_alone(dev):
     found = await dev.tokens_by("password", username="bob", password="bob", scope="Mail.Send")
     assert set(found) == {"token_type", "expires_in", "ext_expires_in", "access_token", "scope"}
-    assert dev.claims(found["access_token"])["aud"] == BASE
+    assert dev.claims(found["access_token"])["aud"] == GRAPH
 
 
 async def test_client_info_is_what_msal_asks_for(dev):
@@ -136,6 +136,33 @@ async def test_a_device_code_that_ended_or_is_none(dev):
     dev.clock.advance(DEVICE_LIFETIME_S)
     answer = await dev.ask(DEVICE_GRANT, device_code=device["device_code"])
     failed(answer, "expired_token", 70020)
+
+
+async def test_a_token_opens_what_its_scopes_name(dev):
+    async def may(found: dict[str, Any]) -> list[int]:
+        headers = {"authorization": f"Bearer {found['access_token']}"}
+        paths = ("me", "me/messages", "me/mailboxSettings")
+        return [
+            (await dev.http.get(f"/v1.0/{path}", headers=headers)).status_code for path in paths
+        ]
+
+    form = {"username": "carol", "password": "any"}
+    first = await dev.tokens_by("password", **form, scope="mail.readbasic offline_access")
+    assert dev.claims(first["access_token"])["scp"] == "User.Read mail.readbasic"
+    assert await may(first) == [200, 200, 403]
+    token = {"refresh_token": first["refresh_token"]}
+    more = await dev.tokens_by("refresh_token", **token, scope=f"{GRAPH}/MailboxSettings.Read")
+    assert dev.claims(more["access_token"])["aud"] == GRAPH
+    assert await may(more) == [200, 200, 200]  # as Entra, with what was granted before
+    assert await may(await dev.tokens_by("password", **form, scope="openid")) == [200, 200, 200]
+
+    none = await dev.tokens_by("password", **form, scope="api://service/access")
+    assert await may(none) == [200, 403, 403]
+    service = {"requested_token_use": "on_behalf_of", "client_id": "service", "client_secret": "x"}
+    found = await dev.tokens_by(
+        ON_BEHALF, assertion=none["access_token"], **service, scope="Mail.Read"
+    )
+    assert await may(found) == [200, 200, 403]
 
 
 async def test_on_behalf_of_a_user(dev):
