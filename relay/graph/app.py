@@ -4,10 +4,14 @@ That happens, and intake under pressure is rejected, before the body is read. Wh
 needs, and which kind of intake it is, is in `routes`.
 """
 
+import asyncio
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from relay.accounts.account import Account
@@ -46,6 +50,8 @@ from relay.sign_in.authentication import HttpAuthentication
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
 _RETRY_S = 30
+_NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
+_KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
 _UPLOAD = ("v1.0", "uploads", "{attachment}")
 
 
@@ -110,6 +116,9 @@ class _Admission:
             response = await self._repeats.submit(request, partial(self._run_new, operation))
         else:
             response = await self._run_new(operation, request)
+        accepted = request.http.headers.getlist("accept") if request.http.method == "GET" else ()
+        if any(map(_NO_METADATA.search, accepted)):
+            response = await asyncio.to_thread(_without_metadata, response)
         return request.add_applied(response)
 
     async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
@@ -175,3 +184,27 @@ def _find_operation(
     )
     graph_request.check_scopes(match.operation.scopes)
     return match, graph_request
+
+
+def _without_metadata(response: Response) -> Response:
+    """Return a response that is in memory without annotations (odata.metadata=none), but links and
+    counts.
+    """
+    if type(response) is not Response or response.headers.get("content-type") != "application/json":
+        return response
+    value = _without_annotations(msgspec.json.decode(response.body))
+    headers = {name: text for name, text in response.headers.items() if name != "content-length"}
+    headers["content-type"] = "application/json;odata.metadata=none"
+    return Response(msgspec.json.encode(value), status_code=response.status_code, headers=headers)
+
+
+def _without_annotations(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_annotations(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_annotations(one)
+        for name, one in value.items()
+        if "@odata." not in name or name.endswith(_KEPT_ANNOTATIONS)
+    }

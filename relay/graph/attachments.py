@@ -194,7 +194,8 @@ async def get_with_attachments(
     opened = await open_message(request)
     if unchanged := request.not_modified(opened.message.change_key):
         return unchanged
-    shown = message_json(opened.message, options.select) | expand.to_json(opened.message)
+    shown = message_json(opened.message, options.select, pages_url=request.pages_url)
+    shown |= expand.to_json(opened.message)
     await show_preferred_body(request, shown)
     select = expand.attachments or ()
     pieces = message_pieces({**request.context(context), **shown}, opened, select)

@@ -134,6 +134,7 @@ class GraphDependencies:
     profile: strict_profile.Profile  # of requests that prefer none
     pressure: Pressure  # whether new mail is taken now
     subscriptions: Subscriptions  # who is notified of changes
+    has_pages: bool = False  # there is a page for each message
     # by mailbox: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     # limits the bodies that are written to files at once
@@ -311,6 +312,12 @@ class GraphRequest(Struct, frozen=True):
     def root_url(self) -> str:
         """Return the base URL of this API version as the client sees it."""
         return self.dependencies.root_url(self.http)
+
+    @property
+    def pages_url(self) -> str:
+        """The base URL of the pages as the client sees it, "" if there are none."""
+        needed = self.dependencies
+        return needed.base_url(self.http) if needed.has_pages else ""
 
     def context(self, what: str) -> dict[str, Any]:
         """Return the JSON's @odata.context."""

@@ -6,6 +6,7 @@ Text for a header field contains no control character, line separator or lone su
 2.2). Errors are ApiError 400 with the path, what was found and what was expected.
 """
 
+import codecs
 import re
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -69,6 +70,7 @@ def read_json_object(body: bytes) -> dict[str, Any]:
 
     Raises ApiError 400 UnableToDeserializePostBody.
     """
+    body = body.removeprefix(codecs.BOM_UTF8)
     check_number_of_values(body)
     try:
         value = msgspec.json.decode(body)

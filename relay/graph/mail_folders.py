@@ -4,14 +4,21 @@ A folder keeps its id when it is renamed or moved. A 201 is sent when the change
 Well-known folders cannot be moved or deleted (403); a name that exists already is a 409.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.graph_request import GraphRequest, collection_response, etag_field
+from relay.graph.extended_properties import SINGLE, extended_properties_json, parse_expand
+from relay.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    etag_field,
+    not_implemented,
+)
 from relay.graph.json_values import (
     destination_id,
     missing_property,
@@ -21,45 +28,67 @@ from relay.graph.json_values import (
 )
 from relay.graph.odata.resources import select_folders
 from relay.graph.serializer import FOLDER_PROPERTIES, ROOT_FOLDER_ID, folder_json, folder_version
-from relay.http.errors import ApiError
+from relay.http.errors import ApiError, bad_request, quoted
 from relay.http.gateway import json_response
 from relay.mailbox.types import Folder, ProtectedFolderError
+from relay.message.properties import ExtendedProperty
 
 _NAME_CHARACTERS = 255
-_LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
+_LIST_OPTIONS = ("select", "expand", "filter", "orderby", "count", "top", "skip")
+_CHILDREN_MAX = 10  # that $expand returns, as in Graph
+_CHILDREN = re.compile(
+    r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
+)
+# Extended properties of folders, by their ids in lower case (MS-OXPROPS).
+_EXTENDED: Mapping[str, Callable[[Folder], str]] = {
+    "integer 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSize
+    "long 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSizeExtended
+    "string 0x3001": lambda folder: folder.display_name,
+    "integer 0x3602": lambda folder: str(folder.total),  # PidTagContentCount
+    "integer 0x3603": lambda folder: str(folder.unread),  # PidTagContentUnreadCount
+    "string 0x3613": lambda _: "IPF.Note",  # PidTagContainerClass
+    "boolean 0x10f4": lambda _: "false",  # PidTagAttributeHidden
+}
 
 
 async def list_folders(request: GraphRequest) -> Response:
     """GET mailFolders, the top level, or childFolders."""
-    folders = await _folders_in(request)
+    every, folders = await _folders_in(request)
     options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
     selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
-    return request.page(selected, options, folder_json, context=f"{_context(request)}{within}")
+    to_json = _shown(request, options.expand, every)
+    return request.page(selected, options, to_json, context=f"{_context(request)}{within}")
 
 
 async def count_folders(request: GraphRequest) -> Response:
     """GET $count of mailFolders or childFolders: return the number of folders as text."""
     options = request.options({"filter"})
-    folders = await _folders_in(request)
+    _, folders = await _folders_in(request)
     selected = select_folders(folders, filter_=options.filter, orderby=None)
     return Response(str(len(selected)), headers={"content-type": "text/plain"})
 
 
 async def get_folder(request: GraphRequest) -> Response:
     """GET one mail folder."""
-    options = request.options({"select"}, FOLDER_PROPERTIES)
+    options = request.options({"select", "expand"}, FOLDER_PROPERTIES)
     folder = await _find_folder(request)
     if unchanged := request.not_modified(folder_version(folder)):
         return unchanged
     context = request.context(f"{_context(request)}/$entity")
-    shown = {**context, **folder_json(folder, options.select)}
+    every = await request.store.folders.every(request.mailbox) if options.expand else ()
+    to_json = _shown(request, options.expand, every)
+    shown = {**context, **to_json(folder, options.select)}
     return json_response(shown, headers=etag_field(folder_version(folder)))
 
 
 async def create_folder(request: GraphRequest) -> Response:
     """POST mailFolders or childFolders: create a folder."""
-    name = _display_name(await request.json_object("mailFolder"))
+    given = await request.json_object("mailFolder")
+    kind = given.get("@odata.type")
+    if isinstance(kind, str) and kind.rpartition(".")[2].lower() == "mailsearchfolder":
+        raise not_implemented("The resource mailSearchFolder")
+    name = _display_name(given)
     if name is None:
         raise missing_property("displayName")
     created = await request.store.folders.create(request.mailbox, name, parent_id=request.folder_id)
@@ -115,11 +144,51 @@ async def remove_folder(request: GraphRequest) -> Response:
     return await _delete(request, permanently=True)
 
 
-async def _folders_in(request: GraphRequest) -> Sequence[Folder]:
-    """Return the folders within the folder in the path, without one those of the top level."""
+async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence[Folder]]:
+    """Return all folders, and those within the folder in the path, or else of the top level."""
     parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
     folders = await request.store.folders.every(request.mailbox)
+    return folders, _children(folders, parent_id)
+
+
+def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
     return [one for one in folders if (one.parent_id or ROOT_FOLDER_ID) == parent_id]
+
+
+def _shown(
+    request: GraphRequest, expand: str | None, every: Sequence[Folder]
+) -> Callable[[Folder, Collection[str]], Mapping[str, Any]]:
+    """Return a function that gives the JSON of a folder, with what $expand asks for: the first ten
+    of its child folders, and extended properties. Raises ApiError 400.
+    """
+    found = _CHILDREN.search(expand or "")
+    rest = f"{(expand or '')[: found.start()]}{(expand or '')[found.end() :]}" if found else expand
+    given = parse_expand((rest or "").removeprefix(",") or None, of_attachments=())
+    if given.attachments is not None or given.multiple:
+        raise bad_request(f"$expand: expected childFolders or {SINGLE}($filter=…).")
+    select = [name.strip() for name in ((found and found[1]) or "").split(",") if name.strip()]
+    if unknown := [name for name in select if name not in FOLDER_PROPERTIES]:
+        raise bad_request(f"$expand: childFolders have no property named {quoted(unknown[0])}.")
+
+    def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
+        shown = folder_json(folder, selected)
+        values = tuple(
+            ExtendedProperty(name, (_EXTENDED[name.lower()](folder),), multiple=False)
+            for name in given.single
+            if name.lower() in _EXTENDED
+        )
+        if values:
+            shown[SINGLE] = extended_properties_json(values, given.single, multiple=False)
+        if found:
+            children = _children(every, folder.id)
+            shown["childFolders"] = [folder_json(one, select) for one in children[:_CHILDREN_MAX]]
+            if len(children) > _CHILDREN_MAX:
+                path = f"users/{quote(request.mailbox)}/mailFolders/{folder.id}/childFolders"
+                link = f"{request.root_url()}/{path}?$skip={_CHILDREN_MAX}"
+                shown["childFolders@odata.nextLink"] = link
+        return shown
+
+    return to_json
 
 
 async def _delete(request: GraphRequest, *, permanently: bool) -> Response:

@@ -64,8 +64,9 @@ class MessagePage(Struct, frozen=True):
 
     async def _in_memory(self, request: GraphRequest, left_bytes: int, body_type: str) -> Response:
         encoded: list[msgspec.Raw] = []
+        url = request.pages_url
         for one in self.items:
-            shown = self._json(one) if isinstance(one, StoredMessage) else dict(one)
+            shown = self._json(one, url) if isinstance(one, StoredMessage) else dict(one)
             await show_body_as(request, shown, body_type)
             octets = msgspec.json.encode(shown)
             left_bytes -= len(octets) + 1
@@ -84,8 +85,10 @@ class MessagePage(Struct, frozen=True):
             delta_link="" if is_cut else self.delta_link,
         )
 
-    def _json(self, message: StoredMessage) -> dict[str, Any]:
-        return message_json(message, self.select) | self.expand.to_json(message)
+    def _json(self, message: StoredMessage, pages_url: str = "") -> dict[str, Any]:
+        return message_json(message, self.select, pages_url=pages_url) | self.expand.to_json(
+            message
+        )
 
     def _expanded_bytes(self, item: MessageItem) -> int:
         """Estimate the JSON of an item with its attachments."""
@@ -112,7 +115,7 @@ class MessagePage(Struct, frozen=True):
             elif opened := attachments.open_if_there(
                 request.mailbox, item, folder_id=request.folder_id
             ):
-                shown = self._json(opened.message)
+                shown = self._json(opened.message, request.pages_url)
                 convert_body(shown, body_type)
                 yield separator
                 yield from message_pieces(shown, opened, self.expand.attachments or ())

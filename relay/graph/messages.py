@@ -110,7 +110,7 @@ async def get_message(request: GraphRequest) -> Response:
     found = await find_message(request)
     if unchanged := request.not_modified(found.change_key):
         return unchanged
-    shown = message_json(found, options.select) | expand.to_json(found)
+    shown = message_json(found, options.select, pages_url=request.pages_url) | expand.to_json(found)
     await show_preferred_body(request, shown)
     head = request.context(messages_context(request) + "/$entity")
     return json_response({**head, **shown}, headers=etag_field(found.change_key))
@@ -270,7 +270,7 @@ def message_response(
     return request.changed(
         f"messages/{message.id}",
         f"{messages_context(request)}/$entity",
-        message_json(message),
+        message_json(message, pages_url=request.pages_url),
         is_new=is_new,
         change_key=message.change_key,
     )

@@ -27,7 +27,7 @@ async def show_body_as(request: GraphRequest, shown: dict[str, Any], wanted: str
     A large page takes many seconds. Requests take turns with each message, so that none waits for
     the whole page of another one.
     """
-    if _has_another(shown, wanted):
+    if _others(shown, wanted):
         async with request.dependencies.conversions:
             await asyncio.to_thread(convert_body, shown, wanted)
 
@@ -45,10 +45,12 @@ def preferred_body_type(request: GraphRequest) -> str:
 
 def convert_body(shown: dict[str, Any], wanted: str) -> None:
     """Convert the body if it has another type. Takes long for a large one."""
-    if _has_another(shown, wanted):
-        content = _CONVERT[wanted](shown["body"]["content"])
-        shown["body"] = {"contentType": wanted, "content": content}
+    for name in _others(shown, wanted):
+        content = _CONVERT[wanted](shown[name]["content"])
+        shown[name] = {"contentType": wanted, "content": content}
 
 
-def _has_another(shown: Mapping[str, Any], wanted: str) -> bool:
-    return bool(wanted) and "body" in shown and shown["body"]["contentType"] != wanted
+def _others(shown: Mapping[str, Any], wanted: str) -> list[str]:
+    """Return the bodies that have another type."""
+    bodies = [name for name in ("body", "uniqueBody") if wanted and name in shown]
+    return [name for name in bodies if shown[name]["contentType"] != wanted]

@@ -15,6 +15,7 @@ from relay.http.errors import bad_request, quoted
 TOP_DEFAULT = 10
 TOP_MAX = 1000
 _SKIP_MAX = 2**31 - 1
+_FORMATS = ("json", "application/json")
 # Graph takes these without the dollar sign as well.
 _SYSTEM = frozenset(
     (
@@ -81,6 +82,10 @@ def parse_options(
             if name.startswith("$"):
                 raise bad_request(f"The query option {quoted(name)} is not supported.")
             continue
+        if option == "format":
+            if value.partition(";")[0].strip().lower() not in _FORMATS:
+                raise bad_request(f"$format: found {quoted(value)}, expected json.")
+            continue
         if option not in allowed:
             raise bad_request(f"The query option '${option}' is not supported here.")
         if option in given:
@@ -104,6 +109,8 @@ def parse_options(
 
 def _select(value: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if "*" in names:
+        return tuple(known) if len(names) > 1 else ()
     for name in names:
         if name not in known:
             raise bad_request(f"$select: could not find a property named {quoted(name)}.")

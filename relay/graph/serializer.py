@@ -14,14 +14,22 @@ from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id
 from relay.message.properties import EmailAddress
 from relay.mime.html_text import preview
+from relay.mime.unique_body import unique_body
 
 ROOT_FOLDER_ID = "msgfolderroot"
 
 
-def message_json(message: StoredMessage, select: Collection[str] = ()) -> dict[str, Any]:
-    """Return a message's JSON; with `select` only these properties, the id and the etag."""
+def message_json(
+    message: StoredMessage, select: Collection[str] = (), *, pages_url: str = ""
+) -> dict[str, Any]:
+    """Return a message's JSON; with `select` only these properties, the id and the etag.
+
+    `pages_url` is that of the pages, "" if there are none.
+    """
     wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
     shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
+    if pages_url and message.page_id and "webLink" in shown:
+        shown["webLink"] = f"{pages_url}/messages/{message.page_id}"
     return {name: value for name, value in shown.items() if value is not None}
 
 
@@ -110,10 +118,14 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
         for name, value in message.properties.internet_message_headers
     ],
     "inferenceClassification": lambda message: "other" if message.is_other else "focused",
-    "webLink": lambda _: None,  # clients select it; Relay has no value for it
+    "uniqueBody": lambda message: {
+        "contentType": message.properties.body_type,
+        "content": unique_body(message.properties.body, message.properties.body_type),
+    },
+    "webLink": lambda _: None,  # see message_json()
 }
 _ALWAYS = ("@odata.etag", "id")
-_ON_SELECT = ("internetMessageHeaders", "sensitivity")
+_ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody")
 _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)
 
 FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {

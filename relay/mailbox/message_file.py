@@ -31,6 +31,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.mime.draft import AttachmentFacts, read_private_block, with_defaults
+from relay.mime.headers import ID_WITHIN_BYTES, read_relay_id
 from relay.mime.read_mime import AttachedOctets, read_attachments, read_message
 
 DRAFT = "D"
@@ -281,7 +282,15 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
         is_mime=block is None or block.is_mime,
         is_other=located.is_other,
         message_class=message.message_class,
+        page_id=_page_id(located, stored, is_own=block is not None),
     )
+
+
+def _page_id(located: MessageFile, stored: Octets, *, is_own: bool) -> str:
+    """Return the id of a message's journey: that of its submission, or of its delivery."""
+    if is_own:
+        return "" if located.is_draft else located.message_id
+    return read_relay_id(stored.read(0, min(ID_WITHIN_BYTES, stored.size)))
 
 
 def attachments_of(stored: Octets) -> tuple[AttachedOctets, ...]:

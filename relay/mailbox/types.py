@@ -176,6 +176,7 @@ class StoredMessage(Struct, frozen=True):
     is_mime: bool = False  # a draft whose content is MIME that the client gave
     is_other: bool = False  # inferenceClassification is other, not focused
     message_class: str = "IPM.Note"  # Exchange's: that of a report names its kind
+    page_id: str = ""  # by which its journey is found; "": it has none
 
     @property
     def memory_bytes(self) -> int:

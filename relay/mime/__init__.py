@@ -34,6 +34,7 @@ Reading messages:
 
 Header fields and encodings:
 
+- `unique_body`: what stands above the quoted message
 - `headers`: Received, Date, X-Relay-Id, Subject prefix; a message's priority; Auto-Submitted, lists
 - `charsets`: octets as text for all readers: labels, damage, byte order marks, `<meta charset>`
 - `encoded_words`: RFC 2047 words: read and write

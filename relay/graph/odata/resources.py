@@ -33,10 +33,12 @@ from relay.mailbox.query import (
     Compare,
     CompareItem,
     Condition,
+    HasWords,
     ItemProperty,
     Negation,
     Operator,
     Property,
+    SearchIn,
     SortOrder,
 )
 from relay.mailbox.types import Folder
@@ -72,6 +74,8 @@ _UNQUERYABLE = (
     *("attachments", "extensions", "singleValueExtendedProperties", "uniqueBody", "sensitivity"),
     *("multiValueExtendedProperties", "sender", "from", "flag", "body", "mentions"),
 )
+_BODY = "body/content"
+_BODY_CHARACTERS_MAX = 255
 _BODY_HINT = 'to find words of the text, use $search="body:word"'
 
 
@@ -133,6 +137,19 @@ def _message_field(named: Property) -> QueryField[Condition]:
     return QueryField(named, kind, compare, choices, has_order=named not in _WITHOUT_ORDER)
 
 
+def _words_of_body(operator: Operator, value: Value) -> Condition:
+    """Return the condition for words of the text: the index has no other ones. Raises ApiError
+    400.
+    """
+    words = str(value)
+    is_text = len(words) <= _BODY_CHARACTERS_MAX and any(map(str.isalnum, words))
+    if operator is not Operator.CONTAINS or not is_text:
+        message = f"Invalid filter clause: found another condition of {_BODY}, expected contains("
+        message += f"{_BODY},'word') with at most {_BODY_CHARACTERS_MAX} characters."
+        raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+    return HasWords(SearchIn.BODY, words, prefix=True)
+
+
 def _item_field(named: ItemProperty) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
         assert isinstance(value, str), "the values of a text field are texts"
@@ -191,7 +208,10 @@ _MESSAGE_ORDER = tuple(
 )
 _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     type_name="microsoft.graph.message",
-    fields={name: _message_field(named) for name, named in _MESSAGE_BY_NAME.items()},
+    fields={
+        **{name: _message_field(named) for name, named in _MESSAGE_BY_NAME.items()},
+        _BODY: QueryField(_BODY, FieldType.TEXT, _words_of_body),
+    },
     all_of=AllOf,
     one_of=AnyOf,
     negated=Negation,
@@ -207,7 +227,6 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     },
     known=frozenset(_message_property_names()),
     hints={
-        "body": _BODY_HINT,
         "bodypreview": _BODY_HINT,
         "uniquebody": _BODY_HINT,
         "attachments": 'to find names of attachments, use $search="attachment:name"',

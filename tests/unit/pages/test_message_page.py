@@ -425,6 +425,28 @@ def test_the_properties_are_shown_as_they_were_sent(relay):
     assert "hidden@example.test" not in answer.text
 
 
+def test_a_web_link_leads_to_the_page_of_the_message(relay):
+    def shown(user: str, path: str) -> list[dict[str, Any]]:
+        headers = {"authorization": f"Bearer {relay.token(user)}"}
+        return httpx.get(f"{relay.http_url}/v1.0/me/{path}", headers=headers).json()["value"]
+
+    headers = {"authorization": f"Bearer {relay.token(ALICE)}"}
+    message = {"subject": "linked", "toRecipients": [{"emailAddress": {"address": BOB}}]}
+    post = f"{relay.http_url}/v1.0/me"
+    httpx.post(f"{post}/sendMail", json={"message": message}, headers=headers)
+    httpx.post(f"{post}/messages", json={"subject": "linked, a draft"}, headers=headers)
+    relay.settle()
+    [received] = shown(BOB, "messages?$search=linked&$select=webLink")
+    [sent] = shown(ALICE, "mailFolders/sentitems/messages?$filter=subject eq 'linked'")
+    [draft] = shown(ALICE, "mailFolders/drafts/messages?$filter=subject eq 'linked, a draft'")
+    assert "webLink" not in draft
+    for one in (received, sent):
+        page = get(relay, one["webLink"])
+        assert (page.status, "linked" in page.text) == (200, True)
+    expand = "mailFolders/sentitems/messages?$filter=subject eq 'linked'&$expand=attachments"
+    assert shown(ALICE, expand)[0]["webLink"] == sent["webLink"]
+
+
 def test_without_a_copy_there_are_no_properties(relay):
     message = {"subject": "x", "toRecipients": [{"emailAddress": {"address": BOB}}]}
     httpx.post(
