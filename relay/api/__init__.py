@@ -15,6 +15,7 @@ same as that of `relay trace`.
 - `message_source`: where the content of a message is found: spool, mailbox, or a report
 - `message_copies`: the copies in mailboxes: read, unread, their removal
 - `event_streams`: /relay/v1/events: recorded events as server-sent events
+- `webhooks`: /relay/v1/webhooks: a list, a test, a replay
 - `explain`: /relay/v1/explain: its question, and who may ask
 - `restored`: submissions that a restore holds, in lists and commands of the queue
 

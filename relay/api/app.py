@@ -82,6 +82,8 @@ def _application(
                 )
                 if response is not None:
                     return response
+            if request.segments[2:3] == ("webhooks",):
+                return json_response(await handlers.webhooks.answer(request, principal))
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error

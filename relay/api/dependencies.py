@@ -22,6 +22,7 @@ from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import Journeys
 from relay.message.nexthop import NextHop
+from relay.notifications.webhooks import Webhooks
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.outbox.ready_submissions import ReadySubmissions
@@ -190,6 +191,7 @@ class ApiDependencies:
     impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
     explain: Explain  # where mail for an address goes
     pauses: Pauses  # what an operator has stopped
+    webhooks: Webhooks  # where events are posted
     development: DevelopmentControls | None = None  # None in a service
     # reads the configuration again and returns what came of it; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None

@@ -12,6 +12,7 @@ from relay.app.daemon import Daemon
 from relay.app.explain import explainer_of
 from relay.app.foundation import Foundation, RelayDependencies, open_foundation
 from relay.app.front_door import build_front_door, build_http_servers, build_pages
+from relay.app.notifications import build_webhooks
 from relay.app.pressure_monitor import PressureMonitor, bounds_of
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
@@ -34,13 +35,16 @@ def compose(
         undo.callback(lock.give_back)
         base = open_foundation(settings, sources, clock=clock or SystemClock(), undo=undo)
         transport = build_transport(base)
+        webhooks = build_webhooks(base, transport.resolver)
         front_door = build_front_door(
             base,
             transport.resolver,
             lambda question: explainer_of(base, transport).explain(question),
+            webhooks=webhooks,
         )
         if base.reloader is not None:
             base.reloader.apply = partial(use_settings, base, transport)
+            base.reloader.applied = lambda: webhooks.use(base.settings.webhook)
         site = build_pages(base, front_door)
         subscriptions = front_door.subscriptions
         daemon = Daemon(
@@ -57,8 +61,10 @@ def compose(
                 (transport.pickup_server, *transport.smtp_servers),
                 front_door.graph,
                 base.changes,
-                [subscriptions.in_progress] if subscriptions is not None else [],
+                [webhooks.in_progress]
+                + ([subscriptions.in_progress] if subscriptions is not None else []),
             ),
+            webhooks=webhooks,
             subscriptions=subscriptions,
         )
         undo.pop_all()

@@ -46,6 +46,7 @@ from relay.base.clock import wall_offset_us
 from relay.http.http_server import HttpServer
 from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError
+from relay.notifications.webhooks import Webhooks
 from relay.observe.logs import get_logger
 from relay.spool.engine import News, Retention
 from relay.spool.types import SpoolError
@@ -72,6 +73,7 @@ class Daemon:
     events: EventStreams  # the streams of GET /events
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
+    webhooks: Webhooks  # where events are posted
     subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
     on_fault: Callable[[], None] = lambda: (
         None
@@ -96,6 +98,8 @@ class Daemon:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         if base.holds_root:
             await self._attend_root()
+        await self.webhooks.open(base.settings.webhook)
+        self._spawn(self.webhooks.run(), "webhooks")
         await self.pressure.measure()  # a full relay rejects from the first connection on
         base.pauses.on_delivery = self.transport.scheduler.pause
         base.pauses.apply()
@@ -162,6 +166,7 @@ class Daemon:
             last.push_async_callback(self.base.spool.stop)
             last.callback(self.transport.acceptance.close)
             last.push_async_callback(self.transport.resolver.close)
+            last.push_async_callback(self.webhooks.close)
             last.push_async_callback(self._end_tasks)
             for server in self.transport.smtp_servers:
                 server.stop_listening()

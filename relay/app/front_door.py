@@ -35,6 +35,7 @@ from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
 from relay.http.gateway import Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
+from relay.notifications.webhooks import Webhooks
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.spool.engine import unheld_text
 from relay.spool.queue_commands import RouteLookup
@@ -77,14 +78,14 @@ class Pages:
 
 
 def build_front_door(
-    base: Foundation, resolver: Resolver | LoopbackResolver, explain: Explain
+    base: Foundation, resolver: Resolver | LoopbackResolver, explain: Explain, *, webhooks: Webhooks
 ) -> FrontDoor:
     """Return the applications; `resolver` says whether mail may be rerouted to a host, `explain`
     where mail for an address goes.
     """
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
-    means = _means(base, resolver, events, explain=explain)
+    means = _means(base, resolver, events, explain=explain, webhooks=webhooks)
     door = FrontDoor(api.create_control_app(means), means)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
@@ -144,6 +145,7 @@ def _means(
     events: api.EventStreams,
     *,
     explain: Explain,
+    webhooks: Webhooks,
 ) -> api.ApiDependencies:
     development = base.sources.development
 
@@ -187,7 +189,7 @@ def _means(
         pressure=base.pressure, development=development, events=events,
         unlock=base.sources.accounts.unlock,
         refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
-        sources=sources, explain=explain, pauses=base.pauses,
+        sources=sources, explain=explain, pauses=base.pauses, webhooks=webhooks,
     )  # fmt: skip
 
 

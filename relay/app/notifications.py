@@ -1,4 +1,4 @@
-"""Build what notifies subscribers: where receivers may be, and who may still read a mailbox."""
+"""Build what sends notifications: where receivers may be, and who may still read a mailbox."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ from relay.accounts.account import Scope, UnknownUserError
 from relay.app.foundation import Foundation
 from relay.mailbox.mail_root import SUBMISSIONS
 from relay.mailbox.threads import ThreadPool
-from relay.notifications.https_client import LOOPBACK, Destinations, HttpsClient, Lookup
+from relay.notifications.https_client import ANYWHERE, LOOPBACK, Destinations, HttpsClient, Lookup
 from relay.notifications.sender import Sender
 from relay.notifications.subscription_file import Subscription, SubscriptionFile
 from relay.notifications.subscriptions import Subscriptions
+from relay.notifications.webhooks import Webhooks
 from relay.routing.mx_hosts import NoAnswer
 from relay.routing.resolver import LoopbackResolver, Resolver
 
@@ -38,6 +39,15 @@ def build_subscriptions(base: Foundation, resolver: Resolver | LoopbackResolver)
         tenant=str(uuid5(NAMESPACE_DNS, base.settings.hostname)),
         may_read=lambda one: base.is_development or _may_read(base, one),
     )
+
+
+def build_webhooks(base: Foundation, resolver: Resolver | LoopbackResolver) -> Webhooks:
+    """Return the webhooks, not open. An operator's URLs may be anywhere."""
+    destinations = Destinations(networks=ANYWHERE, plain=LOOPBACK)
+    return Webhooks(
+        base.settings.webhook_cursors, base.feed, changes=base.changes, clock=base.clock,
+        client=HttpsClient(lookup_of(resolver), destinations), metrics=base.metrics,
+    )  # fmt: skip
 
 
 def lookup_of(resolver: Resolver | LoopbackResolver, *, only_here: bool = False) -> Lookup:

@@ -6,7 +6,7 @@ changes nothing in `configuration`.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -55,6 +55,8 @@ class Reloader:
         self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
         # lets the rooms use what was read: see use_settings()
         self.apply: Callable[..., None] = lambda **_: None
+        # awaited after it, before the reload is reported
+        self.applied: Callable[[], Awaitable[None]] | None = None
 
     def request(self) -> "asyncio.Task[ReloadResult]":
         """Return a reload that begins after this call, and after the running one."""
@@ -97,6 +99,8 @@ class Reloader:
             read = await asyncio.to_thread(self._active.read, note)
             counted_rules = await asyncio.to_thread(read.rules.outcomes)
             self._use(read)
+            if self.applied is not None:
+                await self.applied()
             self._metrics.keep_rules(counted_rules)
             renewed = len(read.new_pairs)
         except SettingsError as error:

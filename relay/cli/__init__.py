@@ -18,6 +18,7 @@ A service:
 - `reload`: `relay reload`
 - `pause`: `relay pause` and `relay resume`
 - `check`: `relay check`
+- `webhook`: `relay webhook list | test | replay`
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `dkim`: `relay dkim keygen | show`
 - `dns`: `relay dns`

@@ -231,6 +231,7 @@ class _TextView(_WarningView):
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
+            *(f"  Webhook    {printable(url)}" for url in self._plan.webhooks),
             "",
         )
 

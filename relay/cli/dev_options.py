@@ -15,10 +15,17 @@ import click
 from relay.base.phrases import shown
 from relay.base.socket_address import Address
 from relay.cli.options import Parsed
-from relay.development.options import ReleaseTarget
+from relay.development.options import WEBHOOK_KEY, ReleaseTarget
 from relay.policy.globs import Globs
 from relay.settings.validation import is_loopback
-from relay.settings.values import is_ip, parse_address, parse_domain, parse_duration, parse_size
+from relay.settings.values import (
+    is_ip,
+    parse_address,
+    parse_domain,
+    parse_duration,
+    parse_size,
+    parse_webhook_url,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}
@@ -280,6 +287,15 @@ _OPTIONS = (
         callback=_several(_address_glob, "a pattern of addresses such as *@example.org"),
         help="A release sends captured mail to its own recipients only if they match, such as "
         "*@example.org; repeatable. [default: only a copy to addresses that you type]",
+    ),
+    _option(
+        "--webhook",
+        "webhooks",
+        multiple=True,
+        metavar="URL",
+        callback=_several(parse_webhook_url, "https://HOST/PATH, or http:// on this machine"),
+        help="Post each step of each message to this URL; repeatable. The requests are signed "
+        f"with {WEBHOOK_KEY}",
     ),
     _option(
         "--keep-messages",

@@ -34,6 +34,7 @@ _GROUPS = {
         "pause": "Stop delivery or acceptance on this node.",
         "resume": "End what relay pause has stopped.",
         "check": "Check configuration, accounts, rules, permissions, DNS.",
+        "webhook": "Show and try webhooks, and send events again.",
         "account": "Add, list and remove accounts; tokens and passwords.",
         "policy": "Check and try the mail-flow rules.",
         "dns": "Compare the DNS records of a domain with what to publish.",

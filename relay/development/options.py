@@ -38,6 +38,8 @@ PROXY_HOSTS = (
     "login.microsoftonline.com", "login.windows.net", "login.microsoft.com",
     "graph.microsoft.com", "outlook.office.com", "outlook.office365.com",
 )  # fmt: skip
+# known to everybody: a receiver can try its verification
+WEBHOOK_KEY = "whsec_cmVsYXktZGV2ZWxvcG1lbnQtc2VjcmV0"
 CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
 EXPECTED = "smtp://HOST:PORT or smtps://HOST:PORT, with USER:PASSWORD@ before HOST for a login"
 _PORTS = {HopKind.SMTP: 25, HopKind.SMTPS: 465}
@@ -115,6 +117,7 @@ class DevelopmentOptions(Struct, frozen=True):
     release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
     # globs of the recipients to whom their own mail may be released; others get copies only
     release_allow: tuple[str, ...] = ()
+    webhooks: tuple[str, ...] = ()  # where each event is posted
     # keys of relay.toml with other values
     overrides: Mapping[str, Any] = {}
     converts_in_threads: bool = False  # see RelayDependencies
@@ -234,6 +237,9 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         },
         "route": [{"domain": "*", "next_hop": "capture"}],
         "spool": {"keep": f"{max(options.keep.age_s, _KEEP_S_MIN)}s"},
+        "webhook": [
+            {"url": url, "events": ["*"], "secret": WEBHOOK_KEY} for url in options.webhooks
+        ],
         "policy": {"directory": str(options.rules or shipped("policies"))},
     }  # fmt: skip
 

@@ -5,5 +5,6 @@
   of, what is dropped (`missed`), when they end
 - `subscription_file`: what is stored of each
 - `mailbox_watch`: how a change of a mailbox is noticed
+- `webhooks`: the events of journeys for an operator's URLs: their names, signatures, cursors
 - `sender`: sends feeds in order, with pauses after a failure; one that is down delays nobody else's
 """

@@ -59,6 +59,9 @@ class Form(StrEnum):
     RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
     UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
     WEB_URL = "web url"  # without a slash at its end
+    WEBHOOK_URL = "webhook url"
+    WEBHOOK_KEY = "webhook key"
+    GLOB = "glob"
 
 
 class NodeRole(StrEnum):
@@ -372,6 +375,24 @@ class ObserveSettings:
     log: Literal["auto", "json", "logfmt", "pretty"] = "auto"
 
 
+# The names of events: of steps 4 to 7, and of the states of recipients; "*": all, also steps 1 to 3
+WebhookEvent = Literal[
+    "*", "accepted", "policy", "delivery", "reported", "queued", "deferred", "held", "captured",
+    "delivered", "relayed", "failed", "expired", "cancelled", "discarded", "redirected", "expanded",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where events of journeys are posted to."""
+
+    url: Annotated[str, Form.WEBHOOK_URL]  # https, or http on loopback
+    events: tuple[WebhookEvent, ...]
+    # signs the requests: whsec_ and the base64 of 24 to 64 octets
+    secret: Annotated[str, Form.WEBHOOK_KEY, Secret] = field(repr=False)
+    accounts: tuple[Annotated[str, Form.GLOB], ...] = ("*",)  # globs of senders' accounts
+
+
 @dataclass(frozen=True, slots=True)
 class SendmailSettings:
     """Mail of programs of this machine: `relay sendmail`."""
@@ -406,6 +427,7 @@ class Settings:
     reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
     sendmail: SendmailSettings | None = None  # [sendmail]; None: no socket
+    webhook: tuple[Webhook, ...] = field(default=(), metadata=RELOADED)  # each [[webhook]]
 
     @property
     def domains(self) -> tuple[str | OwnDomain, ...]:
@@ -442,6 +464,11 @@ class Settings:
     def node_of_many(self) -> str:
         """The name of this node if several may share the spool, else ""."""
         return "" if self.spool.is_file else self.node
+
+    @property
+    def webhook_cursors(self) -> Path:
+        """The file of what webhooks were sent."""
+        return self.state_dir / "webhooks.json"
 
     @property
     def pickup_socket(self) -> Path:

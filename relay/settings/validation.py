@@ -30,6 +30,7 @@ from relay.settings.tree import (
     SendmailSettings,
     SmtpListener,
     Tenant,
+    Webhook,
 )
 from relay.settings.values import is_ip, parse_address
 
@@ -41,6 +42,7 @@ _KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for
 _LONGEST_SOCKET = "run/control.sock"
 _NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
 _TENANTS_MAX = 1000
+_WEBHOOKS_MAX = 20
 # the actions that name addresses
 ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
 _OR_DOMAIN = "or of a [[domain]] with"
@@ -81,6 +83,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
     yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
     yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
     yield from _tenants(read)
+    yield from _webhooks([(path, made) for path, made in read if isinstance(made, Webhook)])
 
 
 def is_loopback(address: Address) -> bool:
@@ -311,6 +314,20 @@ def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
         for number, word in enumerate(tenant.may):
             if word not in words:
                 yield (*path, "may", number), f"one of {', '.join(words)}"
+
+
+def _webhooks(webhooks: Sequence[tuple[KeyPath, Webhook]]) -> Found:
+    """Yield the webhooks that are sent nothing, or have the URL of an earlier one."""
+    places: dict[str, KeyPath] = {}
+    if len(webhooks) > _WEBHOOKS_MAX:
+        yield ("webhook",), f"at most {_WEBHOOKS_MAX} webhooks"
+    for path, hook in webhooks:
+        if not hook.events:
+            yield (*path, "events"), 'at least one event, or "*" for all'
+        if not hook.accounts:
+            yield (*path, "accounts"), 'at least one glob, such as "*"'
+        if (other := places.setdefault(hook.url, path)) != path:
+            yield (*path, "url"), f"a URL of its own: {dotted(other)} has it too"
 
 
 def usable_routes(next_hops: Mapping[str, str]) -> list[str]:

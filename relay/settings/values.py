@@ -10,13 +10,15 @@ import contextlib
 import dataclasses
 import ipaddress
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from relay.base.socket_address import Address
-from relay.message.address import AddressError, to_ascii_domain
+from relay.message.address import AddressError, to_ascii_domain, with_a_labels
+from relay.message.web_url import UrlError, read_url
 from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
 from relay.settings.tree import FILE, Form
 
@@ -55,6 +57,9 @@ NEXT_HOP_EXPECTED = (
     "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
     " lmtp:unix:PATH or reject:TEXT"
 )
+KEY_PREFIX = "whsec_"  # of Standard Webhooks
+_KEY_OCTETS = range(24, 65)
+_GLOB_CHARACTERS_MAX = 320
 _LMTP_SOCKET = "lmtp:unix:"
 _SMTP_PORT = 25
 _DNS_PORT = 53
@@ -343,6 +348,37 @@ def parse_unix_socket(text: str) -> str:
     return path
 
 
+def parse_webhook_url(text: str) -> str:
+    """Return a URL: https, or http to this machine."""
+    try:
+        url = read_url(text, schemes=("https", "http"))
+    except UrlError as error:
+        found, _, expected = str(error).rpartition("expected ")
+        raise ValueError(f"{expected} ({found.rstrip(' ,;')})") from None
+    is_here = f".{url.host}".endswith(".localhost")
+    if is_ip(url.host):
+        is_here = ipaddress.ip_address(url.host).is_loopback
+    if url.scheme == "http" and not is_here:
+        raise ValueError("https://, or http:// to 127.0.0.1, [::1] or localhost")
+    return text
+
+
+def parse_webhook_key(text: str) -> str:
+    """Return a secret of Standard Webhooks."""
+    with contextlib.suppress(ValueError):
+        octets = b64decode(text.removeprefix(KEY_PREFIX), validate=True)
+        if text.startswith(KEY_PREFIX) and len(octets) in _KEY_OCTETS:
+            return text
+    raise ValueError(f"{KEY_PREFIX} and the base64 of {_KEY_OCTETS[0]} to 64 octets")
+
+
+def parse_glob(text: str) -> str:
+    """Return a glob of addresses."""
+    if not 0 < len(text) <= _GLOB_CHARACTERS_MAX:
+        raise ValueError(f'a glob such as "*@example.org", of at most {_GLOB_CHARACTERS_MAX}')
+    return with_a_labels(text)
+
+
 PARSERS = {
     Form.DOMAIN: parse_domain,
     Form.DOMAIN_PATTERN: parse_domain_pattern,
@@ -362,6 +398,9 @@ PARSERS = {
     Form.SRS_KEY: parse_srs_key,
     Form.UNIX_SOCKET: parse_unix_socket,
     Form.WEB_URL: parse_web_url,
+    Form.WEBHOOK_URL: parse_webhook_url,
+    Form.WEBHOOK_KEY: parse_webhook_key,
+    Form.GLOB: parse_glob,
 }
 
 

@@ -180,6 +180,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         refusals=RecentRefusals(),
         impaired=lambda: "",
         pauses=Pauses(tmp_path / "paused.json", SystemClock()),
+        webhooks=None,
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (

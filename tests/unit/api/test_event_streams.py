@@ -82,7 +82,7 @@ class Relay:
             way_to=lambda text: all_to(NextHop.parse(text)), target_of=str, changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
             prune=None, sources=None, unlock=None, history=None, events=self.streams,
-            restored=None, submissions=None, refusals=None, impaired=str, pauses=None, explain=None,
+            restored=None, submissions=None, refusals=None, impaired=str, pauses=None, explain=None, webhooks=None,
         )  # fmt: skip
         self.accounts = dict(ACCOUNTS)
         app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))

@@ -44,7 +44,7 @@ def dependencies() -> ApiDependencies:
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=no_prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
         refusals=refusals, restored=sentinel.restored, submissions=sentinel.submissions,
-        events=sentinel.events, impaired=lambda: "", pauses=None, explain=sentinel.explain,
+        events=sentinel.events, impaired=lambda: "", pauses=None, explain=sentinel.explain, webhooks=None,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def dependencies(asked) -> ApiDependencies:
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
         restored=sentinel.restored, submissions=sentinel.submissions, events=sentinel.events,
-        refusals=sentinel.refusals, impaired=lambda: "", pauses=None, explain=sentinel.explain,
+        refusals=sentinel.refusals, impaired=lambda: "", pauses=None, explain=sentinel.explain, webhooks=None,
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ async def get_from_service(path, role):
         history=MetricsHistory(metrics, clock), ready=lambda: "", prune=sentinel.prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock,
         restored=sentinel.restored, submissions=sentinel.submissions, events=sentinel.events,
-        refusals=sentinel.refusals, impaired=lambda: "", pauses=None, explain=sentinel.explain,
+        refusals=sentinel.refusals, impaired=lambda: "", pauses=None, explain=sentinel.explain, webhooks=None,
     )  # fmt: skip
     app = create_app(dependencies, Access(everyone=Principal("ann@a.test", role)))
     transport = httpx.ASGITransport(app)

@@ -1,0 +1,191 @@
+"""Webhooks: a real relay, and real receivers on loopback, which check each signature."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.webhooks import KEY, WebhookReceiver, by_message, hook, recorded
+
+ROUTES = {"route": [{"domain": "held.test", "next_hop": "hold"}]}
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as running:
+        yield running
+
+
+def listed(relay: RelayProcess) -> dict[str, dict[str, Any]]:
+    return {one["url"]: one for one in relay.cli_json("webhook", "list")["webhooks"]}
+
+
+def names_of(receiver: WebhookReceiver, path: str) -> list[tuple[int, str | None]]:
+    there = [json.loads(body) for at, _, body in list(receiver.requests) if at == path]
+    return [(one["step"], one["state"]) for one in there]
+
+
+def test_each_event_as_the_stream_has_it(receiver: WebhookReceiver) -> None:
+    with RelayProcess(config={"webhook": [hook(receiver)]}) as relay:
+        for number in range(5):
+            relay.send_mail(to=["bob@example.test", "nobody@example.test"], subject=str(number))
+        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+        relay.until_final("last")
+        until("all were delivered", lambda: not relay.queue())
+        events = recorded(relay)
+        assert len(events) >= 5 * 8
+        receiver.until(lambda found: len(found) >= len(events))
+        found = receiver.events
+        assert by_message(found) == by_message(events)
+        assert len({one.pop("id") for one in found}) == len(events)
+        assert {tuple(one) for one in found} == {tuple(events[0])}
+        assert relay.metric("relay_notifications_total", kind="webhook", result="sent") == len(
+            events
+        )
+        assert relay.faults() == []
+
+
+def test_events_and_accounts(receiver: WebhookReceiver) -> None:
+    wanted = {
+        "accepted": [(4, None)] * 3 + [(5, "queued")] * 2,  # the report too
+        "policy": [(5, "failed")] + [(5, "queued")] * 4,
+        "delivered": [(6, "delivered")] * 3,
+        "held": [(5, "queued")],
+        "failed": [(5, "failed")],
+        "reported": [(7, None)],
+    }
+    hooks = [hook(receiver, f"/{name}", events=[name]) for name in wanted]
+    hooks += [
+        hook(receiver, "/bob", accounts=["bob@*"]),
+        hook(receiver, "/nobody", accounts=["nobody@*", "*@other.test"]),
+        hook(receiver, "/two", events=["held", "reported"], accounts=["*"]),
+    ]
+    with RelayProcess(config={"webhook": hooks, **ROUTES}) as relay:
+        relay.send_mail(to=["bob@example.test"], subject="delivered")
+        relay.send_mail(to=["carol@held.test"], subject="held")
+        relay.send_mail(token="bob", to=["nobody@example.test"], subject="failed")
+        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+        receiver.until(lambda _: len(names_of(receiver, "/reported")) == 1)
+        for name, expected in wanted.items():
+            until(name, lambda: len(names_of(receiver, f"/{name}")) >= len(expected))  # noqa: B023
+            assert sorted(names_of(receiver, f"/{name}"), key=str) == expected
+        until("the two", lambda: len(names_of(receiver, "/two")) >= 2)
+        assert names_of(receiver, "/nobody") == []
+        assert sorted(names_of(receiver, "/two"), key=str) == [(5, "queued"), (7, None)]
+        until("bob's", lambda: len(names_of(receiver, "/bob")) >= 6)
+        assert {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("mode", ["error", "redirect", "hang-up"])
+def test_a_failure_is_repeated_and_delays_no_other(receiver: WebhookReceiver, mode: str) -> None:
+    with WebhookReceiver() as other:
+        config = {"webhook": [hook(receiver), hook(other)]}
+        with RelayProcess(config=config) as relay:
+            receiver.mode = mode
+            relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+            other.until(lambda found: len(found) == 2)
+            receiver.until(lambda found: len(found) >= 2)
+            down = listed(relay)[receiver.url()]
+            assert down["failing_since"] is not None
+            assert down["failure"]
+            receiver.mode = "good"
+            found = receiver.until(lambda found: [one["step"] for one in found][-1] == 6)
+            assert [one["step"] for one in found] == [5] * (len(found) - 1) + [6]
+            assert len({one["id"] for one in found}) == 2
+            assert {path for path, *_ in receiver.requests} == {"/hook"}
+            assert listed(relay)[receiver.url()]["failure"] is None
+
+
+def test_restart_and_reload(receiver: WebhookReceiver) -> None:
+    def mail(subject: str) -> None:
+        content = f"Subject: {subject}\r\n\r\nHi\r\n".encode()
+        relay.submit("guest@remote.test", ["alice@example.test"], content)
+
+    def of(path: str) -> list[int]:
+        return [step for step, _ in names_of(receiver, path)]
+
+    with RelayProcess() as relay:
+        mail("before there was one")
+        relay.until_final("last")
+        (relay.folder / "webhook.key").write_text(f"{KEY}\n")
+        (relay.folder / "webhook.key").chmod(0o600)
+        in_file = hook(receiver, "/a", secret="${file:webhook.key}")
+        relay.write_config(relay.config | {"webhook": [in_file]})
+        assert relay.cli("reload").returncode == 0
+        mail("one")
+        until("/a has it", lambda: of("/a") == [5, 6])
+        relay.stop()
+        relay.write_config(relay.config | {"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]})
+        relay.start()
+        mail("both")
+        until("both have it", lambda: (of("/a"), of("/b")) == ([5, 6, 5, 6], [5, 6]))
+        relay.write_config(relay.config | {"webhook": [hook(receiver, "/b")]})
+        assert relay.cli("reload").returncode == 0
+        mail("only /b")
+        until("/b has it", lambda: of("/b") == [5, 6, 5, 6])
+        assert of("/a") == [5, 6, 5, 6]
+        # while it is down, events wait
+        receiver.close()
+        mail("waits")
+        until("it is down", lambda: listed(relay)[receiver.url("/b")]["failure"])
+        relay.restart()
+        with WebhookReceiver(port=receiver.port) as again:
+            found = again.until(lambda found: len(found) == 2)
+            assert [one["step"] for one in found] == [5, 6]
+            assert relay.faults() == []
+
+
+def test_what_was_removed_is_counted_once(receiver: WebhookReceiver) -> None:
+    receiver.mode = "error"
+    with RelayProcess(config={"webhook": [hook(receiver)]}) as relay:
+        for number in range(3):
+            content = f"Subject: {number}\r\n\r\nHi\r\n".encode()
+            relay.submit("guest@remote.test", ["alice@example.test"], content)
+            relay.until_final("last")
+        receiver.until(lambda found: found)
+        relay.stop()
+        relay.cli("storage", "prune", "--older-than", "0s")
+        receiver.mode = "good"
+        relay.start()
+        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+        new = relay.journey("last")["id"]
+        receiver.until(lambda found: [one["message"] for one in found].count(new) == 2)
+        assert relay.log.count("events were removed before the webhook had them") == 1
+        assert relay.metric("relay_notifications_total", kind="webhook", result="dropped") == 1
+
+
+def test_the_verbs(receiver: WebhookReceiver) -> None:
+    with RelayProcess(config={"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]}) as relay:
+        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+        [policy, *_] = receiver.until(lambda found: len(found) == 4)
+        before = listed(relay)
+        assert list(before) == [receiver.url("/a"), receiver.url("/b")]
+        assert before[receiver.url("/a")]["events"] == ["*"]
+        receiver.requests.clear()
+        done = relay.cli("webhook", "test", receiver.url("/a"))
+        assert (done.returncode, done.stdout) == (0, f"{receiver.url('/a')}  answered 204\n")
+        [event] = receiver.events
+        assert (event["name"], event["step"], event["message"]) == ("test", 0, None)
+        receiver.requests.clear()
+        found = relay.cli_json("webhook", "replay", receiver.url("/b"), "--from", policy["cursor"])
+        assert len(found["webhooks"]) == 2
+        receiver.until(lambda found: len(found) == 1)
+        assert relay.cli("webhook", "replay", "--from", "0").returncode == 0
+        receiver.until(lambda found: len(found) == 1 + 2 * 2)
+        assert {path for path, *_ in receiver.requests[:1]} == {"/b"}
+        until("they are at the end", lambda: listed(relay) == before)
+        receiver.mode = "error"
+        done = relay.cli("webhook", "test")
+        assert done.returncode == 69
+        assert done.stdout.count("answered 500") == 2
+        for words, code, text in (
+            (("replay", "--from", "x"), 65, "from: found 'x', expected the cursor of an event"),
+            (("replay", "http://127.0.0.1/x", "--from", "0"), 65, "There is no webhook"),
+            (("replay",), 64, "Missing option '--from'"),
+        ):
+            done = relay.cli("webhook", *words)
+            assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+        relay.stop()
+        assert relay.cli("webhook", "list").returncode == 69
