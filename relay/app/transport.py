@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from relay.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
 from relay.app.foundation import Foundation
 from relay.base.clock import Clock
 from relay.base.pressure import PressureReason
@@ -169,6 +169,7 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
     return SubmissionProcessor(
         ready=ready, reports=reporter,
         postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
+        may_send_as=partial(may_send_as, base.sources.accounts),
         conversion=ConversionPool(
             convert, hostname=settings.hostname, clock=base.clock,
             in_threads=base.sources.converts_in_threads,
@@ -179,6 +180,14 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
         log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
         give_up_after_s=settings.pickup.give_up_after, started_us=base.clock.time_us(),
     )  # fmt: skip
+
+
+def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
+    """Return whether the account of a submission may send mail from `address`. What it sent before
+    it was disabled still leaves.
+    """
+    found = accounts.by_address(account) or Account(account)
+    return found.owns(address) or found.may_send_as(address)
 
 
 def _ingress(

@@ -31,7 +31,6 @@ from relay.graph.json_values import (
     unsupported,
 )
 from relay.graph.recipients import (
-    check_own,
     check_recipients_count,
     read_originator,
     read_recipients,
@@ -183,7 +182,7 @@ def parse_message(
 ) -> ParsedMessage:
     """Read a message; with `patch` only properties that PATCH may change.
 
-    Raises ApiError; 403 ErrorSendAsDenied for another's address in from or sender.
+    Raises ApiError. Anyone may be in from and sender: the right is checked when it is sent.
     """
     given = read_object(value, path or "the request body")
     prefix = f"{path}." if path else ""
@@ -191,8 +190,6 @@ def parse_message(
     if not patch and "extended" in fields:
         fields["extended"] = merged((), fields["extended"])
     check_recipients_count(MessageProperties(**fields))
-    for name in ("from", "sender"):
-        check_own(fields.get(_ORIGINATORS[name]), account, path=prefix + name)
     fields |= sender_on_behalf(fields, account)
     is_read = given.get("isRead")
     flag = read_flag(given.get("flag"), f"{prefix}flag")

@@ -23,7 +23,7 @@ from relay.graph.odata.resources import message_condition, message_order
 from relay.graph.odata.search import search_condition
 from relay.graph.preferred_bodies import show_preferred_body
 from relay.graph.query_options import QueryOptions
-from relay.graph.recipients import check_recipients_count
+from relay.graph.recipients import check_originators, check_recipients_count
 from relay.graph.serializer import (
     MESSAGE_PROPERTIES,
     message_json,
@@ -43,7 +43,12 @@ from relay.mailbox.types import (
     StoreError,
 )
 from relay.message.content import blocks
-from relay.message.extended_properties import merged, sets_send_time
+from relay.message.extended_properties import (
+    MessageRecord,
+    merged,
+    message_record,
+    sets_send_time,
+)
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment
 from relay.spool.types import SpoolError
@@ -66,7 +71,10 @@ async def create_message(request: GraphRequest) -> Response:
     if request.is_mime():
         return await create_from_mime(request, folder_id)
     parsed = parse_message(await request.json_object("message"), request.account)
-    return await create_draft(request, parsed.properties, parsed, folder_id=folder_id)
+    record = message_record(parsed.properties.extended)
+    return await create_draft(
+        request, parsed.properties, parsed, folder_id=folder_id, record=record
+    )
 
 
 async def create_draft(
@@ -76,12 +84,16 @@ async def create_draft(
     *,
     folder_id: str = "drafts",
     kept: Sequence[DraftAttachment] = (),
+    record: MessageRecord | None = None,
 ) -> Response:
     """Create a draft, with the isRead, flag and inferenceClassification of its JSON, `parsed`, and
-    attachments of another message.
+    attachments of another message; with a `record` a message that was received or sent.
     """
-    messages = request.store.messages
-    created = await messages.create(request.mailbox, properties, folder_id=folder_id, kept=kept)
+    messages, mailbox = request.store.messages, request.mailbox
+    if record is None:
+        created = await messages.create(mailbox, properties, folder_id=folder_id, kept=kept)
+    else:
+        created = await messages.record(mailbox, properties, record, folder_id=folder_id)
     change = _change(request, created, replace(parsed, fields={}))
     if change != MessageChange():
         created = await messages.update(request.mailbox, created.id, change)
@@ -241,6 +253,8 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
     if before.is_draft and (fields or sets_time):
         properties = replace(before.properties, **fields)
         check_recipients_count(properties)
+        if sets_send_time(properties.extended):  # it may be scheduled: then this is sent
+            check_originators(properties, request.account)
     elif sets_time:
         raise BeingSentError(_NOT_A_SCHEDULED_DRAFT)
     elif not fields.keys() <= set(CONTENT_FIELDS):

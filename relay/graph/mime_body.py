@@ -2,7 +2,8 @@
 
 The content is not changed. A body up to 1 MiB is held in memory; a larger one is checked when its
 header has arrived and streamed to the draft's file. Bcc fields count as recipients. Addresses in
-From and Sender must be the account's (RFC 5322 3.6.2), also those of a resending (3.6.6).
+From and Sender of what is sent must be the account's (RFC 5322 3.6.2), also those of a resending
+(3.6.6).
 """
 
 import asyncio
@@ -54,15 +55,18 @@ class MimeMessage(Struct, frozen=True):
     on_behalf_of: str = ""
 
 
-async def check_mime_content(content: bytes, account: Account) -> MimeMessage:
+async def check_mime_content(
+    content: bytes, account: Account, *, to_send: bool = True
+) -> MimeMessage:
     """Run check_content(), in a thread if the header is long. Raises ApiError."""
     if len(content) <= _QUICK_BYTES or BLANK_LINE.search(content, 0, _QUICK_BYTES):
-        return check_content(content, account)
-    return await asyncio.to_thread(check_content, content, account)
+        return check_content(content, account, to_send=to_send)
+    return await asyncio.to_thread(check_content, content, account, to_send=to_send)
 
 
-def check_content(content: bytes, account: Account) -> MimeMessage:
-    """Check the header of MIME that the account wants to send. It may have no recipients yet.
+def check_content(content: bytes, account: Account, *, to_send: bool = True) -> MimeMessage:
+    """Check the header of MIME that the account wants to send; without `to_send` it is a draft,
+    which may have any author. It may have no recipients yet.
 
     Raises ApiError 400; 403 ErrorSendAsDenied.
     """
@@ -71,7 +75,7 @@ def check_content(content: bytes, account: Account) -> MimeMessage:
     header_octets = header_section(content)
     header = parse_header(header_octets)
     others: list[str] = []
-    for field in originators(Header.parse(header_octets)):
+    for field in originators(Header.parse(header_octets)) if to_send else ():
         for originator in field.addresses:
             check_own(originator, account, path=field.name)
             if field.name == "From" and not account.owns(originator.address):
@@ -177,9 +181,9 @@ async def _checked(
     amend: Callable[[MimeMessage], bytes] | None,
 ) -> MimeMessage:
     """Check MIME, and again after `amend`. `content` has at least the whole header."""
-    message = await check_mime_content(content, account)
+    message = await check_mime_content(content, account, to_send=to_send)
     if amend and (amended := amend(message)) is not content:
-        message = await check_mime_content(amended, account)
+        message = await check_mime_content(amended, account, to_send=to_send)
     if to_send:
         check_has_recipients(message.recipients)
     return message

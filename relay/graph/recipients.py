@@ -1,8 +1,8 @@
 """Recipients and originators in a message's JSON: parsing, limits, and the right to send as.
 
 The limit of recipients per message is 500 in to, cc and bcc together (check_recipients_count()).
-Addresses are valid and names fit into a header field. From and Sender must be the account's own or
-listed in its `send_as` (403 ErrorSendAsDenied). RFC 5322 3.6.2.
+Addresses are valid and names fit into a header field. From and Sender of what is sent must be the
+account's own or listed in its `send_as` (403 ErrorSendAsDenied). RFC 5322 3.6.2.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,16 +45,23 @@ def check_own(originator: EmailAddress | None, account: Account, *, path: str) -
         )
 
 
+def check_originators(properties: MessageProperties, account: Account, *, prefix: str = "") -> None:
+    """Run check_own() on From and Sender of a message that is to be sent."""
+    check_own(properties.from_, account, path=f"{prefix}from")
+    check_own(properties.sender, account, path=f"{prefix}sender")
+
+
 def sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, Any]:
-    """Return the `sender` field if only `from` is given: the account if `from` is not its own
-    address (send on behalf), else None.
+    """Return the `sender` field if only `from` is given: the account if `from` is another address
+    that it may use (send on behalf), else None.
 
     If `sender` is given as well, the message is sent as that address, not on behalf.
     """
     author = fields.get("from_")
     if author is None or fields.get("sender") is not None:
         return {}
-    return {"sender": None if account.owns(author.address) else EmailAddress(account.address)}
+    is_other = not account.owns(author.address) and account.may_send_as(author.address)
+    return {"sender": EmailAddress(account.address) if is_other else None}
 
 
 def author_on_behalf(properties: MessageProperties, account: Account) -> str:

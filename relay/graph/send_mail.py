@@ -26,7 +26,7 @@ from relay.graph.mime_body import (
     header_block,
     receive_mime,
 )
-from relay.graph.recipients import author_on_behalf, check_has_recipients, check_own
+from relay.graph.recipients import author_on_behalf, check_has_recipients, check_originators
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.folders import ROOT_ID
 from relay.mailbox.types import (
@@ -69,6 +69,7 @@ async def submit(
     needed, message_id = request.dependencies, properties.internet_message_id
     message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
     properties = replace(properties, internet_message_id=message_id)
+    check_originators(properties, request.account, prefix="message.")
     check_has_recipients(properties)
     options = await send_options(request, properties.extended, save=save)
     submission = await await_submission(
@@ -114,8 +115,7 @@ async def send_draft(request: GraphRequest) -> Response:
         )
         on_behalf_of = mime.on_behalf_of
     check_has_recipients(draft.properties)
-    check_own(draft.properties.from_, request.account, path="from")
-    check_own(draft.properties.sender, request.account, path="sender")
+    check_originators(draft.properties, request.account)
     options = await send_options(request, draft.properties.extended)
     options = dataclasses.replace(options, on_behalf_of=on_behalf_of)
     submission = await await_submission(

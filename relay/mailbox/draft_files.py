@@ -17,6 +17,7 @@ from relay.journeys.submission_log import SubmissionFacts
 from relay.mailbox.keywords import convert_keywords
 from relay.mailbox.maildir import open_written, write_file
 from relay.mailbox.message_file import (
+    TIME_US_MAX,
     MessageFile,
     MessageName,
     attachments_of,
@@ -34,6 +35,7 @@ from relay.message.content import (
     size_of,
 )
 from relay.message.conversation import new_index, thread_of
+from relay.message.extended_properties import MessageRecord
 from relay.message.header import header_end, header_section
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import (
@@ -92,6 +94,19 @@ class NewNames(Struct, frozen=True):
             created_us=now_us,
             modified_us=now_us,
             options=options or SendOptions(),
+        )
+
+    def of_record(self, account: str, record: MessageRecord) -> DraftIdentity:
+        """Return the identity of a message that is no draft: without a clock id, so that its times
+        are those of the record.
+        """
+        identity = self.identity(account)
+        received_us = identity.created_us if record.received_us is None else record.received_us
+        return replace(
+            identity,
+            message_id=delivered_id(identity.message_id),
+            created_us=min(max(received_us, 0), TIME_US_MAX),
+            modified_us=received_us if record.sent_us is None else record.sent_us,
         )
 
     def next_identity(

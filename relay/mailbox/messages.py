@@ -6,6 +6,7 @@ their state (message_state.py), which is stored separately. Methods raise StoreE
 blocking ones OSError too; after an error nothing is half-written. See Maildir and Graph's message.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ from relay.mailbox.types import (
     WellKnown,
     ignore_read,
 )
-from relay.message.content import Content, MemoryOctets, Octets, memory_part
+from relay.message.content import Content, MemoryOctets, Octets, join_octets, memory_part
+from relay.message.extended_properties import RECORDED, MessageRecord
 from relay.message.properties import ExtendedProperty, MessageProperties
 from relay.mime.convert import render
 from relay.mime.draft import DraftAttachment
@@ -163,6 +165,41 @@ class Messages:
         """
         draft = compose(content, self.names.identity(account), kept)
         return self.create_composed(draft, folder_id)
+
+    @in_thread
+    def record(
+        self,
+        account: str,
+        properties: MessageProperties,
+        record: MessageRecord,
+        *,
+        folder_id: str,
+    ) -> StoredMessage:
+        """Write a message that is no draft, as after its receipt or sending. Its state has what MIME
+        does not hold. In Drafts it is a draft until it is moved.
+
+        Raises what create() raises, and StateTooLargeError.
+        """
+        identity = self.names.of_record(account, record)
+        written = compose(properties, identity).content
+        body = () if isinstance(written, bytes) else written.body
+        draft = ComposedDraft(identity, render(join_octets([memory_part(written), *body])))
+        mailbox = self.folders.mailbox(account)
+        self.old_files.clean(mailbox)
+        folder = find_folder(mailbox, folder_id)
+        kept = tuple(one for one in properties.extended if one.id not in RECORDED)
+        state = self._state_maker(
+            {"extended": kept or None, "delivery_receipt": properties.delivery_receipt or None}
+        )(NO_STATE)
+        size_bytes = draft.size + len(encode_state(state))
+        with self.quota.room_for(account, mailbox, size_bytes, base_name=identity.base_name):
+            if state != NO_STATE:
+                self.index.states(mailbox).write({identity.message_id: state})
+            located = self._write(
+                mailbox, draft, folder,
+                flags=SEEN if record.is_read else "", written_us=identity.created_us,
+            )  # fmt: skip
+        return loaded(replace(located, state=state, state_ids=(identity.message_id,)))
 
     def create_composed(self, draft: ComposedDraft, folder_id: str) -> StoredMessage:
         """Write a new draft. If its file is already written, it is in the folder's tmp/."""
@@ -397,8 +434,10 @@ class Messages:
         flags: str,
         replaced: Path | None = None,
         on_written: Callable[[Path], None] = lambda _path: None,
+        written_us: int | None = None,
     ) -> MessageFile:
-        """Write a draft's file durably: tmp, fsync, link, fsync of the directory.
+        """Write a draft's file durably: tmp, fsync, link, fsync of the directory. `written_us` is
+        its modification time, None is now.
 
         `on_written` is called with the file before it is linked to its final name, and may create
         other links to it.
@@ -409,7 +448,10 @@ class Messages:
         assert name is not None
         located = MessageFile(folder, directory, name, name.message_id, name.generation)
         try:
-            finish_content(draft.write(temporary))
+            descriptor = draft.write(temporary)
+            if written_us is not None:
+                os.utime(descriptor, ns=(written_us * 1000, written_us * 1000))
+            finish_content(descriptor)
             on_written(temporary)
             place(temporary, located.path)
             self.crash.reached(CrashPoint.DRAFT_REPLACED)

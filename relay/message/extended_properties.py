@@ -31,6 +31,12 @@ CONVERSATION_INDEX = "Binary 0x0071"
 INTERNET_REFERENCES = "String 0x1039"
 IN_REPLY_TO_ID = "String 0x1042"
 MESSAGE_CLASS = "String 0x001A"
+MESSAGE_FLAGS = "Integer 0x0E07"
+DELIVERY_TIME = "SystemTime 0x0E06"
+SUBMIT_TIME = "SystemTime 0x0039"
+RECORDED = frozenset((MESSAGE_FLAGS, DELIVERY_TIME, SUBMIT_TIME))  # as MessageRecord
+# MS-OXCMSG 2.2.1.6, PidTagMessageFlags
+READ, UNSENT, HAS_ATTACHMENTS = 0x01, 0x08, 0x10
 SUPPORTED = frozenset(
     (
         *(DEFERRED_SEND_TIME, DEFERRED_DELIVERY_TIME, DEFERRED_SEND_NUMBER, DEFERRED_SEND_UNITS),
@@ -86,6 +92,14 @@ class RequestedSendOptions(Struct, frozen=True):
     delete_after_submit: bool = False
     sent_folders: tuple[str, ...] = ()
     scheduled_us: int = 0
+
+
+class MessageRecord(Struct, frozen=True):
+    """What a message is created as that is no draft: times in µs, None without one."""
+
+    is_read: bool
+    received_us: int | None
+    sent_us: int | None
 
 
 # -- ids and values
@@ -164,6 +178,18 @@ def requested_send_options(
         sent_folders=_folder_ids(values.get(SENT_MAIL_ENTRY_ID, "")),
         scheduled_us=_scheduled_us(values, now_us),
     )
+
+
+def message_record(extended: Sequence[ExtendedProperty]) -> MessageRecord | None:
+    """Return what message flags without the unsent bit make of a new message, None for a draft."""
+    values = _single_values(extended)
+    flags = int(values.get(MESSAGE_FLAGS, UNSENT))
+    if flags & UNSENT:
+        return None
+    received, sent = (
+        time_us(values[one]) if one in values else None for one in (DELIVERY_TIME, SUBMIT_TIME)
+    )
+    return MessageRecord(bool(flags & READ), received, sent)
 
 
 def sets_send_time(extended: Sequence[ExtendedProperty]) -> bool:

@@ -12,7 +12,7 @@ RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME);
 (NOTIFY); RFC 2045; RFC 2046 5.1 (mixed, alternative); RFC 2387 (related); RFC 2392 (cid).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from email.message import Message, MIMEPart
 from email.policy import SMTP
 
@@ -32,7 +32,7 @@ from relay.message.content import (
     memory_part,
 )
 from relay.message.conversation import own_message_id
-from relay.message.header import header_section, with_crlf
+from relay.message.header import Header, cleaned, header_section, with_crlf
 from relay.message.properties import EmailAddress
 from relay.mime.convert_mime import RepairedMime, convert_mime
 from relay.mime.draft import (
@@ -51,6 +51,7 @@ from relay.mime.html_tokens import content_ids
 from relay.mime.read_header import (
     check_header,
     first_person,
+    originators,
     read_addresses,
     read_text,
     read_token,
@@ -76,6 +77,8 @@ class ConvertedMessage(Struct, frozen=True):
 
     content: Content  # as it is sent
     originator: str  # the reverse-path: the address in Sender, else From
+    # the addresses in From and Sender, and of who resends it; "": a field of these has none
+    authors: tuple[str, ...]
     recipients: tuple[str, ...]  # of To, Cc and Bcc
     smtputf8: bool  # it needs SMTPUTF8 (RFC 6531)
     eight_bit: bool  # it needs 8BITMIME (RFC 6152)
@@ -237,7 +240,8 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
         raise ConversionError(f"The draft cannot be sent: {reason}.")
     header = structure.message.fields()
     origin = block.origin if block else _origin_without_block(header, now_us, hostname)
-    made = _of_mime(header, convert_mime(content, structure, origin), origin)
+    authors = tuple(_authors(structure.message.header))
+    made = _of_mime(header, convert_mime(content, structure, origin), origin, authors=authors)
     wants_receipt = block is not None and block.beside is not None and block.beside.delivery_receipt
     return replace(made, notify_success=True) if wants_receipt else made
 
@@ -266,6 +270,7 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
     return ConvertedMessage(
         content=content,
         originator=envelope.originator,
+        authors=(author.address, sender.address),
         recipients=envelope.recipients,
         # an address in another field, such as Reply-To, may need it
         smtputf8=envelope.smtputf8 or not header_section(memory_part(content)).isascii(),
@@ -290,19 +295,24 @@ def _changes(block: PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _of_mime(
-    header: "Message[str, str]", sent: RepairedMime, origin: DraftOrigin
+    header: "Message[str, str]",
+    sent: RepairedMime,
+    origin: DraftOrigin,
+    *,
+    authors: tuple[str, ...],
 ) -> ConvertedMessage:
     for name in _RECIPIENT_FIELDS:
         if unread := unreadable_addresses(header, name):
             raise ConversionError(f"The draft cannot be sent: {name} has {unread[:100]!r}.")
     added = filter(None, [sent.sender])
     people = (*added, *read_addresses(header, "sender"), *read_addresses(header, "from"))
-    authors = (one for one in people if one.address)
+    named = (one for one in people if one.address)
     addressees = [one for name in _RECIPIENT_FIELDS for one in read_addresses(header, name)]
-    envelope = _envelope(next(iter(authors), EmailAddress(origin.account)), addressees)
+    envelope = _envelope(next(iter(named), EmailAddress(origin.account)), addressees)
     return ConvertedMessage(
         content=sent.content,
         originator=envelope.originator,
+        authors=authors,
         recipients=envelope.recipients,
         smtputf8=envelope.smtputf8,
         eight_bit=is_eight_bit(sent.content),
@@ -312,6 +322,13 @@ def _of_mime(
         changes=sent.changes,
         from_mime=True,
     )
+
+
+def _authors(header: bytes) -> Iterator[str]:
+    for field in originators(Header.parse(cleaned(header))):
+        yield from (one.address for one in field.addresses)
+        if field.unread or not field.addresses:
+            yield ""
 
 
 def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:

@@ -88,6 +88,8 @@ class SubmissionProcessor(Struct, frozen=True):
     postmaster: Callable[[], str]
     conversion: ConversionPool  # the child processes of step 3
     gate: Gate  # whether the next submission may begin
+    # whether an account may send mail from an address
+    may_send_as: Callable[[str, str], bool]
     log: SubmissionLog  # of steps 1 to 4
     clock: Clock  # for queue time
     crash: CrashPoints  # for crash tests
@@ -124,6 +126,10 @@ class SubmissionProcessor(Struct, frozen=True):
             if not alone:
                 raise
             await self._move_to_corrupt(pending, content, error)
+            return None
+        if denied := [one for one in message.authors if not self.may_send_as(pending.account, one)]:
+            found = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
+            await self._fail(pending, message, _denied(found, pending.account))
             return None
         if not earlier.is_recorded:
             self._record(pending, Step.CONVERTED, _facts_of(message, content.size))
@@ -248,6 +254,14 @@ class SubmissionProcessor(Struct, frozen=True):
         return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
+def _denied(found: str, account: str) -> FinalFailure:
+    reply = (
+        f"5.7.1 found {found} in From or Sender: the account {account} does not have the right to "
+        "send mail from there"
+    )
+    return FinalFailure(Evidence("5.7.1", reply))
+
+
 def _facts_of(message: ConvertedMessage, draft_bytes: int) -> dict[str, Any]:
     """Return the details of step 3, with the defects of the message if there are any."""
     facts: dict[str, Any] = {
@@ -286,6 +300,7 @@ def _unconverted(
     return ConvertedMessage(
         content=returned,
         originator=pending.account,
+        authors=(),
         recipients=tuple(dict.fromkeys(one_line(one.address) for one in addresses))
         or (pending.account,),
         smtputf8=False,

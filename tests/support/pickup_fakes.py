@@ -163,6 +163,7 @@ class PickupFakes:
             gate=Gate(self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush),
             log=self.log, clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=DAY_S, started_us=self.clock.time_us(),
+            may_send_as=lambda _account, address: not address.startswith("denied"),
         )  # fmt: skip
         pickup = self.pickup = Pickup(
             processor, socket=self.folder / "pickup.sock", hostname="relay.test", rng=Random(0)

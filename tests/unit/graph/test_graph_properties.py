@@ -242,7 +242,8 @@ async def test_send_as_rejects_an_address_that_is_not_listed(
     mailbox: Mailbox, address: str
 ) -> None:
     for message in ({"from": to(address)[0]}, {"sender": to(address)[0]}):
-        answer = await mailbox.http.post("messages", json=message)
+        message |= {"toRecipients": to("bob@example.test")}
+        answer = await mailbox.http.post("sendMail", json={"message": message})
         assert "send_as" in refused(answer, 403, "ErrorSendAsDenied")
     mime = f"From: {address}\r\nTo: bob@example.test\r\n\r\nx".encode()
     answer = await post_mime(mailbox.http, "sendMail", mime)

@@ -16,6 +16,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.envelope import Envelope
+from relay.message.properties import EmailAddress
 from relay.pickup import conversion
 from relay.spool.types import SpoolUnavailableError
 from tests.support import converters
@@ -123,6 +124,23 @@ async def test_a_draft_that_cannot_be_converted_is_reported(fakes):
     assert fakes.reports.evidence.status == "5.6.3"
     assert "no recipients" in fakes.reports.evidence.reply
     assert mx.envelopes == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        MIME.replace(b"alice@", b"denied@"),
+        b"Sender: denied@y.test\r\n" + MIME,
+        b"Resent-From: denied@y.test\r\n" + MIME,
+        draft(sender=EmailAddress("denied@y.test")),
+    ],
+)
+async def test_what_its_account_may_not_send_is_reported_and_not_sent(fakes, content):
+    fakes.submit(content=content)
+    mx = await fakes.run_until_ended()
+    assert fakes.reports.evidence.status == "5.7.1"
+    assert "found <denied@" in fakes.reports.evidence.reply
+    assert (mx.envelopes, len(fakes.ready.failed)) == ([], 1)
 
 
 async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(fakes):
