@@ -5,7 +5,7 @@ $expand only what it names is returned, attachments included.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -17,15 +17,22 @@ from relay.graph.json_values import (
     read_object,
     read_string,
 )
+from relay.graph.serializer import graph_date
 from relay.http.errors import ApiError, bad_request, quoted
 from relay.mailbox.types import StoredMessage
 from relay.message.conversation import is_index, message_ids
 from relay.message.extended_properties import (
     CONVERSATION_INDEX,
+    DELIVERY_TIME,
+    HAS_ATTACHMENTS,
     IN_REPLY_TO_ID,
     INTERNET_REFERENCES,
     MESSAGE_CLASS,
+    MESSAGE_FLAGS,
+    READ,
     SENSITIVITY,
+    SUBMIT_TIME,
+    UNSENT,
     ExtendedPropertyError,
     canonical_id,
     canonical_value,
@@ -150,6 +157,33 @@ _FIELDS = {
 # -- shown
 
 
+def _display_to(message: StoredMessage) -> str:
+    return "; ".join(one.name or one.address for one in message.properties.to)
+
+
+def _flags(message: StoredMessage) -> str:
+    flags = message.is_read * READ | message.is_draft * UNSENT
+    has_files = any(not one.inline for one in message.attachments)
+    return str(flags | has_files * HAS_ATTACHMENTS)
+
+
+# The properties that a message has without a client (MS-OXPROPS 2); "" is none.
+COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
+    "String 0x007D": lambda message: message.header.decode("utf-8", "replace"),
+    "String 0x0037": lambda message: message.properties.subject,
+    "String 0x0E04": _display_to,
+    "String 0x1035": lambda message: message.properties.internet_message_id,
+    "Integer 0x0E08": lambda message: str(message.size),
+    "Long 0x0E08": lambda message: str(message.size),
+    IN_REPLY_TO_ID: lambda message: message.properties.in_reply_to,
+    INTERNET_REFERENCES: lambda message: " ".join(message.properties.references),
+    CONVERSATION_INDEX: lambda message: message.properties.conversation_index,
+    DELIVERY_TIME: lambda message: graph_date(message.received_us),
+    SUBMIT_TIME: lambda message: graph_date(message.sent_us),
+    MESSAGE_FLAGS: _flags,
+}
+
+
 def extended_properties_json(
     properties: Sequence[ExtendedProperty], wanted: Sequence[str], *, multiple: bool
 ) -> list[dict[str, Any]]:
@@ -186,7 +220,7 @@ class ExpandOptions(Struct, frozen=True):
 
     def to_json(self, message: StoredMessage) -> dict[str, Any]:
         """Return the expanded properties of a message, to be added to its JSON."""
-        extended = shown_extended(message)
+        extended = shown_extended(message, self.single)
         found = {
             SINGLE: extended_properties_json(extended, self.single, multiple=False),
             MULTIPLE: extended_properties_json(extended, self.multiple, multiple=True),
@@ -194,11 +228,15 @@ class ExpandOptions(Struct, frozen=True):
         return {name: value for name, value in found.items() if value}
 
 
-def shown_extended(message: StoredMessage) -> tuple[ExtendedProperty, ...]:
-    """Return the extended properties that clients see: those of the message, and its class."""
+def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[ExtendedProperty, ...]:
+    """Return the extended properties that clients see: those of the message, its class, and of
+    `ids` those that are computed. A draft has what its author set instead.
+    """
     given = message.properties.extended
-    shown = class_of(given, message.message_class)
-    return merged(given, (ExtendedProperty(MESSAGE_CLASS, (shown,), multiple=False),))
+    values = {one: COMPUTED[one](message) for one in ids if one in COMPUTED}
+    values[MESSAGE_CLASS] = class_of(given, message.message_class)
+    found = [ExtendedProperty(one, (value,)) for one, value in values.items() if value]
+    return merged(found, given) if message.is_draft else merged(given, found)
 
 
 def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> ExpandOptions:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
-from relay.graph.extended_properties import parse_expand, shown_extended
+from relay.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.graph.follow_up_flags import changed_flag
 from relay.graph.graph_request import GraphRequest, etag_field
 from relay.graph.json_values import destination_id, is_same_json
@@ -62,6 +62,9 @@ _ORIGINATORS = {"from", "sender"}
 _NOT_A_SCHEDULED_DRAFT = (
     "The message is not a draft: it was sent already, or it never was a draft. Its time of "
     "sending cannot be changed."
+)
+_OTHER_PROPERTY = (
+    "Only a draft's content can be changed: found another value of an extended property."
 )
 
 
@@ -258,8 +261,7 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
     elif sets_time:
         raise BeingSentError(_NOT_A_SCHEDULED_DRAFT)
     elif not fields.keys() <= set(CONTENT_FIELDS):
-        text = "Only a draft's content can be changed: found another value of an extended property."
-        raise NotADraftError(text)
+        raise NotADraftError(_OTHER_PROPERTY)
     else:
         state |= fields
     is_read = None if parsed.is_read == before.is_read else parsed.is_read
@@ -267,11 +269,16 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
 
 
 def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given fields of MessageProperties whose values are not the message's."""
+    """Return the given fields of MessageProperties whose values are not the message's.
+
+    Raises NotADraftError.
+    """
     fields = dict(given)
     if "extended" in fields:
-        shown = shown_extended(before)
+        shown = shown_extended(before, [one.id for one in fields["extended"]])
         changed = [one for one in fields["extended"] if one not in shown]
+        if not before.is_draft and any(one.id in COMPUTED for one in changed):
+            raise NotADraftError(_OTHER_PROPERTY)
         fields["extended"] = merged(before.properties.extended, changed)
     pairs = fields.items()
     return {name: value for name, value in pairs if value != getattr(before.properties, name)}

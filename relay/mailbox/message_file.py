@@ -30,6 +30,7 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
+from relay.message.header import header_section
 from relay.mime.draft import AttachmentFacts, read_private_block, with_defaults
 from relay.mime.headers import ID_WITHIN_BYTES, read_relay_id
 from relay.mime.read_mime import AttachedOctets, read_attachments, read_message
@@ -44,6 +45,7 @@ _SIZE = re.compile(r",S=(\d+)")
 _SIZES = re.compile(r",[SW]=\d+")  # W: Dovecot's, with CRLF
 _SECONDS = re.compile(r"\d{1,15}")
 _NAME_BYTES_MAX = 255
+_HEADER_BYTES_MAX = 256 * 1024
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _SAFE_IN_NAMES = "!#$&'*+=^_`{|}~-."
 # Clock ids use neither letter, so these ids never collide with them and contain no time.
@@ -283,6 +285,7 @@ def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessag
         is_other=located.is_other,
         message_class=message.message_class,
         page_id=_page_id(located, stored, is_own=block is not None),
+        header=b"" if located.is_draft else header_section(stored.read(0, _HEADER_BYTES_MAX)),
     )
 
 

@@ -175,8 +175,9 @@ class Messages:
         *,
         folder_id: str,
     ) -> StoredMessage:
-        """Write a message that is no draft, as after its receipt or sending. Its state has what MIME
-        does not hold. In Drafts it is a draft until it is moved.
+        """Write a message that is no draft, except in Drafts, where every message is one.
+
+        Its state has what MIME does not hold.
 
         Raises what create() raises, and StateTooLargeError.
         """

@@ -38,6 +38,7 @@ class Property(StrEnum):
     PARENT_FOLDER = "parentFolderId"
     ID = "id"
     MESSAGE_CLASS = "String 0x001A"  # an extended property
+    SIZE = "Integer 0x0E08"  # an extended property
 
 
 class Collection(StrEnum):
@@ -55,7 +56,7 @@ class ItemProperty(StrEnum):
 
     ADDRESS = "emailAddress/address"
     NAME = "emailAddress/name"
-    ITSELF = ""  # a category
+    ITSELF = ""  # a category, or a value of an extended property
     PROPERTY_ID = "id"  # of an extended property, of which a query names one
     VALUE = "value"  # of that property
 
@@ -104,7 +105,7 @@ class Compare(Struct, frozen=True):
 class AnyItem(Struct, frozen=True):
     """At least one item of `collection` matches `condition`, whose leaves are CompareItem."""
 
-    collection: Collection
+    collection: str  # a Collection, or the id of an extended property
     condition: "Condition"
 
 

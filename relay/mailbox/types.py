@@ -177,6 +177,7 @@ class StoredMessage(Struct, frozen=True):
     is_other: bool = False  # inferenceClassification is other, not focused
     message_class: str = "IPM.Note"  # Exchange's: that of a report names its kind
     page_id: str = ""  # by which its journey is found; "": it has none
+    header: bytes = b""  # of a message that is no draft: as it is stored
 
     @property
     def memory_bytes(self) -> int:
@@ -184,7 +185,7 @@ class StoredMessage(Struct, frozen=True):
         one = self.properties
         fields = sum(len(name) + len(value) for name, value in one.internet_message_headers)
         parts = len(one.to) + len(one.cc) + len(one.bcc) + len(one.reply_to) + len(self.attachments)
-        return getsizeof(one.body) + fields + (parts + 1) * _PART_BYTES
+        return getsizeof(one.body) + len(self.header) + fields + (parts + 1) * _PART_BYTES
 
 
 class Precondition(Struct, frozen=True):

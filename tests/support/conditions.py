@@ -68,6 +68,7 @@ def facts_of(message: StoredMessage) -> Facts:
     dates = {named: getattr(message.flag, field) for named, field in _FLAG_TIMES.items()}
     exact |= {named: -1 if date is None else date for named, date in dates.items()}
     values = facts.values | exact | {Property.MESSAGE_CLASS: message.message_class}
+    values[Property.SIZE] = message.size
     return replace(facts, values=values)
 
 
@@ -101,6 +102,8 @@ def facts_of_json(shown: Mapping[str, Any], *, attachments: Sequence[str] = ()) 
 def _shown(shown: Mapping[str, Any], named: Property) -> Value:
     if named is Property.MESSAGE_CLASS:  # no test that reads JSON has a report
         return "IPM.Note"
+    if named is Property.SIZE:  # nor asks for a size
+        return 0
     value: Any = shown
     for key in named.split("/"):
         value = value.get(key, "") if isinstance(value, Mapping) else ""
@@ -232,6 +235,7 @@ def comparisons(
         Property.IMPORTANCE,
         Property.FLAG,
         Property.CLASSIFICATION,
+        Property.SIZE,
     }
     of_text = [one for one in Property if one not in of_no_text]
     return st.one_of(

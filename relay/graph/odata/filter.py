@@ -73,6 +73,7 @@ class CollectionField(Generic[Result]):
 
     fields: Mapping[str, QueryField[Result]]
     any_of: Callable[[Result], Result]
+    lists: tuple[str, ...] = ()  # the fields that any() and all() take too
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,10 @@ class _FilterBinder(Generic[Result]):
         return field.compare(Operator(call.name), _typed_value(field, literal))
 
     def _lambda(self, expression: Lambda) -> Result:
-        if self._scope is not None:
-            raise _error(expression.token, f"a property of '{self._scope.variable}'")
-        items = self._resource.items.get(expression.path.lower())
+        if self._scope is None:
+            items = self._resource.items.get(expression.path.lower())
+        else:
+            items = self._inner_items(self._scope, expression)
         if items is None:
             raise self._unknown_property(expression.token, expression.path)
         if expression.body is None:
@@ -225,6 +227,15 @@ class _FilterBinder(Generic[Result]):
         if expression.is_all:  # all(): there is no item for which the body is false
             return self._resource.negated(items.any_of(self._resource.negated(tree)))
         return items.any_of(tree)
+
+    def _inner_items(
+        self, scope: _LambdaScope[Result], expression: Lambda
+    ) -> CollectionField[Result]:
+        """Return the items of a property of an item that has several values itself."""
+        variable, _, rest = expression.path.partition("/")
+        if variable != scope.variable or rest.lower() not in scope.items.lists:
+            raise _error(expression.token, f"a property of '{scope.variable}'")
+        return CollectionField({"": scope.items.fields[rest.lower()]}, lambda tree: tree)
 
     def _field(self, token: Token) -> QueryField[Result]:
         """Return the field that a name means. Raises ApiError 400."""

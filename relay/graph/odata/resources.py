@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from relay.accounts.account import Account
-from relay.graph.extended_properties import SINGLE
+from relay.graph.extended_properties import COMPUTED, MULTIPLE, SINGLE
 from relay.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
 from relay.graph.odata.filter import (
     CollectionField,
@@ -43,7 +43,17 @@ from relay.mailbox.query import (
 )
 from relay.mailbox.types import Folder
 from relay.message.address import pattern_forms, with_a_labels
-from relay.message.extended_properties import MESSAGE_CLASS, ExtendedPropertyError, canonical_id
+from relay.message.extended_properties import (
+    DELIVERY_TIME,
+    IN_REPLY_TO_ID,
+    INTERNET_REFERENCES,
+    MESSAGE_CLASS,
+    SUBMIT_TIME,
+    ExtendedPropertyError,
+    canonical_id,
+    canonical_value,
+    time_us,
+)
 
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
@@ -57,6 +67,7 @@ _MESSAGE_TYPES = {
     Property.IS_READ: FieldType.BOOLEAN,
     Property.IS_DRAFT: FieldType.BOOLEAN,
     Property.HAS_ATTACHMENTS: FieldType.BOOLEAN,
+    Property.SIZE: FieldType.NUMBER,
     Property.IMPORTANCE: FieldType.CHOICE,
     Property.FLAG: FieldType.CHOICE,
     Property.CLASSIFICATION: FieldType.CHOICE,
@@ -76,6 +87,18 @@ _UNQUERYABLE = (
 )
 _BODY = "body/content"
 _BODY_CHARACTERS_MAX = 255
+# Extended properties that are other properties of the message, and those that the index has too.
+_AS_PROPERTY = {
+    "String 0x0037": Property.SUBJECT,
+    "String 0x1035": Property.INTERNET_MESSAGE_ID,
+    "Integer 0x0E08": Property.SIZE,
+    "Long 0x0E08": Property.SIZE,
+    DELIVERY_TIME: Property.RECEIVED,
+    SUBMIT_TIME: Property.SENT,
+    MESSAGE_CLASS: Property.MESSAGE_CLASS,
+}
+_INDEXED = (IN_REPLY_TO_ID, INTERNET_REFERENCES)
+_SECOND_US = 1_000_000
 _BODY_HINT = 'to find words of the text, use $search="body:word"'
 
 
@@ -177,29 +200,76 @@ def _items(collection: Collection) -> CollectionField[Condition]:
     return CollectionField(fields, partial(AnyItem, collection))
 
 
-def _extended_property(condition: Condition) -> Condition:
+def _extended_property(condition: Condition, *, name: str) -> Condition:
     """Return the condition for the value of an extended property. Raises ApiError 400."""
     parts = condition.conditions if isinstance(condition, AllOf) else (condition,)
     items = [one for one in parts if isinstance(one, CompareItem)]
     ids = [one for one in items if one.property is ItemProperty.PROPERTY_ID]
     values = [one for one in items if one.property is ItemProperty.VALUE]
-    if len(items) == len(parts) and len(ids) == 1 and values and _is_message_class(ids[0]):
-        found = tuple(Compare(Property.MESSAGE_CLASS, one.operator, one.value) for one in values)
-        return found[0] if len(found) == 1 else AllOf(found)
-    expected = f"{SINGLE}/any(ep:ep/id eq '{MESSAGE_CLASS}' and ep/value eq 'REPORT.IPM.Note.NDR')"
-    message = f"Invalid filter clause: found another condition of {SINGLE}, expected {expected}."
-    raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
-
-
-def _is_message_class(item: CompareItem) -> bool:
+    if len(items) < len(parts) or len(ids) != 1 or ids[0].operator is not Operator.EQ or not values:
+        expected = f"{name}/any(ep:ep/id eq 'TYPE 0xTAG' and ep/value eq 'text')"
+        raise _extended_error(f"found another condition of {name}, expected {expected}")
     try:
-        return item.operator is Operator.EQ and canonical_id(item.value) == MESSAGE_CLASS
-    except ExtendedPropertyError:
-        return False
+        identity = canonical_id(ids[0].value, multiple=name == MULTIPLE)
+    except ExtendedPropertyError as error:
+        raise _extended_error(f"found the id {quoted(ids[0].value)}, {error}") from None
+    if identity in _AS_PROPERTY:
+        found = tuple(_as_property(identity, one) for one in values)
+    elif identity in COMPUTED and identity not in _INDEXED:
+        raise _extended_error(f"the property {quoted(identity)} cannot be filtered by")
+    else:
+        found = tuple(_value_condition(identity, one) for one in values)
+        return AnyItem(identity, found[0] if len(found) == 1 else AllOf(found))
+    return found[0] if len(found) == 1 else AllOf(found)
+
+
+def _as_property(identity: str, item: CompareItem) -> Condition:
+    """Return the condition for an extended property that is another property of the message."""
+    field = _message_field(_AS_PROPERTY[identity])
+    if field.type is FieldType.TEXT:
+        return field.compare(item.operator, item.value)
+    if not item.value:  # compared with null
+        return AllOf(()) if item.operator is Operator.NE else AnyOf(())
+    value = _canonical(identity, item)
+    if field.type is FieldType.NUMBER:
+        return field.compare(item.operator, int(value))
+    since = field.compare(Operator.GE, at_us := time_us(value))
+    if item.operator not in (Operator.EQ, Operator.NE):
+        return field.compare(item.operator, at_us)
+    within = AllOf((since, field.compare(Operator.LT, at_us + _SECOND_US)))  # shown in seconds
+    return within if item.operator is Operator.EQ else Negation(within)
+
+
+def _value_condition(identity: str, item: CompareItem) -> Condition:
+    """Return the condition for a stored value; only texts and times are in an order."""
+    value = item.value
+    if item.operator not in (Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH) and value:
+        value = _canonical(identity, item)
+    return CompareItem(ItemProperty.ITSELF, item.operator, value)
+
+
+def _canonical(identity: str, item: CompareItem) -> str:
+    """Return the value that a property is compared with, in its type. Raises ApiError 400."""
+    kind = identity.partition(" ")[0].removesuffix("Array")
+    is_in_order = kind in ("String", "SystemTime") or identity in _AS_PROPERTY
+    compared = tuple(_COMPARISONS)[:6] if is_in_order else (Operator.EQ, Operator.NE)
+    if item.operator not in compared:
+        expected = ", ".join(compared)
+        raise _extended_error(f"{identity}: found {item.operator}, expected one of {expected}")
+    try:
+        return canonical_value(identity, item.value)
+    except ExtendedPropertyError as error:
+        raise _extended_error(f"{identity}: found {quoted(item.value)}, {error}") from None
+
+
+def _extended_error(reason: str) -> ApiError:
+    return ApiError(400, "ErrorInvalidUrlQueryFilter", f"Invalid filter clause: {reason}.")
 
 
 _MESSAGE_BY_NAME = {
-    named.lower(): named for named in Property if named is not Property.MESSAGE_CLASS
+    named.lower(): named
+    for named in Property
+    if named not in (Property.MESSAGE_CLASS, Property.SIZE)
 }
 _MESSAGE_ORDER = tuple(
     name
@@ -217,13 +287,17 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
     negated=Negation,
     items={
         **{collection.lower(): _items(collection) for collection in Collection},
-        SINGLE.lower(): CollectionField(
-            {
-                one.lower(): _item_field(one)
-                for one in (ItemProperty.PROPERTY_ID, ItemProperty.VALUE)
-            },
-            _extended_property,
-        ),
+        **{
+            name.lower(): CollectionField(
+                {
+                    one.lower(): _item_field(one)
+                    for one in (ItemProperty.PROPERTY_ID, ItemProperty.VALUE)
+                },
+                partial(_extended_property, name=name),
+                lists=(ItemProperty.VALUE,) if name == MULTIPLE else (),
+            )
+            for name in (SINGLE, MULTIPLE)
+        },
     },
     known=frozenset(_message_property_names()),
     hints={

@@ -30,6 +30,7 @@ from relay.mailbox.index.query_sql import (
     HEADER_LEVEL,
     RANKS,
     TEXT_LEVEL,
+    extended_kind,
     search_key,
     words_expression,
 )
@@ -44,7 +45,7 @@ from relay.mailbox.types import StoreUnavailableError
 from relay.message.address import ascii_address, shown_address
 from relay.message.content import as_octets
 from relay.message.conversation import conversation_id
-from relay.message.extended_properties import class_of
+from relay.message.extended_properties import IN_REPLY_TO_ID, INTERNET_REFERENCES, class_of
 from relay.message.header import Header, cleaned, header_end, with_first_fields
 from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
@@ -122,7 +123,16 @@ class HeaderData(Struct, frozen=True):
             for kind, those in recipients
             for person in those
         ]
-        return found + [(str(Collection.CATEGORIES), search_key(one), "") for one in one.categories]
+        found += [(str(Collection.CATEGORIES), search_key(name), "") for name in one.categories]
+        return found + extended_items(one)
+
+
+def extended_items(properties: MessageProperties) -> list[tuple[str, str, str]]:
+    """Return the items of extended properties, also of those that stand for a header field."""
+    values = [(one.id, value) for one in properties.extended for value in one.values]
+    values += [(IN_REPLY_TO_ID, properties.in_reply_to)] if properties.in_reply_to else []
+    values += [(INTERNET_REFERENCES, one) for one in properties.references]
+    return [(extended_kind(name), search_key(value), "") for name, value in values]
 
 
 def _address_key(person: EmailAddress) -> str:
@@ -170,7 +180,7 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
     extended = block.beside.extended if block and block.beside else properties.extended
     modified_us = block.origin.modified_us if block else written_us
     return HeaderData(
-        properties=properties,
+        properties=replace(properties, extended=extended),
         conversation=conversation_id(properties, properties.internet_message_id or message_id),
         sent_us=modified_us if date_us is None else date_us,
         created_us=block.origin.created_us if block else written_us,

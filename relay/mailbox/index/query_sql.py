@@ -24,6 +24,7 @@ from relay.mailbox.query import (
     AllOf,
     AnyItem,
     AnyOf,
+    Collection,
     Compare,
     CompareItem,
     Condition,
@@ -76,6 +77,7 @@ _COLUMNS = {
     Property.INTERNET_MESSAGE_ID: _Column("internet_key", _Kind.TEXT, HEADER_LEVEL),
     Property.CONVERSATION_ID: _Column("conversation_key", _Kind.TEXT, HEADER_LEVEL),
     Property.MESSAGE_CLASS: _Column("class_key", _Kind.TEXT, HEADER_LEVEL),
+    Property.SIZE: _Column("size_bytes", _Kind.NUMBER),
     Property.PARENT_FOLDER: _Column("folder", _Kind.TEXT),  # its number stands for its id
     Property.ID: _Column("message_id", _Kind.TEXT),
     Property.IS_READ: _Column("is_read", _Kind.NUMBER),
@@ -155,6 +157,15 @@ def search_key(text: str) -> str:
     return text.encode("utf-8", "replace").decode().casefold()[:KEY_CHARACTERS]
 
 
+def _item_kind(collection: str) -> str:
+    return str(collection) if isinstance(collection, Collection) else extended_kind(collection)
+
+
+def extended_kind(identity: str) -> str:
+    """Return the `kind` of the items that are values of an extended property."""
+    return identity.lower()
+
+
 def compile_condition(condition: Condition | None) -> CompiledCondition:
     """Return a condition as SQL."""
     parts = list(_conjuncts(condition)) if condition is not None else []
@@ -197,7 +208,7 @@ def _choose_driving_table(parts: Sequence[Condition]) -> tuple[DrivingTable, Seq
             if item.operator is Operator.EQ and item.property is not ItemProperty.NAME:
                 where = Clause(
                     "item.kind = ? AND item.address_key = ?",
-                    (str(one.collection), search_key(item.value)),
+                    (_item_kind(one.collection), search_key(item.value)),
                     HEADER_LEVEL,
                 )
                 tables = "item CROSS JOIN message ON message.uid = item.uid"
@@ -276,7 +287,9 @@ def _clause(condition: Condition) -> Clause:
                 f"EXISTS (SELECT 1 FROM item AS one WHERE one.uid = {UID} AND one.kind = ?"
                 f" AND ({clause.sql}))"
             )
-            return Clause(sql, (str(collection), *clause.values), max(HEADER_LEVEL, clause.level))
+            return Clause(
+                sql, (_item_kind(collection), *clause.values), max(HEADER_LEVEL, clause.level)
+            )
         case CompareItem(item_property, operator, value):
             column = "name_key" if item_property is ItemProperty.NAME else "address_key"
             return _text_compared(f"one.{column}", operator, value)

@@ -73,7 +73,8 @@ CREATE UNIQUE INDEX message_id ON message (message_id);
 -- file relay-properties; `state` is what they get if they have none.
 CREATE TABLE unmerged_state (ids TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
 
--- Multi-valued properties; `kind` is a Collection's value, a category has no name.
+-- Multi-valued properties; `kind` is a Collection's value, or the id of an extended property in lower
+-- case. A category and a value have no name.
 CREATE TABLE item (
     kind TEXT NOT NULL,
     address_key TEXT NOT NULL,

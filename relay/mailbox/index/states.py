@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import apsw
 
 from relay.mailbox.index.database import get_meta, set_meta
-from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, search_key
+from relay.mailbox.index.query_sql import HEADER_LEVEL, RANKS, extended_kind, search_key
 from relay.mailbox.index.rows import IndexedMessage, MessageTable
 from relay.mailbox.message_state import MessageState, read_state
 from relay.mailbox.query import Collection
@@ -46,13 +46,14 @@ def copy_states(table: MessageTable, states: Mapping[str, bytes]) -> None:
             is_adapted = not _must_be_read(before, after)
             table.set_state(row, state, is_same_content=is_adapted)
             if is_adapted:
-                _adapt_content(table.cursor, row, after)
+                _adapt_content(table.cursor, row, after, before=before)
 
 
 def _must_be_read(before: MessageState, after: MessageState) -> bool:
     """Return whether a value of the message's file counts again."""
     values = ((before.categories, after.categories), (before.importance, after.importance))
     is_dropped = any(old is not None and new is None for old, new in values)
+    is_dropped |= (before.extended is None) is not (after.extended is None)
     is_older = after.modified_us < before.modified_us
     return is_dropped or is_older or bool(_class(before) and not _class(after))
 
@@ -61,7 +62,9 @@ def _class(state: MessageState) -> str:
     return class_of(state.extended or (), "")
 
 
-def _adapt_content(cursor: apsw.Cursor, row: IndexedMessage, state: MessageState) -> None:
+def _adapt_content(
+    cursor: apsw.Cursor, row: IndexedMessage, state: MessageState, *, before: MessageState
+) -> None:
     """Write the values of a state over those that were read of the message."""
     read = "SELECT 1 FROM message WHERE uid = ? AND content_level >= ?"
     if not cursor.execute(read, (row.uid, HEADER_LEVEL)).get:
@@ -76,6 +79,12 @@ def _adapt_content(cursor: apsw.Cursor, row: IndexedMessage, state: MessageState
         f"UPDATE message SET modified_us = max(modified_us, ?){changed} WHERE uid = ?",
         (state.modified_us, *columns.values(), row.uid),
     )
+    if state.extended is not None:
+        gone = [(row.uid, extended_kind(one.id)) for one in before.extended or ()]
+        cursor.executemany("DELETE FROM item WHERE uid = ? AND kind = ?", gone)
+        values = [(one.id, value) for one in state.extended for value in one.values]
+        items = [(extended_kind(name), search_key(value), row.uid, "") for name, value in values]
+        cursor.executemany(INSERT_ITEM, items)
     if state.categories is not None:
         kind = str(Collection.CATEGORIES)
         cursor.execute("DELETE FROM item WHERE uid = ? AND kind = ?", (row.uid, kind))
