@@ -366,14 +366,14 @@ def messages_context(request: GraphRequest) -> str:
 
 
 def message_query(
-    options: QueryOptions, folder_id: str, *, bytes_max: int = PAGE_BYTES_MAX
+    options: QueryOptions, folder_id: str, *, now_us: int, bytes_max: int = PAGE_BYTES_MAX
 ) -> MessageQuery:
     """Translate the query options into a query of the mailbox index. Raises ApiError 400."""
     conditions: list[Condition] = []
     if options.filter is not None:
         conditions.append(message_condition(options.filter))
     if options.search is not None:
-        conditions.append(search_condition(options.search))
+        conditions.append(search_condition(options.search, now_us=now_us))
     return MessageQuery(
         folder_id=folder_id,
         condition=AllOf(tuple(conditions)) if len(conditions) > 1 else next(iter(conditions), None),
@@ -387,7 +387,8 @@ def message_query(
 
 
 async def _query(request: GraphRequest, options: QueryOptions) -> Page:
-    query = message_query(options, request.folder_id, bytes_max=request.page_bytes)
+    now_us = request.dependencies.clock.time_us()
+    query = message_query(options, request.folder_id, now_us=now_us, bytes_max=request.page_bytes)
     try:
         return await request.http.cancel_on_disconnect(
             request.store.lists.query(request.mailbox, query)

@@ -28,6 +28,7 @@ from relay.mailbox.query import (
     Compare,
     CompareItem,
     Condition,
+    HasNear,
     HasWords,
     ItemProperty,
     Negation,
@@ -245,7 +246,7 @@ def _can_use_trigrams(condition: Compare) -> bool:
 def _is_fulltext(condition: Condition) -> bool:
     """Return whether the full-text index alone can evaluate a condition."""
     match condition:
-        case HasWords():
+        case HasWords() | HasNear():
             return True
         case AllOf(conditions) | AnyOf(conditions):
             return bool(conditions) and all(map(_is_fulltext, conditions))
@@ -257,15 +258,21 @@ def _fts_expression(condition: Condition) -> str:
     """Return a full-text condition in FTS5's query syntax."""
     match condition:
         case HasWords(where, words, prefix):
-            columns = _WORD_COLUMNS[where]
-            field = f"{{{columns}}} : " if columns else ""
-            return f"{field}{_fts_string(words)}{' *' if prefix else ''}"
+            return f"{_fts_columns(where)}{_fts_string(words)}{' *' if prefix else ''}"
+        case HasNear(phrases, distance):
+            texts = (f"{_fts_string(one.words)}{' *' if one.prefix else ''}" for one in phrases)
+            return f"{_fts_columns(phrases[0].where)}NEAR({' '.join(texts)}, {distance})"
         case AllOf(conditions):
             return " AND ".join(f"({_fts_expression(one)})" for one in conditions)
         case AnyOf(conditions):
             return " OR ".join(f"({_fts_expression(one)})" for one in conditions)
         case _:
             raise AssertionError(condition)
+
+
+def _fts_columns(where: SearchIn) -> str:
+    columns = _WORD_COLUMNS[where]
+    return f"{{{columns}}} : " if columns else ""
 
 
 def words_expression(words: str) -> str:
@@ -293,7 +300,7 @@ def _clause(condition: Condition) -> Clause:
         case CompareItem(item_property, operator, value):
             column = "name_key" if item_property is ItemProperty.NAME else "address_key"
             return _text_compared(f"one.{column}", operator, value)
-        case HasWords():
+        case HasWords() | HasNear():
             sql = f"{UID} IN (SELECT rowid FROM fulltext WHERE fulltext MATCH ?)"
             return Clause(sql, (_fts_expression(condition),), TEXT_LEVEL)
         case AllOf(conditions):

@@ -17,10 +17,15 @@ from relay.graph.odata.search import (
 from relay.http.errors import ApiError
 from relay.mailbox.query import (
     AllOf,
+    AnyItem,
     AnyOf,
+    Collection,
     Compare,
+    CompareItem,
     Condition,
+    HasNear,
     HasWords,
+    ItemProperty,
     Negation,
     Operator,
     Property,
@@ -29,7 +34,15 @@ from relay.mailbox.query import (
 from tests.support.conditions import trees
 
 DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
 NOVEMBER_20_US = 1_795_132_800_000_000
+
+
+NOW_US = NOVEMBER_20_US + 5 * DAY_US + 12 * 3_600_000_000  # a Wednesday
+
+
+def search(value: str) -> Condition:
+    return search_condition(value, now_us=NOW_US)
 
 
 def word(text: str, where: SearchIn = SearchIn.ANYWHERE, *, prefix: bool = False) -> HasWords:
@@ -38,6 +51,14 @@ def word(text: str, where: SearchIn = SearchIn.ANYWHERE, *, prefix: bool = False
 
 def received(operator: Operator, time_us: int) -> Compare:
     return Compare(Property.RECEIVED, operator, time_us)
+
+
+def size(operator: Operator, number: int) -> Compare:
+    return Compare(Property.SIZE, operator, number)
+
+
+def category(operator: Operator, name: str) -> AnyItem:
+    return AnyItem(Collection.CATEGORIES, CompareItem(ItemProperty.ITSELF, operator, name))
 
 
 def days(first: int, last: int) -> AllOf:
@@ -92,15 +113,60 @@ def days(first: int, last: int) -> AllOf:
         ("received>=2026-11-20", received(Operator.GE, NOVEMBER_20_US)),
         ("sent>=2026-11-20", Compare(Property.SENT, Operator.GE, NOVEMBER_20_US)),
         ("größe", word("größe")),
+        ("received:today", days(5, 5)),
+        ("received:Yesterday", days(4, 4)),
+        ('"received:\\"this week\\""', days(2, 8)),
+        ("received:this week", days(2, 8)),
+        ("received:last week a", AllOf((days(-5, 1), word("a")))),
+        ("received:this month", days(-19, 10)),
+        ("received:last month", days(-50, -20)),
+        ("received:this year", days(-323, 41)),
+        ("received=last year", days(-688, -324)),
+        ("received>=yesterday", received(Operator.GE, NOVEMBER_20_US + 4 * DAY_US)),
+        ("received<this week", received(Operator.LT, NOVEMBER_20_US + 2 * DAY_US)),
+        ('received:"last week..today"', days(-5, 5)),
+        ("received>=2026-11-20T08:00:00Z", received(Operator.GE, NOVEMBER_20_US + 8 * HOUR_US)),
+        ("received<=2026-11-20t09:00+01:00",
+         received(Operator.LT, NOVEMBER_20_US + 8 * HOUR_US + 60_000_000)),
+        ("sent:2026-11-20T00:00:01..2026-11-20T00:00:01.5",
+         AllOf((Compare(Property.SENT, Operator.GE, NOVEMBER_20_US + 1_000_000),
+                Compare(Property.SENT, Operator.LT, NOVEMBER_20_US + 2_500_000)))),
+        ("hasattachment:yes", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=True)),
+        ("hasAttachments:No", Compare(Property.HAS_ATTACHMENTS, Operator.EQ, value=False)),
+        ("size:1..500", AllOf((size(Operator.GE, 1), size(Operator.LE, 500)))),
+        ("size=7", AllOf((size(Operator.GE, 7), size(Operator.LE, 7)))),
+        ("size>1000", size(Operator.GT, 1000)),
+        ("size<=1000", size(Operator.LE, 1000)),
+        ("size<>0", size(Operator.NE, 0)),
+        ("kind:Email", AllOf(())),
+        ("kind:meetings", AnyOf(())),
+        ("category:Red", category(Operator.CONTAINS, "Red")),
+        ('category="Red category"', category(Operator.EQ, "Red category")),
+        ("from:(a OR b)", AnyOf((word("a", SearchIn.FROM), word("b", SearchIn.FROM)))),
+        ('subject:("a b" c* to:d) e',
+         AllOf((AllOf((word("a b", SearchIn.SUBJECT), word("c", SearchIn.SUBJECT, prefix=True),
+                       word("d", SearchIn.TO))), word("e")))),
+        ("(from:a OR subject:(b OR (c NOT d)))",
+         AnyOf((word("a", SearchIn.FROM),
+                AnyOf((word("b", SearchIn.SUBJECT),
+                       AllOf((word("c", SearchIn.SUBJECT),
+                              Negation(word("d", SearchIn.SUBJECT))))))))),
+        ("received:(today OR yesterday)", AnyOf((days(5, 5), days(4, 4)))),
+        ("a NEAR b", HasNear((word("a"), word("b")), 8)),
+        ("a ONEAR(n=3) b* c", AllOf((HasNear((word("a"), word("b", prefix=True)), 3), word("c")))),
+        ('"\\"a b\\" NEAR(2) c NEAR d"', HasNear((word("a b"), word("c"), word("d")), 8)),
+        ("NOT subject:(a NEAR b)",
+         Negation(HasNear((word("a", SearchIn.SUBJECT), word("b", SearchIn.SUBJECT)), 8))),
+        ('a "NEAR" b', AllOf((word("a"), word("NEAR"), word("b")))),
     ],
 )  # fmt: skip
 def test_a_search_selects_messages(value: str, expected: Condition) -> None:
-    assert search_condition(value) == expected
+    assert search(value) == expected
 
 
 def api_error(value: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        search_condition(value)
+        search(value)
     assert (caught.value.status, caught.value.code) == (400, "BadRequest")
     return caught.value
 
@@ -122,17 +188,37 @@ def api_error(value: str) -> ApiError:
         ('"subject:"new wine""', 0, 'a quote within quotes is \\"'),
         ("title:x", 0, "expected one of subject, body"),
         ("see http://a.test", 4, "or the text in quotes"),
-        ("size:1..5", 0, "expected one of subject, body"),
+        *(
+            (f"size{one}", 0, "size:1..500000")
+            for one in (":", ":x", ":1..", ":..1", "<1..2", ":-1", ":1" + "0" * 15)
+        ),
+        ("kind:mail", 0, "expected one of email, contacts"),
+        ("kind>email", 0, "expected kind:word"),
+        ("category:", 0, "the name of a category"),
+        ("subject:(a", 10, "found the end, expected ')'"),
+        ("subject>(a)", 0, "expected subject:word"),
+        ("subject: (a)", 0, "a word with a letter or a digit"),
+        ("NEAR a", 0, "AND, OR, NOT, or the word in quotes"),
+        ("a NEAR", 6, "found the end, expected a word"),
+        ("a NEAR isread:true", 2, "words or phrases of one property on both sides"),
+        ("(a OR b) NEAR c", 9, "words or phrases of one property on both sides"),
+        ("to:a NEAR cc:b", 5, "words or phrases of one property on both sides"),
+        ("a NEAR(x) b", 7, "a number of words, as in NEAR(n=8)"),
+        ("a NEAR(n=1 b", 11, "expected ')'"),
+        ("received:2026-13-20T08:00", 0, "a time: 2026-11-20T08:00:00Z"),
+        ("received:2026-11-20T08", 0, "a time: 2026-11-20T08:00:00Z"),
+        ("received:next week", 0, "one of today, yesterday, this week"),
+        ("a (b OR c AND ) d", 14, "found ')', expected a word; it is in 'a (b OR c AND ) d'"),
         ("subject>x", 0, "expected subject:word"),
         ("subject:", 0, "a word with a letter or a digit"),
         ("!!!", 0, "a word with a letter or a digit"),
         ("*", 0, "a word with a letter or a digit"),
         ("a*b", 0, "* at the end of a word only"),
         ("*b", 0, "* at the end of a word only"),
-        ("a NEAR b", 2, "AND, OR, NOT, or the word in quotes"),
-        ("hasAttachments:yes", 0, "hasattachments:true or hasattachments:false"),
+        ("a XRANK b", 2, "AND, OR, NOT, or the word in quotes"),
+        ("hasAttachments:maybe", 0, "hasattachments:true or hasattachments:false"),
         ("importance:urgent", 0, "importance:low"),
-        ("received:yesterday", 0, "a day: 2026-11-20"),
+        ("received:tomorrow", 0, "a day: 2026-11-20"),
         ("received:2026-02-30", 0, "a day: 2026-11-20"),
         ("received:2026-11-20..", 0, "a day: 2026-11-20"),
         ("received>2026-11-20..2026-11-21", 0, "one day after < and >"),
@@ -145,12 +231,12 @@ def test_an_invalid_search_gives_the_position(value: str, position: int, named: 
 
 
 def test_the_limits_of_a_search() -> None:
-    search_condition("(" * DEPTH_MAX + "a" + ")" * DEPTH_MAX)
-    search_condition("a " * TERMS_MAX)
-    search_condition("(a) " * (DEPTH_MAX + 1))
-    search_condition("NOT a " * (DEPTH_MAX + 1))
-    search_condition("a* " * PREFIXES_MAX + "a " * (TERMS_MAX - PREFIXES_MAX))
-    search_condition("a" * TERM_CHARACTERS_MAX + " " * (CHARACTERS_MAX - TERM_CHARACTERS_MAX))
+    search("(" * DEPTH_MAX + "a" + ")" * DEPTH_MAX)
+    search("a " * TERMS_MAX)
+    search("(a) " * (DEPTH_MAX + 1))
+    search("NOT a " * (DEPTH_MAX + 1))
+    search("a* " * PREFIXES_MAX + "a " * (TERMS_MAX - PREFIXES_MAX))
+    search("a" * TERM_CHARACTERS_MAX + " " * (CHARACTERS_MAX - TERM_CHARACTERS_MAX))
     assert "at most 32 levels" in api_error("(" * (DEPTH_MAX + 1) + "a").message
     assert "at most 32 levels" in api_error("NOT " * (DEPTH_MAX + 1) + "a").message
     message = "Invalid search clause: found 51 words and phrases, expected at most 50."
@@ -203,7 +289,7 @@ def test_a_tree_that_is_written_down_is_read_as_it_was(tree: Condition, quoted: 
     only_a_phrase = query.startswith('"') and query.count('"') == 2
     if quoted or only_a_phrase or "\\" in query:
         query = '"' + query.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    assert search_condition(query) == tree
+    assert search(query) == tree
 
 
 PIECES = st.sampled_from(
@@ -222,6 +308,11 @@ PIECES = st.sampled_from(
         "to:a",
         "received>",
         "x",
+        "NEAR",
+        "ONEAR(n=2)",
+        "this week",
+        "size:1..",
+        "kind:email",
     ]
 )
 
@@ -229,4 +320,4 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES | st.text(max_size=3), max_size=14).map(" ".join) | st.text(max_size=40))
 def test_any_text(value: str) -> None:
     with suppress(ApiError):
-        assert search_condition(value) == search_condition(f" {value} ")
+        assert search(value) == search(f" {value} ")
