@@ -164,6 +164,12 @@ def test_a_search_selects_messages(value: str, expected: Condition) -> None:
     assert search(value) == expected
 
 
+def test_a_week_begins_on_sunday() -> None:
+    sunday_us = NOVEMBER_20_US + 2 * DAY_US
+    for now_us in (sunday_us, sunday_us + 7 * DAY_US - 1):
+        assert search_condition("received:this week", now_us=now_us) == days(2, 8)
+
+
 def api_error(value: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
         search(value)
