@@ -15,6 +15,7 @@ from relay.settings.reader import load
 from tests.support.long_tests import long
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed
+from tests.support.webhooks import KEY
 
 TOP = Path(__file__).parents[2]
 CONF = TOP / "conf/relay.toml"
@@ -51,6 +52,7 @@ def test_the_shipped_file_loads_and_lists_only_loopback():
 def test_every_example_in_the_shipped_file_is_valid(tmp_path):
     (tmp_path / "relay.toml").write_text(uncommented())
     (tmp_path / "smarthost.password").write_text("secret\n")
+    (tmp_path / "webhook.key").write_text(f"{KEY}\n")
     (tmp_path / "tls").mkdir()
     made = self_signed(tmp_path / "tls", "DNS:localhost")
     made.certificate.rename(tmp_path / "tls/relay.crt")
@@ -66,7 +68,7 @@ def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
     kept = [
         text
         for text in sections
-        if not re.search(r"\[\[(domain|route|dkim|tenant)\]\]|For mail clients", text)
+        if not re.search(r"\[\[(domain|route|dkim|tenant|webhook)\]\]|For mail clients", text)
     ]
     text = re.sub(r"^(tls = \{|metrics = ).*$", "", "\n\n".join(kept), flags=re.MULTILINE)
     (tmp_path / "all.toml").write_text(text)
