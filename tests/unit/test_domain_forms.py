@@ -207,6 +207,8 @@ def test_searches_signatures_and_srs(forms: tuple[str, str]) -> None:
         return signer.sign_report(ParsedContent.of(f"From: a@sub.{one}\r\n\r\nx\r\n".encode())).keys
 
     assert len(alike(keys, forms)) == 1
+    if len(written) > 100:  # twice in a path that may have 254 octets
+        return
     srs = Srs(b"a key of 16 bytes")
     address = alike(lambda one: srs.rewritten(f"a@{one}", one, now_us=0), forms)
     assert address.endswith(f"@{written}")

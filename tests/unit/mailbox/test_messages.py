@@ -103,10 +103,12 @@ async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(sto
     )
     changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
-    assert changed.properties == properties
+    headers = changed.properties.internet_message_headers  # all fields of the content
+    assert dict(headers)["Subject"] == "new"
+    assert changed.properties == structs.replace(properties, internet_message_headers=headers)
     marked = await store.messages.update(ALICE, made.id, MessageChange(is_read=False, flagged=True))
     assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
-    assert (marked.properties, marked.path.parent) == (properties, changed.path.parent)
+    assert (marked.properties, marked.path.parent) == (changed.properties, changed.path.parent)
     unchanged = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert unchanged.path.read_bytes().endswith(content.replace(b"old", b"new"))
 
