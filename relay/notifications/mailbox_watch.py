@@ -35,7 +35,9 @@ class MailboxChanges:
         self._times: dict[str, Times] = {}
 
     def start(self) -> None:
-        """Begin to read events."""
+        """Begin to read events, if it has not begun."""
+        if self._inotify is not None:
+            return
         try:
             self._inotify = INotify(nonblocking=True)
         except (OSError, AttributeError, TypeError):  # the system has none
@@ -43,7 +45,9 @@ class MailboxChanges:
         asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
 
     def close(self) -> None:
-        """End all watches."""
+        """End all watches, and forget the mailboxes."""
+        self._times.clear()
+        self._watches.clear()
         if self._inotify is not None:
             asyncio.get_running_loop().remove_reader(self._inotify.fileno())
             self._inotify.close()

@@ -2,12 +2,13 @@
 
 A feed is what one receiver gets. It is a position in a durable sequence, which only a 2xx advances,
 so nothing is queued in memory. A feed has a task while there is something to send. Feeds whose last
-request failed share slots of their own: a receiver that is down delays no other one.
+request failed or was slow share slots of their own: such a receiver delays no other one.
 """
 
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct
@@ -20,7 +21,8 @@ from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 
 POST_S = 3.0  # for the look-up, the connection and the answer
-POSTS_MAX = 32  # at once, of feeds whose last one was taken
+SLOW_S = 1.0
+POSTS_MAX = 32  # at once, of feeds whose last one was taken within SLOW_S
 RETRIES_MAX = 16  # at once, of the others
 _PAUSE_S, _PAUSE_S_MAX = 1.0, 300.0
 _JITTER = 0.1
@@ -74,6 +76,7 @@ class Sender:
         self._posts = asyncio.Semaphore(POSTS_MAX)
         self._retries = asyncio.Semaphore(RETRIES_MAX)
         self._running: dict[str, _RunningFeed] = {}
+        self._slow: set[str] = set()  # whose last request failed or took longer than SLOW_S
 
     @property
     def busy_count(self) -> int:
@@ -83,8 +86,11 @@ class Sender:
     def wake(self, key: str, feed: Feed) -> None:
         """Look for something to send in a feed; it is known by `key`."""
         running = self._running.get(key)
-        if running is None:
-            self._running[key] = _RunningFeed(asyncio.create_task(self._run(key, feed)))
+        if running is None or running.task.done() or running.task.cancelling():
+            self._running[key] = running = _RunningFeed()
+            running.task = asyncio.create_task(self._run(running, key, feed))
+            # not by _run(), which does nothing if it is cancelled before it begins
+            running.task.add_done_callback(partial(self._forget, key, running))
         else:
             running.is_woken = True
 
@@ -93,6 +99,7 @@ class Sender:
         running = self._running.get(key)
         if running is not None and running.task is not asyncio.current_task():
             running.task.cancel()
+        self._slow.discard(key)
 
     async def close(self) -> None:
         """End all feeds."""
@@ -101,41 +108,47 @@ class Sender:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, key: str, feed: Feed) -> None:
-        failures = 0
-        try:
-            while True:
-                self._running[key].is_woken = False
-                why = await self._send_next(feed, is_retry=failures > 0)
-                if why:
-                    failures += 1
-                    if failures == 1:
-                        _log.warning("notifications wait", receiver=feed.name, reason=why)
-                    pause_s = min(_PAUSE_S_MAX, _PAUSE_S * 2 ** min(failures - 1, 16))
-                    spread = 1 + _JITTER * (2 * _RNG.random() - 1)
-                    self._running[key].is_pausing = True
-                    await self._clock.sleep(pause_s * spread)  # sleeps: back-off
-                    self._running[key].is_pausing = False
-                    continue
-                if failures and why is not None:
-                    _log.info("notifications go on", receiver=feed.name, failures=failures)
-                if why is not None:
-                    failures = 0
-                elif not self._running[key].is_woken:
-                    return
-        finally:
+    def _forget(self, key: str, ended: "_RunningFeed", _: object) -> None:
+        if self._running.get(key) is ended:
             del self._running[key]
 
-    async def _send_next(self, feed: Feed, *, is_retry: bool) -> str | None:
+    async def _run(self, running: "_RunningFeed", key: str, feed: Feed) -> None:
+        failures = 0
+        while True:
+            running.is_woken = False
+            why = await self._send_next(key, feed)
+            if why:
+                failures += 1
+                if failures == 1:
+                    _log.warning("notifications wait", receiver=feed.name, reason=why)
+                pause_s = min(_PAUSE_S_MAX, _PAUSE_S * 2 ** min(failures - 1, 16))
+                spread = 1 + _JITTER * (2 * _RNG.random() - 1)
+                running.is_pausing = True
+                await self._clock.sleep(pause_s * spread)  # sleeps: back-off
+                running.is_pausing = False
+                continue
+            if failures and why is not None:
+                _log.info("notifications go on", receiver=feed.name, failures=failures)
+            if why is not None:
+                failures = 0
+            elif not running.is_woken:
+                return
+
+    async def _send_next(self, key: str, feed: Feed) -> str | None:
         """Send the next post of a feed. Return why it failed, "" if it did not, None if there is
         none.
         """
+        loop = asyncio.get_running_loop()
         try:
             post = await feed.next_post()
             if post is None:
                 return None
-            async with self._retries if is_retry else self._posts:
+            async with self._retries if key in self._slow else self._posts:
+                began_s = loop.time()  # real time: a peer
+                self._slow.add(key)
                 why = await self._post(post)
+            if not why and loop.time() - began_s < SLOW_S:
+                self._slow.discard(key)
             if why:
                 self._count("failed", 1)
                 self._count("dropped", await feed.failed(post, why))
@@ -166,7 +179,8 @@ class Sender:
 class _RunningFeed:
     """A feed that is being sent; `is_woken`: look for more before the task ends."""
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self.task = task
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
         self.is_woken = False
         self.is_pausing = False  # after a failure

@@ -40,7 +40,7 @@ from relay.notifications.subscription_file import Subscription, SubscriptionFile
 from relay.observe.logs import get_logger
 
 LIFETIME_US = 10_080 * 60_000_000  # at most, as in Graph
-PER_MAILBOX_MAX = 50
+PER_MAILBOX_MAX = 50  # of one account
 SUBSCRIPTIONS_MAX = 10_000  # of all mailboxes
 WAITING_MAX = 1000  # notifications of one subscription
 RETRY_US = 4 * 3600 * 1_000_000
@@ -116,11 +116,11 @@ class Subscriptions:
         Raises SubscriptionError, UrlError, BusyError, StoreError.
         """
         self._check_open()
-        self._check_number(new.mailbox)
+        self._check_number(new)
         for url in dict.fromkeys(filter(None, (new.url, new.lifecycle_url))):
             await self._check_receiver(url, new.creator)
         position = (await self.lists.changes(new.mailbox)).position
-        self._check_number(new.mailbox)
+        self._check_number(new)
         new = replace(new, id=_new_guid(), position=position)
         self._add(new)
         try:
@@ -211,13 +211,13 @@ class Subscriptions:
             for one in self._all.values():
                 self.sender.wake(one.id, self._feeds[one.id])
                 self._wake_lifecycle(one)
-            self._watch.start()
             rounds = 0
             while True:
                 if not self._all:
-                    self._watch.keep(())
+                    self._watch.close()
                     self._added.clear()
                     await self._added.wait()
+                self._watch.start()
                 if rounds % _RIGHTS_ROUNDS == 0:
                     await self._end_some()
                 rounds += 1
@@ -285,10 +285,13 @@ class Subscriptions:
         if not self._is_open:
             raise StoreUnavailableError("The subscriptions cannot be read now.")
 
-    def _check_number(self, mailbox: str) -> None:
-        if len(self._by_mailbox.get(mailbox, ())) >= PER_MAILBOX_MAX:
+    def _check_number(self, new: Subscription) -> None:
+        """Raise SubscriptionError at a limit; an account leaves room for others in a mailbox."""
+        there = (self._all[one].creator for one in self._by_mailbox.get(new.mailbox, ()))
+        if sum(one == new.creator for one in there) >= PER_MAILBOX_MAX:
             raise SubscriptionError(
-                f"The mailbox has {PER_MAILBOX_MAX} subscriptions, the maximum; delete one."
+                f"The account has {PER_MAILBOX_MAX} subscriptions to this mailbox, the maximum; "
+                "delete one."
             )
         if len(self._all) >= SUBSCRIPTIONS_MAX:
             raise SubscriptionError(

@@ -1,16 +1,18 @@
 """Subscriptions in a development relay: http on loopback, and the clock plays days."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.receiver import Receiver
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import ROOT, RelayProcess
+from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.subscribers import in_minutes, subscribe, subscribed
 
 HOUR_S = 3600
@@ -69,6 +71,21 @@ def test_the_command_of_the_page(relay: DevProcess, receiver: Receiver) -> None:
     relay.send_mail(to=["alice@example.test"], subject="as printed")
     [found] = receiver.wait_for(lambda all_: len(all_) == 1)
     assert found["clientState"] == "a secret of yours"
+
+
+def test_nothing_is_watched_without_subscriptions(relay: DevProcess, receiver: Receiver) -> None:
+    def watches() -> int:
+        assert relay.process is not None
+        open_files = Path(f"/proc/{relay.process.pid}/fd")
+        links = [os.readlink(one) for one in open_files.iterdir() if one.is_symlink()]
+        return sum("inotify" in one for one in links)
+
+    relay.graph("GET", "/me/messages")  # the index of a mailbox has a watch of its own
+    before = watches()
+    made = subscribed(relay, receiver)
+    until("it is watched", lambda: watches() == before + 1)
+    relay.graph("DELETE", f"/subscriptions/{made}")
+    until("it is not watched", lambda: watches() == before)
 
 
 def test_expiry(relay: DevProcess, receiver: Receiver) -> None:

@@ -300,6 +300,11 @@ def test_limit_of_a_mailbox(relay: RelayProcess, receiver: Receiver) -> None:
         subscribed(relay, receiver)
     answer = subscribe(relay, receiver)
     assert (answer.status, "50 subscriptions" in answer.message) == (400, True)
+    resource = "users/carol@example.test/messages"
+    for _ in range(50):  # of a helper, who takes no place from the owner
+        subscribed(relay, receiver, token="helper", resource=resource)
+    assert subscribe(relay, receiver, token="helper", resource=resource).status == 400
+    subscribed(relay, receiver, token="carol")
     listed = relay.graph("GET", "/subscriptions?$top=20").json()
     assert len(listed["value"]) == 20
     assert "@odata.nextLink" in listed

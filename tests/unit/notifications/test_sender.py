@@ -158,3 +158,40 @@ async def test_back_off_in_the_relays_time() -> None:
         await clock.advance(module._PAUSE_S_MAX * 1.2, settle)
         assert feed.at == 1
     await sender.close()
+
+
+async def test_many_that_are_slow_delay_no_other(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take each post, but only just in time; and each has but one at a time."""
+    monkeypatch.setattr(module, "SLOW_S", 0.0)
+    with Receiver() as receiver, Receiver() as slow:
+        feeds = [Numbers(slow.url(), until=1) for _ in range(module.POSTS_MAX)]
+        for number, feed in enumerate(feeds):
+            sender.wake(f"slow {number}", feed)
+        await until(lambda: all(feed.at == 1 for feed in feeds) and not sender.busy_count)
+        monkeypatch.setattr(module, "SLOW_S", 60.0)
+        slow.mode = "stall"
+        for number, feed in enumerate(feeds):
+            feed.until = 2
+            sender.wake(f"slow {number}", feed)
+        await until(sender._retries.locked)
+        good = Numbers(receiver.url(), until=20)
+        sender.wake("good", good)
+        await until(lambda: good.at == 20)
+        assert all(feed.at == 1 for feed in feeds)
+        assert not any(feed.failures for feed in feeds)
+
+
+async def test_a_feed_that_ends_before_it_begins(sender: Sender) -> None:
+    with Receiver() as receiver:
+        feed = Numbers(receiver.url(), until=1)
+        sender.wake("a", feed)
+        sender.end("a")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (sender.busy_count, feed.at) == (0, 0)
+        sender.wake("a", feed)
+        sender.end("a")
+        sender.wake("a", feed)
+        await until(lambda: feed.at == 1)
