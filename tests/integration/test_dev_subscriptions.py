@@ -1,7 +1,6 @@
 """Subscriptions in a development relay: http on loopback, and the clock plays days."""
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -77,7 +76,7 @@ def test_nothing_is_watched_without_subscriptions(relay: DevProcess, receiver: R
     def watches() -> int:
         assert relay.process is not None
         open_files = Path(f"/proc/{relay.process.pid}/fd")
-        links = [os.readlink(one) for one in open_files.iterdir() if one.is_symlink()]
+        links = [str(one.readlink()) for one in open_files.iterdir() if one.is_symlink()]
         return sum("inotify" in one for one in links)
 
     relay.graph("GET", "/me/messages")  # the index of a mailbox has a watch of its own
