@@ -12,7 +12,8 @@ RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME);
 (NOTIFY); RFC 2045; RFC 2046 5.1 (mixed, alternative); RFC 2387 (related); RFC 2392 (cid).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from email.message import Message, MIMEPart
 from email.policy import SMTP
 
@@ -33,7 +34,7 @@ from relay.message.content import (
 )
 from relay.message.conversation import own_message_id
 from relay.message.header import Header, cleaned, header_section, with_crlf
-from relay.message.properties import EmailAddress
+from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.convert_mime import RepairedMime, convert_mime
 from relay.mime.draft import (
     FIRST_FIELD_BYTES,
@@ -90,6 +91,7 @@ class ConvertedMessage(Struct, frozen=True):
     from_mime: bool = False  # the draft was MIME
 
 
+_ORIGINATORS = re.compile(rb"[\r\n](?:resent-)?(?:from|sender)\s*:")
 _BOUNDARY_CHARACTERS = 40  # of the draft's name
 # relay.mime.write_header folds the fields; `email` must not fold them again.
 _POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
@@ -240,8 +242,7 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
         raise ConversionError(f"The draft cannot be sent: {reason}.")
     header = structure.message.fields()
     origin = block.origin if block else _origin_without_block(header, now_us, hostname)
-    authors = tuple(_authors(structure.message.header))
-    made = _of_mime(header, convert_mime(content, structure, origin), origin, authors=authors)
+    made = _of_mime(header, convert_mime(content, structure, origin), origin)
     wants_receipt = block is not None and block.beside is not None and block.beside.delivery_receipt
     return replace(made, notify_success=True) if wants_receipt else made
 
@@ -267,13 +268,14 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
     sender = explicit_sender(properties) or author
     envelope = _envelope(sender, (*properties.to, *properties.cc, *properties.bcc))
     content, texts = _made_of_properties(stored, block, length, keep_bcc=False)
+    header = header_section(memory_part(content))
     return ConvertedMessage(
         content=content,
         originator=envelope.originator,
-        authors=(author.address, sender.address),
+        authors=_authors_made(header, properties) or (author.address, sender.address),
         recipients=envelope.recipients,
         # an address in another field, such as Reply-To, may need it
-        smtputf8=envelope.smtputf8 or not header_section(memory_part(content)).isascii(),
+        smtputf8=envelope.smtputf8 or not header.isascii(),
         eight_bit=is_eight_bit(content),
         message_id=origin.message_id,
         subject=properties.subject,
@@ -298,8 +300,6 @@ def _of_mime(
     header: "Message[str, str]",
     sent: RepairedMime,
     origin: DraftOrigin,
-    *,
-    authors: tuple[str, ...],
 ) -> ConvertedMessage:
     for name in _RECIPIENT_FIELDS:
         if unread := unreadable_addresses(header, name):
@@ -312,7 +312,7 @@ def _of_mime(
     return ConvertedMessage(
         content=sent.content,
         originator=envelope.originator,
-        authors=authors,
+        authors=_authors(header_section(memory_part(sent.content))),
         recipients=envelope.recipients,
         smtputf8=envelope.smtputf8,
         eight_bit=is_eight_bit(sent.content),
@@ -324,11 +324,22 @@ def _of_mime(
     )
 
 
-def _authors(header: bytes) -> Iterator[str]:
+def _authors_made(header: bytes, properties: MessageProperties) -> tuple[str, ...]:
+    """Return the authors of a message that was made of properties, () if they are its `from_` and
+    `sender` alone: a draft that a mail client wrote may have a block that holds anything.
+    """
+    expected = sum(map(bool, (properties.from_, explicit_sender(properties))))
+    found = _ORIGINATORS.findall(b"\n" + header.lower().replace(b"\0", b""))
+    return () if len(found) == expected else _authors(header)
+
+
+def _authors(header: bytes) -> tuple[str, ...]:
+    found: list[str] = []
     for field in originators(Header.parse(cleaned(header))):
-        yield from (one.address for one in field.addresses)
+        found += [one.address for one in field.addresses]
         if field.unread or not field.addresses:
-            yield ""
+            found.append("")
+    return tuple(found)
 
 
 def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:

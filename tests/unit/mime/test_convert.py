@@ -11,11 +11,12 @@ from base64 import b64encode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from relay.message.content import size_of
+from relay.message.content import as_octets, size_of
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.convert import ConversionError, convert, render
-from relay.mime.draft import DraftOrigin
+from relay.mime.draft import DraftOrigin, block_bytes, read_private_block
 from tests.support.drafts import write_draft, write_mime_draft
 
 ORIGIN = DraftOrigin(
@@ -302,3 +303,50 @@ def test_an_invalid_address_never_reaches_an_smtp_command(field, address):
     people = EmailAddress(address) if field == "from_" else (EmailAddress(address),)
     with pytest.raises(ConversionError, match="cannot be sent"):
         converted(draft(**{field: people}))
+
+
+# -- drafts that a mail client wrote, with a private block of its own
+
+EVE = "eve@other.test"
+
+
+@pytest.mark.parametrize(
+    ("properties", "origin"),
+    [
+        ({"internet_message_headers": (("From", EVE),)}, {}),
+        ({"internet_message_headers": (("SENDER", EVE),)}, {}),
+        ({"internet_message_headers": (("Resent-From", EVE),)}, {}),
+        ({"internet_message_headers": (("From", EVE),), "from_": None, "sender": None}, {}),
+        ({"conversation_index": f"AA\r\nFrom: {EVE}"}, {}),
+        ({}, {"message_id": f"<a@b.test>\r\nFrom: {EVE}"}),
+        ({}, {"message_id": f"<a@b.test>\rFr\0om : {EVE}"}),
+        ({"from_": None, "sender": None}, {"account": EVE}),
+        ({"from_": EmailAddress(EVE)}, {}),
+        ({"sender": EmailAddress(EVE)}, {}),
+    ],
+)
+def test_a_forged_block_of_properties_hides_no_author(properties, origin) -> None:
+    written = write_draft(draft(), ORIGIN)
+    block, length = read_private_block(as_octets(written))
+    assert block is not None
+    forged = replace(
+        block,
+        properties=replace(block.properties, **properties),
+        origin=replace(ORIGIN, **origin),
+    )
+    sent = convert(block_bytes(forged) + written[length:], now_us=0, hostname="h")
+    assert EVE in sent.authors
+
+
+@pytest.mark.parametrize(
+    ("header", "origin"),
+    [
+        (b"", {"account": EVE}),
+        (b"From: alice@example.test\r\n", {"account": EVE, "on_behalf_of": "alice@example.test"}),
+    ],
+)
+def test_a_forged_block_of_mime_hides_no_author(header: bytes, origin: dict[str, str]) -> None:
+    content = header + b"To: bob@b.test\r\n\r\nhello\r\n"
+    sent = convert(write_mime_draft(content, replace(ORIGIN, **origin)), now_us=0, hostname="h")
+    assert EVE in sent.authors
+    assert sent.originator in sent.authors
