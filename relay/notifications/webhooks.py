@@ -299,6 +299,7 @@ class Webhooks:
         self._dropped = metrics.notifications.labels(kind="webhook", result="dropped")
         self._running: dict[str, _RunningWebhook] = {}
         self._turn = asyncio.Lock()
+        self._writing: asyncio.Future[None] | None = None
 
     def in_progress(self) -> str:
         """Say whether something is being read or sent, "" if not."""
@@ -388,10 +389,13 @@ class Webhooks:
             await asyncio.sleep(_SAVE_S)  # real time: spares the disk
 
     async def _save(self) -> None:
+        if self._writing is not None:  # of a task that was cancelled
+            await asyncio.wait([self._writing])
         self.is_changed.clear()
         running = self._running.items()
         cursors = {url: str(one.cursor) for url, one in running if one.cursor is not None}
-        await asyncio.shield(asyncio.to_thread(_write, self._file, cursors))
+        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, self._file, cursors))
+        await asyncio.shield(self._writing)
 
     async def close(self) -> None:
         """End all, and keep where they are."""

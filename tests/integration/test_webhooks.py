@@ -78,24 +78,28 @@ def test_events_and_accounts(receiver: WebhookReceiver) -> None:
         assert {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("mode", ["error", "redirect", "hang-up"])
-def test_a_failure_is_repeated_and_delays_no_other(receiver: WebhookReceiver, mode: str) -> None:
-    with WebhookReceiver() as other:
-        config = {"webhook": [hook(receiver), hook(other)]}
+def test_failures_are_repeated_and_delay_no_other(receiver: WebhookReceiver) -> None:
+    with WebhookReceiver() as error, WebhookReceiver() as redirect, WebhookReceiver() as hang_up:
+        down = {"error": error, "redirect": redirect, "hang-up": hang_up}
+        config = {"webhook": [hook(one) for one in (*down.values(), receiver)]}
         with RelayProcess(config=config) as relay:
-            receiver.mode = mode
+            for mode, one in down.items():
+                one.mode = mode
             relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-            other.until(lambda found: len(found) == 2)
-            receiver.until(lambda found: len(found) >= 2)
-            down = listed(relay)[receiver.url()]
-            assert down["failing_since"] is not None
-            assert down["failure"]
-            receiver.mode = "good"
-            found = receiver.until(lambda found: [one["step"] for one in found][-1] == 6)
-            assert [one["step"] for one in found] == [5] * (len(found) - 1) + [6]
-            assert len({one["id"] for one in found}) == 2
-            assert {path for path, *_ in receiver.requests} == {"/hook"}
-            assert listed(relay)[receiver.url()]["failure"] is None
+            receiver.until(lambda found: len(found) == 2)
+            for one in down.values():
+                one.until(lambda found: len(found) >= 2)
+            shown = listed(relay)
+            for one in down.values():
+                assert shown[one.url()]["failing_since"]
+                assert shown[one.url()]["failure"]
+                one.mode = "good"
+            for one in down.values():
+                found = one.until(lambda found: [one["step"] for one in found][-1] == 6)
+                assert [event["step"] for event in found] == [5] * (len(found) - 1) + [6]
+                assert len({event["id"] for event in found}) == 2
+                assert {path for path, *_ in one.requests} == {"/hook"}
+            assert {one["failure"] for one in listed(relay).values()} == {None}
 
 
 def test_restart_and_reload(receiver: WebhookReceiver) -> None:
@@ -132,8 +136,11 @@ def test_restart_and_reload(receiver: WebhookReceiver) -> None:
         until("it is down", lambda: listed(relay)[receiver.url("/b")]["failure"])
         relay.restart()
         with WebhookReceiver(port=receiver.port) as again:
-            found = again.until(lambda found: len(found) == 2)
-            assert [one["step"] for one in found] == [5, 6]
+            new = relay.journey("last")["id"]
+            steps = [(5, new), (6, new)]
+            again.until(
+                lambda found: [(one["step"], one["message"]) for one in found][-2:] == steps
+            )
             assert relay.faults() == []
 
 
@@ -159,7 +166,7 @@ def test_what_was_removed_is_counted_once(receiver: WebhookReceiver) -> None:
 def test_the_verbs(receiver: WebhookReceiver) -> None:
     with RelayProcess(config={"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]}) as relay:
         relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-        [policy, *_] = receiver.until(lambda found: len(found) == 4)
+        [policy, *others] = receiver.until(lambda found: len(found) == 4)
         before = listed(relay)
         assert list(before) == [receiver.url("/a"), receiver.url("/b")]
         assert before[receiver.url("/a")]["events"] == ["*"]
@@ -175,6 +182,7 @@ def test_the_verbs(receiver: WebhookReceiver) -> None:
         assert relay.cli("webhook", "replay", "--from", "0").returncode == 0
         receiver.until(lambda found: len(found) == 1 + 2 * 2)
         assert {path for path, *_ in receiver.requests[:1]} == {"/b"}
+        assert {one["id"] for one in receiver.events} == {one["id"] for one in (policy, *others)}
         until("they are at the end", lambda: listed(relay) == before)
         receiver.mode = "error"
         done = relay.cli("webhook", "test")
