@@ -27,8 +27,10 @@ _NAME = re.compile(r"\{(%?)((?:user|to|\d+/[^{}]+))\}")
 class Replay:
     """Requests of a program to a user's mailbox, and the answers to them so far."""
 
-    def __init__(self, served: ServedRelay, user: User, headers: dict[str, str]) -> None:
-        self._relay = served.relay
+    def __init__(
+        self, served: ServedRelay, user: User, headers: dict[str, str], *, is_strict: bool
+    ) -> None:
+        self._relay, self._is_strict = served.relay, is_strict
         self._headers = {"authorization": f"Bearer {user.name}"} | headers
         self._known: dict[str, Any] = {"user": user.address, "to": user.sink}
 
@@ -41,6 +43,8 @@ class Replay:
             content = self._text(json.dumps(request["json"])).encode()
         headers = self._headers | request.get("headers", {})
         headers = {name: value for name, value in headers.items() if value is not None}
+        if self._is_strict:
+            headers["prefer"] = f"relay.strict,{headers.get('prefer', '')}"
         got = self._relay.request(request["method"], self._text(request["path"]), content, headers)
         assert got.status == request["status"], f"{request}: {got.body!r}"
         answer = json.loads(got.body) if got.body.startswith(b"{") else {}
@@ -59,13 +63,17 @@ class Replay:
         return quote(value, safe="") if found[1] else value
 
 
-@pytest.mark.parametrize("name", SENT)
-def test_a_program(served: ServedRelay, user: User, name: str) -> None:
+# Not myoffice as Graph is: its `mail list --unread` is an InefficientFilter there.
+@pytest.mark.parametrize(
+    ("name", "is_strict"),
+    [*((name, False) for name in SENT), *((name, True) for name in SENT if name != "myoffice")],
+)
+def test_a_program(served: ServedRelay, user: User, name: str, *, is_strict: bool) -> None:
     for count, message in enumerate(received(user.address, user.sink), 1):
         served.relay.submit(user.sink, [user.address], message)
         until("it is there", lambda count=count: len(user.messages("inbox")) == count)
     first, *requests = map(json.loads, (RECORDED / f"{name}.jsonl").read_text().splitlines())
-    replay = Replay(served, user, first["headers"])
+    replay = Replay(served, user, first["headers"], is_strict=is_strict)
     for number, request in enumerate(requests):
         until(f"found: {request}", partial(replay.send, number, request))
     until("all are sent", lambda: user.arrivals() >= len(SENT[name]))
