@@ -74,8 +74,7 @@ def test_events_and_accounts(receiver: WebhookReceiver) -> None:
         until("the two", lambda: len(names_of(receiver, "/two")) >= 2)
         assert names_of(receiver, "/nobody") == []
         assert sorted(names_of(receiver, "/two"), key=str) == [(5, "queued"), (7, None)]
-        until("bob's", lambda: len(names_of(receiver, "/bob")) >= 6)
-        assert {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5}
+        until("bob's", lambda: {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5})
 
 
 def test_failures_are_repeated_and_delay_no_other(receiver: WebhookReceiver) -> None:
@@ -137,9 +136,8 @@ def test_restart_and_reload(receiver: WebhookReceiver) -> None:
         relay.restart()
         with WebhookReceiver(port=receiver.port) as again:
             new = relay.journey("last")["id"]
-            steps = [(5, new), (6, new)]
             again.until(
-                lambda found: [(one["step"], one["message"]) for one in found][-2:] == steps
+                lambda found: {one["step"] for one in found if one["message"] == new} == {5, 6}
             )
             assert relay.faults() == []
 

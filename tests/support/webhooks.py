@@ -65,9 +65,14 @@ def recorded(relay: RelayProcess, *, silent_s: float = 1) -> list[dict[str, Any]
     return found
 
 
-def by_message(events: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
-    """Step and time of the events of each message, each once, in their order."""
+def by_message(events: Iterable[dict[str, Any]]) -> dict[tuple[str, bool], list[tuple[int, str]]]:
+    """Step and time of the events of each message, each once, in the order of their source.
+
+    The log has steps 1 to 4, and step 4 is later than others. A conversion that is repeated after a
+    kill may be later than step 5.
+    """
     found = defaultdict(dict)
     for one in events:
-        found[one["submission_id"] or one["message"]][one["step"], one["at"]] = None
+        key = one["submission_id"] or one["message"], one["step"] < 5
+        found[key][one["step"], one["at"]] = None
     return {key: list(steps) for key, steps in found.items()}
