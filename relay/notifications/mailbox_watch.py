@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from inotify_simple import INotify
+from inotify_simple import Event, INotify
 from inotify_simple import flags as masks
 
 from relay.base.clock import Clock
@@ -21,6 +21,7 @@ POLL_S = 4.0
 _RECENT_NS = 10_000_000_000  # a file system's clock may stand still for so long
 _MESSAGES = masks.CREATE | masks.DELETE | masks.MOVED_FROM | masks.MOVED_TO | masks.ONLYDIR
 _MAILBOX = masks.MODIFY | masks.CREATE | masks.MOVED_TO | masks.ONLYDIR  # folders, properties
+_STATES_LOG = f"{STATES}-wal"
 Times = Mapping[Path, int]  # of files and directories, in nanoseconds
 
 
@@ -104,21 +105,35 @@ class MailboxChanges:
                 changed |= dict.fromkeys(self._times)
             elif event.mask & masks.IGNORED:
                 self._watches.pop(event.wd, None)
-            elif (found := self._watches.get(event.wd)) and not event.name.startswith(INDEX):
+            elif (found := self._watches.get(event.wd)) and not _is_of_readers(event):
                 changed[found[0]] = None
         for address in changed:
             self._on_change(address)
 
 
+def _is_of_readers(event: Event) -> bool:
+    """Whether reading a mailbox may have caused an event: databases are opened for it, and others
+    closed. If that counted, many mailboxes would be read again and again.
+    """
+    is_new_log = event.name == _STATES_LOG and event.mask & masks.CREATE  # it is still empty
+    return bool(event.name.startswith((INDEX, f"{STATES}-shm")) or is_new_log)
+
+
 def _times_of(mailbox: Path) -> Times:
-    """Return the times of what changes with the messages of a mailbox; {} if there is none."""
-    paths = [mailbox, mailbox / STATES, mailbox / f"{STATES}-wal"]
+    """Return the times of what changes with the messages of a mailbox; {} if there is none.
+
+    That of the mailbox itself is 0: it changes with each database that is opened and closed, and
+    its folders are among the keys.
+    """
+    paths = [mailbox, mailbox / STATES, mailbox / _STATES_LOG]
     with suppress(OSError):
         paths += [one.path / name for one in list_folders(mailbox) for name in ("new", "cur")]
     times = {}
     for path in paths:
         try:
-            times[path] = path.stat().st_mtime_ns
+            found = path.stat()
         except OSError:
             continue
+        if path.name != _STATES_LOG or found.st_size:
+            times[path] = 0 if path == mailbox else found.st_mtime_ns
     return times

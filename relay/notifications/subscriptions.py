@@ -46,6 +46,7 @@ WAITING_MAX = 1000  # notifications of one subscription
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
 HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once
+READS_MAX = 8  # mailboxes at once: the answers to requests need not wait
 _BATCH = 100
 _MARK_US = 300_000_000
 _TOKEN_BYTES_MAX = 4096
@@ -90,6 +91,7 @@ class Subscriptions:
         self._handshakes = ConcurrencyCounter()
         self._is_open = False
         self._added = asyncio.Event()
+        self.reads = asyncio.Semaphore(READS_MAX)
 
     # -- what clients do
 
@@ -354,7 +356,7 @@ class MessageFeed:
         if not owner.may_read(one):
             await owner.report(one, REMOVED)
             return None
-        async with owner.lock(one.mailbox):
+        async with owner.lock(one.mailbox), owner.reads:
             return await self._next_post(one)
 
     async def _next_post(self, one: Subscription) -> Post | None:
@@ -407,7 +409,7 @@ class MessageFeed:
             return 0
         now_us = owner.clock.queue_us()
         try:
-            async with owner.lock(one.mailbox):
+            async with owner.lock(one.mailbox), owner.reads:
                 waiting, end = await self._waiting(one)
         except StalePositionError:
             return 0  # next_post() reports it
