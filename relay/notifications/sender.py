@@ -147,7 +147,8 @@ class Sender:
                 began_s = loop.time()  # real time: a peer
                 self._slow.add(key)
                 why = await self._post(post)
-            if not why and loop.time() - began_s < SLOW_S:
+                took_s = loop.time() - began_s  # real time: a peer
+            if not why and took_s < SLOW_S:
                 self._slow.discard(key)
             if why:
                 self._count("failed", 1)
