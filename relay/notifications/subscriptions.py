@@ -139,6 +139,7 @@ class Subscriptions:
         """
         if "url" in changed:
             await self._check_receiver(changed["url"], one.creator)
+            self.get(one.id, one.creator)  # it may have ended in these seconds
         if (after := await self.change(one.id, durable=True, **changed)) is None:
             raise NoSubscriptionError
         return after

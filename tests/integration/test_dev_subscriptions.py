@@ -100,6 +100,20 @@ def test_expiry(relay: DevProcess, receiver: Receiver) -> None:
     assert found["subscriptionId"] == later
 
 
+def test_what_expires_while_its_new_url_is_asked_is_not_renewed(
+    relay: DevProcess, receiver: Receiver
+) -> None:
+    def left() -> list[object]:
+        return list(relay.graph("GET", "/subscriptions").json()["value"])
+
+    made = subscribed(relay, receiver, expirationDateTime=in_minutes(0.05))
+    with Receiver(on_body=lambda _: until("expired", lambda: not left())) as other:
+        body = {"notificationUrl": other.url(), "expirationDateTime": in_minutes(60)}
+        answer = relay.graph("PATCH", f"/subscriptions/{made}", body)
+        assert answer.status == 404, answer.body
+    assert left() == []
+
+
 def test_a_reset_removes_subscriptions(relay: DevProcess, receiver: Receiver) -> None:
     subscribed(relay, receiver)
     headers = {"Authorization": f"Bearer {OPERATOR}"}
