@@ -31,7 +31,8 @@ class Watched:
         if by_time:
             await self.changes.look({ADDRESS: self.path})
         else:
-            await asyncio.sleep(0.05)  # the events are there already, the loop has to read them
+            for _ in range(3):  # the events are there already, the loop has to read them
+                await asyncio.sleep(0)
         found = bool(self.found)
         self.found.clear()
         return found
