@@ -14,6 +14,7 @@ from msgspec import Struct
 from relay.message.address import AddressError, to_ascii_domain
 
 URL_CHARACTERS_MAX = 2048
+_IN_BRACKETS = re.compile(r"\[[^\[\]]+\](?::[0-9]*)?")
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
 _LABEL = r"[a-z0-9_][a-z0-9_-]{0,62}+"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*+", re.IGNORECASE)
@@ -72,7 +73,7 @@ def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
     if "[" in parts.netloc:
         with suppress(ValueError):
             host = str(IPv6Address(host))
-        if "%" in host or ":" not in host:
+        if _IN_BRACKETS.fullmatch(parts.netloc) is None or "%" in host or ":" not in host:
             raise UrlError(f"found no IPv6 address in brackets, {expected}")
     elif _HOST.fullmatch(host) is None:
         raise UrlError(f"found the host {host[:100]!r}, {expected}")

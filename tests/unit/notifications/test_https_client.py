@@ -81,6 +81,8 @@ def test_urls(text: str, host: str, port: int, target: str) -> None:
         ("https://a..b/", "the host"),
         ("https://[127.0.0.1]/", "IPv"),
         ("https://[fe80::1%25eth0]/", "IPv6"),
+        ("https://x[::1]y/", "IPv6"),
+        ("https://[::1]y:1/", "IPv6"),
         ("https://[::1/", "IPv6"),
         ("https://2130706433/", "different addresses"),
         ("https://0x7f000001/", "different addresses"),
