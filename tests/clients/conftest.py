@@ -16,10 +16,12 @@ import pytest
 
 from tests.support.client_keys import certificate as client_certificate
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.receiver import Receiver
 from tests.support.relay_config import account
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remote_mx import Envelope, RemoteMx
 from tests.support.remotes import Remotes, received
+from tests.support.subscribers import LOOPBACK, local_receiver, trusting
 from tests.support.tls import Authority, authority
 
 __all__ = ["authority"]
@@ -41,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class ServedRelay:
     """A relay, its HTTPS URL, and the CA of its certificate. All mail for sink.test arrives at `sink`.
 
-    Requests to `proxy` get the faults that a test asks for.
+    Requests to `proxy` get the faults that a test asks for; `receiver` takes notifications.
     """
 
     relay: RelayProcess
@@ -49,6 +51,7 @@ class ServedRelay:
     ca: Path
     sink: RemoteMx
     proxy: FaultyProxy
+    receiver: Receiver
     _unused: list[str] = field(default_factory=lambda: list(reversed(_USERS)))
 
     def new_user(self) -> "User":
@@ -107,17 +110,24 @@ def served(authority: Authority) -> Iterator[ServedRelay]:
     with Remotes() as remotes, FaultyProxy(certificate.server_context()) as proxy:
         sink = remotes.start(_SINK)
         tls = {"certificate": certificate.certificate, "key": certificate.key}
-        config = {"http": {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}}
+        config = {
+            "http": {
+                "listen": ["http://127.0.0.1:0", "127.0.0.1:0"],
+                "tls": tls,
+                **LOOPBACK["http"],
+            }
+        }
         accounts = [account(name, client_id=f"{name}-id", client_secret=SECRET) for name in _USERS]
         accounts.append(
             account("app", client_id="app-id", client_secret=SECRET, acts_for=["*@example.test"])
         )
         pem = client_certificate().pem
         accounts.append(account("certified", client_id="certified-id", client_certificate=pem))
-        with remotes.relay(config=config, accounts=accounts) as relay:
+        options = {"config": config, "accounts": accounts, "environment": trusting(authority)}
+        with remotes.relay(**options) as relay, local_receiver(authority) as receiver:
             proxy.upstream = relay.http
             url = f"https://localhost:{relay.ready['https'][0].rpartition(':')[2]}"
-            yield ServedRelay(relay, url, authority.certificate, sink, proxy)
+            yield ServedRelay(relay, url, authority.certificate, sink, proxy, receiver)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Each endpoint that docs/graph.md calls supported, called by msgraph-sdk for Python over HTTPS."""
 
 from collections.abc import Awaitable, Callable
-from datetime import time
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from msgraph.generated.models.mailbox_settings import MailboxSettings
 from msgraph.generated.models.message import Message
 from msgraph.generated.models.o_data_errors.o_data_error import ODataError
 from msgraph.generated.models.outlook_category import OutlookCategory
+from msgraph.generated.models.subscription import Subscription
 from msgraph.generated.users.item.mail_folders.item.copy.copy_post_request_body import (
     CopyPostRequestBody as CopyFolder,
 )
@@ -82,9 +83,23 @@ class Mailbox:
         made = await self.folders.post(MailFolder(display_name=name))
         return self.folders.by_mail_folder_id(made.id)
 
+    async def subscription(self) -> Any:
+        """The request builder of a new subscription."""
+        made = await self.client.subscriptions.post(
+            Subscription(
+                change_type="created", resource="me/messages",
+                notification_url=self.user.served.receiver.url(), expiration_date_time=in_an_hour(),
+            )
+        )  # fmt: skip
+        return self.client.subscriptions.by_subscription_id(made.id)
+
     async def raw(self, method: Method, path: str) -> bytes:
         """The body of a response that the SDK has no typed method for."""
         return await sdk.raw(self.client, method, path)
+
+
+def in_an_hour() -> datetime:
+    return datetime.now(UTC) + timedelta(hours=1)
 
 
 Exercise = Callable[[Mailbox], Awaitable[None]]
@@ -545,6 +560,51 @@ async def _(box: Mailbox) -> None:
     folder = await box.folder()
     copied = await folder.copy.post(CopyFolder(destination_id="archive"))
     assert (copied.display_name, copied.id != (await folder.get()).id) == ("Projects", True)
+
+
+@endpoint("GET", "/subscriptions")
+async def _(box: Mailbox) -> None:
+    one = await (await box.subscription()).get()
+    assert [each.id for each in (await box.client.subscriptions.get()).value] == [one.id]
+
+
+@endpoint("POST", "/subscriptions")
+async def _(box: Mailbox) -> None:
+    one = await (await box.subscription()).get()
+    made = await box.messages.post(sdk.message("a draft", to=box.user.sink))
+    found = box.user.served.receiver.wait_for(
+        lambda all_: any(each["resourceData"]["id"] == made.id for each in all_)
+    )
+    (own,) = [each for each in found if each["subscriptionId"] == one.id]
+    assert (own["changeType"], own["resourceData"]["id"]) == ("created", made.id)
+
+
+@endpoint("GET", "/subscriptions/{id}")
+async def _(box: Mailbox) -> None:
+    found = await (await box.subscription()).get()
+    assert (found.change_type, found.client_state) == ("created", None)
+
+
+@endpoint("PATCH", "/subscriptions/{id}")
+async def _(box: Mailbox) -> None:
+    one, until = await box.subscription(), in_an_hour()
+    changed = await one.patch(Subscription(expiration_date_time=until))
+    assert abs(changed.expiration_date_time - until) < timedelta(seconds=1)
+
+
+@endpoint("DELETE", "/subscriptions/{id}")
+async def _(box: Mailbox) -> None:
+    one = await box.subscription()
+    await one.delete()
+    with pytest.raises(ODataError):
+        await one.get()
+
+
+@endpoint("POST", "/subscriptions/{id}/reauthorize")
+async def _(box: Mailbox) -> None:
+    one = await box.subscription()
+    await one.reauthorize.post()
+    assert (await one.get()).change_type == "created"
 
 
 @endpoint("POST", "/$batch")
