@@ -32,6 +32,7 @@ from relay.journeys.event_feed import (
     EventFeed,
     event_data,
     parse_event_cursor,
+    pause_after,
 )
 from relay.journeys.events import RecordedEvent
 from relay.journeys.sender_view import sender_detail
@@ -46,9 +47,6 @@ _READS_AT_ONCE = 2
 _CHECK_S = 10.0  # whether the client may still read
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
-_PAUSE_S_MIN = 0.02
-_PAUSE_S_MAX = 5.0  # a read may have waited for a long query
-_COST_FACTOR = 20
 _SEND_S = 0.0002  # what one block for one stream costs at least, and each of its octets
 _SEND_S_PER_BYTE = 2e-9
 # Without an empty line: some clients would report an event without data there.
@@ -273,7 +271,7 @@ class EventStreams:
                 batch = await self._feed.read(place, limit=_EVENTS_MAX, until=until)
                 return _block_of(batch)
             finally:
-                pause_s = min(_COST_FACTOR * (self._clock.real_s() - began_s), _PAUSE_S_MAX)
+                pause_s = pause_after(self._clock.real_s() - began_s, least_s=0)
                 loop = asyncio.get_running_loop()
                 loop.call_later(pause_s, self._reads.release)  # real time: clients wait
         finally:
@@ -322,7 +320,7 @@ class EventStreams:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_POLL_S):  # real time: clients wait
                         await self._changes.wait_beyond(seen)
-            pause_s = min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+            pause_s = pause_after(cost_s)
             await asyncio.sleep(pause_s)  # real time: clients wait
 
 

@@ -29,6 +29,9 @@ _ENDLESS = 2**63 - 1
 _LOG = re.compile(
     r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
 )
+_PAUSE_S_MIN = 0.02
+_PAUSE_S_MAX = 5.0  # a read may have waited for a long query
+_COST_FACTOR = 20
 
 
 class EventCursor(Struct, frozen=True):
@@ -200,3 +203,10 @@ def _earlier_steps(logs: Mapping[str, LogEvents]) -> dict[str | None, list[str]]
 def _time_us(entry: _Entry) -> int:
     _, recorded = entry
     return recorded.event.at_us if recorded is not None else 0
+
+
+def pause_after(cost_s: float, *, least_s: float = _PAUSE_S_MIN) -> float:
+    """Return the seconds to wait after a read that took `cost_s`, so that reading takes a twentieth
+    of the time.
+    """
+    return min(max(least_s, _COST_FACTOR * cost_s), _PAUSE_S_MAX)

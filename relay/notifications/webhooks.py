@@ -33,6 +33,7 @@ from relay.journeys.event_feed import (
     EventFeed,
     event_data,
     parse_event_cursor,
+    pause_after,
 )
 from relay.journeys.events import RecordedEvent, Step
 from relay.message.web_url import read_url
@@ -60,9 +61,6 @@ _STATES_OF_RULES = {"discard": "discarded", "redirect": "redirected"}
 _SAVE_S = 1.0
 # As for event streams: another process may write the log, and reading takes a twentieth of the time
 _POLL_S = 1.0
-_PAUSE_S_MIN = 0.02
-_PAUSE_S_MAX = 5.0
-_COST_FACTOR = 20
 _log = get_logger("notifications")
 
 
@@ -230,7 +228,7 @@ class _RunningWebhook:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_POLL_S):  # real time: a file has no notification
                         await self._owner.changes.wait_beyond(seen)
-            pause_s = min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+            pause_s = pause_after(cost_s)
             await asyncio.sleep(pause_s)  # real time: spares the machine
 
     async def _send(self, batch: EventBatch) -> None:

@@ -17,6 +17,7 @@ from relay.base.clock import Ids, SystemClock
 from relay.base.pressure import Pressure
 from relay.http import event_stream
 from relay.http.http_server import HttpServer
+from relay.journeys import event_feed
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import Event, Step
@@ -536,8 +537,8 @@ async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, m
 async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses(
     relay: Relay, monkeypatch
 ) -> None:
-    monkeypatch.setattr(event_streams, "_COST_FACTOR", 10**6)
-    monkeypatch.setattr(event_streams, "_PAUSE_S_MAX", 0.3)
+    monkeypatch.setattr(event_feed, "_COST_FACTOR", 10**6)
+    monkeypatch.setattr(event_feed, "_PAUSE_S_MAX", 0.3)
     await relay.mail()
     async with relay.stream("auditor"):
         began = asyncio.get_running_loop().time()
