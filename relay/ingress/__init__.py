@@ -8,6 +8,7 @@ The session:
 
 - `smtp_server`: a listener: which clients are trusted; implicit TLS, graceful stop
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
+- `listener_dependencies`: what all listeners share, and the sessions of one
 - `session_limits`: the numbers: length of lines, errors, time-outs of one session
 - `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, VRFY; limits
   of recipients and size; too many errors (421); whether TLS, AUTH or a login is required

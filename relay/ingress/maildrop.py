@@ -35,9 +35,9 @@ from relay.ingress.dropped_mail import (
     Identity,
     identity_of,
 )
+from relay.ingress.listener_dependencies import IngressDependencies
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.session_limits import SessionLimits
-from relay.ingress.smtp_commands import IngressDependencies
 from relay.message.address import parse_odd_mailbox
 from relay.message.content import BLOCK_BYTES
 from relay.message.envelope import Envelope, ForwardPath, parse_notify, parse_ret

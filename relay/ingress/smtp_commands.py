@@ -11,18 +11,12 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from msgspec import Struct
-
-from relay.accounts.account import AccountDirectory
-from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.pressure import MemoryBudget, Pressure
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.authentication import AUTH_OFFER, Authentication, CheckLogin
-from relay.ingress.data import ContentCollector, DataReply, Origin, ReceivedContent, subject_in
+from relay.base.crashpoints import CrashPoint
+from relay.ingress.authentication import AUTH_OFFER, Authentication
+from relay.ingress.data import ContentCollector, DataReply, Origin, subject_in
 from relay.ingress.esmtp_parameters import (
     MailArgument,
     SmtpRejection,
@@ -31,24 +25,21 @@ from relay.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.ingress.forwarding import EXPANDED_MAX
+from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_users import LocalUser
-from relay.ingress.recipient_checks import RecipientChecks, Verify
+from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import local_rejection, sender_rejection
-from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
     CONNECT,
     ContentRefusedError,
-    ListenerRefusals,
     RefusedCommand,
     SessionRefusals,
     path_in,
 )
-from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.content import memory_part
-from relay.message.envelope import Envelope, ForwardPath
+from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
-from relay.refusals.refusal import RefusalReason, RefusalRecorder
-from relay.settings.tree import SmtpListener
+from relay.refusals.refusal import RefusalReason
 
 _log = get_logger("ingress")
 
@@ -108,60 +99,6 @@ class ClientConnection(Protocol):
     async def pause(self, seconds: float) -> None:
         """Wait, or until the client disconnects."""
         ...
-
-
-class Accept(Protocol):
-    """Accepts a received message; the returned reply is for the final dot."""
-
-    def __call__(
-        self,
-        envelope: Envelope,
-        paths: Sequence[ForwardPath],
-        received: ReceivedContent,
-        *,
-        origin: Origin,
-    ) -> Awaitable[DataReply]:
-        """Take the responsibility for the message, or return the reply that rejects it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class IngressDependencies:
-    """What all listeners of a process share."""
-
-    hostname: str  # of the greeting and of Received fields
-    acceptance: Acceptance  # takes over complete messages
-    accounts: AccountDirectory  # logins, and addresses that they may use
-    check_token: CheckLogin  # a user and a bearer token
-    quota: DeliveryStore  # whether a local mailbox has room
-    crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
-    pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
-    refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
-    verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
-
-
-class ListenerDependencies(Struct, frozen=True):
-    """What the command handlers of a listener share."""
-
-    settings: SmtpListener  # its configuration
-    shared: IngressDependencies  # with the other listeners
-    limits: SessionLimits  # of each session
-    budget: MemoryBudget  # the memory for messages that all sessions receive
-    check_login: CheckLogin  # a user and a password
-    check_token: CheckLogin  # a user and a bearer token
-    accept: Accept  # takes over a complete message
-    pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
-    is_paused: Callable[[], bool]  # whether an operator lets it accept nothing
-    refusals: ListenerRefusals  # records what is refused
-    offers_tls: bool = False  # STARTTLS, or TLS from the first octet
-    requires_tls: bool = False  # 530 without TLS
-    offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
-    # where a client finds the TLS that it expects here, or does without it, for the log; None: the
-    # log does not say
-    tls_hint: Callable[[], str] | None = None
-    pickup: bool = False  # the listener is pickup's own socket
-    # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
-    odd_domain: str = ""
 
 
 class SmtpCommandHandler:

@@ -22,6 +22,7 @@ from relay.base.pressure import ConcurrencyCounter, MemoryBudget
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Listener, open_listener
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.listener_dependencies import IngressDependencies, ListenerDependencies
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
@@ -30,7 +31,7 @@ from relay.ingress.session_refusals import (
     RefusedCommand,
     handshake_fault,
 )
-from relay.ingress.smtp_commands import SHUTTING_DOWN, IngressDependencies, ListenerDependencies
+from relay.ingress.smtp_commands import SHUTTING_DOWN
 from relay.ingress.smtp_session import (
     TLS_HANDSHAKE_S,
     SessionDependencies,

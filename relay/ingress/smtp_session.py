@@ -22,13 +22,13 @@ from relay.accounts.passwords import client_of
 from relay.base.pressure import ConcurrencyCounter
 from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_users import LocalUsers, peer_uid
 from relay.ingress.session_refusals import CONNECT, RefusedCommand
 from relay.ingress.smtp_commands import (
     PAUSED,
     SHUTTING_DOWN,
     LineError,
-    ListenerDependencies,
     SmtpCommandHandler,
 )
 from relay.observe.logs import get_logger
