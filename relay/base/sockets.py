@@ -4,6 +4,7 @@ An address is HOST:PORT or unix:PATH. A host name means all its addresses on thi
 is one free port for all of them. Another kind of address is one more case in open_listener().
 """
 
+import asyncio
 import dataclasses
 import errno
 import os
@@ -107,6 +108,17 @@ def has_address(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+async def wait_readable(connection: socket.socket) -> None:
+    """Wait until a connection has data, or its end, that can be read."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(connection)
 
 
 def _reserved(address: Address, kind: socket.SocketKind) -> socket.socket:

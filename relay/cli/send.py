@@ -116,8 +116,8 @@ def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Dr
     elif settings.sendmail:
         return Address(path=str(settings.sendmail.socket)), send_by_smtp
     else:
-        listens = [one.listen for one in settings.smtp if one.role == "relay" and one.listen.port]
-        missing = "no [[smtp]] listener with role relay has a TCP port; use --token"
+        listens = [one.listen for one in settings.smtp if one.takes_programs]
+        missing = "no [[smtp]] listener with role relay has a TCP port for programs; use --token"
     if not listens:
         raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
     if not token:

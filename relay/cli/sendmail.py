@@ -189,7 +189,7 @@ def _place(context: CommandContext) -> _Place:
     if not values:
         return _Place(_DEFAULT, host)
     settings = Settings(**values)
-    found = (one.listen for one in settings.smtp if one.role == "relay" and one.listen.port)
+    found = (one.listen for one in settings.smtp if one.takes_programs)
     domain = next(iter(settings.own_domains), settings.hostname)
     return _Place(next(found, _DEFAULT), domain)
 

@@ -7,6 +7,7 @@ error is a 4yz reply with a fixed text.
 The session:
 
 - `smtp_server`: a listener: which clients are trusted; implicit TLS, graceful stop
+- `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
 - `listener_dependencies`: what all listeners share, and the sessions of one
 - `session_limits`: the numbers: length of lines, errors, time-outs of one session

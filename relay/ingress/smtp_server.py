@@ -10,8 +10,8 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from functools import lru_cache, partial
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,11 +19,18 @@ from msgspec.structs import replace
 
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import ConcurrencyCounter, MemoryBudget
-from relay.base.sockets import EVERYBODY, OWNER_ONLY, Listener, open_listener
+from relay.base.sockets import (
+    EVERYBODY,
+    OWNER_ONLY,
+    Listener,
+    open_listener,
+    wait_readable,
+)
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
 from relay.ingress.listener_dependencies import IngressDependencies, ListenerDependencies
 from relay.ingress.local_users import LocalUsers
+from relay.ingress.proxy_header import ProxyHeaderError, read_header
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
     CONNECT,
@@ -90,11 +97,14 @@ class SmtpServer:
         self._options = options
         self._users = users
         self._networks = [ip_network(text) for text in listener.trusted_networks]
+        self._proxies = [ip_network(text) for text in listener.proxy_networks]
         self._tls_context = certificate.context if certificate else None
         self._opened: Listener | None = None
         self.address = listener.listen  # with the actual port, once it was bound
         self._servers: list[asyncio.Server] = []
-        self._handshakes: set[asyncio.Task[None]] = set()
+        is_implicit = self._tls_context is not None and listener.role == "submissions"
+        self._tls_at_once = self._tls_context if is_implicit else None
+        self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
         self._acceptances: set[asyncio.Task[DataReply]] = set()
         sessions = dependencies.acceptance.metrics.smtp_sessions
         self._shared = SessionDependencies(
@@ -148,8 +158,8 @@ class SmtpServer:
                 Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
-        is_implicit = self._tls_context is not None and self._listener.role == "submissions"
-        new = (lambda: BeforeTls(self._begin_handshake)) if is_implicit else self._new_session
+        is_later = self._tls_at_once is not None or bool(self._proxies)
+        new = (lambda: BeforeSession(self._begin)) if is_later else self._new_session
         create = loop.create_unix_server if self._listener.listen.path else loop.create_server
         for one in self._opened.sockets:
             self._servers.append(await create(new, sock=one, backlog=_BACKLOG))
@@ -168,8 +178,8 @@ class SmtpServer:
         self.stop_listening()
         for session in tuple(self._shared.sessions):
             session.drain()
-        for handshake in tuple(self._handshakes):
-            handshake.cancel()
+        for beginning in tuple(self._beginning):
+            beginning.cancel()
         await self._wait_closed(grace_s)
         for session in tuple(self._shared.sessions):
             session.close_with(SHUTTING_DOWN)
@@ -188,14 +198,14 @@ class SmtpServer:
     def _new_session(self) -> SmtpSession:
         return SmtpSession(self._shared)
 
-    def _begin_handshake(self, transport: asyncio.Transport) -> None:
-        """Move the socket to a transport with TLS, before anything was read from it.
+    def _begin(self, transport: asyncio.Transport) -> None:
+        """Move the socket to another transport, before anything was read from it.
 
-        With too many handshakes in progress the connection is closed. A handshake that is cancelled
+        With too many that have no session yet the connection is closed. A task that is cancelled
         closes it as well.
         """
         ip = ip_of(transport)
-        if len(self._handshakes) >= self._listener.max_sessions:
+        if len(self._beginning) >= self._listener.max_sessions:
             transport.abort()
             return
         try:
@@ -205,18 +215,25 @@ class SmtpServer:
             return
         moved.setblocking(False)
         transport.abort()  # closes its own descriptor; the connection stays
-        task = asyncio.get_running_loop().create_task(self._shake_hands(moved, ip))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+        task = asyncio.get_running_loop().create_task(self._begin_session(moved, ip))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
 
-    async def _shake_hands(self, moved: socket.socket, ip: str) -> None:
-        has_begun = False
+    async def _begin_session(self, moved: socket.socket, ip: str) -> None:
+        """Read the header of a proxy, make the handshake."""
+        has_begun, forwarded = False, None
         try:
-            if not await _has_spoken(moved):  # it only looked whether the port is open
-                return
+            if _is_in(self._proxies, ip):
+                forwarded = await self._forwarded_client(moved, ip)
+                if forwarded is None:
+                    return
+            ip = forwarded or ip
+            tls = self._tls_at_once
+            if tls is not None and not await _has_spoken(moved):
+                return  # it only looked whether the port is open
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._new_session, moved, ssl=self._tls_context,
-                ssl_handshake_timeout=TLS_HANDSHAKE_S,  # real time: a client
+                partial(SmtpSession, self._shared, forwarded=forwarded), moved, ssl=tls,
+                ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
             )  # fmt: skip
             has_begun = True
         except TimeoutError:
@@ -226,6 +243,23 @@ class SmtpServer:
         finally:
             if not has_begun:
                 moved.close()
+
+    async def _forwarded_client(self, moved: socket.socket, proxy: str) -> str | None:
+        """Return the client that a proxy names, "" if it names none; None if its connection ends.
+
+        A connection that ends without an octet only looked whether the port is open.
+        """
+        try:
+            header = await read_header(moved)
+        except (ProxyHeaderError, OSError) as error:
+            refused = RefusedCommand(
+                command=CONNECT,
+                reply=f"no PROXY header that can be used: {error}",
+                reason=RefusalReason.SYNTAX,
+            )
+            self._shared.listener.refusals.record(refused, Origin(ip=proxy, helo=""))
+            return None
+        return None if header is None else header.client
 
     def _record_failed_handshake(self, ip: str, error: OSError) -> None:
         """Record and log that the TLS handshake of a client failed.
@@ -247,7 +281,8 @@ class SmtpServer:
 
     def _listener_dependencies(self, *, pickup: bool) -> ListenerDependencies:
         listener, dependencies = self._listener, self._dependencies
-        on_this_machine = is_loopback(listener.listen)
+        # A proxy on this machine may have clients elsewhere.
+        on_this_machine = is_loopback(listener.listen) and not listener.proxy_networks
         requires_tls = listener.tls is not None and listener.tls.require
         options = self._options
         return ListenerDependencies(
@@ -311,12 +346,12 @@ class SmtpServer:
     def _is_trusted(self, ip: str) -> bool:
         if not ip and not self._listener.listen.path:
             return False  # a TCP client that disconnected before its address was read
-        address = ip_address((ip or _LOOPBACK).partition("%")[0])
-        return any(address in network for network in self._networks)
+        return _is_in(self._networks, ip or _LOOPBACK)
 
 
-class BeforeTls(asyncio.Protocol):
-    """The protocol of a connection that begins with TLS (RFC 8314 3.3), until its handshake.
+class BeforeSession(asyncio.Protocol):
+    """The protocol of a connection that begins with TLS (RFC 8314 3.3), until its handshake, or
+    with a header of a proxy, until it was read.
 
     The TLS server of asyncio and uvloop does not report a handshake that failed.
     """
@@ -325,20 +360,21 @@ class BeforeTls(asyncio.Protocol):
         self._begin = begin
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the handshake."""
+        """Begin with what comes before the session."""
         self._begin(transport)
+
+
+def _is_in(networks: Sequence[IPv4Network | IPv6Network], ip: str) -> bool:
+    if not networks or not ip:
+        return False
+    address = ip_address(ip.partition("%")[0])
+    return any(address in network for network in networks)
 
 
 async def _has_spoken(moved: socket.socket) -> bool:
     """Wait for the first octet; return False if the client disconnects. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(moved, readable.set)
-    try:
-        async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
-            await readable.wait()
-    finally:
-        loop.remove_reader(moved)
+    async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
+        await wait_readable(moved)
     try:
         return bool(moved.recv(1, socket.MSG_PEEK))
     except ConnectionResetError:

@@ -195,7 +195,8 @@ _NO_HANDLER = _NoHooks()
 class SmtpSession(_NoHooks, SMTP):
     """One connection. aiosmtpd provides the protocol, the stream writer and the task."""
 
-    def __init__(self, shared: SessionDependencies) -> None:
+    def __init__(self, shared: SessionDependencies, *, forwarded: str | None = None) -> None:
+        """`forwarded` is the address of a proxy's client, "" if the proxy names none."""
         super().__init__(
             _NO_HANDLER,
             hostname=shared.listener.shared.hostname,
@@ -203,6 +204,7 @@ class SmtpSession(_NoHooks, SMTP):
             loop=asyncio.get_running_loop(),
         )
         self._shared = shared
+        self._forwarded = forwarded
         self._ip = ""
         self._counted_as: str | None = None
         self._uid = 0  # of the client, on the socket for programs
@@ -222,8 +224,10 @@ class SmtpSession(_NoHooks, SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session, or reject the client."""
-        self._ip = ip_of(transport)
-        trusted, tls = self._shared.is_trusted(self._ip), _tls_version(transport)
+        self._ip = self._forwarded or ip_of(transport)
+        # A client that a proxy does not name proves nothing by the address of the proxy.
+        trusted = self._forwarded != "" and self._shared.is_trusted(self._ip)
+        tls = _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
         self._counted_as = None if trusted else client_of(self._ip) or None

@@ -141,6 +141,7 @@ class SmtpListener:
     role: Literal["relay", "submission", "submissions"] = "relay"
     # may relay without a login
     trusted_networks: tuple[Network, ...] = field(default=_BY_ROLE, metadata=RELOADED)
+    proxy_networks: tuple[Network, ...] = ()  # proxies, which begin with a PROXY header
     max_message_size: Bytes = field(default=150 * 1024 * 1024, metadata=RELOADED)  # then 552
     # of a message; then 452
     max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)
@@ -154,6 +155,11 @@ class SmtpListener:
         if self.trusted_networks == _BY_ROLE:
             networks = _LOOPBACK if self.role == "relay" else ()
             object.__setattr__(self, "trusted_networks", networks)
+
+    @property
+    def takes_programs(self) -> bool:
+        """Whether programs of this machine can send to its TCP port, without a proxy."""
+        return self.role == "relay" and bool(self.listen.port) and not self.proxy_networks
 
 
 @dataclass(frozen=True, slots=True)

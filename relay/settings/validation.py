@@ -138,12 +138,17 @@ def _socket_paths_too_long(state_dir: Path) -> Found:
 
 
 def _listener(path: KeyPath, listener: SmtpListener) -> Found:
+    if listener.proxy_networks and listener.listen.path:
+        yield (*path, "proxy_networks"), "HOST:PORT in listen: a Unix socket has no proxies"
     if listener.tls is not None:
         return
     if listener.role == "submissions":
         yield (*path, "role"), "tls with a certificate and a key"
-    elif listener.role == "submission" and not is_loopback(listener.listen):
-        expected = "tls, or a loopback address: passwords are not accepted in the clear"
+    elif listener.role == "submission" and (
+        listener.proxy_networks or not is_loopback(listener.listen)
+    ):
+        expected = "tls, or a loopback address"
+        expected += " without proxy_networks: passwords are not accepted in the clear"
         yield (*path, "role"), expected
 
 

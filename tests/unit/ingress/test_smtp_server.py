@@ -399,28 +399,28 @@ async def test_a_failed_tls_handshake_is_logged(listening, certificate, role):
 async def test_a_client_that_leaves_during_the_handshake_leaves_nothing(listening, certificate):
     server = await listening(tls=certificate, role="submissions")
     client = await Client.connect(server.address)
-    await until(lambda: server._handshakes)
+    await until(lambda: server._beginning)
     client.reset()
-    await until(lambda: not server._handshakes)
+    await until(lambda: not server._beginning)
 
 
 async def test_handshakes_are_limited_as_sessions_are(listening, certificate):
     server = await listening(tls=certificate, role="submissions", max_sessions=2)
     waiting = [await Client.connect(server.address) for _ in range(2)]
-    await until(lambda: len(server._handshakes) == 2)
+    await until(lambda: len(server._beginning) == 2)
     further = await Client.connect(server.address)
     with contextlib.suppress(ConnectionResetError):
         assert await asyncio.wait_for(further.reader.read(), 30) == b""
-    assert len(server._handshakes) == len(waiting)
+    assert len(server._beginning) == len(waiting)
 
 
 async def test_a_stop_ends_a_handshake(listening, certificate):
     server = await listening(tls=certificate, role="submissions")
     client = await Client.connect(server.address)
-    await until(lambda: server._handshakes)
+    await until(lambda: server._beginning)
     await server.drain(5)
     assert await asyncio.wait_for(client.reader.read(), 30) == b""
-    assert not server._handshakes
+    assert not server._beginning
 
 
 async def test_starttls_can_be_required(listening, certificate):

@@ -314,6 +314,18 @@ max_connections = 0
             '5: smtp[0].role: found "submission", expected tls, or a loopback address',
         ),
         (
+            "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nproxy_networks = ['10.0.0.0/8']",
+            '5: smtp[0].role: found "submission", expected tls, or a loopback address without proxy_networks',
+        ),
+        (
+            "[[smtp]]\nlisten = 'unix:smtp.sock'\nproxy_networks = ['10.0.0.0/8']",
+            '5: smtp[0].proxy_networks: found a list, expected HOST:PORT in listen',
+        ),
+        (
+            "[[smtp]]\nlisten = '127.0.0.1:25'\nproxy_networks = ['10.0.0.1/8']",
+            '5: smtp[0].proxy_networks[0]: found "10.0.0.1/8", expected',
+        ),
+        (
             "[[smtp]]\nlisten = '127.0.0.1:465'\nrole = 'submissions'",
             '5: smtp[0].role: found "submissions", expected tls with a certificate',
         ),
