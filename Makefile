@@ -78,7 +78,7 @@ QUICK := tests/test_tidy.py tests/unit/test_docs.py tests/contract tests/dialogu
 	$(call of,graph,endpoint_table graph_authorization graph_listing graph_messages graph_send_mail \
 	    graph_send_options odata_filter query_options serializer) \
 	$(call of,http,connection_limits event_stream http_server) \
-	$(call of,ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as smtp_server) \
+	$(call of,ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as session_counts smtp_server) \
 	$(call of,internet,scenario_file scenario_state test_recipients) \
 	$(call of,journeys,journey message_search) \
 	$(call of,mailbox,messages folders inbox maildir message_file quota old_files) \

@@ -87,7 +87,7 @@ def build_transport(base: Foundation) -> Transport:
         partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
         clock=base.clock,
     )  # fmt: skip
-    ingress = _ingress(base, acceptance, verifier)
+    ingress = _ingress(base, acceptance, verifier, resolver=resolver)
     pickup = Pickup(
         _submission_processor(base, reporter), socket=settings.pickup_socket,
         hostname=settings.hostname, rng=_RNG,
@@ -191,7 +191,11 @@ def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
 
 
 def _ingress(
-    base: Foundation, acceptance: Acceptance, verifier: RecipientVerifier
+    base: Foundation,
+    acceptance: Acceptance,
+    verifier: RecipientVerifier,
+    *,
+    resolver: Resolver | LoopbackResolver,
 ) -> IngressDependencies:
     settings, accounts = base.settings, base.sources.accounts
     return IngressDependencies(
@@ -199,6 +203,8 @@ def _ingress(
         check_token=TokenLogin(accounts, settings.state_dir, base.clock).check,
         quota=base.store, crash=base.crash, pressure=base.pressure, refusals=base.refusals,
         verify=verifier.rejection,
+        # mail of a development relay does not leave
+        is_null_mx=resolver.is_null_mx if isinstance(resolver, Resolver) else None,
     )  # fmt: skip
 
 

@@ -10,12 +10,13 @@ The session:
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
 - `listener_dependencies`: what all listeners share, and the sessions of one
-- `session_limits`: the numbers: length of lines, errors, time-outs of one session
+- `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
+- `session_counts`: too many errors, messages or recipients (421), messages of an address (450)
 - `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, VRFY; limits
-  of recipients and size; too many errors (421); whether TLS, AUTH or a login is required
+  of recipients and size; whether TLS, AUTH or a login is required
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
 - `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
-- `send_as`: which sender, From and Sender an account or a local user may use
+- `send_as`: which sender, From and Sender an account or a local user may use; null MX (5.7.27)
 - `recipient_checks`: the reply to RCPT: relaying denied, mailbox full; asks who is valid
 - `session_refusals`: which refused commands are recorded, with which reason
 

@@ -15,7 +15,9 @@ from relay.base.pressure import MemoryBudget, Pressure
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import Verify
+from relay.ingress.send_as import IsNullMx
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import ListenerRefusals
 from relay.mailbox.delivery_store import DeliveryStore
@@ -52,6 +54,7 @@ class IngressDependencies:
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
     refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
     verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
+    is_null_mx: IsNullMx | None = None  # None: no domain is asked
 
 
 class ListenerDependencies(Struct, frozen=True):
@@ -67,6 +70,7 @@ class ListenerDependencies(Struct, frozen=True):
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
     is_paused: Callable[[], bool]  # whether an operator lets it accept nothing
     refusals: ListenerRefusals  # records what is refused
+    rates: RateLimits  # messages of strangers, by address
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
     offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback

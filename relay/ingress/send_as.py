@@ -5,18 +5,23 @@ and in the From and Sender fields, and in Resent-From and Resent-Sender of the l
 has the same rule (check_own() in relay/graph/recipients.py). A field of these that cannot be parsed
 is rejected, because another program might read another author there.
 
+The domain of a stranger's sender must not have a null MX.
+
 RFC 6409 6.1, 6.3 (with 550; 553 5.7.1 is Postfix's reply); RFC 5322 3.6.2 (From, Sender), 3.6.6
-(Resent-From).
+(Resent-From); RFC 7505 4.2.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from relay.accounts.account import AccountDirectory
 from relay.ingress.local_users import LocalUser
 from relay.message.address import ascii_address, shown_address
+from relay.message.envelope import domain_of
 from relay.message.header import Header
 from relay.mime.read_header import originators
+from relay.routing.route_table import RouteTable
 
+IsNullMx = Callable[[str], Awaitable[bool]]  # whether a domain has a null MX
 _SHOWN_CHARACTERS_MAX = 120
 _ADVICE = "use its own address, an alias, or an address that its send_as lists"
 _USER_ADVICE = "the users that [sendmail] users names may send from any address"
@@ -46,6 +51,19 @@ def local_rejection(user: LocalUser, reverse_path: str, header: Header | None = 
     if header is None or user.any_sender:
         return ""
     return _field_rejection(header, user.may_send_as, who=who, advice=_USER_ADVICE)
+
+
+async def null_mx_rejection(
+    reverse_path: str, is_null_mx: IsNullMx | None, table: RouteTable
+) -> str:
+    """Return the reply if the domain of a stranger's sender accepts no mail, else ""."""
+    domain = domain_of(reverse_path)
+    if is_null_mx is None or not domain or domain.startswith("["):
+        return ""
+    if table.is_local_domain(domain) or not await is_null_mx(domain):
+        return ""
+    # RFC 7505 4.2
+    return f"550 5.7.27 The sender domain {_shown(domain)} accepts no mail (null MX)"
 
 
 def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:

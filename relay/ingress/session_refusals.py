@@ -89,6 +89,8 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
         return RefusalReason.TLS if "STARTTLS" in reply else RefusalReason.LOGIN
     if code in _SYNTAX:
         return RefusalReason.SYNTAX
+    if command == "MAIL" and code == "450":  # max_rate_per_client
+        return RefusalReason.LIMIT
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if code == "421":

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
+from relay.accounts.passwords import client_of
 from relay.base.crashpoints import CrashPoint
 from relay.ingress.authentication import AUTH_OFFER, Authentication
 from relay.ingress.data import ContentCollector, DataReply, Origin, subject_in
@@ -28,7 +29,8 @@ from relay.ingress.forwarding import EXPANDED_MAX
 from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_users import LocalUser
 from relay.ingress.recipient_checks import RecipientChecks
-from relay.ingress.send_as import local_rejection, sender_rejection
+from relay.ingress.send_as import local_rejection, null_mx_rejection, sender_rejection
+from relay.ingress.session_counts import SessionCounts
 from relay.ingress.session_refusals import (
     CONNECT,
     ContentRefusedError,
@@ -46,7 +48,6 @@ _log = get_logger("ingress")
 PAUSED = "421 4.3.2 This server takes no mail at present, try again later"  # RFC 5321 3.8
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"  # RFC 5321 3.8
 _BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
-_JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
 # Commands of a browser that a web page directs here, as Postfix's smtpd_forbidden_commands.
 _HTTP_METHODS = frozenset(
     {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT", "OPTIONS", "TRACE"}
@@ -132,8 +133,9 @@ class SmtpCommandHandler:
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
-        self._errors = 0
-        self._junk_commands = 0
+        self._counts = SessionCounts(
+            listener.settings, listener.limits, listener.rates, client=client_of(ip)
+        )
         self.refusals = SessionRefusals(listener.refusals)
         self.user: LocalUser | None = None  # of the machine, on the socket for programs
         self.closing = False
@@ -233,19 +235,8 @@ class SmtpCommandHandler:
 
     def _counted(self, reply: str, *, verb: str = "") -> str:
         """Return `reply`, or 421 after too many rejected or idle commands."""
-        trusted = self._is_trusted
-        # A trusted client may have a long list of addresses that no longer exist.
-        if reply.startswith("5") and not (trusted and verb == "RCPT"):
-            self._errors += 1
-            if self._errors > self._listener.limits.errors:
-                # RFC 5321 7.8
-                return self._close_with("421 4.7.0 Too many errors, closing the connection")
-        if verb in _JUNK and not trusted:
-            self._junk_commands += 1
-            if self._junk_commands > self._listener.limits.junk_commands:
-                # RFC 5321 7.8
-                return self._close_with("421 4.7.0 Too many idle commands, closing the connection")
-        return reply
+        reply = self._counts.ended_by(reply, verb, trusted=self._is_trusted) or reply
+        return self._close_with(reply) if reply.startswith("421") else reply
 
     @property
     def _is_trusted(self) -> bool:
@@ -296,7 +287,7 @@ class SmtpCommandHandler:
     def _greet(self, name: str, *, extended: bool) -> None:
         self._helo = name
         self._extended = extended
-        self._reset()
+        self.reset()
 
     async def noop(self, _argument: str) -> str:
         """RFC 5321 4.1.1.9."""
@@ -312,7 +303,7 @@ class SmtpCommandHandler:
         """RFC 5321 4.1.1.5."""
         if argument:
             return "501 5.5.4 Syntax: RSET"  # RFC 5321 4.1.1.5
-        self._reset()
+        self.reset()
         return "250 2.0.0 Ok"
 
     async def quit(self, argument: str) -> str:
@@ -335,7 +326,7 @@ class SmtpCommandHandler:
         self._tls = await self._client.start_tls()
         self._helo, self._extended = "", False
         self._authentication.account = None
-        self._reset()
+        self.reset()
         return ""
 
     @property
@@ -380,10 +371,10 @@ class SmtpCommandHandler:
             return self._close_with(PAUSED)
         domain = self._listener.odd_domain if self.user is None else self._listener.shared.hostname
         mail = parse_mail(argument, extended=self._extended, odd_domain=domain)
-        login, accounts = self._authentication.login, self._listener.shared.accounts
+        login, shared = self._authentication.login, self._listener.shared
         reverse_path = mail.envelope.reverse_path
-        checks_sender = login and not self._listener.shared.acceptance.any_sender
-        if checks_sender and (rejection := sender_rejection(accounts, login, reverse_path)):
+        checks_sender = login and not shared.acceptance.any_sender
+        if checks_sender and (rejection := sender_rejection(shared.accounts, login, reverse_path)):
             return rejection
         if self.user is not None and (rejection := local_rejection(self.user, reverse_path)):
             return rejection
@@ -393,6 +384,12 @@ class SmtpCommandHandler:
             return "452 4.3.1 Too much mail at once, try again later"  # RFC 1870 6.1
         if short := self._listener.pressure_rejection(mail.size_bytes):
             return f"452 4.3.1 No mail is taken now: {short}; try again later"  # RFC 1870 6.1
+        if not self._is_trusted:
+            rejection = await null_mx_rejection(
+                reverse_path, shared.is_null_mx, shared.acceptance.router
+            )
+            if rejection := rejection or self._counts.mail_rejection():
+                return rejection
         self._mail = mail
         return "250 2.1.0 Ok"
 
@@ -407,6 +404,8 @@ class SmtpCommandHandler:
         )  # fmt: skip
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
+        if not self._is_trusted and (rejection := self._counts.recipient_rejection()):
+            return rejection
         if len(self._forward_paths) >= self._listener.settings.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
@@ -418,6 +417,7 @@ class SmtpCommandHandler:
             return rejection
         self._forward_paths[path.address] = path
         self._expanded = expanded
+        self._counts.add_recipient()
         return "250 2.1.5 Ok"
 
     async def _recipient_rejection(self, mail: MailArgument, address: str, size_bytes: int) -> str:
@@ -461,11 +461,12 @@ class SmtpCommandHandler:
             if not await self._client.read_content(content):
                 return ""
             mail, paths = self._mail, tuple(self._forward_paths.values())
-            self._reset()
-            decision = await self._take(mail, paths, content)
+            with self._counts.content():
+                self.reset()
+                decision = await self._take(mail, paths, content)
         finally:
             content.release()
-        self._errors = self._junk_commands = 0
+        self._counts.add_message()
         await self._client.send(decision.reply)
         listener.shared.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
@@ -513,8 +514,10 @@ class SmtpCommandHandler:
             user=self.user,
         )
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """End the transaction, as RSET does."""
         self._mail = None
+        self._counts.reset()
         self._forward_paths = {}
         self._expanded = 0
         self.refusals.flush()

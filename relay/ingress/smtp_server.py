@@ -30,6 +30,7 @@ from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
 from relay.ingress.listener_dependencies import IngressDependencies, ListenerDependencies
 from relay.ingress.local_users import LocalUsers
+from relay.ingress.message_limits import RateLimits
 from relay.ingress.proxy_header import ProxyHeaderError, read_header
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import (
@@ -302,6 +303,7 @@ class SmtpServer:
                 dependencies.acceptance.clock,
                 lambda: str(self.address),
             ),
+            rates=RateLimits(dependencies.acceptance.clock),
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
             offers_auth_in_clear=(

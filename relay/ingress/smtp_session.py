@@ -260,10 +260,10 @@ class SmtpSession(_NoHooks, SMTP):
 
     def _counted_or_rejected(self) -> str:
         """Count the session and return "", or return the reply that rejects it."""
-        count, per_client = self._shared.count, self._shared.listener.limits.sessions_per_client
-        if count.total >= self._shared.listener.settings.max_sessions:
+        count, settings = self._shared.count, self._shared.listener.settings
+        if count.total >= settings.max_sessions:
             return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
-        if count.count(self._counted_as) >= per_client:
+        if count.count(self._counted_as) >= settings.max_sessions_per_client:
             # RFC 5321 7.8
             return "421 4.7.0 Too many sessions from your address, close some and try again"
         count.begin(self._counted_as)
@@ -285,7 +285,7 @@ class SmtpSession(_NoHooks, SMTP):
             self.closed.set_result(None)
         if self._commands is not None and self in self._shared.sessions:
             self._shared.sessions.remove(self)
-            self._commands.refusals.flush()
+            self._commands.reset()
             self._shared.count.end(self._counted_as)
             super().connection_lost(None if isinstance(error, OSError) else error)
 

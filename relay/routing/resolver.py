@@ -28,6 +28,7 @@ from relay.routing.mx_hosts import (
     NoAnswer,
     NoName,
     NoRecords,
+    NullMx,
     Records,
     Resolution,
     TemporaryFailure,
@@ -40,6 +41,7 @@ from relay.routing.mx_hosts import (
 from relay.routing.route_table import literal_address
 
 HOSTS_FILE_TTL_S = 30.0
+NULL_MX_S = 5.0  # a client waits for it
 _SYSTEM_THREADS = 2
 
 
@@ -89,6 +91,17 @@ class Resolver:
                 return await self._resolve_smarthost(next_hop)
             case _:
                 raise ValueError(f"{next_hop} has no hosts")
+
+    async def is_null_mx(self, domain: str) -> bool:
+        """Return whether a domain says that it accepts no mail (RFC 7505); without an answer
+        within NULL_MX_S it does not.
+        """
+        try:
+            async with asyncio.timeout(NULL_MX_S):  # real time: a name server
+                [answer] = await self._dns.answers((domain, "MX"))
+        except TimeoutError:
+            return False
+        return isinstance(exchanges_of(domain, answer), NullMx)
 
     async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
         """Return the addresses of a host by the DNS, or by the system's host table; () if it has

@@ -85,6 +85,7 @@ Port = Annotated[int, Between(1, 65535)]
 Domain = Annotated[str, Form.DOMAIN]
 Mailbox = Annotated[str, Form.MAILBOX]
 Network = Annotated[str, Form.NETWORK]
+Rate = Annotated[str, Form.RATE]
 Language = Literal["de", "en"]  # of reports: relay/reports/texts has a file for each
 
 
@@ -147,6 +148,21 @@ class SmtpListener:
     max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)
     # of the listener; then 421
     max_sessions: Annotated[int, Between(1, 100_000)] = field(default=500, metadata=RELOADED)
+    # of an address, IPv6 by /64, that is not trusted; then 421. Postfix's
+    # smtpd_client_connection_count_limit
+    max_sessions_per_client: Annotated[int, Between(1, 100_000)] = field(
+        default=50, metadata=RELOADED
+    )
+    # rejected commands of a session; then 421. Postfix's smtpd_hard_error_limit
+    max_errors: Annotated[int, Between(1, 100_000)] = field(default=20, metadata=RELOADED)
+    # of a session, of a client that is not trusted; then 421; 0: no limit
+    max_messages: Annotated[int, Between(0, 1_000_000)] = field(default=0, metadata=RELOADED)
+    # the same of a session; then 452, and 421 to MAIL; 0: no limit
+    max_recipients_per_session: Annotated[int, Between(0, 1_000_000)] = field(
+        default=0, metadata=RELOADED
+    )
+    # messages accepted from such an address; then 450; "": no limit
+    max_rate_per_client: Rate = field(default="", metadata=RELOADED)
     # how long a client may be silent, in seconds
     timeout: PositiveSeconds = field(default=300.0, metadata=RELOADED)
     tls: TlsSettings | None = None  # None: no TLS
@@ -267,7 +283,6 @@ class DnsSettings:
 
 RetryList = tuple[PositiveSeconds, ...]
 Connections = Annotated[int, Between(1, 10_000)]
-Rate = Annotated[str, Form.RATE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@ r"""Read SMTP dialogues from text files.
 Empty lines and lines that begin with # are ignored. The other lines are:
 
     listener: max_recipients=3 trusted=no   settings of the listener, at the start; also
-                                            limits.errors=3, tls=yes, spool=broken
+                                            limits.junk_commands=3, tls=yes, spool=broken
     S: 250 2.1.0 Ok                         the next line that the server must send; * matches anything
     C: MAIL FROM:<a@b.test>                 a line to send; CRLF is added
     R: .\r\n                                octets to send unchanged

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -188,6 +188,7 @@ class Relay:
     refusals: RecentRefusals = field(default_factory=RecentRefusals)
     keys: KeyRing = field(default_factory=KeyRing)
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
+    is_null_mx: Callable[[str], Awaitable[bool]] | None = None
 
     @property
     def router(self) -> RouteTable:
@@ -232,6 +233,7 @@ class Relay:
             quota=FakeQuota(),
             pressure=self.pressure,
             refusals=self.refusals,
+            is_null_mx=self.is_null_mx,
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
         quick = limits or SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)

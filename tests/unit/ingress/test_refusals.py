@@ -94,7 +94,8 @@ CASES = {
     "too many recipients": (
         TRUSTED | {"max_recipients": 1}, [EHLO, FROM, TO, "RCPT TO:<alice@example.test>"], "limit", "RCPT",
     ),
-    "too many errors": (TRUSTED | {"limits": SessionLimits(errors=0)}, ["SESAME"], "limit", ""),
+    "too many messages": (STRANGER | {"max_rate_per_client": "0/60.0"}, [EHLO, FROM], "limit", "MAIL"),
+    "too many errors": (TRUSTED | {"max_errors": 0}, ["SESAME"], "limit", ""),
     "VRFY without an argument": (TRUSTED, [EHLO, "VRFY"], "syntax", "VRFY"),
     "STARTTLS without TLS": (TRUSTED, [EHLO, "STARTTLS"], "syntax", "STARTTLS"),
 }  # fmt: skip

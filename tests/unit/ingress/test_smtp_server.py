@@ -176,8 +176,7 @@ async def test_the_limit_of_sessions_per_listener(listening):
 
 @pytest.mark.parametrize(("networks", "code"), [((), "421"), (("127.0.0.0/8",), "220")])
 async def test_the_limit_of_sessions_per_client_is_for_untrusted_clients(listening, networks, code):
-    limits = SessionLimits(sessions_per_client=1)
-    server = await listening(limits=limits, trusted_networks=networks)
+    server = await listening(max_sessions_per_client=1, trusted_networks=networks)
     first = await Client.connect(server.address)
     assert (await first.reply())[:3] == "220"
     second = await Client.connect(server.address)
@@ -201,8 +200,7 @@ async def test_ipv6_clients_of_one_64_network_share_the_limit_of_sessions(
     """A trusted client in this network takes nothing from the limit."""
     addresses = iter((first, second))
     monkeypatch.setattr(smtp_session, "ip_of", lambda _transport: next(addresses))
-    limits = SessionLimits(sessions_per_client=1)
-    server = await listening(limits=limits, trusted_networks=("2001:db8::7/128",))
+    server = await listening(max_sessions_per_client=1, trusted_networks=("2001:db8::7/128",))
     greetings = [await (await Client.connect(server.address)).reply() for _ in range(2)]
     assert [one[:3] for one in greetings] == ["220", code]
 
