@@ -322,7 +322,7 @@ max_connections = 0
         ),
         (
             "[[smtp]]\nlisten = 'unix:smtp.sock'\nproxy_networks = ['10.0.0.0/8']",
-            '5: smtp[0].proxy_networks: found a list, expected HOST:PORT in listen',
+            "5: smtp[0].proxy_networks: found a list, expected HOST:PORT in listen",
         ),
         (
             "[[smtp]]\nlisten = '127.0.0.1:25'\nproxy_networks = ['10.0.0.1/8']",
