@@ -1,10 +1,10 @@
 """Choose the next host of a site, for example when the first MX is down.
 
 Hosts are tried by MX preference (RFC 5321 5.1). A host whose addresses all failed recently is tried
-last. Among hosts of the same rank, the one with the fewest sessions is first. A failure to connect
-is recorded for all sites that use the address, so that not every message causes a new attempt. For
-a retried message a failure counts for at most half of the time that the message has waited, so that
-each retry connects again.
+last, and so is an address that did not answer in the last SILENT_S. Among hosts of the same rank,
+the one with the fewest sessions is first. A failure to connect is recorded for all sites that use
+the address, so that not every message causes a new attempt. For a retried message a failure counts
+for at most half of the time that the message has waited, so that each retry connects again.
 """
 
 import math
@@ -48,14 +48,18 @@ OTHER_FAMILY = "no address of the family of source_address"
 HostKey = tuple[str, int, TlsPolicy | None, str, str]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
+SILENT_S = 600.0
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
 
 
 class ConnectFailure(Struct, frozen=True):
-    """Why the last attempt to connect failed, and when (monotonic clock)."""
+    """Why the last attempt to connect failed, and when (monotonic clock). `silent`: there was no
+    connection.
+    """
 
     outcome: Deferred | Failed
     at_s: float
+    silent: bool = False
 
 
 class HostStatusCache:
@@ -229,7 +233,9 @@ class HostSelection:
                 outcome, stage = error.outcome, error.stage
                 # A connected host is reachable: it only takes no more connections.
                 if host.name not in use.connected:
-                    failure = ConnectFailure(outcome, self.clock.monotonic())
+                    failure = ConnectFailure(
+                        outcome, self.clock.monotonic(), silent=stage is SmtpStage.CONNECT
+                    )
                     self.host_status.note(key, failure)
             if len(results) < ADDRESSES_MAX:
                 reply = outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
@@ -270,13 +276,19 @@ class HostSelection:
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
         """All addresses, the best host's first; among equals the host with the fewest sessions.
-        With a source address, only those of its family.
+        Those that did not answer are last. With a source address, only those of its family.
         """
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
         source = self.via.source_address
-        return [
+        pairs = [
             (host, address) for host in ordered for address in of_family(host.addresses, source)
         ]
+        since_s = self.clock.monotonic() - SILENT_S
+        return sorted(pairs, key=lambda pair: self._is_silent(*pair, since_s=since_s))
+
+    def _is_silent(self, host: Host, address: str, *, since_s: float) -> bool:
+        known = self.host_status.failure(self._key(host, address), since_s=since_s)
+        return known is not None and known.silent
 
     def _rank(self, host: Host) -> tuple[bool, int]:
         since_s = self.clock.monotonic() - self.options.unreachable_s

@@ -4,8 +4,8 @@ A connection has at most one transaction that is not settled. When a stop cuts a
 settled as far as it is known: indeterminate if its final dot may have been written (RFC 1047), and
 released if nothing is known. A recipient for whom an LMTP host accepts the message is settled while
 the replies for others are awaited (RFC 2033 4.2): after a crash it is not retried. Recipients that
-did not fit into one transaction (452, RFC 5321 4.5.3.1.10) are sent in further ones, which count as
-the same attempt.
+did not fit into one transaction (452, RFC 5321 4.5.3.1.10; LIMITS, RFC 9422) are sent in further
+ones, which count as the same attempt.
 """
 
 import asyncio
@@ -182,6 +182,7 @@ class OutboundSession:
                 return
             left = tuple(left[index] for index in result.again)
             self._settle_accepted(attempt)  # before the next final dot
+            await self._quit_when_worn()
 
     def _on_replies_for(
         self, attempt: _Attempt, recipients: Sequence[ClaimedRecipient]
@@ -279,7 +280,9 @@ class OutboundSession:
 
     async def _quit_when_worn(self) -> None:
         connection = self._connection
-        if connection is not None and connection.transactions >= TRANSACTIONS_MAX:
+        if connection is None:
+            return
+        if connection.is_worn or connection.transactions >= TRANSACTIONS_MAX:
             self._connection = None
             await connection.quit()
 

@@ -125,14 +125,19 @@ class SessionFailure(StrEnum):
 
     LOST = "lost"  # refused, unreachable, reset, closed
     TIMEOUT = "timeout"
+    SLOW = "slow"  # each wait ended in time, all of them together took too long
     PROTOCOL = "nonsense"  # not SMTP, or a reply without a command
 
 
 class Reply(Struct, frozen=True):
-    """One reply: its code, and its lines joined by a space, printable."""
+    """One reply: the code of its last line, and its lines joined by a space, printable.
+
+    `doubtful`: that is a 2yz, and the first line has none.
+    """
 
     code: int
     text: str
+    doubtful: bool = False
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
@@ -226,13 +231,13 @@ def classify(stage: SmtpStage, reply: Reply, peer: Peer) -> Outcome | None:
     """Return the outcome of `reply` for its recipients; None when the session continues.
 
     At DOT a 2yz reply is Relayed, from an LMTP host Delivered. A code of the wrong class is a
-    protocol error, as in classify_session_failure().
+    protocol error, as in classify_session_failure(), and so is a doubtful reply at DOT.
     """
     row = _STAGE_RULES[stage]
     severity = reply.code // 100
-    if severity == row.success:
-        if stage is not SmtpStage.DOT:
-            return None
+    if severity == row.success and stage is not SmtpStage.DOT:
+        return None
+    if severity == row.success and not reply.doubtful:
         evidence = _evidence(status_of(stage, reply), reply, peer)
         if peer.lmtp:
             return Delivered(evidence, peer.offers_dsn)
@@ -257,7 +262,9 @@ def classify_session_failure(
 
     At DOT it is unknown whether the message arrived (RFC 1047).
     """
-    if stage is SmtpStage.CONNECT:
+    if failure is SessionFailure.SLOW:
+        status, kind = "4.4.2", DeferralClass.SITE
+    elif stage is SmtpStage.CONNECT:
         status, kind = "4.4.1", DeferralClass.CONNECT
     elif (row := _STAGE_RULES[stage]).status:
         status, kind = row.status, row.kind

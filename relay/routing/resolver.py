@@ -204,9 +204,12 @@ class Resolver:
         return any((_plain(address), port) in self._own for address in addresses)
 
     async def _ask(self, question: DnsQuestion) -> TimedAnswer:
-        if question[1] != "HOST":
-            return await self._servers.ask(question)
-        return await self._ask_system(question[0]), HOSTS_FILE_TTL_S
+        name, kind = question
+        if kind == "HOST":
+            return await self._ask_system(name), HOSTS_FILE_TTL_S
+        if kind in ("A", "AAAA") and literal_address(f"[{name}]"):  # "MX 10 192.0.2.1."
+            return Records((name,)), HOSTS_FILE_TTL_S
+        return await self._servers.ask(question)
 
     async def _ask_system(self, name: str) -> Answer:
         """Use the system's lookup: /etc/hosts and others."""

@@ -1,27 +1,33 @@
 """The asyncio protocol of an SMTP client: commands out, replies in.
 
-ReplyParser turns bytes into replies, of at most 8 KiB and 100 lines each. SmtpClientProtocol
-pairs each reply with the oldest command without one (RFC 2920 3.1). An unsolicited reply ends the
-connection. After an error every call raises that error; replies received before it can still be
-read. See RFC 5321 4.2 and 4.5.3.
+ReplyParser turns bytes into replies, of at most 8 KiB and 100 lines each. Where commands are not
+pipelined, so that replies cannot be confused, a line without a code is text of the reply.
+SmtpClientProtocol pairs each reply with the oldest command without one (RFC 2920 3.1). An
+unsolicited reply ends the connection. After an error every call raises that error; replies received
+before it can still be read. See RFC 5321 4.2 and 4.5.3.
 """
 
 import asyncio
+import math
 from collections import deque
 
 from relay.message.outcome import Reply, SessionFailure
 
 REPLY_BYTES_MAX = 8 * 1024  # RFC 5321 4.5.3.1.5 has 512 for a line
 REPLY_LINES_MAX = 100  # RFC 5321 4.2.1 has no limit
-_TOO_LONG = f"a reply of more than {REPLY_LINES_MAX} lines or {REPLY_BYTES_MAX} bytes"
+TOO_LONG = f"a reply of more than {REPLY_LINES_MAX} lines or {REPLY_BYTES_MAX} bytes"
 _SHOWN_MAX = 80
 
 
 class ReplyParser:
-    """Parses bytes into replies; `fault` is the first syntax error, "" if there is none."""
+    """Parses bytes into replies; `fault` is the first syntax error, "" if there is none. With
+    `takes_text` a line without a code is none.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_text: bool = False) -> None:
         self.fault = ""
+        self._takes_text = takes_text
+        self._begins_with_2yz = False
         self._rest = b""
         self._texts: list[str] = []
         self._size_bytes = 0
@@ -42,23 +48,33 @@ class ReplyParser:
             if reply is not None:
                 replies.append(reply)
         if self._size_bytes + len(self._rest) > REPLY_BYTES_MAX:
-            self.fault = _TOO_LONG
+            self.fault = TOO_LONG
         return replies
 
     def _take(self, line: bytes) -> Reply | None:
-        code, separator = line[:3], line[3:4]
-        if not (code.isdigit() and b"200" <= code < b"600" and separator in (b"", b" ", b"-")):
+        is_text = not has_code(line)
+        if is_text and not self._takes_text:
             self.fault = f"{printable(line[:_SHOWN_MAX])!r}, which is not an SMTP reply"
             return None
         self._size_bytes += len(line)
         if self._size_bytes > REPLY_BYTES_MAX or len(self._texts) >= REPLY_LINES_MAX:
-            self.fault = _TOO_LONG
+            self.fault = TOO_LONG
             return None
-        self._texts.append(printable(line[4:]))
-        if separator == b"-":
+        if not self._texts:
+            self._begins_with_2yz = not is_text and line.startswith(b"2")
+        self._texts.append(printable(line if is_text else line[4:]))
+        if is_text or line[3:4] == b"-":
             return None
         text, self._texts, self._size_bytes = joined(self._texts), [], 0
-        return Reply(int(code), text)
+        return Reply(
+            int(line[:3]), text, doubtful=line.startswith(b"2") and not self._begins_with_2yz
+        )
+
+
+def has_code(line: bytes) -> bool:
+    """Return whether a line is one of a reply, and not only text."""
+    code = line[:3]
+    return code.isdigit() and b"200" <= code < b"600" and line[3:4].rstrip() in (b"", b"-")
 
 
 def printable(raw: bytes) -> str:
@@ -93,10 +109,13 @@ class SmtpProtocolError(Exception):
 class SmtpClientProtocol(asyncio.Protocol):
     """Writes with flow control, pairs replies with commands, notices a closed peer when idle."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, *, takes_text: bool = False) -> None:
+        """`takes_text` as in ReplyParser."""
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._parser = ReplyParser()
+        self._parser = ReplyParser(takes_text=takes_text)
+        self._ends_s = math.inf
+        self._limit_s = 0.0
         self._replies: deque[Reply] = deque()
         self._outstanding = 0
         self._paused = False
@@ -142,6 +161,23 @@ class SmtpClientProtocol(asyncio.Protocol):
         if self._trouble is not None:
             raise self._trouble
 
+    async def flushed(self, timeout_s: float) -> None:
+        """Wait until the operating system has all data, or a reply comes. Raises SmtpProtocolError,
+        with TIMEOUT or SLOW only if a part was not sent.
+        """
+        deadline = self._loop.time() + timeout_s  # real time: a peer
+        self._transport.set_write_buffer_limits(0)  # paused until it is empty
+        while self._paused and not self._replies and self._trouble is None:
+            await self._woken(deadline, f"the peer read no data for {timeout_s:g} s")
+        if self._trouble is not None and not self._replies:
+            raise self._trouble
+        self._transport.set_write_buffer_limits()
+
+    def limit(self, total_s: float) -> None:
+        """Let all waits from now on together take at most `total_s`."""
+        self._limit_s = total_s
+        self._ends_s = self._loop.time() + total_s  # real time: a peer
+
     def close(self) -> None:
         """Close; discard unwritten bytes, which a stalled peer might never read."""
         self._fail(SmtpProtocolError(SessionFailure.LOST, "the connection is closed"))
@@ -160,6 +196,10 @@ class SmtpClientProtocol(asyncio.Protocol):
             self._transport.abort()
 
     async def _woken(self, deadline: float, text: str) -> None:
+        trouble = SessionFailure.TIMEOUT
+        if self._ends_s < deadline:
+            deadline, trouble = self._ends_s, SessionFailure.SLOW
+            text = f"the transaction was not sent within {self._limit_s:g} s"
         self._waiter = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._wake)  # real time: a peer
         try:
@@ -169,7 +209,7 @@ class SmtpClientProtocol(asyncio.Protocol):
             self._waiter = None
         is_late = self._loop.time() >= deadline  # real time: a peer
         if is_late and not self._replies and self._trouble is None:
-            self._fail(SmtpProtocolError(SessionFailure.TIMEOUT, text))
+            self._fail(SmtpProtocolError(trouble, text))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

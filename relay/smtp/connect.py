@@ -1,8 +1,9 @@
 """Open an SMTP session: TCP or Unix socket, TLS, EHLO, AUTH.
 
 aiosmtplib runs the session up to AUTH; then SmtpClientProtocol takes the transport over. Where
-opportunistic TLS fails, a second connection is made without it (RFC 7435). A password is sent only
-over TLS, or to a loopback address of this machine. All failures are ConnectError.
+opportunistic TLS fails, a second connection is made without it (RFC 7435); where a host hangs up at
+EHLO, one with HELO. A password is sent only over TLS, or to a loopback address of this machine. All
+failures are ConnectError.
 See RFC 5321 3.1 and 3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS),
 RFC 2033 (LMTP).
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Self, cast
 
 import aiosmtplib
+from aiosmtplib.protocol import SMTPProtocol
 from msgspec import structs
 
 from relay.message.outcome import (
@@ -32,7 +34,15 @@ from relay.message.outcome import (
     classify_session_failure,
 )
 from relay.message.tls_policy import TlsLevel, TlsPolicy
-from relay.smtp.client_protocol import SmtpClientProtocol, joined, printable
+from relay.smtp.client_protocol import (
+    REPLY_BYTES_MAX,
+    REPLY_LINES_MAX,
+    TOO_LONG,
+    SmtpClientProtocol,
+    has_code,
+    joined,
+    printable,
+)
 from relay.smtp.connection import Connection, Timeouts
 from relay.smtp.tls import (
     certificate_matches,
@@ -113,13 +123,40 @@ async def connect(
 ) -> Connection:
     """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
     stopwatch = _Stopwatch(target.level, real_s)
-    try:
-        return await _SessionSetup(target, ehlo_name, timeouts, stopwatch=stopwatch).session()
-    except ConnectError as error:
-        if error.stage is not SmtpStage.STARTTLS or target.level != "opportunistic":
-            raise
-    in_clear = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435: opportunistic
-    return await _SessionSetup(in_clear, ehlo_name, timeouts, stopwatch=stopwatch).session()
+    ends_s = asyncio.get_running_loop().time() + timeouts.session_s  # real time: a peer
+    knows_ehlo = True
+    while True:
+        setup = _SessionSetup(target, ehlo_name, timeouts, stopwatch=stopwatch)
+        try:
+            return await setup.session(ends_s, knows_ehlo=knows_ehlo)
+        except ConnectError as error:
+            if error.stage is SmtpStage.STARTTLS and target.level == "opportunistic":
+                target = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435
+            elif knows_ehlo and setup.hung_up and target.level in ("none", "opportunistic"):
+                knows_ehlo = False
+            else:
+                raise
+
+
+class _TolerantProtocol(SMTPProtocol):
+    """Skips lines without a code, as ReplyParser does: the library never sends two commands at
+    once. A reply has at most as many octets and lines as there.
+    """
+
+    def _read_response_from_buffer(self) -> aiosmtplib.SMTPResponse | None:
+        received = bytes(self._buffer)
+        *lines, rest = received.split(b"\n")
+        if len(received) > REPLY_BYTES_MAX or len(lines) > REPLY_LINES_MAX:
+            raise aiosmtplib.SMTPResponseException(-1, TOO_LONG)
+        kept = [line for line in lines if has_code(line)]
+        self._buffer[:] = b"\n".join([*kept, rest])
+        response = super()._read_response_from_buffer()
+        if response is None:
+            self._buffer[:] = received
+        return response
+
+
+aiosmtplib.smtp.SMTPProtocol = _TolerantProtocol  # type: ignore[attr-defined]  # no other way
 
 
 class _Stopwatch:
@@ -163,6 +200,8 @@ class _SessionSetup:
         self._stopwatch = stopwatch
         self._ehlo_name = ehlo_name
         self._stage = SmtpStage.CONNECT
+        self._knows_ehlo = True
+        self.hung_up = False  # the host closed the connection in place of a reply to EHLO
         self._client = aiosmtplib.SMTP(
             local_hostname=ehlo_name,
             timeout=timeouts.command_s,
@@ -182,7 +221,18 @@ class _SessionSetup:
             why = "it holds no certificates" if is_read else reason(error)
             raise self._no_tls(f"the CA file {target.tls.ca} cannot be used: {why}") from error
 
-    async def session(self) -> Connection:
+    async def session(self, ends_s: float, *, knows_ehlo: bool) -> Connection:
+        """Return the session, before the loop's time `ends_s`. Raises ConnectError."""
+        self._knows_ehlo = knows_ehlo
+        try:
+            async with asyncio.timeout_at(ends_s):  # real time: a peer
+                return await self._session()
+        except TimeoutError:
+            text = f"no session within {self._timeouts.session_s:g} s"
+            text = f"{self._target}: {self._stage}: {text}"
+            raise self._trouble(SessionFailure.SLOW, text) from None
+
+    async def _session(self) -> Connection:
         """Raises ConnectError."""
         try:
             await self._open()
@@ -240,12 +290,18 @@ class _SessionSetup:
                 raise aiosmtplib.SMTPHeloError(answer.code, answer.message)
             self._client.last_ehlo_response = answer
             return
+        is_secure = self._tls() is not None
         try:
-            await self._client.ehlo()
+            if self._knows_ehlo:
+                await self._client.ehlo()
+                return
         except aiosmtplib.SMTPHeloError as error:
             if error.code // 100 != 5:
                 raise
-            await self._client.helo()
+        except aiosmtplib.SMTPServerDisconnected:
+            self.hung_up = not is_secure
+            raise
+        await self._client.helo()
 
     async def _secure(self) -> None:
         """STARTTLS as the level says, then EHLO again (RFC 3207 4.2)."""
@@ -307,7 +363,7 @@ class _SessionSetup:
         extensions = Extensions.offered(self._client.esmtp_extensions)
         stream = cast("asyncio.Transport", transport)
         peer = structs.replace(self._peer(), offers_dsn=extensions.dsn, lmtp=self._target.lmtp)
-        wire = SmtpClientProtocol(stream)
+        wire = SmtpClientProtocol(stream, takes_text=not extensions.pipelining)
         stream.set_protocol(wire)
         return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)
 

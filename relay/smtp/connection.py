@@ -5,13 +5,15 @@ again, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RF
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from msgspec import Struct
 
-from relay.message.content import Content, LargeContent, UnreadableError, blocks
+from relay.message.content import Content, LargeContent, UnreadableError, blocks, size_of
 from relay.message.envelope import Envelope, ForwardPath
-from relay.message.outcome import Outcome, Peer, Reply
+from relay.message.outcome import Outcome, Peer, Reply, SessionFailure
 from relay.smtp.client_protocol import SmtpClientProtocol, SmtpProtocolError
 from relay.smtp.transaction import (
     BLOCK_BYTES,
@@ -34,17 +36,22 @@ AfterDot = Callable[[], None]
 OnReplies = Callable[[Mapping[int, Outcome]], None]
 
 
+SLOWEST_BYTES_S = 1024  # a host that takes fewer octets in a second is given up
+
+
 class Timeouts(Struct, frozen=True):
-    """Time-outs in seconds (RFC 5321 4.5.3.2): for connecting, the reply to a command and to DATA,
-    each block of content, the reply to the final dot, and QUIT.
+    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one, and so have all waits of a session
+    and of a transaction before its final dot.
     """
 
-    connect_s: float = 30.0
-    command_s: float = 300.0  # RFC 5321 4.5.3.2.1 to 3
-    data_s: float = 120.0  # RFC 5321 4.5.3.2.4
-    block_s: float = 180.0  # RFC 5321 4.5.3.2.5
-    dot_s: float = 600.0  # RFC 5321 4.5.3.2.6
-    quit_s: float = 2.0
+    connect_s: float = 30.0  # to one address
+    command_s: float = 300.0  # the reply to a command: RFC 5321 4.5.3.2.1 to 3
+    data_s: float = 120.0  # the reply to DATA: RFC 5321 4.5.3.2.4
+    block_s: float = 180.0  # a block of content: RFC 5321 4.5.3.2.5
+    dot_s: float = 600.0  # the reply to the final dot: RFC 5321 4.5.3.2.6
+    quit_s: float = 2.0  # the reply to QUIT
+    session_s: float = 600.0  # from connecting to AUTH
+    transaction_s: float = 600.0  # from MAIL to the last octet, and more by SLOWEST_BYTES_S
 
 
 class Connection:
@@ -71,6 +78,11 @@ class Connection:
         """Whether it can take a transaction. False once the peer has closed it or sent 421."""
         return self._protocol.is_open and not self._busy
 
+    @property
+    def is_worn(self) -> bool:
+        """Whether the peer may take no further transaction (RFC 9422: MAILMAX)."""
+        return 0 < self.extensions.transactions_max <= self.transactions
+
     async def transact(
         self,
         transaction: Transaction,
@@ -88,20 +100,25 @@ class Connection:
         is closed unless the result is `reusable`, and when cancelled.
         """
         assert not self._busy, "one transaction at a time"
-        progress = TransactionProgress(
-            len(transaction.recipients), self.peer, whole=transaction.whole
-        )
+        count = len(transaction.recipients)
+        asked = count if transaction.whole else self.extensions.fitting(transaction.recipients)
+        progress = TransactionProgress(count, self.peer, whole=transaction.whole, asked=asked)
         reason = unsupported(transaction, self.extensions)
         if reason is not None:
             progress.reject(reason.status, reason.text)
             return progress.result()
+        if asked < count:
+            transaction = replace(transaction, recipients=transaction.recipients[:asked])
         self._busy = True
+        size = size_of(transaction.content)
+        self._protocol.limit(round(self._timeouts.transaction_s + size / SLOWEST_BYTES_S, 1))
         try:
             if await self._envelope(transaction, progress):
                 await self._content(transaction.content, progress, before_dot)
                 if after_dot is not None:
                     await asyncio.sleep(0)  # uvloop writes at the end of the loop iteration
                     after_dot()
+                self._protocol.limit(math.inf)
                 await self._replies_to_dot(progress, on_replies)
         except SmtpProtocolError as error:
             progress.broken(error.trouble, error.text, unsolicited=error.unsolicited)
@@ -205,8 +222,11 @@ class Connection:
     async def _content(
         self, content: Content, progress: TransactionProgress, before_dot: BeforeDot | None
     ) -> None:
-        """Write content and final dot; large content in blocks, each with a time-out."""
-        if isinstance(content, bytes) and len(content) <= BLOCK_BYTES:
+        """Write content and final dot; large content in blocks, each with a time-out. What was not
+        sent in time has no final dot.
+        """
+        is_small = isinstance(content, bytes) and len(content) <= BLOCK_BYTES
+        if isinstance(content, bytes) and is_small:
             if before_dot is not None:
                 await before_dot()
             last = b"".join((*dot_stuffed((content,)), FINAL_DOT))
@@ -219,8 +239,15 @@ class Connection:
                 await before_dot()
             last = FINAL_DOT
         self._protocol.send(last, replies=progress.replies_to_dot)
-        progress.dot_written()
         self._needs_reset = False
+        try:
+            if not is_small:
+                await self._protocol.flushed(self._timeouts.block_s)
+        except SmtpProtocolError as error:
+            if error.trouble not in (SessionFailure.TIMEOUT, SessionFailure.SLOW):
+                progress.dot_written()
+            raise
+        progress.dot_written()
 
     async def _replies_to_dot(
         self, progress: TransactionProgress, on_replies: OnReplies | None

@@ -6,18 +6,24 @@ Without I/O. After the final dot, SMTP has one reply, LMTP one for each accepted
 order. A parameter is sent only if the peer offers its extension; a message that needs one
 which the peer lacks is Unsupported. An outcome is never overwritten. Only a recipient whose RCPT
 was accepted can be Relayed or Delivered. See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE),
-RFC 6152 (8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 1047 (lost replies), RFC 2033
-4.2 (LMTP).
+RFC 6152 (8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 9422 (LIMITS), RFC 1047 (lost
+replies), RFC 2033 4.2 (LMTP).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from msgspec import Struct
 
 from relay.message.content import Content, is_eight_bit, memory_part, size_of
-from relay.message.envelope import Envelope, ForwardPath, encode_orcpt, encode_xtext
+from relay.message.envelope import (
+    Envelope,
+    ForwardPath,
+    domain_of,
+    encode_orcpt,
+    encode_xtext,
+)
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
@@ -61,10 +67,10 @@ class Transaction:
 class TransactionResult(Struct, frozen=True):
     """The result; keys and `again` are indexes into Transaction.recipients.
 
-    `again` are recipients that did not fit (452): send them in a new transaction at once, as part
-    of the same attempt. Every other recipient has an outcome, unless `stale`: a reused connection
-    was closed already and nothing was attempted; repeat on a new one. `never_begun`: no reply to
-    MAIL, or a 421.
+    `again` are recipients that did not fit (452, LIMITS): send them in a new transaction at once,
+    as part of the same attempt. Every other recipient has an outcome, unless `stale`: a reused
+    connection was closed already and nothing was attempted; repeat on a new one. `never_begun`: no
+    reply to MAIL, or a 421.
     """
 
     outcomes: Mapping[int, Outcome]
@@ -80,15 +86,19 @@ class TransactionProgress:
     `never_begun`: no reply to MAIL, or a 421. `closing`: the connection cannot be used any more.
     """
 
-    def __init__(self, count: int, peer: Peer, *, whole: bool = False) -> None:
-        """`count` is the number of recipients; `whole` as in Transaction."""
+    def __init__(
+        self, count: int, peer: Peer, *, whole: bool = False, asked: int | None = None
+    ) -> None:
+        """`count` is the number of recipients, of which the first `asked` get RCPT in this
+        transaction, None for all; `whole` as in Transaction.
+        """
         self.outcomes: dict[int, Outcome] = {}
         self.accepted: list[int] = []
         self.stage = SmtpStage.MAIL
         self.closing = False
         self.never_begun = True
         self._all = range(count)
-        self._again: list[int] = []
+        self._again = [] if asked is None else list(self._all[asked:])
         self._whole = whole
         self._peer = peer
         self._answered = 0  # replies to the final dot
@@ -201,7 +211,7 @@ class TransactionProgress:
         if outcome is None:
             return True
         self._check_for_end(reply, outcome)
-        held_back = frozenset(self._again)
+        held_back = frozenset(self._again if stage is not SmtpStage.MAIL else ())
         self._set([index for index in self._all if index not in held_back], outcome)
         return False
 
@@ -224,19 +234,23 @@ class TransactionProgress:
 
 
 class Extensions(Struct, frozen=True):
-    """The extensions that a peer offers; `size_max` is 0 without a limit."""
+    """The extensions that a peer offers; a limit of 0 is none."""
 
-    pipelining: bool = False
-    eight_bit: bool = False
-    smtputf8: bool = False
-    dsn: bool = False
-    size: bool = False
-    size_max: int = 0
+    pipelining: bool = False  # RFC 2920
+    eight_bit: bool = False  # RFC 6152
+    smtputf8: bool = False  # RFC 6531
+    dsn: bool = False  # RFC 3461
+    size: bool = False  # RFC 1870
+    size_max: int = 0  # octets of a message
+    recipients_max: int = 0  # of a transaction: RFC 9422
+    domains_max: int = 0  # of the recipients of a transaction
+    transactions_max: int = 0  # of a session
 
     @classmethod
     def offered(cls, keyparts: Mapping[str, str]) -> Self:
         """Parse the keyparts of EHLO (lower case) and their parameters."""
         size = keyparts.get("size", "").strip()
+        limits = _limits(keyparts.get("limits", ""))
         return cls(
             pipelining="pipelining" in keyparts,
             eight_bit="8bitmime" in keyparts,
@@ -244,7 +258,31 @@ class Extensions(Struct, frozen=True):
             dsn="dsn" in keyparts,
             size="size" in keyparts,
             size_max=int(size) if size.isascii() and size.isdigit() and len(size) <= 20 else 0,
+            recipients_max=limits.get("RCPTMAX", 0),
+            domains_max=limits.get("RCPTDOMAINMAX", 0),
+            transactions_max=limits.get("MAILMAX", 0),
         )
+
+    def fitting(self, recipients: Sequence[ForwardPath]) -> int:
+        """Return how many of the first recipients one transaction may have (RFC 9422)."""
+        count = min(self.recipients_max or len(recipients), len(recipients))
+        if self.domains_max:
+            domains: set[str] = set()
+            for index, one in enumerate(recipients[:count]):
+                domains.add(domain_of(one.address))
+                if len(domains) > self.domains_max:
+                    return index
+        return count
+
+
+def _limits(text: str) -> dict[str, int]:
+    """Parse the parameters of LIMITS; what has no number of 1 to 6 digits, or is 0, is ignored."""
+    pairs = [word.upper().partition("=") for word in text.split()]
+    return {
+        name: int(value)
+        for name, _, value in pairs
+        if value.isascii() and value.isdigit() and len(value) <= 6
+    }
 
 
 class Unsupported(Struct, frozen=True):

@@ -143,6 +143,7 @@ async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(
     delivery, stage: str
 ) -> None:
     scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
+    scripts |= {"HELO": DROP} if stage == "EHLO" else {}
     async with RemoteMx(replies=scripts or {stage: DROP}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -247,6 +248,21 @@ async def test_recipients_over_the_remote_limit_go_into_further_transactions(del
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
     assert set(states(journey).values()) == {"relayed"}
     assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
+    assert {len(one.attempts) for one in journey.recipients} == {1}
+
+
+async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> None:
+    async with RemoteMx(extensions=["PIPELINING", "LIMITS RCPTMAX=20 MAILMAX=2"]) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
+    assert set(states(journey).values()) == {"relayed"}
+    assert [(one.session, len(one.addresses)) for one in mx.envelopes] == [
+        (1, 20),
+        (1, 20),
+        (2, 10),
+    ]
+    assert mx.commands.count("QUIT") == 2
     assert {len(one.attempts) for one in journey.recipients} == {1}
 
 

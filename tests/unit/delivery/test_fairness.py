@@ -48,6 +48,7 @@ class NamedHosts(Table):
 class Connection:
     is_open = True
     transactions = 0
+    is_worn = False
 
     def __init__(self, host: str) -> None:
         self.host = host

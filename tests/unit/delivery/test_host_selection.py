@@ -1,8 +1,24 @@
-"""The status of hosts: answers and connect failures."""
+"""The status of hosts: answers and connect failures; which address is tried last."""
 
-from relay.delivery.host_selection import ConnectFailure, HostStatusCache
-from relay.message.outcome import DeferralClass, Deferred, Evidence
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+
+from relay.delivery.host_selection import (
+    SILENT_S,
+    ConnectFailure,
+    HostSelection,
+    HostStatusCache,
+    HostUse,
+)
+from relay.delivery.site_limits import SiteOptions
+from relay.message.outcome import DeferralClass, Deferred, Evidence, SmtpStage
 from relay.message.tls_policy import TlsPolicy
+from relay.routing.mx_hosts import Host, Hosts
+from relay.routing.route_table import HopOptions
+from relay.smtp.connect import ConnectError
+from tests.support.manual_clock import ManualClock
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
 HERE = ("192.0.2.1", 25, TlsPolicy("none"), "")
@@ -41,3 +57,32 @@ def test_the_least_recently_used_host_goes_first() -> None:
     assert memory.has_answered(HERE, since_s=999.0)
     assert memory.failure(("999", 25, TlsPolicy("none"), ""), since_s=0.0) is not None
     assert memory.failure(("900", 25, TlsPolicy("none"), ""), since_s=0.0) is None
+
+
+@pytest.mark.parametrize("stage", [SmtpStage.CONNECT, SmtpStage.BANNER])
+async def test_an_address_that_did_not_answer_is_tried_last_for_ten_minutes(stage) -> None:
+    tls, clock, tried = TlsPolicy("none"), ManualClock(), []
+    best = Host("mx1.test", 10, ("192.0.2.1", "192.0.2.2"), 25, tls)
+    other = Host("mx2.test", 20, ("192.0.2.3",), 25, tls)
+
+    async def refuse(target):
+        tried.append(target.address[-1])
+        raise ConnectError(GONE, stage if target.address == "192.0.2.1" else SmtpStage.BANNER)
+
+    async def order() -> str:
+        del tried[:]
+        with pytest.raises(ConnectError):
+            await selection.connect(
+                HostUse(Counter(), frozenset()), lambda _name: None, probe_timeout=nullcontext
+            )
+        return "".join(tried)
+
+    selection = HostSelection(
+        Hosts((best, other)), SiteOptions(1, unreachable_s=1.0), via=HopOptions(tls),
+        host_status=HostStatusCache(), clock=clock, open_session=refuse,
+    )  # fmt: skip
+    assert await order() == "123"
+    clock.now_s += 2
+    assert await order() == ("231" if stage is SmtpStage.CONNECT else "123")
+    clock.now_s += SILENT_S + 1
+    assert await order() == "123"

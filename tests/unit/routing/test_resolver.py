@@ -53,6 +53,7 @@ ZONE = {
     "loop.test": {"MX": ["10 Relay.Example.Test", "20 mx2.three.test"]},
     "loop-address.test": {"MX": ["10 other-name.test", "20 mx2.three.test"]},
     "other-name.test": {"A": ["127.0.0.1"]},
+    "by-address.test": {"MX": ["10 127.0.0.16", "20 mx2.three.test", "30 127.0.0.1", "5 0.0.0.0"]},
     "unspecified.test": {"A": ["0.0.0.0"], "AAAA": ["::", "ff02::1"]},
     "relay.example.test": {"A": ["127.0.0.1"]},
 }
@@ -98,6 +99,7 @@ def mx(domain):
         ("null.test", NullMx("null.test")),
         ("mixed.test", Hosts((Host("mx1.three.test", 5, ("127.0.0.11", "::1"), 25),))),
         ("implicit.test", Hosts((Host("implicit.test", 0, ("127.0.0.13",), 25),))),
+        ("by-address.test", Hosts((Host("127.0.0.16", 10, ("127.0.0.16",), 25), MX2))),
         ("gone.test", NoSuchDomain("gone.test")),
         ("nothing.test", NoAddress("nothing.test")),
         ("no-target.test", NoAddress("no-target.test")),

@@ -46,6 +46,23 @@ def test_an_invalid_reply_is_a_fault_and_keeps_earlier_replies(line):
     assert "not an SMTP reply" in reader.fault
 
 
+@given(
+    st.lists(
+        st.sampled_from([b"250-a", b"250 b", b"550 c", b"354-d", b"x", b"", b"250_x"]), max_size=9
+    )
+)
+def test_text_never_is_a_reply_and_the_first_line_decides_whether_a_2yz_is_doubted(lines):
+    reader = ReplyParser(takes_text=True)
+    found = reader.feed(b"".join(line + b"\r\n" for line in lines))
+    ends = [n for n, line in enumerate(lines) if line in (b"250 b", b"550 c")]
+    begins = [0, *(n + 1 for n in ends)]
+    assert [(one.code, one.doubtful) for one in found] == [
+        (int(lines[end][:3]), lines[end] == b"250 b" and lines[begin][:4] not in (b"250-", b"250 "))
+        for begin, end in zip(begins, ends, strict=False)
+    ]
+    assert reader.fault == ""
+
+
 def test_the_last_line_gives_the_code():
     assert ReplyParser().feed(b"250-ok\r\n550 no\r\n") == [Reply(550, "ok no")]
 

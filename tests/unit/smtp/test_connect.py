@@ -53,10 +53,10 @@ async def test_a_host_that_does_not_answer_defers():
         ({"CONNECT": "421 4.3.2 busy"}, SmtpStage.BANNER, DeferralClass.SITE, "4.3.2"),
         ({"CONNECT": DROP}, SmtpStage.BANNER, DeferralClass.CONNECT, "4.4.2"),
         ({"CONNECT": "250 hello"}, SmtpStage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
-        ({"CONNECT": "SSH-2.0-x"}, SmtpStage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
+        ({"CONNECT": "220-x\r\n" * 200}, SmtpStage.BANNER, DeferralClass.PROTOCOL, "4.5.0"),
         ({"EHLO": "421 4.3.2 busy"}, SmtpStage.EHLO, DeferralClass.SITE, "4.3.2"),
         ({"EHLO": "451 4.3.0 later"}, SmtpStage.EHLO, DeferralClass.SITE, "4.3.0"),
-        ({"EHLO": DROP}, SmtpStage.EHLO, DeferralClass.CONNECT, "4.4.2"),
+        ({"EHLO": DROP, "HELO": DROP}, SmtpStage.EHLO, DeferralClass.CONNECT, "4.4.2"),
         ({"EHLO": "250 mx\r\n250 surplus"}, SmtpStage.EHLO, DeferralClass.PROTOCOL, "4.5.0"),
         ({"EHLO": "550 no", "HELO": "550 5.7.1 no"}, SmtpStage.EHLO, DeferralClass.SITE, "4.7.1"),
     ],
@@ -70,9 +70,9 @@ async def test_a_session_that_fails_defers(connected, replies, stage, kind, stat
 
 
 async def test_an_invalid_reply_is_quoted_without_the_code_of_the_library(connected):
-    async with RemoteMx(replies={"CONNECT": "SSH-2.0-x"}) as mx:
+    async with RemoteMx(replies={"CONNECT": "220-" + "x" * 9000}) as mx:
         error = await refusal(connected, mx)
-    assert "SSH-2.0-x" in error.outcome.evidence.reply
+    assert "a reply of more than 100 lines or 8192 bytes" in error.outcome.evidence.reply
     assert "-1" not in error.outcome.evidence.reply
 
 
@@ -98,6 +98,23 @@ async def test_a_host_without_ehlo_gets_helo(connected, message):
         result = await connection.transact(message())
         assert isinstance(result.outcomes[0], Relayed)
         assert mx.commands[1:3] == ["HELO relay.test", "MAIL FROM:<a@x.test>"]
+
+
+@pytest.mark.parametrize("level", ["opportunistic", "required"])
+async def test_a_host_that_hangs_up_at_ehlo_gets_helo_once(connected, message, level):
+    async with RemoteMx(replies={"EHLO": DROP}) as mx:
+        if level == "required":  # HELO offers no STARTTLS
+            error = await refusal(connected, mx, tls=TlsPolicy(level))
+            assert (error.stage, mx.commands) == (SmtpStage.EHLO, ["EHLO relay.test"])
+            return
+        connection = await connected(mx)
+        result = await connection.transact(message())
+        assert isinstance(result.outcomes[0], Relayed)
+        assert mx.commands[:3] == ["EHLO relay.test", "HELO relay.test", "MAIL FROM:<a@x.test>"]
+        mx.replies = {"EHLO": DROP, "HELO": DROP}
+        del mx.commands[:]
+        assert (await refusal(connected, mx)).stage is SmtpStage.EHLO
+        assert mx.commands == ["EHLO relay.test", "HELO relay.test"]
 
 
 async def test_a_unix_socket_is_a_target(connected, message, tmp_path):

@@ -106,6 +106,14 @@ def test_an_invalid_size_means_no_limit(size):
     assert Extensions.offered({"size": size}).size_max == 0
 
 
+@pytest.mark.parametrize("value", ["", "0", "x", "-1", "9" * 7, "²", " 5", "1.5"])
+def test_an_invalid_limit_means_none(value):
+    offered = Extensions.offered(
+        {"limits": f"RCPTMAX={value} MAILMAX={value} rcptdomainmax=3 junk"}
+    )
+    assert (offered.recipients_max, offered.transactions_max, offered.domains_max) == (0, 0, 3)
+
+
 @pytest.mark.parametrize("content", [b".\r\n.\r\n..\r\n\r\n.", b"a\r\n.b\r\n", b"\r\n\r\n..."])
 def test_dot_stuffing_is_the_same_at_every_pair_of_cuts(content):
     whole = b"".join(dot_stuffed((content,)))
