@@ -40,8 +40,8 @@ SLOWEST_BYTES_S = 1024  # a host that takes fewer octets in a second is given up
 
 
 class Timeouts(Struct, frozen=True):
-    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one, and so have all waits of a session
-    and of a transaction before its final dot.
+    """Time-outs in seconds (RFC 5321 4.5.3.2). Each wait has one, and all waits of a session
+    together, and those of a transaction before its final dot.
     """
 
     connect_s: float = 30.0  # to one address

@@ -262,7 +262,7 @@ async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> N
         (1, 20),
         (2, 10),
     ]
-    assert mx.commands.count("QUIT") == 2
+    assert mx.commands.count("QUIT") == 1
     assert {len(one.attempts) for one in journey.recipients} == {1}
 
 
