@@ -61,6 +61,7 @@ class Form(StrEnum):
     WEB_URL = "web url"  # without a slash at its end
     WEBHOOK_URL = "webhook url"
     WEBHOOK_KEY = "webhook key"
+    MILTER_NAME = "name"
     GLOB = "glob"
 
 
@@ -414,6 +415,22 @@ class Webhook:
     accounts: tuple[Annotated[str, Form.GLOB], ...] = ("*",)  # globs of senders' accounts
 
 
+MilterRole = Literal["relay", "submission", "submissions", "local"]
+
+
+@dataclass(frozen=True, slots=True)
+class Milter:
+    """A filter that is asked about mail by the milter protocol."""
+
+    name: Annotated[str, Form.MILTER_NAME]
+    address: Address  # host and port, or the path of a Unix socket
+    # the listeners whose mail it sees; local: mail of pickup and of [sendmail]
+    role: tuple[MilterRole, ...] = ("relay",)
+    # what is done with mail while it does not answer
+    when_down: Literal["accept", "defer", "reject"] = "defer"
+    timeout: PositiveSeconds = 30.0  # for each answer; ten times as long for those about content
+
+
 @dataclass(frozen=True, slots=True)
 class SendmailSettings:
     """Mail of programs of this machine: `relay sendmail`."""
@@ -449,6 +466,8 @@ class Settings:
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
     sendmail: SendmailSettings | None = None  # [sendmail]; None: no socket
     webhook: tuple[Webhook, ...] = field(default=(), metadata=RELOADED)  # each [[webhook]]
+    # each [[milter]], in the order in which they are asked
+    milter: tuple[Milter, ...] = field(default=(), metadata=RELOADED)
 
     @property
     def domains(self) -> tuple[str | OwnDomain, ...]:

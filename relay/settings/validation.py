@@ -23,6 +23,7 @@ from relay.settings.tree import (
     DkimKey,
     HttpSettings,
     MailboxSettings,
+    Milter,
     ObserveSettings,
     OwnDomain,
     ReportsSettings,
@@ -43,6 +44,7 @@ _LONGEST_SOCKET = "run/control.sock"
 _NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
 _TENANTS_MAX = 1000
 _WEBHOOKS_MAX = 20
+_MILTERS_MAX = 20
 # the actions that name addresses
 ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
 _OR_DOMAIN = "or of a [[domain]] with"
@@ -84,6 +86,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
     yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
     yield from _tenants(read)
     yield from _webhooks([(path, made) for path, made in read if isinstance(made, Webhook)])
+    yield from _milters([(path, made) for path, made in read if isinstance(made, Milter)])
 
 
 def is_loopback(address: Address) -> bool:
@@ -333,6 +336,20 @@ def _webhooks(webhooks: Sequence[tuple[KeyPath, Webhook]]) -> Found:
             yield (*path, "accounts"), 'at least one glob, such as "*"'
         if (other := places.setdefault(hook.url, path)) != path:
             yield (*path, "url"), f"a URL of its own: {dotted(other)} has it too"
+
+
+def _milters(milters: Sequence[tuple[KeyPath, Milter]]) -> Found:
+    """Yield the milters that see no mail, cannot be reached, or have the name of an earlier one."""
+    places: dict[str, KeyPath] = {}
+    if len(milters) > _MILTERS_MAX:
+        yield ("milter",), f"at most {_MILTERS_MAX} milters"
+    for path, milter in milters:
+        if not milter.role:
+            yield (*path, "role"), "at least one of relay, submission, submissions, local"
+        if not milter.address.path and not milter.address.port:
+            yield (*path, "address"), "a port of 1 to 65535"
+        if (other := places.setdefault(milter.name, path)) != path:
+            yield (*path, "name"), f"a name of its own: {dotted(other)} has it too"
 
 
 def usable_routes(next_hops: Mapping[str, str]) -> list[str]:

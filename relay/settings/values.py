@@ -395,6 +395,7 @@ PARSERS = {
     Form.DATE: parse_date,
     Form.SPOOL_URL: parse_spool_url,
     Form.NODE_NAME: parse_node_name,
+    Form.MILTER_NAME: parse_node_name,
     Form.SRS_KEY: parse_srs_key,
     Form.UNIX_SOCKET: parse_unix_socket,
     Form.WEB_URL: parse_web_url,

@@ -189,8 +189,8 @@ max_connections = 0
         ": hostname: found nothing, expected a value: this key is required",
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
-            " mailboxes, observe, pickup, policy, pressure, reports, route, sendmail, smtp, spool, state_dir,"
-            ' tenant, webhook (did you mean "hostname"?)'
+            " mailboxes, milter, observe, pickup, policy, pressure, reports, route, sendmail, smtp, spool,"
+            ' state_dir, tenant, webhook (did you mean "hostname"?)'
         ),
         (
             ':6: smtp[0].listen: found "127.0.0.1:80", expected an address that no other'

@@ -24,7 +24,7 @@ def rows() -> Iterator[str]:
         columns = tables.setdefault(table, ([], []))
         columns[key not in reloaded].append(f"`{name}`")
     for table, (reloadable, restart) in tables.items():
-        is_array = table in ("smtp", "domain", "route", "dkim", "tenant", "webhook")
+        is_array = table in ("smtp", "domain", "route", "dkim", "tenant", "webhook", "milter")
         brackets = f"`[[{table}]]`" if is_array else f"`[{table}]`"
         name = brackets if table else "(top)"
         applied = ", ".join(reloadable) or "-"
