@@ -63,13 +63,11 @@ class ConfiguredMilter:
             found = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
             self._lookup = asyncio.ensure_future(found)
             self._lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
-        error = OSError("no address")
-        for family, _, _, _, place in await asyncio.shield(self._lookup):
-            try:
-                return await _connected(family, place)
-            except OSError as failed:
-                error = failed
-        raise error
+        *others, last = await asyncio.shield(self._lookup)
+        for one in others:
+            with contextlib.suppress(OSError):
+                return await _connected(one[0], one[4])
+        return await _connected(last[0], last[4])
 
 
 async def _connected(family: int, place: Any) -> socket.socket:
