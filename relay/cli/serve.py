@@ -20,7 +20,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option
 from relay.mailbox.mail_root import ForeignRootError
 from relay.observe import logs
-from relay.settings.environment import read_environment
+from relay.settings.environment import read_environment, take_sockets
 from relay.settings.tree import NodeRole
 
 
@@ -42,6 +42,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     SIGHUP, as `relay reload`, reloads rules, accounts and some keys of relay.toml; the log names
     changed keys that need a restart. A file with faults is logged and changes nothing.
     """
+    take_sockets()
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
     active = ActiveConfiguration(

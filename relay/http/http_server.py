@@ -108,21 +108,16 @@ class HttpServer:
         self._table = ConnectionTable(self._limits, loop.time)  # real time: clients
         try:
             for listener in self._listeners:
-                await self._listen(listener, loop)
+                await self._listen(listener)
         except BaseException:
             await self.stop(0)
             raise
 
-    async def _listen(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+    async def _listen(self, listener: Listener) -> None:
         factory: Callable[[], asyncio.Protocol] = self._new_protocol
         if self._certificate is not None and self.has_tls(listener.address):
             factory = partial(self._new_tls, self._certificate.context, self._new_protocol)
-        for each in listener.sockets:
-            if listener.address.path:
-                server = await loop.create_unix_server(factory, sock=each, backlog=_BACKLOG)
-            else:
-                server = await loop.create_server(factory, sock=each, backlog=_BACKLOG)
-            self._servers.append(server)
+        self._servers += await listener.serve(factory, backlog=_BACKLOG)
 
     async def stop(self, grace_s: float) -> None:
         """Stop listening, let running requests end within `grace_s` seconds, cancel the others.

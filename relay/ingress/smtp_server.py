@@ -151,7 +151,6 @@ class SmtpServer:
 
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
-        loop = asyncio.get_running_loop()
         mode = OWNER_ONLY
         if self._users is not None:
             mode = EVERYBODY
@@ -161,9 +160,7 @@ class SmtpServer:
         self.address = self._opened.address
         is_later = self._tls_at_once is not None or bool(self._proxies)
         new = (lambda: BeforeSession(self._begin)) if is_later else self._new_session
-        create = loop.create_unix_server if self._listener.listen.path else loop.create_server
-        for one in self._opened.sockets:
-            self._servers.append(await create(new, sock=one, backlog=_BACKLOG))
+        self._servers = await self._opened.serve(new, backlog=_BACKLOG)
 
     def stop_listening(self) -> None:
         """Accept no more connections; open sessions continue."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from relay.base.sockets import LISTEN_VARIABLES, inherit_sockets
+
 DEFAULT_CONFIG = Path("/etc/relay/relay.toml")
 
 
@@ -44,6 +46,15 @@ def read_environment() -> Environment:
         data_home=_data_home(variables),
         variables=variables,
     )
+
+
+def take_sockets() -> None:
+    """Take the sockets of the service manager, before the configuration is read. Child processes
+    get neither them nor the variables.
+    """
+    inherit_sockets(os.environ)
+    for name in LISTEN_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def _watchdog_s(variables: Mapping[str, str]) -> float:

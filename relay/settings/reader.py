@@ -36,6 +36,7 @@ from relay.settings.values import (
     parse_address,
     parse_duration,
     parse_http_listener,
+    parse_listener,
     parse_recipients,
     parse_size,
     referenced_files,
@@ -50,6 +51,7 @@ _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}, "pickup": {}}
 
 # what may contain a path
 _RELATIVE: Mapping[object, Callable[[str, Path], Any]] = {
+    Form.LISTENER: parse_listener,
     Form.HTTP_LISTENER: parse_http_listener,
     Form.RECIPIENTS: parse_recipients,
 }

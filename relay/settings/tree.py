@@ -55,6 +55,7 @@ class Form(StrEnum):
     DATE = "date"  # an ISO date, or ""
     SRS_KEY = "secret"
     NAME_SERVER = "name server"  # an Address; the port is 53 unless it is given
+    LISTENER = "listener"  # an Address, which may be written as systemd:NAME
     HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
     RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
     UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
@@ -138,7 +139,8 @@ class SmtpListener:
     By default a relay listener trusts loopback. The others trust no address: all clients log in.
     """
 
-    listen: Address  # address and port, or the path of a Unix socket
+    # address and port, the path of a Unix socket, or sockets of the service manager
+    listen: Annotated[Address, Form.LISTENER]
     # decides the defaults, and whether clients must log in
     role: Literal["relay", "submission", "submissions"] = "relay"
     # may relay without a login

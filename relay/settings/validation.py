@@ -90,8 +90,10 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
 
 
 def is_loopback(address: Address) -> bool:
-    """Return whether the address is reachable only from this machine."""
-    if address.path or address.host == "localhost":
+    """Return whether the address is reachable only from this machine. That of the service manager's
+    sockets is known, and judged, only where the relay starts.
+    """
+    if address.path or address.host == "localhost" or address.is_elsewhere:
         return True
     return is_ip(address.host) and ipaddress.ip_address(address.host).is_loopback
 
@@ -121,6 +123,8 @@ def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
 
 
 def _overlap(one: Address, other: Address) -> bool:
+    if one.systemd or other.systemd:
+        return one.systemd == other.systemd
     if one.path or other.path:
         return one.path == other.path
     if one.port != other.port or not one.port:  # port 0 is a free port each time

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from relay.base.socket_address import Address
+from relay.base.sockets import inherited_address
 from relay.message.address import AddressError, to_ascii_domain, with_a_labels
 from relay.message.web_url import UrlError, read_url
 from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
@@ -33,6 +34,7 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b)", re.IGNORECASE | re
 _RATE = re.compile(r"(\d{1,7}) ?/ ?(.+)", re.ASCII)
 _NODE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9_])?")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_SOCKET_NAME = re.compile(r"[!-9;-~]{1,255}")  # sd_is_fdname
 _DOMAIN_LENGTH_MAX = 253
 _LOCAL_PART_BYTES_MAX = 64
 _ATOM_SPECIALS = frozenset("!#$%&'*+-=?^_`{|}~")  # RFC 5322 atext less "/": mailboxes are folders
@@ -52,6 +54,7 @@ ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
 SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
 _SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
+_SYSTEMD = "systemd:"
 _RECIPIENTS = ("accounts", "any", "verify")
 NEXT_HOP_EXPECTED = (
     "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
@@ -114,10 +117,20 @@ def parse_address(text: str, base: Path) -> Address:
         raise ValueError(ADDRESS_EXPECTED) from None
 
 
+def parse_listener(text: str, base: Path) -> Address:
+    """Return an address to listen on; systemd:NAME has sockets of the service manager."""
+    name = text.removeprefix(_SYSTEMD)
+    if name == text:
+        return parse_address(text, base)
+    if not _SOCKET_NAME.fullmatch(name):
+        raise ValueError('"systemd:NAME" with the FileDescriptorName= of a socket unit')
+    return inherited_address(name)
+
+
 def parse_http_listener(text: str, base: Path) -> Address:
     """Return an address to listen on; http://HOST:PORT is one without TLS."""
     if not text.startswith(_PLAIN_HTTP):
-        return parse_address(text, base)
+        return parse_listener(text, base)
     address = parse_address(text.removeprefix(_PLAIN_HTTP), base)
     if address.path:
         raise ValueError(f'"{_PLAIN_HTTP}HOST:PORT", or "unix:PATH"')

@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import smtplib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ class RelayProcess:
     new_spool_url: ClassVar[Callable[[], str] | None] = (
         None  # where each has its spool; None: in its folder
     )
+    sockets: Sequence[tuple[str, socket.socket]] = ()  # as from systemd
     user = 0  # the number of the user as whom root starts it, who then has its folder
     empty_spool: ClassVar[Callable[[str], None] | None] = None  # removes all from the spool there
 
@@ -129,6 +131,7 @@ class RelayProcess:
                 stderr=log,
                 env=self.environment | crash,
                 user=self.user,
+                sockets=self.sockets,
             )
         if wait:
             until("ready, or ended", lambda: ready_file.exists() or self.process_ended)

@@ -118,19 +118,27 @@ def start(
     stdout: int | IO[Any] = subprocess.DEVNULL,
     stderr: int | IO[Any] = subprocess.DEVNULL,
     user: int = 0,
+    sockets: Sequence[tuple[str, socket.socket]] = (),
 ) -> Started:
     """Start a command: as subprocess.Popen if it is none of RELAY and PYTEST. With `user`, root
-    starts it as the user and the group with this number.
+    starts it as the user and the group with this number. It inherits `sockets` as from systemd.
     """
     own = {name for name in env if name.startswith(_READ_BY_PYTHON)} - {"PYTHONPATH"}
     if list(command[:3]) not in (RELAY, PYTEST) or own or env.get("PYTHONPATH") != str(ROOT):
         return subprocess.Popen(
             command, cwd=cwd, env=dict(env), stdin=stdin, stdout=stdout, stderr=stderr
         )
-    order = {"words": [*command[3:]], "cwd": str(cwd), "env": dict(env), "user": user}
+    given = {
+        "LISTEN_FDS": str(len(sockets)),
+        "LISTEN_FDNAMES": ":".join(name for name, _ in sockets),
+    }
+    order = {
+        "words": [*command[3:]], "cwd": str(cwd), "env": dict(env) | (given if sockets else {}), "user": user,
+    }  # fmt: skip
     with Path(os.devnull).open("r+b") as null:
         files = [null if file == subprocess.DEVNULL else file for file in (stdin, stdout, stderr)]
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+        numbers += [one.fileno() for _, one in sockets]
         server = _server(command[2])
         return StartedRelay(server, server.ask(order, numbers))
 
@@ -187,7 +195,7 @@ def _load(module: str) -> None:
 def _serve(orders: socket.socket) -> None:
     """Carry out orders until nobody can give any more; return in each child."""
     while True:
-        text, files, _, _ = socket.recv_fds(orders, _LARGEST_ORDER, 3)
+        text, files, _, _ = socket.recv_fds(orders, _LARGEST_ORDER, 10)
         if not text:
             sys.exit()
         order = json.loads(text)
@@ -211,6 +219,8 @@ def _serve(orders: socket.socket) -> None:
             sys.path[0] = order["cwd"]
             os.environ.clear()
             os.environ.update(order["env"])
+            if "LISTEN_FDS" in order["env"]:
+                os.environ["LISTEN_PID"] = str(os.getpid())
             time.tzset()
             tempfile.tempdir = None
             sys.argv[1:] = order["words"]

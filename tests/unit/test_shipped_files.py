@@ -98,6 +98,17 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit):
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+def test_systemd_finds_nothing_wrong_with_its_sockets(unit):
+    drop_in = unit.parent / "relay.service.d/sockets.conf"
+    drop_in.parent.mkdir()
+    shutil.copy(TOP / "systemd/relay-sockets.conf", drop_in)
+    shutil.copy(TOP / "systemd/relay@.socket", unit.parent / "relay@25.socket")
+    verified = analyze("verify", "--man=no", str(unit.parent / "relay@25.socket"), str(unit))
+    assert (verified.returncode, verified.stderr) == (0, "")
+    drop_in.write_text("[Service]\nUnknown=1\n")  # it is read
+    assert "Unknown" in analyze("verify", "--man=no", str(unit)).stderr
+
+
 def test_child_processes_may_limit_their_memory(unit):
     """libc does that with prlimit64, which every filter allows that does not deny it."""
     filters = re.findall("^SystemCallFilter=(~?)(.*)$", unit.read_text(), re.MULTILINE)

@@ -1,5 +1,6 @@
 """Listeners: all addresses of a name, stale and live Unix sockets, errors that name the address."""
 
+import itertools
 import os
 import re
 import socket
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.base import sockets
 from relay.base.socket_address import Address
-from relay.base.sockets import Listener, open_listener
+from relay.base.sockets import Listener, inherited_address, open_listener
 
 
 @pytest.fixture
@@ -77,3 +79,65 @@ def test_a_unix_socket_that_answers_and_a_file_stay(opened, tmp_path: Path) -> N
     with pytest.raises(FileExistsError, match="it exists and is not a socket"):
         open_listener(Address(path=str(file)), backlog=1)
     assert file.read_text() == "text"
+
+
+@pytest.fixture
+def given(monkeypatch) -> Iterator[dict[str, list[socket.socket]]]:
+    """The sockets that the service manager gave this process, by name."""
+    given: dict[str, list[socket.socket]] = {}
+    monkeypatch.setattr(sockets, "_inherited", given)
+    yield given
+    for one in itertools.chain(*given.values()):
+        one.close()
+
+
+def unix_socket(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shown"),
+    [
+        (["127.0.0.1"], "127.0.0.1"),
+        (["127.0.0.1", "0.0.0.0"], "0.0.0.0"),
+        (["0.0.0.0", "127.0.0.1"], "0.0.0.0"),
+        (["unix", "127.0.0.1"], "127.0.0.1"),
+        (["unix"], "unix"),
+    ],
+)
+def test_sockets_of_the_service_manager_have_the_address_that_most_can_reach(
+    given, opened, tmp_path, hosts, shown
+) -> None:
+    given["a"] = [
+        unix_socket(tmp_path / "s") if host == "unix" else socket.create_server((host, 0))
+        for host in hosts
+    ]
+    address = inherited_address("a")
+    assert (address.host or "unix") == shown
+    assert str(address).startswith(shown)
+    listener = open_listener(address, backlog=1)
+    assert [one.getsockname() for one in listener.sockets] == [
+        one.getsockname() for one in given["a"]
+    ]
+    listener.close()
+    for one in given["a"]:  # it is the service manager's: it goes on
+        with socket.socket(one.family) as client:
+            client.connect(one.getsockname())
+    opened.append(open_listener(address, backlog=1))
+
+
+def test_an_address_that_only_the_service_manager_knows(given) -> None:
+    assert str(inherited_address("a")) == "systemd:a"
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] cannot listen on systemd:a: systemd gave"):
+        open_listener(inherited_address("a"), backlog=1)
+
+
+def test_an_abstract_unix_socket_is_refused(given) -> None:
+    given["a"] = [socket.socket(socket.AF_UNIX)]
+    given["a"][0].bind("")  # the kernel chooses
+    given["a"][0].listen()
+    with pytest.raises(OSError, match="found a Unix socket without a path, expected ListenStream="):
+        open_listener(inherited_address("a"), backlog=1)
