@@ -4,9 +4,8 @@ The peers of Postfix: the same stages, macros, answers, and places of fields. A 
 or breaks the protocol gives the result that `when_down` names, and is not asked again in that
 session.
 
-- `filters`: the milters of the configuration; what they say in a session, and about a message
-  (FilterVerdict)
-- `filtered_message`: a message that goes from milter to milter; new bodies and their files
+- `filters`: the milters of the configuration; what they say in a session, in which order
+- `filtered_message`: a message that goes from milter to milter (FilterVerdict); new bodies
 - `connection`: one milter: its connection in a session, time limits, faults and their log lines
 - `dialogue`: what one milter is sent at each stage, and what its answer means there
 - `changes`: applies the changes of a milter to header and body

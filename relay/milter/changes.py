@@ -34,11 +34,6 @@ class ShownHeader(Struct, frozen=True):
     header: Header
     top: tuple[HeaderField, ...] = ()
 
-    @property
-    def top_octets(self) -> bytes:
-        """The fields before those that Relay adds."""
-        return b"".join(octets for _, octets in self.top)
-
     def fields(self, *, leading_blank: bool) -> Iterator[tuple[bytes, bytes]]:
         """Yield name and value of each field; lines of a value end with LF. Without
         `leading_blank`, a blank (no tab) after the colon is left out.

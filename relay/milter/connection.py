@@ -7,20 +7,24 @@ is down, late or faulty concerns its own sessions only.
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 from relay.milter import codec
 from relay.milter.codec import MilterFaultError, MilterPacket, PacketReader
-from relay.milter.dialogue import GO_ON, TOO_MANY, Decision, FilterStage, MilterDialogue
+from relay.milter.dialogue import (
+    CONTENT,
+    GO_ON,
+    TOO_MANY,
+    FilterAnswer,
+    FilterStage,
+    MilterDialogue,
+)
 from relay.observe.logs import RepeatedError, get_logger
 from relay.settings.tree import Milter
 
 CONNECTIONS_MAX: Final = 100  # to each milter
 _CONTENT_FACTOR: Final = 10  # of the time limit, for answers about content
-_CONTENT: Final = (
-    FilterStage.HEADER, FilterStage.END_OF_HEADER, FilterStage.BODY, FilterStage.END_OF_MESSAGE,
-)  # fmt: skip
 _BUFFER_OCTETS: Final = 64 * 1024
 _CLOSED: Final = "the connection was closed"
 _OUT_OF_TURN: Final = "an answer out of turn"
@@ -93,27 +97,21 @@ class MilterConnection:
 
     def __init__(self, milter: ConfiguredMilter) -> None:
         self.milter = milter
-        self.dialogue = MilterDialogue(milter.settings.when_down)
+        self.dialogue = MilterDialogue(milter.settings.name, milter.settings.when_down)
         self._socket: socket.socket | None = None
         self._reader = PacketReader()
         self._unsent = bytearray()
         self._counted = False
 
-    @property
-    def name(self) -> str:
-        """The name of the milter."""
-        return self.milter.settings.name
-
     async def open(self, until: float) -> None:
         """Connect and negotiate; what fails is in the dialogue."""
         if self.milter.connections >= CONNECTIONS_MAX:
             self.milter.failed(MilterFaultError(f"{CONNECTIONS_MAX} connections, the most"))
-            self.dialogue.session = Decision("down", TOO_MANY)
-            return
+            return self.dialogue.fault(TOO_MANY)
         self.milter.connections += 1
         self._counted = True
         limit_s = self.milter.settings.timeout
-        try:
+        with self.guarded():
             async with _limit(limit_s, until):
                 self._socket = await self.milter.dialled()
             self._unsent += codec.offer()
@@ -121,12 +119,24 @@ class MilterConnection:
             packet = await self._packet(limit_s, until)
             self._check_ended()
             self.dialogue.negotiate(packet)
+        return None
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Close the connection after a fault, which is in the dialogue then, after an exception,
+        and after a decision about the session.
+        """
+        try:
+            yield
         except MilterFaultError as error:
-            self.failed(error)
+            self.milter.failed(error)
+            self.dialogue.fault()
         except BaseException:
             self.dialogue.fault()
             self.close()
             raise
+        if self.dialogue.session is not None:
+            self.close()
 
     async def ask(
         self,
@@ -136,7 +146,7 @@ class MilterConnection:
         *,
         until: float,
         take: Take | None = None,
-    ) -> Decision:
+    ) -> FilterAnswer:
         """Send a command and return what its answer means; a milter that gives none goes on.
 
         `until` is a time of now_s(): the end of all waiting. `take` gets the pieces of a new body;
@@ -148,32 +158,18 @@ class MilterConnection:
         self._unsent += octets
         if not is_answered and len(self._unsent) < _BUFFER_OCTETS:
             return GO_ON
-        limit_s = self.milter.settings.timeout * (_CONTENT_FACTOR if stage in _CONTENT else 1)
-        try:
+        limit_s = self.milter.settings.timeout * (_CONTENT_FACTOR if stage in CONTENT else 1)
+        answer = GO_ON
+        with self.guarded():
             await self._flush(limit_s, until)
-            decision = GO_ON
             while is_answered:
                 found = self.dialogue.answer(stage, await self._packet(limit_s, until))
-                if isinstance(found, Decision):
-                    decision, is_answered = found, False
+                if isinstance(found, FilterAnswer):
+                    answer, is_answered = found, False
                 elif found is not None and take is not None:
                     await take(found)
             self._check_ended()
-        except MilterFaultError as error:
-            return self.failed(error)
-        except BaseException:
-            self.dialogue.fault()
-            self.close()
-            raise
-        if self.dialogue.session is not None:
-            self.close()
-        return decision
-
-    def failed(self, error: MilterFaultError) -> Decision:
-        """Close the connection after a fault, and return what this means."""
-        self.milter.failed(error)
-        self.close()
-        return self.dialogue.fault()
+        return self.dialogue.session or answer
 
     def abort(self) -> None:
         """End the message that was not decided."""

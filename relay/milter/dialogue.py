@@ -29,11 +29,13 @@ class FilterStage(StrEnum):
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
-    UNKNOWN = "unknown command"
     HEADER = "header"
     END_OF_HEADER = "end of header"
     BODY = "body"
     END_OF_MESSAGE = "end of message"
+
+
+CONTENT: Final = tuple(FilterStage)[5:]
 
 
 class _Command(Struct, frozen=True):
@@ -50,7 +52,6 @@ _COMMANDS: Final[Mapping[FilterStage, _Command]] = {
     FilterStage.MAIL: _Command(b"M", 0x4, 0x4000, 2),
     FilterStage.RCPT: _Command(b"R", 0x8, 0x8000, 3),
     FilterStage.DATA: _Command(b"T", 0x200, 0x10000, 4, since=4),
-    FilterStage.UNKNOWN: _Command(b"U", 0x100, 0x20000, since=3),
     FilterStage.HEADER: _Command(b"L", 0x20, 0x80),
     FilterStage.END_OF_HEADER: _Command(b"N", 0x40, 0x40000, 6),
     FilterStage.BODY: _Command(b"B", 0x10, 0x80000),
@@ -73,32 +74,34 @@ _VERBS: Final[Mapping[bytes, str]] = {
     codec.ADD_RECIPIENT: "add recipient", codec.ADD_WITH_PARAMETERS: "add recipient",
     codec.REMOVE_RECIPIENT: "remove recipient", codec.CHANGE_SENDER: "change sender to",
 }  # fmt: skip
-_WORDS: Final[Mapping[bytes, str]] = {
-    codec.CONTINUE: "continue", codec.ACCEPT: "accept", codec.REJECT: "reject",
-    codec.DEFER: "tempfail", codec.DISCARD: "discard", codec.REPLY: "reply",
-    codec.SKIP_REST: "continue", codec.SHUTDOWN: "shutdown",
-}  # fmt: skip
-_REPLIES: Final[Mapping[bytes, str]] = {
-    codec.REJECT: "550 5.7.1 Command rejected",
-    codec.DEFER: "451 4.7.1 Service unavailable - try again later",
-    codec.SHUTDOWN: "421 4.7.0 Server closing connection",
+_LATER: Final = "451 4.7.1 Service unavailable - try again later"
+_MEANINGS: Final[Mapping[bytes, tuple[str, str]]] = {
+    codec.CONTINUE: ("continue", ""),
+    codec.SKIP_REST: ("continue", ""),
+    codec.ACCEPT: ("accept", ""),
+    codec.DISCARD: ("discard", ""),
+    codec.REJECT: ("reject", "550 5.7.1 Command rejected"),
+    codec.DEFER: ("tempfail", _LATER),
+    codec.SHUTDOWN: ("shutdown", "421 4.7.0 Server closing connection"),
 }
-WHEN_DOWN: Final[Mapping[str, str]] = {
-    "accept": "",
-    "defer": "451 4.7.1 Service unavailable - try again later",
-    "reject": "550 5.5.0 Service unavailable",
-}
+_WHEN_DOWN: Final = {"accept": "", "defer": _LATER, "reject": "550 5.5.0 Service unavailable"}
 TOO_MANY: Final = "451 4.3.2 Too many connections to a filter - try again later"
 
 
-class Decision(Struct, frozen=True):
-    """What an answer means."""
+class FilterAnswer(Struct, frozen=True):
+    """What a milter says to a command."""
 
-    word: str = "continue"  # also accept, reject, tempfail, reply, discard, shutdown, down
-    reply: str = ""  # for the client; "": go on
+    answer: str = "continue"  # also accept, reject, tempfail, reply, discard, shutdown, down
+    reply: str = ""  # for the client: lines with CRLF between them; "": go on
+    milter: str = ""  # the name of the one that says it
+
+    @property
+    def closes(self) -> bool:
+        """Whether the session ends with this reply."""
+        return self.reply.startswith("421")
 
 
-GO_ON: Final = Decision()
+GO_ON: Final = FilterAnswer()
 
 
 class MilterChanges(Struct):
@@ -125,14 +128,15 @@ class MilterChanges(Struct):
 class MilterDialogue:
     """The state of one milter in one session."""
 
-    def __init__(self, when_down: str) -> None:
+    def __init__(self, name: str, when_down: str) -> None:
+        self.name = name
         self._when_down = when_down
         self._wants = Negotiated(codec.VERSION, 0, 0, {})
         self._skips: FilterStage | None = None  # further commands of it are not sent
         self._accepts_message = False
         self._in_message = False  # it has heard MAIL
         self._body_ended = False
-        self.session: Decision | None = None  # the same answer to each further command
+        self.session: FilterAnswer | None = None  # the same answer to each further command
         self.changes = MilterChanges()
 
     def negotiate(self, packet: MilterPacket) -> None:
@@ -182,8 +186,8 @@ class MilterDialogue:
         octets += codec.encode(command.octet, data)
         return octets, not self._wants.steps & command.silent
 
-    def answer(self, stage: FilterStage, packet: MilterPacket) -> Decision | bytes | None:
-        """Take a packet: return the decision, a piece of a new body, or None if more follows.
+    def answer(self, stage: FilterStage, packet: MilterPacket) -> FilterAnswer | bytes | None:
+        """Take a packet: return the answer, a piece of a new body, or None if more follows.
         Raises MilterFaultError.
         """
         command = packet.command
@@ -193,27 +197,26 @@ class MilterDialogue:
         if command in codec.NEEDS:
             return self._change(stage, packet)
         if command == codec.REPLY:
-            reply = codec.reply_of(packet)
+            word, reply = "reply", codec.reply_of(packet)
         else:
             codec.check_bare(packet)
-            reply = _REPLIES.get(command, "")
+            word, reply = _MEANINGS[command]
         if command == codec.SKIP_REST:
             self._skips = stage
         is_session = stage in (FilterStage.CONNECT, FilterStage.HELO)
-        decision = Decision(_WORDS[command], reply)
+        answer = FilterAnswer(word, reply, self.name)
         if command == codec.DISCARD and is_session:  # not allowed: as Postfix
             return GO_ON
         if command == codec.SHUTDOWN or (is_session and (reply or command == codec.ACCEPT)):
-            self.session = decision
+            self.session = answer
         elif command in (codec.ACCEPT, codec.DISCARD):
             self._accepts_message = True
-        return decision
+        return answer
 
-    def fault(self) -> Decision:
-        """Note that the milter is down or faulty; return what this means from now on."""
-        self.session = Decision("down", WHEN_DOWN[self._when_down])
+    def fault(self, reply: str = "") -> None:
+        """Note that the milter is down or faulty: the result of `when_down`, or a reply."""
+        self.session = FilterAnswer("down", reply or _WHEN_DOWN[self._when_down], self.name)
         self.changes = MilterChanges()
-        return self.session
 
     def abort(self) -> bytes:
         """Return the packet that ends a message, b"" outside of one."""

@@ -5,6 +5,7 @@ it has decided, all or none.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -14,7 +15,7 @@ from relay.message.header import ParsedContent
 from relay.milter import codec
 from relay.milter.changes import BodyLines, ShownHeader
 from relay.milter.codec import MilterFaultError, PathChange
-from relay.milter.connection import MilterConnection
+from relay.milter.dialogue import GO_ON, MilterDialogue
 
 _CHUNK_OCTETS: Final = 65535  # of a body, in one packet
 _BLANK_LINE: Final = b"\r\n"
@@ -92,56 +93,71 @@ class MilterSaid(Struct, frozen=True):
     changes: tuple[str, ...] = ()  # for people, such as "add X-Spam"
 
 
-class FilteredMessage:
-    """What the milters have made of a message so far."""
+class FilterVerdict:
+    """What the milters decide about a message, and what they have made of it so far.
+
+    With a reply in `answer`, or `discarded_by`, nothing of the rest counts. The caller calls
+    release() when the message was accepted or refused.
+    """
 
     def __init__(self, content: ParsedContent, store: NewBodies) -> None:
+        self.answer = GO_ON  # with a reply the message is refused
+        self.discarded_by = ""  # the milter for which it is thrown away: 250, and nobody gets it
+        self.said: tuple[MilterSaid, ...] = ()  # of each milter that was asked, in their order
         self.shown = ShownHeader(content.header)
         self.rest = content.rest
+        self.sender: PathChange | None = None  # another reverse-path
+        self.added: dict[str, PathChange] = {}  # recipients by their canonical addresses
+        self.removed: set[str] = set()  # addresses that the client named
+        self.quarantine: str | None = None  # the reason for which it is held, which may be ""
+        self.quarantined_by = ""  # a milter
         self.store = store
-        self.sender: PathChange | None = None
-        self.added: list[PathChange] = []
-        self.removed: list[str] = []
-        self.quarantine: str | None = None
-        self.quarantined_by = ""
         self.files: list[NewBodyFile] = []
+
+    @property
+    def content(self) -> ParsedContent:
+        """The message with the changes, without `top`."""
+        return ParsedContent(self.shown.header, self.rest)
+
+    @property
+    def top(self) -> bytes:
+        """The fields that go before Relay's own Received."""
+        return b"".join(octets for _, octets in self.shown.top)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body without the blank line, as packets take it. Reading a body of more than
         1 MiB blocks; raises UnreadableError.
         """
-        start = len(_BLANK_LINE)
-        rest = self.rest
-        for block in (
-            (rest,) if isinstance(rest, bytes) else octets_in_blocks(rest.body, _BLOCK_OCTETS)
-        ):
-            begin = start if block.startswith(_BLANK_LINE) else 0
-            for at in range(begin, len(block), _CHUNK_OCTETS):
-                yield block[at : at + _CHUNK_OCTETS]
-            start = 0
+        rest, blank = self.rest, _BLANK_LINE
+        body = () if isinstance(rest, bytes) else rest.body
+        small = [rest] if isinstance(rest, bytes) else []
+        for block in chain(small, octets_in_blocks(body, _BLOCK_OCTETS)):
+            text, blank = block.removeprefix(blank), b""
+            for at in range(0, len(text), _CHUNK_OCTETS):
+                yield text[at : at + _CHUNK_OCTETS]
 
-    async def change(self, by: MilterConnection, body: NewBody) -> tuple[str, ...]:
+    async def change(self, dialogue: MilterDialogue, body: NewBody) -> tuple[str, ...]:
         """Apply the changes of a milter, all or none; return them for people. Raises
         MilterFaultError, and what a new file raises.
         """
-        changes = by.dialogue.changes
-        shown = self.shown.changed(changes.fields, leading_blank=by.dialogue.leading_blank)
-        rest = await body.ended() if changes.replaces_body else self.rest
-        self.shown, self.rest = shown, rest
+        changes = dialogue.changes
+        shown = self.shown.changed(changes.fields, leading_blank=dialogue.leading_blank)
+        self.rest = await body.ended() if changes.replaces_body else self.rest
+        self.shown = shown
         for one in changes.paths:
             if one.command == codec.CHANGE_SENDER:
                 self.sender = one
             elif one.command == codec.REMOVE_RECIPIENT:
-                self.added = [each for each in self.added if each.address != one.address]
-                self.removed.append(one.address)
+                self.added.pop(one.address, None)
+                self.removed.add(one.address)
             else:
-                self.added.append(one)
+                self.added[one.address] = one
         if changes.quarantine is not None:
-            self.quarantine, self.quarantined_by = changes.quarantine, by.name
+            self.quarantine, self.quarantined_by = changes.quarantine, dialogue.name
         return changes.described()
 
-    def discard_files(self) -> None:
-        """Remove the files of new bodies, unless an accepted message has them."""
+    def release(self) -> None:
+        """Remove the files of new bodies, except that of a message that was accepted."""
         for one in self.files:
             one.discard()
         self.files.clear()

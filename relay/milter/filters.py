@@ -15,10 +15,9 @@ from msgspec import Struct
 
 from relay.message.header import ParsedContent
 from relay.milter import codec
-from relay.milter.codec import MilterFaultError, PathChange
 from relay.milter.connection import ConfiguredMilter, MilterConnection, now_s
-from relay.milter.dialogue import GO_ON, Decision, FilterStage
-from relay.milter.filtered_message import FilteredMessage, MilterSaid, NewBodies, NewBody
+from relay.milter.dialogue import GO_ON, FilterAnswer, FilterStage, MilterDialogue
+from relay.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies, NewBody
 from relay.settings.tree import Milter, MilterRole
 
 _ALL_S: Final = 600.0  # RFC 5321 4.5.3.2.6: so long a client waits for the final dot
@@ -33,41 +32,6 @@ class FilterClient(Struct, frozen=True):
     address: str = ""  # its IP address; "": it has none
     port: int = 0
     macros: Mapping[str, str] = {}  # others of the connection, such as "daemon_name"
-
-
-class FilterAnswer(Struct, frozen=True):
-    """What the milters say to a command."""
-
-    reply: str = ""  # for the client: lines with CRLF between them; "": go on
-    milter: str = ""  # the name of the one that says it
-    answer: str = ""  # reject, tempfail, reply, shutdown, down
-
-    @property
-    def closes(self) -> bool:
-        """Whether the session ends with this reply."""
-        return self.reply.startswith("421")
-
-
-NO_OBJECTION: Final = FilterAnswer()
-
-
-class FilterVerdict(Struct, frozen=True):
-    """What the milters decide about a message. With a reply or `discarded_by` nothing changes.
-
-    The caller calls release() when the message was accepted or refused.
-    """
-
-    content: ParsedContent  # with the changes
-    answer: FilterAnswer = NO_OBJECTION  # with a reply the message is refused
-    discarded_by: str = ""  # the milter for which it is thrown away: 250, and nobody gets it
-    top: bytes = b""  # fields that go before Relay's own Received
-    sender: PathChange | None = None  # another reverse-path
-    added: tuple[PathChange, ...] = ()  # recipients
-    removed: tuple[str, ...] = ()  # recipients that the client named, as canonical addresses
-    quarantine: str | None = None  # the reason for which it is held, which may be ""
-    quarantined_by: str = ""  # a milter
-    said: tuple[MilterSaid, ...] = ()  # one of each milter that was asked, in their order
-    release: Callable[[], None] = lambda: None  # see above
 
 
 class MilterSet:
@@ -164,46 +128,29 @@ class FilterSession:
         """Announce DATA, or the first BDAT."""
         return await self._ask_all(FilterStage.DATA, b"")
 
-    async def unknown(self, line: str) -> FilterAnswer:
-        """Announce a command that Relay does not know."""
-        return await self._ask_all(FilterStage.UNKNOWN, codec.text_of(line))
-
     async def message(self, content: ParsedContent, store: NewBodies) -> FilterVerdict:
         """Ask about header and body, which have no fields of Relay's own, after the final dot.
 
         Raises UnreadableError, and what `store` raises where the disk is full; nothing is left of
         the message then.
         """
-        message = FilteredMessage(content, store)
+        verdict = FilterVerdict(content, store)
         until = now_s() + _ALL_S
-        answer = NO_OBJECTION
         try:
             for one in self._connections if not self._discarded_by else ():
-                answer = await self._ask_about(message, one, until)
-                if answer.reply or self._discarded_by:
+                verdict.answer = await self._ask_about(verdict, one, until)
+                if verdict.answer.reply or self._discarded_by:
                     break
         except BaseException:
-            message.discard_files()
-            self.abort()
+            verdict.release()
             raise
-        heard = {**self._said_of_session, **self._said}
-        said = tuple(heard[one.name] for one in self._connections if one.name in heard)
-        discarded_by = self._discarded_by
-        self.abort()
-        if answer.reply or discarded_by:
-            message.discard_files()
-            return FilterVerdict(content, answer, discarded_by, said=said)
-        return FilterVerdict(
-            content=ParsedContent(message.shown.header, message.rest),
-            top=message.shown.top_octets,
-            sender=message.sender,
-            added=tuple(message.added),
-            removed=tuple(message.removed),
-            quarantine=message.quarantine,
-            quarantined_by=message.quarantined_by,
-            said=said,
-            release=message.discard_files,
-        )
+        finally:
+            said = {**self._said_of_session, **self._said}
+            names = (one.dialogue.name for one in self._connections)
+            verdict.said = tuple(said[name] for name in names if name in said)
+            verdict.discarded_by = self._discarded_by
+            self.abort()
+        return verdict
 
     def abort(self) -> None:
         """End a message that was not decided: RSET, a refused DATA, the end of a transaction."""
@@ -221,77 +168,78 @@ class FilterSession:
         """Give a command to each milter, until one answers for all."""
         until = now_s() + _ALL_S
         for one in self._connections if not self._discarded_by else ():
-            started = now_s()
+            began_s = now_s()
             if stage is FilterStage.CONNECT:
                 await one.open(until)
-            decision = await one.ask(stage, data, self._macros, until=until)
-            answer = self._heard(one, stage, decision, started=started)
+            answer = await one.ask(stage, data, self._macros, until=until)
+            self._heard(one, stage, answer, began_s=began_s)
             if answer.reply or self._discarded_by:
                 return answer
-        return NO_OBJECTION
+        return GO_ON
 
     async def _ask_about(
-        self, message: FilteredMessage, one: MilterConnection, until: float
+        self, verdict: FilterVerdict, one: MilterConnection, until: float
     ) -> FilterAnswer:
         """Ask a milter about a message, and apply its changes if it accepts the message."""
-        dialogue, started = one.dialogue, now_s()
+        dialogue, began_s = one.dialogue, now_s()
         if dialogue.is_done:
-            return self._heard(one, FilterStage.MAIL, dialogue.session or GO_ON, started=started)
-        decision, stage = GO_ON, FilterStage.HEADER
-        described: tuple[str, ...] = ()
-        body = NewBody(message.store)
-        try:
-            async with aclosing(_commands(message, one)) as commands:
-                async for stage, data in commands:
-                    decision = await one.ask(stage, data, self._macros, until=until, take=body.add)
-                    if decision.word != GO_ON.word:
-                        break
-            if stage is FilterStage.END_OF_MESSAGE and dialogue.session is None:
-                if decision.word in _ACCEPTED:
-                    described = await message.change(one, body)
-                one.milter.decided()
-                dialogue.end_message()
-        except MilterFaultError as error:
-            decision = one.failed(error)
-        finally:
-            message.files += body.files
-        return self._heard(one, stage, decision, started=started, changes=described)
+            return dialogue.session or GO_ON
+        answer, stage = GO_ON, FilterStage.HEADER
+        changes: tuple[str, ...] = ()
+        body = NewBody(verdict.store)
+        with one.guarded():
+            try:
+                async with aclosing(_commands(verdict, dialogue)) as commands:
+                    async for stage, data in commands:
+                        answer = await one.ask(
+                            stage, data, self._macros, until=until, take=body.add
+                        )
+                        if answer.answer != GO_ON.answer:
+                            break
+                if stage is FilterStage.END_OF_MESSAGE and dialogue.session is None:
+                    if answer.answer in _ACCEPTED:
+                        changes = await verdict.change(dialogue, body)
+                    one.milter.decided()
+                    dialogue.end_message()
+            finally:
+                verdict.files += body.files
+        answer = dialogue.session or answer
+        self._heard(one, stage, answer, began_s=began_s, changes=changes)
+        return answer
 
     def _heard(
         self,
         one: MilterConnection,
         stage: FilterStage,
-        decision: Decision,
+        answer: FilterAnswer,
         *,
-        started: float,
-        changes: Sequence[str] = (),
-    ) -> FilterAnswer:
-        """Record a decision, unless it is repeated or only lets a command pass; return it."""
-        name, session = one.name, one.dialogue.session
-        is_final = stage is FilterStage.END_OF_MESSAGE or decision.word != GO_ON.word
-        if is_final and not (session and name in self._said_of_session):
-            reason = one.milter.fault if decision.word == "down" else decision.reply
-            said = MilterSaid(name, stage.value, decision.word, reason, tuple(changes))
+        began_s: float,
+        changes: tuple[str, ...] = (),
+    ) -> None:
+        """Record an answer, unless it is repeated or only lets a command pass."""
+        name, session = one.dialogue.name, one.dialogue.session
+        is_last = stage is FilterStage.END_OF_MESSAGE or answer.answer != GO_ON.answer
+        if is_last and not (session and name in self._said_of_session):
+            reason = one.milter.fault if answer.answer == "down" else answer.reply
+            said = MilterSaid(name, stage.value, answer.answer, reason, changes)
             (self._said if session is None else self._said_of_session)[name] = said
-            self._observe(name, decision.word, now_s() - started)
-        if decision.word == "discard":
+            self._observe(name, answer.answer, now_s() - began_s)
+        if answer.answer == "discard":
             self._discarded_by = name
-        return FilterAnswer(decision.reply, name, decision.word) if decision.reply else NO_OBJECTION
 
 
 async def _commands(
-    message: FilteredMessage, one: MilterConnection
+    verdict: FilterVerdict, dialogue: MilterDialogue
 ) -> AsyncGenerator[tuple[FilterStage, bytes]]:
     """Yield what a milter is sent about a message, unless it wants no more of that."""
-    dialogue = one.dialogue
-    for name, value in message.shown.fields(leading_blank=dialogue.leading_blank):
+    for name, value in verdict.shown.fields(leading_blank=dialogue.leading_blank):
         if not dialogue.wants(FilterStage.HEADER):
             break
         yield FilterStage.HEADER, codec.text_of(name, value)
     yield FilterStage.END_OF_HEADER, b""
-    read = partial(next, message.chunks(), b"")
+    read = partial(next, verdict.chunks(), b"")
     while dialogue.wants(FilterStage.BODY):
-        chunk = read() if isinstance(message.rest, bytes) else await asyncio.to_thread(read)
+        chunk = read() if isinstance(verdict.rest, bytes) else await asyncio.to_thread(read)
         if not chunk:
             break
         yield FilterStage.BODY, chunk
