@@ -16,7 +16,7 @@ from relay.app.notifications import build_webhooks
 from relay.app.pressure_monitor import PressureMonitor, bounds_of
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
-from relay.app.transport import build_transport, use_settings
+from relay.app.transport import build_transport, queue_stats, use_settings
 from relay.base.clock import Clock, SystemClock
 from relay.base.pressure import PressureLevel
 from relay.pickup.dispatch import Pickup
@@ -40,6 +40,7 @@ def compose(
             base,
             transport.resolver,
             lambda question: explainer_of(base, transport).explain(question),
+            stats=partial(queue_stats, base, transport),
             webhooks=webhooks,
         )
         if base.reloader is not None:

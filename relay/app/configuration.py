@@ -30,6 +30,7 @@ from relay.base.certificates import CertificateError, CheckedPair, ServerCertifi
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoints
 from relay.base.phrases import without_login
+from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, ROUTE_PREFIX, Destination, HopKind, NextHop
 from relay.observe.logs import get_logger
@@ -60,6 +61,7 @@ class Configuration(Struct, frozen=True):
     tenants: Mapping[str, TenantSet]  # those of `rules` that are a tenant's, by its name
     texts: ReportTexts  # of reports
     keys: KeyRing  # that sign mail
+    providers: ProviderReplies  # what replies of hosts mean besides the outcome table
     routes: RouteTable  # with the passwords and CA files of routes
     places: Mapping[str, "RoutePlace"]  # of the routes, by name
     # certificates of listeners that replace others
@@ -127,6 +129,10 @@ class ActiveConfiguration:
         """The active keys that sign mail."""
         return self._now.keys
 
+    def providers(self) -> ProviderReplies:
+        """The active [[reply]] entries."""
+        return self._now.providers
+
     def route_places(self) -> Mapping[str, "RoutePlace"]:
         """Where the active routes are written."""
         return self._now.places
@@ -192,6 +198,7 @@ class ActiveConfiguration:
         check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
+        providers = load_provider_replies(settings.delivery.providers, self._file)
         accounts = load_accounts(
             boxes.accounts, settings.domains, clock=self._clock, environ=self._environ
         )
@@ -205,7 +212,9 @@ class ActiveConfiguration:
         )
         found = ((one.tenant, one.rules) for one in sets.values())
         book = book_of([(None, rules), *found], settings)
-        return Configuration(settings, accounts.tables, book, sets, texts, keys, table, places)
+        return Configuration(
+            settings, accounts.tables, book, sets, texts, keys, providers, table, places
+        )
 
     def close(self) -> None:
         """Stop the threads of the accounts."""

@@ -394,6 +394,7 @@ def _site(state: SiteState, clock: Clock) -> dict[str, Any]:
     return {
         "connections": state.connections,
         "paused_until": rfc3339(now_us + paused_us) if paused_us > 0 else None,
+        "paused_by": state.paused_by,
         "last_failure": _failure(state.failure, rfc3339(now_us - failed_us)),
     }
 

@@ -27,6 +27,7 @@ from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.pauses import Paused, Pauses
 from relay.base.pressure import Pressure
+from relay.delivery.provider_replies import ProviderReplies
 from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts
@@ -85,6 +86,7 @@ class RelayDependencies:
     rules: Callable[[], RuleBook]  # gives those in force
     texts: Callable[[], ReportTexts] = ReportTexts  # of reports, those in force
     keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
+    providers: Callable[[], ProviderReplies] = ProviderReplies  # [[reply]] entries in force
     route_places: Callable[[], Mapping[str, RoutePlace]] = dict  # by name
     crash_at: str = ""  # for crash tests: the point at which the process kills itself
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves

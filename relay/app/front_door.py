@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
 _EVERYONE = Principal(name="development", role=Role.OPERATE)
+_Resolver = Resolver | LoopbackResolver
+_Stats = Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 
 
@@ -78,14 +80,14 @@ class Pages:
 
 
 def build_front_door(
-    base: Foundation, resolver: Resolver | LoopbackResolver, explain: Explain, *, webhooks: Webhooks
+    base: Foundation, resolver: _Resolver, explain: Explain, *, stats: _Stats, webhooks: Webhooks
 ) -> FrontDoor:
     """Return the applications; `resolver` says whether mail may be rerouted to a host, `explain`
-    where mail for an address goes.
+    where mail for an address goes, `stats` what is in the queue.
     """
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
-    means = _means(base, resolver, events, explain=explain, webhooks=webhooks)
+    means = _means(base, resolver, events, explain=explain, stats=stats, webhooks=webhooks)
     door = FrontDoor(api.create_control_app(means), means)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
@@ -141,10 +143,11 @@ def build_front_door(
 
 def _means(
     base: Foundation,
-    resolver: Resolver | LoopbackResolver,
+    resolver: _Resolver,
     events: api.EventStreams,
     *,
     explain: Explain,
+    stats: _Stats,
     webhooks: Webhooks,
 ) -> api.ApiDependencies:
     development = base.sources.development
@@ -182,7 +185,7 @@ def _means(
     return api.ApiDependencies(
         journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
         submissions=base.store.ready,
-        stats=base.spool.stats,
+        stats=stats,
         way_to=way_to, target_of=base.table.target_of, changes=base.changes,
         metrics=base.metrics, history=base.history,
         clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,

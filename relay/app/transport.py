@@ -5,10 +5,11 @@ import random
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
 from relay.app.foundation import Foundation
-from relay.base.clock import Clock
+from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import PressureReason
 from relay.base.socket_address import Address
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
@@ -17,6 +18,7 @@ from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.dependencies import Connect
 from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
@@ -153,15 +155,28 @@ def use_settings(
         transport.resolver.use(
             settings.dns.nameservers, timeout_s=settings.dns.timeout, port=delivery.port
         )
-    is_other = delivery != before.delivery
+    providers = base.sources.providers()
+    is_other = (
+        delivery != before.delivery or providers.entries != scheduler.options.providers.entries
+    )
     if is_other:
         scheduler.recorder.schedule = retry_schedule(settings)
         scheduler.slots.limit_to(delivery.max_connections)
     scheduler.use(
-        site_options(settings, scheduler.recorder.schedule),
+        site_options(settings, scheduler.recorder.schedule, providers),
         _connect(base),
         is_over=lambda options: is_other or options in routes.ended,
     )
+
+
+async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
+    """Return the counts of the queue, and the sites that replies of hosts have paused here."""
+    ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
+    paused = [
+        {"site": one.site, "by": one.provider, "until": rfc3339(ahead_us + int(one.until_s * 1e6))}
+        for one in transport.scheduler.site_pauses()
+    ]
+    return {**await base.spool.stats(), "paused_sites": paused}
 
 
 def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
@@ -266,7 +281,9 @@ def retry_schedule(settings: Settings) -> RetrySchedule:
     return RetrySchedule(delivery.retry, _RNG.random, by_class)
 
 
-def site_options(settings: Settings, schedule: RetrySchedule) -> SiteOptions:
+def site_options(
+    settings: Settings, schedule: RetrySchedule, providers: ProviderReplies | None = None
+) -> SiteOptions:
     """Return the options of sites, without those of routes."""
     delivery = settings.delivery
     return SiteOptions(
@@ -274,6 +291,7 @@ def site_options(settings: Settings, schedule: RetrySchedule) -> SiteOptions:
         rate=parse_rate(delivery.max_rate_per_next_hop),
         unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
         waited_s=schedule.waited_s,
+        providers=providers or ProviderReplies(),
     )
 
 
@@ -284,7 +302,7 @@ def _scheduler(
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
     schedule = retry_schedule(base.settings)
-    options = site_options(base.settings, schedule)
+    options = site_options(base.settings, schedule, base.sources.providers())
     contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
     recorder = AttemptRecorder(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule

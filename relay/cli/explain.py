@@ -176,6 +176,7 @@ def _site(site: Mapping[str, Any]) -> str:
     text = counted(site["connections"], "connection") + " now"
     if site["paused_until"]:
         text += f", paused until {site['paused_until'][11:19]} UTC"
+        text += f" by {site['paused_by']}" if site["paused_by"] else ""
     if (failure := site["last_failure"]) is not None:
         text += f", last failure {failure['at'][11:19]} UTC: {failure['reply']}"
     return text

@@ -349,6 +349,8 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         until = f" until {one['until'][:19]}Z" if one["until"] else ""
         lines.append(f"holds new    {one['domain']}{until}, by {one['reason']}")
     lines += [f"paused       {line}" for line in pause_lines(stats.get("paused", {}))]
+    for one in stats.get("paused_sites", ()):
+        lines.append(f"paused       {one['site']} until {one['until'][:19]}Z, by {one['by']}")
     hops = stats["next_hops"]
     rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
         (

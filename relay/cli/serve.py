@@ -64,6 +64,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         active.rules,
         active.texts,
         active.keys,
+        active.providers,
         route_places=active.route_places,
         crash_at=environment.crash_at,
         certificates=active.certificates,

@@ -34,6 +34,7 @@ from relay.base.sockets import has_address
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
+from relay.delivery.provider_replies import load_provider_replies
 from relay.ingress.dropped_mail import DROP_MODE
 from relay.message.nexthop import HopKind, NextHop
 from relay.policy.rule_files import slow_patterns
@@ -209,6 +210,7 @@ def _check_file(
     yield from _dovecot(settings.mailboxes.dovecot_auth)
     yield from _routes(settings, place)
     yield from _policies(settings, file, clock)
+    yield from _providers(settings, file)
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
@@ -452,6 +454,14 @@ def _policies(settings: Settings, file: Path, clock: Clock) -> Iterator[CheckFin
     text = f"{files} files in {settings.policy.directory}, tests pass"
     text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
     yield CheckFinding("policy", CheckResult.OK, text)
+
+
+def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:
+    own = settings.delivery.providers
+    found = yield from _loaded("providers", lambda: load_provider_replies(own, file))
+    if found is not None and own is not None:
+        text = f"{counted(len(found.entries), 'entry')} of {own} and of the file that is shipped"
+        yield CheckFinding("providers", CheckResult.OK, text)
 
 
 def _reports(settings: Settings) -> Iterator[CheckFinding]:

@@ -18,6 +18,7 @@ copy for each connection.
 - `recipient_verification`: RCPT probes for recipients = "verify"; how long an answer is kept
 - `outbound_session`: a connection (SMTP, LMTP) and its transactions; what a stop cuts off
 - `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user
+- `provider_replies`: conf/providers.toml: replies that mean something else at some provider
 - `attempt_result`: which recipients are final; when a delay report is due; the events of an attempt
 - `retry`: when a deferred recipient is tried again (back-off, jitter), and when it expires
 - `attempt_recorder`: commits the result with its reports, or ignores one that comes too late; the
@@ -63,6 +64,7 @@ Connections (`connection_slots`, `site_limits`)
 - A first connection of a site comes before a second of another. _SERVED_MAX: after this many
   transactions a connection makes room for a site that has none.
 - _RESERVED_PART: an eighth of the probes is for new mail, half of it for senders that have none.
+- PAUSES_MAX: sites that a reply has paused. FEWER_S: how long a reply keeps a site at fewer.
 - PROBE_TIMEOUT_S: a probe that takes longer ends when another one waits for its slot.
 
 Lookups (`next_hop_resolution`)

@@ -472,14 +472,14 @@ def _next_hop(claim: Claim) -> dict[str, str]:
 def _recipient_detail(
     recipient: ClaimedRecipient, outcome: str, evidence: Evidence
 ) -> dict[str, Any]:
-    copy = {"graph_id": evidence.graph_id} if evidence.graph_id else {}
+    further = {"graph_id": evidence.graph_id, "provider": evidence.provider}
     return {
         "number": recipient.id,
         "address": recipient.path.address,
         "outcome": str(outcome),
         "status": evidence.status,
         "reply": evidence.reply[:_REPLY_CHARACTERS_MAX],
-        **copy,
+        **{name: value for name, value in further.items() if value},
     }
 
 

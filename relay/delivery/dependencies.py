@@ -4,7 +4,7 @@ relay/app passes the other rooms' objects in; tests pass fakes.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Protocol
 
 from relay.message.content import Content
@@ -42,6 +42,12 @@ class Scheduler(Protocol):
 
     async def give_back(self, *claims: Claim) -> None:
         """Release claims that were not attempted, at a stop. Never raises."""
+        ...
+
+    def postpone(self, claims: Iterable[Claim], until_us: int) -> None:
+        """Requeue claims that were not attempted: their site is paused until this queue time. Those
+        that have expired end.
+        """
         ...
 
     def may_finish(self, claim: Claim) -> bool:

@@ -230,7 +230,7 @@ class HostSelection:
                     return connection
                 outcome, stage = known.outcome, SmtpStage.CONNECT
             except ConnectError as error:
-                outcome, stage = error.outcome, error.stage
+                outcome, stage = self.options.providers.judged(error.outcome), error.stage
                 # A connected host is reachable: it only takes no more connections.
                 if host.name not in use.connected:
                     failure = ConnectFailure(

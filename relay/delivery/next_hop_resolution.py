@@ -37,7 +37,7 @@ from relay.delivery.host_selection import (
     with_tls,
 )
 from relay.delivery.site import Site, SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.delivery.site_limits import SiteOptions, SitePauses, parse_rate
 from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.message.tls_policy import TlsPolicy
@@ -246,6 +246,7 @@ class Sites:
         self._settling: set[asyncio.Task[None]] = set()
         self._lookup_queue = LookupQueue(self.clock)
         self._host_status = HostStatusCache()
+        self.pauses = SitePauses(self.clock)
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
@@ -348,6 +349,8 @@ class Sites:
         return await self._site(next_hop, found).probe()
 
     def _push_to_site(self, claim: Claim, site: Site) -> None:
+        if site.postpones(claim):
+            return
         self.claims_in_memory.track(claim, site.ready)
         site.push(claim)
 
@@ -440,7 +443,7 @@ class Sites:
             options=self.options.limited(options.connections_max, parse_rate(options.rate)),
             scheduler=self.scheduler,
             slots=self.slots,
-            clock=self.clock,
+            clock=self.clock, pauses=self.pauses,
         )  # fmt: skip
 
     def _forget_unused(self) -> None:

@@ -27,6 +27,7 @@ from relay.message.outcome import (
     DeferralClass,
     Deferred,
     Evidence,
+    Failed,
     Indeterminate,
     Outcome,
     SessionFailure,
@@ -55,11 +56,20 @@ class _Attempt:
     settled: frozenset[int] = frozenset()
     has_begun: bool = False  # MAIL was answered
 
-    def add(self, recipients: Sequence[ClaimedRecipient], found: Mapping[int, Outcome]) -> None:
-        """Add what a transaction gave; its keys are indexes into `recipients`."""
+    def add(
+        self,
+        recipients: Sequence[ClaimedRecipient],
+        found: Mapping[int, Outcome],
+        judged: Callable[[Deferred | Failed], Outcome],
+    ) -> None:
+        """Add what a transaction gave; its keys are indexes into `recipients`. A rejection is first
+        `judged`.
+        """
         for index, outcome in found.items():
             number = recipients[index].id
             if number not in self.settled:
+                if isinstance(outcome, Deferred | Failed):
+                    outcome = judged(outcome)  # noqa: PLW2901 - nothing needs the former
                 self.outcomes[number] = outcome
 
     def take_accepted(self) -> dict[int, Success]:
@@ -98,8 +108,13 @@ class OutboundSession:
         connect: Callable[["OutboundSession"], Awaitable[Connection]],
         scheduler: Scheduler,
         clock: Clock,
+        *,
+        judged: Callable[[Deferred | Failed], Outcome] = lambda outcome: outcome,
     ) -> None:
-        """`connect` opens a connection and calls set_host(). It raises ConnectError."""
+        """`connect` opens a connection and calls set_host(). It raises ConnectError. `judged`
+        returns what a rejection means.
+        """
+        self._judged = judged
         self._connect = connect
         self._scheduler = scheduler
         self._clock = clock
@@ -177,7 +192,7 @@ class OutboundSession:
                     attempt.outcomes.setdefault(one.id, error.outcome)
                 return
             attempt.has_begun = attempt.has_begun or not result.never_begun
-            attempt.add(left, result.outcomes)
+            attempt.add(left, result.outcomes, self._judged)
             if not result.again:
                 return
             left = tuple(left[index] for index in result.again)
@@ -192,7 +207,7 @@ class OutboundSession:
             return None
 
         def settle_accepted(outcomes: Mapping[int, Outcome]) -> None:
-            attempt.add(recipients, outcomes)
+            attempt.add(recipients, outcomes, self._judged)
             self._settle_accepted(attempt)
 
         return settle_accepted

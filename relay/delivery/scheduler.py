@@ -21,6 +21,8 @@ from collections.abc import (
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 
+from msgspec.structs import replace
+
 from relay.base.clock import Clock, Timer
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
@@ -35,7 +37,7 @@ from relay.delivery.queue_scanner import QueueScanner
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site import SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions
+from relay.delivery.site_limits import SiteOptions, SitePause
 from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Success
@@ -223,6 +225,10 @@ class DeliveryScheduler:
     def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
         """What the site of these hosts does now."""
         return self._sites.state_of(next_hop, found)
+
+    def site_pauses(self) -> list[SitePause]:
+        """The pauses that replies of hosts have begun."""
+        return self._sites.pauses.all()
 
     async def probe(self, next_hop: NextHop, found: Hosts) -> SiteProbe:
         """Open a session with the site of these hosts as delivery would, and end it before MAIL."""
@@ -423,6 +429,14 @@ class DeliveryScheduler:
             self.contents.release(claim)
             self._remove(claim)
             self._note_requeued(claim, claim.due_us)
+
+    def postpone(self, claims: Iterable[Claim], until_us: int) -> None:
+        """See dependencies.Scheduler."""
+        now_us = self.clock.queue_us()
+        for claim in claims:
+            is_over = now_us >= claim.expires_us
+            record = self.recorder.record_expiry if is_over else self.recorder.requeue
+            self._spawn(self._finish(claim, record(replace(claim, retry_us=until_us))))
 
     async def _finish(
         self,

@@ -9,8 +9,9 @@ for the ConcurrencyLimit, a timer asks it again, since time alone may allow a co
 """
 
 import asyncio
+import math
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,9 +28,12 @@ from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, HostUse
 from relay.delivery.outbound_session import NoRoomError, OutboundSession
 from relay.delivery.site_limits import (
+    FEWER_S,
     ConcurrencyLimit,
     Pushback,
     SiteOptions,
+    SitePause,
+    SitePauses,
     TokenBucket,
 )
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
@@ -55,6 +59,7 @@ class SiteState(Struct, frozen=True):
     paused_s: float
     failure: Deferred | Failed | None
     failed_s: float
+    paused_by: str = ""  # the [[reply]] entry that paused it
 
 
 class SiteProbe(Struct, frozen=True):
@@ -74,13 +79,14 @@ class SiteProbe(Struct, frozen=True):
 class Site:
     """One site."""
 
-    name: str
-    host_selection: HostSelection
-    options: SiteOptions
-    scheduler: Scheduler
-    slots: ConnectionSlots
-    clock: Clock
-    ready: ClaimQueue = field(default_factory=ClaimQueue)
+    name: str  # of its first hosts, for the log
+    host_selection: HostSelection  # connects to the next host
+    options: SiteOptions  # its limits
+    scheduler: Scheduler  # settles claims
+    slots: ConnectionSlots  # of all sites together
+    clock: Clock  # for how long something is remembered
+    pauses: SitePauses  # of all sites
+    ready: ClaimQueue = field(default_factory=ClaimQueue)  # claims that wait here
 
     def __post_init__(self) -> None:
         # one for each connection, in the order of their start
@@ -110,17 +116,36 @@ class Site:
         paused_s = self._bucket.wait_s(now_s) if self._bucket is not None else 0.0
         if failure is not None and not self._is_connected and self.host_selection.all_failed():
             paused_s = max(paused_s, failure.at_s + self.options.unreachable_s - now_s)
+        pause = self.pauses.of(self._pause_key)
+        if pause is not None:
+            paused_s = max(paused_s, pause.until_s - now_s)
         return SiteState(
             connections=sum(session.is_connected for session in self._sessions),
             paused_s=paused_s,
             failure=failure.outcome if failure is not None else None,
             failed_s=now_s - failure.at_s if failure is not None else 0.0,
+            paused_by=pause.provider if pause is not None else "",
         )
 
     @property
     def delayed_claims(self) -> int:
         """How many claims wait until the message rate allows them."""
         return len(self.ready) if self._rate_timer is not None else 0
+
+    @property
+    def _pause_key(self) -> Hashable:
+        return self.name, self.host_selection.via.source_address
+
+    def postpones(self, *claims: Claim) -> bool:
+        """Whether a pause keeps the site from being contacted; then the claims wait for its end in
+        the spool.
+        """
+        pause = self.pauses.of(self._pause_key)
+        if pause is None:
+            return False
+        left_us = math.ceil((pause.until_s - self.clock.monotonic()) * 1e6)
+        self.scheduler.postpone(claims, self.clock.queue_us() + left_us)
+        return True
 
     def push(self, claim: Claim) -> None:
         """Take a claim; an idle connection is woken for it, or one is opened."""
@@ -137,8 +162,9 @@ class Site:
         return self._is_connected or self.host_selection.has_answered()
 
     def retry_now(self) -> None:
-        """Forget failures to connect."""
+        """Forget failures to connect, and a pause."""
         self.host_selection.forget_failures()
+        self.pauses.end(self._pause_key)
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
@@ -356,6 +382,7 @@ class Site:
                 lambda session: self._connect(session, slot, was_attempted=was_attempted),
                 self.scheduler,
                 self.clock,
+                judged=self._judged,
             )
             self._sessions.add(session)
             served = 0
@@ -446,6 +473,26 @@ class Site:
                 self._open_worker()
         return True
 
+    def _judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
+        """Return what a rejection means, and obey the [[reply]] entry that says so."""
+        outcome = self.options.providers.judged(outcome)
+        self._obey(outcome)
+        return outcome
+
+    def _obey(self, outcome: Outcome) -> None:
+        """Use fewer connections, or none and postpone what waits, as an entry demands."""
+        entry = self.options.providers.entries.get(outcome.evidence.provider)
+        if entry is None:
+            return
+        now_s = self.clock.monotonic()
+        if entry.connections:
+            self._concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
+        if entry.pause_s:
+            _log.warning("site paused", site=self.name, provider=entry.name, pause_s=entry.pause_s)
+            pause = SitePause(self.name, entry.name, now_s + entry.pause_s)
+            self.pauses.begin(self._pause_key, pause)
+            self.postpones(*self.ready.drain())
+
     def _begin(self, session: OutboundSession) -> None:
         """Note that a transaction begins. If it is slow, claims that wait no longer wait for it."""
         self._concurrency.begin(session, self.clock.monotonic())
@@ -493,11 +540,14 @@ class Site:
         _log.info(
             "site connection limit reached", site=self.name, connections=connections, reply=reply
         )
+        self._obey(outcome)
 
     async def _requeue(self, claim: Claim) -> None:
         """Let a claim wait for the other connections."""
         if self._closing:  # no worker would take it
             await self.scheduler.give_back(claim)
+            return
+        if self.postpones(claim):
             return
         self.ready.push(claim)
         self._wake_idle()
@@ -507,6 +557,7 @@ class Site:
         if isinstance(outcome, Deferred):
             self._concurrency = ConcurrencyLimit(self._connections_max)
             _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
+        self._obey(outcome)
         await self._settle_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
 
     async def _settle_known_failures(self) -> None:

@@ -11,16 +11,21 @@ from enum import Enum, auto
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.clock import Clock
+from relay.delivery.provider_replies import ProviderReplies
 from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.spool.types import Claim
 
 _AT_ONCE = 10  # 1 / this of the messages may go at once
 _FAILURE_AGE_S_MAX = 300.0  # how long a failure to connect counts at most
 INITIAL = 5
+FEWER_S = 600.0  # how long the `connections` of a [[reply]] entry count
+PAUSES_MAX = 4000
 SLOW_S = 3.0  # a transaction that takes longer no longer counts
 _LEAST = 2  # so that one transaction that is slow or fails stops no other
 _TOO_MANY = ("too many", "too fast", "try again later", "rate limit")
 _CLOSING = "421"
+_NO_ENTRIES = ProviderReplies()
 
 
 class Rate(Struct, frozen=True):
@@ -74,6 +79,7 @@ class SiteOptions(Struct, frozen=True):
     unreachable_s: float
     idle_s: float = 5.0
     rate: Rate | None = None
+    providers: ProviderReplies = _NO_ENTRIES  # what replies mean besides the outcome table
     waited_s: Callable[[Claim], float] = lambda _claim: 0.0
 
     def limited(self, connections_max: int | None, rate: Rate | None) -> "SiteOptions":
@@ -90,6 +96,50 @@ class SiteOptions(Struct, frozen=True):
         if not claim.attempts:
             return self.unreachable_s
         return max(self.unreachable_s, min(self.waited_s(claim) / 2, _FAILURE_AGE_S_MAX))
+
+
+class SitePause(Struct, frozen=True):
+    """A site that is not contacted, by the name of the [[reply]] entry that says so."""
+
+    site: str
+    provider: str
+    until_s: float
+
+
+class SitePauses:
+    """The pauses of sites, in memory alone: a new process asks the host again. What waits for the
+    end of a pause has that time in the spool. Of too many pauses the oldest is forgotten.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pauses: dict[Hashable, SitePause] = {}
+
+    def begin(self, key: Hashable, pause: SitePause) -> None:
+        """Begin a pause, unless one is in force: that goes on."""
+        if self.of(key) is not None:
+            return
+        if len(self._pauses) >= PAUSES_MAX:
+            del self._pauses[next(iter(self._pauses))]
+        self._pauses[key] = pause
+
+    def end(self, key: Hashable) -> None:
+        """End a pause, if there is one."""
+        self._pauses.pop(key, None)
+
+    def of(self, key: Hashable) -> SitePause | None:
+        """Return the pause in force."""
+        if not self._pauses:  # nearly always
+            return None
+        pause = self._pauses.get(key)
+        if pause is None or pause.until_s > self._clock.monotonic():
+            return pause
+        self.end(key)
+        return None
+
+    def all(self) -> list[SitePause]:
+        """Return those in force."""
+        return [pause for key in [*self._pauses] if (pause := self.of(key)) is not None]
 
 
 class Pushback(Enum):
@@ -168,8 +218,10 @@ class ConcurrencyLimit:
         self._decrease_to(self._limit // 2)
 
     def full_at(self, connections: int, *, until_s: float) -> None:
-        """Allow no more than `connections` until `until_s`: one more was refused."""
-        self._full_at, self._full_until_s = connections, until_s
+        """Allow no more than `connections` until `until_s`, or until that of an earlier call: one
+        more was refused.
+        """
+        self._full_at, self._full_until_s = connections, max(self._full_until_s, until_s)
         self._decrease_to(connections)
 
     def _decrease_to(self, limit: int) -> None:

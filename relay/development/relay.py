@@ -27,6 +27,7 @@ from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
 from relay.base.socket_address import Address
 from relay.client import RejectedError, TryLaterError, send_by_graph, send_content
+from relay.delivery.provider_replies import load_provider_replies
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
@@ -156,6 +157,7 @@ class DevelopmentRelay:
         self._rules = _rules_of(settings, self.clock)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self.folder.config)
+        providers = load_provider_replies(settings.delivery.providers, self.folder.config)
         self._accounts = DevelopmentAccounts(
             MailboxList(settings.mailboxes.root), domains=settings.mailboxes.domains,
             operator_token=self.token, token=options.token, strict=options.strict_users,
@@ -166,6 +168,7 @@ class DevelopmentRelay:
             lambda: self._rules,
             lambda: texts,
             lambda: keys,
+            lambda: providers,
             route_places=lambda: places,
             is_simulated=self.internet.covers,
             place_of=self.internet.place_of,

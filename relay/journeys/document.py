@@ -59,6 +59,7 @@ class Attempt(msgspec.Struct, frozen=True):
     mx: tuple[MxRecord, ...] = ()  # of a next hop with MX, by preference
     mx_more: int = 0  # the number of further hosts
     node: str | UnsetType = UNSET  # that made it, if several share the spool
+    provider: str = ""  # the [[reply]] entry that decided the outcome
 
 
 def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attempt]]:
@@ -74,7 +75,7 @@ def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attem
             one["number"],
             Attempt(
                 at, host, one["outcome"], one["status"], one["reply"], tls, verified, policy,
-                durations, mx, mx_more, detail.get("node", UNSET),
+                durations, mx, mx_more, detail.get("node", UNSET), one.get("provider", ""),
             ),
         )  # fmt: skip
 

@@ -117,7 +117,8 @@ def _said(tried: Attempt) -> str:
     if not tried.host:
         return _own(tried.reply)
     verb = " replied" if _SMTP_REPLY.match(tried.reply) else ":"
-    return f"{tried.host}{verb} {_clause(tried.reply)}"
+    entry = f" (entry {tried.provider})" if tried.provider else ""
+    return f"{tried.host}{verb} {_clause(tried.reply)}{entry}"
 
 
 def _own(reply: str) -> str:

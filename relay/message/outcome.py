@@ -60,6 +60,7 @@ class Evidence(Struct, frozen=True):
     graph_id: str = ""  # of the copy in a mailbox of this relay
     receipt: ReceiptRequest | None = None  # that its sender asked for
     session: SessionEvidence | None = None  # of the connection
+    provider: str = ""  # the [[reply]] entry that decided in place of this table
 
 
 class Delivered(Struct, frozen=True):

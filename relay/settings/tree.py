@@ -322,6 +322,7 @@ class DeliverySettings:
     connect_timeout: PositiveSeconds = 30.0  # of one address
     command_timeout: PositiveSeconds = 300.0  # for each reply
     shutdown_grace: Seconds = 8.0  # for the attempts in progress at a stop
+    providers: Path | None = None  # a file of [[reply]] tables; they go before the shipped ones
 
 
 @dataclass(frozen=True, slots=True)

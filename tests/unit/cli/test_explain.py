@@ -143,7 +143,9 @@ async def test_a_running_relay_answers(settings, explained, tmp_path: Path) -> N
         code, out, _ = await run("x@host.test", "--json", "--message", str(tmp_path / "one.eml"))
         document = json.loads(out)
         assert (code, document["running"]) == (0, True)
-        assert document["site"] == {"connections": 0, "paused_until": None, "last_failure": None}
+        assert document["site"] == {
+                "connections": 0, "paused_until": None, "paused_by": "", "last_failure": None,
+            }  # fmt: skip
         assert document["rules"][0]["conditions"][0]["value"] == "hello"
         code, out, _ = await run("x@host.test", "--probe")
         assert (code, "  probe   failed: " in out) == (0, True)

@@ -14,6 +14,7 @@ from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions
@@ -156,6 +157,7 @@ class RunningDelivery:
         self.content_bytes = 1 << 26
         self.delivers_captured = False
         self.unreachable_s = 0.02
+        self.providers = ProviderReplies()
         self.connect = connect  # a test may put another one in its place
         self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
 
@@ -182,7 +184,7 @@ class RunningDelivery:
         )  # fmt: skip
         options = SiteOptions(
             connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
-            waited_s=lambda _claim: self.retry_s[0],
+            waited_s=lambda _claim: self.retry_s[0], providers=self.providers,
         )  # fmt: skip
         local = LocalDelivery(self.store, self.table, delivers_captured=self.delivers_captured)
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)

@@ -1,0 +1,177 @@
+"""What a host's reply means where its provider does not mean what the code says: [[reply]] entries.
+
+They come from the operator's file, `[delivery] providers`, and then from conf/providers.toml; the
+first that matches a 4yz or 5yz reply decides its outcome in place of relay/message/outcome.py. They
+are never asked about success, about a reply that was not understood, or about an attempt whose end
+is unknown. A pause and a number of connections are for `site` to obey. The format is in
+docs/operation-delivery.md.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.policy.globs import Globs, some_texts
+from relay.policy.patterns import Pattern, PatternError, PatternSet
+from relay.policy.table_reader import FAULTS_MAX, TableReader, array, some_text, unless_many
+from relay.settings.document import Fault, SettingsError, read_document, unknown_key
+from relay.settings.environment import shipped
+from relay.settings.values import parse_duration
+
+FILE_BYTES_MAX = 256 * 1024
+_PAUSE_S_MAX = 86400.0
+_CONNECTIONS_MAX = 1000
+_KEYS = ("name", "source", "date", "mx", "code", "status", "text", "class", "pause", "connections")
+_FAILED = "failed"
+# Mail whose class is "content" is held the second time: its file cannot be read.
+_CLASSES = (_FAILED, *(str(one) for one in DeferralClass if one is not DeferralClass.CONTENT))
+_REPLY = re.compile(r"([45][0-9]{2})(?: ([45]\.[0-9]{1,3}\.[0-9]{1,3})(?=\s|\Z))?")
+
+
+class ReplyEntry(Struct, frozen=True):
+    """An entry: which replies it is for, and what follows from them."""
+
+    name: str  # for the trace
+    mx: Globs | None  # for the name of the host; None: any, as in the next three
+    codes: frozenset[int] | None  # of the reply
+    status: Globs | None  # the enhanced status that the host sent, "" if it sent none
+    text: Pattern | None  # found anywhere in the reply
+    kind: DeferralClass | None  # None: failed
+    pause_s: float = 0.0  # how long the site is not contacted
+    connections: int = 0  # the site's limit for a while; 0: none
+
+
+class ProviderReplies:
+    """Entries in the order in which they are asked. Of those with one name the first counts."""
+
+    def __init__(self, entries: Iterable[ReplyEntry] = ()) -> None:
+        """Compile the entries."""
+        self.entries: dict[str, ReplyEntry] = {}
+        for one in entries:
+            self.entries.setdefault(one.name, one)
+        self._texts = {
+            one.name: PatternSet([one.text]) for one in self.entries.values() if one.text
+        }
+
+    def judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
+        """Return the outcome by the first entry that matches; the outcome itself if none does."""
+        evidence = outcome.evidence
+        entry = self._entry_for(evidence)
+        if entry is None:
+            return outcome
+        severity = "5" if entry.kind is None else "4"
+        evidence = replace(evidence, provider=entry.name, status=severity + evidence.status[1:])
+        return Failed(evidence) if entry.kind is None else Deferred(evidence, entry.kind)
+
+    def _entry_for(self, evidence: Evidence) -> ReplyEntry | None:
+        reply = evidence.reply
+        found = _REPLY.match(reply)
+        if not evidence.remote or evidence.provider or found is None:
+            return None
+        code, status = int(found[1]), found[2] or ""
+        return next(
+            (
+                one
+                for one in self.entries.values()
+                if (one.codes is None or code in one.codes)
+                and (one.mx is None or one.mx.match(evidence.host))
+                and (one.status is None or one.status.match(status))
+                and (one.text is None or self._has_text(one, reply))
+            ),
+            None,
+        )
+
+    def _has_text(self, entry: ReplyEntry, reply: str) -> bool:
+        with suppress(PatternError):  # out of memory: the outcome table decides
+            return bool(self._texts[entry.name].matching(reply))
+        return False
+
+
+def load_provider_replies(own: Path | None, config: Path) -> ProviderReplies:
+    """Return the entries of the operator's file, which `config` names, and of the one that is
+    shipped. Raises SettingsError.
+    """
+    if own is not None and not own.is_file():
+        text = f'found "{own}", expected a file of [[reply]] tables: there is none'
+        raise SettingsError([read_document(config).fault(("delivery", "providers"), text)])
+    files = ([own] if own is not None else []) + [shipped("conf") / "providers.toml"]
+    faults: list[Fault] = []
+    entries = [entry for file in files for entry in _read(file, faults)]
+    if faults:
+        raise SettingsError(faults)
+    return ProviderReplies(entries)
+
+
+def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
+    """Yield the entries of a file that have no faults; add those of the others."""
+    document = read_document(file, bytes_max=FILE_BYTES_MAX)
+    unknown = [key for key in document.table if key != "reply"]
+    faults += [document.fault((key,), unknown_key(key, ("reply",))) for key in unknown[:FAULTS_MAX]]
+    lines: dict[object, int] = {}
+    for path, raw in unless_many(faults, array(document, "reply", faults)):
+        reader = TableReader(document, path, raw, faults=faults)
+        before = len(faults)
+        if not isinstance(raw, dict):
+            continue
+        entry = _entry(reader)
+        if (line := lines.setdefault(entry.name, reader.line)) != reader.line and entry.name:
+            reader.add_fault(
+                ("name",), f"found the name of the entry in line {line}, expected another"
+            )
+        if len(faults) == before:
+            yield entry
+
+
+def _entry(reader: TableReader) -> ReplyEntry:
+    reader.check_keys(_KEYS)
+    if not reader.table.keys() & {"code", "status", "text"}:
+        reader.add_fault((), "found no code, status or text, expected one: it is for all failures")
+    for key in ("source", "date"):
+        reader.key(key, some_text, default="")
+    kind = reader.required("class", _class, default=_FAILED)
+    return ReplyEntry(
+        name=reader.required("name", some_text, default=""),
+        mx=reader.key("mx", _globs, default=None),
+        codes=reader.key("code", _codes, default=None),
+        status=reader.key("status", _globs, default=None),
+        text=reader.key("text", Pattern.parse, default=None),
+        kind=None if kind == _FAILED else DeferralClass(kind),
+        pause_s=reader.key("pause", _pause, default=0.0),
+        connections=reader.key("connections", _connections, default=0),
+    )
+
+
+def _class(value: Any) -> str:
+    if value not in _CLASSES:
+        raise ValueError(f"one of {', '.join(_CLASSES)}")
+    return str(value)
+
+
+def _globs(value: Any) -> Globs | None:
+    return Globs.of(some_texts(value))
+
+
+def _codes(value: Any) -> frozenset[int] | None:
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(type(one) is int and 400 <= one <= 599 for one in values):
+        raise ValueError("a code from 400 to 599, or a list of codes")
+    return frozenset(values)
+
+
+def _pause(value: Any) -> float:
+    seconds = parse_duration(value if isinstance(value, str) else "")
+    if not 0 < seconds <= _PAUSE_S_MAX:
+        raise ValueError("a duration of at most 1 day")
+    return seconds
+
+
+def _connections(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _CONNECTIONS_MAX:
+        raise ValueError(f"a whole number from 1 to {_CONNECTIONS_MAX}")
+    return value

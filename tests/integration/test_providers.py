@@ -1,0 +1,119 @@
+"""conf/providers.toml and [delivery] providers in a real relay: pauses, explain, queue, reload, check."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+
+ALICE = "alice@example.test"
+BLOCKED = "550 5.7.1 blocked for a while"
+OWN = """
+[[reply]]
+name = "blocked"
+mx = "mx.paused.test"
+code = 550
+text = "blocked"
+class = "site"
+pause = "2h"
+"""
+FAULTY = OWN.replace('"site"', '"sight"')
+FAULT = 'own.toml:7: reply "blocked": class: found "sight", expected one of failed, '
+
+
+@pytest.fixture(scope="module")
+def remotes() -> Iterator[Remotes]:
+    with Remotes() as remotes:
+        yield remotes
+
+
+@pytest.fixture(scope="module")
+def relay(remotes: Remotes) -> Iterator[RelayProcess]:
+    remotes.start("well.test")
+    config = {"delivery": {"providers": "own.toml", "retry": ["1h"]}}
+    relay = remotes.relay(config=config)
+    (relay.folder / "own.toml").write_text(OWN)
+    with relay:
+        yield relay
+
+
+def attempts_of(relay: RelayProcess, identity: str) -> list[dict[str, Any]]:
+    (recipient,) = relay.journey(identity)["recipients"]
+    return list(recipient["attempts"])
+
+
+def test_a_pause_is_shown_and_ended_by_an_operator(remotes: Remotes, relay: RelayProcess) -> None:
+    mx = remotes.start("paused.test", replies={"RCPT": [BLOCKED, "250 2.1.5 ok"]})
+    first = relay.submit(ALICE, ["first@paused.test"])
+    relay.until_state(first, "deferred")
+    (attempt,) = attempts_of(relay, first)
+    assert (attempt["status"], attempt["reply"]) == ("4.7.1", BLOCKED)
+    assert (attempt["outcome"], attempt["provider"]) == ("deferred", "blocked")
+    assert "for a while (entry blocked)" in relay.cli("trace", first).stdout
+    second = relay.submit(ALICE, ["second@paused.test"])
+    entries = until("both wait", lambda: [one for one in relay.queue() if one["attempts"] == 0])
+    assert [one["id"] for one in entries] == [second]
+
+    site = relay.cli_json("explain", "x@paused.test")["site"]
+    assert site["paused_by"] == "blocked"
+    (paused,) = relay.cli_json("queue", "stats")["paused_sites"]
+    assert (paused["site"], paused["by"]) == (f"mx.paused.test:{remotes.port}", "blocked")
+    assert paused["until"][:16] == site["paused_until"][:16]
+    line = f"paused       mx.paused.test:{remotes.port} until {paused['until'][:19]}Z, by blocked"
+    assert line in relay.cli("queue", "stats").stdout.splitlines()
+    explained = relay.cli("explain", "x@paused.test").stdout
+    assert f"paused until {site['paused_until'][11:19]} UTC by blocked" in explained
+
+    assert mx.sessions == 1
+    assert relay.cli("queue", "retry", "--next-hop", "paused.test").returncode == 0
+    for identity in (first, second):
+        relay.until_state(identity, "relayed")
+    assert relay.cli_json("queue", "stats")["paused_sites"] == []
+
+
+def test_a_shipped_entry_is_in_force(remotes: Remotes, relay: RelayProcess) -> None:
+    banner = "554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)"
+    remotes.start("t-online.de", replies={"CONNECT": banner})
+    identity = relay.submit(ALICE, ["x@t-online.de"])
+    relay.until_state(identity, "deferred")
+    (attempt,) = attempts_of(relay, identity)
+    assert (attempt["provider"], attempt["reply"]) == ("t-online-reputation", banner)
+
+
+def test_a_reload_uses_a_valid_file_only(remotes: Remotes, relay: RelayProcess) -> None:
+    remotes.start("other.test", replies={"RCPT": BLOCKED})
+    own = relay.folder / "own.toml"
+    own.write_text(FAULTY)
+    reloaded = relay.cli("reload", "--json")
+    assert not json.loads(reloaded.stdout)["reloaded"]
+    (fault,) = json.loads(reloaded.stdout)["faults"]
+    assert fault.startswith(f"{relay.folder}/{FAULT}")
+    checked = relay.cli("check")
+    assert checked.returncode == 78
+    assert f"{relay.folder}/{FAULT}" in checked.stdout + checked.stderr
+    assert relay.until_final(relay.submit(ALICE, ["x@other.test"]))["state"] == "failed"
+    own.write_text(OWN.replace("mx.paused.test", "mx.other.test"))
+    assert json.loads(relay.cli("reload", "--json").stdout)["reloaded"]
+    relay.until_state(relay.submit(ALICE, ["y@other.test"]), "deferred")
+    checked = relay.cli("check")
+    assert f"13 entries of {own} and of the file that is shipped" in checked.stdout
+
+
+@pytest.mark.parametrize(("text", "fault"), [(FAULTY, FAULT), (None, "relay.toml:")])
+def test_a_start_with_a_faulty_or_missing_file_says_so(
+    remotes: Remotes, text: str | None, fault: str
+) -> None:
+    relay = remotes.relay(config={"delivery": {"providers": "own.toml"}})
+    try:
+        if text is not None:
+            (Path(relay.folder) / "own.toml").write_text(text)
+        relay.start(wait=False)
+        assert relay.wait_end() == 78
+        assert f"{relay.folder}/{fault}" in relay.log
+        assert "Traceback" not in relay.log
+    finally:
+        relay.close()

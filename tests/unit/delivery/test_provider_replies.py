@@ -1,0 +1,199 @@
+"""[[reply]] entries: which replies they decide, what they make of them, and faulty files."""
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
+from relay.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Evidence,
+    Failed,
+    Outcome,
+    Peer,
+    Reply,
+    SmtpStage,
+    classify,
+)
+from relay.settings.document import SettingsError
+from relay.settings.environment import shipped
+
+SHIPPED = shipped("conf") / "providers.toml"
+OUTLOOK, EXCHANGE = "outlook-com.olc.protection.outlook.com", "a-test.mail.protection.outlook.com"
+# Of each shipped entry a reply that it is for: the host, the command, the reply.
+SAMPLES = {
+    "outlook-block-list": (OUTLOOK, "MAIL", "550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider since part of their network is on our block list (S3150)."),
+    "exchange-online-banned-address": (EXCHANGE, "RCPT", "550 5.7.606 Access denied, banned sending IP [192.0.2.1]. To request removal visit (AS16012609)"),
+    "exchange-online-busy": (EXCHANGE, "RCPT", "451 4.7.500 Server busy. Please try again later from [192.0.2.1]. (AS77712344)"),
+    "outlook-reputation": (OUTLOOK, "MAIL", "451 4.7.651 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation. (S3114)"),
+    "outlook-connections": (OUTLOOK, "banner", "421 4.3.2 The mail server [192.0.2.1] has exceeded the maximum number of connections."),
+    "gmail-unsolicited-rate": ("gmail-smtp-in.l.google.com", "final dot", "421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail"),
+    "yahoo-complaints": ("mta5.am0.yahoodns.net", "MAIL", "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1"),
+    "yahoo-permanently-deferred": ("mta5.am0.yahoodns.net", "banner", "421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed."),
+    "icloud-try-later": ("mx01.mail.icloud.com", "MAIL", "451 4.7.1 Service unavailable - try again later"),
+    "t-online-reputation": ("mx03.t-online.de", "banner", "554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)"),
+    "orange-connections": ("smtp-in.orange.fr", "banner", "421 mwinf5c04 ME Trop de connexions, veuillez verifier votre configuration. Too many connections, slow down. OFR004_104 [104]"),
+    "qq-frequency": ("mx3.qq.com", "final dot", "550 Ip frequency limited."),
+}  # fmt: skip
+
+
+def outcome_of(host: str, stage: str, text: str) -> Outcome | None:
+    """What the outcome table says."""
+    code, _, rest = text.partition(" ")
+    return classify(SmtpStage(stage), Reply(int(code), rest), Peer(host))
+
+
+def entries_of(folder: Path, *entries: str) -> ProviderReplies:
+    file = folder / "own.toml"
+    file.write_text("".join(f"[[reply]]\n{one}\n" for one in entries))
+    return load_provider_replies(file, folder / "relay.toml")
+
+
+def shipped_entries() -> Iterable[dict[str, Any]]:
+    return tomllib.loads(SHIPPED.read_text())["reply"]
+
+
+def test_each_shipped_entry_has_a_source_a_date_and_a_sample() -> None:
+    entries = list(shipped_entries())
+    assert 5 <= len(entries) <= 12
+    assert [one["name"] for one in entries] == [*SAMPLES]
+    for one in entries:
+        assert one["source"].startswith(("https://", "http://"))
+        assert one["date"] >= "2026-11-25"
+        assert one["mx"] != "*"
+    assert any("pause" in one for one in entries)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_shipped_entry_decides_its_sample(name: str) -> None:
+    host, stage, text = SAMPLES[name]
+    before = outcome_of(host, stage, text)
+    assert isinstance(before, Deferred | Failed)
+    replies = load_provider_replies(None, Path("relay.toml"))
+    judged = replies.judged(before)
+    assert judged.evidence.provider == name
+    (entry,) = (one for one in shipped_entries() if one["name"] == name)
+    assert judged.evidence.status.startswith("5" if entry["class"] == "failed" else "4")
+    assert isinstance(judged, Failed) == (entry["class"] == "failed")
+    assert judged.evidence.reply == before.evidence.reply
+    elsewhere = replace(before, evidence=replace(before.evidence, host="mx.other.test"))
+    assert replies.judged(elsewhere) is elsewhere
+
+
+def test_shipped_entries_decide_against_codes_both_ways() -> None:
+    replies = load_provider_replies(None, Path("relay.toml"))
+    changes = set()
+    for host, stage, text in SAMPLES.values():
+        before = outcome_of(host, stage, text)
+        assert isinstance(before, Deferred | Failed)
+        changes.add((type(before), type(replies.judged(before))))
+    assert {(Failed, Deferred), (Deferred, Failed)} <= changes
+
+
+HOST = "mx1.a.test"
+MATCHES = [
+    # the keys of an entry, the reply, whether they match
+    ("code = 550", "550 5.1.1 no", True),
+    ("code = 550", "551 5.1.1 no", False),
+    ("code = [450, 550]", "450 4.2.1 later", True),
+    ('status = "5.7.*"', "550 5.7.26 no", True),
+    ('status = "5.7.*"', "550 5.1.1 see 5.7.26", False),
+    ('status = "5.7.*"', "550 no", False),  # the host sent none
+    ('status = ["4.2.1", "4.2.2"]', "452 4.2.2 full", True),
+    ('text = "blocked for [0-9]+ min"', "550 5.7.1 You are BLOCKED FOR 15 minutes", True),
+    ('text = "^no"', "550 5.7.1 it says no", False),
+    ('mx = "*.a.test"\ncode = 550', "550 no", True),
+    ('mx = ["MX1.A.TEST", "other"]\ncode = 550', "550 no", True),
+    ('mx = "*.b.test"\ncode = 550', "550 no", False),
+    ('code = 550\nstatus = "5.7.1"\ntext = "spam"', "550 5.7.1 no", False),
+]
+
+
+@pytest.mark.parametrize(("keys", "reply", "matches"), MATCHES)
+def test_all_keys_must_match(tmp_path: Path, keys: str, reply: str, matches: bool) -> None:
+    replies = entries_of(tmp_path, f'name = "x"\nclass = "site"\n{keys}')
+    outcome = outcome_of(HOST, "RCPT", reply)
+    assert isinstance(outcome, Deferred | Failed)
+    assert replies.judged(outcome).evidence.provider == ("x" if matches else "")
+
+
+def test_the_first_entry_decides_and_the_own_file_goes_first(tmp_path: Path) -> None:
+    replies = entries_of(
+        tmp_path,
+        'name = "first"\ncode = 550\nclass = "mailbox"',
+        'name = "second"\ncode = 550\nclass = "failed"',
+    )
+    host, stage, text = SAMPLES["outlook-block-list"]
+    outcome = outcome_of(host, stage, text)
+    assert isinstance(outcome, Failed)
+    judged = replies.judged(outcome)
+    assert isinstance(judged, Deferred)
+    assert (judged.evidence.provider, judged.kind) == ("first", DeferralClass.MAILBOX)
+    assert replies.judged(judged) is judged  # once
+
+
+def test_an_entry_with_the_name_of_a_shipped_one_replaces_it(tmp_path: Path) -> None:
+    replies = entries_of(tmp_path, 'name = "outlook-block-list"\ncode = 599\nclass = "site"')
+    host, stage, text = SAMPLES["outlook-block-list"]
+    outcome = outcome_of(host, stage, text)
+    assert isinstance(outcome, Failed)
+    assert replies.judged(outcome) is outcome
+
+
+def test_what_no_host_has_said_is_not_decided(tmp_path: Path) -> None:
+    replies = entries_of(tmp_path, 'name = "x"\ncode = 451\nclass = "failed"')
+    ours = Deferred(Evidence("4.3.0", "451 4.3.0 internal error"), DeferralClass.INTERNAL)
+    assert replies.judged(ours) is ours
+    nonsense = outcome_of(HOST, "RCPT", "102 451")
+    assert isinstance(nonsense, Deferred)
+    assert replies.judged(nonsense) is nonsense
+
+
+ENTRY = 'name = "x"\ncode = 550\nclass = "site"'
+FAULTS = [
+    # the lines of an entry after [[reply]], the fault
+    ('name = "x"\ncode = 550', '1: reply "x": class: found nothing, expected a value: this key is required'),
+    ('name = "x"\ncode = 550\nclass = "greylisted"', '4: reply "x": class: found "greylisted", expected one of failed, dns, '),
+    ('name = "x"\ncode = 550\nclass = "content"', '4: reply "x": class: found "content", expected one of failed, dns, '),
+    ('name = "x"\ncode = 550\nclass = ["site"]', '4: reply "x": class: found a list, expected one of failed, dns, '),
+    ('code = 550\nclass = "site"', "1: reply 1: name: found nothing, expected a value: this key is required"),
+    ('name = "x"\nclass = "site"', '1: reply "x": found no code, status or text, expected one'),
+    (f"{ENTRY}\ncodes = 1", '5: reply "x": codes: found an unknown key, expected one of class, code, '),
+    ('name = "x"\ncode = 250\nclass = "site"', '3: reply "x": code: found 250, expected a code from 400 to 599, or a list of codes'),
+    ('name = "x"\ncode = "5xx"\nclass = "site"', '3: reply "x": code: found "5xx", expected a code from 400 to 599, or a list of codes'),
+    ('name = "x"\ncode = []\nclass = "site"', '3: reply "x": code: found a list, expected a code from 400 to 599, or a list of codes'),
+    ('name = "x"\ntext = "a(b"\nclass = "site"', '3: reply "x": text: found "a(b", expected a regular expression that RE2 accepts: '),
+    (f"{ENTRY}\nmx = 5", '5: reply "x": mx: found 5, expected a text or a list of texts'),
+    (f'{ENTRY}\npause = "2 fortnights"', '5: reply "x": pause: found "2 fortnights", expected a duration '),
+    (f'{ENTRY}\npause = "2d"', '5: reply "x": pause: found "2d", expected a duration of at most 1 day'),
+    (f"{ENTRY}\npause = 5", '5: reply "x": pause: found 5, expected a duration '),
+    (f"{ENTRY}\nconnections = 0", '5: reply "x": connections: found 0, expected a whole number from 1 to 1000'),
+    (f"{ENTRY}\nsource = 5", '5: reply "x": source: found 5, expected a text'),
+    (f"{ENTRY}\n[[reply]]\n{ENTRY}", '6: reply "x": name: found the name of the entry in line 1, expected another'),
+    (f"{ENTRY}\n[[rule]]\na = 1", "5: rule: found an unknown key, expected one of reply"),
+    (f"{ENTRY}\n#{'x' * 300_000}", " found more than 262144 bytes, expected a file of settings"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "fault"), FAULTS)
+def test_a_faulty_file_says_where_what_and_what_was_expected(
+    tmp_path: Path, lines: str, fault: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        entries_of(tmp_path, lines)
+    (found,) = caught.value.faults
+    assert str(found).startswith(f"{tmp_path}/own.toml:{fault}")
+
+
+def test_a_missing_file_is_a_fault_of_relay_toml(tmp_path: Path) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text('[delivery]\nport = 25\nproviders = "none.toml"\n')
+    with pytest.raises(SettingsError) as caught:
+        load_provider_replies(tmp_path / "none.toml", config)
+    text = f'{config}:3: delivery.providers: found "{tmp_path}/none.toml", expected a file of [[reply]] tables: there is none'
+    assert str(caught.value) == text

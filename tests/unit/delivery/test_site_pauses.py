@@ -1,0 +1,158 @@
+"""Sites that a [[reply]] entry pauses, or keeps at few connections."""
+
+import asyncio
+
+import pytest
+
+from relay.delivery.provider_replies import ProviderReplies, ReplyEntry
+from relay.delivery.site_limits import PAUSES_MAX, SitePause, SitePauses
+from relay.message.nexthop import NextHop
+from relay.message.outcome import DeferralClass
+from relay.policy.patterns import Pattern
+from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.types import Selector
+from tests.support.manual_clock import ManualClock
+from tests.support.remote_mx import RemoteMx
+
+BLOCKED = "550 5.7.1 blocked for a while"
+HOUR_S = 3600.0
+
+
+def entry(text="blocked", kind=DeferralClass.SITE, **values) -> ProviderReplies:
+    return ProviderReplies(
+        [ReplyEntry("e", None, None, None, Pattern.parse(text), kind=kind, **values)]
+    )
+
+
+async def deferred(delivery, *queue_ids: str) -> None:
+    """Wait until each has been given back to the queue, with or without an attempt."""
+    left = list(queue_ids)
+    async with asyncio.timeout(20):
+        while left:
+            changed = await delivery.changed.get()
+            if changed in left:
+                left.remove(changed)
+
+
+async def attempts(delivery, queue_id: str) -> tuple[str, int]:
+    """The state of its recipient, and how often it was attempted."""
+    (found,) = (await delivery.spool.journey(queue_id)).recipients
+    return found.state, len(found.attempts)
+
+
+def state(delivery):
+    return delivery.scheduler.state_of(NextHop.parse("mx:a.test"), delivery.table.hosts["a.test"])
+
+
+@pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "RCPT", "DATA", "DOT"])
+async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, stage) -> None:
+    async with RemoteMx(replies={stage: [BLOCKED, "250 ok"]}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (0.02,)
+        await delivery.start()
+        first = await delivery.send("first@a.test")
+        await deferred(delivery, first)
+        assert await attempts(delivery, first) == ("deferred", 1)
+        await deferred(delivery, first)  # it was due again: it waits, and was not attempted
+        second = await delivery.send("second@a.test")
+        await deferred(delivery, second)
+        assert await attempts(delivery, second) == ("queued", 0)
+        assert await attempts(delivery, first) == ("deferred", 1)
+        assert mx.sessions == 1
+        (pause,) = delivery.scheduler.site_pauses()
+        now = state(delivery)
+        assert (pause.provider, now.paused_by) == ("e", "e")
+        assert HOUR_S - 60 < now.paused_s <= HOUR_S
+        (journey,) = (await delivery.spool.journey(first)).recipients
+        assert journey.attempts[0].provider == "e"
+        listed = await delivery.spool.queue_admin.list(Selector(ids=(second,)), limit=1)
+        assert listed[0]["attempts"] == 0
+
+
+async def test_all_that_waits_for_the_site_is_postponed(delivery) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}, gates={"RCPT": gate}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers, delivery.connections_max = entry(pause_s=HOUR_S), 1
+        delivery.retry_s = (HOUR_S,)
+        await delivery.start()
+        queue_ids = [await delivery.send(f"{number}@a.test") for number in range(5)]
+        await mx.reached("RCPT")
+        gate.set()
+        await deferred(delivery, *queue_ids)
+        counts = [(await attempts(delivery, one))[1] for one in queue_ids]
+        assert counts == [1, 0, 0, 0, 0]
+
+
+async def test_a_retry_by_an_operator_ends_the_pause(delivery) -> None:
+    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+        await delivery.start()
+        delivery.spool.queue_admin.attend(delivery.scheduler)
+        first = await delivery.send("first@a.test")
+        await deferred(delivery, first)
+        second = await delivery.send("second@a.test")
+        await deferred(delivery, second)
+        retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
+        await delivery.spool.queue_admin.execute(retry)
+        await delivery.done(second)
+        assert delivery.scheduler.site_pauses() == []
+        await delivery.done(await delivery.send("third@a.test"))
+        assert await attempts(delivery, first) == ("deferred", 1)  # at the end of its own wait
+
+
+async def test_mail_goes_on_when_the_pause_ends(delivery) -> None:
+    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers = entry(pause_s=0.3, kind=None)
+        await delivery.start()
+        first = await delivery.send("first@a.test")
+        second = await delivery.send("second@a.test")
+        await delivery.done(second)
+        assert await attempts(delivery, first) == ("failed", 1)
+        assert await attempts(delivery, second) == ("relayed", 1)
+
+
+async def test_mail_expires_while_its_site_is_paused(delivery) -> None:
+    async with RemoteMx(replies={"RCPT": BLOCKED}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+        await delivery.start()
+        await deferred(delivery, await delivery.send("first@a.test"))
+        second = await delivery.send("second@a.test", expire_s=0.2)
+        await delivery.done(second)
+        (found,) = (await delivery.spool.journey(second)).recipients
+        assert [one.outcome for one in found.attempts] == ["expired"]
+        assert delivery.reporter.failures_reported == [("second@a.test", "5.4.7")]
+        assert mx.sessions == 1
+
+
+async def test_a_reply_keeps_the_site_at_one_connection(delivery) -> None:
+    busy = entry("busy", connections=1)
+    async with RemoteMx(replies={"RCPT": ["450 4.7.1 busy", "250 ok"]}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers, delivery.retry_s = busy, (0.02,)
+        await delivery.start()
+        await deferred(delivery, await delivery.send("first@a.test"))
+        for queue_id in [await delivery.send(f"{number}@a.test") for number in range(20)]:
+            await delivery.done(queue_id)
+        assert mx.most_open == 1
+
+
+def test_pauses_are_bounded_and_end() -> None:
+    clock = ManualClock()
+    pauses = SitePauses(clock)
+    start_s = clock.monotonic()
+    pauses.begin("a", SitePause("a", "e", start_s + 60))
+    pauses.begin("a", SitePause("a", "f", start_s + 90))  # the first goes on
+    assert [(one.provider, one.until_s - start_s) for one in pauses.all()] == [("e", 60)]
+    clock.advance(60)
+    assert pauses.all() == []
+    pauses.begin("a", SitePause("a", "f", clock.monotonic() + 90))
+    for number in range(PAUSES_MAX):
+        pauses.begin(number, SitePause(str(number), "e", clock.monotonic() + 60))
+    assert len(pauses.all()) == PAUSES_MAX
+    assert pauses.of("a") is None
+    clock.advance(61)
+    assert pauses.all() == []
