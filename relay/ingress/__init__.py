@@ -1,8 +1,8 @@
 """Step 5: the SMTP server, for clients and for pickup (end of step 3), up to the 250.
 
-A 250 to the final dot means that the message, its recipients and the reports that are already due
-are durable. Only CRLF.CRLF ends the data. Clients that are not trusted cannot relay. An internal
-error is a 4yz reply with a fixed text.
+A 250 to the final dot, or to the last chunk, means that the message, its recipients and the reports
+that are already due are durable. Only CRLF.CRLF ends DATA, only its length a chunk of BDAT. Clients
+that are not trusted cannot relay. An internal error is a 4yz reply with a fixed text.
 
 The session:
 
@@ -12,7 +12,7 @@ The session:
 - `listener_dependencies`: what all listeners share, and the sessions of one
 - `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
 - `session_counts`: too many errors, messages or recipients (421), messages of an address (450)
-- `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, VRFY; limits
+- `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, BDAT; limits
   of recipients and size; whether TLS, AUTH or a login is required
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
 - `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
@@ -28,7 +28,7 @@ Mail of the machine:
 
 The content and its acceptance:
 
-- `data`: DATA: the end of the content (SMTP smuggling), bare CR or LF, long lines, large messages
+- `data`: DATA, BDAT: the end of the content (SMTP smuggling), bare CR or LF, long lines, large mail
 - `final_replies`: the replies to the final dot; the log line about accepted mail
 - `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; mail loops;
   when the entry expires and a delay is reported

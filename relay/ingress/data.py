@@ -1,17 +1,18 @@
 """Receive the content of a message: find its end, check it and keep it.
 
 A framing finds the end: it takes octets as they arrive, cut anywhere, and returns those of the
-content. There is one, that of DATA. ContentCollector checks and keeps the content, whatever its
-framing.
+content: DotFraming those of DATA, ChunkFraming those of BDAT. Each may make a bare LF CRLF.
+ContentCollector checks and keeps the content, whatever its framing.
 
-Bare CR, bare LF, NUL, overlong lines and messages over the size limit are rejected. 8-bit data is
-accepted. A rejected content is still received to its end, so that the session can continue. Memory
-is bounded: of a large message, only the header and the part of the body that is not written yet are
-in memory.
+Bare CR, NUL, what is left of bare LF, overlong lines and messages over the size limit are rejected.
+8-bit data is accepted. A rejected content is still received to its end, so that the session can
+continue. Memory is bounded: of a large message, only the header and the part of the body that is
+not written yet are in memory.
 
-RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6.
+RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6; RFC 3030 2 (BDAT).
 """
 
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +33,8 @@ HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the 
 _CRLF = b"\r\n"
 _DOT = b"\r\n."
 _END = _DOT + _CRLF
+# What may begin the end of data at the end of a block, or a lone dot after a bare LF; longest first
+_BEGUN = (b"\r\n.\r", b"\n.\r", b"\r\n.", b"\n.", b"\r\n", b"\n", b"\r")
 _CHUNK_BYTES = 64  # Python's overhead per chunk
 _HEAD_BYTES = 16384  # of a rejected content, in which its Subject is looked for
 _SUBJECT_CHARACTERS_MAX = 200
@@ -112,10 +115,17 @@ class DotFraming:
 
     Whole blocks are processed, never single lines. The last octets of a block are kept for the next
     one if the end of data may begin there. Data starts as if after a CRLF, so that the first line
-    is like every other.
+    is like every other. With `normalizes`, lines that end in a bare LF are lines as well, unless a
+    dot alone is one of two such lines: a lax server takes it for the end of data.
     """
 
-    def __init__(self) -> None:
+    opening = "354 End data with <CR><LF>.<CR><LF>"  # RFC 5321 4.1.1.4
+    chunk_reply = ""
+    wanted_bytes = sys.maxsize
+    is_last = True
+
+    def __init__(self, *, normalizes: bool = False) -> None:
+        self._normalizes = normalizes
         self._rest = _CRLF
         self._skipped = len(_CRLF)  # octets of `rest` that the client did not send
 
@@ -131,7 +141,11 @@ class DotFraming:
         end = data.find(_END, dot) if dot >= 0 else -1
         cut = end + len(_CRLF) if end >= 0 else len(data) - _end_begun(data)
         assert data[cut - 1 : cut + 1] != _CRLF, "content is cut between CR and LF"
-        if 0 <= dot < (end if end >= 0 else cut):
+        if self._normalizes and _END in _with_crlf(data[:cut] if end >= 0 else data):
+            self._normalizes = False  # the LF next to that dot stays: the message is rejected
+        if self._normalizes:
+            content = _with_crlf(data[:cut]).replace(_DOT, _CRLF)[self._skipped :]
+        elif 0 <= dot < (end if end >= 0 else cut):
             content = data[:cut].replace(_DOT, _CRLF)[self._skipped :]
         else:
             content = data[self._skipped : cut]
@@ -141,6 +155,57 @@ class DotFraming:
             self._skipped = 0
         self._rest = data[cut:]
         return content, None
+
+
+class ChunkFraming:
+    """The framing of BDAT: a number of octets, in which a dot means nothing (RFC 3030 2).
+
+    All chunks of a message are one content: two of them may share a CRLF. Content that does not end
+    in one gets it. With `normalizes` a bare LF becomes CRLF: the length is known, so that no line
+    can be taken for the end.
+    """
+
+    opening = ""
+
+    def __init__(self, size_bytes: int = 0, *, normalizes: bool = True) -> None:
+        self._normalizes = normalizes
+        self._held = b""  # a CR, whose LF may follow
+        self._is_line_open = False
+        self.wanted_bytes = size_bytes  # of the chunk
+        self.is_last = False  # chunk of the message
+        self.chunk_reply = ""
+
+    def begin(self, size_bytes: int, *, is_last: bool) -> None:
+        """Begin a chunk. If it is not the last one, `chunk_reply` is its reply."""
+        self.wanted_bytes, self.is_last = size_bytes, is_last
+        self.chunk_reply = f"250 2.0.0 {size_bytes} octets received"  # RFC 3030 2
+
+    def take(self, octets: bytes) -> tuple[bytes, bytes | None]:
+        """Return the content in `octets`, not more than are wanted, and b"" at the end of the chunk
+        or None before it.
+
+        No content that is returned ends between CR and LF.
+        """
+        self.wanted_bytes -= len(octets)
+        rest = None if self.wanted_bytes else b""
+        data, self._held = self._held + octets, b""
+        if data:
+            self._is_line_open = not data.endswith(b"\n")
+        if self.is_last and rest is not None:
+            data += _CRLF if self._is_line_open else b""
+        elif data.endswith(b"\r"):
+            data, self._held = data[:-1], b"\r"
+        return _with_crlf(data) if self._normalizes else data, rest
+
+
+Framing = DotFraming | ChunkFraming
+
+
+def _with_crlf(octets: bytes) -> bytes:
+    """Make bare LF CRLF in octets that do not end between CR and LF."""
+    if not _has_bare_line_end(octets):
+        return octets
+    return octets.replace(_CRLF, b"\n").replace(b"\n", _CRLF)
 
 
 def _has_bare_line_end(octets: bytes) -> bool:
@@ -157,10 +222,9 @@ def _has_bare_line_end(octets: bytes) -> bool:
 
 def _end_begun(data: bytes) -> int:
     """Return how many octets at the end of `data` may begin the end of data."""
-    for size in range(len(_END) - 1, 0, -1):
-        if data.endswith(_END[:size]):
-            return size
-    return 0
+    if not data.endswith(_BEGUN):
+        return 0
+    return next(len(begun) for begun in _BEGUN if data.endswith(begun))
 
 
 class ContentCollector:

@@ -1,4 +1,4 @@
-"""What the listeners of a process share, and the command handlers of one.
+"""What the listeners of a process share, and what a command handler gets from its listener.
 
 relay/app makes IngressDependencies; smtp_server adds what differs between listeners.
 """
@@ -14,7 +14,7 @@ from relay.base.crashpoints import CrashPoints
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import CheckLogin
-from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.data import ContentCollector, DataReply, Framing, Origin, ReceivedContent
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import Verify
 from relay.ingress.send_as import IsNullMx
@@ -24,6 +24,30 @@ from relay.mailbox.delivery_store import DeliveryStore
 from relay.message.envelope import Envelope, ForwardPath
 from relay.refusals.refusal import RefusalRecorder
 from relay.settings.tree import SmtpListener
+
+
+class ClientConnection(Protocol):
+    """The connection, as the command handler uses it: SmtpSession."""
+
+    async def send(self, reply: str) -> None:
+        """Write a reply now, after the buffered ones."""
+        ...
+
+    async def ask(self, reply: str) -> str:
+        """Write a reply and return the client's next line. Raises SmtpRejection if malformed."""
+        ...
+
+    async def read_content(self, framing: Framing, content: ContentCollector | None) -> bool:
+        """Collect a content or a chunk, or discard it; False if the client disconnects."""
+        ...
+
+    async def start_tls(self) -> str:
+        """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
+        ...
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, or until the client disconnects."""
+        ...
 
 
 class Accept(Protocol):
@@ -80,3 +104,10 @@ class ListenerDependencies(Struct, frozen=True):
     pickup: bool = False  # the listener is pickup's own socket
     # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
     odd_domain: str = ""
+
+    def new_content(self) -> ContentCollector:
+        """Return a collector for a content."""
+        return ContentCollector(
+            size_max_bytes=self.settings.max_message_size, limits=self.limits, budget=self.budget,
+            arrival=self.shared.acceptance.spool.incoming_body,
+        )  # fmt: skip

@@ -39,7 +39,7 @@ _BY_STATUS = {
     "5.3.4": RefusalReason.SIZE,
     "4.7.1": RefusalReason.RULE,
     "5.5.0": RefusalReason.SYNTAX,
-    "5.5.1": RefusalReason.RECIPIENT,  # of DATA: none is valid
+    "5.5.1": RefusalReason.RECIPIENT,  # of DATA and BDAT: none is valid
     "5.5.2": RefusalReason.SYNTAX,
     "5.6.0": RefusalReason.SYNTAX,
     "5.6.7": RefusalReason.SYNTAX,
@@ -49,6 +49,7 @@ _BY_COMMAND = {
     "MAIL": RefusalReason.SENDER,
     "RCPT": RefusalReason.RECIPIENT,
     "DATA": RefusalReason.RECIPIENT,
+    "BDAT": RefusalReason.RECIPIENT,
 }
 _log = get_logger("ingress")
 

@@ -3,21 +3,29 @@
 One handler is the state of one session: command order, one transaction at a time. The AUTH exchange
 is in authentication, the check of a sender address in send_as, that of a recipient in
 recipient_checks. RCPT is rejected here beyond the limit of recipients per message (max_recipients),
-and of addresses that its aliases lead to. MAIL and DATA enforce the size limit. Too many rejected
-commands end the session with 421.
+and of addresses that its aliases lead to. MAIL, DATA and BDAT enforce the size limit. Too many
+rejected commands end the session with 421.
 
-RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3207, 3461, 4954, 6152, 6409, 6531.
+RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6409, 6531.
 """
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Protocol
 
 from relay.accounts.passwords import client_of
 from relay.base.crashpoints import CrashPoint
 from relay.ingress.authentication import AUTH_OFFER, Authentication
-from relay.ingress.data import ContentCollector, DataReply, Origin, subject_in
+from relay.ingress.data import (
+    ChunkFraming,
+    ContentCollector,
+    ContentRejection,
+    DataReply,
+    DotFraming,
+    Framing,
+    Origin,
+    subject_in,
+)
 from relay.ingress.esmtp_parameters import (
     MailArgument,
     SmtpRejection,
@@ -26,7 +34,7 @@ from relay.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.ingress.forwarding import EXPANDED_MAX
-from relay.ingress.listener_dependencies import ListenerDependencies
+from relay.ingress.listener_dependencies import ClientConnection, ListenerDependencies
 from relay.ingress.local_users import LocalUser
 from relay.ingress.recipient_checks import RecipientChecks
 from relay.ingress.send_as import local_rejection, null_mx_rejection, sender_rejection
@@ -47,7 +55,7 @@ _log = get_logger("ingress")
 
 PAUSED = "421 4.3.2 This server takes no mail at present, try again later"  # RFC 5321 3.8
 SHUTTING_DOWN = "421 4.3.2 This server is shutting down, try again later"  # RFC 5321 3.8
-_BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT"})
+_BEFORE_TLS = frozenset({"NOOP", "EHLO", "HELO", "STARTTLS", "QUIT", "BDAT"})
 # Commands of a browser that a web page directs here, as Postfix's smtpd_forbidden_commands.
 _HTTP_METHODS = frozenset(
     {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "CONNECT", "OPTIONS", "TRACE"}
@@ -60,8 +68,12 @@ _LOGIN_ENDED = (
     # RFC 5321 3.8
     "421 4.7.0 The account or its password was changed; log in again, closing the connection"
 )
+_CHUNKS_BEGUN = "503 5.5.1 BDAT has begun this message; send BDAT or RSET"  # RFC 3030 2
 _LAST_OF_GROUP = frozenset({"EHLO", "HELO", "DATA"})
-_NOT_OFFERED = frozenset({"BDAT", "EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
+_NOT_OFFERED = frozenset({"EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
+# A larger chunk ends the session. The octets of a smaller one that is refused are received and
+# discarded: a client whose connection breaks before the reply tries again for days.
+DISCARDED_BYTES_MAX = 4 * 1024**3
 
 
 class LineError(StrEnum):
@@ -76,30 +88,6 @@ class LineError(StrEnum):
         "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
         " or use a listener with TLS; closing the connection"
     )
-
-
-class ClientConnection(Protocol):
-    """The connection, as the command handler uses it: SmtpSession."""
-
-    async def send(self, reply: str) -> None:
-        """Write a reply now, after the buffered ones."""
-        ...
-
-    async def ask(self, reply: str) -> str:
-        """Write a reply and return the client's next line. Raises SmtpRejection if malformed."""
-        ...
-
-    async def read_content(self, content: ContentCollector) -> bool:
-        """Reply 354 and collect the content of DATA; False if the client disconnects."""
-        ...
-
-    async def start_tls(self) -> str:
-        """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
-        ...
-
-    async def pause(self, seconds: float) -> None:
-        """Wait, or until the client disconnects."""
-        ...
 
 
 class SmtpCommandHandler:
@@ -133,6 +121,7 @@ class SmtpCommandHandler:
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
+        self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
         self._counts = SessionCounts(
             listener.settings, listener.limits, listener.rates, client=client_of(ip)
         )
@@ -277,6 +266,7 @@ class SmtpCommandHandler:
             "8BITMIME",
             "SMTPUTF8",
             "ENHANCEDSTATUSCODES",
+            "CHUNKING",
         ]
         if self._listener.offers_tls and not self._tls:
             offers.append("STARTTLS")
@@ -397,6 +387,8 @@ class SmtpCommandHandler:
         """RFC 5321 4.1.1.3. Enforces the limit of recipients per message: 452 4.5.3."""
         if self._mail is None:
             return "503 5.5.1 Send MAIL first"  # RFC 5321 4.1.4
+        if self._chunks is not None:
+            return _CHUNKS_BEGUN
         mail = self._mail
         path = parse_rcpt(
             argument, extended=self._extended, smtputf8=mail.envelope.smtputf8,
@@ -448,32 +440,80 @@ class SmtpCommandHandler:
         """RFC 5321 4.1.1.4. The 250 is sent after the spool has committed the message."""
         if argument:
             return "501 5.5.4 Syntax: DATA"  # RFC 5321 4.1.1.4
+        if self._chunks is not None:
+            return _CHUNKS_BEGUN
+        if rejection := self._no_recipients:
+            return rejection
+        normalizes = self._listener.settings.bare_newline == "normalize"
+        return await self._receive(
+            "DATA", DotFraming(normalizes=normalizes), self._listener.new_content()
+        )
+
+    async def bdat(self, argument: str) -> str:
+        """RFC 3030 2. The octets of a refused chunk are discarded, and no command is found in them.
+
+        The chunks that follow a refused one get its reply: they were sent before it was read.
+        """
+        digits, _, last = argument.partition(" ")
+        last = last.strip(" ").upper()
+        if not (digits.isascii() and digits.isdigit()) or last not in ("", "LAST"):
+            # RFC 3030 2; what follows may be text
+            return self._close_with("501 5.5.4 Syntax: BDAT octets [LAST]; closing the connection")
+        size_bytes, limit = int(digits), self._listener.settings.max_message_size
+        if size_bytes > max(limit, DISCARDED_BYTES_MAX):
+            return self._close_with(f"{ContentRejection.TOO_BIG}, closing the connection")
+        if rejection := self._no_recipients:
+            await self._client.read_content(ChunkFraming(size_bytes), None)
+            return rejection
+        if self._chunks is None:
+            normalizes = self._listener.settings.bare_newline != "reject"
+            self._chunks = self._listener.new_content(), ChunkFraming(normalizes=normalizes)
+        content, framing = self._chunks
+        framing.begin(size_bytes, is_last=bool(last))
+        if content.rejection is not None:
+            await self._client.read_content(framing, None)
+            if last:
+                self.reset()
+            await self._client.send(content.rejection)  # recorded with the first
+            return ""
+        if content.size_bytes + size_bytes > limit:
+            content.reject(ContentRejection.TOO_BIG)
+        if last:
+            self._chunks = None
+        return await self._receive("BDAT", framing, content)
+
+    @property
+    def _no_recipients(self) -> str:
+        """The reply to DATA or BDAT if nobody would get the message, else ""."""
         if self._mail is None:
             return "503 5.5.1 Send MAIL and RCPT first"  # RFC 5321 3.3
-        if not self._forward_paths:
-            return "554 5.5.1 No valid recipients"  # RFC 5321 3.3
-        listener = self._listener
-        content = ContentCollector(
-            size_max_bytes=listener.settings.max_message_size, limits=listener.limits,
-            budget=listener.budget, arrival=listener.shared.acceptance.spool.incoming_body,
-        )  # fmt: skip
+        return "" if self._forward_paths else "554 5.5.1 No valid recipients"  # RFC 5321 3.3
+
+    async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
+        """Collect a content or a chunk; take the message over when it is complete."""
+        mail, paths = self._mail, tuple(self._forward_paths.values())
+        assert mail is not None
         try:
-            if not await self._client.read_content(content):
+            if not await self._client.read_content(framing, content):
                 return ""
-            mail, paths = self._mail, tuple(self._forward_paths.values())
+            if not framing.is_last and content.rejection is None:
+                return framing.chunk_reply
             with self._counts.content():
-                self.reset()
-                decision = await self._take(mail, paths, content)
+                if framing.is_last:
+                    self.reset()
+                decision = await self._take(mail, paths, content, verb=verb)
         finally:
-            content.release()
+            if framing.is_last:
+                content.release()
         self._counts.add_message()
         await self._client.send(decision.reply)
-        listener.shared.crash.reached(CrashPoint.SMTP_REPLIED)
+        self._listener.shared.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
 
     async def _take(
-        self, mail: MailArgument, paths: Sequence[ForwardPath], content: ContentCollector
-    ) -> DataReply:
+        self, mail: MailArgument, paths: Sequence[ForwardPath], content: ContentCollector,
+        *, verb: str,
+    ) -> DataReply:  # fmt: skip
         """Return the reply to a content. Raises ContentRefusedError."""
         if self._authentication.has_ended:  # before the final dot
             self.closing = True
@@ -492,7 +532,7 @@ class SmtpCommandHandler:
             subject = subject_in(memory_part(received.content))
         raise ContentRefusedError(
             RefusedCommand(
-                command="DATA",
+                command=verb,
                 reply=decision.reply,
                 sender=mail.envelope.reverse_path,
                 recipients=tuple([path.address for path in paths]),
@@ -518,6 +558,9 @@ class SmtpCommandHandler:
         """End the transaction, as RSET does."""
         self._mail = None
         self._counts.reset()
+        if self._chunks is not None:
+            self._chunks[0].release()
+            self._chunks = None
         self._forward_paths = {}
         self._expanded = 0
         self.refusals.flush()
@@ -561,6 +604,7 @@ _COMMANDS: dict[str, Callable[[SmtpCommandHandler, str], Awaitable[str]]] = {
     "MAIL": SmtpCommandHandler.mail,
     "RCPT": SmtpCommandHandler.rcpt,
     "DATA": SmtpCommandHandler.data,
+    "BDAT": SmtpCommandHandler.bdat,
     "RSET": SmtpCommandHandler.rset,
     "NOOP": SmtpCommandHandler.noop,
     "VRFY": SmtpCommandHandler.vrfy,

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from relay.accounts.passwords import client_of
 from relay.base.pressure import ConcurrencyCounter
-from relay.ingress.data import ContentCollector, ContentRejection, DotFraming, Origin
+from relay.ingress.data import ContentCollector, ContentRejection, Framing, Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_users import LocalUsers, peer_uid
@@ -114,9 +114,12 @@ class InputBuffer:
             return LineError.BARE
         return line
 
-    def take_all(self) -> bytes:
-        """Take everything that is buffered."""
+    def take_all(self, at_most: int) -> bytes:
+        """Take everything that is buffered, or so many octets of it."""
         self._fresh = False
+        if len(self._data) - self._at > at_most:
+            start, self._at = self._at, self._at + at_most
+            return self._data[start : self._at]
         data = self._data[self._at :] if self._at else self._data
         self.clear()
         return data
@@ -414,7 +417,7 @@ class SmtpSession(_NoHooks, SMTP):
             self._writer.write(b"".join(self._replies))
             self._replies.clear()
 
-    # -- smtp_commands.ClientConnection
+    # -- listener_dependencies.ClientConnection
 
     async def send(self, reply: str) -> None:
         """Write a reply now, after the buffered ones."""
@@ -437,19 +440,20 @@ class SmtpSession(_NoHooks, SMTP):
             raise SmtpRejection(line)
         return line.decode("utf-8", "replace")
 
-    async def read_content(self, content: ContentCollector) -> bool:
-        """Reply 354 and collect the content of DATA; False if the client disconnects."""
-        self._put("354 End data with <CR><LF>.<CR><LF>")  # RFC 5321 4.1.1.4
-        framing = DotFraming()
+    async def read_content(self, framing: Framing, content: ContentCollector | None) -> bool:
+        """Collect a content or a chunk, or discard it; False if the client disconnects."""
+        self._put(framing.opening)
         while True:
-            if self._input.is_empty and not await self._more():
+            if self._input.is_empty and framing.wanted_bytes and not await self._more():
                 return False
-            octets, rest = framing.take(self._input.take_all())
-            content.add(octets, is_last=rest is not None)
-            if content.needs_spill:
-                await self._spill(content)
+            octets, rest = framing.take(self._input.take_all(framing.wanted_bytes))
+            if content is not None:
+                content.add(octets, is_last=rest is not None and framing.is_last)
+                if content.needs_spill:
+                    await self._spill(content)
             if rest is not None:
-                self._input.put_back(rest)
+                if rest:
+                    self._input.put_back(rest)
                 return True
 
     async def _spill(self, content: ContentCollector) -> None:

@@ -91,7 +91,8 @@ def _split(reply: str) -> tuple[str, str]:
 
 def _who(refusal: Refusal) -> list[str]:
     """Return who was refused: sender and recipients, the login, or the client."""
-    if refusal.command in ("MAIL", "RCPT", "DATA") and (refusal.sender or refusal.recipients):
+    is_transaction = refusal.command in ("MAIL", "RCPT", "DATA", "BDAT")
+    if is_transaction and (refusal.sender or refusal.recipients):
         sender, named = refusal.sender or "<>", refusal.recipients[:_NAMED_MAX]
         more = refusal.recipient_count - len(named)
         to = ", ".join(named) + (f" and {more} more" if more > 0 else "")

@@ -168,6 +168,8 @@ class SmtpListener:
     max_rate_per_client: Rate = field(default="", metadata=RELOADED)
     # how long a client may be silent, in seconds
     timeout: PositiveSeconds = field(default=300.0, metadata=RELOADED)
+    # of content; None: DATA rejects it, BDAT makes it CRLF
+    bare_newline: Literal["reject", "normalize"] | None = field(default=None, metadata=RELOADED)
     tls: TlsSettings | None = None  # None: no TLS
 
     def __post_init__(self) -> None:

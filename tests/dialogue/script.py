@@ -17,7 +17,9 @@ and \xHH are escapes in C, R and CONTENT; {64*x} is x repeated.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 _REPEAT = re.compile(r"\{(\d+)\*([^{}]+)\}")
@@ -65,3 +67,33 @@ def octets(text: str) -> bytes:
         else escapes.get(piece) or piece.encode("utf-8")
         for piece in pieces
     )
+
+
+def over_bdat(script: Script) -> None:
+    """Make BDAT of each DATA: the same replies follow, without the 354."""
+    script.actions = list(_chunked(script.actions))
+
+
+def _chunked(actions: list[Action]) -> Iterator[Action]:
+    rest = list(actions)
+    while rest:
+        action = rest.pop(0)
+        if (action.kind, action.text.upper()) != ("C", "DATA"):
+            yield action
+            continue
+        sent = list(takewhile(lambda one: one.kind in "CR", rest))
+        said = list(takewhile(lambda one: one.kind == "S", rest[len(sent) :]))
+        invitation = next((one for one in said if one.text.startswith("354")), None)
+        if invitation is None:
+            yield Action(action.number, "R", r"BDAT 5 LAST\r\nhello")
+            continue
+        rest.remove(invitation)
+        content = b"\r\n"
+        while not content.endswith(b"\r\n.\r\n"):
+            at = next(i for i, one in enumerate(rest) if one.kind in "CR")
+            yield from rest[:at]
+            content += octets(rest[at].text) + (b"\r\n" if rest[at].kind == "C" else b"")
+            del rest[: at + 1]
+        content = content[: -len(b".\r\n")].replace(b"\r\n.", b"\r\n")[len(b"\r\n") :]
+        text = "".join(f"\\x{octet:02x}" for octet in content)
+        yield Action(action.number, "R", rf"BDAT {len(content)} LAST\r\n{text}")

@@ -11,11 +11,17 @@ import uvloop
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import read_all
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
-from tests.dialogue.script import Script, octets, read_script
+from tests.dialogue.script import Script, octets, over_bdat, read_script
 from tests.support.ingress import Relay, make_certificate
 
 SCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
+OF_CHUNKS = ("bdat", "bdat_refused", "bare_newline")
+WITH_DATA = [
+    path for path in SCRIPTS
+    if "C: DATA\n" in path.read_text("utf-8") and path.stem not in OF_CHUNKS
+]  # fmt: skip
 PATIENCE_S = 10.0
+WORDS = ("role", "bare_newline")
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 FAULTS = {
     "broken": RuntimeError("secret detail"),
@@ -32,7 +38,20 @@ def certificate(tmp_path_factory):
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_dialogue(path: Path, loop: str, request):
+    play(read_script(path), loop, request)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("path", WITH_DATA, ids=lambda path: path.stem)
+def test_a_dialogue_of_data_is_the_same_over_bdat(path: Path, loop: str, request):
     script = read_script(path)
+    script.listener["bare_newline"] = "reject"
+    over_bdat(script)
+    assert all(action.text.upper() != "DATA" for action in script.actions)
+    play(script, loop, request)
+
+
+def play(script: Script, loop: str, request) -> None:
     tls = request.getfixturevalue("certificate") if script.listener.pop("tls", "") else None
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(asyncio.wait_for(run_script(script, tls), PATIENCE_S))
@@ -47,7 +66,7 @@ async def run_script(script: Script, tls) -> None:
     limits = {"auth_failure_delay_s": 0.01, "last_reply_s": 0.2}
     for key in [key for key in options if key.startswith("limits.")]:
         limits[key.removeprefix("limits.")] = int(options.pop(key))
-    changes = {key: value if key == "role" else int(value) for key, value in options.items()}
+    changes = {key: value if key in WORDS else int(value) for key, value in options.items()}
     server = relay.server(
         limits=SessionLimits(**limits), trusted_networks=networks, tls=tls, **changes
     )

@@ -5,12 +5,26 @@ import asyncio
 import pytest
 
 from relay.base.socket_address import Address
+from relay.message.content import read_all
 from tests.support.ingress import Relay
 from tests.support.smuggling import SEQUENCES
 
-OPENING = (
-    b"EHLO client.test\r\nMAIL FROM:<a@example.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n"
-)
+OPENING = b"EHLO client.test\r\nMAIL FROM:<a@example.test>\r\nRCPT TO:<bob@example.test>\r\n"
+HIDDEN = b"MAIL FROM:<evil@other.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nevil\r\n"
+
+
+def data(content: bytes) -> bytes:
+    return b"DATA\r\n%s\r\n.\r\n" % content
+
+
+def chunk(content: bytes) -> bytes:
+    return b"BDAT %d LAST\r\n%s" % (len(content), content)
+
+
+def two_chunks(content: bytes) -> bytes:
+    """The cut is in the sequence."""
+    at = content.index(b"text") + len(b"text") + 2
+    return b"BDAT %d\r\n%s%s" % (at, content[:at], chunk(content[at:]))
 
 
 async def replies_to(address: Address, octets: bytes) -> list[bytes]:
@@ -22,21 +36,30 @@ async def replies_to(address: Address, octets: bytes) -> list[bytes]:
     return said.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("framed", "bare_newline"),
+    [(data, None), (data, "normalize"), (chunk, "reject"), (chunk, None), (two_chunks, None)],
+    ids=["DATA", "DATA normalize", "BDAT reject", "BDAT", "two chunks"],
+)
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
-async def test_a_smuggled_message_is_not_accepted(sequence):
+async def test_a_smuggled_message_is_not_accepted(sequence, framed, bare_newline):
+    """In a chunk an LF is as good as CRLF: the message has the other one as its text."""
     relay = Relay()
-    server = relay.server()
+    server = relay.server(bare_newline=bare_newline)
     await server.start()
-    hidden = b"MAIL FROM:<evil@other.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nevil\r\n"
-    said = await replies_to(
-        server.address,
-        OPENING + b"Subject: a\r\n\r\ntext" + sequence + hidden + b"\r\n.\r\nQUIT\r\n",
-    )
+    message = b"Subject: a\r\n\r\ntext" + sequence + HIDDEN
+    said = await replies_to(server.address, OPENING + framed(message) + b"QUIT\r\n")
     await server.drain(1)
-    assert said[-2].startswith(b"550 5.5.2 ")
+    is_text = (
+        framed is not data
+        and not bare_newline
+        and not {*b"\r\0"} & {*sequence.replace(b"\r\n", b"")}
+    )
+    assert said[-2].startswith(b"250 2.0.0 Ok: " if is_text else b"550 5.5.2 ")
     assert said[-1] == b"221 2.0.0 Bye"
     assert sum(line.startswith(b"250 2.1.0") for line in said) == 1
-    assert relay.spool.accepted == []
+    contents = [read_all(each.contents[0]) for each in relay.spool.accepted]
+    assert [each.endswith(b"text\r\n.\r\n" + HIDDEN) for each in contents] == [True] * is_text
 
 
 async def test_a_burst_with_a_real_end_of_data_has_two_messages():
@@ -44,7 +67,6 @@ async def test_a_burst_with_a_real_end_of_data_has_two_messages():
     relay = Relay()
     server = relay.server()
     await server.start()
-    hidden = b"MAIL FROM:<evil@other.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\nevil\r\n"
-    await replies_to(server.address, OPENING + b"text\r\n.\r\n" + hidden + b".\r\nQUIT\r\n")
+    await replies_to(server.address, OPENING + data(b"text") + HIDDEN + b".\r\nQUIT\r\n")
     await server.drain(1)
     assert len(relay.spool.accepted) == 2

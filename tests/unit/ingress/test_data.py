@@ -1,15 +1,16 @@
-"""The content of DATA: its end, dot-stuffing, bare CR and LF, size and memory limits."""
+"""The content of DATA and BDAT: its end, dot-stuffing, bare CR and LF, size and memory limits."""
 
 import asyncio
 import random
 import re
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from relay.base.pressure import MemoryBudget
 from relay.ingress import data as data_module
-from relay.ingress.data import ContentCollector, ContentRejection, DotFraming
+from relay.ingress.data import ChunkFraming, ContentCollector, ContentRejection, DotFraming
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
 from tests.support.ingress import MemoryArrival
@@ -33,9 +34,9 @@ PLAIN = {
 class Receiver(ContentCollector):
     """A collector with the framing of DATA before it, as in SmtpSession.read_content()."""
 
-    def __init__(self, **options):
+    def __init__(self, *, normalizes=False, **options):
         super().__init__(**options)
-        self.framing = DotFraming()
+        self.framing = DotFraming(normalizes=normalizes)
 
     def feed(self, block: bytes) -> bytes | None:
         octets, rest = self.framing.take(block)
@@ -44,9 +45,11 @@ class Receiver(ContentCollector):
 
 
 def receiver(
-    *, size_max_bytes=1000, line=100, budget=None, arrival=MemoryArrival, large_bytes=1000
-) -> Receiver:
+    *, size_max_bytes=1000, line=100, budget=None, arrival=MemoryArrival, large_bytes=1000,
+    normalizes=False,
+) -> Receiver:  # fmt: skip
     return Receiver(
+        normalizes=normalizes,
         size_max_bytes=size_max_bytes,
         limits=SessionLimits(text_line_bytes=line, large_bytes=large_bytes),
         budget=budget or MemoryBudget(10_000),
@@ -148,6 +151,76 @@ def test_random_data_is_judged_alike_however_it_is_cut(seed):
         assert one.hand_over().content == (meant or b""), sent
         accepted += meant is not None
     assert 20 <= accepted <= 80, "the data is too good or too bad"
+
+
+def normalized_whole(sent: bytes) -> bytes | None:
+    """The content of DATA with LF for CRLF, None if it must be rejected."""
+    content = (b"\r\n" + sent).partition(b"\r\n.\r\n")[0]
+    content = re.sub(rb"(?<!\r)\n", b"\r\n", content + b"\r\n")
+    if b"\r\n.\r\n" in content or re.search(rb"\r(?!\n)|\0", content):
+        return None
+    return content.replace(b"\r\n.", b"\r\n")[len(b"\r\n") :]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_data_is_normalized_alike_however_it_is_cut(seed):
+    rng, normalized = random.Random(seed), 0
+    for _ in range(200):
+        sent = random_data(rng)
+        meant = normalized_whole(sent)
+        one, rest, pieces = receiver(normalizes=True), None, iter(cut(sent, rng))
+        while rest is None:
+            rest = one.feed(next(pieces))
+        assert rest + b"".join(pieces) == judged_whole(sent)[1], sent
+        assert one.rejection is (ContentRejection.BARE if meant is None else None), sent
+        assert one.hand_over().content == (meant or b""), sent
+        normalized += meant is not None and judged_whole(sent)[0] is None
+    assert normalized >= 1
+
+
+def cut(octets: bytes, rng: random.Random) -> Iterator[bytes]:
+    while octets:
+        at = rng.choice((1, 1, 2, 3, 5, 8, 100))
+        yield octets[:at]
+        octets = octets[at:]
+
+
+def chunked(content: bytes, rng: random.Random, *, normalizes: bool) -> ContentCollector:
+    """Receive content in chunks and segments cut anywhere; the last chunk may be empty."""
+    one, framing = receiver(), ChunkFraming(normalizes=normalizes)
+    chunks = [*cut(content, rng), *rng.choice(([], [b""]))] or [b""]
+    for number, chunk in enumerate(chunks, start=1):
+        framing.begin(len(chunk), is_last=number == len(chunks))
+        rest, segments = None, cut(chunk, rng)
+        while rest is None:
+            octets, rest = framing.take(next(segments, b""))
+            one.add(octets, is_last=number == len(chunks) and rest is not None)
+        assert (rest, next(segments, None), framing.wanted_bytes) == (b"", None, 0)
+    return one
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chunks_have_the_octets_of_data_however_they_are_cut(seed):
+    rng, accepted = random.Random(seed), 0
+    for _ in range(200):
+        content = random_data(rng).removesuffix(b".\r\nNOOP\r\n")
+        if rng.random() < 0.3:
+            content = content.removesuffix(b"\r\n")  # it comes back
+        is_bad = re.search(rb"\r(?!\n)|\0", content)
+        for normalizes in (True, False):
+            one = chunked(content, rng, normalizes=normalizes)
+            lines = re.sub(rb"(?<!\r)\n", b"\r\n", content)
+            if is_bad or (lines != content and not normalizes):
+                assert one.rejection is ContentRejection.BARE, content
+                continue
+            lines += b"" if lines.endswith(b"\r\n") or not lines else b"\r\n"
+            by_data = receiver()
+            stuffed = (b"\r\n" + lines).replace(b"\r\n.", b"\r\n..")[len(b"\r\n") :]
+            assert by_data.feed(stuffed + b".\r\n") == b""
+            found = one.hand_over().content
+            assert (one.rejection, found) == (None, by_data.hand_over().content), content
+            accepted += 1
+    assert 60 <= accepted <= 340, "the data is too good or too bad"
 
 
 def test_a_bare_cr_at_the_end_of_a_block_is_rejected():

@@ -91,7 +91,7 @@ def test_a_long_line_is_one_error_and_is_not_kept(block_bytes):
 def test_what_is_put_back_comes_next():
     one = make_input()
     one.feed(b"content\r\n.\r\nNOOP\r\nQU")
-    assert one.take_all() == b"content\r\n.\r\nNOOP\r\nQU"
+    assert one.take_all(100) == b"content\r\n.\r\nNOOP\r\nQU"
     one.put_back(b"NOOP\r\nQU")
     one.feed(b"IT\r\n")
     assert lines_of(one) == [b"NOOP", b"QUIT"]
@@ -140,3 +140,16 @@ async def test_reading_pauses_while_too_much_is_buffered():
     assert transport.reading
     one.feed_end()
     assert await waiting is False
+
+
+def test_the_octets_of_many_chunks_are_taken_without_copying_the_rest():
+    one = make_input()
+    one.feed(b"BDAT 3\r\nabcBDAT 2 LAST\r\nde")
+    buffered = one._data
+    assert one.take_line(100) == b"BDAT 3"
+    assert one.take_all(3) == b"abc"
+    assert one.take_all(0) == b""
+    assert one.take_line(100) == b"BDAT 2 LAST"
+    assert one._data is buffered
+    assert one.take_all(2) == b"de"
+    assert one.is_empty
