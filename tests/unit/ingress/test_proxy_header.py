@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from relay.base.socket_address import Address
 from relay.ingress import proxy_header
 from relay.ingress.proxy_header import ProxyHeader, ProxyHeaderError, parse_header
-from relay.ingress.session_limits import SessionLimits
 from relay.settings.tree import TlsSettings
 from tests.support.events import until
 from tests.support.ingress import Relay
@@ -307,8 +306,8 @@ async def test_headers_that_are_awaited_are_limited_as_sessions_are() -> None:
 
 
 async def test_sessions_count_for_the_client() -> None:
-    limits = SessionLimits(sessions_per_client=1, last_reply_s=0.2)
-    async with listening(Relay(), proxy_networks=PROXIES, limits=limits) as server:
+    listener = {"proxy_networks": PROXIES, "max_sessions_per_client": 1}
+    async with listening(Relay(), **listener) as server:
         first = await greeted(server.address, v1("192.0.2.5"))
         second = connected(server.address, v1("192.0.2.5"))
         assert b"Too many sessions from your address" in await all_of(second)
