@@ -356,7 +356,7 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
 def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Warn if there is a proxy on this machine that the configuration does not name."""
     http = settings.http
-    local = next((one for one in http.listen if is_loopback(one)), None)
+    local = next((one for one in http.listen if is_loopback(one) and not one.is_elsewhere), None)
     if http.public_url and local is not None and not http.proxy_networks:
         text = (
             f'found it with "{local}" in http.listen and without http.proxy_networks, expected the '
