@@ -238,25 +238,25 @@ def send_by_graph(
     draft: DraftToSend,
     *,
     token: str,
-    certificate: Path | None = None,
+    certificates: Sequence[Path] = (),
     mailbox: str = "",
     key: str = "",
 ) -> str:
     """POST sendMail with `token`, from its own mailbox or `mailbox`; return the Graph id.
 
-    With `certificate`, by HTTPS to the server that has it. The same message with the same `key` is
-    sent once. Raises RejectedError, OSError.
+    With `certificates`, by HTTPS to the server that has one of them. The same message with the same
+    `key` is sent once. Raises RejectedError, OSError.
     """
     draft.check()
     if not (token.isascii() and token.isprintable() and " " not in token):
         raise RejectedError("token: expected ASCII without spaces")
     place = (address.host, address.port)
     connection = (
-        http.client.HTTPConnection(*place, timeout=_TIMEOUT_S)
-        if certificate is None
-        else http.client.HTTPSConnection(
-            *place, timeout=_TIMEOUT_S, context=client_of_pair(certificate)
+        http.client.HTTPSConnection(
+            *place, timeout=_TIMEOUT_S, context=client_of_pair(*certificates)
         )
+        if certificates
+        else http.client.HTTPConnection(*place, timeout=_TIMEOUT_S)
     )
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     if draft.text and draft.html:

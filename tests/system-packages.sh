@@ -39,7 +39,7 @@ else
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
 # Unpacked into .system, not installed: tests start these servers by their paths. The LMTP server's
-# version must be Dovecot's; Exim excludes Postfix; OpenDKIM and PgBouncer would start a service.
+# version must be Dovecot's; Exim excludes Postfix; HAProxy, OpenDKIM and PgBouncer would start a service.
 unpack() {
     local version
     version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
@@ -47,6 +47,7 @@ unpack() {
     unpack_one usr/sbin/exim4 exim4-daemon-light Exim
     unpack_one usr/sbin/opendkim opendkim OpenDKIM
     unpack_one usr/sbin/pgbouncer pgbouncer PgBouncer
+    unpack_one usr/sbin/haproxy haproxy HAProxy
 }
 # With each package that an installation would bring along: names of libraries differ between versions.
 unpack_one() {

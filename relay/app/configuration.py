@@ -39,10 +39,10 @@ from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import slow_patterns
 from relay.reports.texts import ReportTexts, load_texts
 from relay.routing.route_table import Confinement, RouteTable, parse_action
-from relay.settings.document import Fault, KeyPath, SettingsError, read_document
+from relay.settings.document import Fault, KeyPath, SettingsError, dotted, read_document
 from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
-from relay.settings.tree import CertificateFiles, NodeRole, Settings
+from relay.settings.tree import ListenerTls, NodeRole, Settings
 from relay.settings.validation import name_of
 from relay.settings.values import parse_domain
 from relay.signing.key_files import load_keys
@@ -65,7 +65,7 @@ class Configuration(Struct, frozen=True):
     routes: RouteTable  # with the passwords and CA files of routes
     places: Mapping[str, "RoutePlace"]  # of the routes, by name
     # certificates of listeners that replace others
-    new_pairs: Sequence[tuple[ServerCertificate, CheckedPair]] = ()
+    new_pairs: Sequence[tuple[ServerCertificate, Sequence[CheckedPair]]] = ()
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -166,28 +166,33 @@ class ActiveConfiguration:
         """Have this configuration from now on."""
         self._now = read
         self.accounts.use(read.accounts, dovecot_auth=read.settings.mailboxes.dovecot_auth)
-        for certificate, pair in read.new_pairs:
-            certificate.use(pair)
+        for certificate, pairs in read.new_pairs:
+            certificate.use(pairs)
 
-    def _new_pairs(self, settings: Settings) -> list[tuple[ServerCertificate, CheckedPair]]:
+    def _new_pairs(
+        self, settings: Settings
+    ) -> list[tuple[ServerCertificate, Sequence[CheckedPair]]]:
         """Return the certificates whose files were replaced, and what they are to use."""
-        found = []
+        found: list[tuple[ServerCertificate, Sequence[CheckedPair]]] = []
         now_s = self._clock.time_us() / 1_000_000
-        files: list[tuple[str, ServerCertificate | None, CertificateFiles | None]] = [
-            (f"smtp[{number}].tls.certificate", self.certificates.smtp[number], listener.tls)
+        listeners: list[tuple[KeyPath, ServerCertificate | None, ListenerTls | None]] = [
+            (("smtp", number, "tls"), self.certificates.smtp[number], listener.tls)
             for number, listener in enumerate(settings.smtp)
         ]
-        files.append(("http.tls.certificate", self.certificates.http, settings.http.tls))
-        for key, certificate, tls in files:
+        listeners.append((("http", "tls"), self.certificates.http, settings.http.tls))
+        for path, certificate, tls in listeners:
             if certificate is None or tls is None:
                 continue
-            try:
-                pair = certificate.new_pair(tls.certificate, tls.key, now_s=now_s)
-            except CertificateError as error:
-                text = f'found "{tls.certificate}", expected a valid one: {error}'
-                raise SettingsError([Fault(self._file, 0, key, text)]) from None
-            if pair is not None:
-                found.append((certificate, pair))
+            pairs = []
+            for place, files in tls.pairs:
+                try:
+                    pairs.append(certificate.pair(files.certificate, files.key, now_s=now_s))
+                except CertificateError as error:
+                    key = dotted((*path, *place, "certificate"))
+                    text = f'found "{files.certificate}", expected a valid one: {error}'
+                    raise SettingsError([Fault(self._file, 0, key, text)]) from None
+            if tuple(pairs) != certificate.pairs:
+                found.append((certificate, pairs))
         return found
 
     def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
@@ -250,8 +255,11 @@ def server_certificates(settings: Settings) -> ListenerCertificates:
     )
 
 
-def _certificate(tls: CertificateFiles | None) -> ServerCertificate | None:
-    return ServerCertificate(tls.certificate, tls.key) if tls else None
+def _certificate(tls: ListenerTls | None) -> ServerCertificate | None:
+    if tls is None:
+        return None
+    further = [(one.certificate, one.key) for one in tls.further]
+    return ServerCertificate(tls.certificate, tls.key, *further)
 
 
 # of a key outside [[route]]

@@ -1,11 +1,12 @@
-"""Certificates of listeners: load and check a pair, and replace it while sessions continue.
+"""Certificates of listeners: load and check pairs, choose one by the name that a client asks for
+(SNI, RFC 6066 3), and replace them while sessions continue.
 
 A pair is a PEM certificate chain and its key. RFC 9325: TLS 1.2 and later.
 """
 
 import hashlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,15 @@ def load_pair(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def client_of_pair(certificate: Path) -> ssl.SSLContext:
-    """Return the context of a client that expects the certificate in this file, for any name.
+def client_of_pair(*certificates: Path) -> ssl.SSLContext:
+    """Return the context of a client that expects one of these certificates, for any name.
 
     Raises OSError, ssl.SSLError.
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
-    client.load_verify_locations(cafile=certificate)
+    for one in certificates:
+        client.load_verify_locations(cafile=one)
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return client
 
@@ -71,35 +73,41 @@ def certificate_of_handshake(server: ssl.SSLContext, certificate: Path) -> Mappi
     return asking.getpeercert() or {}
 
 
+def dns_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the DNS names of a certificate in lower case; one may begin with "*."."""
+    named = certificate.get("subjectAltName", ())
+    return tuple([name.lower() for kind, name in named if kind == "DNS"])
+
+
 class CheckedPair(Struct, frozen=True):
-    """A pair that clients can verify; `digest` is that of its files."""
+    """A pair for a listener; `digest` is that of its files, `names` are its DNS names."""
 
     context: ssl.SSLContext
     digest: bytes
+    names: tuple[str, ...]
 
 
 class ServerCertificate:
-    """The certificate of one listener. `context` is for all its handshakes.
+    """The certificates of one listener. `context` is for all its handshakes.
 
-    At each handshake, `context` gives way to the context of the pair that is in use then. Sessions
-    keep what they began with.
+    At each handshake, `context` gives way to the context of a pair that is in use then: one with
+    the name that the client asks for, else the first. Sessions keep what they began with.
     """
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    def __init__(self, certificate: Path, key: Path, *further: tuple[Path, Path]) -> None:
         """Raises CertificateError. An expired pair is used: `relay check` reports it."""
-        self._digest = _digest(certificate, key)
-        self._current = load_pair(certificate, key)
         self.context = load_pair(certificate, key)
         self.context.sni_callback = self._choose
+        self.use([_unchecked(*files) for files in ((certificate, key), *further)])
 
-    def new_pair(self, certificate: Path, key: Path, *, now_s: float) -> CheckedPair | None:
-        """Return the pair in these files for use(), None if it is in use already.
+    def pair(self, certificate: Path, key: Path, *, now_s: float) -> CheckedPair:
+        """Return the pair in these files for use(), which may be in use already.
 
         Raises CertificateError if it cannot be used, or has expired at `now_s`.
         """
         digest = _digest(certificate, key)
-        if digest == self._digest:
-            return None
+        if same := next((one for one in self.pairs if one.digest == digest), None):
+            return same
         context = load_pair(certificate, key)
         try:
             shown = certificate_of_handshake(context, certificate)
@@ -107,15 +115,34 @@ class ServerCertificate:
             raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
         if not shown or ssl.cert_time_to_seconds(shown["notAfter"]) <= now_s:
             raise CertificateError(f"it expired on {shown.get('notAfter', 'an unknown date')}")
-        return CheckedPair(context, digest)
+        return CheckedPair(context, digest, dns_names(shown))
 
-    def use(self, pair: CheckedPair) -> None:
-        """Use this pair for handshakes from now on."""
-        self._current, self._digest = pair.context, pair.digest
+    def use(self, pairs: Sequence[CheckedPair]) -> None:
+        """Use these pairs for handshakes from now on."""
+        self.pairs = tuple(pairs)
+        # of two that have the name, the earlier one
+        self._by_name = {name: one.context for one in reversed(pairs) for name in one.names}
 
-    def _choose(self, session: ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
+    def _choose(self, session: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
         """Called at each ClientHello, also without a server name."""
-        session.context = self._current
+        found = None
+        if name:
+            whole, wildcard = name.lower(), f"*.{name.lower().partition('.')[2]}"
+            found = self._by_name.get(whole) or self._by_name.get(wildcard)
+        session.context = found or self.pairs[0].context
+
+
+def _unchecked(certificate: Path, key: Path) -> CheckedPair:
+    digest, context = _digest(certificate, key), load_pair(certificate, key)
+    return CheckedPair(context, digest, names_in(context, certificate))
+
+
+def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:
+    """Return the DNS names of a pair, none if clients would reject it."""
+    try:
+        return dns_names(certificate_of_handshake(context, certificate))
+    except OSError:
+        return ()
 
 
 def _digest(certificate: Path, key: Path) -> bytes:

@@ -122,5 +122,6 @@ def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Dr
         raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
     if not token:
         return listens[0], send_by_smtp
-    certificate = tls.certificate if tls and not listens[0].plain else None
-    return listens[0], functools.partial(send_by_graph, token=token, certificate=certificate)
+    pairs = tls.pairs if tls and not listens[0].plain else []
+    certificates = [one.certificate for _, one in pairs]
+    return listens[0], functools.partial(send_by_graph, token=token, certificates=certificates)

@@ -50,7 +50,7 @@ from relay.settings.document import (
     read_document,
 )
 from relay.settings.reader import load, secret_files
-from relay.settings.tree import CertificateFiles, NodeRole, SendmailSettings, Settings
+from relay.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.settings.validation import (
     domain_matches,
     hidden_routes,
@@ -69,11 +69,11 @@ _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 
 
 class CheckedListener(Struct, frozen=True):
-    """A configured address, and the certificate used there."""
+    """A configured address, and the certificates used there."""
 
     key: KeyPath
     address: Address
-    tls: CertificateFiles | None = None
+    tls: ListenerTls | None = None
     tls_key: KeyPath = ()
 
     @property
@@ -112,24 +112,36 @@ class CertificateFinding(Struct, frozen=True):
     warning: str = ""
 
 
-def assess_listener(listener: CheckedListener, hostname: str, now_s: float) -> CertificateFinding:
-    """Return what prevents clients from verifying the certificate of a listener."""
+def assess_listener(
+    listener: CheckedListener, hostname: str, now_s: float
+) -> Iterator[tuple[KeyPath, CertificateFinding]]:
+    """Yield what prevents clients from verifying each certificate of a listener, with its key path.
+
+    The first has to be for the names of the listener, unless another one is.
+    """
     assert listener.tls is not None
-    try:
-        tls = listener.tls
-        server = load_pair(tls.certificate, tls.key)
-        certificate = certificate_of_handshake(server, tls.certificate)
-    except ssl.SSLCertVerificationError as error:
-        return CertificateFinding(f"found one that clients reject: {error.verify_message}")
-    except OSError as error:
-        return CertificateFinding(f"found one that fails in a handshake: {error.strerror or error}")
-    return assess_certificate(certificate, _names(listener, hostname), now_s)
+    names = _names(listener, hostname)
+    certificate: Mapping[str, Any] = {}
+    for place, tls in reversed(listener.tls.pairs):
+        if any(certificate_matches(certificate, name) for name in names):
+            names = []
+        try:
+            certificate = certificate_of_handshake(
+                load_pair(tls.certificate, tls.key), tls.certificate
+            )
+            finding = assess_certificate(certificate, [] if any(place) else names, now_s)
+        except ssl.SSLCertVerificationError as error:
+            finding = CertificateFinding(f"found one that clients reject: {error.verify_message}")
+        except OSError as error:
+            reason = error.strerror or error
+            finding = CertificateFinding(f"found one that fails in a handshake: {reason}")
+        yield (*listener.tls_key, *place, "certificate"), finding
 
 
 def assess_certificate(
     certificate: Mapping[str, Any], names: Sequence[str], now_s: float
 ) -> CertificateFinding:
-    """Return what prevents clients that expect one of `names` from verifying a certificate."""
+    """Return what prevents clients that expect one of `names`, or any, from verifying it."""
     begin_s = ssl.cert_time_to_seconds(certificate["notBefore"])
     end_s = ssl.cert_time_to_seconds(certificate["notAfter"])
     if end_s <= now_s:
@@ -140,7 +152,7 @@ def assess_certificate(
         return CertificateFinding(
             f"found one that begins on {_day(begin_s)}, expected one that is valid"
         )
-    if not any(certificate_matches(certificate, name) for name in names):
+    if names and not any(certificate_matches(certificate, name) for name in names):
         found = certificate_names(certificate)
         return CertificateFinding(f"found one for {found}, expected one for {' or '.join(names)}")
     if end_s - now_s < SOON_S:
@@ -308,13 +320,11 @@ def _permissions(
         for number, route in enumerate(settings.route)
         if route.auth
     ]
+    listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
+    listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]
     secrets += [
-        (("smtp", number, "tls", "key"), listener.tls.key)
-        for number, listener in enumerate(settings.smtp)
-        if listener.tls
+        ((*key, *at, "key"), one.key) for key, tls in listeners if tls for at, one in tls.pairs
     ]
-    if settings.http.tls is not None:
-        secrets.append((("http", "tls", "key"), settings.http.tls.key))
     for key, path in secrets:
         if text := open_to_others(path, to_read=True):
             yield _warning("permissions", place.fault(key, text))
@@ -374,13 +384,12 @@ def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator
         if one.tls is None:
             continue
         hostname = (one.key[0] == "http" and public_host) or settings.hostname
-        certificate = assess_listener(one, hostname, clock.time_us() / 1e6)
-        key = (*one.tls_key, "certificate")
-        if certificate.fault:
-            text = str(place.fault(key, certificate.fault))
-            found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
-        if certificate.warning:
-            found[_warning("certificates", place.fault(key, certificate.warning))] = None
+        for key, certificate in assess_listener(one, hostname, clock.time_us() / 1e6):
+            if certificate.fault:
+                text = str(place.fault(key, certificate.fault))
+                found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
+            if certificate.warning:
+                found[_warning("certificates", place.fault(key, certificate.warning))] = None
     yield from found
 
 

@@ -173,7 +173,12 @@ def _foreign_hosts(settings: Settings) -> str:
 
 def _public_keys(settings: Settings) -> list[bytes]:
     """Return the SHA-256 of the public keys of the certificates on port 25 (RFC 6698 2.1.2)."""
-    files = [one.tls.certificate for one in settings.smtp if one.role == "relay" and one.tls]
+    files = [
+        pair.certificate
+        for one in settings.smtp
+        if one.role == "relay" and one.tls
+        for _, pair in one.tls.pairs
+    ]
     if not files:
         return []
     from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415 -- a large library

@@ -339,9 +339,7 @@ class DevelopmentCertificate:
     def _renew(self) -> None:
         files = self._issue()
         now_s = self._clock.time_us() / 1_000_000
-        pair = self.server.new_pair(files.certificate, files.key, now_s=now_s)
-        if pair is not None:
-            self.server.use(pair)
+        self.server.use([self.server.pair(files.certificate, files.key, now_s=now_s)])
 
     def _issue(self) -> CertificateFiles:
         now = self._now()

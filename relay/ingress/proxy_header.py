@@ -94,7 +94,7 @@ def _client(source: IPv4Address | IPv6Address) -> str:
 
 
 async def read_header(connection: socket.socket) -> ProxyHeader | None:
-    """Take the header, None if the peer sends nothing at all.
+    """Take the header, None if the peer sends nothing at all, or resets, as HAProxy ends checks.
 
     Raises ProxyHeaderError, OSError.
     """
@@ -110,6 +110,8 @@ async def read_header(connection: socket.socket) -> ProxyHeader | None:
                     raise ProxyHeaderError("the connection ended within it")
                 header = parse_header(data + seen)
                 data += connection.recv(header.octets - len(data) if header else len(seen))
+    except ConnectionResetError:
+        return None
     except TimeoutError:
         raise ProxyHeaderError(f"it did not arrive within {HEADER_S:g} seconds") from None
     return header

@@ -203,7 +203,8 @@ class SmtpServer:
         closes it as well.
         """
         ip = ip_of(transport)
-        if len(self._beginning) >= self._listener.max_sessions:
+        has_left = not ip and not self._listener.listen.path  # a check of HAProxy is as short
+        if has_left or len(self._beginning) >= self._listener.max_sessions:
             transport.abort()
             return
         try:

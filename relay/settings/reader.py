@@ -25,7 +25,17 @@ from relay.settings.document import (
     unknown_key,
 )
 from relay.settings.postgres_url import check_no_password
-from relay.settings.tree import Between, Duration, Form, NodeRole, Secret, Settings, Size
+from relay.settings.tree import (
+    Between,
+    CertificateFiles,
+    Duration,
+    Form,
+    ListenerTls,
+    NodeRole,
+    Secret,
+    Settings,
+    Size,
+)
 from relay.settings.validation import check_together
 from relay.settings.values import (
     DURATION_EXPECTED,
@@ -83,10 +93,13 @@ class DocumentReader:
         Valid fields are returned, and those whose default depends on `base`.
         """
         hints = get_type_hints(kind, include_extras=True)
+        hints.pop("further", None)  # no key
         for key in table.keys() - hints.keys():
             self._add_fault((*path, key), unknown_key(key, hints))
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
+            if field.name not in hints:
+                continue
             place = (*path, field.name)
             hint = hints[field.name]
             try:
@@ -128,6 +141,9 @@ class DocumentReader:
             return None if inner is Path and raw == "" else self._value(inner, raw, path)
         if origin is tuple:
             return self._items(get_args(hint)[0], raw, path)
+        is_tls = isinstance(hint, type) and issubclass(hint, ListenerTls)
+        if is_tls and isinstance(raw, list) and raw:
+            return self._tables_of_tls(hint, raw, path)
         if dataclasses.is_dataclass(hint) and hint is not Address:
             return self._table(hint, raw, path)
         if raw == "" and empty_allowed:
@@ -144,6 +160,14 @@ class DocumentReader:
         made = kind(**values)
         self.read.append((path, made))
         return made
+
+    def _tables_of_tls(self, kind: Any, raw: list[Any], path: KeyPath) -> ListenerTls:
+        first: ListenerTls = self._table(kind, raw[0], (*path, 0))
+        further = [
+            self._table(CertificateFiles, one, (*path, number))
+            for number, one in enumerate(raw[1:], 1)
+        ]
+        return dataclasses.replace(first, further=tuple(further))
 
     def _items(self, hint: Any, raw: Any, path: KeyPath) -> tuple[Any, ...]:
         is_table = dataclasses.is_dataclass(hint) and hint is not Address

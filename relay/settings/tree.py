@@ -100,6 +100,23 @@ class CertificateFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerTls(CertificateFiles):
+    """TLS of a listener: one table, or the first of a list.
+
+    `further` is no key: it has the other tables, for clients that ask for their names (SNI).
+    """
+
+    further: tuple[CertificateFiles, ...] = field(default=(), metadata=RELOADED)
+
+    @property
+    def pairs(self) -> "list[tuple[tuple[int, ...], CertificateFiles]]":
+        """All of them, each with what its place adds to the key path."""
+        if not self.further:
+            return [((), self)]
+        return [((number,), one) for number, one in enumerate((self, *self.further))]
+
+
+@dataclass(frozen=True, slots=True)
 class HttpSettings:
     """The HTTP server: HTTPS with `tls`, except on Unix sockets and plain addresses. A development
     relay has pages without `pages`.
@@ -107,7 +124,7 @@ class HttpSettings:
 
     # http://HOST:PORT stays without TLS
     listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
-    tls: CertificateFiles | None = None  # None: no HTTPS
+    tls: ListenerTls | None = None  # None: no HTTPS
     # what Graph refuses is refused with "strict"
     profile: Literal["relaxed", "strict"] = "relaxed"
     # for links; "": as the client addressed the relay
@@ -122,7 +139,7 @@ class HttpSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsSettings(CertificateFiles):
+class TlsSettings(ListenerTls):
     """TLS of an SMTP listener; with `require` every client must use it."""
 
     require: bool = False

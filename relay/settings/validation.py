@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from relay.base.certificates import CertificateError, load_pair
+from relay.base.certificates import CertificateError, load_pair, names_in
 from relay.base.socket_address import Address
 from relay.message.address import own_mailbox
 from relay.message.nexthop import ROUTE_PREFIX
@@ -176,9 +176,14 @@ def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:
     if unreadable:
         return
     try:
-        load_pair(tls.certificate, tls.key)
+        context = load_pair(tls.certificate, tls.key)
     except CertificateError as error:
         expected = f"a PEM certificate chain and its key, without a password ({error})"
+        yield (*path, "certificate"), expected
+        return
+    is_further = isinstance(path[-1], int) and path[-1] > 0
+    if is_further and not names_in(context, tls.certificate):
+        expected = "one with a DNS name (subjectAltName): only the first serves clients without one"
         yield (*path, "certificate"), expected
 
 

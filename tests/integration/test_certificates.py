@@ -173,6 +173,69 @@ def test_another_path_is_used_after_a_reload(served, issued) -> None:
     assert [served.shown(one) for one in ALL] == [der(new)] * 3
 
 
+def table(made: Certificate) -> dict[str, str]:
+    return {"certificate": str(made.certificate), "key": str(made.key)}
+
+
+def shown_for(relay: RelayProcess, listener: int, name: str) -> bytes | None:
+    """The certificate that a client gets who asks for this name, or for none."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if listener == HTTPS:
+        host, _, port = relay.ready["https"][0].rpartition(":")
+        address = (host, int(port))
+    else:
+        address = relay.smtp_address(listener)
+    with socket.create_connection(address, timeout=20) as plain:
+        if listener == STARTTLS:
+            for sent in (b"EHLO client.test\r\n", b"STARTTLS\r\n", b""):
+                while plain.recv(4096)[-1:] != b"\n":
+                    pass
+                plain.sendall(sent)
+        with context.wrap_socket(plain, server_hostname=name or None) as session:
+            return session.getpeercert(binary_form=True)
+
+
+def test_the_name_that_a_client_asks_for_chooses(authority: Authority) -> None:
+    """The first is for clients without a name or with an unknown one; a whole name wins over "*."."""
+    first, wild = authority.issue("DNS:first.test"), authority.issue("DNS:*.wild.test")
+    exact = authority.issue("DNS:mail.wild.test", "DNS:Other.test")
+    tables = [table(first) | {"require": True}, table(wild), table(exact)]
+    listener = {"listen": "127.0.0.1:0", "tls": tables}
+    web = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": [table(first), *tables[1:]]}
+    config = {"smtp": [listener, listener | {"role": "submissions"}], "http": web}
+    expected = {
+        "": first, "unknown.test": first, "wild.test": first, "a.b.wild.test": first,
+        "a.wild.test": wild, "mail.wild.test": exact, "MAIL.Wild.test": exact, "other.test": exact,
+    }  # fmt: skip
+    with RelayProcess(config=config) as relay:
+        for number in ALL:
+            for name, made in expected.items():
+                assert shown_for(relay, number, name) == der(made), (number, name)
+        with smtplib.SMTP(*relay.smtp_address(STARTTLS), timeout=20) as session:
+            session.ehlo()
+            assert session.mail("a@b.test")[0] == 530
+        new, added = authority.issue("DNS:new.wild.test"), authority.issue("DNS:added.test")
+        served = Served(relay, authority, relay.folder)
+        shutil.copy(new.certificate, wild.certificate)
+        shutil.copy(new.key, wild.key)
+        smtp = [one | {"tls": [*tables, table(added)]} for one in relay.config["smtp"]]
+        relay.write_config(relay.config | {"smtp": smtp})
+        lines = served.hang_up("reloaded")
+        assert "a restart is needed" not in lines
+        assert '"new_certificates":3' in lines
+        assert shown_for(relay, HTTPS, "new.wild.test") == der(new)
+        assert shown_for(relay, IMPLICIT, "added.test") == der(added)
+        assert shown_for(relay, STARTTLS, "a.wild.test") == der(first)
+        in_use, late = der(added), authority.issue("DNS:added.test", days=-1)
+        shutil.copy(late.certificate, added.certificate)
+        shutil.copy(late.key, added.key)
+        lines = served.hang_up("the previous configuration stays active")
+        assert "smtp[0].tls[3].certificate: found" in lines
+        assert "it expired on" in lines
+        assert shown_for(relay, IMPLICIT, "added.test") == in_use
+
+
 def test_relay_send_with_a_token_uses_https_if_there_is_nothing_else(served, authority) -> None:
     """It trusts the certificate of the configuration, whatever its names are."""
     served.put(authority.issue("DNS:other.test"))

@@ -25,6 +25,8 @@ def keys_of(
     """Every key of the settings such as "smtp.tls.key", without the indexes of tables, in their order."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
+        if field.name == "further":
+            continue  # the other tables of a list, no key
         hint, left_out = hints[field.name], only_reloaded and field.metadata != RELOADED
         table = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
         if table is not None and table is not Address:

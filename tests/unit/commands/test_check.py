@@ -496,6 +496,28 @@ def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, 
     assert of(findings, CheckResult.WARNING) == []
 
 
+def test_each_certificate_of_a_list_is_checked(files, authority):
+    """One of them must be for the names of the listener, no matter which."""
+
+    def both(*pairs):
+        tables = [f'{{ certificate = "{one.certificate}", key = "{one.key}" }}' for one in pairs]
+        listener = f'[[smtp]]\nlisten = "127.0.0.1:0"\ntls = [{", ".join(tables)}]\n[policy]'
+        return CONFIG.replace("[policy]", listener)
+
+    other, late = authority.issue("DNS:a.test", days=30), authority.issue("DNS:b.test", days=-1)
+    texts = [text.partition("relay.toml:11: ")[2] for _, text in files.faults(both(other, late))]
+    assert [one[:56] for one in texts] == [
+        "smtp[0].tls[1].certificate: found one that expired on 20",
+        "smtp[0].tls[0].certificate: found one for a.test, expect",
+    ]
+    good = authority.issue("DNS:relay.example.test", days=30)
+    good.key.chmod(0o604)
+    for number, pairs in ((1, (other, good)), (0, (good, other))):
+        findings = files(relay=both(*pairs))
+        assert of(findings, CheckResult.FAULT) == []
+        assert places(of(findings, CheckResult.WARNING)) == [f"smtp[0].tls[{number}].key"]
+
+
 def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):
     made = authority.issue("DNS:relay.example.test", days=5)
     ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)

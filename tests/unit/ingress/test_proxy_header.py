@@ -253,13 +253,17 @@ def test_a_header_has_its_time(run: Any, quick: None, sent: bytes) -> None:
     run(scenario)
 
 
-def test_a_proxy_that_looks_whether_the_port_is_open_is_not_recorded(run: Any) -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_proxy_that_looks_whether_the_port_is_open_is_not_recorded(run: Any, reset: bool) -> None:
     async def scenario() -> None:
         relay = Relay()
         async with listening(relay, proxy_networks=PROXIES) as server:
             with capture_logs() as logged:
-                client = connected(server.address)
+                client = connected(server.address, v2(command=0x20)[:9] if reset else b"")
                 await until(lambda: server._beginning)
+                if reset:
+                    never = struct.pack("ii", 1, 0)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never)
                 client.close()
                 await until(lambda: not server._beginning)
         assert (logged, [*relay.refusals._kept]) == ([], [])

@@ -487,6 +487,33 @@ def test_a_certificate_needs_its_own_key(folder):
     assert "smtp[0].tls.certificate" in told
 
 
+def test_a_list_of_certificates(folder):
+    for name, names in (("one", ()), ("two", ("DNS:b.test",))):
+        (folder / name).mkdir()
+        self_signed(folder / name, *names or ("IP:127.0.0.1",))
+    one, two = (
+        f'{{ certificate = "{name}/certificate.pem", key = "{name}/key.pem" }}'
+        for name in ("one", "two")
+    )
+    text = SMALL + '[[smtp]]\nlisten = "127.0.0.1:25"\ntls = '
+    tls = loaded(folder, f"{text}[{one}, {two}]").smtp[0].tls
+    assert [(place, file.key) for place, file in tls.pairs] == [
+        ((0,), folder / "one/key.pem"), ((1,), folder / "two/key.pem")
+    ]  # fmt: skip
+    assert loaded(folder, f"{text}[{one}]").smtp[0].tls == loaded(folder, text + one).smtp[0].tls
+    for value, expected in [
+        (f"[{one}, {one}]", 'smtp[0].tls[1].certificate: found "one/certificate.pem", expected one with a DNS name'),
+        (f"[{one}, {two[:-1]}, require = true }}]", "smtp[0].tls[1].require: found an unknown key"),
+        (f"[{one}, {two.replace('two/key', 'one/key')}]", "smtp[0].tls[1].certificate: found"),
+        (f"[[{one}]]", "smtp[0].tls[0]: found a list, expected a table"),
+        ("[]", "smtp[0].tls: found a list, expected a table"),
+        (f"[{one}, 1]", "smtp[0].tls[1]: found 1, expected a table"),
+        (f"{one[:-1]}, further = [] }}", "smtp[0].tls.further: found an unknown key"),
+    ]:  # fmt: skip
+        (told,) = faults(folder, text + value)
+        assert expected in told
+
+
 def test_a_state_dir_too_long_for_its_sockets(folder):
     (told,) = faults(folder, SMALL.replace('"state"', f'"{"d" * 120}"'))
     assert told.startswith(":2: state_dir: found")
