@@ -18,9 +18,16 @@ from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage, SpoolTools
 from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
+from tests.support.postgres import PostgresServer
 from tests.support.spool_fixtures import *  # noqa: F403
 
 ENGINES = os.environ.get("RELAY_TEST_ENGINES", "sqlite postgresql").split()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of a database with the tables of a spool, in which these tests change rows only."""
+    return postgres_server.emptied_spool()
 
 
 @pytest.fixture(params=ENGINES)
