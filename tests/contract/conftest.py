@@ -1,6 +1,6 @@
 """What any spool engine must do (relay/spool/engine.py); each test runs on each engine.
 
-`make test` takes SQLite, `make test-suites` PostgreSQL.
+`make test` takes SQLite, `make test-suites` PostgreSQL, `.ci/run` both.
 """
 
 import asyncio
