@@ -303,7 +303,7 @@ def _scheduler(
     delivery = base.settings.delivery
     schedule = retry_schedule(base.settings)
     options = site_options(base.settings, schedule, base.sources.providers())
-    contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES)
+    contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES, signer=base.signer)
     recorder = AttemptRecorder(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
     )

@@ -382,10 +382,11 @@ class AttemptRecorder:
             if isinstance(outcome, Success | Captured):
                 self.metrics.delivery_seconds.observe(max(0.0, delay_s))
             evidence = outcome.evidence
+            encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
             _log.info(
                 "recipient", qid=claim.message.id, to=recipient.path.address, status=name,
                 relay=evidence.host or str(claim.next_hop), delay_s=round(delay_s, 3),
-                dsn=evidence.status, reply=evidence.reply,
+                dsn=evidence.status, reply=evidence.reply, **encoded,
             )  # fmt: skip
 
 

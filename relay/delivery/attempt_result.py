@@ -423,6 +423,8 @@ def _attempt_event(
         detail["cipher"] = first.cipher
     if first.hosts:
         detail["hosts"] = list(first.hosts)
+    if first.encoded:
+        detail["encoded"] = first.encoded
     if evidence.lookup is not None:
         _add_session(detail, first.session, evidence.lookup, took_s=evidence.took_s)
     if held:

@@ -4,28 +4,51 @@ The contents read from the spool (only the header of a large one) stay within th
 that a single content may be larger, and that one content for a report may be beyond it. A next hop
 uses at most as much of the budget as it leaves free, except for its first content. A stalled next
 hop therefore leaves room for the others. See docs/design.md 7, invariant 8.
+
+What is encoded again for hosts is kept beside them while a claim needs it: 128 KiB of one that is
+small, and what says how to encode it while it is read of any other.
 """
 
 import asyncio
 from collections import Counter, deque
+from itertools import dropwhile
 
 from relay.delivery.attempt_result import same_outcome
 from relay.message.content import LARGE_BYTES, Content, memory_part
+from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
-from relay.spool.types import Claim, Key, Spool, SpoolError, SpoolUnavailableError
+from relay.mime.encode_for_host import EncodedForHost, Need, encode_for_host
+from relay.observe.logs import get_logger
+from relay.signing.signature import NAME
+from relay.signing.signer import Signer, SigningError
+from relay.spool.types import (
+    Claim,
+    ContentKey,
+    Key,
+    Spool,
+    SpoolError,
+    SpoolUnavailableError,
+)
+
+_log = get_logger("delivery")
+_ENCODED_AT_ONCE = 2  # each occupies a thread, which other mail needs too
+_Encoding = asyncio.Future[EncodedForHost]
 
 
 class ContentCache:
     """Reads contents, and keeps each until its claim is settled."""
 
-    def __init__(self, spool: Spool, *, budget_bytes: int) -> None:
+    def __init__(self, spool: Spool, *, budget_bytes: int, signer: Signer | None = None) -> None:
         self._spool = spool
         self._budget = budget_bytes
         self._used = 0
         self._used_by: Counter[NextHop] = Counter()
         self._held: dict[Key, Content] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._signer = signer  # of what is encoded again
+        self._encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
+        self._encoded: dict[ContentKey, tuple[set[Key], dict[Need, _Encoding]]] = {}
         self._beyond: Key | None = None  # the claim whose content for a report is beyond the budget
 
     async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
@@ -57,6 +80,41 @@ class ContentCache:
         self._held[key] = content
         return content
 
+    async def encoded(self, claim: Claim, need: Need) -> EncodedForHost:
+        """The content without what a host does not take, made once for all claims of the content
+        that are being delivered. Raises CannotEncodeError, and SpoolError as of() does.
+        """
+        content = await self.of(claim)
+        claims, made = self._encoded.setdefault(claim.content_id, (set(), {}))
+        claims.add(claim.key)
+        if need not in made:
+            made[need] = asyncio.ensure_future(self._encode(claim, content, need))
+        try:
+            return await asyncio.shield(made[need])
+        except OSError as error:
+            made.pop(need, None)
+            raise SpoolError(error.strerror or str(error)) from error
+
+    async def _encode(self, claim: Claim, content: Content, need: Need) -> EncodedForHost:
+        """Encode, and sign again what Relay had signed: its signature is above all other fields."""
+        async with self._encoding:
+            unsigned = _without_signature(content)
+            made = await asyncio.to_thread(encode_for_host, unsigned, need)
+        if not made.why:
+            return EncodedForHost(content)
+        if unsigned is content or self._signer is None:
+            return made
+        try:
+            signed = await self._signer.sign([ParsedContent.of(made.content)], trusted=True)
+        except SigningError as error:
+            _log.error("signing failed", qid=claim.message.id, error=str(error))
+            return made
+        if signed.unsigned:
+            _log.warning(
+                "encoded again, and not signed", qid=claim.message.id, reason=signed.unsigned
+            )
+        return EncodedForHost(signed.contents[0].joined(), made.why)
+
     def has_room_for(self, claim: Claim) -> bool:
         """Whether of() would not wait for room."""
         if claim.content is not None or claim.key in self._held:
@@ -69,7 +127,12 @@ class ContentCache:
             await self._room_freed()
 
     def release(self, claim: Claim) -> None:
-        """Drop the content of a settled claim."""
+        """Drop the content of a settled claim, and what only it needs of encoded ones."""
+        if claim.content_id in self._encoded:
+            claims, _ = self._encoded[claim.content_id]
+            claims.discard(claim.key)
+            if not claims:
+                del self._encoded[claim.content_id]
         content = self._held.pop(claim.key, None)
         if content is not None:
             self._end_beyond(claim.key)
@@ -101,6 +164,15 @@ class ContentCache:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _without_signature(content: Content) -> Content:
+    """Return a content without the signatures that are its first fields, the same without any."""
+    if memory_part(content)[: len(NAME)].lower() != NAME.lower().encode():
+        return content
+    parsed = ParsedContent.of(content)
+    fields = dropwhile(lambda one: one[0] == NAME.lower().encode(), parsed.header.fields)
+    return ParsedContent(Header(tuple(fields)), parsed.rest).joined()
 
 
 def _reserved_bytes(claim: Claim) -> int:

@@ -10,6 +10,7 @@ from typing import Protocol
 from relay.message.content import Content
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Outcome, Success
+from relay.mime.encode_for_host import EncodedForHost, Need
 from relay.routing.mx_hosts import Resolution
 from relay.smtp.connect import Target
 from relay.smtp.connection import Connection
@@ -60,6 +61,12 @@ class Scheduler(Protocol):
 
     async def content_of(self, claim: Claim) -> Content:
         """The content of a claim. Raises SpoolError."""
+        ...
+
+    async def encoded(self, claim: Claim, need: Need) -> EncodedForHost:
+        """The content of a claim without what a host does not take. Raises CannotEncodeError and
+        SpoolError.
+        """
         ...
 
     def has_room_for_content(self, claim: Claim) -> bool:

@@ -9,6 +9,7 @@ ones, which count as the same attempt.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,11 +35,17 @@ from relay.message.outcome import (
     SmtpStage,
     Success,
 )
+from relay.mime.encode_for_host import CannotEncodeError, need_of
 from relay.observe.logs import get_logger
 from relay.smtp.client_protocol import SmtpProtocolError
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection, OnReplies
-from relay.smtp.transaction import Transaction, TransactionResult
+from relay.smtp.transaction import (
+    Extensions,
+    Transaction,
+    TransactionResult,
+    wrong_address,
+)
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
@@ -191,6 +198,9 @@ class OutboundSession:
                 for one in left:  # others were attempted already: this is the same attempt
                     attempt.outcomes.setdefault(one.id, error.outcome)
                 return
+            except SpoolError as error:
+                attempt.outcomes = unreadable(attempt.claim, error) | attempt.outcomes
+                return
             attempt.has_begun = attempt.has_begun or not result.never_begun
             attempt.add(left, result.outcomes, self._judged)
             if not result.again:
@@ -223,14 +233,32 @@ class OutboundSession:
         """Run one transaction, on a new connection if the old one turns out to be closed."""
         while True:
             connection = await self._connected()
+            try:
+                sent = await self._for_host(claim, transaction, connection.extensions)
+            except CannotEncodeError as error:
+                reply = f"{error.status} {error}"
+                failed = Failed(connection.peer.evidence(error.status, reply))
+                everyone = range(len(transaction.recipients))
+                return TransactionResult(dict.fromkeys(everyone, failed), reusable=True)
             result = await connection.transact(
-                transaction, before_dot=partial(self._before_dot, claim), on_replies=on_replies
+                sent, before_dot=partial(self._before_dot, claim), on_replies=on_replies
             )
             self._in_doubt = False
             if not result.reusable:
                 self._connection = None
             if not result.stale:
                 return result
+
+    async def _for_host(
+        self, claim: Claim, transaction: Transaction, offered: Extensions
+    ) -> Transaction:
+        """Return the transaction with what the host takes. Raises CannotEncodeError, SpoolError."""
+        need = need_of(transaction.content, eight_bit=offered.eight_bit, smtputf8=offered.smtputf8)
+        if not need or wrong_address(transaction, offered):
+            return transaction
+        made = await self._scheduler.encoded(claim, need)
+        _, content = _as_forwarded(claim, made.content)
+        return dataclasses.replace(transaction, content=content, encoded=made.why)
 
     async def _connected(self) -> Connection:
         """Return the open connection, or a new one, for the transaction that begins. Raises

@@ -41,6 +41,7 @@ from relay.delivery.site_limits import SiteOptions, SitePause
 from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Success
+from relay.mime.encode_for_host import EncodedForHost, Need
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import HopOptions, RouteTable
@@ -351,6 +352,10 @@ class DeliveryScheduler:
     async def content_of(self, claim: Claim) -> Content:
         """The content of a claim. Raises SpoolError."""
         return await self.contents.of(claim)
+
+    async def encoded(self, claim: Claim, need: Need) -> EncodedForHost:
+        """See dependencies.Scheduler."""
+        return await self.contents.encoded(claim, need)
 
     def has_room_for_content(self, claim: Claim) -> bool:
         """See dependencies.Scheduler."""

@@ -27,6 +27,7 @@ from relay.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeConten
 from relay.message.envelope import Client, Source
 from relay.message.header import Header, fields_end, header_section
 from relay.mime.encoded_words import decode_words
+from relay.mime.transfer_encoding import LINE_MAX, has_line_over
 from relay.spool.types import IncomingBody
 
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop
@@ -256,7 +257,7 @@ class ContentCollector:
         # Of a large content:
         self._header: bytes | None = None
         self._arrival: IncomingBody | None = None
-        self._eight_bit = False
+        self._eight_bit = self._long_lines = False
         self.size_bytes = 0
         self.rejection: ContentRejection | None = None
         self._subject = ""  # of a rejected content
@@ -316,7 +317,9 @@ class ContentCollector:
         if self._header is None or self._arrival is None:
             content = b"".join(self._chunks)
         else:
-            content = LargeContent(self._header, (self._arrival.octets(),), self._eight_bit)
+            content = LargeContent(
+                self._header, (self._arrival.octets(),), self._eight_bit, self._long_lines
+            )
         self._chunks = []  # the content must not be in memory twice
         budget, held_bytes, arrival = self._budget, self._held_bytes, self._arrival
         self._held_bytes, self._arrival = 0, None
@@ -357,6 +360,8 @@ class ContentCollector:
 
     def _has_long_line(self, octets: bytes) -> bool:
         """Return whether a line is too long, with one search per `line_max_bytes` of data."""
+        if self._header is not None and not self._long_lines:
+            self._long_lines = has_line_over(octets, LINE_MAX, self._line_bytes)
         at, line_max_bytes = -self._line_bytes, self._line_max_bytes
         while len(octets) - at > line_max_bytes:
             line_end = octets.rfind(b"\n", max(at, 0), at + line_max_bytes + len(_CRLF))
@@ -404,7 +409,7 @@ class ContentCollector:
         # A content without a header gets one later; the blank line that must follow is added here.
         self._chunks = [body] if body.startswith(_CRLF) else [_CRLF, body]
         self._header = begun[:end]
-        self._eight_bit = not body.isascii()
+        self._eight_bit, self._long_lines = not body.isascii(), has_line_over(body, LINE_MAX)
 
     def _hold(self, size_bytes: int) -> None:
         """Release memory, except for `size_bytes`."""

@@ -58,6 +58,7 @@ class Attempt(msgspec.Struct, frozen=True):
     durations: Durations | None = None  # None if it shares the outcome of another attempt
     mx: tuple[MxRecord, ...] = ()  # of a next hop with MX, by preference
     mx_more: int = 0  # the number of further hosts
+    encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
     node: str | UnsetType = UNSET  # that made it, if several share the spool
     provider: str = ""  # the [[reply]] entry that decided the outcome
 
@@ -75,7 +76,8 @@ def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attem
             one["number"],
             Attempt(
                 at, host, one["outcome"], one["status"], one["reply"], tls, verified, policy,
-                durations, mx, mx_more, detail.get("node", UNSET), one.get("provider", ""),
+                durations, mx, mx_more, detail.get("encoded", ""), detail.get("node", UNSET),
+                one.get("provider", ""),
             ),
         )  # fmt: skip
 

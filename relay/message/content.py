@@ -95,12 +95,24 @@ class LargeContent:
     """A message whose body is not in memory.
 
     `header` is the whole header section, its last CRLF included; `body` begins with the blank line.
-    `eight_bit` says whether the body has octets that are not ASCII.
+    `eight_bit` says whether the body has octets that are not ASCII, `long_lines` whether one of its
+    lines may have more than 998.
     """
 
     header: bytes = field(repr=False)
     body: tuple[Octets, ...]
     eight_bit: bool
+    long_lines: bool = False
+
+    @classmethod
+    def stored(cls, header: bytes, body: Octets, flags: int) -> "LargeContent":
+        """Return a content of the spool with the `flags` that it had."""
+        return cls(header, (body,), bool(flags & 1), bool(flags & 2))
+
+    @property
+    def flags(self) -> int:
+        """What the column `eight_bit` of a spool has: also whether a line is long."""
+        return self.eight_bit + 2 * self.long_lines
 
     @property
     def size(self) -> int:

@@ -61,6 +61,7 @@ class Evidence(Struct, frozen=True):
     receipt: ReceiptRequest | None = None  # that its sender asked for
     session: SessionEvidence | None = None  # of the connection
     provider: str = ""  # the [[reply]] entry that decided in place of this table
+    encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
 
 
 class Delivered(Struct, frozen=True):
@@ -155,12 +156,13 @@ class Peer(Struct, frozen=True):
     hosts: tuple[str, ...] = ()  # as in Evidence
     session: SessionEvidence | None = None  # as in Evidence
     lmtp: bool = False  # it speaks LMTP
+    encoded: str = ""  # as in Evidence
 
     def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
         """Return the evidence of a reply of this host, or of a failure to talk to it."""
         return Evidence(
             status, reply, host=self.host, remote=remote, tls=self.tls, address=self.address,
-            cipher=self.cipher, hosts=self.hosts, session=self.session,
+            cipher=self.cipher, hosts=self.hosts, session=self.session, encoded=self.encoded,
         )  # fmt: skip
 
 

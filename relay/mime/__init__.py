@@ -40,6 +40,11 @@ Header fields and encodings:
 - `encoded_words`: RFC 2047 words: read and write
 - `transfer_encoding`: base64, quoted-printable, uuencode; which encoding a text gets
 
+For a host that cannot take a message as it is (step 6):
+
+- `encode_for_host`: 8-bit content, and lines of more than 998 octets: which parts are encoded again
+- `encode_fields`: fields in ASCII (encoded words, RFC 2231), and long ones on several lines
+
 Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header

@@ -22,22 +22,24 @@ from relay.message.content import (
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, cleaned
 from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
+from relay.mime.encode_fields import with_short_lines
 from relay.mime.headers import date_field
 from relay.mime.read_header import read_addresses
 from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, BodyStatistics, Entity, Structure
 from relay.mime.transfer_encoding import (
+    LINE_MAX,
     Base64Coding,
     CrlfCoding,
     QuotedPrintableCoding,
     RewrappedBase64,
     RewrappedQuotedPrintable,
     base64_size,
+    has_line_over,
     recode,
 )
 from relay.mime.write_header import CRLF, address_list_field, raw_field
 
 _CRLF = CRLF.encode()
-_WHITE = (b" ", b"\t")
 _ENCODING = "Content-Transfer-Encoding"
 _COMPOSITE = ("multipart/", "message/")
 _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
@@ -171,21 +173,11 @@ class _MimeRepair:
         return header.set(_ENCODING, raw_field(_ENCODING, encoding).encode())
 
     def _folded(self, field: bytes) -> bytes:
-        """Fold lines that are too long before white space, if there is any."""
-        if len(field) <= LINE_OCTETS_MAX:
+        """Fold lines that are too long."""
+        if not has_line_over(field, LINE_MAX):
             return field
-        lines = []
-        for line in field.split(_CRLF)[:-1]:
-            rest = line
-            while len(rest) > LINE_OCTETS_MAX:
-                self._defects[f"{_LONG_LINE} in a header"] = None
-                place = max(rest.rfind(white, 1, LINE_OCTETS_MAX + 1) for white in _WHITE)
-                if place < 0 or not rest[:place].strip() or not rest[place:].strip():
-                    break
-                lines.append(rest[:place])
-                rest = rest[place:]
-            lines.append(rest)
-        return _CRLF.join((*lines, b""))
+        self._defects[f"{_LONG_LINE} in a header"] = None
+        return with_short_lines(field)
 
     # -- bodies
 

@@ -43,6 +43,7 @@ from relay.mime.read_header import parse_header
 from relay.mime.read_mime import Leaf, SortedLeaves, sorted_leaves
 from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import (
+    LINE_MAX,
     QuotedPrintableDecoding,
     base64_lines,
     coded_text,
@@ -330,7 +331,8 @@ def _with_body(content: ParsedContent, header: Header, body: JoinedOctets) -> Pa
     if isinstance(content.rest, bytes):
         return ParsedContent(header, body.read(0, body.size))
     eight_bit = content.rest.eight_bit or not content.header.octets.isascii()
-    return ParsedContent(header, LargeContent(b"", body.pieces, eight_bit=eight_bit))
+    long_lines = content.rest.long_lines or has_line_over(content.header.octets, LINE_MAX)
+    return ParsedContent(header, LargeContent(b"", body.pieces, eight_bit, long_lines))
 
 
 # -- a new message

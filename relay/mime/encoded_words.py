@@ -15,7 +15,7 @@ from operator import itemgetter
 from relay.mime.charsets import decode_octets
 
 _LINE_OCTETS_MAX = 76  # of a line with an encoded word
-_AROUND = len("=?utf-8?B??=")
+_AROUND = len("=??B??=")
 _PIECE_OCTETS_MIN = 6  # an encoded word holds at least one whole character
 
 # The text ends before the next word at the latest, so that a search never runs over all words.
@@ -55,28 +55,31 @@ def printable(text: str) -> str:
     return _controls.sub(" ", text).strip()
 
 
-def encode_text(text: str, *, taken: int = 0) -> list[str]:
-    """Return `text` as encoded words in UTF-8, to be joined by white space.
+def encode_text(text: str, *, taken: int = 0, charset: str = "utf-8") -> list[str]:
+    """Return `text` as encoded words, to be joined by white space; in another charset than UTF-8
+    each character is an octet.
 
     `taken` is the number of octets before the first word in its line.
     """
-    words, piece, room = [], b"", _room_after(taken)
+    words, piece, room = [], b"", _room_after(taken, charset)
+    codec = charset if charset == "utf-8" else "latin-1"
     for character in text:
-        octets = character.encode("utf-8", "replace")
+        octets = character.encode(codec, "replace")
         if piece and len(piece) + len(octets) > room:
-            words.append(_written(piece))
-            piece, room = b"", _room_after(1)
+            words.append(_written(piece, charset))
+            piece, room = b"", _room_after(1, charset)
         piece += octets
-    return [*words, _written(piece)]
+    return [*words, _written(piece, charset)]
 
 
-def _room_after(taken: int) -> int:
+def _room_after(taken: int, charset: str) -> int:
     """Return how many octets fit into the base64 of a word after `taken` octets of its line."""
-    return max((_LINE_OCTETS_MAX - taken - _AROUND) // 4 * 3, _PIECE_OCTETS_MIN)
+    room = _LINE_OCTETS_MAX - taken - _AROUND - len(charset)
+    return max(room // 4 * 3, _PIECE_OCTETS_MIN)
 
 
-def _written(piece: bytes) -> str:
-    return f"=?utf-8?B?{b2a_base64(piece, newline=False).decode('ascii')}?="
+def _written(piece: bytes, charset: str) -> str:
+    return f"=?{charset}?B?{b2a_base64(piece, newline=False).decode('ascii')}?="
 
 
 def _octets(encoding: bytes, encoded: bytes) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from relay.message.content import Content, LargeContent, is_eight_bit, join_octets, octets_of
 from relay.mime.dsn import clipped
-from relay.mime.transfer_encoding import coded_text
+from relay.mime.transfer_encoding import LINE_MAX, coded_text, has_line_over
 from relay.mime.write_header import raw_field
 
 _CRLF = b"\r\n"
@@ -33,7 +33,8 @@ def write_journal(
     if isinstance(original, bytes):
         return b"".join((header, before, original, after))
     body = join_octets([before, octets_of(original), after])
-    return LargeContent(header, (body,), eight_bit=is_eight_bit(original))
+    long_lines = original.long_lines or has_line_over(original.header, LINE_MAX)
+    return LargeContent(header, (body,), is_eight_bit(original), long_lines)
 
 
 def write_notice(head: bytes, text: str, lines: Iterable[tuple[str, str]]) -> bytes:

@@ -30,6 +30,7 @@ from relay.message.content import (
 )
 from relay.message.header import with_crlf
 
+LINE_MAX = 999  # octets before an LF: 998 and the CR (RFC 5321 4.5.3.1.6)
 _CHUNK_OCTETS = 57 * 1024  # whole lines of base64; the size of a chunk
 _LOOKAHEAD_OCTETS = 4096
 _LINE = 76
@@ -49,6 +50,7 @@ _UU_AROUND = re.compile(
 _SOFT_BREAK = re.compile(rb"=[ \t]*(?>\r\n|[\r\n])")
 # 25 encoded octets ("=XX" is one) have at most 75 characters.
 _WRAPPED = re.compile(rb"((?:=[^\r\n]{2}|[^=\r\n]){25})(?=[^\r\n])")
+_NOT_QUOTED = re.compile(rb"=(?=[\x80-\xff])|[\x80-\xff]")
 _BODY_LINE_BYTES = 78
 _ASCII = bytes(range(128))
 _QUOTED_PRINTABLE_SHARE = 6  # base64 is shorter if more than one byte in six needs "=XX"
@@ -140,6 +142,21 @@ class RewrappedQuotedPrintable:
         """See Coding."""
         wrapped = _WRAPPED.sub(rb"\1=\r\n", octets)
         return wrapped if last or octets.endswith(b"\n") else wrapped + b"=\r\n"
+
+
+class SevenBitQuotedPrintable(RewrappedQuotedPrintable):
+    """Quoted-printable that has octets of 8 bits or long lines becomes what it should be."""
+
+    def code(self, octets: bytes, *, last: bool) -> bytes:
+        """See Coding. Where no line is too long, the lines stay."""
+        octets = _NOT_QUOTED.sub(_as_escape, octets)
+        if has_line_over(octets, LINE_MAX) or not (last or octets.endswith(b"\n")):
+            return super().code(octets, last=last)
+        return octets
+
+
+def _as_escape(found: re.Match[bytes]) -> bytes:
+    return b"=%02X" % found[0][0]
 
 
 class Base64Decoding(Struct, frozen=True):
@@ -288,11 +305,15 @@ def line_blocks(content: bytes) -> list[bytes]:
     return pieces
 
 
-def has_line_over(content: bytes, octets: int) -> bool:
-    """Return whether a line has more than `octets` octets before its LF."""
-    position = 0
+def has_line_over(content: bytes, octets: int, begun: int = 0) -> bool:
+    """Return whether a line has more than `octets` octets before its LF: one search for so many.
+
+    `begun` octets of the first line came before.
+    """
+    position = -begun
     while len(content) - position > octets:
-        position = content.rfind(b"\n", position, position + octets + 1) + 1
+        end = max(position + octets + 1, 0)
+        position = content.rfind(b"\n", max(position, 0), end) + 1
         if not position:
             return True
     return False

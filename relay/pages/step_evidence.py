@@ -262,6 +262,8 @@ def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
     first = next((one for _, one in attempts_in(detail, "")), None)
     policy = f"; demanded by {first.policy}" if first is not None and first.policy else ""
     yield StepFact("TLS", text + policy)
+    if first is not None and first.encoded:
+        yield StepFact("Content", f"encoded anew: {first.encoded}")
     if first is not None and first.durations is not None:
         yield StepFact("Took", _durations(first.durations))
 

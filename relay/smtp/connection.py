@@ -9,7 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from relay.message.content import Content, LargeContent, UnreadableError, blocks, size_of
 from relay.message.envelope import Envelope, ForwardPath
@@ -100,9 +100,11 @@ class Connection:
         is closed unless the result is `reusable`, and when cancelled.
         """
         assert not self._busy, "one transaction at a time"
-        count = len(transaction.recipients)
+        peer, count = self.peer, len(transaction.recipients)
+        if transaction.encoded:
+            peer = structs.replace(peer, encoded=transaction.encoded)
         asked = count if transaction.whole else self.extensions.fitting(transaction.recipients)
-        progress = TransactionProgress(count, self.peer, whole=transaction.whole, asked=asked)
+        progress = TransactionProgress(count, peer, whole=transaction.whole, asked=asked)
         reason = unsupported(transaction, self.extensions)
         if reason is not None:
             progress.reject(reason.status, reason.text)

@@ -55,13 +55,14 @@ class Transaction:
 
     `smtputf8` and `eight_bit` of the envelope are what the client declared; the content decides
     what is needed. With `whole` the message goes to all its recipients or, unless every RCPT is
-    accepted, to none.
+    accepted, to none. `encoded`: the content is encoded again for this peer, and why.
     """
 
     envelope: Envelope
     recipients: tuple[ForwardPath, ...]
     content: Content = field(repr=False)
     whole: bool = False
+    encoded: str = ""
 
 
 class TransactionResult(Struct, frozen=True):
@@ -294,16 +295,23 @@ class Unsupported(Struct, frozen=True):
 
 def unsupported(transaction: Transaction, offered: Extensions) -> Unsupported | None:
     """Return why the message cannot be sent to this peer, or None."""
-    if not all(map(str.isprintable, _addresses(transaction))):
-        return Unsupported("5.1.3", "an address has a control character")
-    if not offered.smtputf8 and needs_smtputf8(transaction):
-        return Unsupported("5.6.7", "the message needs SMTPUTF8, which the host does not offer")
+    if wrong := wrong_address(transaction, offered):
+        return wrong
     if not offered.eight_bit and is_eight_bit(transaction.content):
         return Unsupported("5.6.3", "the message has 8-bit content, which the host does not accept")
     size = size_of(transaction.content)
     if offered.size_max and size > offered.size_max:
         text = f"the message has {size} bytes, the host accepts at most {offered.size_max}"
         return Unsupported("5.3.4", text)
+    return None
+
+
+def wrong_address(transaction: Transaction, offered: Extensions) -> Unsupported | None:
+    """Return why an address cannot be sent to this peer, or None."""
+    if not all(map(str.isprintable, _addresses(transaction))):
+        return Unsupported("5.1.3", "an address has a control character")
+    if not offered.smtputf8 and not all(map(str.isascii, _addresses(transaction))):
+        return Unsupported("5.6.7", "an address needs SMTPUTF8, which the host does not offer")
     return None
 
 

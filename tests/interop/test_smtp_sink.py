@@ -24,7 +24,7 @@ MOODS = [
     (("-f", "EHLO"), PLAIN, "relayed", "2.0.0"),
     (("-f", "RSET"), PLAIN, "relayed", "2.0.0"),
     ((), EIGHT_BIT, "relayed", "2.0.0"),
-    (("-8",), EIGHT_BIT, "failed", "5.6.3"),
+    (("-8",), EIGHT_BIT, "relayed", "2.0.0"),
     (("-f", "MAIL"), PLAIN, "failed", "5.3.0"),
     (("-f", "RCPT"), PLAIN, "failed", "5.3.0"),
     (("-f", "DATA"), PLAIN, "failed", "5.3.0"),

@@ -176,7 +176,7 @@ class BodyStore:
         """Return the content in a row: size, data, header, body, eight_bit and crc32. Raises
         SpoolError.
         """
-        size, data, header, body, eight_bit, checksum = row
+        size, data, header, body, flags, checksum = row
         if not body:
             return inline_content(name, data, size=size, crc32=checksum)
         with translate_os_errors(self._directory):
@@ -193,7 +193,7 @@ class BodyStore:
         if written + len(header) != size:
             raise SpoolError(f"content {name} has {written + len(header)} bytes, expected {size}")
         verify_checksum(name, crc32(header, found), expected=checksum)
-        return LargeContent(header, (OpenOctets(file, 0, written),), bool(eight_bit))
+        return LargeContent.stored(header, OpenOctets(file, 0, written), flags)
 
     def _read(self, tables: ConnectionTables, message_id: str, number: int) -> Content:
         row = tables.fetch_one(_CONTENT, (message_id, number))

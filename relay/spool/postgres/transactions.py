@@ -214,4 +214,4 @@ def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ..
         return len(content), content, None, "", 0, crc32(content)
     assert body is not None
     found = crc32(content.header, body.crc32)
-    return content.size, None, content.header, body.id, int(content.eight_bit), found
+    return content.size, None, content.header, body.id, content.flags, found

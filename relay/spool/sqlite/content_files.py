@@ -116,7 +116,7 @@ class ContentRow(Struct, frozen=True):
     name: str
     size: int
     header: bytes | None
-    eight_bit: bool
+    flags: int  # LargeContent.flags
     crc32: int
 
     @property
@@ -203,7 +203,7 @@ class ContentFiles:
                 verify_checksum(row.name, checksum_of(blocks, row.header), expected=row.crc32)
             if row.is_small:
                 return content
-            return LargeContent(row.header or b"", (body,), row.eight_bit)
+            return LargeContent.stored(row.header or b"", body, row.flags)
         except OSError as error:
             raise SpoolError(
                 f"content {row.name} cannot be read: {error.strerror or error}"

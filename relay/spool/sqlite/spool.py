@@ -348,9 +348,9 @@ class SqliteSpool(SharedSpool):
         row = await self.ask(lambda tables: tables.fetch_one(sql, (content_id,)))
         if row is None:
             raise SpoolError(f"content {content_id} is not in the spool")
-        size, data, file, header, eight_bit, crc32 = row
+        size, data, file, header, flags, crc32 = row
         if file:
-            in_file = ContentRow(file, size, header, bool(eight_bit), crc32)
+            in_file = ContentRow(file, size, header, flags, crc32)
             read = partial(self._files.read, in_file, check=check)
             if check and not in_file.is_small:
                 loop = asyncio.get_running_loop()
@@ -361,9 +361,9 @@ class SqliteSpool(SharedSpool):
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:  # noqa: ARG002
         """SharedSpool.content_of."""
-        size, data, file, header, eight_bit, crc32 = row
+        size, data, file, header, flags, crc32 = row
         if file:
-            return self._files.opened(ContentRow(file, size, header, bool(eight_bit), crc32))
+            return self._files.opened(ContentRow(file, size, header, flags, crc32))
         return inline_content(name, data, size=size, crc32=crc32)
 
     def load(self) -> SpoolLoad:

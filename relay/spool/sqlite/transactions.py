@@ -236,4 +236,4 @@ def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
         return len(content), None, file.name, None, 0, file.crc32
     assert file is not None
     found = crc32(content.header, file.crc32)
-    return content.size, None, file.name, content.header, int(content.eight_bit), found
+    return content.size, None, file.name, content.header, content.flags, found

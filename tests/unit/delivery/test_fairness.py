@@ -17,7 +17,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Peer, Relayed, SmtpStage
 from relay.routing.mx_hosts import Host, Hosts
 from relay.smtp.connect import ConnectError, Target
-from relay.smtp.transaction import Transaction, TransactionResult
+from relay.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.spool.rows.accepted import CapturedMail
 from relay.spool.types import PriorityLevel, Selector, sender_key
 from tests.simulation.clock import Time, WorldClock
@@ -49,6 +49,7 @@ class Connection:
     is_open = True
     transactions = 0
     is_worn = False
+    extensions = Extensions()
 
     def __init__(self, host: str) -> None:
         self.host = host

@@ -73,7 +73,7 @@ def crlf(content):
         (TO + SIGNED % b"x\0y", TO + SIGNED % b"xy", "a NUL in a body"),
         (TO + b"X-A: " + b"a" * 600 + b" " + b"b" * 600 + b"\r\n\r\n", TO + b"X-A: " + b"a" * 600 + b"\r\n " + b"b" * 600 + b"\r\n\r\n",
          "a line of more than 998 octets in a header"),
-        (TO + b"X-A: " + b"a" * 2000 + b"\r\n\r\n", TO + b"X-A:\r\n " + b"a" * 2000 + b"\r\n\r\n", "a line of more than 998 octets in a header"),
+        (TO + b"X-A: " + b"a" * 2000 + b"\r\n\r\n", TO + b"X-A:\r\n " + (b"a" * 997 + b"\r\n ") * 2 + b"a" * 6 + b"\r\n\r\n", "a line of more than 998 octets in a header"),
         (TO + MIXED % (b"X-A: " + b"a b" * 600 + b"\r\n\r\n"), None, "a line of more than 998 octets in a header"),
         (TO + MIXED % b"\r\nx" + b"y" * 999, TO + MIXED % b"\r\nx" + b"y" * 999 + b"\r\n",
          "a line of more than 998 octets in multipart/mixed, left as it is"),
@@ -89,7 +89,7 @@ def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defe
     if wanted is not None:
         assert octets.replace(header, b"") == wanted
     assert defect in defects
-    assert max(map(len, octets.split(b"\r\n"))) <= 998 or "left" in defect or b"a" * 2000 in octets
+    assert max(map(len, octets.split(b"\r\n"))) <= 998 or "left" in defect
 
 
 @pytest.mark.parametrize(
