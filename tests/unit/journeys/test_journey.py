@@ -300,6 +300,7 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
         "durations": {"dns": 0.1, "connect": 0.5, "tls": 3.2, "total": 9.9},
         "mx": [{"preference": 10, "host": "h", "skipped": ""}],
         "mx_more": 0,
+        "encoded": "8 bit",
         "provider": "",
     }
     report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t",
