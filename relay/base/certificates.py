@@ -82,6 +82,7 @@ def dns_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
 class CheckedPair(Struct, frozen=True):
     """A pair for a listener; `digest` is that of its files, `names` are its DNS names."""
 
+    certificate: Path
     context: ssl.SSLContext
     digest: bytes
     names: tuple[str, ...]
@@ -115,26 +116,28 @@ class ServerCertificate:
             raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
         if not shown or ssl.cert_time_to_seconds(shown["notAfter"]) <= now_s:
             raise CertificateError(f"it expired on {shown.get('notAfter', 'an unknown date')}")
-        return CheckedPair(context, digest, dns_names(shown))
+        return CheckedPair(certificate, context, digest, dns_names(shown))
 
     def use(self, pairs: Sequence[CheckedPair]) -> None:
         """Use these pairs for handshakes from now on."""
         self.pairs = tuple(pairs)
         # of two that have the name, the earlier one
-        self._by_name = {name: one.context for one in reversed(pairs) for name in one.names}
+        self._by_name = {name: one for one in reversed(pairs) for name in one.names}
+
+    def pair_for(self, name: str) -> CheckedPair:
+        """Return the pair for a client that asks for this name, or for none."""
+        whole = name.lower()
+        wildcard = f"*.{whole.partition('.')[2]}"
+        return self._by_name.get(whole) or self._by_name.get(wildcard) or self.pairs[0]
 
     def _choose(self, session: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
         """Called at each ClientHello, also without a server name."""
-        found = None
-        if name:
-            whole, wildcard = name.lower(), f"*.{name.lower().partition('.')[2]}"
-            found = self._by_name.get(whole) or self._by_name.get(wildcard)
-        session.context = found or self.pairs[0].context
+        session.context = self.pair_for(name or "").context
 
 
 def _unchecked(certificate: Path, key: Path) -> CheckedPair:
     digest, context = _digest(certificate, key), load_pair(certificate, key)
-    return CheckedPair(context, digest, names_in(context, certificate))
+    return CheckedPair(certificate, context, digest, names_in(context, certificate))
 
 
 def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:

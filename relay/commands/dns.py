@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 from msgspec import Struct
 
+from relay.app.configuration import server_certificates
 from relay.base.clock import Clock
 from relay.commands.dns_records import (
     ZoneRecord,
@@ -173,11 +174,11 @@ def _foreign_hosts(settings: Settings) -> str:
 
 def _public_keys(settings: Settings) -> list[bytes]:
     """Return the SHA-256 of the public keys of the certificates on port 25 (RFC 6698 2.1.2)."""
-    files = [
-        pair.certificate
-        for one in settings.smtp
-        if one.role == "relay" and one.tls
-        for _, pair in one.tls.pairs
+    listeners = zip(settings.smtp, server_certificates(settings).smtp, strict=True)
+    files = [  # clients ask for the hostname (RFC 7672 8.1)
+        made.pair_for(settings.hostname).certificate
+        for one, made in listeners
+        if one.role == "relay" and made
     ]
     if not files:
         return []

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import dns.rdatatype
 import dns.zone
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import load_pem_x509_certificate
 
 from relay.cli.errors import report_error
 from relay.cli.root import cli
@@ -17,6 +20,7 @@ from relay.signing.key_files import read_key
 from relay.signing.record import key_record, txt_strings
 from tests.support.dns_server import DnsThread
 from tests.support.ingress import make_certificate
+from tests.support.tls import self_signed
 
 HOST = "relay.corp.test"
 ADDRESS = {"A": ["192.0.2.1"], "AAAA": ["2001:db8::1"]}
@@ -238,17 +242,22 @@ def test_the_record_of_a_domain_above_counts(domain: Domain) -> None:
     assert dmarc["verdict"] == "missing"
 
 
-def test_certificates_in_use_have_tlsa_records(domain: Domain) -> None:
-    tls = make_certificate(domain.folder)
+@pytest.mark.parametrize("name", ["DNS:customer.test", "DNS:relay.corp.test"])
+def test_certificates_in_use_have_tlsa_records(domain: Domain, name: str) -> None:
+    """Of several, that for the hostname: those who look at the record ask for it."""
+    (domain.folder / "other").mkdir()
+    pairs = (make_certificate(domain.folder), self_signed(domain.folder / "other", name))
+    tables = [f'{{ certificate = "{one.certificate}", key = "{one.key}" }}' for one in pairs]
     with domain.config.open("a") as config:
-        config.write(
-            f'[[smtp]]\nlisten = "127.0.0.1:0"\ntls = {{ certificate = "{tls.certificate}",'
-            f' key = "{tls.key}" }}\n'
-        )
+        config.write(f'[[smtp]]\nlisten = "127.0.0.1:0"\ntls = [{", ".join(tables)}]\n')
+    used = pairs["relay" in name].certificate.read_bytes()
+    key = load_pem_x509_certificate(used).public_key()
+    octets = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     domain.publish()
     assert TLSA not in domain.dns.zone  # advice is a comment
     [line] = [one for one in domain.run("dns", "corp.test").stdout.splitlines() if " TLSA " in one]
     value = line.partition(" TLSA ")[2]
+    assert value == f"3 1 1 {sha256(octets).hexdigest()}"
     domain.dns.zone[TLSA] = {"TLSA": [value, "3 1 1 " + "ab" * 32]}
     code, records = domain.compare()
     found = [(one["verdict"], one["value"]) for one in records if one["type"] == "TLSA"]
