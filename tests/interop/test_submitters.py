@@ -1,7 +1,13 @@
-"""swaks and msmtp as the clients that submit: in clear, pipelined, and with AUTH under STARTTLS."""
+"""swaks and msmtp as the clients that submit: in clear, pipelined, and with AUTH under STARTTLS.
+
+Exim sends by BDAT. Neither these nor Postfix's client know the command.
+"""
+
+import smtplib
 
 import pytest
 
+from tests.support.exim import Exim, NoEximError
 from tests.support.relay_process import RelayProcess, until
 
 STRANGER = "127.0.0.9"  # not a trusted network, so it must log in to relay
@@ -101,3 +107,24 @@ def test_msmtp_submits_with_auth_over_starttls(submission, run, certificate, tmp
     assert done.returncode == 0, done.stderr
     until("delivered", lambda: submission.subjects("bob") == ["from msmtp"])
     assert submission.maildir("bob")[0].get_payload() == ".dot\nend\n"
+
+
+def test_exim_sends_by_bdat(relay):
+    """A small message, and one in many chunks whose octets over 1 MiB go into a file."""
+    lines = "".join(f".line {number}\r\n.\r\n" for number in range(100_000))
+    bodies = {"small": "one\r\n.\r\n..two\r\n", "large": lines}
+    try:
+        smarthost = int(port_of(relay))
+        with Exim(domain="example.test", people=["alice"], smarthost=smarthost) as exim:
+            with smtplib.SMTP("127.0.0.1", exim.port, timeout=60) as client:
+                for subject, body in bodies.items():
+                    text = f"Subject: {subject}\r\n\r\n{body}"
+                    client.sendmail("x@remote.test", ["alice@example.test"], text)
+            until("delivered", lambda: set(relay.subjects("alice")) == {*bodies})
+            until("logged", lambda: exim.log.count(" => alice@example.test") == 2)
+            sent = [line for line in exim.log.splitlines() if " => alice@example.test" in line]
+    except NoEximError as why:
+        pytest.skip(str(why))
+    assert all(' K C="250 2.0.0 Ok: queued as ' in line for line in sent), sent  # K: by BDAT
+    for message in relay.maildir("alice"):
+        assert message.get_payload() == bodies[message["Subject"]].replace("\r\n", "\n")

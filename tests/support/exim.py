@@ -50,6 +50,8 @@ rcpt:
   deny message = 550 5.1.1 no such user
 content:
   accept
+{delivery}"""
+_LOCAL = """\
 begin routers
 people:
   driver = accept
@@ -62,6 +64,20 @@ maildir:
   directory = {folder}/mail/$local_part_data
   user = nobody
 """
+_SMARTHOST = """\
+begin routers
+all:
+  driver = manualroute
+  route_list = * 127.0.0.1
+  self = send
+  transport = smtp
+begin transports
+smtp:
+  driver = smtp
+  port = {smarthost}
+  allow_localhost
+  hosts_try_chunking = *
+"""
 
 
 class NoEximError(Exception):
@@ -71,10 +87,13 @@ class NoEximError(Exception):
 class Exim:
     """Takes mail for `people` at `domain`; the mailbox of "full" is always full.
 
-    After `recipients_max` RCPT commands it replies 452 to further ones.
+    After `recipients_max` RCPT commands it replies 452 to further ones. With `smarthost`, a port, it
+    sends all mail there, in chunks (BDAT) if they are offered.
     """
 
-    def __init__(self, *, domain: str, people: Sequence[str], recipients_max: int = 100) -> None:
+    def __init__(
+        self, *, domain: str, people: Sequence[str], recipients_max: int = 100, smarthost: int = 0
+    ) -> None:
         found = [place for place in _PLACES if place.exists()]
         if not found:
             raise NoEximError("exim4-daemon-light is not there: make test unpacks it")
@@ -82,7 +101,7 @@ class Exim:
             raise NoEximError("exim needs root")
         self.port = 0
         self._program, self._domain, self._people = found[0], domain, people
-        self._recipients_max = recipients_max
+        self._recipients_max, self._smarthost = recipients_max, smarthost
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -123,16 +142,17 @@ class Exim:
         program = copied(self._program, self._folder)
         self.port = free_port()
         configuration = self._folder / "exim.conf"
-        configuration.write_text(
-            _CONFIGURATION.format(
-                domain=self._domain,
-                people=" : ".join(self._people),
-                port=self.port,
-                folder=self._folder,
-                program=program,
-                recipients_max=self._recipients_max,
-            )
-        )
+        values = {
+            "domain": self._domain,
+            "people": " : ".join(self._people),
+            "port": self.port,
+            "folder": self._folder,
+            "program": program,
+            "recipients_max": self._recipients_max,
+            "smarthost": self._smarthost,
+        }
+        delivery = (_SMARTHOST if self._smarthost else _LOCAL).format(**values)
+        configuration.write_text(_CONFIGURATION.format(**values, delivery=delivery))
         command = ["unshare", "--mount", "sh", "-c", _START, "sh", str(self._folder)]
         command += [str(program), "-C", str(configuration), "-bdf"]
         with (self._folder / "out").open("wb") as out:

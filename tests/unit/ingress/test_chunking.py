@@ -96,6 +96,24 @@ async def test_what_ends_between_chunks_is_not_kept(relay, listening, how):
     assert relay.spool.accepted == []
 
 
+async def test_a_message_that_is_cut_anywhere_is_not_accepted(relay, listening):
+    server = await listening()
+    sent = "\r\n".join([*OPENING[:3], "BDAT 14", "Subject: a", "", "BDAT 5 LAST", "text"])
+    for at in range(len(sent) + 1):
+        client = await Client.connect(server.address)
+        client.writer.write(sent[:at].encode())
+        client.writer.write_eof()
+        said = await asyncio.wait_for(client.reader.read(), 30)
+        client.writer.close()
+        assert (b"queued as" in said, len(relay.spool.accepted)) == (False, 0), sent[:at]
+    client = await Client.connect(server.address)
+    client.writer.write(sent.encode() + b"\n\xff\0garbage\r\nBDAT\0 5\r\n")
+    client.writer.write_eof()
+    said = await asyncio.wait_for(client.reader.read(), 30)
+    assert [line[:9] for line in said.splitlines()[-3:]] == [b"250 2.0.0", *[b"500 5.5.2"] * 2]
+    assert len(relay.spool.accepted) == 1
+
+
 @pytest.mark.parametrize(
     ("argument", "reply"),
     [
