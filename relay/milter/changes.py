@@ -5,7 +5,8 @@ before them, 1 after them. A change counts the fields of a name without them. A 
 changed keeps its octets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -69,19 +70,20 @@ class ShownHeader(Struct, frozen=True):
                 continue
             at, earlier = end, len(same)
             if change.command == INSERT_FIELD:
-                at, earlier = _place(fields[:end], change.place, made.key)
+                at, earlier = _place(islice(fields, end), change.place, made.key)
+                at = end if at < 0 else at
             fields.insert(at, made)
             same.insert(earlier, made)
             end += 1
         left = [(one.key, one.octets) for one in fields if one.octets]
-        if len(left) > FIELDS_MAX:
+        if len(left) - 1 > FIELDS_MAX:
             raise MilterFaultError(f"a header of more than {FIELDS_MAX} fields")
         own = left.index((_OWN, b":"))
         return ShownHeader(Header(tuple(left[own + 1 :])), tuple(left[:own]))
 
 
-def _place(fields: Sequence[_Field], place: int, key: bytes) -> tuple[int, int]:
-    """Return where a field is inserted, and how many of its name are before it."""
+def _place(fields: Iterable[_Field], place: int, key: bytes) -> tuple[int, int]:
+    """Return where a field is inserted, and how many of its name are before it; -1: at the end."""
     earlier = 0
     for at, one in enumerate(fields):
         if one.key and one.octets:
@@ -89,7 +91,7 @@ def _place(fields: Sequence[_Field], place: int, key: bytes) -> tuple[int, int]:
                 return at, earlier
             place -= 1
             earlier += one.key == key
-    return len(fields), earlier
+    return -1, earlier
 
 
 def _written(change: FieldChange, *, leading_blank: bool) -> bytes:

@@ -17,7 +17,7 @@ from relay.message.address import AddressError, parse_path
 
 VERSION: Final = 6
 PACKET_OCTETS_MAX: Final = 1024 * 1024
-_BODY_PACKET_OCTETS_MAX: Final = 1024 * 1024 * 1024
+_BODY_OCTETS_MAX: Final = 1024 * 1024 * 1024
 _REPLY_OCTETS_MAX: Final = 32 * 1024
 _REPLY_LINE_MAX: Final = 510  # RFC 5321 4.5.3.1.5, without CRLF
 _REASON_CHARACTERS_MAX: Final = 100  # as Postfix
@@ -82,11 +82,11 @@ class PacketReader:
         """Return the next packet, None while it is not complete. Raises MilterFaultError."""
         if self._body_octets:
             return self._body_piece()
-        if len(self._octets) <= _LENGTH.size:
+        if len(self._octets) < _LENGTH.size:
             return None
         length: int = _LENGTH.unpack_from(self._octets)[0]
         command = bytes(self._octets[_LENGTH.size : _LENGTH.size + 1])
-        most = _BODY_PACKET_OCTETS_MAX if command == REPLACE_BODY else PACKET_OCTETS_MAX
+        most = PACKET_OCTETS_MAX if command and command != REPLACE_BODY else _BODY_OCTETS_MAX
         if not 0 < length <= most:
             raise MilterFaultError(f"a packet of {length} octets, expected 1 to {most}")
         if command == REPLACE_BODY:

@@ -48,7 +48,7 @@ class ScriptedMilter:
         self.script.setdefault(b"O", negotiation(**negotiated))
         self.steps = negotiated.get("steps", 0)
         self.heard: list[tuple[bytes, bytes]] = []
-        self.sessions = 0
+        self.closes_after = b""
         self.ended = asyncio.Event()  # a session
 
     def commands(self) -> bytes:
@@ -79,7 +79,6 @@ class ScriptedMilter:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader, writer) -> None:
-        self.sessions += 1
         self._tasks.add(asyncio.current_task())
         try:
             while True:
@@ -100,6 +99,11 @@ class ScriptedMilter:
             answer = answer(data)
         if answer is None and command in EVENTS and not self.steps & _SILENT.get(command[0], 0):
             answer = packet(b"c")
+        if hasattr(answer, "__anext__"):
+            async for octets in answer:
+                writer.write(octets)
+                await writer.drain()
+            return True
         if answer == CLOSE:
             return False
         if answer == HANG:
@@ -107,4 +111,4 @@ class ScriptedMilter:
         if answer:
             writer.write(answer)
             await writer.drain()
-        return True
+        return command != self.closes_after

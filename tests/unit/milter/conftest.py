@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from relay.message.content import MemoryOctets
 from relay.message.header import ParsedContent
+from relay.milter.dialogue import FilterAnswer
 from relay.milter.filtered_message import NewBodies
 from relay.milter.filters import FilterClient, MilterSet
 from relay.settings.tree import Milter
@@ -31,8 +33,6 @@ class MemoryFile:
         self.written += blocks
 
     def octets(self):
-        from relay.message.content import MemoryOctets
-
         return MemoryOctets(b"".join(self.written))
 
     def discard(self):
@@ -53,8 +53,16 @@ class Session:
             hostname="relay.test",
             observe=lambda *told: self.observed.append(told[:2]),
         )
-        self.session = self.set.session("relay")
+        self.reopen()
         self.store = NewBodies(150 * 1024 * 1024, self._new_file)
+
+    def reopen(self, role="relay"):
+        """Begin another session."""
+        self.session, self.is_open = self.set.session(role), False
+
+    async def _connect(self):
+        self.is_open, was_open = True, self.is_open
+        return FilterAnswer() if was_open else await self.session.connect(CLIENT)
 
     def _new_file(self):
         self.files.append(MemoryFile())
@@ -63,12 +71,26 @@ class Session:
     async def begin(self, *recipients):
         """Everything up to the answer to DATA; returns the replies."""
         session = self.session
-        answers = [await session.connect(CLIENT), await session.helo("client.test")]
+        answers = [await self._connect(), await session.helo("client.test")]
         answers += [await session.mail("a@x.test", ["SIZE=10"], {"i": "QID", "auth_authen": "ann"})]
         for one in recipients or ("b@y.test",):
             answers.append(await session.rcpt(one))
         answers.append(await session.data())
         return [one.reply for one in answers]
+
+    async def refused(self):
+        """The first answer with a reply to a command or a message."""
+        session = self.session
+        for asked in (
+            self._connect,
+            lambda: session.helo("client.test"),
+            lambda: session.mail("a@x.test"),
+            lambda: session.rcpt("b@y.test"),
+            session.data,
+        ):
+            if (answer := await asked()).reply:
+                return answer
+        return (await self.message()).answer
 
     async def message(self, content=MAIL):
         return await self.session.message(ParsedContent.of(content), self.store)
@@ -94,7 +116,7 @@ async def filtered(tmp_path):
                 for one, path in zip(milters, paths, strict=True)
             ]
             made = Session(milters, addresses, **settings)
-            stack.callback(made.session.close)
+            stack.callback(lambda: made.session.close())  # noqa: PLW0108 -- the last one
             return made
 
         yield start

@@ -59,7 +59,7 @@ def test_a_body_comes_in_pieces_as_it_arrives():
 
 @pytest.mark.parametrize(
     "octets",
-    [b"\0\0\0\0c", b"\xff\xff\xff\xffc", b"\0\x10\0\x01c", b"\xff\xff\xff\xffb", b"\0\0\0\0b"],
+    [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\x10\0\x01c", b"\xff\xff\xff\xffb", b"\0\0\0\0b"],
 )
 def test_a_length_is_checked_before_anything_is_kept(octets):
     with pytest.raises(MilterFaultError, match="octets, expected 1 to"):
