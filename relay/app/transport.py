@@ -278,7 +278,7 @@ def retry_schedule(settings: Settings) -> RetrySchedule:
     by_class = {
         name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
     }
-    return RetrySchedule(delivery.retry, _RNG.random, by_class)
+    return RetrySchedule(delivery.retry, _RNG.random, by_class, delivery.indeterminate_max)
 
 
 def site_options(

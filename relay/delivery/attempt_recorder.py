@@ -222,6 +222,7 @@ class AttemptRecorder:
             claim,
             {
                 ReportKind.FAILED: result.failed,
+                ReportKind.UNKNOWN: result.unknown,
                 ReportKind.DELIVERED: delivered,
                 ReportKind.RELAYED: relayed,
                 ReportKind.DELAYED: late,
@@ -233,6 +234,7 @@ class AttemptRecorder:
             at_us=result.at_us,
             outcomes=result.outcomes,
             waiting=result.waiting,
+            unanswered=result.unanswered,
             expired=result.expired,
             reports=reports,
             events=(*result.events, *events),

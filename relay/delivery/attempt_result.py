@@ -6,6 +6,7 @@ what is sent. `_warning()` says whether a delay report is due; acceptance set it
 ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
+from relay.base.phrases import counted
 from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Notify
@@ -33,7 +35,7 @@ from relay.message.outcome import (
 )
 from relay.message.tls_policy import CONFIGURATION, USUAL_POLICY
 from relay.mime.dsn import ReportedRecipient
-from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel
+from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel, Unanswered
 
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
@@ -87,11 +89,13 @@ class AttemptResult(Struct, frozen=True):
     outcomes: Mapping[int, Outcome] = {}  # by the recipient's number
     expired: Mapping[int, Outcome] = {}  # these end as expired
     failed: tuple[ReportedRecipient, ...] = ()  # the failed and expired, for reports
+    unknown: tuple[ReportedRecipient, ...] = ()  # those given up without an answer, for reports
     delivered: tuple[ReportedRecipient, ...] = ()  # for reports
     relayed: tuple[ReportedRecipient, ...] = ()  # for reports
     # of this entry, for the delay report; None if none is due
     late: tuple[ReportedRecipient, ...] | None = None
     waiting: EntrySchedule | None = None  # None when no recipient waits
+    unanswered: Unanswered = ()  # of those that wait, if there are new ones
     events: tuple[Event, ...] = ()  # steps of the journey
     held: bool = False  # what waits needs an operator
 
@@ -107,25 +111,30 @@ def result_of_attempt(
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
     next hop answered, so its mail waits at the unreachable priority level. If some have failed and
-    none of those that wait was attempted, these are due now.
+    none of those that wait was attempted, these are due now. Who got no answer to the final dot as
+    often as `schedule` allows has failed.
 
     Recipients of an entry are captured together: if one of them waits, so do those that have their
     copy, and the next attempt finds it.
     """
     if claim.extra.keep:
         outcomes = {number: _as_deferred(outcome) for number, outcome in outcomes.items()}
-    failed = tuple(
-        _reported(claim, recipient, outcome.evidence, at_us=time.at_us)
+    given_up, unanswered = _unanswered(claim, outcomes, most=schedule.indeterminate_max)
+    outcomes = {**outcomes, **given_up} if given_up else outcomes
+    reported = {
+        recipient.id: _reported(claim, recipient, outcome.evidence, at_us=time.at_us)
         for recipient in claim.recipients
         if isinstance(outcome := outcomes.get(recipient.id), Failed)
-    )
+    }
+    unknown = tuple([reported.pop(number) for number in given_up])
+    failed = tuple(reported.values())
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
         return AttemptResult(
-            time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed,
-            events=(event,),
+            time.at_us, outcomes, failed=failed, unknown=unknown, delivered=delivered,
+            relayed=relayed, events=(event,),
         )  # fmt: skip
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order, each class once
@@ -133,7 +142,7 @@ def result_of_attempt(
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     before = DeferralCause(claim.cause, claim.cause_attempts)
     retry = Retry(time.now_us, before)
-    if names or not failed:
+    if names or not (failed or unknown):
         retry = schedule.retry(
             before, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
         )
@@ -147,9 +156,41 @@ def result_of_attempt(
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
     return AttemptResult(
-        time.at_us, outcomes, failed=failed, delivered=delivered, relayed=relayed,
-        waiting=waiting, late=late, events=(event,), held=held,
+        time.at_us, outcomes, failed=failed, unknown=unknown, delivered=delivered, relayed=relayed,
+        waiting=waiting, unanswered=unanswered, late=late, events=(event,), held=held,
     )  # fmt: skip
+
+
+def _unanswered(
+    claim: Claim, outcomes: Mapping[int, Outcome], *, most: int
+) -> tuple[dict[int, Failed], Unanswered]:
+    """Return who is given up because `most` attempts got no answer to the final dot; and how many
+    the others have had, () if there is no new one.
+    """
+    found = {
+        number: outcome
+        for number, outcome in outcomes.items()
+        if isinstance(outcome, Indeterminate) and outcome.unanswered
+    }
+    if not found:  # nearly always
+        return {}, ()
+    counts = Counter(dict(claim.extra.unanswered))
+    counts.update(found.keys())
+    failed = {
+        number: Failed(_no_answer(outcome.evidence, attempts=counts[number]))
+        for number, outcome in found.items()
+        if counts[number] >= most
+    }
+    waiting = [one.id for one in claim.recipients if one.id not in failed and counts[one.id]]
+    return failed, tuple((number, counts[number]) for number in waiting)
+
+
+def _no_answer(evidence: Evidence, *, attempts: int) -> Evidence:
+    times = counted(attempts, "attempt")
+    text = f"it is not known whether the message arrived: no answer after the final dot, {times}"
+    return replace(
+        evidence, status="5.4.2", reply=f"{text}; last: {evidence.reply}"
+    )  # RFC 3463 3.5
 
 
 def partial_result(

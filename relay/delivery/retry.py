@@ -39,12 +39,14 @@ class Retry(Struct, frozen=True):
 
 class RetrySchedule(Struct, frozen=True):
     """Retry lists in seconds; the last step of each repeats. `by_class` has lists for deferral
-    classes, `retry_s` is for all others; `rng` returns a number from 0 to 1.
+    classes, `retry_s` is for all others; `rng` returns a number from 0 to 1. After
+    `indeterminate_max` attempts without an answer to the final dot a recipient is given up.
     """
 
     retry_s: Sequence[float]
     rng: Callable[[], float]
     by_class: Mapping[str, Sequence[float]] = {}
+    indeterminate_max: int = 3
 
     def retry(
         self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int

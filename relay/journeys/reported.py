@@ -75,7 +75,11 @@ def remote_report(detail: Mapping[str, Any], at: str = "") -> SenderReport:
 
 def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
     """Whether some have failed, the sender was told so of each of these, and all were attempted."""
-    told = {one.address for one in recipients if one.reported and one.reported.kind == "failure"}
+    told = {
+        one.address
+        for one in recipients
+        if one.reported and one.reported.kind in ("failure", "unknown")
+    }
     failed = {one.address for one in recipients if one.state in _FAILED}
     return bool(told) and failed <= told and not has_new(recipients)
 

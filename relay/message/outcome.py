@@ -98,9 +98,12 @@ class Failed(Struct, frozen=True):
 
 
 class Indeterminate(Struct, frozen=True):
-    """The session broke after the final dot: the message may have arrived. It is retried."""
+    """The session broke after the final dot: the message may have arrived. It is retried.
+    `unanswered`: because of the host, and not because this relay was stopped.
+    """
 
     evidence: Evidence
+    unanswered: bool = False
 
 
 Success = Delivered | Relayed  # a host has the message: it must not get it again
@@ -276,7 +279,9 @@ def classify_session_failure(
     else:
         status, kind = "4.4.2", DeferralClass.CONNECT
     evidence = peer.evidence(status, text)
-    return Indeterminate(evidence) if stage is SmtpStage.DOT else Deferred(evidence, kind)
+    if stage is SmtpStage.DOT:
+        return Indeterminate(evidence, unanswered=True)
+    return Deferred(evidence, kind)
 
 
 def is_recipient_limit(reply: Reply) -> bool:

@@ -46,7 +46,7 @@ class ReportKind(StrEnum):
     """What a report says about its recipients; also the name in events and metrics."""
 
     FAILED = "failure"
-    UNKNOWN = "unknown"  # an attempt ended without an answer: the message may have been accepted
+    UNKNOWN = "unknown"  # attempts ended without an answer, and it is given up: it may have arrived
     DELAYED = "delayed"  # not delivered yet, and still attempted
     HELD = "held"  # a rule holds the message, and its administrator wants the sender to know
     DELIVERED = "delivered"
@@ -59,7 +59,7 @@ class ReportKind(StrEnum):
         return _ACTIONS.get(self, self.value)
 
 
-_ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "delayed", ReportKind.HELD: "delayed"}
+_ACTIONS = {ReportKind.FAILED: "failed", ReportKind.UNKNOWN: "failed", ReportKind.HELD: "delayed"}
 FAILURES = frozenset({ReportKind.FAILED, ReportKind.UNKNOWN})
 _TITLES = {  # they begin the Subject, in every language: programs know them
     ReportKind.FAILED: "Undeliverable",

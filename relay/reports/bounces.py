@@ -105,7 +105,7 @@ def decide_reports(
     reverse-path is easily forged (backscatter). There are no reports about reports; one that
     fails becomes a dead letter.
     """
-    is_failure = kind is ReportKind.FAILED
+    is_failure = kind in FAILURES
     if message.source is Source.REPORT:
         at_postmaster = [one.path.address == POSTMASTER for one in recipients]
         pairs = list(zip(recipients, at_postmaster, strict=True)) if is_failure else []

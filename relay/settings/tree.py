@@ -335,6 +335,8 @@ class DeliverySettings:
     retry_by_class: RetryByClass = field(default_factory=RetryByClass)
     delay_warning_after: Seconds = 4 * 3600.0  # from acceptance; 0: never
     expire_after: PositiveSeconds = 2 * 86400.0  # from acceptance
+    # attempts of a recipient without an answer to the final dot; then it fails
+    indeterminate_max: Annotated[int, Between(1, 1000)] = 3
     max_connections: Connections = 200  # to all hosts
     max_connections_per_next_hop: Connections = 20  # to one next hop
     max_rate_per_next_hop: Rate = ""  # such as 100/1m; "": no limit

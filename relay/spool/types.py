@@ -35,6 +35,7 @@ ContentKey = Any  # of a content: hashable; what it is, only the engine knows
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
 FIRST_EPOCH = 1
+Unanswered = tuple[tuple[int, int], ...]  # recipients by number, and attempts
 # A restored entry is due, and its message expires, at this and the time that was left until it
 # expires: never, and later than any time of an entry that was not restored.
 RESTORED_US = 1 << 57
@@ -206,6 +207,8 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     delivered_to: str = ""
     # The well-known folder of local mailboxes into which it goes. "": the Inbox.
     folder: str = ""
+    # How many attempts of each recipient, by its number, had no answer to the final dot.
+    unanswered: Unanswered = ()
     # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
     keep: bool = False
 
@@ -419,6 +422,7 @@ class Settlement(Struct, frozen=True):
     outcomes: Mapping[int, Outcome]  # by the number of the recipient
     # the next schedule of those that are not final; None where none is left
     waiting: EntrySchedule | None = None
+    unanswered: Unanswered = ()  # for EntryExtra; (): it stays as it is
     # by number: these end as expired, with their last evidence
     expired: Mapping[int, Outcome] = {}
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes

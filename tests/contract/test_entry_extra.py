@@ -5,13 +5,14 @@ from msgspec.structs import replace
 from relay import spool as spools
 from relay.base.crashpoints import CrashPoints
 from relay.message.nexthop import Destination, NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence
+from relay.message.outcome import DeferralClass, Deferred, Evidence, Indeterminate
 from relay.observe.metrics import Metrics
 from relay.spool.queue_commands import RouteLookup
 from relay.spool.types import DueQuery, EntryExtra, EntrySchedule, Selector, Settlement
 from tests.support.operator import all_to, command, own_mx, reroute
 
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+DOUBT = Indeterminate(Evidence("4.4.2", "no reply"), unanswered=True)
 NOW = 10**18  # after the due time of every entry in these tests
 EXTRA = EntryExtra(
     chosen=True,
@@ -44,6 +45,30 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     await spool.start()
     claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert {one.entry_id: one.extra for one in claims} == {1: EXTRA, 2: ORDINARY}
+    await spool.stop()
+
+
+async def test_attempts_without_an_answer_are_counted_and_a_crash_is_none(open_spool, make) -> None:
+    spool = open_spool()
+    await spool.start()
+    message = with_extra(
+        make({"mx:a.test": ["x@a.test", "y@a.test"]}), EntryExtra(sender="s@x.test")
+    )
+    (claim,) = (await spool.accept(message)).claims
+    waiting = EntrySchedule(retry_us=5, due_us=5)
+    for counts in (((1, 1), (2, 1)), ((2, 2),), ()):  # () leaves what is there
+        await spool.settle(Settlement(claim, 78, {1: DOUBT, 2: DOUBT}, waiting, unanswered=counts))
+        (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+        expected = counts or ((2, 2),)
+        assert claim.extra == EntryExtra(sender="s@x.test", unanswered=expected)
+    await spool.stop()  # with the claim: its attempt is indeterminate at the next start
+
+    spool = open_spool()
+    await spool.start()
+    journey = await spool.journey(claim.message.id)
+    assert [one.attempts[-1].outcome for one in journey.recipients] == ["indeterminate"] * 2
+    (again,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert (again.attempts, again.extra) == (claim.attempts + 1, claim.extra)
     await spool.stop()
 
 

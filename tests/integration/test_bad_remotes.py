@@ -21,7 +21,12 @@ NONSENSE = {
     "an endless line": "250 " + "x" * 100_000,
 }
 TIMES: dict[str, Any] = {
-    "delivery": {"command_timeout": "1s", "connect_timeout": "2s", "retry": [0.2]},
+    "delivery": {
+        "command_timeout": "1s",
+        "connect_timeout": "2s",
+        "retry": [0.2],
+        "indeterminate_max": 100,
+    },
 }
 
 
@@ -59,7 +64,8 @@ def test_remote_closes_the_connection_and_mail_is_retried(
     shared: tuple[Remotes, RelayProcess], stage: str
 ) -> None:
     remotes, relay = shared
-    mx = remotes.start(f"closes-{stage.lower()}.test", replies={stage: DROP})
+    replies = {stage: DROP} | ({"HELO": DROP} if stage == "EHLO" else {})
+    mx = remotes.start(f"closes-{stage.lower()}.test", replies=replies)
     check_deferred_then_relayed(relay, mx, f"x@closes-{stage.lower()}.test")
 
 
@@ -72,6 +78,20 @@ def test_remote_sends_invalid_replies_and_mail_is_retried(
     domain = f"{kind.replace(' ', '-')}-{stage.lower()}.test"
     mx = remotes.start(domain, replies={stage: NONSENSE[kind]})
     check_deferred_then_relayed(relay, mx, f"x@{domain}")
+
+
+def test_a_host_without_an_answer_to_the_dot_gets_three_copies_and_the_sender_one_report() -> None:
+    with Remotes() as remotes:
+        mx = remotes.start("odd.test", replies={"DOT": "queued as 17\r\n250 2.0.0 Ok"})
+        with remotes.relay(config={"delivery": {"retry": [0.1]}}) as relay:
+            relay.until_state(submit(relay, "x@odd.test"), "failed")
+            report = report_about(relay, "x@odd.test")
+            assert relay.metric("relay_reports_total", kind="unknown") == 1
+            assert relay.metric("relay_reports_total") == 1
+        assert len(mx.envelopes) == 3
+        about = report.recipients["x@odd.test"]
+        assert (about["action"], about["status"]) == ("failed", "5.4.2")
+        assert "It is not known whether it has arrived." in str(report.message)
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])

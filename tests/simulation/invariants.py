@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from relay.delivery.retry import RetrySchedule
 from relay.delivery.site_limits import parse_rate
 from relay.journeys.events import Step
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
@@ -41,6 +42,8 @@ from tests.simulation.scenario import (
 from tests.simulation.senders import content as content_of
 from tests.simulation.sites import TOKEN, Site, Taken, name_of
 
+_UNANSWERED_MAX = RetrySchedule((), float).indeterminate_max
+_UNANSWERED = "it is not known whether the message arrived"
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
 _LAST_S_MAX = 2 * _ATTEMPT_S_MAX  # the last one may wait until another frees the only connection
 _REPORTED = re.compile(
@@ -244,7 +247,10 @@ def failures_are_justified(evidence: Evidence) -> Iterator[str]:
         for one in message.recipients:
             if one.state is not RecipientState.FAILED:
                 continue
-            if one.number in failures:
+            if one.number in failures and failures[one.number][1].startswith(_UNANSWERED):
+                reply = _UNANSWERED
+                is_justified = in_doubt(message, one.number) >= _UNANSWERED_MAX
+            elif one.number in failures:
                 next_hop, reply = failures[one.number]
                 is_justified = _refuses(evidence, message, one.address, next_hop, reply)
             else:
@@ -316,9 +322,10 @@ def no_second_delivery(evidence: Evidence) -> Iterator[str]:
 
 
 def in_doubt(message: Message, number: int) -> int:
-    """How many attempts for a recipient are indeterminate."""
+    """How many attempts for a recipient are indeterminate, with the one after which it failed."""
     return sum(
-        one["number"] == number and one["outcome"] == "indeterminate"
+        one["number"] == number
+        and (one["outcome"] == "indeterminate" or one["reply"].startswith(_UNANSWERED))
         for _, step, detail in message.events
         if step == Step.DELIVERY
         for one in detail.get("recipients", ())

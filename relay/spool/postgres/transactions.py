@@ -198,6 +198,7 @@ def runs_statements(settlement: Settlement) -> bool:
     """Whether a settlement has to run alone, since it does more than add rows."""
     return bool(
         settlement.held
+        or settlement.unanswered
         or settlement.owed
         or settlement.pays
         or settlement.ends_warning

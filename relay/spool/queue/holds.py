@@ -22,7 +22,7 @@ from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.verdict import tenant_of_rule
 from relay.observe.logs import get_logger
 from relay.spool.tables import OpenTransaction, Tables
-from relay.spool.types import Claim, HoldsFullError, Key, NewMessage
+from relay.spool.types import Claim, HoldsFullError, Key, NewMessage, Unanswered
 
 HELD_BY_RULES = "held_by_rules"  # the counter
 # Fields of EntryExtra
@@ -100,6 +100,12 @@ def note_release(transaction: OpenTransaction, key: Key) -> None:
     """Record that an entry is held no longer; called before its state changes."""
     text = _end_rule(transaction, key)
     transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
+
+
+def note_unanswered(transaction: OpenTransaction, key: Key, unanswered: Unanswered) -> None:
+    """Record how many attempts of each recipient had no answer to the final dot."""
+    for _, text in transaction.fetch(_EXTRA, key):
+        transaction.execute(_CHANGE, (changed_extra(text, unanswered=unanswered), *key))
 
 
 def count_holds(transaction: OpenTransaction, held: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ from relay.message.outcome import (
 from relay.message.receipt import ReceiptRequest
 from relay.spool.columns import PAY_REPORTS
 from relay.spool.history.remote_reports import join_report
-from relay.spool.queue.holds import note_hold
+from relay.spool.queue.holds import note_hold, note_unanswered
 from relay.spool.rows.accepted import CapturedMail
 from relay.spool.rows.receipts import add_receipts
 from relay.spool.tables import OpenTransaction
@@ -111,13 +111,16 @@ def record_beside(
     now_us: int,
     store: int,
 ) -> None:
-    """Record what ordinary mail has none of: reports and read receipts that are owed, a hold, and
-    what a report from outside claims. `now_us` is queue time, `store` that of the claim.
+    """Record what ordinary mail has none of: reports and read receipts that are owed, a hold,
+    attempts without an answer, and what a report from outside claims. `now_us` is queue time,
+    `store` that of the claim.
     """
     claim = settlement.claim
     record_owed(transaction, settlement)
     if rows.held:
         note_hold(transaction, claim.key, rows.held, since_us=settlement.at_us)
+    if settlement.unanswered:
+        note_unanswered(transaction, claim.key, settlement.unanswered)
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
     if settlement.remote_report is not None:
         join_report(transaction, settlement, settlement.remote_report)

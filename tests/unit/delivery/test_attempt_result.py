@@ -34,6 +34,7 @@ NO = Failed(Evidence("5.1.1", "550 no"))
 LATER = Deferred(Evidence("4.2.0", "450 later"), DeferralClass.RECIPIENT)
 NOTHING_FREED = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
 LOST = Deferred(Evidence("4.3.0", "cannot be read"), DeferralClass.CONTENT)
+LOST_REPLY = Indeterminate(Evidence("4.4.2", "lost"), unanswered=True)
 DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
 BY_CLASS = {"recipient": (600, 1200)}
 
@@ -59,6 +60,28 @@ def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
     assert result.waiting.retry_us == 600 * SECOND_US
     expired = expiry_result(kept, time=AttemptTime(HOUR_US, HOUR_US))
     assert [one.path.address for one in expired.failed] == ["1@a.test", "2@a.test"]
+
+
+@pytest.mark.parametrize(
+    ("before", "outcome", "after", "is_over"),
+    [
+        ({}, LOST_REPLY, {2: 1}, False),
+        ({1: 2, 2: 1}, LOST_REPLY, {1: 2, 2: 2}, False),
+        ({1: 1, 2: 2, 9: 2}, LOST_REPLY, {1: 1}, True),
+        ({2: 7}, LOST_REPLY, {}, True),  # there were more before the setting was changed
+        ({2: 2}, DOUBT, {}, False),  # a stop of this relay; () leaves what is stored
+        ({2: 2}, LATER, {}, False),
+    ],
+)
+def test_attempts_without_an_answer_to_the_dot_are_counted_for_each_recipient(
+    before, outcome, after, is_over
+) -> None:
+    claim = replace(a_claim(count=2), extra=EntryExtra(unanswered=tuple(before.items()), keep=True))
+    result = concluded(claim, {1: LATER, 2: outcome})
+    assert dict(result.unanswered) == after
+    assert [one.path.address for one in result.unknown] == ["2@a.test"] * is_over
+    assert result.failed == ()
+    assert type(result.outcomes[2]) is (Failed if is_over else type(outcome))
 
 
 def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:

@@ -165,6 +165,48 @@ async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(deli
     assert len(mx.envelopes) == 2
 
 
+@pytest.mark.parametrize("lmtp", [False, True])
+async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
+    delivery, lmtp: bool
+) -> None:
+    people = ["x@a.test", "y@a.test"]
+    odd = {"DOT": DROP}
+    async with RemoteMx(replies={} if lmtp else odd, dot={"y@a.test": DROP}, lmtp=lmtp) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        journey = await delivery.done(await delivery.send(*people))
+    unanswered = people[lmtp:]
+    expected = dict.fromkeys(unanswered, "failed")
+    assert states(journey) == {"x@a.test": "delivered"} | expected
+    assert outcomes(journey, "y@a.test") == ["indeterminate", "indeterminate", "failed"]
+    reply = journey.recipients[1].reply
+    assert reply.startswith("it is not known whether the message arrived: ")
+    assert "3 attempts; last: the peer closed the connection" in reply
+    assert sum("y@a.test" in one.addresses for one in mx.envelopes) == 3
+    assert delivery.reporter.reported == [("unknown", unanswered)]
+    assert delivery.reporter.failures_reported == []
+
+
+async def test_a_stop_after_the_dot_does_not_count_as_unanswered(delivery) -> None:
+    never = asyncio.Event()
+    async with RemoteMx(gates={"DOT": never}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test")
+        for number in range(4):
+            await mx.reached("DOT")
+            mx.reached_stages.clear()
+            await delivery.stop(grace_s=0.0)
+            await delivery.open()
+            assert outcomes(await delivery.spool.journey(queue_id), "x@a.test") == [
+                *["indeterminate"] * (number + 1)
+            ]
+            await delivery.start()
+        never.set()
+        journey = await delivery.done(queue_id)
+    assert outcomes(journey, "x@a.test") == ["indeterminate"] * 4 + ["relayed"]
+
+
 async def test_expiry_reports_the_last_reply(delivery) -> None:
     async with RemoteMx(replies={"RCPT": "450 4.2.1 never today"}) as mx:
         delivery.table.at("a.test", mx)

@@ -283,7 +283,7 @@ def test_originals_that_are_not_messages(content):
     ("kind", "action", "subject", "recipient"),
     [
         (ReportKind.FAILED, "failed", "Undeliverable", UNKNOWN),
-        (ReportKind.UNKNOWN, "delayed", "Unknown whether sent", EXPIRED),
+        (ReportKind.UNKNOWN, "failed", "Unknown whether sent", EXPIRED),
         (ReportKind.DELAYED, "delayed", "Delayed", EXPIRED),
         (ReportKind.HELD, "delayed", "Held", EXPIRED),
         (ReportKind.DELIVERED, "delivered", "Delivered", RELAYED),

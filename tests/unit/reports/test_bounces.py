@@ -350,7 +350,6 @@ def test_notify_decides_about_a_bounce(notify, wanted):
 @pytest.mark.parametrize(
     ("kind", "reported"),
     [
-        (ReportKind.UNKNOWN, (BOB, ASKED)),
         (ReportKind.DELAYED, (BOB, SUCCESS_ONLY)),
         (ReportKind.DELIVERED, (SUCCESS_ONLY,)),
         (ReportKind.RELAYED, (SUCCESS_ONLY,)),
@@ -362,6 +361,13 @@ def test_other_reports_by_notify_and_none_about_recipients_of_rules_or_reports(k
     assert groups(everybody, kind=kind) == (reported, (), ())
     assert groups(everybody, kind=kind, trusted=False) == ((), (), ())
     assert groups(everybody, kind=kind, source=Source.REPORT) == ((), (), ())
+
+
+@pytest.mark.parametrize("source", [Source.SMTP, Source.REPORT])
+def test_what_ends_without_an_answer_is_reported_as_a_failure_is(source):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    failed = groups(everybody, source=source)
+    assert groups(everybody, kind=ReportKind.UNKNOWN, source=source) == failed != ((), (), ())
 
 
 @pytest.mark.parametrize(
