@@ -128,7 +128,7 @@ def test_all_faults_are_told_with_their_lines(files: Files, option: tuple[str, .
 
 @pytest.mark.parametrize("good", ["", "z@example.test,,,\n"], ids=["all", "all but one"])
 def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
-    rows = "".join(f"u{n}@example.test,{{DES}}x,,\n" for n in range(10_000))
+    rows = "".join(f"u{n}@example.test,{{DES}}x,,\n" for n in range(1_000))
     file = written(files, f"address,hash,quota,aliases\n{good}{rows}")
     code, told = files.fails("import", file)
     lines = told.splitlines()
@@ -136,7 +136,7 @@ def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
     assert len(lines) == 21
     first = 3 if good else 2
     assert [one.split(":")[1] for one in lines[:20]] == [str(n) for n in range(first, first + 20)]
-    assert lines[20] == f"{file}: 9980 faults more"
+    assert lines[20] == f"{file}: 980 faults more"
 
 
 @pytest.mark.parametrize(
