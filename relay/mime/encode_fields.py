@@ -1,8 +1,9 @@
 """Header fields in 7 bits, and with lines that SMTP can carry.
 
 Octets of 8 bits become encoded words where a word may stand, in the values of parameters RFC 2231;
-they are taken for UTF-8 if they are that, else their charset is unknown-8bit (RFC 1428). What is
-ASCII stays octet for octet, except that a quoted word loses its quotes when it is encoded. Linear.
+they are taken for UTF-8 if they are that, else their charset is unknown-8bit (RFC 1428). A domain
+in an address gets its A-labels; a local part cannot be encoded. What is ASCII stays octet for
+octet, except that a quoted word loses its quotes when it is encoded. The time is linear.
 RFC 2047 5 (where words may be), RFC 2231 3 and 4, RFC 5322 2.1.1 and 2.2.3, RFC 6531 3.7.1.
 """
 
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote_from_bytes
 
+from relay.message.address import ascii_address
 from relay.mime.encoded_words import encode_text
 from relay.mime.headers import LINE_OCTETS_MAX
 
@@ -43,7 +45,7 @@ def seven_bit_field(name: bytes, field: bytes) -> bytes:
     line = field.removesuffix(_CRLF)
     head, colon, value = line.partition(b":") if name else (b"", b"", line)
     if _ADDRESSES.fullmatch(name):
-        tokens = _split(_TOKENS, value)
+        tokens = list(map(_with_a_labels, _split(_TOKENS, value)))
         _check_addresses(tokens)
     else:
         if name in (b"content-type", b"content-disposition"):
@@ -55,6 +57,14 @@ def seven_bit_field(name: bytes, field: bytes) -> bytes:
 def _split(pattern: re.Pattern[bytes], value: bytes) -> list[bytes]:
     """Return the tokens. One call for all of them would hold up other threads."""
     return [found[0] for found in pattern.finditer(value)]
+
+
+def _with_a_labels(token: bytes) -> bytes:
+    """Return the end of an address with a domain in ASCII, any other token as it is."""
+    if token.isascii() or b"@" not in token or token[:1] == b'"':
+        return token
+    address = ascii_address(token.decode("utf-8", "surrogateescape"))
+    return address.encode("utf-8", "surrogateescape")
 
 
 def _check_addresses(tokens: Sequence[bytes]) -> None:

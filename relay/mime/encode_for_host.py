@@ -11,7 +11,7 @@ What cannot be encoded raises CannotEncodeError: what a signature covers, an add
 without parts, message/partial and message/external-body, and what has more parts than are read.
 Bodies are encoded while they are read. Reading blocks; raises OSError.
 RFC 1428, RFC 2045 6.4 (which parts have an encoding), RFC 2046 5.1 and 5.2, RFC 1847 2.1 (signed
-parts stay), RFC 6152 3, RFC 6531 3.6, RFC 6532 3.7 (message/global may be encoded).
+parts stay), RFC 6152 3, RFC 6531 3.6.
 """
 
 from msgspec import Struct
@@ -54,7 +54,6 @@ _CRLF = b"\r\n"
 _BOUNDARY_OCTETS_MAX = 700  # with white space after it, a line of at most 998
 _ENCODING = "Content-Transfer-Encoding"
 _NEVER_ENCODED = ("message/partial", "message/external-body")  # RFC 2046 5.2.2 and 5.2.3
-_GLOBAL = "message/global"
 
 
 class Need(Struct, frozen=True):
@@ -117,16 +116,13 @@ class _Encoding:
 
     def done(self) -> EncodedForHost:
         """Return the result."""
-        header, message, encoded_up_to = b"", self._structure.message, 0
+        header, message = b"", self._structure.message
         for entity in self._structure.entities:
             above = self._structure.entities[entity.parent] if entity.depth else entity
             is_in_signed = entity.depth and above.content_type == "multipart/signed"
             if is_in_signed or above.number in self._signed:
                 self._signed.add(entity.number)
-            if entity.start < encoded_up_to:
-                continue
             body, encoding = self._body(entity)
-            encoded_up_to = entity.end if body is not None and not entity.is_leaf else 0
             fields = self._header(entity, encoding)
             if entity is message:
                 header = fields
@@ -197,16 +193,8 @@ class _Encoding:
         """Return the encoded body of an entity, None if it stays, and its new transfer encoding, ""
         if the old one stays.
         """
-        is_global = entity.is_message and entity.content_type == _GLOBAL
-        covered = (entity, *self._structure.within(entity)) if is_global else (entity,)
-        eight_bit = self._need.eight_bit and any(
-            one.body.eight_bit or (one is not entity and not one.header.isascii())
-            for one in covered
-        )
-        is_long = self._need.long_lines and any(
-            one.body.long_line or (one is not entity and has_line_over(one.header, LINE_MAX))
-            for one in covered
-        )
+        eight_bit = self._need.eight_bit and entity.body.eight_bit
+        is_long = self._need.long_lines and entity.body.long_line
         relabels = self._need.eight_bit and entity.number not in self._signed and not entity.is_leaf
         label = "7bit" if relabels and entity.encoding in ("8bit", "binary") else ""
         if not eight_bit and not is_long:

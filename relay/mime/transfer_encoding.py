@@ -310,10 +310,13 @@ def has_line_over(content: bytes, octets: int, begun: int = 0) -> bool:
 
     `begun` octets of the first line came before.
     """
-    position = -begun
-    while len(content) - position > octets:
-        end = max(position + octets + 1, 0)
-        position = content.rfind(b"\n", max(position, 0), end) + 1
+    size, rfind, position = len(content), content.rfind, 0
+    if begun and begun + size > octets:
+        position = rfind(b"\n", 0, max(octets + 1 - begun, 0)) + 1
+        if not position:
+            return True
+    while size - position > octets:
+        position = rfind(b"\n", position, position + octets + 1) + 1
         if not position:
             return True
     return False

@@ -2,14 +2,17 @@
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from relay.base.files import FileOctets
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.content_cache import ContentCache
-from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
+from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets, read_all
 from relay.message.nexthop import LOCAL, NextHop
-from relay.spool.types import PriorityLevel
+from relay.mime.encode_for_host import CannotEncodeError, Need
+from relay.spool.types import PriorityLevel, SpoolError
 
 STALLED, LIVE = NextHop.parse("mx:stalled.test"), NextHop.parse("mx:live.test")
 
@@ -303,3 +306,46 @@ async def test_of_a_large_content_only_the_header_counts() -> None:
         contents.release(one)
     async with asyncio.timeout(30):
         await waiting
+
+
+async def test_a_content_is_encoded_once_for_each_need_while_a_claim_has_it() -> None:
+    contents = ContentCache(EightBitSpool(), budget_bytes=1 << 20)
+    claims = [Claim(STALLED, entry_id=number, content_size=9) for number in range(50)]
+    bare, header = Need(header=True, eight_bit=True), Need(header=True)
+    made = await asyncio.gather(*(contents.encoded(one, bare) for one in claims))
+    assert len({id(one) for one in made}) == 1
+    assert made[0].why == "8 bit"
+    assert read_all(made[0].content).endswith(b"\r\n\r\n=C3=BC\r\n")
+    assert await contents.encoded(claims[0], header) is not made[0]
+    for claim in claims[1:]:
+        contents.release(claim)
+    assert await contents.encoded(claims[0], bare) is made[0]
+    contents.release(claims[0])
+    assert await contents.encoded(claims[0], bare) is not made[0]
+
+
+async def test_what_cannot_be_encoded_or_read_is_an_error_for_each_claim() -> None:
+    contents = ContentCache(EightBitSpool(), budget_bytes=1 << 20)
+    signed, gone = (Claim(STALLED, entry_id=number, content_size=number) for number in (1, 2))
+    need = Need(eight_bit=True)
+    found = await asyncio.gather(
+        *(contents.encoded(one, need) for one in (signed, signed, gone, gone)),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in found] == [
+        CannotEncodeError,
+        CannotEncodeError,
+        SpoolError,
+        SpoolError,
+    ]
+
+
+class EightBitSpool:
+    """The content with the id 1 is signed, that with the id 2 cannot be read."""
+
+    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
+        if content_id == 1:
+            return b"Content-Type: multipart/signed; boundary=b\r\n\r\n--b\r\n\r\n\xfc\r\n--b--\r\n"
+        if content_id == 2:
+            return LargeContent(b"A: b\r\n", (FileOctets(Path("missing"), 0, 9),), eight_bit=True)
+        return "Subject: ü\r\n\r\nü\r\n".encode()

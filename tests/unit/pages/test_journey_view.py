@@ -223,6 +223,20 @@ def test_an_attempt_names_its_node_where_nodes_share_the_spool():
     assert (fact.name, fact.value) == ("Node", "one")
 
 
+def test_an_attempt_says_what_was_encoded_for_the_host():
+    recipient = {
+        "number": 1,
+        "address": BOB,
+        "outcome": "relayed",
+        "status": "2.0.0",
+        "reply": "250 ok",
+    }
+    detail = {"attempt": 1, "next_hop": "mx:a.test", "recipients": [recipient], "host": "mx.a.test"}
+    found = [(fact.name, fact.value) for fact in _delivery(detail | {"encoded": "8 bit"}).facts]
+    assert ("Content", "encoded anew: 8 bit") in found
+    assert "Content" not in [fact.name for fact in _delivery(detail).facts]
+
+
 def test_an_attempt_names_each_host_that_was_tried(relay):
     site = relay.internet.domain("two.test").mx(("mx1.two.test", 10), ("mx2.two.test", 20))
     site.banner().reply("421 4.3.2 busy", times=1)
