@@ -75,6 +75,10 @@ class Arrived:
         return taken + failed + [self.delivered[one, letter.token] > 0 for one in local]
 
 
+# One host closes so many connections behind the dot that some letters would end as unanswered.
+PATIENT = {"delivery": {"indeterminate_max": 1000}}
+
+
 class QueueStorm:
     """A relay, or several on one queue, its senders and its sites."""
 
@@ -96,7 +100,7 @@ class QueueStorm:
             remotes.start("knows-nobody.test", replies={"RCPT": "550 5.1.1 no such user"}),
             remotes.start("refuses.test", replies={"DOT": "554 5.7.1 not this"}),
         ]
-        self.relays = [remotes.relay()] if make is None else list(make())
+        self.relays = [remotes.relay(config=PATIENT)] if make is None else list(make())
         self.silent: set[RelayProcess] = set()  # of these, those that answer nobody
         self.letters: list[Letter] = []
         self.unaccounted: list[float] = []  # one for each look at the figures

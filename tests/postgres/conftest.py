@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.crash.queue_storm import PATIENT
 from tests.integration.conftest import relay, remotes, shared  # noqa: F401 - fixtures
 from tests.support.postgres import OWNER, PASSWORD, PostgresServer, database_of, running_server
 from tests.support.relay_process import RelayProcess
@@ -52,7 +53,7 @@ def node(
     with ExitStack() as stack:
 
         def node(name: str, *, wait: bool = True, url: str = "", **mailboxes: Any) -> RelayProcess:
-            config = {"spool": {"node": name}, "mailboxes": {"store": name} | mailboxes}
+            config = PATIENT | {"spool": {"node": name}, "mailboxes": {"store": name} | mailboxes}
             relay = remotes.relay(config=config)
             stack.callback(relay.close)
             relay.config["spool"]["url"] = url or usual_url
