@@ -169,9 +169,10 @@ class SmtpClientProtocol(asyncio.Protocol):
         self._transport.set_write_buffer_limits(0)  # paused until it is empty
         while self._paused and not self._replies and self._trouble is None:
             await self._woken(deadline, f"the peer read no data for {timeout_s:g} s")
-        if self._trouble is not None and not self._replies:
+        if self._trouble is None:
+            self._transport.set_write_buffer_limits()
+        elif not self._replies:
             raise self._trouble
-        self._transport.set_write_buffer_limits()
 
     def limit(self, total_s: float) -> None:
         """Let all waits from now on together take at most `total_s`."""
