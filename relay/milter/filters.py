@@ -112,10 +112,7 @@ class FilterSession:
         """Begin a message. Macros: i, auth_type, auth_authen, auth_author, mail_host, …"""
         self.abort()
         self._macros = {**self._of_session, "mail_addr": address, **(macros or {})}
-        answer = await self._ask_all(FilterStage.MAIL, codec.text_of(f"<{address}>", *parameters))
-        if answer.reply:
-            self.abort()
-        return answer
+        return await self._ask_all(FilterStage.MAIL, codec.text_of(f"<{address}>", *parameters))
 
     async def rcpt(
         self, address: str, parameters: Sequence[str] = (), macros: Mapping[str, str] | None = None

@@ -87,7 +87,7 @@ class ScriptedMilter:
                 self.heard.append((command, data))
                 if command == b"Q" or not await self._answer(command, data, writer):
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             return
         finally:
             self.ended.set()
@@ -103,7 +103,7 @@ class ScriptedMilter:
             async for octets in answer:
                 writer.write(octets)
                 await writer.drain()
-            return True
+            return command != self.closes_after
         if answer == CLOSE:
             return False
         if answer == HANG:

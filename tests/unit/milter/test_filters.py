@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 
 import pytest
 
@@ -107,7 +108,6 @@ async def test_a_refused_message_and_the_next_one(filtered, stage):
     assert (answer.reply, answer.milter, answer.answer, answer.closes) == (
         "550-5.7.1 no\r\n550 5.7.1 spam", "m2", "reply", False,
     )  # fmt: skip
-    session.session.abort()
     milter.script = {b"E": packet(b"4")}
     assert (await session.refused()).closes
     assert milter.commands().count(b"M") == 2
@@ -152,7 +152,7 @@ async def test_a_discarded_message_concerns_no_other_milter(filtered, stage):
     verdict = await session.verdict()
     assert (verdict.discarded_by, verdict.answer.reply) == ("m1", "")
     assert verdict.said[0].answer == "discard"
-    assert b"E" not in other.commands()
+    assert stage not in other.commands()
     milter.script = {}
     assert (await session.verdict()).discarded_by == ""
 
@@ -249,6 +249,29 @@ async def test_a_milter_that_breaks_off_at_a_stage(filtered, monkeypatch, stage,
     assert session.set._milters[0].connections == 0
 
 
+@pytest.mark.parametrize(("more", "said"), [(packet(b"a"), "out of turn"), (b"", "closed|reset")])
+async def test_what_a_milter_sends_between_commands_is_no_answer(filtered, more, said):
+    go_on, is_sent = asyncio.Event(), asyncio.Event()
+
+    async def twice(_):
+        yield packet(b"c")
+        await go_on.wait()
+        yield more
+        is_sent.set()
+
+    milter = ScriptedMilter({b"M": twice})
+    milter.closes_after = b"" if more else b"M"
+    session = await filtered(milter)
+    assert [one.reply for one in (await session._connect(), await session.session.mail(""))] == [
+        "",
+        "",
+    ]
+    go_on.set()
+    await (is_sent if more else milter.ended).wait()
+    assert (await session.session.rcpt("b@y.test")).reply == LATER
+    assert re.search(said, session.set.down["m1"])
+
+
 async def test_progress_gives_more_time_but_not_for_ever(filtered, monkeypatch):
     async def slowly(_):
         for _ in range(3):
@@ -256,8 +279,12 @@ async def test_progress_gives_more_time_but_not_for_ever(filtered, monkeypatch):
             yield packet(b"p")
         yield packet(b"c")
 
-    session = await filtered(ScriptedMilter({b"H": slowly}), timeout=0.4)
-    assert set(await session.begin()) == {""}
+    async def late(_):
+        await asyncio.sleep(0.5)
+        yield packet(b"c")
+
+    session = await filtered(ScriptedMilter({b"H": slowly, b"E": late}), timeout=0.4)
+    assert (await session.verdict()).said[0].answer == "continue"  # content has ten times as long
 
     async def endlessly(_):
         while True:
