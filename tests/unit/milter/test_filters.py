@@ -273,17 +273,17 @@ async def test_what_a_milter_sends_between_commands_is_no_answer(filtered, more,
 
 
 async def test_progress_gives_more_time_but_not_for_ever(filtered, monkeypatch):
-    async def slowly(_):
-        for _ in range(3):
-            await asyncio.sleep(0.15)
-            yield packet(b"p")
-        yield packet(b"c")
+    def slowly(meanwhile):
+        async def answer(_):
+            for _ in range(4):
+                await asyncio.sleep(0.15)
+                yield meanwhile
+            yield packet(b"c")
 
-    async def late(_):
-        await asyncio.sleep(0.5)
-        yield packet(b"c")
+        return answer
 
-    session = await filtered(ScriptedMilter({b"H": slowly, b"E": late}), timeout=0.4)
+    script = {b"H": slowly(packet(b"p")), b"E": slowly(b"")}
+    session = await filtered(ScriptedMilter(script), timeout=0.4)
     assert (await session.verdict()).said[0].answer == "continue"  # content has ten times as long
 
     async def endlessly(_):
