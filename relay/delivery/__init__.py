@@ -9,7 +9,8 @@ copy for each connection.
 - `active_queue`: how many claims of a sender, a next hop and a priority level are in memory
 - `fair_queue`: whose turn it is: priority levels, round robin among senders
 - `rerouting`: which mail is rerouted because its route changed while it waited
-- `content_cache`: which contents are in memory; what cannot be read (held the second time)
+- `content_cache`: which contents are in memory, also those encoded again for hosts; what cannot be
+  read (held the second time)
 - `next_hop_resolution`: when a next hop is looked up, and which hosts share a site
 - `site`: how claims for a site get connections; what follows when no host answers; probes
 - `site_limits`: how many connections and messages per time a site gets; what counts as too many

@@ -14,5 +14,6 @@ closed. Each recipient gets an outcome of its own.
 - `client_protocol`: replies as they arrive: syntax, size, which command each belongs to
 
 Elsewhere: which reply at which stage is which outcome: `relay/message/outcome.py`; the TLS level of
-a next hop: `relay/routing/route_table.py`; the next host: `relay/delivery/host_selection.py`.
+a next hop: `relay/routing/route_table.py`; the next host: `relay/delivery/host_selection.py`; how a
+message is encoded for a host: `relay/mime/encode_for_host.py`.
 """

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from relay.message.content import Content, LargeContent, MemoryOctets, read_all
 from relay.mime.encode_fields import AddressNotAsciiError, seven_bit_field, with_short_lines
 from relay.mime.encode_for_host import CannotEncodeError, Need, encode_for_host, need_of
+from relay.mime.transfer_encoding import LINE_MAX, has_line_over
 from tests.support.long_tests import long
 
 MIXED = "Content-Type: multipart/mixed; boundary=b\n\n"
@@ -321,6 +322,16 @@ def test_150_mib_take_less_than_20_mb_more_memory(kind, tmp_path):
     more, size = map(int, done.stdout.split())
     assert size > body.stat().st_size
     assert more < 20_000_000
+
+
+@pytest.mark.parametrize(("line", "is_long"), [(998, False), (999, True), (3000, True)])
+def test_a_long_line_is_found_wherever_blocks_are_cut(line, is_long):
+    content = b"a\r\n" * 300 + b"x" * line + b"\r\n" + b"b\r\n" * 300
+    assert has_line_over(content, LINE_MAX) == is_long
+    for cut in range(700, len(content) - 700, 7):
+        first, second = content[:cut], content[cut:]
+        begun = len(first) - first.rfind(b"\n") - 1
+        assert (has_line_over(first, LINE_MAX) or has_line_over(second, LINE_MAX, begun)) == is_long
 
 
 def test_a_field_has_no_blank_line_whatever_is_in_it():
