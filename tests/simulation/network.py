@@ -168,6 +168,11 @@ class ListeningSocket:
 
     address: Address
 
+    @property
+    def family(self) -> int:
+        """A path is that of a Unix socket."""
+        return sockets.AF_UNIX if self.address[0].startswith("/") else sockets.AF_INET
+
     def close(self) -> None:
         """Its Listening is closed as well."""
 
