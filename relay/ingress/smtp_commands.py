@@ -475,6 +475,7 @@ class SmtpCommandHandler:
             if last:
                 self.reset()
             await self._client.send(content.rejection)  # recorded with the first
+            await self._client.pause(0)  # a long batch: let other sessions run
             return ""
         if content.size_bytes + size_bytes > limit:
             content.reject(ContentRejection.TOO_BIG)

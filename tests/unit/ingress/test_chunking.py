@@ -149,6 +149,18 @@ async def test_a_refused_message_is_recorded_once(relay, listening):
     assert await client.say("MAIL FROM:<>") == "250 2.1.0 Ok"
 
 
+async def test_a_batch_of_refused_chunks_lets_other_sessions_run(relay, listening):
+    server = await listening(trusted_networks=())
+    client, other = await begun(server), await begun(server)
+    refused = len(await client.say("BDAT 3\r\n\0")) + len("\r\n")
+    client.writer.write(b"BDAT 0\r\n" * 500)
+    other.writer.write(b"NOOP\r\n")
+    said = asyncio.ensure_future(client.reader.readexactly(500 * refused))
+    assert await other.reply() == "250 2.0.0 Ok"
+    assert not said.done()
+    await said
+
+
 async def test_the_octets_of_a_chunk_without_the_required_tls_are_no_commands(listening, tmp_path):
     tls = make_certificate(tmp_path)
     required = type(tls)(tls.certificate, tls.key, require=True)
