@@ -112,12 +112,12 @@ def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, Dr
         tls = settings.http.tls
         listens = [one for one in settings.http.listen if one.port]
         listens.sort(key=lambda one: tls is not None and not one.plain)  # without TLS first
-        missing = "http.listen has no TCP port"
+        missing = "http.listen has no HOST:PORT"
     elif settings.sendmail:
         return Address(path=str(settings.sendmail.socket)), send_by_smtp
     else:
         listens = [one.listen for one in settings.smtp if one.takes_programs]
-        missing = "no [[smtp]] listener with role relay has a TCP port for programs; use --token"
+        missing = "no [[smtp]] with role relay has HOST:PORT and no proxy_networks; use [sendmail]"
     if not listens:
         raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
     if not token:

@@ -178,6 +178,16 @@ def test_relay_check_cannot_see_the_sockets_and_does_not_complain(relay):
     assert "systemd:web, systemd:smtp" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("token", "text"), [(["--token", "alice"], "http.listen has"), ([], "use [sendmail]")]
+)
+def test_relay_send_cannot_see_the_sockets_and_says_what_it_needs(relay, token, text):
+    done = relay.cli("send", "--to", "x@a.test", "--body", "x", *token)
+    assert done.returncode == 78
+    assert text in done.stderr
+    assert "HOST:PORT" in done.stderr
+
+
 def test_started_by_systemd_socket_activate(relay, opened):
     program = shutil.which("systemd-socket-activate")
     if program is None:
