@@ -5,9 +5,7 @@ address, of all sessions of the listener; a message counts from MAIL on until it
 given up. The sessions of an address are counted in relay/ingress/smtp_session.py.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
+from relay.accounts.passwords import client_of
 from relay.ingress.message_limits import RateLimits, Reservation
 from relay.ingress.session_limits import SessionLimits
 from relay.message.verdict import RateCharge
@@ -20,13 +18,13 @@ class SessionCounts:
     """The counts of one session."""
 
     def __init__(
-        self, settings: SmtpListener, limits: SessionLimits, rates: RateLimits, *, client: str
+        self, settings: SmtpListener, limits: SessionLimits, rates: RateLimits, *, ip: str
     ) -> None:
-        """`client` is the address, or the network, that `rates` counts."""
+        """`ip` is the address of the client."""
         self._settings = settings
         self._limits = limits
         self._rates = rates
-        self._client = client
+        self._ip = ip
         self._errors = 0
         self._junk_commands = 0
         self._messages = 0
@@ -59,7 +57,7 @@ class SessionCounts:
         text = "Too many messages from your address, try again later"
         reserved = self._rates.reserve([
             RateCharge(
-                rule="", per="client", key=self._client, recipients=1, allowed=int(allowed),
+                rule="", per="client", key=client_of(self._ip), recipients=1, allowed=int(allowed),
                 period_s=float(period_s), status="4.7.1", text=text,
             )
         ])  # fmt: skip
@@ -84,15 +82,12 @@ class SessionCounts:
         self._messages += 1
         self._errors = self._junk_commands = 0
 
-    @contextmanager
-    def content(self) -> Iterator[None]:
-        """Count the message whose content is complete, unless it is rejected in the context."""
+    def take_reserved(self) -> Reservation:
+        """Return what a message counts whose content is complete; the caller gives it back if the
+        message is rejected.
+        """
         reserved, self._reserved = self._reserved, Reservation()
-        try:
-            yield
-        except Exception:  # not if the client disconnects: the acceptance goes on
-            reserved.give_back()
-            raise
+        return reserved
 
     def reset(self) -> None:
         """Count nothing for a transaction without an accepted message."""

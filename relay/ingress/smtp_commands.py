@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 
-from relay.accounts.passwords import client_of
 from relay.base.crashpoints import CrashPoint
 from relay.ingress.authentication import AUTH_OFFER, Authentication
 from relay.ingress.data import (
@@ -122,9 +121,7 @@ class SmtpCommandHandler:
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
-        self._counts = SessionCounts(
-            listener.settings, listener.limits, listener.rates, client=client_of(ip)
-        )
+        self._counts = SessionCounts(listener.settings, listener.limits, listener.rates, ip=ip)
         self.refusals = SessionRefusals(listener.refusals)
         self.user: LocalUser | None = None  # of the machine, on the socket for programs
         self.closing = False
@@ -499,10 +496,14 @@ class SmtpCommandHandler:
                 return ""
             if not framing.is_last and content.rejection is None:
                 return framing.chunk_reply
-            with self._counts.content():
-                if framing.is_last:
-                    self.reset()
+            reserved = self._counts.take_reserved()
+            if framing.is_last:
+                self.reset()
+            try:
                 decision = await self._take(mail, paths, content, verb=verb)
+            except Exception:  # not if the client disconnects: the acceptance goes on
+                reserved.give_back()
+                raise
         finally:
             if framing.is_last:
                 content.release()
