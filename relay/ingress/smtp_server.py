@@ -17,6 +17,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.accounts.passwords import client_of
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import ConcurrencyCounter, MemoryBudget
 from relay.base.sockets import (
@@ -106,6 +107,7 @@ class SmtpServer:
         is_implicit = self._tls_context is not None and listener.role == "submissions"
         self._tls_at_once = self._tls_context if is_implicit else None
         self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
+        self._handshakes = ConcurrencyCounter()  # those of TLS at once
         self._acceptances: set[asyncio.Task[DataReply]] = set()
         sessions = dependencies.acceptance.metrics.smtp_sessions
         self._shared = SessionDependencies(
@@ -228,12 +230,16 @@ class SmtpServer:
                     return
             ip = forwarded or ip
             tls = self._tls_at_once
-            if tls is not None and not await _has_spoken(moved):
-                return  # it only looked whether the port is open
-            await asyncio.get_running_loop().connect_accepted_socket(
-                partial(SmtpSession, self._shared, forwarded=forwarded), moved, ssl=tls,
-                ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
-            )  # fmt: skip
+            client = None if tls is None or self._shared.is_trusted(ip) else client_of(ip)
+            if self._handshakes.count(client) >= self._listener.max_sessions_per_client:
+                return  # too many sessions of this client, which cannot be told without TLS
+            with self._handshakes.counted(client):
+                if tls is not None and not await _has_spoken(moved):
+                    return  # it only looked whether the port is open
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    partial(SmtpSession, self._shared, forwarded=forwarded), moved, ssl=tls,
+                    ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
+                )  # fmt: skip
             has_begun = True
         except TimeoutError:
             self._record_failed_handshake(ip, OSError("the client sent nothing"))

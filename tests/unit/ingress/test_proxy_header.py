@@ -316,6 +316,26 @@ async def test_sessions_count_for_the_client() -> None:
             one.close()
 
 
+def test_handshakes_that_are_awaited_count_for_the_client(
+    run: Any, certificate: TlsSettings
+) -> None:
+    """One client does not take all that the listener has."""
+
+    async def scenario() -> None:
+        changes = {"tls": certificate, "role": "submissions", "proxy_networks": PROXIES}
+        async with listening(Relay(), **changes, max_sessions_per_client=2) as server:
+            waiting = [connected(server.address, v2_of("192.0.2.5")) for _ in range(2)]
+            await until(lambda: server._handshakes.total == 2)
+            assert await all_of(connected(server.address, v2_of("192.0.2.5"))) == b""
+            said = await asyncio.to_thread(log_in, server.address, certificate, "submissions")
+            assert said[:4] == b"235 "
+            for one in waiting:
+                one.close()
+            await until(lambda: server._handshakes.total == 0)
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("role", ["relay", "submissions"])
 def test_tls_follows_the_header(run: Any, certificate: TlsSettings, role: str) -> None:
     """At once on role submissions; else by STARTTLS. A login needs it, on loopback too."""
