@@ -41,6 +41,7 @@ from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
+from relay.milter.filters import MilterSet
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.outbox.store import FileStore
@@ -147,6 +148,7 @@ class Foundation:
     journeys: Journeys  # all seven steps
     feed: EventFeed  # the events of all journeys
     refusals: RefusalStore  # what SMTP sessions refused
+    milters: MilterSet  # replaced by a reload
 
     @property
     def settings(self) -> Settings:
@@ -257,5 +259,5 @@ def open_foundation(
         store_log=store_log, store=store, spool=engine,
         journeys=Journeys(engine, store_log, clock=clock),
         feed=EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store)),
-        refusals=refusals,
+        refusals=refusals, milters=MilterSet(settings.milter, hostname=settings.hostname),
     )  # fmt: skip

@@ -140,6 +140,7 @@ def use_settings(
     acceptance.expire_after_s = reporter.expire_after_s = delivery.expire_after
     acceptance.delay_warning_after_s = delivery.delay_warning_after
     acceptance.held_max = settings.policy.held_max
+    base.milters.replace(settings.milter)
     acceptance.use(
         base.srs.at(settings.mailboxes.srs_domain),
         forward_own_from=settings.mailboxes.forward_own_from,
@@ -361,7 +362,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
         any_sender=base.sources.any_sender, srs=base.srs, signer=base.signer,
         forward_own_from=base.settings.mailboxes.forward_own_from,
-        held_max=base.settings.policy.held_max,
+        held_max=base.settings.policy.held_max, milters=base.milters,
     )  # fmt: skip
 
 

@@ -30,8 +30,10 @@ The content and its acceptance:
 
 - `data`: DATA, BDAT: the end of the content (SMTP smuggling), bare CR or LF, long lines, large mail
 - `final_replies`: the replies to the final dot; the log line about accepted mail
-- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; mail loops;
-  when the entry expires and a delay is reported
+- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; when the
+  entry expires and a delay is reported
+- `arrival`: a message before its rules: checks of its header, mail loops; when milters see it
+- `filtering`: milters in a session and a played one; what their answers do to a message
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
   alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again

@@ -11,23 +11,17 @@ internal one, 5yz for a fault of the message. A reply never contains the text of
 RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Expansion
 from relay.accounts.passwords import client_of
 from relay.base.clock import Clock, Ids
 from relay.ingress import header_cleanup
-from relay.ingress.data import (
-    HEADER_BYTES_MAX,
-    DataReply,
-    Origin,
-    subject_of,
-)
+from relay.ingress.arrival import ArrivedMail, Preparation
+from relay.ingress.data import DataReply, Origin, subject_of
 from relay.ingress.fanout import (
     FanOut,
     HoldTimes,
@@ -40,12 +34,10 @@ from relay.ingress.fanout import (
     routing_event,
     with_next_hops,
 )
+from relay.ingress.filtering import UNFILTERED, SessionFilters
 from relay.ingress.final_replies import (
     HOLDS_FULL_OF_TENANT,
     LOCAL_ERROR,
-    LONG_HEADER,
-    LOOP,
-    MANY_FIELDS,
     NO_POLICY,
     NO_ROOM,
     TOO_MANY_PARTS,
@@ -64,14 +56,14 @@ from relay.ingress.forwarding import (
 from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.rule_mail import MailSubject, RuleMails
-from relay.ingress.send_as import header_rejection, local_rejection
 from relay.journeys.events import Event
-from relay.message.content import Content, memory_part, size_of
+from relay.message.content import Content, size_of
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, domain_of
-from relay.message.header import FIELDS_MAX, Header, ParsedContent
+from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
 from relay.message.verdict import ExaminedMessage, RateCharge, Verdict, tenant_of_rule
+from relay.milter.filters import MilterSet
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
@@ -98,21 +90,9 @@ from relay.spool.types import (
 )
 
 _log = get_logger("ingress")
-RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
-
-
-class _Arrival(Struct, frozen=True):
-    """A message as it came, and the id and the queue time that it gets."""
-
-    envelope: Envelope
-    paths: Sequence[ForwardPath]  # as the client named them
-    content: Content
-    origin: Origin
-    queue_id: str
-    received_us: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -130,6 +110,7 @@ class Acceptance:
     ids: Ids  # for queue ids
     metrics: Metrics  # counts accepted messages and rules
     srs: Srs  # the senders of copies that leave by an alias
+    milters: MilterSet  # that see mail before the rules
     on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
     expire_after_s: float  # from acceptance
     delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
@@ -159,6 +140,10 @@ class Acceptance:
         )
         self.holds = HoldLimit(self.clock)
         self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
+        self.preparation = Preparation(
+            self.hostname, self.accounts, self.clock, self.any_sender, self.milters,
+            self.spool.incoming_body,
+        )  # fmt: skip
 
     def use(self, srs: Srs, *, forward_own_from: bool) -> None:
         """Forward mail of later sessions and messages in another way."""
@@ -169,10 +154,23 @@ class Acceptance:
         self.threads.close()
 
     async def accept(
-        self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
+        self,
+        envelope: Envelope,
+        paths: Sequence[ForwardPath],
+        content: Content,
+        *,
+        origin: Origin,
+        filters: SessionFilters | None = None,
     ) -> DataReply:
-        """Return the reply to the final dot; if it has a queue id, the message is durable."""
-        reply = await self._reply(envelope, paths, content, origin=origin)
+        """Return the reply to the final dot; if it has a queue id, the message is durable.
+        `filters` are those that heard the session.
+        """
+        queue_id, now_us = self.ids.new(), self.clock.queue_us()
+        reply = await self._reply(
+            ArrivedMail(
+                envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
+            )
+        )
         if reply.queue_id or not origin.is_promised:
             return reply
         # Pickup repeats a submission of which it lost the 250, and a crash leaves a dropped file.
@@ -185,13 +183,9 @@ class Acceptance:
             return reply
         return accepted_reply(known) if known else reply
 
-    async def _reply(
-        self, envelope: Envelope, paths: Sequence[ForwardPath], content: Content, *, origin: Origin
-    ) -> DataReply:
+    async def _reply(self, arrival: ArrivedMail) -> DataReply:
         """Return the reply to the final dot, whatever happens."""
         try:
-            queue_id, now_us = self.ids.new(), self.clock.queue_us()
-            arrival = _Arrival(envelope, paths, content, origin, queue_id, now_us)
             return await self._accept(arrival)
         except SpoolFullError:
             return NO_ROOM
@@ -202,24 +196,27 @@ class Acceptance:
             _log.error("signing failed", error=str(error))
             return LOCAL_ERROR
         except Exception:  # noqa: BLE001 -- after any error, the client keeps the message
-            _log.exception("acceptance failed", client=origin.ip)
+            _log.exception("acceptance failed", client=arrival.origin.ip)
             return LOCAL_ERROR
 
-    async def _accept(self, arrival: _Arrival) -> DataReply:
+    async def _accept(self, arrival: ArrivedMail) -> DataReply:
+        prepared = await self.preparation.prepare(arrival)
+        if isinstance(prepared, DataReply):
+            return prepared
+        try:
+            return await self._apply_rules(prepared.arrival, prepared.content)
+        finally:
+            prepared.release()
+
+    async def _apply_rules(self, arrival: ArrivedMail, parsed: ParsedContent) -> DataReply:
         origin = arrival.origin
-        if _is_quick(arrival.content):
-            parsed = self._prepared(arrival)
-        else:
-            parsed = await asyncio.to_thread(self._prepared, arrival)
-        if isinstance(parsed, DataReply):
-            return parsed
         sender, forwarding = arrival.envelope.reverse_path, self.forwarding
         charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
         size, answers_discarded = size_of(arrival.content), ""
         if charges and size > REPORT_BYTES_MAX:
             return DataReply(LARGE_REPORT)
         expand = forwarding.expander(sender, parsed.header)
-        recipients = expand_recipients(arrival.paths, expand)
+        recipients = expand_recipients(arrival.paths, expand, arrival.filtered.recipients)
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
         examinations = examined_recipients(recipients, examine)
         rules = self.policy()
@@ -227,6 +224,8 @@ class Acceptance:
         verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
+        if arrival.filtered is not UNFILTERED:
+            verdict = arrival.filtered.applied(verdict)
         if verdict.sender and sender:  # its own routes, SRS and reports are those of the new one
             envelope = replace(arrival.envelope, reverse_path=verdict.sender)
             arrival = replace(arrival, envelope=envelope)
@@ -250,7 +249,7 @@ class Acceptance:
 
     async def _carry_out(
         self,
-        arrival: _Arrival,
+        arrival: ArrivedMail,
         verdict: Verdict,
         fan: FanOut,
         *,
@@ -267,7 +266,11 @@ class Acceptance:
         if fan.rejects_all and not origin.is_promised:  # the client gets the rejection itself
             self._count_rules(verdict)
             first = fan.rejected[0]
-            return DataReply(first.reply, rule=verdict.rule_of(first.path.address))
+            milter = (
+                arrival.filtered.refused_by if first.position in arrival.filtered.recipients else ""
+            )
+            rule = verdict.rule_of(first.path.address)
+            return DataReply(first.reply, rule=rule, milter=milter)
         signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
         fan = replace(fan, contents=signed.contents)
         reserved = self.rates.reserve((*verdict.charges, *charges))
@@ -280,8 +283,9 @@ class Acceptance:
             event = routing_event(
                 verdict, fan, self.clock.time_us(),
                 client=None if origin.pickup else origin.client, rules=rules, signed=signed,
-                sender=sender, account=self._account_of(arrival),
+                sender=sender, account=self.preparation.account_of(arrival),
             )  # fmt: skip
+            event = arrival.filtered.noted(event)
             message = self._message(arrival, fan, header=content.header, event=event)
             message, reports = self._with_reports(
                 message, verdict, fan, expanded=recipients.reported, content=content
@@ -305,7 +309,7 @@ class Acceptance:
 
     def _fan_out(
         self,
-        arrival: _Arrival,
+        arrival: ArrivedMail,
         recipients: ExpandedRecipients,
         verdict: Verdict,
         *,
@@ -362,41 +366,9 @@ class Acceptance:
         message = replace(message, events=(*message.events, *events))
         return message, [report for plan in plans for report in plan.messages]
 
-    def _prepared(self, arrival: _Arrival) -> ParsedContent | DataReply:
-        """Return the content with its header cleaned up, or the reply that rejects it.
-
-        This splits the header into fields, for everything that follows.
-        """
-        parsed, origin = ParsedContent.of(arrival.content), arrival.origin
-        header = parsed.header
-        if header.size > HEADER_BYTES_MAX:
-            return LONG_HEADER
-        if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
-            return MANY_FIELDS
-        if header.count("Received") > RECEIVED_MAX:
-            return LOOP
-        checks_sender = origin.login and not self.any_sender
-        if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
-            return DataReply(rejection)
-        if (user := origin.user) is not None:
-            sender = arrival.envelope.reverse_path
-            header = header_cleanup.with_domain_of_author(header, sender or user.address)
-            if rejection := local_rejection(user, sender, header):
-                return DataReply(rejection)
-        header = header_cleanup.clean_up(
-            header,
-            arrival.envelope,
-            arrival.paths,
-            origin=origin,
-            hostname=self.hostname,
-            queue_id=arrival.queue_id,
-            time_us=self.clock.time_us(),
-        )
-        return ParsedContent(header, parsed.rest)
-
     def _policy_input(
         self,
-        arrival: _Arrival,
+        arrival: ArrivedMail,
         paths: Sequence[ForwardPath],
         content: ParsedContent,
         *,
@@ -420,10 +392,11 @@ class Acceptance:
             source=origin.source,
             client=origin.ip,
             # a client of a trusted network has no login, whatever sender it names
-            login=self._account_of(arrival) if origin.pickup else origin.login,
+            login=self.preparation.account_of(arrival) if origin.pickup else origin.login,
             recipient_count=len(arrival.paths),
             time_us=self.clock.time_us(),
             is_own=self.router.is_local_domain,
+            results=arrival.filtered.results,
         )
 
     async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict | DataReply:
@@ -457,7 +430,7 @@ class Acceptance:
         return NO_POLICY
 
     def _message(
-        self, arrival: _Arrival, fan: FanOut, *, header: Header, event: Event
+        self, arrival: ArrivedMail, fan: FanOut, *, header: Header, event: Event
     ) -> NewMessage:
         """Return the message for the spool; `header` is the one that the rules evaluated."""
         envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
@@ -475,7 +448,7 @@ class Acceptance:
             received_us=received_us,
             expires_us=received_us + int(self.expire_after_s * 1_000_000),
             size=size_of(contents[0]),
-            account=self._account_of(arrival),
+            account=self.preparation.account_of(arrival),
             submission_id=envelope.envid if origin.pickup else "",
             client="" if origin.pickup else f"{origin.helo}{address}",
             message_id=header_cleanup.message_id(header),
@@ -492,21 +465,13 @@ class Acceptance:
             held_max=self.held_max,
         )
 
-    def _warn_us(self, arrival: _Arrival) -> int | None:
+    def _warn_us(self, arrival: ArrivedMail) -> int | None:
         """Return when a delay report is due, None if the sender gets no reports."""
         after_s = self.delay_warning_after_s
         hears = arrival.origin.trusted and bool(arrival.envelope.reverse_path)
         if not hears or not 0 < after_s < self.expire_after_s:
             return None
         return arrival.received_us + int(after_s * 1_000_000)
-
-    def _account_of(self, arrival: _Arrival) -> str:
-        """Return the account: the login, or the owner of a trusted reverse-path."""
-        origin = arrival.origin
-        if origin.login or not origin.trusted:
-            return origin.login
-        account = self.accounts.by_address(arrival.envelope.reverse_path)
-        return account.address if account else ""
 
     async def _commit(
         self,
@@ -574,9 +539,3 @@ class Acceptance:
             if hit.error:
                 _log.warning("rule skipped", rule=hit.rule, error=hit.error)
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
-
-
-def _is_quick(content: Content) -> bool:
-    """Return whether the header is short enough to be read on the event loop."""
-    known = memory_part(content)
-    return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]

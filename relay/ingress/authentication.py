@@ -70,6 +70,7 @@ class Authentication:
     ip: str  # of the client
     account: Account | None = field(default=None, init=False)  # that logged in, as it was then
     user: str = field(default="", init=False)  # the user name of the last exchange, for the log
+    mechanism: str = field(default="", init=False)  # of the last exchange
     # the reply to a refused token while its challenge waits
     unsent: str = field(default="", init=False)
     _failures: int = field(default=0, init=False)
@@ -99,6 +100,7 @@ class Authentication:
 
         `ask` sends a 334 and returns the answer. Raises SmtpRejection; that is no failed login.
         """
+        self.mechanism = argument.partition(" ")[0].upper()
         credentials = await _exchange(argument, ask)
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
         check = self.check_token if credentials.refused else self.check_login

@@ -95,12 +95,13 @@ class Origin(Struct, frozen=True):
 
 class DataReply(Struct, frozen=True):
     """The reply after the final dot; `queue_id` is "" where nothing was accepted. `rule` is the
-    mail-flow rule that rejected the message, if one did.
+    mail-flow rule that rejected the message, if one did, `milter` the milter.
     """
 
     reply: str
     queue_id: str = ""
     rule: str = ""
+    milter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,8 @@ class ContentCollector:
         self._arrival: IncomingBody | None = None
         self._eight_bit = self._long_lines = False
         self.size_bytes = 0
-        self.rejection: ContentRejection | None = None
+        self.rejection: str | None = None
+        self.refused_by = ""  # a milter
         self._subject = ""  # of a rejected content
 
     def add(self, octets: bytes, *, is_last: bool) -> None:
@@ -341,7 +343,7 @@ class ContentCollector:
             self._arrival.discard()
             self._arrival = None
 
-    def reject(self, rejection: ContentRejection, octets: bytes = b"") -> None:
+    def reject(self, rejection: str, octets: bytes = b"") -> None:
         """Keep nothing but the Subject, and discard everything up to the end of data. `octets` are
         those that were not kept yet.
         """

@@ -39,6 +39,15 @@ def is_client_name(name: str, *, odd: bool) -> bool:
     return (odd and 0 < len(name) <= 255 and name.isprintable()) or _CLIENT_NAME(name) is not None
 
 
+def check_utf8(argument: str) -> None:
+    """Raise SmtpRejection for an argument that is not UTF-8."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:  # a surrogate stands for an octet that is not UTF-8
+        # RFC 5321 2.4; RFC 6531 3.3
+        raise SmtpRejection("501 5.5.2 The argument is neither ASCII nor UTF-8") from None
+
+
 class MailArgument(Struct, frozen=True):
     """The argument of MAIL; `size_bytes` is 0 if SIZE was not given."""
 

@@ -20,7 +20,7 @@ RFC 9228 (Delivered-To).
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from unicodedata import normalize
@@ -282,6 +282,9 @@ def _invalid(status: str, text: str) -> InvalidRecipient:
     return InvalidRecipient(status, own_reply(status, text))
 
 
+_NOBODY: Mapping[int, NewRecipient] = {}
+
+
 class ExpandedRecipients(Struct, frozen=True):
     """The recipients that get the message. `positions` are their places in the envelope, 0 for
     those that an alias led to; `forwarded_by` is the last alias that led to each, or "". `aliases`
@@ -304,20 +307,23 @@ class ExpandedRecipients(Struct, frozen=True):
 
 
 def expand_recipients(
-    paths: Sequence[ForwardPath], expand: Callable[[str], Expansion | None]
+    paths: Sequence[ForwardPath],
+    expand: Callable[[str], Expansion | None],
+    ended: Mapping[int, NewRecipient] = _NOBODY,
 ) -> ExpandedRecipients:
     """Replace each recipient that is an alias, or forwards, by those that get its mail.
 
-    An alias that goes beyond EXPANDED_MAX fails, and so does one without a target: a loop.
+    An alias that goes beyond EXPANDED_MAX fails, and so does one without a target: a loop. Those
+    who have `ended` already, by their positions, are among `aliases`.
     """
-    expansions = [expand(path.address) for path in paths]
-    if not any(expansions):  # nearly always
+    expansions = [None if at in ended else expand(path.address) for at, path in enumerate(paths, 1)]
+    if not ended and not any(expansions):  # nearly always
         return ExpandedRecipients(paths, range(1, len(paths) + 1), [""] * len(paths))
-    positions = [at for at, expansion in enumerate(expansions, 1) if expansion is None]
+    positions = [at for at, one in enumerate(expansions, 1) if one is None and at not in ended]
     found = [paths[at - 1] for at in positions]
     forwarded_by = [""] * len(found)
     places = {path.address.lower(): place for place, path in enumerate(found)}
-    aliases: list[NewRecipient] = []
+    aliases = list(ended.values())
     count = 0
     for position, (path, expansion) in enumerate(zip(paths, expansions, strict=True), 1):
         if expansion is None:

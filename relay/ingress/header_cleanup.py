@@ -1,7 +1,8 @@
-"""Clean up the header of an arriving message: drop Bcc, add Received, complete missing fields.
+"""Clean up the header of an arriving message: drop Bcc; add Received, complete missing fields.
 
-As Postfix's cleanup(8) and message_drop_headers. acceptance calls it before the mail rules see the
-message. All other fields stay octet for octet; a content without a header gets one.
+As Postfix's cleanup(8) and message_drop_headers. What is dropped no milter sees, what is added
+neither; the mail rules see the result. All other fields stay octet for octet; a content without a
+header gets one.
 
 RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
 Message-ID); RFC 8601 2.2, 5 (Authentication-Results).
@@ -37,7 +38,18 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _IDEOGRAPHIC_STOPS = re.compile("[\u3002\uff0e\uff61]")  # dots between labels (RFC 3490 3.1)
 
 
-def clean_up(
+def cleaned(header: Header, *, origin: Origin, hostname: str) -> Header:
+    """Return a header without X-Relay-*, Bcc, Resent-Bcc, Return-Path and Content-Length fields.
+
+    Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
+    """
+    header = without_dropped(header)
+    if _RESULTS in header and not origin.trusted:
+        header = _without_results_of(hostname, header)
+    return header
+
+
+def completed(
     header: Header,
     envelope: Envelope,
     paths: Sequence[ForwardPath],
@@ -46,18 +58,14 @@ def clean_up(
     hostname: str,
     queue_id: str,
     time_us: int,
+    top: bytes = b"",
 ) -> Header:
-    """Return a header with this hop's Received, without X-Relay-*, Bcc, Resent-Bcc, Return-Path
-    and Content-Length fields.
+    """Return a header with this hop's Received, after the fields in `top`.
 
-    Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
     logged in, or from a user of this machine, also gets a missing From.
     """
-    header = without_dropped(header)
-    if _RESULTS in header and not origin.trusted:
-        header = _without_results_of(hostname, header)
-    new = headers.received(
+    new = top + headers.received(
         helo=origin.helo,
         ip=origin.ip,
         hostname=hostname,

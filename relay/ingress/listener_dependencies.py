@@ -5,7 +5,7 @@ relay/app makes IngressDependencies; smtp_server adds what differs between liste
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -15,6 +15,7 @@ from relay.base.pressure import MemoryBudget, Pressure
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import ContentCollector, DataReply, Framing, Origin, ReceivedContent
+from relay.ingress.filtering import SessionFilters
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import Verify
 from relay.ingress.send_as import IsNullMx
@@ -45,6 +46,10 @@ class ClientConnection(Protocol):
         """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
         ...
 
+    def fact(self, name: str) -> Any:
+        """Return a fact of the transport, as its get_extra_info() does."""
+        ...
+
     async def pause(self, seconds: float) -> None:
         """Wait, or until the client disconnects."""
         ...
@@ -60,6 +65,7 @@ class Accept(Protocol):
         received: ReceivedContent,
         *,
         origin: Origin,
+        filters: SessionFilters | None,
     ) -> Awaitable[DataReply]:
         """Take the responsibility for the message, or return the reply that rejects it."""
         ...
@@ -104,6 +110,12 @@ class ListenerDependencies(Struct, frozen=True):
     pickup: bool = False  # the listener is pickup's own socket
     # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
     odd_domain: str = ""
+
+    def new_filters(self) -> SessionFilters | None:
+        """Return the milters of a session, None if none has its role."""
+        role, most_bytes = self.settings.role, self.settings.max_message_size
+        session = None if self.pickup else self.shared.acceptance.milters.session(role)
+        return None if session is None else SessionFilters(session, most_bytes)
 
     def new_content(self) -> ContentCollector:
         """Return a collector for a content."""

@@ -14,15 +14,16 @@ the address that the client gave, never one behind an alias.
 RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
 from relay.accounts.account import DEAD_LETTER
+from relay.ingress.esmtp_parameters import MailArgument
 from relay.ingress.forwarding import Forwarder
 from relay.mailbox.types import Room
-from relay.message.envelope import domain_of
+from relay.message.envelope import ForwardPath, domain_of
 from relay.message.nexthop import NextHop
 from relay.policy.rule_book import RuleBook, unavailable
 from relay.routing.route_table import (
@@ -54,11 +55,15 @@ class RecipientChecks(Struct, frozen=True):
     quota: MailboxRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
     rules: Callable[[], RuleBook] = RuleBook  # those in force
+    # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
+    is_pickup: bool = False
 
     async def rejection(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
         """Return the reply if a recipient is rejected, else ""."""
+        if self.is_pickup:
+            return ""
         if found := self.forwarding.report_rejection(address, reverse_path, size_bytes):
             return found
         if not (may_relay or reverse_path):  # reports of others to this host's name
@@ -80,6 +85,20 @@ class RecipientChecks(Struct, frozen=True):
             if not found:
                 return ""
             rejection = rejection or found.replace(f"<{target}>", f"<{address}>", 1)
+        return rejection
+
+    async def rejection_of_all(
+        self, mail: MailArgument, paths: Sequence[ForwardPath], *, size_bytes: int, may_relay: bool
+    ) -> str:
+        """Return the reply if no recipient accepts more than the declared SIZE, else ""."""
+        rejection = ""
+        for path in paths if size_bytes > mail.size_bytes else ():
+            rejection = await self.rejection(
+                path.address, mail.envelope.reverse_path,
+                size_bytes=size_bytes, may_relay=may_relay,
+            )  # fmt: skip
+            if not rejection:
+                break
         return rejection
 
     async def _rejection(

@@ -12,6 +12,7 @@ import dataclasses
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from msgspec import Struct
 
@@ -54,6 +55,20 @@ _BY_COMMAND = {
 _log = get_logger("ingress")
 
 
+class LineError(StrEnum):
+    """The reply to a line that is not a command."""
+
+    BARE = "500 5.5.2 Lines must end in CRLF, and CR and NUL may not stand alone"  # RFC 5321 2.3.8
+    # RFC 5321 2.3.8
+    BARE_LF = "554 5.5.2 Lines must end in CRLF, LF may not stand alone, closing the connection"
+    TOO_LONG = "500 5.5.2 Line too long"  # RFC 5321 4.5.3.1.4, 4.5.3.1.9
+    BINARY = (
+        # RFC 3463 3.6
+        "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
+        " or use a listener with TLS; closing the connection"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedCommand:
     """A command and the reply that refused it; the other fields are those of a Refusal."""
@@ -64,7 +79,7 @@ class RefusedCommand:
     sender: str = ""  # the reverse-path
     recipients: tuple[str, ...] = ()  # all of them
     subject: str = ""  # of a content
-    rule: str = ""  # the name of the rule that refused it
+    rule: str = ""  # the name of the rule that refused it, or of the milter
     reason: RefusalReason | None = None  # None: the one that the reply has
 
     def because(self) -> RefusalReason:

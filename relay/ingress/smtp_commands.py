@@ -11,7 +11,6 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6409
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from enum import StrEnum
 
 from relay.base.crashpoints import CrashPoint
 from relay.ingress.authentication import AUTH_OFFER, Authentication
@@ -28,10 +27,12 @@ from relay.ingress.data import (
 from relay.ingress.esmtp_parameters import (
     MailArgument,
     SmtpRejection,
+    check_utf8,
     is_client_name,
     parse_mail,
     parse_rcpt,
 )
+from relay.ingress.filtering import FilterRefusedError, SessionFilters
 from relay.ingress.forwarding import EXPANDED_MAX
 from relay.ingress.listener_dependencies import ClientConnection, ListenerDependencies
 from relay.ingress.local_users import LocalUser
@@ -41,6 +42,7 @@ from relay.ingress.session_counts import SessionCounts
 from relay.ingress.session_refusals import (
     CONNECT,
     ContentRefusedError,
+    LineError,
     RefusedCommand,
     SessionRefusals,
     path_in,
@@ -75,20 +77,6 @@ _NOT_OFFERED = frozenset({"EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"
 DISCARDED_BYTES_MAX = 4 * 1024**3
 
 
-class LineError(StrEnum):
-    """The reply to a line that is not a command."""
-
-    BARE = "500 5.5.2 Lines must end in CRLF, and CR and NUL may not stand alone"  # RFC 5321 2.3.8
-    # RFC 5321 2.3.8
-    BARE_LF = "554 5.5.2 Lines must end in CRLF, LF may not stand alone, closing the connection"
-    TOO_LONG = "500 5.5.2 Line too long"  # RFC 5321 4.5.3.1.4, 4.5.3.1.9
-    BINARY = (
-        # RFC 3463 3.6
-        "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
-        " or use a listener with TLS; closing the connection"
-    )
-
-
 class SmtpCommandHandler:
     """The state of one session, a method per command; `closing`: the last reply was returned."""
 
@@ -115,7 +103,7 @@ class SmtpCommandHandler:
         )  # fmt: skip
         self._checks = RecipientChecks(
             shared.acceptance.forwarding, shared.quota, shared.verify,
-            rules=shared.acceptance.policy,
+            rules=shared.acceptance.policy, is_pickup=listener.pickup,
         )  # fmt: skip
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
@@ -123,6 +111,7 @@ class SmtpCommandHandler:
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
         self._counts = SessionCounts(listener.settings, listener.limits, listener.rates, ip=ip)
         self.refusals = SessionRefusals(listener.refusals)
+        self.filters: SessionFilters | None = None  # None: no milter hears the session
         self.user: LocalUser | None = None  # of the machine, on the socket for programs
         self.closing = False
         self.draining = False
@@ -157,6 +146,11 @@ class SmtpCommandHandler:
             reply = await self._do(verb, argument.strip(" "))
         except ContentRefusedError as rejection:
             reply, refused = rejection.refused.reply, rejection.refused
+        except FilterRefusedError as rejection:
+            reply = str(rejection)
+            refused = self._refused(verb, reply, argument, milter=rejection.milter)
+            if verb in ("MAIL", "DATA"):
+                self.reset()
         except SmtpRejection as rejection:
             reply = str(rejection)
         reply = self._counted(reply, verb=verb)
@@ -164,10 +158,10 @@ class SmtpCommandHandler:
             self._record(refused or self._refused(verb, reply, argument), reply)
         return reply
 
-    def _refused(self, verb: str, reply: str, argument: str) -> RefusedCommand:
+    def _refused(self, verb: str, reply: str, argument: str, *, milter: str = "") -> RefusedCommand:
         """Return what is recorded of a rejected command; `argument` is used for paths only."""
         sender = self._mail.envelope.reverse_path if self._mail is not None else ""
-        recipients: tuple[str, ...] = ()
+        recipients = tuple(self._forward_paths) if verb == "DATA" else ()
         if verb == "MAIL" and self._mail is None:
             sender = path_in(argument)
         elif verb == "RCPT":
@@ -178,6 +172,8 @@ class SmtpCommandHandler:
             user=self._authentication.user if verb == "AUTH" else "",
             sender=sender,
             recipients=recipients,
+            rule=milter,
+            reason=RefusalReason.MILTER if milter else None,
         )
 
     def _record(self, refused: RefusedCommand, reply: str) -> None:
@@ -189,14 +185,18 @@ class SmtpCommandHandler:
         else:
             self.refusals.record(refused, self._origin())
 
-    def greet(self, *, client_spoke: bool) -> str:
-        """Return the greeting, or reject a client that spoke first.
+    async def greet(self, *, client_spoke: bool) -> str:
+        """Return the greeting, or reject a client that spoke first. Milters hear of the others.
 
         An SMTP client waits for the greeting. A browser that a web page directs here does not, nor
         does most software that only sends spam.
         """
+        hostname = self._listener.shared.hostname
         if not client_spoke:
-            return f"220 {self._listener.shared.hostname} ESMTP Relay"  # RFC 5321 3.1
+            self.filters = None if self.user else self._listener.new_filters()
+            if self.filters is not None:
+                await self.filters.connect(self._ip, hostname, self._client.fact)
+            return f"220 {hostname} ESMTP Relay"  # RFC 5321 3.1
         if self._trusted_network:
             return self._close_abusive(_EARLY_TALKER, CONNECT)
         return self._close_rejected(CONNECT, _EARLY_TALKER)
@@ -241,21 +241,21 @@ class SmtpCommandHandler:
                 argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
             )
         elif not argument.isascii():
-            _check_utf8(argument)
+            check_utf8(argument)
         return await command(self, argument)
 
     async def helo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: SMTP without extensions."""
         if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
             return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
-        self._greet(argument, extended=False)
+        await self._greet(argument, extended=False)
         return f"250 {self._listener.shared.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
         if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
             return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
-        self._greet(argument, extended=True)
+        await self._greet(argument, extended=True)
         offers = [
             self._listener.shared.hostname,
             "PIPELINING",
@@ -271,10 +271,12 @@ class SmtpCommandHandler:
             offers.append(AUTH_OFFER)
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
 
-    def _greet(self, name: str, *, extended: bool) -> None:
+    async def _greet(self, name: str, *, extended: bool) -> None:
         self._helo = name
         self._extended = extended
         self.reset()
+        if self.filters is not None:
+            await self.filters.helo(name, self._tls, self._client.fact)
 
     async def noop(self, _argument: str) -> str:
         """RFC 5321 4.1.1.9."""
@@ -291,6 +293,8 @@ class SmtpCommandHandler:
         if argument:
             return "501 5.5.4 Syntax: RSET"  # RFC 5321 4.1.1.5
         self.reset()
+        if self.filters is not None:
+            self.filters.abort()
         return "250 2.0.0 Ok"
 
     async def quit(self, argument: str) -> str:
@@ -377,6 +381,8 @@ class SmtpCommandHandler:
             )
             if rejection := rejection or self._counts.mail_rejection():
                 return rejection
+        if self.filters is not None:
+            await self.filters.mail(reverse_path, argument, self._authentication)
         self._mail = mail
         return "250 2.1.0 Ok"
 
@@ -402,36 +408,17 @@ class SmtpCommandHandler:
         expanded = self._expanded + (len(expansion.targets) if expansion is not None else 0)
         if expanded > EXPANDED_MAX and not self._listener.pickup:
             return "452 4.5.3 Too many recipients of aliases, send the rest in another transaction"
-        if rejection := await self._recipient_rejection(mail, path.address, mail.size_bytes):
+        if rejection := await self._checks.rejection(
+            path.address, mail.envelope.reverse_path, size_bytes=mail.size_bytes,
+            may_relay=self._is_trusted,
+        ):  # fmt: skip
             return rejection
+        if self.filters is not None:
+            await self.filters.rcpt(path.address, argument)
         self._forward_paths[path.address] = path
         self._expanded = expanded
         self._counts.add_recipient()
         return "250 2.1.5 Ok"
-
-    async def _recipient_rejection(self, mail: MailArgument, address: str, size_bytes: int) -> str:
-        """Return the reply if a recipient is rejected, else "".
-
-        Pickup's recipients are not checked here but after DATA, so that a rejection becomes a
-        report.
-        """
-        if self._listener.pickup:
-            return ""
-        return await self._checks.rejection(
-            address, mail.envelope.reverse_path, size_bytes=size_bytes, may_relay=self._is_trusted
-        )
-
-    async def _size_rejection(
-        self, mail: MailArgument, paths: Sequence[ForwardPath], size_bytes: int
-    ) -> str:
-        """Return the reply if no recipient accepts more than the declared SIZE, else ""."""
-        rejection = ""
-        if size_bytes > mail.size_bytes:
-            for path in paths:
-                rejection = await self._recipient_rejection(mail, path.address, size_bytes)
-                if not rejection:
-                    break
-        return rejection
 
     async def data(self, argument: str) -> str:
         """RFC 5321 4.1.1.4. The 250 is sent after the spool has committed the message."""
@@ -441,6 +428,8 @@ class SmtpCommandHandler:
             return _CHUNKS_BEGUN
         if rejection := self._no_recipients:
             return rejection
+        if self.filters is not None:
+            await self.filters.data()
         normalizes = self._listener.settings.bare_newline == "normalize"
         return await self._receive(
             "DATA", DotFraming(normalizes=normalizes), self._listener.new_content()
@@ -465,6 +454,8 @@ class SmtpCommandHandler:
         if self._chunks is None:
             normalizes = self._listener.settings.bare_newline != "reject"
             self._chunks = self._listener.new_content(), ChunkFraming(normalizes=normalizes)
+            if self.filters is not None:
+                await self.filters.chunks(self._chunks[0])
         content, framing = self._chunks
         framing.begin(size_bytes, is_last=bool(last))
         if content.rejection is not None:
@@ -521,17 +512,21 @@ class SmtpCommandHandler:
             self.closing = True
             decision, subject = DataReply(_LOGIN_ENDED), ""
         elif content.rejection is not None:
-            decision, subject = DataReply(content.rejection), content.subject
-        elif rejection := await self._size_rejection(mail, paths, content.size_bytes):
+            decision = DataReply(content.rejection, milter=content.refused_by)
+            subject = content.subject
+        elif rejection := await self._checks.rejection_of_all(
+            mail, paths, size_bytes=content.size_bytes, may_relay=self._is_trusted
+        ):
             decision, subject = DataReply(rejection), content.subject
         else:
             received = content.hand_over()
             decision = await self._listener.accept(
-                mail.envelope, paths, received, origin=self._origin()
+                mail.envelope, paths, received, origin=self._origin(), filters=self.filters
             )
             if decision.queue_id:
                 return decision
             subject = subject_in(memory_part(received.content))
+        reason = RefusalReason.MILTER if decision.milter else None
         raise ContentRefusedError(
             RefusedCommand(
                 command=verb,
@@ -539,8 +534,8 @@ class SmtpCommandHandler:
                 sender=mail.envelope.reverse_path,
                 recipients=tuple([path.address for path in paths]),
                 subject=subject,
-                rule=decision.rule,
-                reason=RefusalReason.LOGIN if decision.reply == _LOGIN_ENDED else None,
+                rule=decision.rule or decision.milter,
+                reason=RefusalReason.LOGIN if decision.reply == _LOGIN_ENDED else reason,
             )
         )
 
@@ -588,14 +583,6 @@ class SmtpCommandHandler:
     def _close_with(self, reply: str) -> str:
         self.closing = True
         return reply
-
-
-def _check_utf8(argument: str) -> None:
-    try:
-        argument.encode("utf-8")
-    except UnicodeEncodeError:  # a surrogate stands for an octet that is not UTF-8
-        # RFC 5321 2.4; RFC 6531 3.3
-        raise SmtpRejection("501 5.5.2 The argument is neither ASCII nor UTF-8") from None
 
 
 _COMMANDS: dict[str, Callable[[SmtpCommandHandler, str], Awaitable[str]]] = {

@@ -29,6 +29,7 @@ from relay.base.sockets import (
 )
 from relay.ingress.authentication import CheckLogin
 from relay.ingress.data import DataReply, Origin, ReceivedContent
+from relay.ingress.filtering import SessionFilters
 from relay.ingress.listener_dependencies import IngressDependencies, ListenerDependencies
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.message_limits import RateLimits
@@ -327,13 +328,16 @@ class SmtpServer:
         received: ReceivedContent,
         *,
         origin: Origin,
+        filters: SessionFilters | None,
     ) -> DataReply:
         """Run the acceptance in its own task: it continues if the client disconnects.
 
         The task therefore releases what was received.
         """
+        if filters is not None:
+            received = filters.deciding(received)
         accepting = self._dependencies.acceptance.accept(
-            envelope, paths, received.content, origin=origin
+            envelope, paths, received.content, origin=origin, filters=filters
         )
         task = asyncio.get_running_loop().create_task(accepting)
         task.add_done_callback(lambda _: received.release())

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from aiosmtpd.smtp import SMTP
 from msgspec import Struct
@@ -24,11 +24,10 @@ from relay.ingress.data import ContentCollector, ContentRejection, Framing, Orig
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_users import LocalUsers, peer_uid
-from relay.ingress.session_refusals import CONNECT, RefusedCommand
+from relay.ingress.session_refusals import CONNECT, LineError, RefusedCommand
 from relay.ingress.smtp_commands import (
     PAUSED,
     SHUTTING_DOWN,
-    LineError,
     SmtpCommandHandler,
 )
 from relay.observe.logs import get_logger
@@ -341,6 +340,8 @@ class SmtpSession(_NoHooks, SMTP):
         except ClientDisconnected:
             pass
         finally:
+            if commands.filters is not None:
+                commands.filters.close()
             if commands.has_left_unused_tls and self._shared.listener.tls_hint is not None:
                 # A client that checks the certificate after the handshake, as Node does.
                 self._shared.on_failed_handshake(self._ip, OSError("the client left after it"))
@@ -356,7 +357,7 @@ class SmtpSession(_NoHooks, SMTP):
                 await self._more()  # it has arrived
             if self._input.is_binary:
                 return commands.malformed(LineError.BINARY)
-        return commands.greet(client_spoke=spoke)
+        return await commands.greet(client_spoke=spoke)
 
     async def _reply_to(self, commands: SmtpCommandHandler, line: bytes | LineError) -> str:
         if isinstance(line, LineError):
@@ -482,6 +483,10 @@ class SmtpSession(_NoHooks, SMTP):
             raise ClientDisconnected from error
         self.transport = self._writer.transport
         return _tls_version(self._writer.transport)
+
+    def fact(self, name: str) -> Any:
+        """Return get_extra_info() of the transport."""
+        return self._writer.transport.get_extra_info(name)
 
     async def pause(self, seconds: float) -> None:
         """Wait, or until the client disconnects."""

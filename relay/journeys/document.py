@@ -160,6 +160,7 @@ class Journey(msgspec.Struct, frozen=True):
     client: dict[str, str]
     steps: tuple[JourneyStep, ...]
     recipients: tuple[Recipient, ...]
+    checks: dict[str, Any] | None = None  # what a milter found of the sender: checks_of()
     reached: bool | UnsetType = UNSET
 
     @property

@@ -453,6 +453,7 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
         transport,
         graph_id=(store.facts.graph_id if store else "") or _draft_of(transport.submission_id),
         client=_client_of(steps),
+        checks=next((one.detail.pop("checks") for one in steps if "checks" in one.detail), None),
         steps=tuple(steps),
         recipients=with_reports(_with_reasons(transport.recipients, steps), steps),
     )

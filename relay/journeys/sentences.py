@@ -94,6 +94,8 @@ def _reason(one: Recipient, rule: str) -> str | None:
             return f"quarantined by {rule}"
         case "discarded" if rule:
             return f'rule "{rule}" discarded it'
+        case "discarded":
+            return _clause(one.reply) or None
         case "redirected" if rule:
             return f'rule "{rule}" redirected it'
         case "failed" if rule and not one.attempts:

@@ -34,6 +34,13 @@ REASONS = {
 }
 
 
+_OF_ADDED = ("add ", "insert ")  # changes; a "<" has the address of a recipient
+_ANSWERS = {
+    "continue": "accepted it",
+    "accept": "accepted it",
+    "discard": "discarded it",
+    "down": "was down",
+}
 _DONE = {
     "retry": "tried now:",
     "hold": "held",
@@ -75,9 +82,23 @@ def signature_words(detail: Mapping[str, Any]) -> str:
     return f"signed for {', '.join(signers)}{but}"
 
 
+def milter_words(one: Mapping[str, Any]) -> str:
+    """Return what a milter did with a message (step 5)."""
+    added = sum(each.startswith(_OF_ADDED) and "<" not in each for each in one["changes"])
+    done = [f"added {counted(added, 'field')}"] if added else []
+    for each in one["changes"]:
+        verb, _, what = each.partition(" ")
+        if not each.startswith(_OF_ADDED) or "<" in each:
+            done.append(f"{verb.removesuffix('e')}ed {what}".rstrip())
+    done = _few(done) or [_ANSWERS.get(one["answer"], "refused it")]
+    reason = f": {one['reason']}" if one["reason"] else ""
+    return f"milter {one['name']} {', '.join(done)}{reason}"
+
+
 def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
     """Yield the details of an event, but for its node, one short line each."""
     if step == 5:
+        yield from map(milter_words, detail.get("milters", ()))
         for hit in detail.get("rules", []):
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
             outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]

@@ -16,6 +16,7 @@ The content:
 
 - `content`: the octets of a message, of a large one in a file; reading them in blocks
 - `header`: where the header ends, what its fields are, how a field is added, replaced or removed
+- `authentication_results`: what filters found by SPF, DKIM and DMARC; the `checks` of a journey
 - `conversation`: conversationId, thread, conversation index; Subject and References of a reply
 - `properties`: the properties of Graph's message as a draft has them: recipients, body, attachments
 - `extended_properties`: ids and types of extended properties; which act on a send (deferred send)

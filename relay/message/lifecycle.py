@@ -103,6 +103,13 @@ def by_importance(state: str) -> int:
     return places[0] if places else -1
 
 
+OF_MILTER = "milter "  # and its name, in place of a rule
+
+
 def hold_text(reason: str, rule: str = "") -> str:
-    """Return why an entry is held, for people, after "by"; `rule` holds it, unless that is ""."""
-    return f'rule "{rule}": {reason}' if rule else reason
+    """Return why an entry is held, for people, after "by"; `rule` holds it, unless that is "". It
+    may be a milter.
+    """
+    if not rule:
+        return reason
+    return f"{rule}: {reason}" if rule.startswith(OF_MILTER) else f'rule "{rule}": {reason}'

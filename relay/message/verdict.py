@@ -12,6 +12,7 @@ from typing import Any, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.message.authentication_results import AuthResult
 from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
@@ -44,6 +45,7 @@ class ExaminedMessage(Struct, frozen=True):
     )
     time_us: int | None = None  # for the dates of rules; None: they do not count
     is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
+    results: tuple[AuthResult, ...] = ()  # that a milter of this relay wrote, not those of others
 
 
 class VerdictAction(StrEnum):
@@ -266,19 +268,25 @@ class Verdict(Struct, frozen=True):
         count against none of their limits.
         """
         holds = {tenant_of_rule(each.rule): each.hold for each in deferrals}
+        charges = tuple(each for each in self.charges if tenant_of_rule(each.rule) not in holds)
+        return replace(self.with_holds(holds.get), charges=charges)
+
+    def with_holds(self, hold_of: Callable[[str], Hold | None]) -> Self:
+        """Return the verdict in which copies are held that go on and are not held yet; `hold_of`
+        has the hold by the tenant whose copy it is.
+        """
         going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
         return replace(
             self,
             recipients=tuple(
                 replace(each, hold=hold, rule=each.rule or hold.rule)
-                if (hold := holds.get(each.tenant)) and each.action in going and each.hold is None
+                if (hold := hold_of(each.tenant)) and each.action in going and each.hold is None
                 else each
                 for each in self.recipients
             ),
             additions=tuple(
-                replace(each, hold=each.hold or holds.get(each.tenant)) for each in self.additions
+                replace(each, hold=each.hold or hold_of(each.tenant)) for each in self.additions
             ),
-            charges=tuple(each for each in self.charges if tenant_of_rule(each.rule) not in holds),
         )  # fmt: skip
 
     def without_holds_of(

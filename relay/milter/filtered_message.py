@@ -19,6 +19,7 @@ from relay.milter.dialogue import GO_ON, MilterDialogue
 
 _CHUNK_OCTETS: Final = 65535  # of a body, in one packet
 _BLANK_LINE: Final = b"\r\n"
+_RESULTS: Final = b"authentication-results"
 _BLOCK_OCTETS: Final = 8 * _CHUNK_OCTETS
 
 
@@ -111,6 +112,7 @@ class FilterVerdict:
         self.removed: set[str] = set()  # addresses that the client named
         self.quarantine: str | None = None  # the reason for which it is held, which may be ""
         self.quarantined_by = ""  # a milter
+        self.results: list[bytes] = []  # the Authentication-Results that were added, their values
         self.store = store
         self.files: list[NewBodyFile] = []
 
@@ -152,6 +154,7 @@ class FilterVerdict:
                 self.removed.add(one.address)
             else:
                 self.added[one.address] = one
+        self.results += [x.value for x in changes.fields if x.name.lower() == _RESULTS]
         if changes.quarantine is not None:
             self.quarantine, self.quarantined_by = changes.quarantine, dialogue.name
         return changes.described()

@@ -125,12 +125,15 @@ class FilterSession:
         """Announce DATA, or the first BDAT."""
         return await self._ask_all(FilterStage.DATA, b"")
 
-    async def message(self, content: ParsedContent, store: NewBodies) -> FilterVerdict:
+    async def message(
+        self, content: ParsedContent, store: NewBodies, macros: Mapping[str, str] | None = None
+    ) -> FilterVerdict:
         """Ask about header and body, which have no fields of Relay's own, after the final dot.
 
         Raises UnreadableError, and what `store` raises where the disk is full; nothing is left of
         the message then.
         """
+        self._macros |= macros or {}
         verdict = FilterVerdict(content, store)
         until = now_s() + _ALL_S
         try:

@@ -39,6 +39,7 @@ from relay.settings.values import parse_size
 
 _GROUP = "group:"
 _NO_LOGIN = "<>"
+AUTH_METHODS = ("spf", "dkim", "dmarc")  # of the condition auth
 _MAPPED_BITS = 96  # ::ffff:0:0/96
 _HEADER_EXPECTED = (
     "a table with a field's name and one of matches, pattern and over, "
@@ -326,6 +327,39 @@ class SubjectCondition(GlobCondition, frozen=True):
         return view.subject
 
 
+class AuthCondition(BaseCondition, frozen=True):
+    """A milter of this relay found these results: for each method one that matches a glob."""
+
+    methods: tuple[tuple[str, Globs], ...]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read { dmarc = "fail" }. Raises ValueError."""
+        if not isinstance(value, dict) or not value:
+            raise ValueError('a table with spf, dkim and dmarc, { dmarc = "fail" }')
+        check_parts(value, AUTH_METHODS)
+        return cls(tuple([(one, part(value, one, _result_globs)) for one in value]))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        found = view.message.results
+        return all(
+            any(one.method == method and globs.match(one.result) for one in found)
+            for method, globs in self.methods
+        )
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the results by these methods."""
+        methods = dict(self.methods)
+        return " ".join(
+            [f"{one.method}={one.result}" for one in view.message.results if one.method in methods]
+        )
+
+
+def _result_globs(value: Any) -> Globs:
+    return Globs.of(some_texts(value))
+
+
 # What is asked of a field: globs, a pattern, or a number that its own must exceed.
 HeaderTest = Globs | Pattern | float
 
@@ -437,6 +471,7 @@ MessageCondition = (
     | RecipientsOverCondition
     | ClientCondition
     | LoginCondition
+    | AuthCondition
     | SubjectCondition
     | HeaderFromCondition
     | ToOrCcCondition
@@ -448,6 +483,7 @@ MessageCondition = (
 )
 # What these compare is known only where there is a message.
 CONTENT_CONDITIONS = (
+    AuthCondition,
     SizeOverCondition,
     SubjectCondition,
     HeaderFromCondition,
@@ -470,6 +506,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "recipients_over": RecipientsOverCondition,
     "client": ClientCondition,
     "login": LoginCondition,
+    "auth": AuthCondition,
     "sender": SenderCondition,
     "recipient": RecipientAddressCondition,
     "subject": SubjectCondition,

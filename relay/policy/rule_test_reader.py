@@ -16,17 +16,19 @@ from zipfile import ZipFile, ZipInfo
 from msgspec import Struct
 
 from relay.message.address import AddressError, own_mailbox, parse_mailbox
+from relay.message.authentication_results import AuthResult
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.message.envelope import Source, domain_of
 from relay.mime import headers
 from relay.mime.transfer_encoding import base64_lines
 from relay.mime.write_header import parameter
 from relay.policy.actions import NextHopAction
-from relay.policy.conditions import SizeOverCondition
+from relay.policy.conditions import AUTH_METHODS, SizeOverCondition
 from relay.policy.groups import is_inside
 from relay.policy.rules import ExpectedResult, OverallVerdict, RuleTest
 from relay.policy.table_reader import (
     TableReader,
+    check_parts,
     one_of,
     part,
     parts,
@@ -37,8 +39,10 @@ from relay.policy.table_reader import (
 from relay.settings.document import Document, Fault, KeyPath
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
-_TEST_KEYS = ("name", "from", "to", "recipients", "subject", "headers", "body", "attachments",
-         "size", "message", "source", "client", "login", "local", "enforce", "expect")  # fmt: skip
+_TEST_KEYS = (
+    "name", "from", "to", "recipients", "subject", "headers", "body", "attachments", "size",
+    "message", "source", "client", "login", "auth", "local", "enforce", "expect",
+)  # fmt: skip
 _DESCRIBING = ("subject", "headers", "body", "attachments", "size")
 _EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "quarantined", "journaled",
          "notified", "subject", "next_hop", "headers", "body", "reason")  # fmt: skip
@@ -75,6 +79,7 @@ def read_test(
         source=reader.key("source", one_of(Source), default=Source.SMTP),
         client=reader.key("client", _client, default=""),
         login=reader.key("login", some_text, default=""),
+        results=reader.key("auth", _results, default=()),
         local=reader.key("local", _domains, default=None),
         enforced=frozenset(reader.key("enforce", _rule_names(prefix), default=tuple[str, ...]())),
         expect=_expectation(reader, prefix),
@@ -281,6 +286,13 @@ def _client(value: Any) -> str:
         return str(ip_address(text(value)))
     except ValueError:
         raise ValueError('an IP address, "192.0.2.1"') from None
+
+
+def _results(value: Any) -> tuple[AuthResult, ...]:
+    if not isinstance(value, dict):
+        raise ValueError('a table with what a milter found, { dmarc = "fail" }')
+    check_parts(value, AUTH_METHODS)
+    return tuple([AuthResult(method, part(value, method, some_text)) for method in value])
 
 
 def _body(value: Any) -> str:

@@ -102,7 +102,7 @@ def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> Rule
         local_domains=local_domains if test.local is None else test.local,
         client=test.client, login=test.login, is_trusted=not test.client or bool(test.login),
     )  # fmt: skip
-    subject = structs.replace(subject, recipient_count=test.recipient_count)
+    subject = structs.replace(subject, recipient_count=test.recipient_count, results=test.results)
     try:
         return RuleTestResult(test, tuple(_failures(rules, test, rules.evaluate(subject))))
     except (TooManyPartsError, UnexaminedArchiveError) as error:

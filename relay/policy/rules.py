@@ -9,6 +9,7 @@ from typing import Self
 from msgspec import Struct
 
 from relay.base.clock import rfc3339
+from relay.message.authentication_results import AuthResult
 from relay.message.content import Content
 from relay.message.envelope import Source
 from relay.message.verdict import Finding
@@ -195,6 +196,7 @@ class RuleTest:
     source: Source  # how it arrives
     client: str  # the IP address of a stranger, or of a client that has logged in; "" for none
     login: str  # its account, "" for none
+    results: tuple[AuthResult, ...]  # that a milter found
     local: frozenset[str] | None  # the local domains; None for the configured ones
     enforced: frozenset[str]  # rules that it tests as if their mode was enforce
     expect: ExpectedResult  # what must come out

@@ -36,6 +36,7 @@ class RefusalReason(StrEnum):
     SYNTAX = "syntax"  # of a command or of the content, or the order of commands
     LIMIT = "limit"  # of recipients, sessions, errors or hops
     PRESSURE = "pressure"  # Relay takes no mail now, or stops
+    MILTER = "milter"  # a milter, or one that is down
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""  # the verb, CONNECT for a connection, "" for what is no command
     reply: str = ""  # of a failed TLS handshake, what failed
     reason: RefusalReason
-    rule: str = ""  # the name of the rule
+    rule: str = ""  # the name of the rule, or of the milter
     times: int = 1  # more where further refusals were only counted
 
     def concerns(self, address: str) -> bool:
@@ -69,7 +70,8 @@ def line_of(refusal: Refusal) -> str:
     (rule "no executables")`. It may have characters that a terminal acts on.
     """
     code, text = _split(refusal.reply)
-    why = f'rule "{refusal.rule}"' if refusal.rule else text
+    by = "milter" if refusal.reason is RefusalReason.MILTER else "rule"
+    why = f'{by} "{refusal.rule}"' if refusal.rule else text
     words = ["refused", code, *_who(refusal)]
     if refusal.subject:
         words.append(f'"{refusal.subject}"')

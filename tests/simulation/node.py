@@ -29,6 +29,7 @@ from relay.ingress.acceptance import Acceptance
 from relay.ingress.listener_dependencies import IngressDependencies
 from relay.ingress.smtp_server import SmtpServer
 from relay.message.srs import Srs
+from relay.milter.filters import MilterSet
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook
@@ -211,7 +212,7 @@ class Node:
             on_waiting=self.scheduler.accepted_unclaimed, on_parked=self.scheduler.due_at, level_of=self.scheduler.level_of,
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
             delay_warning_after_s=scenario.warn_after_s, srs=Srs(SRS_KEY),
-            signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics),
+            signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics), milters=MilterSet((), hostname=""),
         )  # fmt: skip
         self.acceptance = acceptance
         neighbours = IngressDependencies(

@@ -25,6 +25,7 @@ from relay.ingress.smtp_server import SmtpServer
 from relay.mailbox.types import Room
 from relay.message.content import MemoryOctets
 from relay.message.srs import Srs
+from relay.milter.filters import MilterSet
 from relay.observe.metrics import Metrics
 from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook
@@ -189,6 +190,7 @@ class Relay:
     keys: KeyRing = field(default_factory=KeyRing)
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
     is_null_mx: Callable[[str], Awaitable[bool]] | None = None
+    milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
 
     @property
     def router(self) -> RouteTable:
@@ -219,6 +221,7 @@ class Relay:
             "on_accepted": self.claims.extend,
             "expire_after_s": 3600,
             "srs": self.srs,
+            "milters": self.milters,
         }
         return Acceptance(**(parts | changes))
 

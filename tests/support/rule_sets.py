@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from relay.message.authentication_results import AuthResult
 from relay.message.envelope import Source
 from relay.message.verdict import ExaminedMessage
 from relay.policy.actions import ACTIONS, FINAL
@@ -74,6 +76,7 @@ CONDITION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "recipients_over": st.sampled_from([0, 1, 3]),
     "client": st.sampled_from(["192.0.2.0/24", ["10.0.0.0/8", "::1"]]),
     "login": st.sampled_from(["<>", "a*", ["b", "<>"]]),
+    "auth": st.sampled_from([{"spf": "pass"}, {"spf": "*", "dmarc": ["fail", "temp*"]}]),
     "attachment_name": st.sampled_from(["*.exe", "a*", "b.exe"]),
     "attachment": st.sampled_from([{"name": "a*"}, {"name": "*", "type": "executable"}]),
     "body": st.sampled_from([{"words": "hi"}, {"words": ["ab", "not there"]}, {"cards": True}]),
@@ -175,7 +178,8 @@ def messages(draw: st.DrawFn) -> ExaminedMessage:
     """A message with at most five recipients, and fields that are written in any way."""
     fields = "".join(draw(st.lists(_FIELDS, min_size=1, max_size=6))).encode("latin-1")
     login = draw(st.sampled_from(["", "ann"]))
-    return examined_message(
+    results = draw(st.sampled_from([(), (AuthResult("spf", "pass"), AuthResult("dmarc", "fail"))]))
+    message = examined_message(
         draw(st.one_of(ADDRESS, st.just(""))),
         draw(st.lists(ADDRESS, min_size=1, max_size=5, unique=True)),
         fields + draw(_BODIES),
@@ -185,3 +189,4 @@ def messages(draw: st.DrawFn) -> ExaminedMessage:
         login=login,
         is_trusted=bool(login),
     )
+    return replace(message, results=results)

@@ -320,7 +320,7 @@ def test_the_json_has_the_documented_fields_in_their_order() -> None:
         "id": "q1", "graph_id": None, "submission_id": None, "message_id": "<m@x>", "sender": "a@x",
         "subject": "s", "state": "failed", "client": {"address": "", "helo": "", "account": "", "tls": ""},
         "steps": [{"step": 7, "name": "report", "at": "t", "detail": {"to": "a@x"}}],
-        "recipients": [recipient, redirected],
+        "recipients": [recipient, redirected], "checks": None,
     }  # fmt: skip
     found = made_journey(**document)
     assert msgspec.json.encode(found) == msgspec.json.encode(document)

@@ -1,0 +1,128 @@
+"""Read the values of Authentication-Results fields (RFC 8601 2.2), whatever they contain.
+
+What is no result is skipped, further results than RESULTS_MAX are ignored. The time is linear.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+RESULTS_MAX = 50  # of a message
+_OCTETS_MAX = 16384  # of a value
+_TEXT_CHARACTERS_MAX = 200
+_TOKEN = re.compile(r'"(?P<quoted>(?:[^"\\]|\\.)*+)(?:"|\Z)|[();=]|[^\s();="]++', re.DOTALL)
+_IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_POLICY = re.compile(r"\b(?:p|policy)=([a-z]{1,20})\b", re.IGNORECASE | re.ASCII)
+_WORD = "word"
+_Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its text
+
+
+class AuthResult(Struct, frozen=True):
+    """What a filter found by one method, such as "spf"; both in lower case."""
+
+    method: str
+    result: str
+    reason: str = ""  # what the field says of it, in comments too
+    properties: Mapping[str, str] = {}  # such as "header.from"
+
+    def domain(self, name: str) -> str:
+        """Return the domain of a property, "" without it."""
+        return self.properties.get(name, "").rpartition("@")[2]
+
+
+def read_results(values: Sequence[bytes]) -> tuple[AuthResult, ...]:
+    """Return the results in these fields."""
+    found: list[AuthResult] = []
+    for value in values:
+        groups: list[list[_Token]] = [[]]
+        for token in _tokens(value[:_OCTETS_MAX].decode("utf-8", "replace")):
+            if token[0] == ";":
+                groups.append([])
+            else:
+                groups[-1].append(token)
+        found += filter(None, map(_result, groups[1:]))  # the first one is the id
+    return tuple(found[:RESULTS_MAX])
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    at = 0
+    while token := _TOKEN.search(text, at):
+        at = token.end()
+        if token["quoted"] is not None:
+            yield _WORD, _ESCAPED.sub(r"\1", token["quoted"])
+        elif token[0] == "(":
+            start, depth = at, 1
+            marks = _IN_COMMENT.finditer(text, at)
+            while depth and (mark := next(marks, None)):
+                depth += {"(": 1, ")": -1}.get(mark[0], 0)
+                at = mark.end()
+            at = len(text) if depth else at
+            yield "(", text[start : at if depth else at - 1]
+        else:
+            yield (token[0] if token[0] in ");=" else _WORD), token[0]
+
+
+def _result(tokens: Sequence[_Token]) -> AuthResult | None:
+    """Return a result, `method[/version]=result`, with what follows; None if it is none."""
+    comments = [text for kind, text in tokens if kind == "("]
+    rest = [one for one in tokens if one[0] != "("]
+    pairs = [
+        (name.lower(), _cut(value))
+        for (before, name), (sign, _), (after, value) in zip(rest, rest[1:], rest[2:], strict=False)
+        if sign == "=" and before == after == _WORD
+    ]
+    if not pairs or rest[1][0] != "=":
+        return None
+    (method, result), *others = pairs
+    properties = dict(others)
+    said = [properties.pop("reason", ""), *comments]
+    reason = _cut(" ".join(" ".join(said).split()))
+    return AuthResult(method.partition("/")[0], result.lower(), reason, properties)
+
+
+def _cut(text: str) -> str:
+    return "".join([one if one.isprintable() else "?" for one in text[:_TEXT_CHARACTERS_MAX]])
+
+
+def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
+    """Return the `checks` of a journey, None where none of its methods has a result."""
+    spf = [one for one in results if one.method == "spf"]
+    of_helo = [one for one in spf if one.domain("smtp.helo") and not one.domain("smtp.mailfrom")]
+    of_sender = [one for one in spf if one not in of_helo]
+    dmarc = [one for one in results if one.method == "dmarc"]
+    dkim = [
+        {
+            "domain": one.domain("header.d") or one.domain("header.i"),
+            "selector": one.properties.get("header.s", ""),
+            "result": one.result,
+            "reason": one.reason,
+            "key_bits": None,
+        }
+        for one in results
+        if one.method == "dkim"
+    ]
+    if not (spf or dmarc or dkim):
+        return None
+    return {
+        "spf": _first(of_sender, "smtp.mailfrom"),
+        "helo": _first(of_helo, "smtp.helo"),
+        "dkim": dkim,
+        "dmarc": _first(dmarc, "header.from", policy=True),
+        "aligned": dmarc[0].result == "pass" if dmarc else None,
+    }
+
+
+def _first(
+    results: Sequence[AuthResult], name: str, *, policy: bool = False
+) -> dict[str, Any] | None:
+    if not results:
+        return None
+    one = results[0]
+    found = {"result": one.result, "domain": one.domain(name), "reason": one.reason}
+    if policy:
+        stated = _POLICY.search(one.reason)
+        found["policy"] = one.properties.get("policy.dmarc", stated[1].lower() if stated else "")
+    return found
