@@ -28,7 +28,7 @@ from relay.app.tenant_sets import book_of, load_strictly
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
-from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, target_of, with_tls
+from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, with_tls
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
@@ -117,7 +117,7 @@ class Explainer:
             return None
         route = document["route"]
         next_hop = NextHop.parse(route["next_hop"])._replace(route=route["name"])
-        hosts = await self.resolver.resolve(next_hop)
+        hosts = await self._resolved(next_hop)
         if not isinstance(hosts, Hosts) or self.probe is None:
             return None
         return msgspec.to_builtins(await self.probe(next_hop, hosts))
@@ -300,18 +300,23 @@ class Explainer:
             "retry": list(self.schedule.retry_s),
             "tls": {"level": via.tls.level, "policy": self.table.tls_demanded_by(next_hop)},
         }
-        found = await self.resolver.resolve(next_hop)
+        found = await self._resolved(next_hop)
         document |= _hosts(found, via)
         if not isinstance(found, Hosts):
             outcome = outcome_of(found, self.table.is_local_domain)
             state = "invalid" if isinstance(outcome, Failed) else "remote"
             return document | {"state": state, "reply": outcome.evidence.reply}
-        hosts = with_tls(found, via.tls)
-        first = hosts.hosts[0]
-        document["tls"]["level"] = target_of(first, first.addresses[0], via).level
+        tls = found.hosts[0].tls
+        assert tls is not None
+        document["tls"] = {"level": tls.policy.level, "policy": tls.by}
         if self.state_of is not None:
             document["site"] = _site(self.state_of(next_hop, found), self.clock)
         return document
+
+    async def _resolved(self, next_hop: NextHop) -> Resolution:
+        """Return the hosts of a next hop, each with its TLS, as delivery does."""
+        via, by = self.table.options_for(next_hop), self.table.tls_demanded_by(next_hop)
+        return with_tls(await self.resolver.resolve(next_hop), via, by)
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
         options = self.options.limited(via.connections_max, parse_rate(via.rate))

@@ -31,9 +31,8 @@ from relay.message.outcome import (
     Indeterminate,
     Outcome,
     Relayed,
-    SessionEvidence,
 )
-from relay.message.tls_policy import CONFIGURATION, USUAL_POLICY
+from relay.message.tls_policy import CONFIGURATION, USUAL_POLICY, TlsDecision
 from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel, Unanswered
 
@@ -63,7 +62,14 @@ class Lookup(Struct, frozen=True):
     mx: tuple[str, ...] = ()  # the hosts of the MX answer, and why one is skipped
     mx_more: int = 0  # the number of further hosts
     dns_ms: float = 0.0  # how long it took
-    policy_by: str = CONFIGURATION  # who demands the TLS level
+    tls: Mapping[str, TlsDecision] = {}  # what each host must have, and who demands it
+
+    def tls_by(self, host: str) -> str:
+        """Return who demands the TLS level of a host. One that another domain has under another
+        name may be missing; then the first one counts.
+        """
+        decided = self.tls.get(host) or next(iter(self.tls.values()), None)
+        return decided.by if decided is not None else CONFIGURATION
 
 
 class AttemptEvidence(Struct, frozen=True):
@@ -467,7 +473,7 @@ def _attempt_event(
     if first.encoded:
         detail["encoded"] = first.encoded
     if evidence.lookup is not None:
-        _add_session(detail, first.session, evidence.lookup, took_s=evidence.took_s)
+        _add_session(detail, first, evidence.lookup, took_s=evidence.took_s)
     if held:
         detail["held"] = held
     if retry:
@@ -477,14 +483,15 @@ def _attempt_event(
 
 def _add_session(
     detail: dict[str, Any],
-    session: SessionEvidence | None,
+    first: Evidence,
     lookup: Lookup,
     *,
     took_s: float | None,
 ) -> None:
     """Add what is recorded of a session. What is usual is left out: attempts_in() knows it."""
+    session = first.session
     if session is not None:
-        policy = f"{lookup.policy_by}: {session.level}"
+        policy = f"{lookup.tls_by(first.host)}: {session.level}"
         if policy != USUAL_POLICY or took_s is None:
             detail["policy"] = policy
         if session.verified != "none":

@@ -26,7 +26,7 @@ from relay.message.outcome import (
     SessionFailure,
     SmtpStage,
 )
-from relay.message.tls_policy import TlsPolicy
+from relay.message.tls_policy import TlsPolicy, decide_tls
 from relay.routing.mx_hosts import (
     NO_MX,
     Host,
@@ -39,6 +39,7 @@ from relay.routing.mx_hosts import (
 from relay.routing.route_table import HopOptions
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.connection import Connection
+from relay.smtp.tls import is_loopback
 from relay.spool.types import Claim
 
 HOSTS_MAX = 20_000
@@ -99,19 +100,34 @@ class HostStatusCache:
             del self._known[key]
 
 
-def with_tls(found: Hosts, tls: TlsPolicy) -> Hosts:
-    """Return the hosts of a next hop, each with its TLS policy."""
-    hosts = tuple([replace(one, tls=tls.for_host(one.name, one.tls)) for one in found.hosts])
-    return replace(found, hosts=hosts)
+def with_tls(found: Resolution, via: HopOptions, by: str) -> Resolution:
+    """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by()."""
+    if not isinstance(found, Hosts):
+        return found
+    hosts = [
+        replace(one, tls=decide_tls(one.name, via.tls, by=by, has_login=_sends_login(one, via)))
+        for one in found.hosts
+    ]
+    return replace(found, hosts=tuple(hosts))
+
+
+def _sends_login(host: Host, via: HopOptions) -> bool:
+    """Whether a login goes to another machine, whatever addresses the DNS gives the host."""
+    return via.login is not None and host.name != "localhost" and not is_loopback(host.name)
+
+
+def policy_of(host: Host) -> TlsPolicy:
+    """Return the policy of a host that has its TLS."""
+    assert host.tls is not None
+    return host.tls.policy
 
 
 def target_of(host: Host, address: str, via: HopOptions) -> Target:
-    """Return where to connect, and how; the host has its TLS policy."""
-    assert host.tls is not None
+    """Return where to connect, and how; the host has its TLS."""
     login = via.login
     return Target(
         host=host.name, address=address if host.port else "", port=host.port,
-        path="" if host.port else address, lmtp=host.lmtp, tls=host.tls,
+        path="" if host.port else address, lmtp=host.lmtp, tls=policy_of(host),
         credentials=(login.user, login.password) if login is not None else None,
         source_address=via.source_address,
     )  # fmt: skip
@@ -151,7 +167,7 @@ class HostUse(Struct, frozen=True):
 class HostSelection:
     """Connects to the best host that answers. `hosts` may be replaced by the same, reordered."""
 
-    hosts: Hosts  # each with its TLS policy, as Sites has decided it
+    hosts: Hosts  # each with its TLS
     options: SiteOptions  # for how long a failure to connect counts
     _: KW_ONLY
     via: HopOptions  # the login and the source address
@@ -304,7 +320,7 @@ class HostSelection:
     def _key(self, host: Host, address: str) -> HostKey:
         login = self.via.login
         user = login.user if login is not None else ""
-        return (address, host.port, host.tls, user, self.via.source_address)
+        return (address, host.port, policy_of(host), user, self.via.source_address)
 
 
 def _named(host: Host, address: str) -> str:

@@ -34,6 +34,7 @@ from relay.delivery.host_selection import (
     HostSelection,
     HostStatusCache,
     mx_of,
+    policy_of,
     with_tls,
 )
 from relay.delivery.site import Site, SiteProbe, SiteState
@@ -64,7 +65,7 @@ _SITES_MAX = 4000
 _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
 # each host: its name or its socket's path, port, TLS policy, LMTP; and the other options
-SiteKey = tuple[tuple[tuple[str, int, TlsPolicy | None, bool], ...], HopOptions]
+SiteKey = tuple[tuple[tuple[str, int, TlsPolicy, bool], ...], HopOptions]
 _NO_TLS = TlsPolicy("none")  # in a SiteKey's options
 
 
@@ -337,16 +338,19 @@ class Sites:
         """How many claims wait until a message rate allows them."""
         return sum(site.delayed_claims for site in self._sites.values())
 
-    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
-        """What the site of these hosts does now; one that is not in use may have failed hosts."""
+    def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
+        """What the site of these hosts does now; one that is not in use may have failed hosts.
+        They have their TLS.
+        """
         options = self.table.options_for(next_hop)
-        hosts = with_tls(found, options.tls)
         key = _site_key(hosts, options)
         return (self._sites.get(key) or self._new_site(key, hosts, options)).state
 
-    async def probe(self, next_hop: NextHop, found: Hosts) -> SiteProbe:
-        """Open a session with the site of these hosts as delivery would, and end it before MAIL."""
-        return await self._site(next_hop, found).probe()
+    async def probe(self, next_hop: NextHop, hosts: Hosts) -> SiteProbe:
+        """Open a session with the site of these hosts as delivery would, and end it before MAIL.
+        They have their TLS.
+        """
+        return await self._site(hosts, self.table.options_for(next_hop)).probe()
 
     def _push_to_site(self, claim: Claim, site: Site) -> None:
         if site.postpones(claim):
@@ -385,8 +389,11 @@ class Sites:
             async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
                 began_s = self.clock.real_s()
                 found = await self.resolver.resolve(first.next_hop)
-                self._note_lookup(first.next_hop, found, self.clock.real_s() - began_s)
-                return self._site(first.next_hop, found) if isinstance(found, Hosts) else found
+                options = self.table.options_for(first.next_hop)
+                found = with_tls(found, options, self.table.tls_demanded_by(first.next_hop))
+                took_s = self.clock.real_s() - began_s
+                self._note_lookup(first.next_hop, found, options, took_s=took_s)
+                return self._site(found, options) if isinstance(found, Hosts) else found
         except Exception:  # noqa: BLE001 - an internal error: defer
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
             return TemporaryFailure(INTERNAL_ERROR)
@@ -396,9 +403,11 @@ class Sites:
         resolved = self._resolved.get(claim.next_hop)
         return claim.is_fresh or (resolved is not None and resolved.site.has_answered())
 
-    def _note_lookup(self, next_hop: NextHop, found: Resolution, took_s: float) -> None:
+    def _note_lookup(
+        self, next_hop: NextHop, found: Resolution, options: HopOptions, *, took_s: float
+    ) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
-        options = self.table.options_for(next_hop)
+        hosts = found.hosts if isinstance(found, Hosts) else ()
         mx = mx_of(found, options.source_address)
         self._found.pop(next_hop, None)
         if len(self._found) >= _RESOLVED_MAX:
@@ -407,7 +416,7 @@ class Sites:
             tuple(map(str, mx.hosts)),
             mx.more,
             round(1000 * took_s, 1),
-            self.table.tls_demanded_by(next_hop),
+            {one.name: one.tls for one in hosts if one.tls is not None},
         )
 
     async def _settle_unresolved(
@@ -416,14 +425,12 @@ class Sites:
         settle = partial(self.scheduler.settle, reached=False, took_s=took_s)
         await asyncio.gather(*(settle(one, same_outcome(one, outcome)) for one in claims))
 
-    def _site(self, next_hop: NextHop, found: Hosts) -> Site:
+    def _site(self, hosts: Hosts, options: HopOptions) -> Site:
         """The site of these hosts: the same for every domain that they serve.
 
-        Each host gets its TLS policy here. Under different policies or options, hosts are different
-        sites with connections of their own.
+        They have their TLS. Under different policies or options, hosts are different sites with
+        connections of their own.
         """
-        options = self.table.options_for(next_hop)
-        hosts = with_tls(found, options.tls)
         key = _site_key(hosts, options)
         site = self._sites.get(key)
         if site is None:
@@ -452,10 +459,10 @@ class Sites:
 
 
 def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
-    """The key of the site of these hosts, which have their TLS policies."""
+    """The key of the site of these hosts, which have their TLS."""
     by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
     places = tuple(
-        (host.name if host.port else host.addresses[0], host.port, host.tls, host.lmtp)
+        (host.name if host.port else host.addresses[0], host.port, policy_of(host), host.lmtp)
         for host in by_name
     )
     return places, replace(options, tls=_NO_TLS)

@@ -116,8 +116,9 @@ class RecipientVerifier:
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
         via = self._table.options_for(next_hop)
         found = await self._resolver.resolve(next_hop)
+        decided = with_tls(found, via, self._table.tls_demanded_by(next_hop))
         return [
             target_of(host, address, via)
-            for host in (with_tls(found, via.tls).hosts if isinstance(found, Hosts) else ())
+            for host in (decided.hosts if isinstance(decided, Hosts) else ())
             for address in of_family(host.addresses, via.source_address)
         ]

@@ -223,19 +223,21 @@ class DeliveryScheduler:
                 taken.append(key)
         return frozenset(taken)
 
-    def state_of(self, next_hop: NextHop, found: Hosts) -> SiteState:
-        """What the site of these hosts does now."""
-        return self._sites.state_of(next_hop, found)
+    def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
+        """What the site of these hosts does now; they have their TLS."""
+        return self._sites.state_of(next_hop, hosts)
 
     def site_pauses(self) -> list[SitePause]:
         """The pauses that replies of hosts have begun."""
         return self._sites.pauses.all()
 
-    async def probe(self, next_hop: NextHop, found: Hosts) -> SiteProbe:
-        """Open a session with the site of these hosts as delivery would, and end it before MAIL."""
+    async def probe(self, next_hop: NextHop, hosts: Hosts) -> SiteProbe:
+        """Open a session with the site of these hosts as delivery would, and end it before MAIL.
+        They have their TLS.
+        """
         if self._stopping:
             return SiteProbe(reply="the relay is shutting down")
-        return await self._sites.probe(next_hop, found)
+        return await self._sites.probe(next_hop, hosts)
 
     @property
     def is_scanning(self) -> bool:

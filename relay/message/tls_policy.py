@@ -1,9 +1,8 @@
 """The TLS policy of a host: whether TLS must be used, and which certificates are accepted.
 
-RouteTable.options_for() has the policy of a next hop, from its route and [delivery]. The resolver
-may give a host a policy of its own, from the DNS (RFC 7672) or from the domain (RFC 8461). Sites
-and connections are shared only under equal policies. See RFC 7435 (opportunistic), RFC 9525
-(names).
+RouteTable.options_for() has the policy of a next hop, from its route and [delivery]; decide_tls()
+makes it that of each host. Sites and connections are shared only under equal policies. See
+RFC 7435 (opportunistic), RFC 8314 (implicit TLS), RFC 9525 (names).
 """
 
 from pathlib import Path
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 TlsLevel = Literal["none", "opportunistic", "required", "verify"]
 CONFIGURATION = "configuration"  # who demands a level that no route names
 USUAL_POLICY = f"{CONFIGURATION}: opportunistic"  # of an attempt; it is not recorded
-_LEVELS: tuple[TlsLevel, ...] = ("none", "opportunistic", "required", "verify")
+_LAX = ("none", "opportunistic")
 
 
 class TlsPolicy(Struct, frozen=True):
@@ -32,12 +31,34 @@ class TlsPolicy(Struct, frozen=True):
     names: tuple[str, ...] = ()
     ca_digest: str = ""
 
-    def for_host(self, name: str, own: "TlsPolicy | None" = None) -> "TlsPolicy":
-        """Return the policy for one host of the next hop, with the names that are compared.
+    def for_host(self, name: str) -> "TlsPolicy":
+        """Return the policy for one host of the next hop, with the names that are compared."""
+        return replace(self, names=(self.names or (name,)) if self.level == "verify" else ())
 
-        The host's `own` policy replaces this one if its level is higher: nothing that is found
-        outside the configuration lowers a level. Only the next hop decides on `implicit`.
-        """
-        found = own if own and _LEVELS.index(own.level) > _LEVELS.index(self.level) else self
-        names = (found.names or (name,)) if found.level == "verify" else ()
-        return replace(found, implicit=self.implicit, names=names)
+
+class TlsDecision(Struct, frozen=True):
+    """What one host must have. `policy` is part of the keys of sites and connections; who demands
+    it, `by`, is not: the same connection serves all who demand the same.
+    """
+
+    policy: TlsPolicy
+    by: str = CONFIGURATION  # or "route NAME"
+
+
+def decide_tls(
+    name: str, policy: TlsPolicy, *, by: str = CONFIGURATION, has_login: bool = False
+) -> TlsDecision:
+    """Return what the host `name` must have. Delivery and `explain` ask here, and nothing else
+    decides: connect() does what the policy says.
+
+    `policy` is that of the next hop, `by` who demands it: a route that names the level, or the
+    configuration. TLS from the first byte is "required" at least; so is opportunistic TLS if a
+    login goes to another machine.
+
+    A route decides alone. What a domain or the DNS publishes has to come in here, as a further
+    argument: it counts only where `by` is CONFIGURATION, and raises the level, never lowers it.
+    """
+    level = policy.level
+    if level in _LAX and (policy.implicit or (has_login and level == "opportunistic")):
+        policy = replace(policy, level="required")
+    return TlsDecision(policy.for_host(name), by)

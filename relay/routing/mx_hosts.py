@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.message.tls_policy import TlsPolicy
+from relay.message.tls_policy import TlsDecision
 
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
@@ -62,15 +62,15 @@ class Exchange(Struct, frozen=True):
 
 
 class Host(Struct, frozen=True):
-    """A host to try, with its addresses in the order to try them; `tls` None is its next hop's. A
-    Unix socket has its path as the address and port 0.
+    """A host to try, with its addresses in the order to try them; `tls` is None until with_tls()
+    has decided it. A Unix socket has its path as the address and port 0.
     """
 
     name: str
     preference: int
     addresses: tuple[str, ...]
     port: int
-    tls: TlsPolicy | None = None
+    tls: TlsDecision | None = None
     lmtp: bool = False
 
 

@@ -64,7 +64,7 @@ class Target:
     port: int = 25  # at the address
     path: str = ""  # of a Unix socket, instead of address and port
     lmtp: bool = False  # RFC 2033
-    tls: TlsPolicy = field(default_factory=TlsPolicy)  # what the session must have
+    tls: TlsPolicy = field(default_factory=TlsPolicy)  # what decide_tls() says
     credentials: tuple[str, str] | None = field(default=None, repr=False)  # user, password
     source_address: str = ""  # "": the system chooses
 
@@ -79,18 +79,6 @@ class Target:
         return is_loopback(self.address) and (
             self.host in ("", "localhost") or is_loopback(self.host)
         )
-
-    @property
-    def level(self) -> TlsLevel:
-        """The TLS level of the session: a password for another machine requires TLS."""
-        level = self.tls.level
-        if level == "verify":
-            return "verify"
-        if self.tls.implicit:
-            return "required"
-        if level == "opportunistic" and self.credentials is not None and not self.stays_here:
-            return "required"
-        return level
 
     def __str__(self) -> str:
         if self.path:
@@ -122,7 +110,7 @@ async def connect(
     target: Target, *, ehlo_name: str, timeouts: Timeouts, real_s: Callable[[], float] = lambda: 0.0
 ) -> Connection:
     """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
-    stopwatch = _Stopwatch(target.level, real_s)
+    stopwatch = _Stopwatch(target.tls.level, real_s)
     ends_s = asyncio.get_running_loop().time() + timeouts.session_s  # real time: a peer
     knows_ehlo = True
     while True:
@@ -130,9 +118,9 @@ async def connect(
         try:
             return await setup.session(ends_s, knows_ehlo=knows_ehlo)
         except ConnectError as error:
-            if error.stage is SmtpStage.STARTTLS and target.level == "opportunistic":
+            if error.stage is SmtpStage.STARTTLS and target.tls.level == "opportunistic":
                 target = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435
-            elif knows_ehlo and setup.hung_up and target.level in ("none", "opportunistic"):
+            elif knows_ehlo and setup.hung_up and target.tls.level in ("none", "opportunistic"):
                 knows_ehlo = False
             else:
                 raise
@@ -212,7 +200,7 @@ class _SessionSetup:
     def _context(self) -> ssl.SSLContext:
         """Raises ConnectError if the CA file cannot be read (any more)."""
         target = self._target
-        if target.level != "verify":
+        if target.tls.level != "verify":
             return unverified_context()
         try:
             return verifying_context(target.tls.ca, target.tls.ca_digest)
@@ -305,7 +293,7 @@ class _SessionSetup:
 
     async def _secure(self) -> None:
         """STARTTLS as the level says, then EHLO again (RFC 3207 4.2)."""
-        target, level = self._target, self._target.level
+        target, level = self._target, self._target.tls.level
         if level == "none" or target.tls.implicit:
             return
         if not self._client.supports_extension("starttls"):
@@ -324,7 +312,7 @@ class _SessionSetup:
         """Compare the certificate with the names of the policy. Raises ConnectError."""
         target = self._target
         tls = self._tls()
-        if target.level != "verify" or tls is None:
+        if target.tls.level != "verify" or tls is None:
             return
         self._stopwatch.verified = "chain"  # by the context, in the handshake
         names = target.tls.for_host(target.host or target.address).names

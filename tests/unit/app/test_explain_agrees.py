@@ -188,6 +188,6 @@ def connects_as(explained: Sequence[dict[str, Any]], targets: Sequence[Target]) 
             for host in one["hosts"]
             if host["name"] == target.host and target.address in host["addresses"]
         ]
-        if target.level not in levels:
+        if target.tls.level not in levels:
             return False
     return True

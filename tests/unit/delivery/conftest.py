@@ -13,6 +13,7 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
+from relay.delivery.host_selection import with_tls
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.retry import RetrySchedule
@@ -115,6 +116,13 @@ class Table:
     def options_for(self, next_hop: NextHop) -> HopOptions:
         tls = self.tls.get(next_hop.host, TlsPolicy("none"))
         return HopOptions(tls, **self.limits.get(next_hop.host, {}))
+
+    def decided(self, domain: str) -> Hosts:
+        """The hosts of a domain, each with its TLS."""
+        hop = NextHop.parse(self.hop("", domain))
+        hosts = with_tls(self.hosts[domain], self.options_for(hop), self.tls_demanded_by(hop))
+        assert isinstance(hosts, Hosts)
+        return hosts
 
     def still_leads(self, *_mail: object, chosen: bool) -> bool:
         return True

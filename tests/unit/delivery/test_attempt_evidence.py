@@ -11,9 +11,12 @@ from relay.journeys.document import Durations, MxRecord, attempts_in
 from relay.message.outcome import Evidence, Relayed, SessionEvidence
 from relay.message.tls_policy import TlsPolicy
 from relay.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
+from relay.routing.route_table import RouteTable
+from relay.settings.tree import Route, RouteAuth
 from tests.support.claims import a_claim
 from tests.support.remote_mx import RemoteMx
 from tests.unit.delivery.test_attempt_result import concluded
+from tests.unit.routing.test_route_table import Accounts
 
 
 async def attempt_of(delivery, address, *, final=True):
@@ -49,33 +52,77 @@ async def test_a_first_attempt_has_the_durations_of_its_connection_and_the_next_
     assert second.durations.total > 0
 
 
+BY_HOST = "smtp://mail.test:25"
+
+
 @pytest.mark.parametrize(
-    ("name", "verified", "outcome"),
-    [("mx0.a.test", "name", "relayed"), ("other.test", "chain", "deferred")],
-)
-async def test_an_attempt_says_what_the_handshake_verified_and_which_route_demanded_it(
-    delivery, authority, name, verified, outcome
+    ("configured", "route", "host", "expected"),
+    [
+        ("opportunistic", None, {}, "relayed TLS none configuration: opportunistic"),
+        ("opportunistic", None, {"offer": False}, "relayed - none configuration: opportunistic"),
+        ("opportunistic", None, {"breaks": True}, "relayed - none configuration: opportunistic"),
+        ("none", None, {}, "relayed - none configuration: none"),
+        ("required", None, {}, "relayed TLS none configuration: required"),
+        ("required", None, {"offer": False}, "deferred - none configuration: required"),
+        ("required", None, {"breaks": True}, "deferred - none configuration: required"),
+        ("required", {"tls": "none"}, {}, "relayed - none route R: none"),
+        ("none", {"tls": "verify"}, {}, "relayed TLS name route R: verify"),
+        ("none", {"tls": "verify"}, {"name": "other.test"}, "deferred TLS chain route R: verify"),
+        ("none", {"tls": "verify"}, {"offer": False}, "deferred - none route R: verify"),
+        ("none", {"tls": "required"}, {"name": "other.test"}, "relayed TLS none route R: required"),
+        ("required", {"max_connections": 5}, {}, "relayed TLS none configuration: required"),
+        ("none", {"next_hop": "smtps://mail.test:25"}, {"implicit": True}, "relayed TLS none route R: required"),
+        ("none", {"next_hop": "smtps://mail.test:25", "tls": "opportunistic"}, {"offer": False}, "deferred - none route R: required"),
+        ("none", {"next_hop": "smtps://mail.test:25", "tls": "verify"}, {"implicit": True}, "relayed TLS name route R: verify"),
+        ("none", {"next_hop": BY_HOST, "login": True}, {}, "relayed TLS name route R: verify"),
+        ("none", {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"}, {}, "relayed TLS none route R: required"),
+        ("none", {"next_hop": BY_HOST, "login": True, "tls": "opportunistic"}, {"breaks": True}, "deferred - none route R: required"),
+        ("opportunistic", {"next_hop": "lmtp://mail.test:24"}, {"lmtp": True}, "delivered TLS none configuration: opportunistic"),
+        ("none", {"next_hop": "lmtp://mail.test:24", "tls": "verify"}, {"lmtp": True}, "delivered TLS name route R: verify"),
+        ("required", {"next_hop": "capture"}, {}, "captured - none "),
+    ],
+)  # fmt: skip
+async def test_what_an_attempt_says_of_tls(
+    delivery, authority, monkeypatch, tmp_path, configured, route, host, expected
 ) -> None:
-    delivery.retry_s = (600.0,)
-    async with RemoteMx(tls=authority.issue(f"DNS:{name}").server_context()) as mx:
+    """As the route table and the decision on each host have it."""
+    name = "mail.test" if "://" in str(route) else "mx0.a.test"
+    tls = authority.issue(f"DNS:{host.get('name', name)}").server_context()
+    async with RemoteMx(
+        tls=tls if host.get("offer", True) else None,
+        replies={"STARTTLS": "454 4.7.0 not now"} if host.get("breaks") else {},
+        implicit_tls=host.get("implicit", False),
+        lmtp=host.get("lmtp", False),
+        users={"u": "secret"} if route and "login" in route else {},
+    ) as mx:
         delivery.table.at("a.test", mx)
-        delivery.table.tls["a.test"] = TlsPolicy("verify", ca=authority.certificate)
-        delivery.table.demanded_by["a.test"] = "route to-a"
+        [found] = delivery.table.hosts["a.test"].hosts
+        delivery.table.hosts["mail.test"] = Hosts((replace(found, name="mail.test"),))
+        table = RouteTable(
+            routes(route, authority.certificate, tmp_path), [], Accounts(), tls=configured
+        )
+        for each in ("options_for", "tls_demanded_by"):
+            monkeypatch.setattr(delivery.table, each, getattr(table, each))
+        hop = table.next_hop_for("x@a.test").key
+        monkeypatch.setattr(delivery.table, "hop", lambda *_: hop)
+        delivery.retry_s, delivery.delivers_captured = (600.0,), True
         await delivery.start()
-        attempt = await attempt_of(delivery, "x@a.test", final=outcome == "relayed")
-    assert (attempt.verified, attempt.outcome) == (verified, outcome)
-    assert attempt.policy == "route to-a: verify"
-    assert attempt.tls == "TLSv1.3"
+        attempt = await attempt_of(delivery, "x@a.test", final=False)
+    encrypted = "TLS" if attempt.tls else "-"
+    assert f"{attempt.outcome} {encrypted} {attempt.verified} {attempt.policy}" == expected
 
 
-async def test_an_attempt_in_the_clear_keeps_the_policy_that_allowed_it(delivery) -> None:
-    async with RemoteMx(replies={"STARTTLS": "454 4.7.0 not now"}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.table.tls["a.test"] = TlsPolicy("opportunistic")
-        await delivery.start()
-        attempt = await attempt_of(delivery, "x@a.test")
-    assert (attempt.tls, attempt.verified) == ("", "none")
-    assert attempt.policy == "configuration: opportunistic"
+def routes(route, ca, folder) -> list[Route]:
+    """The route of a.test; where it verifies, the CA is the test's."""
+    if route is None:
+        return []
+    fields = {"next_hop": "mx", "name": "R", **route}
+    if fields.pop("login", False):
+        (folder / "password").write_text("secret")
+        fields["auth"] = RouteAuth("u", folder / "password")
+    if fields.get("tls") == "verify" or ("auth" in fields and "tls" not in fields):
+        fields["ca"] = ca
+    return [Route("a.test", **fields)]
 
 
 async def test_a_host_that_refuses_is_recorded_with_the_time_that_it_took(delivery) -> None:

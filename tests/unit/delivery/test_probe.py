@@ -13,7 +13,7 @@ HOP = NextHop.parse("mx:a.test")
 
 
 async def probe(delivery):
-    return await delivery.scheduler.probe(HOP, delivery.table.hosts["a.test"])
+    return await delivery.scheduler.probe(HOP, delivery.table.decided("a.test"))
 
 
 @pytest.fixture

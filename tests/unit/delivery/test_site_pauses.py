@@ -41,7 +41,7 @@ async def attempts(delivery, queue_id: str) -> tuple[str, int]:
 
 
 def state(delivery):
-    return delivery.scheduler.state_of(NextHop.parse("mx:a.test"), delivery.table.hosts["a.test"])
+    return delivery.scheduler.state_of(NextHop.parse("mx:a.test"), delivery.table.decided("a.test"))
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "RCPT", "DATA", "DOT"])

@@ -532,37 +532,48 @@ async def test_a_connection_under_one_ca_is_not_for_another(
     assert [one.addresses for one in mx.envelopes] == [["x@a.test"]]
 
 
-async def test_a_policy_of_a_host_replaces_a_weaker_one_of_its_next_hop(
-    delivery, authority
+@pytest.mark.parametrize("together", [False, True])
+async def test_no_mail_of_a_strict_domain_is_on_the_connection_of_a_lax_one(
+    delivery, authority, together
 ) -> None:
-    """As DANE and MTA-STS will set it: for one MX host, or all, of a domain."""
-    tls = authority.issue("DNS:mx.test").server_context()
-    own = TlsPolicy("verify", ca=authority.certificate)
-    async with RemoteMx(tls=tls) as mx:
-        host = Host("mx.test", 0, (mx.host,), mx.port)
-        renamed = structs.replace(host, tls=structs.replace(own, names=("other.test",)))
-        delivery.table.hosts = {
-            "plain.test": Hosts((host,)),
-            "own.test": Hosts((structs.replace(host, tls=own),)),
-            "renamed.test": Hosts((renamed,)),
-            "lower.test": Hosts((structs.replace(host, tls=TlsPolicy("opportunistic")),)),
-            "route.test": Hosts((renamed,)),
+    """Two domains, one MX host: the route of one verifies it."""
+    async with RemoteMx(
+        tls=authority.issue("DNS:mx.test").server_context(),
+        replies={"STARTTLS": "454 4.7.0 not now"},
+    ) as mx:
+        hosts = Hosts((Host("mx.test", 0, (mx.host,), mx.port),))
+        delivery.table.hosts = dict.fromkeys(("lax.test", "strict.test"), hosts)
+        delivery.table.tls = {
+            "lax.test": TlsPolicy("opportunistic"),
+            "strict.test": TlsPolicy("verify", ca=authority.certificate),
         }
-        delivery.table.tls = {"lower.test": TlsPolicy("required"), "route.test": own}
-        delivery.idle_s, delivery.retry_s, delivery.unreachable_s = 60.0, (600.0,), 300.0
+        delivery.table.demanded_by = {"strict.test": "route strict"}
+        delivery.idle_s = 60.0
         await delivery.start()
-        refused = await delivery.send("x@renamed.test")
-        await all_deferred(delivery, [refused])
-        assert "is for mx.test, not other.test; " in str(await delivery.spool.journey(refused))
-        domains = ["plain.test", "own.test", "lower.test", "route.test"]
-        for name in ("x", "y"):
-            for domain in domains:
-                await delivery.done(await delivery.send(f"{name}@{domain}"))
-    arrived = [(one.addresses[0].partition("@")[2], one.session, one.tls) for one in mx.envelopes]
-    assert arrived[:4] == [
-        ("plain.test", 2, False),
-        ("own.test", 3, True),
-        ("lower.test", 4, True),
-        ("route.test", 3, True),  # the same policy as that of own.test: the same connection
-    ]
-    assert arrived[4:] == arrived[:4]
+        await delivery.done(await delivery.send("first@lax.test"))  # in the clear, and it is kept
+        mx.replies = {}
+        addresses = [f"{one}@{domain}.test" for one in range(6) for domain in ("lax", "strict")]
+        sent = []
+        for address in addresses:
+            sent.append(await delivery.send(address))
+            if not together:
+                await delivery.done(sent[-1])
+        journeys = {
+            address: await delivery.done(queue_id)
+            for address, queue_id in zip(addresses, sent, strict=True)
+        }
+        if not together:
+            assert mx.sessions == 3  # the first was tried with TLS before
+    used = {
+        domain: {one.session for one in mx.envelopes if domain in one.addresses[0]}
+        for domain in ("lax", "strict")
+    }
+    assert not used["lax"] & used["strict"]
+    assert all(one.tls for one in mx.envelopes if "strict" in one.addresses[0])
+    attempts = {address: journey.recipients[0].attempts for address, journey in journeys.items()}
+    for address, (attempt,) in attempts.items():
+        strict = "strict" in address
+        expected = (
+            ("name", "route strict: verify") if strict else ("none", "configuration: opportunistic")
+        )
+        assert (attempt.verified, attempt.policy) == expected

@@ -276,7 +276,7 @@ async def test_a_missing_ca_file_defers(connected, certificate, tmp_path):
 @pytest.mark.parametrize(
     ("level", "told"),
     [
-        ("opportunistic", "the host does not offer STARTTLS, and a password is not sent without"),
+        ("opportunistic", "a password is not sent without TLS"),
         ("required", "the host does not offer STARTTLS, and a password is not sent without TLS"),
         ("verify", "the host does not offer STARTTLS, and a password is not sent without TLS"),
         ("none", "a password is not sent without TLS"),
@@ -294,7 +294,7 @@ async def test_no_password_is_sent_in_the_clear(connected, level, told):
 async def test_no_password_is_sent_in_the_clear_when_tls_breaks(connected, replies):
     no_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     async with RemoteMx(tls=no_certificate, replies=replies, users={"me": "secret"}) as mx:
-        error = await refusal(connected, mx, tls=TlsPolicy("opportunistic"), credentials=LOGIN)
+        error = await refusal(connected, mx, tls=TlsPolicy("required"), credentials=LOGIN)
     assert error.outcome.kind is DeferralClass.TLS
     assert mx.sessions == 1
     assert not any(line.startswith("AUTH") for line in mx.commands)

@@ -1,9 +1,7 @@
-"""Certificate names, and the TLS level of a session."""
+"""Certificate names, and which addresses are of loopback."""
 
 import pytest
 
-from relay.message.tls_policy import TlsPolicy
-from relay.smtp.connect import Target
 from relay.smtp.tls import certificate_matches, certificate_names, is_loopback
 
 
@@ -76,32 +74,3 @@ def test_a_certificate_without_names_matches_no_host():
 )  # fmt: skip
 def test_only_an_address_is_loopback(host, expected):
     assert is_loopback(host) is expected
-
-
-LOGIN = ("user", "secret")
-
-
-@pytest.mark.parametrize(
-    ("fields", "level"),
-    [
-        ({"tls": TlsPolicy("none")}, "none"),
-        ({"tls": TlsPolicy("opportunistic")}, "opportunistic"),
-        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN}, "required"),
-        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "127.0.0.1"}, "required"),
-        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "127.0.0.1",
-          "host": "localhost"}, "opportunistic"),
-        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "192.0.2.1",
-          "host": "localhost"}, "required"),
-        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "192.0.2.1",
-          "host": "127.0.0.1"}, "required"),
-        ({"tls": TlsPolicy("opportunistic"), "credentials": LOGIN, "address": "127.0.0.11",
-          "host": "127.0.0.11"}, "opportunistic"),
-        ({"tls": TlsPolicy("required"), "credentials": LOGIN}, "required"),
-        ({"tls": TlsPolicy("verify")}, "verify"),
-        ({"tls": TlsPolicy("verify", implicit=True)}, "verify"),
-        ({"tls": TlsPolicy("none", implicit=True)}, "required"),
-        ({"tls": TlsPolicy("opportunistic", implicit=True)}, "required"),
-    ],
-)  # fmt: skip
-def test_the_tls_level_of_a_session(fields, level):
-    assert Target(**{"host": "mail.test", "address": "192.0.2.1", **fields}).level == level
