@@ -5,6 +5,7 @@
 - `files`: octets in files: read them in blocks, write them, sync them; directories under a lock
 - `socket_address`: where a socket listens or connects to
 - `sockets`: opens the sockets of listeners
+- `systemd_sockets`: those that the service manager opened
 - `certificates`: load and check a certificate and its key, and replace them while sessions continue
 - `pressure`: from which level of disk, memory and queue mail is slowed down or refused
 - `child_process`: starts a process of this program that answers requests, and ends it

@@ -40,6 +40,7 @@ STRANGER = "192.0.2.7"
 ELSEWHERE = {
     "Own domains",
     "Ports",
+    "Several certificates",
     "HTTPS of `relay dev`",
     "Behind a proxy",
     "TLS to other hosts",

@@ -516,6 +516,7 @@ def test_each_certificate_of_a_list_is_checked(files, authority):
         findings = files(relay=both(*pairs))
         assert of(findings, CheckResult.FAULT) == []
         assert places(of(findings, CheckResult.WARNING)) == [f"smtp[0].tls[{number}].key"]
+    good.key.chmod(0o600)
 
 
 def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):

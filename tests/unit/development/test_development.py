@@ -234,7 +234,7 @@ async def keep_valid_for(certificate, clock, hours):
 
 
 def days_left(certificate, clock):
-    context = certificate.server._current
+    context = certificate.server.pairs[0].context
     shown = certificate_of_handshake(context, certificate.files.certificate)
     return (ssl.cert_time_to_seconds(shown["notAfter"]) - clock.time_us() / 1e6) / 86400
 

@@ -17,6 +17,7 @@ from relay.mailbox.types import (
 from relay.message.content import LARGE_BYTES, MemoryOctets
 from relay.message.envelope import Envelope
 from relay.message.properties import EmailAddress
+from relay.mime.dsn import ReportKind
 from relay.pickup import conversion
 from relay.spool.types import SpoolUnavailableError
 from tests.support import converters
@@ -367,20 +368,22 @@ async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(f
         await until(lambda: fakes.ready.delays)
         fakes.clock.advance(DAY_S + 120)
         await fakes.ready.ended()
-    assert fakes.reports.asked[0][0].action == "delayed"
+    assert fakes.reports.asked[0][0] is ReportKind.UNKNOWN
     assert "unknown whether the message was sent" in fakes.reports.evidence.reply
 
 
-@pytest.mark.parametrize(("before", "action"), [(True, "delayed"), (False, "failed")])
+@pytest.mark.parametrize(
+    ("before", "kind"), [(True, ReportKind.UNKNOWN), (False, ReportKind.FAILED)]
+)
 async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
-    fakes, before, action
+    fakes, before, kind
 ):
     pending = fakes.submit(age_s=DAY_S + 60)
     if before:
         fakes.record(pending, Step.CREATED, pending.ready_us + 1)
         fakes.record(pending, Step.CONVERTED, pending.ready_us + 1)
     await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
-    assert fakes.reports.asked[0][0].action == action
+    assert fakes.reports.asked[0][0] is kind
 
 
 async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(fakes):
