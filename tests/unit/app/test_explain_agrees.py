@@ -161,7 +161,7 @@ async def deliver(daemon: Daemon, address: str) -> Sequence[Recipient] | None:
 
 
 def agrees(explained: dict[str, Any], done: Sequence[Recipient] | None) -> bool:
-    """Whether the state of the recipient, and the host of its attempt, are those explained."""
+    """Whether the state of the recipient, the host of its attempt and its TLS are as explained."""
     state = explained["state"]
     if done is None:
         return state in ("rejected", "invalid")
@@ -171,9 +171,11 @@ def agrees(explained: dict[str, Any], done: Sequence[Recipient] | None) -> bool:
     if state == "remote":
         best = [one["name"] for one in explained["hosts"]
                 if one["preference"] == explained["hosts"][0]["preference"]]  # fmt: skip
-        hosts = {attempt.host for attempt in recipient.attempts} - {""}
+        attempts = [attempt for attempt in recipient.attempts if attempt.host]
+        hosts, policies = {each.host for each in attempts}, {each.policy for each in attempts}
+        policy = f"{explained['tls']['policy']}: {explained['tls']['level']}"
         is_there = recipient.state in (("relayed", "deferred") if best else ("deferred",))
-        return is_there and hosts <= set(best)
+        return is_there and hosts <= set(best) and policies <= {policy}
     return recipient.state == OUTCOMES[state]
 
 

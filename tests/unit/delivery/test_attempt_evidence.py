@@ -151,6 +151,22 @@ async def test_mail_that_shares_a_failure_has_its_policy_and_no_durations(delive
     assert own.policy == shared.policy == "configuration: none"
 
 
+async def test_a_failure_of_a_host_with_another_name_is_demanded_by_the_own_route(delivery) -> None:
+    """Both names have one address, which is tried once."""
+    delivery.retry_s, delivery.unreachable_s = (600.0,), 300.0
+    async with RemoteMx() as mx:  # it offers no TLS
+        for domain in ("a.test", "b.test"):
+            delivery.table.at(domain, mx)
+            delivery.table.tls[domain] = TlsPolicy("required")
+            delivery.table.demanded_by[domain] = f"route to-{domain}"
+        await delivery.start()
+        attempts = [await attempt_of(delivery, f"x@{one}.test", final=False) for one in ("a", "b")]
+        assert mx.sessions == 1
+    assert [one.host for one in attempts] == ["mx0.a.test"] * 2
+    policies = [one.policy for one in attempts]
+    assert policies == ["route to-a.test: required", "route to-b.test: required"]
+
+
 async def test_the_mx_answer_is_recorded_with_the_hosts_that_are_skipped(delivery) -> None:
     answer = MxAnswer((Exchange(0, "mx0.a.test"), Exchange(20, "b.a.test", "no address")), 3)
     async with RemoteMx() as mx:
