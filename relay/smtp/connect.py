@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import aiosmtplib
 from aiosmtplib.protocol import SMTPProtocol
@@ -87,7 +87,7 @@ class Target:
         return f"{address}:{self.port}"
 
 
-_COMPLETED = 250
+_READY, _COMPLETED = 220, 250
 
 
 class ConnectError(Exception):
@@ -142,9 +142,6 @@ class _TolerantProtocol(SMTPProtocol):
         if response is None:
             self._buffer[:] = received
         return response
-
-
-aiosmtplib.smtp.SMTPProtocol = _TolerantProtocol  # type: ignore[attr-defined]  # no other way
 
 
 class _Stopwatch:
@@ -245,27 +242,29 @@ class _SessionSetup:
 
     async def _open(self) -> None:
         """Connect by TCP or Unix socket, with implicit TLS if required, and read the banner."""
-        target = self._target
-        use_tls = target.tls.implicit
+        target, loop = self._target, asyncio.get_running_loop()
+        protocol = _TolerantProtocol(loop)
+        tls: dict[str, Any] = {}
+        if target.tls.implicit:
+            tls = {
+                "ssl": self._client.tls_context,
+                "server_hostname": target.host or target.address,
+                "ssl_handshake_timeout": self._timeouts.command_s,
+            }
         self._stopwatch.begin()
         if target.path:
-            # One time-out for all: the socket is on this machine.
-            await self._client.connect(
-                hostname=target.host or None, socket_path=target.path, use_tls=use_tls
-            )
-            self._stopwatch.end()
-            return
-        sock = await _dialled(target, self._timeouts.connect_s)
-        if use_tls:
+            opening = loop.create_unix_connection(lambda: protocol, target.path, **tls)
+        else:
+            sock = await _dialled(target, self._timeouts.connect_s)
+            opening = loop.create_connection(lambda: protocol, sock=sock, **tls)
+        if tls:
             self._stopwatch.begin(in_tls=True)
-        self._stage = SmtpStage.STARTTLS if use_tls else SmtpStage.BANNER
-        try:
-            await self._client.connect(
-                hostname=target.host or target.address, sock=sock, use_tls=use_tls
-            )
-        except BaseException:
-            sock.close()
-            raise
+            self._stage = SmtpStage.STARTTLS
+        self._client.transport, self._client.protocol = await opening
+        self._stage = SmtpStage.BANNER
+        banner = await protocol.read_response(self._timeouts.command_s)
+        if banner.code != _READY:
+            raise aiosmtplib.SMTPResponseException(banner.code, banner.message)
         self._stopwatch.end()
 
     async def _hello(self) -> None:
@@ -387,8 +386,6 @@ class _SessionSetup:
 
     def _rejected(self, error: aiosmtplib.SMTPResponseException) -> ConnectError:
         """The error for a reply; the library's code for an invalid reply is -1."""
-        if isinstance(error, aiosmtplib.SMTPConnectResponseError):
-            self._stage = SmtpStage.BANNER
         text = joined(
             [printable(line.encode("utf-8", "replace")) for line in error.message.split("\n")]
         )
@@ -417,7 +414,6 @@ class _SessionSetup:
             trouble = SessionFailure.PROTOCOL
         # the address and, once connected, the command without a reply
         place = f"{self._target}" + (f": {self._stage}" if self._stage != SmtpStage.CONNECT else "")
-        # the library's text repeats host and port
         said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
         return self._trouble(trouble, f"{place}: {reason(said)}")
 

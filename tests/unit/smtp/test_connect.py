@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 
+import aiosmtplib
 import pytest
 from msgspec import structs
 
@@ -331,3 +332,7 @@ async def test_a_host_that_offers_no_auth_is_named(connected):
         error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
     told = "the host offers no AUTH, and the route has a login for it"
     assert error.outcome.evidence.reply == f"127.0.0.1:{mx.port}: {told}"
+
+
+def test_the_library_stays_as_it_is_for_other_users():
+    assert aiosmtplib.smtp.SMTPProtocol is aiosmtplib.protocol.SMTPProtocol
