@@ -37,6 +37,7 @@ OnReplies = Callable[[Mapping[int, Outcome]], None]
 
 
 SLOWEST_BYTES_S = 1024  # a host that takes fewer octets in a second is given up
+RCPT_S = 10.0  # for each recipient: some hosts delay their replies
 
 
 class Timeouts(Struct, frozen=True):
@@ -51,7 +52,8 @@ class Timeouts(Struct, frozen=True):
     dot_s: float = 600.0  # the reply to the final dot: RFC 5321 4.5.3.2.6
     quit_s: float = 2.0  # the reply to QUIT
     session_s: float = 600.0  # from connecting to AUTH
-    transaction_s: float = 600.0  # from MAIL to the last octet, and more by SLOWEST_BYTES_S
+    # from MAIL to the last octet, and more by RCPT_S and SLOWEST_BYTES_S
+    transaction_s: float = 600.0
 
 
 class Connection:
@@ -112,8 +114,8 @@ class Connection:
         if asked < count:
             transaction = replace(transaction, recipients=transaction.recipients[:asked])
         self._busy = True
-        size = size_of(transaction.content)
-        self._protocol.limit(round(self._timeouts.transaction_s + size / SLOWEST_BYTES_S, 1))
+        more_s = asked * RCPT_S + size_of(transaction.content) / SLOWEST_BYTES_S
+        self._protocol.limit(round(self._timeouts.transaction_s + more_s, 1))
         try:
             if await self._envelope(transaction, progress):
                 await self._content(transaction.content, progress, before_dot)

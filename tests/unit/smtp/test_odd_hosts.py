@@ -217,9 +217,10 @@ async def test_a_transaction_has_a_time_and_the_final_reply_one_of_its_own(
     timeouts = structs.replace(LONG, transaction_s=0.2)
     large = b"x" * 12_000_000  # more than sockets hold
 
-    async def outcome(stage, slowest_bytes_s, *, opens_after_s):
+    async def outcome(stage, slowest_bytes_s, *, opens_after_s, rcpt_s=0.0):
         """That of a large message to a host that waits at a stage."""
         monkeypatch.setattr(connection_module, "SLOWEST_BYTES_S", slowest_bytes_s)
+        monkeypatch.setattr(connection_module, "RCPT_S", rcpt_s)
         gate = asyncio.Event()
         async with RemoteMx(gates={stage: gate}) as mx:
             connection = await connected(mx, timeouts=timeouts)
@@ -233,6 +234,7 @@ async def test_a_transaction_has_a_time_and_the_final_reply_one_of_its_own(
     assert isinstance(
         await outcome("RCPT", 6_000_000, opens_after_s=0.5), Relayed
     )  # 2 s for its size
+    assert isinstance(await outcome("RCPT", 10**9, opens_after_s=0.5, rcpt_s=2.0), Relayed)
     for stage in ("RCPT", "CONTENT"):
         slow = await outcome(stage, 10**9, opens_after_s=9)
         assert (type(slow), slow.kind) == (Deferred, DeferralClass.SITE)
