@@ -256,8 +256,10 @@ class HostSelection:
             if len(results) < ADDRESSES_MAX:
                 reply = outcome.evidence.reply[:_RESULT_CHARACTERS_MAX]
                 results.append(f"{_named(host, address)}: {reply}")
-            # A temporary failure of one host outweighs a permanent one of another.
-            if last is None or isinstance(last[0], Failed):
+            # A temporary failure of one host outweighs a permanent one of another, and most of all
+            # one that a [[reply]] entry has judged: it may pause the site.
+            is_judged = isinstance(outcome, Deferred) and outcome.evidence.provider
+            if last is None or isinstance(last[0], Failed) or is_judged:
                 last = outcome, stage
         if last is None:
             raise self._no_address()

@@ -51,7 +51,7 @@ from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 _log = get_logger("delivery")
 
 TRANSACTIONS_MAX = 1000  # per connection
-_AGAIN_MAX = 100  # transactions for one claim
+_AGAIN_MAX = 1000  # transactions for one claim
 
 
 @dataclass

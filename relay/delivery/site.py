@@ -487,7 +487,7 @@ class Site:
         now_s = self.clock.monotonic()
         if entry.connections:
             self._concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
-        if entry.pause_s:
+        if entry.pause_s and self.pauses.of(self._pause_key) is None:
             _log.warning("site paused", site=self.name, provider=entry.name, pause_s=entry.pause_s)
             pause = SitePause(self.name, entry.name, now_s + entry.pause_s)
             self.pauses.begin(self._pause_key, pause)

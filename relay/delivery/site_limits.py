@@ -116,9 +116,7 @@ class SitePauses:
         self._pauses: dict[Hashable, SitePause] = {}
 
     def begin(self, key: Hashable, pause: SitePause) -> None:
-        """Begin a pause, unless one is in force: that goes on."""
-        if self.of(key) is not None:
-            return
+        """Begin a pause."""
         if len(self._pauses) >= PAUSES_MAX:
             del self._pauses[next(iter(self._pauses))]
         self._pauses[key] = pause

@@ -11,7 +11,7 @@ from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import EntryExtra, Selector
 from tests.support.events import until
 from tests.support.journeys import outcomes, states
-from tests.support.remote_mx import DROP, PassesFirst, RemoteMx
+from tests.support.remote_mx import DROP, EXTENSIONS, PassesFirst, RemoteMx
 
 
 async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
@@ -163,6 +163,18 @@ async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(deli
         journey = await delivery.done(await delivery.send("x@a.test"))
     assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
     assert len(mx.envelopes) == 2
+
+
+async def test_a_host_that_takes_one_recipient_at_a_time_gets_all_in_one_attempt(delivery) -> None:
+    async with RemoteMx(extensions=[*EXTENSIONS, "LIMITS RCPTMAX=1"]) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.retry_s = (3600.0,)
+        await delivery.start()
+        journey = await delivery.done(
+            await delivery.send(*(f"{number}@a.test" for number in range(150)))
+        )
+    assert set(states(journey).values()) == {"relayed"}
+    assert len(mx.envelopes) == 150
 
 
 @pytest.mark.parametrize("lmtp", [False, True])

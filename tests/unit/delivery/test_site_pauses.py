@@ -1,6 +1,7 @@
 """Sites that a [[reply]] entry pauses, or keeps at few connections."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -11,6 +12,7 @@ from relay.message.outcome import DeferralClass
 from relay.policy.patterns import Pattern
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector
+from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx
 
@@ -67,6 +69,25 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
         assert journey.attempts[0].provider == "e"
         listed = await delivery.spool.queue_admin.list(Selector(ids=(second,)), limit=1)
         assert listed[0]["attempts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "stage"), [((), "RCPT"), ((), "DOT"), (("450 4.3.2 not now",), "CONNECT")]
+)
+async def test_a_pause_begins_once_and_also_where_a_better_host_is_down(
+    delivery, before, stage
+) -> None:
+    """`before`: the banner of the better host."""
+    with capture_logs() as logs:
+        async with RemoteMx(replies={stage: BLOCKED}) as mx, AsyncExitStack() as stack:
+            better = [RemoteMx(replies={"CONNECT": banner}) for banner in before]
+            for one in better:
+                await stack.enter_async_context(one)
+            delivery.table.at("a.test", *better, mx)
+            delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+            await delivery.start()
+            await deferred(delivery, await delivery.send("a@a.test", "b@a.test"))
+    assert [one["provider"] for one in logs if one["event"] == "site paused"] == ["e"]
 
 
 async def test_all_that_waits_for_the_site_is_postponed(delivery) -> None:
@@ -145,7 +166,6 @@ def test_pauses_are_bounded_and_end() -> None:
     pauses = SitePauses(clock)
     start_s = clock.monotonic()
     pauses.begin("a", SitePause("a", "e", start_s + 60))
-    pauses.begin("a", SitePause("a", "f", start_s + 90))  # the first goes on
     assert [(one.provider, one.until_s - start_s) for one in pauses.all()] == [("e", 60)]
     clock.advance(60)
     assert pauses.all() == []
