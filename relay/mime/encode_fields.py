@@ -32,6 +32,8 @@ _ADDRESSES = re.compile(
     rb"|return-receipt-to"
 )
 
+_STRUCTURED = (b"content-type", b"content-disposition", b"received")
+
 
 class AddressNotAsciiError(ValueError):
     """An address has octets of 8 bits, and only SMTPUTF8 can carry it."""
@@ -47,9 +49,9 @@ def seven_bit_field(name: bytes, field: bytes) -> bytes:
     if _ADDRESSES.fullmatch(name):
         tokens = list(map(_with_a_labels, _split(_TOKENS, value)))
         _check_addresses(tokens)
+    elif name in _STRUCTURED:
+        tokens = _split(_TOKENS, _PARAMETER.sub(_parameter, value))
     else:
-        if name in (b"content-type", b"content-disposition"):
-            value = _PARAMETER.sub(_parameter, value)
         tokens = _split(_WORDS, value)
     return head + colon + _with_words(tokens, column=len(head) + 1) + _CRLF
 

@@ -222,7 +222,8 @@ class _Encoding:
 
         A soft line break never comes before two dashes that might begin a delimiter.
         """
-        is_text = entity.content_type.startswith("text/")
+        # readers of reports, message/delivery-status, seldom decode: they can read most of it so
+        is_text = entity.content_type.startswith(("text/", "message/"))
         if entity.encoding == "base64":
             return recode(octets, RewrappedBase64()), ""
         if entity.encoding == "quoted-printable" or (is_text and entity.encoding not in UUENCODE):

@@ -80,6 +80,10 @@ def longest(octets: bytes) -> int:
             "Content-Type: application/x\n" + BASE64 + "MIME-Version: 1.0\n\nYWJj\n", id="uuencode with a name",
         ),
         pytest.param(
+            MIXED + "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; ü\n--b--\n",
+            MIXED + f"--b\nContent-Type: message/delivery-status\n{QUOTED}\nReporting-MTA: dns; =C3=BC\n--b--\n", id="a report",
+        ),
+        pytest.param(
             MIXED + "--b\nContent-Type: text/plain; name=é\n--b\n\nx\n--b--\n",
             MIXED + "--b\nContent-Type: text/plain;\n name*=utf-8''%C3%A9\n--b\n\nx\n--b--\n", id="a part without a body",
         ),
@@ -168,6 +172,8 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
         ("Content-Disposition: attachment; filename*=utf-8''é%20x", "Content-Disposition: attachment;\n filename*=utf-8''%C3%A9%20x"),
         ("Content-Disposition: attachment; filename=" + "é" * 20, "Content-Disposition: attachment;\n filename*0*=utf-8''" + "%C3%A9" * 6
          + "%C3;\n filename*1*=%A9" + "%C3%A9" * 9 + "%C3;\n filename*2*=%A9" + "%C3%A9" * 3),
+        ("Content-Type: text/plain (é); charset=utf-8", "Content-Type: text/plain (=?utf-8?B?w6k=?=); charset=utf-8"),
+        ("Received: from é (é [192.0.2.1]) by x; 1", "Received: from =?utf-8?B?w6k=?= (=?utf-8?B?w6k=?= [192.0.2.1]) by x; 1"),
         ("Message-ID: <é@x>", "Message-ID: =?utf-8?B?PMOpQHg+?="),
     ],
 )  # fmt: skip
