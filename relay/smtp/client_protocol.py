@@ -27,15 +27,16 @@ class ReplyParser:
     def __init__(self, *, takes_text: bool = False) -> None:
         self.fault = ""
         self._takes_text = takes_text
-        self._begins_with_2yz = False
+        self._begins_with_2yz = self._has_code = False
         self._rest = b""
         self._texts: list[str] = []
         self._size_bytes = 0
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no part of the next reply has arrived."""
-        return not self._rest and not self._texts
+    def has_begun(self) -> bool:
+        """Return whether a part of the next reply has arrived; text alone is none, and goes."""
+        if not self._has_code:
+            self._texts, self._size_bytes = [], 0
+        return bool(self._rest or self._texts)
 
     def feed(self, data: bytes) -> list[Reply]:
         """Return the replies that `data` completes, in order, up to the first fault."""
@@ -62,6 +63,8 @@ class ReplyParser:
             return None
         if not self._texts:
             self._begins_with_2yz = not is_text and line.startswith(b"2")
+            self._has_code = False
+        self._has_code = self._has_code or not is_text
         self._texts.append(printable(line if is_text else line[4:]))
         if is_text or line[3:4] == b"-":
             return None
@@ -235,7 +238,7 @@ class SmtpClientProtocol(asyncio.Protocol):
             self._protocol_error(f"{str(unsolicited[0])!r} before its command", unsolicited[0])
         elif self._parser.fault:
             self._protocol_error(self._parser.fault)
-        elif not self._outstanding and not self._parser.is_empty:
+        elif not self._outstanding and self._parser.has_begun():
             self._protocol_error("data before a command")
         elif asked:
             self._wake()

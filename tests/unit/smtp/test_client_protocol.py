@@ -25,7 +25,7 @@ def test_replies_do_not_depend_on_where_the_bytes_are_cut(cuts):
     for start, end in pairwise(edges):
         replies += reader.feed(STREAM[start:end])
     assert replies == REPLIES
-    assert reader.is_empty
+    assert not reader.has_begun()
     assert reader.fault == ""
 
 

@@ -168,6 +168,27 @@ async def test_text_is_no_reply_where_commands_are_pipelined(connected, message,
     assert isinstance(result.outcomes[0], Indeterminate)
 
 
+async def test_text_after_replies_counts_for_no_command(connected, message):
+    said = {stage: "250 ok\r\nwell" for stage in ("MAIL", "RCPT", "DOT")}
+    said |= {"CONNECT": "220 mx\r\nno spam", "EHLO": "250 mx\r\nPIPELINING", "DATA": "354 go\r\non"}
+    async with RemoteMx(replies=said) as mx:
+        connection = await connected(mx)
+        for _ in range(2):
+            result = await connection.transact(message("a@y.test", "b@y.test"))
+            assert {type(one) for one in result.outcomes.values()} == {Relayed}
+
+
+@pytest.mark.parametrize("after", ["250 ok", "250-ok\r\nwell", "well\r\n250 ok", "2"])
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA"])
+async def test_a_second_reply_is_never_that_of_the_next_command(connected, message, stage, after):
+    go = "354 go" if stage == "DATA" else "250 ok"
+    said = {stage: f"{go}\r\n{after}", "DOT": "550 5.7.1 no"}
+    for extensions in (EXTENSIONS, STEP_BY_STEP):
+        async with RemoteMx(extensions=extensions, replies=said) as mx:
+            result = await (await connected(mx, timeouts=SHORT)).transact(message())
+        assert isinstance(result.outcomes[0], Deferred | Failed)
+
+
 async def test_text_in_other_replies_and_none_of_it_is_an_extension(connected, message):
     said = {
         "MAIL": "250-hello\r\nwell\r\n250 ok",
