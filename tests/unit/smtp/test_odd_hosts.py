@@ -169,7 +169,7 @@ async def test_text_is_no_reply_where_commands_are_pipelined(connected, message,
 
 
 async def test_text_after_replies_counts_for_no_command(connected, message):
-    said = {stage: "250 ok\r\nwell" for stage in ("MAIL", "RCPT", "DOT")}
+    said = dict.fromkeys(("MAIL", "RCPT", "DOT"), "250 ok\r\nwell")
     said |= {"CONNECT": "220 mx\r\nno spam", "EHLO": "250 mx\r\nPIPELINING", "DATA": "354 go\r\non"}
     async with RemoteMx(replies=said) as mx:
         connection = await connected(mx)
