@@ -479,7 +479,7 @@ async def test_an_explanation_changes_with_each_of_the_parts(explainer, tmp_path
         {"name": "elsewhere.test", "preference": 5, "addresses": ["192.0.2.77"], "skipped": ""}
     ]
 
-    def never_in_the_clear(policy, name, own=None):
+    def never_in_the_clear(policy, name):
         return replace(policy, level="required")
 
     assert before["tls"]["level"] == "verify"
