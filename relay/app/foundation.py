@@ -199,6 +199,11 @@ def read_pauses(settings: Settings, clock: Clock) -> Pauses:
         raise SettingsError([Fault(file, 0, "", text)]) from None
 
 
+def _milters(settings: Settings, metrics: Metrics) -> MilterSet:
+    observe = metrics.milter_answered
+    return MilterSet(settings.milter, hostname=settings.hostname, observe=observe)
+
+
 def _is_paused(pauses: Pauses, what: Paused) -> int:
     return int(what in pauses.current())
 
@@ -259,5 +264,5 @@ def open_foundation(
         store_log=store_log, store=store, spool=engine,
         journeys=Journeys(engine, store_log, clock=clock),
         feed=EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store)),
-        refusals=refusals, milters=MilterSet(settings.milter, hostname=settings.hostname),
+        refusals=refusals, milters=_milters(settings, metrics),
     )  # fmt: skip

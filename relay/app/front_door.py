@@ -203,7 +203,9 @@ def _impairment(base: Foundation) -> str:
     unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
     paused = base.pauses.why(Paused.DELIVERY)
     rules = base.sources.active.impaired() if base.sources.active else ""
-    return "; ".join(filter(None, (refusing, paused, base.readiness.impaired, rules, *unheld)))
+    down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
+    found = (refusing, paused, base.readiness.impaired, rules, *unheld, *down)
+    return "; ".join(filter(None, found))
 
 
 def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:

@@ -80,6 +80,11 @@ class Metrics:
         )  # fmt: skip
         self._count_reports_and_smtp(counter)
 
+    def milter_answered(self, milter: str, answer: str, took_s: float) -> None:
+        """Count an answer of a milter."""
+        self._milter_seconds.labels(milter).observe(took_s)
+        self._milter_answers.labels(milter, answer).inc()
+
     def keep_rules(self, known: Collection[tuple[str, str]]) -> None:
         """Forget the counts of all rules but these, each with an outcome."""
         found = {
@@ -115,6 +120,16 @@ class Metrics:
         )
         self.auth_failures = counter(
             "relay_auth_failures", "Logins by SMTP that failed or were delayed."
+        )
+
+        self._milter_seconds = Histogram(
+            "relay_milter_seconds", "Until a milter's answer.", ["milter"],
+            registry=self.registry, buckets=BOUNDS_S,
+        )  # fmt: skip
+        self._milter_answers = counter(
+            "relay_milter_answers",
+            "Milters' refusals, and their decisions about messages.",
+            ["milter", "answer"],
         )
 
         # For what is counted per message or recipient: a look-up takes longer than the count.
