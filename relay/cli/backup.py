@@ -76,7 +76,8 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     """
     from relay.cli.check import show_finding  # noqa: PLC0415 - is slow
     from relay.commands.backup import NotEmptyError  # noqa: PLC0415 - the same
-    from relay.commands.check import CheckResult, check_file  # noqa: PLC0415 - the same
+    from relay.commands.check import check_file  # noqa: PLC0415 - the same
+    from relay.commands.check_findings import CheckResult  # noqa: PLC0415 - the same
     from relay.commands.restore import (  # noqa: PLC0415 - the same
         DamagedBackupError,
         UnknownOwnerError,

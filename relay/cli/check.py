@@ -12,7 +12,8 @@ from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option
 from relay.cli.output import print_json, printable
-from relay.commands.check import CheckFinding, CheckResult, check_file
+from relay.commands.check import check_file
+from relay.commands.check_findings import CheckFinding, CheckResult
 from relay.settings.environment import read_environment
 from relay.settings.tree import NodeRole
 

@@ -232,6 +232,7 @@ class _TextView(_WarningView):
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
             *(f"  Webhook    {printable(url)}" for url in self._plan.webhooks),
+            *(f"  Milter     {printable(address)}" for address in self._plan.milters),
             "",
         )
 

@@ -85,6 +85,13 @@ def _over_zero(name: str, parse: Callable[[str], float]) -> Parsed[float]:
     return Parsed(name, value)
 
 
+def _milter_address(text: str) -> str:
+    address = parse_address(text, Path.cwd())
+    if not (address.path or address.port):
+        raise ValueError
+    return str(address)
+
+
 def _scenarios(
     context: click.Context, option: click.Parameter, given: tuple[str, ...]
 ) -> tuple[str, ...]:
@@ -296,6 +303,15 @@ _OPTIONS = (
         callback=_several(parse_webhook_url, "https://HOST/PATH, or http:// on this machine"),
         help="Post each step of each message to this URL; repeatable. The requests are signed "
         f"with {WEBHOOK_KEY}",
+    ),
+    _option(
+        "--milter",
+        "milters",
+        multiple=True,
+        metavar="ADDRESS",
+        callback=_several(_milter_address, "HOST:PORT or unix:PATH"),
+        help="Ask the milter at HOST:PORT or unix:PATH about all mail; repeatable, in this order. "
+        "While it is down, mail is accepted unfiltered.",
     ),
     _option(
         "--keep-messages",

@@ -22,6 +22,8 @@ that a command that uses the daemon loads neither of them.
 Checks:
 
 - `check`: what `relay check` finds: files, permissions, certificates, listeners, routes, DNS
+- `check_findings`: a result: ok, warning, fault, failed
+- `check_milters`: whether the milters answer
 - `check_ports`: whether an address is free to listen on
 - `check_nodes`: limits of all nodes together
 

@@ -11,7 +11,6 @@ import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -31,6 +30,8 @@ from relay.base.files import open_to_others
 from relay.base.phrases import counted, shown
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
+from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
+from relay.commands.check_milters import check_milters
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
@@ -43,7 +44,6 @@ from relay.routing.dns_client import name_servers_answer
 from relay.routing.mx_hosts import Hosts, TemporaryFailure
 from relay.settings.document import (
     Document,
-    Fault,
     KeyPath,
     SettingsError,
     dotted,
@@ -175,23 +175,6 @@ def _names(listener: CheckedListener, hostname: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-class CheckResult(StrEnum):
-    """The result of one check."""
-
-    OK = "ok"
-    WARNING = "warning"  # the service works, but is at risk
-    FAULT = "fault"  # relay serve does not start, or clients cannot use it
-    FAILED = "failed"  # it starts, but does not work as configured
-
-
-class CheckFinding(Struct, frozen=True):
-    """One line of the output."""
-
-    what: str
-    verdict: CheckResult
-    text: str
-
-
 def check_file(
     file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole = NodeRole.ALL
 ) -> list[CheckFinding]:
@@ -237,6 +220,7 @@ def _check_file(
     yield from _listeners(settings, place, clock)
     yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
+    yield from asyncio.run(check_milters(settings, place))
     yield from asyncio.run(_dns(settings, ring, place, clock=clock))
 
 
@@ -244,10 +228,10 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Yield a warning for a name that is an example, no local domain, and no way out."""
     if settings.hostname == _EXAMPLE_HOSTNAME:
         text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
-        yield _warning("configuration", place.fault(("hostname",), text))
+        yield warning_of("configuration", place.fault(("hostname",), text))
     if not settings.own_domains:
         text = "found none, expected a domain: no mail is local, and no account can have an address"
-        yield _warning("configuration", place.fault(("mailboxes", "domains"), text))
+        yield warning_of("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
         if route.next_hop == "hold":
             continue  # the routes that follow decide
@@ -255,7 +239,7 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             return  # some mail leaves
         if route.domain == "*":
             text = f'found "{route.next_hop}" for all domains, expected a way out: no mail leaves'
-            yield _warning("routes", place.fault(("route", number, "next_hop"), text))
+            yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
             return
 
 
@@ -270,10 +254,10 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             f"found {delivery.expire_after:g} s, expected more than the first wait of "
             f"delivery.retry, {delivery.retry[0]:g} s: no mail is retried before it expires"
         )
-        yield _warning("delivery", place.fault(("delivery", "expire_after"), text))
+        yield warning_of("delivery", place.fault(("delivery", "expire_after"), text))
     for number, earlier in hidden_routes(settings.route, settings.own_domains):
         text = f"found a route that gets no mail: {dotted(('route', earlier))} takes all of it"
-        yield _warning("routes", place.fault(("route", number, "domain"), text))
+        yield warning_of("routes", place.fault(("route", number, "domain"), text))
     for number, route in enumerate(settings.route):
         if route.source_address and not has_address(route.source_address):
             text = f"found {route.source_address}, expected an address of this machine"
@@ -284,14 +268,14 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             text = (
                 f'found "{route.next_hop}", the address of {dotted(own.key)}: mail comes back here'
             )
-            yield _warning("routes", place.fault(("route", number, "next_hop"), text))
+            yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
         is_unverified = route.tls in ("required", "opportunistic")
         if route.auth and is_unverified and host and not is_loopback(host):
             text = (
                 f'found "{route.tls}" with auth, expected verify: any host that answers '
                 "gets the password, whatever its certificate"
             )
-            yield _warning("routes", place.fault(("route", number, "tls"), text))
+            yield warning_of("routes", place.fault(("route", number, "tls"), text))
 
 
 def _listener_at(host: Address, settings: Settings) -> CheckedListener | None:
@@ -327,10 +311,10 @@ def _permissions(
     ]
     for key, path in secrets:
         if text := open_to_others(path, to_read=True):
-            yield _warning("permissions", place.fault(key, text))
+            yield warning_of("permissions", place.fault(key, text))
     for key, path in folders.items():
         if text := open_to_others(path):
-            yield _warning("permissions", place.fault(key, text))
+            yield warning_of("permissions", place.fault(key, text))
 
 
 def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
@@ -348,14 +332,14 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
                 f'found "{one.address}", where tokens and mail are sent in clear text; '
                 "expected http.tls, or loopback with a TLS proxy in front"
             )
-            yield _warning("listeners", place.fault(one.key, text))
+            yield warning_of("listeners", place.fault(one.key, text))
     for one in http if settings.http.pages else ():
         if one.is_open and one.tls is None and one.key[0] == "http":
             text = (
                 f'found true with the address "{one.address}", where passwords of logins are sent '
                 "in clear text; expected http.tls, or loopback with a TLS proxy in front"
             )
-            yield _warning("pages", place.fault(("http", "pages"), text))
+            yield warning_of("pages", place.fault(("http", "pages"), text))
     yield from _proxies(settings, place)
     yield from _certificates(settings, place, clock)
     if is_free:
@@ -373,7 +357,7 @@ def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             'networks of the proxy there, for example ["127.0.0.1/32"]: Forwarded and '
             "X-Forwarded-For are ignored, and all clients of the proxy count as one"
         )
-        yield _warning("listeners", place.fault(("http", "public_url"), text))
+        yield warning_of("listeners", place.fault(("http", "public_url"), text))
 
 
 def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
@@ -389,12 +373,8 @@ def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator
                 text = str(place.fault(key, certificate.fault))
                 found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
             if certificate.warning:
-                found[_warning("certificates", place.fault(key, certificate.warning))] = None
+                found[warning_of("certificates", place.fault(key, certificate.warning))] = None
     yield from found
-
-
-def _warning(what: str, fault: Fault) -> CheckFinding:
-    return CheckFinding(what, CheckResult.WARNING, str(fault))
 
 
 def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T | None]:
@@ -493,7 +473,7 @@ def _signing_keys(
     if ring is None:
         return KeyRing()
     for warning in key_warnings(ring, place, now_us=clock.time_us()):
-        yield _warning("dkim", warning)
+        yield warning_of("dkim", warning)
     text = f"{counted(len(ring.keys), 'key')} for {counted(len(ring.domains), 'domain')}"
     yield CheckFinding("dkim", CheckResult.OK, text)
     return ring
@@ -523,7 +503,7 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
                 pwd.getpwnam(name)
             except KeyError:
                 text = f"found {shown(name)}, expected a user of this machine"
-                yield _warning("sendmail", place.fault(("sendmail", "users", number), text))
+                yield warning_of("sendmail", place.fault(("sendmail", "users", number), text))
     drop = (given or default).drop
     if drop is None or not (given or drop.exists()):
         return
@@ -538,10 +518,10 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     expected = f"the mode {DROP_MODE:04o} and the owner {owner}"
     if given is None:
         text = f"found none, expected it: programs leave mail in {drop}"
-        yield _warning("sendmail", place.fault(("sendmail",), text))
+        yield warning_of("sendmail", place.fault(("sendmail",), text))
     elif found != expected:
         text = f"{drop}: found {found}, expected {expected}, the user of the service"
-        yield _warning("sendmail", place.fault(("sendmail", "drop"), text))
+        yield warning_of("sendmail", place.fault(("sendmail", "drop"), text))
 
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
@@ -618,4 +598,4 @@ async def _dns(
         return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
     found = CheckFinding("dns", CheckResult.OK, servers)
     loops = [one async for one in _passed_on(settings, place, clock)]
-    return [found, *(_warning("dkim", one) for one in warnings), *loops]
+    return [found, *(warning_of("dkim", one) for one in warnings), *loops]

@@ -8,11 +8,12 @@ a route: a login is sent only with TLS and a verified certificate, unless the ho
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, Self, TypeGuard, get_args
 from urllib.parse import unquote, urlsplit
 
 import tomlkit
@@ -28,7 +29,7 @@ from relay.internet.simulator import SimulatedInternet
 from relay.message.nexthop import HopKind, NextHop
 from relay.notifications.https_client import LOOPBACK, PRIVATE
 from relay.settings.environment import shipped
-from relay.settings.tree import Route, RouteAuth
+from relay.settings.tree import MilterRole, Route, RouteAuth
 from relay.settings.validation import is_loopback
 from relay.settings.values import is_ip, parse_domain
 
@@ -46,6 +47,9 @@ _PORTS = {HopKind.SMTP: 25, HopKind.SMTPS: 465}
 _NO_DOMAIN = ""  # of no recipient: the route is there for its TLS policy and its login
 
 _TLS = {"certificate": "tls/relay.pem", "key": "tls/relay.key"}
+# mail arrives, and its page says that the milter is down
+_UNFILTERED = {"when_down": "accept"}
+_NAME_CHARACTERS_MAX = 63
 _KEEP_S_MIN = 0.001  # of the configuration
 # The listeners of SMTP, by the names of their options, and the roles of the configuration.
 SMTP_ROLES = {"smtp": "relay", "submission": "submission", "submissions": "submissions"}
@@ -118,6 +122,7 @@ class DevelopmentOptions(Struct, frozen=True):
     # globs of the recipients to whom their own mail may be released; others get copies only
     release_allow: tuple[str, ...] = ()
     webhooks: tuple[str, ...] = ()  # where each event is posted
+    milters: tuple[str, ...] = ()  # the addresses of filters that all mail passes, in their order
     # keys of relay.toml with other values
     overrides: Mapping[str, Any] = {}
     converts_in_threads: bool = False  # see RelayDependencies
@@ -240,8 +245,17 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         "webhook": [
             {"url": url, "events": ["*"], "secret": WEBHOOK_KEY} for url in options.webhooks
         ],
+        "milter": [
+            {"name": _name_of(one), "address": one, "role": get_args(MilterRole), **_UNFILTERED}
+            for one in options.milters
+        ],
         "policy": {"directory": str(options.rules or shipped("policies"))},
     }  # fmt: skip
+
+
+def _name_of(milter: str) -> str:
+    """Return a name for the milter at an address, such as 127.0.0.1-11332."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", milter)[-_NAME_CHARACTERS_MAX:].strip("-.")
 
 
 def _listeners(options: DevelopmentOptions) -> Iterator[dict[str, Any]]:

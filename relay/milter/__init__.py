@@ -6,7 +6,8 @@ session.
 
 - `filters`: the milters of the configuration; what they say in a session, in which order
 - `filtered_message`: a message that goes from milter to milter (FilterVerdict); new bodies
-- `connection`: one milter: its connection in a session, time limits, faults and their log lines
+- `connection`: one milter: its connection in a session, time limits, faults and their log lines;
+  the one that `relay check` opens
 - `dialogue`: what one milter is sent at each stage, and what its answer means there
 - `changes`: applies the changes of a milter to header and body
 - `codec`: packets and octets; negotiation; which answers and changes are well formed

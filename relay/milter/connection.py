@@ -6,8 +6,10 @@ is down, late or faulty concerns its own sessions only.
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from relay.milter import codec
@@ -29,6 +31,7 @@ _BUFFER_OCTETS: Final = 64 * 1024
 _CLOSED: Final = "the connection was closed"
 _OUT_OF_TURN: Final = "an answer out of turn"
 _TOO_LATE: Final = "no decision within ten minutes"
+_CHECK_S_MAX: Final = 5.0
 Take = Callable[[bytes], Awaitable[None]]
 _log = get_logger("milter")
 
@@ -72,6 +75,23 @@ class ConfiguredMilter:
             with contextlib.suppress(OSError):
                 return await _connected(one[0], one[4])
         return await _connected(last[0], last[4])
+
+
+class _CheckedMilter(ConfiguredMilter):
+    """One of no session."""
+
+    def failed(self, error: Exception) -> None:
+        """Keep a fault, which is shown and not logged."""
+        self.fault = str(error)
+
+
+async def fault_of_milter(milter: Milter) -> str:
+    """Connect and negotiate, within some seconds; return what fails, "" for nothing."""
+    checked = _CheckedMilter(replace(milter, timeout=min(milter.timeout, _CHECK_S_MAX)))
+    connection = MilterConnection(checked)
+    await connection.open(now_s() + 3 * _CHECK_S_MAX)
+    connection.close()
+    return checked.fault
 
 
 async def _connected(family: int, place: Any) -> socket.socket:
@@ -229,4 +249,6 @@ async def _limit(limit_s: float, until: float) -> AsyncIterator[None]:
         what = f"no answer within {limit_s:g} s" if limit_s < left_s else _TOO_LATE
         raise MilterFaultError(what) from None
     except OSError as error:
-        raise MilterFaultError((error.strerror or str(error)).lower()) from None
+        is_lookup = isinstance(error, socket.gaierror)  # its number is none of the system
+        text = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
+        raise MilterFaultError((text or str(error)).lower()) from None

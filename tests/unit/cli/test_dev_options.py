@@ -68,6 +68,13 @@ def test_every_option_has_a_variable_of_its_name():
         ),
         (["--release-allow", "*"], "RELEASE_ALLOW", "*", "release_allow", ("*",)),
         (["--host", "[::2]"], "HOST", "[::2]", "hosts", ("[::2]",)),
+        (
+            ["--milter", "127.0.0.1:11332", "--milter", "unix:/run/x.sock"],
+            "MILTER",
+            "127.0.0.1:11332 unix:/run/x.sock",
+            "milters",
+            ("127.0.0.1:11332", "unix:/run/x.sock"),
+        ),
     ],
     ids=str,
 )
@@ -127,6 +134,7 @@ def test_the_command_line_counts_more():
         ("NO_RULES", "maybe", "not a valid boolean"),
         ("DOMAIN", "a.test, -", 'expected a domain such as example.org, found "-"'),
         ("HOST", "mail:80", 'expected a host name without a port, found "mail:80"'),
+        ("MILTER", "127.0.0.1:0", 'expected HOST:PORT or unix:PATH, found "127.0.0.1:0"'),
         ("RELEASE_ALLOW", "a.test", "expected a pattern of addresses such as *@example.org"),
         ("RELEASE_ALLOW", "*@a.test, @b.test", 'found "@b.test"'),
         ("RULES", "/nonexistent", "does not exist"),

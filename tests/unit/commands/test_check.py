@@ -1,5 +1,6 @@
 """relay check finds everything that a start would refuse, and starts nothing."""
 
+import asyncio
 import errno
 import os
 import socket
@@ -15,11 +16,13 @@ import pytest
 from relay.app.state_dir import OwnerLock
 from relay.base.clock import SystemClock
 from relay.commands import check, check_ports
-from relay.commands.check import CheckResult, check_file
+from relay.commands.check import check_file
+from relay.commands.check_findings import CheckResult
 from relay.signing.private_keys import new_key, read_pem, write_pem
 from relay.signing.record import key_record, txt_strings
 from relay.spool.sqlite.database import open_database
 from tests.support.dns_server import DnsThread
+from tests.support.milter import CLOSE, ScriptedMilter
 from tests.support.tls import authority
 
 __all__ = ["authority"]
@@ -122,6 +125,29 @@ def test_the_socket_of_dovecot_is_opened(files, short_path):
         server.bind(str(place))
         server.listen()
         assert ("dovecot_auth", f"unix:{place}") in of(files(relay=config), CheckResult.OK)
+
+
+async def test_each_milter_is_connected_to(files, short_path):
+    gone = f"unix:{short_path / 'gone'}"
+    async with (
+        ScriptedMilter().at() as good,
+        ScriptedMilter(version=7).at() as new,
+        ScriptedMilter({b"O": CLOSE}).at() as shut,
+    ):
+        addresses = {"good": good, "new": new, "shut": shut, "gone": gone}
+        milters = [f'[[milter]]\nname = "{x}"\naddress = "{y}"\n' for x, y in addresses.items()]
+        found = await asyncio.to_thread(files, relay=CONFIG + "".join(milters))
+    assert ("milter", f'"good" at {good}') in of(found, CheckResult.OK)
+    down = [
+        text.partition("relay.toml:")[2]
+        for what, text in of(found, CheckResult.WARNING)
+        if what == "milter"
+    ]
+    assert down == [
+        f'18: milter[1].address: "new" at {new} is down: version 7 of the protocol, expected 2 to 6',
+        f'21: milter[2].address: "shut" at {shut} is down: the connection was closed',
+        f'24: milter[3].address: "gone" at {gone} is down: no such file or directory',
+    ]  # fmt: skip
 
 
 def test_passwords_are_counted_by_scheme(files):

@@ -15,7 +15,8 @@ from relay.app.state_dir import AlreadyRunningError
 from relay.base.certificates import certificate_of_handshake
 from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
-from relay.commands.check import CheckResult, check_file
+from relay.commands.check import check_file
+from relay.commands.check_findings import CheckResult
 from relay.development import folder as folder_module
 from relay.development import options as development
 from relay.development.authority import (
@@ -288,3 +289,12 @@ async def test_the_authority_of_the_proxy_is_renewed_also_after_a_failure(tmp_pa
     assert before.subject == now.subject
     assert now.not_valid_after_utc.timestamp() == clock.time_us() // 10**6 + PROXY_HOURS * 3600
     folder.remove()
+
+
+def test_milters_are_named_after_their_addresses():
+    addresses = ("127.0.0.1:11332", "[::1]:11332", "unix:/run/x_y/milter.sock", f"unix:/{'z' * 90}")
+    found = write_config(open_folder(None), milters=addresses).milter
+    names = ["127.0.0.1-11332", "1-11332", "unix-run-x-y-milter.sock", "z" * 63]
+    assert [one.name for one in found] == names
+    assert [str(one.address) for one in found] == list(addresses)
+    assert {(one.when_down, len(one.role)) for one in found} == {("accept", 4)}

@@ -1,0 +1,24 @@
+"""Whether the milters answer, for `relay check`."""
+
+import asyncio
+
+from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
+from relay.milter.connection import fault_of_milter
+from relay.settings.document import Document
+from relay.settings.tree import Settings
+
+
+async def check_milters(settings: Settings, place: Document) -> list[CheckFinding]:
+    """Connect to each milter. One that is down is a warning: it may come back, and `when_down`
+    says what becomes of mail until then.
+    """
+    found = list[CheckFinding]()
+    faults = await asyncio.gather(*map(fault_of_milter, settings.milter))
+    for number, (one, fault) in enumerate(zip(settings.milter, faults, strict=True)):
+        text = f'"{one.name}" at {one.address}'
+        if fault:
+            down = place.fault(("milter", number, "address"), f"{text} is down: {fault}")
+            found.append(warning_of("milter", down))
+        else:
+            found.append(CheckFinding("milter", CheckResult.OK, text))
+    return found
