@@ -21,6 +21,7 @@ from relay.http.errors import ApiError
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
 from relay.journeys.journey import Journeys
+from relay.message.authentication_results import AuthResult
 from relay.message.nexthop import NextHop
 from relay.notifications.webhooks import Webhooks
 from relay.observe.history import MetricsHistory
@@ -160,6 +161,7 @@ class Question(Struct, frozen=True):
     ip: str = ""
     content: bytes | None = None
     probe: bool = False  # connect to the hosts, and stop before MAIL
+    results: tuple[AuthResult, ...] = ()  # that milters added to the message
 
 
 Explain = Callable[[Question], Awaitable[Mapping[str, Any]]]

@@ -27,6 +27,7 @@ Running:
 - `dead_letters`: which answers to reports stay in the dead-letter mailbox
 - `settling`: when a relay has nothing to do
 - `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it
+- `asked_milters`: what the milters say of the message of such a question
 
 Elsewhere: from which level on mail is refused: `relay/base/pressure.py`; which keys a reload
 applies: `relay/settings/reloadable_keys.py`; the development relay: `relay/development/relay.py`.

@@ -21,6 +21,7 @@ from msgspec import Struct
 from relay.accounts.account import Expansion
 from relay.accounts.directory import load_accounts
 from relay.api.dependencies import Question
+from relay.app.asked_milters import GOES_ON, ask_milters
 from relay.app.configuration import RoutePlace, read_table, route_places
 from relay.app.foundation import Foundation
 from relay.app.srs_key import srs_in
@@ -45,6 +46,7 @@ from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
+from relay.milter.filters import FilterSession, MilterSet
 from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.explanation import RulesExplained, explain
 from relay.policy.message_parts import TooManyPartsError
@@ -62,7 +64,6 @@ from relay.routing.route_table import (
 from relay.settings.tree import Settings
 from relay.settings.validation import is_trusted
 
-_GOES_ON = ("local", "remote", "captured", "held")  # states in which mail is delivered or queued
 _NO_PLACE = RoutePlace("", 0)
 
 
@@ -94,6 +95,7 @@ class Explainer:
     places: Mapping[str, RoutePlace]  # of the routes, by name
     checks: RecipientChecks  # those of RCPT
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
+    milters: MilterSet  # those of acceptance
     # what the site of these hosts does now; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
     # opens a session with the site of these hosts, and ends it before MAIL; None: no relay runs
@@ -106,10 +108,21 @@ class Explainer:
 
     async def explain(self, question: Question) -> dict[str, Any]:
         """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
-        document = await self._explain(question)
+        session = None
+        if question.content is not None and question.ip:
+            session = self.milters.session("relay")
+        document = await (self._filtered(question, session) if session else self._explain(question))
         if question.probe and self.probe is not None:
             document["probe"] = await self._probed(document)
         return document
+
+    async def _filtered(self, question: Question, session: FilterSession) -> dict[str, Any]:
+        """Explain what the milters make of the message."""
+        asked = await ask_milters(session, question)
+        if asked.end:
+            sender = _Sender(question.sender, is_trusted=False)
+            return asked.added_to(self._replaced(question.address, sender, []))
+        return asked.added_to(await self._explain(asked.question))
 
     async def _probed(self, document: Mapping[str, Any]) -> Any:
         """Connect to the hosts of mail that has one next hop; None: it has none, or no hosts."""
@@ -146,7 +159,7 @@ class Explainer:
             found = self._replaced(question.address, sender, targets)
         if rejection:
             found["reply"] = rejection
-            if found["state"] in _GOES_ON:  # its mailbox is full
+            if found["state"] in GOES_ON:  # its mailbox is full
                 found["state"] = "rejected"
         return found
 
@@ -217,6 +230,7 @@ class Explainer:
             recipient_count=1,
             time_us=self.clock.time_us(),
             is_own=self.table.is_local_domain,
+            results=question.results,
         )
         rules = self.rules()
         if question.content is None:
@@ -370,7 +384,7 @@ def _rule(finding: dict[str, Any]) -> dict[str, Any]:
 def _state_of_all(targets: Sequence[Mapping[str, Any]]) -> str:
     """Return the state of an address with targets: that of the first one that gets the mail."""
     states = [str(each["state"]) for each in targets] or ["rejected"]
-    return next((state for state in states if state in _GOES_ON), states[0])
+    return next((state for state in states if state in GOES_ON), states[0])
 
 
 def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
@@ -420,7 +434,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         checks=RecipientChecks(
             forwarding, base.store, transport.verifier.rejection, rules=base.sources.rules
         ),
-        trusts=partial(is_trusted, base.settings.smtp),
+        trusts=partial(is_trusted, base.settings.smtp), milters=base.milters,
         state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
     )  # fmt: skip
 
@@ -450,7 +464,8 @@ def explainer_of_files(
             schedule=schedule, options=site_options(settings, schedule), clock=clock,
             places=route_places(file, settings),
             checks=RecipientChecks(forwarding, _UnknownRoom(), rules=lambda: rules),
-            trusts=partial(is_trusted, settings.smtp), state_of=None,
+            trusts=partial(is_trusted, settings.smtp),
+            milters=MilterSet(settings.milter, hostname=settings.hostname), state_of=None,
         )  # fmt: skip
         yield explainer, resolver.close
     finally:

@@ -15,6 +15,7 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options, read_input
 from relay.cli.rule_lines import condition_text, rule_text
 from relay.commands.operator_client import OperatorClient
+from relay.journeys.wording import milter_words
 from relay.message.nexthop import BY_RULE
 from relay.settings.environment import read_environment
 
@@ -26,7 +27,7 @@ _STATES = {
     "held": "is queued for {next_hop}, and held: {reason}",
     "invalid": "is invalid",
     "rejected": "is rejected",
-    "discarded": "is discarded by a rule: nobody gets it, and no report is sent",
+    "discarded": "is discarded: nobody gets it, and no report is sent",
 }
 _SHOWN_MAX = 20  # rules and hosts; --json has all
 _WIDTH = 8
@@ -39,7 +40,8 @@ _WIDTH = 8
 @click.option("--message", "file", type=InputPath(), metavar="FILE",
               help="The message, for conditions on the content.")  # fmt: skip
 @click.option("--ip", metavar="ADDRESS", default="",
-              help="The client. [default: one that has logged in]")  # fmt: skip
+              help="The client; with --message, the milters are asked too. "
+                   "[default: one that has logged in]")  # fmt: skip
 @click.option("--probe", is_flag=True,
               help="Connect to the hosts as delivery would, and stop before MAIL.")  # fmt: skip
 @common_options
@@ -76,6 +78,7 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     if why_files:
         lines.append(_line("relay", f"{why_files}; this is from the configuration"))
     lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
+    lines += [_line("said", milter_words(each)) for each in document.get("milters", ())]
     lines += [_line("alias", each) for each in document["aliases"]]
     lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
     route = document["route"]

@@ -22,6 +22,7 @@ from relay.mailbox.types import Room
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.message.srs import Srs
 from relay.message.tls_policy import TlsPolicy
+from relay.milter.filters import MilterSet
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import read_rules
 from relay.routing.mx_hosts import Host, Hosts
@@ -126,6 +127,7 @@ async def explainer(dns: DnsThread, tmp_path: Path):
             "places": {"checked": RoutePlace("relay.toml", 40)},
             "trusts": lambda ip: ip == "192.0.2.9",
             "state_of": lambda _hop, _hosts: SiteState(0, 0.0, None, 0.0),
+            "milters": MilterSet((), hostname="relay.example.test"),
         }
         parts |= changes
         accounts, given = parts.pop("accounts"), parts.pop("table")
