@@ -158,6 +158,7 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
         facts.append(StepFact("Report about", about, message=about))
     elif not journey.submission_id and (client := client_line(journey.client)):
         facts.append(StepFact("Client", client.removeprefix("from ")))
+    facts += [StepFact("Milter", _milter(one)) for one in detail.get("milters", ())]
     rules = detail.get("rules", ())
     facts += [StepFact("Rule", _rule(one)) for one in rules]
     if signed := signature_words(detail):
@@ -195,6 +196,13 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     matched = [one for one in rules if "error" not in one]
     hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
     return StepEvidence(f"{hits}; the message is stored in the queue.", tuple(facts))
+
+
+def _milter(said: Mapping[str, Any]) -> str:
+    place = "" if said["stage"] in ("", "end of message") else f" at {said['stage']}"
+    reason = f": {said['reason']}" if said["reason"] else ""
+    changes = f"; {', '.join(said['changes'])}" if said["changes"] else ""
+    return f"{said['name']}: {said['answer']}{place}{reason}{changes}"
 
 
 def _rule(hit: Mapping[str, Any]) -> str:
