@@ -39,7 +39,7 @@ else
         missing+=(libmail-deliverystatus-bounceparser-perl)
 fi
 # Unpacked into .system, not installed: tests start these servers by their paths. The LMTP server's
-# version must be Dovecot's; Exim excludes Postfix; HAProxy, OpenDKIM and PgBouncer would start a service.
+# version must be Dovecot's; Exim excludes Postfix; the others would start a service.
 unpack() {
     local version
     version=$(dpkg-query -W -f '${Version}' dovecot-core 2>/dev/null) &&
@@ -48,17 +48,24 @@ unpack() {
     unpack_one usr/sbin/opendkim opendkim OpenDKIM
     unpack_one usr/sbin/pgbouncer pgbouncer PgBouncer
     unpack_one usr/sbin/haproxy haproxy HAProxy
+    unpack_one usr/bin/rspamd rspamd rspamd
+    unpack_one usr/sbin/clamd clamav-daemon ClamAV
+    unpack_one usr/sbin/clamav-milter clamav-milter clamav-milter
+    unpack_one usr/sbin/opendmarc opendmarc OpenDMARC
 }
-# With each package that an installation would bring along: names of libraries differ between versions.
+# With each package that an installation would bring along: names of libraries differ between versions. But
+# clients of databases, updates of signatures, fonts and scripts of pages are not needed.
 unpack_one() {
     local folder
     [ ! -e "/$1" ] && [ ! -e ".system/$1" ] || return 0
-    folder=$(mktemp -d) || return 0
+    folder=$(mktemp -d) && mkdir "$folder/etc" || return 0
     (
         cd "$folder"
-        apt-get -s install --no-install-recommends "$2" | awk '$1 == "Inst" { print $2 }' >names &&
-            xargs apt-get -q download <names && for each in *.deb; do dpkg-deb -x "$each" .; done
-    ) && [ -e "$folder/$1" ] && mkdir -p .system && cp -r "$folder/usr" .system/ ||
+        apt-get -s install --no-install-recommends "$2" |
+            awk '$1 == "Inst" && $2 !~ /-client|freshclam|^fonts-|^libjs-/ { print $2 }' >names &&
+            xargs timeout 120 apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 download <names &&
+            for each in *.deb; do dpkg-deb -x "$each" .; done
+    ) && [ -e "$folder/$1" ] && mkdir -p .system && cp -r "$folder"/{usr,etc} .system/ ||
         echo "tests of $3 are skipped: its package cannot be fetched" >&2
     rm -rf "$folder"
 }

@@ -3,9 +3,12 @@ what the script says. Its code shares nothing with Relay's.
 """
 
 import asyncio
+import queue
 import struct
-from collections.abc import Callable, Mapping
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 CLOSE = b"(close)"
@@ -112,3 +115,22 @@ class ScriptedMilter:
             writer.write(answer)
             await writer.drain()
         return command != self.closes_after
+
+
+@contextmanager
+def in_thread(milter: ScriptedMilter) -> Iterator[str]:
+    """Listen on a loop of its own; gives the address."""
+    addresses, over = queue.Queue[str](), threading.Event()
+
+    async def serve() -> None:
+        async with milter.at() as address:
+            addresses.put(address)
+            await asyncio.to_thread(over.wait)
+
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(asyncio.run, serve())
+        try:
+            yield addresses.get(timeout=30)
+        finally:
+            over.set()
+            serving.result(30)

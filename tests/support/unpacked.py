@@ -11,7 +11,8 @@ UNPACKED = Path(__file__).parents[2] / ".system/usr"
 
 def unpacked_libraries() -> dict[str, str]:
     """The variable by which a program finds the libraries."""
-    return {"LD_LIBRARY_PATH": ":".join(map(str, (UNPACKED / "lib").glob("*-linux-gnu")))}
+    folders = [*(UNPACKED / "lib").glob("*-linux-gnu"), UNPACKED / "lib", UNPACKED / "lib/rspamd"]
+    return {"LD_LIBRARY_PATH": ":".join(map(str, folders))}
 
 
 def copied(program: Path, folder: Path) -> Path:
