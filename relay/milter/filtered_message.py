@@ -68,7 +68,8 @@ class NewBody:
         if not self.files:
             return bytes(self._held)
         await self._spill()
-        return LargeContent(b"", (self.files[0].octets(),), self._lines.eight_bit)
+        eight_bit = self._lines.eight_bit
+        return LargeContent(b"", (self.files[0].octets(),), eight_bit, long_lines=True)
 
     def _add(self, text: bytes) -> None:
         self._held += text

@@ -185,6 +185,7 @@ async def test_a_large_body_is_read_and_replaced_in_blocks(filtered):
     assert b"".join(milter.of(b"B")) == text[: sum(map(len, milter.of(b"B")))]
     assert (len(milter.of(b"B")), b"".join(other.of(b"B"))) == (10, text)
     assert {type(verdict.content.rest), len(session.files)} == {LargeContent, 1}
+    assert verdict.content.rest.long_lines  # they are looked for before they leave
     assert max(map(len, session.files[0].written)) <= 2 * LARGE_BYTES
     assert read_all(verdict.content.joined()) == MAIL.partition(b"Hello")[0] + text
     assert not session.files[0].is_discarded
