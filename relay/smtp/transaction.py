@@ -3,7 +3,7 @@
 Which reply at which stage is which outcome is the table in relay/message/outcome.py.
 
 Without I/O. After the final dot, SMTP has one reply, LMTP one for each accepted recipient in their
-order. A parameter is sent only if the peer offers its extension; a message that needs one
+order. A parameter is sent only if the peer offers its extension; an address that needs one
 which the peer lacks is Unsupported. An outcome is never overwritten. Only a recipient whose RCPT
 was accepted can be Relayed or Delivered. See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE),
 RFC 6152 (8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 9422 (LIMITS), RFC 1047 (lost
@@ -51,7 +51,8 @@ QUIT = b"QUIT\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One message to send. `content` has CRLF line ends and is not dot-stuffed.
+    """One message to send. `content` has CRLF line ends and is not dot-stuffed; octets of 8 bits
+    only where the peer takes them.
 
     `smtputf8` and `eight_bit` of the envelope are what the client declared; the content decides
     what is needed. With `whole` the message goes to all its recipients or, unless every RCPT is
@@ -297,8 +298,6 @@ def unsupported(transaction: Transaction, offered: Extensions) -> Unsupported | 
     """Return why the message cannot be sent to this peer, or None."""
     if wrong := wrong_address(transaction, offered):
         return wrong
-    if not offered.eight_bit and is_eight_bit(transaction.content):
-        return Unsupported("5.6.3", "the message has 8-bit content, which the host does not accept")
     size = size_of(transaction.content)
     if offered.size_max and size > offered.size_max:
         text = f"the message has {size} bytes, the host accepts at most {offered.size_max}"
