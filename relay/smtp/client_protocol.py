@@ -33,9 +33,11 @@ class ReplyParser:
         self._size_bytes = 0
 
     def has_begun(self) -> bool:
-        """Return whether a part of the next reply has arrived; text alone is none, and goes."""
+        """Return whether a part of the next reply has arrived; text alone is none, and goes. Its
+        octets count for that reply.
+        """
         if not self._has_code:
-            self._texts, self._size_bytes = [], 0
+            self._texts = []
         return bool(self._rest or self._texts)
 
     def feed(self, data: bytes) -> list[Reply]:
@@ -57,7 +59,7 @@ class ReplyParser:
         if is_text and not self._takes_text:
             self.fault = f"{printable(line[:_SHOWN_MAX])!r}, which is not an SMTP reply"
             return None
-        self._size_bytes += len(line)
+        self._size_bytes += len(line) + len(b"\n")
         if self._size_bytes > REPLY_BYTES_MAX or len(self._texts) >= REPLY_LINES_MAX:
             self.fault = TOO_LONG
             return None

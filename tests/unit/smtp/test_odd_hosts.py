@@ -10,6 +10,7 @@ from msgspec import structs
 
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Failed, Indeterminate, Relayed
 from relay.smtp import connection as connection_module
+from relay.smtp.client_protocol import REPLY_BYTES_MAX, TOO_LONG, ReplyParser
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
 from tests.support.remote_mx import EXTENSIONS, RemoteMx
@@ -178,6 +179,15 @@ async def test_text_after_replies_counts_for_no_command(connected, message):
             assert {type(one) for one in result.outcomes.values()} == {Relayed}
 
 
+@pytest.mark.parametrize("text", [b"x\r\n", b"\n"])
+def test_text_before_a_command_is_bounded(text):
+    parser = ReplyParser(takes_text=True)
+    for _ in range(REPLY_BYTES_MAX + 1):
+        parser.feed(text)
+        assert not parser.has_begun() or parser.fault
+    assert parser.fault == TOO_LONG
+
+
 @pytest.mark.parametrize("after", ["250 ok", "250-ok\r\nwell", "well\r\n250 ok", "2"])
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA"])
 async def test_a_second_reply_is_never_that_of_the_next_command(connected, message, stage, after):
@@ -238,24 +248,24 @@ async def test_a_transaction_has_a_time_and_the_final_reply_one_of_its_own(
     timeouts = structs.replace(LONG, transaction_s=0.2)
     large = b"x" * 12_000_000  # more than sockets hold
 
-    async def outcome(stage, slowest_bytes_s, *, opens_after_s, rcpt_s=0.0):
-        """That of a large message to a host that waits at a stage."""
+    async def outcome(stage, slowest_bytes_s, *, opens_after_s, rcpt_s=0.0, content=large):
+        """That of a message to a host that waits at a stage."""
         monkeypatch.setattr(connection_module, "SLOWEST_BYTES_S", slowest_bytes_s)
         monkeypatch.setattr(connection_module, "RCPT_S", rcpt_s)
         gate = asyncio.Event()
         async with RemoteMx(gates={stage: gate}) as mx:
             connection = await connected(mx, timeouts=timeouts)
             timer = asyncio.get_running_loop().call_later(opens_after_s, gate.set)
-            result = await connection.transact(message(content=large))
+            result = await connection.transact(message(content=content))
             timer.cancel()
             gate.set()
         return result.outcomes[0]
 
-    assert isinstance(await outcome("DOT", 10**9, opens_after_s=0.5), Relayed)
+    assert isinstance(await outcome("DOT", 10**9, opens_after_s=0.5, content=b"x"), Relayed)
     assert isinstance(
-        await outcome("RCPT", 6_000_000, opens_after_s=0.5), Relayed
-    )  # 2 s for its size
-    assert isinstance(await outcome("RCPT", 10**9, opens_after_s=0.5, rcpt_s=2.0), Relayed)
+        await outcome("RCPT", 1_500_000, opens_after_s=0.5), Relayed
+    )  # 8 s for its size
+    assert isinstance(await outcome("RCPT", 10**9, opens_after_s=0.5, rcpt_s=8.0), Relayed)
     for stage in ("RCPT", "CONTENT"):
         slow = await outcome(stage, 10**9, opens_after_s=9)
         assert (type(slow), slow.kind) == (Deferred, DeferralClass.SITE)
