@@ -174,7 +174,8 @@ async def decide(
     is_played = account is not None
     refused = await _play(session, envelope, paths, account=account) if account is not None else {}
     verdict = FilterVerdict(content, store)
-    said = tuple([MilterSaid(x.milter, "", x.answer, x.reply) for x in refused.values()])
+    by_name = {x.milter: MilterSaid(x.milter, "", x.answer, x.reply) for x in refused.values()}
+    said = tuple(by_name.values())
     if 0 not in refused and len(refused) < len(paths):
         verdict = await session.message(content, store, {"i": queue_id})
         said = verdict.said
@@ -185,13 +186,11 @@ async def decide(
         verdict.release()
         verdict = FilterVerdict(content, store)
     if of_all and (not is_played or of_all.reply.startswith("4")):
-        # no connection ends by a reply to what is played
-        reply = of_all.reply.replace("421", "451", 1) if is_played else of_all.reply
-        return DataReply(reply, milter=of_all.milter)
+        return DataReply(_line(of_all) if is_played else of_all.reply, milter=of_all.milter)
     ended = {}
     for at, path in enumerate(paths, 1):
         if refusal := refused.get(at, of_all):
-            reply = one_line(refusal.reply)
+            reply = _line(refusal)
             status = split_reply(reply).status or _REFUSED
             ended[at] = NewRecipient(path, RecipientState.FAILED, status, reply, position=at)
         elif discarded_by or path.address in verdict.removed:
@@ -206,6 +205,12 @@ async def decide(
         hold=hold,
         refused_by=next((one.milter for one in refused.values()), ""),
     )  # fmt: skip
+
+
+def _line(answer: FilterAnswer) -> str:
+    """Return a reply as one line, by which no connection ends."""
+    text = one_line(answer.reply)
+    return f"{'451' if answer.closes else text[:3]} {text[4:]}"
 
 
 async def _play(

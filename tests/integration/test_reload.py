@@ -144,6 +144,18 @@ def test_a_reload_that_leaves_an_account_as_it_is_leaves_its_sessions(relay):
         assert codes(smtp, *MAIL) == [250, 250, 354]
 
 
+def test_milters_are_replaced(relay):
+    def replies() -> tuple[int, int]:
+        with contextlib.closing(relay.smtp()) as smtp:
+            return smtp.ehlo("client.test")[0], smtp.mail("alice@example.test")[0]
+
+    down = {"name": "down", "address": f"unix:{relay.folder}/no.sock"}
+    for milters, found in (([down], 451), ([down | {"role": ["local"]}], 250), ([], 250)):
+        relay.write_config(relay.config | {"milter": milters})
+        hang_up(relay, "reloaded")
+        assert replies() == (found, found)
+
+
 def test_texts_of_reports_are_replaced_and_faulty_ones_keep_those_in_force(relay):
     file = relay.folder / "texts" / "de" / "failure.txt"
     file.parent.mkdir(parents=True)

@@ -153,6 +153,26 @@ async def test_a_milter_that_is_down(filtered, script, when_down, replies):
     assert [one[:3] for one in found] == replies
 
 
+@pytest.mark.parametrize("when_down", ["accept", "reject"])
+@pytest.mark.parametrize("command", [b"H", b"M", b"R", b"T", b"L", b"N", b"B", b"E"])
+async def test_a_milter_that_dies_at_a_stage(filtered, command, when_down):
+    """Its half of the changes does not count, those of the other one do."""
+    half = added("X-Half", "1") if command == b"E" else b""
+    await filtered.milter({b"E": added("X-Whole", "1") + packet(b"c")})
+    dying = await filtered.milter({command: half or CLOSE}, when_down=when_down)
+    dying.closes_after = command
+    replies = await filtered.replies()
+    if when_down == "reject":
+        assert not filtered.relay.spool.accepted
+        refused = [one for one in replies if one[0] in "45"]
+        assert refused[:1] == ["550 5.5.0 Service unavailable"]
+    else:
+        assert replies[-1].startswith("250")
+        assert ("X-Whole" in filtered.stored, "X-Half" in filtered.stored) == (True, False)
+        first, second = filtered.step5["milters"]
+        assert (first["answer"], second["answer"]) == ("continue", "down")
+
+
 async def test_a_refused_recipient_is_refused_alone(filtered):
     def answer(data):
         return packet(b"r") if data.startswith(b"<bob") else None
@@ -183,6 +203,22 @@ async def test_what_a_milter_hears(filtered):
     assert f"\0i\0{filtered.message.facts.id}\0".encode() in b"\0" + macros.replace(b"E", b"\0")
     connect = milter.of(b"C")[0]
     assert (connect[:13], connect[-10:]) == (b"[127.0.0.1]\x004", b"127.0.0.1\0")
+
+
+async def test_a_refused_data_ends_the_transaction(filtered):
+    milter = await filtered.milter({b"T": packet(b"t")})
+    client = await filtered.client()
+    assert [one[:3] for one in await client.say_all(*LINES, "DATA")][-2:] == ["451", "503"]
+    milter.script.clear()
+    assert (await client.say_all(*LINES[1:]))[-1][:3] == "354"
+    assert milter.commands() == b"OCHMRRTAMRRT"
+
+
+async def test_rset_ends_what_milters_hear_at_once(filtered):
+    milter = await filtered.milter()
+    client = await filtered.client()
+    await client.say_all(*LINES[:3], "RSET")
+    await until(lambda: milter.commands() == b"OCHMRA")
 
 
 async def test_bdat_is_told_as_data_once_and_refused_with_its_chunks(filtered):
@@ -289,10 +325,11 @@ async def test_quarantine_holds_and_counts(filtered):
 
 
 async def test_a_large_new_body_is_in_a_file_until_it_is_accepted(filtered):
-    parts = b"".join(packet(b"b", b"x" * 998 + b"\r\n") for _ in range(1500))
+    lines = (b"x" * 998 + b"\r\n") * 1500
+    parts = b"".join(packet(b"b", lines[at : at + 997]) for at in range(0, len(lines), 997))
     await filtered.milter({b"E": parts + packet(b"c")})
     assert (await filtered.replies())[-1].startswith("250")
-    assert filtered.message.contents[0].body[0].size == 1500 * 1000 + 2
+    assert filtered.message.contents[0].body[0].size == len(lines) + 2
     [arrival] = filtered.relay.spool.arrivals
     assert arrival.discarded == 1
 
@@ -372,6 +409,8 @@ async def test_refusals_of_what_is_played(filtered, origin, command):
     milter = await filtered.milter({command.encode(): packet(b"4")})
     reply = await accept(filtered.relay, PLAYED, origin)
     assert (reply.reply[:9], reply.milter) == ("451 4.7.0", "m1")
+    milter.script[command.encode()] = packet(b"y", b"421-4.7.1 Not\r\n421 4.7.1 now\0")
+    assert (await accept(filtered.relay, PLAYED, origin)).reply == "451 4.7.1 Not 421 4.7.1 now"
     milter.script[command.encode()] = packet(b"y", b"550 5.7.9 No\0")
     reply = await accept(filtered.relay, PLAYED, origin)
     if origin is PROGRAM:
@@ -409,8 +448,10 @@ async def test_a_repeated_submission_is_accepted_whatever_a_milter_says(filtered
 
 async def test_a_role_that_no_milter_has_asks_none(filtered):
     milter = await filtered.milter()
+    await filtered.replies(role="submission", trusted_networks=("127.0.0.0/8",))
     filtered.relay.milters.replace([])
     assert (await filtered.replies())[-1].startswith("250")
+    assert len(filtered.relay.spool.accepted) == 2
     await accept(filtered.relay, PLAYED, PICKUP)
     assert not milter.heard
     assert "milters" not in filtered.step5

@@ -291,3 +291,26 @@ def test_a_replaced_sender_is_told():
         'rule "devices": set_sender',
         "sender root@printer.lan replaced by it@example.test",
     ]
+
+
+def test_what_milters_did_is_told():
+    said = [
+        ("continue", "", ("add X-Spam", "insert X-B", "change Subject", "replace body")),
+        ("continue", "", ("remove X-A", "add recipient <c@x.test>", "quarantine")),
+        ("accept", "", ()),
+        ("down", "connection refused", ()),
+        ("reply", "550 5.7.9 No", ()),
+        ("discard", "", ()),
+    ]
+    milters = [
+        {"name": "m", "stage": "", "answer": answer, "reason": reason, "changes": changes}
+        for answer, reason, changes in said
+    ]
+    assert [*describe(5, {"milters": milters})] == [
+        "milter m added 2 fields, changed Subject, replaced body",
+        "milter m removed X-A, added recipient <c@x.test>, quarantined",
+        "milter m accepted it",
+        "milter m was down: connection refused",
+        "milter m refused it: 550 5.7.9 No",
+        "milter m discarded it",
+    ]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from relay.message.authentication_results import AuthResult
 from relay.message.envelope import Source
 from relay.policy.conditions import HeaderCondition
 from relay.policy.explanation import explain
@@ -12,6 +13,7 @@ from relay.policy.message_view import MessageView
 from relay.policy.patterns import PatternError, PatternSet
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_tests import examined_message
+from relay.settings.document import SettingsError
 from tests.unit.policy.conftest import MAIL, rule
 
 TAG = "{ subject_prefix = '[X]' }"
@@ -27,6 +29,34 @@ def score(value):
 
 def matches(verdict):
     return bool(verdict.hits)
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("{ dmarc = 'FAIL' }", True),
+        ("{ dmarc = ['pass', 'f*'] }", True),
+        ("{ dmarc = 'pass' }", False),
+        ("{ dkim = 'pass', dmarc = 'fail' }", True),  # one of the signatures
+        ("{ dkim = 'pass', dmarc = 'pass' }", False),
+        ("{ spf = '*' }", False),
+        ("{ arc = 'pass' }", ValueError),
+        ("{}", ValueError),
+        ("'fail'", ValueError),
+    ],
+)
+def test_auth(rules_of, table, found):
+    results = (AuthResult("dkim", "fail"), AuthResult("dkim", "pass"), AuthResult("dmarc", "fail"))
+    subject = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
+    text = rule(TAG, when=f"{{ auth = {table} }}")
+    if found is ValueError:
+        with pytest.raises(SettingsError, match="auth"):
+            rules_of(text)
+        return
+    verdict = rules_of(text).evaluate(replace(subject, results=results))
+    assert matches(verdict) == found
+    if found:
+        assert "dmarc=fail" in verdict.hits[0].because[0].value
 
 
 @pytest.mark.parametrize(
