@@ -278,7 +278,7 @@ def test_a_kill_after_a_failure_bounces_once(held: HeldRemote, crashes: int) -> 
     assert len(reports_of(relay)) == 1
     assert report.recipients.keys() == {"x@a.test", "bob@example.test", "y@a.test"}
     assert {one["status"] for one in report.recipients.values()} == {"4.4.7"}
-    assert {one["action"] for one in report.recipients.values()} == {"delayed"}
+    assert {one["action"] for one in report.recipients.values()} == {"failed"}
     assert relay.states("last") == dict.fromkeys(report.recipients, "expired")
     assert held.remote.envelopes == []
     assert relay.maildir("bob") == relay.maildir("alice", "Sent") == []
