@@ -36,6 +36,9 @@ _LOOKAHEAD_OCTETS = 4096
 _LINE = 76
 _LINE_SOURCE = 57  # octets in a line of base64
 _LINES_BLOCK = _LINE * 16384  # as much is split into lines at once
+_TRY_OCTETS = 16384  # of lines of different lengths, before equal ones are looked for again
+_EQUAL_OCTETS = 65536  # of equal lines that are passed over at once
+_FEW = 8  # so few equal lines are not worth it
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET))
 _PADDING = (b"", b"=", b"==")  # what whole base64 may have beside its alphabet
@@ -308,18 +311,32 @@ def line_blocks(content: bytes) -> list[bytes]:
 def has_line_over(content: bytes, octets: int, begun: int = 0) -> bool:
     """Return whether a line has more than `octets` octets before its LF: one search for so many.
 
-    `begun` octets of the first line came before.
+    `begun` octets of the first line came before. Lines of one length, as base64 has them, are
+    passed over by one search for all of them.
     """
     size, rfind, position = len(content), content.rfind, 0
     if begun and begun + size > octets:
         position = rfind(b"\n", 0, max(octets + 1 - begun, 0)) + 1
         if not position:
             return True
+    next_try = 0
     while size - position > octets:
         position = rfind(b"\n", position, position + octets + 1) + 1
         if not position:
             return True
+        if position >= next_try:
+            next_try = position + _TRY_OCTETS
+            position += _octets_of_equal_lines(content, position, octets)
     return False
+
+
+def _octets_of_equal_lines(content: bytes, start: int, octets: int) -> int:
+    """Return the size of the lines from `start` on that are as long as the first, 0 if few are."""
+    length = content.find(b"\n", start, start + octets + 1) + 1 - start
+    if length <= 0 or content[start - 1 : start + _FEW * length : length] != b"\n" * (_FEW + 1):
+        return 0
+    ends = content[start - 1 : start + _EQUAL_OCTETS : length]
+    return (len(ends) - len(ends.lstrip(b"\n")) - 1) * length
 
 
 def decoded_blocks(source: Octets, encoding: str | Coding, *, octets: int = 0) -> Iterator[bytes]:

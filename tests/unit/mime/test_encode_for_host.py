@@ -6,6 +6,7 @@ import email.policy
 import subprocess
 import sys
 import time
+from random import Random
 from email.message import Message
 from quopri import encodestring
 
@@ -338,6 +339,16 @@ def test_a_long_line_is_found_wherever_blocks_are_cut(line, is_long):
         first, second = content[:cut], content[cut:]
         begun = len(first) - first.rfind(b"\n") - 1
         assert (has_line_over(first, LINE_MAX) or has_line_over(second, LINE_MAX, begun)) == is_long
+
+
+def test_a_long_line_is_found_among_lines_of_equal_length():
+    draw = Random(5)
+    for _ in range(3000):
+        kinds = ((draw.choice((0, 1, 5, 9, 10, 11, 30)), draw.choice((1, 8, 9, 40))) for _ in "abc")
+        content = b"".join((b"y" * size + b"\n") * count for size, count in kinds) + b"z" * 9
+        begun = draw.choice((0, 3, 11))
+        lines = (b"x" * begun + content).split(b"\n")
+        assert has_line_over(content, 10, begun) == any(len(line) > 10 for line in lines), content
 
 
 def test_a_field_has_no_blank_line_whatever_is_in_it():
