@@ -6,9 +6,9 @@ import email.policy
 import subprocess
 import sys
 import time
-from random import Random
 from email.message import Message
 from quopri import encodestring
+from random import Random
 
 import pytest
 from hypothesis import given, settings
