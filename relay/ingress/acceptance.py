@@ -52,6 +52,7 @@ from relay.ingress.forwarding import (
     ExpandedRecipients,
     Forwarder,
     expand_recipients,
+    with_added,
 )
 from relay.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
 from relay.ingress.policy_threads import PolicyThreads
@@ -217,6 +218,8 @@ class Acceptance:
             return DataReply(LARGE_REPORT)
         expand = forwarding.expander(sender, parsed.header)
         recipients = expand_recipients(arrival.paths, expand, arrival.filtered.recipients)
+        if added := arrival.filtered.added:
+            recipients = with_added(recipients, expand, added)
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
         examinations = examined_recipients(recipients, examine)
         rules = self.policy()

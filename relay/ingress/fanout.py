@@ -22,7 +22,7 @@ from relay.journeys.events import Event, Step
 from relay.mailbox.types import WellKnown
 from relay.message.envelope import Client, ForwardPath, Notify
 from relay.message.header import ParsedContent
-from relay.message.lifecycle import RecipientState, hold_text
+from relay.message.lifecycle import OF_MILTER, RecipientState, hold_text
 from relay.message.nexthop import LOCAL, NextHop
 from relay.message.outcome import Evidence
 from relay.message.status import own_reply
@@ -104,16 +104,23 @@ class FanOut(Struct, frozen=True):
     @property
     def rejects_all(self) -> bool:
         """Whether every recipient that the client named is rejected; of an alias, all that it leads
-        to.
+        to. Recipients that milters added stand for those that they removed.
         """
         replaced = {each.position for each in self.aliases if each.successors}
+        removed = {x.position for x in self.aliases if x.state is RecipientState.DISCARDED}
         given = [
             each
             for each in self.final_recipients
-            if not each.added_by and each.position not in replaced
+            if not _is_by_rule(each) and each.position not in replaced | removed
         ]
-        in_entries = any(not each.added_by for entry in self.entries for each in entry.recipients)
-        return not in_entries and all(each.state is RecipientState.FAILED for each in given)
+        left = (each for entry in self.entries for each in entry.recipients)
+        if not all(map(_is_by_rule, left)):
+            return False
+        return bool(given) and all(each.state is RecipientState.FAILED for each in given)
+
+
+def _is_by_rule(recipient: NewRecipient) -> bool:
+    return bool(recipient.added_by) and not recipient.added_by.startswith(OF_MILTER)
 
 
 def fan_out(
@@ -142,7 +149,8 @@ def fan_out(
     for path, position, forwarded_by, found in zip(
         recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
     ):
-        start = NewRecipient(path, position=position)
+        added_by = recipients.added_by.get(path.address, "")
+        start = NewRecipient(path, position=position, added_by=added_by)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(start, found.status, found.text))
             continue
@@ -182,7 +190,11 @@ def examined_recipients(
 ) -> Sequence[RoutingResult]:
     """Return where the mail for each of the recipients goes."""
     found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
-    return [examine(path.address, by, not position) for path, position, by in found]
+    added = recipients.added_by
+    return [
+        examine(path.address, by, bool(by) or not (position or path.address in added))
+        for path, position, by in found
+    ]
 
 
 def has_answers(examinations: Sequence[RoutingResult]) -> bool:

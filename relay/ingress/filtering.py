@@ -21,7 +21,7 @@ from relay.message.envelope import Envelope, ForwardPath, domain_of
 from relay.message.header import ParsedContent
 from relay.message.lifecycle import OF_MILTER, RecipientState
 from relay.message.status import one_line, split_reply
-from relay.message.verdict import AddedRecipient, Hold, Verdict
+from relay.message.verdict import Hold, Verdict
 from relay.milter.dialogue import FilterAnswer
 from relay.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
 from relay.milter.filters import FilterClient, FilterSession
@@ -137,14 +137,12 @@ class FilteredMessage(Struct, frozen=True):
     said: tuple[MilterSaid, ...] = ()
     results: tuple[AuthResult, ...] = ()  # in the Authentication-Results that they added
     recipients: Mapping[int, NewRecipient] = {}  # in their final states, by their positions
-    added: tuple[AddedRecipient, ...] = ()
+    added: Mapping[str, str] = {}  # recipients by address, with "milter " and its name
     hold: Hold | None = None
     refused_by: str = ""  # the milter that refused recipients
 
     def applied(self, verdict: Verdict) -> Verdict:
-        """Return the verdict of the rules, with what the milters add to it."""
-        if self.added:
-            verdict = replace(verdict, additions=(*verdict.additions, *self.added))
+        """Return the verdict of the rules, with the hold of a quarantine."""
         return verdict.with_holds(lambda _tenant: self.hold) if self.hold else verdict
 
     def noted(self, event: Event) -> Event:
@@ -201,7 +199,7 @@ async def decide(
         hold = Hold(verdict.quarantine or _HELD, f"{OF_MILTER}{verdict.quarantined_by}")
     return verdict, FilteredMessage(
         said, read_results(verdict.results), ended,
-        added=tuple([AddedRecipient(one, OF_MILTER.strip()) for one in verdict.added]),
+        added={address: f"{OF_MILTER}{name}" for address, name in verdict.added.items()},
         hold=hold,
         refused_by=next((one.milter for one in refused.values()), ""),
     )  # fmt: skip

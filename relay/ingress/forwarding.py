@@ -288,13 +288,15 @@ _NOBODY: Mapping[int, NewRecipient] = {}
 class ExpandedRecipients(Struct, frozen=True):
     """The recipients that get the message. `positions` are their places in the envelope, 0 for
     those that an alias led to; `forwarded_by` is the last alias that led to each, or "". `aliases`
-    are the recipients that they replace, in their final states.
+    are the recipients that they replace, in their final states. `added_by` names the milter for
+    each address that one added.
     """
 
     paths: Sequence[ForwardPath]
     positions: Sequence[int]
     forwarded_by: Sequence[str]
     aliases: tuple[NewRecipient, ...] = ()
+    added_by: Mapping[str, str] = {}
 
     @property
     def reported(self) -> tuple[ReportedRecipient, ...]:
@@ -351,6 +353,29 @@ def expand_recipients(
                 notify = _either(found[place].notify, onward.notify)
                 found[place] = replace(found[place], notify=notify)
     return ExpandedRecipients(found, positions, forwarded_by, tuple(aliases))
+
+
+def with_added(
+    recipients: ExpandedRecipients,
+    expand: Callable[[str], Expansion | None],
+    added: Mapping[str, str],
+) -> ExpandedRecipients:
+    """Return the recipients with those that milters added: `added` has the names to be shown. An
+    alias is replaced; one that is a loop is a recipient itself.
+    """
+    found, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
+    known, added_by = {path.address.lower() for path in found}, dict[str, str]()
+    for address, milter in added.items():
+        expansion = expand(address)
+        targets = expansion.targets if expansion else ()
+        for target in targets or (AliasTarget(address),):
+            if target.address.lower() not in known:
+                known.add(target.address.lower())
+                found.append(ForwardPath(target.address, _NEVER))
+                forwarded_by.append(target.forwarded_by)
+                added_by[target.address] = milter
+    positions = (*recipients.positions, *[0] * len(added_by))
+    return ExpandedRecipients(found, positions, forwarded_by, recipients.aliases, added_by)
 
 
 def _failed(start: NewRecipient, expansion: Expansion) -> NewRecipient:

@@ -451,11 +451,8 @@ class SmtpCommandHandler:
         if rejection := self._no_recipients:
             await self._client.read_content(ChunkFraming(size_bytes), None)
             return rejection
-        if self._chunks is None:
-            normalizes = self._listener.settings.bare_newline != "reject"
-            self._chunks = self._listener.new_content(), ChunkFraming(normalizes=normalizes)
-            if self.filters is not None:
-                await self.filters.chunks(self._chunks[0])
+        begun, normalizes = self._chunks, self._listener.settings.bare_newline != "reject"
+        self._chunks = begun or (self._listener.new_content(), ChunkFraming(normalizes=normalizes))
         content, framing = self._chunks
         framing.begin(size_bytes, is_last=bool(last))
         if content.rejection is not None:
@@ -465,6 +462,8 @@ class SmtpCommandHandler:
             await self._client.send(content.rejection)  # recorded with the first
             await self._client.pause(0)  # a long batch: let other sessions run
             return ""
+        if begun is None and self.filters is not None:
+            await self.filters.chunks(content)
         if content.size_bytes + size_bytes > limit:
             content.reject(ContentRejection.TOO_BIG)
         if last:

@@ -5,7 +5,7 @@ before them, 1 after them. A change counts the fields of a name without them. A 
 changed keeps its octets.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -16,17 +16,7 @@ from relay.milter.codec import CHANGE_FIELD, INSERT_FIELD, FieldChange, MilterFa
 
 _CRLF: Final = b"\r\n"
 _LINE_OCTETS_MAX: Final = 65536  # of a body, about as in mail that is received
-_OWN: Final = b":"  # stands for the fields that Relay adds
-
-
-class _Field:
-    """A field while changes are applied; without octets it is removed."""
-
-    __slots__ = ("key", "octets")
-
-    def __init__(self, key: bytes, octets: bytes) -> None:
-        self.key = key  # the name in lower case; b"" for a line that is no field
-        self.octets = octets
+_OWN_FIELD: Final = (b":", b"")  # stands for the fields that Relay adds
 
 
 class ShownHeader(Struct, frozen=True):
@@ -49,52 +39,32 @@ class ShownHeader(Struct, frozen=True):
         """Return the header with these changes. Raises MilterFaultError for too many fields."""
         if not changes:
             return self
-        fields = [_Field(*one) for one in (*self.top, (_OWN, b":"), *self.header.fields)]
+        fields = [*self.top, _OWN_FIELD, *self.header.fields]
         first = len(self.top) + 2
-        lines = (at for at in range(first, len(fields)) if not fields[at].key)
+        lines = (at for at in range(first, len(fields)) if not fields[at][0])
         end = next(lines, len(fields))  # for most readers the header ends there
-        by_name: dict[bytes, list[_Field]] = {}
-        for one in fields:
-            by_name.setdefault(one.key, []).append(one)
         for change in changes:
-            made = _Field(change.name.lower(), _written(change, leading_blank=leading_blank))
-            same = by_name.setdefault(made.key, [])
-            number = max(change.place, 1) - 1
-            if change.command == CHANGE_FIELD and number < len(same):
-                if change.value:
-                    same[number].octets = made.octets
-                else:
-                    same.pop(number).octets = b""
-                continue
-            if change.command == CHANGE_FIELD and not change.value:
-                continue
-            at, earlier = end, len(same)
-            if change.command == INSERT_FIELD:
-                at, earlier = _place(islice(fields, end), change.place, made.key)
-                at = end if at < 0 else at
+            made = change.name.lower(), written(change, leading_blank=leading_blank)
+            if change.command == CHANGE_FIELD:
+                same = (at for at, (key, _) in enumerate(fields) if key == made[0])
+                found = next(islice(same, max(change.place, 1) - 1, None), None)
+                if found is not None:
+                    fields[found : found + 1] = [made] if change.value else []
+                    end -= not change.value and found < end
+                    continue
+                if not change.value:
+                    continue
+            at = min(change.place, end) if change.command == INSERT_FIELD else end
             fields.insert(at, made)
-            same.insert(earlier, made)
             end += 1
-        left = [(one.key, one.octets) for one in fields if one.octets]
-        if len(left) - 1 > FIELDS_MAX:
-            raise MilterFaultError(f"a header of more than {FIELDS_MAX} fields")
-        own = left.index((_OWN, b":"))
-        return ShownHeader(Header(tuple(left[own + 1 :])), tuple(left[:own]))
+            if len(fields) - 1 > FIELDS_MAX:
+                raise MilterFaultError(f"a header of more than {FIELDS_MAX} fields")
+        own = fields.index(_OWN_FIELD)
+        return ShownHeader(Header(tuple(fields[own + 1 :])), tuple(fields[:own]))
 
 
-def _place(fields: Iterable[_Field], place: int, key: bytes) -> tuple[int, int]:
-    """Return where a field is inserted, and how many of its name are before it; -1: at the end."""
-    earlier = 0
-    for at, one in enumerate(fields):
-        if one.key and one.octets:
-            if not place:
-                return at, earlier
-            place -= 1
-            earlier += one.key == key
-    return -1, earlier
-
-
-def _written(change: FieldChange, *, leading_blank: bool) -> bytes:
+def written(change: FieldChange, *, leading_blank: bool) -> bytes:
+    """Return the octets of a field that a milter adds or changes."""
     blank = b"" if leading_blank else b" "
     return b"".join((change.name, b":", blank, change.value.replace(b"\n", _CRLF), _CRLF))
 

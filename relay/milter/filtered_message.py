@@ -4,7 +4,9 @@ A body of more than 1 MiB is read and written in blocks. The changes of a milter
 it has decided, all or none.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Final, Protocol
 
@@ -13,7 +15,7 @@ from msgspec import Struct
 from relay.message.content import LARGE_BYTES, LargeContent, Octets, octets_in_blocks
 from relay.message.header import ParsedContent
 from relay.milter import codec
-from relay.milter.changes import BodyLines, ShownHeader
+from relay.milter.changes import BodyLines, ShownHeader, written
 from relay.milter.codec import MilterFaultError, PathChange
 from relay.milter.dialogue import GO_ON, MilterDialogue
 
@@ -21,6 +23,7 @@ _CHUNK_OCTETS: Final = 65535  # of a body, in one packet
 _BLANK_LINE: Final = b"\r\n"
 _RESULTS: Final = b"authentication-results"
 _BLOCK_OCTETS: Final = 8 * _CHUNK_OCTETS
+_QUICK_CHANGES: Final = 100  # of fields: more of them take up to seconds
 
 
 class NewBodyFile(Protocol):
@@ -109,11 +112,11 @@ class FilterVerdict:
         self.shown = ShownHeader(content.header)
         self.rest = content.rest
         self.sender: PathChange | None = None  # another reverse-path
-        self.added: dict[str, PathChange] = {}  # recipients by their canonical addresses
+        self.added: dict[str, str] = {}  # recipients by canonical address, with the milter's name
         self.removed: set[str] = set()  # addresses that the client named
         self.quarantine: str | None = None  # the reason for which it is held, which may be ""
         self.quarantined_by = ""  # a milter
-        self.results: list[bytes] = []  # the Authentication-Results that were added, their values
+        self._written: set[bytes] = set()  # the fields of the name _RESULTS that milters wrote
         self.store = store
         self.files: list[NewBodyFile] = []
 
@@ -121,6 +124,12 @@ class FilterVerdict:
     def content(self) -> ParsedContent:
         """The message with the changes, without `top`."""
         return ParsedContent(self.shown.header, self.rest)
+
+    @property
+    def results(self) -> list[bytes]:
+        """The values of the Authentication-Results that milters wrote, and that are left."""
+        fields = (*self.shown.top, *self.shown.header.fields)
+        return [octets.partition(b":")[2] for _, octets in fields if octets in self._written]
 
     @property
     def top(self) -> bytes:
@@ -144,7 +153,10 @@ class FilterVerdict:
         MilterFaultError, and what a new file raises.
         """
         changes = dialogue.changes
-        shown = self.shown.changed(changes.fields, leading_blank=dialogue.leading_blank)
+        blank = dialogue.leading_blank
+        apply = partial(self.shown.changed, changes.fields, leading_blank=blank)
+        is_quick = len(changes.fields) <= _QUICK_CHANGES
+        shown = apply() if is_quick else await asyncio.to_thread(apply)
         self.rest = await body.ended() if changes.replaces_body else self.rest
         self.shown = shown
         for one in changes.paths:
@@ -154,8 +166,9 @@ class FilterVerdict:
                 self.added.pop(one.address, None)
                 self.removed.add(one.address)
             else:
-                self.added[one.address] = one
-        self.results += [x.value for x in changes.fields if x.name.lower() == _RESULTS]
+                self.added[one.address] = dialogue.name
+        results = [one for one in changes.fields if one.name.lower() == _RESULTS]
+        self._written.update(written(one, leading_blank=blank) for one in results)
         if changes.quarantine is not None:
             self.quarantine, self.quarantined_by = changes.quarantine, dialogue.name
         return changes.described()

@@ -229,11 +229,22 @@ async def test_bdat_is_told_as_data_once_and_refused_with_its_chunks(filtered):
     assert [(await client.reply())[:9] for _ in range(2)] == ["451 4.7.1"] * 2
     assert await client.say("NOOP") == "250 2.0.0 Ok"
     assert milter.commands().count(b"T") == 1
+    [refusal] = filtered.relay.refusals._kept
+    assert (refusal.command, refusal.reason, refusal.rule) == ("BDAT", RefusalReason.MILTER, "m1")
+    assert refusal.recipients == ("bob@example.test",)
     milter.script.clear()
     await client.say_all(*LINES[1:3])
     client.writer.write(b"BDAT 4\r\nA: bBDAT 8 LAST\r\n\r\n\r\nab\r\n")
     assert [(await client.reply())[:3] for _ in range(2)] == ["250"] * 2
     assert milter.commands().endswith(b"AMRTLNBE")
+
+
+async def test_a_milter_that_ends_the_session_at_bdat(filtered):
+    await filtered.milter({b"T": packet(b"4")})
+    client = await filtered.client()
+    await client.say_all(*LINES[:3])
+    client.writer.write(b"BDAT 4\r\nA: b")
+    assert [(await client.reply())[:9] for _ in range(2)] == ["421 4.7.0", ""]
 
 
 async def test_replies_to_a_pipelined_batch_stay_in_order(filtered):
@@ -267,21 +278,64 @@ async def test_changes_are_applied_before_the_rules(filtered, tmp_path):
     second = await filtered.milter()
     assert (await filtered.replies())[-1].startswith("250")
     assert filtered.stored.startswith("X-Top: 1\r\nReceived: from client.test")
-    # who is added gets no rule's changes
-    for content, more in zip(filtered.message.contents, ("", "X-Seen: 1\r\n"), strict=True):
-        end = f"From: a@other.test\r\nSubject: two\r\nX-Spam: yes\r\n{more}\r\nanother\r\n"
-        assert read_all(content).decode().endswith(end)
+    end = "From: a@other.test\r\nSubject: two\r\nX-Spam: yes\r\nX-Seen: 1\r\n\r\nanother\r\n"
+    assert filtered.stored.endswith(end)
     assert second.of(b"B") == [b"another\r\n"]
     message = filtered.message
     assert message.facts.envelope.reverse_path == "new@other.test"
     recipients = {x.path.address: x.added_by for each in message.entries for x in each.recipients}
-    assert recipients == {"alice@example.test": "", "bob@y.test": "milter"}
+    assert recipients == {"alice@example.test": "", "bob@y.test": "milter m1"}
     [removed] = message.final_recipients
     assert (removed.path.address, removed.state) == ("bob@example.test", RecipientState.DISCARDED)
     first, other = filtered.step5["milters"]
     assert (first["name"], first["stage"], first["answer"]) == ("m1", "end of message", "continue")
     assert first["changes"][:2] == ("add X-Spam", "insert X-Top")
     assert (other["name"], other["changes"]) == ("m2", ())
+
+
+REJECTS = """[[rule]]
+name = "r"
+when = {{ {when} }}
+then = [ {{ reject = "5.7.1 no" }} ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "replies"),
+    [
+        ('body = { matches = "*text*" }', "550"),
+        ('recipient = "*@y.test"', "550"),
+        ('recipient = "*@example.test"', "250"),
+    ],
+)
+async def test_rules_see_whom_a_milter_adds(filtered, tmp_path, when, replies):
+    (tmp_path / "1.toml").write_text(REJECTS.format(when=when))
+    filtered.relay.rules = load_rules(tmp_path)
+    paths = [packet(b"-", b"<bob@example.test>\0"), packet(b"+", b"<new@y.test>\0")]
+    paths += [packet(b"-", b"<alice@example.test>\0"), packet(b"+", b"<NEW@y.test>\0")]
+    await filtered.milter({b"E": b"".join(paths) + packet(b"c")})
+    assert (await filtered.replies())[-1][:3] == replies
+
+
+@pytest.mark.parametrize(
+    ("given", "reply", "left"),
+    [
+        ([], "250", set()),
+        (["<x@far.test>"], "250", {"x@far.test"}),  # an operator's milter may let mail leave
+        (["<nobody@example.test>"], "550", set()),
+        (["<BOB@example.test>", "x@far.test"], "250", {"bob@example.test", "x@far.test"}),
+        (["no address"], "451", set()),
+        ([f"<{n}@far.test>" for n in range(20_001)], "451", set()),
+    ],
+    ids=["none", "foreign", "unknown", "known", "faulty", "many"],
+)
+async def test_recipients_in_place_of_those_of_the_client(filtered, given, reply, left):
+    removed = [packet(b"-", f"<{one}@example.test>\0".encode()) for one in ("bob", "alice")]
+    paths = [packet(b"+", f"{one}\0".encode()) for one in given]
+    await filtered.milter({b"E": b"".join([*removed, *paths]) + packet(b"c")})
+    assert (await filtered.replies())[-1][:3] == reply
+    entries = [x for one in filtered.relay.spool.accepted for x in one.entries]
+    assert {x.path.address.lower() for one in entries for x in one.recipients} == left
 
 
 @pytest.mark.parametrize("second", [packet(b"r"), packet(b"t"), packet(b"d"), b"\0\0\0\0", CLOSE])
@@ -376,6 +430,28 @@ async def test_results_count_only_from_a_milter(filtered, tmp_path):
         "dmarc": {"result": "fail", "domain": "other.test", "reason": "p=none", "policy": "none"},
         "aligned": False,
     }  # fmt: skip
+
+
+FORGED = "Authentication-Results: mx.test; dmarc=pass\r\n"
+
+
+@pytest.mark.parametrize(
+    ("later", "found"),
+    [
+        (added("X-Other", "1"), "fail"),
+        (placed(b"m", 2, "authentication-results", ""), ""),
+        (placed(b"m", 2, "Authentication-Results", "f.test; dmarc=none"), "none"),
+        (placed(b"m", 1, "Authentication-Results", ""), "fail"),
+        (placed(b"i", 0, "Authentication-RESULTS", "f.test; dmarc=none"), "none"),
+    ],
+)
+async def test_results_are_those_that_are_left_of_what_milters_wrote(filtered, later, found):
+    field = added("Authentication-Results", "f.test; dmarc=fail")
+    await filtered.milter({b"E": field + packet(b"c")})
+    await filtered.milter({b"E": later + packet(b"c")})
+    assert (await filtered.replies(body=FORGED + BODY))[-1].startswith("250")
+    checks = filtered.step5.get("checks")
+    assert (checks["dmarc"]["result"] if checks else "") == found
 
 
 async def test_an_own_id_stays_if_a_milter_wrote_it(filtered):

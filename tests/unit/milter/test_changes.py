@@ -1,5 +1,7 @@
 """Changes of header and body, with the places and numbers that Postfix counts."""
 
+from time import process_time
+
 import pytest
 
 from relay.message.header import Header
@@ -80,6 +82,15 @@ def test_a_header_has_at_most_10000_fields():
         changed(("h", 0, b"X-B", b"b"), ("i", 0, b"X-B", b"b"), header=header)
     removed = changed(*[("m", one, b"X-A", b"") for one in range(9_999, 0, -1)], header=header)
     assert removed.header.octets == b""
+
+
+def test_the_time_for_very_many_changes_is_bounded():
+    """20,000 fields that are inserted at the end, of a header with 9,000."""
+    header, began_s = b"X-A: 1\r\n" * 9_000, process_time()
+    with pytest.raises(MilterFaultError, match="more than 10000 fields"):
+        changed(*[("i", 2**32 - 1, b"X-A", b"b")] * 20_000, header=header)
+    changed(*[("i", 9_000, b"X-A", b"b")] * 900, header=header)
+    assert process_time() - began_s < 0.5
 
 
 @pytest.mark.parametrize(
