@@ -13,6 +13,7 @@ Building:
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
   in them
 - `notifications`: subscriptions; where their receivers may be
+- `mta_sts`: how the policy file of a domain is fetched; which sessions are counted
 - `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503
 
 Running:

@@ -29,7 +29,7 @@ from relay.app.tenant_sets import book_of, load_strictly
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
-from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, with_tls
+from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, with_policy, with_tls
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
@@ -322,7 +322,8 @@ class Explainer:
             return document | {"state": state, "reply": outcome.evidence.reply}
         tls = found.hosts[0].tls
         assert tls is not None
-        document["tls"] = {"level": tls.policy.level, "policy": tls.by}
+        policy = f"{tls.by}; {tls.note}" if tls.note else tls.by
+        document["tls"] = {"level": tls.policy.level, "policy": policy}
         if self.state_of is not None:
             document["site"] = _site(self.state_of(next_hop, found), self.clock)
         return document
@@ -330,7 +331,7 @@ class Explainer:
     async def _resolved(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop, each with its TLS, as delivery does."""
         via, by = self.table.options_for(next_hop), self.table.tls_demanded_by(next_hop)
-        return with_tls(await self.resolver.resolve(next_hop), via, by)
+        return with_tls(await with_policy(await self.resolver.resolve(next_hop), by), via, by)
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
         options = self.options.limited(via.connections_max, parse_rate(via.rate))
@@ -428,7 +429,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
     forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
     return Explainer(
-        forwarding=forwarding, rules=base.sources.rules, resolver=transport.resolver,
+        forwarding=forwarding, rules=base.sources.rules, resolver=transport.hosts,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places(),
         checks=RecipientChecks(

@@ -34,6 +34,7 @@ _FIGURES_S = 1.0
 _FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
+_POLICIES_S = 3600.0
 _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
@@ -111,6 +112,11 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention
             _log.info("answers to reports removed", answers=removed)
 
     await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
+
+
+async def check_policies(check: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Check the policies of domains until cancelled: which are due, `check` decides."""
+    await _repeat(check, clock, interval_s=_POLICIES_S, fault="policies not checked")
 
 
 async def _repeat(

@@ -9,6 +9,7 @@ from typing import Any
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
 from relay.app.foundation import Foundation
+from relay.app.mta_sts import build_policies, counted
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import PressureReason
 from relay.base.socket_address import Address
@@ -16,7 +17,7 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.dependencies import Connect
+from relay.delivery.dependencies import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
@@ -39,6 +40,7 @@ from relay.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.reports.texts import TextSource
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.routing.route_table import RouteChanges
+from relay.routing.sts_policies import StsPolicies
 from relay.settings.tree import Settings, SmtpListener
 from relay.sign_in.token_login import TokenLogin
 from relay.smtp.connect import Target, connect
@@ -55,7 +57,8 @@ _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 a
 class Transport:
     """What accepts messages by SMTP and delivers them."""
 
-    resolver: Resolver | LoopbackResolver  # of next hops
+    resolver: Resolver | LoopbackResolver  # of names
+    policies: StsPolicies | None  # of domains; None: a development relay
     scheduler: DeliveryScheduler  # step 6
     verifier: RecipientVerifier  # asks next hops at RCPT
     acceptance: Acceptance  # step 5
@@ -65,6 +68,11 @@ class Transport:
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
     maildrop: MailDrop | None  # that of [sendmail]
+
+    @property
+    def hosts(self) -> HostResolver:
+        """The resolver of next hops, which knows the policies of their domains."""
+        return self.policies or self.resolver
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -79,13 +87,15 @@ def build_transport(base: Foundation) -> Transport:
         expand=base.table.expand, signer=base.signer,
     )  # fmt: skip
     resolver = _resolver(base)
-    scheduler = _scheduler(base, reporter, resolver)
+    policies = build_policies(base, resolver)
+    hosts = policies or resolver
+    scheduler = _scheduler(base, reporter, hosts)
     reporter.copies = _copies(base, scheduler)
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     verifier = RecipientVerifier(
-        base.table, resolver,
+        base.table, hosts,
         partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
         clock=base.clock,
     )  # fmt: skip
@@ -103,18 +113,16 @@ def build_transport(base: Foundation) -> Transport:
     local_servers, maildrop = _mail_of_machine(base, ingress)
     return Transport(
         resolver=resolver,
+        policies=policies,
         scheduler=scheduler,
         verifier=verifier,
         acceptance=acceptance,
         reporter=reporter,
         smtp_servers=[
             SmtpServer(
-                listener,
-                ingress,
-                certificate=certificate,
-                options=sources.listener_options(listener),
+                listener, ingress, certificate=shown, options=sources.listener_options(listener)
             )
-            for listener, certificate in zip(settings.smtp, base.certificates.smtp, strict=True)
+            for listener, shown in zip(settings.smtp, base.certificates.smtp, strict=True)
         ]
         + local_servers,
         pickup_server=_pickup_server(base, ingress),
@@ -299,7 +307,7 @@ def site_options(
 def _scheduler(
     base: Foundation,
     reporter: Reporter,
-    resolver: Resolver | LoopbackResolver,
+    resolver: HostResolver,
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
     schedule = retry_schedule(base.settings)
@@ -327,8 +335,11 @@ def _connect(base: Foundation) -> Connect:
         command_s=delivery.command_timeout,
         data_s=min(delivery.command_timeout, Timeouts().data_s),
     )
-    to_target = partial(
-        connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
+    to_target = counted(
+        partial(
+            connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
+        ),
+        base.metrics,
     )
     place_of = base.sources.place_of
     if place_of is None:

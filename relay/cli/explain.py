@@ -17,6 +17,7 @@ from relay.cli.rule_lines import condition_text, rule_text
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.wording import milter_words
 from relay.message.nexthop import BY_RULE
+from relay.message.tls_policy import MTA_STS
 from relay.settings.environment import read_environment
 
 _QUEUED = ("local", "remote", "captured", "held")
@@ -91,7 +92,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
     lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
-        lines.append(_line("tls", f"{tls['level']}, demanded by the {tls['policy']}"))
+        by = {MTA_STS: "MTA-STS policy of the domain"}.get(tls["policy"], tls["policy"])
+        lines.append(_line("tls", f"{tls['level']}, demanded by the {by}"))
     if limits := document["limits"]:
         lines.append(_line("limits", _limits(limits)))
     if (site := document["site"]) is not None:

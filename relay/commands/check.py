@@ -56,6 +56,7 @@ from relay.settings.validation import (
     hidden_routes,
     host_of,
     is_loopback,
+    name_of,
 )
 from relay.settings.values import is_ip
 from relay.signing.key_files import load_keys
@@ -276,6 +277,10 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
                 "gets the password, whatever its certificate"
             )
             yield warning_of("routes", place.fault(("route", number, "tls"), text))
+    alone = [name_of(one) for one in settings.route if one.tls is not None and one.next_hop == "mx"]
+    if alone:
+        text = f"their tls goes before what a domain publishes: {', '.join(alone)}"
+        yield CheckFinding("routes", CheckResult.OK, text)
 
 
 def _listener_at(host: Address, settings: Settings) -> CheckedListener | None:

@@ -31,8 +31,9 @@ from relay.message.outcome import (
     Indeterminate,
     Outcome,
     Relayed,
+    SessionEvidence,
 )
-from relay.message.tls_policy import CONFIGURATION, USUAL_POLICY, TlsDecision
+from relay.message.tls_policy import USUAL_POLICY, TlsDecision, TlsPolicy
 from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel, Unanswered
 
@@ -56,6 +57,9 @@ class AttemptTime(Struct, frozen=True):
         return rfc3339(queue_us + self.at_us - self.now_us)
 
 
+_NO_DECISION = TlsDecision(TlsPolicy())  # where nothing was looked up
+
+
 class Lookup(Struct, frozen=True):
     """What the lookup of a next hop gave, as the attempts to it record it."""
 
@@ -64,12 +68,13 @@ class Lookup(Struct, frozen=True):
     dns_ms: float = 0.0  # how long it took
     tls: Mapping[str, TlsDecision] = {}  # what each host must have, and who demands it
 
-    def tls_by(self, host: str) -> str:
-        """Return who demands the TLS level of a host. One that another domain has under another
-        name may be missing; then the first one counts.
+    def policy(self, host: str, session: SessionEvidence) -> str:
+        """Return who demanded which TLS level of a host, and what else is to be said of it. One
+        that another domain has under another name may be missing; then the first one counts.
         """
-        decided = self.tls.get(host) or next(iter(self.tls.values()), None)
-        return decided.by if decided is not None else CONFIGURATION
+        decided = self.tls.get(host) or next(iter(self.tls.values()), _NO_DECISION)
+        said = (f"{decided.by}: {session.level}", decided.note, session.mismatch)
+        return "; ".join(filter(None, said))
 
 
 class AttemptEvidence(Struct, frozen=True):
@@ -491,7 +496,7 @@ def _add_session(
     """Add what is recorded of a session. What is usual is left out: attempts_in() knows it."""
     session = first.session
     if session is not None:
-        policy = f"{lookup.tls_by(first.host)}: {session.level}"
+        policy = lookup.policy(first.host, session)
         if policy != USUAL_POLICY or took_s is None:
             detail["policy"] = policy
         if session.verified != "none":

@@ -20,13 +20,14 @@ from relay.base.clock import Clock
 from relay.delivery.dependencies import Connect
 from relay.delivery.site_limits import SiteOptions
 from relay.message.outcome import (
+    DeferralClass,
     Deferred,
     Failed,
     Peer,
     SessionFailure,
     SmtpStage,
 )
-from relay.message.tls_policy import TlsPolicy, decide_tls
+from relay.message.tls_policy import CONFIGURATION, TlsPolicy, decide_tls
 from relay.routing.mx_hosts import (
     NO_MX,
     Host,
@@ -35,6 +36,7 @@ from relay.routing.mx_hosts import (
     NoSuchDomain,
     NullMx,
     Resolution,
+    TemporaryFailure,
 )
 from relay.routing.route_table import HopOptions
 from relay.smtp.connect import ConnectError, Target
@@ -104,11 +106,32 @@ def with_tls(found: Resolution, via: HopOptions, by: str) -> Resolution:
     """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by()."""
     if not isinstance(found, Hosts):
         return found
-    hosts = [
-        replace(one, tls=decide_tls(one.name, via.tls, by=by, has_login=_sends_login(one, via)))
+    decided = {
+        one.name: decide_tls(
+            one.name, via.tls, by=by, has_login=_sends_login(one, via), sts=found.sts
+        )
         for one in found.hosts
-    ]
-    return replace(found, hosts=tuple(hosts))
+    }
+    hosts = tuple([replace(one, tls=decided[one.name]) for one in found.hosts])
+    if not any(one.skipped for one in decided.values()):  # nearly always
+        return replace(found, hosts=hosts)
+    kept = tuple(one for one in hosts if not decided[one.name].skipped)
+    skipped = tuple(
+        replace(one, skipped=decided[one.name].skipped) if one.name in decided else one
+        for one in found.mx.hosts
+    )
+    mx = replace(found.mx, hosts=skipped)
+    if kept:
+        return replace(found, hosts=kept, mx=mx)
+    text = f"no MX host is in the MTA-STS policy of the domain: {', '.join(sorted(decided))}"
+    return TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)  # RFC 8461 5.1
+
+
+async def with_policy(found: Resolution, by: str) -> Resolution:
+    """Return hosts with the MTA-STS policy of their domain; wait for it if it has to be fetched."""
+    if by != CONFIGURATION or not isinstance(found, Hosts) or found.sts.fetch is None:
+        return found  # nearly always
+    return replace(found, sts=await found.sts.fetch())
 
 
 def _sends_login(host: Host, via: HopOptions) -> bool:
@@ -128,6 +151,7 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
     return Target(
         host=host.name, address=address if host.port else "", port=host.port,
         path="" if host.port else address, lmtp=host.lmtp, tls=policy_of(host),
+        tls_by=host.tls.by if host.tls is not None else CONFIGURATION,
         credentials=(login.user, login.password) if login is not None else None,
         source_address=via.source_address,
     )  # fmt: skip

@@ -35,6 +35,7 @@ from relay.delivery.host_selection import (
     HostStatusCache,
     mx_of,
     policy_of,
+    with_policy,
     with_tls,
 )
 from relay.delivery.site import Site, SiteProbe, SiteState
@@ -389,11 +390,13 @@ class Sites:
             async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
                 began_s = self.clock.real_s()
                 found = await self.resolver.resolve(first.next_hop)
-                options = self.table.options_for(first.next_hop)
-                found = with_tls(found, options, self.table.tls_demanded_by(first.next_hop))
                 took_s = self.clock.real_s() - began_s
-                self._note_lookup(first.next_hop, found, options, took_s=took_s)
-                return self._site(found, options) if isinstance(found, Hosts) else found
+            by = self.table.tls_demanded_by(first.next_hop)
+            found = await with_policy(found, by)  # without a slot: a web server may be slow
+            options = self.table.options_for(first.next_hop)
+            found = with_tls(found, options, by)
+            self._note_lookup(first.next_hop, found, options, took_s=took_s)
+            return self._site(found, options) if isinstance(found, Hosts) else found
         except Exception:  # noqa: BLE001 - an internal error: defer
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
             return TemporaryFailure(INTERNAL_ERROR)

@@ -10,6 +10,7 @@ The envelope and its addresses:
 - `srs`: how the sender of a forwarded message is rewritten (SRS), and an SRS address reversed
 - `nexthop`: a next hop (mx, smtp, smtps, lmtp, local, capture) as a value and as text in the spool
 - `web_url`: a URL to which requests are sent, and what it must not have
+- `mta_sts`: what a domain publishes by MTA-STS: the TXT record, the policy file, its hosts
 - `tls_policy`: the TLS level of a host (none, opportunistic, required, verify), who demands it
 
 The content:

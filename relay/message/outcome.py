@@ -37,13 +37,15 @@ class DeferralClass(StrEnum):
 class SessionEvidence(Struct, frozen=True):
     """How a session was set up: what its TLS handshake verified (none, chain, name or dane), the
     TLS level that was demanded, and how long it took: `connect_ms` until the greeting, None for a
-    connection that was open already; `tls_ms` for TLS.
+    connection that was open already; `tls_ms` for TLS. `mismatch` is the result type (RFC 8460 4.3)
+    of what an MTA-STS policy in testing would have refused.
     """
 
     verified: str = "none"
     level: str = ""
     connect_ms: float | None = None
     tls_ms: float = 0.0
+    mismatch: str = ""
 
 
 class Evidence(Struct, frozen=True):

@@ -11,8 +11,11 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.message.mta_sts import NO_STS, StsFinding
+
 TlsLevel = Literal["none", "opportunistic", "required", "verify"]
 CONFIGURATION = "configuration"  # who demands a level that no route names
+MTA_STS = "mta-sts"  # who demands "verify"
 USUAL_POLICY = f"{CONFIGURATION}: opportunistic"  # of an attempt; it is not recorded
 _LAX = ("none", "opportunistic")
 
@@ -22,7 +25,8 @@ class TlsPolicy(Struct, frozen=True):
 
     "verify" trusts the system's store, or the file `ca` alone, and requires one of `names` in the
     certificate; () is the host's own name. The other levels accept any certificate. `ca_digest`
-    tells the content of the file from an earlier one.
+    tells the content of the file from an earlier one. With `testing`, "verify" is tried first, and
+    its failure is only noted.
     """
 
     level: TlsLevel = "opportunistic"
@@ -30,6 +34,7 @@ class TlsPolicy(Struct, frozen=True):
     ca: Path | None = None
     names: tuple[str, ...] = ()
     ca_digest: str = ""
+    testing: bool = False
 
     def for_host(self, name: str) -> "TlsPolicy":
         """Return the policy for one host of the next hop, with the names that are compared."""
@@ -42,12 +47,15 @@ class TlsDecision(Struct, frozen=True):
     """
 
     policy: TlsPolicy
-    by: str = CONFIGURATION  # or "route NAME"
+    by: str = CONFIGURATION  # or "route NAME", or MTA_STS
+    note: str = ""  # what else an attempt says of it
+    skipped: str = ""  # why the host may not be used
 
 
 def decide_tls(
-    name: str, policy: TlsPolicy, *, by: str = CONFIGURATION, has_login: bool = False
-) -> TlsDecision:
+    name: str, policy: TlsPolicy, *,
+    by: str = CONFIGURATION, has_login: bool = False, sts: StsFinding = NO_STS,
+) -> TlsDecision:  # fmt: skip
     """Return what the host `name` must have. Delivery and `explain` ask here, and nothing else
     decides: connect() does what the policy says.
 
@@ -61,4 +69,23 @@ def decide_tls(
     level = policy.level
     if level in _LAX and (policy.implicit or (has_login and level == "opportunistic")):
         policy = replace(policy, level="required")
-    return TlsDecision(policy.for_host(name), by)
+    found = TlsDecision(policy.for_host(name), by)
+    return found if sts is NO_STS else _with_sts(name, found, sts)
+
+
+def _with_sts(name: str, found: TlsDecision, sts: StsFinding) -> TlsDecision:
+    """Return what a host must have whose domain has an MTA-STS record, or had one (RFC 8461 5)."""
+    mode = sts.policy.mode if sts.policy is not None else ""
+    if found.by != CONFIGURATION:
+        return found if mode == "none" else replace(found, note="policy overridden by route")
+    if sts.policy is None or mode == "none":
+        note = f"mta-sts policy not fetched ({sts.trouble})" if sts.trouble else ""
+        return replace(found, note=note)
+    is_listed = sts.policy.lists(name)
+    if mode == "testing":
+        policy = replace(found.policy, testing=found.policy.level != "none")
+        note = "mta-sts testing" if is_listed else "mta-sts testing: the host is not in the policy"
+        return replace(found, policy=policy, note=note)
+    if not is_listed:
+        return replace(found, skipped="not in the MTA-STS policy of the domain")
+    return TlsDecision(TlsPolicy("verify").for_host(name), MTA_STS)

@@ -9,8 +9,9 @@ whole request, and what is read of an answer is bounded. RFC 9112, RFC 9525.
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -31,11 +32,14 @@ Lookup = Callable[[str], Awaitable[Sequence[str]]]  # from a name to addresses; 
 
 
 class RequestFailedError(Exception):
-    """There is no answer, or none that counts. `timed_out`: the time was over."""
+    """There is no answer, or none that counts. `timed_out`: the time was over; `untrusted`: because
+    of the certificate.
+    """
 
-    def __init__(self, text: str, *, timed_out: bool = False) -> None:
+    def __init__(self, text: str, *, timed_out: bool = False, untrusted: bool = False) -> None:
         super().__init__(text)
         self.timed_out = timed_out
+        self.untrusted = untrusted
 
 
 class Destinations(Struct, frozen=True):
@@ -73,11 +77,16 @@ class HttpAnswer(Struct, frozen=True):
 
 
 class HttpsClient:
-    """Sends single requests. `lookup` resolves the names."""
+    """Sends single requests. `lookup` resolves the names; `ca` has the certificates that are
+    trusted, None: the system's.
+    """
 
-    def __init__(self, lookup: Lookup, destinations: Destinations) -> None:
+    def __init__(
+        self, lookup: Lookup, destinations: Destinations, *, ca: Path | None = None
+    ) -> None:
         self._lookup = lookup
         self._destinations = destinations
+        self._ca = ca
 
     def read_url(self, text: str) -> WebUrl:
         """Return the URL in `text`. Raises UrlError; whether its host is allowed is not checked."""
@@ -122,12 +131,17 @@ class HttpsClient:
         except h11.ProtocolError as error:
             raise RequestFailedError(f"{url.authority}: no HTTP answer: {error}") from None
         except OSError as error:
-            raise RequestFailedError(f"{url.authority}: {reason(error)}") from None
+            untrusted = isinstance(error, ssl.SSLCertVerificationError)
+            text = f"{url.authority}: {reason(error)}"
+            raise RequestFailedError(text, untrusted=untrusted) from None
         return exchange.answer()
 
     async def _connected(self, url: WebUrl) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the first address that answers. Raises OSError, RequestFailedError."""
-        context = await asyncio.to_thread(_context) if url.scheme == "https" else None
+        context = None
+        if url.scheme == "https":
+            new = _context if self._ca is None else partial(_new_context, self._ca)
+            context = await asyncio.to_thread(new)
         failure = ""
         for address in await self._addresses(url):
             try:
@@ -209,7 +223,12 @@ def _header(url: WebUrl, fields: Sequence[tuple[str, str]]) -> list[tuple[str, s
 @lru_cache(maxsize=1)
 def _context() -> ssl.SSLContext:
     """Return the context that trusts the system's certificates, also those of SSL_CERT_FILE."""
-    context = ssl.create_default_context()
+    return _new_context(None)
+
+
+def _new_context(ca: Path | None) -> ssl.SSLContext:
+    """Return a context that trusts the certificates of a file alone. Raises OSError."""
+    context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 

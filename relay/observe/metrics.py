@@ -97,6 +97,9 @@ class Metrics:
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
+        self.tls_policy = counter(
+            "relay_tls_policy", "Sessions under policies, and their fetches.", ["policy", "result"]
+        )
         self.dkim_signatures = counter(
             "relay_dkim_signatures",
             "DKIM signatures: signed, failed, or ended for a message without a usable key.",

@@ -16,6 +16,7 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.message.mta_sts import NO_STS, StsFinding
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.message.tls_policy import TlsDecision
 
@@ -88,10 +89,13 @@ NO_MX = MxAnswer()
 
 
 class Hosts(Struct, frozen=True):
-    """The hosts to try, best first; never empty. `mx` is the answer that they come from."""
+    """The hosts to try, best first; never empty. `mx` is the answer that they come from, `sts` what
+    is known of the domain's MTA-STS policy.
+    """
 
     hosts: tuple[Host, ...]
     mx: MxAnswer = NO_MX
+    sts: StsFinding = NO_STS
 
 
 class NullMx(Struct, frozen=True):
@@ -126,6 +130,7 @@ class TemporaryFailure(Struct, frozen=True):
     text: str
     status: str = "4.4.3"
     mx: MxAnswer = NO_MX
+    kind: DeferralClass = DeferralClass.DNS
 
 
 Unresolved = NullMx | NoSuchDomain | NoAddress | MailLoop | TemporaryFailure
@@ -229,8 +234,8 @@ def outcome_of(
         case MailLoop(domain):
             text = f"mail for {domain} loops back to this relay, which does not host that domain"
             return Failed(Evidence("5.4.6", text))
-        case TemporaryFailure(text, status):
-            return Deferred(Evidence(status, text), DeferralClass.DNS)
+        case TemporaryFailure(text, status, kind=kind):
+            return Deferred(Evidence(status, text), kind)
         case _:
             assert_never(unresolved)
 

@@ -103,6 +103,11 @@ class Resolver:
             return False
         return isinstance(exchanges_of(domain, answer), NullMx)
 
+    async def texts(self, name: str) -> Answer:
+        """Return the TXT records of a name."""
+        [answer] = await self._dns.answers((name, "TXT"))
+        return answer
+
     async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
         """Return the addresses of a host by the DNS, or by the system's host table; () if it has
         none.

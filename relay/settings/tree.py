@@ -344,6 +344,9 @@ class DeliverySettings:
     command_timeout: PositiveSeconds = 300.0  # for each reply
     shutdown_grace: Seconds = 8.0  # for the attempts in progress at a stop
     providers: Path | None = None  # a file of [[reply]] tables; they go before the shipped ones
+    mta_sts_port: Port = 443  # of the web servers with MTA-STS policies
+    mta_sts_ca: Path | None = None  # trusted for them; None: the system's store
+    mta_sts_allow: tuple[Network, ...] = ()  # of them, besides public addresses
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield from _anonymous(path, made)
             case DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
+            case DeliverySettings(mta_sts_ca=Path() as file):
+                yield from _authorities((*path, "mta_sts_ca"), file)
             case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
@@ -270,11 +272,13 @@ def _route_tls(path: KeyPath, route: Route) -> Found:
         return
     if not verifies(route):
         yield (*path, "ca"), 'tls = "verify" with ca'
-    unreadable = list(_unreadable((*path, "ca"), route.ca))
-    yield from unreadable or _certificates((*path, "ca"), route.ca)
+    yield from _authorities((*path, "ca"), route.ca)
 
 
-def _certificates(path: KeyPath, file: Path) -> Found:
+def _authorities(path: KeyPath, file: Path) -> Found:
+    if unreadable := list(_unreadable(path, file)):
+        yield from unreadable
+        return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
     except OSError:

@@ -33,7 +33,7 @@ from relay.message.outcome import (
     classify,
     classify_session_failure,
 )
-from relay.message.tls_policy import TlsLevel, TlsPolicy
+from relay.message.tls_policy import CONFIGURATION, MTA_STS, TlsLevel, TlsPolicy
 from relay.smtp.client_protocol import (
     REPLY_BYTES_MAX,
     REPLY_LINES_MAX,
@@ -67,6 +67,7 @@ class Target:
     tls: TlsPolicy = field(default_factory=TlsPolicy)  # what decide_tls() says
     credentials: tuple[str, str] | None = field(default=None, repr=False)  # user, password
     source_address: str = ""  # "": the system chooses
+    tls_by: str = CONFIGURATION  # who demands the TLS level
 
     @property
     def stays_here(self) -> bool:
@@ -88,15 +89,26 @@ class Target:
 
 
 _READY, _COMPLETED = 220, 250
+_NO_STARTTLS = "starttls-not-supported"
+# X509_V_ERR_… of OpenSSL's x509_vfy.h: what RFC 8460 4.3.1 calls it
+_CERTIFICATE_RESULTS = {
+    10: "certificate-expired",
+    **dict.fromkeys((2, 18, 19, 20, 21, 27), "certificate-not-trusted"),
+}
 
 
 class ConnectError(Exception):
-    """No session with this target. Other hosts are tried before a Failed outcome counts."""
+    """No session with this target. Other hosts are tried before a Failed outcome counts.
 
-    def __init__(self, outcome: Deferred | Failed, stage: SmtpStage) -> None:
+    `tls_result` is the result type of RFC 8460 4.3 where TLS failed, else "".
+    """
+
+    def __init__(self, outcome: Deferred | Failed, stage: SmtpStage, tls_result: str = "") -> None:
         super().__init__(outcome.evidence.reply)
         self.outcome = outcome
         self.stage = stage
+        is_tls = stage is SmtpStage.STARTTLS
+        self.tls_result = tls_result or ("validation-failure" if is_tls else "")
 
     @classmethod
     def broken(cls, stage: SmtpStage, failure: SessionFailure, text: str, *, peer: Peer) -> Self:
@@ -111,6 +123,10 @@ async def connect(
 ) -> Connection:
     """Open a session with `target`; `real_s` measures how long that takes. Raises ConnectError."""
     stopwatch = _Stopwatch(target.tls.level, real_s)
+    given = target
+    if given.tls.testing:
+        verified = structs.replace(given.tls, level="verify", testing=False)
+        target = dataclasses.replace(given, tls=verified)
     ends_s = asyncio.get_running_loop().time() + timeouts.session_s  # real time: a peer
     knows_ehlo = True
     while True:
@@ -118,7 +134,11 @@ async def connect(
         try:
             return await setup.session(ends_s, knows_ehlo=knows_ehlo)
         except ConnectError as error:
-            if error.stage is SmtpStage.STARTTLS and target.tls.level == "opportunistic":
+            if given.tls.testing and not stopwatch.mismatch and (error.tls_result or setup.hung_up):
+                stopwatch.mismatch, stopwatch.verified = error.tls_result or _NO_STARTTLS, "none"
+                lax = structs.replace(given.tls, testing=False)
+                target = dataclasses.replace(given, tls=lax)
+            elif error.stage is SmtpStage.STARTTLS and target.tls.level == "opportunistic":
                 target = dataclasses.replace(target, tls=TlsPolicy("none"))  # RFC 7435
             elif knows_ehlo and setup.hung_up and target.tls.level in ("none", "opportunistic"):
                 knows_ehlo = False
@@ -149,6 +169,7 @@ class _Stopwatch:
 
     def __init__(self, level: TlsLevel, real_s: Callable[[], float]) -> None:
         self.verified = "none"
+        self.mismatch = ""
         self._level = level
         self._real_s = real_s
         self._spent_s = [0.0, 0.0]  # without and with TLS
@@ -171,7 +192,7 @@ class _Stopwatch:
         """Return the evidence; what was begun ends."""
         self.end()
         connect_ms, tls_ms = (round(1000 * spent_s, 1) for spent_s in self._spent_s)
-        return SessionEvidence(self.verified, self._level, connect_ms, tls_ms)
+        return SessionEvidence(self.verified, self._level, connect_ms, tls_ms, self.mismatch)
 
 
 class _SessionSetup:
@@ -299,7 +320,8 @@ class _SessionSetup:
             if level == "opportunistic":
                 return
             why = "a password is not sent without TLS" if target.credentials else "TLS is required"
-            raise self._no_tls(f"{target}: the host does not offer STARTTLS, and {why}", "4.7.4")
+            text = f"{target}: the host does not offer STARTTLS, and {why}"
+            raise self._no_tls(text, "4.7.4", result=_NO_STARTTLS)
         self._stage = SmtpStage.STARTTLS
         self._stopwatch.begin(in_tls=True)
         await self._client.starttls(server_hostname=target.host or target.address)
@@ -321,9 +343,12 @@ class _SessionSetup:
             expected = " or ".join(
                 name if ip_of(name) is None else f"the address {name}" for name in names
             )
-            advice = "correct the certificate, or the route's next_hop"
-            text = f"the certificate is for {found}, not {expected}; {advice}"
-            raise self._no_tls(f"{target}: {text}", peer=self._peer())
+            raise self._no_tls(
+                f"{target}: the certificate is for {found}, not {expected}",
+                advice="correct the certificate, or the route's next_hop",
+                result="certificate-host-mismatch",
+                peer=self._peer(),
+            )
         self._stopwatch.verified = "name"
 
     async def _log_in(self) -> None:
@@ -367,11 +392,15 @@ class _SessionSetup:
         return structs.replace(peer, tls=tls.version() or "", cipher=suite[0] if suite else "")
 
     def _no_tls(
-        self, text: str, status: str = "4.7.5", *, peer: Peer | None = None
-    ) -> ConnectError:
+        self, text: str, status: str = "4.7.5", *, advice: str = "", result: str = "",
+        peer: Peer | None = None,
+    ) -> ConnectError:  # fmt: skip
         """The error for TLS that is missing, or not what this target requires."""
+        if self._target.tls_by == MTA_STS:
+            status, advice = "4.7.5", "the MTA-STS policy of the domain demands TLS and its name"
+        text = f"{text}; {advice}" if advice else text
         evidence = (peer or self._place_of_failure()).evidence(status, text)
-        return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS)
+        return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS, result)
 
     def _place_of_failure(self) -> Peer:
         """Return the host of a session that ended before TLS and EHLO were complete."""
@@ -391,6 +420,8 @@ class _SessionSetup:
         )
         reply, peer = Reply(error.code, text), self._place_of_failure()
         is_reply = error.code > 0
+        if is_reply and self._is_refused_tls:
+            return self._no_tls(f"{self._target}: {self._stage}: {reply}")
         outcome = classify(self._stage, reply, peer) if is_reply else None
         if outcome is None:
             text = f"{reply if is_reply else text} is no answer to {self._stage}"
@@ -402,9 +433,11 @@ class _SessionSetup:
         """The error for a connection that broke, or data that cannot be read."""
         cause = error if isinstance(error, ssl.SSLError) else error.__cause__
         if isinstance(cause, ssl.SSLCertVerificationError):
-            text = f"the certificate is refused: {cause.verify_message}"
-            advice = "correct the certificate, or name its CA in the route's ca"
-            return self._no_tls(f"{self._target}: {text}; {advice}")
+            return self._no_tls(
+                f"{self._target}: the certificate is refused: {cause.verify_message}",
+                advice="correct the certificate, or name its CA in the route's ca",
+                result=_CERTIFICATE_RESULTS.get(cause.verify_code, ""),
+            )
         if isinstance(cause, ssl.SSLError):
             self._stage = SmtpStage.STARTTLS
         trouble = SessionFailure.LOST
@@ -415,7 +448,13 @@ class _SessionSetup:
         # the address and, once connected, the command without a reply
         place = f"{self._target}" + (f": {self._stage}" if self._stage != SmtpStage.CONNECT else "")
         said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
-        return self._trouble(trouble, f"{place}: {reason(said)}")
+        text = f"{place}: {reason(said)}"
+        return self._no_tls(text) if self._is_refused_tls else self._trouble(trouble, text)
+
+    @property
+    def _is_refused_tls(self) -> bool:
+        """Whether a failure is one of TLS that the domain demands."""
+        return self._stage is SmtpStage.STARTTLS and self._target.tls_by == MTA_STS
 
 
 def reason(error: BaseException) -> str:

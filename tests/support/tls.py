@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ class Authority:
 
     def issue(self, *names: str, days: int = 1) -> Certificate:
         """Make a certificate for `names`, as "DNS:a.test" or "IP:127.0.0.2"; with -1 day it has expired."""
-        stem = self.directory / "-".join([*names, str(days)]).replace(":", "_").replace("*", "any")
+        stem = "-".join([*names, str(days)]).replace(":", "_").replace("*", "any")
+        if len(stem) > 200:  # of a file's name
+            stem = sha256(stem.encode()).hexdigest()
+        stem = str(self.directory / stem)
         made = Certificate(Path(f"{stem}.pem"), Path(f"{stem}.key"))
         by = (
             x509.load_pem_x509_certificate(self.certificate.read_bytes()),

@@ -673,6 +673,22 @@ def test_a_login_without_tls_verification_causes_a_warning(files, host, tls, cou
     assert all(expected_text in text for _, text in warnings)
 
 
+def test_routes_that_decide_alone_on_tls_are_listed(files):
+    tables = "".join(
+        f'[[route]]\ndomain = "{tls or "x"}.test"\nnext_hop = "{hop}"\n'
+        + f'tls = "{tls}"\n' * bool(tls)
+        for hop, tls in [
+            ("mx", "none"),
+            ("mx", ""),
+            ("smtp://h.test:25", "required"),
+            ("mx", "verify"),
+        ]
+    )
+    found = of(files(relay=CONFIG.replace("[policy]", f"{tables}[policy]")), CheckResult.OK)
+    listed = "their tls goes before what a domain publishes: none.test mx, verify.test mx"
+    assert [text for what, text in found if what == "routes"] == [listed]
+
+
 def test_secrets_that_others_can_read_cause_a_warning(files, authority):
     made = authority.issue("DNS:relay.example.test", days=31)
     (files.folder / "secret").write_text("pa55\n")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.message.mta_sts import NO_STS, StsFinding, StsPolicy
 from relay.message.tls_policy import TlsDecision, TlsPolicy, decide_tls
 
 ROUTE = TlsPolicy("verify", ca=Path("/etc/ca.pem"), names=("a.test",))
@@ -33,3 +34,42 @@ def test_what_a_host_must_have(policy, has_login, expected, by):
     assert decided == TlsDecision(expected, by)
     again = decide_tls("other.test", decided.policy, by=by, has_login=has_login)
     assert again == decided  # the names are decided
+
+
+def sts(mode, mx="mx.test"):
+    return StsFinding(has_record=True, policy=StsPolicy(mode, frozenset((mx,)), 60))
+
+
+VERIFY = TlsPolicy("verify", names=("mx.test",))
+LAX, NONE = TlsPolicy("opportunistic"), TlsPolicy("none")
+TESTING = TlsPolicy("opportunistic", testing=True)
+UNKNOWN = StsFinding(has_record=True, trouble="HTTP status 500")
+NOT_FETCHED = "mta-sts policy not fetched (HTTP status 500)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "found", "expected"),
+    [
+        (LAX, NO_STS, TlsDecision(LAX)),
+        (LAX, sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
+        (NONE, sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
+        (TlsPolicy("required"), sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
+        (LAX, sts("enforce", "*.x.test"), TlsDecision(LAX, skipped="not in the MTA-STS policy of the domain")),
+        (LAX, sts("testing"), TlsDecision(TESTING, note="mta-sts testing")),
+        (NONE, sts("testing"), TlsDecision(NONE, note="mta-sts testing")),
+        (LAX, sts("testing", "x.test"), TlsDecision(TESTING, note="mta-sts testing: the host is not in the policy")),
+        (LAX, sts("none"), TlsDecision(LAX)),
+        (LAX, UNKNOWN, TlsDecision(LAX, note=NOT_FETCHED)),
+        (LAX, StsFinding(has_record=True), TlsDecision(LAX)),
+    ],
+)  # fmt: skip
+def test_a_policy_of_the_domain_raises_what_the_configuration_says(policy, found, expected):
+    assert decide_tls("mx.test", policy, sts=found) == expected
+
+
+@pytest.mark.parametrize("policy", [NONE, LAX, ROUTE])
+@pytest.mark.parametrize("found", [sts("enforce"), sts("testing"), UNKNOWN, sts("enforce", "x")])
+def test_a_route_decides_alone_and_says_so(policy, found):
+    decided = decide_tls("mx.test", policy, by="route a", sts=found)
+    assert decided == TlsDecision(policy, "route a", note="policy overridden by route")
+    assert decide_tls("mx.test", policy, by="route a", sts=sts("none")).note == ""

@@ -315,6 +315,9 @@ max_connections = 0
         (f"{TO_H}ca = 'ca.pem'", '6: route[0].ca: found "ca.pem", expected tls = "verify" with ca'),
         (f"{TO_H}ca = 'ca.pem'\nauth = {LOGIN}\ntls = 'required'", '6: route[0].ca: found "ca.pem", expected tls = "verify" with ca'),
         (f"{TO_H}ca = 'nope'\nauth = {LOGIN}", '6: route[0].ca: found "nope", expected the path of an existing file'),
+        ("[delivery]\nmta_sts_ca = 'secret'", ':4: delivery.mta_sts_ca: found "secret", expected a PEM file of CA certificates'),
+        ("[delivery]\nmta_sts_ca = 'nope'", ':4: delivery.mta_sts_ca: found "nope", expected the path of an existing file'),
+        ("[delivery]\nmta_sts_allow = ['x']", ':4: delivery.mta_sts_allow[0]: found "x", expected a network'),
         (f"{TO_H}ca = 'secret'\ntls = 'verify'", '6: route[0].ca: found "secret", expected a PEM file of CA certificates'),
         (
             "[[smtp]]\nlisten = '192.0.2.1:587'\nrole = 'submission'",

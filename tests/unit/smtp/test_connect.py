@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from relay.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
-from relay.message.tls_policy import TlsPolicy
+from relay.message.tls_policy import MTA_STS, TlsPolicy
 from relay.smtp.connect import ConnectError, Target, connect
 from relay.smtp.connection import Timeouts
 from tests.support.remote_mx import DROP, RemoteMx
@@ -178,6 +178,67 @@ async def test_broken_opportunistic_tls_is_retried_without_tls(connected, messag
         error = await refusal(connected, mx, tls=TlsPolicy("required"))
         assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.TLS, "4.7.5")
         assert mx.sessions == 3
+
+
+def context_of(authority, names, days=1):
+    """What a host shows: a certificate for `names`, none that works, or without names no TLS."""
+    if names == "broken":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return authority.issue(*names, days=days).server_context() if names else None
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "replies", "mismatch"),
+    [
+        (["DNS:mx.test"], 1, {}, ""),
+        (["DNS:other.test"], 1, {}, "certificate-host-mismatch"),
+        (["DNS:mx.test"], -1, {}, "certificate-expired"),
+        ([], 1, {}, "starttls-not-supported"),
+        (None, 1, {}, "certificate-not-trusted"),
+        (["DNS:mx.test"], 1, {"STARTTLS": "454 4.7.0 not now"}, "validation-failure"),
+        ("broken", 1, {}, "validation-failure"),
+        (["DNS:mx.test"], 1, {"EHLO": DROP}, "starttls-not-supported"),
+    ],
+)
+async def test_a_policy_in_testing_changes_nothing_but_the_evidence(
+    connected, message, authority, certificate, names, days, replies, mismatch
+):
+    tls = TlsPolicy("opportunistic", ca=authority.certificate)
+    shown = certificate.server_context() if names is None else context_of(authority, names, days)
+    async with RemoteMx(tls=shown, replies=replies) as mx:
+        plain = await connected(mx, host="mx.test", tls=tls)
+        await plain.transact(message())
+        tested = await connected(mx, host="mx.test", tls=structs.replace(tls, testing=True))
+        await tested.transact(message())
+        assert mx.envelopes[0].tls == mx.envelopes[1].tls
+    session = tested.peer.session
+    assert (session.mismatch, session.level) == (mismatch, "opportunistic")
+    assert session.verified == ("none" if mismatch else "name")
+    assert tested.peer.tls == plain.peer.tls
+    assert plain.peer.session.mismatch == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "replies", "said"),
+    [
+        (["DNS:other.test"], {}, "the certificate is for other.test, not mx.test"),
+        ([], {}, "the host does not offer STARTTLS, and TLS is required"),
+        (["DNS:mx.test"], {"STARTTLS": "454 4.7.0 not now"}, "STARTTLS: 454 4.7.0 not now"),
+        ("broken", {}, ": STARTTLS: "),
+        (["DNS:mx.test"], {"STARTTLS": DROP}, ": STARTTLS: "),
+    ],
+)
+async def test_what_fails_under_an_mta_sts_policy_names_the_policy(
+    connected, authority, names, replies, said
+):
+    policy = TlsPolicy("verify", ca=authority.certificate, names=("mx.test",))
+    async with RemoteMx(tls=context_of(authority, names), replies=replies) as mx:
+        error = await refusal(connected, mx, host="mx.test", tls=policy, tls_by=MTA_STS)
+    evidence = error.outcome.evidence
+    assert (error.outcome.kind, evidence.status) == (DeferralClass.TLS, "4.7.5")
+    assert said in evidence.reply
+    assert evidence.reply.endswith("; the MTA-STS policy of the domain demands TLS and its name")
+    assert mx.sessions == 1
 
 
 LOGIN = ("me", "secret")
