@@ -22,7 +22,7 @@ from relay.message.header import ParsedContent
 from relay.message.lifecycle import OF_MILTER, RecipientState
 from relay.message.status import one_line, split_reply
 from relay.message.verdict import Hold, Verdict
-from relay.milter.dialogue import FilterAnswer
+from relay.milter.dialogue import FilterAnswer, FilterStage
 from relay.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
 from relay.milter.filters import FilterClient, FilterSession
 from relay.spool.types import NewRecipient
@@ -172,11 +172,14 @@ async def decide(
     is_played = account is not None
     refused = await _play(session, envelope, paths, account=account) if account is not None else {}
     verdict = FilterVerdict(content, store)
-    by_name = {x.milter: MilterSaid(x.milter, "", x.answer, x.reply) for x in refused.values()}
+    by_name = {
+        x.milter: MilterSaid(x.milter, FilterStage.RCPT if at else "", x.answer, x.reply)
+        for at, x in refused.items()
+    }
     said = tuple(by_name.values())
     if 0 not in refused and len(refused) < len(paths):
         verdict = await session.message(content, store, {"i": queue_id})
-        said = verdict.said
+        said = (*said, *verdict.said)
         if verdict.answer.reply:
             refused[0] = verdict.answer
     discarded_by, of_all = verdict.discarded_by, refused.get(0)

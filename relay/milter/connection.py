@@ -26,6 +26,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.settings.tree import Milter
 
 CONNECTIONS_MAX: Final = 100  # to each milter
+STRANGERS_MAX: Final = 80  # of these for role relay: strangers do not stop users' mail
 _CONTENT_FACTOR: Final = 10  # of the time limit, for answers about content
 _BUFFER_OCTETS: Final = 64 * 1024
 _CLOSED: Final = "the connection was closed"
@@ -115,8 +116,9 @@ def now_s() -> float:
 class MilterConnection:
     """One milter in one session."""
 
-    def __init__(self, milter: ConfiguredMilter) -> None:
+    def __init__(self, milter: ConfiguredMilter, connections_max: int = CONNECTIONS_MAX) -> None:
         self.milter = milter
+        self._connections_max = connections_max
         self.dialogue = MilterDialogue(milter.settings.name, milter.settings.when_down)
         self._socket: socket.socket | None = None
         self._reader = PacketReader()
@@ -125,8 +127,8 @@ class MilterConnection:
 
     async def open(self, until: float) -> None:
         """Connect and negotiate; what fails is in the dialogue."""
-        if self.milter.connections >= CONNECTIONS_MAX:
-            self.milter.failed(MilterFaultError(f"{CONNECTIONS_MAX} connections, the most"))
+        if self.milter.connections >= self._connections_max:
+            self.milter.failed(MilterFaultError(f"{self._connections_max} connections, the most"))
             return self.dialogue.fault(TOO_MANY)
         self.milter.connections += 1
         self._counted = True

@@ -15,7 +15,13 @@ from msgspec import Struct
 
 from relay.message.header import ParsedContent
 from relay.milter import codec
-from relay.milter.connection import ConfiguredMilter, MilterConnection, now_s
+from relay.milter.connection import (
+    CONNECTIONS_MAX,
+    STRANGERS_MAX,
+    ConfiguredMilter,
+    MilterConnection,
+    now_s,
+)
 from relay.milter.dialogue import GO_ON, FilterAnswer, FilterStage, MilterDialogue
 from relay.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies, NewBody
 from relay.settings.tree import Milter, MilterRole
@@ -60,8 +66,9 @@ class MilterSet:
 
     def session(self, role: MilterRole) -> "FilterSession | None":
         """Return a session of the milters of this role, None if there are none."""
-        milters = [one for one in self._milters if role in one.settings.role]
-        return FilterSession(milters, self._hostname, self._observe) if milters else None
+        most = STRANGERS_MAX if role == "relay" else CONNECTIONS_MAX
+        found = [MilterConnection(x, most) for x in self._milters if role in x.settings.role]
+        return FilterSession(found, self._hostname, self._observe) if found else None
 
 
 class FilterSession:
@@ -72,9 +79,9 @@ class FilterSession:
     """
 
     def __init__(
-        self, milters: Sequence[ConfiguredMilter], hostname: str, observe: Observe
+        self, connections: Sequence[MilterConnection], hostname: str, observe: Observe
     ) -> None:
-        self._connections = [MilterConnection(one) for one in milters]
+        self._connections = connections
         self._observe = observe
         self._of_session: dict[str, str] = {"j": hostname, "v": "Relay"}
         self._macros: dict[str, str] = {}  # of the session and the message

@@ -508,6 +508,8 @@ async def test_a_recipient_refused_in_a_played_session_is_reported(filtered, ori
     assert (await accept(filtered.relay, PLAYED, origin)).queue_id
     [failed] = filtered.message.final_recipients
     assert (failed.path.address, failed.status, failed.position) == ("x@far.test", "5.7.1", 2)
+    said = [(one["name"], one["stage"], one["answer"]) for one in filtered.step5["milters"]]
+    assert said == [("m1", "rcpt", "reject"), ("m1", "end of message", "continue")]
     assert len(filtered.relay.spool.reports) == 1
     assert [x.path.address for x in filtered.message.entries[0].recipients] == ["bob@example.test"]
 
