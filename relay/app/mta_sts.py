@@ -16,6 +16,7 @@ from relay.notifications.https_client import (
 from relay.observe.metrics import Metrics
 from relay.routing.resolver import LoopbackResolver, Resolver
 from relay.routing.sts_policies import FETCH_S, StsFetchError, StsPolicies
+from relay.settings.tree import DeliverySettings
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.connection import Connection
 
@@ -28,17 +29,16 @@ def build_policies(base: Foundation, resolver: Resolver | LoopbackResolver) -> S
     """Return the policies, not open; None for a development relay, whose mail does not leave."""
     if not isinstance(resolver, Resolver):
         return None
-
+    lookup = lookup_of(resolver)
     return StsPolicies(
         base.settings.state_dir / _DIRECTORY, base.clock, resolver=resolver,
-        fetch=partial(_fetch, base, lookup_of(resolver)),
+        fetch=lambda domain: fetch_policy(base.settings.delivery, lookup, domain),
         count=partial(_count, base.metrics),
     )  # fmt: skip
 
 
-async def _fetch(base: Foundation, lookup: Lookup, domain: str) -> bytes:
+async def fetch_policy(delivery: DeliverySettings, lookup: Lookup, domain: str) -> bytes:
     """Return the policy file of a domain. Raises StsFetchError."""
-    delivery = base.settings.delivery
     client = HttpsClient(lookup, Destinations(delivery.mta_sts_allow), ca=delivery.mta_sts_ca)
     text = f"https://mta-sts.{domain}:{delivery.mta_sts_port}/.well-known/mta-sts.txt"
     try:

@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.app.configuration import server_certificates
+from relay.app.mta_sts import fetch_policy
 from relay.base.clock import Clock
 from relay.commands.dns_records import (
     ZoneRecord,
+    ZoneVerdict,
     dkim_record,
     dmarc_record,
     dmarc_texts,
@@ -26,8 +29,10 @@ from relay.commands.dns_records import (
     tls_rpt_record,
     tlsa_records,
 )
+from relay.message.mta_sts import StsPolicyError, read_policy
 from relay.routing.dns_client import DnsQuestion, look_up
 from relay.routing.mx_hosts import Answer, NoAnswer, Records
+from relay.routing.sts_policies import StsFetchError
 from relay.settings.tree import Settings
 from relay.settings.validation import host_of, is_loopback, name_of
 from relay.signing.keys import KeyRing
@@ -85,11 +90,33 @@ async def compare_zone(
     records.append(dmarc_record(zone, report_to, own, above=others))
     if is_local:
         at = clock.time_us() // 1_000_000
-        records.append(mta_sts_record(zone, asked.advised(f"_mta-sts.{zone}", "TXT"), id_=str(at)))
+        sts = mta_sts_record(zone, asked.advised(f"_mta-sts.{zone}", "TXT"), id_=str(at))
+        if sts.verdict is ZoneVerdict.OK:
+            exchanges = [one.partition(" ")[2] for one in asked.needed(zone, "MX")]
+            if fault := await _policy_fault(zone, settings, {hostname, *exchanges}):
+                sts = replace(sts, verdict=ZoneVerdict.WRONG, note=fault)
+        records.append(sts)
         records.append(tls_rpt_record(zone, report_to, asked.advised(f"_smtp._tls.{zone}", "TXT")))
         tlsa = asked.advised(f"_25._tcp.{hostname}", "TLSA")
         records += tlsa_records(hostname, _public_keys(settings), tlsa)
     return ComparedZone(tuple(records), tuple(_notes(zone, settings, asked, has_key=bool(usable))))
+
+
+async def _policy_fault(zone: str, settings: Settings, hosts: Iterable[str]) -> str:
+    """Return what is wrong in the policy that a domain publishes by MTA-STS, "" if nothing is."""
+
+    async def lookup(name: str) -> list[str]:
+        questions = [(name, "A"), (name, "AAAA")]
+        found = await look_up(settings.dns.nameservers, questions, timeout_s=settings.dns.timeout)
+        answers = [one for one in found.values() if isinstance(one, Records)]
+        return [address for one in answers for address in one.values]
+
+    try:
+        policy = read_policy(await fetch_policy(settings.delivery, lookup, zone))
+    except (StsFetchError, StsPolicyError) as error:
+        return f"the policy: {error}"
+    missing = sorted(one for one in hosts if policy.mode != "none" and not policy.lists(one))
+    return f"the policy does not list {', '.join(missing)}" if missing else ""
 
 
 def _domains_above(zone: str) -> list[str]:

@@ -20,7 +20,8 @@ from relay.signing.key_files import read_key
 from relay.signing.record import key_record, txt_strings
 from tests.support.dns_server import DnsThread
 from tests.support.ingress import make_certificate
-from tests.support.tls import self_signed
+from tests.support.policy_server import PolicyServer
+from tests.support.tls import new_authority, self_signed
 
 HOST = "relay.corp.test"
 ADDRESS = {"A": ["192.0.2.1"], "AAAA": ["2001:db8::1"]}
@@ -139,6 +140,36 @@ def test_all_is_published_as_printed(domain: Domain) -> None:
     assert all(one["found"].rstrip(".") == one["value"].rstrip(".") for one in records)
 
 
+def test_the_policy_of_mta_sts_is_fetched_and_compared(domain: Domain, tmp_path: Path) -> None:
+    domain.publish()
+    domain.dns.zone[MX] = {
+        **domain.dns.zone[MX],
+        "MX": ["10 relay.corp.test.", "20 mx2.corp.test."],
+    }
+    domain.text(STS, "v=STSv1;")
+    assert domain.verdicts()[STS, "TXT"] == "wrong"
+    domain.text(STS, "v=STSv1; id=1;")
+    (found,) = [one for one in domain.compare()[1] if one["name"] == STS]
+    assert found["note"] == "the policy: mta-sts.corp.test: the name has no address"
+    domain.dns.zone["mta-sts.corp.test"] = {"A": ["127.0.0.1"]}
+    (tmp_path / "ca").mkdir()
+    authority = new_authority(tmp_path / "ca")
+    with PolicyServer(authority.issue("DNS:mta-sts.corp.test")) as server:
+        keys = f'mta_sts_port = {server.port}\nmta_sts_ca = "{authority.certificate}"'
+        section = f'[delivery]\n{keys}\nmta_sts_allow = ["127.0.0.1/32"]\n'
+        domain.config.write_text(domain.config.read_text() + section)
+        for mode, hosts, note in [
+            ("enforce", ["*.corp.test"], ""),
+            ("testing", ["relay.corp.test", "mx2.corp.test"], ""),
+            ("none", [], ""),
+            ("enforce", ["relay.corp.test"], "the policy does not list mx2.corp.test"),
+            ("enforce", [], "the policy: mx: found none, expected a host"),
+        ]:
+            server.put("corp.test", mode, *hosts)
+            (found,) = [one for one in domain.compare()[1] if one["name"] == STS]
+            assert (found["verdict"], found.get("note", "")) == ("wrong" if note else "ok", note)
+
+
 Change = Callable[[Domain], object]
 
 
@@ -178,8 +209,6 @@ CHANGES: dict[str, tuple[Change, dict[tuple[str, str], str]]] = {
     "DMARC with a wrong policy": (text(DMARC, "v=DMARC1; p=drop"), {(DMARC, "TXT"): "wrong"}),
     "DMARC twice": (text(DMARC, "v=DMARC1; p=none", "v=DMARC1; p=reject"), {(DMARC, "TXT"): "wrong"}),
     "a text that is no DMARC": (text(DMARC, "v=DMARC2; p=none"), {(DMARC, "TXT"): "missing"}),
-    "MTA-STS": (text(STS, "v=STSv1; id=20261123;"), {(STS, "TXT"): "ok"}),
-    "MTA-STS without id": (text(STS, "v=STSv1;"), {(STS, "TXT"): "wrong"}),
     "TLS-RPT": (text(RPT, "v=TLSRPTv1; rua=mailto:a@corp.test"), {(RPT, "TXT"): "ok"}),
     "TLS-RPT twice": (text(RPT, "v=TLSRPTv1; rua=mailto:a@corp.test", "v=TLSRPTv1; rua=mailto:b@corp.test"), {(RPT, "TXT"): "wrong"}),
     "TLSA without TLS": (
