@@ -17,15 +17,16 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.content import Content, LargeContent, octets_in_blocks
+from relay.message.mta_sts import NO_STS, StsFinding, StsPolicy
 from relay.message.nexthop import HopKind, NextHop
-from relay.message.tls_policy import TlsPolicy
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import read_rules
 from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
 from tests.simulation.ledger import Ledger
-from tests.simulation.scenario import BESIDE, BOXES, GATE, SERVED_BY, STRICT, Scenario
+from tests.simulation.scenario import BESIDE, BOXES, GATE, SERVED_BY, STRICT, STRICT_MX, Scenario
 from tests.simulation.world import World
 
+_DEMANDS_TLS = StsPolicy("enforce", frozenset((f"*.{STRICT_MX}",)), 86400)
 RULES = """
 [[rule]]
 name = "forbidden"
@@ -155,14 +156,15 @@ class Names:
                 return TemporaryFailure("SERVFAIL")
             case "flickering" if self._world.time() % _FLICKER_S < _FLICKER_S / 2:
                 return TemporaryFailure("SERVFAIL")
-        own = TlsPolicy("required") if domain == STRICT else None  # as MTA-STS would have it
+        sts = StsFinding(policy=_DEMANDS_TLS) if domain == STRICT else NO_STS
         domain = SERVED_BY.get(domain, domain)
         hosts = self._scenario.domains.get(domain, self._scenario.domains["victim.test"])
         return Hosts(
             tuple(
-                Host(host_name(number, domain), number // 2, (address(number, domain),), 25, own)
+                Host(host_name(number, domain), number // 2, (address(number, domain),), 25)
                 for number in range(len(hosts))
-            )
+            ),
+            sts=sts,
         )
 
 
