@@ -34,7 +34,7 @@ from relay.ingress.fanout import (
     routing_event,
     with_next_hops,
 )
-from relay.ingress.filtering import UNFILTERED, SessionFilters
+from relay.ingress.filtering import SessionFilters
 from relay.ingress.final_replies import (
     HOLDS_FULL_OF_TENANT,
     LOCAL_ERROR,
@@ -227,8 +227,8 @@ class Acceptance:
         verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
-        if arrival.filtered is not UNFILTERED:
-            verdict = arrival.filtered.applied(verdict)
+        if hold := arrival.filtered.hold:
+            verdict = verdict.with_holds(lambda _tenant: hold)
         if verdict.sender and sender:  # its own routes, SRS and reports are those of the new one
             envelope = replace(arrival.envelope, reverse_path=verdict.sender)
             arrival = replace(arrival, envelope=envelope)

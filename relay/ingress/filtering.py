@@ -6,6 +6,7 @@ reply to the client. Of played mail a 5yz concerns recipients, as the rejection 
 a 4yz the message.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from relay.message.envelope import Envelope, ForwardPath, domain_of
 from relay.message.header import ParsedContent
 from relay.message.lifecycle import OF_MILTER, RecipientState
 from relay.message.status import one_line, split_reply
-from relay.message.verdict import Hold, Verdict
+from relay.message.verdict import Hold
 from relay.milter.dialogue import FilterAnswer, FilterStage
 from relay.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
 from relay.milter.filters import FilterClient, FilterSession
@@ -31,6 +32,7 @@ _LOCALHOST = FilterClient("localhost", "127.0.0.1")
 _HELD = "quarantined"  # without a reason
 _REMOVED = "removed by a milter"
 _REFUSED = "5.7.1"  # without a status
+_PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^">])*>')  # of MAIL and RCPT, to its end
 
 
 class FilterRefusedError(SmtpRejection):
@@ -127,8 +129,8 @@ def _check(answer: FilterAnswer) -> None:
 
 
 def _parameters(argument: str) -> list[str]:
-    _, closed, parameters = argument.rpartition(">")
-    return parameters.split() if closed else []
+    path = _PATH.match(argument)
+    return argument[path.end() :].split() if path else []
 
 
 class FilteredMessage(Struct, frozen=True):
@@ -140,10 +142,6 @@ class FilteredMessage(Struct, frozen=True):
     added: Mapping[str, str] = {}  # recipients by address, with "milter " and its name
     hold: Hold | None = None
     refused_by: str = ""  # the milter that refused recipients
-
-    def applied(self, verdict: Verdict) -> Verdict:
-        """Return the verdict of the rules, with the hold of a quarantine."""
-        return verdict.with_holds(lambda _tenant: self.hold) if self.hold else verdict
 
     def noted(self, event: Event) -> Event:
         """Return the event of step 5 with what the milters said."""

@@ -164,11 +164,10 @@ class FieldChange(Struct, frozen=True):
 
 
 class PathChange(Struct, frozen=True):
-    """Another sender, or a recipient that is added or removed."""
+    """Another sender, or a recipient that is added or removed. ESMTP parameters do not count."""
 
     command: bytes
     address: str  # without angle brackets; "": the null reverse-path
-    parameters: str = ""  # of ESMTP
 
 
 def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
@@ -203,7 +202,7 @@ def change_of(packet: MilterPacket) -> FieldChange | PathChange | str | bytes:
         raise MilterFaultError(f"{_shown(packet)}: {error}") from None
     if not all(map(str.isprintable, texts)):
         raise MilterFaultError(f"{_shown(packet)} with a control character")
-    return PathChange(command, address, *texts[1:])
+    return PathChange(command, address)
 
 
 def reply_of(packet: MilterPacket) -> str:

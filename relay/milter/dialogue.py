@@ -19,6 +19,7 @@ from relay.milter.codec import FieldChange, MilterFaultError, MilterPacket, Nego
 ADDED_OCTETS_MAX: Final = 10 * 1024 * 1024  # of all header fields that a milter adds or changes
 CHANGES_MAX: Final = 20_000  # of fields, and of recipients; a message has up to 10,000 fields
 _DESCRIBED_MAX: Final = 50
+_DESCRIBED_CHARACTERS_MAX: Final = 300  # of each: the name of a field may have a MiB
 
 
 class FilterStage(StrEnum):
@@ -114,7 +115,7 @@ class MilterChanges(Struct):
     octets: int = 0  # of the fields
 
     def described(self) -> tuple[str, ...]:
-        """Return the changes for people, such as "add X-Spam"; not all of very many."""
+        """Return the changes for people, such as "add X-Spam", cut; not all of very many."""
         fields = (
             f"{_VERBS[one.command] if one.value else 'remove'} {one.name.decode()}"
             for one in self.fields
@@ -122,7 +123,8 @@ class MilterChanges(Struct):
         paths = (f"{_VERBS[one.command]} <{one.address}>" for one in self.paths)
         body = ("replace body",) if self.replaces_body else ()
         held = () if self.quarantine is None else ("quarantine",)
-        return tuple(islice(chain(fields, paths, body, held), _DESCRIBED_MAX))
+        found = islice(chain(fields, paths, body, held), _DESCRIBED_MAX)
+        return tuple([one[:_DESCRIBED_CHARACTERS_MAX] for one in found])
 
 
 class MilterDialogue:

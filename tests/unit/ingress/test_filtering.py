@@ -193,6 +193,13 @@ async def test_a_recipient_that_we_refuse_is_not_asked_about(filtered):
     assert milter.commands() == b"OCHM"
 
 
+@pytest.mark.parametrize("path", ["<a@other.test>", "<>", r'<"a>\"b"@other.test>'])
+async def test_a_milter_gets_the_parameters_of_mail(filtered, path):
+    milter = await filtered.milter()
+    await filtered.replies("EHLO client.test", f"MAIL FROM:{path} SIZE=50 AUTH=<>")
+    assert milter.of(b"M") == [f"{path}\0SIZE=50\0AUTH=<>\0".encode()]
+
+
 async def test_what_a_milter_hears(filtered):
     milter = await filtered.milter(steps=0)
     await filtered.replies("EHLO client.test", *LINES[1:3], "RSET", *LINES[1:], "QUIT")

@@ -3,8 +3,8 @@
 import pytest
 
 from relay.milter import codec
-from relay.milter.codec import MilterFaultError, MilterPacket
-from relay.milter.dialogue import FilterAnswer, FilterStage, MilterDialogue
+from relay.milter.codec import FieldChange, MilterFaultError, MilterPacket
+from relay.milter.dialogue import FilterAnswer, FilterStage, MilterChanges, MilterDialogue
 from tests.support.milter import negotiation
 
 SESSION = (FilterStage.CONNECT, FilterStage.HELO)
@@ -145,3 +145,8 @@ def test_macros_of_the_milter_replace_those_of_a_stage():
     expected = codec.encode(b"D", b"M", b"{client_addr}\x00192.0.2.7\0client_addr\x00192.0.2.7\0")
     assert made.command(FilterStage.MAIL, b"", values)[0] == expected + codec.encode(b"M")
     assert made.command(FilterStage.RCPT, b"", values)[0].startswith(b"\0\0\0\x08DRi\0QID\0")
+
+
+def test_very_long_changes_are_cut_for_people():
+    changes = MilterChanges(fields=[FieldChange(b"h", 0, b"X" * 100_000, b"1")])
+    assert [len(one) for one in changes.described()] == [300]
