@@ -177,7 +177,7 @@ async def decide(
     said = tuple(by_name.values())
     if 0 not in refused and len(refused) < len(paths):
         verdict = await session.message(content, store, {"i": queue_id})
-        said = (*said, *verdict.said)
+        said = tuple(dict.fromkeys((*said, *verdict.said)))
         if verdict.answer.reply:
             refused[0] = verdict.answer
     discarded_by, of_all = verdict.discarded_by, refused.get(0)

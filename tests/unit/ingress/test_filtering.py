@@ -521,6 +521,14 @@ async def test_a_recipient_refused_in_a_played_session_is_reported(filtered, ori
     assert [x.path.address for x in filtered.message.entries[0].recipients] == ["bob@example.test"]
 
 
+async def test_what_two_milters_refuse_of_a_played_session_is_told_once(filtered):
+    await filtered.milter({b"E": packet(b"r")})
+    await filtered.milter({b"R": lambda data: packet(b"r") if b"far" in data else None})
+    assert (await accept(filtered.relay, PLAYED, PICKUP)).queue_id
+    said = [(one["name"], one["stage"]) for one in filtered.step5["milters"]]
+    assert said == [("m2", "rcpt"), ("m1", "end of message")]
+
+
 @pytest.mark.parametrize("answer", [packet(b"r"), packet(b"t"), packet(b"d"), CLOSE])
 async def test_a_repeated_submission_is_accepted_whatever_a_milter_says(filtered, answer):
     milter = await filtered.milter()
