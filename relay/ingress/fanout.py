@@ -104,23 +104,25 @@ class FanOut(Struct, frozen=True):
     @property
     def rejects_all(self) -> bool:
         """Whether every recipient that the client named is rejected; of an alias, all that it leads
-        to. Recipients that milters added stand for those that they removed.
+        to. Where milters removed all, those whom they added stand for them.
         """
         replaced = {each.position for each in self.aliases if each.successors}
         removed = {x.position for x in self.aliases if x.state is RecipientState.DISCARDED}
-        given = [
-            each
-            for each in self.final_recipients
-            if not _is_by_rule(each) and each.position not in replaced | removed
-        ]
-        left = (each for entry in self.entries for each in entry.recipients)
-        if not all(map(_is_by_rule, left)):
-            return False
-        return bool(given) and all(each.state is RecipientState.FAILED for each in given)
+        given = [x for x in self.final_recipients if x.position not in replaced | removed]
+        for counts in (_is_own, _is_of_milter):
+            if any(counts(each) for entry in self.entries for each in entry.recipients):
+                return False
+            if those := [each for each in given if counts(each)]:
+                return all(each.state is RecipientState.FAILED for each in those)
+        return False
 
 
-def _is_by_rule(recipient: NewRecipient) -> bool:
-    return bool(recipient.added_by) and not recipient.added_by.startswith(OF_MILTER)
+def _is_own(recipient: NewRecipient) -> bool:
+    return not recipient.added_by
+
+
+def _is_of_milter(recipient: NewRecipient) -> bool:
+    return recipient.added_by.startswith(OF_MILTER)
 
 
 def fan_out(

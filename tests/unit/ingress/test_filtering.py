@@ -324,6 +324,15 @@ async def test_rules_see_whom_a_milter_adds(filtered, tmp_path, when, replies):
     assert (await filtered.replies())[-1][:3] == replies
 
 
+async def test_a_recipient_that_a_milter_adds_hides_no_rejection(filtered, tmp_path):
+    """A stranger gets no report, and has to get the reply."""
+    (tmp_path / "1.toml").write_text(REJECTS.format(when='recipient = "*@example.test"'))
+    filtered.relay.rules = load_rules(tmp_path)
+    await filtered.milter({b"E": packet(b"+", b"<archive@y.test>\0") + packet(b"c")})
+    assert (await filtered.replies())[-1] == "550 5.7.1 no"
+    assert not filtered.relay.spool.accepted
+
+
 @pytest.mark.parametrize(
     ("given", "reply", "left"),
     [
