@@ -10,9 +10,11 @@ from typing import Literal
 
 from msgspec import Struct
 
-from relay.message.address import AddressError, to_ascii_domain
+from relay.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
 
+MAX_AGE_S_MIN = 300  # else a policy could be fetched for each message
 MAX_AGE_S_MAX = 31_557_600  # RFC 8461 3.2: a year
+MX_MAX = 100  # some thousand policies are in memory
 Mode = Literal["enforce", "testing", "none"]
 _MODES: dict[str, Mode] = {"enforce": "enforce", "testing": "testing", "none": "none"}
 _RECORD = re.compile(r"v=STSv1;")
@@ -101,9 +103,12 @@ def read_policy(octets: bytes) -> StsPolicy:
         raise StsPolicyError(f"mode: found {_shown(values, 'mode')}, {expected}")
     if _MAX_AGE.fullmatch(max_age) is None:
         raise StsPolicyError(f"max_age: found {_shown(values, 'max_age')}, expected seconds")
+    if len(mx) > MX_MAX:
+        raise StsPolicyError(f"mx: found {len(mx)} hosts, expected {MX_MAX} at most")
     if not mx and mode != "none":
         raise StsPolicyError("mx: found none, expected a host")
-    return StsPolicy(mode, frozenset(mx), min(int(max_age), MAX_AGE_S_MAX))
+    max_age_s = max(MAX_AGE_S_MIN, min(int(max_age), MAX_AGE_S_MAX))
+    return StsPolicy(mode, frozenset(mx), max_age_s)
 
 
 def _pattern(value: str, line: int) -> str:
@@ -112,7 +117,7 @@ def _pattern(value: str, line: int) -> str:
         name = to_ascii_domain(value.removeprefix("*."))
     except AddressError:
         name = ""
-    if _NAME.fullmatch(name) is None:
+    if _NAME.fullmatch(name) is None or len(name) > DOMAIN_OCTETS_MAX:
         expected = "expected a host, or *. and a domain"
         raise StsPolicyError(f"line {line}: mx: found {value[:50]!r}, {expected}")
     return wildcard + name

@@ -40,9 +40,10 @@ FETCH_S = 60.0  # RFC 8461 3.3; the first message waits no longer
 FAILED_S = 300.0
 CHECK_S = 86_400.0
 POLICIES_MAX = 10_000
-_FETCHES_MAX = 256
+_FETCHES_MAX = 256  # at once
 _CHECKS_MAX = 4  # of the daily check at once
 _FAILURES_MAX = 10_000
+_TEXT_MAX = 200
 _log = get_logger("routing")
 
 
@@ -66,9 +67,6 @@ class KeptPolicy(Struct, frozen=True, forbid_unknown_fields=True):
     def ends_us(self) -> int:
         """Until when the policy holds (queue time)."""
         return self.fetched_us + self.policy.max_age_s * 1_000_000
-
-
-_NO_TIME = f"not fetched within {FETCH_S:g} s"
 
 
 @dataclass(eq=False)
@@ -173,12 +171,12 @@ class StsPolicies:
         return read_record(answer.values) if isinstance(answer, Records) else ""
 
     async def _fetched(self, domain: str, record: str) -> StsFinding:
-        """Wait until a policy is fetched, or cannot be; FETCH_S at most."""
-        await asyncio.wait((self._begin(domain, record),), timeout=FETCH_S)  # real time: a peer
+        """Wait until a policy is fetched, or cannot be."""
+        await asyncio.wait((self._begin(domain, record),))
         kept = await self._kept_policy(domain)
         if kept is not None:
             return StsFinding(has_record=True, policy=kept.policy)
-        return StsFinding(has_record=True, trouble=self._failure(domain) or _NO_TIME)
+        return StsFinding(has_record=True, trouble=self._failure(domain))
 
     def _begin(self, domain: str, record: str) -> asyncio.Task[None]:
         """Begin to fetch a policy, unless that runs or has just failed."""
@@ -193,12 +191,12 @@ class StsPolicies:
         if self._failure(domain):
             return
         try:
-            async with self._slots:
-                policy = read_policy(await self.fetch(domain))
+            policy = read_policy(await self._file_of(domain))
         except (StsFetchError, StsPolicyError) as error:
             self.count("sts-policy-invalid" if isinstance(error, StsPolicyError) else error.result)
-            _log.warning("MTA-STS policy not fetched", domain=domain, error=str(error))
-            self._note_failure(domain, str(error))
+            why = str(error)[:_TEXT_MAX]  # a server may have said it
+            _log.warning("MTA-STS policy not fetched", domain=domain, error=why)
+            self._note_failure(domain, why)
             return
         except Exception:  # noqa: BLE001 - ours: mail goes as without a policy
             _log.exception("internal error in an MTA-STS fetch", domain=domain)
@@ -212,6 +210,14 @@ class StsPolicies:
             _log.warning("MTA-STS policy not kept", domain=domain, error=str(error))
         while len(self._kept) > POLICIES_MAX:
             await self._forget(next(iter(self._kept)))
+
+    async def _file_of(self, domain: str) -> bytes:
+        """Fetch a policy file; the wait for a place counts. Raises StsFetchError."""
+        try:
+            async with asyncio.timeout(FETCH_S), self._slots:  # real time: a peer
+                return await self.fetch(domain)
+        except TimeoutError:
+            raise StsFetchError(f"not fetched within {FETCH_S:g} s") from None
 
     async def _kept_policy(self, domain: str) -> KeptPolicy | None:
         """Return the policy of a domain that has not ended."""

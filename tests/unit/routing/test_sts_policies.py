@@ -162,6 +162,33 @@ async def test_a_failed_fetch_is_kept_for_five_minutes(domains: Domains, failure
     assert domains.results == [result][: bool(result)]
 
 
+async def test_what_a_server_says_is_cut(domains: Domains) -> None:
+    domains.files["a.test"] = StsFetchError("no HTTP answer: " + "x" * 20_000)
+    assert len(await domains.mode()) <= 200
+
+
+async def test_a_policy_that_ends_at_once_counts_and_is_not_fetched_each_time(
+    domains: Domains,
+) -> None:
+    domains.files["a.test"] = POLICY.replace(b"604800", b"0")
+    assert [await domains.mode() for _ in range(3)] == ["enforce"] * 3
+    domains.pass_s(FAILED_S)
+    assert await domains.mode() == "enforce"
+    assert domains.fetched["a.test"] == 2
+
+
+async def test_who_waits_for_a_place_to_fetch_does_not_wait_longer(
+    domains: Domains, monkeypatch
+) -> None:
+    monkeypatch.setattr(sts_policies, "FETCH_S", 0.01)
+    domains.policies._slots = asyncio.Semaphore(1)
+    domains.records["_mta-sts.b.test"] = record("b")
+    domains.gate = asyncio.Event()
+    found = await asyncio.gather(domains.mode("a.test"), domains.mode("b.test"))
+    assert all(one.startswith("not fetched within") for one in found)
+    assert not domains.policies._fetches
+
+
 async def test_a_domain_without_a_record_costs_its_question_only(domains: Domains) -> None:
     assert await domains.mode("b.test") == "nothing"
     assert domains.asked == {"_mta-sts.b.test": 1}
@@ -182,8 +209,9 @@ async def test_who_waits_waits_a_limited_time(domains: Domains, monkeypatch) -> 
     domains.gate = asyncio.Event()
     assert (await domains.mode()).startswith("not fetched within")
     domains.gate.set()
-    await domains.fetch_ended()
+    domains.pass_s(FAILED_S)
     assert await domains.mode() == "enforce"
+    assert domains.results == ["sts-policy-fetch-error"]
 
 
 @pytest.mark.parametrize("kept", [b"", b"{", b"[]", b'{"domain": 1}', b"\xff", None])
