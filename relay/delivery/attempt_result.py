@@ -33,7 +33,13 @@ from relay.message.outcome import (
     Relayed,
     SessionEvidence,
 )
-from relay.message.tls_policy import USUAL_POLICY, TlsDecision, TlsPolicy
+from relay.message.tls_policy import (
+    CONFIGURATION,
+    MTA_STS,
+    USUAL_POLICY,
+    TlsDecision,
+    TlsPolicy,
+)
 from relay.mime.dsn import ReportedRecipient
 from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel, Unanswered
 
@@ -73,6 +79,8 @@ class Lookup(Struct, frozen=True):
         that another domain has under another name may be missing; then the first one counts.
         """
         decided = self.tls.get(host) or next(iter(self.tls.values()), _NO_DECISION)
+        if decided.by == MTA_STS and session.level != decided.policy.level:  # mail that waited
+            decided = replace(decided, by=CONFIGURATION, note="looked up before the MTA-STS policy")
         said = (f"{decided.by}: {session.level}", decided.note, session.mismatch)
         return "; ".join(filter(None, said))
 

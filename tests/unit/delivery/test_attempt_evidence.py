@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from relay.delivery.attempt_result import AttemptEvidence, Lookup
 from relay.journeys.document import Durations, MxRecord, attempts_in
 from relay.message.outcome import Evidence, Relayed, SessionEvidence
-from relay.message.tls_policy import TlsPolicy
+from relay.message.tls_policy import TlsDecision, TlsPolicy
 from relay.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
 from relay.routing.route_table import RouteTable
 from relay.settings.tree import Route, RouteAuth
@@ -165,6 +165,13 @@ async def test_a_failure_of_a_host_with_another_name_is_demanded_by_the_own_rout
     assert [one.host for one in attempts] == ["mx0.a.test"] * 2
     policies = [one.policy for one in attempts]
     assert policies == ["route to-a.test: required", "route to-b.test: required"]
+
+
+def test_a_session_from_before_the_level_changed_is_not_demanded_by_who_demands_it_now() -> None:
+    lookup = Lookup(tls={"mx.a.test": TlsDecision(TlsPolicy("verify"), "mta-sts")})
+    found = [lookup.policy("mx.a.test", SessionEvidence(level=one)) for one in ("none", "verify")]
+    before = "configuration: none; looked up before the MTA-STS policy"
+    assert found == [before, "mta-sts: verify"]
 
 
 async def test_the_mx_answer_is_recorded_with_the_hosts_that_are_skipped(delivery) -> None:
