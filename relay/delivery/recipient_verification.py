@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from relay.base.clock import Clock
 from relay.delivery.dependencies import Connect, HostResolver
-from relay.delivery.host_selection import of_family, target_of, with_tls
+from relay.delivery.host_selection import of_family, target_of, with_policy, with_tls
 from relay.message.address import own_mailbox
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Reply
@@ -114,9 +114,9 @@ class RecipientVerifier:
         return None
 
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
-        via = self._table.options_for(next_hop)
-        found = await self._resolver.resolve(next_hop)
-        decided = with_tls(found, via, self._table.tls_demanded_by(next_hop))
+        via, by = self._table.options_for(next_hop), self._table.tls_demanded_by(next_hop)
+        found = await with_policy(await self._resolver.resolve(next_hop), by)
+        decided = with_tls(found, via, by)
         return [
             target_of(host, address, via)
             for host in (decided.hosts if isinstance(decided, Hosts) else ())

@@ -40,7 +40,6 @@ class StsPolicy(Struct, frozen=True):
 class StsFinding(Struct, frozen=True):
     """What is known of a domain's policy. `fetch` waits until it is fetched, if it has to be."""
 
-    has_record: bool = False
     policy: StsPolicy | None = None
     trouble: str = ""  # why it could not be fetched
     fetch: "Callable[[], Awaitable[StsFinding]] | None" = None

@@ -138,12 +138,12 @@ class StsPolicies:
         if kept is not None:
             if record not in ("", kept.id):
                 self._begin(domain, record)
-            return StsFinding(bool(record), kept.policy)
+            return StsFinding(kept.policy)
         if not record:
             return NO_STS
         if why := self._failure(domain):
-            return StsFinding(has_record=True, trouble=why)
-        return StsFinding(has_record=True, fetch=partial(self._fetched, domain, record))
+            return StsFinding(trouble=why)
+        return StsFinding(fetch=partial(self._fetched, domain, record))
 
     async def check(self) -> None:
         """Fetch again what was not fetched for CHECK_S, if its record is there."""
@@ -175,8 +175,8 @@ class StsPolicies:
         await asyncio.wait((self._begin(domain, record),))
         kept = await self._kept_policy(domain)
         if kept is not None:
-            return StsFinding(has_record=True, policy=kept.policy)
-        return StsFinding(has_record=True, trouble=self._failure(domain))
+            return StsFinding(policy=kept.policy)
+        return StsFinding(trouble=self._failure(domain))
 
     def _begin(self, domain: str, record: str) -> asyncio.Task[None]:
         """Begin to fetch a policy, unless that runs or has just failed."""

@@ -8,6 +8,7 @@ import pytest
 
 from relay.delivery import recipient_verification
 from relay.delivery.recipient_verification import RecipientVerifier
+from relay.message.mta_sts import NO_STS, StsFinding, StsPolicy
 from relay.message.nexthop import HopKind, NextHop
 from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
 from relay.routing.route_table import RouteTable
@@ -23,6 +24,8 @@ LATER = "450 4.1.1 <x@gate.test>: the next hop does not say now whether it takes
 
 
 class Resolver:
+    sts = NO_STS
+
     def __init__(self, *servers: RemoteMx) -> None:
         self.hosts = tuple(
             Host(one.host, at, (one.path or one.host,), one.port, lmtp=one.lmtp)
@@ -30,7 +33,8 @@ class Resolver:
         )
 
     async def resolve(self, _next_hop: NextHop) -> Hosts | TemporaryFailure:
-        return Hosts(self.hosts) if self.hosts else TemporaryFailure("no answer")
+        found = Hosts(self.hosts, sts=self.sts)
+        return found if self.hosts else TemporaryFailure("no answer")
 
 
 @pytest.fixture
@@ -46,6 +50,17 @@ def verifier(clock: ManualClock, *servers: RemoteMx) -> RecipientVerifier:
 
 def probes(server: RemoteMx) -> int:
     return sum(one.startswith("RCPT") for one in server.commands)
+
+
+async def test_a_probe_waits_for_the_policy_of_the_domain_and_obeys_it(clock) -> None:
+    async def fetch() -> StsFinding:
+        return StsFinding(StsPolicy("enforce", frozenset(("mx.gate.test",)), 300))
+
+    async with RemoteMx(replies={"RCPT": "550 5.1.1 no"}) as server:
+        asked = verifier(clock, server)
+        asked._resolver.sts = StsFinding(fetch=fetch)
+        assert (await asked.rejection("x@gate.test", HOP)).startswith(LATER)
+        assert not server.sessions
 
 
 async def test_a_probe_is_a_transaction_without_content(clock) -> None:

@@ -37,13 +37,13 @@ def test_what_a_host_must_have(policy, has_login, expected, by):
 
 
 def sts(mode, mx="mx.test"):
-    return StsFinding(has_record=True, policy=StsPolicy(mode, frozenset((mx,)), 60))
+    return StsFinding(policy=StsPolicy(mode, frozenset((mx,)), 60))
 
 
 VERIFY = TlsPolicy("verify", names=("mx.test",))
 LAX, NONE = TlsPolicy("opportunistic"), TlsPolicy("none")
 TESTING = TlsPolicy("opportunistic", testing=True)
-UNKNOWN = StsFinding(has_record=True, trouble="HTTP status 500")
+UNKNOWN = StsFinding(trouble="HTTP status 500")
 NOT_FETCHED = "mta-sts policy not fetched (HTTP status 500)"
 
 
@@ -60,7 +60,7 @@ NOT_FETCHED = "mta-sts policy not fetched (HTTP status 500)"
         (LAX, sts("testing", "x.test"), TlsDecision(TESTING, note="mta-sts testing: the host is not in the policy")),
         (LAX, sts("none"), TlsDecision(LAX)),
         (LAX, UNKNOWN, TlsDecision(LAX, note=NOT_FETCHED)),
-        (LAX, StsFinding(has_record=True), TlsDecision(LAX)),
+        (LAX, StsFinding(), TlsDecision(LAX)),
     ],
 )  # fmt: skip
 def test_a_policy_of_the_domain_raises_what_the_configuration_says(policy, found, expected):
