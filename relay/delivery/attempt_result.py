@@ -535,15 +535,18 @@ def _next_hop(claim: Claim) -> dict[str, str]:
 def _recipient_detail(
     recipient: ClaimedRecipient, outcome: str, evidence: Evidence
 ) -> dict[str, Any]:
-    further = {"graph_id": evidence.graph_id, "provider": evidence.provider}
-    return {
+    detail: dict[str, Any] = {
         "number": recipient.id,
         "address": recipient.path.address,
         "outcome": str(outcome),
         "status": evidence.status,
         "reply": evidence.reply[:_REPLY_CHARACTERS_MAX],
-        **{name: value for name, value in further.items() if value},
     }
+    if evidence.graph_id:
+        detail["graph_id"] = evidence.graph_id
+    if evidence.provider:
+        detail["provider"] = evidence.provider
+    return detail
 
 
 def _reported(

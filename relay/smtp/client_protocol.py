@@ -56,6 +56,8 @@ class ReplyParser:
 
     def _take(self, line: bytes) -> Reply | None:
         is_text = not has_code(line)
+        if not (is_text or self._texts) and line[3:4] == b" " and len(line) < REPLY_BYTES_MAX:
+            return Reply(int(line[:3]), printable(line[4:]))  # of one line: nearly always
         if is_text and not self._takes_text:
             self.fault = f"{printable(line[:_SHOWN_MAX])!r}, which is not an SMTP reply"
             return None
