@@ -75,13 +75,13 @@ def remote_report(detail: Mapping[str, Any], at: str = "") -> SenderReport:
 
 def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
     """Whether some have failed, the sender was told so of each of these, and all were attempted."""
-    told = {
+    reported = {
         one.address
         for one in recipients
         if one.reported and one.reported.kind in ("failure", "unknown")
     }
     failed = {one.address for one in recipients if one.state in _FAILED}
-    return bool(told) and failed <= told and not has_new(recipients)
+    return bool(reported) and failed <= reported and not has_new(recipients)
 
 
 def has_new(recipients: Sequence[Recipient]) -> bool:

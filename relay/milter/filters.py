@@ -43,7 +43,7 @@ class FilterClient(Struct, frozen=True):
 class MilterSet:
     """The milters of a process. A reload replaces them; sessions keep those with which they began.
 
-    `observe` is told of each refusal, and of each decision about a message.
+    `observe` is called for each refusal, and for each decision about a message.
     """
 
     def __init__(

@@ -10,14 +10,14 @@ import ssl
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
 
+from tests.support.receiver import InThread
 from tests.support.tls import Certificate
 
 _DRIP_S = 0.2
 
 
-class PolicyServer:
+class PolicyServer(InThread):
     """`fetched` counts the requests for each domain."""
 
     def __init__(self, certificate: Certificate, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -25,29 +25,18 @@ class PolicyServer:
         self.fetched: list[str] = []
         self.came = threading.Event()  # set by a request that drips
         self.ends = threading.Event()
-        self._server = ThreadingHTTPServer((host, port), self._handler())
-        self._server.daemon_threads = True
-        self._server.socket = certificate.server_context().wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
+        server = ThreadingHTTPServer((host, port), self._handler())
+        server.daemon_threads = True
+        server.socket = certificate.server_context().wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
         )
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True
-        )
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *why: object) -> None:
-        self.close()
+        self.port = int(server.server_address[1])
+        self.serve(server)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, also what drips."""
         self.ends.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().close()
 
     def put(self, domain: str, mode: str, *mx: str, max_age_s: int = 86400) -> None:
         """Publish a policy; its TXT record is the caller's."""

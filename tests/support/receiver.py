@@ -21,7 +21,29 @@ _DRIP_S = 0.2
 _HUGE_BYTES = 1 << 30
 
 
-class Receiver:
+class InThread:
+    """An HTTP server that runs in a thread of this process until the block ends."""
+
+    def serve(self, server: ThreadingHTTPServer) -> None:
+        """Answer requests from now on."""
+        self._served = server
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening: the port refuses connections from now on."""
+        self._served.shutdown()
+        self._served.server_close()
+        self._thread.join()
+
+
+class Receiver(InThread):
     """Keeps what was posted: `requests` are (path with query, header, body)."""
 
     def __init__(
@@ -41,24 +63,9 @@ class Receiver:
         self.came = threading.Condition()
         self.scheme = "https" if certificate else "http"
         self.host = host
-        self._server = _Server((host, port), _Handler, self, certificate)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True
-        )
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *why: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop listening: the port refuses connections from now on."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        server = _Server((host, port), _Handler, self, certificate)
+        self.port = server.server_address[1]
+        self.serve(server)
 
     def url(self, path: str = "/hook", *, host: str = "") -> str:
         """A URL of the receiver, by a name of it."""
