@@ -90,9 +90,8 @@ class Daemon:
         base = self.base
         for server in self.http_servers:
             server.bind()
-        if (policies := self.transport.policies) is not None:
-            policies.open()
-            self._spawn(check_policies(policies.check, base.clock), "policies")
+        self.transport.policies.open()
+        self._spawn(check_policies(self.transport.policies.check, base.clock), "policies")
         base.spool.on_lost = self._end_lost
         base.spool.on_news = self._hear
         base.spool.agreed = base.sources.agreed
@@ -170,8 +169,7 @@ class Daemon:
             last.push_async_callback(self.base.spool.stop)
             last.callback(self.transport.acceptance.close)
             last.push_async_callback(self.transport.resolver.close)
-            if self.transport.policies is not None:
-                last.push_async_callback(self.transport.policies.close)
+            last.push_async_callback(self.transport.policies.close)
             last.push_async_callback(self.webhooks.close)
             last.push_async_callback(self._end_tasks)
             for server in self.transport.smtp_servers:

@@ -429,7 +429,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
     forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
     return Explainer(
-        forwarding=forwarding, rules=base.sources.rules, resolver=transport.hosts,
+        forwarding=forwarding, rules=base.sources.rules, resolver=transport.policies,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places(),
         checks=RecipientChecks(

@@ -55,6 +55,7 @@ from relay.settings.document import Fault, SettingsError
 from relay.settings.tree import Settings, SmtpListener
 from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
+from relay.smtp.connect import Target
 from relay.spool.engine import SpoolEngine
 
 if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
@@ -93,8 +94,8 @@ class RelayDependencies:
     # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
     # loopback, except to `release_to`
     is_simulated: Callable[[str], bool] | None = None
-    # where a host of it listens, whose address and port are given
-    place_of: Callable[[str, int], tuple[str, int]] | None = None
+    # where a host of it listens, and who vouches for its certificate
+    simulated: Callable[[Target], Target] | None = None
     any_sender: bool = False  # by SMTP, a login may send from any address
     # what is different on a listener of a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None

@@ -25,13 +25,12 @@ _FILE_BYTES_MAX = 64 * 1024  # RFC 8461 3.3
 _OK = 200
 
 
-def build_policies(base: Foundation, resolver: Resolver | LoopbackResolver) -> StsPolicies | None:
-    """Return the policies, not open; None for a development relay, whose mail does not leave."""
-    if not isinstance(resolver, Resolver):
-        return None
-    lookup = lookup_of(resolver)
+def build_policies(base: Foundation, resolver: Resolver | LoopbackResolver) -> StsPolicies:
+    """Return the policies, not open; those of a development relay are on the simulated internet."""
+    dns = resolver.simulated if isinstance(resolver, LoopbackResolver) else resolver
+    lookup = lookup_of(dns)
     return StsPolicies(
-        base.settings.state_dir / _DIRECTORY, base.clock, resolver=resolver,
+        base.settings.state_dir / _DIRECTORY, base.clock, resolver=resolver, texts=dns.texts,
         fetch=lambda domain: fetch_policy(base.settings.delivery, lookup, domain),
         count=partial(_count, base.metrics),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,8 +43,8 @@ from relay.routing.route_table import RouteChanges
 from relay.routing.sts_policies import StsPolicies
 from relay.settings.tree import Settings, SmtpListener
 from relay.sign_in.token_login import TokenLogin
-from relay.smtp.connect import Target, connect
-from relay.smtp.connection import Connection, Timeouts
+from relay.smtp.connect import connect
+from relay.smtp.connection import Timeouts
 from relay.spool.types import Claim, NewMessage, PriorityLevel
 
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
@@ -58,7 +58,7 @@ class Transport:
     """What accepts messages by SMTP and delivers them."""
 
     resolver: Resolver | LoopbackResolver  # of names
-    policies: StsPolicies | None  # of domains; None: a development relay
+    policies: StsPolicies  # of domains; the resolver of next hops, which knows them
     scheduler: DeliveryScheduler  # step 6
     verifier: RecipientVerifier  # asks next hops at RCPT
     acceptance: Acceptance  # step 5
@@ -68,11 +68,6 @@ class Transport:
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
     maildrop: MailDrop | None  # that of [sendmail]
-
-    @property
-    def hosts(self) -> HostResolver:
-        """The resolver of next hops, which knows the policies of their domains."""
-        return self.policies or self.resolver
 
 
 def build_transport(base: Foundation) -> Transport:
@@ -88,14 +83,13 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
-    hosts = policies or resolver
-    scheduler = _scheduler(base, reporter, hosts)
+    scheduler = _scheduler(base, reporter, policies)
     reporter.copies = _copies(base, scheduler)
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     verifier = RecipientVerifier(
-        base.table, hosts,
+        base.table, policies,
         partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
         clock=base.clock,
     )  # fmt: skip
@@ -341,15 +335,8 @@ def _connect(base: Foundation) -> Connect:
         ),
         base.metrics,
     )
-    place_of = base.sources.place_of
-    if place_of is None:
-        return to_target
-
-    def to_place(target: Target) -> Awaitable[Connection]:
-        address, port = place_of(target.address, target.port)
-        return to_target(dataclasses.replace(target, address=address, port=port))
-
-    return to_place
+    simulated = base.sources.simulated
+    return to_target if simulated is None else lambda target: to_target(simulated(target))
 
 
 def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:

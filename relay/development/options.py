@@ -236,6 +236,9 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         "dns": {"nameservers": [str(internet.nameserver)]},
         "delivery": {
             "port": internet.port,
+            "mta_sts_port": internet.policies.port,
+            "mta_sts_ca": CA_OF_INTERNET,
+            "mta_sts_allow": LOOPBACK,
             "retry": ["5s", "15s", "1m", "5m", "15m", "30m", "1h"],
             "command_timeout": "30s",
             "shutdown_grace": "2s",

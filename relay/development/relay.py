@@ -38,6 +38,7 @@ from relay.development.mailpit import MailpitApi
 from relay.development.mailpit_message import OutgoingMail
 from relay.development.options import (
     ANY,
+    CA_OF_INTERNET,
     SMTP_ROLES,
     DevelopmentAddresses,
     DevelopmentOptions,
@@ -67,7 +68,7 @@ from relay.journeys.document import Journey
 from relay.mailbox.mailbox_list import MailboxList
 from relay.message.address import with_a_labels
 from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import NextHop
+from relay.message.nexthop import HopKind, NextHop
 from relay.observe.logs import get_logger
 from relay.policy.globs import Globs
 from relay.policy.rule_book import RuleBook
@@ -78,6 +79,7 @@ from relay.settings.tree import Settings, SmtpListener
 from relay.settings.validation import next_hops_by_name
 from relay.sign_in.grants import UserGrants
 from relay.signing.key_files import load_keys
+from relay.smtp.connect import Target
 from relay.spool.engine import SpoolEngine
 from relay.spool.types import Selector
 
@@ -171,7 +173,7 @@ class DevelopmentRelay:
             lambda: providers,
             route_places=lambda: places,
             is_simulated=self.internet.covers,
-            place_of=self.internet.place_of,
+            simulated=self._simulated,
             release_to=self.release_to,
             # A web page of another site could create an account otherwise, by DNS rebinding.
             hosts=AllowedHosts(frozenset(options.hosts), any_address=options.is_exposed),
@@ -203,6 +205,15 @@ class DevelopmentRelay:
             ),
         )
         return compose(settings, sources, clock=self.clock)
+
+    def _simulated(self, target: Target) -> Target:
+        """Return where to connect; hosts of the internet have no other authority than its own."""
+        if target.port != self.internet.port:
+            return target
+        address, port = self.internet.place_of(target.address, target.port)
+        authority = self.internet.certificates.authority
+        tls = replace(target.tls, ca=self.folder.path / CA_OF_INTERNET, ca_digest=authority)
+        return dataclasses.replace(target, address=address, port=port, tls=tls)
 
     def _mailpit(self, settings: Settings, means: ApiDependencies, spool: SpoolEngine) -> ASGIApp:
         """Return Mailpit's API."""
@@ -252,6 +263,7 @@ class DevelopmentRelay:
         """
         await self._reset.begin()
         await self.internet.start()
+        await self.daemon.transport.policies.forget()  # those of another scenario
         await self.daemon.start()
         at = self.addresses
         listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}
@@ -299,6 +311,7 @@ class DevelopmentRelay:
         """End what remote hosts do at present."""
         await self.internet.end_sessions()
         await self.simulated_recipients.stop()
+        await self.daemon.transport.policies.forget()
 
     def _forget(self) -> None:
         self._accounts.forget()
@@ -377,8 +390,12 @@ class DevelopmentRelay:
 
     async def _use(self, read: Callable[[], ScenarioText]) -> None:
         async with self._scenario_turn:
-            self._scenario = await asyncio.to_thread(read)
+            before, self._scenario = self._scenario, await asyncio.to_thread(read)
             self.internet.use(self._scenario.scenario)
+            transport, both = self.daemon.transport, (before.scenario, self._scenario.scenario)
+            await transport.policies.forget()
+            names = {name for each in both for one in each.domain for name in one.names}
+            transport.scheduler.retry_now([NextHop(HopKind.MX, name) for name in names])
 
     async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
         """See DevelopmentControls."""

@@ -1,4 +1,4 @@
-"""The simulated internet of the development relay: name server and mail hosts on loopback.
+"""The simulated internet of the development relay: name, web and mail servers on loopback.
 
 They are real servers, so that Relay delivers with the code that also runs in production. What a
 host replies is decided by a Behaviour, what the name server answers by a Zone. `relay serve` never
@@ -6,6 +6,7 @@ imports this room.
 
 - `simulator`: which hosts there are and listen, their loopback addresses; DNS answers for a domain
 - `dns_server`: the name server: UDP, TCP, truncation, CNAME
+- `policy_server`: the web server with the MTA-STS policies of domains, and their TXT records
 - `smtp_host`: a mail host: its SMTP session, its limits, what it remembers
 - `behaviour`: at which stages of a session a host decides, and what it can do
 - `scenario`: the values of a scenario: domains, hosts, replies, rate limits, faults of Graph

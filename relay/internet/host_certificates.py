@@ -1,7 +1,7 @@
 """Certificates of the simulated hosts, by a certificate authority that only one internet has.
 
-A route with `tls = "verify"` and its `ca` trusts them. The bad certificate is for another name and
-has expired. Keys are P-256. See RFC 5280.
+A route with `tls = "verify"` and its `ca` trusts them, and so does mail under an MTA-STS policy.
+The bad certificate is for another name and has expired. Keys are P-256. See RFC 5280.
 """
 
 import ssl
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from relay.base.certificates import load_pair
+from relay.internet.scenario import HostCertificate
 
 _KEPT = 256
 _COMMON_NAME_MAX = 64  # RFC 5280 A.1
@@ -40,15 +41,28 @@ class HostCertificates:
         )
         self.authority = issued.public_bytes(Encoding.PEM).decode()
         self.bad = self._issue(_OTHER_NAME, end=_EXPIRED)
-        self._contexts: OrderedDict[str, ssl.SSLContext] = OrderedDict()
+        self._contexts: OrderedDict[tuple[str, HostCertificate], ssl.SSLContext] = OrderedDict()
 
-    def for_host(self, name: str) -> ssl.SSLContext:
+    def for_host(self, name: str, which: HostCertificate = "good") -> ssl.SSLContext:
         """Return the context of a server with this name."""
-        if name not in self._contexts:
-            self._contexts[name] = self._issue(name, end=_LAST)
+        if (name, which) not in self._contexts:
+            shown = _OTHER_NAME if which == "other-name" else name
+            end = _EXPIRED if which == "expired" else _LAST
+            self._contexts[name, which] = self._issue(shown, end=end)
             if len(self._contexts) > _KEPT:
                 self._contexts.popitem(last=False)
-        return self._contexts[name]
+        return self._contexts[name, which]
+
+    def for_names(self, prefix: str) -> ssl.SSLContext:
+        """Return the context of a server with all names that begin with `prefix`."""
+
+        def choose(session: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
+            if name is not None and name.startswith(prefix):
+                session.context = self.for_host(name)
+
+        context = self._issue(_OTHER_NAME, end=_LAST)
+        context.sni_callback = choose
+        return context
 
     def _issue(self, name: str, *, end: datetime) -> ssl.SSLContext:
         issued = (

@@ -54,6 +54,8 @@ def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
             for one in domain.hosts
         ],
         "tls": domain.tls,
+        "certificate": domain.certificate,
+        "mta_sts": domain.mta_sts or "",
         "greylist_s": domain.greylist,
         "limits": [_limit(one) for one in domain.limit],
         "replies": [

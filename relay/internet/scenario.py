@@ -18,6 +18,8 @@ Verb = Literal[
     "CONNECT", "BANNER", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "DOT", "QUIT", "DNS",
 ]  # fmt: skip
 HostTls = Literal["offered", "required", "none", "bad-certificate"]
+HostCertificate = Literal["good", "expired", "other-name"]
+StsMode = Literal["enforce", "testing", "none"]
 Count = Annotated[int, Between(1, 1_000_000)]
 Delay = Annotated[float, Duration()]
 Rate = Annotated[str, Form.RATE]
@@ -103,6 +105,8 @@ class RemoteDomain:
     # of its hosts: none means that nothing answers there
     addresses: Literal["loopback", "none"] = "loopback"
     tls: HostTls = "offered"  # what its hosts offer
+    certificate: HostCertificate = "good"  # which one its hosts have
+    mta_sts: StsMode | None = None  # the mode of its MTA-STS policy; None: it has none (RFC 8461)
     latency: Delay = 0.0  # of each reply, in seconds
     # how long a sender and recipient are refused after their first attempt, in seconds
     greylist: Delay = 0.0
@@ -184,6 +188,10 @@ class Scenario:
     def tls_of(self, host: str) -> HostTls:
         """Return what `host` does about TLS: what the first of its domains says."""
         return next((one.tls for one in self.domains_at(host)), "offered")
+
+    def certificate_of(self, host: str) -> HostCertificate:
+        """Return which certificate `host` has: what the first of its domains says."""
+        return next((one.certificate for one in self.domains_at(host)), "good")
 
 
 def matches(glob: str, text: str) -> bool:

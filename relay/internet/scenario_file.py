@@ -135,9 +135,10 @@ def read_shipped_scenario(name: str) -> ScenarioText:
 def _always(text: ScenarioText, reply: str, file: Path) -> ScenarioText:
     """Return a scenario whose domains give the reply of this name to every recipient."""
     table = tomllib.loads(text.toml)
-    names = [one["name"] for domain in table["domain"] for one in domain["reply"]]
+    names = [one["name"] for domain in table["domain"] for one in domain.get("reply", ())]
     if reply not in names:
-        message = f"found no reply {shown(reply)}, expected one of {', '.join(names)}"
+        expected = f"one of {', '.join(names)}" if names else f"{file.stem} alone"
+        message = f"found no reply {shown(reply)}, expected {expected}"
         raise SettingsError([Fault(file, 0, "", message)])
     for domain in table["domain"]:
         first = [{**one, "recipient": "*"} for one in domain["reply"] if one["name"] == reply]
@@ -241,6 +242,9 @@ def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
 def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
     if domain.null_mx and domain.mx:
         yield ("mx",), f"found {counted(len(domain.mx), 'host')} and null_mx, expected one of them"
+    if domain.null_mx and domain.mta_sts:
+        message = f'found "{domain.mta_sts}" and null_mx, expected one of them: mail has no host'
+        yield ("mta_sts",), message
     yield from _delays(domain, "latency", "greylist")
 
 
@@ -321,7 +325,10 @@ def without_reply(text: ScenarioText, domain: int, reply: int) -> EditedScenario
         raise IndexError(reply)
 
     def remove(content: Any) -> None:
-        del content["domain"][domain]["reply"][reply]
+        table = content["domain"][domain]
+        del table["reply"][reply]
+        if not table["reply"]:
+            del table["reply"]
 
     kept = tuple(one for one in numbers if one != reply)
     return EditedScenario(_edited(text, remove), domain, kept)

@@ -1,4 +1,4 @@
-"""The simulated internet: one name server, and the mail hosts of all remote domains.
+"""The simulated internet: one name server, one web server, the mail hosts of all remote domains.
 
 Each host has a loopback address of its own, made from its name, and all listen on one port. A host
 listens from its first lookup; of the hosts without sessions, those not looked up for the longest
@@ -20,7 +20,8 @@ from relay.base.sockets import LACKING_ADDRESS, reserve_port
 from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.dns_server import NO_NAME, DnsServer, Records
 from relay.internet.host_certificates import HostCertificates
-from relay.internet.scenario import MxHost, Scenario
+from relay.internet.policy_server import HOST, RECORD_NAME, WEB_NAME, PolicyServer, record_of
+from relay.internet.scenario import MxHost, RemoteDomain, Scenario
 from relay.internet.scenario_state import ScenarioState
 from relay.internet.smtp_host import HostOptions, SmtpHost
 from relay.observe.logs import get_logger
@@ -60,6 +61,7 @@ class SimulatedInternet:
         self._reserved = reserve_port(_LOOPBACK)
         self.port = int(self._reserved.getsockname()[1])
         self._dns = DnsServer(self, ttl_s=0, negative_ttl_s=0)
+        self.policies = PolicyServer(self.certificates, self._domain_of)
 
     @property
     def nameserver(self) -> Address:
@@ -84,6 +86,7 @@ class SimulatedInternet:
     async def start(self) -> None:
         """Begin to answer."""
         await self._dns.start()
+        await self.policies.start()
 
     async def stop(self) -> None:
         """Close everything."""
@@ -99,6 +102,7 @@ class SimulatedInternet:
     def close(self) -> None:
         """Release the ports, in place of stop() where there was no start()."""
         self._dns.close()
+        self.policies.stop()
         self._reserved.close()
 
     def use(self, scenario: Scenario) -> None:
@@ -145,6 +149,11 @@ class SimulatedInternet:
             return NO_NAME
         if kind == "MX":
             return self._exchanges(name)
+        if kind == "TXT" and name.startswith(RECORD_NAME):
+            domain = self._domain_of(name.removeprefix(RECORD_NAME))
+            return [record] if domain and (record := record_of(domain)) else ()
+        if kind == "A" and name.startswith(WEB_NAME):
+            return [HOST]
         host = self._host_of(name)
         if kind != "A" or host is None or host.addresses == "none":
             return ()
@@ -152,13 +161,16 @@ class SimulatedInternet:
         return [address] if address else _FAILED
 
     def _exchanges(self, name: str) -> Records:
-        domain = self.state.scenario.domain_of(name)
+        domain = self._domain_of(name)
         if domain is None:
             return () if self._host_of(name) else [f"10 {_DEFAULT_HOST}{name}."]
         if domain.null_mx:
             return ["0 ."]
         hosts = domain.hosts if domain.has_mx else ()
         return [f"{one.preference} {one.host}." for one in hosts]
+
+    def _domain_of(self, name: str) -> RemoteDomain | None:
+        return self.state.scenario.domain_of(name)
 
     def _host_of(self, name: str) -> MxHost | None:
         """Return what is known of a host, None if there is none of this name."""
@@ -213,10 +225,11 @@ class SimulatedInternet:
         return unused is not None
 
     def _options_of(self, name: str) -> HostOptions:
-        offers_tls = self.state.scenario.tls_of(name) != "none"
-        certificates = self.certificates
+        scenario, certificates = self.state.scenario, self.certificates
+        offers_tls = scenario.tls_of(name) != "none"
+        which = scenario.certificate_of(name)
         return HostOptions(
-            tls=certificates.for_host(name) if offers_tls else None,
+            tls=certificates.for_host(name, which) if offers_tls else None,
             bad_tls=certificates.bad,
             memory=self._memory,
         )

@@ -23,7 +23,7 @@ from relay.journeys.wording import REASONS, WAITS_FOR, client_line
 from relay.message.lifecycle import AT_REST, FINAL, hold_text
 from relay.pages.charts import duration_text
 from relay.pages.content import one_line
-from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words
+from relay.pages.step_evidence import StepEvidence, evidence_of, hop_words, tls_words
 
 _TO = "\N{EN DASH}"  # between the first and the last number
 _EVENTS_MAX = 50  # of one step: the newest
@@ -122,6 +122,11 @@ class ShownAttempts(Struct, frozen=True):
     numbers: str  # "2", or those of several: 2 to 54
     last: Attempt
     is_same: bool  # as the attempt before them
+
+    @property
+    def tls(self) -> str:
+        """The TLS of the last one, and the policy it was under."""
+        return tls_words(self.last)
 
 
 class ShownRecipient(Struct, frozen=True):

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from relay.base.phrases import counted
-from relay.journeys.document import Durations, Journey, JourneyStep, attempts_in
+from relay.journeys.document import Attempt, Durations, Journey, JourneyStep, attempts_in
 from relay.journeys.events import Step
 from relay.journeys.reported import claim_words, is_remote, remote_report
 from relay.journeys.wording import client_line, describe, findings, signature_words
@@ -263,17 +263,22 @@ def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
     if not host and not address:
         return
     yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
-    tls = detail.get("tls", "")
-    cipher = f", {detail['cipher']}" if detail.get("cipher") else ""
-    verified = _VERIFIED[detail.get("verified", "none")] if tls else ""
-    text = f"{tls}{cipher}{verified}" if tls else "none: the session was not encrypted"
     first = next((one for _, one in attempts_in(detail, "")), None)
-    policy = f"; demanded by {first.policy}" if first is not None and first.policy else ""
-    yield StepFact("TLS", text + policy)
+    if first is not None:
+        yield StepFact("TLS", tls_words(first, detail.get("cipher", "")))
     if first is not None and first.encoded:
         yield StepFact("Content", f"encoded anew: {first.encoded}")
     if first is not None and first.durations is not None:
         yield StepFact("Took", _durations(first.durations))
+
+
+def tls_words(one: Attempt, cipher: str = "") -> str:
+    """Return the TLS of an attempt, and which policy it was under, such as "TLSv1.3, name verified,
+    MTA-STS enforce".
+    """
+    done = [one.tls, cipher, _VERIFIED[one.verified]] if one.tls else ["no TLS"]
+    policy = one.policy.replace("mta-sts: verify", "MTA-STS enforce").replace("mta-sts", "MTA-STS")
+    return ", ".join(filter(None, (*done, policy)))
 
 
 def _durations(found: Durations) -> str:
@@ -284,10 +289,10 @@ def _durations(found: Durations) -> str:
 
 
 _VERIFIED = {
-    "none": ", certificate not verified",
-    "chain": ", certificate for another name",
-    "name": ", certificate verified",
-    "dane": ", certificate verified by DANE",
+    "none": "certificate not verified",
+    "chain": "certificate for another name",
+    "name": "name verified",
+    "dane": "verified by DANE",
 }
 _KINDS = {
     "failure": "A report on failed delivery",

@@ -233,21 +233,21 @@ class Resolver:
 class LoopbackResolver:
     """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
 
-    MX hosts are those of the name servers given to `resolver`. Of other hosts only loopback
-    addresses, localhost and Unix sockets count, because the system's lookup may ask other name
-    servers. One next hop may be elsewhere: `release_to`, which has a resolver of its own.
+    MX hosts are those of `simulated`, whose name servers are on loopback. Of other hosts only
+    loopback addresses, localhost and Unix sockets count, because the system's lookup may ask other
+    name servers. One next hop may be elsewhere: `release_to`, which has a resolver of its own.
     """
 
     def __init__(
         self,
-        resolver: Resolver,
+        simulated: Resolver,
         *,
         release_to: NextHop | None = None,
         elsewhere: Resolver | None = None,
     ) -> None:
-        self._resolver = resolver
+        self.simulated = simulated
         self._release_to = release_to
-        self._elsewhere = elsewhere or resolver
+        self._elsewhere = elsewhere or simulated
 
     def check(self, next_hop: NextHop) -> None:
         """Raise ValueError for a smarthost that is elsewhere."""
@@ -261,7 +261,7 @@ class LoopbackResolver:
             return await self._elsewhere.resolve(next_hop)
         if next_hop.kind is not HopKind.MX and not _is_loopback(next_hop.host):
             return _elsewhere(next_hop)
-        found = await self._resolver.resolve(next_hop)
+        found = await self.simulated.resolve(next_hop)
         if isinstance(found, Hosts) and not all(
             _is_loopback(address) for host in found.hosts for address in host.addresses
         ):
@@ -271,11 +271,11 @@ class LoopbackResolver:
     async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
         """Return the addresses of a host by the system's lookup, not by the simulated DNS."""
         is_local = name.endswith(".localhost")  # RFC 6761 6.3
-        return await self._resolver.addresses_by_system("localhost" if is_local else name)
+        return await self.simulated.addresses_by_system("localhost" if is_local else name)
 
     async def close(self) -> None:
         """Cancel the queries in progress."""
-        await self._resolver.close()
+        await self.simulated.close()
         await self._elsewhere.close()
 
 

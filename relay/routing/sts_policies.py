@@ -9,6 +9,7 @@ none.
 
 import asyncio
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
@@ -33,8 +34,8 @@ from relay.message.mta_sts import (
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.outcome import INTERNAL_ERROR
 from relay.observe.logs import get_logger
-from relay.routing.mx_hosts import Hosts, NoAnswer, Records, Resolution
-from relay.routing.resolver import Resolver
+from relay.routing.mx_hosts import Answer, Hosts, NoAnswer, Records, Resolution
+from relay.routing.resolver import LoopbackResolver, Resolver
 
 FETCH_S = 60.0  # RFC 8461 3.3; the first message waits no longer
 FAILED_S = 300.0
@@ -76,7 +77,8 @@ class StsPolicies:
     directory: Path  # of their files
     clock: Clock
     _: KW_ONLY
-    resolver: Resolver  # of MX hosts and TXT records
+    resolver: Resolver | LoopbackResolver  # of MX hosts
+    texts: Callable[[str], Awaitable[Answer]]  # the TXT records of a name
     fetch: Callable[[str], Awaitable[bytes]]  # the policy file of a domain; raises StsFetchError
     count: Callable[[str], None]  # a result type of RFC 8460 for each fetch
 
@@ -104,6 +106,13 @@ class StsPolicies:
         for one in fetches:
             one.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
+
+    async def forget(self) -> None:
+        """Forget all policies, also those in files, and what failed."""
+        await self.close()
+        self._kept.clear()
+        self._failed.clear()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop as the resolver does; those of a domain's MX with what is
@@ -165,7 +174,7 @@ class StsPolicies:
         name = f"_mta-sts.{domain}"
         if self._failure(name):
             return ""
-        answer = await self.resolver.texts(name)
+        answer = await self.texts(name)
         if isinstance(answer, NoAnswer):
             self._note_failure(name, answer.text)
         return read_record(answer.values) if isinstance(answer, Records) else ""

@@ -21,6 +21,8 @@ seed = 1
 [[domain]]
 name = "Example.org"
 mx = [{ host = "mx1.example.org", preference = 10 }]
+mta_sts = "enforce"
+certificate = "other-name"
 [[domain.reply]]
 verb = "RCPT"
 recipient = "x"
@@ -43,6 +45,7 @@ def test_the_keys_of_the_contract():
     [domain] = scenario.domain
     [reply] = domain.reply
     assert (scenario.seed, domain.name) == (1, "example.org")
+    assert (domain.mta_sts, domain.certificate) == ("enforce", "other-name")
     assert [(one.host, one.preference) for one in domain.hosts] == [("mx1.example.org", 10)]
     assert (reply.verb, reply.recipient, reply.times) == ("RCPT", "x", 2)
     assert reply.reply == "550 5.1.1 no such user here"
@@ -121,6 +124,10 @@ def test_the_code_of_a_reply_may_be_written_once():
         (f'{REPLY}verb = "RCPT"\nreply = "550 x"\ndelay = "soon"\n', 'found "soon", expected a duration'),
         (f'{DOMAIN}latency = "2h"\n', "net.toml:3: domain[0].latency: found 7200 seconds"),
         (f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n', "net.toml:4: domain[0].mx: found 1 host and null_mx"),
+        (f'{DOMAIN}null_mx = true\nmta_sts = "testing"\n', 'net.toml:4: domain[0].mta_sts: found "testing" and null_mx'),
+        (f'{DOMAIN}mta_sts = "strict"\n', 'net.toml:3: domain[0].mta_sts: found "strict", expected one of enforce, testing, none'),
+        (f"{DOMAIN}mta_sts = true\n", "net.toml:3: domain[0].mta_sts: found true, expected one of enforce, testing, none"),
+        (f'{DOMAIN}certificate = "expird"\n', 'net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)'),
         (f'{DOMAIN}tls = "off"\n', 'found "off", expected one of offered, required, none, bad-certificate'),
         (f"{DOMAIN}{DOMAIN}", 'net.toml:3: domain[1]: found "example.org" a second time'),
         (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\n', "found 0 of connections, messages and recipients, expected one"),
@@ -170,6 +177,8 @@ def test_a_table_is_read_as_a_text_is():
             {
                 "name": "example.org",
                 "mx": [{"host": "mx1.example.org", "preference": 10}],
+                "mta_sts": "enforce",
+                "certificate": "other-name",
                 "reply": [
                     {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here",
                      "delay": 0, "times": 2}
@@ -209,9 +218,10 @@ def test_one_file_keeps_its_text(tmp_path):
     [
         (
             ["gmial"],
-            "gmial: found no scenario of this name, expected PATH.toml or gmail, outlook, yahoo",
+            "gmial: found no scenario of this name, expected PATH.toml or gmail, outlook, tls, yahoo",
         ),
         (["gmail:9.9.9"], 'found no reply "9.9.9", expected one of 5.1.1, 5.2.1'),
+        (["tls:5.1.1"], 'found no reply "5.1.1", expected tls alone'),
         (["gmail", "gmail:5.1.1"], 'found "gmail.com" a second time'),
         (["./nothing.toml"], "nothing.toml: found no such file"),
     ],

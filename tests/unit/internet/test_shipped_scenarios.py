@@ -13,7 +13,7 @@ from relay.internet.test_recipients import find_test_recipient
 from tests.support.manual_clock import ManualClock
 
 PAGE = (Path(__file__).parents[3] / "docs/internet.md").read_text()
-NAMES = ("gmail", "outlook", "yahoo")
+NAMES = ("gmail", "outlook", "yahoo")  # those with replies
 REPLIES = [
     (name, domain.names, reply)
     for name in NAMES
@@ -35,7 +35,7 @@ def at(state, verb, address):
 
 
 def test_these_are_shipped():
-    assert tuple(shipped_scenarios()) == NAMES
+    assert set(shipped_scenarios()) == {*NAMES, "tls"}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,12 @@ def test_the_page_lists_the_replies_of_a_scenario(name):
     [domain] = read_scenarios([name]).scenario.domain
     assert row[0] == ", ".join(domain.names)
     assert re.findall("`(.*?)`", row[1]) == [one.name for one in domain.reply]
+
+
+def test_the_page_lists_the_domains_of_tls():
+    section = PAGE[PAGE.index("`tls` has domains") : PAGE.index("## While it runs")]
+    rows = re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE)
+    assert rows == [one.name for one in read_scenarios(["tls"]).scenario.domain]
 
 
 def test_the_page_shows_a_scenario():

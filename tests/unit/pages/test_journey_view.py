@@ -13,12 +13,12 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339, time_us_of
-from relay.journeys.document import Journey, JourneyStep
+from relay.journeys.document import Attempt, Journey, JourneyStep
 from relay.journeys.journey import join
 from relay.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from relay.journeys.wording import describe
 from relay.pages.journey_view import JourneyView, journey_view
-from relay.pages.step_evidence import _delivery, evidence_of
+from relay.pages.step_evidence import _delivery, evidence_of, tls_words
 from relay.testing import Relay
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -148,8 +148,24 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     assert found["joe@slow.test"] == "451 4.3.0 later"
     assert found["Host"].startswith("mx1.slow.test [127.")
     assert found["TLS"].startswith("TLSv1.3, TLS_")
+    assert found["TLS"].endswith(", certificate not verified, configuration: opportunistic")
     assert view.recipients[0].facts.address == "joe@slow.test"
     assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
+
+
+@pytest.mark.parametrize(
+    ("tls", "verified", "policy", "words"),
+    [
+        ("TLSv1.3", "name", "mta-sts: verify", "TLSv1.3, name verified, MTA-STS enforce"),
+        ("", "none", "mta-sts: verify", "no TLS, MTA-STS enforce"),
+        ("TLSv1.2", "chain", "route a: required; policy overridden by route",
+         "TLSv1.2, certificate for another name, route a: required; policy overridden by route"),
+        ("", "none", "", "no TLS"),
+    ],
+)  # fmt: skip
+def test_the_tls_of_an_attempt_in_words(tls, verified, policy, words):
+    one = Attempt("", "mx.a.test", "relayed", "2.0.0", "250 ok", tls, verified, policy)
+    assert tls_words(one) == words
 
 
 def test_attempts_with_the_same_reply_are_one(relay):
