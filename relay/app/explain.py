@@ -139,10 +139,11 @@ class Explainer:
         sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
         expand = self._expander(question)
         expansion = expand(question.address)
-        rejection = await self.checks.rejection(
+        answer = await self.checks.answer(
             question.address, question.sender, size_bytes=len(question.content or b""),
             may_relay=sender.is_trusted,
         )  # fmt: skip
+        rejection = answer.reply
         if expansion is None:
             return await self._recipient(question.address, sender, question, rejection=rejection)
         if not expansion.targets:  # it has forwarded the message before

@@ -9,7 +9,9 @@ The session:
 - `smtp_server`: a listener: which clients are trusted; implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
-- `listener_dependencies`: what all listeners share, and the sessions of one
+- `listener_dependencies`: what the sessions of a listener share
+- `session_services`: what a session asks of the owner of the mail, by plain values
+- `local_services`: who answers that: accounts, checks of recipients, acceptance; its own task
 - `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
 - `session_counts`: too many errors, messages or recipients (421), messages of an address (450)
 - `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, BDAT; limits

@@ -14,14 +14,13 @@ import math
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from relay.accounts.account import Account, AccountDirectory, LoginRefusedError
+from relay.accounts.account import LoginRefusedError
 from relay.accounts.passwords import LoginDelayedError
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_limits import SessionLimits
-from relay.observe.logs import get_logger
+from relay.ingress.session_services import SessionServices
 
 AUTH_OFFER = "AUTH PLAIN LOGIN XOAUTH2 OAUTHBEARER"  # the line of EHLO
 Ask = Callable[[str], Awaitable[str]]
@@ -33,18 +32,6 @@ _TOKEN_REFUSED = {
     "OAUTHBEARER": '{"status":"invalid_token","scope":"SMTP.Send"}',
 }
 _USER_CHARACTERS_MAX = 100  # of the user name in the log and in records
-_log = get_logger("ingress")
-
-
-class CheckLogin(Protocol):
-    """Checks a user and a password: AccountDirectory.by_smtp_login()."""
-
-    def __call__(self, user: str, password: str, *, client: str) -> Awaitable[Account | None]:
-        """Return the account, None for a wrong password.
-
-        Raises LoginDelayedError, and LoginRefusedError with the text of the reply.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +49,13 @@ class AuthCredentials:
 class Authentication:
     """The AUTH state of one session."""
 
-    accounts: AccountDirectory  # those in force
+    services: SessionServices  # check a login, and keep it
     limits: SessionLimits  # of failed logins, and the pause after one
-    _: KW_ONLY
-    check_login: CheckLogin  # a user and a password
-    check_token: CheckLogin  # a user and a bearer token
-    ip: str  # of the client
-    account: Account | None = field(default=None, init=False)  # that logged in, as it was then
     user: str = field(default="", init=False)  # the user name of the last exchange, for the log
     mechanism: str = field(default="", init=False)  # of the last exchange
     # the reply to a refused token while its challenge waits
     unsent: str = field(default="", init=False)
     _failures: int = field(default=0, init=False)
-
-    @property
-    def login(self) -> str:
-        """The address of the account that logged in, or ""."""
-        return self.account.address if self.account is not None else ""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the account of the login was removed, or has another password or token now."""
-        if self.account is None:
-            return False
-        now = self.accounts.of_login(self.account.address)
-        return now is None or now.credentials != self.account.credentials
 
     @property
     def is_exhausted(self) -> bool:
@@ -103,19 +72,18 @@ class Authentication:
         self.mechanism = argument.partition(" ")[0].upper()
         credentials = await _exchange(argument, ask)
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
-        check = self.check_token if credentials.refused else self.check_login
         wrong = "Token is not known here" if credentials.refused else "User or password is wrong"
         rejection = f"535 5.7.8 {wrong}"  # RFC 4954 6
+        is_right = False
         try:
-            account = await check(credentials.user, credentials.password, client=self.ip)
+            is_right = await self.services.log_in(
+                credentials.user, credentials.password, is_token=bool(credentials.refused)
+            )
         except LoginRefusedError as refused:
-            account, rejection = None, f"535 5.7.8 {refused}"  # RFC 4954 6
+            rejection = f"535 5.7.8 {refused}"  # RFC 4954 6
         except LoginDelayedError as delayed:
-            account, rejection = None, _delayed_reply(delayed)
-            if delayed.__cause__ is not None:
-                _log.error("password not checked", client=self.ip, error=delayed.__cause__)
-        if account is not None:
-            self.account = account
+            rejection = _delayed_reply(delayed)
+        if is_right:
             return "235 2.7.0 Authentication successful"  # RFC 4954 6
         self._failures += 1
         if credentials.refused:

@@ -13,7 +13,6 @@ from typing import Any
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
-from relay.ingress.authentication import Authentication
 from relay.ingress.data import ContentCollector, DataReply, ReceivedContent
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.journeys.events import Event
@@ -75,9 +74,9 @@ class SessionFilters:
             macros = {"tls_version": tls, "cipher": cipher, "cipher_bits": str(bits)}
         _check(await self.session.helo(name, macros))
 
-    async def mail(self, address: str, argument: str, by: Authentication) -> None:
+    async def mail(self, address: str, argument: str, *, mechanism: str, login: str) -> None:
         """Announce MAIL, whose argument has the parameters."""
-        macros = {"auth_type": by.mechanism, "auth_authen": by.login} if by.login else {}
+        macros = {"auth_type": mechanism, "auth_authen": login} if login else {}
         macros["mail_host"] = domain_of(address)
         _check(await self.session.mail(address, _parameters(argument), macros))
 

@@ -32,6 +32,7 @@ from relay.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.base.clock import Clock
 from relay.base.phrases import counted
 from relay.ingress.message_limits import RateLimits
+from relay.ingress.session_limits import EXPANDED_MAX
 from relay.message.address import AddressError, parse_mailbox
 from relay.message.envelope import ForwardPath, Notify, domain_of
 from relay.message.header import Header
@@ -57,7 +58,6 @@ _HOUR_S = 3600.0
 LARGE_REPORT = f"552 5.3.4 An SRS address takes reports of at most {REPORT_BYTES_MAX} octets"
 # RFC 3463 3.8
 MANY_REPORTS = f"450 4.7.1 The sender gets {REPORTS_PER_HOUR} reports in an hour, try again later"
-EXPANDED_MAX = 10_000  # addresses that the aliases of one message lead to
 _TOO_MANY = "5.5.3"  # RFC 3463 3.6: too many recipients
 _LOOP_STATUS = "5.4.6"  # RFC 3463 3.5: routing loop detected
 _LOOP_TEXT = "mail loop: this alias has forwarded the message before (Delivered-To)"

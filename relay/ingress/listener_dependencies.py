@@ -1,30 +1,20 @@
-"""What the listeners of a process share, and what a command handler gets from its listener.
+"""What a command handler gets from its listener, and its connection.
 
-relay/app makes IngressDependencies; smtp_server adds what differs between listeners.
+What it asks of the owner of the mail is in session_services.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from relay.accounts.account import AccountDirectory
 from relay.base.crashpoints import CrashPoints
-from relay.base.pressure import MemoryBudget, Pressure
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.authentication import CheckLogin
-from relay.ingress.data import ContentCollector, DataReply, Framing, Origin, ReceivedContent
-from relay.ingress.filtering import SessionFilters
+from relay.base.pressure import MemoryBudget
+from relay.ingress.data import ContentCollector, Framing
 from relay.ingress.message_limits import RateLimits
-from relay.ingress.recipient_checks import Verify
-from relay.ingress.send_as import IsNullMx
 from relay.ingress.session_limits import SessionLimits
-from relay.ingress.session_refusals import ListenerRefusals
-from relay.mailbox.delivery_store import DeliveryStore
-from relay.message.envelope import Envelope, ForwardPath
-from relay.refusals.refusal import RefusalRecorder
 from relay.settings.tree import SmtpListener
+from relay.spool.types import IncomingBody
 
 
 class ClientConnection(Protocol):
@@ -55,51 +45,16 @@ class ClientConnection(Protocol):
         ...
 
 
-class Accept(Protocol):
-    """Accepts a received message; the returned reply is for the final dot."""
-
-    def __call__(
-        self,
-        envelope: Envelope,
-        paths: Sequence[ForwardPath],
-        received: ReceivedContent,
-        *,
-        origin: Origin,
-        filters: SessionFilters | None,
-    ) -> Awaitable[DataReply]:
-        """Take the responsibility for the message, or return the reply that rejects it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class IngressDependencies:
-    """What all listeners of a process share."""
-
-    hostname: str  # of the greeting and of Received fields
-    acceptance: Acceptance  # takes over complete messages
-    accounts: AccountDirectory  # logins, and addresses that they may use
-    check_token: CheckLogin  # a user and a bearer token
-    quota: DeliveryStore  # whether a local mailbox has room
-    crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
-    pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
-    refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
-    verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
-    is_null_mx: IsNullMx | None = None  # None: no domain is asked
-
-
 class ListenerDependencies(Struct, frozen=True):
     """What the command handlers of a listener share."""
 
     settings: SmtpListener  # its configuration
-    shared: IngressDependencies  # with the other listeners
+    hostname: str  # of the greeting
     limits: SessionLimits  # of each session
     budget: MemoryBudget  # the memory for messages that all sessions receive
-    check_login: CheckLogin  # a user and a password
-    check_token: CheckLogin  # a user and a bearer token
-    accept: Accept  # takes over a complete message
+    crash: CrashPoints  # for crash tests
     pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
     is_paused: Callable[[], bool]  # whether an operator lets it accept nothing
-    refusals: ListenerRefusals  # records what is refused
     rates: RateLimits  # messages of strangers, by address
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
@@ -111,15 +66,9 @@ class ListenerDependencies(Struct, frozen=True):
     # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
     odd_domain: str = ""
 
-    def new_filters(self) -> SessionFilters | None:
-        """Return the milters of a session, None if none has its role."""
-        role, most_bytes = self.settings.role, self.settings.max_message_size
-        session = None if self.pickup else self.shared.acceptance.milters.session(role)
-        return None if session is None else SessionFilters(session, most_bytes)
-
-    def new_content(self) -> ContentCollector:
+    def new_content(self, new_body: Callable[[], IncomingBody]) -> ContentCollector:
         """Return a collector for a content."""
         return ContentCollector(
             size_max_bytes=self.settings.max_message_size, limits=self.limits, budget=self.budget,
-            arrival=self.shared.acceptance.spool.incoming_body,
+            arrival=new_body,
         )  # fmt: skip

@@ -35,7 +35,7 @@ from relay.ingress.dropped_mail import (
     Identity,
     identity_of,
 )
-from relay.ingress.listener_dependencies import IngressDependencies
+from relay.ingress.local_services import IngressDependencies
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.session_limits import SessionLimits
 from relay.message.address import parse_odd_mailbox

@@ -20,8 +20,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from relay.accounts.account import DEAD_LETTER
-from relay.ingress.esmtp_parameters import MailArgument
 from relay.ingress.forwarding import Forwarder
+from relay.ingress.session_services import RecipientAnswer
 from relay.mailbox.types import Room
 from relay.message.envelope import ForwardPath, domain_of
 from relay.message.nexthop import NextHop
@@ -44,6 +44,8 @@ class MailboxRoom(Protocol):
 
 # RFC 5321 7.9
 _DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
+_TAKEN = RecipientAnswer()
+_KEPT = RecipientAnswer(may_keep=True)
 # Returns the reply if a next hop does not take an address, else "".
 Verify = Callable[[str, NextHop], Awaitable[str]]
 
@@ -58,53 +60,58 @@ class RecipientChecks(Struct, frozen=True):
     # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
     is_pickup: bool = False
 
-    async def rejection(
+    async def answer(
         self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
-    ) -> str:
-        """Return the reply if a recipient is rejected, else ""."""
+    ) -> RecipientAnswer:
+        """Return whether a recipient is taken."""
         if self.is_pickup:
-            return ""
-        if found := self.forwarding.report_rejection(address, reverse_path, size_bytes):
-            return found
+            return _TAKEN
+        if reply := self.forwarding.report_rejection(address, reverse_path, size_bytes):
+            return RecipientAnswer(reply)
         if not (may_relay or reverse_path):  # reports of others to this host's name
             match self.forwarding.examine(address, reverse_path):
                 case LocalRecipient(is_local=False):
-                    return _DENIED
+                    return RecipientAnswer(_DENIED)
         expansion = self.forwarding.expand(address, reverse_path)
         if expansion is None:
-            return await self._rejection(
-                address, reverse_path, given=address, size_bytes=size_bytes, may_relay=may_relay,
+            found = self.forwarding.examine(address, reverse_path)
+            reply = await self._rejection(
+                found, address, given=address, size_bytes=size_bytes, may_relay=may_relay,
                 asks=not may_relay,
             )  # fmt: skip
-        rejection = ""
+            if reply:
+                return RecipientAnswer(reply)
+            is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
+            return _KEPT if is_kept else _TAKEN
+        rejection, expanded = "", len(expansion.targets)
         for target in expansion.addresses:
-            found = await self._rejection(
-                target, reverse_path, given=address, size_bytes=size_bytes, may_relay=True,
-                asks=not may_relay and len(expansion.targets) == 1,
+            found = self.forwarding.examine(target, reverse_path)
+            reply = await self._rejection(
+                found, target, given=address, size_bytes=size_bytes, may_relay=True,
+                asks=not may_relay and expanded == 1,
             )  # fmt: skip
-            if not found:
-                return ""
-            rejection = rejection or found.replace(f"<{target}>", f"<{address}>", 1)
-        return rejection
+            if not reply:
+                return RecipientAnswer(expanded=expanded)
+            rejection = rejection or reply.replace(f"<{target}>", f"<{address}>", 1)
+        return RecipientAnswer(rejection, expanded)
 
     async def rejection_of_all(
-        self, mail: MailArgument, paths: Sequence[ForwardPath], *, size_bytes: int, may_relay: bool
+        self, paths: Sequence[ForwardPath], reverse_path: str, *, size_bytes: int, may_relay: bool
     ) -> str:
-        """Return the reply if no recipient accepts more than the declared SIZE, else ""."""
+        """Return the reply if no recipient accepts a message of this size, else ""."""
         rejection = ""
-        for path in paths if size_bytes > mail.size_bytes else ():
-            rejection = await self.rejection(
-                path.address, mail.envelope.reverse_path,
-                size_bytes=size_bytes, may_relay=may_relay,
-            )  # fmt: skip
-            if not rejection:
+        for path in paths:
+            answer = await self.answer(
+                path.address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
+            )
+            if not (rejection := answer.reply):
                 break
         return rejection
 
     async def _rejection(
         self,
+        found: RoutingResult,
         address: str,
-        reverse_path: str,
         *,
         given: str,
         size_bytes: int,
@@ -112,7 +119,6 @@ class RecipientChecks(Struct, frozen=True):
         asks: bool,
     ) -> str:
         """`given` is the address that the client gave, which leads to `address`."""
-        found = self.forwarding.examine(address, reverse_path)
         if self.rules().tenants and self._waits(address, found):
             return f"451 4.3.0 {unavailable(domain_of(given))}"  # RFC 3463 3.4
         match found:

@@ -10,6 +10,8 @@ from msgspec import Struct
 
 from relay.message.content import LARGE_BYTES
 
+EXPANDED_MAX = 10_000  # addresses that the aliases of one message lead to
+
 
 class SessionLimits(Struct, frozen=True):
     """The limits of one session."""

@@ -19,12 +19,12 @@ from msgspec import Struct
 from relay.base.clock import Clock, rfc3339
 from relay.ingress.data import Origin
 from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.session_services import RefusedCommand, SessionClaims, SessionServices
+from relay.message.verdict import RULES_UNAVAILABLE
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.policy.rule_book import UNAVAILABLE
 from relay.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalRecorder
 
-CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 _ADDRESS_CHARACTERS_MAX = 320  # RFC 5321 4.5.3.1
 _TEXT_CHARACTERS_MAX = 512
 _GATHERED_MAX = 20  # different replies to the recipients of a transaction
@@ -69,24 +69,6 @@ class LineError(StrEnum):
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedCommand:
-    """A command and the reply that refused it; the other fields are those of a Refusal."""
-
-    command: str  # the verb, CONNECT, or "" for what is no command
-    reply: str  # or what failed in a TLS handshake
-    user: str = ""  # of AUTH
-    sender: str = ""  # the reverse-path
-    recipients: tuple[str, ...] = ()  # all of them
-    subject: str = ""  # of a content
-    rule: str = ""  # the name of the rule that refused it, or of the milter
-    reason: RefusalReason | None = None  # None: the one that the reply has
-
-    def because(self) -> RefusalReason:
-        """Return why it was refused."""
-        return self.reason or reason_of(self.command, self.reply, rule=self.rule)
-
-
 class ContentRefusedError(SmtpRejection):
     """A received content is rejected: with what is recorded of it."""
 
@@ -99,7 +81,7 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
     """Return the reason that a reply of ingress has."""
     code, _, text = reply.partition(" ")
     status = text.partition(" ")[0]
-    if rule or UNAVAILABLE in reply:
+    if rule or RULES_UNAVAILABLE in reply:
         return RefusalReason.RULE
     if code in ("530", "538"):
         return RefusalReason.TLS if "STARTTLS" in reply else RefusalReason.LOGIN
@@ -137,10 +119,8 @@ class ListenerRefusals(Struct, frozen=True):
     clock: Clock
     address: Callable[[], str] = lambda: ""  # of the listener, with its port
 
-    def record(
-        self, refused: RefusedCommand, origin: Origin, *, count: int = 0, is_logged: bool = True
-    ) -> None:
-        """Record a refusal; `count` is the number of recipients if not all are named."""
+    def record(self, refused: RefusedCommand, origin: Origin) -> None:
+        """Record a refusal."""
         recipients = refused.recipients[:RECIPIENTS_MAX]
         refusal = Refusal(
             at=rfc3339(self.clock.time_us()),
@@ -150,14 +130,14 @@ class ListenerRefusals(Struct, frozen=True):
             account=_shown(refused.user or origin.login, _ADDRESS_CHARACTERS_MAX),
             sender=_shown(refused.sender, _ADDRESS_CHARACTERS_MAX),
             recipients=tuple([_shown(one, _ADDRESS_CHARACTERS_MAX) for one in recipients]),
-            recipient_count=count or len(refused.recipients),
+            recipient_count=refused.count or len(refused.recipients),
             subject=_shown(refused.subject, _TEXT_CHARACTERS_MAX),
             command=refused.command,
             reply=_shown(refused.reply, _TEXT_CHARACTERS_MAX),
-            reason=refused.because(),
+            reason=refused.reason or reason_of(refused.command, refused.reply, rule=refused.rule),
             rule=refused.rule,
         )
-        if is_logged:
+        if refused.is_logged:
             _log_refusal(refusal)
         if self.recorder is not None:
             self.metrics.refusals.labels(refusal.reason.value).inc()
@@ -171,7 +151,7 @@ class _Gathered:
     """Recipients with the same reply; `refused` has the first ones."""
 
     refused: RefusedCommand
-    origin: Origin
+    claims: SessionClaims
     count: int = 1
 
 
@@ -179,16 +159,16 @@ class _Gathered:
 class SessionRefusals:
     """Records what one session refuses."""
 
-    _listener: ListenerRefusals
+    _services: SessionServices
     _gathered: dict[str, _Gathered] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
-    def record(self, refused: RefusedCommand, origin: Origin, *, is_logged: bool = True) -> None:
+    def record(self, refused: RefusedCommand, claims: SessionClaims) -> None:
         """Record a refusal, after those that were gathered."""
         self.flush()
-        self._listener.record(refused, origin, is_logged=is_logged)
+        self._services.refused(refused, claims)
 
-    def gather(self, refused: RefusedCommand, origin: Origin) -> None:
+    def gather(self, refused: RefusedCommand, claims: SessionClaims) -> None:
         """Record a recipient of a transaction, together with others that get the same reply."""
         (address,) = refused.recipients
         key = refused.reply.replace(address, "") if address else refused.reply
@@ -196,7 +176,7 @@ class SessionRefusals:
         if same is None:
             if len(self._gathered) >= _GATHERED_MAX:
                 self.flush()
-            self._gathered[key] = _Gathered(refused, origin)
+            self._gathered[key] = _Gathered(refused, claims)
         else:
             same.count += 1
             named = same.refused.recipients
@@ -214,7 +194,7 @@ class SessionRefusals:
             self._timer = None
         gathered, self._gathered = self._gathered, {}
         for one in gathered.values():
-            self._listener.record(one.refused, one.origin, count=one.count)
+            self._services.refused(dataclasses.replace(one.refused, count=one.count), one.claims)
 
 
 def path_in(argument: str) -> str:

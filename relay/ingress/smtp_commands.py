@@ -1,10 +1,10 @@
 """The SMTP commands: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA and the others, each with its reply.
 
 One handler is the state of one session: command order, one transaction at a time. The AUTH exchange
-is in authentication, the check of a sender address in send_as, that of a recipient in
-recipient_checks. RCPT is rejected here beyond the limit of recipients per message (max_recipients),
-and of addresses that its aliases lead to. MAIL, DATA and BDAT enforce the size limit. Too many
-rejected commands end the session with 421.
+is in authentication; whether a sender or a recipient is taken, session_services says. RCPT is
+rejected here beyond the limit of recipients per message (max_recipients), and of addresses that
+its aliases lead to. MAIL, DATA and BDAT enforce the size limit. Too many rejected commands end the
+session with 421.
 
 RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6409, 6531.
 """
@@ -21,7 +21,6 @@ from relay.ingress.data import (
     DataReply,
     DotFraming,
     Framing,
-    Origin,
     subject_in,
 )
 from relay.ingress.esmtp_parameters import (
@@ -33,20 +32,17 @@ from relay.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.ingress.filtering import FilterRefusedError, SessionFilters
-from relay.ingress.forwarding import EXPANDED_MAX
 from relay.ingress.listener_dependencies import ClientConnection, ListenerDependencies
 from relay.ingress.local_users import LocalUser
-from relay.ingress.recipient_checks import RecipientChecks
-from relay.ingress.send_as import local_rejection, null_mx_rejection, sender_rejection
 from relay.ingress.session_counts import SessionCounts
+from relay.ingress.session_limits import EXPANDED_MAX
 from relay.ingress.session_refusals import (
-    CONNECT,
     ContentRefusedError,
     LineError,
-    RefusedCommand,
     SessionRefusals,
     path_in,
 )
+from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims, SessionServices
 from relay.message.content import memory_part
 from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
@@ -84,33 +80,27 @@ class SmtpCommandHandler:
         self,
         client: ClientConnection,
         listener: ListenerDependencies,
+        services: SessionServices,
         *,
         ip: str,
         trusted: bool,
         tls: str,
     ) -> None:
-        shared = listener.shared
         self._client = client
         self._listener = listener
+        self._services = services
         self._ip = ip
         self._trusted_network = trusted
         self._tls = tls
         self._helo = ""
         self._extended = False
-        self._authentication = Authentication(
-            shared.accounts, listener.limits, check_login=listener.check_login,
-            check_token=listener.check_token, ip=ip,
-        )  # fmt: skip
-        self._checks = RecipientChecks(
-            shared.acceptance.forwarding, shared.quota, shared.verify,
-            rules=shared.acceptance.policy, is_pickup=listener.pickup,
-        )  # fmt: skip
+        self._authentication = Authentication(services, listener.limits)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
         self._counts = SessionCounts(listener.settings, listener.limits, listener.rates, ip=ip)
-        self.refusals = SessionRefusals(listener.refusals)
+        self.refusals = SessionRefusals(services)
         self.filters: SessionFilters | None = None  # None: no milter hears the session
         self.user: LocalUser | None = None  # of the machine, on the socket for programs
         self.closing = False
@@ -139,7 +129,7 @@ class SmtpCommandHandler:
             return self._close_rejected(verb, _TALKS_AHEAD)
         if self.may_close and verb != "QUIT":
             return self._close_rejected(verb, SHUTTING_DOWN)
-        if self._authentication.has_ended and verb != "QUIT":
+        if self._services.has_ended and verb != "QUIT":
             return self._close_rejected(verb, _LOGIN_ENDED, reason=RefusalReason.LOGIN)
         refused = None
         try:
@@ -181,9 +171,13 @@ class SmtpCommandHandler:
         if refused.reply != reply:
             refused = dataclasses.replace(refused, reply=reply, rule="", reason=RefusalReason.LIMIT)
         if refused.command == "RCPT" and self._mail is not None:
-            self.refusals.gather(refused, self._origin())
+            self.refusals.gather(refused, self._claims())
         else:
-            self.refusals.record(refused, self._origin())
+            self.refusals.record(refused, self._claims())
+
+    async def find_user(self) -> None:
+        """Ask who the client is, on the socket for programs."""
+        self.user = await self._services.local_user()
 
     async def greet(self, *, client_spoke: bool) -> str:
         """Return the greeting, or reject a client that spoke first. Milters hear of the others.
@@ -191,9 +185,9 @@ class SmtpCommandHandler:
         An SMTP client waits for the greeting. A browser that a web page directs here does not, nor
         does most software that only sends spam.
         """
-        hostname = self._listener.shared.hostname
+        hostname = self._listener.hostname
         if not client_spoke:
-            self.filters = None if self.user else self._listener.new_filters()
+            self.filters = self._services.new_filters()
             if self.filters is not None:
                 await self.filters.connect(self._ip, hostname, self._client.fact)
             return f"220 {hostname} ESMTP Relay"  # RFC 5321 3.1
@@ -226,7 +220,7 @@ class SmtpCommandHandler:
 
     @property
     def _is_trusted(self) -> bool:
-        return self._trusted_network or bool(self._authentication.login)
+        return self._trusted_network or bool(self._services.login)
 
     async def _do(self, verb: str, argument: str) -> str:
         command = _COMMANDS.get(verb)
@@ -249,7 +243,7 @@ class SmtpCommandHandler:
         if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
             return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
         await self._greet(argument, extended=False)
-        return f"250 {self._listener.shared.hostname}"
+        return f"250 {self._listener.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
@@ -257,7 +251,7 @@ class SmtpCommandHandler:
             return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
         await self._greet(argument, extended=True)
         offers = [
-            self._listener.shared.hostname,
+            self._listener.hostname,
             "PIPELINING",
             f"SIZE {self._listener.settings.max_message_size}",
             "8BITMIME",
@@ -316,8 +310,8 @@ class SmtpCommandHandler:
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
         self._tls = await self._client.start_tls()
         self._helo, self._extended = "", False
-        self._authentication.account = None
         self.reset()
+        self._services.forget_login()
         return ""
 
     @property
@@ -333,7 +327,7 @@ class SmtpCommandHandler:
         authentication.user = ""
         if not self._extended:
             return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
-        if authentication.login:
+        if self._services.login:
             return "503 5.5.1 You are authenticated already"  # RFC 4954 4
         if self._mail is not None:
             return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
@@ -360,14 +354,11 @@ class SmtpCommandHandler:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
         if self._listener.is_paused():
             return self._close_with(PAUSED)
-        domain = self._listener.odd_domain if self.user is None else self._listener.shared.hostname
+        domain = self._listener.odd_domain if self.user is None else self._listener.hostname
         mail = parse_mail(argument, extended=self._extended, odd_domain=domain)
-        login, shared = self._authentication.login, self._listener.shared
-        reverse_path = mail.envelope.reverse_path
-        checks_sender = login and not shared.acceptance.any_sender
-        if checks_sender and (rejection := sender_rejection(shared.accounts, login, reverse_path)):
-            return rejection
-        if self.user is not None and (rejection := local_rejection(self.user, reverse_path)):
+        login, reverse_path = self._services.login, mail.envelope.reverse_path
+        is_known = login or self.user is not None
+        if is_known and (rejection := await self._services.sender_rejection(reverse_path)):
             return rejection
         if mail.size_bytes > (limit := self._listener.settings.max_message_size):
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
@@ -376,13 +367,12 @@ class SmtpCommandHandler:
         if short := self._listener.pressure_rejection(mail.size_bytes):
             return f"452 4.3.1 No mail is taken now: {short}; try again later"  # RFC 1870 6.1
         if not self._is_trusted:
-            rejection = await null_mx_rejection(
-                reverse_path, shared.is_null_mx, shared.acceptance.router
-            )
+            rejection = await self._services.sender_rejection(reverse_path)
             if rejection := rejection or self._counts.mail_rejection():
                 return rejection
         if self.filters is not None:
-            await self.filters.mail(reverse_path, argument, self._authentication)
+            mechanism = self._authentication.mechanism
+            await self.filters.mail(reverse_path, argument, mechanism=mechanism, login=login)
         self._mail = mail
         return "250 2.1.0 Ok"
 
@@ -404,15 +394,14 @@ class SmtpCommandHandler:
         if len(self._forward_paths) >= self._listener.settings.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
-        expansion = self._listener.shared.accounts.expand(path.address)
-        expanded = self._expanded + (len(expansion.targets) if expansion is not None else 0)
+        answer = await self._services.recipient(
+            path.address, mail.envelope.reverse_path, size_bytes=mail.size_bytes
+        )
+        expanded = self._expanded + answer.expanded
         if expanded > EXPANDED_MAX and not self._listener.pickup:
             return "452 4.5.3 Too many recipients of aliases, send the rest in another transaction"
-        if rejection := await self._checks.rejection(
-            path.address, mail.envelope.reverse_path, size_bytes=mail.size_bytes,
-            may_relay=self._is_trusted,
-        ):  # fmt: skip
-            return rejection
+        if answer.reply:
+            return answer.reply
         if self.filters is not None:
             await self.filters.rcpt(path.address, argument)
         self._forward_paths[path.address] = path
@@ -431,9 +420,8 @@ class SmtpCommandHandler:
         if self.filters is not None:
             await self.filters.data()
         normalizes = self._listener.settings.bare_newline == "normalize"
-        return await self._receive(
-            "DATA", DotFraming(normalizes=normalizes), self._listener.new_content()
-        )
+        content = self._listener.new_content(self._services.new_body)
+        return await self._receive("DATA", DotFraming(normalizes=normalizes), content)
 
     async def bdat(self, argument: str) -> str:
         """RFC 3030 2. The octets of a refused chunk are discarded, and no command is found in them.
@@ -452,7 +440,10 @@ class SmtpCommandHandler:
             await self._client.read_content(ChunkFraming(size_bytes), None)
             return rejection
         begun, normalizes = self._chunks, self._listener.settings.bare_newline != "reject"
-        self._chunks = begun or (self._listener.new_content(), ChunkFraming(normalizes=normalizes))
+        self._chunks = begun or (
+            self._listener.new_content(self._services.new_body),
+            ChunkFraming(normalizes=normalizes),
+        )
         content, framing = self._chunks
         framing.begin(size_bytes, is_last=bool(last))
         if content.rejection is not None:
@@ -499,7 +490,7 @@ class SmtpCommandHandler:
                 content.release()
         self._counts.add_message()
         await self._client.send(decision.reply)
-        self._listener.shared.crash.reached(CrashPoint.SMTP_REPLIED)
+        self._listener.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
 
     async def _take(
@@ -507,21 +498,15 @@ class SmtpCommandHandler:
         *, verb: str,
     ) -> DataReply:  # fmt: skip
         """Return the reply to a content. Raises ContentRefusedError."""
-        if self._authentication.has_ended:  # before the final dot
+        if self._services.has_ended:  # before the final dot
             self.closing = True
             decision, subject = DataReply(_LOGIN_ENDED), ""
         elif content.rejection is not None:
             decision = DataReply(content.rejection, milter=content.refused_by)
             subject = content.subject
-        elif rejection := await self._checks.rejection_of_all(
-            mail, paths, size_bytes=content.size_bytes, may_relay=self._is_trusted
-        ):
-            decision, subject = DataReply(rejection), content.subject
         else:
             received = content.hand_over()
-            decision = await self._listener.accept(
-                mail.envelope, paths, received, origin=self._origin(), filters=self.filters
-            )
+            decision = await self._services.accept(mail, paths, received, claims=self._claims())
             if decision.queue_id:
                 return decision
             subject = subject_in(memory_part(received.content))
@@ -538,17 +523,8 @@ class SmtpCommandHandler:
             )
         )
 
-    def _origin(self) -> Origin:
-        return Origin(
-            ip=self._ip,
-            helo=self._helo if self.user is None else self.user.name,
-            extended=self._extended,
-            tls=self._tls,
-            login=self._authentication.login,
-            trusted=self._is_trusted,
-            pickup=self._listener.pickup,
-            user=self.user,
-        )
+    def _claims(self) -> SessionClaims:
+        return SessionClaims(self._helo, self._extended, self._tls)
 
     def reset(self) -> None:
         """End the transaction, as RSET does."""
@@ -564,8 +540,9 @@ class SmtpCommandHandler:
     def _close_rejected(
         self, verb: str, reply: str, *, reason: RefusalReason | None = None, is_logged: bool = True
     ) -> str:
-        refused = dataclasses.replace(self._refused(verb, reply, ""), reason=reason)
-        self.refusals.record(refused, self._origin(), is_logged=is_logged)
+        refused = self._refused(verb, reply, "")
+        refused = dataclasses.replace(refused, reason=reason, is_logged=is_logged)
+        self.refusals.record(refused, self._claims())
         return self._close_with(reply)
 
     def _close_abusive(

@@ -27,20 +27,20 @@ from relay.base.sockets import (
     open_listener,
     wait_readable,
 )
-from relay.ingress.authentication import CheckLogin
-from relay.ingress.data import DataReply, Origin, ReceivedContent
-from relay.ingress.filtering import SessionFilters
-from relay.ingress.listener_dependencies import IngressDependencies, ListenerDependencies
+from relay.ingress.data import Origin
+from relay.ingress.listener_dependencies import ListenerDependencies
+from relay.ingress.local_services import (
+    CheckLogin,
+    IngressDependencies,
+    LocalServices,
+    ServiceDependencies,
+)
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.proxy_header import ProxyHeaderError, read_header
 from relay.ingress.session_limits import SessionLimits
-from relay.ingress.session_refusals import (
-    CONNECT,
-    ListenerRefusals,
-    RefusedCommand,
-    handshake_fault,
-)
+from relay.ingress.session_refusals import ListenerRefusals, handshake_fault
+from relay.ingress.session_services import CONNECT, RefusedCommand
 from relay.ingress.smtp_commands import SHUTTING_DOWN
 from relay.ingress.smtp_session import (
     TLS_HANDSHAKE_S,
@@ -48,7 +48,6 @@ from relay.ingress.smtp_session import (
     SmtpSession,
     ip_of,
 )
-from relay.message.envelope import Envelope, ForwardPath
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalReason
 from relay.settings.tree import SmtpListener
@@ -109,7 +108,7 @@ class SmtpServer:
         self._tls_at_once = self._tls_context if is_implicit else None
         self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
         self._handshakes = ConcurrencyCounter()  # those of TLS at once
-        self._acceptances: set[asyncio.Task[DataReply]] = set()
+        self._owner = self._service_dependencies(pickup=pickup)
         sessions = dependencies.acceptance.metrics.smtp_sessions
         self._shared = SessionDependencies(
             listener=self._listener_dependencies(pickup=pickup),
@@ -123,18 +122,21 @@ class SmtpServer:
             ),
             rejects_untrusted=self._rejects_untrusted,
             on_failed_handshake=self._record_failed_handshake,
+            new_services=partial(LocalServices, self._owner),
             begun=(lambda: None) if pickup else sessions.labels(role=self.role).inc,
-            users=users,
+            for_programs=users is not None,
         )
 
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
         self._listener = listener
         self._networks = [ip_network(text) for text in listener.trusted_networks]
+        self._owner = replace(self._owner, settings=listener)
         self._shared = replace(
             self._shared,
             listener=replace(self._shared.listener, settings=listener),
             is_trusted=lru_cache(_CLIENTS_KNOWN)(self._is_trusted),
+            new_services=partial(LocalServices, self._owner),
         )
 
     @property
@@ -150,7 +152,7 @@ class SmtpServer:
     @property
     def acceptances(self) -> int:
         """The number of messages that are being accepted."""
-        return len(self._acceptances)
+        return len(self._owner.acceptances)
 
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
@@ -187,10 +189,9 @@ class SmtpServer:
         await self._wait_closed(_LAST_REPLY_S)
         for session in tuple(self._shared.sessions):
             session.abort()
-        if self._acceptances:  # no 250 was sent for these, so one that hangs may be abandoned
-            await asyncio.wait(  # real time: a disk
-                tuple(self._acceptances), timeout=_COMMIT_S
-            )
+        if acceptances := tuple(self._owner.acceptances):
+            # no 250 was sent for these, so one that hangs may be abandoned
+            await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
 
     async def _wait_closed(self, timeout_s: float) -> None:
         if closed := {session.closed for session in self._shared.sessions}:
@@ -263,7 +264,7 @@ class SmtpServer:
                 reply=f"no PROXY header that can be used: {error}",
                 reason=RefusalReason.SYNTAX,
             )
-            self._shared.listener.refusals.record(refused, Origin(ip=proxy, helo=""))
+            self._owner.refusals.record(refused, Origin(ip=proxy, helo=""))
             return None
         return None if header is None else header.client
 
@@ -276,8 +277,9 @@ class SmtpServer:
             command=CONNECT if self._listener.role == "submissions" else "STARTTLS",
             reply=handshake_fault(error),
             reason=RefusalReason.TLS,
+            is_logged=False,
         )
-        self._shared.listener.refusals.record(refused, Origin(ip=ip, helo=""), is_logged=False)
+        self._owner.refusals.record(refused, Origin(ip=ip, helo=""))
         reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
         if self._options is None:
             _log.info("TLS handshake failed", client=ip, error=reason)
@@ -293,21 +295,13 @@ class SmtpServer:
         options = self._options
         return ListenerDependencies(
             listener,
-            dependencies,
+            dependencies.hostname,
             limits=self._limits,
             budget=MemoryBudget(self._limits.buffered_bytes),
-            check_login=options.check_login if options else dependencies.accounts.by_smtp_login,
-            check_token=(options and options.check_token) or dependencies.check_token,
-            accept=self._accept,
+            crash=dependencies.crash,
             # Mail from pickup already has its 202: only the spool itself may refuse it.
             pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.rejection,
             is_paused=(lambda: False) if pickup else lambda: bool(dependencies.pressure.paused()),
-            refusals=ListenerRefusals(
-                None if pickup else dependencies.refusals,
-                dependencies.acceptance.metrics,
-                dependencies.acceptance.clock,
-                lambda: str(self.address),
-            ),
             rates=RateLimits(dependencies.acceptance.clock),
             offers_tls=self._tls_context is not None,
             requires_tls=requires_tls,
@@ -321,29 +315,26 @@ class SmtpServer:
             ),
         )
 
-    async def _accept(
-        self,
-        envelope: Envelope,
-        paths: Sequence[ForwardPath],
-        received: ReceivedContent,
-        *,
-        origin: Origin,
-        filters: SessionFilters | None,
-    ) -> DataReply:
-        """Run the acceptance in its own task: it continues if the client disconnects.
-
-        The task therefore releases what was received.
-        """
-        if filters is not None:
-            received = filters.deciding(received)
-        accepting = self._dependencies.acceptance.accept(
-            envelope, paths, received.content, origin=origin, filters=filters
+    def _service_dependencies(self, *, pickup: bool) -> ServiceDependencies:
+        dependencies, options = self._dependencies, self._options
+        return ServiceDependencies(
+            self._listener,
+            dependencies,
+            check_login=options.check_login if options else dependencies.accounts.by_smtp_login,
+            check_token=(options and options.check_token) or dependencies.check_token,
+            refusals=ListenerRefusals(
+                None if pickup else dependencies.refusals,
+                dependencies.acceptance.metrics,
+                dependencies.acceptance.clock,
+                lambda: str(self.address),
+            ),
+            acceptances=set(),
+            pickup=pickup,
+            users=self._users,
         )
-        task = asyncio.get_running_loop().create_task(accepting)
-        task.add_done_callback(lambda _: received.release())
-        self._acceptances.add(task)
-        task.add_done_callback(self._acceptances.discard)
-        return await asyncio.shield(task)
+
+    def _new_services(self, ip: str, is_trusted: bool, uid: int) -> LocalServices:
+        return LocalServices(self._owner, ip=ip, is_trusted=is_trusted, uid=uid)
 
     def _rejects_untrusted(self) -> bool:
         """Return whether untrusted clients are rejected now because of pressure.

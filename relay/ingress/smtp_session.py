@@ -20,11 +20,12 @@ from msgspec import Struct
 
 from relay.accounts.passwords import client_of
 from relay.base.pressure import ConcurrencyCounter
-from relay.ingress.data import ContentCollector, ContentRejection, Framing, Origin
+from relay.ingress.data import ContentCollector, ContentRejection, Framing
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.listener_dependencies import ListenerDependencies
-from relay.ingress.local_users import LocalUsers, peer_uid
-from relay.ingress.session_refusals import CONNECT, LineError, RefusedCommand
+from relay.ingress.local_users import peer_uid
+from relay.ingress.session_refusals import LineError
+from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims, SessionServices
 from relay.ingress.smtp_commands import (
     PAUSED,
     SHUTTING_DOWN,
@@ -176,8 +177,9 @@ class SessionDependencies(Struct, frozen=True):
     rejects_untrusted: Callable[[], bool]  # whether only trusted clients may begin a session now
     # called with the address of a client whose TLS handshake failed, and the reason
     on_failed_handshake: Callable[[str, OSError], None]
+    new_services: Callable[..., SessionServices]  # LocalServices, of this listener
     begun: Callable[[], None] = lambda: None  # counts a connection
-    users: LocalUsers | None = None  # who the clients may be, on the socket for programs
+    for_programs: bool = False  # the clients are users of this machine
 
 
 class _NoHooks:
@@ -201,7 +203,7 @@ class SmtpSession(_NoHooks, SMTP):
         """`forwarded` is the address of a proxy's client, "" if the proxy names none."""
         super().__init__(
             _NO_HANDLER,
-            hostname=shared.listener.shared.hostname,
+            hostname=shared.listener.hostname,
             timeout=shared.listener.settings.timeout,
             loop=asyncio.get_running_loop(),
         )
@@ -233,7 +235,7 @@ class SmtpSession(_NoHooks, SMTP):
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
         self._counted_as = None if trusted else client_of(self._ip) or None
-        if self._shared.users is not None:
+        if self._shared.for_programs:
             self._uid = peer_uid(transport)
             self._counted_as = f"uid {self._uid}" if self._uid else None
         if self._shared.listener.is_paused():
@@ -243,9 +245,9 @@ class SmtpSession(_NoHooks, SMTP):
         else:
             rejection = self._counted_or_rejected()
         self._shared.begun()
+        services = self._shared.new_services(self._ip, is_trusted=trusted, uid=self._uid)
         if rejection:
-            refused = RefusedCommand(command=CONNECT, reply=rejection)
-            self._shared.listener.refusals.record(refused, Origin(ip=self._ip, helo=""))
+            services.refused(RefusedCommand(command=CONNECT, reply=rejection), SessionClaims())
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
@@ -254,6 +256,7 @@ class SmtpSession(_NoHooks, SMTP):
         self._commands = SmtpCommandHandler(
             self,
             self._shared.listener,
+            services,
             ip=self._ip,
             trusted=trusted,
             tls=tls,
@@ -349,8 +352,8 @@ class SmtpSession(_NoHooks, SMTP):
                 self._close()
 
     async def _greeting(self, commands: SmtpCommandHandler) -> str:
-        if self._shared.users is not None:
-            commands.user = await asyncio.to_thread(self._shared.users.find, self._uid)
+        if self._shared.for_programs:
+            await commands.find_user()
         spoke = await self._has_spoken()
         if spoke and self._shared.listener.tls_hint is not None:
             if self._input.is_empty:

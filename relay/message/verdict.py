@@ -17,6 +17,7 @@ from relay.message.envelope import Source
 from relay.message.header import ParsedContent
 
 JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
+RULES_UNAVAILABLE = "The mail rules of"  # begins what a client hears about a tenant without rules
 _NAMED_MAX = 100  # recipients named per hit; a message may have many
 
 

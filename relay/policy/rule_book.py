@@ -14,10 +14,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.message.envelope import domain_of
-from relay.message.verdict import Deferral, ExaminedMessage, Verdict
+from relay.message.verdict import RULES_UNAVAILABLE, Deferral, ExaminedMessage, Verdict
 from relay.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
 
-UNAVAILABLE = "The mail rules of"
 DEFERRED = "defer"  # the outcome of a rule whose rate limit is exceeded
 LATE = "50-"  # the operator's files from here on run behind the rules of tenants
 
@@ -37,7 +36,7 @@ class TenantRules(Struct, frozen=True):
 
 def unavailable(domain: str) -> str:
     """Return what a client hears about mail of a tenant without rules."""
-    return f"{UNAVAILABLE} {domain} are not available, try again later"
+    return f"{RULES_UNAVAILABLE} {domain} are not available, try again later"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.listener_dependencies import IngressDependencies
+from relay.ingress.local_services import IngressDependencies
 from relay.ingress.smtp_server import SmtpServer
 from relay.message.srs import Srs
 from relay.milter.filters import MilterSet

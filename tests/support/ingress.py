@@ -19,7 +19,7 @@ from relay.base.clock import Ids
 from relay.base.pressure import Pressure
 from relay.base.socket_address import Address
 from relay.ingress.acceptance import Acceptance
-from relay.ingress.listener_dependencies import IngressDependencies
+from relay.ingress.local_services import IngressDependencies
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_server import SmtpServer
 from relay.mailbox.types import Room

@@ -1,0 +1,119 @@
+"""What an SMTP session asks of the owner of the mail, by plain values: SessionServices.
+
+There is one object for each session. The owner makes it (local_services) with the address of the
+client and whether its network is trusted, and it keeps the login: of what decides who may do what,
+the session says nothing. MAIL of a trusted network asks nothing, RCPT and the final dot one
+question each.
+"""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+from relay.ingress.data import DataReply, ReceivedContent
+from relay.ingress.esmtp_parameters import MailArgument
+from relay.ingress.local_users import LocalUser
+from relay.message.envelope import ForwardPath
+from relay.refusals.refusal import RefusalReason
+from relay.spool.types import IncomingBody
+
+if TYPE_CHECKING:
+    from relay.ingress.filtering import SessionFilters
+
+CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
+
+
+class SessionClaims(Struct, frozen=True):
+    """What a session says of its client; nothing is decided by it but what is written."""
+
+    helo: str = ""
+    extended: bool = True  # EHLO
+    tls: str = ""  # the protocol version, or ""
+
+
+class RecipientAnswer(Struct, frozen=True):
+    """The answer to RCPT; `reply` is "" for a recipient that is taken."""
+
+    reply: str = ""
+    expanded: int = 0  # addresses that an alias leads to
+    # the same address and sender have this answer, of whatever size and for each client that may
+    # relay, until accounts, routes, rules or settings change
+    may_keep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedCommand:
+    """A command and the reply that refused it; the other fields are those of a Refusal."""
+
+    command: str  # the verb, CONNECT, or "" for what is no command
+    reply: str  # or what failed in a TLS handshake
+    user: str = ""  # of AUTH
+    sender: str = ""  # the reverse-path
+    recipients: tuple[str, ...] = ()  # all of them
+    subject: str = ""  # of a content
+    rule: str = ""  # the name of the rule that refused it, or of the milter
+    reason: RefusalReason | None = None  # None: the one that the reply has
+    count: int = 0  # of recipients; 0: all are named
+    is_logged: bool = True  # False: the caller logs it, or nobody does
+
+
+class SessionServices(Protocol):
+    """What one session asks."""
+
+    @property
+    def login(self) -> str:
+        """The address of the account that logged in, or ""."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the account of the login was removed, or has another password or token now."""
+        ...
+
+    async def log_in(self, user: str, secret: str, *, is_token: bool) -> bool:
+        """Log in by a password or a bearer token; False if it is wrong.
+
+        Raises LoginDelayedError, and LoginRefusedError with the text of the reply.
+        """
+        ...
+
+    def forget_login(self) -> None:
+        """Log out (STARTTLS)."""
+        ...
+
+    async def local_user(self) -> LocalUser | None:
+        """Return the user of this machine on the socket for programs; asked once."""
+        ...
+
+    async def sender_rejection(self, reverse_path: str) -> str:
+        """Return the reply if the login, the user of this machine or a stranger may not use it."""
+        ...
+
+    def recipient(
+        self, address: str, reverse_path: str, *, size_bytes: int
+    ) -> Awaitable[RecipientAnswer]:
+        """Return whether a recipient is taken; `size_bytes` is that of MAIL."""
+        ...
+
+    def new_body(self) -> IncomingBody:
+        """Return a file for the body of a large content."""
+        ...
+
+    def new_filters(self) -> "SessionFilters | None":
+        """Return the milters that hear the session, also accept(); None: none does."""
+        ...
+
+    def accept(
+        self, mail: MailArgument, paths: Sequence[ForwardPath], received: ReceivedContent, *,
+        claims: SessionClaims,
+    ) -> Awaitable[DataReply]:  # fmt: skip
+        """Take the responsibility for a message, or return the reply that rejects it. What was
+        received is released in any case.
+        """
+        ...
+
+    def refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
+        """Record a refusal."""
+        ...
