@@ -11,7 +11,9 @@ The envelope and its addresses:
 - `nexthop`: a next hop (mx, smtp, smtps, lmtp, local, capture) as a value and as text in the spool
 - `web_url`: a URL to which requests are sent, and what it must not have
 - `mta_sts`: what a domain publishes by MTA-STS: the TXT record, the policy file, its hosts
-- `tls_policy`: the TLS level of a host (none, opportunistic, required, verify), who demands it
+- `tls_policy`: the TLS level of a host (none, opportunistic, required, verify, dane), who
+  demands it
+- `dane`: which TLSA records of a host can be used
 
 The content:
 

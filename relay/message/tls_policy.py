@@ -13,20 +13,31 @@ from msgspec.structs import replace
 
 from relay.message.mta_sts import NO_STS, StsFinding
 
-TlsLevel = Literal["none", "opportunistic", "required", "verify"]
+TlsLevel = Literal["none", "opportunistic", "required", "verify", "dane"]
 CONFIGURATION = "configuration"  # who demands a level that no route names
 MTA_STS = "mta-sts"  # who demands "verify"
 USUAL_POLICY = f"{CONFIGURATION}: opportunistic"  # of an attempt; it is not recorded
 _LAX = ("none", "opportunistic")
+_NAMED = ("verify", "dane")
+
+
+class TlsaRecord(Struct, frozen=True, order=True):
+    """A TLSA record (RFC 6698 2.1)."""
+
+    usage: int
+    selector: int  # 0: the certificate, 1: its key
+    matching: int  # 0: `data` is what is selected, 1: its SHA-256, 2: its SHA-512
+    data: bytes
 
 
 class TlsPolicy(Struct, frozen=True):
     """The TLS that a host must have; `implicit` is TLS from the first byte.
 
     "verify" trusts the system's store, or the file `ca` alone, and requires one of `names` in the
-    certificate; () is the host's own name. The other levels accept any certificate. `ca_digest`
-    tells the content of the file from an earlier one. With `testing`, "verify" is tried first, and
-    its failure is only noted.
+    certificate; () is the host's own name. `ca_digest` tells the content of the file from an
+    earlier one. "dane" requires what one of `tlsa` demands, which are usable_records(), and nothing
+    of the certificate if there are none. The other levels accept any. With `testing`, "verify" is
+    tried first, and its failure is only noted.
     """
 
     level: TlsLevel = "opportunistic"
@@ -35,10 +46,11 @@ class TlsPolicy(Struct, frozen=True):
     names: tuple[str, ...] = ()
     ca_digest: str = ""
     testing: bool = False
+    tlsa: tuple[TlsaRecord, ...] = ()
 
     def for_host(self, name: str) -> "TlsPolicy":
         """Return the policy for one host of the next hop, with the names that are compared."""
-        return replace(self, names=(self.names or (name,)) if self.level == "verify" else ())
+        return replace(self, names=(self.names or (name,)) if self.level in _NAMED else ())
 
 
 class TlsDecision(Struct, frozen=True):

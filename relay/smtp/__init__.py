@@ -7,6 +7,7 @@ closed. Each recipient gets an outcome of its own.
 - `connect`: TCP, greeting, EHLO, STARTTLS and AUTH; what follows if a host offers no STARTTLS or if
   TLS fails; when a password may be sent
 - `tls`: which certificates are accepted: CA, and which of its names match the host
+- `dane`: whether the certificates that a host shows match its TLSA records: chain, names, dates
 - `connection`: the course of a transaction: pipelining, time-outs of each command, DATA, QUIT, RSET
 - `transaction`: the commands MAIL and RCPT (SIZE, BODY, SMTPUTF8, NOTIFY ...); which recipient gets
   which outcome, by LMTP a reply for each; what cannot be sent to a peer without 8BITMIME or

@@ -5,7 +5,7 @@ opportunistic TLS fails, a second connection is made without it (RFC 7435); wher
 EHLO, one with HELO. A password is sent only over TLS, or to a loopback address of this machine. All
 failures are ConnectError.
 See RFC 5321 3.1 and 3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS),
-RFC 2033 (LMTP).
+RFC 2033 (LMTP), RFC 7672 (DANE).
 """
 
 import asyncio
@@ -44,11 +44,13 @@ from relay.smtp.client_protocol import (
     printable,
 )
 from relay.smtp.connection import Connection, Timeouts
+from relay.smtp.dane import dane_mismatch
 from relay.smtp.tls import (
     certificate_matches,
     certificate_names,
     ip_of,
     is_loopback,
+    peer_chain,
     unverified_context,
     verifying_context,
 )
@@ -242,7 +244,7 @@ class _SessionSetup:
         """Raises ConnectError."""
         try:
             await self._open()
-            self._check_name()
+            self._check_certificate()
             await self._hello()
             await self._secure()
             await self._log_in()
@@ -326,17 +328,24 @@ class _SessionSetup:
         self._stopwatch.begin(in_tls=True)
         await self._client.starttls(server_hostname=target.host or target.address)
         self._stopwatch.end()
-        self._check_name()
+        self._check_certificate()
         await self._hello()
 
-    def _check_name(self) -> None:
-        """Compare the certificate with the names of the policy. Raises ConnectError."""
-        target = self._target
-        tls = self._tls()
-        if target.tls.level != "verify" or tls is None:
+    def _check_certificate(self) -> None:
+        """Compare the certificate with what the policy demands. Raises ConnectError."""
+        target, tls = self._target, self._tls()
+        if tls is None:
+            return
+        names = target.tls.for_host(target.host or target.address).names
+        if target.tls.tlsa:
+            mismatch = dane_mismatch(target.tls.tlsa, peer_chain(tls), names)
+            if mismatch is not None:
+                text = f"{target}: {printable(mismatch.text.encode('utf-8', 'replace'))}"
+                raise self._no_tls(text, result=mismatch.result, peer=self._peer())
+            self._stopwatch.verified = "dane"
+        if target.tls.level != "verify":
             return
         self._stopwatch.verified = "chain"  # by the context, in the handshake
-        names = target.tls.for_host(target.host or target.address).names
         certificate = tls.getpeercert() or {}
         if not any(certificate_matches(certificate, name) for name in names):
             found = printable(certificate_names(certificate).encode("utf-8", "replace"))
@@ -396,8 +405,8 @@ class _SessionSetup:
         peer: Peer | None = None,
     ) -> ConnectError:  # fmt: skip
         """The error for TLS that is missing, or not what this target requires."""
-        if self._target.tls_by == MTA_STS:
-            status, advice = "4.7.5", "the MTA-STS policy of the domain demands TLS and its name"
+        if self._demand:
+            status, advice = "4.7.5", self._demand
         text = f"{text}; {advice}" if advice else text
         evidence = (peer or self._place_of_failure()).evidence(status, text)
         return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS, result)
@@ -453,8 +462,17 @@ class _SessionSetup:
 
     @property
     def _is_refused_tls(self) -> bool:
-        """Whether a failure is one of TLS that the domain demands."""
-        return self._stage is SmtpStage.STARTTLS and self._target.tls_by == MTA_STS
+        """Whether a failure is one of TLS that the DNS demands."""
+        return self._stage is SmtpStage.STARTTLS and bool(self._demand)
+
+    @property
+    def _demand(self) -> str:
+        """What in the DNS demands TLS."""
+        if self._target.tls.level == "dane":
+            return "the TLSA records of the host demand TLS (DANE)"
+        if self._target.tls_by == MTA_STS:
+            return "the MTA-STS policy of the domain demands TLS and its name"
+        return ""
 
 
 def reason(error: BaseException) -> str:

@@ -5,12 +5,14 @@ any certificate. What follows a failed STARTTLS is in `connect`. See RFC 7435 (o
 9525 (names), RFC 8314, RFC 5321 4.1.3 (address literals).
 """
 
+import _ssl
 import ssl
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 _NAMES_SHOWN = 3
 _CONTEXTS_KEPT = 32
@@ -65,6 +67,16 @@ def certificate_names(certificate: Mapping[str, Any]) -> str:
     names = [*_names(certificate, "DNS"), *addresses]
     more = "" if len(names) <= _NAMES_SHOWN else f" and {len(names) - _NAMES_SHOWN} more"
     return ", ".join(names[:_NAMES_SHOWN]) + more or "no host"
+
+
+def peer_chain(tls: ssl.SSLObject) -> list[bytes]:
+    """Return the certificates that the peer showed (DER), its own first; nothing is verified."""
+    if sys.version_info >= (3, 13):
+        shown = tls.get_unverified_chain()
+    else:
+        of_openssl = cast("Any", tls)._sslobj.get_unverified_chain() or ()  # noqa: SLF001
+        shown = [one.public_bytes(_ssl.ENCODING_DER) for one in of_openssl]
+    return shown
 
 
 def is_loopback(host: str) -> bool:
