@@ -31,6 +31,6 @@ def _is_usable(record: TlsaRecord) -> bool:
         return len(record.data) == _DIGEST_BYTES.get(record.matching)
     try:
         (load_der_public_key if record.selector else load_der_x509_certificate)(record.data)
-    except (ValueError, InvalidVersion, UnsupportedAlgorithm):
+    except (ValueError, LookupError, InvalidVersion, UnsupportedAlgorithm):
         return False
     return True

@@ -33,8 +33,8 @@ from relay.smtp.tls import certificate_matches, certificate_names
 
 _CERTIFICATES_MAX = 8  # of the host and its issuers
 _MALFORMED = (
-    ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
+    ValueError, TypeError, LookupError, UnsupportedAlgorithm, x509.DuplicateExtension,
+    x509.InvalidVersion, x509.UnsupportedGeneralNameType,
 )  # fmt: skip
 
 

@@ -185,6 +185,25 @@ def test_octets_that_are_no_certificate_have_a_result():
     assert dane_mismatch(records, [], ("mx.test",)).text == "the host shows no certificate"
 
 
+@pytest.mark.parametrize(
+    ("octets", "changed"),
+    [
+        (b"\x55\x1d\x0f", b"\x55\x1d\x11"),  # keyUsage: a second subjectAltName
+        (b"\x82\x07mx.test", b"\xa3\x07mx.test"),  # dNSName: x400Address
+        (b"\x82\x07mx.test", b"\x82\x07mx\xfftest"),
+        (b"\x55\x1d\x13", b"\x55\x1d\x1e"),  # basicConstraints: nameConstraints
+    ],
+)
+def test_an_authority_with_odd_extensions_has_a_result(octets, changed):
+    der = made("middle", None, CA, NO_USE, **MX)[0].public_bytes(Encoding.DER)
+    odd = der.replace(octets, changed)
+    assert odd != der
+    shown = [one[0].public_bytes(Encoding.DER) for one in (LEAF, MIDDLE)]
+    for record in (TlsaRecord(2, 0, 0, odd), TlsaRecord(2, 0, 1, sha256(odd).digest())):
+        found = dane_mismatch((record,), [shown[0], odd], ("mx.test",))
+        assert found.result in ("validation-failure", UNTRUSTED)
+
+
 def test_a_key_that_cannot_be_read_does_not_match_the_digest_of_nothing():
     key = ed25519.Ed25519PrivateKey.generate()
     der = made("mx", ROOT, key=key)[0].public_bytes(Encoding.DER)
