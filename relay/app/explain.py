@@ -45,6 +45,7 @@ from relay.message.nexthop import CAPTURE, LOCAL, NextHop
 from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
+from relay.message.tls_policy import REQUIRETLS, TlsDemand
 from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
 from relay.milter.filters import FilterSession, MilterSet
 from relay.policy.archives import UnexaminedArchiveError
@@ -313,7 +314,11 @@ class Explainer:
             "limits": self._limits(via),
             "site": None,
             "retry": list(self.schedule.retry_s),
-            "tls": {"level": via.tls.level, "policy": self.table.tls_demanded_by(next_hop)},
+            "tls": {
+                "level": via.tls.level,
+                "policy": self.table.tls_demanded_by(next_hop),
+                "requiretls": False,
+            },
         }
         found = await self._resolved(next_hop)
         document |= _hosts(found, via)
@@ -324,15 +329,17 @@ class Explainer:
         tls = found.hosts[0].tls
         assert tls is not None
         policy = f"{tls.by}; {tls.note}" if tls.note else tls.by
-        document["tls"] = {"level": tls.policy.level, "policy": policy}
+        strict = isinstance(await self._resolved(next_hop, REQUIRETLS), Hosts)
+        document["tls"] = {"level": tls.policy.level, "policy": policy, "requiretls": strict}
         if self.state_of is not None:
             document["site"] = _site(self.state_of(next_hop, found), self.clock)
         return document
 
-    async def _resolved(self, next_hop: NextHop) -> Resolution:
+    async def _resolved(self, next_hop: NextHop, demand: TlsDemand = "") -> Resolution:
         """Return the hosts of a next hop, each with its TLS, as delivery does."""
         via, by = self.table.options_for(next_hop), self.table.tls_demanded_by(next_hop)
-        return with_tls(await with_policy(await self.resolver.resolve(next_hop), by), via, by)
+        found = await with_policy(await self.resolver.resolve(next_hop), by, demand)
+        return with_tls(found, via, by, demand=demand)
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
         options = self.options.limited(via.connections_max, parse_rate(via.rate))

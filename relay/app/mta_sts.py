@@ -5,7 +5,7 @@ from functools import partial
 from relay.app.foundation import Foundation
 from relay.app.notifications import lookup_of
 from relay.delivery.dependencies import Connect
-from relay.message.tls_policy import MTA_STS
+from relay.message.tls_policy import MTA_STS, REQUIRETLS
 from relay.message.web_url import UrlError, read_url
 from relay.notifications.https_client import (
     Destinations,
@@ -21,6 +21,7 @@ from relay.smtp.connect import ConnectError, Target
 from relay.smtp.connection import Connection
 
 _DIRECTORY = "mta-sts"
+_POLICIES = {MTA_STS: "sts", REQUIRETLS: "requiretls"}  # by who demands the level
 _FILE_BYTES_MAX = 64 * 1024  # RFC 8461 3.3
 _OK = 200
 
@@ -54,24 +55,25 @@ async def fetch_policy(delivery: DeliverySettings, lookup: Lookup, domain: str) 
     return answer.body
 
 
-def _count(metrics: Metrics, result: str) -> None:
-    metrics.tls_policy.labels(policy="sts", result=result).inc()
+def _count(metrics: Metrics, result: str, policy: str = "sts") -> None:
+    metrics.tls_policy.labels(policy=policy, result=result).inc()
 
 
 def counted(connect: Connect, metrics: Metrics) -> Connect:
-    """Return `connect`, which counts the sessions under an MTA-STS policy."""
+    """Return `connect`, which counts the sessions under an MTA-STS policy, or with REQUIRETLS."""
 
     async def connect_and_count(target: Target) -> Connection:
-        if target.tls_by != MTA_STS and not target.tls.testing:  # nearly always
-            return await connect(target)
+        if not (policy := _POLICIES.get(target.tls_by)) and not target.tls.testing:
+            return await connect(target)  # nearly always
+        policy = policy or "sts"
         try:
             connection = await connect(target)
         except ConnectError as error:
             if error.tls_result:  # else there was no session
-                _count(metrics, error.tls_result)
+                _count(metrics, error.tls_result, policy)
             raise
         session = connection.peer.session
-        _count(metrics, (session and session.mismatch) or "success")
+        _count(metrics, (session and session.mismatch) or "success", policy)
         return connection
 
     return connect_and_count

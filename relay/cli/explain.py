@@ -93,7 +93,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
         by = {MTA_STS: "MTA-STS policy of the domain"}.get(tls["policy"], tls["policy"])
-        lines.append(_line("tls", f"{tls['level']}, demanded by the {by}"))
+        strict = "; enough for REQUIRETLS" if tls["requiretls"] else ""
+        lines.append(_line("tls", f"{tls['level']}, demanded by the {by}{strict}"))
     if limits := document["limits"]:
         lines.append(_line("limits", _limits(limits)))
     if (site := document["site"]) is not None:

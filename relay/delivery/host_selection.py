@@ -27,7 +27,14 @@ from relay.message.outcome import (
     SessionFailure,
     SmtpStage,
 )
-from relay.message.tls_policy import CONFIGURATION, TlsPolicy, decide_tls
+from relay.message.tls_policy import (
+    CONFIGURATION,
+    OPTIONAL,
+    REQUIRETLS,
+    TlsDemand,
+    TlsPolicy,
+    decide_tls,
+)
 from relay.routing.mx_hosts import (
     NO_MX,
     Host,
@@ -37,6 +44,7 @@ from relay.routing.mx_hosts import (
     NullMx,
     Resolution,
     TemporaryFailure,
+    Unprotected,
 )
 from relay.routing.route_table import HopOptions
 from relay.smtp.connect import ConnectError, Target
@@ -102,16 +110,19 @@ class HostStatusCache:
             del self._known[key]
 
 
-def with_tls(found: Resolution, via: HopOptions, by: str) -> Resolution:
-    """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by()."""
+def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand = "") -> Resolution:
+    """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by(),
+    `demand` that of the message. A Unix socket fulfils each demand: it does not leave the machine.
+    """
     if not isinstance(found, Hosts):
         return found
     decided = {
         one.name: decide_tls(
-            one.name, via.tls, by=by, has_login=_sends_login(one, via), sts=found.sts
+            one.name, via.tls, by=by, has_login=_sends_login(one, via), sts=found.sts,
+            demand=demand if one.port else "", vouched=via.requiretls,
         )
         for one in found.hosts
-    }
+    }  # fmt: skip
     hosts = tuple([replace(one, tls=decided[one.name]) for one in found.hosts])
     if not any(one.skipped for one in decided.values()):  # nearly always
         return replace(found, hosts=hosts)
@@ -123,14 +134,23 @@ def with_tls(found: Resolution, via: HopOptions, by: str) -> Resolution:
     mx = replace(found.mx, hosts=skipped)
     if kept:
         return replace(found, hosts=kept, mx=mx)
-    text = f"no MX host is in the MTA-STS policy of the domain: {', '.join(sorted(decided))}"
+    names = ", ".join(sorted(decided))
+    text = f"no MX host is in the MTA-STS policy of the domain: {names}"
+    if demand == REQUIRETLS:
+        if not (why := found.sts.trouble or found.sts.unasked):
+            return Unprotected(names, mx)
+        text = f"REQUIRETLS needs the MTA-STS policy of the domain, which is not known now: {why}"
     return TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)  # RFC 8461 5.1
 
 
-async def with_policy(found: Resolution, by: str) -> Resolution:
-    """Return hosts with the MTA-STS policy of their domain; wait for it if it has to be fetched."""
-    if by != CONFIGURATION or not isinstance(found, Hosts) or found.sts.fetch is None:
-        return found  # nearly always
+async def with_policy(found: Resolution, by: str, demand: TlsDemand = "") -> Resolution:
+    """Return hosts with the MTA-STS policy of their domain; wait for it if it has to be fetched and
+    may count.
+    """
+    if not isinstance(found, Hosts) or found.sts.fetch is None:  # nearly always
+        return found
+    if demand == OPTIONAL or (by != CONFIGURATION and demand != REQUIRETLS):
+        return found
     return replace(found, sts=await found.sts.fetch())
 
 

@@ -4,7 +4,8 @@ Which hosts a next hop has is decided in relay/routing/resolver.py.
 
 Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
 the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that
-could not be resolved is not looked up again at once; its claims share that outcome.
+could not be resolved is not looked up again at once; its claims share that outcome. Mail that
+demands more or less TLS than others (RFC 8689) has lookups and outcomes of its own.
 
 LookupQueue bounds the DNS lookups in progress. Next hops that were not found the last time have a
 small limit of their own, so that they do not delay others. Lookups for new mail, and for sites that
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from itertools import chain
 
 from msgspec.structs import replace
 
@@ -42,7 +44,7 @@ from relay.delivery.site import Site, SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, SitePauses, parse_rate
 from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
-from relay.message.tls_policy import TlsPolicy
+from relay.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
 from relay.observe.logs import get_logger
 from relay.routing.mx_hosts import (
     Hosts,
@@ -62,6 +64,8 @@ LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 
 LOOKUPS_UNREACHABLE_MAX = 16
 _RESERVED_PART = 8  # 1 / this is for new mail, half of it for senders that have no lookup
 _log = get_logger("delivery")
+# By what claims share a lookup: the next hop, with what their message demands of its hosts.
+Way = NextHop | tuple[NextHop, TlsDemand]
 _SITES_MAX = 4000
 _RESOLVED_MAX = 4000
 _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without asking the resolver
@@ -113,7 +117,7 @@ class LookupQueue:
         `at_once` it comes before others and is not paced.
         """
         line = self._down if claim.level is PriorityLevel.UNREACHABLE else self._new
-        sender = await line.take(claim.next_hop, claim.sender, is_new=at_once)
+        sender = await line.take(way_of(claim), claim.sender, is_new=at_once)
         try:
             yield
         finally:
@@ -122,7 +126,7 @@ class LookupQueue:
     def use_earlier_turn(self, claim: Claim, *, at_once: bool) -> None:
         """If a lookup waits already, move it to this claim's place if that is earlier."""
         for line in (self._new, self._down):
-            line.use_earlier_turn(claim.next_hop, claim.sender, is_new=at_once)
+            line.use_earlier_turn(way_of(claim), claim.sender, is_new=at_once)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,16 +142,16 @@ class _LookupSlots:
         self._reserve = limit // _RESERVED_PART
         self._held_by_sender: Counter[int] = Counter()
         self._waiting: SlotQueue[_LookupRequest] = SlotQueue()
-        self._requests: dict[NextHop, _LookupRequest] = {}  # that wait
+        self._requests: dict[Way, _LookupRequest] = {}  # that wait
         self._pacing = LookupPacing(self._begin_one, clock)
 
-    async def take(self, next_hop: NextHop, sender: int, *, is_new: bool) -> int:
+    async def take(self, way: Way, sender: int, *, is_new: bool) -> int:
         """Wait for a slot; return the sender that it counts for."""
         if is_new and self._has_place_for(sender, is_new=True):
             self._give(sender)
             return sender
         request = _LookupRequest(sender, is_new, asyncio.get_running_loop().create_future())
-        self._requests[next_hop] = request
+        self._requests[way] = request
         self._waiting.push(request)
         self._begin_urgent()
         try:
@@ -157,11 +161,11 @@ class _LookupSlots:
                 self.give_back(request.sender)
             raise
         finally:
-            self._requests.pop(next_hop, None)
+            self._requests.pop(way, None)
         return request.sender
 
-    def use_earlier_turn(self, next_hop: NextHop, sender: int, *, is_new: bool) -> None:
-        request = self._requests.get(next_hop)
+    def use_earlier_turn(self, way: Way, sender: int, *, is_new: bool) -> None:
+        request = self._requests.get(way)
         if request is None or request.given.done():
             return
         if self._waiting.use_earlier_turn(request, sender, is_new=is_new):
@@ -240,11 +244,11 @@ class Sites:
     def __post_init__(self) -> None:
         self._sites: dict[SiteKey, Site] = {}
         self._retired: list[Site] = []  # those whose last transactions have not ended
-        self._resolved: dict[NextHop, _ResolvedSite] = {}
-        self._found: dict[NextHop, Lookup] = {}  # for the evidence of attempts
-        self._retry_now: dict[NextHop, None] = {}  # the lookup forgets their hosts' failures
-        self._waiting: dict[NextHop, ClaimQueue] = {}
-        self._lookups: dict[NextHop, asyncio.Task[None]] = {}
+        self._resolved: dict[Way, _ResolvedSite] = {}
+        self._found: dict[Way, Lookup] = {}  # for the evidence of attempts
+        self._retry_now: dict[Way, None] = {}  # the lookup forgets their hosts' failures
+        self._waiting: dict[Way, ClaimQueue] = {}
+        self._lookups: dict[Way, asyncio.Task[None]] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._lookup_queue = LookupQueue(self.clock)
         self._host_status = HostStatusCache()
@@ -252,13 +256,14 @@ class Sites:
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
-        resolved = self._resolved.get(claim.next_hop)
+        way = way_of(claim)
+        resolved = self._resolved.get(way)
         if resolved is not None and (
             resolved.until > self.clock.monotonic() or resolved.site.has_known_failure_for(claim)
         ):
             self._push_to_site(claim, resolved.site)
             return
-        waiting = self._waiting.get(claim.next_hop)
+        waiting = self._waiting.get(way)
         if waiting is None and (failure := self._recent_failure(claim)) is not None:
             settling = self._settle_unresolved([claim], failure.outcome)
             task = asyncio.get_running_loop().create_task(settling)
@@ -266,9 +271,9 @@ class Sites:
             task.add_done_callback(self._settling.discard)
             return
         if waiting is None:
-            waiting = self._waiting[claim.next_hop] = ClaimQueue()
+            waiting = self._waiting[way] = ClaimQueue()
             lookup = asyncio.get_running_loop().create_task(self._find_site(claim))
-            self._lookups[claim.next_hop] = lookup
+            self._lookups[way] = lookup
             lookup.add_done_callback(self._settling.discard)
         else:  # once the lookup waits: it may have been created a moment ago
             asyncio.get_running_loop().call_soon(
@@ -279,19 +284,19 @@ class Sites:
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Forget failures of these next hops and their hosts."""
-        for next_hop in next_hops:
-            self._host_status.forget_failure(_host_key(next_hop))
-            self._retry_now[next_hop] = None  # for the hosts that the next lookup finds
+        for way in chain.from_iterable(map(_ways_to, next_hops)):
+            self._host_status.forget_failure(_host_key(way))
+            self._retry_now[way] = None  # for the hosts that the next lookup finds
             if len(self._retry_now) > HOSTS_MAX:
                 del self._retry_now[next(iter(self._retry_now))]
-            resolved = self._resolved.get(next_hop)
+            resolved = self._resolved.get(way)
             if resolved is not None:
                 resolved.until = 0.0
                 resolved.site.retry_now()
 
-    def lookup_of(self, next_hop: NextHop) -> Lookup | None:
-        """Return what the last lookup of a next hop gave; of some thousand next hops."""
-        return self._found.get(next_hop)
+    def lookup_of(self, claim: Claim) -> Lookup | None:
+        """Return what the last lookup for a claim gave; of some thousand next hops."""
+        return self._found.get(way_of(claim))
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
@@ -361,16 +366,16 @@ class Sites:
 
     async def _find_site(self, first: Claim) -> None:
         """Resolve the next hop of the first claim, and push all claims that wait for it."""
-        next_hop = first.next_hop
+        way = way_of(first)
         found = await self._resolve(first)
-        self._settling.add(self._lookups.pop(next_hop))  # from here on close() does not cancel it
-        claims = self._waiting.pop(next_hop).drain()
+        self._settling.add(self._lookups.pop(way))  # from here on close() does not cancel it
+        claims = self._waiting.pop(way).drain()
         if isinstance(found, Site):
             if len(self._resolved) >= _RESOLVED_MAX:
                 self._resolved.clear()
-            self._resolved[next_hop] = _ResolvedSite(found, self.clock.monotonic() + _RESOLVED_S)
-            if next_hop in self._retry_now:
-                del self._retry_now[next_hop]
+            self._resolved[way] = _ResolvedSite(found, self.clock.monotonic() + _RESOLVED_S)
+            if way in self._retry_now:
+                del self._retry_now[way]
                 found.retry_now()
             for claim in claims:
                 self._push_to_site(claim, found)
@@ -378,12 +383,12 @@ class Sites:
         outcome = outcome_of(found, self.table.is_local_domain)
         if isinstance(outcome, Deferred):
             now_s = self.clock.monotonic()
-            self._host_status.note(_host_key(next_hop), ConnectFailure(outcome, now_s))
+            self._host_status.note(_host_key(way), ConnectFailure(outcome, now_s))
         await self._settle_unresolved(claims, outcome, took_s=0.0)
 
     def _recent_failure(self, claim: Claim) -> ConnectFailure | None:
         since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
-        return self._host_status.failure(_host_key(claim.next_hop), since_s=since_s)
+        return self._host_status.failure(_host_key(way_of(claim)), since_s=since_s)
 
     async def _resolve(self, first: Claim) -> Site | Unresolved:
         try:
@@ -391,11 +396,12 @@ class Sites:
                 began_s = self.clock.real_s()
                 found = await self.resolver.resolve(first.next_hop)
                 took_s = self.clock.real_s() - began_s
-            by = self.table.tls_demanded_by(first.next_hop)
-            found = await with_policy(found, by)  # without a slot: a web server may be slow
+            by, demand = self.table.tls_demanded_by(first.next_hop), first.message.envelope.tls
+            # without a slot: a web server may be slow
+            found = await with_policy(found, by, demand)
             options = self.table.options_for(first.next_hop)
-            found = with_tls(found, options, by)
-            self._note_lookup(first.next_hop, found, options, took_s=took_s)
+            found = with_tls(found, options, by, demand=demand)
+            self._note_lookup(way_of(first), found, options, took_s=took_s)
             return self._site(found, options) if isinstance(found, Hosts) else found
         except Exception:  # noqa: BLE001 - an internal error: defer
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
@@ -403,19 +409,19 @@ class Sites:
 
     def _is_urgent(self, claim: Claim) -> bool:
         """Whether to look up its next hop at once: for new mail, or if its site answered lately."""
-        resolved = self._resolved.get(claim.next_hop)
+        resolved = self._resolved.get(way_of(claim))
         return claim.is_fresh or (resolved is not None and resolved.site.has_answered())
 
     def _note_lookup(
-        self, next_hop: NextHop, found: Resolution, options: HopOptions, *, took_s: float
+        self, way: Way, found: Resolution, options: HopOptions, *, took_s: float
     ) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
         hosts = found.hosts if isinstance(found, Hosts) else ()
         mx = mx_of(found, options.source_address)
-        self._found.pop(next_hop, None)
+        self._found.pop(way, None)
         if len(self._found) >= _RESOLVED_MAX:
             del self._found[next(iter(self._found))]
-        self._found[next_hop] = Lookup(
+        self._found[way] = Lookup(
             tuple(map(str, mx.hosts)),
             mx.more,
             round(1000 * took_s, 1),
@@ -471,6 +477,18 @@ def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
     return places, replace(options, tls=_NO_TLS)
 
 
-def _host_key(next_hop: NextHop) -> HostKey:
+def _host_key(way: Way) -> HostKey:
     """The key in HostStatusCache of a next hop that cannot be resolved."""
-    return (next_hop.key, 0, None, "", "")
+    if isinstance(way, NextHop):
+        return (way.key, 0, None, "", "")
+    return (way[0].key, 0, None, way[1], "")
+
+
+def _ways_to(next_hop: NextHop) -> tuple[Way, ...]:
+    return next_hop, (next_hop, REQUIRETLS), (next_hop, OPTIONAL)
+
+
+def way_of(claim: Claim) -> Way:
+    """Return by what a claim shares its lookup. Reports and ordinary mail demand nothing."""
+    demand = claim.message.envelope.tls
+    return (claim.next_hop, demand) if demand in (REQUIRETLS, OPTIONAL) else claim.next_hop

@@ -41,6 +41,7 @@ from relay.delivery.site_limits import SiteOptions, SitePause
 from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Success
+from relay.message.tls_policy import REQUIRETLS
 from relay.mime.encode_for_host import EncodedForHost, Need
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
@@ -389,9 +390,9 @@ class DeliveryScheduler:
         """Settle an attempt, as the Protocol Scheduler says."""
         if reached:
             self.active_queue.mark_reached(claim.next_hop)
-        else:
+        elif claim.message.envelope.tls != REQUIRETLS:  # other mail may reach the hosts
             self.active_queue.mark_unreachable(claim.next_hop)
-        evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)
+        evidence = AttemptEvidence(self._sites.lookup_of(claim), took_s)
         await self._finish(
             claim,
             self.recorder.record_attempt(claim, outcomes, reached=reached, evidence=evidence),
@@ -402,7 +403,7 @@ class DeliveryScheduler:
         self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
         """Settle recipients that are done; the attempt goes on with the others."""
-        evidence = AttemptEvidence(self._sites.lookup_of(claim.next_hop), took_s)
+        evidence = AttemptEvidence(self._sites.lookup_of(claim), took_s)
         try:
             try:
                 await self.recorder.record_partial(claim, outcomes, evidence=evidence)

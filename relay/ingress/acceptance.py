@@ -438,6 +438,8 @@ class Acceptance:
         """Return the message for the spool; `header` is the one that the rules evaluated."""
         envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
         address = f" [{origin.ip}]" if origin.ip else ""
+        if envelope.tls:
+            event = replace(event, detail={**event.detail, "tls": envelope.tls})
         contents = tuple([each.joined() for each in fan.contents])
         levels = [header_cleanup.priority(each.header, origin) for each in fan.contents]
         entries = fan.entries

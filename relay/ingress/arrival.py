@@ -74,7 +74,7 @@ class Preparation(Struct, frozen=True):
         if isinstance(content, DataReply):
             return content
         if session is None:
-            return PreparedMail(arrival, content)
+            return _prepared(arrival, content)
         return await self._filtered(arrival, content, session)
 
     async def _filtered(
@@ -106,7 +106,7 @@ class Preparation(Struct, frozen=True):
             envelope = replace(envelope, reverse_path=address, smtputf8=smtputf8)
         arrival = replace(arrival, envelope=envelope, filtered=filtered)
         content = self._completed(arrival, verdict.content, top=verdict.top)
-        return PreparedMail(arrival, content, verdict.release)
+        return replace(_prepared(arrival, content), release=verdict.release)
 
     def account_of(self, arrival: ArrivedMail) -> str:
         """Return the account: the login, or the owner of a trusted reverse-path."""
@@ -155,6 +155,14 @@ class Preparation(Struct, frozen=True):
             top=top,
         )  # fmt: skip
         return ParsedContent(header, content.rest)
+
+
+def _prepared(arrival: ArrivedMail, content: ParsedContent) -> PreparedMail:
+    """Return the message for the rules; its envelope has the TLS that its header asks for."""
+    envelope = header_cleanup.with_demand(arrival.envelope, content.header, arrival.origin)
+    if envelope is not arrival.envelope:
+        arrival = replace(arrival, envelope=envelope)
+    return PreparedMail(arrival, content)
 
 
 def _is_quick(content: Content) -> bool:

@@ -1,9 +1,9 @@
 """Parse the arguments of MAIL FROM and RCPT TO: the path and its ESMTP parameters.
 
-MAIL takes SIZE, BODY, SMTPUTF8, RET, ENVID and AUTH, RCPT takes NOTIFY and ORCPT. An unknown or
-malformed parameter is rejected, never ignored. The case of addresses is preserved.
+MAIL takes SIZE, BODY, SMTPUTF8, RET, ENVID, AUTH and REQUIRETLS, RCPT takes NOTIFY and ORCPT. An
+unknown or malformed parameter is rejected, never ignored. The case of addresses is preserved.
 
-RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4.
+RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4, 8689 2.
 """
 
 import re
@@ -20,10 +20,12 @@ from relay.message.envelope import (
     parse_orcpt,
     parse_ret,
 )
+from relay.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
 
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*").fullmatch
 _SIZE = re.compile(r"[0-9]{1,20}").fullmatch
-_MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH"})
+_MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "REQUIRETLS"})
+_FLAGS = ("SMTPUTF8", "REQUIRETLS")  # without a value
 _RCPT_KEYWORDS = frozenset({"NOTIFY", "ORCPT"})
 
 
@@ -55,9 +57,11 @@ class MailArgument(Struct, frozen=True):
     size_bytes: int = 0
 
 
-def parse_mail(argument: str, *, extended: bool, odd_domain: str = "") -> MailArgument:
+def parse_mail(
+    argument: str, *, extended: bool, tls: str = "", odd_domain: str = ""
+) -> MailArgument:
     """Parse `FROM:<reverse-path> [parameters]`; `extended` is false after HELO. `odd_domain` as in
-    parse_path().
+    parse_path(). REQUIRETLS is for sessions with `tls`; with <> it holds nothing back (RFC 8689 5).
 
     Raises SmtpRejection.
     """
@@ -78,6 +82,11 @@ def parse_mail(argument: str, *, extended: bool, odd_domain: str = "") -> MailAr
     given = _parameters(rest, known=_MAIL_KEYWORDS if extended else frozenset())
     smtputf8 = "SMTPUTF8" in given
     _check_ascii(reverse_path, smtputf8=smtputf8)
+    demand: TlsDemand = ""
+    if "REQUIRETLS" in given:
+        if not tls:
+            raise SmtpRejection("530 5.7.10 REQUIRETLS is for sessions with TLS")  # RFC 8689 2
+        demand = REQUIRETLS if reverse_path else IF_OFFERED
     body = given.get("BODY", "7BIT").upper()
     if body not in ("7BIT", "8BITMIME"):
         raise SmtpRejection("501 5.5.4 BODY: expected 7BIT or 8BITMIME")  # RFC 6152 2
@@ -94,6 +103,7 @@ def parse_mail(argument: str, *, extended: bool, odd_domain: str = "") -> MailAr
             envid=parse_envid(given["ENVID"]) if "ENVID" in given else "",
             smtputf8=smtputf8,
             eight_bit=body == "8BITMIME",
+            tls=demand,
         )
         return MailArgument(envelope, size_bytes=int(size))
     except ValueError as error:
@@ -158,7 +168,7 @@ def _parameters(text: str, *, known: frozenset[str]) -> dict[str, str]:
         if name in given:
             # no RFC says which one counts
             raise SmtpRejection(f"501 5.5.4 {name} is given twice")
-        if bool(equals) is (name == "SMTPUTF8") or (equals and not value) or "=" in value:
+        if bool(equals) is (name in _FLAGS) or (equals and not value) or "=" in value:
             raise SmtpRejection(f"501 5.5.4 {name}: malformed value")  # RFC 5321 4.1.2
         given[name] = value
     return given

@@ -5,11 +5,13 @@ neither; the mail rules see the result. All other fields stay octet for octet; a
 header gets one.
 
 RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
-Message-ID); RFC 8601 2.2, 5 (Authentication-Results).
+Message-ID); RFC 8601 2.2, 5 (Authentication-Results); RFC 8689 4.1 (TLS-Required).
 """
 
 import re
 from collections.abc import Sequence
+
+from msgspec.structs import replace
 
 from relay.ingress.data import Origin
 from relay.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
@@ -17,6 +19,7 @@ from relay.message.conversation import own_message_id
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.header import BCC_FIELDS, Header
 from relay.message.properties import EmailAddress
+from relay.message.tls_policy import OPTIONAL
 from relay.mime import headers
 from relay.mime.address_list import address_entries
 from relay.mime.encoded_words import decode_words
@@ -189,6 +192,16 @@ def message_id(header: Header) -> str:
     """Return the message's own Message-ID as it is kept, "" for none."""
     found = header.first("Message-ID") or b""
     return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
+
+
+def with_demand(envelope: Envelope, header: Header, origin: Origin) -> Envelope:
+    """Return the envelope with what the field TLS-Required says (RFC 8689 4.1). It counts from
+    trusted clients, if there is one, and without REQUIRETLS.
+    """
+    if "TLS-Required" not in header or envelope.tls or not origin.trusted:  # nearly always
+        return envelope
+    values = [value.strip().lower() for value in header.values("TLS-Required")]
+    return replace(envelope, tls=OPTIONAL) if values == [b"no"] else envelope
 
 
 def priority(header: Header, origin: Origin) -> PriorityLevel:

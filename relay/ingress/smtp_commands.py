@@ -259,8 +259,8 @@ class SmtpCommandHandler:
             "ENHANCEDSTATUSCODES",
             "CHUNKING",
         ]
-        if self._listener.offers_tls and not self._tls:
-            offers.append("STARTTLS")
+        if self._tls or self._listener.offers_tls:
+            offers.append("REQUIRETLS" if self._tls else "STARTTLS")
         if self._offers_auth:
             offers.append(AUTH_OFFER)
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
@@ -355,7 +355,7 @@ class SmtpCommandHandler:
         if self._listener.is_paused():
             return self._close_with(PAUSED)
         domain = self._listener.odd_domain if self.user is None else self._listener.hostname
-        mail = parse_mail(argument, extended=self._extended, odd_domain=domain)
+        mail = parse_mail(argument, extended=self._extended, tls=self._tls, odd_domain=domain)
         login, reverse_path = self._services.login, mail.envelope.reverse_path
         is_known = login or self.user is not None
         if is_known and (rejection := await self._services.sender_rejection(reverse_path)):

@@ -105,6 +105,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
             yield f'rule "{hit["rule"]}": {outcome}{because}'
         if sender := detail.get("sender"):
             yield f"sender {sender['from']} replaced by {sender['to']}"
+        if demand := detail.get("tls"):
+            yield f"TLS demanded by the message: {demand}"
         if signed := signature_words(detail):
             yield signed
         counts = detail.get("counts", {})  # an event names at most a few recipients

@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from relay.message.address import ascii_address, excerpt
+from relay.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
 
 
 class Notify(StrEnum):
@@ -42,7 +43,8 @@ class ForwardPath(Struct, frozen=True):
 class Envelope(Struct, frozen=True):
     """The envelope without its recipients: MAIL FROM with its parameters.
 
-    `ret` is "FULL", "HDRS" or ""; `envid` is decoded; `eight_bit` is BODY=8BITMIME.
+    `ret` is "FULL", "HDRS" or ""; `envid` is decoded; `eight_bit` is BODY=8BITMIME; `tls` is what
+    MAIL or the header demands of each hop.
     """
 
     reverse_path: str
@@ -50,6 +52,12 @@ class Envelope(Struct, frozen=True):
     envid: str = ""
     smtputf8: bool = False
     eight_bit: bool = False
+    tls: TlsDemand = ""
+
+    @property
+    def has_requiretls(self) -> bool:
+        """Whether MAIL has REQUIRETLS (RFC 8689), also where it is not held back without."""
+        return self.tls in (REQUIRETLS, IF_OFFERED)
 
 
 class Source(StrEnum):
@@ -66,6 +74,8 @@ class MessageExtra(Struct, frozen=True, omit_defaults=True):
 
     A new field needs a default and no migration. What is stored keeps its name and its meaning.
     """
+
+    tls: TlsDemand = ""  # that of the envelope
 
 
 NO_MESSAGE_EXTRA = MessageExtra()

@@ -42,6 +42,7 @@ class StsFinding(Struct, frozen=True):
 
     policy: StsPolicy | None = None
     trouble: str = ""  # why it could not be fetched
+    unasked: str = ""  # why it is not known whether there is one
     fetch: "Callable[[], Awaitable[StsFinding]] | None" = None
 
 

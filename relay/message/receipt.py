@@ -34,6 +34,7 @@ class ReceiptRequest(Struct, frozen=True):
     account: str = ""  # that owns the trace of the message
     is_trusted: bool = False  # the client that sent it had logged in, or is in a listed network
     accept_language: str = ""  # of the header: what the sender reads
+    requiretls: bool = False  # the message was sent with REQUIRETLS
 
 
 class OwedReceipt(Struct, frozen=True):

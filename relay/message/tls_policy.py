@@ -2,7 +2,7 @@
 
 RouteTable.options_for() has the policy of a next hop, from its route and [delivery]; decide_tls()
 makes it that of each host. Sites and connections are shared only under equal policies. See
-RFC 7435 (opportunistic), RFC 8314 (implicit TLS), RFC 9525 (names).
+RFC 7435 (opportunistic), RFC 8314 (implicit TLS), RFC 9525 (names), RFC 8689 (REQUIRETLS).
 """
 
 from pathlib import Path
@@ -14,6 +14,13 @@ from msgspec.structs import replace
 from relay.message.mta_sts import NO_STS, StsFinding
 
 TlsLevel = Literal["none", "opportunistic", "required", "verify", "dane"]
+# What a message demands: REQUIRETLS; that in a report, which is not held back without it (RFC 8689
+# 5); or what the field TLS-Required: No says. "" is ordinary mail.
+TlsDemand = Literal["", "requiretls", "requiretls if offered", "optional"]
+REQUIRETLS: Literal["requiretls"] = "requiretls"  # also who demands a level
+IF_OFFERED: Literal["requiretls if offered"] = "requiretls if offered"
+OPTIONAL: Literal["optional"] = "optional"
+NEEDED = "5.7.30"  # REQUIRETLS support required (RFC 8689 4.2.1)
 CONFIGURATION = "configuration"  # who demands a level that no route names
 MTA_STS = "mta-sts"  # who demands "verify"
 USUAL_POLICY = f"{CONFIGURATION}: opportunistic"  # of an attempt; it is not recorded
@@ -31,22 +38,21 @@ class TlsaRecord(Struct, frozen=True, order=True):
 
 
 class TlsPolicy(Struct, frozen=True):
-    """The TLS that a host must have; `implicit` is TLS from the first byte.
+    """The TLS that a host must have.
 
     "verify" trusts the system's store, or the file `ca` alone, and requires one of `names` in the
-    certificate; () is the host's own name. `ca_digest` tells the content of the file from an
-    earlier one. "dane" requires what one of `tlsa` demands, which are usable_records(), and nothing
-    of the certificate if there are none. The other levels accept any. With `testing`, "verify" is
-    tried first, and its failure is only noted.
+    certificate. "dane" requires what one of `tlsa` demands, and nothing of the certificate if there
+    are none. The other levels accept any.
     """
 
     level: TlsLevel = "opportunistic"
-    implicit: bool = False
-    ca: Path | None = None
-    names: tuple[str, ...] = ()
-    ca_digest: str = ""
-    testing: bool = False
-    tlsa: tuple[TlsaRecord, ...] = ()
+    implicit: bool = False  # TLS from the first byte
+    ca: Path | None = None  # None: the system's store
+    names: tuple[str, ...] = ()  # (): the host's own
+    ca_digest: str = ""  # tells the content of the file from an earlier one
+    testing: bool = False  # "verify" is tried first, and its failure is only noted
+    tlsa: tuple[TlsaRecord, ...] = ()  # usable_records()
+    requiretls: bool = False  # the host must offer it (RFC 8689)
 
     def for_host(self, name: str) -> "TlsPolicy":
         """Return the policy for one host of the next hop, with the names that are compared."""
@@ -59,7 +65,7 @@ class TlsDecision(Struct, frozen=True):
     """
 
     policy: TlsPolicy
-    by: str = CONFIGURATION  # or "route NAME", or MTA_STS
+    by: str = CONFIGURATION  # or "route NAME", MTA_STS or REQUIRETLS
     note: str = ""  # what else an attempt says of it
     skipped: str = ""  # why the host may not be used
 
@@ -67,6 +73,7 @@ class TlsDecision(Struct, frozen=True):
 def decide_tls(
     name: str, policy: TlsPolicy, *,
     by: str = CONFIGURATION, has_login: bool = False, sts: StsFinding = NO_STS,
+    demand: TlsDemand = "", vouched: bool = False,
 ) -> TlsDecision:  # fmt: skip
     """Return what the host `name` must have. Delivery and `explain` ask here, and nothing else
     decides: connect() does what the policy says.
@@ -77,12 +84,18 @@ def decide_tls(
 
     A route decides alone. What a domain or the DNS publishes has to come in here, as a further
     argument: it counts only where `by` is CONFIGURATION, and raises the level, never lowers it.
+
+    The last step is what the message demands. `vouched`: for REQUIRETLS a verified name that the
+    configuration has is enough.
     """
     level = policy.level
     if level in _LAX and (policy.implicit or (has_login and level == "opportunistic")):
         policy = replace(policy, level="required")
     found = TlsDecision(policy.for_host(name), by)
-    return found if sts is NO_STS else _with_sts(name, found, sts)
+    if demand == REQUIRETLS:
+        return _strict(_with_sts(name, replace(found, by=CONFIGURATION), sts), vouched=vouched)
+    published = found if sts is NO_STS else _with_sts(name, found, sts)
+    return published if demand != OPTIONAL else _without_published(found, published)
 
 
 def _with_sts(name: str, found: TlsDecision, sts: StsFinding) -> TlsDecision:
@@ -101,3 +114,22 @@ def _with_sts(name: str, found: TlsDecision, sts: StsFinding) -> TlsDecision:
     if not is_listed:
         return replace(found, skipped="not in the MTA-STS policy of the domain")
     return TlsDecision(TlsPolicy("verify").for_host(name), MTA_STS)
+
+
+def _strict(found: TlsDecision, *, vouched: bool) -> TlsDecision:
+    """Return what a host must have for mail with REQUIRETLS, whatever a route says: it is skipped
+    unless it is certain which name its certificate must have (RFC 8689 4.2.1).
+    """
+    if found.skipped:
+        return found
+    if found.by != MTA_STS and not (vouched and found.policy.level == "verify"):
+        return replace(found, by=REQUIRETLS, skipped="REQUIRETLS: nothing vouches for its name")
+    note = "by mta-sts" if found.by == MTA_STS else ""
+    return TlsDecision(replace(found.policy, requiretls=True), REQUIRETLS, note)
+
+
+def _without_published(found: TlsDecision, published: TlsDecision) -> TlsDecision:
+    """Return what a host must have for mail with TLS-Required: No (RFC 8689 4.2.2)."""
+    if published.policy == found.policy and not published.skipped:
+        return published
+    return replace(found, note="TLS-Required: No")

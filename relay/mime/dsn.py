@@ -327,8 +327,10 @@ def _original(content: Content) -> ParsedContent:
 def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedContent) -> ReportPart:
     header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
-    # RET is about failures; other reports return the header (RFC 3461 4.3).
-    ret = message.envelope.ret if kind in FAILURES else "HDRS"
+    # RET is about failures; other reports return the header (RFC 3461 4.3), and so do those about
+    # mail with REQUIRETLS (RFC 8689 5).
+    envelope = message.envelope
+    ret = envelope.ret if kind in FAILURES and not envelope.has_requiretls else "HDRS"
     full_max = RETURNED_FULL_OCTETS_MAX if ret == "FULL" else RETURNED_OCTETS_MAX
     if (
         isinstance(content, bytes)

@@ -67,6 +67,7 @@ def receipt_request(
         account=message.account,
         is_trusted=message.trusted,
         accept_language=decoded(header, "accept-language")[:_LANGUAGE_CHARACTERS_MAX],
+        requiretls=message.envelope.has_requiretls,
     )
 
 

@@ -161,6 +161,8 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
     facts += [StepFact("Milter", _milter(one)) for one in detail.get("milters", ())]
     rules = detail.get("rules", ())
     facts += [StepFact("Rule", _rule(one)) for one in rules]
+    if demand := detail.get("tls"):
+        facts.append(StepFact("TLS demanded", demand))
     if signed := signature_words(detail):
         facts.append(StepFact("DKIM", signed))
     counts = detail.get("counts", {})

@@ -26,6 +26,7 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
+from relay.message.tls_policy import IF_OFFERED, REQUIRETLS
 from relay.message.verdict import RuleMail
 from relay.mime.dsn import (
     FAILURES,
@@ -216,7 +217,7 @@ class Reporter:
         if decision.dead_letters:
             unsigned = SignedContents((ParsedContent.of(content),))
             route = self._to_postmaster(decision.dead_letters)
-            letter = self._message(unsigned, route, about=message)
+            letter = self._message(unsigned, route, about=message, is_copy=True)
             messages.append(letter)
             self.count("dead-letter")
             if message.source is Source.REPORT:
@@ -279,7 +280,8 @@ class Reporter:
             kind, request, words=words, is_manual=is_manual, hostname=self.hostname,
             report_id=self.ids.new(), now_us=now_us,
         )  # fmt: skip
-        about = MessageFacts(queue_id, Envelope(request.to), Source.SMTP, True, 0)
+        envelope = Envelope(request.to, tls=REQUIRETLS if request.requiretls else "")
+        about = MessageFacts(queue_id, envelope, Source.SMTP, True, 0)
         made = self._message(self._signed(written), route, about=about, account=request.account)
         reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
@@ -302,7 +304,7 @@ class Reporter:
         else:
             made = SignedContents((ParsedContent.of(written),), unsigned="it is too large a report")
         self.count(mail.kind)
-        return self._message(made, route, about=about)
+        return self._message(made, route, about=about, is_copy=not mail.text)
 
     def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
@@ -385,19 +387,29 @@ class Reporter:
         *,
         about: MessageFacts,
         account: str = "",
+        is_copy: bool = False,
     ) -> NewMessage:
-        """Return a message with a route: it skips policy. A dead letter is not signed."""
+        """Return a message with a route: it skips policy. A dead letter is not signed. What has a
+        copy of the message demands the same TLS; with REQUIRETLS, other reports are not held back
+        where it is not offered (RFC 8689 5).
+        """
+        demand = about.envelope.tls
+        if not is_copy:
+            demand = IF_OFFERED if about.envelope.has_requiretls else ""
         now_us = self.clock.queue_us()
         header, content = made.contents[0].header, made.contents[0].joined()
         routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id, **made.as_json()}
         if held := route.held():
             routed["held"] = held
+        if demand:
+            routed["tls"] = demand
         facts = MessageFacts(
             id=self.ids.new(),
             envelope=Envelope(
                 reverse_path="",
                 smtputf8=route.needs_smtputf8,
                 eight_bit=is_eight_bit(content),
+                tls=demand,
             ),
             source=Source.REPORT,
             trusted=True,

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from relay.message.mta_sts import NO_STS, StsFinding
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.message.tls_policy import TlsDecision
+from relay.message.tls_policy import NEEDED, TlsDecision
 
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
@@ -124,6 +124,13 @@ class MailLoop(Struct, frozen=True):
     mx: MxAnswer = NO_MX
 
 
+class Unprotected(Struct, frozen=True):
+    """No host can have the TLS that REQUIRETLS demands (RFC 8689 4.2.1)."""
+
+    hosts: str
+    mx: MxAnswer = NO_MX
+
+
 class TemporaryFailure(Struct, frozen=True):
     """There is no definite answer now."""
 
@@ -133,7 +140,7 @@ class TemporaryFailure(Struct, frozen=True):
     kind: DeferralClass = DeferralClass.DNS
 
 
-Unresolved = NullMx | NoSuchDomain | NoAddress | MailLoop | TemporaryFailure
+Unresolved = NullMx | NoSuchDomain | NoAddress | MailLoop | Unprotected | TemporaryFailure
 Resolution = Hosts | Unresolved
 
 
@@ -218,7 +225,7 @@ def outcome_of(
     """Return the outcome for the recipients of a next hop that could not be resolved. That an own
     domain has no way is a fault of the configuration or of its DNS, which can be corrected.
     """
-    if not isinstance(unresolved, TemporaryFailure) and is_own(unresolved.domain):
+    if not isinstance(unresolved, TemporaryFailure | Unprotected) and is_own(unresolved.domain):
         name = unresolved.domain
         text = f"{name} has no MX host that is preferred to this relay; check [[route]] and the DNS"
         return Deferred(Evidence("4.4.4", text), DeferralClass.DNS)  # RFC 3463 3.5
@@ -234,6 +241,9 @@ def outcome_of(
         case MailLoop(domain):
             text = f"mail for {domain} loops back to this relay, which does not host that domain"
             return Failed(Evidence("5.4.6", text))
+        case Unprotected(hosts):
+            text = "the message demands REQUIRETLS, and no MTA-STS policy or route vouches for"
+            return Failed(Evidence(NEEDED, f"{text} {hosts}"))
         case TemporaryFailure(text, status, kind=kind):
             return Deferred(Evidence(status, text), kind)
         case _:

@@ -91,6 +91,7 @@ class HopOptions(Struct, frozen=True):
     connections_max: int | None = None  # None: that of [delivery]
     rate: str = ""  # COUNT/SECONDS; "": that of [delivery]
     source_address: str = ""  # "": the system chooses
+    requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
 
 
 def parse_action(text: str) -> RouteAction:
@@ -136,6 +137,7 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
         connections_max=route.max_connections,
         rate=route.max_rate,
         source_address=route.source_address,
+        requiretls=route.requiretls == "verified",
     )
 
 

@@ -149,7 +149,8 @@ class StsPolicies:
                 self._begin(domain, record)
             return StsFinding(kept.policy)
         if not record:
-            return NO_STS
+            why = self._failure(f"_mta-sts.{domain}")
+            return StsFinding(unasked=why) if why else NO_STS
         if why := self._failure(domain):
             return StsFinding(trouble=why)
         return StsFinding(fetch=partial(self._fetched, domain, record))

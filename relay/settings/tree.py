@@ -373,6 +373,8 @@ class Route:
     name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
     sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
     source_address: Annotated[str, Form.IP] = ""  # "": the system chooses
+    # "verified": the name in next_hop, verified, is enough for mail with REQUIRETLS
+    requiretls: Literal["", "verified"] = ""
 
 
 @dataclass(frozen=True, slots=True)

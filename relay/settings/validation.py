@@ -268,6 +268,11 @@ def _route_tls(path: KeyPath, route: Route) -> Found:
     elif route.tls == "none" and route.auth and host and not is_loopback(host):
         expected = "verify or required: a password is sent in the clear only to a loopback address"
         yield (*path, "tls"), f"{expected} or localhost"
+    if route.requiretls and not (host and verifies(route)):
+        expected = (
+            'requiretls only with tls = "verify" and an smtp://, smtps:// or lmtp:// next hop'
+        )
+        yield (*path, "requiretls"), expected
     if route.ca is None:
         return
     if not verifies(route):

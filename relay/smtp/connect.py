@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -33,7 +34,14 @@ from relay.message.outcome import (
     classify,
     classify_session_failure,
 )
-from relay.message.tls_policy import CONFIGURATION, MTA_STS, TlsLevel, TlsPolicy
+from relay.message.tls_policy import (
+    CONFIGURATION,
+    MTA_STS,
+    NEEDED,
+    REQUIRETLS,
+    TlsLevel,
+    TlsPolicy,
+)
 from relay.smtp.client_protocol import (
     REPLY_BYTES_MAX,
     REPLY_LINES_MAX,
@@ -91,6 +99,7 @@ class Target:
 
 
 _READY, _COMPLETED = 220, 250
+_QUIT_S = 5.0  # the reply is of no use
 _NO_STARTTLS = "starttls-not-supported"
 # X509_V_ERR_… of OpenSSL's x509_vfy.h: what RFC 8460 4.3.1 calls it
 _CERTIFICATE_RESULTS = {
@@ -247,6 +256,7 @@ class _SessionSetup:
             self._check_certificate()
             await self._hello()
             await self._secure()
+            await self._check_requiretls()
             await self._log_in()
             return self._take_over()
         except ConnectError:
@@ -360,6 +370,18 @@ class _SessionSetup:
             )
         self._stopwatch.verified = "name"
 
+    async def _check_requiretls(self) -> None:
+        """Check that the host takes mail with REQUIRETLS, if this is for such (RFC 8689 4.2.1)."""
+        if not self._target.tls.requiretls or self._client.supports_extension("requiretls"):
+            return
+        peer = self._peer()
+        with suppress(aiosmtplib.SMTPException, OSError):
+            await self._client.quit(timeout=_QUIT_S)  # real time: a peer
+        text = f"{self._target}: the host does not offer REQUIRETLS, which the message demands"
+        raise ConnectError(
+            Failed(peer.evidence(NEEDED, text)), SmtpStage.EHLO, "requiretls-not-supported"
+        )
+
     async def _log_in(self) -> None:
         target = self._target
         if target.credentials is None:
@@ -381,7 +403,8 @@ class _SessionSetup:
         if protocol._buffer:  # noqa: SLF001  (the library offers no other way to see surplus bytes)
             text = "the peer sent data before a command"
             raise self._trouble(SessionFailure.PROTOCOL, text, peer=self._peer())
-        extensions = Extensions.offered(self._client.esmtp_extensions)
+        in_tls = self._tls() is not None
+        extensions = Extensions.offered(self._client.esmtp_extensions, in_tls=in_tls)
         stream = cast("asyncio.Transport", transport)
         peer = structs.replace(self._peer(), offers_dsn=extensions.dsn, lmtp=self._target.lmtp)
         wire = SmtpClientProtocol(stream, takes_text=not extensions.pipelining)
@@ -404,12 +427,17 @@ class _SessionSetup:
         self, text: str, status: str = "4.7.5", *, advice: str = "", result: str = "",
         peer: Peer | None = None,
     ) -> ConnectError:  # fmt: skip
-        """The error for TLS that is missing, or not what this target requires."""
+        """The error for TLS that is missing, or not what this target requires. For mail with
+        REQUIRETLS a host that has answered, with a `result`, is ruled out.
+        """
         if self._demand:
             status, advice = "4.7.5", self._demand
         text = f"{text}; {advice}" if advice else text
-        evidence = (peer or self._place_of_failure()).evidence(status, text)
-        return ConnectError(Deferred(evidence, DeferralClass.TLS), SmtpStage.STARTTLS, result)
+        peer = peer or self._place_of_failure()
+        outcome: Deferred | Failed = Deferred(peer.evidence(status, text), DeferralClass.TLS)
+        if self._target.tls.requiretls and result:
+            outcome = Failed(peer.evidence(NEEDED, text))
+        return ConnectError(outcome, SmtpStage.STARTTLS, result)
 
     def _place_of_failure(self) -> Peer:
         """Return the host of a session that ended before TLS and EHLO were complete."""
@@ -445,7 +473,7 @@ class _SessionSetup:
             return self._no_tls(
                 f"{self._target}: the certificate is refused: {cause.verify_message}",
                 advice="correct the certificate, or name its CA in the route's ca",
-                result=_CERTIFICATE_RESULTS.get(cause.verify_code, ""),
+                result=_CERTIFICATE_RESULTS.get(cause.verify_code, "validation-failure"),
             )
         if isinstance(cause, ssl.SSLError):
             self._stage = SmtpStage.STARTTLS
@@ -462,12 +490,14 @@ class _SessionSetup:
 
     @property
     def _is_refused_tls(self) -> bool:
-        """Whether a failure is one of TLS that the DNS demands."""
+        """Whether a failure is one of TLS that the DNS or the message demands."""
         return self._stage is SmtpStage.STARTTLS and bool(self._demand)
 
     @property
     def _demand(self) -> str:
-        """What in the DNS demands TLS."""
+        """What in the DNS, or the message, demands TLS."""
+        if self._target.tls_by == REQUIRETLS:
+            return "the message demands TLS with a verified host (REQUIRETLS)"
         if self._target.tls.level == "dane":
             return "the TLSA records of the host demand TLS (DANE)"
         if self._target.tls_by == MTA_STS:

@@ -7,7 +7,7 @@ order. A parameter is sent only if the peer offers its extension; an address tha
 which the peer lacks is Unsupported. An outcome is never overwritten. Only a recipient whose RCPT
 was accepted can be Relayed or Delivered. See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE),
 RFC 6152 (8BITMIME), RFC 6531 3.4 (SMTPUTF8), RFC 3461 4 (DSN), RFC 9422 (LIMITS), RFC 1047 (lost
-replies), RFC 2033 4.2 (LMTP).
+replies), RFC 2033 4.2 (LMTP), RFC 8689 (REQUIRETLS).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -247,10 +247,13 @@ class Extensions(Struct, frozen=True):
     recipients_max: int = 0  # of a transaction: RFC 9422
     domains_max: int = 0  # of the recipients of a transaction
     transactions_max: int = 0  # of a session
+    requiretls: bool = False  # RFC 8689
 
     @classmethod
-    def offered(cls, keyparts: Mapping[str, str]) -> Self:
-        """Parse the keyparts of EHLO (lower case) and their parameters."""
+    def offered(cls, keyparts: Mapping[str, str], *, in_tls: bool = False) -> Self:
+        """Parse the keyparts of EHLO (lower case) and their parameters. REQUIRETLS counts `in_tls`
+        only (RFC 8689 2).
+        """
         size = keyparts.get("size", "").strip()
         limits = _limits(keyparts.get("limits", ""))
         return cls(
@@ -263,6 +266,7 @@ class Extensions(Struct, frozen=True):
             recipients_max=limits.get("RCPTMAX", 0),
             domains_max=limits.get("RCPTDOMAINMAX", 0),
             transactions_max=limits.get("MAILMAX", 0),
+            requiretls=in_tls and "requiretls" in keyparts,
         )
 
     def fitting(self, recipients: Sequence[ForwardPath]) -> int:
@@ -325,7 +329,9 @@ def needs_smtputf8(transaction: Transaction) -> bool:
 
 
 def mail_command(transaction: Transaction, offered: Extensions) -> bytes:
-    """Return MAIL FROM with SIZE, BODY, SMTPUTF8, RET and ENVID as far as the peer offers them."""
+    """Return MAIL FROM with SIZE, BODY, SMTPUTF8, RET, ENVID and REQUIRETLS as far as the peer
+    offers them.
+    """
     parts = [f"MAIL FROM:<{transaction.envelope.reverse_path}>"]
     if offered.size:
         parts.append(f"SIZE={size_of(transaction.content)}")
@@ -337,6 +343,8 @@ def mail_command(transaction: Transaction, offered: Extensions) -> bytes:
         parts.append(f"RET={transaction.envelope.ret}")
     if offered.dsn and transaction.envelope.envid:
         parts += _parameter("ENVID", encode_xtext, transaction.envelope.envid)
+    if offered.requiretls and transaction.envelope.has_requiretls:
+        parts.append("REQUIRETLS")
     return _line(parts)
 
 

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from relay.message.address import ascii_address
 from relay.message.envelope import Envelope, MessageFacts, Source
@@ -32,26 +33,29 @@ REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence tha
 
 def read_facts(row: Sequence[Any]) -> MessageFacts:
     """Return the facts in a row of MESSAGE_COLUMNS. Raises ValueError for values that are none."""
+    extra = parse_message_extra(row[16])
     return MessageFacts(
         id=row[0],
         envelope=Envelope(
             ascii_address(row[1]), envid=row[9], ret=row[10], smtputf8=bool(row[11]),
-            eight_bit=bool(row[12]),
+            eight_bit=bool(row[12]), tls=extra.tls,
         ),
         source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
         size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
-        subject=row[15], extra=parse_message_extra(row[16]),
+        subject=row[15], extra=extra,
     )  # fmt: skip
 
 
 def message_row(facts: MessageFacts) -> tuple[Any, ...]:
     """Return the values of MESSAGE_COLUMNS."""
-    mail = facts.envelope
+    mail, extra = facts.envelope, facts.extra
+    if mail.tls:
+        extra = replace(extra, tls=mail.tls)
     return (
         facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
         facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
         int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
-        extra_text(facts.extra),
+        extra_text(extra),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The fields of an entry by which no query selects: with the entry wherever it goes."""
 
+import pytest
 from msgspec.structs import replace
 
 from relay import spool as spools
@@ -45,6 +46,28 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     await spool.start()
     claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert {one.entry_id: one.extra for one in claims} == {1: EXTRA, 2: ORDINARY}
+    await spool.stop()
+
+
+@pytest.mark.parametrize("demand", ["requiretls", "requiretls if offered", "optional", ""])
+async def test_what_a_message_demands_of_tls_is_in_its_envelope(open_spool, make, demand) -> None:
+    spool = open_spool()
+    await spool.start()
+    message = make({"mx:a.test": ["x@a.test"]})
+    envelope = replace(message.facts.envelope, tls=demand)
+    await spool.accept(
+        replace(message, facts=replace(message.facts, envelope=envelope)), claim=False
+    )
+    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert claim.message.envelope == envelope
+    await spool.release([claim])
+    await spool.queue_admin.execute(reroute("smtp://127.0.0.1:25"))
+    await spool.stop()
+
+    spool = open_spool()
+    await spool.start()
+    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert (str(claim.next_hop), claim.message.envelope) == ("smtp://127.0.0.1:25", envelope)
     await spool.stop()
 
 

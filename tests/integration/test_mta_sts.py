@@ -213,9 +213,24 @@ def test_sessions_and_fetches_are_counted(internet: Internet, relay: RelayProces
         ("route.test", {"level": "none", "policy": "route lax; policy overridden by route"}),
     ],
 )
-def test_explain(relay: RelayProcess, domain: str, tls: dict[str, str]) -> None:
+def test_explain(relay: RelayProcess, domain: str, tls: dict[str, Any]) -> None:
     found = relay.graph("GET", f"/relay/v1/explain?address=x@{domain}", token="operator").json()
+    tls["requiretls"] = domain == "good.test"
     assert found["tls"] == tls
+
+
+@pytest.mark.parametrize("name", ["good", "other", "old", "plain", "unlisted", "route"])
+def test_a_message_may_do_without_the_policy(relay: RelayProcess, name: str) -> None:
+    content = b"TLS-Required: No\r\nSubject: your TLS is broken\r\n\r\nSee above.\r\n"
+    identity = relay.submit("alice@example.test", [f"x@{name}.test"], content)
+    (recipient,) = relay.until_final(identity)["recipients"]
+    (attempt,) = recipient["attempts"]
+    lax = (
+        "route lax: none; policy overridden by route"
+        if name == "route"
+        else f"{LAX}; TLS-Required: No"
+    )
+    assert (attempt["outcome"], attempt["policy"]) == ("relayed", lax)
 
 
 def test_a_server_that_drips_delays_nobody_elses_mail(

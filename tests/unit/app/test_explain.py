@@ -159,7 +159,7 @@ async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:
             {"name": "b.own.test", "preference": 20, "addresses": ["192.0.2.3"], "skipped": ""},
         ],
         "hosts_more": 0,
-        "tls": {"level": "verify", "policy": "route checked"},
+        "tls": {"level": "verify", "policy": "route checked", "requiretls": False},
         "limits": {"max_connections": 2, "max_rate": "10/60", "source_address": ""},
         "site": {
             "connections": 0, "paused_until": None, "paused_by": "", "last_failure": None,
@@ -214,7 +214,7 @@ async def test_the_state_of_an_address(explainer, address, state, reply) -> None
 )
 async def test_who_demands_the_tls_level(explainer, address, level, policy) -> None:
     found = await explainer().explain(Question(address, "me@paper.test"))
-    assert found["tls"] == {"level": level, "policy": policy}
+    assert found["tls"] == {"level": level, "policy": policy, "requiretls": False}
 
 
 async def test_the_reverse_path_decides_on_the_route(explainer) -> None:

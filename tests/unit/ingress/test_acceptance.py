@@ -147,6 +147,34 @@ async def test_only_trusted_clients_set_the_priority(origin, field, priority):
     assert relay.spool.accepted[0].priority is priority
 
 
+NO = b"TLS-Required: No\r\n"
+
+
+@pytest.mark.parametrize(
+    ("origin", "fields", "given", "demand"),
+    [
+        (TRUSTED, NO, "", "optional"),
+        (TRUSTED, b"tls-required:\r\n\tnO  \r\n", "", "optional"),
+        (PICKUP, NO, "", "optional"),
+        (structs.replace(UNTRUSTED, trusted=True, login="alice@example.test"), NO, "", "optional"),
+        (UNTRUSTED, NO, "", ""),
+        (TRUSTED, NO, "requiretls", "requiretls"),
+        (UNTRUSTED, b"", "requiretls", "requiretls"),
+        (TRUSTED, NO, "requiretls if offered", "requiretls if offered"),
+        (TRUSTED, NO + NO, "", ""),
+        (TRUSTED, b"TLS-Required: Yes\r\n", "", ""),
+        (TRUSTED, b"", "", ""),
+    ],
+)
+async def test_what_mail_and_header_demand_of_tls(origin, fields, given, demand):
+    relay = Relay()
+    mail, paths = envelope("bob@example.test")
+    await accept(relay, (structs.replace(mail, tls=given), paths), origin, fields + CONTENT)
+    (message,) = relay.spool.accepted
+    assert message.facts.envelope.tls == message.events[0].detail.get("tls", "") == demand
+    assert fields in message.contents[0]
+
+
 async def test_a_rule_can_change_the_priority():
     class Bulk(Rules):
         def verdict(self):

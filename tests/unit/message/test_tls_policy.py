@@ -73,3 +73,54 @@ def test_a_route_decides_alone_and_says_so(policy, found):
     decided = decide_tls("mx.test", policy, by="route a", sts=found)
     assert decided == TlsDecision(policy, "route a", note="policy overridden by route")
     assert decide_tls("mx.test", policy, by="route a", sts=sts("none")).note == ""
+
+
+STRICT = TlsPolicy("verify", names=("mx.test",), requiretls=True)
+NO_NAME = "REQUIRETLS: nothing vouches for its name"
+NOT_LISTED = "not in the MTA-STS policy of the domain"
+
+
+@pytest.mark.parametrize("by", ["configuration", "route a"])
+@pytest.mark.parametrize(
+    ("policy", "found", "vouched", "expected"),
+    [
+        (LAX, NO_STS, False, TlsDecision(LAX, "requiretls", skipped=NO_NAME)),
+        (NONE, NO_STS, True, TlsDecision(NONE, "requiretls", skipped=NO_NAME)),
+        (VERIFY, NO_STS, False, TlsDecision(VERIFY, "requiretls", skipped=NO_NAME)),
+        (TlsPolicy("required"), NO_STS, True, TlsDecision(TlsPolicy("required"), "requiretls", skipped=NO_NAME)),
+        (VERIFY, NO_STS, True, TlsDecision(STRICT, "requiretls")),
+        (NONE, sts("enforce"), False, TlsDecision(STRICT, "requiretls", "by mta-sts")),
+        (LAX, sts("enforce", "x.test"), False, TlsDecision(LAX, skipped=NOT_LISTED)),
+        (LAX, sts("testing"), False, TlsDecision(TESTING, "requiretls", "mta-sts testing", NO_NAME)),
+        (LAX, sts("none"), False, TlsDecision(LAX, "requiretls", skipped=NO_NAME)),
+        (LAX, UNKNOWN, False, TlsDecision(LAX, "requiretls", NOT_FETCHED, NO_NAME)),
+    ],
+)  # fmt: skip
+def test_requiretls_needs_a_name_that_is_certain_whatever_a_route_says(
+    policy, found, vouched, expected, by
+):
+    decided = decide_tls("mx.test", policy, by=by, sts=found, demand="requiretls", vouched=vouched)
+    assert decided == expected
+
+
+NO = "TLS-Required: No"
+
+
+@pytest.mark.parametrize(
+    ("policy", "by", "found", "expected"),
+    [
+        (LAX, "configuration", sts("enforce"), TlsDecision(LAX, note=NO)),
+        (LAX, "configuration", sts("enforce", "x.test"), TlsDecision(LAX, note=NO)),
+        (TlsPolicy("required"), "configuration", sts("enforce"), TlsDecision(TlsPolicy("required"), note=NO)),
+        (LAX, "configuration", sts("testing"), TlsDecision(LAX, note=NO)),
+        (LAX, "configuration", sts("none"), TlsDecision(LAX)),
+        (LAX, "configuration", NO_STS, TlsDecision(LAX)),
+        (ROUTE, "route a", sts("enforce"), TlsDecision(ROUTE, "route a", "policy overridden by route")),
+        (ROUTE, "route a", NO_STS, TlsDecision(ROUTE, "route a")),
+    ],
+)  # fmt: skip
+def test_tls_required_no_lowers_what_the_domain_says_and_nothing_else(policy, by, found, expected):
+    assert decide_tls("mx.test", policy, by=by, sts=found, demand="optional") == expected
+    assert decide_tls("mx.test", policy, by=by, demand="requiretls if offered") == TlsDecision(
+        policy, by
+    )

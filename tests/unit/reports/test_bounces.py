@@ -215,6 +215,30 @@ def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(reporter):
     assert reporter.counted() == {"dead-letter": 1}
 
 
+@pytest.mark.parametrize(
+    ("demand", "of_bounce", "has_text"),
+    [
+        ("requiretls", "requiretls if offered", False),
+        ("requiretls if offered", "requiretls if offered", False),
+        ("optional", "", True),
+        ("", "", True),
+    ],
+)
+def test_a_bounce_of_mail_with_requiretls_has_its_header_only(
+    reporter, demand, of_bounce, has_text
+):
+    message = replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret="FULL", tls=demand))
+    (bounce,) = reporter.failures([recipient()], message).messages
+    assert bounce.facts.envelope.tls == bounce.events[0].detail.get("tls", "") == of_bounce
+    assert (b"Message-ID: <orig@" in bounce.contents[0], b"\r\nHi\r\n" in bounce.contents[0]) == (
+        True, has_text,
+    )  # fmt: skip
+    # a dead letter is a copy of the message
+    (letter,) = reporter.failures([recipient(added_by="a rule")], message).messages
+    assert letter.facts.envelope.tls == demand
+    assert letter.contents == (CONTENT,)
+
+
 def test_a_large_content_becomes_a_dead_letter_from_its_file(reporter):
     large = LargeContent(CONTENT[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
     failed = recipient(added_by="a rule")

@@ -282,6 +282,18 @@ max_connections = 0
             f"{ROUTE}next_hop='mx'\nsource_address='localhost'",
             '6: route[0].source_address: found "localhost", expected an IP address such as',
         ),
+        (
+            f"{ROUTE}next_hop='smtp://h:25'\nrequiretls = 'verified'",
+            '6: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
+        ),
+        (
+            f"{ROUTE}next_hop='mx'\ntls = 'verify'\nrequiretls = 'verified'",
+            '7: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
+        ),
+        (
+            f"{ROUTE}next_hop='smtp://h:25'\nrequiretls = 'yes'",
+            '6: route[0].requiretls: found "yes", expected',
+        ),
         (f"{ROUTE}next_hop='lmtp://h:25'", '5: route[0].next_hop: found "lmtp://h:25", expected another port than 25'),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/my lmtp'",
