@@ -45,7 +45,7 @@ class TlsPolicy(Struct, frozen=True):
     are none. The other levels accept any.
     """
 
-    level: TlsLevel = "opportunistic"
+    level: TlsLevel = "opportunistic"  # what is demanded of TLS and of the certificate
     implicit: bool = False  # TLS from the first byte
     ca: Path | None = None  # None: the system's store
     names: tuple[str, ...] = ()  # (): the host's own
