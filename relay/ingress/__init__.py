@@ -6,7 +6,8 @@ that are not trusted cannot relay. An internal error is a 4yz reply with a fixed
 
 The session:
 
-- `smtp_server`: a listener: which clients are trusted; implicit TLS, graceful stop
+- `smtp_server`: a listener: which clients are trusted; hands connections on
+- `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
 - `listener_dependencies`: what the sessions of a listener share

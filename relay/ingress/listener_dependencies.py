@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.base.crashpoints import CrashPoints
-from relay.base.pressure import MemoryBudget
+from relay.base.pressure import MemoryBudget, Pressure
 from relay.ingress.data import ContentCollector, Framing
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.session_limits import SessionLimits
@@ -53,8 +53,7 @@ class ListenerDependencies(Struct, frozen=True):
     limits: SessionLimits  # of each session
     budget: MemoryBudget  # the memory for messages that all sessions receive
     crash: CrashPoints  # for crash tests
-    pressure_rejection: Callable[[int], str]  # the reason to reject that many bytes now, or ""
-    is_paused: Callable[[], bool]  # whether an operator lets it accept nothing
+    pressure: Pressure  # whether new mail is taken
     rates: RateLimits  # messages of strangers, by address
     offers_tls: bool = False  # STARTTLS, or TLS from the first octet
     requires_tls: bool = False  # 530 without TLS
@@ -65,6 +64,14 @@ class ListenerDependencies(Struct, frozen=True):
     pickup: bool = False  # the listener is pickup's own socket
     # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
     odd_domain: str = ""
+
+    @property
+    def rejects_untrusted(self) -> bool:
+        """Whether untrusted clients are rejected now because of pressure.
+
+        Only on a listener of role relay: on the others, every client authenticates.
+        """
+        return self.settings.role == "relay" and self.pressure.rejects_untrusted
 
     def new_content(self, new_body: Callable[[], IncomingBody]) -> ContentCollector:
         """Return a collector for a content."""

@@ -8,19 +8,17 @@ question each.
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from relay.ingress.data import DataReply, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument
+from relay.ingress.filtering import SessionFilters
 from relay.ingress.local_users import LocalUser
 from relay.message.envelope import ForwardPath
 from relay.refusals.refusal import RefusalReason
 from relay.spool.types import IncomingBody
-
-if TYPE_CHECKING:
-    from relay.ingress.filtering import SessionFilters
 
 CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
@@ -101,7 +99,7 @@ class SessionServices(Protocol):
         """Return a file for the body of a large content."""
         ...
 
-    def new_filters(self) -> "SessionFilters | None":
+    def new_filters(self) -> SessionFilters | None:
         """Return the milters that hear the session, also accept(); None: none does."""
         ...
 

@@ -36,12 +36,7 @@ from relay.ingress.listener_dependencies import ClientConnection, ListenerDepend
 from relay.ingress.local_users import LocalUser
 from relay.ingress.session_counts import SessionCounts
 from relay.ingress.session_limits import EXPANDED_MAX
-from relay.ingress.session_refusals import (
-    ContentRefusedError,
-    LineError,
-    SessionRefusals,
-    path_in,
-)
+from relay.ingress.session_refusals import ContentRefusedError, LineError, SessionRefusals, path_in
 from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims, SessionServices
 from relay.message.content import memory_part
 from relay.message.envelope import ForwardPath
@@ -352,7 +347,7 @@ class SmtpCommandHandler:
             return "503 5.5.1 MAIL was given already; send RSET to start again"  # RFC 5321 4.1.4
         if self._listener.settings.role != "relay" and not self._is_trusted:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
-        if self._listener.is_paused():
+        if self._listener.pressure.paused():
             return self._close_with(PAUSED)
         domain = self._listener.odd_domain if self.user is None else self._listener.hostname
         mail = parse_mail(argument, extended=self._extended, tls=self._tls, odd_domain=domain)
@@ -364,7 +359,7 @@ class SmtpCommandHandler:
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
         if not self._listener.budget.has(min(mail.size_bytes, self._listener.limits.large_bytes)):
             return "452 4.3.1 Too much mail at once, try again later"  # RFC 1870 6.1
-        if short := self._listener.pressure_rejection(mail.size_bytes):
+        if short := self._listener.pressure.rejection(mail.size_bytes):
             return f"452 4.3.1 No mail is taken now: {short}; try again later"  # RFC 1870 6.1
         if not self._is_trusted:
             rejection = await self._services.sender_rejection(reverse_path)

@@ -7,26 +7,18 @@ continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 import asyncio
 import os
 import socket
-import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.accounts.passwords import client_of
 from relay.base.certificates import ServerCertificate
-from relay.base.pressure import ConcurrencyCounter, MemoryBudget
-from relay.base.sockets import (
-    EVERYBODY,
-    OWNER_ONLY,
-    Listener,
-    open_listener,
-    wait_readable,
-)
+from relay.base.pressure import MemoryBudget, Pressure
+from relay.base.sockets import EVERYBODY, OWNER_ONLY, Listener, open_listener
 from relay.ingress.data import Origin
 from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_services import (
@@ -35,19 +27,14 @@ from relay.ingress.local_services import (
     LocalServices,
     ServiceDependencies,
 )
-from relay.ingress.local_users import LocalUsers
+from relay.ingress.local_users import LocalUsers, peer_uid
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.proxy_header import ProxyHeaderError, read_header
 from relay.ingress.session_limits import SessionLimits
-from relay.ingress.session_refusals import ListenerRefusals, handshake_fault
+from relay.ingress.session_refusals import ListenerRefusals
 from relay.ingress.session_services import CONNECT, RefusedCommand
-from relay.ingress.smtp_commands import SHUTTING_DOWN
-from relay.ingress.smtp_session import (
-    TLS_HANDSHAKE_S,
-    SessionDependencies,
-    SmtpSession,
-    ip_of,
-)
+from relay.ingress.smtp_session import SessionClient
+from relay.ingress.smtp_sessions import SmtpSessions
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalReason
 from relay.settings.tree import SmtpListener
@@ -57,7 +44,6 @@ _log = get_logger("ingress")
 _BACKLOG = 512
 _CLIENTS_KNOWN = 1024  # addresses of which a listener remembers whether they are trusted
 _COMMIT_S = 5.0
-_LAST_REPLY_S = 0.2  # for the 421 after the grace time
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
 
 
@@ -100,44 +86,28 @@ class SmtpServer:
         self._users = users
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._proxies = [ip_network(text) for text in listener.proxy_networks]
-        self._tls_context = certificate.context if certificate else None
         self._opened: Listener | None = None
         self.address = listener.listen  # with the actual port, once it was bound
         self._servers: list[asyncio.Server] = []
-        is_implicit = self._tls_context is not None and listener.role == "submissions"
-        self._tls_at_once = self._tls_context if is_implicit else None
-        self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
-        self._handshakes = ConcurrencyCounter()  # those of TLS at once
+        self._reading: set[asyncio.Task[None]] = set()  # headers of proxies
+        self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
         self._owner = self._service_dependencies(pickup=pickup)
         sessions = dependencies.acceptance.metrics.smtp_sessions
-        self._shared = SessionDependencies(
-            listener=self._listener_dependencies(pickup=pickup),
-            count=ConcurrencyCounter(),
-            sessions=set(),
-            tls_context=self._tls_context,
-            is_trusted=(
-                (lambda _ip: True)
-                if pickup or users is not None
-                else lru_cache(_CLIENTS_KNOWN)(self._is_trusted)
-            ),
-            rejects_untrusted=self._rejects_untrusted,
-            on_failed_handshake=self._record_failed_handshake,
-            new_services=partial(LocalServices, self._owner),
+        context = certificate.context if certificate else None
+        self._smtp_sessions = SmtpSessions(
+            self._listener_dependencies(pickup=pickup, offers_tls=context is not None),
+            tls_context=context,
             begun=(lambda: None) if pickup else sessions.labels(role=self.role).inc,
-            for_programs=users is not None,
+            meet=self._meet,
         )
 
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
         self._listener = listener
         self._networks = [ip_network(text) for text in listener.trusted_networks]
+        self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
         self._owner = replace(self._owner, settings=listener)
-        self._shared = replace(
-            self._shared,
-            listener=replace(self._shared.listener, settings=listener),
-            is_trusted=lru_cache(_CLIENTS_KNOWN)(self._is_trusted),
-            new_services=partial(LocalServices, self._owner),
-        )
+        self._smtp_sessions.use(listener)
 
     @property
     def role(self) -> str:
@@ -147,7 +117,7 @@ class SmtpServer:
     @property
     def sessions(self) -> int:
         """The number of open sessions."""
-        return self._shared.count.total
+        return self._smtp_sessions.shared.count.total
 
     @property
     def acceptances(self) -> int:
@@ -163,8 +133,8 @@ class SmtpServer:
                 Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
-        is_later = self._tls_at_once is not None or bool(self._proxies)
-        new = (lambda: BeforeSession(self._begin)) if is_later else self._new_session
+        is_later = self._smtp_sessions.tls_at_once is not None or bool(self._proxies)
+        new = (lambda: BeforeSession(self._move)) if is_later else self._smtp_sessions.new_session
         self._servers = await self._opened.serve(new, backlog=_BACKLOG)
 
     def stop_listening(self) -> None:
@@ -179,36 +149,32 @@ class SmtpServer:
     async def drain(self, grace_s: float) -> None:
         """Stop. Open transactions may finish within `grace_s`, commits a little later."""
         self.stop_listening()
-        for session in tuple(self._shared.sessions):
-            session.drain()
-        for beginning in tuple(self._beginning):
-            beginning.cancel()
-        await self._wait_closed(grace_s)
-        for session in tuple(self._shared.sessions):
-            session.close_with(SHUTTING_DOWN)
-        await self._wait_closed(_LAST_REPLY_S)
-        for session in tuple(self._shared.sessions):
-            session.abort()
+        for reading in tuple(self._reading):
+            reading.cancel()
+        await self._smtp_sessions.drain(grace_s)
         if acceptances := tuple(self._owner.acceptances):
             # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
 
-    async def _wait_closed(self, timeout_s: float) -> None:
-        if closed := {session.closed for session in self._shared.sessions}:
-            await asyncio.wait(closed, timeout=timeout_s)  # real time: clients
+    def _meet(self, transport: asyncio.BaseTransport) -> SessionClient:
+        uid = peer_uid(transport) if self._users is not None else None
+        return self._client(ip_of(transport), uid=uid)
 
-    def _new_session(self) -> SmtpSession:
-        return SmtpSession(self._shared)
+    def _client(self, ip: str, *, uid: int | None = None, is_named: bool = True) -> SessionClient:
+        """Return a client; one that a proxy does not name proves nothing by the proxy's address."""
+        is_trusted = is_named and self._is_trusted(ip)
+        services = LocalServices(self._owner, ip, is_trusted=is_trusted, uid=uid or 0)
+        return SessionClient(ip, is_trusted, services, uid)
 
-    def _begin(self, transport: asyncio.Transport) -> None:
+    def _move(self, transport: asyncio.Transport) -> None:
         """Move the socket to another transport, before anything was read from it.
 
-        With too many that have no session yet the connection is closed. A task that is cancelled
-        closes it as well.
+        With too many of which a header is awaited the connection is closed. A task that is
+        cancelled closes it as well.
         """
         ip = ip_of(transport)
         has_left = not ip and not self._listener.listen.path  # a check of HAProxy is as short
-        if has_left or len(self._beginning) >= self._listener.max_sessions:
+        if has_left or len(self._reading) >= self._listener.max_sessions:
             transport.abort()
             return
         try:
@@ -218,46 +184,23 @@ class SmtpServer:
             return
         moved.setblocking(False)
         transport.abort()  # closes its own descriptor; the connection stays
-        task = asyncio.get_running_loop().create_task(self._begin_session(moved, ip))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        if not _is_in(self._proxies, ip):
+            self._smtp_sessions.begin(moved, self._client(ip))
+            return
+        task = asyncio.get_running_loop().create_task(self._begin_forwarded(moved, ip))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
 
-    async def _begin_session(self, moved: socket.socket, ip: str) -> None:
-        """Read the header of a proxy, make the handshake."""
-        has_begun, forwarded = False, None
-        try:
-            if _is_in(self._proxies, ip):
-                forwarded = await self._forwarded_client(moved, ip)
-                if forwarded is None:
-                    return
-            ip = forwarded or ip
-            tls = self._tls_at_once
-            client = None if tls is None or self._shared.is_trusted(ip) else client_of(ip)
-            if self._handshakes.count(client) >= self._listener.max_sessions_per_client:
-                return  # too many sessions of this client, which cannot be told without TLS
-            with self._handshakes.counted(client):
-                if tls is not None and not await _has_spoken(moved):
-                    return  # it only looked whether the port is open
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    partial(SmtpSession, self._shared, forwarded=forwarded), moved, ssl=tls,
-                    ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
-                )  # fmt: skip
-            has_begun = True
-        except TimeoutError:
-            self._record_failed_handshake(ip, OSError("the client sent nothing"))
-        except OSError as error:
-            self._record_failed_handshake(ip, error)
-        finally:
-            if not has_begun:
-                moved.close()
-
-    async def _forwarded_client(self, moved: socket.socket, proxy: str) -> str | None:
-        """Return the client that a proxy names, "" if it names none; None if its connection ends.
+    async def _begin_forwarded(self, moved: socket.socket, proxy: str) -> None:
+        """Begin the session of the client that a proxy names, or of the proxy if it names none.
 
         A connection that ends without an octet only looked whether the port is open.
         """
+        client = None
         try:
-            header = await read_header(moved)
+            if (header := await read_header(moved)) is not None:
+                named = header.client
+                client = self._client(named or proxy, is_named=bool(named))
         except (ProxyHeaderError, OSError) as error:
             refused = RefusedCommand(
                 command=CONNECT,
@@ -265,29 +208,13 @@ class SmtpServer:
                 reason=RefusalReason.SYNTAX,
             )
             self._owner.refusals.record(refused, Origin(ip=proxy, helo=""))
-            return None
-        return None if header is None else header.client
+        finally:
+            if client is None:
+                moved.close()
+        if client is not None:
+            self._smtp_sessions.begin(moved, client)
 
-    def _record_failed_handshake(self, ip: str, error: OSError) -> None:
-        """Record and log that the TLS handshake of a client failed.
-
-        In a service the log has only that: the clients of port 465 are strangers.
-        """
-        refused = RefusedCommand(
-            command=CONNECT if self._listener.role == "submissions" else "STARTTLS",
-            reply=handshake_fault(error),
-            reason=RefusalReason.TLS,
-            is_logged=False,
-        )
-        self._owner.refusals.record(refused, Origin(ip=ip, helo=""))
-        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-        if self._options is None:
-            _log.info("TLS handshake failed", client=ip, error=reason)
-        else:
-            hint = self._options.tls_hint()
-            _log.warning("TLS handshake failed", client=ip, error=reason, hint=hint)
-
-    def _listener_dependencies(self, *, pickup: bool) -> ListenerDependencies:
+    def _listener_dependencies(self, *, pickup: bool, offers_tls: bool) -> ListenerDependencies:
         listener, dependencies = self._listener, self._dependencies
         # A proxy on this machine may have clients elsewhere.
         on_this_machine = is_loopback(listener.listen) and not listener.proxy_networks
@@ -300,10 +227,9 @@ class SmtpServer:
             budget=MemoryBudget(self._limits.buffered_bytes),
             crash=dependencies.crash,
             # Mail from pickup already has its 202: only the spool itself may refuse it.
-            pressure_rejection=(lambda _size: "") if pickup else dependencies.pressure.rejection,
-            is_paused=(lambda: False) if pickup else lambda: bool(dependencies.pressure.paused()),
+            pressure=Pressure() if pickup else dependencies.pressure,
             rates=RateLimits(dependencies.acceptance.clock),
-            offers_tls=self._tls_context is not None,
+            offers_tls=offers_tls,
             requires_tls=requires_tls,
             offers_auth_in_clear=(
                 options.login_in_clear if options else on_this_machine and not requires_tls
@@ -333,18 +259,9 @@ class SmtpServer:
             users=self._users,
         )
 
-    def _new_services(self, ip: str, is_trusted: bool, uid: int) -> LocalServices:
-        return LocalServices(self._owner, ip=ip, is_trusted=is_trusted, uid=uid)
-
-    def _rejects_untrusted(self) -> bool:
-        """Return whether untrusted clients are rejected now because of pressure.
-
-        Only on a listener of role relay: on the others, every client authenticates.
-        """
-        accepts_untrusted = self._listener.role == "relay"
-        return accepts_untrusted and self._dependencies.pressure.rejects_untrusted
-
-    def _is_trusted(self, ip: str) -> bool:
+    def _is_in_trusted_network(self, ip: str) -> bool:
+        if self._owner.pickup or self._users is not None:
+            return True
         if not ip and not self._listener.listen.path:
             return False  # a TCP client that disconnected before its address was read
         return _is_in(self._networks, ip or _LOOPBACK)
@@ -365,18 +282,16 @@ class BeforeSession(asyncio.Protocol):
         self._begin(transport)
 
 
+def ip_of(transport: asyncio.BaseTransport) -> str:
+    """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return ""
+    return str(peer[0]).removeprefix("::ffff:")
+
+
 def _is_in(networks: Sequence[IPv4Network | IPv6Network], ip: str) -> bool:
     if not networks or not ip:
         return False
     address = ip_address(ip.partition("%")[0])
     return any(address in network for network in networks)
-
-
-async def _has_spoken(moved: socket.socket) -> bool:
-    """Wait for the first octet; return False if the client disconnects. Raises OSError."""
-    async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
-        await wait_readable(moved)
-    try:
-        return bool(moved.recv(1, socket.MSG_PEEK))
-    except ConnectionResetError:
-        return False

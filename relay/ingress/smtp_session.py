@@ -23,7 +23,6 @@ from relay.base.pressure import ConcurrencyCounter
 from relay.ingress.data import ContentCollector, ContentRejection, Framing
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.listener_dependencies import ListenerDependencies
-from relay.ingress.local_users import peer_uid
 from relay.ingress.session_refusals import LineError
 from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims, SessionServices
 from relay.ingress.smtp_commands import (
@@ -166,20 +165,32 @@ class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
     """The client disconnected, or its TLS handshake failed."""
 
 
+class SessionClient(Struct, frozen=True):
+    """The client of a connection, as the owner of the mail sees it."""
+
+    ip: str  # "" on a Unix socket
+    is_trusted: bool  # its network, or it is a program of this machine
+    services: SessionServices
+    uid: int | None = None  # on the socket for programs
+
+    @property
+    def counted_as(self) -> str | None:
+        """What its sessions are counted by; None: only in all."""
+        if self.uid is not None:
+            return f"uid {self.uid}" if self.uid else None
+        return None if self.is_trusted else client_of(self.ip) or None
+
+
 class SessionDependencies(Struct, frozen=True):
     """What the sessions of a listener share."""
 
     listener: ListenerDependencies  # what their command handlers share
-    count: ConcurrencyCounter  # sessions by client_of(), None for trusted clients
+    count: ConcurrencyCounter  # sessions by SessionClient.counted_as
     sessions: set["SmtpSession"]  # those that are open
     tls_context: ssl.SSLContext | None  # None: no TLS
-    is_trusted: Callable[[str], bool]  # whether an address is in trusted_networks
-    rejects_untrusted: Callable[[], bool]  # whether only trusted clients may begin a session now
-    # called with the address of a client whose TLS handshake failed, and the reason
-    on_failed_handshake: Callable[[str, OSError], None]
-    new_services: Callable[..., SessionServices]  # LocalServices, of this listener
-    begun: Callable[[], None] = lambda: None  # counts a connection
-    for_programs: bool = False  # the clients are users of this machine
+    on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
+    begun: Callable[[], None]  # counts a connection
+    meet: Callable[[asyncio.BaseTransport], SessionClient]  # who is not known before
 
 
 class _NoHooks:
@@ -199,8 +210,8 @@ _NO_HANDLER = _NoHooks()
 class SmtpSession(_NoHooks, SMTP):
     """One connection. aiosmtpd provides the protocol, the stream writer and the task."""
 
-    def __init__(self, shared: SessionDependencies, *, forwarded: str | None = None) -> None:
-        """`forwarded` is the address of a proxy's client, "" if the proxy names none."""
+    def __init__(self, shared: SessionDependencies, client: SessionClient | None = None) -> None:
+        """Without a `client` the transport shows who it is."""
         super().__init__(
             _NO_HANDLER,
             hostname=shared.listener.hostname,
@@ -208,10 +219,9 @@ class SmtpSession(_NoHooks, SMTP):
             loop=asyncio.get_running_loop(),
         )
         self._shared = shared
-        self._forwarded = forwarded
+        self._met = client
         self._ip = ""
         self._counted_as: str | None = None
-        self._uid = 0  # of the client, on the socket for programs
         self._may_speak_first = False
         self._input = InputBuffer(
             limit_bytes=shared.listener.limits.input_bytes,
@@ -228,38 +238,29 @@ class SmtpSession(_NoHooks, SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session, or reject the client."""
-        self._ip = self._forwarded or ip_of(transport)
-        # A client that a proxy does not name proves nothing by the address of the proxy.
-        trusted = self._forwarded != "" and self._shared.is_trusted(self._ip)
+        client = self._met = self._met or self._shared.meet(transport)
+        self._ip, trusted = client.ip, client.is_trusted
         tls = _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not self._ip or bool(tls))
-        self._counted_as = None if trusted else client_of(self._ip) or None
-        if self._shared.for_programs:
-            self._uid = peer_uid(transport)
-            self._counted_as = f"uid {self._uid}" if self._uid else None
-        if self._shared.listener.is_paused():
+        self._counted_as = client.counted_as
+        if self._shared.listener.pressure.paused():
             rejection = PAUSED
-        elif not trusted and self._shared.rejects_untrusted():
+        elif not trusted and self._shared.listener.rejects_untrusted:
             rejection = _BUSY
         else:
             rejection = self._counted_or_rejected()
         self._shared.begun()
-        services = self._shared.new_services(self._ip, is_trusted=trusted, uid=self._uid)
         if rejection:
-            services.refused(RefusedCommand(command=CONNECT, reply=rejection), SessionClaims())
+            refused = RefusedCommand(command=CONNECT, reply=rejection)
+            client.services.refused(refused, SessionClaims())
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
             return
         self._shared.sessions.add(self)
         self._commands = SmtpCommandHandler(
-            self,
-            self._shared.listener,
-            services,
-            ip=self._ip,
-            trusted=trusted,
-            tls=tls,
+            self, self._shared.listener, client.services, ip=self._ip, trusted=trusted, tls=tls
         )
         super().connection_made(transport)
 
@@ -347,12 +348,12 @@ class SmtpSession(_NoHooks, SMTP):
                 commands.filters.close()
             if commands.has_left_unused_tls and self._shared.listener.tls_hint is not None:
                 # A client that checks the certificate after the handshake, as Node does.
-                self._shared.on_failed_handshake(self._ip, OSError("the client left after it"))
+                self._handshake_failed(OSError("the client left after it"))
             if self.transport is not None:
                 self._close()
 
     async def _greeting(self, commands: SmtpCommandHandler) -> str:
-        if self._shared.for_programs:
+        if self._met is not None and self._met.uid is not None:
             await commands.find_user()
         spoke = await self._has_spoken()
         if spoke and self._shared.listener.tls_hint is not None:
@@ -482,10 +483,14 @@ class SmtpSession(_NoHooks, SMTP):
                 self._shared.tls_context, ssl_handshake_timeout=TLS_HANDSHAKE_S
             )
         except OSError as error:
-            self._shared.on_failed_handshake(self._ip, error)
+            self._handshake_failed(error)
             raise ClientDisconnected from error
         self.transport = self._writer.transport
         return _tls_version(self._writer.transport)
+
+    def _handshake_failed(self, error: OSError) -> None:
+        assert self._met is not None
+        self._shared.on_failed_handshake(self._met, error)
 
     def fact(self, name: str) -> Any:
         """Return get_extra_info() of the transport."""
@@ -530,11 +535,3 @@ def _tls_version(transport: asyncio.BaseTransport) -> str:
     """Return the TLS version of a connection, such as "TLSv1.3", or ""."""
     tls = transport.get_extra_info("ssl_object")
     return tls.version() or "TLS" if tls is not None else ""
-
-
-def ip_of(transport: asyncio.BaseTransport) -> str:
-    """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
-    peer = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):
-        return ""
-    return str(peer[0]).removeprefix("::ffff:")

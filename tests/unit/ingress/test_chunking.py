@@ -34,7 +34,7 @@ async def listening(relay):
         Client.opened.pop().writer.close()
     for server in servers:
         await server.drain(0.2)
-        budget = server._shared.listener.budget
+        budget = server._smtp_sessions.shared.listener.budget
         assert (server.sessions, budget.taken_bytes) == (0, 0)
     assert all(arrival.discarded == 1 for arrival in relay.spool.arrivals)
 

@@ -256,12 +256,12 @@ def test_a_proxy_that_looks_whether_the_port_is_open_is_not_recorded(run: Any, r
         async with listening(relay, proxy_networks=PROXIES) as server:
             with capture_logs() as logged:
                 client = connected(server.address, v2(command=0x20)[:9] if reset else b"")
-                await until(lambda: server._beginning)
+                await until(lambda: server._reading)
                 if reset:
                     never = struct.pack("ii", 1, 0)
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never)
                 client.close()
-                await until(lambda: not server._beginning)
+                await until(lambda: not server._reading)
         assert (logged, [*relay.refusals._kept]) == ([], [])
 
     run(scenario)
@@ -298,9 +298,9 @@ def test_a_stranger_is_no_proxy(run: Any) -> None:
 async def test_headers_that_are_awaited_are_limited_as_sessions_are() -> None:
     async with listening(Relay(), proxy_networks=PROXIES, max_sessions=2) as server:
         waiting = [connected(server.address) for _ in range(2)]
-        await until(lambda: len(server._beginning) == 2)
+        await until(lambda: len(server._reading) == 2)
         assert await all_of(connected(server.address)) == b""
-        assert len(server._beginning) == 2
+        assert len(server._reading) == 2
         for one in waiting:
             one.close()
 
@@ -325,13 +325,13 @@ def test_handshakes_that_are_awaited_count_for_the_client(
         changes = {"tls": certificate, "role": "submissions", "proxy_networks": PROXIES}
         async with listening(Relay(), **changes, max_sessions_per_client=2) as server:
             waiting = [connected(server.address, v2_of("192.0.2.5")) for _ in range(2)]
-            await until(lambda: server._handshakes.total == 2)
+            await until(lambda: server._smtp_sessions._handshakes.total == 2)
             assert await all_of(connected(server.address, v2_of("192.0.2.5"))) == b""
             said = await asyncio.to_thread(log_in, server.address, certificate, "submissions")
             assert said[:4] == b"235 "
             for one in waiting:
                 one.close()
-            await until(lambda: server._handshakes.total == 0)
+            await until(lambda: server._smtp_sessions._handshakes.total == 0)
 
     run(scenario)
 

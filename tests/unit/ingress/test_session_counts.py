@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from relay.base.socket_address import Address
-from relay.ingress import smtp_session
+from relay.ingress import smtp_server
 from relay.ingress.message_limits import KEYS_MAX, RateLimits
 from relay.ingress.session_counts import SessionCounts
 from relay.ingress.session_limits import SessionLimits
@@ -125,7 +125,7 @@ async def test_ipv6_addresses_of_one_64_network_share_the_rate(
     listening, monkeypatch, first, second, code
 ):
     addresses = iter((first, second))
-    monkeypatch.setattr(smtp_session, "ip_of", lambda _transport: next(addresses))
+    monkeypatch.setattr(smtp_server, "ip_of", lambda _transport: next(addresses))
     server = await listening(max_rate_per_client="1/60.0")
     assert await codes(await client_of(server), *MESSAGE) == SENT
     assert await codes(await client_of(server), MAIL) == [code]

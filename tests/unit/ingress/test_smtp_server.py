@@ -14,7 +14,7 @@ import pytest
 from relay.accounts.account import Account
 from relay.accounts.directory import load_accounts
 from relay.base.socket_address import Address
-from relay.ingress import smtp_session
+from relay.ingress import smtp_server
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_session import SmtpSession
 from relay.observe import logs
@@ -134,7 +134,7 @@ async def test_a_client_that_does_not_read_is_disconnected(listening):
     server = await listening(trusted_networks=("127.0.0.0/8",), timeout=0.5)
     client = await Client.connect(server.address, limit=10)
     await until(lambda: server.sessions)
-    (session,) = server._shared.sessions
+    (session,) = server._smtp_sessions.shared.sessions
     kept_bytes = []
 
     def has_ended() -> bool:
@@ -199,7 +199,7 @@ async def test_ipv6_clients_of_one_64_network_share_the_limit_of_sessions(
 ):
     """A trusted client in this network takes nothing from the limit."""
     addresses = iter((first, second))
-    monkeypatch.setattr(smtp_session, "ip_of", lambda _transport: next(addresses))
+    monkeypatch.setattr(smtp_server, "ip_of", lambda _transport: next(addresses))
     server = await listening(max_sessions_per_client=1, trusted_networks=("2001:db8::7/128",))
     greetings = [await (await Client.connect(server.address)).reply() for _ in range(2)]
     assert [one[:3] for one in greetings] == ["220", code]
@@ -253,11 +253,11 @@ async def test_a_message_uses_the_budget_until_it_is_accepted(relay, listening):
     await client.open_transaction()
     client.writer.write(b"x" * 900 + b"\r\n" + b"x" * 900 + b"\r\n.\r\n")
     await relay.spool.committing.wait()
-    (session,) = server._shared.sessions
+    (session,) = server._smtp_sessions.shared.sessions
     client.reset()
     await asyncio.wait({session._handler_coroutine}, timeout=30)
     assert server.sessions == 0
-    budget = server._shared.listener.budget
+    budget = server._smtp_sessions.shared.listener.budget
     assert not budget.has(4096)
     relay.spool.gate.set()
     await server.drain(1)
@@ -321,7 +321,7 @@ async def test_only_a_unix_socket_counts_as_loopback(relay, listening, tmp_path)
     by_tcp = await listening(trusted_networks=networks)
     by_path = await listening(listen=Address(path=str(tmp_path / "s")), trusted_networks=networks)
     # uvloop has no peer name after a disconnect
-    assert [server._shared.is_trusted("") for server in (by_tcp, by_path)] == [False, True]
+    assert [server._is_trusted("") for server in (by_tcp, by_path)] == [False, True]
 
 
 @pytest.fixture(scope="module")
@@ -397,28 +397,28 @@ async def test_a_failed_tls_handshake_is_logged(listening, certificate, role):
 async def test_a_client_that_leaves_during_the_handshake_leaves_nothing(listening, certificate):
     server = await listening(tls=certificate, role="submissions")
     client = await Client.connect(server.address)
-    await until(lambda: server._beginning)
+    await until(lambda: server._smtp_sessions._beginning)
     client.reset()
-    await until(lambda: not server._beginning)
+    await until(lambda: not server._smtp_sessions._beginning)
 
 
 async def test_handshakes_are_limited_as_sessions_are(listening, certificate):
     server = await listening(tls=certificate, role="submissions", max_sessions=2)
     waiting = [await Client.connect(server.address) for _ in range(2)]
-    await until(lambda: len(server._beginning) == 2)
+    await until(lambda: len(server._smtp_sessions._beginning) == 2)
     further = await Client.connect(server.address)
     with contextlib.suppress(ConnectionResetError):
         assert await asyncio.wait_for(further.reader.read(), 30) == b""
-    assert len(server._beginning) == len(waiting)
+    assert len(server._smtp_sessions._beginning) == len(waiting)
 
 
 async def test_a_stop_ends_a_handshake(listening, certificate):
     server = await listening(tls=certificate, role="submissions")
     client = await Client.connect(server.address)
-    await until(lambda: server._beginning)
+    await until(lambda: server._smtp_sessions._beginning)
     await server.drain(5)
     assert await asyncio.wait_for(client.reader.read(), 30) == b""
-    assert not server._beginning
+    assert not server._smtp_sessions._beginning
 
 
 async def test_starttls_can_be_required(listening, certificate):
@@ -459,7 +459,7 @@ async def test_a_closed_session_is_freed(listening):
     server = await listening(limits=SessionLimits(last_reply_s=60))
     client = await Client.connect(server.address)
     await client.reply()
-    (session,) = (weakref.ref(one) for one in server._shared.sessions)
+    (session,) = (weakref.ref(one) for one in server._smtp_sessions.shared.sessions)
     assert (await client.say("QUIT")).startswith("221")
     assert await client.reply() == ""
     client.writer.close()
