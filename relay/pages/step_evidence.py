@@ -280,6 +280,7 @@ def tls_words(one: Attempt, cipher: str = "") -> str:
     """
     done = [one.tls, cipher, _VERIFIED[one.verified]] if one.tls else ["no TLS"]
     policy = one.policy.replace("mta-sts: verify", "MTA-STS enforce").replace("mta-sts", "MTA-STS")
+    policy = policy.replace("requiretls: verify", "REQUIRETLS")
     return ", ".join(filter(None, (*done, policy)))
 
 
