@@ -3,6 +3,7 @@
 - `clock`: wall time, timers and queue time, which does not jump; ids; what a start continues from
 - `advanceable_clock`: a clock that `relay dev` and the test kit advance by days
 - `files`: octets in files: read them in blocks, write them, sync them; directories under a lock
+- `blocks`: which blocks of bodies are read and written on the event loop, and which in a thread
 - `socket_address`: where a socket listens or connects to
 - `sockets`: opens the sockets of listeners
 - `systemd_sockets`: those that the service manager opened

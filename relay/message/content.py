@@ -151,27 +151,37 @@ def edit_header(content: Content, edit: Callable[[bytes], bytes]) -> Content:
     return dataclasses.replace(content, header=header)
 
 
-def blocks(content: Content, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield a content in blocks. Reading blocks; raises UnreadableError."""
+def blocks(
+    content: Content, block_bytes: int = BLOCK_BYTES, *, on_loop: bool = False
+) -> Iterator[bytes]:
+    """Yield a content in blocks. Reading blocks; raises UnreadableError. See octets_in_blocks()."""
     if isinstance(content, bytes):
         yield content
         return
     yield content.header
-    yield from octets_in_blocks(content.body, block_bytes)
+    yield from octets_in_blocks(content.body, block_bytes, on_loop=on_loop)
 
 
-def octets_in_blocks(pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+def octets_in_blocks(
+    pieces: Sequence[Octets], block_bytes: int = BLOCK_BYTES, *, on_loop: bool = False
+) -> Iterator[bytes]:
     """Yield the octets of the pieces, in their order, in blocks. Raises UnreadableError.
 
-    A file is opened once, for its first block.
+    A file is opened once, for its first block. With `on_loop`, b"" comes before what may wait for
+    the disk, or is computed: for relay.base.blocks.next_block().
     """
     for piece in pieces:
         source, position = piece, 0
         while position < piece.size:
+            length, block = min(block_bytes, piece.size - position), b""
+            if on_loop and isinstance(source, OpenOctets):
+                block = source.read_cached(position, length)
+            if on_loop and not block:
+                yield b""
             try:
                 if isinstance(source, FileOctets):
                     source = OpenOctets.of_part(source)
-                block = source.read(position, min(block_bytes, piece.size - position))
+                block = block or source.read(position, length)
             except OSError as error:
                 raise UnreadableError(error.strerror or str(error)) from error
             if not block:

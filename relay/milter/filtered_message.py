@@ -137,13 +137,16 @@ class FilterVerdict:
         return b"".join(octets for _, octets in self.shown.top)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body without the blank line, as packets take it. Reading a body of more than
-        1 MiB blocks; raises UnreadableError.
+        """Yield the body without the blank line, as packets take it, for next_block(). Raises
+        UnreadableError.
         """
         rest, blank = self.rest, _BLANK_LINE
         body = () if isinstance(rest, bytes) else rest.body
         small = [rest] if isinstance(rest, bytes) else []
-        for block in chain(small, octets_in_blocks(body, _BLOCK_OCTETS)):
+        for block in chain(small, octets_in_blocks(body, _BLOCK_OCTETS, on_loop=True)):
+            if not block:
+                yield block
+                continue
             text, blank = block.removeprefix(blank), b""
             for at in range(0, len(text), _CHUNK_OCTETS):
                 yield text[at : at + _CHUNK_OCTETS]

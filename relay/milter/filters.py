@@ -5,14 +5,13 @@ command. Header and body go to one after the other, each sees the changes of tho
 ten minutes a message is decided, whatever progress a milter reports: no client waits longer.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
+from relay.base.blocks import next_block
 from relay.message.header import ParsedContent
 from relay.milter import codec
 from relay.milter.connection import (
@@ -244,10 +243,7 @@ async def _commands(
             break
         yield FilterStage.HEADER, codec.text_of(name, value)
     yield FilterStage.END_OF_HEADER, b""
-    read = partial(next, verdict.chunks(), b"")
-    while dialogue.wants(FilterStage.BODY):
-        chunk = read() if isinstance(verdict.rest, bytes) else await asyncio.to_thread(read)
-        if not chunk:
-            break
+    chunks = verdict.chunks()
+    while dialogue.wants(FilterStage.BODY) and (chunk := await next_block(chunks)):
         yield FilterStage.BODY, chunk
     yield FilterStage.END_OF_MESSAGE, b""

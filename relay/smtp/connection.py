@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from msgspec import Struct, structs
 
+from relay.base.blocks import next_block
 from relay.message.content import Content, LargeContent, UnreadableError, blocks, size_of
 from relay.message.envelope import Envelope, ForwardPath
 from relay.message.outcome import Outcome, Peer, Reply, SessionFailure
@@ -270,8 +271,8 @@ class Connection:
 
     async def _send_file(self, content: LargeContent) -> None:
         """Send content from files; the next block is read while the last one is sent."""
-        coming = dot_stuffed(blocks(content))
-        while (block := await asyncio.to_thread(next, coming, None)) is not None:
+        coming = dot_stuffed(blocks(content, on_loop=True))
+        while block := await next_block(coming):
             for start in range(0, len(block), BLOCK_BYTES):
                 self._protocol.send(block[start : start + BLOCK_BYTES], replies=0)
                 await self._protocol.drained(self._timeouts.block_s)

@@ -366,6 +366,7 @@ def dot_stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
     before = b"\r\n"  # the last two octets so far
     for block in blocks:
         if not block:
+            yield block  # for next_block()
             continue
         # Base64 has no dots, and a search for one octet is many times faster than one for three.
         after = block.replace(b"\r\n.", b"\r\n..") if b"." in block else block

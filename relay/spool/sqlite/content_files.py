@@ -16,13 +16,15 @@ import dataclasses
 import errno
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from zlib import crc32
 
 from msgspec import Struct
 
+from relay.base.blocks import BodyDisk
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
@@ -47,10 +49,9 @@ class IncomingFile:
     discard(). The file is open from the first write until then.
     """
 
-    def __init__(self, path: Path, *, check_free_space: Callable[[int], None]) -> None:
-        """`check_free_space` raises SpoolFullError where so many more bytes do not fit."""
+    def __init__(self, path: Path, disk: BodyDisk) -> None:
         self._path = path
-        self._check_free_space = check_free_space
+        self._disk = disk
         self._file: Descriptor | None = None
         self._size = 0
         self._crc32 = 0
@@ -60,7 +61,7 @@ class IncomingFile:
 
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
-        await asyncio.to_thread(self._write, blocks)
+        await self._disk.run(partial(self._write, blocks))
 
     def octets(self) -> IncomingOctets:
         """See IncomingBody."""
@@ -75,7 +76,7 @@ class IncomingFile:
         with self._lock, translate_os_errors(self._path.parent):
             if self._discarded:
                 return
-            self._check_free_space(len(octets))
+            self._disk.check_free_space(len(octets))
             if self._file is None:
                 created = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
                 self._file = Descriptor(os.open(self._path, created, 0o600))
@@ -129,20 +130,13 @@ class ContentFiles:
     """The directory of contents. All methods but incoming_body() block: call them in a thread."""
 
     def __init__(
-        self,
-        database: Path,
-        *,
-        crash: CrashPoints,
-        started_us: int = 0,
-        check_free_space: Callable[[int], None] = lambda _size_bytes: None,
+        self, database: Path, disk: BodyDisk, *, crash: CrashPoints, started_us: int = 0
     ) -> None:
-        """`check_free_space` raises SpoolFullError where so many more bytes do not fit;
-        `started_us` distinguishes incoming files from those before a crash.
-        """
+        """`started_us` distinguishes incoming files from those before a crash."""
         self._directory = contents_of(database)
         self._put_aside = put_aside_of(database)
-        self._check_free_space = check_free_space
         self._crash = crash
+        self._disk = disk
         self._numbers = count(1)
         self._arriving = f"{ARRIVING}{started_us:x}-"
         self._in_use: set[str] = set()  # names that a transaction may still commit
@@ -160,7 +154,7 @@ class ContentFiles:
         No message has such an id: a file that a crash left is recognised by its name.
         """
         path = self._directory / f"{self._arriving}{next(self._numbers)}"
-        return IncomingFile(path, check_free_space=self._check_free_space)
+        return IncomingFile(path, self._disk)
 
     def write(
         self, message_id: str, contents: Sequence[Content], *, only: Collection[int]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import apsw
 from msgspec.structs import replace
 
+from relay.base.blocks import BodyDisk
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import disk_of
@@ -134,10 +135,6 @@ class SqliteSpool(SharedSpool):
         self._path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.reserve_file = reserve_file or ReserveFile(path.with_name(RESERVE_FILE))
-        check_free_space = self.reserve_file.check_free_space
-        self._files = ContentFiles(
-            path, crash=crash, check_free_space=check_free_space, started_us=clock.time_us()
-        )
         self._connection = self._open()
         with translate_sqlite_errors(path):
             clock.resume(read_anchor(self._connection))
@@ -152,6 +149,9 @@ class SqliteSpool(SharedSpool):
             metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
             reserve_file=self.reserve_file,
         )  # fmt: skip
+        commit_s, free = self._writer.commit_timer.commit_s, self.reserve_file.check_free_space
+        disk = BodyDisk(clock, commit_s, free)
+        self._files = ContentFiles(path, disk, crash=crash, started_us=clock.time_us())
         reader = partial(Reader, path, on_damage=self._found_damage)
         self._delivery = reader()  # delivery never waits for a long query
         self._queries = reader()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,20 @@ async def test_a_body_is_written_and_read_through_one_descriptor(spool, tmp_path
     assert next(coming) == b"bcde"
     elsewhere.unlink()
     assert list(coming) == [b"fg"]
+
+
+async def test_the_first_block_shows_whether_the_disk_is_quick(spool, monkeypatch) -> None:
+    writers: list[bool] = []
+    write_all = content_files.write_all
+
+    def noted(descriptor: int, octets: bytes) -> None:
+        writers.append(threading.current_thread() is threading.main_thread())
+        write_all(descriptor, octets)
+
+    monkeypatch.setattr(content_files, "write_all", noted)
+    await arrived(spool)
+    await arrived(spool)
+    assert writers == [False, True, True, True]
 
 
 async def test_a_file_is_removed_with_the_last_entry_of_any_version(
