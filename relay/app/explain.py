@@ -29,7 +29,14 @@ from relay.app.tenant_sets import book_of, load_strictly
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339
 from relay.delivery.dependencies import HostResolver
-from relay.delivery.host_selection import OTHER_FAMILY, mx_of, of_family, with_policy, with_tls
+from relay.delivery.host_selection import (
+    OTHER_FAMILY,
+    look_up,
+    mx_of,
+    of_family,
+    with_policy,
+    with_tls,
+)
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
@@ -338,7 +345,7 @@ class Explainer:
     async def _resolved(self, next_hop: NextHop, demand: TlsDemand = "") -> Resolution:
         """Return the hosts of a next hop, each with its TLS, as delivery does."""
         via, by = self.table.options_for(next_hop), self.table.tls_demanded_by(next_hop)
-        found = await with_policy(await self.resolver.resolve(next_hop), by, demand)
+        found = await with_policy(await look_up(self.resolver, next_hop, via), by, demand)
         return with_tls(found, via, by, demand=demand)
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:

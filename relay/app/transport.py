@@ -9,7 +9,7 @@ from typing import Any
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
 from relay.app.foundation import Foundation
-from relay.app.mta_sts import build_policies, counted
+from relay.app.mta_sts import build_policies, count, counted, renewed
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import PressureReason
 from relay.base.socket_address import Address
@@ -83,7 +83,7 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
-    scheduler = _scheduler(base, reporter, policies)
+    scheduler = _scheduler(base, reporter, policies, connect=_connect(base, resolver))
     reporter.copies = _copies(base, scheduler)
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
@@ -156,8 +156,9 @@ def use_settings(
     if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
         transport.resolver.use(
-            settings.dns.nameservers, timeout_s=settings.dns.timeout, port=delivery.port
-        )
+            settings.dns.nameservers, timeout_s=settings.dns.timeout, port=delivery.port,
+            validating=settings.dns.validating,
+        )  # fmt: skip
     providers = base.sources.providers()
     is_other = (
         delivery != before.delivery or providers.entries != scheduler.options.providers.entries
@@ -167,7 +168,7 @@ def use_settings(
         scheduler.slots.limit_to(delivery.max_connections)
     scheduler.use(
         site_options(settings, scheduler.recorder.schedule, providers),
-        _connect(base),
+        _connect(base, transport.resolver),
         is_over=lambda options: is_other or options in routes.ended,
     )
 
@@ -250,6 +251,7 @@ def _language_of(accounts: AccountDirectory, address: str) -> str:
 
 def _resolver(base: Foundation) -> Resolver | LoopbackResolver:
     resolver, release_to = resolver_of(base.settings, base.clock), base.sources.release_to
+    resolver.count_tlsa = partial(count, base.metrics, policy="tlsa")
     if base.sources.is_simulated is None:
         return resolver
     elsewhere = None
@@ -271,7 +273,7 @@ def resolver_of(
         settings.dns.nameservers if nameservers is None else nameservers,
         timeout_s=settings.dns.timeout, clock=clock, rng=_RNG, hostname=settings.hostname,
         own_addresses=[listener.listen for listener in settings.smtp],
-        port=settings.delivery.port,
+        port=settings.delivery.port, validating=settings.dns.validating,
     )  # fmt: skip
 
 
@@ -302,6 +304,8 @@ def _scheduler(
     base: Foundation,
     reporter: Reporter,
     resolver: HostResolver,
+    *,
+    connect: Connect,
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
     schedule = retry_schedule(base.settings)
@@ -316,13 +320,13 @@ def _scheduler(
         resolver=resolver, table=base.table, options=options, clock=base.clock,
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),
-        connect=_connect(base),
+        connect=connect,
         queue_admin=base.spool.queue_admin,
         on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip
 
 
-def _connect(base: Foundation) -> Connect:
+def _connect(base: Foundation, resolver: Resolver | LoopbackResolver) -> Connect:
     delivery = base.settings.delivery
     timeouts = Timeouts(
         connect_s=delivery.connect_timeout,
@@ -336,7 +340,9 @@ def _connect(base: Foundation) -> Connect:
         base.metrics,
     )
     simulated = base.sources.simulated
-    return to_target if simulated is None else lambda target: to_target(simulated(target))
+    if simulated is None:
+        return renewed(to_target, resolver)
+    return renewed(lambda target: to_target(simulated(target)), resolver)
 
 
 def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:

@@ -17,7 +17,7 @@ from relay.cli.rule_lines import condition_text, rule_text
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.wording import milter_words
 from relay.message.nexthop import BY_RULE
-from relay.message.tls_policy import MTA_STS
+from relay.message.tls_policy import DANE, MTA_STS
 from relay.settings.environment import read_environment
 
 _QUEUED = ("local", "remote", "captured", "held")
@@ -92,9 +92,11 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
     lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
-        by = {MTA_STS: "MTA-STS policy of the domain"}.get(tls["policy"], tls["policy"])
-        strict = "; enough for REQUIRETLS" if tls["requiretls"] else ""
-        lines.append(_line("tls", f"{tls['level']}, demanded by the {by}{strict}"))
+        who, *notes = tls["policy"].split("; ")
+        by = {MTA_STS: "MTA-STS policy of the domain", DANE: "TLSA records of the host"}
+        notes += ["enough for REQUIRETLS"] if tls["requiretls"] else []
+        said = "; ".join((f"{tls['level']}, demanded by the {by.get(who, who)}", *notes))
+        lines.append(_line("tls", said))
     if limits := document["limits"]:
         lines.append(_line("limits", _limits(limits)))
     if (site := document["site"]) is not None:

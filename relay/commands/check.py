@@ -30,6 +30,7 @@ from relay.base.files import open_to_others
 from relay.base.phrases import counted, shown
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
+from relay.commands.check_dns import doubts_of_validation
 from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
 from relay.commands.check_milters import check_milters
 from relay.commands.check_nodes import limits_of_all
@@ -595,12 +596,13 @@ async def _dns(
     """
     nameservers = settings.dns.nameservers
     servers = ", ".join(map(str, nameservers)) or "the system's name servers"
-    fault, warnings = await asyncio.gather(
+    fault, doubts, warnings = await asyncio.gather(
         name_servers_answer(nameservers, timeout_s=DNS_TIMEOUT_S),
+        doubts_of_validation(settings, place, timeout_s=DNS_TIMEOUT_S),
         record_warnings(ring, place, nameservers, now_us=clock.time_us(), timeout_s=DNS_TIMEOUT_S),
     )
     if fault:
         return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
     found = CheckFinding("dns", CheckResult.OK, servers)
     loops = [one async for one in _passed_on(settings, place, clock)]
-    return [found, *(warning_of("dkim", one) for one in warnings), *loops]
+    return [found, *doubts, *(warning_of("dkim", one) for one in warnings), *loops]

@@ -35,6 +35,7 @@ from relay.message.outcome import (
 )
 from relay.message.tls_policy import (
     CONFIGURATION,
+    DANE,
     MTA_STS,
     USUAL_POLICY,
     TlsDecision,
@@ -63,6 +64,7 @@ class AttemptTime(Struct, frozen=True):
         return rfc3339(queue_us + self.at_us - self.now_us)
 
 
+_PUBLISHED = {MTA_STS: "MTA-STS policy", DANE: "TLSA records"}
 _NO_DECISION = TlsDecision(TlsPolicy())  # where nothing was looked up
 
 
@@ -79,8 +81,9 @@ class Lookup(Struct, frozen=True):
         that another domain has under another name may be missing; then the first one counts.
         """
         decided = self.tls.get(host) or next(iter(self.tls.values()), _NO_DECISION)
-        if decided.by == MTA_STS and session.level != decided.policy.level:  # mail that waited
-            decided = replace(decided, by=CONFIGURATION, note="looked up before the MTA-STS policy")
+        if decided.by in _PUBLISHED and session.level != decided.policy.level:  # mail that waited
+            note = f"looked up before the {_PUBLISHED[decided.by]}"
+            decided = replace(decided, by=CONFIGURATION, note=note)
         said = (f"{decided.by}: {session.level}", decided.note, session.mismatch)
         return "; ".join(filter(None, said))
 

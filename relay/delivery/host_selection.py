@@ -17,8 +17,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.delivery.dependencies import Connect
+from relay.delivery.dependencies import Connect, HostResolver
 from relay.delivery.site_limits import SiteOptions
+from relay.message.nexthop import NextHop
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
@@ -119,6 +120,7 @@ def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand =
     decided = {
         one.name: decide_tls(
             one.name, via.tls, by=by, has_login=_sends_login(one, via), sts=found.sts,
+            tlsa=one.tlsa,
             demand=demand if one.port else "", vouched=via.requiretls,
         )
         for one in found.hosts
@@ -134,13 +136,30 @@ def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand =
     mx = replace(found.mx, hosts=skipped)
     if kept:
         return replace(found, hosts=kept, mx=mx)
-    names = ", ".join(sorted(decided))
-    text = f"no MX host is in the MTA-STS policy of the domain: {names}"
+    whys = "; ".join(f"{name}: {decided[name].skipped}" for name in sorted(decided))
+    text = f"no host may be used: {whys}"
     if demand == REQUIRETLS:
-        if not (why := found.sts.trouble or found.sts.unasked):
-            return Unprotected(names, mx)
-        text = f"REQUIRETLS needs the MTA-STS policy of the domain, which is not known now: {why}"
-    return TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)  # RFC 8461 5.1
+        unknown = [found.sts.trouble, found.sts.unasked, *(one.tlsa.trouble for one in found.hosts)]
+        if not (why := next(filter(None, unknown), "")):
+            return Unprotected(", ".join(sorted(decided)), mx)
+        text = f"REQUIRETLS needs what the domain publishes, which is not known now: {why}"
+    # RFC 8461 5.1, RFC 7672 2.1.2
+    return TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)
+
+
+async def look_up(resolver: HostResolver, next_hop: NextHop, via: HopOptions) -> Resolution:
+    """Return the hosts of a next hop, with their TLSA records where these count: those of MX hosts,
+    and of others whose route demands DANE.
+    """
+    found = await resolver.resolve(next_hop)
+    if not isinstance(found, Hosts) or found.find_tlsa is None:
+        return found
+    must = via.tls.level == "dane"
+    if not must and not found.mx.hosts:
+        return found
+    is_known = found.mx.secure or not found.mx.hosts
+    hosts = await found.find_tlsa(found.hosts, must=must, is_known=is_known)
+    return replace(found, hosts=hosts)
 
 
 async def with_policy(found: Resolution, by: str, demand: TlsDemand = "") -> Resolution:

@@ -35,6 +35,7 @@ from relay.delivery.host_selection import (
     HostKey,
     HostSelection,
     HostStatusCache,
+    look_up,
     mx_of,
     policy_of,
     with_policy,
@@ -394,12 +395,13 @@ class Sites:
         try:
             async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
                 began_s = self.clock.real_s()
-                found = await self.resolver.resolve(first.next_hop)
+                via = self.table.options_for(first.next_hop)
+                found = await look_up(self.resolver, first.next_hop, via)
                 took_s = self.clock.real_s() - began_s
             by, demand = self.table.tls_demanded_by(first.next_hop), first.message.envelope.tls
             # without a slot: a web server may be slow
             found = await with_policy(found, by, demand)
-            options = self.table.options_for(first.next_hop)
+            options = self.table.options_for(first.next_hop)  # they may have changed
             found = with_tls(found, options, by, demand=demand)
             self._note_lookup(way_of(first), found, options, took_s=took_s)
             return self._site(found, options) if isinstance(found, Hosts) else found

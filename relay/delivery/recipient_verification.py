@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from relay.base.clock import Clock
 from relay.delivery.dependencies import Connect, HostResolver
-from relay.delivery.host_selection import of_family, target_of, with_policy, with_tls
+from relay.delivery.host_selection import look_up, of_family, target_of, with_policy, with_tls
 from relay.message.address import own_mailbox
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Reply
@@ -115,7 +115,7 @@ class RecipientVerifier:
 
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
         via, by = self._table.options_for(next_hop), self._table.tls_demanded_by(next_hop)
-        found = await with_policy(await self._resolver.resolve(next_hop), by)
+        found = await with_policy(await look_up(self._resolver, next_hop, via), by)
         decided = with_tls(found, via, by)
         return [
             target_of(host, address, via)

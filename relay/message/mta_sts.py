@@ -45,6 +45,10 @@ class StsFinding(Struct, frozen=True):
     unasked: str = ""  # why it is not known whether there is one
     fetch: "Callable[[], Awaitable[StsFinding]] | None" = None
 
+    def enforces(self, host: str) -> bool:
+        """Whether a policy in force names an MX host."""
+        return self.policy is not None and self.policy.mode == "enforce" and self.policy.lists(host)
+
 
 NO_STS = StsFinding()
 

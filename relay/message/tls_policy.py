@@ -23,7 +23,9 @@ OPTIONAL: Literal["optional"] = "optional"
 NEEDED = "5.7.30"  # REQUIRETLS support required (RFC 8689 4.2.1)
 CONFIGURATION = "configuration"  # who demands a level that no route names
 MTA_STS = "mta-sts"  # who demands "verify"
+DANE = "dane"  # who demands "dane"
 USUAL_POLICY = f"{CONFIGURATION}: opportunistic"  # of an attempt; it is not recorded
+OVERRIDDEN = "policy overridden by route"
 _LAX = ("none", "opportunistic")
 _NAMED = ("verify", "dane")
 
@@ -59,21 +61,36 @@ class TlsPolicy(Struct, frozen=True):
         return replace(self, names=(self.names or (name,)) if self.level in _NAMED else ())
 
 
+class TlsaFinding(Struct, frozen=True):
+    """What the DNS says of the certificates of a host."""
+
+    published: int = 0  # records, also those that cannot be used
+    usable: tuple[TlsaRecord, ...] = ()
+    name: str = ""  # whose records they are: the host, or what it is an alias of
+    trouble: str = ""  # why it is not known whether there are any
+    is_known: bool = False  # the host: it is configured, or the MX answer was validated
+
+
+NO_TLSA = TlsaFinding()
+
+
 class TlsDecision(Struct, frozen=True):
     """What one host must have. `policy` is part of the keys of sites and connections; who demands
     it, `by`, is not: the same connection serves all who demand the same.
     """
 
     policy: TlsPolicy
-    by: str = CONFIGURATION  # or "route NAME", MTA_STS or REQUIRETLS
+    by: str = CONFIGURATION  # or "route NAME", DANE, MTA_STS or REQUIRETLS
     note: str = ""  # what else an attempt says of it
     skipped: str = ""  # why the host may not be used
+    # by DANE, and no forged answer of the DNS can have led to this host
+    proof: bool = False
 
 
 def decide_tls(
     name: str, policy: TlsPolicy, *,
     by: str = CONFIGURATION, has_login: bool = False, sts: StsFinding = NO_STS,
-    demand: TlsDemand = "", vouched: bool = False,
+    tlsa: TlsaFinding = NO_TLSA, demand: TlsDemand = "", vouched: bool = False,
 ) -> TlsDecision:  # fmt: skip
     """Return what the host `name` must have. Delivery and `explain` ask here, and nothing else
     decides: connect() does what the policy says.
@@ -82,8 +99,9 @@ def decide_tls(
     configuration. TLS from the first byte is "required" at least; so is opportunistic TLS if a
     login goes to another machine.
 
-    A route decides alone. What a domain or the DNS publishes has to come in here, as a further
-    argument: it counts only where `by` is CONFIGURATION, and raises the level, never lowers it.
+    A route decides alone. What a domain or the DNS publishes counts only where `by` is
+    CONFIGURATION, and raises the level, never lowers it. TLSA records of a host go before MTA-STS
+    (RFC 8461 2), which decides where there are none.
 
     The last step is what the message demands. `vouched`: for REQUIRETLS a verified name that the
     configuration has is enough.
@@ -93,16 +111,50 @@ def decide_tls(
         policy = replace(policy, level="required")
     found = TlsDecision(policy.for_host(name), by)
     if demand == REQUIRETLS:
-        return _strict(_with_sts(name, replace(found, by=CONFIGURATION), sts), vouched=vouched)
-    published = found if sts is NO_STS else _with_sts(name, found, sts)
+        found = replace(found, by=CONFIGURATION)
+        published = _with_published(name, found, sts, tlsa=tlsa)
+        return _strict(published, vouched=vouched or sts.enforces(name))
+    published = _with_published(name, found, sts, tlsa=tlsa)
     return published if demand != OPTIONAL else _without_published(found, published)
+
+
+def _with_published(
+    name: str, found: TlsDecision, sts: StsFinding, *, tlsa: TlsaFinding
+) -> TlsDecision:
+    """Return what a host must have by what the DNS has of it, and its domain publishes."""
+    must = found.policy.level == "dane"
+    if must or tlsa is not NO_TLSA:
+        found = _with_tlsa(found, tlsa)
+        if must or found.by == DANE or found.skipped:
+            return found
+    return found if sts is NO_STS else _with_sts(name, found, sts)
+
+
+def _with_tlsa(found: TlsDecision, tlsa: TlsaFinding) -> TlsDecision:
+    """Return what a host must have for which the DNS has TLSA records, or that must have some."""
+    must = found.policy.level == "dane"
+    if found.by != CONFIGURATION and not must:
+        return replace(found, note=OVERRIDDEN) if tlsa.published else found
+    if tlsa.trouble:  # RFC 7672 2.1.2: TLSA records may be there
+        return replace(found, skipped=tlsa.trouble)
+    if must and not tlsa.usable:
+        return replace(found, skipped="it has no TLSA record that can be used")
+    if must and not tlsa.is_known:
+        return replace(found, skipped="the MX answer of the domain was not validated")
+    if not tlsa.published:
+        return found
+    if not tlsa.usable:  # RFC 7672 2.2
+        return TlsDecision(TlsPolicy("dane"), DANE, "no TLSA record can be used")
+    policy = replace(found.policy, level="dane", tlsa=tlsa.usable, names=(tlsa.name,))
+    note = "" if tlsa.is_known else "MX answer not validated"
+    return TlsDecision(policy, found.by if must else DANE, note, proof=tlsa.is_known)
 
 
 def _with_sts(name: str, found: TlsDecision, sts: StsFinding) -> TlsDecision:
     """Return what a host must have whose domain has an MTA-STS record, or had one (RFC 8461 5)."""
     mode = sts.policy.mode if sts.policy is not None else ""
     if found.by != CONFIGURATION:
-        return found if mode == "none" else replace(found, note="policy overridden by route")
+        return found if mode == "none" else replace(found, note=OVERRIDDEN)
     if sts.policy is None or mode == "none":
         note = f"mta-sts policy not fetched ({sts.trouble})" if sts.trouble else ""
         return replace(found, note=note)
@@ -122,14 +174,16 @@ def _strict(found: TlsDecision, *, vouched: bool) -> TlsDecision:
     """
     if found.skipped:
         return found
-    if found.by != MTA_STS and not (vouched and found.policy.level == "verify"):
+    is_verified = found.policy.level == "verify" or found.policy.tlsa
+    if not found.proof and not (vouched and is_verified):
         return replace(found, by=REQUIRETLS, skipped="REQUIRETLS: nothing vouches for its name")
-    note = "by mta-sts" if found.by == MTA_STS else ""
+    note = f"by {found.by}" if found.by in (DANE, MTA_STS) else ""
     return TlsDecision(replace(found.policy, requiretls=True), REQUIRETLS, note)
 
 
 def _without_published(found: TlsDecision, published: TlsDecision) -> TlsDecision:
     """Return what a host must have for mail with TLS-Required: No (RFC 8689 4.2.2)."""
-    if published.policy == found.policy and not published.skipped:
+    is_same = published.policy == found.policy and not published.skipped
+    if is_same or found.by != CONFIGURATION:
         return published
     return replace(found, note="TLS-Required: No")

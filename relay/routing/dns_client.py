@@ -2,7 +2,7 @@
 
 One query per question is in progress at a time; queries and cache are bounded; a TTL is never
 extended. Failures are NoAnswer with the reason, and are not cached. See RFC 1035, RFC 2181 5.2 and
-8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS).
+8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS), RFC 6840 5.7 (AD).
 """
 
 import asyncio
@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdata
 import dns.rdatatype
 import dns.resolver
+from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
 from relay.base.clock import Clock
@@ -35,6 +37,9 @@ NEGATIVE_TTL_MAX_S = 900.0
 ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
 EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
 
+# else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
+TLSA._cert_length_by_mtype = {}  # noqa: SLF001
+
 TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
 _NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
 
@@ -47,14 +52,20 @@ class StubResolver:
         nameservers: Sequence[Address],
         *,
         timeout_s: float,
+        validating: bool = False,
         resolv_conf: str = "/etc/resolv.conf",
     ) -> None:
-        """Without `nameservers`, those of `resolv_conf` are used; it is read once, here."""
+        """Without `nameservers`, those of `resolv_conf` are used; it is read once, here. Only with
+        `validating` an answer can be secure.
+        """
         self._timeout_s = timeout_s
+        self._validating = validating
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._resolver = dns.asyncresolver.Resolver(configure=False)
         self._resolver.timeout = min(ONE_SERVER_TIMEOUT_S, timeout_s)
         self._resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)
+        if validating:
+            self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
         if nameservers:
             self._resolver.nameservers = [
                 dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
@@ -81,17 +92,24 @@ class StubResolver:
                     backend=self._backend,
                 )
         except dns.resolver.NXDOMAIN as error:
-            return NoName(), _negative_ttl_s(*error.kwargs["responses"].values())
+            [response] = error.kwargs["responses"].values()
+            return NoName(self._is_secure(response)), _negative_ttl_s(response)
         except (TimeoutError, dns.exception.Timeout):
             return NoAnswer(f"no answer within {self._timeout_s:g} s"), 0.0
         except dns.resolver.NoNameservers as error:
             return NoAnswer(_why(error)), 0.0
         except (dns.exception.DNSException, OSError, ValueError) as error:
             return NoAnswer(f"the answer cannot be used: {_reason(error)}"), 0.0
+        secure = self._is_secure(answer.response)
         if answer.rrset is None:
-            return NoRecords(), _negative_ttl_s(answer.response)
+            return NoRecords(secure), _negative_ttl_s(answer.response)
         values = tuple(_text(each, kind) for each in answer.rrset)
-        return Records(values), min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
+        owner = answer.canonical_name.to_text(omit_final_dot=True).lower() if secure else name
+        found = Records(values, secure, owner if owner != name else "")
+        return found, min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
+
+    def _is_secure(self, response: dns.message.QueryMessage) -> bool:
+        return self._validating and bool(response.flags & dns.flags.AD)
 
 
 class DnsCache:
@@ -105,6 +123,10 @@ class DnsCache:
         self._slots = asyncio.Semaphore(QUERIES_MAX)
         self._cache: OrderedDict[DnsQuestion, tuple[float, Answer]] = OrderedDict()
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
+
+    def forget(self, question: DnsQuestion) -> None:
+        """Send a query for this question the next time."""
+        self._cache.pop(question, None)
 
     async def answers(self, *questions: DnsQuestion) -> list[Answer]:
         """Return the answers in the order of the questions; all queries run in parallel."""
@@ -221,6 +243,15 @@ async def look_up(
     await asyncio.wait(tasks.values())
     late = NoAnswer(f"no answer within {timeout_s:g} s")  # also of those that waited for a slot
     return {each: late if task.cancelled() else task.result() for each, task in tasks.items()}
+
+
+async def validated(nameservers: Sequence[Address], *, timeout_s: float) -> bool | None:
+    """Return whether the name servers say that they validated an answer that is signed, the root's;
+    None without an answer. Without `nameservers`, the system's are asked.
+    """
+    servers = StubResolver(nameservers, timeout_s=timeout_s, validating=True)
+    answer, _ = await servers.ask((".", "SOA"))
+    return None if isinstance(answer, NoAnswer) else answer.secure
 
 
 async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: float) -> str:

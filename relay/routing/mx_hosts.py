@@ -7,7 +7,7 @@ are left out because this relay is among them, and they would send mail back (ma
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -18,24 +18,32 @@ from msgspec.structs import replace
 
 from relay.message.mta_sts import NO_STS, StsFinding
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.message.tls_policy import NEEDED, TlsDecision
+from relay.message.tls_policy import NEEDED, NO_TLSA, TlsaFinding, TlsDecision
 
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
 
 
 class Records(Struct, frozen=True):
-    """Records of the queried type, as text: an address each, or "PREFERENCE NAME"."""
+    """Records of the queried type, as text: an address each, or "PREFERENCE NAME"; `name` is whose
+    they are where CNAMEs led there, else "".
+    """
 
     values: tuple[str, ...]
+    secure: bool = False
+    name: str = ""
 
 
 class NoRecords(Struct, frozen=True):
     """The name exists, without records of this type (NODATA)."""
 
+    secure: bool = False
+
 
 class NoName(Struct, frozen=True):
     """The name does not exist (NXDOMAIN)."""
+
+    secure: bool = False
 
 
 class NoAnswer(Struct, frozen=True):
@@ -44,6 +52,7 @@ class NoAnswer(Struct, frozen=True):
     text: str
 
 
+# `secure`: the name servers validated the answer, with all that CNAMEs led to (AD, RFC 6840 5.8)
 Answer = Records | NoRecords | NoName | NoAnswer
 
 
@@ -72,6 +81,7 @@ class Host(Struct, frozen=True):
     addresses: tuple[str, ...]
     port: int
     tls: TlsDecision | None = None
+    tlsa: TlsaFinding = NO_TLSA
     lmtp: bool = False
 
 
@@ -83,6 +93,7 @@ class MxAnswer(Struct, frozen=True):
 
     hosts: tuple[Exchange, ...] = ()
     more: int = 0
+    secure: bool = False  # the name servers validated the answer
 
 
 NO_MX = MxAnswer()
@@ -90,12 +101,13 @@ NO_MX = MxAnswer()
 
 class Hosts(Struct, frozen=True):
     """The hosts to try, best first; never empty. `mx` is the answer that they come from, `sts` what
-    is known of the domain's MTA-STS policy.
+    is known of the domain's MTA-STS policy. `find_tlsa` is None where no answer is validated.
     """
 
     hosts: tuple[Host, ...]
     mx: MxAnswer = NO_MX
     sts: StsFinding = NO_STS
+    find_tlsa: "Callable[..., Awaitable[tuple[Host, ...]]] | None" = None  # Resolver.find_tlsa
 
 
 class NullMx(Struct, frozen=True):
@@ -242,7 +254,9 @@ def outcome_of(
             text = f"mail for {domain} loops back to this relay, which does not host that domain"
             return Failed(Evidence("5.4.6", text))
         case Unprotected(hosts):
-            text = "the message demands REQUIRETLS, and no MTA-STS policy or route vouches for"
+            text = (
+                "the message demands REQUIRETLS, and no DANE, MTA-STS policy or route vouches for"
+            )
             return Failed(Evidence(NEEDED, f"{text} {hosts}"))
         case TemporaryFailure(text, status, kind=kind):
             return Deferred(Evidence(status, text), kind)

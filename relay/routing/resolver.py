@@ -9,14 +9,18 @@ MailLoop, TemporaryFailure. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (term
 import asyncio
 import random
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
+from msgspec import structs
+
 from relay.base.clock import Clock
 from relay.base.socket_address import Address
+from relay.message.dane import usable_records
 from relay.message.nexthop import HopKind, NextHop
+from relay.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
 from relay.routing.mx_hosts import (
     Answer,
@@ -58,23 +62,30 @@ class Resolver:
         hostname: str,
         own_addresses: Iterable[Address] = (),
         port: int = 25,
+        validating: bool = False,
     ) -> None:
-        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners."""
+        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Only with
+        `validating` hosts have TLSA records.
+        """
+        self.count_tlsa: Callable[[str], None] = lambda _result: None  # of RFC 8460 4.3.2
         self._rng = rng
         self._clock = clock
         self._hostname = hostname.lower()
         self._own = frozenset((_plain(own.host), own.port) for own in own_addresses if own.host)
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
-        self.use(nameservers, timeout_s=timeout_s, port=port)
+        self.use(nameservers, timeout_s=timeout_s, port=port, validating=validating)
 
-    def use(self, nameservers: Sequence[Address], *, timeout_s: float, port: int) -> None:
+    def use(
+        self, nameservers: Sequence[Address], *, timeout_s: float, port: int, validating: bool
+    ) -> None:
         """Use other name servers, without the answers of the earlier ones; queries in progress go
         on.
         """
         self._timeout_s = timeout_s
         self._port = port
-        self._servers = StubResolver(nameservers, timeout_s=timeout_s)
+        self._servers = StubResolver(nameservers, timeout_s=timeout_s, validating=validating)
+        self._find_tlsa = self.find_tlsa if validating else None
         self._dns = DnsCache(self._ask, clock=self._clock)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
@@ -127,6 +138,44 @@ class Resolver:
             found = tuple(address for address in found if ip_address(address).is_loopback)
         return found
 
+    async def find_tlsa(
+        self, hosts: Sequence[Host], *, must: bool, is_known: bool
+    ) -> tuple[Host, ...]:
+        """Return hosts, which may be known, with their TLSA records; each `must` have some."""
+        asked = [self.tlsa(one.name, one.port, must=must) for one in hosts]
+        pairs = zip(hosts, await asyncio.gather(*asked), strict=True)
+        return tuple(
+            structs.replace(one, tlsa=structs.replace(tlsa, is_known=is_known))
+            if tlsa is not NO_TLSA
+            else one
+            for one, tlsa in pairs
+        )
+
+    async def tlsa(
+        self, host: str, port: int, *, must: bool = False, fresh: bool = False
+    ) -> TlsaFinding:
+        """Return the TLSA records of a host, which `must` have some; past the cache if they have to
+        be `fresh`. They count only where the name servers validated its addresses. The name that
+        CNAMEs lead to comes first (RFC 7672 2.2.2, 2.2.3).
+        """
+        addresses = await self._dns.answers((host, "A"), (host, "AAAA"))
+        secure = [one for one in addresses if isinstance(one, Records) and one.secure]
+        names = dict.fromkeys((secure[0].name or host, host)) if secure else ()
+        for name in names:
+            question = (f"_{port}._tcp.{name}", "TLSA")
+            if fresh:
+                self._dns.forget(question)
+            [answer] = await self._dns.answers(question)
+            if isinstance(answer, NoAnswer):
+                self.count_tlsa("dnssec-invalid")
+                return TlsaFinding(trouble=f"its TLSA records are not known: {answer.text}")
+            if isinstance(answer, Records) and answer.secure:
+                usable = usable_records(map(_tlsa_record, answer.values))
+                return TlsaFinding(len(answer.values), usable, name)
+        if must:
+            self.count_tlsa("dane-required")
+        return NO_TLSA
+
     async def close(self) -> None:
         """Cancel the queries in progress."""
         await self._dns.close()
@@ -143,7 +192,10 @@ class Resolver:
         better = [each for each in exchanges if each not in skipped]
         if not better:
             return MailLoop(domain, mx_answer(exchanges, (), skipped))
-        return await self._with_addresses(domain, exchanges, better, skipped=skipped)
+        found = await self._with_addresses(domain, exchanges, better, skipped=skipped)
+        if isinstance(found, Hosts) and isinstance(answer, Records | NoRecords) and answer.secure:
+            return structs.replace(found, mx=structs.replace(found.mx, secure=True))
+        return found
 
     async def _with_addresses(
         self,
@@ -182,7 +234,9 @@ class Resolver:
             for each, addresses in hosts.items()
             if each not in back
         )
-        return Hosts(to_try, mx) if to_try else MailLoop(domain, mx)
+        if not to_try:
+            return MailLoop(domain, mx)
+        return Hosts(to_try, mx, find_tlsa=self._find_tlsa)
 
     async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
         """A smarthost that cannot be found is a configuration error: its mail is deferred."""
@@ -203,7 +257,7 @@ class Resolver:
     def _hosts_unless_own(self, host: Host) -> Resolution:
         if self._is_own(host.addresses, host.port):
             return MailLoop(host.name)
-        return Hosts((host,))
+        return Hosts((host,), find_tlsa=self._find_tlsa)
 
     def _is_own(self, addresses: tuple[str, ...], port: int) -> bool:
         return any((_plain(address), port) in self._own for address in addresses)
@@ -277,6 +331,11 @@ class LoopbackResolver:
         """Cancel the queries in progress."""
         await self.simulated.close()
         await self._elsewhere.close()
+
+
+def _tlsa_record(text: str) -> TlsaRecord:
+    usage, selector, matching, data = text.split(" ", 3)
+    return TlsaRecord(int(usage), int(selector), int(matching), bytes.fromhex(data))
 
 
 def is_elsewhere(next_hop: NextHop) -> bool:

@@ -125,7 +125,6 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
     Raises ValueError for a login without a host, and for a password file that cannot be read or is
     empty.
     """
-    assert route.tls != "dane"  # rejected when the configuration is read
     hop = action if isinstance(action, NextHop) else None
     if route.auth and (hop is None or not hop.host or hop.is_socket):
         text = "auth needs an smtp://, smtps:// or lmtp:// next hop"

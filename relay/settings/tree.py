@@ -300,6 +300,7 @@ class DnsSettings:
     """Name servers as "IP" or "IP:PORT"; by default the system's."""
 
     nameservers: tuple[Annotated[Address, Form.NAME_SERVER], ...] = ()
+    validating: bool = False  # they validate DNSSEC, and nobody between can change their answers
     timeout: PositiveSeconds = 10.0
 
 

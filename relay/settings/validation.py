@@ -21,6 +21,7 @@ from relay.settings.tree import (
     CertificateFiles,
     DeliverySettings,
     DkimKey,
+    DnsSettings,
     HttpSettings,
     MailboxSettings,
     Milter,
@@ -59,6 +60,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
         made.name for _, made in read
         if isinstance(made, OwnDomain) and made.recipients != "accounts"
     }  # fmt: skip
+    validating = any(made.validating for _, made in read if isinstance(made, DnsSettings))
     for path, made in read:
         match made:
             case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
@@ -77,7 +79,7 @@ def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | Non
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
                 yield from _credentials(path, made)
-                yield from _route_tls(path, made)
+                yield from _route_tls(path, made, validating=validating)
                 yield from _limits(path, made)
                 if made.next_hop == "local" and made.domain in passed_on:
                     yield (*path, "next_hop"), "another one: no account has an address there"
@@ -257,12 +259,14 @@ def verifies(route: Route) -> bool:
     return not is_loopback(host)
 
 
-def _route_tls(path: KeyPath, route: Route) -> Found:
+def _route_tls(path: KeyPath, route: Route, *, validating: bool) -> Found:
     host = host_of(route)
-    if route.tls == "dane":
-        yield (*path, "tls"), "none, opportunistic, required or verify: dane is not implemented"
-    elif route.tls is not None and host is None and route.next_hop != "mx":
+    if route.tls is not None and host is None and route.next_hop != "mx":
         yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
+    elif route.tls == "dane" and not validating:
+        yield (*path, "tls"), "another level: dane needs validating = true in [dns]"
+    elif route.tls == "dane" and host is not None and (is_ip(host.host) or "." not in host.host):
+        yield (*path, "tls"), "another level: dane needs a host that the DNS has"
     elif route.tls == "none" and route.next_hop.startswith("smtps://"):
         yield (*path, "tls"), "required or verify: smtps:// is TLS from the first byte"
     elif route.tls == "none" and route.auth and host and not is_loopback(host):

@@ -161,7 +161,7 @@ def test_no_octet_of_the_message_is_in_clear_over_two_relays(pair: Pair, recipie
     ("recipient", "reply"),
     [
         ("bob@two.test", "the host does not offer STARTTLS, and TLS is required; the message demands"),
-        ("x@other.test", "no MTA-STS policy or route vouches for 127.0.0.1"),
+        ("x@other.test", "no DANE, MTA-STS policy or route vouches for 127.0.0.1"),
     ],
 )  # fmt: skip
 def test_mail_that_no_host_may_have_fails_and_its_bounce_has_the_header_only(

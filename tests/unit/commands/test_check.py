@@ -981,3 +981,41 @@ def test_the_owner_of_the_drop_directory_is_known_when_state_dir_is(files):
     (files.folder / "state").mkdir()
     [finding] = [one for one in files(relay=config) if one.what == "sendmail"]
     assert "the owner 1, expected the mode 3733 and the owner 0" in finding.text
+
+
+NO_AD = "found true, expected name servers that validate: the root's answer is without AD"
+ON_THE_WAY = "found true, expected nameservers on this machine: on the way answers can be changed"
+
+
+@pytest.mark.parametrize(
+    ("zone", "insecure", "verdict", "text"),
+    [
+        ({".": {"SOA": ["ns. root. 1 1 1 1 1"]}}, set(), None, ""),
+        ({}, set(), None, ""),
+        ({".": {"SOA": ["ns. root. 1 1 1 1 1"]}}, None, CheckResult.FAILED, f"dns.validating: {NO_AD}"),
+        ({".": "SERVFAIL"}, set(), CheckResult.OK, "no answer for the root: not known whether the name servers validate DNSSEC"),
+    ],
+)  # fmt: skip
+def test_dns_validating_needs_name_servers_that_do(
+    files, monkeypatch, zone, insecure, verdict, text
+):
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 10.0)
+    with DnsThread(zone) as dns:
+        dns.insecure = insecure
+        config = CONFIG.replace("127.0.0.1:1", str(dns.address))
+        found = [one for one in files(relay=f"{config}validating = true") if one.what == "dns"][1:]
+        assert not [one for one in files(relay=config) if one.what == "dns"][1:]
+    assert [one.verdict for one in found] == ([verdict] if verdict else [])
+    assert not found or found[0].text.endswith(text)
+
+
+@pytest.mark.parametrize("servers", ["", '"127.0.0.1:1", "192.0.2.1"'])
+def test_validating_name_servers_elsewhere_are_warned_of(files, monkeypatch, servers):
+    monkeypatch.setattr(check, "name_servers_answer", answers)
+    config = CONFIG.replace('"127.0.0.1:1"', servers)
+    warnings = of(files(relay=f"{config}validating = true"), CheckResult.WARNING)
+    assert ("dns", True) in [(what, text.endswith(ON_THE_WAY)) for what, text in warnings]
+
+
+async def answers(_nameservers, *, timeout_s):
+    return ""

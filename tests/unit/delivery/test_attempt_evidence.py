@@ -167,11 +167,17 @@ async def test_a_failure_of_a_host_with_another_name_is_demanded_by_the_own_rout
     assert policies == ["route to-a.test: required", "route to-b.test: required"]
 
 
-def test_a_session_from_before_the_level_changed_is_not_demanded_by_who_demands_it_now() -> None:
-    lookup = Lookup(tls={"mx.a.test": TlsDecision(TlsPolicy("verify"), "mta-sts")})
-    found = [lookup.policy("mx.a.test", SessionEvidence(level=one)) for one in ("none", "verify")]
-    before = "configuration: none; looked up before the MTA-STS policy"
-    assert found == [before, "mta-sts: verify"]
+@pytest.mark.parametrize(
+    ("by", "level", "what"),
+    [("mta-sts", "verify", "MTA-STS policy"), ("dane", "dane", "TLSA records")],
+)
+def test_a_session_from_before_the_level_changed_is_not_demanded_by_who_demands_it_now(
+    by, level, what
+) -> None:
+    lookup = Lookup(tls={"mx.a.test": TlsDecision(TlsPolicy(level), by)})
+    found = [lookup.policy("mx.a.test", SessionEvidence(level=one)) for one in ("none", level)]
+    before = f"configuration: none; looked up before the {what}"
+    assert found == [before, f"{by}: {level}"]
 
 
 async def test_the_mx_answer_is_recorded_with_the_hosts_that_are_skipped(delivery) -> None:

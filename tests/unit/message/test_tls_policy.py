@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from relay.message.mta_sts import NO_STS, StsFinding, StsPolicy
-from relay.message.tls_policy import TlsDecision, TlsPolicy, decide_tls
+from relay.message.tls_policy import TlsaFinding, TlsaRecord, TlsDecision, TlsPolicy, decide_tls
 
 ROUTE = TlsPolicy("verify", ca=Path("/etc/ca.pem"), names=("a.test",))
 IMPLICIT = TlsPolicy("required", implicit=True)
@@ -124,3 +124,102 @@ def test_tls_required_no_lowers_what_the_domain_says_and_nothing_else(policy, by
     assert decide_tls("mx.test", policy, by=by, demand="requiretls if offered") == TlsDecision(
         policy, by
     )
+
+
+RECORD = TlsaRecord(3, 1, 1, bytes(32))
+TLSA = TlsaFinding(2, (RECORD,), "mx.test", is_known=True)
+UNKNOWN_HOST = TlsaFinding(2, (RECORD,), "mx.test")
+ALIAS = TlsaFinding(1, (RECORD,), "www.mx.test", is_known=True)
+NO_USABLE = TlsaFinding(300, (), "mx.test")
+BROKEN = TlsaFinding(trouble="its TLSA records could not be looked up: SERVFAIL")
+NO_TLSA = TlsaFinding()
+MUST = TlsPolicy("dane")
+HAS_NONE = "it has no TLSA record that can be used"
+OVERRIDDEN = "policy overridden by route"
+
+
+def dane(name="mx.test", **more):
+    return TlsPolicy("dane", names=(name,), tlsa=(RECORD,), **more)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tlsa", "expected"),
+    [
+        (LAX, TLSA, TlsDecision(dane(), "dane", proof=True)),
+        (NONE, TLSA, TlsDecision(dane(), "dane", proof=True)),
+        (LAX, ALIAS, TlsDecision(dane("www.mx.test"), "dane", proof=True)),
+        (LAX, NO_USABLE, TlsDecision(MUST, "dane", "no TLSA record can be used")),
+        (LAX, BROKEN, TlsDecision(LAX, skipped=BROKEN.trouble)),
+        (LAX, NO_TLSA, TlsDecision(LAX)),
+    ],
+)
+def test_tlsa_records_raise_what_the_configuration_says(policy, tlsa, expected):
+    assert decide_tls("mx.test", policy, tlsa=tlsa) == expected
+    for found in (sts("enforce"), sts("enforce", "x.test"), sts("testing")):  # RFC 8461 2
+        decided = decide_tls("mx.test", policy, tlsa=tlsa, sts=found)
+        assert decided == (
+            decide_tls("mx.test", policy, sts=found) if tlsa == NO_TLSA else expected
+        )
+
+
+def test_behind_an_mx_answer_that_was_not_validated_dane_is_used_but_is_no_proof():
+    found = decide_tls("mx.test", LAX, tlsa=UNKNOWN_HOST)
+    assert found == TlsDecision(dane(), "dane", "MX answer not validated")
+
+
+@pytest.mark.parametrize(
+    ("policy", "tlsa", "expected"),
+    [
+        (MUST, TLSA, TlsDecision(dane(), "route a", proof=True)),
+        (TlsPolicy("dane", implicit=True), TLSA, TlsDecision(dane(implicit=True), "route a", proof=True)),
+        (MUST, UNKNOWN_HOST, "the MX answer of the domain was not validated"),
+        (MUST, NO_USABLE, HAS_NONE),
+        (MUST, NO_TLSA, HAS_NONE),
+        (MUST, BROKEN, BROKEN.trouble),
+        (NONE, TLSA, TlsDecision(NONE, "route a", OVERRIDDEN)),
+        (ROUTE, NO_USABLE, TlsDecision(ROUTE, "route a", OVERRIDDEN)),
+        (ROUTE, BROKEN, TlsDecision(ROUTE, "route a")),
+        (ROUTE, NO_TLSA, TlsDecision(ROUTE, "route a")),
+    ],
+)  # fmt: skip
+def test_a_route_decides_alone_and_may_demand_dane(policy, tlsa, expected):
+    decided = decide_tls("mx.test", policy, by="route a", tlsa=tlsa)
+    if isinstance(expected, str):
+        assert decided.skipped == expected
+    else:
+        assert decided == expected
+    if policy.level == "dane":
+        found = decide_tls("mx.test", policy, by="route a", tlsa=tlsa, sts=sts("enforce"))
+        assert found == decided
+
+
+STRICT_DANE = TlsPolicy("dane", names=("mx.test",), tlsa=(RECORD,), requiretls=True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tlsa", "found", "expected"),
+    [
+        (LAX, TLSA, NO_STS, TlsDecision(STRICT_DANE, "requiretls", "by dane")),
+        (MUST, TLSA, NO_STS, TlsDecision(STRICT_DANE, "requiretls")),
+        (LAX, UNKNOWN_HOST, NO_STS, NO_NAME),
+        (LAX, UNKNOWN_HOST, sts("enforce"), TlsDecision(STRICT_DANE, "requiretls", "by dane")),
+        (LAX, UNKNOWN_HOST, sts("enforce", "x.test"), NO_NAME),
+        (LAX, UNKNOWN_HOST, sts("testing"), NO_NAME),
+        (LAX, NO_USABLE, sts("enforce"), NO_NAME),
+        (LAX, BROKEN, sts("enforce"), BROKEN.trouble),
+        (MUST, UNKNOWN_HOST, NO_STS, "the MX answer of the domain was not validated"),
+    ],
+)
+def test_requiretls_needs_dane_of_a_host_that_is_certain(policy, tlsa, found, expected):
+    for by in ("configuration", "route a"):
+        decided = decide_tls("mx.test", policy, by=by, tlsa=tlsa, sts=found, demand="requiretls")
+        assert expected in (decided, decided.skipped)
+
+
+@pytest.mark.parametrize("tlsa", [TLSA, UNKNOWN_HOST, NO_USABLE, BROKEN])
+def test_tls_required_no_lowers_dane_but_not_that_of_a_route(tlsa):
+    found = decide_tls("mx.test", LAX, tlsa=tlsa, demand="optional")
+    assert found == TlsDecision(LAX, note=NO)
+    for policy in (MUST, ROUTE):
+        decided = decide_tls("mx.test", policy, by="route a", tlsa=tlsa)
+        assert decide_tls("mx.test", policy, by="route a", tlsa=tlsa, demand="optional") == decided

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from relay.base.socket_address import Address
 from relay.message.nexthop import CAPTURE, HopKind, NextHop
+from relay.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.routing import resolver as resolver_module
 from relay.routing.mx_hosts import (
     EXCHANGES_MAX,
@@ -73,7 +74,7 @@ def clock():
 
 
 @contextlib.asynccontextmanager
-async def resolving(*servers, clock=None, timeout_s=5.0):
+async def resolving(*servers, clock=None, timeout_s=5.0, validating=False):
     resolver = Resolver(
         [server.address for server in servers],
         timeout_s=timeout_s,
@@ -81,6 +82,7 @@ async def resolving(*servers, clock=None, timeout_s=5.0):
         rng=random.Random(7),
         hostname="relay.example.test",
         own_addresses=[Address("127.0.0.1", 25), Address(path="/run/pickup.sock")],
+        validating=validating,
     )
     try:
         yield resolver
@@ -395,3 +397,82 @@ def test_the_resolver_runs_on_uvloop(dns):
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(story()).hosts == (MX1,)
+
+
+ZEROS, ONES = "3 1 1 " + "00" * 32, "3 1 1 " + "11" * 32
+RECORDS = {"TLSA": [ZEROS]}
+
+
+def tlsa(name):
+    return TlsaFinding(1, (TlsaRecord(3, 1, 1, bytes(32)),), name)
+
+
+@pytest.mark.parametrize(
+    ("zone", "insecure", "expected"),
+    [
+        ({}, (), NO_TLSA),
+        ({"_25._tcp.h.test": RECORDS}, (), tlsa("h.test")),
+        ({"_25._tcp.h.test": RECORDS}, ("h.test",), NO_TLSA),
+        ({"_25._tcp.h.test": RECORDS}, ("_25._tcp.h.test",), NO_TLSA),
+        ({"_25._tcp.h.test": "NXDOMAIN"}, (), NO_TLSA),
+        ({"_25._tcp.h.test": {"A": ["127.0.0.1"]}}, (), NO_TLSA),
+        ({"_25._tcp.h.test": {"TLSA": ["0 1 1 " + "00" * 32, "3 1 1 00", "3 1 9 00"]}}, (), TlsaFinding(3, (), "h.test")),
+        # an alias: the name that it leads to goes first
+        ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": {"TLSA": [ONES]}, "_25._tcp.w.test": RECORDS}, (), tlsa("w.test")),
+        ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS}, (), tlsa("h.test")),
+        ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS}, ("h.test",), NO_TLSA),
+        ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS, "_25._tcp.w.test": {"TLSA": "SERVFAIL"}}, (), None),
+        ({"h.test": {"A": ["127.0.0.9"], "AAAA": "SERVFAIL"}, "_25._tcp.h.test": RECORDS}, (), tlsa("h.test")),
+        ({"_25._tcp.h.test": "SERVFAIL"}, (), None),
+        ({"_25._tcp.h.test": "REFUSED"}, (), None),
+        ({"_25._tcp.h.test": "SERVFAIL"}, ("h.test",), NO_TLSA),
+    ],
+)  # fmt: skip
+async def test_tlsa_records_count_where_all_was_validated(dns, zone, insecure, expected):
+    dns.zone |= {"h.test": {"A": ["127.0.0.9"]}, "w.test": {"A": ["127.0.0.9"]}} | zone
+    dns.insecure, counted = set(insecure), []
+    async with resolving(dns, validating=True) as resolver:
+        resolver.count_tlsa = counted.append
+        found = await resolver.tlsa("h.test", 25)
+        if expected is None:
+            assert "are not known: name server 127.0.0.1" in found.trouble
+        else:
+            assert found == expected
+        await resolver.tlsa("h.test", 25, must=True)
+        assert counted == (
+            ["dnssec-invalid"] * 2
+            if expected is None
+            else ["dane-required"] * (expected == NO_TLSA)
+        )
+    if "h.test" in insecure:
+        assert not dns.asked("_25._tcp.h.test", "TLSA")
+
+
+async def test_a_fresh_look_up_asks_again_and_others_do_not(dns):
+    dns.zone |= {"h.test": {"A": ["127.0.0.9"]}, "_26._tcp.h.test": RECORDS}
+    dns.insecure = set()
+    async with resolving(dns, validating=True) as resolver:
+        for fresh, asked in ((False, 1), (False, 1), (True, 2), (False, 2)):
+            assert await resolver.tlsa("h.test", 26, fresh=fresh) == tlsa("h.test")
+            assert dns.asked("_26._tcp.h.test", "TLSA") == asked
+        assert dns.asked("h.test", "A") == 1
+
+
+@pytest.mark.parametrize("validating", [True, False])
+async def test_only_a_validating_name_server_makes_an_answer_secure(dns, validating):
+    """Without it no question goes out that had not before, and none asks for AD."""
+    dns.insecure = {"backup.test"}
+    async with resolving(dns, validating=validating) as resolver:
+        for domain, secure in (
+            ("three.test", True),
+            ("implicit.test", True),
+            ("backup.test", False),
+        ):
+            found = await resolver.resolve(mx(domain))
+            assert (found.mx.secure, found.find_tlsa is not None) == (
+                secure and validating,
+                validating,
+            )
+        found = await resolver.resolve(NextHop(HopKind.SMTP, "mx2.three.test", 26))
+        assert (found.find_tlsa is not None) is validating
+    assert {kind for _, kind in dns.queries} <= {"MX", "A", "AAAA"}

@@ -316,7 +316,11 @@ max_connections = 0
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",
             '6: route[0].auth.password_file: found "nope", expected the path of an existing file',
         ),
-        (f"{ROUTE}next_hop='mx'\ntls = 'dane'", '6: route[0].tls: found "dane", expected none, opportunistic, required or verify: dane'),
+        (f"{ROUTE}next_hop='mx'\ntls = 'dane'", '6: route[0].tls: found "dane", expected another level: dane needs validating = true'),
+        (
+            f"[dns]\nvalidating = true\n{ROUTE}next_hop='smtp://192.0.2.1:25'\ntls = 'dane'",
+            '8: route[0].tls: found "dane", expected another level: dane needs a host that the DNS has',
+        ),
         ("[delivery]\ntls = 'verify'", "expected one of none, opportunistic, required"),
         (
             f"{ROUTE}next_hop='capture'\ntls = 'verify'",
