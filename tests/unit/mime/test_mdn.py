@@ -4,6 +4,7 @@ import email
 import email.policy
 
 import pytest
+from msgspec.structs import replace
 
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
@@ -206,3 +207,11 @@ def test_a_receipt_for_an_ascii_address_has_an_ascii_header() -> None:
     assert message["from"] == "MAILER-DAEMON@relay.example.test"
     assert "bcc" not in message
     assert rb"Final-Recipient: utf-8;b\x{F8}b@example.test" in written
+
+
+def test_a_receipt_remembers_that_the_message_had_requiretls() -> None:
+    for demand in ("", "optional", "requiretls"):
+        facts = replace(FACTS, envelope=replace(FACTS.envelope, tls=demand))
+        found = requested(asking(), facts)
+        assert found is not None
+        assert found.requiretls is (demand == "requiretls")

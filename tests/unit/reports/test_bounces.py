@@ -17,6 +17,8 @@ from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, 
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination, HopKind, NextHop
 from relay.message.outcome import Evidence
+from relay.message.receipt import ReceiptKind, ReceiptRequest
+from relay.message.verdict import RuleMail
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter, decide_reports
@@ -237,6 +239,15 @@ def test_a_bounce_of_mail_with_requiretls_has_its_header_only(
     (letter,) = reporter.failures([recipient(added_by="a rule")], message).messages
     assert letter.facts.envelope.tls == demand
     assert letter.contents == (CONTENT,)
+    # so is a journal report; a notice is none
+    for text, expected in (("", demand), ("look at it", of_bounce)):
+        mail = RuleMail("alice@example.com", "a rule", (), text)
+        made = reporter.reporter.rule_mail(mail, about=message, write=lambda _: CONTENT)
+        assert made.facts.envelope.tls == expected
+    request = ReceiptRequest("m", "alice@example.com", "r", requiretls=demand == "requiretls")
+    plan = reporter.reporter.receipt(ReceiptKind.READ, request, "q", is_manual=False)
+    asked = "requiretls if offered" if demand == "requiretls" else ""
+    assert [one.facts.envelope.tls for one in plan.messages] == [asked]
 
 
 def test_a_large_content_becomes_a_dead_letter_from_its_file(reporter):
