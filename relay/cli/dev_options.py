@@ -241,7 +241,7 @@ _OPTIONS = (
         multiple=True,
         metavar="NAME|FILE",
         callback=_scenarios,
-        help="What remote domains reply: gmail, outlook, yahoo, or FILE.toml; repeatable. "
+        help="What remote domains reply: gmail, outlook, tls, yahoo, or FILE.toml; repeatable. "
         "NAME:REPLY gives one of its replies to every recipient.",
     ),
     _option("--no-rules", is_flag=True, help="Apply no rules."),

@@ -233,7 +233,7 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         "mailboxes": {
             "domains": list(options.domains), "root": "mail", "accounts": "accounts.toml",
         },
-        "dns": {"nameservers": [str(internet.nameserver)]},
+        "dns": {"nameservers": [str(internet.nameserver)], "validating": True},
         "delivery": {
             "port": internet.port,
             "mta_sts_port": internet.policies.port,

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, cast
 
@@ -58,8 +58,14 @@ class DnsServer:
     `address` is a free port of 127.0.0.1, the same for UDP and TCP.
     """
 
-    def __init__(self, zone: Zone, *, ttl_s: int = 300, negative_ttl_s: int = 60) -> None:
-        """Bind the port; queries wait for start(). Raises OSError."""
+    def __init__(
+        self, zone: Zone, *, ttl_s: int = 300, negative_ttl_s: int = 60,
+        is_signed: Callable[[str], bool] = lambda _name: False,
+    ) -> None:  # fmt: skip
+        """Bind the port; queries wait for start(). What it says of a name that `is_signed` has AD,
+        as if it had validated it (RFC 6840 5.7). Raises OSError.
+        """
+        self._is_signed = is_signed
         self.zone = zone
         self.ttl_s = ttl_s
         self.negative_ttl_s = negative_ttl_s
@@ -109,6 +115,9 @@ class DnsServer:
                 return b""
         except dns.exception.DNSException:  # the zone's text is no record
             response.set_rcode(dns.rcode.SERVFAIL)
+        is_failure = response.rcode() == dns.rcode.SERVFAIL
+        if query.flags & dns.flags.AD and not is_failure and self._is_signed(_key(question.name)):
+            response.flags |= dns.flags.AD
         if not response.answer:
             response.authority.append(self._soa(question.name))
         limit = _MESSAGE_BYTES_MAX if tcp else max(_DATAGRAM_BYTES_MIN, query.payload)
@@ -122,7 +131,7 @@ class DnsServer:
     def _fill(self, response: dns.message.Message, name: dns.name.Name, kind: str) -> bool:
         """Put the answer into `response`; return whether there is one."""
         for _ in range(_CNAMES_MAX):
-            key = name.to_text(omit_final_dot=True).lower()
+            key = _key(name)
             records = self.zone.records(key, kind)
             if records == NO_REPLY:
                 return False
@@ -173,6 +182,10 @@ class DnsServer:
                 writer.write(len(answer).to_bytes(2, "big") + answer)
                 async with asyncio.timeout(_IDLE_S):  # real time: a client
                     await writer.drain()
+
+
+def _key(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()
 
 
 def _bound_pair() -> tuple[Listener, socket.socket]:

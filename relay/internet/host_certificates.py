@@ -4,6 +4,7 @@ A route with `tls = "verify"` and its `ca` trusts them, and so does mail under a
 The bad certificate is for another name and has expired. Keys are P-256. See RFC 5280.
 """
 
+import hashlib
 import ssl
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -13,7 +14,12 @@ from tempfile import NamedTemporaryFile
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import NameOID
 
 from relay.base.certificates import load_pair
@@ -40,6 +46,9 @@ class HostCertificates:
             .sign(self._key, SHA256())
         )
         self.authority = issued.public_bytes(Encoding.PEM).decode()
+        public = self._host_key.public_key()
+        octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.tlsa = f"3 1 1 {hashlib.sha256(octets).hexdigest()}"  # of all hosts
         self.bad = self._issue(_OTHER_NAME, end=_EXPIRED)
         self._contexts: OrderedDict[tuple[str, HostCertificate], ssl.SSLContext] = OrderedDict()
 

@@ -56,6 +56,7 @@ def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
         "tls": domain.tls,
         "certificate": domain.certificate,
         "mta_sts": domain.mta_sts or "",
+        "dane": domain.dane,
         "greylist_s": domain.greylist,
         "limits": [_limit(one) for one in domain.limit],
         "replies": [

@@ -20,6 +20,7 @@ Verb = Literal[
 HostTls = Literal["offered", "required", "none", "bad-certificate"]
 HostCertificate = Literal["good", "expired", "other-name"]
 StsMode = Literal["enforce", "testing", "none"]
+Dane = Literal[True, False, "wrong", "servfail"]
 Count = Annotated[int, Between(1, 1_000_000)]
 Delay = Annotated[float, Duration()]
 Rate = Annotated[str, Form.RATE]
@@ -107,6 +108,7 @@ class RemoteDomain:
     tls: HostTls = "offered"  # what its hosts offer
     certificate: HostCertificate = "good"  # which one its hosts have
     mta_sts: StsMode | None = None  # the mode of its MTA-STS policy; None: it has none (RFC 8461)
+    dane: Dane = False  # its names are signed, and its hosts have TLSA records (RFC 7672)
     latency: Delay = 0.0  # of each reply, in seconds
     # how long a sender and recipient are refused after their first attempt, in seconds
     greylist: Delay = 0.0
@@ -185,13 +187,9 @@ class Scenario:
         ]
         return max(found, default=0.0)
 
-    def tls_of(self, host: str) -> HostTls:
-        """Return what `host` does about TLS: what the first of its domains says."""
-        return next((one.tls for one in self.domains_at(host)), "offered")
-
-    def certificate_of(self, host: str) -> HostCertificate:
-        """Return which certificate `host` has: what the first of its domains says."""
-        return next((one.certificate for one in self.domains_at(host)), "good")
+    def domain_at(self, host: str) -> RemoteDomain:
+        """Return the domain that says what `host` does about TLS: the first it has mail for."""
+        return next(self.domains_at(host), RemoteDomain(host))
 
 
 def matches(glob: str, text: str) -> bool:

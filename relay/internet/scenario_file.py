@@ -242,9 +242,10 @@ def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
 def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
     if domain.null_mx and domain.mx:
         yield ("mx",), f"found {counted(len(domain.mx), 'host')} and null_mx, expected one of them"
-    if domain.null_mx and domain.mta_sts:
-        message = f'found "{domain.mta_sts}" and null_mx, expected one of them: mail has no host'
-        yield ("mta_sts",), message
+    for key, found in (("mta_sts", domain.mta_sts), ("dane", domain.dane)):
+        if domain.null_mx and found:
+            expected = "expected one of them: mail has no host"
+            yield (key,), f"found {shown(found)} and null_mx, {expected}"
     yield from _delays(domain, "latency", "greylist")
 
 

@@ -36,6 +36,8 @@ _LOOPBACK = "127.0.0.1"
 _ADDRESSES_TRIED = 4
 _DEFAULT_HOST = "mx1."
 _FAILED = "SERVFAIL"
+_SERVICE = "._tcp."  # between port and host in the name of TLSA records (RFC 6698 3)
+_WRONG_TLSA = f"3 1 1 {'00' * 32}"
 
 
 class SimulatedInternet:
@@ -60,7 +62,7 @@ class SimulatedInternet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reserved = reserve_port(_LOOPBACK)
         self.port = int(self._reserved.getsockname()[1])
-        self._dns = DnsServer(self, ttl_s=0, negative_ttl_s=0)
+        self._dns = DnsServer(self, ttl_s=0, negative_ttl_s=0, is_signed=self._is_signed)
         self.policies = PolicyServer(self.certificates, self._domain_of)
 
     @property
@@ -154,6 +156,8 @@ class SimulatedInternet:
             return [record] if domain and (record := record_of(domain)) else ()
         if kind == "A" and name.startswith(WEB_NAME):
             return [HOST]
+        if kind == "TLSA":
+            return self._tlsa(name.rpartition(_SERVICE)[2])
         host = self._host_of(name)
         if kind != "A" or host is None or host.addresses == "none":
             return ()
@@ -168,6 +172,21 @@ class SimulatedInternet:
             return ["0 ."]
         hosts = domain.hosts if domain.has_mx else ()
         return [f"{one.preference} {one.host}." for one in hosts]
+
+    def _is_signed(self, name: str) -> bool:
+        """Return whether a name is the root, or belongs to a domain with DANE."""
+        host = name.rpartition(_SERVICE)[2]
+        domain = self._domain_of(name) or self.state.scenario.domain_at(host)
+        return name in ("", ".") or domain.dane is not False
+
+    def _tlsa(self, host: str) -> Records:
+        match self.state.scenario.domain_at(host).dane:
+            case "servfail":
+                return _FAILED
+            case "wrong":
+                return [_WRONG_TLSA]
+            case right:
+                return [self.certificates.tlsa] if right else ()
 
     def _domain_of(self, name: str) -> RemoteDomain | None:
         return self.state.scenario.domain_of(name)
@@ -225,11 +244,9 @@ class SimulatedInternet:
         return unused is not None
 
     def _options_of(self, name: str) -> HostOptions:
-        scenario, certificates = self.state.scenario, self.certificates
-        offers_tls = scenario.tls_of(name) != "none"
-        which = scenario.certificate_of(name)
+        domain, certificates = self.state.scenario.domain_at(name), self.certificates
         return HostOptions(
-            tls=certificates.for_host(name, which) if offers_tls else None,
+            tls=certificates.for_host(name, domain.certificate) if domain.tls != "none" else None,
             bad_tls=certificates.bad,
             memory=self._memory,
         )

@@ -279,8 +279,9 @@ def tls_words(one: Attempt, cipher: str = "") -> str:
     MTA-STS enforce".
     """
     done = [one.tls, cipher, _VERIFIED[one.verified]] if one.tls else ["no TLS"]
-    policy = one.policy.replace("mta-sts: verify", "MTA-STS enforce").replace("mta-sts", "MTA-STS")
-    policy = policy.replace("requiretls: verify", "REQUIRETLS")
+    policy = one.policy
+    for recorded, words in _POLICIES.items():
+        policy = policy.replace(recorded, words)
     return ", ".join(filter(None, (*done, policy)))
 
 
@@ -295,8 +296,13 @@ _VERIFIED = {
     "none": "certificate not verified",
     "chain": "certificate for another name",
     "name": "name verified",
-    "dane": "verified by DANE",
+    "dane": "TLSA record verified",
 }
+# what a policy begins with, or has in it; the first comes first
+_POLICIES = {
+    "mta-sts: verify": "MTA-STS enforce", "mta-sts": "MTA-STS", "dane: dane": "DANE",
+    "requiretls: verify": "REQUIRETLS", "requiretls: dane": "REQUIRETLS", "; by dane": "; by DANE",
+}  # fmt: skip
 _KINDS = {
     "failure": "A report on failed delivery",
     "unknown": "A report that the outcome is not known",

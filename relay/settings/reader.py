@@ -281,7 +281,11 @@ def _read_choice(choices: tuple[str | int, ...], value: object) -> object:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return choice
-    names = [str(choice) for choice in choices if choice != ""]
+    names = [
+        str(choice).lower() if isinstance(choice, bool) else str(choice)
+        for choice in choices
+        if choice != ""
+    ]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     raise ValueError(f"one of {', '.join(names)}{hint}")

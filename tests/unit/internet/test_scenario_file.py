@@ -22,6 +22,7 @@ seed = 1
 name = "Example.org"
 mx = [{ host = "mx1.example.org", preference = 10 }]
 mta_sts = "enforce"
+dane = true
 certificate = "other-name"
 [[domain.reply]]
 verb = "RCPT"
@@ -45,7 +46,7 @@ def test_the_keys_of_the_contract():
     [domain] = scenario.domain
     [reply] = domain.reply
     assert (scenario.seed, domain.name) == (1, "example.org")
-    assert (domain.mta_sts, domain.certificate) == ("enforce", "other-name")
+    assert (domain.mta_sts, domain.dane, domain.certificate) == ("enforce", True, "other-name")
     assert [(one.host, one.preference) for one in domain.hosts] == [("mx1.example.org", 10)]
     assert (reply.verb, reply.recipient, reply.times) == ("RCPT", "x", 2)
     assert reply.reply == "550 5.1.1 no such user here"
@@ -125,6 +126,9 @@ def test_the_code_of_a_reply_may_be_written_once():
         (f'{DOMAIN}latency = "2h"\n', "net.toml:3: domain[0].latency: found 7200 seconds"),
         (f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n', "net.toml:4: domain[0].mx: found 1 host and null_mx"),
         (f'{DOMAIN}null_mx = true\nmta_sts = "testing"\n', 'net.toml:4: domain[0].mta_sts: found "testing" and null_mx'),
+        (f"{DOMAIN}null_mx = true\ndane = true\n", "net.toml:4: domain[0].dane: found true and null_mx"),
+        (f'{DOMAIN}dane = "right"\n', 'net.toml:3: domain[0].dane: found "right", expected one of true, false, wrong, servfail'),
+        (f"{DOMAIN}dane = 1\n", "net.toml:3: domain[0].dane: found 1, expected one of true, false, wrong, servfail"),
         (f'{DOMAIN}mta_sts = "strict"\n', 'net.toml:3: domain[0].mta_sts: found "strict", expected one of enforce, testing, none'),
         (f"{DOMAIN}mta_sts = true\n", "net.toml:3: domain[0].mta_sts: found true, expected one of enforce, testing, none"),
         (f'{DOMAIN}certificate = "expird"\n', 'net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)'),
@@ -178,6 +182,7 @@ def test_a_table_is_read_as_a_text_is():
                 "name": "example.org",
                 "mx": [{"host": "mx1.example.org", "preference": 10}],
                 "mta_sts": "enforce",
+                "dane": True,
                 "certificate": "other-name",
                 "reply": [
                     {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here",

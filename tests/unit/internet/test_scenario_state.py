@@ -170,7 +170,7 @@ def test_tls_of_a_domain():
     )
     without = Hosts(DOMAIN + 'tls = "none"\n')
     assert without.at("STARTTLS").reply.startswith("454 ")
-    assert without.state.scenario.tls_of(MX) == "none"
+    assert without.state.scenario.domain_at(MX).tls == "none"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,8 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
         ("TLSv1.3", "name", "mta-sts: verify", "TLSv1.3, name verified, MTA-STS enforce"),
         ("", "none", "mta-sts: verify", "no TLS, MTA-STS enforce"),
         ("TLSv1.3", "name", "requiretls: verify; by mta-sts", "TLSv1.3, name verified, REQUIRETLS; by MTA-STS"),
+        ("TLSv1.3", "dane", "dane: dane; MX answer not validated",
+         "TLSv1.3, TLSA record verified, DANE; MX answer not validated"),
         ("TLSv1.2", "chain", "route a: required; policy overridden by route",
          "TLSv1.2, certificate for another name, route a: required; policy overridden by route"),
         ("", "none", "", "no TLS"),
