@@ -4,7 +4,6 @@ It shows the certificate of the name that the client asks for. See RFC 8461 3.2 
 """
 
 import asyncio
-import hashlib
 import re
 import ssl
 from collections.abc import Callable
@@ -18,12 +17,13 @@ from relay.internet.scenario import RemoteDomain
 HOST = "127.0.0.1"
 WEB_NAME = "mta-sts."  # and a domain: the name of its web server
 RECORD_NAME = "_mta-sts."  # and a domain: the name of its TXT record
+# a policy changes with its scenario only, and no policy of an earlier one is kept
+RECORD = '"v=STSv1; id=1;"'
 _MAX_AGE_S = 86_400
 _BACKLOG = 64
 _CONNECTIONS_MAX = 64
 _HEADER_BYTES_MAX = 16 * 1024
 _REQUEST_S = 10.0
-_ID_DIGITS = 16
 _request = re.compile(
     rb"GET /\.well-known/mta-sts\.txt HTTP/1\.[01]\r\n(?:[^\r\n]+\r\n)*?"
     rb"(?i:host): *mta-sts\.([a-z0-9._-]+)(?::[0-9]+)? *\r\n"
@@ -36,13 +36,6 @@ def policy_of(domain: RemoteDomain) -> str:
         return ""
     lines = ["version: STSv1", f"mode: {domain.mta_sts}", f"max_age: {_MAX_AGE_S}"]
     return "\r\n".join([*lines, *(f"mx: {one.host}" for one in domain.hosts), ""])
-
-
-def record_of(domain: RemoteDomain) -> str:
-    """Return the TXT record of a domain as a zone has it, "" for none; each policy has its id."""
-    policy = policy_of(domain)
-    digest = hashlib.sha256(policy.encode()).hexdigest()
-    return f'"v=STSv1; id={digest[:_ID_DIGITS]};"' if policy else ""
 
 
 class PolicyServer:

@@ -20,7 +20,7 @@ from relay.base.sockets import LACKING_ADDRESS, reserve_port
 from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.dns_server import NO_NAME, DnsServer, Records
 from relay.internet.host_certificates import HostCertificates
-from relay.internet.policy_server import HOST, RECORD_NAME, WEB_NAME, PolicyServer, record_of
+from relay.internet.policy_server import HOST, RECORD, RECORD_NAME, WEB_NAME, PolicyServer
 from relay.internet.scenario import MxHost, RemoteDomain, Scenario
 from relay.internet.scenario_state import ScenarioState
 from relay.internet.smtp_host import HostOptions, SmtpHost
@@ -153,7 +153,7 @@ class SimulatedInternet:
             return self._exchanges(name)
         if kind == "TXT" and name.startswith(RECORD_NAME):
             domain = self._domain_of(name.removeprefix(RECORD_NAME))
-            return [record] if domain and (record := record_of(domain)) else ()
+            return [RECORD] if domain and domain.mta_sts else ()
         if kind == "A" and name.startswith(WEB_NAME):
             return [HOST]
         if kind == "TLSA":

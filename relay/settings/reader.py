@@ -281,11 +281,7 @@ def _read_choice(choices: tuple[str | int, ...], value: object) -> object:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return choice
-    names = [
-        str(choice).lower() if isinstance(choice, bool) else str(choice)
-        for choice in choices
-        if choice != ""
-    ]
+    names = [str(one).lower() if type(one) is bool else str(one) for one in choices if one != ""]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     raise ValueError(f"one of {', '.join(names)}{hint}")
