@@ -5,12 +5,16 @@ A man in the middle strips STARTTLS, shows a certificate of his own, or breaks t
 
 import asyncio
 import ssl
+from hashlib import sha256
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import load_pem_x509_certificate
+from msgspec.structs import replace
 
 from relay.message.mta_sts import StsFinding, StsPolicy
 from relay.message.nexthop import NextHop
-from relay.message.tls_policy import TlsPolicy
+from relay.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord, TlsPolicy
 from relay.routing.mx_hosts import Host, Hosts
 from relay.smtp.tls import verifying_context
 from tests.support.journeys import states
@@ -19,11 +23,14 @@ from tests.support.remote_mx import EXTENSIONS, RemoteMx
 STRICT = {"extensions": (*EXTENSIONS, "REQUIRETLS")}
 ENFORCE = StsFinding(policy=StsPolicy("enforce", frozenset({"mx0.a.test"}), 600))
 OPPORTUNISTIC = TlsPolicy()
+NO_STS = StsFinding()
 LEVELS = {
-    "opportunistic": (OPPORTUNISTIC, StsFinding()),
-    "required": (TlsPolicy("required"), StsFinding()),
-    "verify": (TlsPolicy("verify"), StsFinding()),
+    "opportunistic": (OPPORTUNISTIC, NO_STS),
+    "required": (TlsPolicy("required"), NO_STS),
+    "verify": (TlsPolicy("verify"), NO_STS),
     "enforce": (OPPORTUNISTIC, ENFORCE),
+    "dane": (OPPORTUNISTIC, NO_STS),
+    "dane, MX not validated": (OPPORTUNISTIC, NO_STS),
 }
 
 
@@ -37,8 +44,23 @@ def trusted(authority, monkeypatch):
 
 
 @pytest.fixture
-def good(authority):
-    return authority.issue("DNS:mx0.a.test", "DNS:mx1.a.test").server_context()
+def issued(authority):
+    return authority.issue("DNS:mx0.a.test", "DNS:mx1.a.test")
+
+
+@pytest.fixture
+def good(issued):
+    return issued.server_context()
+
+
+def tlsa_of(level, certificate):
+    """The finding of a TLSA record for the key of a certificate, where the level is of DANE."""
+    if not level.startswith("dane"):
+        return NO_TLSA
+    key = load_pem_x509_certificate(certificate.certificate.read_bytes()).public_key()
+    octets = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    record = TlsaRecord(3, 1, 1, sha256(octets).digest())
+    return TlsaFinding(1, (record,), "mx0.a.test", is_known=level == "dane")
 
 
 @pytest.fixture
@@ -55,9 +77,10 @@ def attacks(certificate, good):
     }
 
 
-def at(delivery, *servers, tls=OPPORTUNISTIC, sts=ENFORCE):
+def at(delivery, *servers, tls=OPPORTUNISTIC, sts=ENFORCE, tlsa=NO_TLSA):
     delivery.table.at("a.test", *servers)
-    delivery.table.hosts["a.test"] = Hosts(delivery.table.hosts["a.test"].hosts, sts=sts)
+    hosts = tuple(replace(one, tlsa=tlsa) for one in delivery.table.hosts["a.test"].hosts)
+    delivery.table.hosts["a.test"] = Hosts(hosts, sts=sts)
     delivery.table.tls["a.test"] = tls
     delivery.retry_s = (600.0,)
 
@@ -91,14 +114,19 @@ LAX = {"none": TLS, "stripped": CLEAR, "self-signed": TLS, "broken": CLEAR}
         ("opportunistic", "requiretls", {}),
         ("enforce", "requiretls if offered", STARTTLS_ONLY),
         ("opportunistic", "requiretls if offered", LAX),
+        ("dane", "", STARTTLS_ONLY),
+        ("dane", "optional", LAX),
+        ("dane", "requiretls", STARTTLS_ONLY),
+        ("dane, MX not validated", "", STARTTLS_ONLY),
+        ("dane, MX not validated", "requiretls", {}),
     ],
 )
 async def test_a_man_in_the_middle_at_each_level(
-    delivery, attacks, level, demand, got, attack
+    delivery, attacks, issued, level, demand, got, attack
 ) -> None:
     tls, sts = LEVELS[level]
     async with RemoteMx(tls=attacks[attack], **STRICT) as mx:
-        at(delivery, mx, tls=tls, sts=sts)
+        at(delivery, mx, tls=tls, sts=sts, tlsa=tlsa_of(level, issued))
         await delivery.start()
         state, attempt = await attempted(delivery, demand)
         assert [TLS if one.tls else CLEAR for one in mx.envelopes] == [
@@ -109,7 +137,7 @@ async def test_a_man_in_the_middle_at_each_level(
     if attack in got:
         assert state == "relayed"
     elif demand == "requiretls":  # a broken handshake is no answer of the host
-        is_unknown = attack == "broken" and level == "enforce"
+        is_unknown = attack == "broken" and level in ("enforce", "dane")
         expected = ("deferred", "4.7.5") if is_unknown else ("failed", "5.7.30")
         assert (state, attempt.status) == expected, attempt.reply
 
