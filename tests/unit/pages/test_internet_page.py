@@ -122,6 +122,15 @@ async def test_a_shipped_scenario_takes_the_place_of_the_present_one(pages):
     assert {one[0] for one in replies(pages)} == {"outlook.com"}
 
 
+async def test_it_says_what_a_domain_publishes_about_tls(pages):
+    assert (await pages.post("/internet/shipped", {"name": "tls"})).status_code == 303
+    text = " ".join(plain(await pages.text("/internet")).split())
+    for expected in (
+        "TLS: none. MTA-STS: enforce.", "Certificate: expired. DANE: right.", "DANE: servfail.",
+    ):  # fmt: skip
+        assert expected in text
+
+
 async def test_the_text_of_the_scenario_can_be_edited(pages):
     await pages.post("/internet/shipped", {"name": "gmail"})
     text = textarea(await pages.text("/internet"))
