@@ -31,7 +31,7 @@ class DnsThread:
         self.server = _CountingServer(self)
         self.queries: Counter[tuple[str, str]] = Counter()
         self.tcp_queries = 0
-        self.insecure: set[str] | None = None  # all others were validated (AD); None: nothing was
+        self.insecure: set[str] | None = None  # the answers for others have AD; None: none has
         self.answer: Callable[..., bytes] | None = None  # in place of the server's own
         self.query_came = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -79,8 +79,7 @@ class _CountingServer(DnsServer):
         self._owner = owner
 
     def answer(self, data, *, tcp):
-        query = dns.message.from_wire(data)
-        [question] = query.question
+        [question] = dns.message.from_wire(data).question
         name = question.name.to_text(omit_final_dot=True).lower()
         with self._owner.query_came:
             self._owner.queries[name, dns.rdatatype.to_text(question.rdtype)] += 1
@@ -88,11 +87,6 @@ class _CountingServer(DnsServer):
             self._owner.query_came.notify_all()
         response = (self._owner.answer or super().answer)(data, tcp=tcp)
         insecure = self._owner.insecure
-        if (
-            response
-            and insecure is not None
-            and query.flags & dns.flags.AD
-            and name not in insecure
-        ):
+        if response and insecure is not None and name not in insecure:
             return response[:3] + bytes([response[3] | dns.flags.AD]) + response[4:]
         return response
