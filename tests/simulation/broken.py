@@ -10,15 +10,24 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 from msgspec.structs import replace
 
 from relay.base.clock import QueueTime
-from relay.delivery import attempt_recorder, attempt_result, outbound_session, retry, scheduler
+from relay.delivery import (
+    attempt_recorder,
+    attempt_result,
+    next_hop_resolution,
+    outbound_session,
+    retry,
+    scheduler,
+)
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.host_selection import HostSelection
 from relay.delivery.next_hop_resolution import SiteKey, Sites
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
@@ -35,7 +44,9 @@ from relay.message.lifecycle import PARKED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.message.srs import Srs
 from relay.reports import bounces
+from relay.routing.resolver import Resolver
 from relay.routing.route_table import RouteTable
+from relay.routing.sts_policies import KeptPolicy
 from relay.smtp import transaction
 from relay.spool import shared_maintenance
 from relay.spool.queue import admin, decisions
@@ -335,6 +346,33 @@ def _whatever_the_tls(key: SiteKey) -> object:
     return tuple((name, port) for name, port, *_ in hosts), login
 
 
+def _whatever_its_tls(original: Any) -> Any:
+    def key(self: HostSelection, host: Any, address: str) -> Any:
+        place, port, _, *more = original(self, host, address)
+        return (place, port, None, *more)
+
+    return key
+
+
+def _whatever_it_demands(_original: Any) -> Any:
+    return lambda claim: claim.next_hop
+
+
+def _trusting(original: Any) -> Any:
+    async def tlsa(self: Resolver, *args: Any, **more: Any) -> Any:
+        async def answers(*questions: Any) -> list[Any]:
+            return [replace(one, secure=True) for one in await self._dns.answers(*questions)]
+
+        names = SimpleNamespace(_dns=SimpleNamespace(answers=answers))
+        return await original(names, *args, **more)
+
+    return tlsa
+
+
+def _for_ever(_original: Any) -> Any:
+    return property(lambda _kept: 1 << 62)
+
+
 def _full_for_ever(original: Any) -> Any:
     def full_at(self: ConcurrencyLimit, connections: int, *, until_s: float) -> None:
         original(self, connections, until_s=until_s + 1e9)
@@ -589,7 +627,11 @@ BROKEN = (
     Broken("what rules hold is not counted when it ends", _instead(transactions, "count_holds", _only_more), "rules hold", where=conditions.held_by_rules),
     Broken("what was released is held again", _instead(decisions, "RELEASED", _no_release_noted), "held again", where=conditions.released_between_lives),
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
-    Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "has no TLS", where=conditions.in_clear),
+    Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "below the policy", where=conditions.in_clear),
+    Broken("failures are shared across TLS policies", _instead(HostSelection, "_key", _whatever_its_tls), "no policy in force", where=conditions.in_clear),
+    Broken("look-ups are shared whatever mail demands", _instead(next_hop_resolution, "way_of", _whatever_it_demands), "policy", where=conditions.in_clear),
+    Broken("TLSA records count without AD", _instead(Resolver, "tlsa", _trusting), "no policy in force", where=conditions.forged),
+    Broken("a policy is for ever", _instead(KeptPolicy, "ends_us", _for_ever), "no policy in force", where=conditions.published),
     Broken("a timed hold is for ever", _instead(decisions._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),
     Broken("a hold's end wakes nobody", _instead(DeliveryScheduler, "due_at", _nothing), "held too long", where=conditions.held_and_never_anew),
     Broken("a freed slot wakes nobody", _instead(ConnectionSlots, "_pass_on", _nothing), "nothing was done", where=conditions.without_rates),

@@ -4,6 +4,7 @@ from relay.message.envelope import Notify
 from tests.simulation.scenario import (
     BESIDE,
     CROWD,
+    FORGED,
     GATED,
     HELD_S,
     HOME,
@@ -92,9 +93,23 @@ def released_between_lives(plan: Scenario) -> bool:
 
 
 def in_clear(plan: Scenario) -> bool:
-    """Whether a host has mail that needs TLS, and other mail."""
+    """Whether healthy hosts have mail that a policy keeps from them without TLS, and other mail."""
     domains = {address.partition("@")[2] for one in plan.letters for address, _ in one.recipients}
-    return domains >= {STRICT, STRICT_MX}
+    if not domains >= {STRICT, STRICT_MX}:
+        return False
+    is_healthy = all(host.name == "healthy" for host in plan.domains[STRICT_MX])
+    is_enforced = plan.published[0].mode == "enforce" and not plan.tlsa
+    return is_healthy and is_enforced
+
+
+def published(plan: Scenario) -> bool:
+    """Whether there is mail to a domain that publishes policies."""
+    return bool(plan.published)
+
+
+def forged(plan: Scenario) -> bool:
+    """Whether the TLSA records of a host that gets mail were not validated."""
+    return plan.tlsa == FORGED
 
 
 def keys_grow_old(plan: Scenario) -> bool:

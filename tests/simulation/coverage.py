@@ -22,6 +22,7 @@ WANTED = (
     *(f"site: {manner.name}" for manner in (*MANNERS, REFUSING_LOGINS, *CROWDED, *BOXED)),
     "connected: next to slow transactions",
     "in memory: for two logins of a host", "in memory: for two TLS policies",
+    "strict: verified", "strict: by DANE", "strict: its policy is over", "strict: as it says without TLS", "policy: sts-policy-fetch-error",
     *(f"deferred: {kind}" for kind in DeferralClass if kind not in _UNREACHABLE),
     *(f"outcome: {name}" for name in ("delivered", "relayed", "failed", "indeterminate")),
     *(f"state: {state}" for state in sorted(FINAL)),

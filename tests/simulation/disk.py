@@ -22,6 +22,7 @@ VFS = "simulated"
 _SPOOL = "spool.sqlite"
 CONTENTS = f"{_SPOOL}-content"
 _RESERVE_FILE = "ballast"
+POLICIES = "policies"
 _SIZE_BYTES = 1 << 30
 _BLOCK_BYTES = 4096
 _BASE = apsw.vfs_names()[0]  # where files really are
@@ -64,6 +65,8 @@ class Disk(apsw.VFS):
                 if power_lost:
                     forget(new / name, self._unsynced.get(name, []), self.world.rng)
         self._move_note(last_commit_of(old / _SPOOL), last_commit_of(new / _SPOOL), power_lost)
+        if (old / POLICIES).exists():
+            shutil.copytree(old / POLICIES, new / POLICIES)
         if (old / _RESERVE_FILE).exists():
             (old / _RESERVE_FILE).rename(new / _RESERVE_FILE)
         if (old / CONTENTS).exists():

@@ -5,7 +5,7 @@ fault at once where no later look could find it. See docs/design.md 7.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relay.base.clock import DOUBT_US
@@ -13,11 +13,13 @@ from relay.delivery.site_limits import Rate
 from relay.message.envelope import Notify
 from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import HERE
-from relay.message.outcome import Deferred, Delivered, Failed, Relayed
+from relay.message.outcome import DeferralClass, Deferred, Delivered, Failed, Relayed
+from relay.message.tls_policy import OPTIONAL
 from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
 from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
+from tests.simulation.policies import GivenPolicies, allows, demands_tls
 from tests.simulation.progress import Progress
 from tests.simulation.rows import Message
 from tests.simulation.scenario import (
@@ -25,13 +27,16 @@ from tests.simulation.scenario import (
     GATE,
     GATED_HOP,
     HELD_S,
+    MATCHING,
     ROUTED,
+    SIGNED,
     STRICT,
     STRICT_MX,
     Letter,
     Scenario,
     submission_key,
 )
+from tests.simulation.sites import Session
 from tests.simulation.waits import Waits
 from tests.simulation.world import World
 
@@ -42,6 +47,7 @@ _WAKE_S = 300.0  # no pause of the relay is as long
 _BLOCKED_S = 60.0  # a lookup, or a failure of another host that counts, may take as long
 _TWO_SITES = (GATE, BESIDE, STRICT, STRICT_MX)  # domains whose hosts are two sites
 _JUMP_US_MIN = 80_000_000_000
+_REFUSED_US = 300_000_000  # a failure to connect counts for as long
 _TASKS_BESIDE = 60  # listeners, mailbox workers, maintenance and tasks about to end
 
 
@@ -109,6 +115,8 @@ class Ledger:
         # how long nothing was done before a claim came, and when it came, in queue time
         self._taken: dict[Key, tuple[Progress, float, float]] = {}
         self._blocked_s: dict[Key, float] = {}  # its site, before it came
+        self._looked_up_us: dict[Key, int] = {}  # its hosts, at the earliest
+        self.policies = GivenPolicies()
         self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
         # taken out of memory for a command of which no success was answered: perhaps not given back
         self._withdrawn: set[Key] = set()
@@ -145,6 +153,7 @@ class Ledger:
                 self._told_in_flight(key)
             self.epochs[key] = claim.epoch
             self.open[key] = claim
+            self._looked_up_us[key] = self.policies.look_up_us(now_us=self.queue_us())
             self._withdrawn.discard(key)
             now_s = self.world.clocks.steady_s()
             self._taken[key] = (self.progress, self.progress.idle_s, now_s)
@@ -246,6 +255,8 @@ class Ledger:
             kind = f": {outcome.kind}" if isinstance(outcome, Deferred) else ""
             name = type(outcome).__name__.lower()
             reached[f"deferred{kind}" if kind else f"outcome: {name}"] += 1
+            if kind == f": {DeferralClass.TLS}":
+                self._judge_refusal(claim)
         if not held:
             reached["settled: fenced"] += 1
         if settlement.goes_on:
@@ -274,6 +285,15 @@ class Ledger:
             parked_s = DOUBT_US / 1e6 if was_parked and self._plan.may_doubt else 0.0
             now_s = self.world.clocks.steady_s()
             self.expiries.append((claim.message.id, expires_us, now_s, parked_s))
+
+    def _judge_refusal(self, claim: Claim) -> None:
+        """Mail waits for TLS only under a policy that demands it."""
+        since_us = self._looked_up_us[claim.key] - _REFUSED_US
+        found = self.policies.in_force(since_us, self.queue_us())
+        is_demanded = self._plan.tlsa in SIGNED and claim.next_hop.host in (STRICT, STRICT_MX)
+        is_demanded |= claim.next_hop.host == STRICT and any(map(demands_tls, found))
+        if claim.message.envelope.tls == OPTIONAL or not is_demanded:
+            self.world.fault(f"{claim.key} waits for TLS, which no policy in force demands")
 
     def released(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
@@ -343,6 +363,7 @@ class Ledger:
     def resumed(self, before_s: float) -> None:
         """Record the start of a process; queue time was `before_s` before it."""
         after_s = self.world.clocks.steady_s()
+        self.policies.resumed(now_us=self.queue_us())
         if after_s > before_s:
             self.gaps.append((before_s, after_s))
             self.outages.append((before_s, after_s))
@@ -419,6 +440,7 @@ class Ledger:
         self.looks_idle()
 
     def died(self) -> None:
+        self.policies.died(now_us=self.queue_us())
         self.answer_lost()
         self.ghosts += self.open.values()
         for claim in self.open.values():
@@ -443,12 +465,14 @@ class Ledger:
 
     # -- the sites' side
 
-    def dot(
-        self, connection: str, name: str, addresses: Collection[str], *, is_logged_in: bool
-    ) -> None:
+    def dot(self, connection: str, name: str, addresses: Collection[str], session: Session) -> None:
         """A final dot has come: what went before it on the connection must be settled by now."""
         queue_id = self.names.get(name, name)
-        self._judge_session(connection, queue_id, addresses, is_logged_in=is_logged_in)
+        for claim in self._claims_of(queue_id, addresses):
+            if session.is_logged_in != (str(claim.next_hop) == GATED_HOP):
+                self.world.fault(f"{claim.key} came on {connection}, which has another login")
+            if claim.next_hop.host in (STRICT, STRICT_MX):
+                self._judge_tls(claim, connection, session)
         self._judge_held(queue_id, addresses)
         before = self._dots.get(connection)
         if before is not None and (before[0], before[1]) != (queue_id, tuple(addresses)):
@@ -468,21 +492,32 @@ class Ledger:
         if freed_s < self._accepted_s.get(queue_id, 0.0):
             self.world.fault(f"{queue_id} to {sorted(addresses)} leaves without a release")
 
-    def _judge_session(
-        self, connection: str, queue_id: str, addresses: Collection[str], *, is_logged_in: bool
-    ) -> None:
-        """A session is for next hops with its login and its TLS; no host of a world has TLS."""
-        if self.waits.is_rerouted(queue_id):
-            return
+    def _claims_of(self, queue_id: str, addresses: Collection[str]) -> Iterator[Claim]:
+        """The claims of a transaction, unless an operator gave them another next hop."""
         for claim in self.open.values():
-            if claim.message.id != queue_id:
+            if claim.message.id != queue_id or self.waits.is_rerouted(queue_id):
                 continue
-            if not any(one.path.address in addresses for one in claim.recipients):
-                continue
-            if is_logged_in != (str(claim.next_hop) == GATED_HOP):
-                self.world.fault(f"{claim.key} came on {connection}, which has another login")
-            if claim.next_hop.host == STRICT:
-                self.world.fault(f"{claim.key} came on {connection}, which has no TLS")
+            if any(one.path.address in addresses for one in claim.recipients):
+                yield claim
+
+    def _judge_tls(self, claim: Claim, connection: str, session: Session) -> None:
+        """Mail comes only in a session that a policy allows which was in force for it."""
+        if session.is_lax:
+            self.world.reached["strict: as it says without TLS"] += session.tls is None
+            return
+        if self._plan.tlsa in SIGNED:
+            self.world.reached["strict: by DANE"] += 1
+            if self._plan.tlsa != MATCHING or session.tls is None or not session.tls.is_shown:
+                self.world.fault(f"{claim.key} came on {connection}, below the policy of its host")
+            return
+        if claim.next_hop.host != STRICT:
+            return
+        host = connection.partition("/")[0]
+        found = self.policies.in_force(self._looked_up_us[claim.key], self.queue_us())
+        if not any(allows(one, host, session.tls) for one in found):
+            self.world.fault(f"{claim.key} came on {connection}, below the policy of its domain")
+        self.world.reached["strict: verified"] += all(map(demands_tls, found))
+        self.world.reached["strict: its policy is over"] += found == {None} and bool(self.policies)
 
     def late(self, claim: Claim) -> None:
         """Its turn has come before, and it begins now: there was no room for its content."""

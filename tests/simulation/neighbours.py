@@ -5,10 +5,14 @@ StoreUnavailableError, by chance. See docs/design.md 3 (local delivery is idempo
 """
 
 import asyncio
+from contextlib import nullcontext
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from relay.base.socket_address import Address
 from relay.mailbox.types import (
     DeliveryResult,
     MailboxFullError,
@@ -17,16 +21,42 @@ from relay.mailbox.types import (
     WellKnown,
 )
 from relay.message.content import Content, LargeContent, octets_in_blocks
-from relay.message.mta_sts import NO_STS, StsFinding, StsPolicy
 from relay.message.nexthop import HopKind, NextHop
 from relay.policy.engine import RuleSet
 from relay.policy.rule_files import read_rules
-from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, Resolution, TemporaryFailure
+from relay.routing.mx_hosts import (
+    Answer,
+    Exchange,
+    Host,
+    Hosts,
+    MxAnswer,
+    NoAnswer,
+    NoName,
+    NoSuchDomain,
+    NullMx,
+    Records,
+    Resolution,
+    TemporaryFailure,
+)
+from relay.routing.resolver import Resolver
+from relay.routing.sts_policies import StsFetchError
 from tests.simulation.ledger import Ledger
-from tests.simulation.scenario import BESIDE, BOXES, GATE, SERVED_BY, STRICT, STRICT_MX, Scenario
+from tests.simulation.network import octets_of_certificate
+from tests.simulation.scenario import (
+    BESIDE,
+    BOXES,
+    FORGED,
+    GATE,
+    MATCHING,
+    SERVED_BY,
+    STRICT,
+    STRICT_MX,
+    Published,
+    Scenario,
+)
 from tests.simulation.world import World
+from tests.support.manual_clock import ManualClock
 
-_DEMANDS_TLS = StsPolicy("enforce", frozenset((f"*.{STRICT_MX}",)), 86400)
 RULES = """
 [[rule]]
 name = "forbidden"
@@ -130,18 +160,25 @@ def _whole(content: Content) -> bytes:
 
 
 class Names:
-    """The name servers: a Resolver."""
+    """The name servers, a Resolver, and the web server of STRICT."""
 
     def __init__(self, world: World, ledger: Ledger, scenario: Scenario) -> None:
         self._world = world
         self._ledger = ledger
         self._scenario = scenario
+        self._tlsa: Any = Resolver(  # the real one, as far as it asks answers()
+            (Address("192.0.2.53", 53),), timeout_s=1.0, clock=ManualClock(), rng=world.rng,
+            hostname="relay.test", validating=True,
+        )  # fmt: skip
+        self._tlsa._dns = self
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         rng = self._world.rng
-        with self._ledger.progress.made():
-            await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
         domain = next_hop.host
+        policies = self._ledger.policies
+        look_up = policies.look_up(self._ledger.queue_us) if domain == STRICT else nullcontext()
+        with self._ledger.progress.made(), look_up:
+            await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
         if next_hop.kind is HopKind.LMTP:
             name = host_name(0, BOXES)
             return Hosts((Host(name, 0, (address(0, BOXES),), next_hop.port, lmtp=True),))
@@ -156,7 +193,6 @@ class Names:
                 return TemporaryFailure("SERVFAIL")
             case "flickering" if self._world.time() % _FLICKER_S < _FLICKER_S / 2:
                 return TemporaryFailure("SERVFAIL")
-        sts = StsFinding(policy=_DEMANDS_TLS) if domain == STRICT else NO_STS
         domain = SERVED_BY.get(domain, domain)
         hosts = self._scenario.domains.get(domain, self._scenario.domains["victim.test"])
         return Hosts(
@@ -164,8 +200,49 @@ class Names:
                 Host(host_name(number, domain), number // 2, (address(number, domain),), 25)
                 for number in range(len(hosts))
             ),
-            sts=sts,
+            MxAnswer((Exchange(0, host_name(0, domain)),), secure=True),
+            find_tlsa=self._tlsa.find_tlsa if self._scenario.tlsa and domain == STRICT_MX else None,
         )
+
+    async def answers(self, *questions: tuple[str, str]) -> list[Answer]:
+        """The addresses and the TLSA records of the hosts of STRICT_MX."""
+        await asyncio.sleep(self._world.rng.random())
+        return [self._answer(name, kind) for name, kind in questions]
+
+    def _answer(self, name: str, kind: str) -> Answer:
+        tlsa = self._scenario.tlsa
+        if kind != "TLSA":
+            return Records(("192.0.2.25",), secure=tlsa != FORGED)
+        host = name.removeprefix("_25._tcp.") if tlsa == MATCHING else ""
+        digest = sha256(octets_of_certificate(host)).hexdigest()
+        return Records((f"3 0 1 {digest}",), secure=tlsa != FORGED)
+
+    async def texts(self, name: str) -> Answer:
+        """The TXT records of a name."""
+        with self._ledger.progress.made():
+            await asyncio.sleep(self._world.rng.random())
+        published = self._published()
+        if name != f"_mta-sts.{STRICT}" or not published.mode:
+            return NoName()
+        if published.trouble == "dns":
+            return NoAnswer("SERVFAIL")
+        return Records((f"v=STSv1; id={published.id}",))
+
+    async def policy_file(self, _domain: str) -> bytes:
+        """The policy of STRICT. Raises StsFetchError."""
+        rng = self._world.rng
+        with self._ledger.progress.made():
+            await asyncio.sleep(rng.random() * rng.choice((0.1, 0.1, 0.1, 90.0)))
+        published = self._published()
+        if published.trouble == "web" or not published.mode:
+            raise StsFetchError("HTTP status 500")
+        self._ledger.policies.gave(published, now_us=self._ledger.queue_us())
+        lines = ("version: STSv1", f"mode: {published.mode}", f"mx: {published.mx}",
+                 f"max_age: {published.max_age_s}", "")  # fmt: skip
+        return "\r\n".join(lines).encode()
+
+    def _published(self) -> Published:
+        return [one for one in self._scenario.published if one.at_s <= self._world.time()][-1]
 
 
 def host_name(number: int, domain: str) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import math
 import socket as sockets
+import ssl
 import sys
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -34,6 +35,46 @@ class Host:
     protocol: Callable[[], asyncio.BaseProtocol]
     context: Context
     rings: Callable[[], float] = lambda: 0.0  # how long until it answers; inf: never
+    certificate: str = ""  # of CERTIFICATES
+
+
+CERTIFICATES = (GOOD, SELF_SIGNED, OTHER_NAME) = ("good", "self-signed", "of another name")
+
+
+@dataclass
+class TlsSession:
+    """An ssl.SSLObject at both ends, as far as anybody asks. Nothing is encrypted."""
+
+    host: str
+    certificate: str
+    is_verified: bool = False  # the client has looked at the chain, which may end anywhere else
+    is_shown: bool = False  # the client has asked for the certificate
+
+    def version(self) -> str:
+        return "TLSv1.3"
+
+    def cipher(self) -> None:
+        """It is not known."""
+
+    @property
+    def _sslobj(self) -> Any:
+        return self
+
+    def get_unverified_chain(self) -> list[Any]:
+        self.is_shown = True
+        return [self.public_bytes()] if sys.version_info >= (3, 13) else [self]
+
+    def public_bytes(self, _encoding: int = 0) -> bytes:
+        return octets_of_certificate(self.host)
+
+    def getpeercert(self) -> dict[str, Any]:
+        name = self.host if self.certificate == GOOD else "elsewhere.test"
+        return {"subjectAltName": (("DNS", name),)} if self.is_verified else {}
+
+
+def octets_of_certificate(host: str) -> bytes:
+    """Return what a host shows, whoever has signed it."""
+    return f"the certificate of {host}".encode()
 
 
 class Network(async_solipsism.EventLoop):
@@ -86,6 +127,7 @@ class Network(async_solipsism.EventLoop):
             mine.close()
             raise
         self.note("call", calling, "from", life.name if life else own_ip)
+        mine.tls = theirs.tls = TlsSession(host.name, host.certificate)
         server = host.context.get(LIFE)
         if server is not None:
             server.sockets.append(theirs)
@@ -127,6 +169,22 @@ class Network(async_solipsism.EventLoop):
         transport = self._make_socket_transport(mine, protocol, waiter)
         await waiter
         return transport, protocol
+
+    async def start_tls(
+        self, transport: Any, protocol: object, context: ssl.SSLContext, *,
+        server_side: bool = False, **more: object,
+    ) -> Any:  # fmt: skip
+        """Have an end know of TLS from now on. A client that verifies refuses what nobody signed."""
+        session: TlsSession = transport._sock.tls
+        transport._extra |= {"ssl_object": session, "sslcontext": context}
+        if not server_side and context.verify_mode is ssl.CERT_REQUIRED:
+            if session.certificate == SELF_SIGNED:
+                transport.close()
+                error = ssl.SSLCertVerificationError(1, "simulated")
+                error.verify_code, error.verify_message = 18, "self-signed certificate"
+                raise error
+            session.is_verified = True
+        return transport
 
     async def create_server(
         self,

@@ -35,6 +35,7 @@ from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
+from relay.routing.sts_policies import StsPolicies
 from relay.settings.tree import Route, RouteAuth, SmtpListener
 from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
@@ -47,6 +48,7 @@ from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
+from tests.simulation.disk import POLICIES
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Death, Life
 from tests.simulation.maintenance import SimulatedMaintenance, SimulatedReserveFile
@@ -189,7 +191,12 @@ class Node:
             routes = (above, *others, replace(gated, name="renamed"))
         held = (Route(domain, "hold", name=f"{domain} is held") for domain in scenario.holds)
         routes = (*held, *routes)
-        self.table = RouteTable(routes, [HOME], accounts, tls="none")
+        self.table = RouteTable(routes, [HOME], accounts)
+        self.policies = StsPolicies(
+            home / POLICIES, self.clock, resolver=around.resolver, texts=around.resolver.texts,
+            fetch=around.resolver.policy_file,
+            count=lambda result: world.reached.update([f"policy: {result}"]),
+        )  # fmt: skip
         self.spool = SqliteSpool(
             self._path, clock=self.clock, crash=Points(around.disk),
             metrics=self.metrics, submission_keep_s=scenario.submission_keep_s,
@@ -247,7 +254,7 @@ class Node:
         )
         return DeliveryScheduler(
             self.witness, recorder, contents, local=LocalDelivery(around.store, self.table),
-            resolver=around.resolver, table=self.table, options=options, clock=self.clock,
+            resolver=self.policies if scenario.published else around.resolver, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
             active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
             connect=around.ledger.progress.watched_connect(
@@ -261,6 +268,7 @@ class Node:
         await self.spool.start()
         with self._disk.unnoticed():  # of the first life: no file was there before
             tripwires.lay(self._path)
+        self.policies.open()
         await self.maintenance.measure()
         if self._commit_s:
             self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
@@ -280,6 +288,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.policies.close()
         self.acceptance.close()
         await self.spool.stop()
 

@@ -184,7 +184,8 @@ class _Play:
             own = self.plan.route_rate if domain == ROUTED else ""
             options = SiteOptions(1, 0.0, rate=parse_rate(self.plan.rate))
             rate = options.limited(None, parse_rate(own)).rate
-            if domain == GATE:  # next hops with and without a login have a rate each
+            # next hops with and without a login, or a policy, have a rate each
+            if domain == GATE or (domain == STRICT_MX and self.plan.published):
                 continue
             if rate and all(site.manner.name in AT_ONCE for site in sites):
                 self.ledger.rated[domain] = rate
@@ -218,7 +219,9 @@ class _Play:
         site = name.partition(".")[2]
         at_site = sum(n for host, n in open_calls.items() if host.partition(".")[2] == site)
         # two next hops that must not share connections are two sites
-        count = 2 if site in ("", STRICT_MX) else 1
+        count = 2 if site == "" else 1
+        if site == STRICT_MX:
+            count += len({(one.mode, one.mx) for one in self.plan.published})
         if at_site > count * self.plan.connections_per_site:
             self.world.fault(f"invariant 4: {at_site} connections to {site}")
         if sum(open_calls.values()) > self.plan.connections_max:

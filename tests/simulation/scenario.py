@@ -8,7 +8,8 @@ from random import Random
 
 from relay.base.clock import DOUBT_US
 from relay.message.envelope import Notify
-from tests.simulation.sites import BOXED, CROWDED, MANNERS, REFUSING_LOGINS, Manner
+from tests.simulation.network import CERTIFICATES, GOOD
+from tests.simulation.sites import BOXED, CROWDED, LAX_FIELD, MANNERS, REFUSING_LOGINS, Manner
 
 PEOPLE = ("alice", "bob", "carol")
 HOME = "home.test"
@@ -18,7 +19,7 @@ GATE = "localhost"  # a host to which a password is sent in clear
 GATED = "gated.test"  # whose route leads to the gate, with a login
 GATED_HOP = f"smtp://{GATE}:25"
 BESIDE = "beside.test"  # whose MX is the gate: without the login
-STRICT = "strict.test"  # whose MX are those of STRICT_MX, under a policy that requires TLS
+STRICT = "strict.test"  # whose MX are those of STRICT_MX, under MTA-STS policies
 STRICT_MX = "d1.test"
 CROWD = "crowd.test"  # which many want to write to at once
 BOXES = "boxes.test"  # whose route leads to mailboxes by LMTP
@@ -29,6 +30,8 @@ SERVED_BY = {
     BESIDE: GATE,
     STRICT: STRICT_MX,
 }  # whose sites a next hop has
+TLSA = (MATCHING, OTHER, FORGED) = ("of the certificate", "of another one", "without AD")
+SIGNED = (MATCHING, OTHER)
 ALIASES = {  # addresses at HOME that lead to others
     "team": ("alice@home.test", "BOB+team@home.test", "u50@d0.test", "u51@d1.test"),
     "everyone": ("team@home.test", "carol@home.test", "u50@d0.test", "u52@captured.test"),
@@ -111,6 +114,20 @@ class Full:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What STRICT publishes from a time on: a policy, or no record where `mode` is "". In trouble
+    its name servers ("dns") or its web server ("web") do not answer.
+    """
+
+    at_s: float
+    id: int
+    mode: str
+    mx: str
+    max_age_s: int
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
 class Start:
     """What a process finds when it starts: by how much the wall clock is wrong as long as it lives,
     and whether the machine was restarted.
@@ -151,6 +168,8 @@ class Scenario:
     gate: Manner | None = None
     submission_keep_s: float = 14 * _DAY_S
     holds: tuple[str, ...] = ()  # domains whose mail a route holds
+    published: tuple[Published, ...] = ()  # in worlds with mail to STRICT
+    tlsa: str = ""  # records of the hosts of STRICT_MX: one of TLSA
 
     @property
     def patience_s(self) -> float:
@@ -226,7 +245,8 @@ def make(seed: int) -> Scenario:
     plan = _with_aliases(Random(f"aliases {seed}"), plan)
     plan = _with_boxes(Random(f"LMTP {seed}"), plan)
     plan = _with_holds(Random(f"holds {seed}"), plan)
-    return _with_rule_holds(Random(f"holds of rules {seed}"), plan)
+    plan = _with_rule_holds(Random(f"holds of rules {seed}"), plan)
+    return _with_policies(Random(f"policies {seed}"), plan)
 
 
 def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
@@ -263,6 +283,37 @@ def _with_holds(rng: Random, plan: Scenario) -> Scenario:
     if plan.gate is not None:  # whose route is renamed between lives
         holds.append(GATED)
     return replace(plan, troubles=_decisions(rng, plan), holds=tuple(sorted({*holds})))
+
+
+def _with_policies(rng: Random, plan: Scenario) -> Scenario:
+    """Where there is mail to STRICT, let it change its mind, and its hosts offer TLS or not."""
+    addresses = (to for one in plan.letters for to, _ in one.recipients)
+    if not any(one.endswith(f"@{STRICT}") for one in addresses):
+        return plan
+    usual = rng.choice((GOOD, GOOD, GOOD, *CERTIFICATES, ""))
+    is_healthy = rng.random() < 0.7
+    hosts = tuple(
+        replace(Manner() if is_healthy else one, certificate=rng.choice((usual, usual, GOOD)))
+        for one in plan.domains[STRICT_MX]
+    )
+    last_s = max(one.at_s for one in plan.letters) + min(plan.expire_after_s, _HOUR_S)
+    times = sorted(rng.uniform(0, last_s) for _ in range(rng.choice((1, 2, 4))))
+    mx = (f"*.{STRICT_MX}",) * 6 + (f"mx0.{STRICT_MX}", "mx.elsewhere.test")
+    published = [Published(0.0, 0, rng.choice(("enforce", "enforce", "")), mx[0], 1500)]
+    published += [
+        Published(
+            at_s, number, rng.choice(("enforce", "enforce", "testing", "none", "")),
+            rng.choice(mx), rng.choice((400, 1500, 86400)), rng.choice(("", "", "dns", "web")),
+        )
+        for number, at_s in enumerate(times, start=1)
+    ]  # fmt: skip
+    letters = tuple(
+        replace(one, fields=(*one.fields, LAX_FIELD.decode())) if rng.random() < 0.35 else one
+        for one in plan.letters
+    )
+    domains = {**plan.domains, STRICT_MX: hosts}
+    tlsa = rng.choice(("", "", *TLSA))
+    return replace(plan, letters=letters, domains=domains, published=tuple(published), tlsa=tlsa)
 
 
 def _decisions(rng: Random, plan: Scenario) -> tuple[Trouble, ...]:

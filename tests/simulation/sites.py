@@ -7,6 +7,7 @@ those of the simulated internet's hosts.
 import asyncio
 import errno
 import re
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from random import Random
 
 from relay.internet.behaviour import Action, Moment, ReceivedMail
 from relay.internet.smtp_host import HostOptions, SmtpHost
-from tests.simulation.network import Host
+from tests.simulation.network import Host, TlsSession
 from tests.simulation.world import World
 from tests.support.manual_clock import ManualClock
 
@@ -22,7 +23,9 @@ TOKEN = re.compile(rb"^Subject: .*?\b(T\d+(?:\.\d+)?)\b", re.MULTILINE)
 _QUEUE_ID = re.compile(rb"^Received:[^;]*\bid ([0-9a-z]{16})\b", re.MULTILINE)
 _MESSAGE_ID = re.compile(rb"^Message-ID: *(\S+)", re.MULTILINE | re.IGNORECASE)
 _HEADER_BYTES = 4000
+LAX_FIELD = b"TLS-Required: No"
 NEVER = float("inf")
+_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # which offers it; the network's is another
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class Taken:
     address: str
     reverse_path: str
     content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a host knows of a session, and of the mail that came in it."""
+
+    is_logged_in: bool
+    tls: TlsSession | None
+    is_lax: bool  # the mail says that it is to go without TLS rather than not at all
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Manner:
     lmtp: bool = False  # each reply to a final dot is for one recipient
     full: float = 0.0  # of the recipients, always the same: rejected after the final dot
     busy: float = 0.0  # of the recipients, by chance: deferred after the final dot
+    certificate: str = ""  # of network.CERTIFICATES; "": no STARTTLS
 
 
 MANNERS = (
@@ -142,7 +155,7 @@ def name_of(content: bytes) -> str:
 
 
 class Site:
-    """One host. `on_dot(connection, queue_id, addresses, is_logged_in=)` hears of every final dot at
+    """One host. `on_dot(connection, queue_id, addresses, session)` hears of every final dot at
     once, and `on_mail(name)` of every transaction that begins. With `has_login` it offers AUTH.
     """
 
@@ -172,7 +185,7 @@ class Site:
     def host(self) -> Host:
         """Where calls to it go."""
         context = self._world.outside
-        return Host(self.name, self._protocol, context, self._rings)
+        return Host(self.name, self._protocol, context, self._rings, self.manner.certificate)
 
     def _protocol(self) -> asyncio.BaseProtocol:
         loop = self._world
@@ -246,7 +259,7 @@ class _SiteHost(SmtpHost):
         manner = site.manner
         options = HostOptions(
             extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None,
-            users=site.users, lmtp=manner.lmtp,
+            users=site.users, lmtp=manner.lmtp, tls=_TLS if manner.certificate else None,
         )  # fmt: skip
         super().__init__(site.name, _Unasked(), clock=ManualClock(), options=options)
         self._site = site
@@ -254,6 +267,11 @@ class _SiteHost(SmtpHost):
         self._chance = site._rng.random
         self._transactions: Counter[int] = Counter()  # by session
         self._logged_in: set[int] = set()  # sessions
+        self._writers: dict[int, asyncio.StreamWriter] = {}  # by session
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers[self.sessions + 1] = writer
+        await super().converse(reader, writer)
 
     async def act(self, moment: Moment, pause: object) -> Action:
         manner = self._manner
@@ -314,9 +332,11 @@ class _SiteHost(SmtpHost):
         assert mail
         name = name_of(mail.content)
         is_logged_in = moment.session in self._logged_in
+        tls: TlsSession | None = self._writers[moment.session].get_extra_info("ssl_object")
         connection = f"{site.name}/{moment.session}"
         if not manner.lmtp or moment.recipient == moment.recipients[0]:
-            site.on_dot(connection, name, moment.recipients, is_logged_in=is_logged_in)
+            said = Session(is_logged_in, tls, is_lax=LAX_FIELD in mail.content[:_HEADER_BYTES])
+            site.on_dot(connection, name, moment.recipients, said)
             self._transactions[moment.session] += 1
         if any(_is_among(address, manner.slow_for) for address in mail.addresses):
             await asyncio.sleep(_SLOW_S)

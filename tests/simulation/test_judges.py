@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from tests.simulation.ledger import Ledger
-from tests.simulation.scenario import make
+from tests.simulation.policies import GivenPolicies
+from tests.simulation.scenario import Published, make
 from tests.simulation.waits import Waits
 from tests.support.claims import a_claim
 
@@ -38,3 +39,18 @@ def test_a_report_without_a_message_id_is_no_other_message() -> None:
     ledger = Ledger(cast("Any", world), _PLAN, claims_max=1)
     ledger.claimed([a_claim()], cast("Any", SimpleNamespace(tasks_open=0)))
     assert ledger.names == {}
+
+
+def test_a_policy_is_in_force_until_its_end_or_the_next_one_comes() -> None:
+    first, second = (
+        Published(0.0, number, "enforce", "*.d1.test", max_age_s=10) for number in range(2)
+    )
+    policies = GivenPolicies()
+    policies.gave(first, now_us=100)
+    policies.gave(second, now_us=5_000_100)
+    assert policies.in_force(0, 99) == {None}
+    assert policies.in_force(0, 200) == {None, first}
+    assert policies.in_force(200, 6_000_000) == {first, second}
+    assert policies.in_force(15_000_100, 15_000_100) == {None}
+    policies.died(now_us=6_000_000)  # and has perhaps not written down the second one
+    assert policies.in_force(6_000_000, 6_000_000) == {first, second}
