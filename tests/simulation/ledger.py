@@ -369,6 +369,9 @@ class Ledger:
             self.outages.append((before_s, after_s))
             self._tried.clear()
             self.world.reached["clock: a doubtful gap"] += 1
+        else:  # the process before may have read later times, and none of them was written down
+            for spans in (self.gaps, self.outages):
+                spans[:] = [(start_s, min(end_s, after_s)) for start_s, end_s in spans]
 
     def _concluded_us(self, settlement: Settlement) -> int:
         """Return when the attempt ended, in queue time; the write may take longer."""

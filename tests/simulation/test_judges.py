@@ -5,11 +5,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+from relay.message.outcome import Evidence as Words
+from relay.message.outcome import Failed
+from relay.spool.types import Settlement
+from tests.simulation.clock import BEGINNING_US, Time
 from tests.simulation.ledger import Ledger
 from tests.simulation.policies import GivenPolicies
 from tests.simulation.scenario import Published, make
 from tests.simulation.waits import Waits
-from tests.support.claims import a_claim
+from tests.support.claims import SECOND_US, a_claim
 
 _COMMIT_S = 3.0
 _PLAN = replace(make(0), commit_s=_COMMIT_S)
@@ -39,6 +43,31 @@ def test_a_report_without_a_message_id_is_no_other_message() -> None:
     ledger = Ledger(cast("Any", world), _PLAN, claims_max=1)
     ledger.claimed([a_claim()], cast("Any", SimpleNamespace(tasks_open=0)))
     assert ledger.names == {}
+
+
+def test_time_that_was_read_and_never_written_down_has_not_passed() -> None:
+    """A process with a wrong clock dies in its start; the next one has the right time."""
+    faults: list[str] = []
+    world = SimpleNamespace(
+        time=lambda: 200.0, note=lambda *_: None, reached=Counter(), fault=faults.append
+    )
+    world.clocks = Time(world)
+    ledger = Ledger(cast("Any", world), _PLAN, claims_max=1)
+
+    def ends_by_a_clock(expires_s: int) -> bool:
+        claim = a_claim(expires_us=BEGINNING_US + expires_s * SECOND_US)
+        expired = {1: Failed(Words("5.4.7", ""))}
+        faults.clear()
+        ledger.settled(Settlement(claim, 0, {}, expired=expired), held=True, was_fenced=False)
+        return any("expired by a clock" in line for line in faults)
+
+    world.clocks.offset_us = 9_000_000 * SECOND_US
+    ledger.resumed(100.0)
+    assert ends_by_a_clock(300)
+    world.clocks.offset_us = 0
+    ledger.resumed(9_000_200.0)
+    assert [ends_by_a_clock(150), ends_by_a_clock(300)] == [True, False]
+    assert ledger.outage_s(0.0, 300.0) == 100.0
 
 
 def test_a_policy_is_in_force_until_its_end_or_the_next_one_comes() -> None:
