@@ -157,8 +157,8 @@ async def look_up(resolver: HostResolver, next_hop: NextHop, via: HopOptions) ->
     must = via.tls.level == "dane"
     if not must and not found.mx.hosts:
         return found
-    is_known = found.mx.secure or not found.mx.hosts
-    hosts = await found.find_tlsa(found.hosts, must=must, is_known=is_known)
+    domains = found.mx.domains if found.mx.hosts else (next_hop.host,)
+    hosts = await found.find_tlsa(found.hosts, must=must, domains=domains)
     return replace(found, hosts=hosts)
 
 

@@ -66,9 +66,15 @@ class TlsaFinding(Struct, frozen=True):
 
     published: int = 0  # records, also those that cannot be used
     usable: tuple[TlsaRecord, ...] = ()
-    name: str = ""  # whose records they are: the host, or what it is an alias of
+    # whose records they are: the host, or what it is an alias of; then those of the next hop
+    names: tuple[str, ...] = ()
     trouble: str = ""  # why it is not known whether there are any
     is_known: bool = False  # the host: it is configured, or the MX answer was validated
+
+    def of(self, domains: tuple[str, ...]) -> "TlsaFinding":
+        """Return it for a next hop whose names lead to the host for certain, if there are any."""
+        names = tuple(dict.fromkeys((*self.names, *domains)))
+        return replace(self, names=names, is_known=bool(domains))
 
 
 NO_TLSA = TlsaFinding()
@@ -101,7 +107,8 @@ def decide_tls(
 
     A route decides alone. What a domain or the DNS publishes counts only where `by` is
     CONFIGURATION, and raises the level, never lowers it. TLSA records of a host go before MTA-STS
-    (RFC 8461 2), which decides where there are none.
+    (RFC 8461 2), which decides where there are none, or none that can be used. Where the MX answer
+    may be forged, they do not make up for a host that the MTA-STS policy does not list.
 
     The last step is what the message demands. `vouched`: for REQUIRETLS a verified name that the
     configuration has is enough.
@@ -122,12 +129,17 @@ def _with_published(
     name: str, found: TlsDecision, sts: StsFinding, *, tlsa: TlsaFinding
 ) -> TlsDecision:
     """Return what a host must have by what the DNS has of it, and its domain publishes."""
+    by_sts = found if sts is NO_STS else _with_sts(name, found, sts)
     must = found.policy.level == "dane"
-    if must or tlsa is not NO_TLSA:
-        found = _with_tlsa(found, tlsa)
-        if must or found.by == DANE or found.skipped:
-            return found
-    return found if sts is NO_STS else _with_sts(name, found, sts)
+    if not must and tlsa is NO_TLSA:  # nearly always
+        return by_sts
+    by_tlsa = _with_tlsa(found, tlsa)
+    if must or by_tlsa.skipped or by_tlsa.proof:
+        return by_tlsa
+    if by_tlsa.by != DANE:
+        return replace(by_sts, note=by_sts.note or by_tlsa.note)
+    is_less = by_sts.skipped or (by_sts.by == MTA_STS and not tlsa.usable)
+    return by_sts if is_less else by_tlsa
 
 
 def _with_tlsa(found: TlsDecision, tlsa: TlsaFinding) -> TlsDecision:
@@ -145,7 +157,9 @@ def _with_tlsa(found: TlsDecision, tlsa: TlsaFinding) -> TlsDecision:
         return found
     if not tlsa.usable:  # RFC 7672 2.2
         return TlsDecision(TlsPolicy("dane"), DANE, "no TLSA record can be used")
-    policy = replace(found.policy, level="dane", tlsa=tlsa.usable, names=(tlsa.name,))
+    has_authority = any(one.usage == 2 for one in tlsa.usable)
+    names = tlsa.names if has_authority else tlsa.names[:1]  # RFC 7672 3.2.2
+    policy = replace(found.policy, level="dane", tlsa=tlsa.usable, names=names)
     note = "" if tlsa.is_known else "MX answer not validated"
     return TlsDecision(policy, found.by if must else DANE, note, proof=tlsa.is_known)
 

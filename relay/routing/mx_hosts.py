@@ -93,7 +93,8 @@ class MxAnswer(Struct, frozen=True):
 
     hosts: tuple[Exchange, ...] = ()
     more: int = 0
-    secure: bool = False  # the name servers validated the answer
+    # the name servers validated it: it is for the domain, and for what that is an alias of
+    domains: tuple[str, ...] = ()
 
 
 NO_MX = MxAnswer()

@@ -139,15 +139,15 @@ class Resolver:
         return found
 
     async def find_tlsa(
-        self, hosts: Sequence[Host], *, must: bool, is_known: bool
+        self, hosts: Sequence[Host], *, must: bool, domains: tuple[str, ...]
     ) -> tuple[Host, ...]:
-        """Return hosts, which may be known, with their TLSA records; each `must` have some."""
+        """Return hosts with their TLSA records; each `must` have some. `domains` are the names of
+        the next hop that lead to them for certain, if any.
+        """
         asked = [self.tlsa(one.name, one.port, must=must) for one in hosts]
         pairs = zip(hosts, await asyncio.gather(*asked), strict=True)
         return tuple(
-            structs.replace(one, tlsa=structs.replace(tlsa, is_known=is_known))
-            if tlsa is not NO_TLSA
-            else one
+            structs.replace(one, tlsa=tlsa.of(domains)) if tlsa is not NO_TLSA else one
             for one, tlsa in pairs
         )
 
@@ -159,7 +159,11 @@ class Resolver:
         CNAMEs lead to comes first (RFC 7672 2.2.2, 2.2.3).
         """
         addresses = await self._dns.answers((host, "A"), (host, "AAAA"))
-        secure = [one for one in addresses if isinstance(one, Records) and one.secure]
+        found = [one for one in addresses if isinstance(one, Records)]
+        failed = [one for one in addresses if isinstance(one, NoAnswer)]
+        if failed and not found:  # they were known a moment ago
+            return self._no_tlsa(failed[0])
+        secure = [one for one in found if one.secure]
         names = dict.fromkeys((secure[0].name or host, host)) if secure else ()
         for name in names:
             question = (f"_{port}._tcp.{name}", "TLSA")
@@ -167,14 +171,17 @@ class Resolver:
                 self._dns.forget(question)
             [answer] = await self._dns.answers(question)
             if isinstance(answer, NoAnswer):
-                self.count_tlsa("dnssec-invalid")
-                return TlsaFinding(trouble=f"its TLSA records are not known: {answer.text}")
+                return self._no_tlsa(answer)
             if isinstance(answer, Records) and answer.secure:
                 usable = usable_records(map(_tlsa_record, answer.values))
-                return TlsaFinding(len(answer.values), usable, name)
+                return TlsaFinding(len(answer.values), usable, (name,))
         if must:
             self.count_tlsa("dane-required")
         return NO_TLSA
+
+    def _no_tlsa(self, answer: NoAnswer) -> TlsaFinding:
+        self.count_tlsa("dnssec-invalid")
+        return TlsaFinding(trouble=f"its TLSA records are not known: {answer.text}")
 
     async def close(self) -> None:
         """Cancel the queries in progress."""
@@ -194,7 +201,9 @@ class Resolver:
             return MailLoop(domain, mx_answer(exchanges, (), skipped))
         found = await self._with_addresses(domain, exchanges, better, skipped=skipped)
         if isinstance(found, Hosts) and isinstance(answer, Records | NoRecords) and answer.secure:
-            return structs.replace(found, mx=structs.replace(found.mx, secure=True))
+            alias_of = answer.name if isinstance(answer, Records) else ""
+            domains = (domain, alias_of) if alias_of else (domain,)
+            return structs.replace(found, mx=structs.replace(found.mx, domains=domains))
         return found
 
     async def _with_addresses(

@@ -77,10 +77,14 @@ def publish_all(made: Internet) -> None:
     made.domain("whole.test", tlsa(3, 0, own.certificate), certificate=own)
     made.domain("roll.test", WRONG, right, certificate=own)
     made.domain("old.test", tlsa(3, 1, old.certificate), certificate=old)
-    chain = made.authority.issue("DNS:mx.ca.test")  # with the authority
-    with chain.certificate.open("ab") as file:
-        file.write(made.authority.certificate.read_bytes())
+    chain, of_domain = [
+        made.authority.issue(f"DNS:{name}") for name in ("mx.ca.test", "ca-domain.test")
+    ]
+    for one in (chain, of_domain):  # with the authority
+        with one.certificate.open("ab") as file:
+            file.write(made.authority.certificate.read_bytes())
     made.domain("ca.test", ca, certificate=chain)
+    made.domain("ca-domain.test", ca, certificate=of_domain)
     made.domain("ca-name.test", ca, certificate=chain)
     made.domain("wrong.test", WRONG, certificate=own)
     made.domain("plain.test", right)
@@ -101,6 +105,8 @@ def publish_all(made: Internet) -> None:
         # an MX answer that is not validated, with a host that is
         "to-right.insecure.test": {"MX": ["10 mx.right.test."]},
         "to-wrong.insecure.test": {"MX": ["10 mx.wrong.test."]},
+        "to-ca.insecure.test": {"MX": ["10 mx.ca-domain.test."]},
+        "aka.test": {"CNAME": ["ca-domain.test."]},
         # CNAMEs: the name that they lead to comes first, then the original
         "alias.test": {"MX": ["10 mx.alias.test."]},
         "mx.alias.test": {"CNAME": ["mx.right.test."]},
@@ -176,6 +182,8 @@ def attempt_of(relay: RelayProcess, domain: str, state: str) -> dict[str, Any]:
         ("roll.test", "dane", "dane: dane"),
         ("old.test", "dane", "dane: dane"),
         ("ca.test", "dane", "dane: dane"),
+        ("ca-domain.test", "dane", "dane: dane"),
+        ("aka.test", "dane", "dane: dane"),
         ("self.test", "dane", "dane: dane"),
         ("next.test", "dane", "dane: dane"),
         ("alias.test", "dane", "dane: dane"),
@@ -202,6 +210,7 @@ def test_mail_that_leaves(relay: RelayProcess, domain: str, verified: str, polic
     [
         ("wrong.test", "matches none of 1 TLSA records"),
         ("ca-name.test", "the certificate is for mx.ca.test, not mx.ca-name.test"),
+        ("to-ca.insecure.test", "the certificate is for ca-domain.test, not mx.ca-domain.test"),
         ("to-wrong.insecure.test", "matches none of 1 TLSA records"),
         ("plain.test", "the host does not offer STARTTLS"),
         ("many.test", f"matches none of {RECORDS_MAX} TLSA records"),
@@ -239,15 +248,16 @@ def test_sessions_and_look_ups_are_counted(relay: RelayProcess) -> None:
         ("must-right.test", "dane", "route must-right"),
         ("unusable.test", "dane", "dane; no TLSA record can be used"),
         ("none.test", "opportunistic", "configuration"),
+        ("fails.test", "", ""),
     ],
 )
 def test_explain(relay: RelayProcess, domain: str, level: str, policy: str) -> None:
-    tls = {
+    tls = level and {
         "level": level,
         "policy": policy,
         "requiretls": domain in ("right.test", "must-right.test"),
     }
-    assert explained(relay, domain)["tls"] == tls
+    assert explained(relay, domain)["tls"] == (tls or None)
 
 
 def explained(relay: RelayProcess, domain: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def tlsa_of(level, certificate):
     key = load_pem_x509_certificate(certificate.certificate.read_bytes()).public_key()
     octets = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     record = TlsaRecord(3, 1, 1, sha256(octets).digest())
-    return TlsaFinding(1, (record,), "mx0.a.test", is_known=level == "dane")
+    return TlsaFinding(1, (record,), ("mx0.a.test",), is_known=level == "dane")
 
 
 @pytest.fixture

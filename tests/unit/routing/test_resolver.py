@@ -404,7 +404,7 @@ RECORDS = {"TLSA": [ZEROS]}
 
 
 def tlsa(name):
-    return TlsaFinding(1, (TlsaRecord(3, 1, 1, bytes(32)),), name)
+    return TlsaFinding(1, (TlsaRecord(3, 1, 1, bytes(32)),), (name,))
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def tlsa(name):
         ({"_25._tcp.h.test": RECORDS}, ("_25._tcp.h.test",), NO_TLSA),
         ({"_25._tcp.h.test": "NXDOMAIN"}, (), NO_TLSA),
         ({"_25._tcp.h.test": {"A": ["127.0.0.1"]}}, (), NO_TLSA),
-        ({"_25._tcp.h.test": {"TLSA": ["0 1 1 " + "00" * 32, "3 1 1 00", "3 1 9 00"]}}, (), TlsaFinding(3, (), "h.test")),
+        ({"_25._tcp.h.test": {"TLSA": ["0 1 1 " + "00" * 32, "3 1 1 00", "3 1 9 00"]}}, (), TlsaFinding(3, (), ("h.test",))),
         # an alias: the name that it leads to goes first
         ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": {"TLSA": [ONES]}, "_25._tcp.w.test": RECORDS}, (), tlsa("w.test")),
         ({"h.test": {"CNAME": ["w.test."]}, "_25._tcp.h.test": RECORDS}, (), tlsa("h.test")),
@@ -426,6 +426,9 @@ def tlsa(name):
         ({"_25._tcp.h.test": "SERVFAIL"}, (), None),
         ({"_25._tcp.h.test": "REFUSED"}, (), None),
         ({"_25._tcp.h.test": "SERVFAIL"}, ("h.test",), NO_TLSA),
+        # the addresses were there a moment ago
+        ({"h.test": "SERVFAIL", "_25._tcp.h.test": RECORDS}, (), None),
+        ({"h.test": {"A": ["127.0.0.9"], "AAAA": "SERVFAIL"}}, ("h.test",), NO_TLSA),
     ],
 )  # fmt: skip
 async def test_tlsa_records_count_where_all_was_validated(dns, zone, insecure, expected):
@@ -469,7 +472,7 @@ async def test_only_a_validating_name_server_makes_an_answer_secure(dns, validat
             ("backup.test", False),
         ):
             found = await resolver.resolve(mx(domain))
-            assert (found.mx.secure, found.find_tlsa is not None) == (
+            assert (found.mx.domains == (domain,), found.find_tlsa is not None) == (
                 secure and validating,
                 validating,
             )
