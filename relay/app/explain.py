@@ -321,11 +321,7 @@ class Explainer:
             "limits": self._limits(via),
             "site": None,
             "retry": list(self.schedule.retry_s),
-            "tls": {
-                "level": via.tls.level,
-                "policy": self.table.tls_demanded_by(next_hop),
-                "requiretls": False,
-            },
+            "tls": None,
         }
         found = await self._resolved(next_hop)
         document |= _hosts(found, via)

@@ -173,9 +173,10 @@ def agrees(explained: dict[str, Any], done: Sequence[Recipient] | None) -> bool:
                 if one["preference"] == explained["hosts"][0]["preference"]]  # fmt: skip
         attempts = [attempt for attempt in recipient.attempts if attempt.host]
         hosts, policies = {each.host for each in attempts}, {each.policy for each in attempts}
-        policy = f"{explained['tls']['policy']}: {explained['tls']['level']}"
+        tls = explained["tls"]
+        expected = {f"{tls['policy']}: {tls['level']}"} if tls else set()
         is_there = recipient.state in (("relayed", "deferred") if best else ("deferred",))
-        return is_there and hosts <= set(best) and policies <= {policy}
+        return is_there and hosts <= set(best) and policies <= expected
     return recipient.state == OUTCOMES[state]
 
 
