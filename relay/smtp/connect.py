@@ -69,7 +69,7 @@ from relay.smtp.transaction import Extensions
 class Target:
     """Where to connect, and how."""
 
-    host: str  # the name for reports and SNI
+    host: str  # the name for reports
     address: str = ""  # an IP address
     port: int = 25  # at the address
     path: str = ""  # of a Unix socket, instead of address and port
@@ -90,6 +90,12 @@ class Target:
         return is_loopback(self.address) and (
             self.host in ("", "localhost") or is_loopback(self.host)
         )
+
+    @property
+    def tls_name(self) -> str:
+        """The name for SNI: whose TLSA records are used (RFC 7672 8.1), else that of the host."""
+        names = self.tls.names if self.tls.tlsa else ()
+        return next(iter(names), self.host or self.address)
 
     def __str__(self) -> str:
         if self.path:
@@ -281,7 +287,7 @@ class _SessionSetup:
         if target.tls.implicit:
             tls = {
                 "ssl": self._client.tls_context,
-                "server_hostname": target.host or target.address,
+                "server_hostname": target.tls_name,
                 "ssl_handshake_timeout": self._timeouts.command_s,
             }
         self._stopwatch.begin()
@@ -336,7 +342,7 @@ class _SessionSetup:
             raise self._no_tls(text, "4.7.4", result=_NO_STARTTLS)
         self._stage = SmtpStage.STARTTLS
         self._stopwatch.begin(in_tls=True)
-        await self._client.starttls(server_hostname=target.host or target.address)
+        await self._client.starttls(server_hostname=target.tls_name)
         self._stopwatch.end()
         self._check_certificate()
         await self._hello()

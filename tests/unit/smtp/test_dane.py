@@ -252,6 +252,24 @@ async def test_a_host_that_matches_gets_the_mail(
 
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize(
+    ("names", "expected"), [((), "mx.test"), (("base.test", "domain.test"), "base.test")]
+)
+async def test_a_host_is_asked_by_the_name_that_has_the_records(
+    connected, context, implicit, names, expected
+):
+    asked = []
+    context.sni_callback = lambda _tls, name, _context: asked.append(name)
+    policy = dane(record("3 1 1", LEAF), implicit=implicit, names=names)
+    try:
+        async with RemoteMx(tls=context, implicit_tls=implicit) as mx:
+            await connected(mx, host="mx.test", tls=policy)
+    finally:
+        context.sni_callback = None
+    assert asked == [expected]
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(
     ("records", "host", "kind", "said"),
     [
         ([record("3 1 1", ROOT)], "mx.test", "validation-failure", "matches none of 1 TLSA records: it is 3 1 1"),
