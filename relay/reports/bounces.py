@@ -26,7 +26,7 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import Evidence
 from relay.message.receipt import ReceiptKind, ReceiptRequest
-from relay.message.tls_policy import IF_OFFERED, REQUIRETLS
+from relay.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
 from relay.message.verdict import RuleMail
 from relay.mime.dsn import (
     FAILURES,
@@ -390,12 +390,12 @@ class Reporter:
         is_copy: bool = False,
     ) -> NewMessage:
         """Return a message with a route: it skips policy. A dead letter is not signed. What has a
-        copy of the message demands the same TLS; with REQUIRETLS, other reports are not held back
-        where it is not offered (RFC 8689 5).
+        copy of a message with REQUIRETLS demands it; other reports are not held back where it is
+        not offered (RFC 8689 5). TLS-Required: No is for the message alone.
         """
-        demand = about.envelope.tls
-        if not is_copy:
-            demand = IF_OFFERED if about.envelope.has_requiretls else ""
+        demand: TlsDemand = ""
+        if about.envelope.has_requiretls:
+            demand = about.envelope.tls if is_copy else IF_OFFERED
         now_us = self.clock.queue_us()
         header, content = made.contents[0].header, made.contents[0].joined()
         routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id, **made.as_json()}
