@@ -116,12 +116,10 @@ def decide_tls(
     level = policy.level
     if level in _LAX and (policy.implicit or (has_login and level == "opportunistic")):
         policy = replace(policy, level="required")
-    found = TlsDecision(policy.for_host(name), by)
-    if demand == REQUIRETLS:
-        found = replace(found, by=CONFIGURATION)
-        published = _with_published(name, found, sts, tlsa=tlsa)
-        return _strict(published, vouched=vouched or sts.enforces(name))
+    found = TlsDecision(policy.for_host(name), CONFIGURATION if demand == REQUIRETLS else by)
     published = _with_published(name, found, sts, tlsa=tlsa)
+    if demand == REQUIRETLS:
+        return _strict(published, vouched=vouched or sts.enforces(name))
     return published if demand != OPTIONAL else _without_published(found, published)
 
 
