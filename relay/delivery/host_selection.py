@@ -135,7 +135,8 @@ def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand =
     )
     mx = replace(found.mx, hosts=skipped)
     if kept:
-        return replace(found, hosts=kept, mx=mx)
+        troubles = (one.tlsa.trouble for one in found.hosts if demand == REQUIRETLS)
+        return replace(found, hosts=kept, mx=mx, unknown=next(filter(None, troubles), ""))
     whys = "; ".join(f"{name}: {decided[name].skipped}" for name in sorted(decided))
     text = f"no host may be used: {whys}"
     if demand == REQUIRETLS:
@@ -327,6 +328,10 @@ class HostSelection:
         if last is None:
             raise self._no_address()
         outcome, stage = last
+        if isinstance(outcome, Failed) and (unknown := self.hosts.unknown):
+            reply = f"{outcome.evidence.reply}; of another host {unknown}"
+            evidence = replace(outcome.evidence, status="4.7.5", reply=reply)
+            outcome = Deferred(evidence, DeferralClass.TLS)
         if len(results) > 1:
             outcome = replace(outcome, evidence=replace(outcome.evidence, hosts=tuple(results)))
         raise ConnectError(outcome, stage)

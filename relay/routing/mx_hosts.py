@@ -103,11 +103,13 @@ NO_MX = MxAnswer()
 class Hosts(Struct, frozen=True):
     """The hosts to try, best first; never empty. `mx` is the answer that they come from, `sts` what
     is known of the domain's MTA-STS policy. `find_tlsa` is None where no answer is validated.
+    `unknown` is why another host may have the TLS that REQUIRETLS demands, if that is not known.
     """
 
     hosts: tuple[Host, ...]
     mx: MxAnswer = NO_MX
     sts: StsFinding = NO_STS
+    unknown: str = ""
     find_tlsa: "Callable[..., Awaitable[tuple[Host, ...]]] | None" = None  # Resolver.find_tlsa
 
 

@@ -171,14 +171,20 @@ async def test_the_next_host_that_qualifies_gets_the_message(delivery, good) -> 
     assert attempt.policy == "requiretls: verify; by mta-sts"
 
 
-@pytest.mark.parametrize(("silent", "status"), [(False, "5.7.30"), (True, "4.4.1")])
+@pytest.mark.parametrize(
+    ("silent", "trouble", "status"),
+    [(False, "", "5.7.30"), (True, "", "4.4.1"), (False, "its TLSA records are not known", "4.7.5")],
+)
 async def test_it_fails_when_every_host_answered_and_waits_while_one_did_not(
-    delivery, good, silent, status
+    delivery, good, silent, trouble, status
 ) -> None:
     sts = StsFinding(policy=StsPolicy("enforce", frozenset({"*.a.test"}), 600))
     async with RemoteMx(tls=good) as first:
         async with RemoteMx(host="127.0.0.2") as second:
             at(delivery, first, second, sts=sts)
+            found = delivery.table.hosts["a.test"]
+            unknown = replace(found.hosts[1], tlsa=TlsaFinding(trouble=trouble))
+            delivery.table.hosts["a.test"] = replace(found, hosts=(found.hosts[0], unknown))
             if not silent:
                 await delivery.start()
                 _, attempt = await attempted(delivery, "requiretls")
@@ -186,6 +192,7 @@ async def test_it_fails_when_every_host_answered_and_waits_while_one_did_not(
             await delivery.start()
             _, attempt = await attempted(delivery, "requiretls")
     assert attempt.status == status
+    assert trouble in attempt.reply
 
 
 @pytest.mark.parametrize(
