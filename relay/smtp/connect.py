@@ -52,7 +52,6 @@ from relay.smtp.client_protocol import (
     printable,
 )
 from relay.smtp.connection import Connection, Timeouts
-from relay.smtp.dane import dane_mismatch
 from relay.smtp.tls import (
     certificate_matches,
     certificate_names,
@@ -354,6 +353,8 @@ class _SessionSetup:
             return
         names = target.tls.for_host(target.host or target.address).names
         if target.tls.tlsa:
+            from relay.smtp.dane import dane_mismatch  # noqa: PLC0415 -- a large library
+
             mismatch = dane_mismatch(target.tls.tlsa, peer_chain(tls), names)
             if mismatch is not None:
                 text = f"{target}: {printable(mismatch.text.encode('utf-8', 'replace'))}"
