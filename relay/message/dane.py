@@ -5,10 +5,6 @@ What a host must show for them: `relay/smtp/dane.py`.
 
 from collections.abc import Iterable
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-from cryptography.x509 import InvalidVersion, load_der_x509_certificate
-
 from relay.message.tls_policy import TlsaRecord
 
 RECORDS_MAX = 16  # they are part of the keys of connections; one or two are usual
@@ -29,6 +25,16 @@ def _is_usable(record: TlsaRecord) -> bool:
         return False
     if record.matching:
         return len(record.data) == _DIGEST_BYTES.get(record.matching)
+    return _can_be_read(record)
+
+
+def _can_be_read(record: TlsaRecord) -> bool:
+    """Return whether a record has a certificate, or the key of one."""
+    # A large library, and few hosts have such a record.
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+    from cryptography.x509 import InvalidVersion, load_der_x509_certificate  # noqa: PLC0415
+
     try:
         (load_der_public_key if record.selector else load_der_x509_certificate)(record.data)
     except (ValueError, LookupError, InvalidVersion, UnsupportedAlgorithm):

@@ -173,7 +173,11 @@ async def test_the_next_host_that_qualifies_gets_the_message(delivery, good) -> 
 
 @pytest.mark.parametrize(
     ("silent", "trouble", "status"),
-    [(False, "", "5.7.30"), (True, "", "4.4.1"), (False, "its TLSA records are not known", "4.7.5")],
+    [
+        (False, "", "5.7.30"),
+        (True, "", "4.4.1"),
+        (False, "its TLSA records are not known", "4.7.5"),
+    ],
 )
 async def test_it_fails_when_every_host_answered_and_waits_while_one_did_not(
     delivery, good, silent, trouble, status
