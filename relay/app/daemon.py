@@ -110,6 +110,9 @@ class Daemon:
         self._spawn(self.transport.scheduler.run(), "delivery")
         if base.holds_root:
             await self.transport.pickup_server.start()
+        if self.transport.gate is not None:
+            await self.transport.gate.start()
+            self._spawn(self.transport.gate.run(), "gate")
         for smtp_server in self.transport.smtp_servers:
             await smtp_server.start()
         if base.holds_root:

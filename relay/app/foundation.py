@@ -3,7 +3,7 @@
 open_foundation() opens the mail root and the spool, and starts nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -74,10 +74,11 @@ class Readiness:
     def __init__(self) -> None:
         self.reason = "starting"
         self.impaired = ""
+        self.gate = ""  # why there is no process of the SMTP sessions
 
     def __call__(self) -> str:
         """The reason for a 503."""
-        return self.reason
+        return self.reason or self.gate
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class RelayDependencies:
     # what is different on a listener of a development relay
     listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
     release_to: NextHop | None = None  # where released mail goes
+    # the words of the gate's child; None: SMTP sessions are in this process
+    gate_words: Sequence[str] | None = None
     active: ActiveConfiguration | None = None  # what a reload reads again; None: nothing is
     # returns a digest of each part that must be equal on all nodes of a spool
     agreed: Callable[[], Mapping[str, str]] = dict

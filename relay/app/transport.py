@@ -9,6 +9,7 @@ from typing import Any
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
 from relay.app.foundation import Foundation
+from relay.app.gate import build_gate
 from relay.app.mta_sts import build_policies, count, counted, renewed
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import PressureReason
@@ -24,6 +25,7 @@ from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.gate.keeper import GateKeeper, RemoteSessions
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.local_services import IngressDependencies
 from relay.ingress.local_users import LocalUsers
@@ -64,6 +66,7 @@ class Transport:
     acceptance: Acceptance  # step 5
     reporter: Reporter  # step 7
     smtp_servers: list[SmtpServer]  # one for each [[smtp]], and that of [sendmail]
+    gate: GateKeeper | None  # has the sessions of [[smtp]]; None: they are in this process
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
@@ -105,6 +108,21 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     base.store.messages.on_read = receipts.read
     local_servers, maildrop = _mail_of_machine(base, ingress)
+    gate = build_gate(base)
+    smtp_servers = [
+        SmtpServer(
+            listener,
+            ingress,
+            certificate=shown,
+            options=sources.listener_options(listener),
+            elsewhere=None if gate is None else RemoteSessions(gate, number),
+        )
+        for number, (listener, shown) in enumerate(
+            zip(settings.smtp, base.certificates.smtp, strict=True)
+        )
+    ]
+    if gate is not None:
+        gate.accept = [partial(_accept, one) for one in smtp_servers]
     return Transport(
         resolver=resolver,
         policies=policies,
@@ -112,13 +130,8 @@ def build_transport(base: Foundation) -> Transport:
         verifier=verifier,
         acceptance=acceptance,
         reporter=reporter,
-        smtp_servers=[
-            SmtpServer(
-                listener, ingress, certificate=shown, options=sources.listener_options(listener)
-            )
-            for listener, shown in zip(settings.smtp, base.certificates.smtp, strict=True)
-        ]
-        + local_servers,
+        smtp_servers=smtp_servers + local_servers,
+        gate=gate,
         pickup_server=_pickup_server(base, ingress),
         pickup=pickup,
         receipts=ReceiptWatcher(
@@ -129,6 +142,10 @@ def build_transport(base: Foundation) -> Transport:
         ),
         maildrop=maildrop,
     )
+
+
+def _accept(server: SmtpServer, goes_on: bool) -> None:
+    server.accept(goes_on=goes_on)
 
 
 def use_settings(
@@ -153,6 +170,8 @@ def use_settings(
     # those of [[smtp]] come first; that of [sendmail] has nothing to change
     for server, listener in zip(transport.smtp_servers, settings.smtp, strict=False):
         server.use(listener)
+    if transport.gate is not None:
+        transport.gate.use()
     if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
         assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
         transport.resolver.use(

@@ -4,7 +4,6 @@
 A pair is a PEM certificate chain and its key. RFC 9325: TLS 1.2 and later.
 """
 
-import hashlib
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,11 +79,11 @@ def dns_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class CheckedPair(Struct, frozen=True):
-    """A pair for a listener; `digest` is that of its files, `names` are its DNS names."""
+    """A pair for a listener; `pem` is what its files have, `names` are its DNS names."""
 
     certificate: Path
     context: ssl.SSLContext
-    digest: bytes
+    pem: bytes
     names: tuple[str, ...]
 
 
@@ -106,8 +105,8 @@ class ServerCertificate:
 
         Raises CertificateError if it cannot be used, or has expired at `now_s`.
         """
-        digest = _digest(certificate, key)
-        if same := next((one for one in self.pairs if one.digest == digest), None):
+        pem = _pem(certificate, key)
+        if same := next((one for one in self.pairs if one.pem == pem), None):
             return same
         context = load_pair(certificate, key)
         try:
@@ -116,7 +115,7 @@ class ServerCertificate:
             raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
         if not shown or ssl.cert_time_to_seconds(shown["notAfter"]) <= now_s:
             raise CertificateError(f"it expired on {shown.get('notAfter', 'an unknown date')}")
-        return CheckedPair(certificate, context, digest, dns_names(shown))
+        return CheckedPair(certificate, context, pem, dns_names(shown))
 
     def use(self, pairs: Sequence[CheckedPair]) -> None:
         """Use these pairs for handshakes from now on."""
@@ -136,8 +135,8 @@ class ServerCertificate:
 
 
 def _unchecked(certificate: Path, key: Path) -> CheckedPair:
-    digest, context = _digest(certificate, key), load_pair(certificate, key)
-    return CheckedPair(certificate, context, digest, names_in(context, certificate))
+    pem, context = _pem(certificate, key), load_pair(certificate, key)
+    return CheckedPair(certificate, context, pem, names_in(context, certificate))
 
 
 def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:
@@ -148,8 +147,9 @@ def names_in(context: ssl.SSLContext, certificate: Path) -> tuple[str, ...]:
         return ()
 
 
-def _digest(certificate: Path, key: Path) -> bytes:
+def _pem(certificate: Path, key: Path) -> bytes:
+    """Return both files as one, which load_pair() takes for both as well."""
     try:
-        return b"".join(hashlib.sha256(one.read_bytes()).digest() for one in (certificate, key))
+        return b"\n".join(one.read_bytes() for one in (certificate, key))
     except OSError as error:
         raise CertificateError(f"{certificate} or {key}: {error.strerror}") from None

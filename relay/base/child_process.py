@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 _END_S = 0.1  # between closing its files and its end
@@ -15,16 +16,24 @@ _END_S = 0.1  # between closing its files and its end
 class ChildProcess:
     """A process that runs a module of this program, with nothing of this process but `socket`."""
 
-    def __init__(self, module: str, *words: str) -> None:
-        """Start it. Raises OSError."""
+    def __init__(
+        self, module: str, *words: str, descriptors: Sequence[int] = (), has_log: bool = False
+    ) -> None:
+        """Start it, with these `descriptors` as well, and with `has_log` the standard error of this
+        process. Raises OSError.
+        """
         self.socket, theirs = socket.socketpair()
         try:
             self.process = subprocess.Popen(  # noqa: S603 - this program itself
                 [sys.executable, "-P", "-m", module, *words],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                stderr=None if has_log else subprocess.DEVNULL,
+                pass_fds=descriptors,
+                env={
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "UV_USE_IO_URING": "0",  # libuv's, which a sandbox refuses
+                },
                 start_new_session=True,  # Ctrl-C must not reach it: it ends when its input ends
             )
         except OSError:

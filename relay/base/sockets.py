@@ -12,8 +12,9 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from relay.base.systemd_sockets import inherited_sockets
 
 LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0
+_ACCEPTED_AT_ONCE = 64
+_NO_FILES_S = 1.0
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
@@ -61,6 +64,47 @@ class Listener(Struct, frozen=True):
                 server = await loop.create_server(factory, sock=one, backlog=backlog)
             servers.append(server)
         return servers
+
+
+class Acceptor:
+    """Accepts connections without reading from them."""
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], take: Callable[[socket.socket], None]
+    ) -> None:
+        """`take` gets each connection, which does not block."""
+        self._sockets, self._take = sockets, take
+        self._is_accepting = False
+
+    def accept(self, *, goes_on: bool) -> None:
+        """Accept from now on, or let clients wait in the backlog."""
+        loop, self._is_accepting = asyncio.get_running_loop(), goes_on
+        for one in self._sockets:
+            one.setblocking(False)
+            if goes_on:
+                loop.add_reader(one.fileno(), self._accept_some, one)
+            elif one.fileno() >= 0:
+                loop.remove_reader(one.fileno())
+
+    def close(self) -> None:
+        """Accept no more. The sockets stay open."""
+        self.accept(goes_on=False)
+        self._sockets = ()
+
+    def _accept_some(self, listening: socket.socket) -> None:
+        try:
+            for _ in range(_ACCEPTED_AT_ONCE):
+                if not self._is_accepting:
+                    return
+                connection, _ = listening.accept()
+                connection.setblocking(False)
+                self._take(connection)
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError:  # no more open files
+            self.accept(goes_on=False)
+            loop = asyncio.get_running_loop()
+            loop.call_later(_NO_FILES_S, partial(self.accept, goes_on=True))  # real time: clients
 
 
 def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> Listener:

@@ -59,6 +59,10 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         color=not environment.no_color,
         node=settings.node_of_many,
     )
+    gate_words = (
+        settings.observe.log, environment.journal_stream,
+        "" if environment.no_color else "color", settings.node_of_many, environment.crash_at,
+    )  # fmt: skip
     sources = RelayDependencies(
         active.accounts,
         active.rules,
@@ -71,6 +75,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         active=active,
         agreed=active.agreed,
         holds_root=role is NodeRole.ALL,
+        gate_words=gate_words,
     )
 
     async def serve_until_stopped() -> None:

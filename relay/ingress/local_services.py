@@ -193,6 +193,9 @@ class LocalServices:
         """See SessionServices."""
         self._owner.refusals.record(refused, self._origin(claims))
 
+    def end(self) -> None:
+        """See SessionServices. Its messages go on."""
+
     @property
     def _may_relay(self) -> bool:
         return self._is_trusted_network or self._account is not None

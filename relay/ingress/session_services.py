@@ -20,6 +20,10 @@ from relay.message.envelope import ForwardPath
 from relay.refusals.refusal import RefusalReason
 from relay.spool.types import IncomingBody
 
+LOGIN_ENDED = (
+    # RFC 5321 3.8
+    "421 4.7.0 The account or its password was changed; log in again, closing the connection"
+)
 CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
 
@@ -114,4 +118,8 @@ class SessionServices(Protocol):
 
     def refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
         """Record a refusal."""
+        ...
+
+    def end(self) -> None:
+        """The connection has ended, and nothing more is asked."""
         ...

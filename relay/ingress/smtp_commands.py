@@ -36,8 +36,19 @@ from relay.ingress.listener_dependencies import ClientConnection, ListenerDepend
 from relay.ingress.local_users import LocalUser
 from relay.ingress.session_counts import SessionCounts
 from relay.ingress.session_limits import EXPANDED_MAX
-from relay.ingress.session_refusals import ContentRefusedError, LineError, SessionRefusals, path_in
-from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims, SessionServices
+from relay.ingress.session_refusals import (
+    ContentRefusedError,
+    LineError,
+    SessionRefusals,
+    path_in,
+)
+from relay.ingress.session_services import (
+    CONNECT,
+    LOGIN_ENDED,
+    RefusedCommand,
+    SessionClaims,
+    SessionServices,
+)
 from relay.message.content import memory_part
 from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
@@ -56,10 +67,6 @@ _HTTP_METHODS = frozenset(
 _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the connection"
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"  # RFC 5321 4.3.1
 _TALKS_AHEAD = "554 5.5.0 Wait for the reply to this command (RFC 2920 3.1), closing the connection"
-_LOGIN_ENDED = (
-    # RFC 5321 3.8
-    "421 4.7.0 The account or its password was changed; log in again, closing the connection"
-)
 _CHUNKS_BEGUN = "503 5.5.1 BDAT has begun this message; send BDAT or RSET"  # RFC 3030 2
 _LAST_OF_GROUP = frozenset({"EHLO", "HELO", "DATA"})
 _NOT_OFFERED = frozenset({"EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
@@ -125,7 +132,7 @@ class SmtpCommandHandler:
         if self.may_close and verb != "QUIT":
             return self._close_rejected(verb, SHUTTING_DOWN)
         if self._services.has_ended and verb != "QUIT":
-            return self._close_rejected(verb, _LOGIN_ENDED, reason=RefusalReason.LOGIN)
+            return self._close_rejected(verb, LOGIN_ENDED, reason=RefusalReason.LOGIN)
         refused = None
         try:
             reply = await self._do(verb, argument.strip(" "))
@@ -495,7 +502,7 @@ class SmtpCommandHandler:
         """Return the reply to a content. Raises ContentRefusedError."""
         if self._services.has_ended:  # before the final dot
             self.closing = True
-            decision, subject = DataReply(_LOGIN_ENDED), ""
+            decision, subject = DataReply(LOGIN_ENDED), ""
         elif content.rejection is not None:
             decision = DataReply(content.rejection, milter=content.refused_by)
             subject = content.subject
@@ -514,7 +521,7 @@ class SmtpCommandHandler:
                 recipients=tuple([path.address for path in paths]),
                 subject=subject,
                 rule=decision.rule or decision.milter,
-                reason=RefusalReason.LOGIN if decision.reply == _LOGIN_ENDED else reason,
+                reason=RefusalReason.LOGIN if decision.reply == LOGIN_ENDED else reason,
             )
         )
 

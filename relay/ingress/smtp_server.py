@@ -5,20 +5,26 @@ continues if its client disconnects. RFC 5321 3.8; RFC 8314 3.3 (implicit TLS).
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import MemoryBudget, Pressure
-from relay.base.sockets import EVERYBODY, OWNER_ONLY, Listener, open_listener
+from relay.base.sockets import (
+    EVERYBODY,
+    OWNER_ONLY,
+    Acceptor,
+    Listener,
+    open_listener,
+)
 from relay.ingress.data import Origin
 from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_services import (
@@ -57,6 +63,23 @@ class ListenerOptions(Struct, frozen=True):
     odd_domain: str  # the same
 
 
+class Sessions(Protocol):
+    """Where the sessions of a listener are: SmtpSessions, or another process."""
+
+    @property
+    def total(self) -> int:
+        """The number of open sessions."""
+
+    def begin(self, connection: socket.socket, client: SessionClient) -> None:
+        """Take a connection from which nothing was read."""
+
+    def use(self, settings: SmtpListener) -> None:
+        """Give sessions that begin from now on these limits."""
+
+    async def drain(self, grace_s: float) -> None:
+        """End. Open transactions may finish within `grace_s`."""
+
+
 class SmtpServer:
     """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key. `users`:
     for programs of this machine, on a Unix socket that every user may connect to. `address` is
@@ -73,9 +96,11 @@ class SmtpServer:
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
+        elsewhere: Sessions | None = None,
     ) -> None:
         """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
-        `options` are those of a development relay.
+        `options` are those of a development relay. `elsewhere` are the sessions, if they are not in
+        this process.
 
         Raises ValueError for a network.
         """
@@ -94,12 +119,16 @@ class SmtpServer:
         self._owner = self._service_dependencies(pickup=pickup)
         sessions = dependencies.acceptance.metrics.smtp_sessions
         context = certificate.context if certificate else None
-        self._smtp_sessions = SmtpSessions(
-            self._listener_dependencies(pickup=pickup, offers_tls=context is not None),
-            tls_context=context,
-            begun=(lambda: None) if pickup else sessions.labels(role=self.role).inc,
-            meet=self._meet,
+        self._acceptor: Acceptor | None = None
+        self._begun: Callable[[], None] = (
+            (lambda: None) if pickup else sessions.labels(role=self.role).inc
         )
+        self._here = SmtpSessions(
+            self._listener_dependencies(pickup=pickup, offers_tls=context is not None),
+            tls_context=context, begun=self._begun, meet=self._meet,
+        )  # fmt: skip
+        self._elsewhere = elsewhere
+        self._sessions: Sessions = elsewhere or self._here
 
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
@@ -107,7 +136,7 @@ class SmtpServer:
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
         self._owner = replace(self._owner, settings=listener)
-        self._smtp_sessions.use(listener)
+        self._sessions.use(listener)
 
     @property
     def role(self) -> str:
@@ -117,7 +146,7 @@ class SmtpServer:
     @property
     def sessions(self) -> int:
         """The number of open sessions."""
-        return self._smtp_sessions.shared.count.total
+        return self._sessions.total
 
     @property
     def acceptances(self) -> int:
@@ -133,15 +162,25 @@ class SmtpServer:
                 Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
-        is_later = self._smtp_sessions.tls_at_once is not None or bool(self._proxies)
-        new = (lambda: BeforeSession(self._move)) if is_later else self._smtp_sessions.new_session
-        self._servers = await self._opened.serve(new, backlog=_BACKLOG)
+        if self._elsewhere or self._here.tls_at_once is not None or self._proxies:
+            self._acceptor = Acceptor(self._opened.sockets, self._take)
+            self.accept(goes_on=True)
+        else:
+            self._servers = await self._opened.serve(self._here.new_session, backlog=_BACKLOG)
+
+    def accept(self, *, goes_on: bool) -> None:
+        """Accept connections for sessions elsewhere, or let clients wait."""
+        if self._acceptor is not None:
+            self._acceptor.accept(goes_on=goes_on)
 
     def stop_listening(self) -> None:
         """Accept no more connections; open sessions continue."""
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -151,7 +190,7 @@ class SmtpServer:
         self.stop_listening()
         for reading in tuple(self._reading):
             reading.cancel()
-        await self._smtp_sessions.drain(grace_s)
+        await self._sessions.drain(grace_s)
         if acceptances := tuple(self._owner.acceptances):
             # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
@@ -166,39 +205,36 @@ class SmtpServer:
         services = LocalServices(self._owner, ip, is_trusted=is_trusted, uid=uid or 0)
         return SessionClient(ip, is_trusted, services, uid)
 
-    def _move(self, transport: asyncio.Transport) -> None:
-        """Move the socket to another transport, before anything was read from it.
-
-        With too many of which a header is awaited the connection is closed. A task that is
-        cancelled closes it as well.
-        """
-        ip = ip_of(transport)
-        has_left = not ip and not self._listener.listen.path  # a check of HAProxy is as short
-        if has_left or len(self._reading) >= self._listener.max_sessions:
-            transport.abort()
-            return
+    def _take(self, connection: socket.socket) -> None:
+        """Begin a session, after the header of a proxy, with too many of which it is closed."""
         try:
-            moved = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        except OSError:  # no more open files: as if the connection was never accepted
-            transport.abort()
+            ip = _ip_at(connection.getpeername())
+        except OSError:  # a check of HAProxy is as short
+            connection.close()
             return
-        moved.setblocking(False)
-        transport.abort()  # closes its own descriptor; the connection stays
         if not _is_in(self._proxies, ip):
-            self._smtp_sessions.begin(moved, self._client(ip))
+            self._begin(connection, self._client(ip))
             return
-        task = asyncio.get_running_loop().create_task(self._begin_forwarded(moved, ip))
+        if len(self._reading) >= self._listener.max_sessions:
+            connection.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._begin_forwarded(connection, ip))
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
 
-    async def _begin_forwarded(self, moved: socket.socket, proxy: str) -> None:
+    def _begin(self, connection: socket.socket, client: SessionClient) -> None:
+        if self._elsewhere is not None:
+            self._begun()
+        self._sessions.begin(connection, client)
+
+    async def _begin_forwarded(self, connection: socket.socket, proxy: str) -> None:
         """Begin the session of the client that a proxy names, or of the proxy if it names none.
 
         A connection that ends without an octet only looked whether the port is open.
         """
         client = None
         try:
-            if (header := await read_header(moved)) is not None:
+            if (header := await read_header(connection)) is not None:
                 named = header.client
                 client = self._client(named or proxy, is_named=bool(named))
         except (ProxyHeaderError, OSError) as error:
@@ -210,14 +246,12 @@ class SmtpServer:
             self._owner.refusals.record(refused, Origin(ip=proxy, helo=""))
         finally:
             if client is None:
-                moved.close()
+                connection.close()
         if client is not None:
-            self._smtp_sessions.begin(moved, client)
+            self._begin(connection, client)
 
     def _listener_dependencies(self, *, pickup: bool, offers_tls: bool) -> ListenerDependencies:
         listener, dependencies = self._listener, self._dependencies
-        # A proxy on this machine may have clients elsewhere.
-        on_this_machine = is_loopback(listener.listen) and not listener.proxy_networks
         requires_tls = listener.tls is not None and listener.tls.require
         options = self._options
         return ListenerDependencies(
@@ -232,7 +266,7 @@ class SmtpServer:
             offers_tls=offers_tls,
             requires_tls=requires_tls,
             offers_auth_in_clear=(
-                options.login_in_clear if options else on_this_machine and not requires_tls
+                options.login_in_clear if options else offers_auth_in_clear(listener)
             ),
             tls_hint=options.tls_hint if options else None,
             pickup=pickup,
@@ -267,27 +301,20 @@ class SmtpServer:
         return _is_in(self._networks, ip or _LOOPBACK)
 
 
-class BeforeSession(asyncio.Protocol):
-    """The protocol of a connection that begins with TLS (RFC 8314 3.3), until its handshake, or
-    with a header of a proxy, until it was read.
-
-    The TLS server of asyncio and uvloop does not report a handshake that failed.
-    """
-
-    def __init__(self, begin: Callable[[asyncio.Transport], None]) -> None:
-        self._begin = begin
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with what comes before the session."""
-        self._begin(transport)
+def offers_auth_in_clear(listener: SmtpListener) -> bool:
+    """Return whether AUTH is offered without TLS: on this machine, if TLS is not required."""
+    # A proxy on this machine may have clients elsewhere.
+    on_this_machine = is_loopback(listener.listen) and not listener.proxy_networks
+    return on_this_machine and not (listener.tls is not None and listener.tls.require)
 
 
 def ip_of(transport: asyncio.BaseTransport) -> str:
     """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
-    peer = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):
-        return ""
-    return str(peer[0]).removeprefix("::ffff:")
+    return _ip_at(transport.get_extra_info("peername"))
+
+
+def _ip_at(peer: object) -> str:
+    return str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else ""
 
 
 def _is_in(networks: Sequence[IPv4Network | IPv6Network], ip: str) -> bool:

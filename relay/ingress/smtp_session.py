@@ -190,7 +190,8 @@ class SessionDependencies(Struct, frozen=True):
     tls_context: ssl.SSLContext | None  # None: no TLS
     on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
     begun: Callable[[], None]  # counts a connection
-    meet: Callable[[asyncio.BaseTransport], SessionClient]  # who is not known before
+    # who is not known before; None: all are
+    meet: Callable[[asyncio.BaseTransport], SessionClient] | None
 
 
 class _NoHooks:
@@ -238,7 +239,10 @@ class SmtpSession(_NoHooks, SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session, or reject the client."""
-        client = self._met = self._met or self._shared.meet(transport)
+        if self._met is None and self._shared.meet is not None:
+            self._met = self._shared.meet(transport)
+        assert self._met is not None
+        client = self._met
         self._ip, trusted = client.ip, client.is_trusted
         tls = _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
@@ -294,6 +298,12 @@ class SmtpSession(_NoHooks, SMTP):
             self._commands.reset()
             self._shared.count.end(self._counted_as)
             super().connection_lost(None if isinstance(error, OSError) else error)
+        if self._met is not None:
+            services, task = self._met.services, self._handler_coroutine
+            if task is None:
+                services.end()
+            else:  # it may have something to record
+                task.add_done_callback(lambda _: services.end())
 
     def _timeout_cb(self) -> None:
         """End the session if the client was idle for too long, else set the timer again."""

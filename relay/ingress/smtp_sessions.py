@@ -40,8 +40,8 @@ class SmtpSessions:
         listener: ListenerDependencies,
         *,
         tls_context: ssl.SSLContext | None,
-        begun: Callable[[], None],
-        meet: Callable[[asyncio.BaseTransport], SessionClient],
+        begun: Callable[[], None] = lambda: None,
+        meet: Callable[[asyncio.BaseTransport], SessionClient] | None = None,
     ) -> None:
         """`begun` counts a connection, `meet` says who the client of new_session() is."""
         is_implicit = listener.settings.role == "submissions"
@@ -52,6 +52,11 @@ class SmtpSessions:
             listener, ConcurrencyCounter(), sessions=set(), tls_context=tls_context,
             on_failed_handshake=self._record_failed_handshake, begun=begun, meet=meet,
         )  # fmt: skip
+
+    @property
+    def total(self) -> int:
+        """The number of open sessions."""
+        return self.shared.count.total
 
     def use(self, settings: SmtpListener) -> None:
         """Give sessions that begin from now on the limits of `settings`."""
@@ -70,6 +75,7 @@ class SmtpSessions:
         """
         if len(self._beginning) >= self.shared.listener.settings.max_sessions:
             connection.close()
+            client.services.end()
             return
         task = asyncio.get_running_loop().create_task(self._begin(connection, client))
         self._beginning.add(task)
@@ -114,6 +120,7 @@ class SmtpSessions:
         finally:
             if not has_begun:
                 connection.close()
+                client.services.end()
 
     def _record_failed_handshake(self, client: SessionClient, error: OSError) -> None:
         """Record and log that the TLS handshake of a client failed.

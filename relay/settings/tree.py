@@ -477,6 +477,8 @@ class Settings:
     hostname: Domain  # in the greeting, EHLO and Received
     state_dir: Path  # the spool, the sockets and the lock
     http: HttpSettings = field(default_factory=HttpSettings)  # [http]
+    # whether SMTP sessions are in a process of their own; auto: with two processors and more
+    smtp_gate: Literal["auto", "on", "off"] = "auto"
     smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
     domain: tuple[OwnDomain, ...] = field(default=(), metadata=RELOADED)  # each [[domain]]

@@ -528,6 +528,18 @@ class IncomingBody(Protocol):
         """Append blocks. Raises SpoolFullError, SpoolUnavailableError."""
         ...
 
+    async def lend(self) -> int:
+        """Return the descriptor of the file, in which another process then writes the body in place
+        of write(). Raises SpoolFullError, SpoolUnavailableError.
+        """
+        ...
+
+    async def take_back(self, size_bytes: int, crc32: int) -> None:
+        """Take what that process has written. Raises SpoolUnavailableError, also where the file has
+        another size.
+        """
+        ...
+
     def octets(self) -> Octets:
         """Return what was written. It is synced when a message with this body is accepted."""
         ...

@@ -69,6 +69,27 @@ class IncomingParts:
         """See IncomingBody."""
         await self._reader.read(lambda tables: self._write(tables, b"".join(blocks)))
 
+    async def lend(self) -> int:
+        """See IncomingBody."""
+        with translate_os_errors(self._directory):
+            return self._opened().number
+
+    async def take_back(self, size_bytes: int, crc32: int) -> None:
+        """See IncomingBody. Now it goes into the database."""
+        body = self.octets()
+        if body.size != size_bytes:
+            raise SpoolUnavailableError(
+                f"found a body of {body.size} octets, expected {size_bytes}"
+            )
+
+        def add(tables: ConnectionTables) -> None:
+            for block in octets_in_blocks((body,)):
+                self._add(tables, block)
+
+        await self._reader.read(add)
+        if self.crc32 != crc32:
+            raise SpoolUnavailableError("found a body with another checksum than expected")
+
     def octets(self) -> ReceivedOctets:
         """See IncomingBody."""
         file = self._opened()
@@ -98,6 +119,10 @@ class IncomingParts:
         self._check_connection(tables)
         with self._lock, translate_os_errors(self._directory):
             write_all(self._opened().number, octets)
+        self._add(tables, octets)
+
+    def _add(self, tables: ConnectionTables, octets: bytes) -> None:
+        """Add octets that are in the file to the rows."""
         self.crc32 = crc32(octets, self.crc32)
         self._left += octets
         self._send(tables, at_least=PART_BYTES)

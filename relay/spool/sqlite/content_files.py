@@ -30,7 +30,7 @@ from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, wri
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.spool.columns import verify_checksum
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
-from relay.spool.types import SpoolError, translate_os_errors
+from relay.spool.types import SpoolError, SpoolUnavailableError, translate_os_errors
 
 INLINE_BYTES_MAX = 128 * 1024
 _LISTED_AT_ONCE = 1000
@@ -62,6 +62,21 @@ class IncomingFile:
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
         await self._disk.run(partial(self._write, blocks))
+
+    async def lend(self) -> int:
+        """See IncomingBody."""
+        await asyncio.to_thread(self._write, ())
+        assert self._file is not None
+        return self._file.number
+
+    async def take_back(self, size_bytes: int, crc32: int) -> None:
+        """See IncomingBody. The checksum is compared when the body is read."""
+        with translate_os_errors(self._path.parent):
+            assert self._file is not None
+            found = os.fstat(self._file.number).st_size
+        if found != size_bytes:
+            raise SpoolUnavailableError(f"found a body of {found} octets, expected {size_bytes}")
+        self._size, self._crc32 = size_bytes, crc32
 
     def octets(self) -> IncomingOctets:
         """See IncomingBody."""

@@ -1,0 +1,60 @@
+"""Build the gate (relay.gate) of a relay, or none: its settings, as the child gets them."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from relay.app.foundation import Foundation
+from relay.gate.keeper import GateKeeper
+from relay.gate.wire import CertificateFile, ListenerSetup, LoadState, Setup
+from relay.ingress.smtp_server import offers_auth_in_clear
+from relay.settings.tree import Settings
+
+
+def has_gate(settings: Settings) -> bool:
+    """Return whether SMTP sessions are in a process of their own in `relay serve`."""
+    if settings.smtp_gate != "auto":
+        return settings.smtp_gate == "on"
+    is_possible = sys.platform == "linux" and not settings.milter and bool(settings.smtp)
+    return is_possible and len(os.sched_getaffinity(0)) > 1
+
+
+def build_gate(base: Foundation) -> GateKeeper | None:
+    """Return the gate, not started; None if the sessions are in this process."""
+    words = base.sources.gate_words
+    if words is None or not has_gate(base.given):
+        return None
+
+    def on_change(reason: str) -> None:
+        base.readiness.gate = reason
+
+    return GateKeeper(
+        words=words, setup=lambda: _setup(base), certificates=lambda: _certificates(base),
+        load=lambda: LoadState(base.pressure.state, bool(base.pressure.paused())),
+        on_change=on_change,
+    )  # fmt: skip
+
+
+def _setup(base: Foundation) -> Setup:
+    settings = base.settings
+    return Setup(
+        settings.hostname,
+        [
+            ListenerSetup(
+                replace(one, tls=None, trusted_networks=(), proxy_networks=()),
+                len(shown.pairs) if shown is not None else 0,
+                requires_tls=one.tls is not None and one.tls.require,
+                offers_auth_in_clear=offers_auth_in_clear(one),
+            )
+            for one, shown in zip(settings.smtp, base.certificates.smtp, strict=True)
+        ],
+    )
+
+
+def _certificates(base: Foundation) -> Sequence[tuple[CertificateFile, bytes]]:
+    return [
+        (CertificateFile(number), pair.pem)
+        for number, shown in enumerate(base.certificates.smtp)
+        for pair in (shown.pairs if shown is not None else ())
+    ]

@@ -1,0 +1,201 @@
+"""The child of the gate: SMTP sessions and DATA, in a sandbox. All else it asks the owner.
+
+Its owner starts it, and it ends with it. When the socket of the owner ends while messages are
+handed over, nobody knows what came of them: their clients get 451, as RFC 1047 wants it, and 421
+all others.
+"""
+
+import asyncio
+import encodings
+import importlib
+import os
+import pkgutil
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+from relay.base.certificates import ServerCertificate
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
+from relay.base.files import Descriptor
+from relay.base.pressure import MemoryBudget, Pressure
+from relay.gate.frames import FrameChannel, receive_descriptor
+from relay.gate.sandbox import end_with_parent, enter_sandbox
+from relay.gate.services import OwnerCalls, RemoteServices
+from relay.gate.wire import (
+    Answer,
+    BodyFile,
+    CertificateFile,
+    Connection,
+    Drain,
+    ForgetAnswers,
+    LoadState,
+    LoginEnded,
+    Ready,
+    Setup,
+    decode_from_owner,
+    decode_packet,
+    encode,
+)
+from relay.ingress.listener_dependencies import ListenerDependencies
+from relay.ingress.message_limits import RateLimits
+from relay.ingress.session_limits import SessionLimits
+from relay.ingress.smtp_session import SessionClient
+from relay.ingress.smtp_sessions import SmtpSessions
+from relay.observe import logs
+
+_PAUSED = "paused"
+_log = logs.get_logger("gate")
+_LIMITS = SessionLimits(buffered_bytes=SessionLimits().buffered_bytes // 2)  # the owner has a copy
+
+
+class Child:
+    """The state of the process: its sessions, and what the owner has told it."""
+
+    def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
+        """`missing` is what the sandbox does not have."""
+        self._packets = packets
+        self._missing = missing
+        self._clock = SystemClock()
+        self._crash = CrashPoints(crash_at)
+        self._pressure = Pressure()
+        self._calls = OwnerCalls()
+        self._channel = self._calls.channel = FrameChannel(self._hear, self._end)
+        self._calls.take_packets = self._take_packets
+        self._listeners: list[SmtpSessions] = []
+        self._certificates: list[ServerCertificate | None] = []
+        self._pem: dict[int, list[Descriptor]] = {}  # of certificates whose Setup has not come
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reason = ""
+        self._draining: asyncio.Task[None] | None = None
+
+    async def run(self, frames: socket.socket) -> None:
+        """Serve until the owner ends, or lets this process end."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._packets.fileno(), self._take_packets)
+        frames.setblocking(False)
+        await loop.create_unix_connection(lambda: self._channel, sock=frames)
+        await self._ended
+        loop.remove_reader(self._packets.fileno())
+        if self._draining is None:
+            _log.error("gate", error=self._reason)
+            self._calls.give_up()
+            await asyncio.gather(*(one.drain(0) for one in self._listeners))
+
+    def _hear(self, octets: bytes) -> None:
+        frame = decode_from_owner(octets)
+        match frame:
+            case Answer():
+                self._calls.answered(frame)
+            case LoadState(pressure=state, is_paused=is_paused):
+                self._pressure.state = state
+                self._pressure.paused = (lambda: _PAUSED) if is_paused else (lambda: "")
+            case LoginEnded(session=session):
+                if (services := self._calls.sessions.get(session)) is not None:
+                    services.has_ended = True
+            case ForgetAnswers():
+                self._calls.kept.clear()
+            case Setup():
+                self._take_packets()  # certificates were sent before
+                self._use(frame)
+                self._channel.send(encode(Ready(self._missing)))
+            case Drain(grace_s=grace_s):
+                self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
+
+    def _take_packets(self) -> None:
+        try:
+            while (found := receive_descriptor(self._packets)) is not None:
+                octets, number = found
+                descriptor = Descriptor(number)
+                match decode_packet(octets):
+                    case Connection() as connection:
+                        self._begin(connection, descriptor)
+                    case BodyFile(session=session):
+                        self._calls.files[session] = descriptor
+                    case CertificateFile(listener=listener):
+                        self._pem.setdefault(listener, []).append(descriptor)
+        except (OSError, EOFError, ValueError) as error:
+            self._end(str(error))
+
+    def _begin(self, told: Connection, descriptor: Descriptor) -> None:
+        connection = socket.socket(fileno=os.dup(descriptor.number))
+        connection.setblocking(False)
+        services = RemoteServices(self._calls, told.session, is_trusted=told.is_trusted)
+        client = SessionClient(told.ip, told.is_trusted, services)
+        self._listeners[told.listener].begin(connection, client)
+
+    def _use(self, setup: Setup) -> None:
+        """Use what the owner has read, and checked."""
+        pem, self._pem = self._pem, {}
+        for number, one in enumerate(setup.listeners):
+            paths = [(path := Path(f"/proc/self/fd/{x.number}"), path) for x in pem.get(number, ())]
+            shown = ServerCertificate(*paths[0], *paths[1:]) if paths else None
+            if number < len(self._listeners):
+                used = self._certificates[number]
+                if shown is not None and used is not None:
+                    used.use(shown.pairs)
+                self._listeners[number].use(one.settings)
+                continue
+            self._certificates.append(shown)
+            listener = ListenerDependencies(
+                one.settings, setup.hostname,
+                limits=_LIMITS, budget=MemoryBudget(_LIMITS.buffered_bytes), crash=self._crash,
+                pressure=self._pressure, rates=RateLimits(self._clock),
+                offers_tls=shown is not None, requires_tls=one.requires_tls,
+                offers_auth_in_clear=one.offers_auth_in_clear,
+            )  # fmt: skip
+            context = shown.context if shown is not None else None
+            self._listeners.append(SmtpSessions(listener, tls_context=context))
+
+    async def _drain(self, grace_s: float) -> None:
+        await asyncio.gather(*(one.drain(grace_s) for one in self._listeners))
+        self._channel.flush()
+        self._end("drained")
+
+    def _end(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+def main(words: Sequence[str]) -> None:
+    """Serve the sessions of the owner, whose sockets are standard input and the descriptor in
+    `words`; after it come the format of the log, whether its lines go to the journal, its colors,
+    the name of the node, and the crash point of a test.
+    """
+    end_with_parent()
+    packets, form, journal, color, node, crash_at = words
+    logs.configure(
+        cast("logs.Form", form),
+        clock=SystemClock(),
+        environ_journal_stream=journal,
+        color=bool(color),
+        node=node,
+    )
+    _load_codecs()
+    missing = enter_sandbox()
+    frames = socket.socket(fileno=0)
+    there = socket.socket(fileno=int(packets))
+
+    async def serve() -> None:
+        await Child(there, missing=missing, crash_at=crash_at).run(frames)
+
+    with suppress(KeyboardInterrupt):
+        uvloop.run(serve())
+    logs.drain()
+
+
+def _load_codecs() -> None:
+    """Load what Python would load later, for subjects and domains: then no file can be opened."""
+    for module in pkgutil.iter_modules(encodings.__path__):
+        with suppress(ImportError):  # those of other systems
+            importlib.import_module(f"encodings.{module.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

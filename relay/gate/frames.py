@@ -1,0 +1,218 @@
+"""Frames between the two processes of the gate, and descriptors of files and connections.
+
+A frame is a length of four octets and that many octets, on a Unix stream socket. A packet is a few
+octets with one descriptor, on a Unix socket of packets (unix(7), SCM_RIGHTS). Both are bounded both
+ways: who sends waits, and who cannot keep up is read no further.
+"""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+LENGTH_BYTES = 4
+FRAME_BYTES_MAX = 32 * 1024 * 1024  # a message in memory, and a long list of recipients
+_PACKET_BYTES_MAX = 4096
+
+
+class FrameChannel(asyncio.Protocol):
+    """One end of a stream of frames. Those of one turn of the loop leave in one write."""
+
+    def __init__(self, on_frame: Callable[[bytes], None], on_end: Callable[[str], None]) -> None:
+        """`on_end` is called once, with the reason, when the other end is gone or breaks the rules;
+        nothing is received after that. `on_frame` raises ValueError for what is no such frame.
+        """
+        self._on_frame, self._on_end = on_frame, on_end
+        self._begun = bytearray()  # of a frame
+        self._waiting: list[bytes] = []  # to be written
+        self._transport: asyncio.Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._has_ended = self._is_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End."""
+        self._writable.set()
+        self._end(str(error or "the other process closed its socket"))
+
+    def eof_received(self) -> None:
+        """End."""
+        self._end("the other process closed its socket")
+
+    def data_received(self, data: bytes) -> None:
+        """Find the frames, and hand them on."""
+        try:
+            if self._begun:
+                self._begun += data
+                data = bytes(self._begun) if len(self._begun) >= self._wanted else b""
+            if data:
+                self._begun = bytearray(data[self._take(data) :])
+        except ValueError as error:
+            self._end(str(error))
+
+    @property
+    def _wanted(self) -> int:
+        """How many octets the frame has that has begun, with its length."""
+        if len(self._begun) < LENGTH_BYTES:
+            return LENGTH_BYTES
+        return LENGTH_BYTES + _length(self._begun)
+
+    def _take(self, data: bytes) -> int:
+        """Hand on the complete frames; return how many octets they have. Raises ValueError."""
+        at = 0
+        while len(data) - at >= LENGTH_BYTES and not self._has_ended:
+            end = at + LENGTH_BYTES + _length(data, at)
+            if end > len(data):
+                break
+            self._on_frame(data[at + LENGTH_BYTES : end])
+            at = end
+        return at
+
+    def send(self, frame: bytes) -> None:
+        """Write a frame at the end of this turn; nothing after the end."""
+        if self._has_ended:
+            return
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._waiting += (len(frame).to_bytes(LENGTH_BYTES, "big"), frame)
+
+    def flush(self) -> None:
+        """Write what waits now."""
+        waiting, self._waiting = self._waiting, []
+        if waiting and self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(waiting)
+
+    async def room(self) -> None:
+        """Wait until the other end has read most of what was sent."""
+        await self._writable.wait()
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much of what was sent the other end has not read."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def pause_writing(self) -> None:
+        """Let who sends wait."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Let who sends go on."""
+        self._writable.set()
+
+    def read(self, *, goes_on: bool) -> None:
+        """Receive no more frames, apart from those of this turn; or receive them again."""
+        if self._transport is None or self._has_ended or goes_on is not self._is_paused:
+            return
+        self._is_paused = not goes_on
+        if goes_on:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def close(self) -> None:
+        """Close this end; `on_end` is not called."""
+        self._has_ended = True
+        if self._transport is not None:
+            self.flush()
+            self._transport.close()
+
+    def _end(self, reason: str) -> None:
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._begun.clear()
+        if self._transport is not None:
+            self._transport.abort()
+        self._on_end(reason)
+
+
+def _length(data: bytes | bytearray, at: int = 0) -> int:
+    length = int.from_bytes(data[at : at + LENGTH_BYTES], "big")
+    if length > FRAME_BYTES_MAX:
+        raise ValueError(f"found a frame of {length} octets, expected at most {FRAME_BYTES_MAX}")
+    return length
+
+
+def packet_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a socket of packets, which do not block."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+    return ends
+
+
+class PacketSender:
+    """Sends packets with a descriptor each, in their order. Those wait that the other end has no
+    room for: who makes them has to stop meanwhile.
+    """
+
+    def __init__(
+        self, end: socket.socket, *, on_full: Callable[[bool], None], on_end: Callable[[str], None]
+    ) -> None:
+        """`on_full` is called when packets begin to wait, and when none waits any more; `on_end` if
+        the other end is gone.
+        """
+        self._end, self._on_full, self._on_end = end, on_full, on_end
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._is_told = False
+
+    def send(self, octets: bytes, descriptor: int) -> None:
+        """Send a packet, and close the descriptor here."""
+        self._waiting.append((octets, descriptor))
+        if len(self._waiting) == 1:
+            self._write()
+            if self._waiting:
+                self._is_told = True
+                asyncio.get_running_loop().add_writer(self._end.fileno(), self._write)
+                self._on_full(True)
+
+    def close(self) -> None:
+        """Close the socket, and what was not sent."""
+        if self._end.fileno() >= 0:
+            asyncio.get_running_loop().remove_writer(self._end.fileno())
+        self._end.close()
+        while self._waiting:
+            os.close(self._waiting.popleft()[1])
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                octets, descriptor = self._waiting[0]
+                socket.send_fds(self._end, [octets], [descriptor])
+                os.close(descriptor)
+                self._waiting.popleft()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close()
+            self._on_end(f"it takes no packets: {error.strerror}")
+            return
+        if self._is_told:
+            self._is_told = False
+            asyncio.get_running_loop().remove_writer(self._end.fileno())
+            self._on_full(False)
+
+
+def receive_descriptor(end: socket.socket) -> tuple[bytes, int] | None:
+    """Return the next packet and its descriptor, which the caller closes; None if none waits.
+
+    Raises EOFError at the end, OSError.
+    """
+    try:
+        octets, descriptors, _, _ = socket.recv_fds(end, _PACKET_BYTES_MAX, 1)
+    except BlockingIOError:
+        return None
+    if not octets or len(descriptors) != 1:
+        for one in descriptors:
+            with suppress(OSError):
+                os.close(one)
+        raise EOFError("the other process closed its socket")
+    os.set_inheritable(descriptors[0], False)
+    return octets, descriptors[0]

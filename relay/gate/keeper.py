@@ -1,0 +1,251 @@
+"""Start the child of the gate, give it connections, and replace it when it ends.
+
+The listeners stay open meanwhile: clients wait in their backlog. After repeated ends there is a
+pause before the next start, which grows.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from relay.base.child_process import ChildProcess
+from relay.gate.frames import FrameChannel, PacketSender, packet_pair
+from relay.gate.owner import SessionsOfChild
+from relay.gate.wire import (
+    CertificateFile,
+    Connection,
+    Drain,
+    ForgetAnswers,
+    LoadState,
+    Packet,
+    Ready,
+    Setup,
+    encode,
+)
+from relay.ingress.smtp_session import SessionClient
+from relay.observe.logs import get_logger
+from relay.settings.tree import SmtpListener
+
+_START_S = 30.0  # until it is ready: the machine may be busy
+_LONG_LIFE_S = 60.0
+_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a start, after repeated ends
+_TICK_S = 0.5
+_LAST_S = 1.0  # for the child, after the sessions
+_log = get_logger("gate")
+
+
+class GateError(OSError):
+    """The child did not start; the text says why."""
+
+
+class GateKeeper:
+    """Has one child, from start() to drain()."""
+
+    def __init__(
+        self,
+        *,
+        words: Sequence[str],
+        setup: Callable[[], Setup],
+        certificates: Callable[[], Sequence[tuple[CertificateFile, bytes]]],
+        load: Callable[[], LoadState],
+        on_change: Callable[[str], None],
+    ) -> None:
+        """`words` are those of the child: how it logs. `certificates` returns the pairs, as PEM.
+        `on_change` gets why there is no child, "" when there is one.
+        """
+        self._words = words
+        self._setup, self._certificates, self._load = setup, certificates, load
+        self._on_change = on_change
+        self._child: _Child | None = None
+        self._is_draining = False
+        self._told: LoadState | None = None
+        self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
+
+    @property
+    def pid(self) -> int | None:
+        """The process, None while there is none."""
+        return self._child.process.process.pid if self._child is not None else None
+
+    def sessions(self, listener: int) -> int:
+        """Return the number of open sessions of a listener."""
+        return self._child.sessions.counts[listener] if self._child is not None else 0
+
+    async def start(self) -> None:
+        """Start the child. Raises GateError."""
+        child = _Child(self._words, on_full=self._accept_less)
+        try:
+            async with asyncio.timeout(_START_S):  # real time: a process starts
+                await child.open()
+                self._set_up(child)
+                missing = await child.ready
+        except TimeoutError:
+            reason = f"it was not ready within {_START_S:g} seconds"
+            child.kill()
+            raise GateError(f"the process of the SMTP sessions did not start: {reason}") from None
+        except OSError as error:
+            child.kill()
+            raise GateError(f"the process of the SMTP sessions did not start: {error}") from None
+        self._child, self._told = child, None
+        self.tell_load()
+        _log.info("gate", pid=self.pid, without=" ".join(missing.missing) or None)
+        self._accept_less(False)
+        self._on_change("")
+
+    async def run(self) -> None:
+        """Replace each child that ends, and tell it what changes, until cancelled."""
+        ends = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            child = self._child
+            if child is not None:
+                began_s = loop.time()  # real time: how long a process lives
+                while not child.ended.done():
+                    await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
+                    self.tell_load()
+                    child.sessions.tell_ended()
+                self._lose(child, child.ended.result())
+                lived_s = loop.time() - began_s  # real time: as above
+                ends = 0 if lived_s >= _LONG_LIFE_S else ends + 1
+            await asyncio.sleep(_PAUSES_S[min(ends, len(_PAUSES_S) - 1)])  # real time: as above
+            if self._is_draining:
+                return
+            try:
+                await self.start()
+            except GateError as error:
+                ends += 1
+                _log.error("gate", error=str(error))
+                self._on_change(str(error))
+
+    def tell_load(self) -> None:
+        """Tell the child how much mail is taken, if that has changed."""
+        load = self._load()
+        if self._child is not None and load != self._told:
+            self._told = load
+            self._child.channel.send(encode(load))
+
+    def use(self) -> None:
+        """Give the child what a reload has read. One that cannot use it ends, and the next one
+        begins with it.
+        """
+        if self._child is not None:
+            self._set_up(self._child)
+            self._child.channel.send(encode(ForgetAnswers()))
+
+    def hand_on(self, connection: socket.socket, client: SessionClient, listener: int) -> None:
+        """Give the child a connection, which is closed here."""
+        if (child := self._child) is None:
+            connection.close()
+            client.services.end()
+            return
+        number = child.sessions.begin(client.services, listener)
+        child.send(Connection(number, listener, client.ip, client.is_trusted), connection.detach())
+
+    async def drain(self, grace_s: float) -> None:
+        """End the sessions, then the child."""
+        if (child := self._child) is None:
+            return
+        if not self._is_draining:
+            self._is_draining = True
+            child.channel.send(encode(Drain(grace_s)))
+        await asyncio.wait({child.ended}, timeout=grace_s + _LAST_S)  # real time: clients
+        child.kill()
+
+    def _set_up(self, child: "_Child") -> None:
+        for packet, pem in self._certificates():
+            file = os.memfd_create("certificate")
+            os.write(file, pem)
+            child.send(packet, file)
+        child.channel.send(encode(self._setup()))
+
+    def _accept_less(self, is_full: bool) -> None:
+        for accept in self.accept:
+            accept(not is_full)
+
+    def _lose(self, child: "_Child", reason: str) -> None:
+        self._child = None
+        self._accept_less(True)
+        child.kill()
+        if not self._is_draining:
+            text = f"the process of the SMTP sessions ended: {reason}"
+            _log.error("gate", error=text)
+            self._on_change(text)
+
+
+class _Child:
+    """One child, with its sockets and the sessions that it has."""
+
+    def __init__(self, words: Sequence[str], *, on_full: Callable[[bool], None]) -> None:
+        """Start it. `on_full` is that of its packets. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = packet_pair()
+        try:
+            self.process = ChildProcess(
+                "relay.gate.child", str(theirs.fileno()), *words,
+                descriptors=[theirs.fileno()], has_log=True,
+            )  # fmt: skip
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.ended: asyncio.Future[str] = loop.create_future()
+        self.ready: asyncio.Future[Ready] = loop.create_future()
+        self.sessions = SessionsOfChild(self.send, self._note_ready)
+        self.channel = self.sessions.channel = FrameChannel(self.sessions.hear, self.end)
+        self.packets = PacketSender(ours, on_full=on_full, on_end=self.end)
+
+    async def open(self) -> None:
+        """Begin to talk to it. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self.process.socket.setblocking(False)
+        await loop.create_unix_connection(lambda: self.channel, sock=self.process.socket)
+
+    def send(self, packet: Packet, descriptor: int) -> None:
+        """Send a packet with a descriptor, which is closed here."""
+        self.packets.send(encode(packet), descriptor)
+
+    def _note_ready(self, frame: Ready) -> None:
+        if not self.ready.done():
+            self.ready.set_result(frame)
+
+    def end(self, reason: str) -> None:
+        """Note that it has ended, or must."""
+        if not self.ended.done():
+            self.ended.set_result(f"{reason}; {self.process.how_it_ended()}")
+            if not self.ready.done():
+                self.ready.set_exception(GateError(self.ended.result()))
+            self.sessions.end()
+
+    def kill(self) -> None:
+        """Kill it, and reap it."""
+        self.channel.close()
+        self.packets.close()
+        with suppress(OSError):
+            self.process.process.kill()
+        self.process.has_ended(_LAST_S)
+
+
+class RemoteSessions:
+    """The sessions of one listener, in the child: relay.ingress.smtp_server.Sessions."""
+
+    def __init__(self, keeper: GateKeeper, listener: int) -> None:
+        """`listener` is its place in Setup."""
+        self._keeper, self._listener = keeper, listener
+
+    @property
+    def total(self) -> int:
+        """The number of open sessions."""
+        return self._keeper.sessions(self._listener)
+
+    def begin(self, connection: socket.socket, client: SessionClient) -> None:
+        """Hand a connection on."""
+        self._keeper.hand_on(connection, client, self._listener)
+
+    def use(self, settings: SmtpListener) -> None:
+        """Do nothing: the child gets all listeners at once, from GateKeeper.use()."""
+
+    async def drain(self, grace_s: float) -> None:
+        """End the sessions of all listeners."""
+        await self._keeper.drain(grace_s)

@@ -1,0 +1,222 @@
+"""The owner's side of the gate: it keeps the services of each session, and answers the child.
+
+Each session has one SessionServices, made with the address and the trust of its connection before
+the child gets it. A call names it by a random number, and has one answer. A session that does not
+wait for its answer, or that does not exist, breaks the rules: the child is ended, and another
+started.
+"""
+
+import asyncio
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Raw
+
+from relay.accounts.account import LoginRefusedError
+from relay.accounts.passwords import LoginDelayedError
+from relay.gate.frames import FrameChannel
+from relay.gate.wire import (
+    Accept,
+    Answer,
+    BodyFile,
+    CheckRecipient,
+    CheckSender,
+    DropBody,
+    Ended,
+    ForgetLogin,
+    LogIn,
+    LoginAnswer,
+    LoginEnded,
+    OpenBody,
+    Ready,
+    Refused,
+    decode_from_child,
+    encode,
+)
+from relay.ingress.data import ContentRejection, DataReply, ReceivedContent
+from relay.ingress.session_services import LOGIN_ENDED, SessionServices
+from relay.message.content import Content, LargeContent
+from relay.observe.logs import get_logger
+from relay.spool.types import IncomingBody, SpoolError, SpoolUnavailableError
+
+_OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; then the child waits
+_UNREAD_BYTES_MAX = 16 * 1024 * 1024  # of answers that the child does not read
+Question = LogIn | CheckSender | CheckRecipient | OpenBody | Accept
+_log = get_logger("gate")
+
+
+class _Session:
+    """What the owner keeps of a session."""
+
+    __slots__ = ("body", "is_busy", "is_told", "listener", "services")
+
+    def __init__(self, services: SessionServices, listener: int) -> None:
+        self.services = services
+        self.listener = listener
+        self.body: IncomingBody | None = None  # that the child writes
+        self.is_busy = False  # with a call
+        self.is_told = False  # that its login has ended
+
+    def drop(self) -> None:
+        """Discard the body that the child was writing."""
+        if self.body is not None:
+            self.body.discard()
+            self.body = None
+
+    def end(self) -> None:
+        """The connection has ended."""
+        self.drop()
+        self.services.end()
+
+
+class SessionsOfChild:
+    """The sessions of one child, until it ends."""
+
+    def __init__(
+        self,
+        send_file: Callable[[BodyFile, int], None],
+        on_ready: Callable[[Ready], None],
+    ) -> None:
+        """`send_file` sends a packet with a descriptor, which it closes."""
+        self.channel: FrameChannel  # to the child
+        self._send_file, self._on_ready = send_file, on_ready
+        self._sessions: dict[int, _Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._offered_bytes = 0
+        self.counts: Counter[int] = Counter()  # of sessions, by listener
+
+    def begin(self, services: SessionServices, listener: int) -> int:
+        """Return the number of a new session."""
+        number = secrets.randbits(63)
+        self._sessions[number] = _Session(services, listener)
+        self.counts[listener] += 1
+        return number
+
+    def hear(self, octets: bytes) -> None:
+        """Do what a frame says. Raises ValueError for one that the rules do not allow."""
+        frame = decode_from_child(octets)
+        if isinstance(frame, Ready):
+            self._on_ready(frame)
+            return
+        if self.channel.unread_bytes > _UNREAD_BYTES_MAX:
+            raise ValueError("the child reads no answers")
+        session = self._sessions.get(frame.session)
+        if session is None:
+            raise ValueError(f"found {type(frame).__name__} of a session that does not exist")
+        match frame:
+            case Refused(refused=refused):
+                session.services.refused(refused, frame.claims)
+            case ForgetLogin():
+                session.services.forget_login()
+                session.is_told = False
+            case DropBody():
+                session.drop()
+            case Ended():
+                del self._sessions[frame.session]
+                self.counts[session.listener] -= 1
+                session.end()
+            case _:
+                if session.is_busy:
+                    raise ValueError(f"found {type(frame).__name__} before the last answer")
+                session.is_busy = True
+                task = asyncio.get_running_loop().create_task(self._answer(session, frame))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def tell_ended(self) -> None:
+        """Tell the child which logins have ended: accounts may have changed."""
+        for number, session in self._sessions.items():
+            if not session.is_told and session.services.has_ended:
+                session.is_told = True
+                self.channel.send(encode(LoginEnded(number)))
+
+    def end(self) -> None:
+        """Forget the sessions: the child is gone. Messages that it has handed over are accepted."""
+        for session in self._sessions.values():
+            session.end()
+        self._sessions.clear()
+
+    async def _answer(self, session: _Session, call: Question) -> None:
+        value, has_failed = None, False
+        try:
+            value = await self._value(session, call)
+        except Exception:  # noqa: BLE001 -- the session answers 451, the others go on
+            _log.exception("a call of the gate failed", call=type(call).__name__)
+            has_failed = True
+        session.is_busy = False
+        self.channel.send(encode(Answer(call.call, Raw(encode(value)), has_failed)))
+
+    async def _value(self, session: _Session, call: Question) -> Any:
+        services = session.services
+        match call:
+            case CheckRecipient(address=address, reverse_path=sender, size_bytes=size_bytes):
+                return await services.recipient(address, sender, size_bytes=size_bytes)
+            case Accept():
+                return await self._accept(session, call)
+            case CheckSender(reverse_path=reverse_path):
+                return await services.sender_rejection(reverse_path)
+            case LogIn():
+                return await _log_in(services, call)
+            case OpenBody():
+                return await self._open_body(session, call.session)
+
+    async def _accept(self, session: _Session, call: Accept) -> DataReply:
+        if session.services.has_ended:
+            return DataReply(LOGIN_ENDED)
+        body, session.body = session.body, None
+        size_bytes = len(call.content)
+        self._count(size_bytes)
+
+        def release() -> None:
+            self._count(-size_bytes)
+            if body is not None:
+                body.discard()
+
+        content: Content = call.content
+        if (written := call.body) is not None:
+            try:
+                if body is None:
+                    raise SpoolUnavailableError("there is no file of this body")
+                await body.take_back(written.size_bytes, written.crc32)
+            except SpoolError as error:
+                release()
+                _log.warning("spool unavailable", error=error)
+                return DataReply(ContentRejection.LOCAL_ERROR)
+            octets = body.octets()
+            content = LargeContent(call.content, (octets,), written.eight_bit, written.long_lines)
+        return await session.services.accept(
+            call.mail, call.paths, ReceivedContent(content, release), claims=call.claims
+        )
+
+    def _count(self, size_bytes: int) -> None:
+        """Count messages in memory; read no more while there are too many."""
+        self._offered_bytes += size_bytes
+        self.channel.read(goes_on=self._offered_bytes <= _OFFERED_BYTES_MAX)
+
+    async def _open_body(self, session: _Session, number: int) -> str:
+        """Send the child a file; return why there is none, or ""."""
+        session.drop()
+        body = session.services.new_body()
+        try:
+            descriptor = await body.lend()
+        except SpoolError as error:
+            return str(error)
+        if number not in self._sessions:  # the client is gone
+            body.discard()
+            return ""
+        session.body = body
+        self._send_file(BodyFile(number), os.dup(descriptor))
+        return ""
+
+
+async def _log_in(services: SessionServices, call: LogIn) -> LoginAnswer:
+    try:
+        await services.log_in(call.user, call.secret, is_token=call.is_token)
+    except LoginDelayedError as error:
+        return LoginAnswer(delayed=str(error), retry_after_s=error.retry_after_s)
+    except LoginRefusedError as error:
+        return LoginAnswer(refused=str(error))
+    return LoginAnswer(services.login)

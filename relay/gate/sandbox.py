@@ -1,0 +1,150 @@
+"""The sandbox of the gate's child: no file opened, no connection, no program, no signal.
+
+Landlock (landlock(7)) without a rule refuses each open of a file by its path, and signals to other
+processes. A seccomp filter (seccomp(2)) refuses the system calls of _REFUSED, above all connect and
+execve. Descriptors that the child has or gets stay usable, a memory file of the owner by its name
+in /proc too: this is how it reads certificates. Both need no_new_privs, which is set as well, and
+hold for threads that start later. What a kernel does not have is left out, and named.
+"""
+
+import ctypes
+import platform
+import resource
+import signal
+import struct
+from contextlib import suppress
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # the same on all architectures
+_LANDLOCK_VERSION = 1  # a flag
+_FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # how many, from ABI 0 on; later ones have no more
+_NETWORK_SINCE, _SCOPE_SINCE = 4, 6  # ABI
+_BPF_LOAD, _BPF_EQUAL, _BPF_AT_LEAST, _BPF_RETURN = 0x20, 0x15, 0x35, 0x06
+_X32 = 0x40000000  # x86_64 has its calls once more under numbers from here on
+_ALLOW, _EPERM, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
+# audit(7) number of the architecture, and of its system calls: the kernel's unistd tables
+_REFUSED = {
+    "x86_64": (
+        0xC000003E,
+        {
+            "socket": 41, "connect": 42, "bind": 49, "listen": 50, "execve": 59, "execveat": 322,
+            "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438,
+            "kill": 62, "tkill": 200, "tgkill": 234, "fork": 57, "vfork": 58,
+            "open_by_handle_at": 304, "io_uring_setup": 425, "bpf": 321, "userfaultfd": 323,
+            "perf_event_open": 298, "unshare": 272, "setns": 308, "mount": 165, "keyctl": 250,
+        },
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "socket": 198, "connect": 203, "bind": 200, "listen": 201, "execve": 221,
+            "execveat": 281, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271,
+            "pidfd_getfd": 438, "kill": 129, "tkill": 130, "tgkill": 131, "open_by_handle_at": 265,
+            "io_uring_setup": 425, "bpf": 280, "userfaultfd": 282, "perf_event_open": 241,
+            "unshare": 97, "setns": 268, "mount": 40, "keyctl": 219,
+        },
+    ),
+}  # fmt: skip
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, and ignore what a terminal sends."""
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_IGN)
+    with suppress(OSError, AttributeError):  # not on every system
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def enter_sandbox() -> tuple[str, ...]:
+    """Restrict this process for good; return what this kernel does not have of it."""
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _prctl(_PR_SET_DUMPABLE, 0)
+    except (OSError, AttributeError):
+        return ("no_new_privs", "Landlock", "seccomp")
+    missing = []
+    for name, restrict in (("Landlock", _restrict_files), ("seccomp", _restrict_calls)):
+        try:
+            restrict()
+        except OSError:
+            missing.append(name)
+    return tuple(missing)
+
+
+def available() -> tuple[str, ...]:
+    """Return what of the sandbox this kernel does not have, without entering it."""
+    missing = []
+    if _landlock_abi() < 1:
+        missing.append("Landlock")
+    if platform.machine() not in _REFUSED:
+        missing.append("seccomp")
+    return tuple(missing)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, *values: object) -> None:
+    numbers = [x if not isinstance(x, int) else ctypes.c_ulong(x) for x in values]
+    numbers += [ctypes.c_ulong(0)] * (4 - len(numbers))
+    if _libc().prctl(option, *numbers):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _call(number: int, *values: object) -> int:
+    found = int(_libc().syscall(ctypes.c_long(number), *values))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), "Landlock")
+    return found
+
+
+def _landlock_abi() -> int:
+    try:
+        return _call(
+            _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_LANDLOCK_VERSION)
+        )
+    except (OSError, AttributeError):
+        return 0
+
+
+def _restrict_files() -> None:
+    """Refuse all that a Landlock of this kernel can refuse. Raises OSError."""
+    abi = _landlock_abi()
+    rights = _FILE_RIGHTS_OF_ABI[min(abi, len(_FILE_RIGHTS_OF_ABI) - 1)]
+    if not rights:
+        raise OSError("no Landlock")
+    network, scope = 3 * (abi >= _NETWORK_SINCE), 3 * (abi >= _SCOPE_SINCE)
+    attributes = struct.pack("=QQQ", (1 << rights) - 1, network, scope)
+    size = 8 * (1 + (abi >= _NETWORK_SINCE) + (abi >= _SCOPE_SINCE))
+    ruleset = _call(
+        _LANDLOCK_CREATE_RULESET, ctypes.c_char_p(attributes), ctypes.c_size_t(size),
+        ctypes.c_uint(0),
+    )  # fmt: skip
+    _call(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
+
+
+def _restrict_calls() -> None:
+    """Refuse the system calls of _REFUSED with EPERM. Raises OSError."""
+    if platform.machine() not in _REFUSED:
+        raise OSError("no filter for this architecture")
+    architecture, numbers = _REFUSED[platform.machine()]
+    calls = sorted(numbers.values())
+    program = [
+        (_BPF_LOAD, 0, 0, 4),  # the architecture
+        (_BPF_EQUAL, 1, 0, architecture),
+        (_BPF_RETURN, 0, 0, _KILL),
+        (_BPF_LOAD, 0, 0, 0),  # the number of the call
+        (_BPF_AT_LEAST, len(calls) + 1, 0, _X32),
+        *((_BPF_EQUAL, len(calls) - at, 0, number) for at, number in enumerate(calls)),
+        (_BPF_RETURN, 0, 0, _ALLOW),
+        (_BPF_RETURN, 0, 0, _EPERM),
+    ]
+    octets = b"".join(struct.pack("=HBBI", *one) for one in program)
+    instructions = ctypes.create_string_buffer(octets, len(octets))
+    pointer = ctypes.addressof(instructions)
+    header = struct.pack("@HP", len(program), pointer)
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_char_p(header))

@@ -1,0 +1,223 @@
+"""What the two processes of the gate tell each other: the frames of each direction, as msgspec
+Structs in MessagePack.
+
+The child makes calls, and the owner answers each once under its number; the rest is told without an
+answer. `session` is the number that the owner gave a connection. What the owner knows of its client
+counts, and nothing here says who that is. A frame that is none of these raises ValueError.
+"""
+
+import msgspec
+from msgspec import Raw, Struct
+
+from relay.base.pressure import PressureState
+from relay.ingress.data import DataReply
+from relay.ingress.esmtp_parameters import MailArgument
+from relay.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
+from relay.message.envelope import ForwardPath
+from relay.settings.tree import SmtpListener
+
+
+class _Frame(Struct, frozen=True, tag=True, array_like=True):
+    """One frame."""
+
+
+class _Call(_Frame, frozen=True):
+    """What a session asks: one thing at a time."""
+
+    session: int
+    call: int  # the number that the answer has
+
+
+# -- from the child
+
+
+class LogIn(_Call, frozen=True):
+    """SessionServices.log_in(). The answer is a LoginAnswer."""
+
+    user: str
+    secret: str
+    is_token: bool
+
+
+class CheckSender(_Call, frozen=True):
+    """SessionServices.sender_rejection(). The answer is the reply."""
+
+    reverse_path: str
+
+
+class CheckRecipient(_Call, frozen=True):
+    """SessionServices.recipient(). The answer is a RecipientAnswer."""
+
+    address: str
+    reverse_path: str
+    size_bytes: int
+
+
+class OpenBody(_Call, frozen=True):
+    """Asks for the file of a large body, which comes as a packet. The answer is "" or the text of
+    the error.
+    """
+
+
+class WrittenBody(Struct, frozen=True, array_like=True):
+    """What a session has written to its file."""
+
+    size_bytes: int
+    crc32: int
+    eight_bit: bool
+    long_lines: bool
+
+
+class Accept(_Call, frozen=True):
+    """SessionServices.accept(). The answer is a DataReply."""
+
+    mail: MailArgument
+    paths: list[ForwardPath]
+    claims: SessionClaims
+    content: bytes  # with a body, its header
+    body: WrittenBody | None = None
+
+
+class DropBody(_Frame, frozen=True):
+    """The file of a body is not wanted any more."""
+
+    session: int
+
+
+class ForgetLogin(_Frame, frozen=True):
+    """SessionServices.forget_login()."""
+
+    session: int
+
+
+class Refused(_Frame, frozen=True):
+    """SessionServices.refused()."""
+
+    session: int
+    refused: RefusedCommand
+    claims: SessionClaims
+
+
+class Ended(_Frame, frozen=True):
+    """A connection has ended. Nothing more comes of its session."""
+
+    session: int
+
+
+class Ready(_Frame, frozen=True):
+    """The child uses what Setup says. `missing` is what the kernel does not have of the sandbox."""
+
+    missing: tuple[str, ...]
+
+
+FromChild = (
+    LogIn | CheckSender | CheckRecipient | OpenBody | Accept | DropBody | ForgetLogin | Refused
+    | Ended | Ready
+)  # fmt: skip
+
+
+# -- from the owner
+
+
+class Answer(_Frame, frozen=True):
+    """The answer to a call."""
+
+    call: int
+    value: Raw
+    has_failed: bool = False  # for a reason that the owner has logged
+
+
+class LoginAnswer(Struct, frozen=True, array_like=True):
+    """What came of LogIn: the account that logged in, "" for a wrong secret; or that it cannot be
+    said yet, or why it was refused.
+    """
+
+    login: str = ""
+    delayed: str = ""
+    retry_after_s: float = 0.0
+    refused: str = ""
+
+
+class ListenerSetup(Struct, frozen=True, array_like=True):
+    """One listener. Its certificates come as packets before."""
+
+    settings: SmtpListener  # without the files of its certificates, and its networks
+    certificates: int  # how many came for it
+    requires_tls: bool
+    offers_auth_in_clear: bool
+
+
+class Setup(_Frame, frozen=True):
+    """What the child begins with, and what it uses after a reload."""
+
+    hostname: str
+    listeners: list[ListenerSetup]
+
+
+class LoadState(_Frame, frozen=True):
+    """How much mail is taken now. It comes before the first connection, and with each change."""
+
+    pressure: PressureState
+    is_paused: bool
+
+
+class LoginEnded(_Frame, frozen=True):
+    """The account of the login of a session is another one now, or gone."""
+
+    session: int
+
+
+class ForgetAnswers(_Frame, frozen=True):
+    """Accounts, routes, rules or settings may have changed: no kept RecipientAnswer counts."""
+
+
+class Drain(_Frame, frozen=True):
+    """End the sessions within the time, then exit."""
+
+    grace_s: float
+
+
+FromOwner = Answer | Setup | LoadState | LoginEnded | ForgetAnswers | Drain
+
+
+# -- packets, from the owner
+
+
+class Connection(_Frame, frozen=True):
+    """A new connection of a listener, with what its session may be."""
+
+    session: int
+    listener: int  # its place in Setup
+    ip: str
+    is_trusted: bool
+
+
+class BodyFile(_Frame, frozen=True):
+    """The file that OpenBody asked for."""
+
+    session: int
+
+
+class CertificateFile(_Frame, frozen=True):
+    """A pair for a listener: a memory file with the certificate chain and the key, as PEM. The
+    first one is for clients that name no host.
+    """
+
+    listener: int
+
+
+Packet = Connection | BodyFile | CertificateFile
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+_from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
+_from_owner: msgspec.msgpack.Decoder[FromOwner] = msgspec.msgpack.Decoder(FromOwner)
+_packet: msgspec.msgpack.Decoder[Packet] = msgspec.msgpack.Decoder(Packet)
+# msgspec.DecodeError is a ValueError
+decode_from_child = _from_child.decode
+decode_from_owner = _from_owner.decode
+decode_packet = _packet.decode
+decode_login = msgspec.msgpack.Decoder(LoginAnswer).decode
+decode_reply = msgspec.msgpack.Decoder(str).decode
+decode_recipient = msgspec.msgpack.Decoder(RecipientAnswer).decode
+decode_data_reply = msgspec.msgpack.Decoder(DataReply).decode
