@@ -139,7 +139,7 @@ class GateKeeper:
             connection.close()
             client.services.end()
             return
-        number = child.sessions.begin(client.services, listener)
+        number = child.sessions.begin(client, listener)
         child.send(Connection(number, listener, client.ip, client.is_trusted), connection.detach())
 
     async def drain(self, grace_s: float) -> None:

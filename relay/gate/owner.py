@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Raw
@@ -38,11 +38,14 @@ from relay.gate.wire import (
 )
 from relay.ingress.data import ContentRejection, DataReply, ReceivedContent
 from relay.ingress.session_services import LOGIN_ENDED, SessionServices
+from relay.ingress.smtp_session import SessionClient
 from relay.message.content import Content, LargeContent
+from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
 from relay.spool.types import IncomingBody, SpoolError, SpoolUnavailableError
 
 _OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; then the child waits
+_RECIPIENTS_MAX = 100_000  # of a transaction
 _UNREAD_BYTES_MAX = 16 * 1024 * 1024  # of answers that the child does not read
 Question = LogIn | CheckSender | CheckRecipient | OpenBody | Accept
 _log = get_logger("gate")
@@ -51,14 +54,36 @@ _log = get_logger("gate")
 class _Session:
     """What the owner keeps of a session."""
 
-    __slots__ = ("body", "is_busy", "is_told", "listener", "services")
+    __slots__ = ("body", "is_busy", "is_told", "is_trusted", "listener", "services", "taken")
 
-    def __init__(self, services: SessionServices, listener: int) -> None:
-        self.services = services
+    def __init__(self, client: SessionClient, listener: int) -> None:
+        self.services = client.services
+        self.is_trusted = client.is_trusted
         self.listener = listener
+        self.taken: set[tuple[str, str]] = set()  # senders, with recipients, of the transaction
         self.body: IncomingBody | None = None  # that the child writes
         self.is_busy = False  # with a call
         self.is_told = False  # that its login has ended
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its client may send from any address to any: a trusted network, no login."""
+        return self.is_trusted and not self.services.login
+
+    def take_sender(self, sender: str, reply: str) -> None:
+        """Note the sender of a transaction that begins, if it is taken."""
+        self.taken = set() if reply or self.is_free else {(sender, "")}
+
+    def take_recipient(self, sender: str, recipient: str, reply: str) -> None:
+        """Note a recipient, if it is taken."""
+        if not reply and not self.is_free and len(self.taken) <= _RECIPIENTS_MAX:
+            self.taken.add((sender, recipient))
+
+    def has_taken(self, sender: str, paths: Sequence[ForwardPath]) -> bool:
+        """Whether the owner has taken sender and recipients; a login may relay to any."""
+        taken, self.taken = self.taken, set()
+        recipients = [] if self.services.login else [path.address for path in paths]
+        return self.is_free or {(sender, one) for one in ("", *recipients)} <= taken
 
     def drop(self) -> None:
         """Discard the body that the child was writing."""
@@ -88,10 +113,10 @@ class SessionsOfChild:
         self._offered_bytes = 0
         self.counts: Counter[int] = Counter()  # of sessions, by listener
 
-    def begin(self, services: SessionServices, listener: int) -> int:
+    def begin(self, client: SessionClient, listener: int) -> int:
         """Return the number of a new session."""
         number = secrets.randbits(63)
-        self._sessions[number] = _Session(services, listener)
+        self._sessions[number] = _Session(client, listener)
         self.counts[listener] += 1
         return number
 
@@ -152,12 +177,16 @@ class SessionsOfChild:
     async def _value(self, session: _Session, call: Question) -> Any:
         services = session.services
         match call:
-            case CheckRecipient(address=address, reverse_path=sender, size_bytes=size_bytes):
-                return await services.recipient(address, sender, size_bytes=size_bytes)
+            case CheckRecipient(address=address, reverse_path=sender):
+                answer = await services.recipient(address, sender, size_bytes=call.size_bytes)
+                session.take_recipient(sender, address, answer.reply)
+                return answer
             case Accept():
                 return await self._accept(session, call)
-            case CheckSender(reverse_path=reverse_path):
-                return await services.sender_rejection(reverse_path)
+            case CheckSender(reverse_path=sender):
+                reply = await services.sender_rejection(sender)
+                session.take_sender(sender, reply)
+                return reply
             case LogIn():
                 return await _log_in(services, call)
             case OpenBody():
@@ -166,6 +195,9 @@ class SessionsOfChild:
     async def _accept(self, session: _Session, call: Accept) -> DataReply:
         if session.services.has_ended:
             return DataReply(LOGIN_ENDED)
+        if not session.has_taken(call.mail.envelope.reverse_path, call.paths):
+            _log.error("the gate hands over mail that is not taken", session=call.session)
+            return DataReply(ContentRejection.LOCAL_ERROR)
         body, session.body = session.body, None
         size_bytes = len(call.content)
         self._count(size_bytes)
