@@ -8,7 +8,6 @@ is a 503 later is decided in `front_door` (unready).
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -44,6 +43,7 @@ from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.app.transport import Transport
 from relay.base.clock import wall_offset_us
+from relay.base.memory import limit_malloc_retention, tune_garbage_collector
 from relay.http.http_server import HttpServer
 from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError
@@ -261,12 +261,6 @@ def notify_manager(notify_socket: str, *states: str) -> None:
         sock.sendto("\n".join(states).encode(), address)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-_OWN_PAGES_FROM_BYTES = 1 << 20
-_KEPT_FREE_BYTES = 8 << 20  # keeps receive buffers in the heap
-_COLLECT_AFTER = 50_000  # objects: with Python's 700, collection takes a tenth of the CPU
-
-
 class BrokenRelayError(Exception):
     """A task that should run until the stop ended by itself."""
 
@@ -337,27 +331,6 @@ async def _keep_alive(daemon: Daemon, notify: Callable[..., None], watchdog_s: f
         if rounds is None or rounds != before or daemon.base.readiness():
             notify("WATCHDOG=1")
         await asyncio.sleep(watchdog_s / _SIGNS_PER_WATCHDOG)  # real time: the service manager's
-
-
-def limit_malloc_retention() -> None:
-    """Make malloc return the memory of large messages to the system as soon as it is freed.
-
-    glibc keeps blocks of up to 32 MiB for the next one, in each thread: several times the largest
-    body. What is not glibc has no such call.
-    """
-    with suppress(Exception):  # not glibc, or forbidden by a sandbox: costs memory only
-        import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
-
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_FROM_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
-
-
-def tune_garbage_collector() -> None:
-    """Exclude start-up objects from garbage collection, and collect less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
 
 
 def addresses(daemon: Daemon) -> dict[str, str]:

@@ -7,7 +7,6 @@ is created again when there is space. docs/design.md 6.
 """
 
 import asyncio
-import gc
 import math
 import os
 import resource
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from relay.base.clock import Clock, sleep_in_step, wall_offset_us
 from relay.base.files import disk_of
+from relay.base.memory import trim_memory
 from relay.base.pressure import (
     Bounds,
     Disk,
@@ -75,20 +75,6 @@ def raise_open_files_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < possible:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-
-
-def trim_memory(*, collect: bool = True) -> None:
-    """Return freed memory to the system (malloc_trim(3)); `collect` looks for more.
-
-    malloc gives back the end of its heap only: what a burst of mail took stays below one object
-    that lives longer. Where nothing was freed, it costs a tenth of a millisecond.
-    """
-    if collect:
-        gc.collect()
-    with suppress(Exception):  # only glibc has this call
-        import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
-
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 _log = get_logger("app")

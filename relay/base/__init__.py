@@ -8,6 +8,7 @@
 - `sockets`: opens the sockets of listeners
 - `systemd_sockets`: those that the service manager opened
 - `certificates`: load and check a certificate and its key, and replace them while sessions continue
+- `memory`: how malloc and the garbage collector keep what is free
 - `pressure`: from which level of disk, memory and queue mail is slowed down or refused
 - `child_process`: starts a process of this program that answers requests, and ends it
 - `child_limits`: what such a process may use: memory, CPU time

@@ -23,6 +23,7 @@ from relay.base.certificates import ServerCertificate
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
 from relay.base.files import Descriptor
+from relay.base.memory import limit_malloc_retention, tune_garbage_collector
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.gate.frames import FrameChannel, receive_descriptor
 from relay.gate.sandbox import end_with_parent, enter_sandbox
@@ -178,7 +179,9 @@ def main(words: Sequence[str]) -> None:
         node=node,
     )
     _load_codecs()
+    limit_malloc_retention()
     missing = enter_sandbox()
+    tune_garbage_collector()
     frames = socket.socket(fileno=0)
     there = socket.socket(fileno=int(packets))
 

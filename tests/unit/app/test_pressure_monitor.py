@@ -17,8 +17,8 @@ from relay.app.pressure_monitor import (
     open_files_limit,
     raise_open_files_limit,
     resident_bytes,
-    trim_memory,
 )
+from relay.base.memory import trim_memory
 from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.disk_space import ReserveFile
