@@ -2,12 +2,11 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
 from relay.app.foundation import Foundation
 from relay.gate.keeper import GateKeeper
-from relay.gate.wire import CertificateFile, ListenerSetup, LoadState, Setup
+from relay.gate.wire import ListenerSetup, LoadState, Setup
 from relay.ingress.smtp_server import offers_auth_in_clear
 from relay.settings.tree import Settings
 
@@ -30,7 +29,7 @@ def build_gate(base: Foundation) -> GateKeeper | None:
         base.readiness.gate = reason
 
     return GateKeeper(
-        words=words, setup=lambda: _setup(base), certificates=lambda: _certificates(base),
+        words=words, setup=lambda: _setup(base),
         load=lambda: LoadState(base.pressure.state, bool(base.pressure.paused())),
         on_change=on_change,
     )  # fmt: skip
@@ -43,18 +42,10 @@ def _setup(base: Foundation) -> Setup:
         [
             ListenerSetup(
                 replace(one, tls=None, trusted_networks=(), proxy_networks=()),
-                len(shown.pairs) if shown is not None else 0,
+                [pair.pem for pair in shown.pairs] if shown is not None else [],
                 requires_tls=one.tls is not None and one.tls.require,
                 offers_auth_in_clear=offers_auth_in_clear(one),
             )
             for one, shown in zip(settings.smtp, base.certificates.smtp, strict=True)
         ],
     )
-
-
-def _certificates(base: Foundation) -> Sequence[tuple[CertificateFile, bytes]]:
-    return [
-        (CertificateFile(number), pair.pem)
-        for number, shown in enumerate(base.certificates.smtp)
-        for pair in (shown.pairs if shown is not None else ())
-    ]

@@ -6,6 +6,7 @@ reached() does nothing. See docs/design.md 7, invariant 10.
 
 import os
 import signal
+from contextlib import suppress
 from enum import StrEnum
 
 
@@ -83,4 +84,6 @@ class CrashPoints:
             return
         self._left -= 1
         if self._left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            with suppress(PermissionError):  # in a sandbox
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(1)

@@ -22,7 +22,7 @@ import uvloop
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
-from relay.base.files import Descriptor
+from relay.base.files import Descriptor, write_all
 from relay.base.memory import limit_malloc_retention, tune_garbage_collector
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.gate.frames import FrameChannel, receive_descriptor
@@ -31,9 +31,9 @@ from relay.gate.services import OwnerCalls, RemoteServices
 from relay.gate.wire import (
     Answer,
     BodyFile,
-    CertificateFile,
     Connection,
     Drain,
+    Ended,
     ForgetAnswers,
     LoadState,
     LoginEnded,
@@ -61,16 +61,14 @@ class Child:
     def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
         """`missing` is what the sandbox does not have."""
         self._packets = packets
-        self._missing = missing
+        self._ready = encode(Ready(missing))
         self._clock = SystemClock()
         self._crash = CrashPoints(crash_at)
         self._pressure = Pressure()
         self._calls = OwnerCalls()
         self._channel = self._calls.channel = FrameChannel(self._hear, self._end)
-        self._calls.take_packets = self._take_packets
         self._listeners: list[SmtpSessions] = []
         self._certificates: list[ServerCertificate | None] = []
-        self._pem: dict[int, list[Descriptor]] = {}  # of certificates whose Setup has not come
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reason = ""
         self._draining: asyncio.Task[None] | None = None
@@ -91,20 +89,20 @@ class Child:
     def _hear(self, octets: bytes) -> None:
         frame = decode_from_owner(octets)
         match frame:
-            case Answer():
-                self._calls.answered(frame)
+            case Answer(call=call, value=value):
+                self._calls.answered(call, None if frame.has_failed else value)
             case LoadState(pressure=state, is_paused=is_paused):
                 self._pressure.state = state
                 self._pressure.paused = (lambda: _PAUSED) if is_paused else (lambda: "")
+                self._channel.send(self._ready)
             case LoginEnded(session=session):
                 if (services := self._calls.sessions.get(session)) is not None:
                     services.has_ended = True
             case ForgetAnswers():
                 self._calls.kept.clear()
             case Setup():
-                self._take_packets()  # certificates were sent before
                 self._use(frame)
-                self._channel.send(encode(Ready(self._missing)))
+                self._channel.send(self._ready)
             case Drain(grace_s=grace_s):
                 self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
 
@@ -112,19 +110,20 @@ class Child:
         try:
             while (found := receive_descriptor(self._packets)) is not None:
                 octets, number = found
-                descriptor = Descriptor(number)
                 match decode_packet(octets):
                     case Connection() as connection:
-                        self._begin(connection, descriptor)
-                    case BodyFile(session=session):
-                        self._calls.files[session] = descriptor
-                    case CertificateFile(listener=listener):
-                        self._pem.setdefault(listener, []).append(descriptor)
+                        self._begin(connection, number)
+                    case BodyFile(call=call):
+                        file = Descriptor(number) if number is not None else None
+                        self._calls.answered(call, file)
         except (OSError, EOFError, ValueError) as error:
             self._end(str(error))
 
-    def _begin(self, told: Connection, descriptor: Descriptor) -> None:
-        connection = socket.socket(fileno=os.dup(descriptor.number))
+    def _begin(self, told: Connection, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._channel.send(encode(Ended(told.session)))
+            return
+        connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
         services = RemoteServices(self._calls, told.session, is_trusted=told.is_trusted)
         client = SessionClient(told.ip, told.is_trusted, services)
@@ -132,9 +131,9 @@ class Child:
 
     def _use(self, setup: Setup) -> None:
         """Use what the owner has read, and checked."""
-        pem, self._pem = self._pem, {}
         for number, one in enumerate(setup.listeners):
-            paths = [(path := Path(f"/proc/self/fd/{x.number}"), path) for x in pem.get(number, ())]
+            files = [_memory_file(pem) for pem in one.certificates]
+            paths = [(path := Path(f"/proc/self/fd/{x.number}"), path) for x in files]
             shown = ServerCertificate(*paths[0], *paths[1:]) if paths else None
             if number < len(self._listeners):
                 used = self._certificates[number]
@@ -180,17 +179,22 @@ def main(words: Sequence[str]) -> None:
     )
     _load_codecs()
     limit_malloc_retention()
-    missing = enter_sandbox()
     tune_garbage_collector()
     frames = socket.socket(fileno=0)
     there = socket.socket(fileno=int(packets))
 
     async def serve() -> None:
-        await Child(there, missing=missing, crash_at=crash_at).run(frames)
+        await Child(there, missing=enter_sandbox(), crash_at=crash_at).run(frames)
+        logs.drain()
+        os._exit(0)  # at its end, as at its begin, the loop makes sockets
 
-    with suppress(KeyboardInterrupt):
-        uvloop.run(serve())
-    logs.drain()
+    uvloop.run(serve())
+
+
+def _memory_file(octets: bytes) -> Descriptor:
+    file = Descriptor(os.memfd_create("certificate"))
+    write_all(file.number, octets)
+    return file
 
 
 def _load_codecs() -> None:

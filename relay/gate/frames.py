@@ -10,7 +10,6 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import cast
 
 LENGTH_BYTES = 4
@@ -117,11 +116,10 @@ class FrameChannel(asyncio.Protocol):
             self._transport.pause_reading()
 
     def close(self) -> None:
-        """Close this end; `on_end` is not called."""
+        """Close this end at once; `on_end` is not called."""
         self._has_ended = True
         if self._transport is not None:
-            self.flush()
-            self._transport.close()
+            self._transport.abort()
 
     def _end(self, reason: str) -> None:
         if self._has_ended:
@@ -200,19 +198,14 @@ class PacketSender:
             self._on_full(False)
 
 
-def receive_descriptor(end: socket.socket) -> tuple[bytes, int] | None:
-    """Return the next packet and its descriptor, which the caller closes; None if none waits.
-
-    Raises EOFError at the end, OSError.
+def receive_descriptor(end: socket.socket) -> tuple[bytes, int | None] | None:
+    """Return the next packet and its descriptor, which the caller closes and which is None with too
+    many open files here; None if no packet waits. Raises EOFError at the end, OSError.
     """
     try:
         octets, descriptors, _, _ = socket.recv_fds(end, _PACKET_BYTES_MAX, 1)
     except BlockingIOError:
         return None
-    if not octets or len(descriptors) != 1:
-        for one in descriptors:
-            with suppress(OSError):
-                os.close(one)
+    if not octets:
         raise EOFError("the other process closed its socket")
-    os.set_inheritable(descriptors[0], False)
-    return octets, descriptors[0]
+    return octets, descriptors[0] if descriptors else None

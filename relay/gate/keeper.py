@@ -5,16 +5,13 @@ pause before the next start, which grows.
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from relay.base.child_process import ChildProcess
 from relay.gate.frames import FrameChannel, PacketSender, packet_pair
 from relay.gate.owner import SessionsOfChild
 from relay.gate.wire import (
-    CertificateFile,
     Connection,
     Drain,
     ForgetAnswers,
@@ -30,8 +27,10 @@ from relay.settings.tree import SmtpListener
 
 _START_S = 30.0  # until it is ready: the machine may be busy
 _LONG_LIFE_S = 60.0
-_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a start, after repeated ends
+_PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a start, after repeated ends
 _TICK_S = 0.5
+_SILENT_TICKS_MAX = 60  # ticks rather than a time: this process may stand still as well
+_END_S = 0.1  # between closing its sockets and its end
 _LAST_S = 1.0  # for the child, after the sessions
 _log = get_logger("gate")
 
@@ -48,19 +47,17 @@ class GateKeeper:
         *,
         words: Sequence[str],
         setup: Callable[[], Setup],
-        certificates: Callable[[], Sequence[tuple[CertificateFile, bytes]]],
         load: Callable[[], LoadState],
         on_change: Callable[[str], None],
     ) -> None:
-        """`words` are those of the child: how it logs. `certificates` returns the pairs, as PEM.
-        `on_change` gets why there is no child, "" when there is one.
+        """`words` are those of the child: how it logs. `on_change` gets why there is no child, ""
+        when there is one.
         """
         self._words = words
-        self._setup, self._certificates, self._load = setup, certificates, load
+        self._setup, self._load = setup, load
         self._on_change = on_change
         self._child: _Child | None = None
         self._is_draining = False
-        self._told: LoadState | None = None
         self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
 
     @property
@@ -78,17 +75,14 @@ class GateKeeper:
         try:
             async with asyncio.timeout(_START_S):  # real time: a process starts
                 await child.open()
-                self._set_up(child)
+                child.channel.send(encode(self._setup()))
                 missing = await child.ready
-        except TimeoutError:
-            reason = f"it was not ready within {_START_S:g} seconds"
-            child.kill()
+        except OSError as error:  # TimeoutError as well
+            reason = str(error) or f"it was not ready within {_START_S:g} seconds"
+            reason += await child.kill()
             raise GateError(f"the process of the SMTP sessions did not start: {reason}") from None
-        except OSError as error:
-            child.kill()
-            raise GateError(f"the process of the SMTP sessions did not start: {error}") from None
-        self._child, self._told = child, None
-        self.tell_load()
+        self._child = child
+        child.tell(self._load())
         _log.info("gate", pid=self.pid, without=" ".join(missing.missing) or None)
         self._accept_less(False)
         self._on_change("")
@@ -103,9 +97,9 @@ class GateKeeper:
                 began_s = loop.time()  # real time: how long a process lives
                 while not child.ended.done():
                     await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
-                    self.tell_load()
+                    child.tell(self._load())
                     child.sessions.tell_ended()
-                self._lose(child, child.ended.result())
+                await self._lose(child)
                 lived_s = loop.time() - began_s  # real time: as above
                 ends = 0 if lived_s >= _LONG_LIFE_S else ends + 1
             await asyncio.sleep(_PAUSES_S[min(ends, len(_PAUSES_S) - 1)])  # real time: as above
@@ -118,19 +112,12 @@ class GateKeeper:
                 _log.error("gate", error=str(error))
                 self._on_change(str(error))
 
-    def tell_load(self) -> None:
-        """Tell the child how much mail is taken, if that has changed."""
-        load = self._load()
-        if self._child is not None and load != self._told:
-            self._told = load
-            self._child.channel.send(encode(load))
-
     def use(self) -> None:
         """Give the child what a reload has read. One that cannot use it ends, and the next one
         begins with it.
         """
         if self._child is not None:
-            self._set_up(self._child)
+            self._child.channel.send(encode(self._setup()))
             self._child.channel.send(encode(ForgetAnswers()))
 
     def hand_on(self, connection: socket.socket, client: SessionClient, listener: int) -> None:
@@ -150,23 +137,16 @@ class GateKeeper:
             self._is_draining = True
             child.channel.send(encode(Drain(grace_s)))
         await asyncio.wait({child.ended}, timeout=grace_s + _LAST_S)  # real time: clients
-        child.kill()
-
-    def _set_up(self, child: "_Child") -> None:
-        for packet, pem in self._certificates():
-            file = os.memfd_create("certificate")
-            os.write(file, pem)
-            child.send(packet, file)
-        child.channel.send(encode(self._setup()))
+        await child.kill()
 
     def _accept_less(self, is_full: bool) -> None:
         for accept in self.accept:
             accept(not is_full)
 
-    def _lose(self, child: "_Child", reason: str) -> None:
+    async def _lose(self, child: "_Child") -> None:
         self._child = None
         self._accept_less(True)
-        child.kill()
+        reason = child.ended.result() + await child.kill()
         if not self._is_draining:
             text = f"the process of the SMTP sessions ended: {reason}"
             _log.error("gate", error=text)
@@ -192,6 +172,7 @@ class _Child:
             theirs.close()
         self.ended: asyncio.Future[str] = loop.create_future()
         self.ready: asyncio.Future[Ready] = loop.create_future()
+        self._silent_ticks = 0
         self.sessions = SessionsOfChild(self.send, self._note_ready)
         self.channel = self.sessions.channel = FrameChannel(self.sessions.hear, self.end)
         self.packets = PacketSender(ours, on_full=on_full, on_end=self.end)
@@ -206,25 +187,34 @@ class _Child:
         """Send a packet with a descriptor, which is closed here."""
         self.packets.send(encode(packet), descriptor)
 
+    def tell(self, load: LoadState) -> None:
+        """Tell it how much mail is taken, which it has to answer within a time."""
+        self._silent_ticks += 1
+        if self._silent_ticks > _SILENT_TICKS_MAX:
+            self.end(f"it has not answered for {_SILENT_TICKS_MAX * _TICK_S:g} seconds")
+        self.channel.send(encode(load))
+
     def _note_ready(self, frame: Ready) -> None:
+        self._silent_ticks = 0
         if not self.ready.done():
             self.ready.set_result(frame)
 
     def end(self, reason: str) -> None:
         """Note that it has ended, or must."""
         if not self.ended.done():
-            self.ended.set_result(f"{reason}; {self.process.how_it_ended()}")
+            self.ended.set_result(reason)
             if not self.ready.done():
-                self.ready.set_exception(GateError(self.ended.result()))
+                self.ready.set_exception(GateError(reason))
             self.sessions.end()
 
-    def kill(self) -> None:
-        """Kill it, and reap it."""
+    async def kill(self) -> str:
+        """Kill it, and reap it; return how it ended, if it did that by itself."""
         self.channel.close()
         self.packets.close()
-        with suppress(OSError):
-            self.process.process.kill()
-        self.process.has_ended(_LAST_S)
+        has_ended = await asyncio.to_thread(self.process.has_ended, _END_S)
+        self.process.process.kill()
+        await asyncio.to_thread(self.process.has_ended, _LAST_S)
+        return f"; {self.process.how_it_ended()}" if has_ended else ""
 
 
 class RemoteSessions:

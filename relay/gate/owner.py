@@ -172,7 +172,8 @@ class SessionsOfChild:
             _log.exception("a call of the gate failed", call=type(call).__name__)
             has_failed = True
         session.is_busy = False
-        self.channel.send(encode(Answer(call.call, Raw(encode(value)), has_failed)))
+        if value is not None or has_failed:
+            self.channel.send(encode(Answer(call.call, Raw(encode(value)), has_failed)))
 
     async def _value(self, session: _Session, call: Question) -> Any:
         services = session.services
@@ -190,7 +191,7 @@ class SessionsOfChild:
             case LogIn():
                 return await _log_in(services, call)
             case OpenBody():
-                return await self._open_body(session, call.session)
+                return await self._open_body(session, call)
 
     async def _accept(self, session: _Session, call: Accept) -> DataReply:
         if session.services.has_ended:
@@ -228,20 +229,20 @@ class SessionsOfChild:
         self._offered_bytes += size_bytes
         self.channel.read(goes_on=self._offered_bytes <= _OFFERED_BYTES_MAX)
 
-    async def _open_body(self, session: _Session, number: int) -> str:
-        """Send the child a file; return why there is none, or ""."""
+    async def _open_body(self, session: _Session, call: OpenBody) -> str | None:
+        """Answer with a file, or return why there is none."""
         session.drop()
         body = session.services.new_body()
         try:
             descriptor = await body.lend()
         except SpoolError as error:
             return str(error)
-        if number not in self._sessions:  # the client is gone
+        if call.session not in self._sessions:  # the client is gone
             body.discard()
             return ""
         session.body = body
-        self._send_file(BodyFile(number), os.dup(descriptor))
-        return ""
+        self._send_file(BodyFile(call.call), os.dup(descriptor))
+        return None
 
 
 async def _log_in(services: SessionServices, call: LogIn) -> LoginAnswer:

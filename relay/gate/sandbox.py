@@ -1,10 +1,11 @@
-"""The sandbox of the gate's child: no file opened, no connection, no program, no signal.
+"""The sandbox of the gate's child: no file opened, no connection, no process, no signal.
 
 Landlock (landlock(7)) without a rule refuses each open of a file by its path, and signals to other
 processes. A seccomp filter (seccomp(2)) refuses the system calls of _REFUSED, above all connect and
-execve. Descriptors that the child has or gets stay usable, a memory file of the owner by its name
-in /proc too: this is how it reads certificates. Both need no_new_privs, which is set as well, and
-hold for threads that start later. What a kernel does not have is left out, and named.
+execve, and new processes. Descriptors that the child has or gets stay usable, its memory files by
+their names in /proc too: this is how it reads certificates. Both need no_new_privs, which is set as
+well, and hold for the thread that enters and those that start later. What a kernel does not have is
+left out, and named.
 """
 
 import ctypes
@@ -16,44 +17,60 @@ from contextlib import suppress
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
+_LAST_S = 5
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # the same on all architectures
 _LANDLOCK_VERSION = 1  # a flag
 _FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # how many, from ABI 0 on; later ones have no more
 _NETWORK_SINCE, _SCOPE_SINCE = 4, 6  # ABI
-_BPF_LOAD, _BPF_EQUAL, _BPF_AT_LEAST, _BPF_RETURN = 0x20, 0x15, 0x35, 0x06
+_BPF_LOAD, _BPF_EQUAL, _BPF_AT_LEAST, _BPF_HAS, _BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_CLONE3, _CLONE_THREAD = 435, 0x10000
 _X32 = 0x40000000  # x86_64 has its calls once more under numbers from here on
-_ALLOW, _EPERM, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
-# audit(7) number of the architecture, and of its system calls: the kernel's unistd tables
+_ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+# audit(7) number of the architecture, of clone, and of what is refused: the kernel's unistd tables
 _REFUSED = {
     "x86_64": (
         0xC000003E,
+        56,
         {
             "socket": 41, "connect": 42, "bind": 49, "listen": 50, "execve": 59, "execveat": 322,
             "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438,
             "kill": 62, "tkill": 200, "tgkill": 234, "fork": 57, "vfork": 58,
             "open_by_handle_at": 304, "io_uring_setup": 425, "bpf": 321, "userfaultfd": 323,
             "perf_event_open": 298, "unshare": 272, "setns": 308, "mount": 165, "keyctl": 250,
+            "socketpair": 53, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
+            "pidfd_send_signal": 424, "prlimit64": 302, "sched_setaffinity": 203,
+            "setpriority": 141, "truncate": 76, "chmod": 90, "fchmodat": 268, "fchmodat2": 452,
+            "chown": 92, "lchown": 94, "fchownat": 260, "utimensat": 280, "setxattr": 188,
+            "lsetxattr": 189, "chroot": 161,
         },
     ),
     "aarch64": (
         0xC00000B7,
+        220,
         {
             "socket": 198, "connect": 203, "bind": 200, "listen": 201, "execve": 221,
             "execveat": 281, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271,
             "pidfd_getfd": 438, "kill": 129, "tkill": 130, "tgkill": 131, "open_by_handle_at": 265,
             "io_uring_setup": 425, "bpf": 280, "userfaultfd": 282, "perf_event_open": 241,
-            "unshare": 97, "setns": 268, "mount": 40, "keyctl": 219,
+            "unshare": 97, "setns": 268, "mount": 40, "keyctl": 219, "socketpair": 199,
+            "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "pidfd_send_signal": 424,
+            "prlimit64": 261, "sched_setaffinity": 122, "setpriority": 140, "truncate": 45,
+            "fchmodat": 53, "fchmodat2": 452, "fchownat": 54, "utimensat": 88, "setxattr": 5,
+            "lsetxattr": 6, "chroot": 51,
         },
     ),
 }  # fmt: skip
 
 
 def end_with_parent() -> None:
-    """Let the kernel end this process when its parent ends, and ignore what a terminal sends."""
+    """Ignore what a terminal sends. After the end of its parent this process has some seconds to
+    answer its clients, then the kernel ends it.
+    """
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: signal.alarm(_LAST_S))
     with suppress(OSError, AttributeError):  # not on every system
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
 
 
 def enter_sandbox() -> tuple[str, ...]:
@@ -131,13 +148,20 @@ def _restrict_calls() -> None:
     """Refuse the system calls of _REFUSED with EPERM. Raises OSError."""
     if platform.machine() not in _REFUSED:
         raise OSError("no filter for this architecture")
-    architecture, numbers = _REFUSED[platform.machine()]
+    architecture, clone, numbers = _REFUSED[platform.machine()]
     calls = sorted(numbers.values())
     program = [
         (_BPF_LOAD, 0, 0, 4),  # the architecture
         (_BPF_EQUAL, 1, 0, architecture),
         (_BPF_RETURN, 0, 0, _KILL),
         (_BPF_LOAD, 0, 0, 0),  # the number of the call
+        (_BPF_EQUAL, 0, 1, _CLONE3),  # whose flags a filter cannot see: libc takes clone then
+        (_BPF_RETURN, 0, 0, _ENOSYS),
+        (_BPF_EQUAL, 0, 4, clone),
+        (_BPF_LOAD, 0, 0, 16),  # its flags: a thread, or a process
+        (_BPF_HAS, 0, 1, _CLONE_THREAD),
+        (_BPF_RETURN, 0, 0, _ALLOW),
+        (_BPF_RETURN, 0, 0, _EPERM),
         (_BPF_AT_LEAST, len(calls) + 1, 0, _X32),
         *((_BPF_EQUAL, len(calls) - at, 0, number) for at, number in enumerate(calls)),
         (_BPF_RETURN, 0, 0, _ALLOW),

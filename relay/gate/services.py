@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 from msgspec import Raw
@@ -19,7 +19,6 @@ from relay.base.files import Descriptor, FileOctets, write_all
 from relay.gate.frames import FrameChannel
 from relay.gate.wire import (
     Accept,
-    Answer,
     CheckRecipient,
     CheckSender,
     DropBody,
@@ -44,6 +43,7 @@ from relay.message.envelope import ForwardPath
 from relay.spool.types import SpoolUnavailableError, translate_os_errors
 
 T = TypeVar("T")
+_Answered = Raw | Descriptor
 _KEPT_MAX = 10_000
 _BODIES = Path("body")  # a name for errors
 
@@ -57,14 +57,12 @@ class OwnerCalls:
 
     def __init__(self) -> None:
         self.channel: FrameChannel  # set before the first session
-        self.take_packets: Callable[[], None] = lambda: None  # those that have arrived
-        self.files: dict[int, Descriptor] = {}  # that came for the bodies of sessions
         self.sessions: dict[int, RemoteServices] = {}  # by their numbers
         self.kept: dict[tuple[str, str], RecipientAnswer] = {}
         self._numbers = count(1)
-        self._asked: dict[int, asyncio.Future[Raw | None]] = {}
+        self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
-    async def ask(self, call: Callable[[int], FromChild], decode: Callable[[Raw], T]) -> T:
+    async def ask(self, call: Callable[[int], FromChild], decode: Callable[[Any], T]) -> T:
         """Make a call, which gets its number, and return its answer. Raises CallFailedError."""
         await self.channel.room()
         number = next(self._numbers)
@@ -82,17 +80,16 @@ class OwnerCalls:
         """Tell what has no answer."""
         self.channel.send(encode(frame))
 
-    def answered(self, answer: Answer) -> None:
-        """Hand an answer on; nobody waits for it if the client is gone."""
-        asked = self._asked.get(answer.call)
+    def answered(self, call: int, value: _Answered | None) -> None:
+        """Hand an answer on, None if it failed; nobody waits for it if the client is gone."""
+        asked = self._asked.get(call)
         if asked is not None and not asked.done():
-            asked.set_result(None if answer.has_failed else answer.value)
+            asked.set_result(value)
 
     def give_up(self) -> None:
         """Let all calls fail: no answer comes."""
-        for asked in self._asked.values():
-            if not asked.done():
-                asked.set_result(None)
+        for call in self._asked:
+            self.answered(call, None)
 
     def keep(self, key: tuple[str, str], answer: RecipientAnswer) -> None:
         """Keep an answer, and no more than so many."""
@@ -201,7 +198,6 @@ class RemoteServices:
     def end(self) -> None:
         """See SessionServices."""
         del self._owner.sessions[self._session]
-        self._owner.files.pop(self._session, None)
         self._owner.tell(Ended(self._session))
 
 
@@ -218,11 +214,10 @@ class RemoteBody:
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
         if self._file is None:
-            error = await self._owner.ask(lambda call: OpenBody(self._session, call), decode_reply)
-            self._owner.take_packets()  # the file was sent before the answer
-            self._file = self._owner.files.pop(self._session, None)
-            if self._file is None:
-                raise SpoolUnavailableError(error or "no file came for the body")
+            found = await self._owner.ask(lambda call: OpenBody(self._session, call), _file_or_text)
+            if isinstance(found, str):
+                raise SpoolUnavailableError(found)
+            self._file = found
         await asyncio.to_thread(self._write, self._file, b"".join(blocks))
 
     def _write(self, file: Descriptor, octets: bytes) -> None:
@@ -248,3 +243,7 @@ class RemoteBody:
         self._file = None
         if not self.is_offered:
             self._owner.tell(DropBody(self._session))
+
+
+def _file_or_text(answer: _Answered) -> Descriptor | str:
+    return answer if isinstance(answer, Descriptor) else decode_reply(answer)

@@ -54,9 +54,7 @@ class CheckRecipient(_Call, frozen=True):
 
 
 class OpenBody(_Call, frozen=True):
-    """Asks for the file of a large body, which comes as a packet. The answer is "" or the text of
-    the error.
-    """
+    """Asks for the file of a large body. The answer is a BodyFile, or the text of the error."""
 
 
 class WrittenBody(Struct, frozen=True, array_like=True):
@@ -105,7 +103,9 @@ class Ended(_Frame, frozen=True):
 
 
 class Ready(_Frame, frozen=True):
-    """The child uses what Setup says. `missing` is what the kernel does not have of the sandbox."""
+    """The child uses what Setup or LoadState says, so it is alive. `missing` is what the kernel
+    does not have of the sandbox.
+    """
 
     missing: tuple[str, ...]
 
@@ -139,10 +139,10 @@ class LoginAnswer(Struct, frozen=True, array_like=True):
 
 
 class ListenerSetup(Struct, frozen=True, array_like=True):
-    """One listener. Its certificates come as packets before."""
+    """One listener."""
 
     settings: SmtpListener  # without the files of its certificates, and its networks
-    certificates: int  # how many came for it
+    certificates: list[bytes]  # chains with keys, as PEM; the first is for clients that name none
     requires_tls: bool
     offers_auth_in_clear: bool
 
@@ -155,7 +155,7 @@ class Setup(_Frame, frozen=True):
 
 
 class LoadState(_Frame, frozen=True):
-    """How much mail is taken now. It comes before the first connection, and with each change."""
+    """How much mail is taken now. It comes before the first connection, and then twice a second."""
 
     pressure: PressureState
     is_paused: bool
@@ -193,20 +193,12 @@ class Connection(_Frame, frozen=True):
 
 
 class BodyFile(_Frame, frozen=True):
-    """The file that OpenBody asked for."""
+    """The answer to OpenBody."""
 
-    session: int
-
-
-class CertificateFile(_Frame, frozen=True):
-    """A pair for a listener: a memory file with the certificate chain and the key, as PEM. The
-    first one is for clients that name no host.
-    """
-
-    listener: int
+    call: int
 
 
-Packet = Connection | BodyFile | CertificateFile
+Packet = Connection | BodyFile
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

@@ -11,9 +11,9 @@ import pytest
 from relay.gate.frames import (
     FRAME_BYTES_MAX,
     FrameChannel,
+    PacketSender,
     packet_pair,
     receive_descriptor,
-    send_descriptor,
 )
 
 
@@ -112,32 +112,47 @@ async def test_who_sends_waits_for_an_end_that_does_not_read() -> None:
     ours.channel.close()
 
 
-async def test_descriptors_arrive_until_the_other_end_has_too_many() -> None:
+async def test_descriptors_arrive_in_their_order_and_wait_for_an_end_that_reads_none() -> None:
     ours, theirs = packet_pair()
-    count = 0
-    file = os.memfd_create("a body")
-    while send_descriptor(ours, b"%d" % count, file):
+    full: list[bool] = []
+    sender = PacketSender(ours, on_full=full.append, on_end=pytest.fail)
+    file, count = os.memfd_create("a body"), 0
+    while not full:
+        sender.send(b"%d" % count, os.dup(file))
         count += 1
-    assert count > 1
+    assert full == [True]
     for number in range(count):
-        found = receive_descriptor(theirs)
-        assert found is not None
+        while (found := receive_descriptor(theirs)) is None:
+            await asyncio.sleep(0)
         octets, descriptor = found
-        assert octets == b"%d" % number
+        assert (octets, descriptor is not None) == (b"%d" % number, True)
         assert os.path.samestat(os.fstat(descriptor), os.fstat(file))
         os.close(descriptor)
+    assert full == [True, False]
     assert receive_descriptor(theirs) is None
-    ours.close()
+    sender.close()
     with pytest.raises(EOFError, match="closed"):
         receive_descriptor(theirs)
     theirs.close()
     os.close(file)
 
 
-async def test_a_packet_without_a_descriptor_is_the_end() -> None:
+async def test_who_sends_descriptors_hears_that_the_other_end_is_gone() -> None:
+    ours, theirs = packet_pair()
+    ended: list[str] = []
+    sender = PacketSender(ours, on_full=pytest.fail, on_end=ended.append)
+    theirs.close()
+    file = os.memfd_create("a body")
+    sender.send(b"x", file)
+    assert ended == ["it takes no packets: Broken pipe"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(file)
+
+
+async def test_a_packet_whose_descriptor_is_lost_still_arrives() -> None:
+    """So it is for a process that has too many open files."""
     ours, theirs = packet_pair()
     ours.send(b"x")
-    with pytest.raises(EOFError):
-        receive_descriptor(theirs)
+    assert receive_descriptor(theirs) == (b"x", None)
     ours.close()
     theirs.close()
