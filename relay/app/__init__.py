@@ -12,6 +12,7 @@ Building:
 - `foundation`: opens the mail root and the spool; which mail stays on this machine
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
   in them
+- `gate`: whether SMTP sessions are in a process of their own; what it gets of the settings
 - `notifications`: subscriptions; where their receivers may be
 - `mta_sts`: how the policy file of a domain is fetched; which sessions are counted
 - `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503

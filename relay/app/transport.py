@@ -109,20 +109,7 @@ def build_transport(base: Foundation) -> Transport:
     base.store.messages.on_read = receipts.read
     local_servers, maildrop = _mail_of_machine(base, ingress)
     gate = build_gate(base)
-    smtp_servers = [
-        SmtpServer(
-            listener,
-            ingress,
-            certificate=shown,
-            options=sources.listener_options(listener),
-            elsewhere=None if gate is None else RemoteSessions(gate, number),
-        )
-        for number, (listener, shown) in enumerate(
-            zip(settings.smtp, base.certificates.smtp, strict=True)
-        )
-    ]
-    if gate is not None:
-        gate.accept = [partial(_accept, one) for one in smtp_servers]
+    smtp_servers = _smtp_servers(base, ingress, gate)
     return Transport(
         resolver=resolver,
         policies=policies,
@@ -142,6 +129,27 @@ def build_transport(base: Foundation) -> Transport:
         ),
         maildrop=maildrop,
     )
+
+
+def _smtp_servers(
+    base: Foundation, ingress: IngressDependencies, gate: GateKeeper | None
+) -> list[SmtpServer]:
+    """Return those of [[smtp]]."""
+    servers = [
+        SmtpServer(
+            listener,
+            ingress,
+            certificate=shown,
+            options=base.sources.listener_options(listener),
+            elsewhere=None if gate is None else RemoteSessions(gate, number),
+        )
+        for number, (listener, shown) in enumerate(
+            zip(base.settings.smtp, base.certificates.smtp, strict=True)
+        )
+    ]
+    if gate is not None:
+        gate.accept = [partial(_accept, one) for one in servers]
+    return servers
 
 
 def _accept(server: SmtpServer, goes_on: bool) -> None:

@@ -20,8 +20,8 @@ from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option
 from relay.mailbox.mail_root import ForeignRootError
 from relay.observe import logs
-from relay.settings.environment import read_environment, take_sockets
-from relay.settings.tree import NodeRole
+from relay.settings.environment import Environment, read_environment, take_sockets
+from relay.settings.tree import NodeRole, Settings
 
 
 @click.command()
@@ -44,9 +44,9 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     """
     take_sockets()
     environment = read_environment()
-    file, clock = context.config_file(), SystemClock()
+    file, clock, crash_at = context.config_file(), SystemClock(), environment.crash_at
     active = ActiveConfiguration(
-        file, environment.variables, clock=clock, role=role, crash_at=environment.crash_at
+        file, environment.variables, clock=clock, role=role, crash_at=crash_at
     )
     settings = active.settings
     if fault := unusable_state(settings) or foreign_state(settings):
@@ -59,10 +59,6 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         color=not environment.no_color,
         node=settings.node_of_many,
     )
-    gate_words = (
-        settings.observe.log, environment.journal_stream,
-        "" if environment.no_color else "color", settings.node_of_many, environment.crash_at,
-    )  # fmt: skip
     sources = RelayDependencies(
         active.accounts,
         active.rules,
@@ -70,12 +66,12 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         active.keys,
         active.providers,
         route_places=active.route_places,
-        crash_at=environment.crash_at,
+        crash_at=crash_at,
         certificates=active.certificates,
         active=active,
         agreed=active.agreed,
         holds_root=role is NodeRole.ALL,
-        gate_words=gate_words,
+        gate_words=_gate_words(settings, environment),
     )
 
     async def serve_until_stopped() -> None:
@@ -97,3 +93,12 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     finally:
         logs.drain()
         active.close()
+
+
+def _gate_words(settings: Settings, environment: Environment) -> tuple[str, ...]:
+    """Return what relay.gate.child is started with."""
+    color = "" if environment.no_color else "color"
+    return (
+        settings.observe.log, environment.journal_stream, color, settings.node_of_many,
+        environment.crash_at,
+    )  # fmt: skip

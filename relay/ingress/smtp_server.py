@@ -63,7 +63,7 @@ class ListenerOptions(Struct, frozen=True):
     odd_domain: str  # the same
 
 
-class Sessions(Protocol):
+class SessionHolder(Protocol):
     """Where the sessions of a listener are: SmtpSessions, or another process."""
 
     @property
@@ -96,7 +96,7 @@ class SmtpServer:
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
-        elsewhere: Sessions | None = None,
+        elsewhere: SessionHolder | None = None,
     ) -> None:
         """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
         `options` are those of a development relay. `elsewhere` are the sessions, if they are not in
@@ -123,12 +123,12 @@ class SmtpServer:
         self._begun: Callable[[], None] = (
             (lambda: None) if pickup else sessions.labels(role=self.role).inc
         )
-        self._here = SmtpSessions(
+        self._smtp_sessions = SmtpSessions(
             self._listener_dependencies(pickup=pickup, offers_tls=context is not None),
             tls_context=context, begun=self._begun, meet=self._meet,
         )  # fmt: skip
         self._elsewhere = elsewhere
-        self._sessions: Sessions = elsewhere or self._here
+        self._sessions: SessionHolder = elsewhere or self._smtp_sessions
 
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
@@ -162,11 +162,13 @@ class SmtpServer:
                 Path(self._listener.listen.path).parent.mkdir(exist_ok=True)
         self._opened = open_listener(self._listener.listen, backlog=_BACKLOG, mode=mode)
         self.address = self._opened.address
-        if self._elsewhere or self._here.tls_at_once is not None or self._proxies:
+        if self._elsewhere or self._smtp_sessions.tls_at_once is not None or self._proxies:
             self._acceptor = Acceptor(self._opened.sockets, self._take)
             self.accept(goes_on=True)
         else:
-            self._servers = await self._opened.serve(self._here.new_session, backlog=_BACKLOG)
+            self._servers = await self._opened.serve(
+                self._smtp_sessions.new_session, backlog=_BACKLOG
+            )
 
     def accept(self, *, goes_on: bool) -> None:
         """Accept connections for sessions elsewhere, or let clients wait."""

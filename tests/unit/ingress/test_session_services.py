@@ -87,9 +87,10 @@ NOT_IMPORTED = (
 )  # fmt: skip
 
 
-def test_the_session_side_imports_nothing_of_the_owners():
+@pytest.mark.parametrize("module", ["relay.ingress.smtp_sessions", "relay.gate.child"])
+def test_the_session_side_imports_nothing_of_the_owners(module):
     code = f"""
-import sys, relay.ingress.smtp_sessions
+import sys, {module}
 print([x for x in {NOT_IMPORTED!r} if x in sys.modules])"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
