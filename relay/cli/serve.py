@@ -44,21 +44,18 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     """
     take_sockets()
     environment = read_environment()
-    file, clock, crash_at = context.config_file(), SystemClock(), environment.crash_at
+    file, clock = context.config_file(), SystemClock()
     active = ActiveConfiguration(
-        file, environment.variables, clock=clock, role=role, crash_at=crash_at
+        file, environment.variables, clock=clock, role=role, crash_at=environment.crash_at
     )
     settings = active.settings
     if fault := unusable_state(settings) or foreign_state(settings):
         active.close()
         raise CommandError(ExitCode.CONFIGURATION, fault)
     logs.configure(
-        settings.observe.log,
-        clock=clock,
-        environ_journal_stream=environment.journal_stream,
-        color=not environment.no_color,
-        node=settings.node_of_many,
-    )
+        settings.observe.log, clock=clock, environ_journal_stream=environment.journal_stream,
+        color=not environment.no_color, node=settings.node_of_many,
+    )  # fmt: skip
     sources = RelayDependencies(
         active.accounts,
         active.rules,
@@ -66,7 +63,7 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         active.keys,
         active.providers,
         route_places=active.route_places,
-        crash_at=crash_at,
+        crash_at=environment.crash_at,
         certificates=active.certificates,
         active=active,
         agreed=active.agreed,

@@ -29,14 +29,14 @@ from relay.gate.frames import FrameChannel, receive_descriptor
 from relay.gate.sandbox import end_with_parent, enter_sandbox
 from relay.gate.services import OwnerCalls, RemoteServices
 from relay.gate.wire import (
-    Answer,
     BodyFile,
-    Connection,
+    CallAnswer,
     Drain,
     Ended,
     ForgetAnswers,
     LoadState,
     LoginEnded,
+    NewConnection,
     Ready,
     Setup,
     decode_from_owner,
@@ -89,7 +89,7 @@ class Child:
     def _hear(self, octets: bytes) -> None:
         frame = decode_from_owner(octets)
         match frame:
-            case Answer(call=call, value=value):
+            case CallAnswer(call=call, value=value):
                 self._calls.answered(call, None if frame.has_failed else value)
             case LoadState(pressure=state, is_paused=is_paused):
                 self._pressure.state = state
@@ -111,7 +111,7 @@ class Child:
             while (found := receive_descriptor(self._packets)) is not None:
                 octets, number = found
                 match decode_packet(octets):
-                    case Connection() as connection:
+                    case NewConnection() as connection:
                         self._begin(connection, number)
                     case BodyFile(call=call):
                         file = Descriptor(number) if number is not None else None
@@ -119,7 +119,7 @@ class Child:
         except (OSError, EOFError, ValueError) as error:
             self._end(str(error))
 
-    def _begin(self, told: Connection, descriptor: int | None) -> None:
+    def _begin(self, told: NewConnection, descriptor: int | None) -> None:
         if descriptor is None:
             self._channel.send(encode(Ended(told.session)))
             return

@@ -12,10 +12,10 @@ from relay.base.child_process import ChildProcess
 from relay.gate.frames import FrameChannel, PacketSender, packet_pair
 from relay.gate.owner import SessionsOfChild
 from relay.gate.wire import (
-    Connection,
     Drain,
     ForgetAnswers,
     LoadState,
+    NewConnection,
     Packet,
     Ready,
     Setup,
@@ -77,7 +77,7 @@ class GateKeeper:
                 await child.open()
                 child.channel.send(encode(self._setup()))
                 missing = await child.ready
-        except OSError as error:  # TimeoutError as well
+        except (TimeoutError, OSError) as error:
             reason = str(error) or f"it was not ready within {_START_S:g} seconds"
             reason += await child.kill()
             raise GateError(f"the process of the SMTP sessions did not start: {reason}") from None
@@ -127,7 +127,9 @@ class GateKeeper:
             client.services.end()
             return
         number = child.sessions.begin(client, listener)
-        child.send(Connection(number, listener, client.ip, client.is_trusted), connection.detach())
+        child.send(
+            NewConnection(number, listener, client.ip, client.is_trusted), connection.detach()
+        )
 
     async def drain(self, grace_s: float) -> None:
         """End the sessions, then the child."""
@@ -218,7 +220,7 @@ class _Child:
 
 
 class RemoteSessions:
-    """The sessions of one listener, in the child: relay.ingress.smtp_server.Sessions."""
+    """The sessions of one listener, in the child: relay.ingress.smtp_server.SessionHolder."""
 
     def __init__(self, keeper: GateKeeper, listener: int) -> None:
         """`listener` is its place in Setup."""

@@ -20,8 +20,8 @@ from relay.accounts.passwords import LoginDelayedError
 from relay.gate.frames import FrameChannel
 from relay.gate.wire import (
     Accept,
-    Answer,
     BodyFile,
+    CallAnswer,
     CheckRecipient,
     CheckSender,
     DropBody,
@@ -51,7 +51,7 @@ Question = LogIn | CheckSender | CheckRecipient | OpenBody | Accept
 _log = get_logger("gate")
 
 
-class _Session:
+class _OwnedSession:
     """What the owner keeps of a session."""
 
     __slots__ = ("body", "is_busy", "is_told", "is_trusted", "listener", "services", "taken")
@@ -108,7 +108,7 @@ class SessionsOfChild:
         """`send_file` sends a packet with a descriptor, which it closes."""
         self.channel: FrameChannel  # to the child
         self._send_file, self._on_ready = send_file, on_ready
-        self._sessions: dict[int, _Session] = {}
+        self._sessions: dict[int, _OwnedSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._offered_bytes = 0
         self.counts: Counter[int] = Counter()  # of sessions, by listener
@@ -116,7 +116,7 @@ class SessionsOfChild:
     def begin(self, client: SessionClient, listener: int) -> int:
         """Return the number of a new session."""
         number = secrets.randbits(63)
-        self._sessions[number] = _Session(client, listener)
+        self._sessions[number] = _OwnedSession(client, listener)
         self.counts[listener] += 1
         return number
 
@@ -164,7 +164,7 @@ class SessionsOfChild:
             session.end()
         self._sessions.clear()
 
-    async def _answer(self, session: _Session, call: Question) -> None:
+    async def _answer(self, session: _OwnedSession, call: Question) -> None:
         value, has_failed = None, False
         try:
             value = await self._value(session, call)
@@ -173,9 +173,9 @@ class SessionsOfChild:
             has_failed = True
         session.is_busy = False
         if value is not None or has_failed:
-            self.channel.send(encode(Answer(call.call, Raw(encode(value)), has_failed)))
+            self.channel.send(encode(CallAnswer(call.call, Raw(encode(value)), has_failed)))
 
-    async def _value(self, session: _Session, call: Question) -> Any:
+    async def _value(self, session: _OwnedSession, call: Question) -> Any:
         services = session.services
         match call:
             case CheckRecipient(address=address, reverse_path=sender):
@@ -193,7 +193,7 @@ class SessionsOfChild:
             case OpenBody():
                 return await self._open_body(session, call)
 
-    async def _accept(self, session: _Session, call: Accept) -> DataReply:
+    async def _accept(self, session: _OwnedSession, call: Accept) -> DataReply:
         if session.services.has_ended:
             return DataReply(LOGIN_ENDED)
         if not session.has_taken(call.mail.envelope.reverse_path, call.paths):
@@ -229,8 +229,8 @@ class SessionsOfChild:
         self._offered_bytes += size_bytes
         self.channel.read(goes_on=self._offered_bytes <= _OFFERED_BYTES_MAX)
 
-    async def _open_body(self, session: _Session, call: OpenBody) -> str | None:
-        """Answer with a file, or return why there is none."""
+    async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
+        """CallAnswer with a file, or return why there is none."""
         session.drop()
         body = session.services.new_body()
         try:

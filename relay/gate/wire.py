@@ -17,11 +17,11 @@ from relay.message.envelope import ForwardPath
 from relay.settings.tree import SmtpListener
 
 
-class _Frame(Struct, frozen=True, tag=True, array_like=True):
+class _Told(Struct, frozen=True, tag=True, array_like=True):
     """One frame."""
 
 
-class _Call(_Frame, frozen=True):
+class _Call(_Told, frozen=True):
     """What a session asks: one thing at a time."""
 
     session: int
@@ -76,19 +76,19 @@ class Accept(_Call, frozen=True):
     body: WrittenBody | None = None
 
 
-class DropBody(_Frame, frozen=True):
+class DropBody(_Told, frozen=True):
     """The file of a body is not wanted any more."""
 
     session: int
 
 
-class ForgetLogin(_Frame, frozen=True):
+class ForgetLogin(_Told, frozen=True):
     """SessionServices.forget_login()."""
 
     session: int
 
 
-class Refused(_Frame, frozen=True):
+class Refused(_Told, frozen=True):
     """SessionServices.refused()."""
 
     session: int
@@ -96,13 +96,13 @@ class Refused(_Frame, frozen=True):
     claims: SessionClaims
 
 
-class Ended(_Frame, frozen=True):
+class Ended(_Told, frozen=True):
     """A connection has ended. Nothing more comes of its session."""
 
     session: int
 
 
-class Ready(_Frame, frozen=True):
+class Ready(_Told, frozen=True):
     """The child uses what Setup or LoadState says, so it is alive. `missing` is what the kernel
     does not have of the sandbox.
     """
@@ -119,7 +119,7 @@ FromChild = (
 # -- from the owner
 
 
-class Answer(_Frame, frozen=True):
+class CallAnswer(_Told, frozen=True):
     """The answer to a call."""
 
     call: int
@@ -147,43 +147,43 @@ class ListenerSetup(Struct, frozen=True, array_like=True):
     offers_auth_in_clear: bool
 
 
-class Setup(_Frame, frozen=True):
+class Setup(_Told, frozen=True):
     """What the child begins with, and what it uses after a reload."""
 
     hostname: str
     listeners: list[ListenerSetup]
 
 
-class LoadState(_Frame, frozen=True):
+class LoadState(_Told, frozen=True):
     """How much mail is taken now. It comes before the first connection, and then twice a second."""
 
     pressure: PressureState
     is_paused: bool
 
 
-class LoginEnded(_Frame, frozen=True):
+class LoginEnded(_Told, frozen=True):
     """The account of the login of a session is another one now, or gone."""
 
     session: int
 
 
-class ForgetAnswers(_Frame, frozen=True):
+class ForgetAnswers(_Told, frozen=True):
     """Accounts, routes, rules or settings may have changed: no kept RecipientAnswer counts."""
 
 
-class Drain(_Frame, frozen=True):
+class Drain(_Told, frozen=True):
     """End the sessions within the time, then exit."""
 
     grace_s: float
 
 
-FromOwner = Answer | Setup | LoadState | LoginEnded | ForgetAnswers | Drain
+FromOwner = CallAnswer | Setup | LoadState | LoginEnded | ForgetAnswers | Drain
 
 
 # -- packets, from the owner
 
 
-class Connection(_Frame, frozen=True):
+class NewConnection(_Told, frozen=True):
     """A new connection of a listener, with what its session may be."""
 
     session: int
@@ -192,13 +192,13 @@ class Connection(_Frame, frozen=True):
     is_trusted: bool
 
 
-class BodyFile(_Frame, frozen=True):
+class BodyFile(_Told, frozen=True):
     """The answer to OpenBody."""
 
     call: int
 
 
-Packet = Connection | BodyFile
+Packet = NewConnection | BodyFile
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
