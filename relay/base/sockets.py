@@ -70,9 +70,9 @@ class Acceptor:
     """Accepts connections without reading from them."""
 
     def __init__(
-        self, sockets: Sequence[socket.socket], take: Callable[[socket.socket], None]
+        self, sockets: Sequence[socket.socket], take: Callable[[socket.socket, object], None]
     ) -> None:
-        """`take` gets each connection, which does not block."""
+        """`take` gets each connection, which does not block, and the address of its peer."""
         self._sockets, self._take = sockets, take
         self._is_accepting = False
 
@@ -96,9 +96,9 @@ class Acceptor:
             for _ in range(_ACCEPTED_AT_ONCE):
                 if not self._is_accepting:
                     return
-                connection, _ = listening.accept()
+                connection, peer = listening.accept()
                 connection.setblocking(False)
-                self._take(connection)
+                self._take(connection, peer)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError:  # no more open files

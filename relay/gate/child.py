@@ -123,7 +123,8 @@ class Child:
         if descriptor is None:
             self._channel.send(encode(Ended(told.session)))
             return
-        connection = socket.socket(fileno=descriptor)
+        family = socket.AF_INET if told.ip else socket.AF_UNIX  # as good as AF_INET6 here
+        connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
         connection.setblocking(False)
         services = RemoteServices(self._calls, told.session, is_trusted=told.is_trusted)
         client = SessionClient(told.ip, told.is_trusted, services)
@@ -184,6 +185,10 @@ def main(words: Sequence[str]) -> None:
     there = socket.socket(fileno=int(packets))
 
     async def serve() -> None:
+        # For its first stream libuv opens /dev/null; in the sandbox it would try so for each.
+        first, other = socket.socketpair()
+        await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=first)
+        other.close()
         await Child(there, missing=enter_sandbox(), crash_at=crash_at).run(frames)
         logs.drain()
         os._exit(0)  # at its end, as at its begin, the loop makes sockets

@@ -15,6 +15,7 @@ from typing import cast
 LENGTH_BYTES = 4
 FRAME_BYTES_MAX = 32 * 1024 * 1024  # a message in memory, and a long list of recipients
 _PACKET_BYTES_MAX = 4096
+_CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux
 
 
 class FrameChannel(asyncio.Protocol):
@@ -203,7 +204,7 @@ def receive_descriptor(end: socket.socket) -> tuple[bytes, int | None] | None:
     many open files here; None if no packet waits. Raises EOFError at the end, OSError.
     """
     try:
-        octets, descriptors, _, _ = socket.recv_fds(end, _PACKET_BYTES_MAX, 1)
+        octets, descriptors, _, _ = socket.recv_fds(end, _PACKET_BYTES_MAX, 1, _CLOSE_ON_EXEC)
     except BlockingIOError:
         return None
     if not octets:

@@ -207,13 +207,9 @@ class SmtpServer:
         services = LocalServices(self._owner, ip, is_trusted=is_trusted, uid=uid or 0)
         return SessionClient(ip, is_trusted, services, uid)
 
-    def _take(self, connection: socket.socket) -> None:
+    def _take(self, connection: socket.socket, peer: object) -> None:
         """Begin a session, after the header of a proxy, with too many of which it is closed."""
-        try:
-            ip = _ip_at(connection.getpeername())
-        except OSError:  # a check of HAProxy is as short
-            connection.close()
-            return
+        ip = _ip_at(peer)
         if not _is_in(self._proxies, ip):
             self._begin(connection, self._client(ip))
             return
