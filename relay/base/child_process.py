@@ -30,10 +30,7 @@ class ChildProcess:
                 stdout=theirs.fileno(),
                 stderr=None if has_log else subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env={
-                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    "UV_USE_IO_URING": "0",  # libuv's, which a sandbox refuses
-                },
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,  # Ctrl-C must not reach it: it ends when its input ends
             )
         except OSError:

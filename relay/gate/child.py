@@ -26,7 +26,7 @@ from relay.base.files import Descriptor, write_all
 from relay.base.memory import limit_malloc_retention, tune_garbage_collector
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.gate.frames import FrameChannel, receive_descriptor
-from relay.gate.sandbox import end_with_parent, enter_sandbox
+from relay.gate.sandbox import end_with_parent, enter_sandbox, refuse_io_uring
 from relay.gate.services import OwnerCalls, RemoteServices
 from relay.gate.wire import (
     BodyFile,
@@ -179,6 +179,7 @@ def main(words: Sequence[str]) -> None:
         node=node,
     )
     _load_codecs()
+    refuse_io_uring()
     limit_malloc_retention()
     tune_garbage_collector()
     frames = socket.socket(fileno=0)

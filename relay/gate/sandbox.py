@@ -13,6 +13,7 @@ import platform
 import resource
 import signal
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -24,6 +25,7 @@ _FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # how many, from ABI 0 on; later 
 _NETWORK_SINCE, _SCOPE_SINCE = 4, 6  # ABI
 _BPF_LOAD, _BPF_EQUAL, _BPF_AT_LEAST, _BPF_HAS, _BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _CLONE3, _CLONE_THREAD = 435, 0x10000
+_RINGS = 425  # io_uring_setup, on all architectures
 _X32 = 0x40000000  # x86_64 has its calls once more under numbers from here on
 _ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 # audit(7) number of the architecture, of clone, and of what is refused: the kernel's unistd tables
@@ -35,7 +37,7 @@ _REFUSED = {
             "socket": 41, "connect": 42, "bind": 49, "listen": 50, "execve": 59, "execveat": 322,
             "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438,
             "kill": 62, "tkill": 200, "tgkill": 234, "fork": 57, "vfork": 58,
-            "open_by_handle_at": 304, "io_uring_setup": 425, "bpf": 321, "userfaultfd": 323,
+            "open_by_handle_at": 304, "io_uring_setup": _RINGS, "bpf": 321, "userfaultfd": 323,
             "perf_event_open": 298, "unshare": 272, "setns": 308, "mount": 165, "keyctl": 250,
             "socketpair": 53, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
             "pidfd_send_signal": 424, "prlimit64": 302, "sched_setaffinity": 203,
@@ -51,7 +53,7 @@ _REFUSED = {
             "socket": 198, "connect": 203, "bind": 200, "listen": 201, "execve": 221,
             "execveat": 281, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271,
             "pidfd_getfd": 438, "kill": 129, "tkill": 130, "tgkill": 131, "open_by_handle_at": 265,
-            "io_uring_setup": 425, "bpf": 280, "userfaultfd": 282, "perf_event_open": 241,
+            "io_uring_setup": _RINGS, "bpf": 280, "userfaultfd": 282, "perf_event_open": 241,
             "unshare": 97, "setns": 268, "mount": 40, "keyctl": 219, "socketpair": 199,
             "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "pidfd_send_signal": 424,
             "prlimit64": 261, "sched_setaffinity": 122, "setpriority": 140, "truncate": 45,
@@ -71,6 +73,15 @@ def end_with_parent() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: signal.alarm(_LAST_S))
     with suppress(OSError, AttributeError):  # not on every system
         _prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+
+
+def refuse_io_uring() -> None:
+    """Refuse io_uring_setup before the event loop exists: no filter sees what a ring is told to do.
+    libuv does without.
+    """
+    with suppress(OSError, AttributeError):  # enter_sandbox() says what is missing
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _restrict_calls([_RINGS])
 
 
 def enter_sandbox() -> tuple[str, ...]:
@@ -144,12 +155,12 @@ def _restrict_files() -> None:
     _call(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
 
 
-def _restrict_calls() -> None:
-    """Refuse the system calls of _REFUSED with EPERM. Raises OSError."""
+def _restrict_calls(only: Sequence[int] = ()) -> None:
+    """Refuse the system calls of _REFUSED, or only these, with EPERM. Raises OSError."""
     if platform.machine() not in _REFUSED:
         raise OSError("no filter for this architecture")
     architecture, clone, numbers = _REFUSED[platform.machine()]
-    calls = sorted(numbers.values())
+    calls = only or sorted(numbers.values())
     program = [
         (_BPF_LOAD, 0, 0, 4),  # the architecture
         (_BPF_EQUAL, 1, 0, architecture),

@@ -56,3 +56,21 @@ def test_nothing_is_opened_connected_or_started_in_the_sandbox() -> None:
     assert {name: found[name] for name in expected} == expected
     if platform.machine() == "x86_64":
         assert "seccomp" not in missing
+
+
+_LOOP = """
+import asyncio, os
+import uvloop
+from relay.gate.sandbox import refuse_io_uring
+refuse_io_uring()
+async def show():
+    print([os.readlink(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")[:-1]])
+uvloop.run(show())
+"""
+
+
+@pytest.mark.skipif("seccomp" in available(), reason="this kernel has no filter for system calls")
+def test_the_event_loop_has_no_ring_to_which_no_filter_applies() -> None:
+    ran = subprocess.run([sys.executable, "-c", _LOOP], capture_output=True, timeout=60, check=True)
+    assert b"eventpoll" in ran.stdout
+    assert b"io_uring" not in ran.stdout
