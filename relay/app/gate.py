@@ -2,13 +2,15 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
 from relay.app.foundation import Foundation
+from relay.base.certificates import ServerCertificate
 from relay.gate.keeper import GateKeeper
 from relay.gate.wire import ListenerSetup, LoadState, Setup
 from relay.ingress.smtp_server import offers_auth_in_clear
-from relay.settings.tree import Settings
+from relay.settings.tree import Settings, SmtpListener
 
 
 def has_gate(settings: Settings) -> bool:
@@ -28,17 +30,23 @@ def build_gate(base: Foundation) -> GateKeeper | None:
     def on_change(reason: str) -> None:
         base.readiness.gate = reason
 
+    def setup() -> Setup:
+        shown = base.certificates.smtp
+        return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
+
     return GateKeeper(
-        words=words, setup=lambda: _setup(base),
+        words=words, setup=setup,
         load=lambda: LoadState(base.pressure.state, bool(base.pressure.paused())),
         on_change=on_change,
     )  # fmt: skip
 
 
-def _setup(base: Foundation) -> Setup:
-    settings = base.settings
+def setup_of(
+    hostname: str, listeners: Iterable[tuple[SmtpListener, ServerCertificate | None]]
+) -> Setup:
+    """Return what the child gets of listeners and their certificates."""
     return Setup(
-        settings.hostname,
+        hostname,
         [
             ListenerSetup(
                 replace(one, tls=None, trusted_networks=(), proxy_networks=()),
@@ -46,6 +54,6 @@ def _setup(base: Foundation) -> Setup:
                 requires_tls=one.tls is not None and one.tls.require,
                 offers_auth_in_clear=offers_auth_in_clear(one),
             )
-            for one, shown in zip(settings.smtp, base.certificates.smtp, strict=True)
+            for one, shown in listeners
         ],
     )

@@ -205,6 +205,7 @@ def _memory_file(octets: bytes) -> Descriptor:
 
 def _load_codecs() -> None:
     """Load what Python would load later, for subjects and domains: then no file can be opened."""
+    importlib.import_module("idna.uts46data")
     for module in pkgutil.iter_modules(encodings.__path__):
         with suppress(ImportError):  # those of other systems
             importlib.import_module(f"encodings.{module.name}")

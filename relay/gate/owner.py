@@ -230,7 +230,7 @@ class SessionsOfChild:
         self.channel.read(goes_on=self._offered_bytes <= _OFFERED_BYTES_MAX)
 
     async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
-        """CallAnswer with a file, or return why there is none."""
+        """Answer with a file, or return why there is none."""
         session.drop()
         body = session.services.new_body()
         try:

@@ -200,8 +200,7 @@ class BodyFile(_Told, frozen=True):
 
 Packet = NewConnection | BodyFile
 
-_encoder = msgspec.msgpack.Encoder()
-encode = _encoder.encode
+_encode = msgspec.msgpack.Encoder().encode
 _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
 _from_owner: msgspec.msgpack.Decoder[FromOwner] = msgspec.msgpack.Decoder(FromOwner)
 _packet: msgspec.msgpack.Decoder[Packet] = msgspec.msgpack.Decoder(Packet)
@@ -213,3 +212,24 @@ decode_login = msgspec.msgpack.Decoder(LoginAnswer).decode
 decode_reply = msgspec.msgpack.Decoder(str).decode
 decode_recipient = msgspec.msgpack.Decoder(RecipientAnswer).decode
 decode_data_reply = msgspec.msgpack.Decoder(DataReply).decode
+
+
+def encode(value: object) -> bytes:
+    """Return a frame, packet or answer as MessagePack. Octets of a client that are not UTF-8, which
+    text has as lone surrogates, are escaped as in a log line.
+    """
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_escaped(msgspec.to_builtins(value, builtin_types=(bytes,))))
+
+
+def _escaped(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list() | tuple():
+            return [_escaped(one) for one in value]
+        case dict():
+            return {key: _escaped(one) for key, one in value.items()}
+    return value

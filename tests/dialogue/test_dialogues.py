@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from relay.app.gate import setup_of
+from relay.base.certificates import ServerCertificate
+from relay.base.pressure import PressureState
+from relay.base.socket_address import Address
+from relay.gate.keeper import GateKeeper, RemoteSessions
+from relay.gate.wire import LoadState
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import read_all
+from relay.settings.tree import SmtpListener
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 from tests.dialogue.script import Script, octets, over_bdat, read_script
 from tests.support.ingress import Relay, make_certificate
@@ -20,6 +27,7 @@ WITH_DATA = [
     path for path in SCRIPTS
     if "C: DATA\n" in path.read_text("utf-8") and path.stem not in OF_CHUNKS
 ]  # fmt: skip
+OTHER_LIMITS = ("junk", "auth_token", "large", "auth_failures", "auth_token_failures")
 PATIENCE_S = 10.0
 WORDS = ("role", "bare_newline")
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -59,6 +67,17 @@ def play(script: Script, loop: str, request) -> None:
 
 async def run_script(script: Script, tls) -> None:
     """Raises AssertionError that names the line of the script."""
+    relay, limits, listener = parts_of(script, tls)
+    server = relay.server(limits=SessionLimits(**limits), **listener)
+    await server.start()
+    try:
+        await converse_with(server, script, relay)
+    finally:
+        await server.drain(0.5)
+
+
+def parts_of(script: Script, tls) -> tuple[Relay, dict, dict]:
+    """Returns the relay of a script, the limits of its sessions, and the listener's settings."""
     options = dict(script.listener)
     relay = Relay()
     relay.spool.fault = FAULTS.get(options.pop("spool", ""))
@@ -67,19 +86,46 @@ async def run_script(script: Script, tls) -> None:
     for key in [key for key in options if key.startswith("limits.")]:
         limits[key.removeprefix("limits.")] = int(options.pop(key))
     changes = {key: value if key in WORDS else int(value) for key, value in options.items()}
-    server = relay.server(
-        limits=SessionLimits(**limits), trusted_networks=networks, tls=tls, **changes
-    )
-    await server.start()
+    return relay, limits, {"trusted_networks": networks, "tls": tls, **changes}
+
+
+async def converse_with(server, script: Script, relay: Relay) -> None:
+    address = server.address
+    reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
-        address = server.address
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        try:
-            await converse(script, relay, reader=reader, writer=writer)
-        finally:
-            writer.close()
+        await converse(script, relay, reader=reader, writer=writer)
     finally:
-        await server.drain(0.5)
+        writer.close()
+
+
+async def test_dialogues_through_the_gate(certificate):
+    """All at the same time, with one child, which has the limits of sessions that a service has."""
+    scripts = [read_script(path) for path in SCRIPTS if path.stem not in OTHER_LIMITS]
+    played, listeners = [], []
+    keeper = GateKeeper(
+        words=("logfmt", "", "", "", ""),
+        setup=lambda: setup_of("relay.example.test", listeners),
+        load=lambda: LoadState(PressureState(), is_paused=False),
+        on_change=lambda _: None,
+    )
+    for number, script in enumerate(scripts):
+        tls = certificate if script.listener.pop("tls", "") else None
+        relay, _, changes = parts_of(script, tls)
+        server = relay.server(elsewhere=RemoteSessions(keeper, number), **changes)
+        shown = ServerCertificate(tls.certificate, tls.key) if tls else None
+        listeners.append((SmtpListener(Address("127.0.0.1", 0), **changes), shown))
+        played.append((server, script, relay))
+    await keeper.start()
+    try:
+        for server, _, _ in played:
+            await server.start()
+        faults = await asyncio.gather(*(converse_with(*x) for x in played), return_exceptions=True)
+        assert [fault for fault in faults if fault] == []
+        assert len(faults) > 25
+    finally:
+        for server, _, _ in played:
+            server.stop_listening()
+        await keeper.drain(0.5)
 
 
 async def converse(script: Script, relay: Relay, *, reader, writer) -> None:

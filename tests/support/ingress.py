@@ -5,8 +5,10 @@ Everything except the spool and the accounts is the real code.
 
 import asyncio
 import dataclasses
+import os
 import socket
 import struct
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +64,17 @@ class MemoryArrival:
         if self.fault:
             raise self.fault
         self.written.append(b"".join(blocks))
+
+    async def lend(self) -> int:
+        if self.fault:
+            raise self.fault
+        self.file = os.memfd_create("body")
+        return self.file
+
+    async def take_back(self, size_bytes: int, crc32: int) -> None:
+        self.written.append(os.pread(self.file, size_bytes + 1, 0))
+        os.close(self.file)
+        assert (len(self.written[-1]), zlib.crc32(self.written[-1])) == (size_bytes, crc32)
 
     def octets(self) -> MemoryOctets:
         return MemoryOctets(b"".join(self.written))
@@ -226,7 +239,7 @@ class Relay:
         return Acceptance(**(parts | changes))
 
     def server(
-        self, *, pickup: bool = False, limits: SessionLimits | None = None, **listener
+        self, *, pickup: bool = False, limits: SessionLimits | None = None, elsewhere=None, **listener
     ) -> SmtpServer:
         neighbours = IngressDependencies(
             hostname="relay.example.test",
@@ -244,6 +257,7 @@ class Relay:
         return SmtpServer(
             settings, neighbours, pickup=pickup, limits=quick,
             certificate=ServerCertificate(tls.certificate, tls.key) if tls else None,
+            elsewhere=elsewhere,
         )  # fmt: skip
 
 
