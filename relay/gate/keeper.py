@@ -31,6 +31,7 @@ _PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a start, after 
 _TICK_S = 0.5
 _SILENT_TICKS_MAX = 60  # ticks rather than a time: this process may stand still as well
 _END_S = 0.1  # between closing its sockets and its end
+_SESSIONS_MAX = 262_144  # more than a process has descriptors for
 _LAST_S = 1.0  # for the child, after the sessions
 _log = get_logger("gate")
 
@@ -122,7 +123,10 @@ class GateKeeper:
 
     def hand_on(self, connection: socket.socket, client: SessionClient, listener: int) -> None:
         """Give the child a connection, which is closed here."""
-        if (child := self._child) is None:
+        child = self._child
+        if child is not None and child.sessions.counts.total() >= _SESSIONS_MAX:
+            child.end(f"it has {_SESSIONS_MAX} sessions, and ends none")
+        if child is None or child.ended.done():
             connection.close()
             client.services.end()
             return

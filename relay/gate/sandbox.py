@@ -18,7 +18,7 @@ from contextlib import suppress
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
-_LAST_S = 5
+_LAST_S = 3
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # the same on all architectures
 _LANDLOCK_VERSION = 1  # a flag
 _FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # how many, from ABI 0 on; later ones have no more

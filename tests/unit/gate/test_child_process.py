@@ -1,0 +1,129 @@
+"""The real child: what it has, and what becomes of it when it or its owner stands still or dies."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.gate import keeper as keeper_module
+from tests.support.long_tests import long
+from tests.support.lying_child import HELLO, WAIT_S, WORDS, Owner, owner_of
+from tests.support.relay_process import until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+
+
+async def replies(owner: Owner, *lines: bytes) -> list[bytes]:
+    """The first reply to each, and the greeting; b"" for a connection that was closed."""
+    reader, writer = await asyncio.open_connection(
+        owner.server.address.host, owner.server.address.port
+    )
+    owner.writers.append(writer)
+    found = []
+    try:
+        for line in (b"", *lines):
+            writer.write(line)
+            found.append((await asyncio.wait_for(reader.readline(), WAIT_S))[:3])
+    except ConnectionError:
+        found.append(b"")
+    return found
+
+
+def status_of(task: Path) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+
+
+async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RELAY_SECRET", "s3cret")
+    async with owner_of(tmp_path, monkeypatch, None) as owner:
+        large = HELLO + b"y" * 70 + b"\r\n"
+        found = await replies(
+            owner, b"HELO x\r\n", b"MAIL FROM:<a@x.test>\r\n", b"RCPT TO:<bob@example.test>\r\n",
+            b"DATA\r\n", large + (b"z" * 70 + b"\r\n") * 30_000 + b".\r\n",
+        )  # fmt: skip
+        assert found == [b"220", b"250", b"250", b"250", b"354", b"250"]
+        process = Path(f"/proc/{owner.keeper.pid}")
+        opened = [str(one.readlink()) for one in (process / "fd").iterdir()]
+        known = {"/dev/null", str((Path("/proc") / str(os.getpid()) / "fd/2").readlink())}
+        assert {one.partition(":")[0] for one in opened if one not in known} <= {
+            "socket", "pipe", "anon_inode",
+        }  # fmt: skip
+        told = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        assert b"s3cret" not in told
+        names = {one.partition(b"=")[0] for one in (process / "environ").read_bytes().split(b"\0")}
+        assert names <= {b"PYTHONPATH", b""}
+        tasks = [status_of(one) for one in (process / "task").iterdir()]
+        assert len(tasks) > 1  # one has written the body
+        assert {(one["NoNewPrivs"], one["Seccomp"]) for one in tasks} == {("1", "2")}
+        ignored = int(tasks[0]["SigIgn"], 16)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            assert ignored >> (number - 1) & 1
+        assert os.getsid(owner.keeper.pid) != os.getsid(0)  # no terminal's
+        assert "Max core file size 0 0" in " ".join((process / "limits").read_text().split())
+        await many_files(owner, len(opened))
+
+
+async def many_files(owner: Owner, opened: int) -> None:
+    """With no descriptor left, clients are closed; the child lives."""
+    pid = owner.keeper.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (opened + 2, before[1]))
+    greetings = [(await replies(owner))[0] for _ in range(6)]
+    assert greetings[:1] + greetings[-1:] == [b"220", b""]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert await replies(owner) == [b"220"]
+    assert owner.keeper.pid == pid
+
+
+async def test_a_child_that_stands_still_or_is_killed_is_replaced(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(keeper_module, "_TICK_S", 0.02)
+    monkeypatch.setattr(keeper_module, "_SILENT_TICKS_MAX", 25)
+    async with owner_of(tmp_path, monkeypatch, None) as owner:
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            assert owner.keeper.pid is not None
+            os.kill(owner.keeper.pid, number)
+            async with asyncio.timeout(WAIT_S):
+                while not owner.reason:
+                    await asyncio.sleep(0.001)
+            expected = (
+                "it has not answered for 0.5 seconds" if number == signal.SIGSTOP else "signal 9"
+            )
+            assert expected in owner.reason
+            assert await replies(owner) == [b"220"]  # it waited for the next one
+
+
+_PARENT = """
+import socket, sys, time
+from relay.base.child_process import ChildProcess
+from relay.gate.frames import packet_pair
+ours, theirs = packet_pair()
+child = ChildProcess("relay.gate.child", str(theirs.fileno()), *sys.argv[2:], descriptors=[theirs.fileno()])
+theirs.close()
+told = socket.socket(fileno=int(sys.argv[1]))
+socket.send_fds(told, [b"%d" % child.process.pid], [child.socket.fileno(), ours.fileno()])
+time.sleep(60)
+"""
+
+
+@long
+def test_a_child_ends_with_its_owner_though_its_socket_is_open(tmp_path) -> None:
+    here, there = socket.socketpair()
+    words = [str(there.fileno()), *WORDS]
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, *words], pass_fds=[there.fileno()]
+    ) as parent:
+        pid, descriptors, _, _ = socket.recv_fds(here, 100, 2)
+        child = Path(f"/proc/{int(pid)}")
+        until("ready", lambda: int(status_of(child)["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1)
+        parent.kill()
+    until("ended", lambda: not child.exists() or "Z" in status_of(child)["State"])
+    for one in descriptors:
+        os.close(one)
+    here.close()
+    there.close()
