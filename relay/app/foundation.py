@@ -69,16 +69,18 @@ PAUSES_FILE = "paused.json"
 
 
 class Readiness:
-    """Why the relay is not ready; "" when it is. `impaired` is what fails although it is ready."""
+    """Why the relay is not ready; "" when it is. `impaired` is what fails although it is ready,
+    `gate` why there is no process of the SMTP sessions.
+    """
 
     def __init__(self) -> None:
         self.reason = "starting"
         self.impaired = ""
-        self.gate = ""  # why there is no process of the SMTP sessions
+        self.gate = ""
 
     def __call__(self) -> str:
         """The reason for a 503."""
-        return self.reason or self.gate
+        return self.reason
 
 
 @dataclass(frozen=True)

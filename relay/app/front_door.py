@@ -5,7 +5,7 @@ pages does not keep them in memory. It does so at the start and not at the first
 incomplete installation lacks is found then, and all modules are of one version.
 
 unready() decides why /readyz is a 503: a start, a stop or a fault (`daemon`), the spool, a missing
-mail root, a pause of acceptance.
+mail root, a pause of acceptance, no process of the SMTP sessions.
 """
 
 import dataclasses
@@ -167,7 +167,8 @@ def _means(
 
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
-        reason = base.readiness() or base.spool.health() or base.pressure.paused()
+        ready = base.readiness
+        reason = ready() or ready.gate or base.spool.health() or base.pressure.paused()
         if not reason and base.holds_root and (trouble := base.root.trouble):
             return f"the mail root {base.root.path} is missing: {trouble}"
         return reason

@@ -35,8 +35,8 @@ from relay.gate.wire import (
     decode_reply,
     encode,
 )
-from relay.ingress.data import DataReply, ReceivedContent
-from relay.ingress.esmtp_parameters import MailArgument
+from relay.ingress.data import ContentRejection, DataReply, ReceivedContent
+from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection
 from relay.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
 from relay.message.content import LargeContent
 from relay.message.envelope import ForwardPath
@@ -46,10 +46,6 @@ T = TypeVar("T")
 _Answered = Raw | Descriptor
 _KEPT_MAX = 10_000
 _BODIES = Path("body")  # a name for errors
-
-
-class CallFailedError(Exception):
-    """The owner could not answer, and has logged why."""
 
 
 class OwnerCalls:
@@ -63,7 +59,7 @@ class OwnerCalls:
         self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
     async def ask(self, call: Callable[[int], FromChild], decode: Callable[[Any], T]) -> T:
-        """Make a call, which gets its number, and return its answer. Raises CallFailedError."""
+        """Make a call, which gets its number, and return its answer. Raises SmtpRejection."""
         await self.channel.room()
         number = next(self._numbers)
         asked = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -73,7 +69,7 @@ class OwnerCalls:
         finally:
             del self._asked[number]
         if value is None:
-            raise CallFailedError
+            raise SmtpRejection(ContentRejection.LOCAL_ERROR)  # the owner has logged why
         return decode(value)
 
     def tell(self, frame: FromChild) -> None:

@@ -198,6 +198,11 @@ class RelayProcess:
         lines = self.log.splitlines()
         return [one for one in lines if not one.startswith("{") or '"level":"error"' in one]
 
+    @property
+    def gate_pid(self) -> int:
+        """The process of the SMTP sessions; the last one that was ready."""
+        return int(re.findall(r'"room":"gate","event":"gate","pid":(\d+)', self.log)[-1])
+
     def log_tail(self) -> str:
         return "\n".join(self.log.splitlines()[-_LOG_LINES:])
 

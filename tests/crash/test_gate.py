@@ -1,0 +1,108 @@
+"""kill -9 of the process with the SMTP sessions, and of its owner, while a message is between them.
+
+The owner stands still meanwhile, so that it is. See docs/design.md 7.1, 7.10; RFC 1047.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from tests.support.relay_process import RelayProcess, until
+
+pytestmark = pytest.mark.crash
+
+CONTENT = b"Subject: between\r\n\r\n" + b"0123456789abcdef\r\n" * 2000
+COMMANDS = ("EHLO c.test", "MAIL FROM:<alice@example.test>", "RCPT TO:<bob@example.test>", "DATA")
+
+
+@pytest.fixture
+def relay() -> Iterator[RelayProcess]:
+    with RelayProcess(config={"smtp_gate": "on"}) as made:
+        yield made
+
+
+@contextmanager
+def session(relay: RelayProcess, *commands: str) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    with (
+        socket.create_connection(relay.smtp_address(), timeout=60) as client,
+        client.makefile("rb") as replies,
+    ):
+        assert replies.readline().startswith(b"220 ")
+        for command in commands:
+            client.sendall(command.encode() + b"\r\n")
+            while (reply := replies.readline())[3:4] == b"-":
+                pass
+            assert reply[:1] in (b"2", b"3"), reply
+        yield client, replies
+
+
+def written(pid: int) -> int:
+    """How many octets a process has written."""
+    return int(Path(f"/proc/{pid}/io").read_text().split()[3])
+
+
+@contextmanager
+def between(relay: RelayProcess) -> Iterator[tuple[int, BinaryIO, BinaryIO]]:
+    """The process with the sessions has handed a message over, and the owner has not read it; with
+    the replies to its client and to one that waits.
+    """
+    child = relay.gate_pid
+    with session(relay, *COMMANDS) as (client, replies), session(relay, "EHLO d.test") as (_, idle):
+        before = written(child)
+        os.kill(relay.ready["pid"], signal.SIGSTOP)
+        client.sendall(CONTENT + b".\r\n")
+        until("it is handed over", lambda: written(child) >= before + len(CONTENT))
+        yield child, replies, idle
+
+
+def last_line(replies: BinaryIO) -> bytes:
+    """What a client reads before the end of its connection."""
+    try:
+        return replies.read()[:3]
+    except ConnectionError:
+        return b""
+
+
+def test_what_a_killed_process_has_handed_over_is_accepted(relay: RelayProcess) -> None:
+    with between(relay) as (child, replies, idle):
+        os.kill(child, signal.SIGKILL)
+        os.kill(relay.ready["pid"], signal.SIGCONT)
+        assert (last_line(replies), last_line(idle)) == (b"", b"")
+        until("it is noticed", relay.faults)
+        with session(relay):  # which waits for the next process
+            assert relay.gate_pid != child
+    until("it is delivered", lambda: relay.subjects("bob") == ["between"])
+    (fault,) = relay.faults()
+    assert "the process of the SMTP sessions ended: " in fault
+    assert "signal 9" in fault
+    assert relay.request("GET", "/readyz").status == 200
+    assert relay.metric("relay_queue_unaccounted") == 0
+
+
+def test_clients_hear_that_the_owner_is_gone(relay: RelayProcess) -> None:
+    with between(relay) as (child, replies, idle):
+        relay.kill()
+        assert (last_line(replies), last_line(idle)) == (b"451", b"421")
+        until("it has ended", lambda: not Path(f"/proc/{child}").exists())
+    relay.start()
+    assert relay.queue() == []
+    with session(relay, *COMMANDS) as (client, replies):
+        client.sendall(CONTENT + b".\r\n")
+        assert replies.readline().startswith(b"250 ")
+    until("it is delivered", lambda: relay.subjects("bob") == ["between"])
+
+
+def test_the_rest_of_the_relay_goes_on_without_sessions(relay: RelayProcess) -> None:
+    for _ in range(3):  # after the third one, there is a pause of a second
+        os.kill(child := relay.gate_pid, signal.SIGKILL)
+        until("503", lambda: relay.request("GET", "/readyz").status == 503)
+        relay.send_mail(to=["bob@example.test"], subject="by HTTP")
+        until("another one", lambda pid=child: relay.gate_pid != pid)
+    until("all is delivered", lambda: relay.subjects("bob") == ["by HTTP"] * 3)
+    assert relay.request("GET", "/readyz").status == 200
