@@ -42,9 +42,13 @@ def session(relay: RelayProcess, *commands: str) -> Iterator[tuple[socket.socket
         yield client, replies
 
 
-def written(pid: int) -> int:
-    """How many octets a process has written."""
-    return int(Path(f"/proc/{pid}/io").read_text().split()[3])
+def has_read(pid: int, client: socket.socket) -> bool:
+    """Whether a process has read all that a client has sent, and waits for more (proc(5))."""
+    ends = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+    (unread,) = [row[4] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return unread.endswith(":00000000") and state == "S"
 
 
 @contextmanager
@@ -54,10 +58,9 @@ def between(relay: RelayProcess) -> Iterator[tuple[int, BinaryIO, BinaryIO]]:
     """
     child = relay.gate_pid
     with session(relay, *COMMANDS) as (client, replies), session(relay, "EHLO d.test") as (_, idle):
-        before = written(child)
         os.kill(relay.ready["pid"], signal.SIGSTOP)
         client.sendall(CONTENT + b".\r\n")
-        until("it is handed over", lambda: written(child) >= before + len(CONTENT))
+        until("it is handed over", lambda: has_read(child, client))
         yield child, replies, idle
 
 

@@ -49,6 +49,22 @@ async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> N
         )  # fmt: skip
         assert found == [b"220", b"250", b"250", b"250", b"354", b"250"]
         process = Path(f"/proc/{owner.keeper.pid}")
+        tasks = [status_of(one) for one in (process / "task").iterdir()]
+        assert len(tasks) > 1  # one has written the body
+        for one in tasks:  # one filter for rings, one for all
+            assert (one["NoNewPrivs"], one["Seccomp_filters"]) == ("1", "2")
+        ignored = int(tasks[0]["SigIgn"], 16)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            assert ignored >> (number - 1) & 1
+        assert os.getsid(owner.keeper.pid) != os.getsid(0)  # no terminal's
+        assert "Max core file size 0 0" in " ".join((process / "limits").read_text().split())
+        await many_files(owner)
+        has_only_sockets(process)
+
+
+def has_only_sockets(process: Path) -> None:
+    """It has no other files, and no secret of its owner's."""
+    try:
         opened = [str(one.readlink()) for one in (process / "fd").iterdir()]
         known = {"/dev/null", str((Path("/proc") / str(os.getpid()) / "fd/2").readlink())}
         assert {one.partition(":")[0] for one in opened if one not in known} <= {
@@ -58,23 +74,16 @@ async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> N
         assert b"s3cret" not in told
         names = {one.partition(b"=")[0] for one in (process / "environ").read_bytes().split(b"\0")}
         assert names <= {b"PYTHONPATH", b""}
-        tasks = [status_of(one) for one in (process / "task").iterdir()]
-        assert len(tasks) > 1  # one has written the body
-        assert {(one["NoNewPrivs"], one["Seccomp"]) for one in tasks} == {("1", "2")}
-        ignored = int(tasks[0]["SigIgn"], 16)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            assert ignored >> (number - 1) & 1
-        assert os.getsid(owner.keeper.pid) != os.getsid(0)  # no terminal's
-        assert "Max core file size 0 0" in " ".join((process / "limits").read_text().split())
-        await many_files(owner, len(opened))
+    except PermissionError:
+        pytest.skip("only with CAP_SYS_PTRACE a process can look into the child")
 
 
-async def many_files(owner: Owner, opened: int) -> None:
-    """With no descriptor left, clients are closed; the child lives."""
+async def many_files(owner: Owner) -> None:
+    """With few descriptors left, clients are closed; the child lives."""
     pid = owner.keeper.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (opened + 2, before[1]))
-    greetings = [(await replies(owner))[0] for _ in range(6)]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (25, before[1]))
+    greetings = [(await replies(owner))[0] for _ in range(20)]
     assert greetings[:1] + greetings[-1:] == [b"220", b""]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     assert await replies(owner) == [b"220"]
