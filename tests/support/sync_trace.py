@@ -1,4 +1,5 @@
-"""Watch a process with strace while it takes mail: does a sync stand before each 250 and each 202?
+"""Watch a process and its children with strace while they take mail: does a sync stand before each
+250 and each 202?
 
     with SyncTrace(pid) as trace:
         ... messages go in, as many at the same time as one likes ...
@@ -53,7 +54,8 @@ class Strace:
         self._folder = Path(tempfile.mkdtemp(prefix="relay-trace-"))
         self._file = self._folder / "trace"
         self._said = self._folder / "said"
-        self._command = [strace, "-f", "-p", str(pid), "-o", str(self._file), *words]
+        watched = ",".join([str(pid), *_children_of(pid)])
+        self._command = [strace, "-f", "-p", watched, "-o", str(self._file), *words]
         self.output = ""
 
     def __enter__(self) -> Self:
@@ -76,6 +78,12 @@ class Strace:
         if self._strace.poll() is None:
             self._strace.send_signal(signal.SIGINT)
             self._strace.wait(10)
+
+
+def _children_of(pid: int) -> list[str]:
+    """Return the processes that a process has started: one of them may have the SMTP sessions."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for one in lists for child in one.read_text().split()]
 
 
 class SyncTrace(Strace):
