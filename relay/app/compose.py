@@ -13,13 +13,12 @@ from relay.app.explain import explainer_of
 from relay.app.foundation import Foundation, RelayDependencies, open_foundation
 from relay.app.front_door import build_front_door, build_http_servers, build_pages
 from relay.app.notifications import build_webhooks
-from relay.app.pressure_monitor import PressureMonitor, bounds_of
+from relay.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
-from relay.app.transport import build_transport, queue_stats, use_settings
+from relay.app.transport import Transport, build_transport, queue_stats, use_settings
 from relay.base.clock import Clock, SystemClock
-from relay.base.pressure import PressureLevel
-from relay.pickup.dispatch import Pickup
+from relay.base.pressure import PressureLevel, PressureState
 from relay.settings.tree import Settings
 
 _SLOW_DIVISOR = 4  # divides pickup's concurrency at pressure level SLOW
@@ -55,7 +54,7 @@ def compose(
             http_servers=build_http_servers(base, front_door, site),
             end_pages=site.end,
             events=front_door.means.events,
-            pressure=_pressure_monitor(base, transport.pickup),
+            pressure=_pressure_monitor(base, transport),
             settling=Settling(
                 transport.scheduler,
                 transport.pickup,
@@ -72,16 +71,24 @@ def compose(
         return daemon
 
 
-def _pressure_monitor(base: Foundation, pickup: Pickup) -> PressureMonitor:
+def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor:
     notes = base.settings.pickup.max_concurrent
     allowed = {
         PressureLevel.NORMAL: notes,
         PressureLevel.SLOW: notes // _SLOW_DIVISOR,
         PressureLevel.REFUSE: 1,
     }
+
+    def use(state: PressureState) -> None:
+        transport.pickup.limit_concurrency(allowed[state.queue])
+        if transport.gate is not None:
+            transport.gate.tell()
+
+    def resident() -> int:
+        return resident_bytes() + (resident_bytes(transport.gate.statm) if transport.gate else 0)
+
     return PressureMonitor(
         base.pressure, base.spool, bounds=bounds_of(base.settings),
         mailboxes=base.root.path, metrics=base.metrics, clock=base.clock,
-        on_change=lambda state: pickup.limit_concurrency(allowed[state.queue]),
-        on_measured=base.history.keep,
+        on_change=use, resident=resident, on_measured=base.history.keep,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,7 @@ from relay.app.state_dir import OwnerLock
 from relay.app.transport import Transport
 from relay.base.clock import wall_offset_us
 from relay.base.memory import limit_malloc_retention, tune_garbage_collector
+from relay.base.pauses import Paused
 from relay.http.http_server import HttpServer
 from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError
@@ -104,7 +105,7 @@ class Daemon:
         await self.webhooks.open(base.settings.webhook)
         self._spawn(self.webhooks.run(), "webhooks")
         await self.pressure.measure()  # a full relay rejects from the first connection on
-        base.pauses.on_delivery = self.transport.scheduler.pause
+        base.pauses.on_change = self._use_pauses
         base.pauses.apply()
         self._spawn(self.pressure.run(), "pressure")
         self._spawn(self.transport.scheduler.run(), "delivery")
@@ -201,6 +202,11 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _use_pauses(self, pauses: Container[Paused]) -> None:
+        self.transport.scheduler.pause(Paused.DELIVERY in pauses)
+        if self.transport.gate is not None:
+            self.transport.gate.tell()
 
     def _hear(self, news: News) -> None:
         """Look for what other nodes may have done."""

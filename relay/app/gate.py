@@ -13,18 +13,25 @@ from relay.ingress.smtp_server import offers_auth_in_clear
 from relay.settings.tree import Settings, SmtpListener
 
 
-def has_gate(settings: Settings) -> bool:
-    """Return whether SMTP sessions are in a process of their own in `relay serve`."""
-    if settings.smtp_gate != "auto":
-        return settings.smtp_gate == "on"
-    is_possible = sys.platform == "linux" and not settings.milter and bool(settings.smtp)
-    return is_possible and len(os.sched_getaffinity(0)) > 1
+def why_in_process(settings: Settings) -> str:
+    """Return why `relay serve` has the SMTP sessions in its own process; "" if it has not."""
+    if not settings.smtp:
+        return "there is no [[smtp]]"
+    if settings.smtp_gate == "on":
+        return ""
+    if settings.smtp_gate == "off":
+        return 'smtp_gate is "off"'
+    if settings.milter:
+        return "there are milters"
+    if sys.platform != "linux":
+        return "this is not Linux"
+    return "" if len(os.sched_getaffinity(0)) > 1 else "there is one processor"
 
 
 def build_gate(base: Foundation) -> GateKeeper | None:
     """Return the gate, not started; None if the sessions are in this process."""
     words = base.sources.gate_words
-    if words is None or not has_gate(base.given):
+    if words is None or why_in_process(base.given):
         return None
 
     def on_change(reason: str) -> None:

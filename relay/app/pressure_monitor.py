@@ -40,10 +40,10 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OPEN_FILES = 65536
 
 
-def resident_bytes() -> int:
-    """Return the resident set size of this process; 0 if unknown (proc(5))."""
+def resident_bytes(statm: Path = _STATM) -> int:
+    """Return the resident set size of this process, or another; 0 if unknown (proc(5))."""
     with suppress(OSError, ValueError, IndexError):
-        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(statm.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
@@ -111,7 +111,7 @@ class PressureMonitor:
     clock: Clock  # whose jumps are reported
     # called with every state whose levels differ from the previous ones
     on_change: Callable[[PressureState], None] = lambda _state: None
-    resident: Callable[[], int] = resident_bytes  # the memory of the process in bytes
+    resident: Callable[[], int] = resident_bytes  # the memory of the relay in bytes
     on_measured: Callable[[], None] = lambda: None  # called after each measurement
 
     def __post_init__(self) -> None:

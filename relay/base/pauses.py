@@ -1,10 +1,10 @@
 """What this node does not do at an operator's order: deliver mail, or accept it.
 
 A pause is in a file of state_dir, so that it lasts over restarts, until it is taken back or its
-time ends. Who checks it: SMTP sessions and the Graph API (Pressure.paused), delivery (on_delivery).
+time ends. Who checks it: SMTP sessions and the Graph API (Pressure.paused), delivery (on_change).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from math import inf
@@ -60,8 +60,8 @@ class Pauses:
         self.current()  # raises for a time that is none
         self._lock = asyncio.Lock()
         self._timer: Timer | None = None
-        # called when delivery is to pause, or to go on
-        self.on_delivery: Callable[[bool], None] = lambda _paused: None
+        # called with what is paused, when that may have changed
+        self.on_change: Callable[[Container[Paused]], None] = lambda _pauses: None
 
     def current(self) -> Mapping[Paused, Pause]:
         """Return those that have not ended."""
@@ -95,12 +95,12 @@ class Pauses:
         self.apply()
 
     def apply(self) -> None:
-        """Say whether delivery is paused, now and when a pause ends. Needs the event loop."""
+        """Say what is paused, now and when a pause ends. Needs the event loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         pauses = self.current()
-        self.on_delivery(Paused.DELIVERY in pauses)
+        self.on_change(pauses)
         end_us = min((one.until_us for one in pauses.values()), default=inf)
         if end_us < inf:
             left_s = (end_us - self._clock.time_us()) / 1_000_000

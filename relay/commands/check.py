@@ -32,7 +32,7 @@ from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.commands.check_dns import doubts_of_validation
 from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
-from relay.commands.check_milters import check_milters
+from relay.commands.check_milters import check_gate, check_milters
 from relay.commands.check_nodes import limits_of_all
 from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
@@ -220,6 +220,7 @@ def _check_file(
     yield from _permissions(settings, place, environ, folders=folders)
     yield from _loaded("srs key", lambda: srs_in(settings))
     yield from _listeners(settings, place, clock)
+    yield check_gate(settings)
     yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
     yield from asyncio.run(check_milters(settings, place))

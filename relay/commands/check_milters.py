@@ -1,8 +1,10 @@
-"""Whether the milters answer, for `relay check`."""
+"""Whether the milters answer, and where SMTP sessions are, which they decide, for `relay check`."""
 
 import asyncio
 
+from relay.app.gate import why_in_process
 from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
+from relay.gate.sandbox import available
 from relay.milter.connection import fault_of_milter
 from relay.settings.document import Document
 from relay.settings.tree import Settings
@@ -22,3 +24,14 @@ async def check_milters(settings: Settings, place: Document) -> list[CheckFindin
         else:
             found.append(CheckFinding("milter", CheckResult.OK, text))
     return found
+
+
+def check_gate(settings: Settings) -> CheckFinding:
+    """Return where the SMTP sessions are."""
+    if reason := why_in_process(settings):
+        text = f"SMTP sessions are in the process of relay serve: {reason}"
+        return CheckFinding("smtp_gate", CheckResult.OK, text)
+    text = "SMTP sessions are in a process of their own"
+    if missing := available():
+        text = f"{text}, without what this kernel lacks of its sandbox: {' and '.join(missing)}"
+    return CheckFinding("smtp_gate", CheckResult.WARNING if missing else CheckResult.OK, text)

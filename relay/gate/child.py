@@ -82,7 +82,7 @@ class Child:
         await self._ended
         loop.remove_reader(self._packets.fileno())
         if self._draining is None:
-            _log.warning("gate", error=self._reason)
+            _log.info("the process of the SMTP sessions ends", reason=self._reason)
             self._calls.give_up()
             await asyncio.gather(*(one.drain(0) for one in self._listeners))
 

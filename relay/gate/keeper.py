@@ -5,10 +5,13 @@ pause before the next start, which grows.
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from relay.base.child_process import ChildProcess
+from relay.base.files import Descriptor
 from relay.gate.frames import FrameChannel, PacketSender, packet_pair
 from relay.gate.owner import SessionsOfChild
 from relay.gate.wire import (
@@ -66,6 +69,11 @@ class GateKeeper:
         """The process, None while there is none."""
         return self._child.process.process.pid if self._child is not None else None
 
+    @property
+    def statm(self) -> Path:
+        """The file with the memory of the child (proc(5)), if there is one."""
+        return Path(f"/proc/self/fd/{self._child.statm.number if self._child is not None else -1}")
+
     def sessions(self, listener: int) -> int:
         """Return the number of open sessions of a listener."""
         return self._child.sessions.counts[listener] if self._child is not None else 0
@@ -84,7 +92,8 @@ class GateKeeper:
             raise GateError(f"the process of the SMTP sessions did not start: {reason}") from None
         self._child = child
         child.tell(self._load())
-        _log.info("gate", pid=self.pid, without=" ".join(missing.missing) or None)
+        lacks = " ".join(missing.missing) or "nothing"
+        _log.info("SMTP sessions have a process", pid=self.pid, sandbox_lacks=lacks)
         self._accept_less(False)
         self._on_change("")
 
@@ -98,8 +107,7 @@ class GateKeeper:
                 began_s = loop.time()  # real time: how long a process lives
                 while not child.ended.done():
                     await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
-                    child.tell(self._load())
-                    child.sessions.tell_ended()
+                    self.tell()
                 await self._lose(child)
                 lived_s = loop.time() - began_s  # real time: as above
                 ends = 0 if lived_s >= _LONG_LIFE_S else ends + 1
@@ -110,7 +118,7 @@ class GateKeeper:
                 await self.start()
             except GateError as error:
                 ends += 1
-                _log.error("gate", error=str(error))
+                _log.error("SMTP waits", error=str(error))
                 self._on_change(str(error))
 
     def use(self) -> None:
@@ -120,6 +128,13 @@ class GateKeeper:
         if self._child is not None:
             self._child.channel.send(encode(self._setup()))
             self._child.channel.send(encode(ForgetAnswers()))
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the child how much mail is taken now, and which logins have ended."""
+        if self._child is not None:
+            self._child.tell(self._load())
+            self._child.sessions.tell_ended()
 
     def hand_on(self, connection: socket.socket, client: SessionClient, listener: int) -> None:
         """Give the child a connection, which is closed here."""
@@ -137,10 +152,10 @@ class GateKeeper:
 
     async def drain(self, grace_s: float) -> None:
         """End the sessions, then the child."""
+        was_draining, self._is_draining = self._is_draining, True
         if (child := self._child) is None:
             return
-        if not self._is_draining:
-            self._is_draining = True
+        if not was_draining:
             child.channel.send(encode(Drain(grace_s)))
         await asyncio.wait({child.ended}, timeout=grace_s + _LAST_S)  # real time: clients
         await child.kill()
@@ -155,7 +170,7 @@ class GateKeeper:
         reason = child.ended.result() + await child.kill()
         if not self._is_draining:
             text = f"the process of the SMTP sessions ended: {reason}"
-            _log.error("gate", error=text)
+            _log.error("SMTP waits", error=text)
             self._on_change(text)
 
 
@@ -176,6 +191,8 @@ class _Child:
             raise
         finally:
             theirs.close()
+        # opened now, since later it is hidden in a unit with ProtectProc=
+        self.statm = Descriptor(os.open(f"/proc/{self.process.process.pid}/statm", os.O_RDONLY))
         self.ended: asyncio.Future[str] = loop.create_future()
         self.ready: asyncio.Future[Ready] = loop.create_future()
         self._silent_ticks = 0

@@ -128,7 +128,9 @@ class SmtpServer:
             tls_context=context, begun=self._begun, meet=self._meet,
         )  # fmt: skip
         self._elsewhere = elsewhere
-        self._sessions: SessionHolder = elsewhere or self._smtp_sessions
+        self._holders: list[SessionHolder] = [self._smtp_sessions]
+        if elsewhere is not None:
+            self._holders.append(elsewhere)
 
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
@@ -136,7 +138,8 @@ class SmtpServer:
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
         self._owner = replace(self._owner, settings=listener)
-        self._sessions.use(listener)
+        for holder in self._holders:
+            holder.use(listener)
 
     @property
     def role(self) -> str:
@@ -146,7 +149,7 @@ class SmtpServer:
     @property
     def sessions(self) -> int:
         """The number of open sessions."""
-        return self._sessions.total
+        return sum(holder.total for holder in self._holders)
 
     @property
     def acceptances(self) -> int:
@@ -192,7 +195,7 @@ class SmtpServer:
         self.stop_listening()
         for reading in tuple(self._reading):
             reading.cancel()
-        await self._sessions.drain(grace_s)
+        await asyncio.gather(*(holder.drain(grace_s) for holder in self._holders))
         if acceptances := tuple(self._owner.acceptances):
             # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
@@ -221,9 +224,13 @@ class SmtpServer:
         task.add_done_callback(self._reading.discard)
 
     def _begin(self, connection: socket.socket, client: SessionClient) -> None:
-        if self._elsewhere is not None:
+        """Begin it elsewhere, if no milter sees it: one may have come with a reload."""
+        milters = self._dependencies.acceptance.milters
+        if self._elsewhere is None or milters.session(self._listener.role) is not None:
+            self._smtp_sessions.begin(connection, client)
+        else:
             self._begun()
-        self._sessions.begin(connection, client)
+            self._elsewhere.begin(connection, client)
 
     async def _begin_forwarded(self, connection: socket.socket, proxy: str) -> None:
         """Begin the session of the client that a proxy names, or of the proxy if it names none.

@@ -325,7 +325,7 @@ def load(path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.AL
     faults = list(reader.faults)
     if is_transport and getattr(values.get("spool"), "is_file", False):
         faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
-    for place, expected in check_together(reader.read, values.get("state_dir")):
+    for place, expected in check_together(reader.read, values):
         inside = (f"{dotted(place)}[", f"{dotted(place)}.")
         if any(fault.key.startswith(inside) for fault in reader.faults):
             continue  # its faults have been recorded

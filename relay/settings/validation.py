@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from relay.base.certificates import CertificateError, load_pair, names_in
 from relay.base.socket_address import Address
@@ -51,10 +52,14 @@ ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "
 _OR_DOMAIN = "or of a [[domain]] with"
 
 
-def check_together(read: Sequence[tuple[KeyPath, object]], state_dir: Path | None) -> Found:
-    """Yield the key path of every fault and what was expected; `read` is DocumentReader.read."""
+def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any]) -> Found:
+    """Yield the key path of every fault and what was expected; `read` is DocumentReader.read, `top`
+    has the keys that are in no table.
+    """
     yield from _duplicate_listeners(read)
-    if state_dir is not None:
+    if top.get("smtp_gate") == "on" and (top.get("milter") or sys.platform != "linux"):
+        yield ("smtp_gate",), '"auto" or "off": it needs Linux, and no [[milter]]'
+    if (state_dir := top.get("state_dir")) is not None:
         yield from _socket_paths_too_long(state_dir)
     passed_on = {
         made.name for _, made in read

@@ -34,7 +34,7 @@ async def test_delivery_goes_on_when_its_pause_ends(tmp_path) -> None:
     told: list[bool] = []
     clock = ManualClock()
     pauses = Pauses(tmp_path / "paused.json", clock)
-    pauses.on_delivery = told.append
+    pauses.on_change = lambda found: told.append(Paused.DELIVERY in found)
     await pauses.pause(DELIVERY, for_s=0.05, who="ann")
     assert told == [True]
     clock.advance(1)

@@ -107,7 +107,7 @@ def test_a_good_set_has_no_fault(files):
     assert of(findings, CheckResult.FAULT) == []
     assert [one.what for one in findings] == [
         "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "listeners",
-        "spool", "dns",
+        "smtp_gate", "spool", "dns",
     ]  # fmt: skip
 
 
