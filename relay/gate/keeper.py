@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from relay.base.child_process import ChildProcess
@@ -72,7 +73,8 @@ class GateKeeper:
     @property
     def statm(self) -> Path:
         """The file with the memory of the child (proc(5)), if there is one."""
-        return Path(f"/proc/self/fd/{self._child.statm.number if self._child is not None else -1}")
+        file = self._child.statm if self._child is not None else None
+        return Path(f"/proc/self/fd/{file.number if file is not None else -1}")
 
     def sessions(self, listener: int) -> int:
         """Return the number of open sessions of a listener."""
@@ -191,8 +193,10 @@ class _Child:
             raise
         finally:
             theirs.close()
-        # opened now, since later it is hidden in a unit with ProtectProc=
-        self.statm = Descriptor(os.open(f"/proc/{self.process.process.pid}/statm", os.O_RDONLY))
+        self.statm: Descriptor | None = None
+        with suppress(OSError):  # opened now, since later it is hidden in a unit with ProtectProc=
+            place = f"/proc/{self.process.process.pid}/statm"
+            self.statm = Descriptor(os.open(place, os.O_RDONLY))
         self.ended: asyncio.Future[str] = loop.create_future()
         self.ready: asyncio.Future[Ready] = loop.create_future()
         self._silent_ticks = 0
