@@ -109,6 +109,7 @@ class GateKeeper:
                 began_s = loop.time()  # real time: how long a process lives
                 while not child.ended.done():
                     await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
+                    child.tick()
                     self.tell()
                 await self._lose(child)
                 lived_s = loop.time() - began_s  # real time: as above
@@ -216,10 +217,13 @@ class _Child:
 
     def tell(self, load: LoadState) -> None:
         """Tell it how much mail is taken, which it has to answer within a time."""
+        self.channel.send(encode(load))
+
+    def tick(self) -> None:
+        """Count the time in which it does not answer."""
         self._silent_ticks += 1
         if self._silent_ticks > _SILENT_TICKS_MAX:
             self.end(f"it has not answered for {_SILENT_TICKS_MAX * _TICK_S:g} seconds")
-        self.channel.send(encode(load))
 
     def _note_ready(self, frame: Ready) -> None:
         self._silent_ticks = 0
