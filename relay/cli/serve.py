@@ -33,7 +33,7 @@ from relay.settings.tree import NodeRole, Settings
 @role_option
 @common_options
 def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> None:
-    """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery in one process.
+    """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery.
 
     With --role transport it has SMTP, delivery and reports, but no mailboxes, and no HTTP except
     health and metrics: a node of a PostgreSQL spool, where local mail waits for the node that has
