@@ -11,8 +11,9 @@ RFC 5321 2.3.1; RFC 3461 4 and 4.1 to 4.4; RFC 6533 3 (the utf-8 address type).
 
 import re
 from enum import StrEnum
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
 from relay.message.address import ascii_address, excerpt
@@ -48,7 +49,7 @@ class Envelope(Struct, frozen=True):
     """
 
     reverse_path: str
-    ret: str = ""
+    ret: Annotated[str, Meta(pattern=r"\A(FULL|HDRS)?\Z")] = ""
     envid: str = ""
     smtputf8: bool = False
     eight_bit: bool = False

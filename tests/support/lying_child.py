@@ -63,9 +63,9 @@ def check_recipient(session: int, call: int, to: str = LOCAL) -> CheckRecipient:
 
 def accept(
     session: int, call: int, *, sender: str = STRANGER, to: str = LOCAL, helo: str = "client.test",
-    body: WrittenBody | None = None,
+    ret: str = "", body: WrittenBody | None = None,
 ) -> Accept:  # fmt: skip
-    mail = MailArgument(Envelope(sender))
+    mail = MailArgument(Envelope(sender, ret=ret))
     return Accept(session, call, mail, [ForwardPath(to)], SessionClaims(helo), HELLO, body)
 
 

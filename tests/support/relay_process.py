@@ -166,6 +166,12 @@ class RelayProcess:
                 f"still running after {timeout_s:g} s\n{self.log_tail()}"
             ) from None
 
+    def wait_crash(self) -> None:
+        """Wait until it, or its process of the SMTP sessions, has died at a crash point; kill -9."""
+        until("a process has died", lambda: self.process_ended or self.faults())
+        self.kill()
+        assert self.wait_end() == -signal.SIGKILL
+
     def close(self) -> None:
         """End it, remove its folder; the end of the log goes where pytest shows it with a failure."""
         if self.process is not None and self.process.poll() is None:
@@ -193,15 +199,17 @@ class RelayProcess:
         path = self.folder / "relay.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def faults(self) -> list[str]:
-        """The log's lines that tell of a fault of ours; what is no JSON is one as well."""
-        lines = self.log.splitlines()
+    def faults(self, *, but: str = "\0") -> list[str]:
+        """The log's lines that tell of a fault of ours, `but` those with a text; what is no JSON is
+        one as well.
+        """
+        lines = [one for one in self.log.splitlines() if but not in one]
         return [one for one in lines if not one.startswith("{") or '"level":"error"' in one]
 
     @property
     def gate_pid(self) -> int:
         """The process of the SMTP sessions; the last one that was ready."""
-        return int(re.findall(r'"room":"gate","event":"gate","pid":(\d+)', self.log)[-1])
+        return int(re.findall(r'"event":"SMTP sessions have a process","pid":(\d+)', self.log)[-1])
 
     def log_tail(self) -> str:
         return "\n".join(self.log.splitlines()[-_LOG_LINES:])

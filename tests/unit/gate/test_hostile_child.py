@@ -77,6 +77,7 @@ def raw(*values: Any) -> bytes:
             lambda n: framed(OpenBody(n, 1)) + framed(accept(n, 2)),
             "Accept before the last answer",
         ),
+        (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(LoadState(PressureState(), False)), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
@@ -257,6 +258,7 @@ async def test_a_child_that_opens_many_files_has_one_of_each_session(owner: Owne
         _, file = await child.packet(BodyFile)
         os.close(file)
     assert len(files(owner)) < 50
+    assert await child.ask(lambda call: check_sender(number, call)) == ""  # the files were answers
     child.die()
     await owner.ended(child)
     await no_files(owner)
