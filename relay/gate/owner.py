@@ -8,6 +8,7 @@ started.
 
 import asyncio
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ _OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; th
 _RECIPIENTS_MAX = 100_000  # of a transaction
 _UNREAD_BYTES_MAX = 16 * 1024 * 1024  # of answers that the child does not read
 Question = LogIn | CheckSender | CheckRecipient | OpenBody | Accept
+_has_control = re.compile(r"[\x00-\x1f\x7f]").search
 _log = get_logger("gate")
 
 
@@ -196,7 +198,10 @@ class SessionsOfChild:
     async def _accept(self, session: _OwnedSession, call: Accept) -> DataReply:
         if session.services.has_ended:
             return DataReply(LOGIN_ENDED)
-        if not session.has_taken(call.mail.envelope.reverse_path, call.paths):
+        envelope, claims = call.mail.envelope, call.claims
+        texts = [envelope.reverse_path, envelope.envid, claims.helo, claims.tls]
+        texts += [text for path in call.paths for text in (path.address, path.orcpt)]
+        if _has_control("".join(texts)) or not session.has_taken(envelope.reverse_path, call.paths):
             _log.error("the gate hands over mail that is not taken", session=call.session)
             return DataReply(ContentRejection.LOCAL_ERROR)
         body, session.body = session.body, None

@@ -6,8 +6,10 @@ answer. `session` is the number that the owner gave a connection. What the owner
 counts, and nothing here says who that is. A frame that is none of these raises ValueError.
 """
 
+from typing import Annotated
+
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from relay.base.pressure import PressureState
 from relay.ingress.data import DataReply
@@ -70,7 +72,7 @@ class Accept(_Call, frozen=True):
     """SessionServices.accept(). The answer is a DataReply."""
 
     mail: MailArgument
-    paths: list[ForwardPath]
+    paths: Annotated[list[ForwardPath], Meta(min_length=1)]
     claims: SessionClaims
     content: bytes  # with a body, its header
     body: WrittenBody | None = None

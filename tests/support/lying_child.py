@@ -66,7 +66,9 @@ def accept(
     ret: str = "", body: WrittenBody | None = None,
 ) -> Accept:  # fmt: skip
     mail = MailArgument(Envelope(sender, ret=ret))
-    return Accept(session, call, mail, [ForwardPath(to)], SessionClaims(helo), HELLO, body)
+    return Accept(
+        session, call, mail, [ForwardPath(to)] if to else [], SessionClaims(helo), HELLO, body
+    )
 
 
 class Child:

@@ -78,6 +78,7 @@ def raw(*values: Any) -> bytes:
             "Accept before the last answer",
         ),
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
+        (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
         (lambda n: framed(LoadState(PressureState(), False)), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
@@ -139,6 +140,7 @@ async def test_what_was_handed_over_is_accepted_though_the_child_has_died(owner:
         ((check_sender, check_recipient), {"sender": ALICE}),
         ((check_sender, lambda n, c: check_recipient(n, c, REMOTE)), {"to": REMOTE}),
         ((check_recipient, check_sender), {}),  # of another transaction
+        ((check_sender, check_recipient), {"helo": "x\r\nX-Forged: yes"}),
     ],
 )  # fmt: skip
 async def test_mail_of_a_stranger_goes_where_the_owner_has_said(
