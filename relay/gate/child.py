@@ -23,7 +23,7 @@ from relay.base.certificates import ServerCertificate
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
 from relay.base.files import Descriptor, write_all
-from relay.base.memory import limit_malloc_retention, tune_garbage_collector
+from relay.base.memory import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.gate.frames import FrameChannel, receive_descriptor
 from relay.gate.sandbox import end_with_parent, enter_sandbox, refuse_io_uring
@@ -51,6 +51,7 @@ from relay.ingress.smtp_sessions import SmtpSessions
 from relay.observe import logs
 
 _PAUSED = "paused"
+_TRIM_S = 10.0
 _log = logs.get_logger("gate")
 _LIMITS = SessionLimits(buffered_bytes=SessionLimits().buffered_bytes // 2)  # the owner has a copy
 
@@ -79,7 +80,8 @@ class Child:
         loop.add_reader(self._packets.fileno(), self._take_packets)
         frames.setblocking(False)
         await loop.create_unix_connection(lambda: self._channel, sock=frames)
-        await self._ended
+        while not (await asyncio.wait({self._ended}, timeout=_TRIM_S))[0]:  # real time: the machine
+            await asyncio.to_thread(trim_memory, collect=False)
         loop.remove_reader(self._packets.fileno())
         if self._draining is None:
             _log.info("the process of the SMTP sessions ends", reason=self._reason)
