@@ -15,7 +15,7 @@ import pytest
 
 from relay.app.state_dir import OwnerLock
 from relay.base.clock import SystemClock
-from relay.commands import check, check_ports
+from relay.commands import check, check_milters, check_ports
 from relay.commands.check import check_file
 from relay.commands.check_findings import CheckResult
 from relay.signing.private_keys import new_key, read_pem, write_pem
@@ -1019,3 +1019,32 @@ def test_validating_name_servers_elsewhere_are_warned_of(files, monkeypatch, ser
 
 async def answers(_nameservers, *, timeout_s):
     return ""
+
+
+SMTP = '[[smtp]]\nlisten = "127.0.0.1:0"\n'
+MILTER = '[[milter]]\nname = "m"\naddress = "127.0.0.1:1"\n'
+
+
+@pytest.mark.parametrize(
+    ("top", "tables", "cores", "lacks", "text"),
+    [
+        ("", "", 2, (), "relay serve: there is no [[smtp]]"),
+        ("", SMTP, 2, (), "SMTP sessions are in a process of their own"),
+        ("", SMTP, 1, (), "relay serve: there is one processor"),
+        ('smtp_gate = "on"', SMTP, 1, (), "in a process of their own"),
+        ('smtp_gate = "off"', SMTP, 2, (), 'relay serve: smtp_gate is "off"'),
+        ("", SMTP + MILTER, 2, (), "relay serve: there are milters"),
+        ("", SMTP, 2, ("Landlock",), "without what this kernel lacks of its sandbox: Landlock"),
+    ],
+)  # fmt: skip
+def test_where_smtp_sessions_are(files, monkeypatch, top, tables, cores, lacks, text):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(check_milters, "available", lambda: lacks)
+    (found,) = (x for x in files(relay=f"{top}\n{CONFIG}{tables}") if x.what == "smtp_gate")
+    assert (found.verdict, text in found.text) == (CheckResult.OK, True)
+
+
+def test_with_milters_no_sessions_are_in_a_process_of_their_own(files):
+    expected = 'relay.toml:1: smtp_gate: found "on", expected "auto" or "off": it needs Linux, and no [[milter]]'
+    ((_, text),) = files.faults(f'smtp_gate = "on"\n{CONFIG}{SMTP}{MILTER}')
+    assert text.endswith(expected)
