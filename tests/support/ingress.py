@@ -239,7 +239,12 @@ class Relay:
         return Acceptance(**(parts | changes))
 
     def server(
-        self, *, pickup: bool = False, limits: SessionLimits | None = None, elsewhere=None, **listener
+        self,
+        *,
+        pickup: bool = False,
+        limits: SessionLimits | None = None,
+        elsewhere=None,
+        **listener,
     ) -> SmtpServer:
         neighbours = IngressDependencies(
             hostname="relay.example.test",
