@@ -19,12 +19,13 @@ from typing import cast
 
 import uvloop
 
+from relay.base.blocks import BodyDisk
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
 from relay.base.files import Descriptor, write_all
 from relay.base.memory import limit_malloc_retention, trim_memory, tune_garbage_collector
-from relay.base.pressure import MemoryBudget, Pressure
+from relay.base.pressure import MemoryBudget, Pressure, PressureReason
 from relay.gate.frames import FrameChannel, receive_descriptor
 from relay.gate.sandbox import end_with_parent, enter_sandbox, refuse_io_uring
 from relay.gate.services import OwnerCalls, RemoteServices
@@ -49,6 +50,7 @@ from relay.ingress.session_limits import SessionLimits
 from relay.ingress.smtp_session import SessionClient
 from relay.ingress.smtp_sessions import SmtpSessions
 from relay.observe import logs
+from relay.spool.types import SpoolFullError
 
 _PAUSED = "paused"
 _TRIM_S = 10.0
@@ -66,7 +68,7 @@ class Child:
         self._clock = SystemClock()
         self._crash = CrashPoints(crash_at)
         self._pressure = Pressure()
-        self._calls = OwnerCalls()
+        self._calls = OwnerCalls(BodyDisk(self._clock, self._commit_s, self._check_room))
         self._channel = self._calls.channel = FrameChannel(self._hear, self._end)
         self._listeners: list[SmtpSessions] = []
         self._certificates: list[ServerCertificate | None] = []
@@ -87,6 +89,16 @@ class Child:
             _log.info("the process of the SMTP sessions ends", reason=self._reason)
             self._calls.give_up()
             await asyncio.gather(*(one.drain(0) for one in self._listeners))
+
+    def _commit_s(self) -> float:
+        """Return whether commits are slow, as a time: the owner measures it."""
+        return float(self._pressure.state.has(PressureReason.COMMITS))
+
+    def _check_room(self, size_bytes: int) -> None:
+        """Raise SpoolFullError where so many bytes do not fit, as the owner last measured."""
+        room_bytes = self._pressure.state.room_bytes
+        if room_bytes is not None and size_bytes > room_bytes:
+            raise SpoolFullError("there is no room on the spool's disk")
 
     def _hear(self, octets: bytes) -> None:
         frame = decode_from_owner(octets)

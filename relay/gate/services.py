@@ -6,6 +6,7 @@ that something has changed.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from msgspec import Raw
 
 from relay.accounts.account import LoginRefusedError
 from relay.accounts.passwords import LoginDelayedError
+from relay.base.blocks import BodyDisk
 from relay.base.files import Descriptor, FileOctets, write_all
 from relay.gate.frames import FrameChannel
 from relay.gate.wire import (
@@ -51,7 +53,9 @@ _BODIES = Path("body")  # a name for errors
 class OwnerCalls:
     """The calls of all sessions to the owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: BodyDisk) -> None:
+        """`disk` is that of the bodies."""
+        self.disk = disk
         self.channel: FrameChannel  # set before the first session
         self.sessions: dict[int, RemoteServices] = {}  # by their numbers
         self.kept: dict[tuple[str, str], RecipientAnswer] = {}
@@ -214,9 +218,10 @@ class RemoteBody:
             if isinstance(found, str):
                 raise SpoolUnavailableError(found)
             self._file = found
-        await asyncio.to_thread(self._write, self._file, b"".join(blocks))
+        await self._owner.disk.run(partial(self._write, self._file, b"".join(blocks)))
 
     def _write(self, file: Descriptor, octets: bytes) -> None:
+        self._owner.disk.check_free_space(len(octets))
         with translate_os_errors(_BODIES):
             write_all(file.number, octets)
         self.size_bytes += len(octets)

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 import pytest
 
+from relay.base.blocks import BodyDisk
+from relay.base.clock import SystemClock
 from relay.base.pressure import PressureState
 from relay.base.socket_address import Address
 from relay.gate import keeper as keeper_module
@@ -199,7 +201,7 @@ class SpoolWithFiles(MemorySpool):
     def incoming_body(self) -> IncomingFile:
         self.arrivals.append(None)
         path = self.folder / f"body-{len(self.arrivals)}"
-        return IncomingFile(path, check_free_space=lambda _size: None)
+        return IncomingFile(path, BodyDisk(SystemClock(), lambda: 0.0, lambda _size: None))
 
 
 @asynccontextmanager
