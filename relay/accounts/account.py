@@ -41,6 +41,14 @@ class LoginRefusedError(Exception):
     """No password would help; the text says why."""
 
 
+class LoginDelayedError(Exception):
+    """A login is not checked now, but after `retry_after_s`."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
 class UnknownUserError(Exception):
     """There is no account and no mailbox of this name, and the caller may know it."""
 

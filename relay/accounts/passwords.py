@@ -15,13 +15,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TypeVar
 
+from relay.accounts.account import LoginDelayedError
 from relay.accounts.dovecot_auth import DovecotPassword
 from relay.accounts.password_schemes import Password
 from relay.base.clock import Clock
 from relay.base.pressure import ConcurrencyCounter
+from relay.base.socket_address import client_of
 
 _PLAIN = "plain:"
 _DIGEST = "sha256:"
@@ -59,7 +60,6 @@ _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_MAX_S = 60.0
 FORGOTTEN_S = 900.0  # with the free failures only, guessing is slower than with the delays
 _BUSY_S = 1.0
-_NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
@@ -67,27 +67,8 @@ _Pair = tuple[str, str]
 _Proof = TypeVar("_Proof")
 
 
-class LoginDelayedError(Exception):
-    """A login is not checked now, but after `retry_after_s`."""
-
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-
-
 class LoginFailedError(Exception):
     """A login that proves nothing; the text says why."""
-
-
-def client_of(address: str) -> str:
-    """Return the key by which failures of a client are counted; "" for a Unix socket."""
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None and not ip.is_loopback:
-        return str(ip_network((ip, _NETWORK_BITS), strict=False))
-    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 @dataclass(slots=True)

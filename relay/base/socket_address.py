@@ -1,6 +1,9 @@
 """Where a socket listens or connects to, as a value."""
 
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
+
+_NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +32,14 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def client_of(address: str) -> str:
+    """Return the key by which failures of a client are counted; "" for a Unix socket."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None and not ip.is_loopback:
+        return str(ip_network((ip, _NETWORK_BITS), strict=False))
+    return str(getattr(ip, "ipv4_mapped", None) or ip)

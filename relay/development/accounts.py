@@ -27,12 +27,13 @@ from relay.accounts.account import (
     LOGIN_OCTETS_MAX,
     Account,
     Expansion,
+    LoginDelayedError,
     LoginRefusedError,
     RegisteredClient,
     Role,
     UnknownUserError,
 )
-from relay.accounts.passwords import GuessDelays, LoginDelayedError, digest_of
+from relay.accounts.passwords import GuessDelays, digest_of
 from relay.base.clock import Clock, SystemClock
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest

@@ -16,8 +16,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from relay.accounts.account import LoginRefusedError
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.gate.frames import FrameChannel
 from relay.gate.wire import (
     Accept,

@@ -14,8 +14,7 @@ from zlib import crc32
 
 from msgspec import Raw
 
-from relay.accounts.account import LoginRefusedError
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.base.blocks import BodyDisk
 from relay.base.files import Descriptor, FileOctets, write_all
 from relay.gate.frames import FrameChannel

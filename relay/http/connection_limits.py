@@ -13,7 +13,7 @@ from itertools import chain
 
 from msgspec import Struct
 
-from relay.accounts.passwords import client_of
+from relay.base.socket_address import client_of
 from relay.http.forwarded import Proxies
 
 CONNECTIONS_MAX = 2000

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Expansion
-from relay.accounts.passwords import client_of
 from relay.base.clock import Clock, Ids
+from relay.base.socket_address import client_of
 from relay.ingress import header_cleanup
 from relay.ingress.arrival import ArrivedMail, Preparation
 from relay.ingress.data import DataReply, Origin, subject_of

@@ -16,8 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from relay.accounts.account import LoginRefusedError
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_services import SessionServices

@@ -36,6 +36,14 @@ class SmtpRejection(Exception):  # noqa: N818 -- a reply, not an internal error
     """A command is rejected; str() is the reply."""
 
 
+class FilterRefusedError(SmtpRejection):
+    """A milter refuses a command: str() is the reply."""
+
+    def __init__(self, reply: str, milter: str) -> None:
+        super().__init__(reply)
+        self.milter = milter
+
+
 def is_client_name(name: str, *, odd: bool) -> bool:
     """Return whether EHLO may have it as its argument; an `odd` one has any printable text."""
     return (odd and 0 < len(name) <= 255 and name.isprintable()) or _CLIENT_NAME(name) is not None

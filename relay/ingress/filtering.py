@@ -14,7 +14,7 @@ from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from relay.ingress.data import ContentCollector, DataReply, ReceivedContent
-from relay.ingress.esmtp_parameters import SmtpRejection
+from relay.ingress.esmtp_parameters import FilterRefusedError
 from relay.journeys.events import Event
 from relay.message.authentication_results import AuthResult, checks_of, read_results
 from relay.message.envelope import Envelope, ForwardPath, domain_of
@@ -32,14 +32,6 @@ _HELD = "quarantined"  # without a reason
 _REMOVED = "removed by a milter"
 _REFUSED = "5.7.1"  # without a status
 _PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^">])*>')  # of MAIL and RCPT, to its end
-
-
-class FilterRefusedError(SmtpRejection):
-    """A milter refuses a command: str() is the reply."""
-
-    def __init__(self, answer: FilterAnswer) -> None:
-        super().__init__(answer.reply)
-        self.milter = answer.milter
 
 
 class SessionFilters:
@@ -124,7 +116,7 @@ class SessionFilters:
 
 def _check(answer: FilterAnswer) -> None:
     if answer.reply:
-        raise FilterRefusedError(answer)
+        raise FilterRefusedError(answer.reply, answer.milter)
 
 
 def _parameters(argument: str) -> list[str]:

@@ -10,8 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from relay.accounts.account import Account, AccountDirectory
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.base.crashpoints import CrashPoints
 from relay.base.pressure import Pressure
 from relay.ingress.acceptance import Acceptance

@@ -14,14 +14,16 @@ log has one line in a minute at most, with the number of messages deferred since
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from relay.base.clock import Clock
 from relay.ingress.data import DataReply
 from relay.message.envelope import Envelope
 from relay.message.verdict import RateCharge, tenant_of_rule
 from relay.observe.logs import get_logger
-from relay.observe.metrics import Metrics
+
+if TYPE_CHECKING:  # a library that only the owner of the mail needs
+    from relay.observe.metrics import Metrics
 
 # Limits in use: some 1 KiB each if all send all the time; the least recently used one goes.
 KEYS_MAX = 10_000  # of the operator's rules
@@ -121,7 +123,7 @@ class RateLimits:
 class AnswerLimit:
     """Decides which answers are kept; a start forgets how many there were."""
 
-    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, clock: Clock, metrics: "Metrics") -> None:
         self._clock = clock
         self._metrics = metrics
         self._began_s = clock.monotonic()

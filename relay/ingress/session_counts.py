@@ -5,7 +5,7 @@ address, of all sessions of the listener; a message counts from MAIL on until it
 given up. The sessions of an address are counted in relay/ingress/smtp_session.py.
 """
 
-from relay.accounts.passwords import client_of
+from relay.base.socket_address import client_of
 from relay.ingress.message_limits import RateLimits, Reservation
 from relay.ingress.session_limits import SessionLimits
 from relay.message.verdict import RateCharge

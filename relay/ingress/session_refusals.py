@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -22,8 +23,10 @@ from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_services import RefusedCommand, SessionClaims, SessionServices
 from relay.message.verdict import RULES_UNAVAILABLE
 from relay.observe.logs import get_logger
-from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalRecorder
+
+if TYPE_CHECKING:  # a library that only the owner of the mail needs
+    from relay.observe.metrics import Metrics
 
 _ADDRESS_CHARACTERS_MAX = 320  # RFC 5321 4.5.3.1
 _TEXT_CHARACTERS_MAX = 512
@@ -115,7 +118,7 @@ class ListenerRefusals(Struct, frozen=True):
     """Records what the sessions of a listener refuse."""
 
     recorder: RefusalRecorder | None  # None: only the log has it
-    metrics: Metrics
+    metrics: "Metrics"
     clock: Clock
     address: Callable[[], str] = lambda: ""  # of the listener, with its port
 

@@ -8,17 +8,19 @@ question each.
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from relay.ingress.data import DataReply, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument
-from relay.ingress.filtering import SessionFilters
 from relay.ingress.local_users import LocalUser
 from relay.message.envelope import ForwardPath
 from relay.refusals.refusal import RefusalReason
 from relay.spool.types import IncomingBody
+
+if TYPE_CHECKING:  # the room of milters
+    from relay.ingress.filtering import SessionFilters
 
 LOGIN_ENDED = (
     # RFC 5321 3.8
@@ -103,7 +105,7 @@ class SessionServices(Protocol):
         """Return a file for the body of a large content."""
         ...
 
-    def new_filters(self) -> SessionFilters | None:
+    def new_filters(self) -> "SessionFilters | None":
         """Return the milters that hear the session, also accept(); None: none does."""
         ...
 

@@ -11,6 +11,7 @@ RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6409
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from relay.base.crashpoints import CrashPoint
 from relay.ingress.authentication import AUTH_OFFER, Authentication
@@ -24,6 +25,7 @@ from relay.ingress.data import (
     subject_in,
 )
 from relay.ingress.esmtp_parameters import (
+    FilterRefusedError,
     MailArgument,
     SmtpRejection,
     check_utf8,
@@ -31,7 +33,6 @@ from relay.ingress.esmtp_parameters import (
     parse_mail,
     parse_rcpt,
 )
-from relay.ingress.filtering import FilterRefusedError, SessionFilters
 from relay.ingress.listener_dependencies import ClientConnection, ListenerDependencies
 from relay.ingress.local_users import LocalUser
 from relay.ingress.session_counts import SessionCounts
@@ -53,6 +54,9 @@ from relay.message.content import memory_part
 from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalReason
+
+if TYPE_CHECKING:  # the room of milters
+    from relay.ingress.filtering import SessionFilters
 
 _log = get_logger("ingress")
 

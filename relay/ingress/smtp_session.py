@@ -18,8 +18,8 @@ from typing import Any, cast
 from aiosmtpd.smtp import SMTP
 from msgspec import Struct
 
-from relay.accounts.passwords import client_of
 from relay.base.pressure import ConcurrencyCounter
+from relay.base.socket_address import client_of
 from relay.ingress.data import ContentCollector, ContentRejection, Framing
 from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.listener_dependencies import ListenerDependencies

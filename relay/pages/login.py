@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.responses import Response
 
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import LoginDelayedError
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest, body_too_large

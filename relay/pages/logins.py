@@ -13,8 +13,7 @@ import hashlib
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.accounts.account import Account, AccountDirectory
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.api.dependencies import Principal, principal_of
 from relay.base.clock import Clock
 from relay.http.http_request import HttpRequest

@@ -19,9 +19,9 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from relay.accounts.passwords import client_of
 from relay.base.clock import rfc3339
 from relay.base.files import lines_backwards, replace_file, write_all
+from relay.base.socket_address import client_of
 from relay.observe.logs import RepeatedError, get_logger
 from relay.refusals.refusal import (
     Refusal,

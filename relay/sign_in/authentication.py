@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from relay.accounts.account import Account, AccountDirectory
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest
 from relay.http.protocol import LOOPBACK_HOSTS

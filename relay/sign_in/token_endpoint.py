@@ -17,8 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.accounts.account import AccountDirectory, RegisteredClient
-from relay.accounts.passwords import LoginDelayedError
+from relay.accounts.account import AccountDirectory, LoginDelayedError, RegisteredClient
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.http.connection_limits import REQUESTS_MAX
 from relay.http.errors import ApiError, quoted

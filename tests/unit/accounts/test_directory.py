@@ -11,12 +11,13 @@ from relay.accounts.account import (
     ALL_SCOPES,
     Account,
     AccountDirectory,
+    LoginDelayedError,
     Role,
     Scope,
     UnknownUserError,
 )
 from relay.accounts.directory import FileAccounts, load_accounts
-from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT, LoginDelayedError
+from relay.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.settings.document import SettingsError
 from relay.settings.tree import OwnDomain
 from tests.support.logs import capture_logs

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.accounts.account import LoginDelayedError
 from relay.accounts.dovecot_auth import DovecotPassword
 from relay.accounts.password_schemes import parse_password
-from relay.accounts.passwords import WAITING_MAX, LoginDelayedError, PasswordChecker
+from relay.accounts.passwords import WAITING_MAX, PasswordChecker
 from tests.support.manual_clock import ManualClock
 
 HELLO = b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nSPID\t7\nCUID\t1\nCOOKIE\tx\nDONE\n"

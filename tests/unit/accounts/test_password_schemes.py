@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.accounts.account import LoginDelayedError
 from relay.accounts.password_schemes import Password, is_plain, parse_password, shown_scheme
-from relay.accounts.passwords import LoginDelayedError, PasswordChecker
+from relay.accounts.passwords import PasswordChecker
 from relay.settings.document import SettingsError
 from tests.support.manual_clock import ManualClock
 from tests.unit.accounts.test_directory import AN_ACCOUNT, load

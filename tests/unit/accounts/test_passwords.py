@@ -9,15 +9,15 @@ import pytest
 from argon2.exceptions import VerificationError
 from msgspec import field
 
+from relay.accounts.account import LoginDelayedError
 from relay.accounts.password_schemes import Password
 from relay.accounts.passwords import (
     FREE_FAILURES_OF_CLIENT,
     WAITING_MAX,
     FailureTable,
-    LoginDelayedError,
     PasswordChecker,
-    client_of,
 )
+from relay.base.socket_address import client_of
 from tests.support.manual_clock import ManualClock
 
 SECOND = timedelta(seconds=1)  # a number would be equal to True

@@ -13,11 +13,12 @@ from relay.accounts.account import (
     LOGIN_OCTETS_MAX,
     Account,
     AccountDirectory,
+    LoginDelayedError,
     LoginRefusedError,
     Role,
     UnknownUserError,
 )
-from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT, LoginDelayedError
+from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT
 from relay.development.accounts import (
     ACCOUNTS_MAX,
     TOKEN_LENGTH_MAX,

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from relay.accounts.account import AccountDirectory, Role
+from relay.accounts.account import AccountDirectory, LoginDelayedError, Role
 from relay.accounts.directory import FileAccounts, load_accounts
-from relay.accounts.passwords import FREE_FAILURES, LoginDelayedError
+from relay.accounts.passwords import FREE_FAILURES
 from relay.api.dependencies import Principal
 from relay.development.accounts import DevelopmentAccounts
 from relay.http.connection_limits import ConnectionLimits
