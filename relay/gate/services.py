@@ -196,8 +196,8 @@ class RemoteServices:
 
     def end(self) -> None:
         """See SessionServices."""
-        del self._owner.sessions[self._session]
-        self._owner.tell(Ended(self._session))
+        if self._owner.sessions.pop(self._session, None) is not None:
+            self._owner.tell(Ended(self._session))
 
 
 class RemoteBody:
