@@ -1,7 +1,10 @@
 """Contents: received into the spool, read again, and removed when no message has them."""
 
+from zlib import crc32
+
 import pytest
 
+from relay.base.files import write_all
 from relay.message.content import LARGE_BYTES, LargeContent, read_all
 from relay.spool.types import Settlement, SpoolError
 from tests.support.operator import OK
@@ -38,6 +41,19 @@ async def test_a_received_body_belongs_to_the_message_that_is_accepted_with_it(
     assert read_all(kept.content) == HEADER + BODY
     assert list(kept.recipients) == [(1, "x@a.test", "deferred")]
     await again.stop()
+
+
+async def test_a_body_that_another_process_writes_is_as_a_received_one(spool, make) -> None:
+    body = spool.incoming_body()
+    write_all(await body.lend(), BODY)
+    with pytest.raises(SpoolError, match="expected 5"):
+        await body.take_back(5, crc32(BODY))
+    await body.take_back(len(BODY), crc32(BODY))
+    content = LargeContent(HEADER, (body.octets(),), eight_bit=True)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    body.discard()
+    found = await spool.read_content(claim.content_id)
+    assert read_all(found) == HEADER + BODY
 
 
 async def test_an_opened_content_stays_readable_when_it_is_removed(spool, make) -> None:
