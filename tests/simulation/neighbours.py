@@ -200,7 +200,7 @@ class Names:
                 Host(host_name(number, domain), number // 2, (address(number, domain),), 25)
                 for number in range(len(hosts))
             ),
-            MxAnswer((Exchange(0, host_name(0, domain)),), secure=True),
+            MxAnswer((Exchange(0, host_name(0, domain)),), domains=(domain,)),
             find_tlsa=self._tlsa.find_tlsa if self._scenario.tlsa and domain == STRICT_MX else None,
         )
 
