@@ -12,7 +12,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Raw
 
@@ -42,7 +42,7 @@ from relay.ingress.smtp_session import SessionClient
 from relay.message.content import Content, LargeContent
 from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
-from relay.spool.types import IncomingBody, SpoolError, SpoolUnavailableError
+from relay.spool.types import LendableBody, SpoolError, SpoolUnavailableError
 
 _OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; then the child waits
 _RECIPIENTS_MAX = 100_000  # of a transaction
@@ -62,7 +62,7 @@ class _OwnedSession:
         self.is_trusted = client.is_trusted
         self.listener = listener
         self.taken: set[tuple[str, str]] = set()  # senders, with recipients, of the transaction
-        self.body: IncomingBody | None = None  # that the child writes
+        self.body: LendableBody | None = None  # that the child writes
         self.is_busy = False  # with a call
         self.is_told = False  # that its login has ended
 
@@ -236,7 +236,7 @@ class SessionsOfChild:
     async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
         """Answer with a file, or return why there is none."""
         session.drop()
-        body = session.services.new_body()
+        body = cast("LendableBody", session.services.new_body())  # here it is the spool's
         try:
             descriptor = await body.lend()
         except SpoolError as error:

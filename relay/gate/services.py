@@ -226,14 +226,6 @@ class RemoteBody:
         self.size_bytes += len(octets)
         self.crc32 = crc32(octets, self.crc32)
 
-    async def lend(self) -> int:
-        """See IncomingBody: it is the other process that lends one."""
-        raise NotImplementedError
-
-    async def take_back(self, size_bytes: int, crc32: int) -> None:
-        """As lend()."""
-        raise NotImplementedError
-
     def octets(self) -> FileOctets:
         """See IncomingBody. Nobody reads it here."""
         return FileOctets(_BODIES, 0, self.size_bytes)

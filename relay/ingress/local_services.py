@@ -28,7 +28,7 @@ from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
 from relay.refusals.refusal import RefusalRecorder
 from relay.settings.tree import SmtpListener
-from relay.spool.types import IncomingBody
+from relay.spool.types import LendableBody
 
 _log = get_logger("ingress")
 
@@ -144,7 +144,7 @@ class LocalServices:
             address, reverse_path, size_bytes=size_bytes, may_relay=self._may_relay
         )
 
-    def new_body(self) -> IncomingBody:
+    def new_body(self) -> LendableBody:
         """See SessionServices."""
         return self._owner.shared.acceptance.spool.incoming_body()
 

@@ -528,6 +528,18 @@ class IncomingBody(Protocol):
         """Append blocks. Raises SpoolFullError, SpoolUnavailableError."""
         ...
 
+    def octets(self) -> Octets:
+        """Return what was written. It is synced when a message with this body is accepted."""
+        ...
+
+    def discard(self) -> None:
+        """Remove the file in the background. An accepted body has another name by then."""
+        ...
+
+
+class LendableBody(IncomingBody, Protocol):
+    """An IncomingBody of the spool, which another process may write."""
+
     async def lend(self) -> int:
         """Return the descriptor of the file, in which another process then writes the body in place
         of write(). Raises SpoolFullError, SpoolUnavailableError.
@@ -538,14 +550,6 @@ class IncomingBody(Protocol):
         """Take what that process has written. Raises SpoolUnavailableError, also where the file has
         another size.
         """
-        ...
-
-    def octets(self) -> Octets:
-        """Return what was written. It is synced when a message with this body is accepted."""
-        ...
-
-    def discard(self) -> None:
-        """Remove the file in the background. An accepted body has another name by then."""
         ...
 
 
@@ -613,7 +617,7 @@ class Spool(Protocol):
         """Release untried claims; the entries are due as before."""
         ...
 
-    def incoming_body(self) -> IncomingBody:
+    def incoming_body(self) -> LendableBody:
         """Return a file for the body of a large message, which accept() then links."""
         ...
 

@@ -13,12 +13,12 @@ from relay.spool.engine import (
     SpoolTools,
 )
 from relay.spool.queue_commands import QueueAdmin
-from relay.spool.types import IncomingBody, Spool
+from relay.spool.types import IncomingBody, LendableBody, Spool
 from tests.support import spool_fixtures
 
 PROTOCOLS = (
     Spool, SpoolHistory, SpoolEngine, SpoolMaintenance, ReceiptLedger, QueueAdmin, IncomingBody,
-    SpoolStorage, SpoolTools, DevelopmentSpool,
+    LendableBody, SpoolStorage, SpoolTools, DevelopmentSpool,
 )  # fmt: skip
 
 
