@@ -59,7 +59,14 @@ from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.rule_mail import MailSubject, RuleMails
 from relay.journeys.events import Event
 from relay.message.content import Content, size_of
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, domain_of
+from relay.message.envelope import (
+    NO_MESSAGE_EXTRA,
+    Envelope,
+    ForwardPath,
+    MessageExtra,
+    MessageFacts,
+    domain_of,
+)
 from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
@@ -445,6 +452,8 @@ class Acceptance:
         entries = fan.entries
         if len(set(levels)) > 1:  # where rules changed a copy, that counts for it only
             entries = tuple(replace(each, priority=levels[each.content]) for each in entries)
+        account = self.preparation.account_of(arrival)
+        by_sender = bool(account) and not (origin.login or origin.pickup)
         facts = MessageFacts(
             id=arrival.queue_id,
             envelope=envelope,
@@ -453,11 +462,12 @@ class Acceptance:
             received_us=received_us,
             expires_us=received_us + int(self.expire_after_s * 1_000_000),
             size=size_of(contents[0]),
-            account=self.preparation.account_of(arrival),
+            account=account,
             submission_id=envelope.envid if origin.pickup else "",
             client="" if origin.pickup else f"{origin.helo}{address}",
             message_id=header_cleanup.message_id(header),
             subject=subject_of(header),
+            extra=MessageExtra(by_sender=True) if by_sender else NO_MESSAGE_EXTRA,
         )
         return NewMessage(
             facts,

@@ -122,7 +122,7 @@ class MessageSearch(Struct, frozen=True):
     until_us: int = 0  # and before then; 0: at any time
     client: str = ""  # a pattern: the IP address of the client, or the name that it gave in EHLO
     submissions: frozenset[str] = frozenset()  # those of such a client by HTTP
-    login: str = ""  # a pattern: the account that it is from
+    login: str = ""  # a pattern: the account that logged in to send it
     # In whose mailbox words of the text and unread copies are looked up: an address,
     # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
     # mailboxes of others are not shown.
@@ -190,9 +190,9 @@ class MessageSearch(Struct, frozen=True):
         """Whether a message of this time matches."""
         return self.from_us <= at_us and not 0 < self.until_us <= at_us
 
-    def matches_origin(self, account: str, client: str, submission_id: str) -> bool:
+    def matches_origin(self, login: str, client: str, submission_id: str) -> bool:
         """Whether it is from `login` and `client`; by SMTP that is "name [address]"."""
-        if self.login and not matches_address_pattern(self.login, account):
+        if self.login and not matches_address_pattern(self.login, login):
             return False
         if not self.client or submission_id in self.submissions:
             return True
@@ -346,7 +346,7 @@ class MessageSummary(Struct, frozen=True):
     recipient_count: int  # of all recipients
     size_bytes: int = 0  # of the accepted message; 0 before step 5
     client: str = ""  # by SMTP: "name [address]"
-    account: str = ""  # that it is from; "" of strangers
+    login: str = ""  # of AUTH or of the token; "" if nobody logged in
     status: str = ""  # of a recipient that decides the state
     reply: str = ""  # of the same recipient
     next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time
@@ -364,7 +364,7 @@ class MessageSummary(Struct, frozen=True):
             "at": rfc3339(self.position.at_us), "id": self.id, "submission_id": self.submission_id,
             "message_id": self.message_id, "sender": self.sender, "subject": self.subject,
             "state": self.state, "client": {"address": address, "helo": helo},
-            "login": self.account, "size": self.size_bytes, "status": self.status,
+            "login": self.login, "size": self.size_bytes, "status": self.status,
             "reply": self.reply, "next_attempt": None if next_us is None else rfc3339(next_us),
             "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
             "recipient_count": self.recipient_count,
@@ -428,7 +428,7 @@ def row_of(submission: OpenSubmission) -> MessageSummary:
             for number, address in enumerate(submission.recipients[:LISTED_MAX], start=1)
         ),
         recipient_count=len(submission.recipients),
-        account=submission.account,
+        login=submission.account,
         reply=submission.reply,
         next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
     )

@@ -20,6 +20,11 @@ MESSAGE_COLUMNS = (
     "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
     "extra",
 )  # fmt: skip
+# Who logged in to send a message, "" if nobody did; {} is the table and a point, or nothing.
+LOGIN = (
+    "CASE WHEN {0}source = 'report' OR {0}extra LIKE '%\"by_sender\":true%' THEN ''"
+    " ELSE {0}account END"
+)
 LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
 # Of an entry's recipients: their reports are written, or no longer needed.
 PAY_REPORTS = (

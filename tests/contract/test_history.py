@@ -12,7 +12,7 @@ from relay.journeys.message_list import (
     MessageSearch,
     position_of,
 )
-from relay.message.envelope import ForwardPath, Source
+from relay.message.envelope import ForwardPath, MessageExtra, Source
 from relay.message.outcome import Evidence, Failed
 from relay.spool.types import EntrySchedule, NewRecipient, Settlement
 from tests.support.operator import LATER, OK
@@ -92,6 +92,11 @@ async def test_messages_are_found_by_client_login_and_time(spool, add, clock, fi
     clock.advance(1)
     by_http = await add(client="", account=BOB, submission_id=f"{Ids(clock).new()}.1")
     local = await add(client="localhost", account="")
+    by_sender = MessageExtra(
+        by_sender=True
+    )  # a trusted client that named the address of an account
+    await add(client="fax", account=BOB, extra=by_sender)
+    await add(client="", account=BOB, source=Source.REPORT)
     for wanted, expected in [
         ({"client": "192.0.2.7"}, [first]),
         ({"client": "192.0.2.7*"}, [second, first]),

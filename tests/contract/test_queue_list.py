@@ -3,6 +3,7 @@
 import pytest
 
 from relay.base.clock import rfc3339
+from relay.message.envelope import MessageExtra
 from relay.spool.types import Selector
 from tests.support.operator import ALL, HOUR_US, command
 
@@ -40,6 +41,7 @@ from tests.support.operator import ALL, HOUR_US, command
         (Selector(client="Scanner"), "B"),
         (Selector(client="192.0.2.9]"), ""),
         (Selector(login="carol@*"), "B"),
+        (Selector(login="dave@*"), ""),
         (Selector(route="smart"), "C"),
         (Selector(route="a smart"), "B"),
         (Selector(route="*smart"), "BC"),
@@ -56,7 +58,10 @@ from tests.support.operator import ALL, HOUR_US, command
     ],
 )
 async def test_selectors(spool, make, defer, clock, selector: Selector, found: str) -> None:
-    first = await defer({"mx:a.test": ["x@a.test"]}, message_id="<m@x>")
+    first = await defer(
+        {"mx:a.test": ["x@a.test"]}, message_id="<m@x>", account="dave@example.test",
+        extra=MessageExtra(by_sender=True),
+    )  # fmt: skip
     clock.advance(60)
     names = {
         first: "A",

@@ -32,7 +32,7 @@ from relay.journeys.message_list import (
 )
 from relay.message.address import own_mailbox, shown_address
 from relay.message.lifecycle import RecipientState, message_state
-from relay.spool.columns import in_chunks
+from relay.spool.columns import LOGIN, in_chunks
 from relay.spool.tables import QueueEngine, Tables, reads
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
@@ -41,8 +41,11 @@ _SEARCHED_AT_ONCE = 50
 _SCANNED_AT_ONCE = 200
 _ADDRESSES_MAX = 50
 _LATEST = "~"  # sorts after every id
-_FACTS = "id, account, reverse_path, subject, submission_id, size, client, source"
-_Row = tuple[str, str, str, str, str, int, str, str]
+_LOGIN = LOGIN.format("")
+_FACTS = (
+    f"id, account, reverse_path, subject, submission_id, size, client, source, {_LOGIN} AS login"
+)
+_Row = tuple[str, str, str, str, str, int, str, str, str]
 _RecipientRow = tuple[int, str, str]  # number, address, state
 
 # The beginning of a condition, by kind.
@@ -50,13 +53,13 @@ _OF_KIND = {"": "", MAIL: "source <> 'report' AND ", REPORT: "source = 'report' 
 _REPORTS = "SELECT id FROM message WHERE source = 'report' AND id < ? ORDER BY id DESC LIMIT ?"
 # A submission may be accepted long after it was made: its id is then newer than its place.
 _LATE = (
-    f"SELECT {_FACTS} FROM (SELECT {_FACTS} FROM message"
+    f"SELECT * FROM (SELECT {_FACTS} FROM message"
     " WHERE source <> 'report' AND id >= ? ORDER BY id LIMIT ?) AS later"
     " WHERE submission_id <> '' AND (submission_id < ? OR submission_id NOT LIKE '%.1')"
 )
 _SUMMARY = (
-    "SELECT id, reverse_path, submission_id, message_id, subject, size, client, account"
-    " FROM message WHERE id = ?"
+    "SELECT id, reverse_path, submission_id, message_id, subject, size, client, account,"
+    f" {_LOGIN} FROM message WHERE id = ?"
 )
 _STATES = (
     "SELECT message_id, state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
@@ -103,7 +106,7 @@ class _Matching:
             and (wanted.indexed is None or row[0] in wanted.indexed or self._is_report(row))
             and row[5] > (wanted.larger_than_bytes or -1)
             and wanted.matches_facts(row[2], row[3])
-            and wanted.matches_origin(row[1], row[6], row[4])
+            and wanted.matches_origin(row[8], row[6], row[4])
             and (not is_timed or wanted.is_in_time(position_of(row[0], row[4]).at_us))
         ]
         if not rows or not (wanted.needs_recipients or self._wanted.needs_content):
@@ -337,7 +340,7 @@ class MessageQueries(QueueEngine):
             first[queue_id].append(recipient)
         retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
         found = []
-        for queue_id, sender, submission_id, message_id, subject, size_bytes, client, owner in rows:
+        for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
             recipients = sorted(first[queue_id])
             state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
             status, reply = _deciding(tables, queue_id, state=state, first=recipients)
@@ -347,8 +350,8 @@ class MessageQueries(QueueEngine):
                     submission_id=submission_id or None, message_id=message_id, sender=sender,
                     subject=subject, state=state,
                     recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
-                    recipient_count=sum(counts[queue_id].values()), size_bytes=size_bytes,
-                    client=client, account=owner,
+                    recipient_count=sum(counts[queue_id].values()), size_bytes=size,
+                    client=client, login=login,
                     status=status, reply=reply, next_attempt_us=retries.get(queue_id),
                 )
             )  # fmt: skip

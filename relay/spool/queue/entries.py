@@ -25,7 +25,7 @@ from relay.journeys.events import Event, Step
 from relay.message.address import pattern_forms, with_a_labels, with_u_labels
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.message.nexthop import Destination
-from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN
 from relay.spool.queue.holds import count_holds
 from relay.spool.queue_commands import (
     Operation,
@@ -382,7 +382,7 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.subject:
         add("m.subject", [like(selector.subject)])
     if selector.login:
-        add("m.account", [like(with_a_labels(selector.login))])
+        add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
     if selector.client:  # as the row has it: HELO [ADDRESS]
         add("m.client", [one.format(like(selector.client)) for one in ("{} [%]", "% [{}]")])
     if selector.route:  # NextHop.key has it after a space, and may have more spaces in it

@@ -113,23 +113,25 @@ async def test_the_message_that_is_committed():
 
 
 @pytest.mark.parametrize(
-    ("origin", "sender", "account"),
+    ("origin", "sender", "account", "by_sender"),
     [
         (
             structs.replace(TRUSTED, login="alice@example.test"),
             "x@shared.test",
             "alice@example.test",
+            False,
         ),
-        (TRUSTED, "al@example.test", "alice@example.test"),
-        (TRUSTED, "someone@other.test", ""),
-        (UNTRUSTED, "alice@example.test", ""),
-        (PICKUP, "alice@example.test", "alice@example.test"),
+        (TRUSTED, "al@example.test", "alice@example.test", True),
+        (TRUSTED, "someone@other.test", "", False),
+        (UNTRUSTED, "alice@example.test", "", False),
+        (PICKUP, "alice@example.test", "alice@example.test", False),
     ],
 )
-async def test_the_account_of_a_message(origin, sender, account):
+async def test_the_account_of_a_message(origin, sender, account, by_sender):
     relay = Relay()
     await accept(relay, envelope("bob@example.test", sender=sender), origin)
-    assert relay.spool.accepted[0].facts.account == account
+    facts = relay.spool.accepted[0].facts
+    assert (facts.account, facts.extra.by_sender) == (account, by_sender)
 
 
 @pytest.mark.parametrize(
