@@ -103,7 +103,7 @@ class ServerCertificate:
     def pair(self, certificate: Path, key: Path, *, now_s: float) -> CheckedPair:
         """Return the pair in these files for use(), which may be in use already.
 
-        Raises CertificateError if it cannot be used, or has expired at `now_s`.
+        Raises CertificateError if it cannot be used, or is not valid at `now_s`.
         """
         pem = _pem(certificate, key)
         if same := next((one for one in self.pairs if one.pem == pem), None):
@@ -113,8 +113,11 @@ class ServerCertificate:
             shown = certificate_of_handshake(context, certificate)
         except OSError as error:
             raise CertificateError(f"it fails in a handshake: {error.strerror or error}") from None
-        if not shown or ssl.cert_time_to_seconds(shown["notAfter"]) <= now_s:
-            raise CertificateError(f"it expired on {shown.get('notAfter', 'an unknown date')}")
+        begins, ends = (shown.get(one, "an unknown date") for one in ("notBefore", "notAfter"))
+        if not shown or ssl.cert_time_to_seconds(ends) <= now_s:
+            raise CertificateError(f"it expired on {ends}")
+        if ssl.cert_time_to_seconds(begins) > now_s:
+            raise CertificateError(f"it is not valid before {begins}")
         return CheckedPair(certificate, context, pem, dns_names(shown))
 
     def use(self, pairs: Sequence[CheckedPair]) -> None:

@@ -174,13 +174,21 @@ def _lost_messages(
 ) -> Iterator[StateFinding]:
     """Yield what was accepted, by the submission log, and what the spool does not know, as one that
     is older than the mail root. The spool knows a submission for longer than this looks back.
+
+    What is older than all that it knows was accepted into an earlier spool, as before an upgrade
+    with an empty queue.
     """
+    is_of_this_spool = False
     since_us = clock.time_us() - int(SUBMISSION_KEEP_S * 1_000_000)
     lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
     while some := {one.submission_id: one for one in islice(lines, _LINES_AT_ONCE)}:
-        for key in some.keys() - {key for key, _ in stored.accepted_since(None, some)}:
-            when = f"step 4 at {rfc3339(some[key].at_us)}, as {some[key].queue_id}, and no message"
-            where = f"submission {key} of {some[key].owner}"
+        known = {key for key, _ in stored.accepted_since(None, some)}
+        for key, line in some.items():
+            is_of_this_spool |= key in known
+            if key in known or not is_of_this_spool:
+                continue
+            when = f"step 4 at {rfc3339(line.at_us)}, as {line.queue_id}, and no message"
+            where = f"submission {key} of {line.owner}"
             yield StateFinding("lost-message", where, when, "its message in the spool")
 
 

@@ -109,7 +109,7 @@ def parse_address(text: str, base: Path) -> Address:
         raise ValueError(f"{ADDRESS_EXPECTED} with a port of 0 to 65535")
     if host.startswith("[") and host.endswith("]") and is_ip(host[1:-1]):
         return Address(str(ipaddress.ip_address(host[1:-1])), int(port))
-    if ":" in host:
+    if is_ip(host) and ":" in host:
         raise ValueError("an IPv6 address in brackets, as [::1]:25")
     try:
         return Address(host if is_ip(host) else parse_domain(host), int(port))

@@ -141,7 +141,12 @@ def expired(served: Served, _new: Certificate) -> str:
     return "it expired on"
 
 
-@pytest.mark.parametrize("spoil", [mismatched, missing, expired])
+def not_valid_yet(served: Served, _new: Certificate) -> str:
+    served.put(served.authority.issue("IP:127.0.0.1", days=3, since=2))
+    return "it is not valid before"
+
+
+@pytest.mark.parametrize("spoil", [mismatched, missing, expired, not_valid_yet])
 def test_a_bad_pair_is_refused_and_the_old_one_stays(served, issued, spoil) -> None:
     old, new = issued
     why = spoil(served, new)

@@ -202,17 +202,19 @@ def test_pg_dump_is_there_and_as_new_as_the_server(tmp_path: Path) -> None:
 
 def test_verify_names_what_was_accepted_and_is_in_no_spool(sql) -> None:
     with RelayProcess() as relay:
-        for subject in ("kept", "lost"):
+        for subject in ("before", "kept", "lost"):
             relay.until_final(relay.send_mail(to=["bob@example.test"], subject=subject))
         done = relay.cli("storage", "verify")
         assert (done.returncode, "0 faults repaired, 0 remaining" in done.stdout) == (OK, True), (
             done
         )
-        (gone,) = sql(
-            relay, "DELETE FROM submission WHERE message_id ="
-            " (SELECT id FROM message WHERE subject = 'lost') RETURNING key",
-        ).split()  # fmt: skip
-        sql(relay, "DELETE FROM message WHERE subject = 'lost'")
+        remove = (
+            "DELETE FROM submission WHERE message_id ="
+            " (SELECT id FROM message WHERE subject = '{}') RETURNING key"
+        )
+        sql(relay, remove.format("before"))  # as with a new spool, after one that was empty
+        (gone,) = sql(relay, remove.format("lost")).split()
+        sql(relay, "DELETE FROM message WHERE subject <> 'kept'")
         done = relay.cli("storage", "verify")
         found = f"lost-message      submission {gone} of alice@example.test: found step 4 at 20"
         assert (done.returncode, found in done.stdout) == (DATA, True), done.stdout

@@ -61,9 +61,12 @@ class Authority:
         """The key that signs, PEM."""
         return self.directory / "ca.key"
 
-    def issue(self, *names: str, days: int = 1) -> Certificate:
-        """Make a certificate for `names`, as "DNS:a.test" or "IP:127.0.0.2"; with -1 day it has expired."""
-        stem = "-".join([*names, str(days)]).replace(":", "_").replace("*", "any")
+    def issue(self, *names: str, days: int = 1, since: int = -2) -> Certificate:
+        """Make a certificate for `names`, as "DNS:a.test" or "IP:127.0.0.2".
+
+        It is valid from `since` days from now on, for `days` days from now: with -1 it has expired.
+        """
+        stem = "-".join([*names, str(days), str(since)]).replace(":", "_").replace("*", "any")
         if len(stem) > 200:  # of a file's name
             stem = sha256(stem.encode()).hexdigest()
         stem = str(self.directory / stem)
@@ -72,7 +75,7 @@ class Authority:
             x509.load_pem_x509_certificate(self.certificate.read_bytes()),
             load_pem_private_key(self.key.read_bytes(), None),
         )
-        _make(made, "x", names, days=days, by=by)
+        _make(made, "x", names, days=days, since=since, by=by)
         return made
 
 
@@ -92,7 +95,7 @@ def new_authority(directory: Path) -> Authority:
 
 def _make(
     made: Certificate, subject: str, names: Iterable[str], *,
-    days: int, by: tuple[x509.Certificate, Any] | None = None,
+    days: int, since: int = -2, by: tuple[x509.Certificate, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a new key and its certificate, signed by an issuer or by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -103,7 +106,7 @@ def _make(
     builder = (
         x509.CertificateBuilder(
             by[0].subject if by else name, name, key.public_key(), x509.random_serial_number(),
-            now - 2 * _DAY, now + days * _DAY,
+            now + since * _DAY, now + days * _DAY,
         )
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**uses), critical=True)
