@@ -46,6 +46,7 @@ from relay.routing.route_table import literal_address
 
 HOSTS_FILE_TTL_S = 30.0
 NULL_MX_S = 5.0  # a client waits for it
+_SILENT_S = 10.0  # after that wait was in vain, clients wait for nothing that is not in the cache
 _SYSTEM_THREADS = 2
 
 
@@ -72,6 +73,7 @@ class Resolver:
         self._clock = clock
         self._hostname = hostname.lower()
         self._own = frozenset((_plain(own.host), own.port) for own in own_addresses if own.host)
+        self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
         self.use(nameservers, timeout_s=timeout_s, port=port, validating=validating)
@@ -107,10 +109,14 @@ class Resolver:
         """Return whether a domain says that it accepts no mail (RFC 7505); without an answer
         within NULL_MX_S it does not.
         """
+        now_s = self._clock.monotonic()
+        wait_s = NULL_MX_S if now_s >= self._silent_until_s else 0
         try:
-            async with asyncio.timeout(NULL_MX_S):  # real time: a name server
+            async with asyncio.timeout(wait_s):  # real time: a name server
                 [answer] = await self._dns.answers((domain, "MX"))
         except TimeoutError:
+            if wait_s:
+                self._silent_until_s = now_s + wait_s + _SILENT_S
             return False
         return isinstance(exchanges_of(domain, answer), NullMx)
 

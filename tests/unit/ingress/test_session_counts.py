@@ -211,6 +211,17 @@ async def test_mail_of_a_stranger_from_a_null_mx_domain_is_refused(
     assert not name_server.asked("example.test", "MX")
 
 
+async def test_after_a_wait_in_vain_for_the_name_server_clients_do_not_wait(
+    asking, listening, relay, monkeypatch
+):
+    client = await client_of(await listening())
+    assert await codes(client, "MAIL FROM:<a@silent.test>", "RSET") == ["250", "250"]
+    monkeypatch.setattr(resolver_module, "NULL_MX_S", 30.0)
+    assert await codes(client, "MAIL FROM:<a@null.test>", "RSET") == ["250", "250"]
+    relay.clock.advance(11)
+    assert await codes(client, "MAIL FROM:<a@null.test>") == ["550"]
+
+
 async def test_no_question_for_a_trusted_client_or_a_login(asking, listening, name_server):
     name_server.zone["asked.test"] = {"MX": ["0 ."]}
     server = await listening()
