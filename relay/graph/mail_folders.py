@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.graph.extended_properties import SINGLE, extended_properties_json, parse_expand
+from relay.graph.extended_properties import MULTIPLE, SINGLE, extended_properties_json, parse_expand
 from relay.graph.graph_request import (
     GraphRequest,
     collection_response,
@@ -40,6 +40,7 @@ _CHILDREN = re.compile(
     r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
 )
 # Extended properties of folders, by their ids in lower case (MS-OXPROPS).
+_OF_MAIL = {"id": "String 0x3613", "value": "IPF.Note"}
 _EXTENDED: Mapping[str, Callable[[Folder], str]] = {
     "integer 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSize
     "long 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSizeExtended
@@ -229,6 +230,9 @@ def _display_name(given: Mapping[str, Any]) -> str | None:
     """Return the displayName of a mailFolder's JSON, None if it has none."""
     if read_boolean(given.get("isHidden") or False, "isHidden"):
         raise unsupported("isHidden", "hidden folders are not supported; omit it or send false")
+    for name in (SINGLE, MULTIPLE):
+        if given.get(name) not in (None, [], [_OF_MAIL]):
+            raise unsupported(name, "folders keep no extended properties but the class IPF.Note")
     if given.get("displayName") is None:
         return None
     return read_header_text(given["displayName"], "displayName", longest=_NAME_CHARACTERS)

@@ -321,6 +321,25 @@ async def test_hidden_folders_may_be_asked_for(on_disk: OnDisk) -> None:
     assert await listed(on_disk, "/mailFolders/inbox/childFolders?includeHiddenFolders=True") == []
 
 
+async def test_an_extended_property_that_a_folder_would_not_keep_is_refused(
+    on_disk: OnDisk,
+) -> None:
+    for kind, given, status in [
+        ("single", {"id": "String 0x3613", "value": "IPF.Note"}, 201),
+        ("single", {"id": "String 0x3613", "value": "IPF.Task"}, 501),
+        ("multi", {"id": "StringArray 0x8001", "value": ["x"]}, 501),
+    ]:
+        name = f"{kind}ValueExtendedProperties"
+        body = {"displayName": f"{kind} {status}", name: [given]}
+        answer = await on_disk.http.post("/mailFolders", json=body)
+        assert answer.status_code == status, answer.text
+        if status == 201:
+            path = f"/mailFolders/{answer.json()['id']}"
+        else:
+            refused(answer, 501, "NotImplemented")
+            refused(await on_disk.http.patch(path, json={name: [given]}), 501, "NotImplemented")
+
+
 async def test_attachments_are_counted(on_disk: OnDisk) -> None:
     file = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a", "contentBytes": "aA=="}
     draft = await a_draft(on_disk, attachments=[file, file])
