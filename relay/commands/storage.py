@@ -26,6 +26,7 @@ from relay.commands.backup import BackupCopy
 from relay.journeys.submission_log import read_accepted
 from relay.mailbox.verify.findings import StoreCounts, StoreFinding
 from relay.message.address import own_mailbox
+from relay.outbox.idempotency import damaged_records
 from relay.outbox.verifier import Verifier, VerifierDependencies
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolFinding, SpoolStorage, VerifyMode
@@ -119,7 +120,7 @@ def verify(
         counts = verifier.run(list(dict.fromkeys(wanted)) if wanted else None)
         in_spool = None
         if not wanted:
-            if (fault := _srs_key_fault(settings)) is not None:
+            for fault in _faults_beside(settings):
                 counts.remaining += 1
                 found(fault)
             in_spool = _verify_spool(
@@ -128,12 +129,13 @@ def verify(
     return VerifyResult(counts, _document(counts, findings, in_spool))
 
 
-def _srs_key_fault(settings: Settings) -> StateFinding | None:
+def _faults_beside(settings: Settings) -> Iterator[StateFinding]:
     try:
         srs_in(settings)
     except UnusableKeyError as error:
-        return StateFinding("srs-key", str(error.path), error.found, error.expected)
-    return None
+        yield StateFinding("srs-key", str(error.path), error.found, error.expected)
+    for path, why in damaged_records(settings.mailboxes.root / ".submissions"):
+        yield StateFinding("damaged-key", str(path), why, "the record of an Idempotency-Key")
 
 
 def _verify_spool(

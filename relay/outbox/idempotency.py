@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,7 @@ from relay.mailbox.types import (
     StoreUnavailableError,
     SubmissionKey,
 )
+from relay.observe.logs import get_logger
 from relay.outbox.on_disk import PreparedFile
 
 KEPT_HOURS = 24  # after the end of the hour in which a key was used
@@ -48,6 +49,7 @@ KEYS = "keys"
 _HOUR_US = 3_600_000_000
 _OPEN_MAX = 10_000
 _PART = ".part"
+_log = get_logger("submissions")
 
 
 class KeyedSubmission(Struct, frozen=True):
@@ -285,7 +287,22 @@ def _read(path: Path) -> KeyedSubmission:
     try:
         return _decoder.decode(path.read_bytes())
     except msgspec.MsgspecError as error:
+        _log.error("damaged record of an Idempotency-Key", file=str(path), error=str(error))
         raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error
+
+
+def damaged_records(submissions: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file that is not the record of a key, and why. Raises OSError."""
+    for hour in list_names(submissions / KEYS):
+        for slot in list_names(submissions / KEYS / hour):
+            path = submissions / KEYS / hour / slot
+            try:
+                if path.suffix != _PART:
+                    _decoder.decode(path.read_bytes())
+            except FileNotFoundError:
+                pass  # a running relay removes them
+            except msgspec.MsgspecError as error:
+                yield path, str(error)
 
 
 def _key_of(submission: PendingSubmission) -> SubmissionKey:

@@ -197,7 +197,7 @@ def test_a_dry_run_takes_no_lock_and_creates_nothing(stored, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_key_of_srs_addresses_that_cannot_be_used_is_found(stored: Settings) -> None:
+def test_a_damaged_key_of_srs_addresses_or_of_a_client_is_found(stored: Settings) -> None:
     def verified() -> list[tuple[str, ...]]:
         result = verify(stored, VerifyOptions(), environ={}, clock=SystemClock())
         findings = result.document["findings"]
@@ -212,6 +212,10 @@ def test_a_key_of_srs_addresses_that_cannot_be_used_is_found(stored: Settings) -
     file = stored.state_dir / "srs.key"
     file.write_text("")
     assert verified() == [("srs-key", str(file), "nothing")]
+    record = stored.mailboxes.root / ".submissions/keys/1/slot"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(b"")
+    assert verified()[1:] == [("damaged-key", str(record), "Input data was truncated")]
 
 
 @pytest.mark.parametrize("state", ["state", "other"])

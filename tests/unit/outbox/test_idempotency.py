@@ -17,6 +17,7 @@ from relay.mailbox.types import (
     SubmissionKey,
 )
 from relay.outbox import idempotency
+from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
 
@@ -200,8 +201,9 @@ async def test_a_record_that_cannot_be_read_says_which(place, store, draft):
     record.write_bytes(b"{")
     prepared = place.root / ".submissions/preparing" / f"{made.submission_id}@a"
     made.path.rename(prepared)
-    with pytest.raises(StoreUnavailableError, match=str(record)):
+    with capture_logs() as lines, pytest.raises(StoreUnavailableError, match=str(record)):
         await store.submissions.find_keyed(ALICE, "a")
+    assert [line["file"] for line in lines] == [str(record)]
     await store.submissions.remove_unfinished()
     assert prepared.exists()
     await store.submissions.submit_new(ALICE, draft(), with_key("b"))
