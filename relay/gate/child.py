@@ -1,8 +1,8 @@
 """The child of the gate: SMTP sessions and DATA, in a sandbox. All else it asks the owner.
 
 Its owner starts it, and it ends with it. When the socket of the owner ends while messages are
-handed over, nobody knows what came of them: their clients get 451, as RFC 1047 wants it, and 421
-all others.
+handed over, nobody knows what came of them: their clients get no reply (RFC 1047), and 421 all
+others.
 """
 
 import asyncio

@@ -162,7 +162,9 @@ class InputBuffer:
 
 
 class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
-    """The client disconnected, or its TLS handshake failed."""
+    """The client disconnected, its TLS handshake failed, or nobody knows the reply: nothing is sent
+    any more.
+    """
 
 
 class SessionClient(Struct, frozen=True):
