@@ -119,6 +119,18 @@ def write_all(descriptor: int, octets: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def has_writers(descriptor: int) -> bool:
+    """Whether another open file may still write to one that is open here to be read: there is no
+    read lease of it then (fcntl(2)). Also where the system or the disk has no leases.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except (OSError, AttributeError):  # macOS
+        return True
+    return False
+
+
 class Descriptor:
     """An open file, closed with the last reference to it."""
 

@@ -39,6 +39,7 @@ from relay.gate.wire import (
 from relay.ingress.data import ContentRejection, DataReply, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument, SmtpRejection
 from relay.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
+from relay.ingress.smtp_session import ClientDisconnected
 from relay.message.content import LargeContent
 from relay.message.envelope import ForwardPath
 from relay.spool.types import SpoolUnavailableError, translate_os_errors
@@ -58,6 +59,7 @@ class OwnerCalls:
         self.channel: FrameChannel  # set before the first session
         self.sessions: dict[int, RemoteServices] = {}  # by their numbers
         self.kept: dict[tuple[str, str], RecipientAnswer] = {}
+        self.is_alone = False  # the owner has ended
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
@@ -87,6 +89,7 @@ class OwnerCalls:
 
     def give_up(self) -> None:
         """Let all calls fail: no answer comes."""
+        self.is_alone = True
         for call in self._asked:
             self.answered(call, None)
 
@@ -182,11 +185,15 @@ class RemoteServices:
 
         def offered(call: int) -> FromChild:
             if body is not None:
-                body.is_offered = True
+                body.offer()
             return Accept(self._session, call, mail, list(paths), claims, content, written)
 
         try:
             return await self._owner.ask(offered, decode_data_reply)
+        except SmtpRejection:
+            if self._owner.is_alone:  # it may have accepted the message: no reply says that
+                raise ClientDisconnected from None
+            raise
         finally:
             received.release()
 
@@ -225,6 +232,10 @@ class RemoteBody:
             write_all(file.number, octets)
         self.size_bytes += len(octets)
         self.crc32 = crc32(octets, self.crc32)
+
+    def offer(self) -> None:
+        """Close the file: the owner does not take one that is open as it is."""
+        self._file, self.is_offered = None, True
 
     def octets(self) -> FileOctets:
         """See IncomingBody. Nobody reads it here."""

@@ -547,8 +547,9 @@ class LendableBody(IncomingBody, Protocol):
         ...
 
     async def take_back(self, size_bytes: int, crc32: int) -> None:
-        """Take what that process has written. Raises SpoolUnavailableError, also where the file has
-        another size.
+        """Take what that process has written, and can change no more, whatever it keeps open. It
+        closes the file before, or the body is copied. Raises SpoolUnavailableError, also where the
+        file has another size.
         """
         ...
 

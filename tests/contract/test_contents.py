@@ -1,5 +1,6 @@
 """Contents: received into the spool, read again, and removed when no message has them."""
 
+import os
 from zlib import crc32
 
 import pytest
@@ -45,11 +46,15 @@ async def test_a_received_body_belongs_to_the_message_that_is_accepted_with_it(
 
 async def test_a_body_that_another_process_writes_is_as_a_received_one(spool, make) -> None:
     body = spool.incoming_body()
-    write_all(await body.lend(), BODY)
+    file = os.dup(await body.lend())
+    write_all(file, BODY)
     with pytest.raises(SpoolError, match="expected 5"):
         await body.take_back(5, crc32(BODY))
     await body.take_back(len(BODY), crc32(BODY))
+    os.pwrite(file, b"changed", 0)  # that process has not closed it
+    os.close(file)
     content = LargeContent(HEADER, (body.octets(),), eight_bit=True)
+    assert read_all(content) == HEADER + BODY  # what the rules see
     (claim,) = (await spool.accept(make(content=content))).claims
     body.discard()
     found = await spool.read_content(claim.content_id)

@@ -75,16 +75,18 @@ class IncomingParts:
             return self._opened().number
 
     async def take_back(self, size_bytes: int, crc32: int) -> None:
-        """See IncomingBody. Now it goes into the database."""
-        body = self.octets()
-        if body.size != size_bytes:
+        """See LendableBody. Now it goes into the database, and into a file that nobody else has."""
+        lent = self.octets()
+        if lent.size != size_bytes:
             raise SpoolUnavailableError(
-                f"found a body of {body.size} octets, expected {size_bytes}"
+                f"found a body of {lent.size} octets, expected {size_bytes}"
             )
+        self._file = None
 
         def add(tables: ConnectionTables) -> None:
-            for block in octets_in_blocks((body,)):
-                self._add(tables, block)
+            with translate_os_errors(self._directory):
+                for block in octets_in_blocks((lent,)):
+                    self._write(tables, block)
 
         await self._reader.read(add)
         if self.crc32 != crc32:
@@ -119,10 +121,6 @@ class IncomingParts:
         self._check_connection(tables)
         with self._lock, translate_os_errors(self._directory):
             write_all(self._opened().number, octets)
-        self._add(tables, octets)
-
-    def _add(self, tables: ConnectionTables, octets: bytes) -> None:
-        """Add octets that are in the file to the rows."""
         self.crc32 = crc32(octets, self.crc32)
         self._left += octets
         self._send(tables, at_least=PART_BYTES)

@@ -26,7 +26,14 @@ from msgspec import Struct
 
 from relay.base.blocks import BodyDisk
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, write_all
+from relay.base.files import (
+    Descriptor,
+    FileOctets,
+    OpenOctets,
+    fsync_path,
+    has_writers,
+    write_all,
+)
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.spool.columns import verify_checksum
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
@@ -70,13 +77,8 @@ class IncomingFile:
         return self._file.number
 
     async def take_back(self, size_bytes: int, crc32: int) -> None:
-        """See IncomingBody. The checksum is compared when the body is read."""
-        with translate_os_errors(self._path.parent):
-            assert self._file is not None
-            found = os.fstat(self._file.number).st_size
-        if found != size_bytes:
-            raise SpoolUnavailableError(f"found a body of {found} octets, expected {size_bytes}")
-        self._size, self._crc32 = size_bytes, crc32
+        """See LendableBody. The checksum is compared when the body is read, or copied."""
+        await asyncio.to_thread(self._take_back, size_bytes, crc32)
 
     def octets(self) -> IncomingOctets:
         """See IncomingBody."""
@@ -98,6 +100,23 @@ class IncomingFile:
             write_all(self._file.number, octets)
             self._size += len(octets)
             self._crc32 = crc32(octets, self._crc32)
+
+    def _take_back(self, size_bytes: int, crc32: int) -> None:
+        with translate_os_errors(self._path.parent):
+            lent = Descriptor(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+            self._file, found = None, os.fstat(lent.number).st_size
+            if found != size_bytes:
+                raise SpoolUnavailableError(
+                    f"found a body of {found} octets, expected {size_bytes}"
+                )
+            if has_writers(lent.number):
+                self._path.unlink()
+                self._size = self._crc32 = 0
+                for block in octets_in_blocks((OpenOctets(lent, 0, size_bytes),)):
+                    self._write((block,))
+                if self._crc32 != crc32:
+                    raise SpoolUnavailableError("found a body with another checksum than expected")
+        self._size, self._crc32 = size_bytes, crc32
 
     def _remove(self) -> None:
         with self._lock:

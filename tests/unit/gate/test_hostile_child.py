@@ -253,6 +253,33 @@ async def test_a_body_that_is_not_there_is_not_accepted(owner: Owner, lie: str) 
     await no_files(owner)
 
 
+@pytest.mark.parametrize("keeps_it", [True, False])
+async def test_a_child_cannot_change_what_it_has_handed_over(owner: Owner, keeps_it: bool) -> None:
+    spool, written = owner.relay.spool, b"pay to A\r\n"
+    spool.gate = asyncio.Event()
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    child.say(OpenBody(number, 7))
+    _, file = await child.packet(BodyFile)
+    os.write(file, written)
+    inode = os.fstat(file).st_ino
+    if not keeps_it:
+        os.close(file)
+    body = WrittenBody(len(written), crc32(written), False, False)
+    child.say(accept(number, 9, body=body))
+    await asyncio.wait_for(spool.committing.wait(), WAIT_S)
+    (path,) = owner.folder.iterdir()
+    if keeps_it:
+        os.pwrite(file, b"E", written.index(b"A"))
+        os.close(file)
+    assert path.read_bytes() == written
+    assert (path.stat().st_ino == inode) is not keeps_it  # nothing is copied without need
+    spool.gate.set()
+    await until(lambda: spool.accepted)
+    await no_files(owner)
+
+
 async def test_a_child_that_opens_many_files_has_one_of_each_session(owner: Owner) -> None:
     number, child = await owner.session(), owner.child
     for call in range(50):
