@@ -82,7 +82,7 @@ def build_transport(base: Foundation) -> Transport:
         expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
         rate=_sender_rate(base),
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
-        expand=base.table.expand, signer=base.signer,
+        expand=base.table.expand, signer=base.signer, strangers=settings.reports.strangers,
     )  # fmt: skip
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
@@ -175,6 +175,7 @@ def use_settings(
     if settings.reports != before.reports:
         reporter.rate = _sender_rate(base)
         reporter.copies = _copies(base, scheduler)
+        reporter.strangers = settings.reports.strangers
     # those of [[smtp]] come first; that of [sendmail] has nothing to change
     for server, listener in zip(transport.smtp_servers, settings.smtp, strict=False):
         server.use(listener)

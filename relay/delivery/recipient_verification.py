@@ -1,7 +1,8 @@
 """Ask next hops which recipients they take, for own domains with recipients = "verify".
 
 A probe is MAIL with the null sender and RCPT, on its own connection. The answer to RCPT is kept in
-memory: 2yz for a day, 5yz for an hour. Everything else is no answer, and the client comes again.
+memory: 2yz for a day, 5yz for an hour, but not that the mailbox is full, which the client gets as
+it is. Everything else is no answer, and the client comes again.
 A next hop that gave no session, or rejects MAIL, is left alone for a while, so that few clients
 wait for it; one that is silent at RCPT is not asked for that address.
 See RFC 5321 3.3 and 4.2.
@@ -16,7 +17,7 @@ from relay.delivery.host_selection import look_up, of_family, target_of, with_po
 from relay.message.address import own_mailbox
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Reply
-from relay.message.status import reply_text
+from relay.message.status import reply_text, split_reply
 from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import RouteTable
 from relay.smtp.client_protocol import SmtpProtocolError
@@ -27,6 +28,7 @@ _PROBES_MAX = 20  # at once
 _PROBE_S = 10.0  # with the wait for others
 _KEPT_MAX = 10_000  # answers
 _KEPT_S = {2: 86400.0, 5: 3600.0}  # by the first digit of the reply
+_FULL = ("452", "552")  # RFC 5321 4.2.3
 _SILENT_S = 30.0  # in which what got no answer is not asked again
 _UNKNOWN = "the next hop does not say now whether it takes this address, try again later"
 
@@ -51,6 +53,9 @@ class RecipientVerifier:
             known = await self._probe(address, next_hop)
         if known.startswith("2"):
             return ""
+        if known in _FULL:  # RFC 3463 3.3
+            full = f"<{address}>: the next hop has no room for mail to this address"
+            return f"{known} {known[0]}.2.2 {reply_text(full)}"
         # RFC 3463 3.2
         if not known:
             return f"450 4.1.1 {reply_text(f'<{address}>: {_UNKNOWN}')}"
@@ -87,6 +92,11 @@ class RecipientVerifier:
             if silent:
                 self._keep(silent[-1], next_hop, "", kept_s=_SILENT_S)
             return ""
+        full = f"{reply.code // 100}52"
+        if full in _FULL and (
+            str(reply.code) == full or split_reply(str(reply)).status[1:] == ".2.2"
+        ):
+            return full
         kept_s = _KEPT_S.get(reply.code // 100)
         if kept_s is None:
             return ""

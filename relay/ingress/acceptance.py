@@ -34,7 +34,7 @@ from relay.ingress.fanout import (
     routing_event,
     with_next_hops,
 )
-from relay.ingress.filtering import SessionFilters
+from relay.ingress.filtering import SessionFilters, is_verified
 from relay.ingress.final_replies import (
     HOLDS_FULL_OF_TENANT,
     LOCAL_ERROR,
@@ -60,7 +60,6 @@ from relay.ingress.rule_mail import MailSubject, RuleMails
 from relay.journeys.events import Event
 from relay.message.content import Content, size_of
 from relay.message.envelope import (
-    NO_MESSAGE_EXTRA,
     Envelope,
     ForwardPath,
     MessageExtra,
@@ -467,7 +466,11 @@ class Acceptance:
             client="" if origin.pickup else f"{origin.helo}{address}",
             message_id=header_cleanup.message_id(header),
             subject=subject_of(header),
-            extra=MessageExtra(by_sender=True) if by_sender else NO_MESSAGE_EXTRA,
+            extra=MessageExtra(
+                by_sender=by_sender,
+                verified=not origin.trusted
+                and is_verified(arrival.filtered.results, envelope.reverse_path, header),
+            ),
         )
         return NewMessage(
             facts,

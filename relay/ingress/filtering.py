@@ -16,21 +16,24 @@ from msgspec.structs import replace
 from relay.ingress.data import ContentCollector, DataReply, ReceivedContent
 from relay.ingress.esmtp_parameters import FilterRefusedError
 from relay.journeys.events import Event
+from relay.message.address import own_mailbox
 from relay.message.authentication_results import AuthResult, checks_of, read_results
 from relay.message.envelope import Envelope, ForwardPath, domain_of
-from relay.message.header import ParsedContent
+from relay.message.header import Header, ParsedContent
 from relay.message.lifecycle import OF_MILTER, RecipientState
 from relay.message.status import one_line, split_reply
 from relay.message.verdict import Hold
 from relay.milter.dialogue import FilterAnswer, FilterStage
 from relay.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
 from relay.milter.filters import FilterClient, FilterSession
+from relay.mime.read_header import originators
 from relay.spool.types import NewRecipient
 
 _LOCALHOST = FilterClient("localhost", "127.0.0.1")
 _HELD = "quarantined"  # without a reason
 _REMOVED = "removed by a milter"
 _REFUSED = "5.7.1"  # without a status
+_CHECKED = {"spf": "smtp.mailfrom", "dkim": "header.d", "dmarc": "header.from"}
 _PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^">])*>')  # of MAIL and RCPT, to its end
 
 
@@ -195,6 +198,26 @@ async def decide(
         hold=hold,
         refused_by=next((one.milter for one in refused.values()), ""),
     )  # fmt: skip
+
+
+def is_verified(results: Sequence[AuthResult], sender: str, header: Header) -> bool:
+    """Return whether a check passed for the domain of a reverse-path: SPF, or DKIM or DMARC of mail
+    whose only author is the sender. Who has a signed message can send it again, with the
+    reverse-path of any user of its domain.
+    """
+    domain = domain_of(sender)
+    passed = {
+        (one.method, domain_of(f"@{one.domain(name)}"))
+        for one in results
+        if one.result == "pass" and (name := _CHECKED.get(one.method))
+    }
+    if not domain or ("spf", domain) in passed:
+        return bool(domain)
+    if ("dkim", domain) not in passed and ("dmarc", domain) not in passed:
+        return False
+    authors = [field.addresses for field in originators(header) if field.name == "From"]
+    found = [[own_mailbox(one.address) for one in some] for some in authors]
+    return found == [[own_mailbox(sender)]]
 
 
 def _line(answer: FilterAnswer) -> str:

@@ -110,7 +110,7 @@ class Metrics:
         )
         self.reports_left_out = counter(
             "relay_reports_left_out",
-            "Reports of successes and delays that were not sent.",
+            "Reports that were not sent.",
             ["reason"],
         )
         self.refusals = counter(

@@ -313,6 +313,7 @@ _KINDS = {
     "read": "A read receipt",
     "notread": "A notification that the message was deleted unread",
     "dead-letter": "A dead letter",
+    "postmaster": "A notice on mail of a stranger",
 }
 
 
@@ -332,7 +333,7 @@ def _reported(
             time=str(detail.get("until", "")), time_text="gives up",
         )  # fmt: skip
     if kind == "dropped":
-        return StepEvidence(f"The report to {names} was dropped: it failed at the postmaster.")
+        return StepEvidence(f"The report to {names} was dropped: it could not be delivered.")
     facts = [StepFact("About", names)] if names else []
     if reply := detail.get("reply"):
         facts.append(StepFact("It says", reply))

@@ -40,10 +40,12 @@ from relay.mime.mdn import write_mdn
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.reports.texts import TextSource
+from relay.settings.tree import Strangers
 from relay.signing.signer import SignedContents, Signer, SigningError
 from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan, sender_key
 
 SENDERS_MAX = 10_000
+NOTICES_MAX = 100  # recipients of strangers' mail of which the postmaster hears in an hour
 
 
 @dataclass(slots=True)
@@ -87,40 +89,49 @@ _NO_TIMES: Mapping[str, str] = {}
 class ReportDecision(Struct, frozen=True):
     """The recipients by what is done about them.
 
-    `reported` go into the report to the reverse-path. `dead_letters` cause a copy of the message
-    to the postmaster. `dropped` are reports that failed at the postmaster. Recipients in none of
-    them cause no report, because of NOTIFY or because the sender is not trusted.
+    `reported` go into the report to the reverse-path, `noticed` into a notice to the postmaster.
+    `dead_letters` cause a copy of the message to the postmaster. `dropped` are reports that failed
+    at the postmaster or a stranger. Recipients in none of them cause no report, because of NOTIFY
+    or the null reverse-path.
     """
 
     reported: tuple[ReportedRecipient, ...] = ()
+    noticed: tuple[ReportedRecipient, ...] = ()
     dead_letters: tuple[ReportedRecipient, ...] = ()
     dropped: tuple[ReportedRecipient, ...] = ()
 
 
 def decide_reports(
-    kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
+    kind: ReportKind,
+    message: MessageFacts,
+    recipients: Sequence[ReportedRecipient],
+    *,
+    strangers: Strangers = "verified",
 ) -> ReportDecision:
     """Sort the `recipients` of one message.
 
-    The null sender gets no reports, and neither do senders that are not trusted, because a
-    reverse-path is easily forged (backscatter). There are no reports about reports; one that
-    fails becomes a dead letter.
+    The null sender gets no reports. A sender that is not trusted hears of failures only, and if
+    `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports about
+    reports; one that fails becomes a dead letter, but for one to a stranger, who may cause many.
     """
     is_failure = kind in FAILURES
     if message.source is Source.REPORT:
-        at_postmaster = [one.path.address == POSTMASTER for one in recipients]
-        pairs = list(zip(recipients, at_postmaster, strict=True)) if is_failure else []
+        is_last = [not message.trusted or one.path.address == POSTMASTER for one in recipients]
+        pairs = list(zip(recipients, is_last, strict=True)) if is_failure else []
         return ReportDecision(
-            dead_letters=tuple(one for one, is_there in pairs if not is_there),
-            dropped=tuple(one for one, is_there in pairs if is_there),
+            dead_letters=tuple(one for one, is_the_last in pairs if not is_the_last),
+            dropped=tuple(one for one, is_the_last in pairs if is_the_last),
         )
-    may_report = message.trusted and bool(message.envelope.reverse_path)
+    wanted = tuple(
+        one
+        for one in recipients
+        if message.envelope.reverse_path and not one.added_by and _is_wanted(kind, one.path.notify)
+    )
+    hears = message.trusted or strangers == "sender"
+    hears |= strangers == "verified" and message.extra.verified
     return ReportDecision(
-        reported=tuple(
-            one
-            for one in recipients
-            if may_report and not one.added_by and _is_wanted(kind, one.path.notify)
-        ),
+        reported=wanted if hears and (message.trusted or is_failure) else (),
+        noticed=wanted if is_failure and not hears else (),
         # The sender does not know recipients that a rule added; the postmaster may.
         dead_letters=tuple(one for one in recipients if is_failure and one.added_by),
     )
@@ -157,16 +168,19 @@ class _Subject(Struct, frozen=True):
     message: MessageFacts
     recipients: Sequence[ReportedRecipient]
     content: Content
+    to: str = ""  # gets it in place of the reverse-path, with the header only
+    is_notice: bool = False  # on a stranger's mail
 
 
 class LeftOut(StrEnum):
-    """Why a report of a success, a delay or a hold is not sent, in the journey; the name is in
-    metrics.
+    """Why a report is not sent, in the journey; the name is in metrics. NOTICED is of a failure,
+    the others are of a success, a delay or a hold.
     """
 
     UNROUTED = "the address of the sender has no next hop"
     AUTOMATIC = "a program or a list has sent the message"
     RATE = "the sender has had as many as reports.per_sender allows"
+    NOTICED = "the postmaster has had one on this recipient, or as many as may be, in this hour"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -184,12 +198,15 @@ class Reporter:
     expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
     signer: Signer | None = None  # None: they are not signed
     copies: Copies = field(default_factory=Copies)  # none at first
+    strangers: Strangers = "verified"  # who hears of failures of their mail
+    _noticed: dict[str, str] = field(default_factory=dict)  # in this hour: recipient, message
+    _hour: int = 0
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
     ) -> bool:
         """See ReportWriter."""
-        return bool(decide_reports(kind, message, recipients).reported)
+        return bool(decide_reports(kind, message, recipients, strangers=self.strangers).reported)
 
     def reports(
         self,
@@ -199,16 +216,24 @@ class Reporter:
         *,
         content: Content,
     ) -> ReportPlan:
-        """Return what to commit about `recipients`: at most one report and one dead letter.
+        """Return what to commit about `recipients`: at most one report or notice, and one dead
+        letter.
 
         The account of the message may see its trace and that of the report; a dead letter is for
         operators only. Recipients that a rule added leave no event, because the sender sees the
         trace.
         """
-        decision = decide_reports(kind, message, recipients)
+        decision = decide_reports(kind, message, recipients, strangers=self.strangers)
         messages: list[NewMessage] = []
         events: list[Event] = []
-        if decision.reported:
+        noticed = decision.noticed
+        if not message.trusted and self._route_to(message.envelope.reverse_path) is None:
+            noticed += decision.reported
+        if noticed:
+            plan = self._notice(_Subject(kind, message, noticed, content))
+            messages += plan.messages
+            events += plan.events
+        elif decision.reported:
             subject = _Subject(kind, message, decision.reported, content)
             report, event = self._report(subject)
             if report is not None:
@@ -257,10 +282,34 @@ class Reporter:
         if not self.copies.to or subject.kind not in self.copies.kinds:
             return
         route = self._route_to(self.copies.to) or self._to_postmaster()
-        about = subject.message
-        envelope = replace(about.envelope, reverse_path=self.copies.to, ret="HDRS")
-        written = self._written(replace(subject, message=replace(about, envelope=envelope)))
-        yield self._message(written, route, about=about)
+        written = self._written(replace(subject, to=self.copies.to))
+        yield self._message(written, route, about=subject.message)
+
+    def _notice(self, subject: _Subject) -> ReportPlan:
+        """Return the notice about recipients that the postmaster has not heard of in this hour."""
+        new = [one for one in subject.recipients if self._is_new(one.path.address, subject.message)]
+        messages, events = [], []
+        if new:
+            to = f"{POSTMASTER}@{self.hostname}"
+            about = replace(subject, recipients=new, to=to, is_notice=True)
+            route = self._to_postmaster()
+            messages.append(self._message(self._written(about), route, about=subject.message))
+            events.append(_event(messages[0], "postmaster", new))
+            self.count("postmaster")
+        if old := [one for one in subject.recipients if one not in new]:
+            events.append(self._without_report(replace(subject, recipients=old), LeftOut.NOTICED))
+        return ReportPlan(tuple(messages), tuple(events))
+
+    def _is_new(self, address: str, message: MessageFacts) -> bool:
+        """Return whether the postmaster hears of a recipient: of one message in an hour. The answer
+        to the same message is the same, since its notice may not have been committed.
+        """
+        hour = int(self.clock.monotonic() // 3600)
+        if hour != self._hour:
+            self._hour, self._noticed = hour, {}
+        if len(self._noticed) >= NOTICES_MAX:
+            return self._noticed.get(address) == message.id
+        return self._noticed.setdefault(address, message.id) == message.id
 
     def receipt(
         self, kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, is_manual: bool
@@ -315,17 +364,24 @@ class Reporter:
             shown = self._in_wall_time(message)
             times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
         if kind not in FAILURES and (left_out := self._left_out(subject, found)):
-            self.metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
-            detail = {"kind": str(kind), "recipients": _named(subject.recipients), **times}
-            event = Event(Step.REPORT, self.clock.time_us(), detail | {"left_out": left_out})
-            return None, event
+            return None, self._without_report(subject, left_out, times)
         if found is None:  # the sender's own address has no next hop
             route, label, account = self._to_postmaster(), "dead-letter", ""
         else:
             route, label, account = found, str(kind), message.account
         self.count(label)
-        report = self._message(self._written(subject), route, about=message, account=account)
+        report = self._message(
+            self._written(subject), route, about=message, account=account, trusted=message.trusted
+        )
         return report, _event(report, label, subject.recipients, times=times)
+
+    def _without_report(
+        self, subject: _Subject, left_out: LeftOut, times: Mapping[str, str] = _NO_TIMES
+    ) -> Event:
+        """Count a report that is not sent, and return its event."""
+        self.metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
+        detail = {"kind": str(subject.kind), "recipients": _named(subject.recipients), **times}
+        return Event(Step.REPORT, self.clock.time_us(), detail | {"left_out": left_out})
 
     def _left_out(self, subject: _Subject, route: "_Route | None") -> LeftOut | None:
         """Return why a report of a success or a delay is not sent, None if it is."""
@@ -346,14 +402,23 @@ class Reporter:
         """Return the report, signed."""
         kind, recipients = subject.kind, subject.recipients
         message = self._in_wall_time(subject.message)
-        language = self._language(message.envelope.reverse_path, message.account)
+        envelope = message.envelope
+        if subject.to:
+            envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
+        language = self._language(envelope.reverse_path, message.account)
         written = write_dsn(
             kind,
-            message,
+            replace(message, envelope=envelope),
             recipients,
             content=subject.content,
             words=lambda header: self.texts.current().write(
-                kind, message, recipients, header=header, hostname=self.hostname, language=language
+                kind,
+                message,
+                recipients,
+                header=header,
+                hostname=self.hostname,
+                language=language,
+                is_notice=subject.is_notice,
             ),
             hostname=self.hostname,
             report_id=self.ids.new(),
@@ -388,10 +453,12 @@ class Reporter:
         about: MessageFacts,
         account: str = "",
         is_copy: bool = False,
+        trusted: bool = True,
     ) -> NewMessage:
-        """Return a message with a route: it skips policy. A dead letter is not signed. What has a
-        copy of a message with REQUIRETLS demands it; other reports are not held back where it is
-        not offered (RFC 8689 5). TLS-Required: No is for the message alone.
+        """Return a message with a route: it skips policy. One to a stranger is not trusted. A dead
+        letter is not signed. What has a copy of a message with REQUIRETLS demands it; other reports
+        are not held back where it is not offered (RFC 8689 5). TLS-Required: No is for the message
+        alone.
         """
         demand: TlsDemand = ""
         if about.envelope.has_requiretls:
@@ -412,7 +479,7 @@ class Reporter:
                 tls=demand,
             ),
             source=Source.REPORT,
-            trusted=True,
+            trusted=trusted,
             received_us=now_us,
             expires_us=now_us + int(self.expire_after_s * 1_000_000),
             size=size_of(content),

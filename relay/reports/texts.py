@@ -78,6 +78,7 @@ class _OwnTexts(Struct, frozen=True):
     words: SimpleNamespace
     openings: Mapping[str, tuple[str, str]]
     receipts: Mapping[str, tuple[str, str]]
+    notice: str
     given_up: str
     somewhere: str
     classes: Mapping[FailureClass, Callable[[RecipientFields, str, str], str]]
@@ -98,17 +99,22 @@ class ReportTexts(Struct, frozen=True):
         header: Header,
         hostname: str,
         language: str = "",
+        is_notice: bool = False,
     ) -> HumanPart:
         """Return the human part of a report; `header` is that of the original.
 
-        `language` is the reader's, "" if it is not known. Times are wall-clock time.
+        `language` is the reader's, "" if it is not known. Times are wall-clock time. A notice tells
+        the postmaster of a stranger's mail.
         """
         accepted = decoded(header, "accept-language")
         language = language or accepted_language(accepted, LANGUAGES) or self.language
         fields = self.fields(
             kind, message, recipients, header=header, hostname=hostname, language=language
         )
-        opening = _own_texts(language).openings[str(kind)][len(recipients) > 1]
+        own = _own_texts(language)
+        opening = own.openings[str(kind)][len(recipients) > 1]
+        if is_notice:
+            opening = own.notice % fields["sender"]
         for_layout = {"opening": opening, "colour": _COLOURS[is_success(kind)]}
         return self._written(fields, for_layout)
 
@@ -281,6 +287,7 @@ def _own_texts(language: str) -> _OwnTexts:
         words=SimpleNamespace(**found.words),
         openings=found.openings,
         receipts=found.receipts,
+        notice=found.notice,
         given_up=found.given_up,
         somewhere=found.somewhere,
         classes={each: getattr(found, each) for each in FailureClass},

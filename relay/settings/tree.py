@@ -407,6 +407,9 @@ class Tenant:
     may: tuple[str, ...] = ()
 
 
+Strangers = Literal["verified", "postmaster", "sender"]
+
+
 @dataclass(frozen=True, slots=True)
 class ReportsSettings:
     """Reports to senders."""
@@ -417,6 +420,9 @@ class ReportsSettings:
     per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
     copy_to: Mailbox = ""  # gets a copy, with the header only
     copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
+    # who hears of strangers' mail that fails after its 250; verified: the sender, if a check passed
+    # for its domain, else the postmaster
+    strangers: Strangers = "verified"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.milter import ScriptedMilter, added, in_thread, packet
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
@@ -71,6 +72,48 @@ def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes) -> None:
                 session.rset()
         assert codes == [250] * 20 + [450] * 10
         until("the reports", lambda: len(home.received(ANN)) == 20)
+
+
+def test_mail_of_strangers_that_fails_later_is_reported_where_that_is_safe(
+    remotes: Remotes,
+) -> None:
+    remotes.start("away.test", replies={"RCPT": "550 5.1.1 nobody here"})
+    home = remotes.start("sender.test")
+    passed = "mx.test; spf=pass smtp.mailfrom=sender.test"
+    milter = ScriptedMilter({b"E": added("Authentication-Results", passed) + packet(b"c")})
+    with in_thread(milter) as address:
+        relay = remotes.relay(config={"milter": [{"name": "spf", "address": address}]})
+        with (relay.folder / "accounts.toml").open("a") as file:
+            for name in ("one", "two"):
+                file.write(
+                    f'[[alias]]\naddress = "{name}@example.test"\nto = ["{name}@away.test"]\n'
+                )
+
+        def fails(sender: str, to: str) -> str:
+            queue_id = relay.submit(sender, [f"{to}@example.test"], HELLO, source=OUTSIDE)
+            return str(relay.until_final(queue_id)["id"])
+
+        def letters() -> list[bytes]:
+            folder = relay.folder / "state" / "dead-letter" / "new"
+            return [one.read_bytes() for one in folder.glob("*")]
+
+        with relay:
+            failed = [fails(ANN, "one")]
+            report = received(home, ANN)
+            assert (report.reverse_path, b"one@away.test" in report.content) == ("", True)
+            failed += [fails("eve@elsewhere.test", "one") for _ in range(2)]
+            (letter,) = until("the notice", letters)
+            assert b"eve@elsewhere.test" in letter
+            assert relay.metric("relay_reports_total", kind="postmaster") == 1
+            assert relay.metric("relay_reports_left_out_total", reason="noticed") == 1
+            listed = relay.cli("log", "--state", "failed").stdout
+            assert all(one in listed for one in failed)
+
+            relay.write_config(relay.config | {"reports": {"strangers": "postmaster"}})
+            assert relay.cli("reload").returncode == 0
+            fails(ANN, "two")
+            until("the next notice", lambda: len(letters()) == 2)
+            assert len(home.received(ANN)) == 1
 
 
 def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes) -> None:

@@ -91,6 +91,20 @@ async def test_an_answer_counts_for_its_time(clock, reply, found, kept_s) -> Non
 
 
 @pytest.mark.parametrize(
+    ("reply", "begin"),
+    [
+        ("452 4.2.2 over quota", "452 4.2.2 "), ("552 5.2.2 over quota", "552 5.2.2 "),
+        ("552 no room", "552 5.2.2 "), ("550 5.2.2 over quota", "552 5.2.2 "),
+    ],
+)  # fmt: skip
+async def test_that_a_mailbox_is_full_is_the_answer_as_long_as_it_is(clock, reply, begin) -> None:
+    async with RemoteMx(replies={"RCPT": [reply, "250 2.1.5 Ok"]}) as server:
+        asked = verifier(clock, server)
+        assert (await asked.rejection("x@gate.test", HOP)).startswith(f"{begin}<x@gate.test>: ")
+        assert await asked.rejection("x@gate.test", HOP) == ""
+
+
+@pytest.mark.parametrize(
     "replies",
     [
         {"MAIL": "550 5.7.1 no null sender"},

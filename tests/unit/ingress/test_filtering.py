@@ -448,6 +448,34 @@ async def test_results_count_only_from_a_milter(filtered, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("results", "author", "is_verified"),
+    [
+        ("spf=pass smtp.mailfrom=b@OTHER.test", "x@y.test", True),
+        ("spf=pass smtp.mailfrom=other.test", "x@y.test", True),
+        ("spf=pass smtp.helo=other.test", "a@other.test", False),
+        ("spf=pass smtp.mailfrom=a.other.test; spf=fail smtp.mailfrom=other.test", "a@other.test", False),
+        ("dkim=fail header.d=other.test; dkim=pass header.d=Other.test", "A@other.test", True),
+        ("dkim=pass header.d=other.test", "b@other.test", False),  # it may be sent once more
+        ("dkim=pass header.d=other.test", "a@other.test, b@other.test", False),
+        ("dkim=pass header.d=x.other.test", "a@other.test", False),
+        ("dmarc=pass header.from=other.test", "a@other.test", True),
+        ("dmarc=pass header.from=other.test", "b@other.test", False),
+        ("dmarc=none header.from=other.test; auth=pass smtp.auth=a@other.test", "a@other.test", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("trusted_networks", [(), ("127.0.0.1",)])
+async def test_a_check_of_a_milter_verifies_a_strangers_sender(
+    filtered, results, author, is_verified, trusted_networks
+):
+    field = added("Authentication-Results", f"mx.test; {results}")
+    await filtered.milter({b"E": field + packet(b"c")})
+    body = BODY.replace("From: a@other.test", f"From: {author}")
+    await filtered.replies(body=body, trusted_networks=trusted_networks)
+    is_stranger = not trusted_networks
+    assert filtered.message.facts.extra.verified is (is_verified and is_stranger)
+
+
 FORGED = "Authentication-Results: mx.test; dmarc=pass\r\n"
 
 

@@ -379,15 +379,16 @@ async def test_an_operator_may_have_such_mail_forwarded():
     acceptance.close()
 
 
-async def test_the_copies_that_stay_are_kept_and_nobody_gets_a_report():
+async def test_the_copies_that_stay_are_kept_and_the_sender_gets_no_report():
     relay = relay_with()
     named = "bob@example.test", "mixed@example.test"
     message = await accepted(relay, *named, sender="alice@example.test", content=by(AUTHORS[0]))
     assert copies_of(message) == [("local", "", ["bob@example.test", "alice@example.test"])]
     failed = [one.path.address for one in message.final_recipients if one.status == "5.7.1"]
     assert failed == ["b@c.test", "x@b.test", "y@c.test"]
-    assert relay.spool.reports == []
-    (event,) = message.events
+    (notice,) = relay.spool.reports
+    assert notice.entries[0].recipients[0].path.address == "postmaster"
+    event, _ = message.events
     assert {one["reply"][: len(LENT)] for one in event.detail["refused"]} == {LENT}
 
 

@@ -13,7 +13,14 @@ from relay.accounts.account import AliasTarget, Expansion
 from relay.base.clock import Ids
 from relay.journeys.events import Step
 from relay.message.content import LargeContent, MemoryOctets
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
+from relay.message.envelope import (
+    Envelope,
+    ForwardPath,
+    MessageExtra,
+    MessageFacts,
+    Notify,
+    Source,
+)
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import LOCAL, Destination, HopKind, NextHop
 from relay.message.outcome import Evidence
@@ -21,7 +28,7 @@ from relay.message.receipt import ReceiptKind, ReceiptRequest
 from relay.message.verdict import RuleMail
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.metrics import Metrics
-from relay.reports.bounces import Reporter, decide_reports
+from relay.reports.bounces import NOTICES_MAX, Reporter, decide_reports
 from relay.reports.texts import TextSource
 from relay.spool.types import ReportPlan
 from tests.support.manual_clock import ManualClock
@@ -188,10 +195,72 @@ def test_eight_bit_and_smtputf8_go_into_the_envelope(reporter):
     assert report.facts.envelope == Envelope("", smtputf8=True, eight_bit=True)
 
 
-@pytest.mark.parametrize("about", [{"trusted": False}, {"envelope": Envelope("")}])
-def test_no_bounce_is_sent(reporter, about):
-    assert reporter.failures([recipient()], replace(MESSAGE, **about)) == ReportPlan()
+@pytest.mark.parametrize("trusted", [True, False])
+def test_no_bounce_is_sent_to_the_null_reverse_path(reporter, trusted):
+    message = replace(MESSAGE, envelope=Envelope(""), trusted=trusted)
+    assert reporter.failures([recipient()], message) == ReportPlan()
     assert reporter.counted() == {}
+
+
+STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")
+
+
+def test_the_postmaster_has_one_notice_of_a_recipient_of_strangers_in_an_hour(reporter):
+    plan = reporter.failures([recipient(), recipient("carol@example.net")], STRANGERS)
+    (notice,) = plan.messages
+    ((to,),) = [entry.recipients for entry in notice.entries]
+    assert (to.path.address, to.path.notify) == ("postmaster", frozenset({Notify.NEVER}))
+    assert (notice.facts.envelope.reverse_path, notice.facts.account) == ("", "")
+    content = notice.contents[0]
+    assert b"\r\nTo: <postmaster@relay.example.com>\r\n" in content
+    assert b"Mail of ann@sender.test was not delivered" in content
+    assert (b"<orig@example.com>" in content, b"\r\nHi\r\n" in content) == (True, False)
+    (event,) = plan.events
+    assert (event.detail["kind"], event.detail["to"]) == ("postmaster", "postmaster")
+    assert event.detail["recipients"] == ["bob@example.net", "carol@example.net"]
+    # that of the same message may not have been committed
+    assert len(reporter.failures([recipient()], STRANGERS).messages) == 1
+
+    people = [recipient("carol@example.net"), recipient("dave@example.net")]
+    later = reporter.failures(people, replace(STRANGERS, id="later"))
+    assert b"carol@example.net" not in later.messages[0].contents[0]
+    assert [(one.detail["recipients"], "left_out" in one.detail) for one in later.events] == [
+        (["dave@example.net"], False), (["carol@example.net"], True)
+    ]  # fmt: skip
+    reporter.clock.advance(3600)
+    assert len(reporter.failures(people, replace(STRANGERS, id="last")).events) == 1
+
+
+def test_notices_on_strangers_mail_are_bounded(reporter):
+    plans = [
+        reporter.failures([recipient(f"u{n}@x.org")], replace(STRANGERS, id=str(n)))
+        for n in range(NOTICES_MAX + 10)
+    ]
+    assert [len(one.messages) for one in plans] == [1] * NOTICES_MAX + [0] * 10
+    assert all(len(one.events) == 1 for one in plans)
+    assert reporter.counted() == {"postmaster": NOTICES_MAX}
+
+
+def test_a_report_to_a_stranger_that_fails_ends_and_a_notice_reaches_the_postmaster(reporter):
+    reporter.hops["ann@sender.test"] = Destination(MX)
+    verified = replace(STRANGERS, extra=MessageExtra(verified=True))
+    (report,) = reporter.failures([recipient()], verified).messages
+    assert report.entries[0].recipients[0].path.address == "ann@sender.test"
+    failed = reporter.failures([recipient("ann@sender.test")], report.facts, report.contents[0])
+    assert failed.messages == ()
+    assert failed.events[0].detail["kind"] == "dropped"
+    (notice,) = reporter.failures([recipient()], STRANGERS).messages
+    (letter,) = reporter.failures(  # its alias leads to an address that does not take it
+        [recipient("admin@example.net")], notice.facts, notice.contents[0]
+    ).messages
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
+
+
+def test_a_verified_stranger_without_a_next_hop_makes_no_dead_letters(reporter):
+    verified = replace(STRANGERS, extra=MessageExtra(verified=True))
+    for number in range(3):
+        reporter.failures([recipient()], replace(verified, id=str(number)))
+    assert reporter.counted() == {"postmaster": 1}
 
 
 def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(reporter):
@@ -359,6 +428,24 @@ def groups(
     facts = MessageFacts("q", Envelope(reverse_path), source, trusted, 0)
     decision = decide_reports(kind, facts, recipients)
     return decision.reported, decision.dead_letters, decision.dropped
+
+
+@pytest.mark.parametrize(
+    ("strangers", "verified", "to"),
+    [
+        ("verified", True, "sender"), ("verified", False, "postmaster"),
+        ("postmaster", True, "postmaster"), ("sender", False, "sender"),
+    ],
+)  # fmt: skip
+def test_who_hears_of_a_strangers_mail_that_fails(strangers, verified, to):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    message = replace(STRANGERS, extra=MessageExtra(verified=verified))
+    found = decide_reports(ReportKind.FAILED, message, everybody, strangers=strangers)
+    heard = (found.reported, found.noticed)
+    assert heard == (((BOB, ASKED), ()) if to == "sender" else ((), (BOB, ASKED)))
+    for kind in (ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.HELD):
+        found = decide_reports(kind, message, everybody, strangers=strangers)
+        assert (found.reported, found.noticed) == ((), ())
 
 
 @pytest.mark.parametrize("source", [Source.GRAPH, Source.SMTP, Source.SENDMAIL])
