@@ -21,7 +21,13 @@ TCP, SOCKET = "by-tcp", "example"  # domains, each with a route
 PEOPLE = {
     f"{name}@{domain}.org": size
     for domain in (TCP, SOCKET)
-    for name, size in {"alice": None, "bob": None, "full": 10}.items()
+    for name, size in {
+        "alice": None,
+        "bob": None,
+        "full": 10,
+        "over-tcp": 1000,
+        "over-socket": 1000,
+    }.items()
 }
 STRANGER = "127.0.0.2"
 
@@ -128,6 +134,7 @@ def test_strangers_may_send_to_whom_dovecot_knows(dovecot: DovecotLmtp, by: str)
         "domain": [{"name": domain, "recipients": "verify"}],
         "route": [{"domain": domain, "next_hop": hop}],
     }
+    dovecot.fill(f"over-{by}@{domain}")
     with RelayProcess(config=config) as relay:
         with relay.smtp(source=STRANGER) as session:
             session.ehlo("stranger.test")
@@ -135,6 +142,8 @@ def test_strangers_may_send_to_whom_dovecot_knows(dovecot: DovecotLmtp, by: str)
             assert session.rcpt(f"alice@{domain}")[0] == 250
             code, text = session.rcpt(f"gone@{domain}")
             assert (code, text[:5]) == (550, b"5.1.1")
+            code, text = session.rcpt(f"over-{by}@{domain}")
+            assert (code, text[:5]) == (552, b"5.2.2")
             content = f"Subject: verified by {by}\r\n\r\ntext\r\n".encode()
             assert session.data(content)[0] == 250
         until(

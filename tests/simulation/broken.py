@@ -222,7 +222,7 @@ def _ten_times(original: Any) -> Any:
 
 
 def _to_anybody(original: Any) -> Any:
-    def decide_reports(kind: Any, message: Any, recipients: Any) -> Any:
+    def decide_reports(kind: Any, message: Any, recipients: Any, **_: Any) -> Any:
         return original(kind, replace(message, trusted=True), recipients)
 
     return decide_reports

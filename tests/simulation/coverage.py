@@ -45,7 +45,7 @@ WANTED = (
     "released as before: deferred, due later",
     "reported in flight: relayed", "reported in flight: not relayed",
     "rate: waited", "routed anew: its route has changed", "released by its time", "released by its time: as answered", "settled: fenced", "settled: some",
-    "silent: NOTIFY=NEVER", "silent: null reverse-path", "silent: a stranger",
+    "silent: NOTIFY=NEVER", "silent: null reverse-path", "not told: a stranger",
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def _of_message(message: Message) -> Iterator[str]:
             if one.notify == "NEVER":
                 yield "silent: NOTIFY=NEVER"
     if failed and not message.trusted:
-        yield "silent: a stranger"
+        yield "not told: a stranger"
     elif failed and not message.reverse_path and message.source != "report":
         yield "silent: null reverse-path"
     for _, step, detail in message.events:

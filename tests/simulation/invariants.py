@@ -333,7 +333,8 @@ def in_doubt(message: Message, number: int) -> int:
 
 
 def reports_are_made(evidence: Evidence) -> Iterator[str]:
-    """1: who failed is reported once to the sender who may hear of it, and to nobody else."""
+    """1: who failed is reported once to the sender who may hear of it, and to nobody else; of
+    strangers' mail the postmaster hears, or the trace says why not."""
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
     causes = _causes(evidence)
     lost = set(_lost(evidence, causes))
@@ -348,8 +349,14 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
             found[found_text, address.decode()].add(name[1].decode() if name else "")
     expected: set[tuple[str, str]] = set()
     for message in evidence.rows.messages.values():
-        if message.source == "report" or not message.trusted or not message.reverse_path:
+        if message.source == "report" or not message.reverse_path:
             continue
+        noticed = {
+            address
+            for _, step, detail in message.events
+            if step == Step.REPORT and (detail["kind"] == "postmaster" or "left_out" in detail)
+            for address in detail["recipients"]
+        }
         for one in message.recipients:
             wanted = not one.notify or "FAILURE" in one.notify
             if one.state is RecipientState.EXPIRED and is_captured(message, one):
@@ -367,6 +374,10 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
                 and not one.added_by
             ):
                 expected.add((message.token, one.address))
+                if not message.trusted:
+                    if one.address not in noticed:
+                        yield f"1: {message.id} ({message.token}) to {one.address} is {one.state} in silence"
+                    continue
                 is_lost = (message.token, one.address) in lost
                 reports = sorted(found[message.token, one.address])
                 # a lost one may have been delivered by a process that died before it settled

@@ -32,6 +32,7 @@ ssl = no
 first_valid_uid = 1
 first_valid_gid = 0
 default_internal_group = nogroup
+lmtp_rcpt_check_quota = yes
 service lmtp {{
   executable = {lmtp}
 }}
@@ -123,6 +124,15 @@ class DovecotLmtp:
     def mail(self, address: str) -> list[bytes]:
         """The content of each message that somebody has."""
         return [file.read_bytes() for file in sorted(self._folder.glob(f"mail/{address}/new/*"))]
+
+    def fill(self, address: str) -> None:
+        """Put a message of 2,000 octets into a mailbox."""
+        maildir = self._folder / "mail" / address
+        for name in ("cur", "new", "tmp"):
+            (maildir / name).mkdir(parents=True)
+        (maildir / "new/1.fills.it,S=2000").write_bytes(b"Subject: x\n\n".ljust(2000, b"x"))
+        for one in (maildir, *maildir.rglob("*")):
+            os.chown(one, _NOBODY, _NOBODY)
 
     def _start(self) -> None:
         self._folder.chmod(0o755)
