@@ -1,7 +1,7 @@
-"""Keep answers to reports in the dead-letter mailbox within a size; the oldest go.
+"""Keep what strangers cause in the dead-letter mailbox within a size; the oldest go.
 
-What Relay itself put there, for the postmaster, stays: undeliverable reports, and copies that rules
-made.
+That is answers to reports, and notices on strangers' mail. What else Relay put there, for the
+postmaster, stays: undeliverable reports, and copies that rules made.
 """
 
 import os
@@ -11,10 +11,11 @@ from pathlib import Path
 KEPT_BYTES_MAX = 100_000_000
 _HEAD_BYTES = 2000  # delivery writes its fields first
 _FOR_POSTMASTER = b"\nDelivered-To: postmaster\r\n"  # without a domain: only Relay writes to it
+_NOTICE = b">\r\nTo: <postmaster@"  # the begin of its header
 
 
 def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
-    """Remove the oldest answers from a Maildir until all of it has at most `kept_bytes`; return
+    """Remove the oldest of these from a Maildir until all of it has at most `kept_bytes`; return
     their number.
     """
     files: list[tuple[float, int, Path]] = []
@@ -30,13 +31,14 @@ def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
         if excess <= 0:
             break
         with suppress(FileNotFoundError):
-            if _is_answer(path):
+            if _is_of_strangers(path):
                 path.unlink()
                 excess -= size
                 removed += 1
     return removed
 
 
-def _is_answer(path: Path) -> bool:
+def _is_of_strangers(path: Path) -> bool:
     with path.open("rb") as file:
-        return _FOR_POSTMASTER not in b"\n" + file.read(_HEAD_BYTES)
+        head = b"\n" + file.read(_HEAD_BYTES)
+    return _FOR_POSTMASTER not in head or _NOTICE in head

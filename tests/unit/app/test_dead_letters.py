@@ -23,10 +23,14 @@ def test_the_oldest_answers_go_and_what_is_for_the_postmaster_stays(tmp_path: Pa
     old = put(tmp_path, "old", daemon, at_s=2, part="cur")
     human = put(tmp_path, "human", "postmaster@example.test", at_s=3)
     new = put(tmp_path, "new", daemon, at_s=4)
+    notice = put(
+        tmp_path, "notice", "postmaster\r\nFrom: <d@a.test>\r\nTo: <postmaster@a.test>", at_s=5
+    )
     size = old.stat().st_size + own.stat().st_size + human.stat().st_size + new.stat().st_size
+    size += notice.stat().st_size
     assert prune_answers(tmp_path, kept_bytes=size) == 0
     assert prune_answers(tmp_path, kept_bytes=size - 1) == 1
     assert [one.exists() for one in (own, old, human, new)] == [True, False, True, True]
-    assert prune_answers(tmp_path, kept_bytes=0) == 2
-    assert [one.exists() for one in (own, human, new)] == [True, False, False]
+    assert prune_answers(tmp_path, kept_bytes=0) == 3
+    assert [one.exists() for one in (own, human, new, notice)] == [True, False, False, False]
     assert prune_answers(tmp_path / "none", kept_bytes=0) == 0
