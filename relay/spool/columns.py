@@ -1,7 +1,8 @@
 """Rows as all engines store them: their columns, and the values in them."""
 
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -34,6 +35,22 @@ ACCEPTED_COUNTER = "accepted"  # recipients
 # The place in a spool without events: 0 asks for all that there are.
 NO_EVENTS = 1
 REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
+# Of a schema.sql
+_TABLE = re.compile(r"^CREATE TABLE (\w+) \((.*?)^\)", re.MULTILINE | re.DOTALL)
+_COLUMN = re.compile(r"^ {4}([a-z]\w*)", re.MULTILINE)
+
+
+def schema_difference(script: str, found: Iterable[Sequence[str]]) -> str:
+    """Return which tables and columns of a schema.sql are missing among those that are `found`, and
+    which columns its tables have beside them; "" if there is no difference.
+    """
+    made = {(name, one) for name, body in _TABLE.findall(script) for one in _COLUMN.findall(body)}
+    there = {(table, column) for table, column in found}
+    tables, ours = {table for table, _ in there}, {table for table, _ in made}
+    missing = {f"{one[0]}.{one[1]}" if one[0] in tables else one[0] for one in made - there}
+    others = {".".join(one) for one in there - made if one[0] in ours}
+    told = {"missing": missing, "unexpected": others}
+    return "; ".join(f"{word}: {', '.join(sorted(some))}" for word, some in told.items() if some)
 
 
 def read_facts(row: Sequence[Any]) -> MessageFacts:

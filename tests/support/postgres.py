@@ -165,14 +165,21 @@ class PostgresServer:
 
     def sql(self, statement: str, *, database: str = _ADMIN, user: str = _ADMIN) -> str:
         """Run a statement as a superuser; return the rows as psql prints them unaligned."""
+        return self._psql("-c", statement, database=database, user=user)
+
+    def load(self, script: Path, *, database: str, user: str) -> None:
+        """Run the statements of a file."""
+        self._psql("-f", str(script), database=database, user=user)
+
+    def _psql(self, *words: str, database: str, user: str) -> str:
         command = [
             str(self._programs / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", str(self.folder),
-            "-p", str(self.port), "-U", user, "-d", database, "-c", statement,
+            "-p", str(self.port), "-U", user, "-d", database, *words,
         ]  # fmt: skip
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=WAIT_S, cwd="/"
         )
-        assert done.returncode == 0, f"{statement}: {done.stderr}"
+        assert done.returncode == 0, f"{words[-1]}: {done.stderr}"
         return done.stdout.strip()
 
     def create(self, *, template: str = "template1", options: str = "") -> str:

@@ -95,9 +95,9 @@ class PostgresStorage(SpoolStorage):
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""
 
         def look(tables: "ConnectionTables") -> None:
-            from relay.spool.postgres.schema import schema_version  # noqa: PLC0415 - see above
+            from relay.spool.postgres.schema import check_schema  # noqa: PLC0415 - see above
 
-            schema_version(tables)
+            check_schema(tables)
 
         self._ask(look)
 

@@ -2,8 +2,9 @@
 
 Schema 1 is that of Relay 0.2.0. A file has one schema or the next, whenever the process is killed.
 Before the first change the database is copied next to the original. The table `migration` records
-which texts made the file. A file of a newer Relay, or of one before 0.2.0, raises SpoolFormatError;
-a disk without room for the copy SpoolFullError.
+which texts made the file. A file of a newer Relay, of one before 0.2.0, or with other tables and
+columns than its schema has, raises SpoolFormatError; a disk without room for the copy
+SpoolFullError.
 
 See docs/operation-backup.md (Going back).
 """
@@ -20,12 +21,15 @@ import apsw
 from msgspec import Struct
 
 from relay.observe.logs import get_logger
+from relay.spool.columns import schema_difference
 from relay.spool.sqlite.disk_space import check_free_space
 from relay.spool.sqlite.last_commit import check_commits_unopened
+from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
     check_presence,
     contents_of,
     copy_database,
+    log_bytes,
     open_copy,
 )
 from relay.spool.sqlite.write_ahead_log import preview_log
@@ -55,6 +59,11 @@ _RECORDS = (
     "CREATE TABLE IF NOT EXISTS migration"
     " (version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL)"
 )
+_COLUMNS = (
+    "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c WHERE t.type = 'table'"
+)
+_OWED = ("recipient", "owed")  # of 0.2.0: the column is owed_report in each schema
+_RENAME = "ALTER TABLE recipient RENAME COLUMN owed TO owed_report"
 
 
 class Text(Struct, frozen=True):
@@ -110,10 +119,14 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     )
     if not has_owner:
         check_commits_unopened(path)
+    if header[_USER_VERSION] == SCHEMA_VERSION.to_bytes(4, "big") and not log_bytes(path):
+        with translate_sqlite_errors(path), closing(open_copy(path)) as connection:
+            if _OWED not in connection.execute(_COLUMNS).fetchall():  # which a start renames
+                check_version(connection, path)
 
 
 def check_version(connection: apsw.Connection, path: Path) -> None:
-    """Raise SpoolFormatError unless the file has this Relay's schema."""
+    """Raise SpoolFormatError unless the file has this Relay's schema, and its tables."""
     found = _version_found(connection, path)
     if found == 0:
         raise SpoolFormatError(f"{path}: not a spool")
@@ -121,6 +134,11 @@ def check_version(connection: apsw.Connection, path: Path) -> None:
         raise SpoolFormatError(
             f"{path}: made by an older Relay (schema {found}, expected {SCHEMA_VERSION});"
             " a start brings it forward"
+        )
+    if text := schema_difference(schema().sql, connection.execute(_COLUMNS)):
+        raise SpoolFormatError(
+            f"{path}: it says schema {found}, and has other tables. {text}."
+            " See docs/operation-backup.md, Upgrade"
         )
 
 
@@ -140,6 +158,8 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
                 _log.info("migrating spool", file=path.name, step=text.name)
                 _apply(connection, text)
         _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
+    if _OWED in connection.execute(_COLUMNS).fetchall():
+        connection.execute(_RENAME)
     check_version(connection, path)
     _check_records(connection, path)
 

@@ -1,50 +1,105 @@
-"""A relay opens what the version before left on the disk, and loses no message of it.
+"""A relay opens what each release left on the disk, and loses no message of it, nor sends one twice.
 
-tests/golden/README.md says what is in the archives and how they are made.
+tests/spools/README.md says what is in the archives and how they are made.
 """
 
 import json
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
-from tests.golden.make_state import CONFIG, SEND_AT
+from tests.spools.make_spools import (
+    CONFIG,
+    KEY,
+    LAST,
+    ORDER,
+    OWED,
+    SEND_AT,
+    TABLES,
+    WITHOUT_DSN,
+)
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
+from tests.support.reports import report_about
 
-ARCHIVES = sorted((Path(__file__).parents[1] / "golden").glob("state-schema-*.tar.gz"))
+RELEASES = ("0.2.0",)
 
 
-@pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.name.partition(".")[0])
-def archive(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="module", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def opened(archive: Path) -> Iterator[tuple[RelayProcess, dict[str, Any], Remotes]]:
+def engine() -> str:
+    return "sqlite"
+
+
+@pytest.fixture(scope="module")
+def load_tables() -> Callable[[str, Path], None]:
+    """Return a function that loads the tables of an archive: a file has its own."""
+    return lambda url, script: None
+
+
+@pytest.fixture(scope="module")
+def opened(
+    release: str, engine: str, load_tables: Callable[[str, Path], None]
+) -> Iterator[tuple[RelayProcess, dict[str, Any], Remotes]]:
     """The present relay on the old state; the next hops that were down are up."""
     with Remotes() as remotes:
         for domain in ("other.test", "third.test"):
             remotes.start(domain)
+        remotes.start("a.test", extensions=WITHOUT_DSN)
         relay = remotes.relay(config=CONFIG)
-        with tarfile.open(archive) as tar:
+        with tarfile.open(Path(__file__).parents[1] / f"spools/{release}.{engine}.tar.gz") as tar:
             tar.extractall(relay.folder, filter="data")
+        load_tables(relay.config["spool"].get("url", ""), relay.folder / TABLES)
+        use_key_now(relay.folder / "mail/.submissions/keys.sqlite")
         expected = json.loads((relay.folder / "expected.json").read_text())
         with relay:
             relay.until_final(expected["ready"])
             yield relay, expected, remotes
 
 
-def test_nothing_is_found_to_be_wrong(opened) -> None:
+def use_key_now(keys: Path) -> None:
+    """Set the time at which the key was used, in whose record there is one, to a minute ago."""
+    if keys.exists():
+        with closing(apsw.Connection(str(keys))) as connection:
+            connection.execute("UPDATE submission SET at_us = ?", (int((time.time() - 60) * 1e6),))
+
+
+def test_nothing_is_found_to_be_wrong(opened, engine) -> None:
     relay, expected, _ = opened
-    found = relay.cli_json("storage", "verify", "--full")
-    assert (found["findings"], found["submissions"]["scheduled"]) == (
-        [],
-        len(expected["scheduled"]),
-    )
+    assert relay.graph("GET", "/readyz", token="").body == b"ready"
+    if engine == "sqlite":  # PostgreSQL's own tools verify its tables
+        found = relay.cli_json("storage", "verify", "--full")
+        assert (found["findings"], found["submissions"]["scheduled"]) == (
+            [],
+            len(expected["scheduled"]),
+        )
+
+
+def test_a_report_that_is_owed_names_all_recipients(opened) -> None:
+    relay, expected, remotes = opened
+    relay.until_final(expected["owed"])
+    assert received(remotes.servers[2], LAST).addresses == [LAST]
+    report = report_about(relay, OWED[0])
+    assert list(report.recipients) == [*OWED, LAST]
+    assert {one["action"] for one in report.recipients.values()} == {"relayed"}
+
+
+def test_a_key_that_was_used_gets_the_answer_of_then(opened) -> None:
+    relay, expected, _ = opened
+    answer = relay.graph("POST", "/me/sendMail", ORDER, headers=KEY)
+    assert (answer.status, answer.headers["x-relay-message-id"]) == (202, expected["order"])
+    assert relay.subjects("bob").count("order") == 1
+    assert not list((relay.folder / "mail/.submissions").glob("keys.sqlite*"))
 
 
 def test_final_messages_have_their_journeys(opened) -> None:
@@ -76,7 +131,7 @@ def test_deferred_and_held_messages_are_delivered_when_the_next_hop_is_up(opened
     for identity in (*deferred, held_id):
         relay.until_final(identity)
         assert set(relay.states(identity).values()) == {"relayed"}
-    other, third = remotes.servers
+    other, third, _ = remotes.servers
     for name in ("carol", "erin", "frank", "grace"):
         assert received(other, f"{name}@other.test").content
     assert len(received(third, "dave@third.test").content) > 200_000
