@@ -14,6 +14,7 @@ beginning. A submission is a hard link to the draft that was submitted.
 - `unfinished`: what a start removes or finishes: interrupted submissions
 - `restored`: what `relay restore` holds: list, release, cancel
 - `idempotency`: records of Idempotency-Keys: for how long, which submission a repeat gets
+- `old_keys`: the records of keys that Relay 0.2.0 left
 - `on_disk`: preparing/, ready/, deferred/, restored/ and corrupt/: names, links and fsyncs
 - `store`: FileStore: mailboxes and outbox of a mail root: its parts, its start, its end
 - `check_submissions`: `.submissions/` against drafts, accounts and the submission log

@@ -36,6 +36,7 @@ from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
 from relay.outbox.idempotency import KeyedSubmissions
+from relay.outbox.old_keys import read_old_keys
 from relay.outbox.on_disk import (
     FIRST_SUBMISSION,
     PreparedFile,
@@ -75,6 +76,7 @@ class UnfinishedSubmissions:
         """
         self.is_due = True
         submissions = self.submissions
+        read_old_keys(submissions, self.keyed, self.clock)
         found = submissions.prepared()
         removed, unfinished = 0, ""
         for prepared in found:

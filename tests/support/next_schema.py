@@ -24,7 +24,7 @@ _LAST_COLUMN = (
 def use(patch: Callable[[object, str, Any], object] = setattr) -> None:
     """Have this process work with the next schema; `patch` is monkeypatch.setattr in a test."""
     made = migrate.schema().sql
-    noted = "    crc32 INTEGER NOT NULL, noted INTEGER NOT NULL DEFAULT 0\n"
+    noted = "    crc32 INTEGER NOT NULL,\n    noted INTEGER NOT NULL DEFAULT 0\n"
     assert made.count(_LAST_COLUMN) == 1
     text = migrate.Text(NEXT, "schema.sql", made.replace(_LAST_COLUMN, noted) + STEPS[1].sql)
     patch(migrate, "SCHEMA_VERSION", NEXT)
