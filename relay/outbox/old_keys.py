@@ -1,4 +1,4 @@
-"""Records of keys that Relay 0.2.0 left: rows of `.submissions/keys.sqlite`. A start reads them once.
+"""The records of keys that Relay 0.2.0 left: rows of `.submissions/keys.sqlite`, read over once.
 
 Those that may still be used become files (idempotency.py). When these are durable, the old file
 goes: a crash before that leaves it to the next start, which writes the same files. With it a

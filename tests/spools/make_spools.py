@@ -147,7 +147,15 @@ def make(archive: Path, server: PostgresServer | None) -> None:
 
 def dumped(server: PostgresServer, url: str) -> str:
     """Return the tables of a database as SQL that every server takes."""
-    words = ["--no-owner", "--no-acl", "--inserts", "-h", str(server.folder), "-p", str(server.port)]
+    words = [
+        "--no-owner",
+        "--no-acl",
+        "--inserts",
+        "-h",
+        str(server.folder),
+        "-p",
+        str(server.port),
+    ]
     done = subprocess.run(
         [server._programs / "pg_dump", *words, "-U", "postgres", database_of(url)],
         check=True, stdout=subprocess.PIPE, text=True, cwd="/",

@@ -17,6 +17,13 @@ from relay.observe.metrics import Metrics
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import DueBatch, NewEntry, NewMessage, NewRecipient
 
+# Makes of the tables of this Relay's schema, in SQLite, those of 0.2.0.
+AS_0_2_0 = """
+ALTER TABLE recipient RENAME COLUMN owed_report TO owed;
+DROP TABLE standing_hold;
+UPDATE migration SET version = 1;
+PRAGMA user_version = 1;
+"""
 _CLOCK = SystemClock()
 _IDS = Ids(_CLOCK)
 

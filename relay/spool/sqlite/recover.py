@@ -45,6 +45,7 @@ _PAGE_SIZE = slice(16, 18)
 _FORMATS = slice(18, 20)  # for writing and for reading
 _WITH_LOG = b"\x02\x02"
 _PAGES_AND_FREE = slice(28, 40)  # the number of pages, and the free list: empty
+_COLUMN_NAMES = "SELECT name FROM pragma_table_info(?)"
 _TABLE_NAMES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
 _ACCEPT_ANY_SCHEMA = "PRAGMA writable_schema = ON"  # otherwise SQLite opens no damaged schema
 _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
@@ -320,9 +321,13 @@ class _Rows:
     """Copies rows of one table; `is_ended` says whether the last query was read to its end."""
 
     def __init__(self, source: apsw.Connection, target: apsw.Connection, table: str) -> None:
-        names = target.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
+        names = target.execute(_COLUMN_NAMES, (table,)).fetchall()
         self._columns = [str(name) for (name,) in names]
         self._key = [self._columns.index(name) for name in _TABLES[table]]
+        self._old_names: Mapping[str, str] = {}
+        with suppress(apsw.Error):
+            if ("owed",) in source.execute(_COLUMN_NAMES, (table,)).fetchall():
+                self._old_names = {"owed_report": "owed"}  # of 0.2.0
         self._source = source
         self._target = target
         self._table = table
@@ -334,11 +339,12 @@ class _Rows:
     ) -> tuple[Any, ...] | None:
         """Copy until a page cannot be read, or the key `until` is reached; return the last key."""
         columns, marks = ", ".join(self._columns), ", ".join("?" * len(self._columns))
+        shown = ", ".join(self._old_names.get(one, one) for one in self._columns)
         insert = f"INSERT OR IGNORE INTO {self._table} ({columns}) VALUES ({marks})"
         reached = None
         before = self._target.total_changes()
         with self._target:
-            for row in self._read(f"SELECT {columns} FROM {self._table} {which}", values):
+            for row in self._read(f"SELECT {shown} FROM {self._table} {which}", values):
                 at = tuple(row[place] for place in self._key)
                 if at == until:
                     break

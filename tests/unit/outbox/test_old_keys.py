@@ -65,7 +65,9 @@ class OldKeys:
 
     def cut_off(self, record: KeyedSubmission) -> None:
         """Leave what a crash left after the record, before the submission had its place."""
-        (self.submissions / record.place).rename(self.submissions / "preparing" / record.submission_id)
+        (self.submissions / record.place).rename(
+            self.submissions / "preparing" / record.submission_id
+        )
 
     def names(self, folder: str) -> list[str]:
         return sorted(one.name.partition("@")[0] for one in (self.submissions / folder).iterdir())
@@ -77,7 +79,10 @@ def old(tmp_path: Path, draft) -> OldKeys:
 
 
 async def test_keys_that_may_be_used_again_are_known_and_the_old_file_is_gone(old) -> None:
-    known = {"now": await old.used("now"), "yesterday": await old.used("yesterday", ago_us=DAY_US - 1)}
+    known = {
+        "now": await old.used("now"),
+        "yesterday": await old.used("yesterday", ago_us=DAY_US - 1),
+    }
     await old.used("before", ago_us=DAY_US)
     known["cut off"] = cut_off = await old.used("cut off")
     old.cut_off(cut_off)
@@ -124,7 +129,9 @@ async def test_no_key_is_used_before_all_are_durable(old, monkeypatch) -> None:
 async def test_a_file_that_cannot_be_read_is_named_until_somebody_moves_it_away(old) -> None:
     old.file.write_bytes(b"no database" * 100)
     with old.store() as store:
-        with pytest.raises(StoreUnavailableError, match="keys.sqlite of Relay 0.2.0 cannot be read"):
+        with pytest.raises(
+            StoreUnavailableError, match=r"keys\.sqlite of Relay 0\.2\.0 cannot be read"
+        ):
             await store.submissions.remove_unfinished()
         with pytest.raises(StoreUnavailableError):
             await store.submissions.find_keyed(ALICE, slot("a"))

@@ -1,8 +1,11 @@
 """Spools of older schemas are migrated, also after a kill; newer ones are refused."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from types import SimpleNamespace
@@ -12,7 +15,7 @@ import pytest
 
 from relay.spool.sqlite import disk_space, migrate
 from relay.spool.sqlite.database import open_database
-from relay.spool.sqlite.migrate import SCHEMA_VERSION
+from relay.spool.sqlite.migrate import SCHEMA_VERSION, check_files
 from relay.spool.types import (
     Selector,
     SpoolDamagedError,
@@ -21,6 +24,7 @@ from relay.spool.types import (
 )
 from tests.support import next_schema
 from tests.support.next_schema import NEXT, VERSION
+from tests.support.spools import AS_0_2_0
 
 MIGRATING = 8  # statements, at least
 
@@ -247,22 +251,44 @@ def test_the_checksum_ignores_comments() -> None:
     assert text.checksum == same.checksum != other.checksum
 
 
-_STANDING_HOLDS = "-- Domains of recipients for which mail is held as it comes.\n"
+@pytest.mark.parametrize("change", [AS_0_2_0, AS_0_2_0.splitlines()[1]], ids=["schema 1", "2"])
+def test_a_spool_of_the_first_release_becomes_one_of_today(path: Path, change: str) -> None:
+    """Relays of no release have brought such a one to schema 2, and left the column's name."""
+    open_database(path).close()
+    with closing(apsw.Connection(str(path))) as connection:
+        new = shape(connection)
+        connection.execute(change)
+        old = shape(connection)
+    assert old != new
+    check_files(path, has_owner=False)
+    with closing(open_database(path)) as connection:
+        assert shape(connection) == new
+    for copy in path.parent.glob("*.before-*"):
+        with closing(apsw.Connection(str(copy))) as connection:
+            assert shape(connection) == old
 
 
-def test_a_spool_of_schema_1_gets_the_table_of_standing_holds(tmp_path: Path, monkeypatch) -> None:
-    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
-    open_database(new).close()
-    text, _, added = migrate.schema().sql.partition(_STANDING_HOLDS)
-    assert "CREATE TABLE standing_hold" in added
-    with monkeypatch.context() as patch:
-        patch.setattr(migrate, "SCHEMA_VERSION", 1)
-        patch.setattr(migrate, "schema", lambda: migrate.Text(1, "schema.sql", text))
-        open_database(old).close()
-    open_database(old).close()
-    names = "SELECT name FROM sqlite_schema ORDER BY name"
-    found = [list(apsw.Connection(str(one)).execute(names)) for one in (old, new)]
-    assert found[0] == found[1]
-    columns = "SELECT name, type, \"notnull\", pk FROM pragma_table_info('standing_hold')"
-    found = [list(apsw.Connection(str(one)).execute(columns)) for one in (old, new)]
-    assert found[0] == found[1] != []
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("DROP TABLE standing_hold", "missing: standing_hold."),
+        ("ALTER TABLE entry DROP COLUMN cause", "missing: entry.cause."),
+        ("ALTER TABLE content ADD COLUMN noted", "unexpected: content.noted."),
+        (
+            "ALTER TABLE message RENAME COLUMN ret TO returned",
+            "missing: message.ret; unexpected: message.returned.",
+        ),
+    ],
+)
+def test_a_spool_with_other_tables_than_it_claims_is_refused(path, change, difference) -> None:
+    open_database(path).close()
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("CREATE TABLE mine (it INTEGER)")
+    open_database(path).close()
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(change)
+    text = f"{path}: it says schema {SCHEMA_VERSION}, and has other tables. {difference} See"
+    opened = (open_database, partial(open_database, read_only=True))
+    for way in (partial(check_files, has_owner=False), *opened):
+        with pytest.raises(SpoolFormatError, match=re.escape(text)):
+            way(path)

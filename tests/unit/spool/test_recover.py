@@ -39,7 +39,7 @@ from relay.spool.types import (
 from tests.support import next_schema
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
-from tests.support.spools import new_spool
+from tests.support.spools import AS_0_2_0, new_spool
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -252,6 +252,19 @@ async def test_a_migrated_database_with_a_damaged_header_is_recovered(
     lose_the_header(filled)
     found = recover_spool(filled, stamp="now")
     assert (found.holes, found.recipients_lost) == ([], 0)
+    assert await listed(open_spool, filled) == before != {}
+
+
+@pytest.mark.parametrize("lose", [lose_the_header, lose_the_first_page])
+async def test_a_damaged_spool_of_the_first_release_keeps_its_recipients(
+    filled: Path, open_spool, lose: Callable[[Path], None]
+) -> None:
+    before = await listed(open_spool, filled)
+    with closing(apsw.Connection(str(filled))) as connection:
+        connection.execute(AS_0_2_0)
+    lose(filled)
+    found = recover_spool(filled, stamp="now")
+    assert (found.rows["recipient"], found.recipients_lost) == (MESSAGES + 1, 0)
     assert await listed(open_spool, filled) == before != {}
 
 

@@ -1,6 +1,7 @@
 """Tables of an older schema are brought to this one while nodes work on them."""
 
 import asyncio
+import re
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.engine import News
 from relay.spool.postgres import schema
+from relay.spool.postgres.storage import PostgresStorage
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Selector, Settlement
+from relay.spool.types import Selector, Settlement, SpoolFormatError, SpoolInUseError
 from tests.support.events import until
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spools import new_message
@@ -22,6 +24,11 @@ NEXT = schema.SCHEMA + 1
 @pytest.fixture
 def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
     return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
+
+
+@pytest.fixture
+def storage(postgres_url: str) -> PostgresStorage:
+    return PostgresStorage(postgres_url, store="main", domains=())
 
 
 async def test_an_older_schema_is_completed_once_while_nodes_work(at, sql, monkeypatch) -> None:
@@ -38,13 +45,57 @@ async def test_an_older_schema_is_completed_once_while_nodes_work(at, sql, monke
     assert sql("SELECT state FROM recipient") == "relayed"
 
 
-async def test_the_first_schema_gets_the_table_of_standing_holds(at, sql) -> None:
+TO_0_2_0 = (
+    "ALTER TABLE recipient RENAME COLUMN owed_report TO owed; DROP TABLE standing_hold;"
+    " DELETE FROM schema_version; INSERT INTO schema_version VALUES (1, 0)"
+)
+
+
+@pytest.mark.parametrize("change", [TO_0_2_0, TO_0_2_0.partition(";")[0]], ids=["schema 1", "2"])
+async def test_tables_of_the_first_release_become_those_of_today(at, sql, storage, change) -> None:
+    """Relays of no release have brought such ones to schema 2, and left the column's name."""
     await (await at("first.test")).stop()
-    sql("DROP TABLE standing_hold; UPDATE schema_version SET version = 1")
-    node = await at("second.test")
+    sql(change)
+    storage.check(has_owner=False)
+    await asyncio.gather(at("second.test"), at("third.test"))
+    node = await at("fourth.test")
     hold = QueueCommand(Operation.HOLD, Selector(domain="a.test"), "ann", new=True)
     await node.queue_admin.execute(hold)
     assert sql("SELECT domain, reason FROM standing_hold") == "a.test|ann: all mail for a.test"
+    (claim,) = (await node.accept(new_message([("mx:a.test", "x@a.test")]))).claims
+    assert (await node.settle(Settlement(claim, 5, {1: OK}, goes_on=True, owed=[1])))[0]
+    assert sql("SELECT owed_report <> '' FROM recipient") == "t"
+    assert sql("SELECT max(version) FROM schema_version") == str(schema.SCHEMA)
+
+
+async def test_tables_that_a_node_of_the_first_release_uses_stay(at, sql) -> None:
+    old = await at("old.test")
+    sql(TO_0_2_0)
+    with pytest.raises(SpoolInUseError, match=r"the node old\.test of Relay 0\.2\.0 works on the"):
+        await at("new.test")
+    assert sql("SELECT version FROM schema_version") == "1"
+    await old.stop()
+    await at("newer.test")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("DROP TABLE standing_hold", "missing: standing_hold."),
+        ("ALTER TABLE entry DROP COLUMN cause", "missing: entry.cause."),
+        ("ALTER TABLE content ADD COLUMN noted text", "unexpected: content.noted."),
+    ],
+)
+async def test_other_tables_than_the_schema_has_are_refused(
+    at, sql, storage, change, difference
+) -> None:
+    await (await at("first.test")).stop()
+    sql(change)
+    text = f"the spool says schema {schema.SCHEMA}, and has other tables. {difference} See"
+    with pytest.raises(SpoolFormatError, match=re.escape(text)):
+        await at("second.test")
+    with pytest.raises(SpoolFormatError, match=re.escape(text)):
+        storage.check(has_owner=False)
 
 
 async def test_another_node_holds_what_comes_too(at) -> None:
