@@ -3,4 +3,4 @@
 docs/flow.md follows one message through the rooms, docs/design.md gives the reasons.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

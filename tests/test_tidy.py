@@ -501,6 +501,7 @@ def test_only_the_spool_and_the_index_name_sqlite():
         "relay/mailbox/index/",
         "relay/settings/",
         "relay/mailbox/state_file.py",
+        "relay/outbox/old_keys.py",
         "relay/development/search_index.py",
         "relay/notifications/subscription_file.py",
     )

@@ -70,13 +70,14 @@ PAUSES_FILE = "paused.json"
 
 class Readiness:
     """Why the relay is not ready; "" when it is. `impaired` is what fails although it is ready,
-    `gate` why there is no process of the SMTP sessions.
+    `gate` why there is no process of the SMTP sessions, `queue` returns why it cannot be read.
     """
 
     def __init__(self) -> None:
         self.reason = "starting"
         self.impaired = ""
         self.gate = ""
+        self.queue: Callable[[], str] = str
 
     def __call__(self) -> str:
         """The reason for a 503."""

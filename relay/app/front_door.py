@@ -168,7 +168,8 @@ def _means(
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
         ready = base.readiness
-        reason = ready() or ready.gate or base.spool.health() or base.pressure.paused()
+        reason = ready() or ready.gate or base.spool.health() or ready.queue()
+        reason = reason or base.pressure.paused()
         if not reason and base.holds_root and (trouble := base.root.trouble):
             return f"the mail root {base.root.path} is missing: {trouble}"
         return reason

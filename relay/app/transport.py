@@ -342,7 +342,7 @@ def _scheduler(
     recorder = AttemptRecorder(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
     )
-    return DeliveryScheduler(
+    scheduler = DeliveryScheduler(
         base.spool, recorder, contents,
         local=LocalDelivery(base.store, base.table, delivers_captured=base.is_development),
         resolver=resolver, table=base.table, options=options, clock=base.clock,
@@ -352,6 +352,9 @@ def _scheduler(
         queue_admin=base.spool.queue_admin,
         on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip
+    base.readiness.queue = scheduler.unreadable
+    base.metrics.queue_unread.set_function(scheduler.unread_s)
+    return scheduler
 
 
 def _connect(base: Foundation, resolver: Resolver | LoopbackResolver) -> Connect:

@@ -8,6 +8,7 @@ A spool that cannot be read is retried; no claim is dropped. See docs/design.md 
 
 import asyncio
 import contextlib
+import math
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -54,6 +55,7 @@ _log = get_logger("delivery")
 _SLEEP_S_MAX = 60.0
 _DELAY_CHECK_US = 60_000_000  # between checks for delay notices that are due
 _AFTER_FAULT_S = 1.0
+_UNREADABLE_S = 10.0  # how long faults of the queue are expected to pass
 _SCAN_DELAY_S = 0.1  # until a scan for less than a batch
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 _ABORTS, _EMPTIED_S = 2, 0.5  # how often, and how long each time, emptied() waits
@@ -97,6 +99,8 @@ class DeliveryScheduler:
         self._wake_timer: Timer | None = None
         self._scan_lock = asyncio.Lock()
         self._fault = RepeatedError()
+        self._unread_since_s = math.inf  # in real time
+        self._unread_because = ""
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
         self._background: set[asyncio.Task[None]] = set()  # settlements begun by connections
         self._stopping = False
@@ -252,6 +256,16 @@ class DeliveryScheduler:
         """The number of claims in memory that wait for no later time."""
         return self.active_queue.claims - self._sites.delayed_claims
 
+    def unread_s(self) -> float:
+        """Return for how long the queue cannot be read; 0: it can."""
+        return max(0.0, self.clock.real_s() - self._unread_since_s)
+
+    def unreadable(self) -> str:
+        """Return why the queue cannot be read, and was not for a while; "" where it can."""
+        if self.unread_s() < _UNREADABLE_S:
+            return ""
+        return f"the queue cannot be read, and mail in it waits: {self._unread_because}"
+
     async def run(self) -> None:
         """Fetch due claims and expire waiting ones, until cancelled."""
         has_scanned = False
@@ -264,6 +278,8 @@ class DeliveryScheduler:
                     self._requeue_delayed()
                     await self._scanner.run()
             except Exception as error:  # noqa: BLE001 - delivery goes on
+                self._unread_since_s = min(self._unread_since_s, self.clock.real_s())
+                self._unread_because = str(error) or repr(error)
                 if self._fault.is_new(error):
                     if isinstance(error, SpoolError):
                         _log.error("spool unreadable", error=str(error))
@@ -272,6 +288,7 @@ class DeliveryScheduler:
                 await self.clock.sleep(_AFTER_FAULT_S)  # sleeps: limits retries after a fault
             else:
                 self._fault.clear()
+                self._unread_since_s = math.inf
                 has_scanned = True
             await self._wait()
             self._wake.clear()

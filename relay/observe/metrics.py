@@ -55,6 +55,7 @@ class Metrics:
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
         self.queue_entries_age = gauge("relay_queue_entries_age_seconds", "Since the last count.")
+        self.queue_unread = gauge("relay_queue_unread_seconds", "Since reads of it fail; or 0.")
         self.reload_successful = gauge("relay_config_last_reload_successful", "0: it had a fault.")
         self.reload_successful.set(1)
         self.reload_success_time = gauge(

@@ -7,6 +7,7 @@ from unittest.mock import sentinel
 import httpx
 import pytest
 
+from relay import __version__
 from relay.accounts.account import Role
 from relay.api.dependencies import ApiDependencies, Principal
 from relay.base.clock import SystemClock
@@ -32,7 +33,7 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
         "attempts deferred: 1", "recipients failed or expired: 1", "reports: 1",
     ):  # fmt: skip
         assert expected in text
-    assert "Version 0.2.0, running for" in text
+    assert f"Version {__version__}, running for" in text
 
 
 async def test_each_chart_is_an_image_with_words_and_a_table(pages):
