@@ -42,9 +42,11 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 def open_spool(settings: Settings, clock: ManualClock) -> Callable[..., SpoolEngine]:
     """Return a function that opens the spool of this test, as the next owner does."""
 
-    def open_spool(of: Clock = clock, *, delivers_captured: bool = False) -> SpoolEngine:
+    def open_spool(
+        of: Clock = clock, *, delivers_captured: bool = False, crash: CrashPoints | None = None
+    ) -> SpoolEngine:
         return spools.open(
-            settings, clock=of, crash=CrashPoints(), metrics=Metrics(),
+            settings, clock=of, crash=crash or CrashPoints(), metrics=Metrics(),
             delivers_captured=delivers_captured,
         )  # fmt: skip
 

@@ -1,10 +1,16 @@
 """Mail for a domain that is held as it comes, until a time or a release of the domain."""
 
+import asyncio
+import threading
+
 import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.spool.types import DueQuery, EntryExtra, Selector, SpoolError
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.journeys.events import Event, Step
+from relay.message.outcome import Evidence, Failed
+from relay.spool.types import DueQuery, EntryExtra, Selector, Settlement, SpoolError
 from tests.support.operator import ALL, HOUR_US, command
 
 A, HELD = Selector(domain="a.test"), Selector(state="held")
@@ -119,10 +125,8 @@ async def test_mail_that_was_held_as_it_came_is_queued_when_the_hold_ends(
     spool, make, clock
 ) -> None:
     until_us = clock.queue_us() + HOUR_US // 2
-    message = make({"mx:a.test": ["x@a.test"]})
-    (entry,) = message.entries
-    held = replace(entry, extra=EntryExtra(reason="olga: stop", until_us=until_us))
-    accepted = await spool.accept(replace(message, entries=(held,)))
+    await hold(spool, until_us=until_us)
+    accepted = await spool.accept(held_as_it_comes(spool, make()))
     assert (accepted.claims, accepted.parked_until_us) == ((), until_us)
     (one,) = await spool.queue_admin.list(ALL, limit=9)
     assert (one["state"], one["held_until"]) == ("held", rfc3339(until_us))
@@ -130,6 +134,113 @@ async def test_mail_that_was_held_as_it_came_is_queued_when_the_hold_ends(
     clock.advance(1800)
     (claim,) = (await spool.claim_due(until_us, 9, DueQuery())).claims
     assert (claim.state, claim.extra.reason) == ("queued", "")
+
+
+def held_as_it_comes(spool, message):
+    """Return the message as it is when its recipients are looked up, each of another domain's hold or route."""
+    entries = []
+    for entry in message.entries:
+        reason, until_us = spool.queue_admin.standing_hold(entry.recipients[0].path.address)
+        extra = replace(entry.extra, reason=reason, until_us=until_us) if reason else entry.extra
+        entries.append(replace(entry, extra=extra))
+    return replace(message, entries=tuple(entries))
+
+
+async def held(spool) -> list[tuple[str, str]]:
+    """The recipient and the reason of what is held."""
+    listed = await spool.queue_admin.list(HELD, limit=9)
+    return [(one["recipients"][0]["address"], one["reason"]) for one in listed]
+
+
+async def test_mail_whose_hold_ends_before_its_commit_is_not_held(spool, make) -> None:
+    await hold(spool)
+    await hold(spool, "b.test")
+    hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"], "mx:c.test": ["x@c.test"]}
+    event = Event(Step.POLICY_AND_ROUTING, 1, {})
+    message = held_as_it_comes(spool, make(hops, events=(event,)))
+    route, rule = EntryExtra(reason="route slow"), EntryExtra(reason="virus", rule="quarantine")
+    *others, last = message.entries
+    more = make({"mx:d.test": ["x@a.test"], "mx:e.test": ["y@a.test"]}).entries
+    kept = [replace(one, extra=extra) for one, extra in zip(more, (route, rule), strict=True)]
+    message = replace(message, entries=(*others, last, *kept))
+    await spool.queue_admin.execute(command("release", A))
+    accepted = await spool.accept(message)
+    assert [one.entry_id for one in accepted.claims] == [1, 3]
+    assert accepted.claims[0].extra == EntryExtra(released=True)
+    assert await held(spool) == [
+        ("x@b.test", "olga: all mail for b.test"), ("x@a.test", "route slow"), ("y@a.test", "virus")
+    ]  # fmt: skip
+    steps = (await spool.journey(accepted.queue_id)).steps
+    assert [one.detail for one in steps if one.step == Step.DELIVERY] == [
+        {"operation": "release", "entries": [1], "who": "the end of its hold"} | own_node(steps)
+    ]
+
+
+def own_node(steps) -> dict[str, str]:
+    """What the events of an engine say of their node."""
+    return {name: value for name, value in steps[0].detail.items() if name == "node"}
+
+
+async def test_recipients_of_one_entry_are_held_by_the_holds_of_their_domains(spool, make) -> None:
+    for domain in ("a.test", "*.b.test"):
+        await hold(spool, domain, why="list")
+    hops = {"smtp://127.0.0.1:26": ["x@a.test", "x@b.b.test", "y@a.test", "x@d.b.test"]}
+    message = held_as_it_comes(spool, make(hops))
+    await spool.queue_admin.execute(command("release", A))
+    (claim,) = (await spool.accept(message)).claims
+    assert [one.path.address for one in claim.recipients] == ["x@a.test", "y@a.test"]
+    (one,) = await spool.queue_admin.list(HELD, limit=9)
+    assert [each["address"] for each in one["recipients"]] == ["x@b.b.test", "x@d.b.test"]
+
+
+async def test_mail_has_the_end_of_the_hold_that_replaced_its_own(spool, make, clock) -> None:
+    await hold(spool)
+    message = held_as_it_comes(spool, make())
+    until_us = clock.queue_us() + HOUR_US
+    await hold(spool, until_us=until_us, why="an hour")
+    await spool.accept(message)
+    (one,) = await spool.queue_admin.list(HELD, limit=9)
+    assert (one["reason"], one["held_until"]) == ("olga: an hour", rfc3339(until_us))
+
+
+async def test_a_report_whose_hold_ends_before_its_commit_is_not_held(spool, make) -> None:
+    (claim,) = (await spool.accept(make({"mx:b.test": ["x@b.test"]}))).claims
+    await hold(spool)
+    report = held_as_it_comes(spool, make())
+    await spool.queue_admin.execute(command("release", A))
+    failed = {1: Failed(Evidence("5.1.1", "550 5.1.1 no"))}
+    _, claims = await spool.settle(Settlement(claim, 5, failed, reports=(report,)))
+    assert [one.message.id for one in claims] == [report.facts.id]
+    assert await held(spool) == []
+
+
+class Stopped(CrashPoints):
+    """Stops the writer in the transaction of an acceptance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached_it, self.goes_on = threading.Event(), threading.Event()
+
+    def reached(self, point: CrashPoint) -> None:
+        if point is CrashPoint.SPOOL_BEFORE_COMMIT:
+            self.reached_it.set()
+            assert self.goes_on.wait(30)
+
+
+async def test_a_release_finds_the_mail_that_is_being_accepted(open_spool, make) -> None:
+    stopped = Stopped()
+    spool = open_spool(crash=stopped)
+    await spool.start()
+    await hold(spool)
+    accepting = asyncio.create_task(spool.accept(held_as_it_comes(spool, make())))
+    await asyncio.to_thread(stopped.reached_it.wait, 30)
+    releasing = asyncio.create_task(spool.queue_admin.execute(command("release", A)))
+    await asyncio.sleep(0)
+    stopped.goes_on.set()
+    assert (await accepting).claims == ()
+    done = await releasing
+    assert (done.new, done.counts["done"], await held(spool)) == (["a.test"], 1, [])
+    await spool.stop()
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,8 @@ class PostgresSpool(SharedSpool):
         try:
             accepted = await self._writer.submit(
                 write, accepts=True, size=_size_of(messages),
-                alone=transactions.reads_first(message, receipt) or transactions.has_bodies(bodies),
+                alone=transactions.reads_first(message, receipt)
+                or transactions.reads_for(messages, bodies),
             )  # fmt: skip
         except KnownKeyError:
             await self.discard(bodies)
@@ -336,7 +337,8 @@ class PostgresSpool(SharedSpool):
                     transaction, settlement, bodies, captured=self._captured,
                     claim_reports=claim_reports, now_us=now_us,
                 ),
-                alone=transactions.runs_statements(settlement) or transactions.has_bodies(bodies),
+                alone=transactions.runs_statements(settlement)
+                or transactions.reads_for(settlement.reports, bodies),
                 size=_size_of(settlement.reports),
             )  # fmt: skip
         except StaleClaimError:

@@ -16,6 +16,7 @@ from relay.message.nexthop import HopKind
 from relay.spool.columns import message_row
 from relay.spool.postgres.write_transaction import KnownKeyError, SettledEntry, WriteTransaction
 from relay.spool.queue.holds import count_holds, lack_of_room
+from relay.spool.queue.standing_holds import as_held_now, is_held_as_it_comes
 from relay.spool.rows.accepted import (
     AcceptedRows,
     CapturedMail,
@@ -37,6 +38,8 @@ from relay.spool.types import (
 )
 
 _ENDS, _WAITS, _GOES_ON = 1, 0, 2
+# A release, or another hold of the domain, waits for acceptances, and then finds their entries.
+_LOCK_HOLDS = " FOR SHARE"
 _PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
 
 
@@ -51,9 +54,11 @@ class StoredBody(Struct, frozen=True):
 Bodies = Mapping[int, StoredBody]  # by the index of the content in its message
 
 
-def has_bodies(stored: Sequence[Bodies]) -> bool:
-    """Whether an operation has to run alone, since it looks for the parts of bodies."""
-    return any(stored)
+def reads_for(messages: Sequence[NewMessage], stored: Sequence[Bodies]) -> bool:
+    """Whether an operation that adds messages has to run alone, since it looks for the parts of
+    bodies, or for holds of domains.
+    """
+    return any(stored) or is_held_as_it_comes(messages)
 
 
 def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
@@ -112,6 +117,7 @@ def add_message(
     """Add the rows of a message, and return those that all engines have. Its local mail goes to the
     mail root `store`, if it is given, else to that of this node.
     """
+    message = as_held_now(transaction, message, lock=_LOCK_HOLDS)
     facts, rows = message.facts, transaction.rows
     _check_parts(transaction, bodies)
     used = used_contents(message)

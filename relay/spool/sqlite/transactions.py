@@ -21,6 +21,7 @@ from relay.spool.columns import (
     message_row,
 )
 from relay.spool.queue.holds import count_holds, lack_of_room
+from relay.spool.queue.standing_holds import as_held_now
 from relay.spool.rows.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
@@ -157,7 +158,7 @@ def add_message(
     captured: CapturedMail,
 ) -> AcceptedRows:
     """Write a message, and return those of its rows that all engines have."""
-    facts = message.facts
+    message, facts = as_held_now(batch, message), message.facts
     batch.execute(_MESSAGE, message_row(facts))
     used = used_contents(message)
     content_ids: dict[int, int] = {}
