@@ -7,12 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.engine import News
 from relay.spool.postgres import schema
 from relay.spool.postgres.storage import PostgresStorage
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector, Settlement, SpoolFormatError, SpoolInUseError
-from tests.support.events import until
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spools import new_message
 
@@ -96,11 +94,3 @@ async def test_other_tables_than_the_schema_has_are_refused(
         await at("second.test")
     with pytest.raises(SpoolFormatError, match=re.escape(text)):
         storage.check(has_owner=False)
-
-
-async def test_another_node_holds_what_comes_too(at) -> None:
-    one, two = await at("one.test"), await at("two.test")
-    hold = QueueCommand(Operation.HOLD, Selector(domain="a.test"), "ann", new=True)
-    await one.queue_admin.execute(hold)
-    two._hear(News.HOLDS)  # as a message, and as each beat says
-    await until(lambda: two.queue_admin.standing_hold("x@a.test")[0])
