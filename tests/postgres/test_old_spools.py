@@ -16,5 +16,13 @@ def engine() -> str:
 
 @pytest.fixture(scope="module")
 def load_tables(server: PostgresServer) -> Callable[[str, Path], None]:
-    """Return a function that loads the tables of an archive."""
-    return lambda url, script: server.load(script, database=database_of(url), user=OWNER)
+    """Return a function that loads the tables of an archive. Its node is known to be dead, as one is
+    after half a minute.
+    """
+
+    def load(url: str, script: Path) -> None:
+        database = database_of(url)
+        server.load(script, database=database, user=OWNER)
+        server.sql("UPDATE node SET state = 'dead'", database=database)
+
+    return load
