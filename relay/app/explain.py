@@ -326,7 +326,7 @@ class Explainer:
         found = await self._resolved(next_hop)
         document |= _hosts(found, via)
         if not isinstance(found, Hosts):
-            outcome = outcome_of(found, self.table.is_local_domain)
+            outcome = outcome_of(found, self.table.is_own_anywhere)
             state = "invalid" if isinstance(outcome, Failed) else "remote"
             return document | {"state": state, "reply": outcome.evidence.reply}
         tls = found.hosts[0].tls

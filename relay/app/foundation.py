@@ -252,6 +252,7 @@ def open_foundation(
     )  # fmt: skip
     undo.callback(engine.close)
     table.hold_of = engine.queue_admin.standing_hold
+    table.is_of_other_store = engine.is_of_other_store
     refusals = (
         RefusalFiles(settings.refused_dir)
         if sources.development is None

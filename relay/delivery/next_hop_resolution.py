@@ -381,7 +381,7 @@ class Sites:
             for claim in claims:
                 self._push_to_site(claim, found)
             return
-        outcome = outcome_of(found, self.table.is_local_domain)
+        outcome = outcome_of(found, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
             now_s = self.clock.monotonic()
             self._host_status.note(_host_key(way), ConnectFailure(outcome, now_s))

@@ -22,6 +22,7 @@ from relay.message.tls_policy import NEEDED, NO_TLSA, TlsaFinding, TlsDecision
 
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
+THIS_RELAY = "this relay"  # why an MX host is skipped
 
 
 class Records(Struct, frozen=True):
@@ -196,7 +197,7 @@ def leading_back(
     if best is None:  # nearly always
         return {}
     return {
-        each: "this relay" if each in own else "not preferred to this relay"
+        each: THIS_RELAY if each in own else "not preferred to this relay"
         for each in exchanges
         if each.preference >= best
     }
