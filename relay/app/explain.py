@@ -240,6 +240,7 @@ class Explainer:
             time_us=self.clock.time_us(),
             is_own=self.table.is_local_domain,
             results=question.results,
+            given={address.lower(): (question.address,)},
         )
         rules = self.rules()
         if question.content is None:

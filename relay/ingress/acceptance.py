@@ -229,7 +229,7 @@ class Acceptance:
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
         examinations = examined_recipients(recipients, examine)
         rules = self.policy()
-        examined = self._policy_input(arrival, recipients.paths, parsed, examinations=examinations)
+        examined = self._policy_input(arrival, recipients, parsed, examinations=examinations)
         verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
@@ -378,18 +378,17 @@ class Acceptance:
     def _policy_input(
         self,
         arrival: ArrivedMail,
-        paths: Sequence[ForwardPath],
+        recipients: ExpandedRecipients,
         content: ParsedContent,
         *,
         examinations: Sequence[RoutingResult],
     ) -> ExaminedMessage:
-        """`paths` are what the recipients lead to that the client named."""
         envelope, origin = arrival.envelope, arrival.origin
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         valid = [
             (path.address, found)
-            for path, found in zip(paths, examinations, strict=True)
+            for path, found in zip(recipients.paths, examinations, strict=True)
             if not isinstance(found, InvalidRecipient)
         ]
         return ExaminedMessage(
@@ -406,6 +405,7 @@ class Acceptance:
             time_us=self.clock.time_us(),
             is_own=self.router.is_local_domain,
             results=arrival.filtered.results,
+            given=recipients.given,
         )
 
     async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict | DataReply:

@@ -299,6 +299,15 @@ class ExpandedRecipients(Struct, frozen=True):
     added_by: Mapping[str, str] = {}
 
     @property
+    def given(self) -> Mapping[str, Sequence[str]]:
+        """The aliases that led to each address, by this in lower case."""
+        found: dict[str, list[str]] = {}
+        for alias in self.aliases:
+            for one in alias.successors:
+                found.setdefault(one.lower(), []).append(alias.path.address)
+        return found
+
+    @property
     def reported(self) -> tuple[ReportedRecipient, ...]:
         """The aliases of which the sender gets a report: NOTIFY=SUCCESS of a list."""
         return tuple(
