@@ -5,8 +5,9 @@ contain addresses. relay_attempts_total, of deferred mail too, is counted in
 relay/delivery/attempt_recorder.py.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache, partial
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -61,6 +62,9 @@ class Metrics:
         self.reload_success_time = gauge(
             "relay_config_last_reload_success_timestamp_seconds", "When the configuration was read."
         )
+        self.certificate_end = gauge(
+            "relay_certificate_end_timestamp_seconds", "When it ends.", ["certificate"]
+        )
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(
             "relay_pressure_level",
@@ -85,6 +89,13 @@ class Metrics:
         """Count an answer of a milter."""
         self._milter_seconds.labels(milter).observe(took_s)
         self._milter_answers.labels(milter, answer).inc()
+
+    def expect(self, *, domains: Iterable[str], milters: Iterable[str]) -> None:
+        """Begin the counters of what is rare, for domains that sign and for milters."""
+        for domain, result in product(domains, ("failed", "ended")):
+            self.dkim_signatures_by(domain, result)
+        for milter in milters:
+            self._milter_answers.labels(milter, "down")
 
     def keep_rules(self, known: Collection[tuple[str, str]]) -> None:
         """Forget the counts of all rules but these, each with an outcome."""
@@ -130,11 +141,19 @@ class Metrics:
             "relay_milter_seconds", "Until a milter's answer.", ["milter"],
             registry=self.registry, buckets=BOUNDS_S,
         )  # fmt: skip
+        self.milter_down = Gauge(
+            "relay_milter_down", "1 while a milter is down.", ["milter"], registry=self.registry
+        )
         self._milter_answers = counter(
             "relay_milter_answers",
             "Milters' refusals, and their decisions about messages.",
             ["milter", "answer"],
         )
+
+        # For Prometheus an increase from nothing is none.
+        self.reports.labels("dead-letter")
+        for outcome in ("failed", "expired"):
+            self.recipients.labels(outcome)
 
         # For what is counted per message or recipient: a look-up takes longer than the count.
         self.accepted_by = cache(self.accepted.labels)

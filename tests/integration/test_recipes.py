@@ -7,6 +7,7 @@ import shutil
 import signal
 import smtplib
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.support.dkim import DkimKeys
+from tests.support.ports import free_port
 from tests.support.relay_process import DOMAIN, ROOT, RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.tls import Authority, authority
@@ -159,6 +162,41 @@ def test_a_stolen_account() -> None:
             assert alice.noop()[0] == 250
 
 
+_LABELS = re.compile(r'(\w+)=~?"([^"]*)"')
+
+
+def test_what_alerts_look_for_is_there_before_it_happens(
+    authority: Authority, tmp_path: Path
+) -> None:
+    page = (DOCS / "operation-recipes.md").read_text().partition("\ngroups:\n")[2]
+    wanted = re.findall(r"(?:increase|rate)\((\w+)(?:\{([^}]*)\})?\[", page)
+    wanted += re.findall(r"expr: (relay_(?:milter|certificate)_\w+)()", page)
+    assert len(wanted) >= 8
+    pair = authority.issue("DNS:relay.example.test")
+    tls = {"certificate": str(pair.certificate), "key": str(pair.key)}
+    keys = DkimKeys.made(tmp_path, {("example.test", "ed"): "ed25519"})
+    config = keys.config | {
+        "milter": [{"name": "gone", "address": f"127.0.0.1:{free_port()}"}],
+        "smtp": [{"listen": "127.0.0.1:0", "tls": tls}],
+    }
+    with RelayProcess(config=config) as relay:
+        exposition = relay.exposition()
+        for metric, matchers in wanted:
+            samples = re.findall(rf"^{metric}(.*) ", exposition, re.MULTILINE)
+            tests = [f'{name}="({text})"' for name, text in _LABELS.findall(matchers)]
+            assert any(all(re.search(one, found) for one in tests) for found in samples), metric
+        assert relay.metric("relay_certificate_end_timestamp_seconds") == pytest.approx(
+            time.time() + 86400, abs=3600
+        )
+        assert relay.metric("relay_milter_down", milter="gone") == 0
+        with relay.smtp(source="127.0.0.2") as stranger:
+            stranger.ehlo()
+        assert relay.metric("relay_milter_down", milter="gone") == 1
+        relay.write_config(relay.config | {"milter": []})
+        assert relay.cli("reload").returncode == 0
+        assert "relay_milter_down{" not in relay.exposition()
+
+
 def banned(log: str, folder: Path) -> list[str]:
     """Return the address of each line of a log of the unit that fail2ban matches with the filter of the page."""
     program = shutil.which("fail2ban-regex") or shutil.which(UNPACKED / "bin/fail2ban-regex")
@@ -187,7 +225,7 @@ def test_fail2ban_bans_who_guesses_and_nobody_else(tmp_path: Path) -> None:
     relay = RelayProcess(config={"observe": {"log": "logfmt"}})
     log = relay.folder / "relay.log"
     log.touch()  # the journal's end, which the unit names
-    relay.variables["JOURNAL_STREAM"] = f"{log.stat().st_dev}:{log.stat().st_ino}"
+    relay._environment["JOURNAL_STREAM"] = f"{log.stat().st_dev}:{log.stat().st_ino}"
     with relay:
         hostile = "room=ingress event=rejected qid=NOQUEUE client=192.0.2.1 verb=AUTH"
         with logged_in(relay, "alice") as alice:

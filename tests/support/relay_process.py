@@ -84,7 +84,7 @@ class RelayProcess:
         self.process: relay_starts.Started | None = None
         self.ready: dict[str, Any] = {}
         self.serve_options: Sequence[str] = ()
-        self.variables = dict(environment or {})
+        self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
         if self.new_spool_url is not None:
             self.config = changed(self.config, {"spool": {"url": type(self).new_spool_url()}})
@@ -192,7 +192,7 @@ class RelayProcess:
         """What the process sees: nothing of the tester's own RELAY_*, systemd's or Python's settings."""
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
         own = {"HOME": str(self.folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-        return kept | own | self.variables
+        return kept | own | self._environment
 
     @property
     def log(self) -> str:
