@@ -62,9 +62,6 @@ class Metrics:
         self.reload_success_time = gauge(
             "relay_config_last_reload_success_timestamp_seconds", "When the configuration was read."
         )
-        self.certificate_end = gauge(
-            "relay_certificate_end_timestamp_seconds", "When it ends.", ["certificate"]
-        )
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
         self.pressure = gauge(
             "relay_pressure_level",
@@ -141,8 +138,10 @@ class Metrics:
             "relay_milter_seconds", "Until a milter's answer.", ["milter"],
             registry=self.registry, buckets=BOUNDS_S,
         )  # fmt: skip
-        self.milter_down = Gauge(
-            "relay_milter_down", "1 while a milter is down.", ["milter"], registry=self.registry
+        gauge = partial(Gauge, registry=self.registry)
+        self.milter_down = gauge("relay_milter_down", "1 while a milter is down.", ["milter"])
+        self.certificate_end = gauge(
+            "relay_certificate_end_timestamp_seconds", "When it ends.", ["certificate"]
         )
         self._milter_answers = counter(
             "relay_milter_answers",
