@@ -106,6 +106,22 @@ def test_a_message_waits_for_the_start(relay, drop):
     assert relay.faults() == []
 
 
+def test_a_relay_that_takes_no_mail_now_gets_it_later(relay, drop):
+    rule = '[[rule]]\nname = "later"\nwhen = { subject = "later" }\nthen = [ { defer = "4.3.2 later" } ]\n'
+    (relay.folder / "policies/10-later.toml").write_text(rule)
+    relay.write_config(relay.config | {"pressure": {"memory": "20 MiB"}})
+    with relay:
+        done = sendmail(relay, "Subject: too full\n\nx\n", "bob")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(left(drop)) == 1
+        relay.stop()
+        relay.write_config(relay.config)
+        relay.start()
+        until("taken", lambda: subjects(relay) == ["too full"])
+        done = sendmail(relay, "Subject: later\n\nx\n", "bob")
+        assert (done.returncode, left(drop)) == (75, [])
+
+
 def test_large_mail_and_many_files(relay, drop):
     text = "Subject: large\n\n" + "0123456789abcdef\n" * 200_000
     assert sendmail(relay, text, "bob").returncode == 0
