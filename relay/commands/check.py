@@ -63,6 +63,7 @@ from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableErr
 
 T = TypeVar("T")
 SOON_S = 14 * 86400
+_UNITS = ("relay*.service", "relay*.service.d/*.conf")
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 
 
@@ -489,6 +490,15 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
     return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
 
 
+def _is_made_by_unit(folder: Path) -> bool:
+    """Whether a directory is not there, and an installed unit of Relay makes it at its start."""
+    if folder.exists() or folder.parent != Path("/run"):
+        return False
+    line = f"RuntimeDirectory={folder.name}"
+    units = (file for one in _UNITS for file in Path("/etc/systemd/system").glob(one))
+    return any(line in file.read_text().splitlines() for file in units)
+
+
 def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
     and if the mail that programs leave in the drop directory is not taken.
@@ -496,8 +506,7 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     default = SendmailSettings()
     if given := settings.sendmail:
         expected = port_fault(Address(path=str(given.socket)), settings.run_dir)
-        made_later = given.socket == default.socket and not given.socket.parent.exists()
-        if expected and not made_later:  # by the unit
+        if expected and not _is_made_by_unit(given.socket.parent):
             text = f'found "{given.socket}", expected {expected}'
             fault = place.fault(("sendmail", "socket"), text)
             yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
