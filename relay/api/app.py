@@ -176,6 +176,8 @@ async def _relay_v1(
         case ("reload",):
             _query(request, "POST")
             return json_response(await handlers.reload(principal))
+        case ("configuration",):
+            return json_response(handlers.configuration(principal))
         case ("queue", operation) if operation in tuple(Operation):
             _query(request, "POST")
             changed = await handlers.change_queue(Operation(operation), request, principal)

@@ -197,6 +197,9 @@ class ApiDependencies:
     development: DevelopmentControls | None = None  # None in a service
     # reads the configuration again and returns what came of it; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None
+    configuration: Callable[[], str] | None = (
+        None  # the text in force of relay.toml; None: as above
+    )
 
 
 class Principal(Struct, frozen=True):
