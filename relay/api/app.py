@@ -177,6 +177,7 @@ async def _relay_v1(
             _query(request, "POST")
             return json_response(await handlers.reload(principal))
         case ("configuration",):
+            _query(request, "GET")
             return json_response(handlers.configuration(principal))
         case ("queue", operation) if operation in tuple(Operation):
             _query(request, "POST")
