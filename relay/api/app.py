@@ -84,6 +84,9 @@ def _application(
                     return response
             if request.segments[2:3] == ("webhooks",):
                 return json_response(await handlers.webhooks.answer(request, principal))
+            if request.segments[2:] == ("configuration",) and principal is OPERATOR:
+                _query(request, "GET")  # it may have secrets: for those who can read relay.toml
+                return json_response({"text": dependencies.configuration()})
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error
@@ -176,9 +179,6 @@ async def _relay_v1(
         case ("reload",):
             _query(request, "POST")
             return json_response(await handlers.reload(principal))
-        case ("configuration",):
-            _query(request, "GET")
-            return json_response(handlers.configuration(principal))
         case ("queue", operation) if operation in tuple(Operation):
             _query(request, "POST")
             changed = await handlers.change_queue(Operation(operation), request, principal)

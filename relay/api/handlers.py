@@ -579,17 +579,6 @@ class Handlers:
             )
         return await asyncio.shield(reload())  # others may wait for it too
 
-    def configuration(self, principal: Principal) -> Mapping[str, Any]:
-        """GET /configuration: relay.toml as it is in force. It may have secrets, and is for those
-        who can read the file: at the control socket.
-        """
-        text = self._dependencies.configuration
-        if text is None or principal is not OPERATOR:
-            raise ApiError(
-                404, "ResourceNotFound", "It is told at the control socket of a service."
-            )
-        return {"text": text()}
-
     async def pauses(self, verb: str, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """GET and POST /pause, POST /resume: what this node does not do, and from now on. A resume
         without `what` takes all back.

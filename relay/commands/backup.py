@@ -167,13 +167,10 @@ def _back_up(
     config_files = [
         _place(path)
         for path in named_paths
-        if copy.file(
-            path.resolve(), Path(CONFIG) / path.relative_to("/"),
-            instead=text.encode() if path == config else b"",
-        )
-    ]  # fmt: skip
-    dropped = list(_dropped(settings, copy))
-    config_files += dropped
+        if copy.file(path.resolve(), _kept(path), instead=text.encode() * (path == config))
+    ]
+    config_files += (dropped := list(_dropped(settings, copy)))
+    named_paths += [Path(one.path) for one in dropped]
     _submissions(submissions, copy)
     counts: dict[str, Any] = {}
     copied = copy.path(Path(SPOOL))
@@ -203,11 +200,14 @@ def _back_up(
     return copy.finish(
         made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
         config=str(config), config_files=config_files,
-        directories=_directories(
-            named_paths, settings.state_dir, root, *(Path(one.path) for one in dropped)
-        ),
+        directories=_directories(named_paths, settings.state_dir, root),
         state_dir=_place(settings.state_dir), root=_place(root), spool=counts,
     )  # fmt: skip
+
+
+def _kept(path: Path) -> Path:
+    """Return where a backup has a file of the configuration."""
+    return Path(CONFIG) / path.relative_to("/")
 
 
 def _dropped(settings: Settings, copy: "BackupCopy") -> Iterator[Place]:
@@ -217,7 +217,7 @@ def _dropped(settings: Settings, copy: "BackupCopy") -> Iterator[Place]:
         with suppress(HostileFileError, OSError):
             DroppedFile(path).close()
             found, place = _place(path), path.parent / ASIDE / path.name
-            if copy.file(path, Path(CONFIG) / place.relative_to("/")):
+            if copy.file(path, _kept(place)):
                 yield msgspec.structs.replace(found, path=str(place))
 
 
