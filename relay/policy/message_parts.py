@@ -60,6 +60,8 @@ FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
+_READINGS += [LooseReading(outermost=one, exact=not one) for one in (False, True)]
+_READINGS += [LooseReading(outermost=True, exact=True)]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 # Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
 _INCOMPLETE = ("message/partial", "message/external-body")
@@ -229,6 +231,8 @@ class _PartReader:
             structure = structure_of(self._blocks(inside.source), reading, self._fields_of)
             if not structure.is_complete:
                 raise TooManyPartsError("; ".join(structure.defects))
+            is_ambiguous |= structure.is_ambiguous
+            is_several |= structure.is_ambiguous
             for entity in structure.entities:
                 self._between_parts()
                 header = self._header_of(entity.header)
