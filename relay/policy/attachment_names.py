@@ -37,7 +37,6 @@ _ENCODINGS_MAX = 4  # of a name, inside each other
 _NESTED_MAX = 10  # comments inside each other
 _BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
 _ESCAPED = re.compile(r'[^";]*+')  # as it is, if some programs keep a backslash
-_NO_BREAK = "\xa0\udca0"  # a no-break space, also in Latin-1
 _PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
 _ENDING = re.compile(r"[\0\r\n]")  # a program may end a name there
 _TRAILING = " ./\\\"'<>|*?:"
@@ -79,7 +78,7 @@ def boundaries_in(value: bytes) -> list[bytes]:
             found += content_field(one, has_comments=False).all("boundary")
             pieces = list(_loose(one, _BOUNDARY))
             found += [*_decoded(pieces), *filter(_ESCAPED.fullmatch, pieces)]
-    found = [usual, *filter(None, (one.strip().strip(_NO_BREAK).strip() for one in found))]
+    found = [usual, *filter(None, map(str.strip, found))]
     return [one.encode("utf-8", "surrogateescape") for one in dict.fromkeys(found)]
 
 

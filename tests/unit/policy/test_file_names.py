@@ -251,7 +251,8 @@ STRUCTURES = {
     "only hyphens": mixed(BAT, "", "multipart/mixed"),
     "only hyphens, boundary empty": mixed(BAT, "", 'multipart/mixed; boundary=""'),
 }  # fmt: skip
-BOUNDARIES = r"""
+BOUNDARIES = (
+    r"""
 multipart/mixed; boundary=c (x)
 multipart/mixed; boundary=(x)c
 multipart/mixed; boundary='c'
@@ -281,7 +282,11 @@ multipart/mixed; boundary=c\udca0
 multipart/mixed;\xa0boundary\xa0=c
 multipart/mixed; boundary="=?utf-8?Q?c?="
 =?utf-8?Q?multipart/mixed;_boundary=3Dc?=
-""".strip("\n").replace("\\xa0", "\xa0").replace("\\udca0", "\udca0").split("\n")
+""".strip("\n")
+    .replace("\\xa0", "\xa0")
+    .replace("\\udca0", "\udca0")
+    .split("\n")
+)
 RULES = load_rules(shipped("policies"))
 
 
@@ -308,6 +313,13 @@ def test_a_program_is_refused_however_its_name_is_written(disposition):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_program_is_refused_wherever_it_is(structure):
     assert is_refused(STRUCTURES[structure])
+
+
+@pytest.mark.parametrize("name", ["\xa0Content-Type", "Content-Type\xa0", "Content-Type\r\n "])
+def test_a_program_is_refused_however_the_name_of_a_field_is_written(name):
+    assert is_refused_whole(
+        mixed(BAT).replace("Content-Type:", f"{name}:").replace("\r\n\r\n", "\r\nX: y\r\n\r\n", 1)
+    )
 
 
 @pytest.mark.parametrize("kind", ["text/plain; boundary=b", "text/html; BOUNDARY=b", "text/x"])

@@ -111,7 +111,7 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
         mixed(mixed(b"\r\nx") + b"--b words\r\n" + EXE),
         mixed(EXE.replace(b"data", b"da\r\n--b words\r\n\r\nta")),
         b"\r\n--b--" .join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
-        mixed(mixed(b"\r\nx", boundary=b"c"), EXE, boundary=b"c--"),
+        mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--"),
     ],
     ids=["first type", "last type", "same", "nested", "a comment kept", "a comment", "odd type", "header to the blank line", "header to the last field", "encoded",
          "an inner end before a part", "one boundary", "one boundary of a digest", "one boundary, outer digest", "words", "a no-break space", "words after an inner end", "words in a file", "an end before a part", "the end of the inner is a boundary"],
