@@ -60,8 +60,8 @@ FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
-_READINGS += [LooseReading(outermost=one, exact=not one) for one in (False, True)]
-_READINGS += [LooseReading(outermost=True, exact=True)]
+_READINGS += [LooseReading(outermost=one, exact=True) for one in (False, True)]
+_READINGS += [LooseReading(outermost=True)]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 # Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
 _INCOMPLETE = ("message/partial", "message/external-body")

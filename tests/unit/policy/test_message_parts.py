@@ -113,8 +113,11 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
         b"\r\n--b--" .join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
         mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--"),
     ],
-    ids=["first type", "last type", "same", "nested", "a comment kept", "a comment", "odd type", "header to the blank line", "header to the last field", "encoded",
-         "an inner end before a part", "one boundary", "one boundary of a digest", "one boundary, outer digest", "words", "a no-break space", "words after an inner end", "words in a file", "an end before a part", "the end of the inner is a boundary"],
+    ids=["first type", "last type", "same", "nested", "a comment kept", "a comment", "odd type",
+         "header to the blank line", "header to the last field", "encoded",
+         "an inner end before a part", "one boundary", "one boundary of a digest",
+         "one boundary, outer digest", "words", "a no-break space", "words after an inner end",
+         "words in a file", "an end before a part", "the end of the inner is a boundary"],
 )  # fmt: skip
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
 def test_where_programs_differ_the_names_of_every_reading_are_found(content, form):
