@@ -227,8 +227,8 @@ def originators(header: Header) -> Iterator[Originators]:
         unread = unreadable_addresses(field, shown)
         if b"\0" in octets:  # some readers end there
             unread = "a NUL"
-        elif octets.partition(b":")[0][-1:].isspace():  # for some readers it is no field (4.5)
-            unread = "white space before the colon"
+        elif b"\n" in octets.partition(b":")[0]:  # for some readers it is no field (4.5)
+            unread = "a fold before the colon"
         yield Originators(shown, addresses, unread)
 
 
