@@ -32,10 +32,9 @@ Copies and repairs:
 
 - `backup`: `relay backup`: what is copied, in which order
 - `restore`: `relay restore`: which backups are complete, where it may restore to, what is held then
-- `storage`: `relay storage verify`, `recover` and `backup`: what is checked, who may repair
+- `storage`: `relay storage verify` and `backup`: what is checked and copied
 - `adopt`: `relay storage adopt`: another mail root becomes that of the spool
 
-Elsewhere: what verify checks: of mailboxes `relay/mailbox/verify`, of submissions `relay/outbox`,
-of the spool `verify` of its engine in `relay/spool`; what a queue command does to an entry:
-`relay/spool/queue/decisions.py`.
+Elsewhere: what verify checks: `verify` of the spool's engine in `relay/spool`; what a queue command
+does to an entry: `relay/spool/queue/decisions.py`.
 """

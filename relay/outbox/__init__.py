@@ -16,8 +16,6 @@ beginning. A submission is a hard link to the draft that was submitted.
 - `idempotency`: records of Idempotency-Keys: for how long, which submission a repeat gets
 - `on_disk`: preparing/, ready/, deferred/, restored/ and corrupt/: names, links and fsyncs
 - `store`: FileStore: mailboxes and outbox of a mail root: its parts, its start, its end
-- `check_submissions`: `.submissions/` against drafts, accounts and the submission log
-- `verifier`: `relay storage verify`: which mailboxes and submissions, in which order
 
 Elsewhere: drafts and folders: `relay/mailbox`; when a submission is converted and sent:
 `relay/pickup`; what the repeat of a request is answered: `relay/graph/idempotency.py`.

@@ -49,7 +49,7 @@ KEYS = "keys"
 _HOUR_US = 3_600_000_000
 _OPEN_MAX = 10_000
 _PART = ".part"
-_log = get_logger("submissions")
+_log = get_logger("outbox")
 
 
 class KeyedSubmission(Struct, frozen=True):
