@@ -26,7 +26,7 @@ A service:
 - `diff_report`: what `relay policy diff` prints
 - `backup`: `relay backup` and `relay restore`
 - `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
-- `mail_files`: `relay import` and `relay export`
+- `mail_files`: `relay import`
 
 Messages:
 

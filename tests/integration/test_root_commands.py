@@ -77,7 +77,6 @@ def files_of_root(relay: RelayProcess) -> list[str]:
         ("account remove eve@example.test", OK),
         ("account unlock alice@example.test", UNAVAILABLE),
         ("import ONE.eml --mailbox alice@example.test", NO_PERMISSION),
-        ("export alice@example.test COPIED", NO_PERMISSION),
         ("policy check", OK),
         ("dkim keygen example.test s1", OK),
         ("dkim show", OK),
@@ -91,7 +90,7 @@ def test_no_file_of_root_is_left(
 ) -> None:
     relay, queue_id = stopped
     (tmp_path / "one.eml").write_text("Subject: x\n\nhi\n")
-    names = {"ID": queue_id, "COPY": tmp_path / "copy", "COPIED": tmp_path / "copied",
+    names = {"ID": queue_id, "COPY": tmp_path / "copy",
              "ONE.eml": tmp_path / "one.eml"}  # fmt: skip
     done = relay.cli(*(str(names.get(word, word)) for word in words.split()))
     assert code in (None, done.returncode), done
