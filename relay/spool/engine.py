@@ -40,15 +40,6 @@ from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Claim, QueueCounts, Spool, SpoolError, SpoolLoad
 
 
-class Retention(Struct, frozen=True):
-    """How long the history of a finished message is kept, from its arrival, and the size that the
-    stored form may reach with it; 0: unlimited.
-    """
-
-    age_s: float
-    size_bytes: int = 0
-
-
 class RecordedRoot(Struct, frozen=True):
     """The mail root of a store as the spool knows it: its id, "" if none was recorded, and whether
     any mail was ever delivered locally.
@@ -61,9 +52,9 @@ class RecordedRoot(Struct, frozen=True):
 class SpoolMaintenance(Protocol):
     """Periodic work, in small transactions, so that mail does not wait for it."""
 
-    async def prune(self, keep: Retention) -> int:
-        """Remove some of the history of finished messages, oldest first, and some expired
-        submission keys; return how much, 0 when nothing is left.
+    async def prune(self, age_s: float) -> int:
+        """Remove some of the history of finished messages older than `age_s`, oldest first, and
+        some expired submission keys; return how much, 0 when nothing is left.
         """
         ...
 
