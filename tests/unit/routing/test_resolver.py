@@ -59,6 +59,7 @@ ZONE = {
     "relay.example.test": {"A": ["127.0.0.1"]},
 }
 PORT = 2525  # at 25, no MX host is on loopback
+LISTENER = Address("127.0.0.1", PORT)
 MX1 = Host("mx1.three.test", 10, ("127.0.0.11", "::1"), PORT)
 MX2 = Host("mx2.three.test", 20, ("127.0.0.12",), PORT)
 
@@ -75,15 +76,15 @@ def clock():
 
 
 @contextlib.asynccontextmanager
-async def resolving(*servers, clock=None, timeout_s=5.0, validating=False):
+async def resolving(*servers, clock=None, timeout_s=5.0, validating=False, own=LISTENER, port=PORT):
     resolver = Resolver(
         [server.address for server in servers],
         timeout_s=timeout_s,
         clock=clock or ManualClock(),
         rng=random.Random(7),
         hostname="relay.example.test",
-        own_addresses=[Address("127.0.0.1", PORT), Address(path="/run/pickup.sock")],
-        port=PORT,
+        own_addresses=[own, Address(path="/run/pickup.sock")],
+        port=port,
         validating=validating,
     )
     try:
@@ -310,6 +311,43 @@ async def test_a_smarthost_is_that_host_and_port(dns, host, port, expected):
         assert "[[route]]" in found.text
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("listener", "host", "is_own"),
+    [
+        (Address("0.0.0.0", PORT), "127.0.0.7", True),
+        (Address("::", PORT), "::ffff:127.0.0.7", True),
+        (Address("0.0.0.0", PORT), "192.0.2.77", False),
+        (Address("0.0.0.0", 25), "127.0.0.7", False),
+        (Address("127.0.0.1", PORT), "127.0.0.7", False),
+        (Address("127.0.0.1", PORT, systemd="smtp"), "127.0.0.7", True),
+        (Address("localhost", PORT), "127.0.0.1", True),
+        (Address("localhost", PORT), "127.0.0.7", False),
+        (Address(systemd="smtp"), "127.0.0.1", False),
+    ],
+)
+async def test_a_listener_at_every_address_is_at_each_of_this_machine(dns, listener, host, is_own):
+    async with resolving(dns, own=listener) as resolver:
+        found = await resolver.resolve(NextHop(HopKind.SMTP, host, PORT))
+    assert isinstance(found, MailLoop) == is_own
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mx:implicit.test", MailLoop),
+        ("mx:[127.0.0.9]", MailLoop),
+        ("mx:[IPv6:::ffff:127.0.0.9]", MailLoop),
+        ("smtp://127.0.0.9:25", Hosts),
+        ("mx:[0.0.0.0]", NoAddress),
+        ("mx:[IPv6:::ffff:0.0.0.0]", NoAddress),
+    ],
+)
+async def test_no_mx_host_is_at_port_25_of_this_machine(dns, text, expected):
+    """Another program may listen there, which trusts this machine; a route may lead there."""
+    async with resolving(dns, port=25) as resolver:
+        assert isinstance(await resolver.resolve(NextHop.parse(text)), expected)
 
 
 async def test_an_lmtp_host_is_looked_up_and_a_unix_socket_is_not(dns):
