@@ -177,4 +177,7 @@ def test_which_addresses_are_of_this_machine() -> None:
     if not shutil.which("unshare") or subprocess.run([*network, "true"], check=False).returncode:
         pytest.skip("only root makes a network, with ip(8)")
     command = [*network, sys.executable, "-c", IS_HERE, *here, *others]
-    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split() == here
+    assert (
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        == here
+    )
