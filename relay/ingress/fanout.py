@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import Expansion
-from relay.ingress.forwarding import ExpandedRecipients
+from relay.ingress.forwarding import LENDS, ExpandedRecipients
 from relay.journeys.events import Event, Step
 from relay.mailbox.types import WellKnown
 from relay.message.envelope import Client, ForwardPath, Notify
@@ -130,16 +130,16 @@ def fan_out(
     examinations: Sequence[RoutingResult],
     verdict: Verdict,
     *,
-    examine: Callable[[str, str, bool], RoutingResult],
+    examine: Callable[[AddedRecipient, str, str], RoutingResult],
     expand: Callable[[str], Expansion | None],
-    sender_of: Callable[[str, str, bool], str],
+    sender_of: Callable[[str, str, AddedRecipient | None], str],
     answers_discarded: str = "",
     times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
     """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
-    `sender_of` returns the sender of what an alias or, with True, a quarantine sends outside, ""
-    for that of the message. With `answers_discarded`, the reason, answers to reports are discarded.
-    `times` are those of holds.
+    `sender_of` returns the sender of what an alias or a rule sends outside, "" for that of the
+    message. With `answers_discarded`, the reason, answers to reports are discarded. `times` are
+    those of holds. A recipient is rejected whose redirect may send nothing outside (LENDS).
 
     There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
     in the same order: rules do not see invalid recipients.
@@ -147,6 +147,12 @@ def fan_out(
     buckets: dict[_Key, list[NewRecipient]] = {}
     key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
+    additions = [
+        (addition, address, forwarded_by, examine(addition, address, forwarded_by))
+        for addition, address, forwarded_by in _additions(verdict, expand)
+    ]
+    lent = {_copy(one, one.address) for one, *_, found in additions if found == LENDS}
+    lent -= {_copy(one, one.address) for one, *_, found in additions if found != LENDS}
     verdicts = iter(verdict.recipients)
     for path, position, forwarded_by, found in zip(
         recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
@@ -162,16 +168,18 @@ def fan_out(
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))
                 continue
-        if (final_state := _final_state(start, decided)) is not None:
+        is_redirect = decided.action is VerdictAction.REDIRECT
+        if is_redirect and lent.issuperset(_copy(decided, each) for each in decided.successors):
+            final.append(_failed(start, LENDS.status, LENDS.text))
+        elif (final_state := _final_state(start, decided)) is not None:
             final.append(final_state)
         else:
             key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(start)
     copies = AddedCopies(each.path.address for bucket in buckets.values() for each in bucket)
-    for addition, address, forwarded_by in _additions(verdict, expand):
+    for addition, address, forwarded_by, found in additions:
         if not copies.needs(address, addition):
             continue
-        found = examine(address, forwarded_by, bool(forwarded_by))
         added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))
@@ -185,6 +193,11 @@ def fan_out(
         final_recipients=tuple(final),
         aliases=recipients.aliases,
     )
+
+
+def _copy(one: RecipientVerdict | AddedRecipient, address: str) -> tuple[str, str, str]:
+    """Return what a redirect and the copy that it adds for an address have in common."""
+    return one.rule, one.tenant, address
 
 
 def examined_recipients(
@@ -274,7 +287,7 @@ def _key(
     decided: RecipientVerdict | AddedRecipient,
     *,
     forwarded_by: str,
-    sender_of: Callable[[str, str, bool], str],
+    sender_of: Callable[[str, str, AddedRecipient | None], str],
     times: HoldTimes,
 ) -> _Key:
     """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
@@ -289,11 +302,10 @@ def _key(
         next_hop, chosen, forwarded_by = LOCAL, False, ""
     else:
         next_hop, chosen = examination.next_hop, examination.chosen
-    is_hidden = isinstance(decided, AddedRecipient) and decided.is_quarantine and not is_local
-    if not (is_hidden or forwarded_by or examination.held or chosen or hold or folder):
+    added = decided if isinstance(decided, AddedRecipient) and not is_local else None
+    sender = sender_of(forwarded_by, address, added) if forwarded_by or added else ""
+    if not (sender or forwarded_by or examination.held or chosen or hold or folder):
         return next_hop, content, NO_EXTRA
-    is_other = bool(forwarded_by or is_hidden)
-    sender = sender_of(forwarded_by, address, is_hidden) if is_other else ""
     extra = EntryExtra(
         chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
         until_us=examination.held_until_us, folder=folder,
