@@ -46,6 +46,8 @@ def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "
 class Rules:
     """Rejects the given addresses; `additions` and `fault` as given."""
 
+    tenants: dict[str, object] = {}
+
     def identity(self, *_):
         return None
 
