@@ -46,14 +46,12 @@ def envelope(*addresses: str, sender: str = "alice@example.test", envid: str = "
 class Rules:
     """Rejects the given addresses; `additions` and `fault` as given."""
 
-    tenants: dict[str, object] = {}
-
     def identity(self, *_):
         return None
 
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
         self.rejected, self.additions, self.fault = rejected, additions, fault
-        self.evaluated = None
+        self.evaluated, self.tenants = None, {}
 
     def begin(self, subject):
         self.evaluated = subject
