@@ -48,6 +48,7 @@ from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 _NEVER = frozenset({Notify.NEVER})
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
+_Copy = tuple[str, str, str]  # that a rule adds: the rule, for whose recipients, the address
 
 
 class HoldTimes(Struct, frozen=True):
@@ -137,9 +138,8 @@ def fan_out(
     times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
     """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
-    `sender_of` returns the sender of what an alias or a rule sends outside, "" for that of the
-    message. With `answers_discarded`, the reason, answers to reports are discarded. `times` are
-    those of holds. A recipient is rejected whose redirect may send nothing outside (LENDS).
+    `sender_of` returns the sender of what an alias or a rule sends, "" for that of the message.
+    With `answers_discarded`, the reason, answers to reports are discarded. `times` are for holds.
 
     There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
     in the same order: rules do not see invalid recipients.
@@ -147,12 +147,8 @@ def fan_out(
     buckets: dict[_Key, list[NewRecipient]] = {}
     key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
-    additions = [
-        (addition, address, forwarded_by, examine(addition, address, forwarded_by))
-        for addition, address, forwarded_by in _additions(verdict, expand)
-    ]
-    lent = {_copy(one, one.address) for one, *_, found in additions if found == LENDS}
-    lent -= {_copy(one, one.address) for one, *_, found in additions if found != LENDS}
+    additions = [(*each, examine(*each)) for each in _additions(verdict, expand)]
+    refused = _refused(additions)
     verdicts = iter(verdict.recipients)
     for path, position, forwarded_by, found in zip(
         recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
@@ -168,10 +164,7 @@ def fan_out(
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))
                 continue
-        is_redirect = decided.action is VerdictAction.REDIRECT
-        if is_redirect and lent.issuperset(_copy(decided, each) for each in decided.successors):
-            final.append(_failed(start, LENDS.status, LENDS.text))
-        elif (final_state := _final_state(start, decided)) is not None:
+        if (final_state := _final_state(start, decided, refused)) is not None:
             final.append(final_state)
         else:
             key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
@@ -195,9 +188,15 @@ def fan_out(
     )
 
 
-def _copy(one: RecipientVerdict | AddedRecipient, address: str) -> tuple[str, str, str]:
-    """Return what a redirect and the copy that it adds for an address have in common."""
-    return one.rule, one.tenant, address
+def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
+    """Return the copies that rules add of which none may leave."""
+    found = {((one.rule, one.tenant, one.address), it == LENDS) for one, *_, it in additions}
+    return {copy for copy, is_lent in found if is_lent and (copy, False) not in found}
+
+
+def _copies_of(redirected: RecipientVerdict) -> Iterator[_Copy]:
+    for address in redirected.successors:
+        yield redirected.rule, redirected.tenant, address
 
 
 def examined_recipients(
@@ -255,7 +254,9 @@ def reported_recipient(recipient: NewRecipient, rule: str) -> ReportedRecipient:
     return ReportedRecipient(recipient.path, evidence, added_by=recipient.added_by, rule=rule)
 
 
-def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:
+def _final_state(
+    start: NewRecipient, verdict: RecipientVerdict, refused: set[_Copy]
+) -> NewRecipient | None:
     """Return the recipient in its final state, or None if it is to be delivered."""
     match verdict.action:
         case VerdictAction.DELIVER:
@@ -264,6 +265,8 @@ def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient
             return _failed(start, verdict.status, own_reply(verdict.status, verdict.text))
         case VerdictAction.DISCARD:
             return _discarded(start)
+        case VerdictAction.REDIRECT if refused.issuperset(_copies_of(verdict)):
+            return _failed(start, LENDS.status, LENDS.text)
         case VerdictAction.REDIRECT:
             return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
         case VerdictAction.QUARANTINE:  # RFC 3463 3.2
