@@ -53,7 +53,14 @@ from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.tls_policy import REQUIRETLS, TlsDemand
-from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
+from relay.message.verdict import (
+    AddedRecipient,
+    ExaminedMessage,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
 from relay.milter.filters import FilterSession, MilterSet
 from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.explanation import RulesExplained, explain
@@ -273,7 +280,9 @@ class Explainer:
                 ]
                 copies = set(addresses).difference(verdict.successors)
                 targets = [
-                    await self._target(each, sender, question, is_copy=each in copies)
+                    await self._target(
+                        AddedRecipient(each, verdict.rule), sender, question, is_copy=each in copies
+                    )
                     | _held(verdict.hold)
                     for each in dict.fromkeys(addresses)
                 ]
@@ -294,11 +303,15 @@ class Explainer:
         return route | await self._destination(chosen) | _held(hold)
 
     async def _target(
-        self, address: str, sender: _Sender, question: Question, *, is_copy: bool
+        self, added: AddedRecipient, sender: _Sender, question: Question, *, is_copy: bool
     ) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
-        found = self._examine(address, sender, question, is_copy=is_copy)
-        document = self._document(address, sender, found)
+        asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
+        found = self.forwarding.examiner_of_added(
+            lambda one, *_: self._examine(one, sender, question, is_copy=is_copy),
+            asked, self.rules().tenants, trusted=sender.is_trusted,
+        )(added, added.address, "")  # fmt: skip
+        document = self._document(added.address, sender, found)
         if isinstance(found, InvalidRecipient):
             return document
         return document | await self._destination(found)

@@ -114,6 +114,7 @@ class AddedRecipient(Struct, frozen=True):
     hold: Hold | None = None
     is_quarantine: bool = False
     tenant: str = ""  # of the recipients for whose copies it was added, as in RecipientVerdict
+    acted_for: str = ""  # the first recipient for whom the rule acted, if possible a local one
 
 
 class RuleMail(Struct, frozen=True):

@@ -92,6 +92,7 @@ class HopOptions(Struct, frozen=True):
     rate: str = ""  # COUNT/SECONDS; "": that of [delivery]
     source_address: str = ""  # "": the system chooses
     requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
+    is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
 
 
 def parse_action(text: str) -> RouteAction:
@@ -137,6 +138,7 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
         rate=route.max_rate,
         source_address=route.source_address,
         requiretls=route.requiretls == "verified",
+        is_mx=isinstance(action, UseMx),
     )
 
 
@@ -302,7 +304,7 @@ class RouteTable:
         self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
         # returns whether a domain is local at another node
         self.is_of_other_store: Callable[[str], bool] = lambda _domain: False
-        self._default_options = HopOptions(TlsPolicy(tls))
+        self._default_options = HopOptions(TlsPolicy(tls), is_mx=True)
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
         self.named: dict[str, _TableRoute] = {}
