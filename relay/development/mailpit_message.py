@@ -28,6 +28,7 @@ from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.html_text import preview
 from relay.mime.read_header import (
+    STORED_FIELD_OCTETS_MAX,
     date_us_of,
     parse_header,
     read_addresses,
@@ -128,7 +129,10 @@ def body_of(kind: str, queue_id: str, octets: Octets) -> str | None:
 def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     row, fields = mail.row, parse_header(parts.header)
     people = {
-        shown: [{"Name": one.name, "Address": one.address} for one in read_addresses(fields, name)]
+        shown: [
+            {"Name": one.name, "Address": one.address}
+            for one in read_addresses(fields, name, octets_max=STORED_FIELD_OCTETS_MAX)
+        ]
         for shown, name in _ADDRESSES.items()
     }
     named = {own_mailbox(one["Address"]) for key in ("To", "Cc", "Bcc") for one in people[key]}

@@ -26,7 +26,7 @@ from relay.message.status import one_line
 from relay.mime.convert import ConversionError, ConvertedMessage
 from relay.mime.draft import read_private_block
 from relay.mime.dsn import ReportedRecipient, ReportKind
-from relay.mime.read_mime import read_message
+from relay.mime.read_header import parse_header, read_properties_of_header
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.outbox.ready_submissions import ReadySubmissions
@@ -293,7 +293,7 @@ def _unconverted(
     if block is not None and block.properties is not None:
         properties = block.properties
     elif read_mime:
-        properties = read_message(header).properties
+        properties = read_properties_of_header(parse_header(header), octets_max=None)
     addresses = (*properties.to, *properties.cc, *properties.bcc)
     is_whole = content.size == len(head)
     returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)
