@@ -151,7 +151,7 @@ def _reroute_targets(loaded: LoadedEntries, key: Key, to: RouteLookup) -> Rerout
         found = to(address, facts.reverse_path)
         if found is None or found.next_hop.kind is HopKind.CAPTURE:
             rejected.append(number)
-        elif found.next_hop.key == facts.next_hop:
+        elif found.next_hop.key == facts.next_hop and not facts.is_held_by(found):
             already.append(number)
         else:
             onward.setdefault(found, []).append(number)
@@ -409,8 +409,9 @@ class _EntryChanger:
         self, key: Key, facts: EntryFacts, to: Destination, *, retry_us: int | None
     ) -> None:
         """Let an entry wait at its new next hop, or be held there."""
-        is_held = facts.is_held_by(to)
-        self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
+        if is_held := facts.is_held_by(to):
+            retry_us = to.held_until_us or None
+        self._wait(key, facts, retry_us=retry_us, is_held=is_held)
         if is_held:
             self._note_hold(key, facts, to.held)
             detail = self._events.setdefault(key[0], self._new_detail())

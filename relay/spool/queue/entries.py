@@ -444,7 +444,7 @@ class EntryFacts(Struct, frozen=True):
         return self.extra.rule if self.extra is not None and is_held else ""
 
     def is_held_by(self, to: Destination) -> bool:
-        """Whether the routes hold it at a new next hop: not what was released before, and not what
+        """Whether the routes hold it at this next hop: not what was released before, and not what
         an operator sends there who has seen it captured.
         """
         if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
