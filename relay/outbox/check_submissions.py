@@ -1,8 +1,7 @@
 """Check pending submissions against their drafts, accounts and the submission log.
 
 The check leaves to pickup and to the start of a relay what they do, because they may run at the
-same time: like pickup, it moves only unreadable submissions to corrupt/. Raises OSError if a
-directory cannot be read. See docs/design.md 1.
+same time: it moves no submission. Raises OSError if a directory cannot be read. See docs/design.md 1.
 """
 
 import re
@@ -103,10 +102,10 @@ class SubmissionCheck:
                 fault = StoreFault(
                     StoreFindingKind.BROKEN_SUBMISSION,
                     path,
-                    "no private block",
+                    "a damaged record",
                     "the beginning of a draft",
                 )
-                self._repairer.handle(fault, self._repairer.move_to_corrupt(path))
+                self._repairer.handle(fault)
 
     def _check_accounts(self, submissions: list[_SubmissionFile]) -> None:
         for submission in submissions:

@@ -181,13 +181,13 @@ REPAIRED |= {name: ("damaged-index", sql(change)) for name, change in OF_INDEX.i
 REPORTED: dict[str, tuple[str, Damage]] = {  # once: it is moved, or another finding names it
     "broken draft": ("broken-draft", broken_draft),
     "truncated": ("truncated", truncated),
-    "broken submission": ("broken-submission", broken_submission),
 }
 REMAINING: dict[str, tuple[str, Damage]] = {
     "another's": ("owner", lambda on: os.chown(on.message("new"), 12345, 12345)),
     "everybody's": ("owner", lambda on: on.message("new").chmod(0o666)),
     "another's folder": ("owner", lambda on: os.chown(on.home / ".Sent/cur", 12345, 12345)),
     "everybody's folder": ("owner", lambda on: (on.home / ".Sent").chmod(0o777)),
+    "broken submission": ("broken-submission", broken_submission),  # pickup ends it
 }
 ALL = REPAIRED | REPORTED | REMAINING
 LEFT: dict[str, Damage] = {  # to a start, to the next write, or to whoever reads it
