@@ -1,7 +1,8 @@
 """Check pending submissions against their drafts, accounts and the submission log.
 
 The check leaves to pickup and to the start of a relay what they do, because they may run at the
-same time: it moves no submission. Raises OSError if a directory cannot be read. See docs/design.md 1.
+same time: it moves no submission. Raises OSError if a directory cannot be read.
+See docs/design.md 1.
 """
 
 import re
