@@ -52,7 +52,7 @@ def test_a_rule_is_seen_by_everyone_who_asks(relay):
         "Setup program",
     )
     assert one["recipients"] == ["ann@customer.example"]
-    text = "Attachments that run as programs are not accepted; share the file in another way"
+    text = "No programs, please"
     shown = (
         'refused 550 5.7.1 app@example.test -> ann@customer.example "Setup program"'
         f' (rule "no executables": {text})'

@@ -22,12 +22,11 @@ from msgspec import Struct
 
 from relay.base.clock import ID_LENGTH, id_time_us, rfc3339
 from relay.journeys.events import Event, Step
-from relay.journeys.message_list import matches_pattern
 from relay.message.address import pattern_forms, with_a_labels, with_u_labels
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.message.nexthop import Destination
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN
-from relay.spool.queue.holds import count_holds
+from relay.spool.queue.holds import count_holds, is_of_route
 from relay.spool.queue_commands import (
     Operation,
     QueueCommand,
@@ -269,7 +268,7 @@ class EntrySelection:
                 f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
                 [(*key, *self._values) for key in some],
             )
-            if not self._selector.route or _is_of_route(self._selector.route, *row[2:])
+            if not self._selector.route or is_of_route(self._selector.route, *row[2:])
         ]
 
     def _fetch_keys(self, tables: Tables) -> None:
@@ -388,7 +387,7 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
     if selector.client:  # as the row has it: HELO [ADDRESS]
         add("m.client", [one.format(like(selector.client)) for one in ("{} [%]", "% [{}]")])
-    if selector.route:  # which of these, _is_of_route() decides
+    if selector.route:  # which of these, is_of_route() decides
         conditions.append("(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')")
     for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
         if pattern:
@@ -399,15 +398,6 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
             )
             values += forms
     return " AND ".join(conditions), values
-
-
-def _is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
-    """Whether a route with such a name leads to the next hop, or holds the entry there."""
-    extra = readable_extra(extra_text)
-    reason = extra.reason if extra is not None else ""
-    holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
-    names = (next_hop.partition(" ")[2], holder)  # NextHop.key
-    return any(name and matches_pattern(pattern, name) for name in names)
 
 
 def _address_forms(pattern: str) -> list[str]:
