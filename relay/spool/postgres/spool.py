@@ -398,8 +398,10 @@ class PostgresSpool(SharedSpool):
         """SharedSpool.content_of."""
         return self._bodies.content_of(tables, name, row)
 
-    def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
-        found = super()._journey(tables, queue_id, times)
+    def _journey(
+        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
+    ) -> Journey | None:
+        found = super()._journey(tables, queue_id, times, added=added)
         return with_unheld_store(tables, found) if found is not None else None
 
     def last(self, tables: Any) -> int:
