@@ -261,7 +261,7 @@ def _write(message: EmailMessage, given: _Mail) -> None:
 
 
 def _message_id(headers: Mapping[str, str]) -> str:
-    """Return the field as it was given: what the email package makes of it depends on the version."""
+    """Return the field as given: what the email package makes of it depends on its version."""
     found = [(name, value) for name, value in headers.items() if name.lower() == "message-id"]
     if len(found) > 1 or not all(_MESSAGE_ID.fullmatch(value) for _, value in found):
         raise ValueError("Message-Id: expected one id without blanks")

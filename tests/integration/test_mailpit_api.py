@@ -348,7 +348,10 @@ def test_a_message_that_is_sent(relay: DevProcess) -> None:
         ({"Headers": {"X-A": "1\r\nX-B: 2"}}, "cannot be written"),
         ({"Headers": {"X A": "1"}}, "'X A'"),
         ({"Headers": {"Message-Id": "<a b@c>"}}, "Message-Id: expected one id"),
-        ({"Headers": {"Message-Id": "<a@b>", "message-id": "<c@d>"}}, "Message-Id: expected one id"),
+        (
+            {"Headers": {"Message-Id": "<a@b>", "message-id": "<c@d>"}},
+            "Message-Id: expected one id",
+        ),
         ({"Attachments": [{"Content": "?"}]}, "no base64"),
     ],
 )
