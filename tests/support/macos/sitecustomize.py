@@ -5,6 +5,7 @@ cannot show is how the kernel, the file systems and the compiled libraries of ma
 """
 
 import ctypes
+import ctypes.util  # as for Linux: Debian does not have what it reads on macOS
 import errno
 import os
 import select
