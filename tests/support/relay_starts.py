@@ -199,7 +199,13 @@ def _load(module: str) -> None:
         if not one.name.startswith(("relay.testing", "relay.__main__")):
             importlib.import_module(one.name)
     # What is loaded late, by a process that may be that of a user who cannot read Python's files.
-    late = ("importlib.readers", "re2", "dns._asyncio_backend", "uvicorn.lifespan.off")
+    late = (
+        "importlib.readers",
+        "importlib.resources._adapters",
+        "re2",
+        "dns._asyncio_backend",
+        "uvicorn.lifespan.off",
+    )
     for name in (*late, *(f"encodings.{one.name}" for one in _codecs())):
         with contextlib.suppress(ImportError):  # of another system
             importlib.import_module(name)
