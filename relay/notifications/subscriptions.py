@@ -9,11 +9,10 @@ them; what is dropped then, or was lost with the feed, is reported as `missed`.
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -35,7 +34,7 @@ from relay.mailbox.types import (
 )
 from relay.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError
 from relay.notifications.mailbox_watch import POLL_S, MailboxChanges
-from relay.notifications.sender import Post, Sender
+from relay.notifications.sender import Feed, Post, Sender
 from relay.notifications.subscription_file import Subscription, SubscriptionFile
 from relay.observe.logs import get_logger
 
@@ -85,7 +84,7 @@ class Subscriptions:
     def __post_init__(self) -> None:
         self._watch = MailboxChanges(self._changed, self.clock)
         self._all: dict[str, Subscription] = {}
-        self._feeds: dict[str, MessageFeed] = {}
+        self._feeds: dict[str, tuple[Feed, Feed]] = {}
         self._by_mailbox: dict[str, set[str]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._handshakes = ConcurrencyCounter()
@@ -100,15 +99,13 @@ class Subscriptions:
         StoreUnavailableError.
         """
         self._check_open()
-        return [
-            one for one in self._all.values() if one.creator == creator and self._is_active(one)
-        ]
+        return [one for one in self._all.values() if one.creator == creator and self.is_active(one)]
 
     def get(self, subscription_id: str, creator: str) -> Subscription:
         """Return a subscription of an account. Raises NoSubscriptionError, StoreError."""
         self._check_open()
         found = self._all.get(subscription_id)
-        if found is None or found.creator != creator or not self._is_active(found):
+        if found is None or found.creator != creator or not self.is_active(found):
             raise NoSubscriptionError
         return found
 
@@ -126,7 +123,7 @@ class Subscriptions:
         new = replace(new, id=_new_guid(), position=position)
         self._add(new)
         try:
-            await self._run(self.file.save, new, durable=True)
+            await self.threads.run(self.file.save, new, durable=True)
         except BaseException:
             self._forget(new)
             raise
@@ -158,24 +155,22 @@ class Subscriptions:
         if before is None:
             return None
         self._all[subscription_id] = after = replace(before, **changed)
-        await self._run(self.file.save, after, durable=durable)
+        await self.threads.run(self.file.save, after, durable=durable)
         return after
 
     async def report(self, one: Subscription, event: str, **changed: Any) -> None:
         """Send a lifecycle notification, if there is a URL for it; REMOVED also ends it."""
         _log.warning("lifecycle", what=event, subscription=one.id, mailbox=one.mailbox)
-        if not one.lifecycle_url:
-            if event == REMOVED:
-                await self.remove(one)
-            elif changed:
-                await self.change(one.id, durable=False, **changed)
-            return
         since_us = self.clock.queue_us()
-        after = await self.change(
+        await self.change(
             one.id, durable=True, lifecycle_event=event, lifecycle_since_us=since_us, **changed
         )
-        if after is not None:
-            self._wake_lifecycle(after)
+        self._wake([one.id])
+
+    def skip(self, subscription_id: str, position: str) -> None:
+        """Note that there is nothing to send up to a position; the next change stores it."""
+        if subscription_id in self._all:
+            self._all[subscription_id] = replace(self._all[subscription_id], position=position)
 
     def now(self, subscription_id: str) -> Subscription | None:
         """Return a subscription as it is now; None if it has been removed."""
@@ -211,9 +206,7 @@ class Subscriptions:
             while not self._is_open:
                 await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: after a fault
                 await self.open()
-            for one in self._all.values():
-                self.sender.wake(one.id, self._feeds[one.id])
-                self._wake_lifecycle(one)
+            self._wake(self._feeds)
             rounds = 0
             while True:
                 if not self._all:
@@ -244,19 +237,18 @@ class Subscriptions:
         expired = [one for one in self._all.values() if one.expires_us <= now_us]
         with suppress(StoreError):  # later
             await self._remove(expired)
-        for one in list(self._all.values()):
-            if self._is_active(one) and not self.may_read(one):
-                self.sender.wake(one.id, self._feeds[one.id])
+        active = [one for one in self._all.values() if self.is_active(one)]
+        self._wake([one.id for one in active if not self.may_read(one)])
 
     def _changed(self, mailbox: str) -> None:
-        for one in self._by_mailbox.get(mailbox, ()):
-            self.sender.wake(one, self._feeds[one])
+        self._wake(self._by_mailbox.get(mailbox, ()))
 
-    def _wake_lifecycle(self, one: Subscription) -> None:
-        if one.lifecycle_event:
-            self.sender.wake(f"{one.id} lifecycle", LifecycleFeed(self, one.id))
+    def _wake(self, ids: Iterable[str]) -> None:
+        for one in ids:
+            self.sender.wake(*self._feeds.get(one, ()))
 
-    def _is_active(self, one: Subscription) -> bool:
+    def is_active(self, one: Subscription) -> bool:
+        """Whether a subscription has not ended."""
         return one.lifecycle_event != REMOVED and one.expires_us > self.clock.time_us()
 
     async def _check_receiver(self, text: str, creator: str) -> None:
@@ -265,8 +257,7 @@ class Subscriptions:
         """
         url = self.client.read_url(text)
         running = self._handshakes
-        is_full = running.total >= HANDSHAKES_MAX
-        if is_full or not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX):
+        if not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX, in_all=HANDSHAKES_MAX):
             raise BusyError("Too many notification URLs are being validated; try again.")
         token = f"Validation: Testing client application reachability. Request-Id: {_new_guid()}"
         asked = url.with_query(f"validationToken={quote(token, safe='')}")
@@ -303,7 +294,7 @@ class Subscriptions:
 
     def _add(self, one: Subscription) -> None:
         self._all[one.id] = one
-        self._feeds[one.id] = MessageFeed(self, one.id)
+        self._feeds[one.id] = (_MessageFeed(self, one.id), _LifecycleFeed(self, one.id))
         self._by_mailbox.setdefault(one.mailbox, set()).add(one.id)
         self._added.set()
 
@@ -314,7 +305,7 @@ class Subscriptions:
         for one in removed:
             self._forget(one)
         try:
-            await self._run(self.file.remove, [one.id for one in removed])
+            await self.threads.run(self.file.remove, [one.id for one in removed])
         except StoreError:
             for one in removed:
                 self._add(one)
@@ -323,36 +314,28 @@ class Subscriptions:
     def _forget(self, one: Subscription) -> None:
         if self._all.pop(one.id, None) is None:
             return
-        del self._feeds[one.id]
+        self.sender.end(*self._feeds.pop(one.id))
         self._by_mailbox[one.mailbox].discard(one.id)
         if not self._by_mailbox[one.mailbox]:
             del self._by_mailbox[one.mailbox]
-        self.sender.end(one.id)
-        self.sender.end(f"{one.id} lifecycle")
-
-    async def _run(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
-        await asyncio.shield(self.threads.run(partial(function, *args, **options)))
 
 
-class MessageFeed:
-    """The notifications of one subscription (a Feed of the sender)."""
+class _SubscriptionFeed(Feed):
+    """What is sent of one subscription. Its URLs may have secrets, and are not logged."""
 
     def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
+        super().__init__(f"subscription {subscription_id}")
         self._owner = owner
         self._id = subscription_id
-        self._read_to = ""  # further than the stored position, without anything to send
 
-    @property
-    def name(self) -> str:
-        """See Feed: the URL may have a secret, and is not logged."""
-        return f"subscription {self._id}"
+
+class _MessageFeed(_SubscriptionFeed):
+    """The notifications of one subscription."""
 
     async def next_post(self) -> Post | None:
         """See Feed."""
         owner, one = self._owner, self._owner.now(self._id)
-        if one is None or one.lifecycle_event == REMOVED:
-            return None
-        if one.expires_us <= owner.clock.time_us():
+        if one is None or not owner.is_active(one):
             return None
         if not owner.may_read(one):
             await owner.report(one, REMOVED)
@@ -361,7 +344,7 @@ class MessageFeed:
             return await self._next_post(one)
 
     async def _next_post(self, one: Subscription) -> Post | None:
-        owner, position = self._owner, self._read_to or one.position
+        owner, position = self._owner, one.position
         found: list[dict[str, Any]] = []
         more = True
         while more and not found:
@@ -371,9 +354,8 @@ class MessageFeed:
                 )
             except StalePositionError:  # the index was made again: what happened is not known
                 position = (await owner.lists.changes(one.mailbox)).position
-                self._read_to = ""
                 await owner.report(one, MISSED, position=position, marks=())
-                continue
+                return None
             found = [
                 self._notification(one, kind, change.message_id, key=keys.get(change.message_id))
                 for change in page.changes
@@ -381,7 +363,7 @@ class MessageFeed:
             ]
             position, more = page.position, page.more
         if not found:
-            self._read_to = position
+            owner.skip(one.id, position)
             return None
         body = msgspec.json.encode({"value": found})
         return Post(owner.client.read_url(one.url), body, position, len(found))
@@ -400,7 +382,6 @@ class MessageFeed:
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
-        self._read_to = ""
         await self._owner.change(self._id, durable=False, position=post.position, marks=())
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
@@ -409,24 +390,20 @@ class MessageFeed:
         if one is None:
             return 0
         now_us = owner.clock.queue_us()
-        try:
-            async with owner.lock(one.mailbox), owner.reads:
-                waiting, end = await self._waiting(one)
-        except StalePositionError:
-            return 0  # next_post() reports it
-        marks = list(one.marks)
+        async with owner.lock(one.mailbox), owner.reads:
+            waiting, end = await self._waiting(one)
+        marks = one.marks
         if not marks or marks[-1][0] <= now_us - _MARK_US:
-            marks.append((now_us, end))
-        drop_to = waiting[-WAITING_MAX - 1] if len(waiting) > WAITING_MAX else 0
-        while marks and marks[0][0] <= now_us - RETRY_US:
-            drop_to = max(drop_to, _sequence(marks.pop(0)[1]))
+            marks = (*marks, (now_us, end))
+        old = [_sequence(at) for since_us, at in marks if since_us <= now_us - RETRY_US]
+        drop_to = max([*waiting[:-WAITING_MAX][-1:], *old], default=0)
         dropped = sum(sequence <= drop_to for sequence in waiting)
-        if not dropped:
-            await owner.change(one.id, durable=False, marks=tuple(marks))
-            return 0
-        position = f"{end.rpartition('.')[0]}.{drop_to}"
-        self._read_to = ""
-        await owner.report(one, MISSED, position=position, marks=tuple(marks))
+        marks = marks[len(old) :]
+        if dropped:
+            position = f"{end.rpartition('.')[0]}.{drop_to}"
+            await owner.report(one, MISSED, position=position, marks=marks)
+        else:
+            await owner.change(one.id, durable=False, marks=marks)
         return dropped
 
     async def _waiting(self, one: Subscription) -> tuple[Sequence[int], str]:
@@ -439,22 +416,16 @@ class MessageFeed:
         return waiting, position
 
 
-class LifecycleFeed:
-    """The lifecycle notification of one subscription that is still to be sent (a Feed)."""
-
-    def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
-        self._owner = owner
-        self._id = subscription_id
-
-    @property
-    def name(self) -> str:
-        """See Feed."""
-        return f"subscription {self._id}, lifecycle"
+class _LifecycleFeed(_SubscriptionFeed):
+    """The lifecycle notification of one subscription that is still to be sent."""
 
     async def next_post(self) -> Post | None:
         """See Feed."""
         one = self._owner.now(self._id)
         if one is None or not one.lifecycle_event:
+            return None
+        if not one.lifecycle_url:
+            await self._end(one.lifecycle_event)
             return None
         shown = {**_about(one, self._owner.tenant), "lifecycleEvent": one.lifecycle_event}
         body = msgspec.json.encode({"value": [shown]})
@@ -462,21 +433,24 @@ class LifecycleFeed:
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
-        one = self._owner.now(self._id)
-        if one is None or one.lifecycle_event != post.position:
-            return  # a later event
-        if one.lifecycle_event == REMOVED:
-            await self._owner.remove(one)
-        else:
-            await self._owner.change(one.id, durable=False, lifecycle_event="")
+        await self._end(post.position)
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
         one = self._owner.now(self._id)
         if one is None or self._owner.clock.queue_us() < one.lifecycle_since_us + RETRY_US:
             return 0
-        await self.sent(post)
+        await self._end(post.position)
         return 1
+
+    async def _end(self, event: str) -> None:
+        one = self._owner.now(self._id)
+        if one is None or one.lifecycle_event != event:
+            return  # a later event
+        if event == REMOVED:
+            await self._owner.remove(one)
+        else:
+            await self._owner.change(one.id, durable=False, lifecycle_event="")
 
 
 def _about(one: Subscription, tenant: str) -> dict[str, Any]:
