@@ -122,7 +122,7 @@ class Sender:
 
     async def _run(self, feed: Feed) -> None:
         failures = 0
-        while True:
+        while feed in self._running:
             feed.is_woken = feed.is_pausing = False
             why = await self._send_next(feed)
             if why:
@@ -139,7 +139,6 @@ class Sender:
                 failures = 0
             elif not feed.is_woken:
                 self._running.pop(feed, None)
-                return
 
     async def _send_next(self, feed: Feed) -> str | None:
         """Send the next post of a feed. Return why it failed, "" if it did not, None if there is

@@ -8,20 +8,18 @@ them; what is dropped then, or was lost with the feed, is reported as `missed`.
 
 import asyncio
 import math
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID
+from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
+from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import ConcurrencyCounter
 from relay.mailbox.message_lists import MessageLists
 from relay.mailbox.threads import ThreadPool
@@ -83,9 +81,8 @@ class Subscriptions:
 
     def __post_init__(self) -> None:
         self._watch = MailboxChanges(self._changed, self.clock)
-        self._all: dict[str, Subscription] = {}
-        self._feeds: dict[str, tuple[Feed, Feed]] = {}
-        self._by_mailbox: dict[str, set[str]] = {}
+        self._all: dict[str, _Subscriber] = {}
+        self._by_mailbox: dict[str, set[_Subscriber]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._handshakes = ConcurrencyCounter()
         self._is_open = False
@@ -99,15 +96,16 @@ class Subscriptions:
         StoreUnavailableError.
         """
         self._check_open()
-        return [one for one in self._all.values() if one.creator == creator and self.is_active(one)]
+        there = (held.one for held in self._all.values())
+        return [one for one in there if one.creator == creator and self.is_active(one)]
 
     def get(self, subscription_id: str, creator: str) -> Subscription:
         """Return a subscription of an account. Raises NoSubscriptionError, StoreError."""
         self._check_open()
         found = self._all.get(subscription_id)
-        if found is None or found.creator != creator or not self.is_active(found):
+        if found is None or found.one.creator != creator or not self.is_active(found.one):
             raise NoSubscriptionError
-        return found
+        return found.one
 
     async def create(self, new: Subscription) -> Subscription:
         """Validate the URLs of a new subscription, and store it durably.
@@ -120,7 +118,7 @@ class Subscriptions:
             await self._check_receiver(url, new.creator)
         position = (await self.lists.changes(new.mailbox)).position
         self._check_number(new)
-        new = replace(new, id=_new_guid(), position=position)
+        new = replace(new, id=str(uuid4()), position=position)
         self._add(new)
         try:
             await self.threads.run(self.file.save, new, durable=True)
@@ -151,30 +149,21 @@ class Subscriptions:
         self, subscription_id: str, *, durable: bool, **changed: Any
     ) -> Subscription | None:
         """Change a subscription as it is now, if it is still there. Raises StoreError."""
-        before = self._all.get(subscription_id)
-        if before is None:
+        if (held := self._all.get(subscription_id)) is None:
             return None
-        self._all[subscription_id] = after = replace(before, **changed)
+        held.one = after = replace(held.one, **changed)
         await self.threads.run(self.file.save, after, durable=durable)
         return after
 
-    async def report(self, one: Subscription, event: str, **changed: Any) -> None:
+    async def report(self, held: "_Subscriber", event: str, **changed: Any) -> None:
         """Send a lifecycle notification, if there is a URL for it; REMOVED also ends it."""
+        one = held.one
         _log.warning("lifecycle", what=event, subscription=one.id, mailbox=one.mailbox)
         since_us = self.clock.queue_us()
         await self.change(
             one.id, durable=True, lifecycle_event=event, lifecycle_since_us=since_us, **changed
         )
-        self._wake([one.id])
-
-    def skip(self, subscription_id: str, position: str) -> None:
-        """Note that there is nothing to send up to a position; the next change stores it."""
-        if subscription_id in self._all:
-            self._all[subscription_id] = replace(self._all[subscription_id], position=position)
-
-    def now(self, subscription_id: str) -> Subscription | None:
-        """Return a subscription as it is now; None if it has been removed."""
-        return self._all.get(subscription_id)
+        self._wake([held])
 
     def lock(self, mailbox: str) -> asyncio.Lock:
         """Return the lock with which a mailbox is read: its owner's queries need not wait."""
@@ -182,7 +171,7 @@ class Subscriptions:
 
     async def clear(self) -> None:
         """Remove all subscriptions, for the reset of a development relay. Raises StoreError."""
-        await self._remove(list(self._all.values()))
+        await self._remove([held.one for held in self._all.values()])
 
     def in_progress(self) -> str:
         """Say what is being sent, "" for nothing."""
@@ -206,7 +195,7 @@ class Subscriptions:
             while not self._is_open:
                 await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: after a fault
                 await self.open()
-            self._wake(self._feeds)
+            self._wake(self._all.values())
             rounds = 0
             while True:
                 if not self._all:
@@ -225,27 +214,25 @@ class Subscriptions:
             self._watch.close()
             await self.sender.close()
             self._is_open = False
-            await asyncio.to_thread(self._close)
-
-    def _close(self) -> None:
-        self.threads.close()
-        self.file.close()
+            await asyncio.to_thread(self.threads.close)
+            await asyncio.to_thread(self.file.close)
 
     async def _end_some(self) -> None:
-        """End what has expired, and what nobody may read any more."""
+        """End what has expired, and what nobody may read any more; go on with what failed."""
         now_us = self.clock.time_us()
-        expired = [one for one in self._all.values() if one.expires_us <= now_us]
+        all_ = [held.one for held in self._all.values()]
         with suppress(StoreError):  # later
-            await self._remove(expired)
-        active = [one for one in self._all.values() if self.is_active(one)]
-        self._wake([one.id for one in active if not self.may_read(one)])
+            await self._remove([one for one in all_ if one.expires_us <= now_us])
+        for held in self._all.values():
+            if held.one.lifecycle_event or not self.may_read(held.one):
+                self._wake([held])
 
     def _changed(self, mailbox: str) -> None:
         self._wake(self._by_mailbox.get(mailbox, ()))
 
-    def _wake(self, ids: Iterable[str]) -> None:
-        for one in ids:
-            self.sender.wake(*self._feeds.get(one, ()))
+    def _wake(self, there: Iterable["_Subscriber"]) -> None:
+        for held in there:
+            self.sender.wake(*held.feeds)
 
     def is_active(self, one: Subscription) -> bool:
         """Whether a subscription has not ended."""
@@ -259,7 +246,7 @@ class Subscriptions:
         running = self._handshakes
         if not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX, in_all=HANDSHAKES_MAX):
             raise BusyError("Too many notification URLs are being validated; try again.")
-        token = f"Validation: Testing client application reachability. Request-Id: {_new_guid()}"
+        token = f"Validation: Testing client application reachability. Request-Id: {uuid4()}"
         asked = url.with_query(f"validationToken={quote(token, safe='')}")
         try:
             with running.counted(creator):
@@ -268,10 +255,9 @@ class Subscriptions:
                     answer_bytes_max=_TOKEN_BYTES_MAX,
                 )  # fmt: skip
         except RequestFailedError as error:
-            if error.timed_out:
-                text = f"Subscription validation request timed out. {error}."
-                raise SubscriptionError(text) from None
-            raise SubscriptionError(f"Subscription validation request failed. {error}.") from None
+            how = "timed out" if error.timed_out else "failed"
+            text = f"Subscription validation request {how}. {error}."
+            raise SubscriptionError(text) from None
         if fault := _fault_of(answer, token):
             raise SubscriptionError(f"Subscription validation request failed. {fault}")
 
@@ -281,8 +267,8 @@ class Subscriptions:
 
     def _check_number(self, new: Subscription) -> None:
         """Raise SubscriptionError at a limit; an account leaves room for others in a mailbox."""
-        there = (self._all[one].creator for one in self._by_mailbox.get(new.mailbox, ()))
-        if sum(one == new.creator for one in there) >= PER_MAILBOX_MAX:
+        there = self._by_mailbox.get(new.mailbox, ())
+        if sum(held.one.creator == new.creator for held in there) >= PER_MAILBOX_MAX:
             raise SubscriptionError(
                 f"The account has {PER_MAILBOX_MAX} subscriptions to this mailbox, the maximum; "
                 "delete one."
@@ -293,9 +279,8 @@ class Subscriptions:
             )
 
     def _add(self, one: Subscription) -> None:
-        self._all[one.id] = one
-        self._feeds[one.id] = (_MessageFeed(self, one.id), _LifecycleFeed(self, one.id))
-        self._by_mailbox.setdefault(one.mailbox, set()).add(one.id)
+        self._all[one.id] = held = _Subscriber(self, one)
+        self._by_mailbox.setdefault(one.mailbox, set()).add(held)
         self._added.set()
 
     async def _remove(self, removed: Sequence[Subscription]) -> None:
@@ -312,21 +297,29 @@ class Subscriptions:
             raise
 
     def _forget(self, one: Subscription) -> None:
-        if self._all.pop(one.id, None) is None:
+        if (held := self._all.pop(one.id, None)) is None:
             return
-        self.sender.end(*self._feeds.pop(one.id))
-        self._by_mailbox[one.mailbox].discard(one.id)
+        self._by_mailbox[one.mailbox].discard(held)
         if not self._by_mailbox[one.mailbox]:
             del self._by_mailbox[one.mailbox]
+        self.sender.end(*held.feeds)
+
+
+class _Subscriber:
+    """A subscription as it is now, and what is sent of it."""
+
+    def __init__(self, owner: Subscriptions, one: Subscription) -> None:
+        self.one = one
+        self.feeds = (_MessageFeed(owner, self), _LifecycleFeed(owner, self))
 
 
 class _SubscriptionFeed(Feed):
     """What is sent of one subscription. Its URLs may have secrets, and are not logged."""
 
-    def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
-        super().__init__(f"subscription {subscription_id}")
+    def __init__(self, owner: Subscriptions, held: _Subscriber) -> None:
+        super().__init__(f"subscription {held.one.id}")
         self._owner = owner
-        self._id = subscription_id
+        self._held = held
 
 
 class _MessageFeed(_SubscriptionFeed):
@@ -334,11 +327,11 @@ class _MessageFeed(_SubscriptionFeed):
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        owner, one = self._owner, self._owner.now(self._id)
-        if one is None or not owner.is_active(one):
+        owner, one = self._owner, self._held.one
+        if not owner.is_active(one):
             return None
         if not owner.may_read(one):
-            await owner.report(one, REMOVED)
+            await owner.report(self._held, REMOVED)
             return None
         async with owner.lock(one.mailbox), owner.reads:
             return await self._next_post(one)
@@ -354,7 +347,7 @@ class _MessageFeed(_SubscriptionFeed):
                 )
             except StalePositionError:  # the index was made again: what happened is not known
                 position = (await owner.lists.changes(one.mailbox)).position
-                await owner.report(one, MISSED, position=position, marks=())
+                await owner.report(self._held, MISSED, position=position, marks=())
                 return None
             found = [
                 self._notification(one, kind, change.message_id, key=keys.get(change.message_id))
@@ -363,7 +356,7 @@ class _MessageFeed(_SubscriptionFeed):
             ]
             position, more = page.position, page.more
         if not found:
-            owner.skip(one.id, position)
+            self._held.one = replace(self._held.one, position=position)  # stored later
             return None
         body = msgspec.json.encode({"value": found})
         return Post(owner.client.read_url(one.url), body, position, len(found))
@@ -382,13 +375,11 @@ class _MessageFeed(_SubscriptionFeed):
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
-        await self._owner.change(self._id, durable=False, position=post.position, marks=())
+        await self._owner.change(self._held.one.id, durable=False, position=post.position, marks=())
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed: what has waited for four hours is dropped, and the oldest above 1,000."""
-        owner, one = self._owner, self._owner.now(self._id)
-        if one is None:
-            return 0
+        owner, one = self._owner, self._held.one
         now_us = owner.clock.queue_us()
         async with owner.lock(one.mailbox), owner.reads:
             waiting, end = await self._waiting(one)
@@ -401,7 +392,7 @@ class _MessageFeed(_SubscriptionFeed):
         marks = marks[len(old) :]
         if dropped:
             position = f"{end.rpartition('.')[0]}.{drop_to}"
-            await owner.report(one, MISSED, position=position, marks=marks)
+            await owner.report(self._held, MISSED, position=position, marks=marks)
         else:
             await owner.change(one.id, durable=False, marks=marks)
         return dropped
@@ -421,8 +412,8 @@ class _LifecycleFeed(_SubscriptionFeed):
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        one = self._owner.now(self._id)
-        if one is None or not one.lifecycle_event:
+        one = self._held.one
+        if not one.lifecycle_event:
             return None
         if not one.lifecycle_url:
             await self._end(one.lifecycle_event)
@@ -437,15 +428,14 @@ class _LifecycleFeed(_SubscriptionFeed):
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
-        one = self._owner.now(self._id)
-        if one is None or self._owner.clock.queue_us() < one.lifecycle_since_us + RETRY_US:
+        if self._owner.clock.queue_us() < self._held.one.lifecycle_since_us + RETRY_US:
             return 0
         await self._end(post.position)
         return 1
 
     async def _end(self, event: str) -> None:
-        one = self._owner.now(self._id)
-        if one is None or one.lifecycle_event != event:
+        one = self._held.one
+        if one.lifecycle_event != event:
             return  # a later event
         if event == REMOVED:
             await self._owner.remove(one)
@@ -456,15 +446,10 @@ class _LifecycleFeed(_SubscriptionFeed):
 def _about(one: Subscription, tenant: str) -> dict[str, Any]:
     """Return what each notification says of its subscription."""
     shown = {
-        "subscriptionId": one.id, "subscriptionExpirationDateTime": shown_time(one.expires_us),
+        "subscriptionId": one.id, "subscriptionExpirationDateTime": rfc3339(one.expires_us),
         "tenantId": tenant,
     }  # fmt: skip
     return shown | ({"clientState": one.client_state} if one.client_state else {})
-
-
-def shown_time(time_us: int) -> str:
-    """Return a time as Graph writes it."""
-    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _kind_of(change: Change, one: Subscription) -> str:
@@ -483,10 +468,6 @@ def _kind_of(change: Change, one: Subscription) -> str:
     elif change.kind is ChangeKind.MOVED:
         kind = "created"
     return kind if kind in one.change_types else ""
-
-
-def _new_guid() -> str:
-    return str(UUID(bytes=secrets.token_bytes(16), version=4))
 
 
 def _sequence(position: str) -> int:

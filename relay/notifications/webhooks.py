@@ -151,13 +151,9 @@ class _RunningWebhook:
         self._reads_from_s = 0.0
         self._reading = asyncio.Lock()
         self._fault = RepeatedError()
-        self.use(hook)
-        self.lanes = [_Lane(self, number) for number in range(LANES)]
-
-    def use(self, hook: Webhook) -> None:
-        """Have another secret, other events or accounts from now on."""
         self.hook, self.url = hook, read_url(hook.url, schemes=("https", "http"))
         self._accounts = Globs.of(hook.accounts)
+        self.lanes = [_Lane(self, number) for number in range(LANES)]
 
     @property
     def is_busy(self) -> bool:
@@ -288,23 +284,22 @@ class Webhooks:
     async def use(self, hooks: Sequence[Webhook]) -> None:
         """Have these webhooks from now on; what is known of others is forgotten."""
         async with self._turn:
-            before = self._running
-            self._running = {
-                hook.url: before.get(hook.url) or await self._begun(hook, self._kept.get(hook.url))
-                for hook in hooks
-            }
             for hook in hooks:
-                self._running[hook.url].use(hook)
-            for url in before.keys() - self._running.keys():
-                self.sender.end(*before[url].lanes)
+                one = self._running.get(hook.url)
+                if one is None or one.hook != hook:
+                    await self._begin(hook, one.cursor if one else self._kept.get(hook.url))
+            for url in self._running.keys() - {hook.url for hook in hooks}:
+                self.sender.end(*self._running.pop(url).lanes)
             await self._save()
-        self.changes.notify()  # run() need not look before there is one
+        self.changes.notify()  # run() does not look while there is none
 
-    async def _begun(self, hook: Webhook, cursor: EventCursor | None) -> _RunningWebhook:
+    async def _begin(self, hook: Webhook, cursor: EventCursor | None) -> None:
+        """Begin after a cursor, None: now; the webhook that had the URL ends."""
         made = _RunningWebhook(self, hook, cursor)
         with suppress(SpoolError, OSError):  # then it begins as soon as it can be read
             await made.begin()
-        return made
+        before, self._running[hook.url] = self._running.get(hook.url), made
+        self.sender.end(*(before.lanes if before else ()))
 
     def shown(self) -> list[dict[str, Any]]:
         """Return the webhooks for an operator."""
@@ -321,9 +316,8 @@ class Webhooks:
     async def replay(self, cursor: EventCursor, urls: Sequence[str]) -> None:
         """Go on from another cursor. Raises KeyError for a URL that is no webhook's."""
         async with self._turn:
-            for before in [self._running[url] for url in urls]:
-                self._running[before.hook.url] = await self._begun(before.hook, cursor)
-                self.sender.end(*before.lanes)
+            for hook in [self._running[url].hook for url in urls]:
+                await self._begin(hook, cursor)
             await self._save()
         self.changes.notify()
 
