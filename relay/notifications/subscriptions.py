@@ -125,7 +125,6 @@ class Subscriptions:
         except BaseException:
             self._forget(new)
             raise
-        await self._watch.look({new.mailbox: self.lists.folders.directory(new.mailbox)})
         return new
 
     async def renew(self, one: Subscription, **changed: Any) -> Subscription:
@@ -139,9 +138,19 @@ class Subscriptions:
             raise NoSubscriptionError
         return after
 
-    async def remove(self, one: Subscription) -> None:
-        """Remove a subscription, durably. Raises StoreError."""
-        await self._remove([one])
+    async def remove(self, *removed: Subscription) -> None:
+        """Remove subscriptions, durably. Raises StoreError.
+
+        They are forgotten first: what is stored of them after their removal would bring them back.
+        """
+        for one in removed:
+            self._forget(one)
+        try:
+            await self.threads.run(self.file.remove, [one.id for one in removed])
+        except StoreError:
+            for one in removed:
+                self._add(one)
+            raise
 
     # -- what the feeds do
 
@@ -171,7 +180,7 @@ class Subscriptions:
 
     async def clear(self) -> None:
         """Remove all subscriptions, for the reset of a development relay. Raises StoreError."""
-        await self._remove([held.one for held in self._all.values()])
+        await self.remove(*[held.one for held in self._all.values()])
 
     def in_progress(self) -> str:
         """Say what is being sent, "" for nothing."""
@@ -200,16 +209,15 @@ class Subscriptions:
             while True:
                 if not self._all:
                     self._watch.close()
-                    self._added.clear()
                     await self._added.wait()
-                self._watch.start()
+                self._added.clear()
                 if rounds % _RIGHTS_ROUNDS == 0:
                     await self._end_some()
                 rounds += 1
-                mailboxes = {one: self.lists.folders.directory(one) for one in self._by_mailbox}
-                await self._watch.look(mailboxes)
-                self._watch.keep(mailboxes)
-                await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: see mailbox_watch
+                directory = self.lists.folders.directory
+                await self._watch.look({one: directory(one) for one in self._by_mailbox})
+                # sleeps: see mailbox_watch
+                await self.clock.wait(self._added, POLL_S, slack_s=math.inf)
         finally:
             self._watch.close()
             await self.sender.close()
@@ -222,7 +230,7 @@ class Subscriptions:
         now_us = self.clock.time_us()
         all_ = [held.one for held in self._all.values()]
         with suppress(StoreError):  # later
-            await self._remove([one for one in all_ if one.expires_us <= now_us])
+            await self.remove(*[one for one in all_ if one.expires_us <= now_us])
         for held in self._all.values():
             if held.one.lifecycle_event or not self.may_read(held.one):
                 self._wake([held])
@@ -282,19 +290,6 @@ class Subscriptions:
         self._all[one.id] = held = _Subscriber(self, one)
         self._by_mailbox.setdefault(one.mailbox, set()).add(held)
         self._added.set()
-
-    async def _remove(self, removed: Sequence[Subscription]) -> None:
-        """Forget subscriptions first: what is stored of them after their removal would bring them
-        back.
-        """
-        for one in removed:
-            self._forget(one)
-        try:
-            await self.threads.run(self.file.remove, [one.id for one in removed])
-        except StoreError:
-            for one in removed:
-                self._add(one)
-            raise
 
     def _forget(self, one: Subscription) -> None:
         if (held := self._all.pop(one.id, None)) is None:
