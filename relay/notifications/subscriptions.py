@@ -86,7 +86,7 @@ class Subscriptions:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._handshakes = ConcurrencyCounter()
         self._is_open = False
-        self._added = asyncio.Event()
+        self._added = asyncio.Event()  # a mailbox that is not watched yet
         self.reads = asyncio.Semaphore(READS_MAX)
 
     # -- what clients do
@@ -184,7 +184,7 @@ class Subscriptions:
 
     def in_progress(self) -> str:
         """Say what is being sent, "" for nothing."""
-        count = self.sender.busy_count
+        count = self.sender.busy_count + self._added.is_set()
         return f"notifications that are read or sent: {count}" if count else ""
 
     # -- as long as the relay runs
@@ -210,12 +210,13 @@ class Subscriptions:
                 if not self._all:
                     self._watch.close()
                     await self._added.wait()
-                self._added.clear()
                 if rounds % _RIGHTS_ROUNDS == 0:
                     await self._end_some()
                 rounds += 1
-                directory = self.lists.folders.directory
-                await self._watch.look({one: directory(one) for one in self._by_mailbox})
+                mailboxes = {one: self.lists.folders.directory(one) for one in self._by_mailbox}
+                await self._watch.look(mailboxes)
+                if mailboxes.keys() == self._by_mailbox.keys():
+                    self._added.clear()
                 # sleeps: see mailbox_watch
                 await self.clock.wait(self._added, POLL_S, slack_s=math.inf)
         finally:
@@ -351,7 +352,7 @@ class _MessageFeed(_SubscriptionFeed):
             ]
             position, more = page.position, page.more
         if not found:
-            self._held.one = replace(self._held.one, position=position)  # stored later
+            self._held.one = replace(self._held.one, position=position)  # stored with the next post
             return None
         body = msgspec.json.encode({"value": found})
         return Post(owner.client.read_url(one.url), body, position, len(found))

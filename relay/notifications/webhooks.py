@@ -199,9 +199,8 @@ class _RunningWebhook:
         async with self._reading:
             if self.waiting or self._seen == owner.changes.count:
                 return
-            await asyncio.sleep(
-                self._reads_from_s - clock.real_s()
-            )  # real time: spares the machine
+            pause_s = self._reads_from_s - clock.real_s()
+            await asyncio.sleep(pause_s)  # real time: spares the machine
             seen, began_s = owner.changes.count, clock.real_s()
             try:
                 after = self._block_end or await self.begin()
