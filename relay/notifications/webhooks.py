@@ -157,8 +157,9 @@ class _RunningWebhook:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something may have happened that was not read yet, and nothing else waits."""
-        return self._seen != self._owner.changes.count and not self.waiting
+        """Whether something may have happened that was not read yet, and a lane can read it."""
+        is_pausing = all(lane.is_pausing for lane in self.lanes)
+        return self._seen != self._owner.changes.count and not self.waiting and not is_pausing
 
     def is_too_old(self, at_us: int) -> bool:
         """Whether an event is not worth another request."""
