@@ -342,9 +342,9 @@ class Webhooks:
             if now_s - saved_s >= _SAVE_S:
                 saved_s = now_s
                 await self._save()
+            poll_s = _POLL_S if self._running else None
             with suppress(TimeoutError):
-                # real time: a file has no notification
-                async with asyncio.timeout(_POLL_S if self._running else None):
+                async with asyncio.timeout(poll_s):  # real time: a file has no notification
                     await self.changes.wait_beyond(seen)
             await asyncio.sleep(pause_after(0))  # real time: spares the machine
 
