@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from relay.base.clock import rfc3339
 from relay.graph.graph_request import GraphRequest, find_mailbox, not_implemented, with_keys
 from relay.graph.json_values import (
     invalid_value,
@@ -29,7 +30,6 @@ from relay.notifications.subscriptions import (
     BusyError,
     NoSubscriptionError,
     SubscriptionError,
-    shown_time,
 )
 
 _PROPERTIES = (
@@ -208,7 +208,7 @@ def _shown(one: Subscription, select: Collection[str]) -> dict[str, Any]:
     known = {
         "id": one.id, "resource": one.resource, "changeType": ",".join(one.change_types),
         "notificationUrl": one.url, "lifecycleNotificationUrl": one.lifecycle_url or None,
-        "expirationDateTime": shown_time(one.expires_us), "creatorId": one.creator,
+        "expirationDateTime": rfc3339(one.expires_us), "creatorId": one.creator,
         "latestSupportedTlsVersion": one.tls_version,
     }  # fmt: skip
     return {name: known.get(name) for name in select or _PROPERTIES}

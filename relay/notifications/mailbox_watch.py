@@ -5,7 +5,7 @@ what has changed. Where inotify does not work (NFS, too many watches), the times
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,16 +35,6 @@ class MailboxChanges:
         self._watches: dict[int, tuple[str, Path]] = {}
         self._times: dict[str, Times] = {}
 
-    def start(self) -> None:
-        """Begin to read events, if it has not begun."""
-        if self._inotify is not None:
-            return
-        try:
-            self._inotify = INotify(nonblocking=True)
-        except (OSError, AttributeError, TypeError):  # the system has none
-            return
-        asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
-
     def close(self) -> None:
         """End all watches, and forget the mailboxes."""
         self._times.clear()
@@ -55,42 +45,42 @@ class MailboxChanges:
             self._inotify = None
 
     async def look(self, mailboxes: Mapping[str, Path]) -> None:
-        """Compare the times in these mailboxes with those of the last look, and watch them."""
+        """Compare the times in these mailboxes with those of the last look; watch them alone."""
+        self._open()
         before_us = self._clock.file_time_us()
         found = await asyncio.to_thread(
             lambda: {address: _times_of(path) for address, path in mailboxes.items()}
         )
+        for number, (address, path) in list(self._watches.items()):
+            if path not in found.get(address, ()):
+                self._unwatch(number)
         watched = {path for _, path in self._watches.values()}
+        before, self._times = self._times, found
         for address, times in found.items():
-            for path in times.keys() - watched if self._inotify is not None else ():
+            for path in times.keys() - watched:
                 self._watch(address, path, is_mailbox=path == mailboxes[address])
             is_recent = max(times.values(), default=0) > before_us * 1000 - _RECENT_NS
-            if is_recent or times != self._times.get(address):
-                self._times[address] = times
+            if is_recent or times != before.get(address):
                 self._on_change(address)
 
-    def keep(self, mailboxes: Collection[str]) -> None:
-        """Forget all others, and folders that are gone."""
-        self._times = {one: times for one, times in self._times.items() if one in mailboxes}
-        for number, (address, path) in list(self._watches.items()):
-            if path not in self._times.get(address, ()):
-                self._unwatch(number)
+    def _open(self) -> None:
+        """Begin to read events, if it has not begun."""
+        with suppress(OSError, AttributeError, TypeError):  # the system has none
+            if self._inotify is None:
+                self._inotify = INotify(nonblocking=True)
+                asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
 
     def _watch(self, address: str, path: Path, *, is_mailbox: bool) -> None:
-        assert self._inotify is not None
-        try:
-            number = self._inotify.add_watch(path, _MAILBOX if is_mailbox else _MESSAGES)
-        except OSError:
-            return  # a file, or one watch too many: its time is compared
-        self._watches[number] = (address, path)
+        with suppress(OSError):  # a file, or one watch too many: its time is compared
+            if self._inotify is not None:
+                number = self._inotify.add_watch(path, _MAILBOX if is_mailbox else _MESSAGES)
+                self._watches[number] = (address, path)
 
     def _unwatch(self, number: int) -> None:
         del self._watches[number]
-        try:
-            assert self._inotify is not None
-            self._inotify.rm_watch(number)
-        except OSError:
-            return  # the kernel removed it together with its directory
+        with suppress(OSError):  # the kernel removed it together with its directory
+            if self._inotify is not None:
+                self._inotify.rm_watch(number)
 
     def _read(self) -> None:
         """Report the mailboxes of the events that came."""

@@ -7,9 +7,8 @@ request failed or was slow share slots of their own: such a receiver delays no o
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -41,27 +40,29 @@ class Post(Struct, frozen=True):
     fields: Sequence[tuple[str, str]] = ()
 
 
-class Feed(Protocol):
+class Feed(ABC):
     """What one receiver gets. One method at a time is called; after a StoreError or UrlError it is
     tried again.
     """
 
-    @property
-    def name(self) -> str:
-        """Its name in the log."""
-        ...
+    def __init__(self, name: str) -> None:
+        """`name` is that of the receiver in the log."""
+        self.name = name
+        self.is_woken = False  # the sender looks for more before its task ends
+        self.is_pausing = False  # after a failure
+        self.is_slow = False  # the last request failed, or took longer than SLOW_S
 
+    @abstractmethod
     async def next_post(self) -> Post | None:
         """Return what is to be sent now, None if there is nothing."""
-        ...
 
+    @abstractmethod
     async def sent(self, post: Post) -> None:
         """Advance: the receiver answered with a 2xx. next_post() returns what follows."""
-        ...
 
+    @abstractmethod
     async def failed(self, post: Post, why: str) -> int:
         """Drop what is too old, after a failed request; return the number of notifications."""
-        ...
 
 
 class Sender:
@@ -75,66 +76,71 @@ class Sender:
         self._kind = kind
         self._posts = asyncio.Semaphore(POSTS_MAX)
         self._retries = asyncio.Semaphore(RETRIES_MAX)
-        self._running: dict[str, _RunningFeed] = {}
-        self._slow: set[str] = set()  # whose last request failed or took longer than SLOW_S
+        self._running: dict[Feed, asyncio.Task[None]] = {}
 
     @property
     def busy_count(self) -> int:
         """The number of feeds that are being read or sent now."""
-        return sum(not one.is_pausing for one in self._running.values())
+        return sum(not one.is_pausing for one in self._running)
 
-    def wake(self, key: str, feed: Feed) -> None:
-        """Look for something to send in a feed; it is known by `key`."""
-        running = self._running.get(key)
-        if running is None or running.task.done() or running.task.cancelling():
-            self._running[key] = running = _RunningFeed()
-            running.task = asyncio.create_task(self._run(running, key, feed))
-            # not by _run(), which does nothing if it is cancelled before it begins
-            running.task.add_done_callback(partial(self._forget, key, running))
-        else:
-            running.is_woken = True
+    def wake(self, *feeds: Feed) -> None:
+        """Look for something to send in each feed."""
+        for feed in feeds:
+            feed.is_woken = True
+            if feed not in self._running:
+                self._running[feed] = asyncio.create_task(self._run(feed))
 
-    def end(self, key: str) -> None:
+    def end(self, *feeds: Feed) -> None:
         """Send no more of a feed; what is being sent is cut off, but for the call that ends it."""
-        running = self._running.get(key)
-        if running is not None and running.task is not asyncio.current_task():
-            running.task.cancel()
-        self._slow.discard(key)
+        for feed in feeds:
+            task = self._running.pop(feed, None)
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
 
     async def close(self) -> None:
         """End all feeds."""
-        tasks = [one.task for one in self._running.values()]
-        for task in tasks:
-            task.cancel()
+        tasks = list(self._running.values())
+        self.end(*self._running)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _forget(self, key: str, ended: "_RunningFeed", _: object) -> None:
-        if self._running.get(key) is ended:
-            del self._running[key]
+    async def post(self, post: Post) -> tuple[int | None, str]:
+        """Send one request; return the status of the answer, None without one, and why the receiver
+        has not taken it, "" if it has.
+        """
+        try:
+            answer = await self._client.post(
+                post.url, post.body, timeout_s=POST_S, fields=post.fields
+            )
+        except RequestFailedError as error:
+            return None, str(error)
+        why = "" if answer.is_success else f"{post.url.authority} answered {answer.status}"
+        return answer.status, why
 
-    async def _run(self, running: "_RunningFeed", key: str, feed: Feed) -> None:
+    def count(self, result: str, count: int) -> None:
+        """Count notifications that were sent, failed or dropped."""
+        self._counter.labels(kind=self._kind, result=result).inc(count)
+
+    async def _run(self, feed: Feed) -> None:
         failures = 0
-        while True:
-            running.is_woken = False
-            why = await self._send_next(key, feed)
+        while feed in self._running:
+            feed.is_woken = feed.is_pausing = False
+            why = await self._send_next(feed)
             if why:
                 failures += 1
                 if failures == 1:
                     _log.warning("notifications wait", receiver=feed.name, reason=why)
                 pause_s = min(_PAUSE_S_MAX, _PAUSE_S * 2 ** min(failures - 1, 16))
                 spread = 1 + _JITTER * (2 * _RNG.random() - 1)
-                running.is_pausing = True
+                feed.is_pausing = True
                 await self._clock.sleep(pause_s * spread)  # sleeps: back-off
-                running.is_pausing = False
-                continue
-            if failures and why is not None:
-                _log.info("notifications go on", receiver=feed.name, failures=failures)
-            if why is not None:
+            elif why is not None:
+                if failures:
+                    _log.info("notifications go on", receiver=feed.name, failures=failures)
                 failures = 0
-            elif not running.is_woken:
-                return
+            elif not feed.is_woken:
+                self._running.pop(feed, None)
 
-    async def _send_next(self, key: str, feed: Feed) -> str | None:
+    async def _send_next(self, feed: Feed) -> str | None:
         """Send the next post of a feed. Return why it failed, "" if it did not, None if there is
         none.
         """
@@ -143,18 +149,17 @@ class Sender:
             post = await feed.next_post()
             if post is None:
                 return None
-            async with self._retries if key in self._slow else self._posts:
+            async with self._retries if feed.is_slow else self._posts:
                 began_s = loop.time()  # real time: a peer
-                self._slow.add(key)
-                why = await self._post(post)
+                feed.is_slow = True
+                _, why = await self.post(post)
                 took_s = loop.time() - began_s  # real time: a peer
-            if not why and took_s < SLOW_S:
-                self._slow.discard(key)
+            feed.is_slow = bool(why) or took_s >= SLOW_S
             if why:
-                self._count("failed", 1)
-                self._count("dropped", await feed.failed(post, why))
+                self.count("failed", 1)
+                self.count("dropped", await feed.failed(post, why))
             else:
-                self._count("sent", post.count)
+                self.count("sent", post.count)
                 await feed.sent(post)
         except (StoreError, UrlError) as error:
             return str(error)
@@ -162,26 +167,3 @@ class Sender:
             _log.exception("notifications failed", receiver=feed.name)
             return repr(error)
         return why
-
-    async def _post(self, post: Post) -> str:
-        """Return why the receiver has not taken a post, "" if it has."""
-        try:
-            answer = await self._client.post(
-                post.url, post.body, timeout_s=POST_S, fields=post.fields
-            )
-        except RequestFailedError as error:
-            return str(error)
-        return "" if answer.is_success else f"{post.url.authority} answered {answer.status}"
-
-    def _count(self, result: str, count: int) -> None:
-        self._counter.labels(kind=self._kind, result=result).inc(count)
-
-
-class _RunningFeed:
-    """A feed that is being sent; `is_woken`: look for more before the task ends."""
-
-    task: asyncio.Task[None]
-
-    def __init__(self) -> None:
-        self.is_woken = False
-        self.is_pausing = False  # after a failure

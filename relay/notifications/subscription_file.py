@@ -74,8 +74,7 @@ class SubscriptionFile:
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
             if not connection.pragma("user_version"):
                 with connection:
-                    connection.execute(_SCHEMA)
-                    connection.execute(f"PRAGMA user_version = {_VERSION}")
+                    connection.execute(f"{_SCHEMA}; PRAGMA user_version = {_VERSION}")
             fsync_path(self._path.parent)
             rows: list[Any] = connection.execute("SELECT value FROM subscription").fetchall()
             return [msgspec.msgpack.decode(value, type=Subscription) for (value,) in rows]
@@ -86,21 +85,20 @@ class SubscriptionFile:
         """Store a subscription. One that is not durable may be as it was before, after a loss of
         power: its notifications come again.
         """
-        self._write([(_SAVE, (one.id, msgspec.msgpack.encode(one)))], durable=durable)
+        self._write(_SAVE, [(one.id, msgspec.msgpack.encode(one))], durable=durable)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove subscriptions, durably."""
-        self._write([(_REMOVE, (one,)) for one in ids], durable=True)
+        self._write(_REMOVE, [(one,) for one in ids], durable=True)
 
-    def _write(self, rows: Sequence[tuple[str, tuple[str | bytes, ...]]], *, durable: bool) -> None:
+    def _write(self, sql: str, rows: Sequence[tuple[str | bytes, ...]], *, durable: bool) -> None:
         connection = self._connection
         if connection is None:
             raise OSError("the subscriptions are not open")
         try:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with connection:
-                for sql, values in rows:
-                    connection.execute(sql, values)
+                connection.executemany(sql, rows)
         except apsw.Error as error:
             raise OSError(str(error)) from error
 

@@ -8,21 +8,18 @@ them; what is dropped then, or was lost with the feed, is reported as `missed`.
 
 import asyncio
 import math
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID
+from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
+from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import ConcurrencyCounter
 from relay.mailbox.message_lists import MessageLists
 from relay.mailbox.threads import ThreadPool
@@ -35,7 +32,7 @@ from relay.mailbox.types import (
 )
 from relay.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError
 from relay.notifications.mailbox_watch import POLL_S, MailboxChanges
-from relay.notifications.sender import Post, Sender
+from relay.notifications.sender import Feed, Post, Sender
 from relay.notifications.subscription_file import Subscription, SubscriptionFile
 from relay.observe.logs import get_logger
 
@@ -84,13 +81,12 @@ class Subscriptions:
 
     def __post_init__(self) -> None:
         self._watch = MailboxChanges(self._changed, self.clock)
-        self._all: dict[str, Subscription] = {}
-        self._feeds: dict[str, MessageFeed] = {}
-        self._by_mailbox: dict[str, set[str]] = {}
+        self._all: dict[str, _Subscriber] = {}
+        self._by_mailbox: dict[str, set[_Subscriber]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._handshakes = ConcurrencyCounter()
         self._is_open = False
-        self._added = asyncio.Event()
+        self._added = asyncio.Event()  # a mailbox that is not watched yet
         self.reads = asyncio.Semaphore(READS_MAX)
 
     # -- what clients do
@@ -100,17 +96,16 @@ class Subscriptions:
         StoreUnavailableError.
         """
         self._check_open()
-        return [
-            one for one in self._all.values() if one.creator == creator and self._is_active(one)
-        ]
+        there = (held.one for held in self._all.values())
+        return [one for one in there if one.creator == creator and self.is_active(one)]
 
     def get(self, subscription_id: str, creator: str) -> Subscription:
         """Return a subscription of an account. Raises NoSubscriptionError, StoreError."""
         self._check_open()
         found = self._all.get(subscription_id)
-        if found is None or found.creator != creator or not self._is_active(found):
+        if found is None or found.one.creator != creator or not self.is_active(found.one):
             raise NoSubscriptionError
-        return found
+        return found.one
 
     async def create(self, new: Subscription) -> Subscription:
         """Validate the URLs of a new subscription, and store it durably.
@@ -123,14 +118,13 @@ class Subscriptions:
             await self._check_receiver(url, new.creator)
         position = (await self.lists.changes(new.mailbox)).position
         self._check_number(new)
-        new = replace(new, id=_new_guid(), position=position)
+        new = replace(new, id=str(uuid4()), position=position)
         self._add(new)
         try:
-            await self._run(self.file.save, new, durable=True)
+            await self.threads.run(self.file.save, new, durable=True)
         except BaseException:
             self._forget(new)
             raise
-        await self._watch.look({new.mailbox: self.lists.folders.directory(new.mailbox)})
         return new
 
     async def renew(self, one: Subscription, **changed: Any) -> Subscription:
@@ -144,9 +138,19 @@ class Subscriptions:
             raise NoSubscriptionError
         return after
 
-    async def remove(self, one: Subscription) -> None:
-        """Remove a subscription, durably. Raises StoreError."""
-        await self._remove([one])
+    async def remove(self, *removed: Subscription) -> None:
+        """Remove subscriptions, durably. Raises StoreError.
+
+        They are forgotten first: what is stored of them after their removal would bring them back.
+        """
+        for one in removed:
+            self._forget(one)
+        try:
+            await self.threads.run(self.file.remove, [one.id for one in removed])
+        except StoreError:
+            for one in removed:
+                self._add(one)
+            raise
 
     # -- what the feeds do
 
@@ -154,32 +158,21 @@ class Subscriptions:
         self, subscription_id: str, *, durable: bool, **changed: Any
     ) -> Subscription | None:
         """Change a subscription as it is now, if it is still there. Raises StoreError."""
-        before = self._all.get(subscription_id)
-        if before is None:
+        if (held := self._all.get(subscription_id)) is None:
             return None
-        self._all[subscription_id] = after = replace(before, **changed)
-        await self._run(self.file.save, after, durable=durable)
+        held.one = after = replace(held.one, **changed)
+        await self.threads.run(self.file.save, after, durable=durable)
         return after
 
-    async def report(self, one: Subscription, event: str, **changed: Any) -> None:
+    async def report(self, held: "_Subscriber", event: str, **changed: Any) -> None:
         """Send a lifecycle notification, if there is a URL for it; REMOVED also ends it."""
+        one = held.one
         _log.warning("lifecycle", what=event, subscription=one.id, mailbox=one.mailbox)
-        if not one.lifecycle_url:
-            if event == REMOVED:
-                await self.remove(one)
-            elif changed:
-                await self.change(one.id, durable=False, **changed)
-            return
         since_us = self.clock.queue_us()
-        after = await self.change(
+        await self.change(
             one.id, durable=True, lifecycle_event=event, lifecycle_since_us=since_us, **changed
         )
-        if after is not None:
-            self._wake_lifecycle(after)
-
-    def now(self, subscription_id: str) -> Subscription | None:
-        """Return a subscription as it is now; None if it has been removed."""
-        return self._all.get(subscription_id)
+        self._wake([held])
 
     def lock(self, mailbox: str) -> asyncio.Lock:
         """Return the lock with which a mailbox is read: its owner's queries need not wait."""
@@ -187,11 +180,11 @@ class Subscriptions:
 
     async def clear(self) -> None:
         """Remove all subscriptions, for the reset of a development relay. Raises StoreError."""
-        await self._remove(list(self._all.values()))
+        await self.remove(*[held.one for held in self._all.values()])
 
     def in_progress(self) -> str:
         """Say what is being sent, "" for nothing."""
-        count = self.sender.busy_count
+        count = self.sender.busy_count + self._added.is_set()
         return f"notifications that are read or sent: {count}" if count else ""
 
     # -- as long as the relay runs
@@ -211,52 +204,47 @@ class Subscriptions:
             while not self._is_open:
                 await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: after a fault
                 await self.open()
-            for one in self._all.values():
-                self.sender.wake(one.id, self._feeds[one.id])
-                self._wake_lifecycle(one)
+            self._wake(self._all.values())
             rounds = 0
             while True:
                 if not self._all:
                     self._watch.close()
-                    self._added.clear()
                     await self._added.wait()
-                self._watch.start()
                 if rounds % _RIGHTS_ROUNDS == 0:
                     await self._end_some()
                 rounds += 1
                 mailboxes = {one: self.lists.folders.directory(one) for one in self._by_mailbox}
                 await self._watch.look(mailboxes)
-                self._watch.keep(mailboxes)
-                await self.clock.sleep(POLL_S, slack_s=math.inf)  # sleeps: see mailbox_watch
+                if mailboxes.keys() == self._by_mailbox.keys():
+                    self._added.clear()
+                # sleeps: see mailbox_watch
+                await self.clock.wait(self._added, POLL_S, slack_s=math.inf)
         finally:
             self._watch.close()
             await self.sender.close()
             self._is_open = False
-            await asyncio.to_thread(self._close)
-
-    def _close(self) -> None:
-        self.threads.close()
-        self.file.close()
+            await asyncio.to_thread(self.threads.close)
+            await asyncio.to_thread(self.file.close)
 
     async def _end_some(self) -> None:
-        """End what has expired, and what nobody may read any more."""
+        """End what has expired, and what nobody may read any more; go on with what failed."""
         now_us = self.clock.time_us()
-        expired = [one for one in self._all.values() if one.expires_us <= now_us]
+        all_ = [held.one for held in self._all.values()]
         with suppress(StoreError):  # later
-            await self._remove(expired)
-        for one in list(self._all.values()):
-            if self._is_active(one) and not self.may_read(one):
-                self.sender.wake(one.id, self._feeds[one.id])
+            await self.remove(*[one for one in all_ if one.expires_us <= now_us])
+        for held in self._all.values():
+            if held.one.lifecycle_event or not self.may_read(held.one):
+                self._wake([held])
 
     def _changed(self, mailbox: str) -> None:
-        for one in self._by_mailbox.get(mailbox, ()):
-            self.sender.wake(one, self._feeds[one])
+        self._wake(self._by_mailbox.get(mailbox, ()))
 
-    def _wake_lifecycle(self, one: Subscription) -> None:
-        if one.lifecycle_event:
-            self.sender.wake(f"{one.id} lifecycle", LifecycleFeed(self, one.id))
+    def _wake(self, there: Iterable["_Subscriber"]) -> None:
+        for held in there:
+            self.sender.wake(*held.feeds)
 
-    def _is_active(self, one: Subscription) -> bool:
+    def is_active(self, one: Subscription) -> bool:
+        """Whether a subscription has not ended."""
         return one.lifecycle_event != REMOVED and one.expires_us > self.clock.time_us()
 
     async def _check_receiver(self, text: str, creator: str) -> None:
@@ -265,10 +253,9 @@ class Subscriptions:
         """
         url = self.client.read_url(text)
         running = self._handshakes
-        is_full = running.total >= HANDSHAKES_MAX
-        if is_full or not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX):
+        if not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX, in_all=HANDSHAKES_MAX):
             raise BusyError("Too many notification URLs are being validated; try again.")
-        token = f"Validation: Testing client application reachability. Request-Id: {_new_guid()}"
+        token = f"Validation: Testing client application reachability. Request-Id: {uuid4()}"
         asked = url.with_query(f"validationToken={quote(token, safe='')}")
         try:
             with running.counted(creator):
@@ -277,10 +264,9 @@ class Subscriptions:
                     answer_bytes_max=_TOKEN_BYTES_MAX,
                 )  # fmt: skip
         except RequestFailedError as error:
-            if error.timed_out:
-                text = f"Subscription validation request timed out. {error}."
-                raise SubscriptionError(text) from None
-            raise SubscriptionError(f"Subscription validation request failed. {error}.") from None
+            how = "timed out" if error.timed_out else "failed"
+            text = f"Subscription validation request {how}. {error}."
+            raise SubscriptionError(text) from None
         if fault := _fault_of(answer, token):
             raise SubscriptionError(f"Subscription validation request failed. {fault}")
 
@@ -290,8 +276,8 @@ class Subscriptions:
 
     def _check_number(self, new: Subscription) -> None:
         """Raise SubscriptionError at a limit; an account leaves room for others in a mailbox."""
-        there = (self._all[one].creator for one in self._by_mailbox.get(new.mailbox, ()))
-        if sum(one == new.creator for one in there) >= PER_MAILBOX_MAX:
+        there = self._by_mailbox.get(new.mailbox, ())
+        if sum(held.one.creator == new.creator for held in there) >= PER_MAILBOX_MAX:
             raise SubscriptionError(
                 f"The account has {PER_MAILBOX_MAX} subscriptions to this mailbox, the maximum; "
                 "delete one."
@@ -302,66 +288,52 @@ class Subscriptions:
             )
 
     def _add(self, one: Subscription) -> None:
-        self._all[one.id] = one
-        self._feeds[one.id] = MessageFeed(self, one.id)
-        self._by_mailbox.setdefault(one.mailbox, set()).add(one.id)
+        self._all[one.id] = held = _Subscriber(self, one)
+        self._by_mailbox.setdefault(one.mailbox, set()).add(held)
         self._added.set()
 
-    async def _remove(self, removed: Sequence[Subscription]) -> None:
-        """Forget subscriptions first: what is stored of them after their removal would bring them
-        back.
-        """
-        for one in removed:
-            self._forget(one)
-        try:
-            await self._run(self.file.remove, [one.id for one in removed])
-        except StoreError:
-            for one in removed:
-                self._add(one)
-            raise
-
     def _forget(self, one: Subscription) -> None:
-        if self._all.pop(one.id, None) is None:
+        if (held := self._all.pop(one.id, None)) is None:
             return
-        del self._feeds[one.id]
-        self._by_mailbox[one.mailbox].discard(one.id)
+        self._by_mailbox[one.mailbox].discard(held)
         if not self._by_mailbox[one.mailbox]:
             del self._by_mailbox[one.mailbox]
-        self.sender.end(one.id)
-        self.sender.end(f"{one.id} lifecycle")
-
-    async def _run(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
-        await asyncio.shield(self.threads.run(partial(function, *args, **options)))
+        self.sender.end(*held.feeds)
 
 
-class MessageFeed:
-    """The notifications of one subscription (a Feed of the sender)."""
+class _Subscriber:
+    """A subscription as it is now, and what is sent of it."""
 
-    def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
+    def __init__(self, owner: Subscriptions, one: Subscription) -> None:
+        self.one = one
+        self.feeds = (_MessageFeed(owner, self), _LifecycleFeed(owner, self))
+
+
+class _SubscriptionFeed(Feed):
+    """What is sent of one subscription. Its URLs may have secrets, and are not logged."""
+
+    def __init__(self, owner: Subscriptions, held: _Subscriber) -> None:
+        super().__init__(f"subscription {held.one.id}")
         self._owner = owner
-        self._id = subscription_id
-        self._read_to = ""  # further than the stored position, without anything to send
+        self._held = held
 
-    @property
-    def name(self) -> str:
-        """See Feed: the URL may have a secret, and is not logged."""
-        return f"subscription {self._id}"
+
+class _MessageFeed(_SubscriptionFeed):
+    """The notifications of one subscription."""
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        owner, one = self._owner, self._owner.now(self._id)
-        if one is None or one.lifecycle_event == REMOVED:
-            return None
-        if one.expires_us <= owner.clock.time_us():
+        owner, one = self._owner, self._held.one
+        if not owner.is_active(one):
             return None
         if not owner.may_read(one):
-            await owner.report(one, REMOVED)
+            await owner.report(self._held, REMOVED)
             return None
         async with owner.lock(one.mailbox), owner.reads:
             return await self._next_post(one)
 
     async def _next_post(self, one: Subscription) -> Post | None:
-        owner, position = self._owner, self._read_to or one.position
+        owner, position = self._owner, one.position
         found: list[dict[str, Any]] = []
         more = True
         while more and not found:
@@ -371,9 +343,8 @@ class MessageFeed:
                 )
             except StalePositionError:  # the index was made again: what happened is not known
                 position = (await owner.lists.changes(one.mailbox)).position
-                self._read_to = ""
-                await owner.report(one, MISSED, position=position, marks=())
-                continue
+                await owner.report(self._held, MISSED, position=position, marks=())
+                return None
             found = [
                 self._notification(one, kind, change.message_id, key=keys.get(change.message_id))
                 for change in page.changes
@@ -381,7 +352,7 @@ class MessageFeed:
             ]
             position, more = page.position, page.more
         if not found:
-            self._read_to = position
+            self._held.one = replace(self._held.one, position=position)  # stored with the next post
             return None
         body = msgspec.json.encode({"value": found})
         return Post(owner.client.read_url(one.url), body, position, len(found))
@@ -400,33 +371,26 @@ class MessageFeed:
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
-        self._read_to = ""
-        await self._owner.change(self._id, durable=False, position=post.position, marks=())
+        await self._owner.change(self._held.one.id, durable=False, position=post.position, marks=())
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed: what has waited for four hours is dropped, and the oldest above 1,000."""
-        owner, one = self._owner, self._owner.now(self._id)
-        if one is None:
-            return 0
+        owner, one = self._owner, self._held.one
         now_us = owner.clock.queue_us()
-        try:
-            async with owner.lock(one.mailbox), owner.reads:
-                waiting, end = await self._waiting(one)
-        except StalePositionError:
-            return 0  # next_post() reports it
-        marks = list(one.marks)
+        async with owner.lock(one.mailbox), owner.reads:
+            waiting, end = await self._waiting(one)
+        marks = one.marks
         if not marks or marks[-1][0] <= now_us - _MARK_US:
-            marks.append((now_us, end))
-        drop_to = waiting[-WAITING_MAX - 1] if len(waiting) > WAITING_MAX else 0
-        while marks and marks[0][0] <= now_us - RETRY_US:
-            drop_to = max(drop_to, _sequence(marks.pop(0)[1]))
+            marks = (*marks, (now_us, end))
+        old = [_sequence(at) for since_us, at in marks if since_us <= now_us - RETRY_US]
+        drop_to = max([*waiting[:-WAITING_MAX][-1:], *old], default=0)
         dropped = sum(sequence <= drop_to for sequence in waiting)
-        if not dropped:
-            await owner.change(one.id, durable=False, marks=tuple(marks))
-            return 0
-        position = f"{end.rpartition('.')[0]}.{drop_to}"
-        self._read_to = ""
-        await owner.report(one, MISSED, position=position, marks=tuple(marks))
+        marks = marks[len(old) :]
+        if dropped:
+            position = f"{end.rpartition('.')[0]}.{drop_to}"
+            await owner.report(self._held, MISSED, position=position, marks=marks)
+        else:
+            await owner.change(one.id, durable=False, marks=marks)
         return dropped
 
     async def _waiting(self, one: Subscription) -> tuple[Sequence[int], str]:
@@ -439,22 +403,16 @@ class MessageFeed:
         return waiting, position
 
 
-class LifecycleFeed:
-    """The lifecycle notification of one subscription that is still to be sent (a Feed)."""
-
-    def __init__(self, owner: Subscriptions, subscription_id: str) -> None:
-        self._owner = owner
-        self._id = subscription_id
-
-    @property
-    def name(self) -> str:
-        """See Feed."""
-        return f"subscription {self._id}, lifecycle"
+class _LifecycleFeed(_SubscriptionFeed):
+    """The lifecycle notification of one subscription that is still to be sent."""
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        one = self._owner.now(self._id)
-        if one is None or not one.lifecycle_event:
+        one = self._held.one
+        if not one.lifecycle_event:
+            return None
+        if not one.lifecycle_url:
+            await self._end(one.lifecycle_event)
             return None
         shown = {**_about(one, self._owner.tenant), "lifecycleEvent": one.lifecycle_event}
         body = msgspec.json.encode({"value": [shown]})
@@ -462,35 +420,32 @@ class LifecycleFeed:
 
     async def sent(self, post: Post) -> None:
         """See Feed."""
-        one = self._owner.now(self._id)
-        if one is None or one.lifecycle_event != post.position:
-            return  # a later event
-        if one.lifecycle_event == REMOVED:
-            await self._owner.remove(one)
-        else:
-            await self._owner.change(one.id, durable=False, lifecycle_event="")
+        await self._end(post.position)
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
-        one = self._owner.now(self._id)
-        if one is None or self._owner.clock.queue_us() < one.lifecycle_since_us + RETRY_US:
+        if self._owner.clock.queue_us() < self._held.one.lifecycle_since_us + RETRY_US:
             return 0
-        await self.sent(post)
+        await self._end(post.position)
         return 1
+
+    async def _end(self, event: str) -> None:
+        one = self._held.one
+        if one.lifecycle_event != event:
+            return  # a later event
+        if event == REMOVED:
+            await self._owner.remove(one)
+        else:
+            await self._owner.change(one.id, durable=False, lifecycle_event="")
 
 
 def _about(one: Subscription, tenant: str) -> dict[str, Any]:
     """Return what each notification says of its subscription."""
     shown = {
-        "subscriptionId": one.id, "subscriptionExpirationDateTime": shown_time(one.expires_us),
+        "subscriptionId": one.id, "subscriptionExpirationDateTime": rfc3339(one.expires_us),
         "tenantId": tenant,
     }  # fmt: skip
     return shown | ({"clientState": one.client_state} if one.client_state else {})
-
-
-def shown_time(time_us: int) -> str:
-    """Return a time as Graph writes it."""
-    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _kind_of(change: Change, one: Subscription) -> str:
@@ -509,10 +464,6 @@ def _kind_of(change: Change, one: Subscription) -> str:
     elif change.kind is ChangeKind.MOVED:
         kind = "created"
     return kind if kind in one.change_types else ""
-
-
-def _new_guid() -> str:
-    return str(UUID(bytes=secrets.token_bytes(16), version=4))
 
 
 def _sequence(position: str) -> int:

@@ -1,11 +1,11 @@
 """Webhooks: the events of journeys, posted to an operator's URLs and signed.
 
 A webhook is a cursor in the recorded events (relay/journeys/event_feed.py), which only a 2xx
-advances. It reads one block of events, gives each to one of its lanes by its message, and reads the
-next block when all lanes are done: the events of a message stay in order, those of others do not
-wait for its answers. The file of the cursors is written once in a second, so after a kill or a loss
-of power the events of about that second come again, with the same webhook-id. What waits for more
-than a day is dropped. Without webhooks nothing is read.
+advances. It has four lanes, and each message belongs to one: the events of a message stay in order,
+those of others do not wait for its answers. The lane that finds a block of events sent reads the
+next one. The file of the cursors is written once in a second, so after a kill or a loss of power
+the events of about that second come again, with the same webhook-id. What waits for more than a day
+is dropped. Without webhooks nothing is read.
 
 The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
 """
@@ -13,9 +13,10 @@ The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp,
 import asyncio
 import hmac
 from base64 import b64decode, b64encode
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -24,7 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.clock import Clock, SystemClock, rfc3339
-from relay.base.files import fsync_path
+from relay.base.files import replace_file
 from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import (
     EventBatch,
@@ -37,8 +38,8 @@ from relay.journeys.event_feed import (
 )
 from relay.journeys.events import RecordedEvent, Step
 from relay.message.web_url import read_url
-from relay.notifications.https_client import HttpsClient, RequestFailedError
-from relay.notifications.sender import POST_S, Post, Sender
+from relay.notifications.https_client import HttpsClient
+from relay.notifications.sender import Feed, Post, Sender
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.policy.globs import Globs
@@ -65,9 +66,9 @@ _log = get_logger("notifications")
 
 
 class _Waiting(Struct, frozen=True):
-    """An event that is still to be sent, with its place in the block and the cursor before it."""
+    """An event that is still to be sent, with its lane and the cursor before it."""
 
-    place: int
+    lane: int
     id: str
     body: bytes
     at_us: int
@@ -105,158 +106,137 @@ def event_names(recorded: RecordedEvent) -> set[str]:
     return names
 
 
-class _Lane:
-    """A Feed of the sender: some of the events of a webhook."""
+class _Lane(Feed):
+    """Some of the messages of a webhook, in their order."""
 
-    def __init__(self, owner: "_RunningWebhook") -> None:
+    def __init__(self, owner: "_RunningWebhook", number: int) -> None:
+        super().__init__(f"webhook {owner.url.authority}")  # the path of the URL may have a secret
         self._owner = owner
-        self.waiting: deque[_Waiting] = deque()
+        self._number = number
 
-    @property
-    def name(self) -> str:
-        """See Feed: the path of the URL may have a secret."""
-        return f"webhook {self._owner.url.authority}"
+    def _waiting(self) -> list[_Waiting]:
+        return [one for one in self._owner.waiting if one.lane == self._number]
 
     async def next_post(self) -> Post | None:
         """See Feed."""
-        return self._owner.post_of(self.waiting[0]) if self.waiting else None
+        await self._owner.read_on()
+        found = self._waiting()
+        return self._owner.post_of(found[0].id, found[0].body) if found else None
 
-    async def sent(self, post: Post) -> None:  # noqa: ARG002 - a Feed
+    async def sent(self, post: Post) -> None:
         """See Feed."""
-        self.waiting.popleft()
-        self._owner.advanced(failure="")
+        self._owner.advance({post.position}, failure="")
 
     async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
         """See Feed."""
-        dropped = 0
-        while self.waiting and self._owner.is_too_old(self.waiting[0].at_us):
-            self.waiting.popleft()
-            dropped += 1
-        if dropped:
-            _log.warning("events are dropped after a day", receiver=self.name, events=dropped)
-        self._owner.advanced(failure=why)
-        return dropped
+        old = {one.id for one in self._waiting() if self._owner.is_too_old(one.at_us)}
+        if old:
+            _log.warning("events are dropped after a day", receiver=self.name, events=len(old))
+        self._owner.advance(old, failure=why)
+        return len(old)
 
 
 class _RunningWebhook:
-    """One webhook: the task that reads for it, and its lanes."""
+    """One webhook: where it stands, and the block of events that its lanes send."""
 
     def __init__(self, owner: "Webhooks", hook: Webhook, cursor: EventCursor | None) -> None:
         self.cursor = cursor  # all before it was sent, or dropped; None: it begins now
         self.failure = ""  # why the last request failed
         self.failing_since_us = 0
-        self.lanes = [_Lane(self) for _ in range(LANES)]
+        self.waiting: list[_Waiting] = []  # what is left of the block
         self._owner = owner
-        self._block_end = EventCursor()
+        self._block_end: EventCursor | None = None  # None: it has not begun
         self._reported_to = 0
-        self._seen = -1  # changes
-        self._is_sent = asyncio.Event()  # all of the block
-        self._has_begun = False
-        self._task: asyncio.Task[None] | None = None
-        self.use(hook)
-
-    def use(self, hook: Webhook) -> None:
-        """Have another secret, other events or accounts from now on."""
+        self._seen = -1  # changes, when all was read
+        self._reads_from_s = 0.0
+        self._reading = asyncio.Lock()
+        self._fault = RepeatedError()
         self.hook, self.url = hook, read_url(hook.url, schemes=("https", "http"))
         self._accounts = Globs.of(hook.accounts)
+        self.lanes = [_Lane(self, number) for number in range(LANES)]
 
     @property
     def is_busy(self) -> bool:
-        """Whether something may have happened that was not read yet, and nothing else waits."""
-        return self._seen != self._owner.changes.count and not any(
-            lane.waiting for lane in self.lanes
-        )
+        """Whether something may have happened that was not read yet, and a lane can read it."""
+        is_pausing = all(lane.is_pausing for lane in self.lanes)
+        return self._seen != self._owner.changes.count and not self.waiting and not is_pausing
 
     def is_too_old(self, at_us: int) -> bool:
         """Whether an event is not worth another request."""
         age_us: int = self._owner.clock.time_us() - at_us
         return age_us >= KEEP_US
 
-    def post_of(self, event: _Waiting) -> Post:
+    def post_of(self, event_id: str, body: bytes) -> Post:
         """Return a request. It has the time of the machine: receivers compare it with theirs."""
         now_s = SystemClock().time_us() // 1_000_000
-        fields = signed_fields(self.hook.secret, event.id, event.body, now_s=now_s)
-        return Post(self.url, event.body, fields=tuple(fields.items()))
+        fields = signed_fields(self.hook.secret, event_id, body, now_s=now_s)
+        return Post(self.url, body, event_id, fields=tuple(fields.items()))
 
-    def advanced(self, *, failure: str) -> None:
-        """Note that a request has ended."""
+    def advance(self, ids: Collection[str], *, failure: str) -> None:
+        """Note how the last request ended, and which events need no other one."""
         if failure and not self.failure:
             self.failing_since_us = self._owner.clock.time_us()
         self.failure = failure
-        left = [lane.waiting[0] for lane in self.lanes if lane.waiting]
-        if left:
-            self.cursor = min(left, key=lambda one: one.place).before
-        else:
-            self.cursor = self._block_end
-            self._is_sent.set()
-        self._owner.is_changed.set()
+        self.waiting = [one for one in self.waiting if one.id not in ids]
+        self.cursor = self.waiting[0].before if self.waiting else self._block_end
 
-    async def start(self) -> None:
-        """Begin; where the spool cannot be read, as soon as it can."""
-        with suppress(SpoolError, OSError):
-            await self._begin()
-        self._task = asyncio.create_task(self._run(), name="webhook")
-
-    async def _begin(self) -> None:
+    async def begin(self) -> EventCursor:
         """Take the present as the beginning, unless there is one that this spool can have had."""
         now = await self._owner.feed.now()
         if self.cursor is None or self.cursor.sequence > now.sequence:
             self.cursor = now
-            self._owner.is_changed.set()
-        self._block_end, self._has_begun = self.cursor, True
+        self._block_end = self.cursor
+        return self.cursor
 
-    async def _run(self) -> None:
-        fault, clock = RepeatedError(), self._owner.clock
-        while True:
-            seen, began_s = self._owner.changes.count, clock.real_s()
-            try:
-                if not self._has_begun:
-                    await self._begin()
-                batch = await self._owner.feed.read(self._block_end, limit=_EVENTS_MAX)
-                cost_s = clock.real_s() - began_s
-                await self._send(batch)
-            except Exception as error:  # noqa: BLE001 - such as a database or a disk that is away
-                if fault.is_new(error):
-                    _log.warning("events not read", receiver=self.url.authority, error=repr(error))
-                for lane in self.lanes:
-                    lane.waiting.clear()  # the block comes again
-                await asyncio.sleep(_POLL_S)  # real time: the spool
-                continue
-            fault.clear()
-            self._seen = seen
-            if batch.is_complete:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_S):  # real time: a file has no notification
-                        await self._owner.changes.wait_beyond(seen)
-            pause_s = pause_after(cost_s)
+    def look(self) -> None:
+        """Look for events, unless some wait: after the last of them it is looked anyway."""
+        if not self.waiting:
+            self._seen = -1
+            self._owner.sender.wake(*self.lanes)
+
+    async def read_on(self) -> None:
+        """Read the next block of events, if the last one was sent and there may be more."""
+        owner, clock = self._owner, self._owner.clock
+        async with self._reading:
+            if self.waiting or self._seen == owner.changes.count:
+                return
+            pause_s = self._reads_from_s - clock.real_s()
             await asyncio.sleep(pause_s)  # real time: spares the machine
+            seen, began_s = owner.changes.count, clock.real_s()
+            try:
+                after = self._block_end or await self.begin()
+                batch = await owner.feed.read(after, limit=_EVENTS_MAX)
+            except (SpoolError, OSError) as error:
+                if self._fault.is_new(error):
+                    _log.warning("events not read", receiver=self.url.authority, error=repr(error))
+                return
+            self._fault.clear()
+            now_s = clock.real_s()
+            self._reads_from_s = now_s + pause_after(now_s - began_s)
+            self._seen = seen if batch.is_complete else -1
+            self._use_block(batch)
 
-    async def _send(self, batch: EventBatch) -> None:
-        """Send a block of events; return when each was sent or dropped."""
+    def _use_block(self, batch: EventBatch) -> None:
+        """Have the lanes send a block of events."""
         self._report_gap(batch)
         before, dropped = batch.after, 0
-        for place, (source, cursor, recorded) in enumerate(batch.events):
+        for source, cursor, recorded in batch.events:
+            at_us = recorded.event.at_us
             if not self._wants(recorded):
                 pass
-            elif self.failure and self.is_too_old(recorded.event.at_us):
+            elif self.failure and self.is_too_old(at_us):
                 dropped += 1
             else:
                 body = msgspec.json.encode(event_data(str(cursor), recorded))
-                name = _id_of(source, cursor, recorded.event.at_us)
                 key = (recorded.submission_id or recorded.queue_id or "").encode()
-                waiting = _Waiting(place, name, body, recorded.event.at_us, before)
-                self.lanes[crc32(key) % LANES].waiting.append(waiting)
+                event_id = _id_of(source, cursor, at_us)
+                self.waiting.append(_Waiting(crc32(key) % LANES, event_id, body, at_us, before))
             before = cursor
-        self._owner.count_dropped(dropped)
+        self._owner.sender.count("dropped", dropped)
         self._block_end = batch.cursor
-        self._is_sent.clear()
-        if not any(lane.waiting for lane in self.lanes):
-            if self.cursor != self._block_end:
-                self.advanced(failure=self.failure)
-            return
-        for lane in self.lanes:
-            self._owner.sender.wake(str(id(lane)), lane)
-        await self._is_sent.wait()
+        self.advance((), failure=self.failure)
+        if self.waiting or not batch.is_complete:
+            self._owner.sender.wake(*self.lanes)
 
     def _wants(self, recorded: RecordedEvent) -> bool:
         events = self.hook.events
@@ -269,16 +249,8 @@ class _RunningWebhook:
         is_removed = 0 < max(self._reported_to, batch.after.sequence) < batch.removed_to
         if batch.is_log_missing or is_removed:
             self._reported_to = max(batch.removed_to, 1)
-            self._owner.count_dropped(1)
+            self._owner.sender.count("dropped", 1)
             _log.warning("events were removed before the webhook had them", url=self.url.authority)
-
-    async def end(self) -> None:
-        """Send no more."""
-        for lane in self.lanes:
-            self._owner.sender.end(str(id(lane)))
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
 
 class Webhooks:
@@ -291,47 +263,43 @@ class Webhooks:
         """`file` keeps the cursors."""
         self.feed, self.changes, self.clock = feed, changes, clock
         self.sender = Sender(client, kind="webhook", clock=clock, metrics=metrics)
-        self.is_changed = asyncio.Event()  # a cursor
-        self._client = client
         self._file = file
-        self._dropped = metrics.notifications.labels(kind="webhook", result="dropped")
+        self._kept: dict[str, EventCursor] = {}  # what is in the file
+        self._writer = ThreadPoolExecutor(1, "webhooks")  # writes after a cancelled call in turn
+        self._fault = RepeatedError()
         self._running: dict[str, _RunningWebhook] = {}
         self._turn = asyncio.Lock()
-        self._writing: asyncio.Future[None] | None = None
 
     def in_progress(self) -> str:
         """Say whether something is being read or sent, "" if not."""
         count = self.sender.busy_count + sum(one.is_busy for one in self._running.values())
         return f"webhooks: {count}" if count else ""
 
-    def count_dropped(self, count: int) -> None:
-        """Count events that no request had, or none that was successful."""
-        self._dropped.inc(count)
-
     async def open(self, hooks: Sequence[Webhook]) -> None:
         """Begin: each where it was, a new one now. Raises OSError."""
         if hooks or self._file.exists():
-            cursors = await asyncio.to_thread(_read, self._file, now_us=self.clock.time_us())
-            await self.use(hooks, cursors)
+            self._kept = await asyncio.to_thread(_read, self._file, now_us=self.clock.time_us())
+            await self.use(hooks)
 
-    async def use(
-        self, hooks: Sequence[Webhook], cursors: Mapping[str, EventCursor] | None = None
-    ) -> None:
+    async def use(self, hooks: Sequence[Webhook]) -> None:
         """Have these webhooks from now on; what is known of others is forgotten."""
         async with self._turn:
-            urls = {hook.url for hook in hooks}
-            for url in self._running.keys() - urls:
-                await self._running.pop(url).end()
-                self.is_changed.set()
             for hook in hooks:
-                if hook.url in self._running:
-                    self._running[hook.url].use(hook)
-                else:
-                    await self._begin(hook, (cursors or {}).get(hook.url))
+                one = self._running.get(hook.url)
+                if one is None or one.hook != hook:
+                    await self._begin(hook, one.cursor if one else self._kept.get(hook.url))
+            for url in self._running.keys() - {hook.url for hook in hooks}:
+                self.sender.end(*self._running.pop(url).lanes)
+            await self._save()
+        self.changes.notify()  # run() does not look while there is none
 
     async def _begin(self, hook: Webhook, cursor: EventCursor | None) -> None:
-        self._running[hook.url] = made = _RunningWebhook(self, hook, cursor)
-        await made.start()
+        """Begin after a cursor, None: now; the webhook that had the URL ends."""
+        made = _RunningWebhook(self, hook, cursor)
+        with suppress(SpoolError, OSError):  # then it begins as soon as it can be read
+            await made.begin()
+        before, self._running[hook.url] = self._running.get(hook.url), made
+        self.sender.end(*(before.lanes if before else ()))
 
     def shown(self) -> list[dict[str, Any]]:
         """Return the webhooks for an operator."""
@@ -348,11 +316,10 @@ class Webhooks:
     async def replay(self, cursor: EventCursor, urls: Sequence[str]) -> None:
         """Go on from another cursor. Raises KeyError for a URL that is no webhook's."""
         async with self._turn:
-            hooks = [self._running[url].hook for url in urls]
-            for hook in hooks:
-                await self._running.pop(hook.url).end()
+            for hook in [self._running[url].hook for url in urls]:
                 await self._begin(hook, cursor)
-                self.is_changed.set()
+            await self._save()
+        self.changes.notify()
 
     async def test(self, urls: Sequence[str]) -> list[dict[str, Any]]:
         """Post an event named "test"; return what came of it for each URL. Raises KeyError."""
@@ -361,48 +328,47 @@ class Webhooks:
     async def _test(self, one: _RunningWebhook) -> dict[str, Any]:
         now_us = SystemClock().time_us()
         event = EventData(str(one.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None)
-        place = one.cursor or EventCursor()
-        waiting = _Waiting(0, f"test_{now_us}", msgspec.json.encode(event), now_us, place)
-        post = one.post_of(waiting)
-        try:
-            answer = await self._client.post(
-                post.url, post.body, timeout_s=POST_S, fields=post.fields
-            )
-        except RequestFailedError as error:
-            return {"url": one.hook.url, "status": None, "failure": str(error)}
-        failure = None if answer.is_success else f"{post.url.authority} answered {answer.status}"
-        return {"url": one.hook.url, "status": answer.status, "failure": failure}
+        post = one.post_of(f"test_{now_us}", msgspec.json.encode(event))
+        status, failure = await self.sender.post(post)
+        return {"url": one.hook.url, "status": status, "failure": failure or None}
 
     async def run(self) -> None:
-        """Keep the cursors, until cancelled."""
-        fault = RepeatedError()
+        """Look for events, and keep the cursors, until cancelled."""
+        saved_s = 0.0
         while True:
-            await self.is_changed.wait()
-            try:
+            seen, now_s = self.changes.count, self.clock.real_s()
+            for one in self._running.values():
+                one.look()
+            if now_s - saved_s >= _SAVE_S:
+                saved_s = now_s
                 await self._save()
-                fault.clear()
-            except OSError as error:
-                if fault.is_new(error):
-                    _log.warning("the cursors of webhooks are not kept", error=str(error))
-            await asyncio.sleep(_SAVE_S)  # real time: spares the disk
+            poll_s = _POLL_S if self._running else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(poll_s):  # real time: a file has no notification
+                    await self.changes.wait_beyond(seen)
+            await asyncio.sleep(pause_after(0))  # real time: spares the machine
 
     async def _save(self) -> None:
-        if self._writing is not None:  # of a task that was cancelled
-            await asyncio.wait([self._writing])
-        self.is_changed.clear()
         running = self._running.items()
-        cursors = {url: str(one.cursor) for url, one in running if one.cursor is not None}
-        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, self._file, cursors))
-        await asyncio.shield(self._writing)
+        cursors = {url: one.cursor for url, one in running if one.cursor is not None}
+        if cursors == self._kept:
+            return
+        octets = msgspec.json.encode({url: str(cursor) for url, cursor in cursors.items()})
+        write = partial(replace_file, self._file, octets, mode=0o600)  # URLs may have secrets
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        except OSError as error:
+            if self._fault.is_new(error):
+                _log.warning("the cursors of webhooks are not kept", error=str(error))
+        else:
+            self._kept = cursors
+            self._fault.clear()
 
     async def close(self) -> None:
-        """End all, and keep where they are."""
-        for one in self._running.values():
-            await one.end()
+        """End all, and keep where they are; what cannot be kept comes again."""
         await self.sender.close()
-        if self.is_changed.is_set():
-            with suppress(OSError):  # then some events come again
-                await self._save()
+        await self._save()
+        self._writer.shutdown()
 
 
 def _id_of(source: str, cursor: EventCursor, at_us: int) -> str:
@@ -424,12 +390,3 @@ def _read(file: Path, *, now_us: int) -> dict[str, EventCursor]:
     except (ValueError, msgspec.MsgspecError) as error:
         _log.error("webhooks begin now: their cursors are lost", file=str(file), error=str(error))
         return {}
-
-
-def _write(file: Path, cursors: Mapping[str, str]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.touch(0o600)  # URLs may have secrets
-    part.write_bytes(msgspec.json.encode(cursors))
-    fsync_path(part)
-    part.replace(file)
-    fsync_path(file.parent)

@@ -124,7 +124,8 @@ def test_restart_and_reload(receiver: WebhookReceiver) -> None:
         relay.start()
         mail("both")
         until("both have it", lambda: (of("/a"), of("/b")) == ([5, 6, 5, 6], [5, 6]))
-        relay.write_config(relay.config | {"webhook": [hook(receiver, "/b")]})
+        of_mail = hook(receiver, "/b", events=["policy", "delivery"])  # it goes on where it was
+        relay.write_config(relay.config | {"webhook": [of_mail]})
         assert relay.cli("reload").returncode == 0
         mail("only /b")
         until("/b has it", lambda: of("/b") == [5, 6, 5, 6])

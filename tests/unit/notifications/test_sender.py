@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -12,23 +11,21 @@ from relay.mailbox.types import StoreUnavailableError
 from relay.message.web_url import read_url
 from relay.notifications import sender as module
 from relay.notifications.https_client import LOOPBACK, Destinations, HttpsClient
-from relay.notifications.sender import Post, Sender
+from relay.notifications.sender import Feed, Post, Sender
 from relay.observe.metrics import Metrics
 from tests.support.receiver import Receiver
 
 HERE = Destinations(networks=LOOPBACK, plain=LOOPBACK, public=False)
 
 
-@dataclass
-class Numbers:
+class Numbers(Feed):
     """A feed of numbers; `until` is how many there are."""
 
-    url: str
-    until: int
-    at: int = 0
-    failures: list[str] = field(default_factory=list)
-    faults: list[Exception] = field(default_factory=list)
-    name: str = "numbers"
+    def __init__(self, url: str, until: int, *faults: Exception) -> None:
+        super().__init__("numbers")
+        self.url, self.until, self.at = url, until, 0
+        self.failures: list[str] = []
+        self.faults = list(faults)
 
     async def next_post(self) -> Post | None:
         if self.faults:
@@ -68,13 +65,13 @@ async def test_in_order_and_again_after_a_failure(sender: Sender) -> None:
     with Receiver() as receiver:
         feed = Numbers(receiver.url(), until=3)
         receiver.mode = "error"
-        sender.wake("a", feed)
+        sender.wake(feed)
         await until(lambda: len(feed.failures) >= 2)
         assert feed.failures[0].endswith("answered 500")
         receiver.mode = "good"
         await until(lambda: feed.at == 3)
         feed.until = 5
-        sender.wake("a", feed)
+        sender.wake(feed)
         await until(lambda: feed.at == 5)
     values = receiver.notifications
     assert set(values[: len(feed.failures)]) == {0}
@@ -86,7 +83,7 @@ async def test_what_comes_while_it_is_sent(sender: Sender) -> None:
         feed = Numbers(receiver.url(), until=1)
         for number in range(1, 30):
             feed.until = number
-            sender.wake("a", feed)
+            sender.wake(feed)
             await asyncio.sleep(0)
         await until(lambda: feed.at == 29)
     assert receiver.notifications == list(range(29))
@@ -100,14 +97,13 @@ async def test_many_that_are_down_delay_no_other(
     with Receiver() as receiver, Receiver() as silent:
         silent.mode = "stall"
         stalled = [Numbers(silent.url(), until=1) for _ in range(module.POSTS_MAX * 2)]
-        for number, feed in enumerate(stalled):
-            sender.wake(f"stalled {number}", feed)
+        sender.wake(*stalled)
         # each of them had one of the slots for POSTS_S at most, once
         await until(lambda: all(feed.failures for feed in stalled))
         monkeypatch.setattr(module, "POST_S", 60)  # and now for longer than the test waits
         await until(sender._retries.locked)
         good = Numbers(receiver.url(), until=20)
-        sender.wake("good", good)
+        sender.wake(good)
         await until(lambda: good.at == 20)
 
 
@@ -116,8 +112,8 @@ async def test_many_that_are_down_delay_no_other(
 )
 async def test_a_feed_that_cannot_be_read_is_tried_again(sender: Sender, fault: Exception) -> None:
     with Receiver() as receiver:
-        feed = Numbers(receiver.url(), until=1, faults=[fault])
-        sender.wake("a", feed)
+        feed = Numbers(receiver.url(), 1, fault)
+        sender.wake(feed)
         await until(lambda: feed.at == 1)
 
 
@@ -125,14 +121,14 @@ async def test_the_end_of_a_feed(sender: Sender) -> None:
     with Receiver() as receiver:
         receiver.mode = "error"
         feed = Numbers(receiver.url(), until=1)
-        sender.wake("a", feed)
+        sender.wake(feed)
         await until(lambda: feed.failures)
-        sender.end("a")
+        sender.end(feed)
         await until(lambda: not sender._running)
         known = len(receiver.requests)
         receiver.mode = "good"
         other = Numbers(receiver.url("/other"), until=5)
-        sender.wake("b", other)
+        sender.wake(other)
         await until(lambda: other.at == 5)
         assert {path for path, *_ in receiver.requests[known:]} == {"/other"}
 
@@ -149,7 +145,7 @@ async def test_back_off_in_the_relays_time() -> None:
     with Receiver() as receiver:
         receiver.mode = "error"
         feed = Numbers(receiver.url(), until=1)
-        sender.wake("a", feed)
+        sender.wake(feed)
         await settle()
         await clock.advance(3600, settle)
         # 1, 2, 4 ... 256 seconds are 9 tries and 511 s; then one each 300 s, with a spread of 10 %
@@ -167,17 +163,16 @@ async def test_many_that_are_slow_delay_no_other(
     monkeypatch.setattr(module, "SLOW_S", 0.0)
     with Receiver() as receiver, Receiver() as slow:
         feeds = [Numbers(slow.url(), until=1) for _ in range(module.POSTS_MAX)]
-        for number, feed in enumerate(feeds):
-            sender.wake(f"slow {number}", feed)
+        sender.wake(*feeds)
         await until(lambda: all(feed.at == 1 for feed in feeds) and not sender.busy_count)
         monkeypatch.setattr(module, "SLOW_S", 60.0)
         slow.mode = "stall"
-        for number, feed in enumerate(feeds):
+        for feed in feeds:
             feed.until = 2
-            sender.wake(f"slow {number}", feed)
+        sender.wake(*feeds)
         await until(sender._retries.locked)
         good = Numbers(receiver.url(), until=20)
-        sender.wake("good", good)
+        sender.wake(good)
         await until(lambda: good.at == 20)
         assert all(feed.at == 1 for feed in feeds)
         assert not any(feed.failures for feed in feeds)
@@ -186,12 +181,12 @@ async def test_many_that_are_slow_delay_no_other(
 async def test_a_feed_that_ends_before_it_begins(sender: Sender) -> None:
     with Receiver() as receiver:
         feed = Numbers(receiver.url(), until=1)
-        sender.wake("a", feed)
-        sender.end("a")
+        sender.wake(feed)
+        sender.end(feed)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert (sender.busy_count, feed.at) == (0, 0)
-        sender.wake("a", feed)
-        sender.end("a")
-        sender.wake("a", feed)
+        sender.wake(feed)
+        sender.end(feed)
+        sender.wake(feed)
         await until(lambda: feed.at == 1)
