@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +125,8 @@ def has_writers(descriptor: int) -> bool:
     read lease of it then (fcntl(2)). Also where the system or the disk has no leases.
     """
     try:
+        # who breaks a lease is announced by a signal, by default one that ends this process
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except (OSError, AttributeError):  # macOS

@@ -15,7 +15,7 @@ from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options
 from relay.cli.output import printable
-from relay.commands.mail_import import BadMailError, MailImport, find_mail
+from relay.commands.mail_import import BadMailError, FoundMail, MailImport, find_mail
 from relay.mailbox.folders import Folders, list_folders
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.types import Folder, NoSuchItemError
@@ -47,17 +47,25 @@ def import_mail(
     place = _mailbox(settings.mailboxes.root, mailbox, create=create, hint=hint)
     importing = MailImport(place, _folder(place, folder).path, hostname=settings.hostname)
     bad = 0
+
+    def pass_over(error: BadMailError) -> None:
+        nonlocal bad
+        bad += 1
+        _note(str(error))
+
+    def add(mail: FoundMail) -> None:
+        try:
+            importing.add(mail)
+        except BadMailError as error:
+            pass_over(error)
+
     try:
         for path in paths:
-            found = find_mail(path, _note)
-            while True:
-                try:
-                    importing.add(next(found))
-                except StopIteration:
-                    break
-                except BadMailError as error:
-                    bad += 1
-                    _note(str(error))
+            try:
+                for mail in find_mail(path, _note, pass_over):
+                    add(mail)
+            except BadMailError as error:
+                pass_over(error)
     finally:
         importing.finish()
     result = {"imported": importing.imported, "present": importing.present, "no_mail": bad}
@@ -73,7 +81,7 @@ def _note(text: str) -> None:
 def _said(importing: MailImport, bad: int) -> str:
     number = counted(importing.imported, "message")
     present = f", {importing.present} were there already" if importing.present else ""
-    return f"imported {number}{present}{f', {bad} were no mail' if bad else ''}"
+    return f"imported {number}{present}{f', passed over {bad}: no mail' if bad else ''}"
 
 
 def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") -> Path:

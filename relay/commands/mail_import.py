@@ -72,8 +72,17 @@ class FoundMail(Struct, frozen=True):
                 yield line
 
 
-def find_mail(path: Path, note: Callable[[str], object] = lambda _: None) -> Iterator[FoundMail]:
-    """Yield the messages of a file or directory; `note` gets what its user should know.
+def _raised(error: BadMailError) -> None:
+    raise error
+
+
+def find_mail(
+    path: Path,
+    note: Callable[[str], object] = lambda _: None,
+    pass_over: Callable[[BadMailError], object] = _raised,
+) -> Iterator[FoundMail]:
+    """Yield the messages of a file or directory; `note` gets what its user should know, `pass_over`
+    the files of a directory that are no mail.
 
     Raises BadMailError, OSError.
     """
@@ -91,7 +100,10 @@ def find_mail(path: Path, note: Callable[[str], object] = lambda _: None) -> Ite
             if one.is_symlink():
                 note(_left_out(one))
             else:
-                yield from _in_file(one, note)
+                try:
+                    yield from _in_file(one, note)
+                except BadMailError as error:
+                    pass_over(error)
 
 
 def _left_out(link: Path) -> str:

@@ -305,7 +305,8 @@ class _Writer(Struct, frozen=True):
         report = self.reports.get(report_id) if report_id else None
         # pickup writes its report into the mailbox itself
         if report_id is None or (report and report.state in ("delivered", "captured")):
-            return f"The {what} is in the Inbox of {to}."
+            place = "STATE/dead-letter" if to == "postmaster" else f"the Inbox of {to}"
+            return f"The {what} is in {place}."
         if report is None:
             return f"A {what} went to {to}."
         if report.state == "relayed":

@@ -53,6 +53,9 @@ def read_old_keys(directory: SubmissionDirectory, keyed: KeyedSubmissions, clock
 def _rows(file: Path, clock: Clock) -> Iterator[Any]:
     try:
         with closing(apsw.Connection(str(file))) as connection:
+            found = connection.execute("PRAGMA quick_check(1)").get
+            if found != "ok":  # before the first row is written
+                raise apsw.CorruptError(found)
             if connection.pragma("user_version"):  # else it has no tables yet
                 yield from connection.execute(_ROWS, (clock.confirmed_us() - _KEPT_US,))
     except apsw.Error as error:

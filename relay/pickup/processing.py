@@ -191,8 +191,8 @@ class SubmissionProcessor(Struct, frozen=True):
         found = await self.log.submission(pending.submission_id)
         account = (found.facts.account if found else "") or self.postmaster()
         was_attempted = any(one.step == Step.CONVERTED for one in found.steps) if found else False
-        reply = "5.6.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
-        end = FinalFailure(Evidence("5.6.0", reply), unknown=was_attempted)
+        reply = "5.0.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
+        end = FinalFailure(Evidence("5.0.0", reply), unknown=was_attempted)
         owned = replace(pending, account=account)
         await self._fail(owned, _unconverted(content, owned), end, to_corrupt=True)
 

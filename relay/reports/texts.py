@@ -115,6 +115,7 @@ class ReportTexts(Struct, frozen=True):
         opening = own.openings[str(kind)][len(recipients) > 1]
         if is_notice:
             opening = own.notice % fields["sender"]
+            fields["reasons"] = [replace(one, advice="") for one in fields["reasons"]]
         for_layout = {"opening": opening, "colour": _COLOURS[is_success(kind)]}
         return self._written(fields, for_layout)
 

@@ -340,7 +340,7 @@ async def test_a_new_certificate_is_for_new_connections(certificate, trusting, a
     async with serving(certificate=certificate) as server:
         port = server.bound[0].port
         streams = [await asyncio.open_connection("localhost", port, ssl=trusting)]
-        certificate.use([certificate.pair(new.certificate, new.key, now_s=0)])
+        certificate.use([certificate.pair(new.certificate, new.key, now_s=time.time())])
         streams.append(await asyncio.open_connection("localhost", port, ssl=trusting))
         shown = []
         for reader, writer in streams:

@@ -81,7 +81,11 @@ class CountedReporter:
     def counted(self):
         """How many reports by kind."""
         samples = self.metrics.reports.collect()[0].samples
-        return {one.labels["kind"]: one.value for one in samples if one.name.endswith("_total")}
+        return {
+            one.labels["kind"]: one.value
+            for one in samples
+            if one.name.endswith("_total") and one.value
+        }
 
 
 @pytest.fixture
