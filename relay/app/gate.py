@@ -43,7 +43,7 @@ def build_gate(base: Foundation) -> GateKeeper | None:
 
     return GateKeeper(
         words=words, setup=setup,
-        load=lambda: LoadState(base.pressure.state, bool(base.pressure.paused())),
+        load=lambda: LoadState(base.pressure.state, base.pressure.paused()),
         on_change=on_change,
     )  # fmt: skip
 

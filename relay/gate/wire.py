@@ -150,7 +150,9 @@ class ListenerSetup(Struct, frozen=True, array_like=True):
 
 
 class Setup(_Told, frozen=True):
-    """What the child begins with, and what it uses after a reload."""
+    """What the child begins with, and what it uses after a reload: then accounts, routes or rules
+    may have changed as well, and no kept RecipientAnswer counts.
+    """
 
     hostname: str
     listeners: list[ListenerSetup]
@@ -160,7 +162,7 @@ class LoadState(_Told, frozen=True):
     """How much mail is taken now. It comes before the first connection, and then twice a second."""
 
     pressure: PressureState
-    is_paused: bool
+    paused: str  # why an operator lets nothing be accepted, or ""
 
 
 class LoginEnded(_Told, frozen=True):
@@ -169,17 +171,13 @@ class LoginEnded(_Told, frozen=True):
     session: int
 
 
-class ForgetAnswers(_Told, frozen=True):
-    """Accounts, routes, rules or settings may have changed: no kept RecipientAnswer counts."""
-
-
 class Drain(_Told, frozen=True):
     """End the sessions within the time, then exit."""
 
     grace_s: float
 
 
-FromOwner = CallAnswer | Setup | LoadState | LoginEnded | ForgetAnswers | Drain
+FromOwner = CallAnswer | Setup | LoadState | LoginEnded | Drain
 
 
 # -- packets, from the owner

@@ -16,7 +16,6 @@ from relay.accounts.passwords import PasswordChecker
 from relay.base.pressure import PressureState
 from relay.gate import keeper as keeper_module
 from relay.gate import owner as owner_module
-from relay.gate.keeper import GateError
 from relay.gate.wire import (
     BodyFile,
     DropBody,
@@ -79,7 +78,7 @@ def raw(*values: Any) -> bytes:
         ),
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
-        (lambda n: framed(LoadState(PressureState(), False)), "Invalid value 'LoadState'"),
+        (lambda n: framed(LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
         (lambda n: raw("CheckSender", n, 1), "Expected `array` of at least length 4, got 3"),
@@ -326,7 +325,7 @@ class Silent(Child):
 
 async def test_a_child_that_is_never_ready_is_an_error_of_the_start(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(keeper_module, "_START_S", 0.05)
-    with pytest.raises(GateError, match=r"did not start: it was not ready within 0\.05 seconds"):
+    with pytest.raises(OSError, match=r"did not start: it was not ready within 0\.05 seconds"):
         async with owner_of(tmp_path, monkeypatch, Silent):
             pass
     assert Child.started[-1].has_ended()
