@@ -51,11 +51,6 @@ class GateKeeper:
         self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
 
     @property
-    def pid(self) -> int | None:
-        """The process, None while there is none."""
-        return self._child.process.process.pid if self._child is not None else None
-
-    @property
     def statm(self) -> Path:
         """The file with the memory of the child (proc(5)), if there is one."""
         return Path(f"/proc/self/fd/{self._child.statm.number if self._child is not None else -1}")
@@ -155,11 +150,16 @@ class _Child:
         """Start it. `on_room` is that of its packets. Raises OSError."""
         loop = asyncio.get_running_loop()
         ours, theirs = packet_pair()
-        with theirs:
+        try:
             self.process = ChildProcess(
                 "relay.gate.child", str(theirs.fileno()), *words,
                 descriptors=[theirs.fileno()], has_log=True,
             )  # fmt: skip
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         # opened now, since later it is hidden in a unit with ProtectProc=
         self.statm = Descriptor(os.open(f"/proc/{self.process.process.pid}/statm", os.O_RDONLY))
         self.ended: asyncio.Future[str] = loop.create_future()

@@ -162,6 +162,12 @@ class Owner:
     def child(self) -> Child:
         return Child.started[-1]
 
+    @property
+    def pid(self) -> int:
+        """That of the real child."""
+        assert self.keeper._child is not None
+        return self.keeper._child.process.process.pid
+
     async def client(self) -> socket.socket:
         """A connection."""
         place = (self.server.address.host, self.server.address.port)
@@ -178,7 +184,7 @@ class Owner:
     async def ended(self, child: Child) -> None:
         """Wait until a child is ended, and another one has its place."""
         async with asyncio.timeout(WAIT_S):
-            while child is self.child or self.reason or self.keeper.pid is None:
+            while child is self.child or self.reason or self.keeper._child is None:
                 await asyncio.sleep(0.001)
         assert child.has_ended()
 

@@ -47,7 +47,7 @@ async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> N
         # more at once than the kernel holds packets for one socket
         for found in await asyncio.gather(*(replies(owner, *sent) for _ in range(15))):
             assert found == [b"220", b"250", b"250", b"250", b"354", b"250"]
-        process = Path(f"/proc/{owner.keeper.pid}")
+        process = Path(f"/proc/{owner.pid}")
         tasks = [status_of(one) for one in (process / "task").iterdir()]
         assert len(tasks) > 1  # one has written the body
         for one in tasks:  # one filter for rings, one for all
@@ -55,7 +55,7 @@ async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> N
         ignored = int(tasks[0]["SigIgn"], 16)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             assert ignored >> (number - 1) & 1
-        assert os.getsid(owner.keeper.pid) != os.getsid(0)  # no terminal's
+        assert os.getsid(owner.pid) != os.getsid(0)  # no terminal's
         assert "Max core file size 0 0" in " ".join((process / "limits").read_text().split())
         await many_files(owner)
         has_only_sockets(process)
@@ -79,7 +79,7 @@ def has_only_sockets(process: Path) -> None:
 
 async def many_files(owner: Owner) -> None:
     """With few descriptors left, clients are closed; the child lives."""
-    pid, opened = owner.keeper.pid, owner.keeper.sessions
+    pid, opened = owner.pid, owner.keeper.sessions
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (40, before[1]))
     greetings = [(await replies(owner))[0] for _ in range(20)]
@@ -89,7 +89,7 @@ async def many_files(owner: Owner) -> None:
             await asyncio.sleep(0.001)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     assert await replies(owner) == [b"220"]
-    assert owner.keeper.pid == pid
+    assert owner.pid == pid
 
 
 async def test_without_its_owner_no_session_says_what_became_of_its_message(
@@ -116,8 +116,7 @@ async def test_a_child_that_stands_still_or_is_killed_is_replaced(tmp_path, monk
     monkeypatch.setattr(keeper_module, "_UNANSWERED_MAX", 25)
     async with owner_of(tmp_path, monkeypatch, None) as owner:
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            assert owner.keeper.pid is not None
-            os.kill(owner.keeper.pid, number)
+            os.kill(owner.pid, number)
             async with asyncio.timeout(WAIT_S):
                 while not owner.reason:
                     await asyncio.sleep(0.001)
