@@ -45,16 +45,17 @@ class FrameChannel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Find the frames, and hand them on."""
         self._begun += data
+        at, have = 0, len(self._begun)
         try:
-            while len(self._begun) >= LENGTH_BYTES and not self._has_ended:
-                end = LENGTH_BYTES + _length(self._begun)
-                if end > len(self._begun):
+            while have - at >= LENGTH_BYTES and not self._has_ended:
+                end = at + LENGTH_BYTES + _length(self._begun, at)
+                if end > have:
                     break
-                frame = bytes(memoryview(self._begun)[LENGTH_BYTES:end])
-                del self._begun[:end]
-                self._on_frame(frame)
+                self._on_frame(bytes(memoryview(self._begun)[at + LENGTH_BYTES : end]))
+                at = end
         except ValueError as error:
             self._end(str(error))
+        del self._begun[:at]
 
     def send(self, frame: bytes) -> None:
         """Write a frame at the end of this turn; nothing after the end."""
@@ -103,17 +104,13 @@ class FrameChannel(asyncio.Protocol):
             self._transport.abort()
 
     def _end(self, reason: str) -> None:
-        if self._has_ended:
-            return
-        self._has_ended = True
-        self._begun.clear()
-        if self._transport is not None:
-            self._transport.abort()
-        self._on_end(reason)
+        if not self._has_ended:
+            self.close()
+            self._on_end(reason)
 
 
-def _length(begun: bytearray) -> int:
-    length = int.from_bytes(begun[:LENGTH_BYTES], "big")
+def _length(begun: bytearray, at: int) -> int:
+    length = int.from_bytes(begun[at : at + LENGTH_BYTES], "big")
     if length > FRAME_BYTES_MAX:
         raise ValueError(f"found a frame of {length} octets, expected at most {FRAME_BYTES_MAX}")
     return length

@@ -23,10 +23,15 @@ class _Told(Struct, frozen=True, tag=True, array_like=True):
     """One frame."""
 
 
-class _Call(_Told, frozen=True):
-    """What a session asks: one thing at a time."""
+class _OfSession(_Told, frozen=True):
+    """What a session says."""
 
     session: int
+
+
+class _Call(_OfSession, frozen=True):
+    """What a session asks: one thing at a time."""
+
     call: int  # the number that the answer has
 
 
@@ -78,30 +83,23 @@ class Accept(_Call, frozen=True):
     body: WrittenBody | None = None
 
 
-class DropBody(_Told, frozen=True):
+class DropBody(_OfSession, frozen=True):
     """The file of a body is not wanted any more."""
 
-    session: int
 
-
-class ForgetLogin(_Told, frozen=True):
+class ForgetLogin(_OfSession, frozen=True):
     """SessionServices.forget_login()."""
 
-    session: int
 
-
-class Refused(_Told, frozen=True):
+class Refused(_OfSession, frozen=True):
     """SessionServices.refused()."""
 
-    session: int
     refused: RefusedCommand
     claims: SessionClaims
 
 
-class Ended(_Told, frozen=True):
+class Ended(_OfSession, frozen=True):
     """A connection has ended. Nothing more comes of its session."""
-
-    session: int
 
 
 class Ready(_Told, frozen=True):
