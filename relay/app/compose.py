@@ -82,6 +82,8 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
 
     def use(state: PressureState) -> None:
         transport.pickup.limit_concurrency(allowed[state.queue])
+        if transport.gate is not None:
+            transport.gate.tell()
 
     def resident() -> int:
         return resident_bytes() + (resident_bytes(transport.gate.statm) if transport.gate else 0)
