@@ -115,7 +115,9 @@ class AccountTables:
     clients: dict[str, tuple[RegisteredClient, Password]] = field(default_factory=dict)
     aliases: AliasTable = field(default_factory=AliasTable)  # and accounts that forward
     nobody: Password = field(default_factory=lambda: _NOBODY)  # that of unknown users
-    warnings: list[str] = field(default_factory=list)  # of `relay check`
+    # of `relay check`: about secrets in plain text or open to others, and about addresses of
+    # aliases that nobody here has
+    warnings: list[str] = field(default_factory=list)
     digest: str = ""  # of the file
 
     def add(self, account: Account, *, password: Password | None, token: bytes | None) -> None:
@@ -290,16 +292,6 @@ class FileAccounts:
             self._delays_logged_s[name] = now
             who = {"client_id": client_id} if client_id else {"user": name}
             _log.warning("logins delayed", client=client, **who)
-
-    def schemes(self) -> Mapping[str, int]:
-        """Return how many passwords have a scheme, the most used one first."""
-        return dict(self.tables.schemes().most_common())
-
-    def warnings(self) -> Sequence[str]:
-        """Return the warnings of `relay check`: about secrets in plain text or open to others, and
-        about addresses of aliases that nobody here has.
-        """
-        return tuple(self.tables.warnings)
 
     def close(self) -> None:
         """Stop the threads that check passwords."""

@@ -4,9 +4,8 @@ Building:
 
 - `compose`: builds the daemon from the settings
 - `configuration`: reads settings, accounts, rules, texts and keys together; what a reload replaces;
-  the route table; what the text of `queue reroute --to` means
+  the route table; what must be equal on all nodes; what the text of `queue reroute --to` means
 - `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
-- `agreed`: what must be equal on all nodes of a spool
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
 - `srs_key`: the key of SRS addresses: where it is, and when it is made
 - `foundation`: opens the mail root and the spool; which mail stays on this machine

@@ -8,15 +8,19 @@ tenants: see relay/app/tenant_sets.py.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Role
 from relay.accounts.directory import AccountTables, FileAccounts, load_accounts
-from relay.app.agreed import agreed_parts
+from relay.app.srs_key import srs_in
 from relay.app.tenant_sets import (
     LastGoodSets,
     TenantSet,
@@ -47,8 +51,11 @@ from relay.settings.validation import name_of
 from relay.settings.values import parse_domain
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
+from relay.spool.engine import LOCAL_DOMAINS
 from relay.spool.queue_commands import RouteLookup
 
+# Of a route: what may be another on each machine.
+_OF_MACHINE = ("auth", "ca", "source_address")
 _log = get_logger("app")
 
 
@@ -383,3 +390,45 @@ def _local(address: str, table: RouteTable) -> Destination | None:
     """Return LOCAL if local delivery takes `address`: a catch_all is for local domains only."""
     is_local = table.is_local_domain(domain_of(address)) or table.next_hop_for(address) == LOCAL
     return Destination(LOCAL, chosen=True) if is_local and table.mailbox_for(address) else None
+
+
+def agreed_parts(
+    settings: Settings, *, rules: str, accounts: str, keys: KeyRing
+) -> Mapping[str, str]:
+    """Return a digest by its name of each part that must be equal on all nodes of a spool: one may
+    accept a message, and another deliver it. `rules` and `accounts` are the digests of those.
+
+    Local domains and accounts are those of a mail root: each has its own. Of the domains it is the
+    text that other nodes read. The digests are of secrets too, and therefore stay in this process.
+    """
+    routes = [
+        {one.name: getattr(route, one.name) for one in fields(route) if one.name not in _OF_MACHINE}
+        for route in settings.route
+    ]
+    signing = sorted(
+        (one.domain, one.selector, one.private.public().hex(), one.ends_us or 0)
+        for one in keys.keys
+    )
+    store = settings.mailboxes.store
+    parts = {
+        "rules": rules,
+        "routes": _digest(routes),
+        LOCAL_DOMAINS.format(store): " ".join(sorted(settings.account_domains)),
+        f"accounts of the store {store}": accounts,
+        "domains that are passed on": _digest(
+            sorted(
+                (one.name, one.recipients.partition(":")[0], one.alias_of)
+                for one in settings.domain
+                if not one.has_accounts
+            )
+        ),
+        "DKIM keys": _digest(signing),
+    }
+    with suppress(SettingsError):  # a damaged one is no reason to end a service that runs
+        if (srs := srs_in(settings)) is not None:
+            parts["srs_key"] = srs.digest()
+    return parts
+
+
+def _digest(value: object) -> str:
+    return sha256(msgspec.json.encode(value)).hexdigest()

@@ -182,6 +182,7 @@ class Daemon:
                 self.end_pages(),
                 self._finish_submissions(grace_s),
                 *(server.drain(grace_s) for server in self.transport.smtp_servers),
+                *([self.transport.gate.drain(grace_s)] if self.transport.gate is not None else []),
                 self.transport.scheduler.drain(grace_s),
             )
 
@@ -222,7 +223,9 @@ class Daemon:
         self.on_fault()
 
     def _sessions(self) -> int:
-        return sum(server.sessions for server in self.transport.smtp_servers)
+        gate = self.transport.gate
+        elsewhere = gate.sessions if gate is not None else 0
+        return elsewhere + sum(server.sessions for server in self.transport.smtp_servers)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

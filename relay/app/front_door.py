@@ -29,10 +29,9 @@ from relay.app.pressure_monitor import open_files_limit
 from relay.base.clock import SystemClock, advanced_us, now_at_least_us
 from relay.base.pauses import Paused
 from relay.base.socket_address import Address
-from relay.http.base_path import BasePath
 from relay.http.browsers import BrowserGuard
 from relay.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
-from relay.http.gateway import Gateway, PathRouter
+from relay.http.gateway import BasePath, Gateway, PathRouter
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.notifications.webhooks import Webhooks

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from relay.app.foundation import Foundation
 from relay.base.certificates import ServerCertificate
@@ -34,17 +35,14 @@ def build_gate(base: Foundation) -> GateKeeper | None:
     if words is None or why_in_process(base.given):
         return None
 
-    def on_change(reason: str) -> None:
-        base.readiness.gate = reason
-
     def setup() -> Setup:
         shown = base.certificates.smtp
         return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
 
     return GateKeeper(
         words=words, setup=setup,
-        load=lambda: LoadState(base.pressure.state, bool(base.pressure.paused())),
-        on_change=on_change,
+        load=lambda: LoadState(base.pressure.state, base.pressure.paused()),
+        on_change=partial(setattr, base.readiness, "gate"),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
-from relay.gate.keeper import GateKeeper, RemoteSessions
+from relay.gate.keeper import GateKeeper
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.local_services import IngressDependencies
 from relay.ingress.local_users import LocalUsers
@@ -141,19 +141,15 @@ def _smtp_servers(
             ingress,
             certificate=shown,
             options=base.sources.listener_options(listener),
-            elsewhere=None if gate is None else RemoteSessions(gate, number),
+            elsewhere=None if gate is None else partial(gate.hand_on, number),
         )
         for number, (listener, shown) in enumerate(
             zip(base.settings.smtp, base.certificates.smtp, strict=True)
         )
     ]
     if gate is not None:
-        gate.accept = [partial(_accept, one) for one in servers]
+        gate.accept = [one.accept for one in servers]
     return servers
-
-
-def _accept(server: SmtpServer, goes_on: bool) -> None:
-    server.accept(goes_on=goes_on)
 
 
 def use_settings(

@@ -414,9 +414,10 @@ def _accounts(
     yield from _loaded("routes", lambda: read_table(settings, accounts, file))
     if fault := anonymous_fault(settings.http.anonymous, accounts):
         yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
-    for warning in accounts.warnings():
+    for warning in accounts.tables.warnings:
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
-    schemes = ", ".join(f"{number} {name}" for name, number in accounts.schemes().items())
+    used = accounts.tables.schemes().most_common()
+    schemes = ", ".join(f"{number} {name}" for name, number in used)
     text = f"{len(accounts.every())} in {boxes.accounts}"
     text += f"; passwords: {schemes}" if schemes else ""
     yield CheckFinding("accounts", CheckResult.OK, text)

@@ -27,14 +27,13 @@ from relay.base.files import Descriptor, write_all
 from relay.base.memory import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason
 from relay.gate.frames import FrameChannel, receive_descriptor
-from relay.gate.sandbox import end_with_parent, enter_sandbox, refuse_io_uring
+from relay.gate.sandbox import enter_sandbox, ignore_signals, refuse_io_uring
 from relay.gate.services import OwnerCalls, RemoteServices
 from relay.gate.wire import (
     BodyFile,
     CallAnswer,
     Drain,
     Ended,
-    ForgetAnswers,
     LoadState,
     LoginEnded,
     NewConnection,
@@ -52,7 +51,6 @@ from relay.ingress.smtp_sessions import SmtpSessions
 from relay.observe import logs
 from relay.spool.types import SpoolFullError
 
-_PAUSED = "paused"
 _TRIM_S = 10.0
 _log = logs.get_logger("gate")
 _LIMITS = SessionLimits(buffered_bytes=SessionLimits().buffered_bytes // 2)  # the owner has a copy
@@ -72,8 +70,7 @@ class Child:
         self._channel = self._calls.channel = FrameChannel(self._hear, self._end)
         self._listeners: list[SmtpSessions] = []
         self._certificates: list[ServerCertificate | None] = []
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reason = ""
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._draining: asyncio.Task[None] | None = None
 
     async def run(self, frames: socket.socket) -> None:
@@ -86,7 +83,7 @@ class Child:
             await asyncio.to_thread(trim_memory, collect=False)
         loop.remove_reader(self._packets.fileno())
         if self._draining is None:
-            _log.info("the process of the SMTP sessions ends", reason=self._reason)
+            _log.info("the process of the SMTP sessions ends", reason=self._ended.result())
             self._calls.give_up()
             await asyncio.gather(*(one.drain(0) for one in self._listeners))
 
@@ -105,16 +102,15 @@ class Child:
         match frame:
             case CallAnswer(call=call, value=value):
                 self._calls.answered(call, None if frame.has_failed else value)
-            case LoadState(pressure=state, is_paused=is_paused):
-                self._pressure.state = state
-                self._pressure.paused = (lambda: _PAUSED) if is_paused else (lambda: "")
+            case LoadState(paused=paused):
+                self._pressure.state = frame.pressure
+                self._pressure.paused = lambda: paused
                 self._channel.send(self._ready)
             case LoginEnded(session=session):
                 if (services := self._calls.sessions.get(session)) is not None:
                     services.has_ended = True
-            case ForgetAnswers():
-                self._calls.kept.clear()
             case Setup():
+                self._calls.kept.clear()
                 self._use(frame)
                 self._channel.send(self._ready)
             case Drain(grace_s=grace_s):
@@ -173,9 +169,8 @@ class Child:
         self._end("drained")
 
     def _end(self, reason: str) -> None:
-        self._reason = self._reason or reason
         if not self._ended.done():
-            self._ended.set_result(None)
+            self._ended.set_result(reason)
 
 
 def main(words: Sequence[str]) -> None:
@@ -183,7 +178,7 @@ def main(words: Sequence[str]) -> None:
     `words`; after it come the format of the log, whether its lines go to the journal, its colors,
     the name of the node, and the crash point of a test.
     """
-    end_with_parent()
+    ignore_signals()
     packets, form, journal, color, node, crash_at = words
     logs.configure(
         cast("logs.Form", form),

@@ -31,7 +31,7 @@ class FrameChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._has_ended = self._is_paused = False
+        self._has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -42,38 +42,20 @@ class FrameChannel(asyncio.Protocol):
         self._writable.set()
         self._end(str(error or "the other process closed its socket"))
 
-    def eof_received(self) -> None:
-        """End."""
-        self._end("the other process closed its socket")
-
     def data_received(self, data: bytes) -> None:
         """Find the frames, and hand them on."""
+        self._begun += data
+        at, have = 0, len(self._begun)
         try:
-            if self._begun:
-                self._begun += data
-                data = bytes(self._begun) if len(self._begun) >= self._wanted else b""
-            if data:
-                self._begun = bytearray(data[self._take(data) :])
+            while have - at >= LENGTH_BYTES and not self._has_ended:
+                end = at + LENGTH_BYTES + _length(self._begun, at)
+                if end > have:
+                    break
+                self._on_frame(bytes(memoryview(self._begun)[at + LENGTH_BYTES : end]))
+                at = end
         except ValueError as error:
             self._end(str(error))
-
-    @property
-    def _wanted(self) -> int:
-        """How many octets the frame has that has begun, with its length."""
-        if len(self._begun) < LENGTH_BYTES:
-            return LENGTH_BYTES
-        return LENGTH_BYTES + _length(self._begun)
-
-    def _take(self, data: bytes) -> int:
-        """Hand on the complete frames; return how many octets they have. Raises ValueError."""
-        at = 0
-        while len(data) - at >= LENGTH_BYTES and not self._has_ended:
-            end = at + LENGTH_BYTES + _length(data, at)
-            if end > len(data):
-                break
-            self._on_frame(data[at + LENGTH_BYTES : end])
-            at = end
-        return at
+        del self._begun[:at]
 
     def send(self, frame: bytes) -> None:
         """Write a frame at the end of this turn; nothing after the end."""
@@ -108,9 +90,8 @@ class FrameChannel(asyncio.Protocol):
 
     def read(self, *, goes_on: bool) -> None:
         """Receive no more frames, apart from those of this turn; or receive them again."""
-        if self._transport is None or self._has_ended or goes_on is not self._is_paused:
+        if self._transport is None or self._transport.is_closing():
             return
-        self._is_paused = not goes_on
         if goes_on:
             self._transport.resume_reading()
         else:
@@ -123,17 +104,13 @@ class FrameChannel(asyncio.Protocol):
             self._transport.abort()
 
     def _end(self, reason: str) -> None:
-        if self._has_ended:
-            return
-        self._has_ended = True
-        self._begun.clear()
-        if self._transport is not None:
-            self._transport.abort()
-        self._on_end(reason)
+        if not self._has_ended:
+            self.close()
+            self._on_end(reason)
 
 
-def _length(data: bytes | bytearray, at: int = 0) -> int:
-    length = int.from_bytes(data[at : at + LENGTH_BYTES], "big")
+def _length(begun: bytearray, at: int) -> int:
+    length = int.from_bytes(begun[at : at + LENGTH_BYTES], "big")
     if length > FRAME_BYTES_MAX:
         raise ValueError(f"found a frame of {length} octets, expected at most {FRAME_BYTES_MAX}")
     return length
@@ -153,14 +130,13 @@ class PacketSender:
     """
 
     def __init__(
-        self, end: socket.socket, *, on_full: Callable[[bool], None], on_end: Callable[[str], None]
+        self, end: socket.socket, *, on_room: Callable[[bool], None], on_end: Callable[[str], None]
     ) -> None:
-        """`on_full` is called when packets begin to wait, and when none waits any more; `on_end` if
-        the other end is gone.
+        """`on_room` is called with False when packets begin to wait, with True when none waits any
+        more; `on_end` if the other end is gone.
         """
-        self._end, self._on_full, self._on_end = end, on_full, on_end
+        self._end, self._on_room, self._on_end = end, on_room, on_end
         self._waiting: deque[tuple[bytes, int]] = deque()
-        self._is_told = False
 
     def send(self, octets: bytes, descriptor: int) -> None:
         """Send a packet, and close the descriptor here."""
@@ -168,9 +144,8 @@ class PacketSender:
         if len(self._waiting) == 1:
             self._write()
             if self._waiting:
-                self._is_told = True
                 asyncio.get_running_loop().add_writer(self._end.fileno(), self._write)
-                self._on_full(True)
+                self._on_room(False)
 
     def close(self) -> None:
         """Close the socket, and what was not sent."""
@@ -193,10 +168,8 @@ class PacketSender:
             self.close()
             self._on_end(f"it takes no packets: {error.strerror}")
             return
-        if self._is_told:
-            self._is_told = False
-            asyncio.get_running_loop().remove_writer(self._end.fileno())
-            self._on_full(False)
+        if asyncio.get_running_loop().remove_writer(self._end.fileno()):
+            self._on_room(True)
 
 
 def receive_descriptor(end: socket.socket) -> tuple[bytes, int | None] | None:

@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import secrets
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -55,16 +54,14 @@ _log = get_logger("gate")
 class _OwnedSession:
     """What the owner keeps of a session."""
 
-    __slots__ = ("body", "is_busy", "is_told", "is_trusted", "listener", "services", "taken")
+    __slots__ = ("body", "is_busy", "is_trusted", "services", "taken")
 
-    def __init__(self, client: SessionClient, listener: int) -> None:
+    def __init__(self, client: SessionClient) -> None:
         self.services = client.services
         self.is_trusted = client.is_trusted
-        self.listener = listener
         self.taken: set[tuple[str, str]] = set()  # senders, with recipients, of the transaction
         self.body: LendableBody | None = None  # that the child writes
         self.is_busy = False  # with a call
-        self.is_told = False  # that its login has ended
 
     @property
     def is_free(self) -> bool:
@@ -112,13 +109,16 @@ class SessionsOfChild:
         self._sessions: dict[int, _OwnedSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._offered_bytes = 0
-        self.counts: Counter[int] = Counter()  # of sessions, by listener
 
-    def begin(self, client: SessionClient, listener: int) -> int:
+    @property
+    def total(self) -> int:
+        """The number of open sessions."""
+        return len(self._sessions)
+
+    def begin(self, client: SessionClient) -> int:
         """Return the number of a new session."""
         number = secrets.randbits(63)
-        self._sessions[number] = _OwnedSession(client, listener)
-        self.counts[listener] += 1
+        self._sessions[number] = _OwnedSession(client)
         return number
 
     def hear(self, octets: bytes) -> None:
@@ -137,12 +137,10 @@ class SessionsOfChild:
                 session.services.refused(refused, frame.claims)
             case ForgetLogin():
                 session.services.forget_login()
-                session.is_told = False
             case DropBody():
                 session.drop()
             case Ended():
                 del self._sessions[frame.session]
-                self.counts[session.listener] -= 1
                 session.end()
             case _:
                 if session.is_busy:
@@ -155,8 +153,7 @@ class SessionsOfChild:
     def tell_ended(self) -> None:
         """Tell the child which logins have ended: accounts may have changed."""
         for number, session in self._sessions.items():
-            if not session.is_told and session.services.has_ended:
-                session.is_told = True
+            if session.services.has_ended:
                 self.channel.send(encode(LoginEnded(number)))
 
     def end(self) -> None:
@@ -164,6 +161,11 @@ class SessionsOfChild:
         for session in self._sessions.values():
             session.end()
         self._sessions.clear()
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for messages that the child has handed over. One that hangs has no 250."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)  # real time: a disk
 
     async def _answer(self, session: _OwnedSession, call: Question) -> None:
         value, has_failed = None, False

@@ -16,9 +16,8 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
-_LAST_S = 3
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # the same on all architectures
 _LANDLOCK_VERSION = 1  # a flag
 _FILE_RIGHTS_OF_ABI = (0, 13, 14, 15, 15, 16)  # how many, from ABI 0 on; later ones have no more
@@ -64,15 +63,10 @@ _REFUSED = {
 }  # fmt: skip
 
 
-def end_with_parent() -> None:
-    """Ignore what a terminal sends. After the end of its parent this process has some seconds to
-    answer its clients, then the kernel ends it.
-    """
+def ignore_signals() -> None:
+    """Ignore what is sent to all processes of a service: the owner says when this one ends."""
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, lambda *_: signal.alarm(_LAST_S))
-    with suppress(OSError, AttributeError):  # not on every system
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
 
 
 def refuse_io_uring() -> None:

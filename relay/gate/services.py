@@ -59,12 +59,14 @@ class OwnerCalls:
         self.channel: FrameChannel  # set before the first session
         self.sessions: dict[int, RemoteServices] = {}  # by their numbers
         self.kept: dict[tuple[str, str], RecipientAnswer] = {}
-        self.is_alone = False  # the owner has ended
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
     async def ask(self, call: Callable[[int], FromChild], decode: Callable[[Any], T]) -> T:
-        """Make a call, which gets its number, and return its answer. Raises SmtpRejection."""
+        """Make a call, which gets its number, and return its answer.
+
+        Raises SmtpRejection, and ClientDisconnected if the owner has ended: no reply is right then.
+        """
         await self.channel.room()
         number = next(self._numbers)
         asked = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -88,10 +90,10 @@ class OwnerCalls:
             asked.set_result(value)
 
     def give_up(self) -> None:
-        """Let all calls fail: no answer comes."""
-        self.is_alone = True
-        for call in self._asked:
-            self.answered(call, None)
+        """End the sessions that wait for an answer: none comes."""
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(ClientDisconnected())
 
     def keep(self, key: tuple[str, str], answer: RecipientAnswer) -> None:
         """Keep an answer, and no more than so many."""
@@ -190,10 +192,6 @@ class RemoteServices:
 
         try:
             return await self._owner.ask(offered, decode_data_reply)
-        except SmtpRejection:
-            if self._owner.is_alone:  # it may have accepted the message: no reply says that
-                raise ClientDisconnected from None
-            raise
         finally:
             received.release()
 
@@ -213,9 +211,8 @@ class RemoteBody:
     def __init__(self, owner: OwnerCalls, session: int) -> None:
         self._owner = owner
         self._session = session
-        self._file: Descriptor | None = None
+        self._file: Descriptor | None = None  # while it is of this process
         self.size_bytes = self.crc32 = 0
-        self.is_offered = False  # with its message: the owner removes it
 
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
@@ -234,8 +231,8 @@ class RemoteBody:
         self.crc32 = crc32(octets, self.crc32)
 
     def offer(self) -> None:
-        """Close the file: the owner does not take one that is open as it is."""
-        self._file, self.is_offered = None, True
+        """Close the file: the owner removes it, and does not take one that is open as it is."""
+        self._file = None
 
     def octets(self) -> FileOctets:
         """See IncomingBody. Nobody reads it here."""
@@ -243,8 +240,8 @@ class RemoteBody:
 
     def discard(self) -> None:
         """See IncomingBody."""
-        self._file = None
-        if not self.is_offered:
+        if self._file is not None:
+            self._file = None
             self._owner.tell(DropBody(self._session))
 
 

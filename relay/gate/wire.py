@@ -23,10 +23,15 @@ class _Told(Struct, frozen=True, tag=True, array_like=True):
     """One frame."""
 
 
-class _Call(_Told, frozen=True):
-    """What a session asks: one thing at a time."""
+class _OfSession(_Told, frozen=True):
+    """What a session says."""
 
     session: int
+
+
+class _Call(_OfSession, frozen=True):
+    """What a session asks: one thing at a time."""
+
     call: int  # the number that the answer has
 
 
@@ -78,30 +83,23 @@ class Accept(_Call, frozen=True):
     body: WrittenBody | None = None
 
 
-class DropBody(_Told, frozen=True):
+class DropBody(_OfSession, frozen=True):
     """The file of a body is not wanted any more."""
 
-    session: int
 
-
-class ForgetLogin(_Told, frozen=True):
+class ForgetLogin(_OfSession, frozen=True):
     """SessionServices.forget_login()."""
 
-    session: int
 
-
-class Refused(_Told, frozen=True):
+class Refused(_OfSession, frozen=True):
     """SessionServices.refused()."""
 
-    session: int
     refused: RefusedCommand
     claims: SessionClaims
 
 
-class Ended(_Told, frozen=True):
+class Ended(_OfSession, frozen=True):
     """A connection has ended. Nothing more comes of its session."""
-
-    session: int
 
 
 class Ready(_Told, frozen=True):
@@ -150,7 +148,9 @@ class ListenerSetup(Struct, frozen=True, array_like=True):
 
 
 class Setup(_Told, frozen=True):
-    """What the child begins with, and what it uses after a reload."""
+    """What the child begins with, and what it uses after a reload: then accounts, routes or rules
+    may have changed as well, and no kept RecipientAnswer counts.
+    """
 
     hostname: str
     listeners: list[ListenerSetup]
@@ -160,7 +160,7 @@ class LoadState(_Told, frozen=True):
     """How much mail is taken now. It comes before the first connection, and then twice a second."""
 
     pressure: PressureState
-    is_paused: bool
+    paused: str  # why an operator lets nothing be accepted, or ""
 
 
 class LoginEnded(_Told, frozen=True):
@@ -169,17 +169,13 @@ class LoginEnded(_Told, frozen=True):
     session: int
 
 
-class ForgetAnswers(_Told, frozen=True):
-    """Accounts, routes, rules or settings may have changed: no kept RecipientAnswer counts."""
-
-
 class Drain(_Told, frozen=True):
     """End the sessions within the time, then exit."""
 
     grace_s: float
 
 
-FromOwner = CallAnswer | Setup | LoadState | LoginEnded | ForgetAnswers | Drain
+FromOwner = CallAnswer | Setup | LoadState | LoginEnded | Drain
 
 
 # -- packets, from the owner

@@ -15,9 +15,9 @@ The connection:
 The request:
 
 - `forwarded`: the client behind a reverse proxy: X-Forwarded-For, Forwarded
-- `base_path`: removes the path of public_url
 - `browsers`: requests of foreign web pages (403), CORS
-- `gateway`: request ids, 500, 503 at a stop, large responses; which room a path belongs to
+- `gateway`: request ids, 500, 503 at a stop, large responses; which room a path belongs to; removes
+  the path of public_url
 - `http_request`: path, query and body: 413, 415, time-out of a body
 - `errors`: ApiError, and Graph's JSON of an error
 - `event_stream`: server-sent events

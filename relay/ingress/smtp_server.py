@@ -11,7 +11,6 @@ from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -63,23 +62,6 @@ class ListenerOptions(Struct, frozen=True):
     odd_domain: str  # the same
 
 
-class SessionHolder(Protocol):
-    """Where the sessions of a listener are: SmtpSessions, or another process."""
-
-    @property
-    def total(self) -> int:
-        """The number of open sessions."""
-
-    def begin(self, connection: socket.socket, client: SessionClient) -> None:
-        """Take a connection from which nothing was read."""
-
-    def use(self, settings: SmtpListener) -> None:
-        """Give sessions that begin from now on these limits."""
-
-    async def drain(self, grace_s: float) -> None:
-        """End. Open transactions may finish within `grace_s`."""
-
-
 class SmtpServer:
     """A listener. `pickup`: for pickup only; it accepts all recipients, ENVID is the key. `users`:
     for programs of this machine, on a Unix socket that every user may connect to. `address` is
@@ -96,11 +78,11 @@ class SmtpServer:
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
-        elsewhere: SessionHolder | None = None,
+        elsewhere: Callable[[socket.socket, SessionClient], None] | None = None,
     ) -> None:
         """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
-        `options` are those of a development relay. `elsewhere` are the sessions, if they are not in
-        this process.
+        `options` are those of a development relay. `elsewhere` takes a connection from which
+        nothing was read, if the sessions are not in this process; None: they are.
 
         Raises ValueError for a network.
         """
@@ -128,9 +110,6 @@ class SmtpServer:
             tls_context=context, begun=self._begun, meet=self._meet,
         )  # fmt: skip
         self._elsewhere = elsewhere
-        self._holders: list[SessionHolder] = [self._smtp_sessions]
-        if elsewhere is not None:
-            self._holders.append(elsewhere)
 
     def use(self, listener: SmtpListener) -> None:
         """Give sessions that begin from now on the networks and limits of `listener`."""
@@ -138,8 +117,7 @@ class SmtpServer:
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
         self._owner = replace(self._owner, settings=listener)
-        for holder in self._holders:
-            holder.use(listener)
+        self._smtp_sessions.use(listener)
 
     @property
     def role(self) -> str:
@@ -148,8 +126,8 @@ class SmtpServer:
 
     @property
     def sessions(self) -> int:
-        """The number of open sessions."""
-        return sum(holder.total for holder in self._holders)
+        """The number of open sessions in this process."""
+        return self._smtp_sessions.total
 
     @property
     def acceptances(self) -> int:
@@ -167,13 +145,13 @@ class SmtpServer:
         self.address = self._opened.address
         if self._elsewhere or self._smtp_sessions.tls_at_once is not None or self._proxies:
             self._acceptor = Acceptor(self._opened.sockets, self._take)
-            self.accept(goes_on=True)
+            self.accept(True)
         else:
             self._servers = await self._opened.serve(
                 self._smtp_sessions.new_session, backlog=_BACKLOG
             )
 
-    def accept(self, *, goes_on: bool) -> None:
+    def accept(self, goes_on: bool) -> None:
         """Accept connections for sessions elsewhere, or let clients wait."""
         if self._acceptor is not None:
             self._acceptor.accept(goes_on=goes_on)
@@ -195,7 +173,7 @@ class SmtpServer:
         self.stop_listening()
         for reading in tuple(self._reading):
             reading.cancel()
-        await asyncio.gather(*(holder.drain(grace_s) for holder in self._holders))
+        await self._smtp_sessions.drain(grace_s)
         if acceptances := tuple(self._owner.acceptances):
             # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
@@ -230,7 +208,7 @@ class SmtpServer:
             self._smtp_sessions.begin(connection, client)
         else:
             self._begun()
-            self._elsewhere.begin(connection, client)
+            self._elsewhere(connection, client)
 
     async def _begin_forwarded(self, connection: socket.socket, proxy: str) -> None:
         """Begin the session of the client that a proxy names, or of the proxy if it names none.

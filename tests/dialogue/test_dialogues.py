@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from relay.app.gate import setup_of
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import PressureState
 from relay.base.socket_address import Address
-from relay.gate.keeper import GateKeeper, RemoteSessions
+from relay.gate.keeper import GateKeeper
 from relay.gate.wire import LoadState
 from relay.ingress.session_limits import SessionLimits
 from relay.message.content import read_all
@@ -105,13 +106,13 @@ async def test_dialogues_through_the_gate(certificate):
     keeper = GateKeeper(
         words=("logfmt", "", "", "", ""),
         setup=lambda: setup_of("relay.example.test", listeners),
-        load=lambda: LoadState(PressureState(), is_paused=False),
+        load=lambda: LoadState(PressureState(), paused=""),
         on_change=lambda _: None,
     )
     for number, script in enumerate(scripts):
         tls = certificate if script.listener.pop("tls", "") else None
         relay, _, changes = parts_of(script, tls)
-        server = relay.server(elsewhere=RemoteSessions(keeper, number), **changes)
+        server = relay.server(elsewhere=partial(keeper.hand_on, number), **changes)
         shown = ServerCertificate(tls.certificate, tls.key) if tls else None
         listeners.append((SmtpListener(Address("127.0.0.1", 0), **changes), shown))
         played.append((server, script, relay))

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
@@ -20,7 +21,7 @@ from relay.base.pressure import PressureState
 from relay.base.socket_address import Address
 from relay.gate import keeper as keeper_module
 from relay.gate.frames import receive_descriptor
-from relay.gate.keeper import GateKeeper, RemoteSessions
+from relay.gate.keeper import GateKeeper
 from relay.gate.wire import (
     Accept,
     CallAnswer,
@@ -83,7 +84,7 @@ class Child:
         self.socket, self._frames = socket.socketpair()
         self._frames.setblocking(False)
         self._packets = socket.socket(fileno=os.dup(int(packets)))
-        self.process = SimpleNamespace(pid=len(self.started), kill=self.die)
+        self.process = SimpleNamespace(pid=os.getpid(), kill=self.die)
         self.calls = 0
         self._begun = bytearray()
         self.started.append(self)
@@ -161,6 +162,12 @@ class Owner:
     def child(self) -> Child:
         return Child.started[-1]
 
+    @property
+    def pid(self) -> int:
+        """That of the real child."""
+        assert self.keeper._child is not None
+        return self.keeper._child.process.process.pid
+
     async def client(self) -> socket.socket:
         """A connection."""
         place = (self.server.address.host, self.server.address.port)
@@ -177,7 +184,7 @@ class Owner:
     async def ended(self, child: Child) -> None:
         """Wait until a child is ended, and another one has its place."""
         async with asyncio.timeout(WAIT_S):
-            while child is self.child or self.reason or self.keeper.pid is None:
+            while child is self.child or self.reason or self.keeper._child is None:
                 await asyncio.sleep(0.001)
         assert child.has_ended()
 
@@ -231,12 +238,12 @@ async def owner_of(
         owner.reason = reason
 
     keeper = GateKeeper(
-        words=WORDS, setup=lambda: setup, load=lambda: LoadState(PressureState(), False),
+        words=WORDS, setup=lambda: setup, load=lambda: LoadState(PressureState(), ""),
         on_change=note,
     )  # fmt: skip
-    server = relay.server(elsewhere=RemoteSessions(keeper, 0), **listener)
+    server = relay.server(elsewhere=partial(keeper.hand_on, 0), **listener)
     owner = Owner(relay, keeper, server, folder=folder)
-    keeper.accept.append(lambda goes_on: server.accept(goes_on=goes_on))
+    keeper.accept.append(server.accept)
     await keeper.start()
     await server.start()
     running = asyncio.create_task(keeper.run())

@@ -219,7 +219,7 @@ def test_addresses_that_nobody_here_has_are_warned_of(tmp_path):
         '[[alias]]\naddress = "c@example.test"\n'
         'to = ["gone@example.test", "postmaster@example.test", "x@outside.test"]\n'
     )
-    (warning,) = load(tmp_path, text).warnings()
+    (warning,) = load(tmp_path, text).tables.warnings
     assert warning.endswith(
         'accounts.toml:3: alias[0].to[0]: found "gone@example.test", which is no account and no'
         " alias"

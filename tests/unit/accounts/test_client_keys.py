@@ -61,7 +61,7 @@ def renewed() -> str:
 def test_certificates_of_a_file(tmp_path, pem, number):
     (tmp_path / "app.pem").write_text(pem)
     assert number_of_keys(tmp_path, PEM) == number
-    assert load(tmp_path, PEM).warnings() == ()
+    assert load(tmp_path, PEM).tables.warnings == []
     assert number_of_keys(tmp_path, f"client_certificate = '{tmp_path}/app.pem'") == number
     assert number_of_keys(tmp_path, 'client_certificate = "${file:app.pem}"') == number
 
@@ -149,7 +149,7 @@ def test_keys_need_a_client_id(tmp_path):
 
 
 def warned(folder: Path, text: str) -> str:
-    [warning] = load(folder, text).warnings()
+    [warning] = load(folder, text).tables.warnings
     return warning
 
 

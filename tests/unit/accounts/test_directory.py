@@ -237,12 +237,12 @@ def test_secrets_come_from_the_environment_and_stay_there(tmp_path):
     text = AN_ACCOUNT + 'token = "${env:TOKEN}"\n'
     accounts = load(tmp_path, text, TOKEN="plain:from-outside")
     assert accounts.by_token("from-outside").address == "a@example.test"
-    assert not accounts.warnings()
+    assert not accounts.tables.warnings
     assert "oops" not in faults(tmp_path, text, TOKEN="oops")
 
 
 def test_plain_secrets_are_warned_of(tmp_path):
-    warnings = "\n".join(load(tmp_path, TWO).warnings())
+    warnings = "\n".join(load(tmp_path, TWO).tables.warnings)
     assert "accounts.toml:13: account[1].password" in warnings
     assert "accounts.toml:14: account[1].token" in warnings
     assert "account[0]" not in warnings
@@ -383,7 +383,7 @@ def test_faults_of_clients(tmp_path, lines, expected):
 
 def test_a_plain_client_secret_is_warned_of(tmp_path):
     text = AN_ACCOUNT + 'client_id = "c"\nclient_secret = "plain:s"\n'
-    (warning,) = load(tmp_path, text).warnings()
+    (warning,) = load(tmp_path, text).tables.warnings
     assert "account[0].client_secret: found a plain secret; $argon2id$..." in warning
 
 

@@ -63,9 +63,11 @@ def test_a_password_of_a_scheme_is_one_of_the_account(tmp_path: Path) -> None:
         for n, one in enumerate(STORED)
     ]
     accounts = load(tmp_path, "".join(texts))
-    assert accounts.schemes() == {one: list(STORED.values()).count(one) for one in STORED.values()}
-    assert next(iter(accounts.schemes())) == "BLF-CRYPT"
-    warned = [one for one in accounts.warnings() if "found a plain secret" in one]
+    assert accounts.tables.schemes() == {
+        one: list(STORED.values()).count(one) for one in STORED.values()
+    }
+    assert accounts.tables.schemes().most_common(1)[0][0] == "BLF-CRYPT"
+    warned = [one for one in accounts.tables.warnings if "found a plain secret" in one]
     assert len(warned) == sum(map(is_plain, STORED)) == 4
     assert accounts.tables.nobody == parse_password(BCRYPT).for_nobody()
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.agreed import agreed_parts
-from relay.app.configuration import ActiveConfiguration
+from relay.app.configuration import ActiveConfiguration, agreed_parts
 from relay.base.clock import SystemClock
 from relay.settings.tree import MailboxSettings, Route, RouteAuth, Settings
 from relay.signing.keys import KeyRing

@@ -114,13 +114,13 @@ async def test_who_sends_waits_for_an_end_that_does_not_read() -> None:
 
 async def test_descriptors_arrive_in_their_order_and_wait_for_an_end_that_reads_none() -> None:
     ours, theirs = packet_pair()
-    full: list[bool] = []
-    sender = PacketSender(ours, on_full=full.append, on_end=pytest.fail)
+    has_room: list[bool] = []
+    sender = PacketSender(ours, on_room=has_room.append, on_end=pytest.fail)
     file, count = os.memfd_create("a body"), 0
-    while not full:
+    while not has_room:
         sender.send(b"%d" % count, os.dup(file))
         count += 1
-    assert full == [True]
+    assert has_room == [False]
     for number in range(count):
         while (found := receive_descriptor(theirs)) is None:
             await asyncio.sleep(0)
@@ -128,7 +128,7 @@ async def test_descriptors_arrive_in_their_order_and_wait_for_an_end_that_reads_
         assert (octets, descriptor is not None) == (b"%d" % number, True)
         assert os.path.samestat(os.fstat(descriptor), os.fstat(file))
         os.close(descriptor)
-    assert full == [True, False]
+    assert has_room == [False, True]
     assert receive_descriptor(theirs) is None
     sender.close()
     with pytest.raises(EOFError, match="closed"):
@@ -140,7 +140,7 @@ async def test_descriptors_arrive_in_their_order_and_wait_for_an_end_that_reads_
 async def test_who_sends_descriptors_hears_that_the_other_end_is_gone() -> None:
     ours, theirs = packet_pair()
     ended: list[str] = []
-    sender = PacketSender(ours, on_full=pytest.fail, on_end=ended.append)
+    sender = PacketSender(ours, on_room=pytest.fail, on_end=ended.append)
     theirs.close()
     file = os.memfd_create("a body")
     sender.send(b"x", file)

@@ -1,10 +1,11 @@
 """A child that lies or breaks the rules: it is refused or ended, and the next one serves."""
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
 import msgspec
@@ -16,7 +17,6 @@ from relay.accounts.passwords import PasswordChecker
 from relay.base.pressure import PressureState
 from relay.gate import keeper as keeper_module
 from relay.gate import owner as owner_module
-from relay.gate.keeper import GateError
 from relay.gate.wire import (
     BodyFile,
     DropBody,
@@ -79,7 +79,7 @@ def raw(*values: Any) -> bytes:
         ),
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
-        (lambda n: framed(LoadState(PressureState(), False)), "Invalid value 'LoadState'"),
+        (lambda n: framed(LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
         (lambda n: raw("CheckSender", n, 1), "Expected `array` of at least length 4, got 3"),
@@ -326,16 +326,23 @@ class Silent(Child):
 
 async def test_a_child_that_is_never_ready_is_an_error_of_the_start(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(keeper_module, "_START_S", 0.05)
-    with pytest.raises(GateError, match=r"did not start: it was not ready within 0\.05 seconds"):
+    with pytest.raises(OSError, match=r"did not start: it was not ready within 0\.05 seconds"):
         async with owner_of(tmp_path, monkeypatch, Silent):
             pass
     assert Child.started[-1].has_ended()
 
 
 class Dying(Child):
-    """Its first process lives, the next ones end at once, until there were so many."""
+    """Its first process lives, the next ones end at once, one does not even start, until there were
+    so many.
+    """
+
+    refused: ClassVar[list[bool]] = []
 
     def __init__(self, *words: str, **more: object) -> None:
+        if len(self.started) == 3 and not self.refused:
+            self.refused.append(True)
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         self.is_quiet = 0 < len(self.started) < 5
         super().__init__(*words, **more)
         if self.is_quiet:
@@ -343,6 +350,7 @@ class Dying(Child):
 
 
 async def test_children_that_end_at_once_are_errors_until_one_lives(tmp_path, monkeypatch) -> None:
+    Dying.refused.clear()
     async with owner_of(tmp_path, monkeypatch, Dying, **CLOSED) as owner:
         with capture_logs() as logged:
             owner.child.die()
@@ -353,7 +361,8 @@ async def test_children_that_end_at_once_are_errors_until_one_lives(tmp_path, mo
         errors = [one["error"] for one in logged if one["log_level"] == "error"]
     assert (len(Child.started), len(pids)) == (6, 1)
     assert errors[0].startswith("the process of the SMTP sessions ended: ")
-    assert len(errors) == 5
+    assert len(errors) == 6
+    assert sum("Resource temporarily unavailable" in one for one in errors) == 1
     assert all("did not start: " in one for one in errors[1:])
 
 

@@ -14,13 +14,13 @@ from tests.support.relay_process import ROOT
 _PROGRAM = """
 import asyncio, ctypes, json, os, resource, signal, socket, sys, threading
 from relay.gate import sandbox
-from relay.gate.sandbox import end_with_parent, enter_sandbox
+from relay.gate.sandbox import ignore_signals, enter_sandbox
 if len(sys.argv) > 1:  # as if the kernel had that Landlock
     sandbox._landlock_abi = lambda: int(sys.argv[1])
 here, there = socket.socketpair()
 file = os.memfd_create("certificate")
 os.write(file, b"PEM")
-end_with_parent()
+ignore_signals()
 missing = enter_sandbox()
 found = {}
 def attempt(name, action):
