@@ -127,7 +127,11 @@ class World:
         self.clock.advance(after_s)
         await self.watcher.look()
         samples = self.metrics.reports.collect()[0].samples
-        return {one.labels["kind"]: one.value for one in samples if one.name.endswith("_total")}
+        return {
+            one.labels["kind"]: one.value
+            for one in samples
+            if one.name.endswith("_total") and one.value
+        }
 
     async def owed(self) -> list[str]:
         return [one.copy_id for one in await self.spool.receipts.owed()]
