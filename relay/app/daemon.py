@@ -50,7 +50,7 @@ from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError
 from relay.notifications.webhooks import Webhooks
 from relay.observe.logs import get_logger
-from relay.spool.engine import News, Retention
+from relay.spool.engine import News
 from relay.spool.types import SpoolError
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ class Daemon:
             self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
         figures = MaintenanceGauges(self._sessions, lambda: base.store.ready.timer.count)
         self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
-        keep = Retention(base.settings.spool.keep, base.settings.spool.keep_size)
+        keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER
         pruned = PrunedHistory(base.spool, base.store_log, base.refusals, dead_letters)
-        self._spawn(prune_history(pruned, base.clock, keep=keep), "pruning")
+        self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
         self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
         if not base.settings.spool.is_file:
             end = self.transport.scheduler.end_unheld

@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from relay.app.dead_letters import prune_answers
 from relay.app.state_dir import AlreadyRunningError
@@ -25,7 +24,7 @@ from relay.observe.metrics import Metrics
 from relay.outbox.store import FileStore
 from relay.refusals.refusal import RefusalStore
 from relay.signing.keys import DAY_US, KeyRing
-from relay.spool.engine import Retention, SpoolEngine
+from relay.spool.engine import SpoolEngine
 from relay.spool.types import Claim, SpoolError
 
 _log = get_logger("app")
@@ -95,16 +94,16 @@ class PrunedHistory(Struct, frozen=True):
     dead_letters: Path  # a Maildir
 
 
-async def prune_history(history: PrunedHistory, clock: Clock, *, keep: Retention) -> None:
+async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) -> None:
     """Remove what is older than spool.keep until cancelled, in small steps; of the logs whole
     days.
     """
 
     async def prune() -> None:
-        kept = replace(keep, age_s=keep.age_s + advanced_us(clock) / 1e6)  # an advance ages nothing
-        while await history.spool.maintenance.prune(kept):
+        kept_s = keep_s + advanced_us(clock) / 1e6  # an advance ages nothing
+        while await history.spool.maintenance.prune(kept_s):
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
-        keep_days = math.ceil(kept.age_s / _DAY_S)
+        keep_days = math.ceil(kept_s / _DAY_S)
         await asyncio.to_thread(history.log.prune, keep_days)
         before_us = now_at_least_us(clock) - keep_days * DAY_US
         await history.refusals.prune(before_us - before_us % DAY_US)

@@ -25,8 +25,8 @@ A service:
 - `policy`: `relay policy check | test | try | diff`
 - `diff_report`: what `relay policy diff` prints
 - `backup`: `relay backup` and `relay restore`
-- `storage`: `relay storage verify | backup | prune | recover | adopt`; the text of findings
-- `mail_files`: `relay import` and `relay export`
+- `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
+- `mail_files`: `relay import`
 
 Messages:
 

@@ -40,7 +40,6 @@ _GROUPS = {
         "dns": "Compare the DNS records of a domain with what to publish.",
         "dkim": "Make keys that sign mail, and show those in use.",
         "import": "Put messages from files into a mailbox.",
-        "export": "Write the messages of a mailbox into files.",
     },
     "Repair": {
         "queue": "List the queue and change it.",
@@ -53,11 +52,11 @@ _VERBS = {name: text for group in _GROUPS.values() for name, text in group.items
 _UNLISTED = ("nodes",)
 # Other verbs are in the module of their name, by that name.
 _MODULES = {
-    "wait": "trace", "import": "mail_files", "export": "mail_files", "restore": "backup",
+    "wait": "trace", "import": "mail_files", "restore": "backup",
     "nodes": "queue", "resume": "pause",
 }  # fmt: skip
 _CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
-_NAMES = {"import": "import_mail", "export": "export_mail"}
+_NAMES = {"import": "import_mail"}
 
 
 class _Verbs(click.Group):

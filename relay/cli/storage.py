@@ -1,8 +1,7 @@
-"""The commands `relay storage verify | backup | prune | recover | adopt`.
+"""The commands `relay storage verify | backup | prune | adopt`.
 
-Results are printed on stdout, progress on stderr if that is a terminal. The exit status is 65 if a
-fault remains that could not be repaired, for an unknown account, and if a directory cannot be used
-for a backup. See docs/names.md (Commands).
+Results are printed on stdout, progress on stderr if that is a terminal. The exit status is 65 if
+there is a fault, and if a directory cannot be used for a backup. See docs/names.md (Commands).
 """
 
 import sys
@@ -24,66 +23,43 @@ from relay.cli.output import (
 from relay.commands.operator_client import OperatorClient
 from relay.commands.storage import (
     BackupRefusedError,
-    NothingToRecoverError,
-    UnknownAccountError,
     VerifyOptions,
     back_up,
     extent,
 )
-from relay.commands.storage import recover as recovered
 from relay.commands.storage import verify as verified
-from relay.journeys.wording import named
-from relay.settings.environment import read_environment
+from relay.spool.engine import SpoolFinding
 
-_PROGRESS_MAILBOXES = 100
 _PROGRESS_PAGES = 10_000
 
 
 @click.group()
 @common_options
 def storage(_given: CommandContext) -> None:
-    """Verify, back up, prune and recover the files of the relay; adopt another mail root."""
+    """Verify, back up and prune the spool; adopt another mail root."""
 
 
 @storage.command()
-@click.argument("accounts", nargs=-1, metavar="[ACCOUNT]...")
-@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option("--full", is_flag=True, help="Read every octet.")
 @click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count again.")
 @common_options
-def verify(context: CommandContext, *, accounts: tuple[str, ...], **flags: bool) -> None:
-    """Check and repair mailboxes, submissions and the spool.
+def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
+    """Check the spool: its pages, references, contents and counters.
 
-    With ACCOUNTs, only their mailboxes and submissions are checked. Whatever can be derived from
-    other files is repaired; an index that does not match them is removed, and built when it is
-    needed. No mail is deleted: files that cannot be repaired are moved to corrupt/. The relay may
-    run meanwhile; its spool is only read then. Exits 65 when a fault remains that the operator has
-    to examine. --recount is for relay_queue_unaccounted, once you know why it was not 0: it ends
-    recipients whose entry was lost as cancelled, and counts again.
+    Nothing is repaired. Prints a line for each fault, and exits 65 if there is one. The relay may
+    run meanwhile. --recount is for relay_queue_unaccounted, once you know why it was not 0, and
+    while no relay runs: it ends recipients whose entry was lost as cancelled, and counts again.
     """
-    if accounts and flags["recount"]:
-        raise click.UsageError("--recount: the spool belongs to all accounts: expected no ACCOUNT")
-    settings = context.settings()
-
-    def progress(number: int) -> None:
-        if number and number % _PROGRESS_MAILBOXES == 0:
-            print_progress(f"relay storage verify: {number} mailboxes so far")
-
-    try:
-        result = verified(
-            settings,
-            VerifyOptions(accounts, **flags),
-            environ=read_environment().variables,
-            clock=SystemClock(),
-            on_finding=(lambda _: None)
-            if context.json
-            else (lambda one: print_lines([_finding_line(one)])),
-            on_mailbox=progress,
-        )
-    except UnknownAccountError as error:
-        raise CommandError(ExitCode.DATA, f"relay storage verify: {error}") from None
-    context.show(result.document, lambda: _verified_lines(result.document))
-    if result.counts.remaining:
+    result = verified(
+        context.settings(),
+        VerifyOptions(full, recount),
+        clock=SystemClock(),
+        on_finding=(lambda _: None)
+        if context.json
+        else (lambda one: print_lines([_finding_line(one)])),
+    )
+    context.show(result, lambda: _verified_lines(result))
+    if result["remaining"]:
         raise CommandError(ExitCode.DATA)
 
 
@@ -141,23 +117,6 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
 
 
 @storage.command()
-@common_options
-def recover(context: CommandContext) -> None:
-    """Copy the readable rows of a damaged spool into a new one.
-
-    The damaged spool and its files are renamed and kept; nothing is deleted. Without damage nothing
-    is done. No relay may run. Exits 65 when a part could not be read.
-    """
-    try:
-        result = recovered(context.settings(), SystemClock())
-    except NothingToRecoverError as error:
-        raise CommandError(ExitCode.DATA, f"relay storage recover: {error}") from None
-    context.show(result, lambda: recover_lines(result))
-    if not result["whole"]:
-        raise CommandError(ExitCode.DATA)
-
-
-@storage.command()
 @click.argument("root_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common_options
@@ -189,39 +148,22 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
     )
 
 
-def _finding_line(one: Mapping[str, Any]) -> str:
-    """Return a finding of `relay storage verify`, and the action taken."""
-    state = "repaired" if one["repaired"] else "REMAINS"
-    action = f"; {one['action']}" if one["action"] else ""
-    result = f"found {one['found']}, expected {one['expected']}{action}"
-    return f"{state:<9} {one['kind']:<17} {one['where']}: {result}"
+def _finding_line(one: SpoolFinding) -> str:
+    """Return a finding of `relay storage verify`, and what was done about it or can be."""
+    action = f"; {one.action}" if one.action else ""
+    return f"{one.kind:<17} {one.where}: found {one.found}, expected {one.expected}{action}"
 
 
 def _verified_lines(document: Mapping[str, Any]) -> list[str]:
     """Return the counts of `relay storage verify`."""
     submissions = document["submissions"]
-    checked = (
-        counted(document["mailboxes"], "mailbox"),
-        counted(document["messages"], "message"),
-        counted(document["indexes"], "index"),
-    )
-    waiting = (
-        f"{counted(submissions['ready'], 'submission')} ready, {submissions['scheduled']} scheduled"
-    )
-    lines = [f"{', '.join(checked)}; {waiting}"]
-    for name, result in (
-        ("without_draft", "the draft was removed, the submission is sent without it"),
-        ("accepted", "accepted already, the next start removes the submission"),
-        ("corrupt", "in corrupt/, to be examined"),
-    ):
-        if found := submissions[name]:
-            lines.append(f"{result}: {named(found)}")
+    ready = counted(submissions["ready"], "submission")
+    lines = [f"{ready} ready, {submissions['scheduled']} scheduled"]
     if spool := document["spool"]:
         queue = f"{counted(spool['entries'], 'entry')} in the queue"
         contents = counted(spool["contents"], "content")
         lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
-    repaired = counted(document["repaired"], "fault")
-    lines.append(f"{repaired} repaired, {document['remaining']} remaining")
+    lines.append(counted(document["remaining"], "fault"))
     return lines
 
 
@@ -238,39 +180,3 @@ def _backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) -
         lines += [f"missing: {name}" for name in contents["missing"]]
         lines.append(f"copied to {directory}")
     return lines
-
-
-def recover_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what `relay storage recover` has copied and lost."""
-    if not result["faults"]:
-        return ["the spool is not damaged: nothing was done"]
-    lines = [f"found: {fault}" for fault in result["faults"]]
-    recovered = ", ".join(f"{n} {table}" for table, n in result["rows"].items())
-    lines.append(f"recovered: {recovered or 'nothing'}")
-    lines += [f"lost: {_hole(hole)}" for hole in result["holes"]]
-    if result["log_damaged"]:
-        lines.append(
-            "the log is damaged: its readable part is recovered, the last changes may be lost"
-        )
-    if result["recipients_lost"] is None:
-        lines.append("the number of lost recipients is unknown")
-    elif result["recipients_lost"]:
-        lines.append(f"lost from the queue: {counted(result['recipients_lost'], 'recipient')}")
-    if result["without_content"]:
-        lines.append(f"without their content: {counted(result['without_content'], 'entry')}")
-    if result["without_recipients"]:
-        held = counted(result["without_recipients"], "entry")
-        lines.append(f"without their recipients, now held: {held}")
-    lines.append(f"in the queue: {counted(result['entries_waiting'], 'entry')}")
-    lines.append(f"the damaged spool is kept as {result['aside']}")
-    return lines
-
-
-def _hole(hole: Mapping[str, Any]) -> str:
-    """Return the rows of a table between which rows are unreadable; without both ends, all."""
-    ends = [
-        f"{name} {' '.join(map(str, hole[name]))}"
-        for name in ("after", "before")
-        if hole[name] is not None
-    ]
-    return f"rows of {hole['table']}" + (f" {', '.join(ends)}" if ends else ": none could be read")

@@ -15,7 +15,6 @@ that a command that uses the daemon loads neither of them.
 - `dns_records`: what to publish for a domain, and what is wrong with what is published: MX, SPF,
   DKIM, DMARC, MTA-STS, TLS-RPT, TLSA
 - `mail_import`: .eml, mbox and Maildir into a mailbox; which fields go; repeated imports
-- `mail_export`: the messages of a mailbox as .eml, mbox or Maildir
 - `saved_mail`: `relay policy diff`: which files are mail, their envelopes, with journeys or without
 - `rule_diff`: which results of two sets of rules differ, and by which rules
 
@@ -32,10 +31,9 @@ Copies and repairs:
 
 - `backup`: `relay backup`: what is copied, in which order
 - `restore`: `relay restore`: which backups are complete, where it may restore to, what is held then
-- `storage`: `relay storage verify`, `recover` and `backup`: what is checked, who may repair
+- `storage`: `relay storage verify` and `backup`: what is checked and copied
 - `adopt`: `relay storage adopt`: another mail root becomes that of the spool
 
-Elsewhere: what verify checks: of mailboxes `relay/mailbox/verify`, of submissions `relay/outbox`,
-of the spool `verify` of its engine in `relay/spool`; what a queue command does to an entry:
-`relay/spool/queue/decisions.py`.
+Elsewhere: what verify checks: `verify` of the spool's engine in `relay/spool`; what a queue command
+does to an entry: `relay/spool/queue/decisions.py`.
 """

@@ -545,7 +545,7 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     except SpoolUnavailableError as error:
         failures = [str(error)]
     except (SpoolError, OSError) as error:
-        hint = "; see relay storage recover" if isinstance(error, SpoolDamagedError) else ""
+        hint = "; see relay restore" if isinstance(error, SpoolDamagedError) else ""
         fault = f"spool.url: {error}{hint}"
     if fault:
         yield CheckFinding("spool", CheckResult.FAULT, fault)

@@ -3,10 +3,8 @@
 A message's file is named by the digest of its content, so that a repeated import adds nothing.
 Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
 are read in blocks. No symbolic link is followed; those in a directory are noted, and so are the
-separators in an mbox file that follow no empty line. A first field
-X-Relay-Properties, which mail_export writes, becomes the state of the message and, unless a
-Maildir's file name has flags, its flags. Raises BadMailError with file and position,
-StoreUnavailableError and OSError; what was imported before stays.
+separators in an mbox file that follow no empty line. Raises BadMailError with file and position,
+and OSError; what was imported before stays.
 """
 
 import contextlib
@@ -14,7 +12,6 @@ import hashlib
 import os
 import re
 import time
-from base64 import b64decode
 from calendar import timegm
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -22,13 +19,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.commands.mail_export import KEPT_FLAGS, STATE_FIELD
 from relay.mailbox.folders import list_folders
 from relay.mailbox.maildir import list_names, open_message, place, remove, sync_directory
-from relay.mailbox.message_file import parse_name
-from relay.mailbox.message_state import NO_STATE, STATE_BYTES_MAX, MessageState, decode_state
-from relay.mailbox.state_file import StateFile
-from relay.mailbox.types import StoreUnavailableError
+from relay.mailbox.message_file import FLAGGED, OTHER, SEEN
 
 _LINE_BYTES = 64 * 1024  # of a longer line, at once
 _FROM = b"From "
@@ -42,7 +35,7 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _OWN_FIELD = b"x-relay-"
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
 _SHOWN = 60
-_FIELD_BYTES_MAX = 2 * STATE_BYTES_MAX  # in base64, folded
+_KEPT_FLAGS = frozenset((SEEN, FLAGGED, OTHER, "R", "P"))
 
 
 class BadMailError(Exception):
@@ -193,7 +186,7 @@ def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail
 
 
 def _kept(flags: str) -> str:
-    return "".join(sorted(KEPT_FLAGS & set(flags)))
+    return "".join(sorted(_KEPT_FLAGS & set(flags)))
 
 
 def _mtime_s(found: os.stat_result) -> int:
@@ -205,7 +198,6 @@ class MailImport:
 
     def __init__(self, mailbox: Path, folder: Path, *, hostname: str) -> None:
         self._folder = folder
-        self._states = StateFile(mailbox)
         self._hostname = hostname
         self._present = {
             found[1]
@@ -219,10 +211,10 @@ class MailImport:
     def add(self, mail: FoundMail) -> None:
         """Add a message unless the mailbox has it. Raises BadMailError, OSError."""
         temporary = self._folder / "tmp" / f"import.{os.getpid()}.{self._hostname}"
-        digest, field = hashlib.sha256(), bytearray()
+        digest = hashlib.sha256()
         try:
             with temporary.open("xb") as file:
-                for piece in _normalized(mail, field):
+                for piece in _normalized(mail):
                     digest.update(piece)
                     file.write(piece)
                 file.flush()
@@ -234,55 +226,26 @@ class MailImport:
                 self.present += 1
                 return
             base_name = f"{mail.at_s}.I{name}.{self._hostname},S={size}"
-            parsed = parse_name(base_name)
-            assert parsed is not None
-            own_flags, state = _read_field(bytes(field))
-            if state != NO_STATE or self._has_state(parsed.message_id):
-                self._states.write({parsed.message_id: state})
-            flags = mail.flags if mail.flags is not None else own_flags or None
-            target = f"new/{base_name}" if flags is None else f"cur/{base_name}:2,{flags}"
+            is_new = mail.flags is None
+            target = f"new/{base_name}" if is_new else f"cur/{base_name}:2,{mail.flags}"
             place(temporary, self._folder / target)
             self._present.add(name)
             self.imported += 1
         finally:
             remove(temporary)
 
-    def _has_state(self, message_id: str) -> bool:
-        """Return whether the message was here, and was removed within the last 30 days."""
-        with contextlib.suppress(StoreUnavailableError):  # mail without a state needs no such file
-            return self._states.find(message_id) != b""
-        return False
-
     def finish(self) -> None:
         """Make what was added durable. Raises OSError."""
-        self._states.close()
         for directory in ("new", "cur"):
             sync_directory(self._folder / directory)
 
 
-def _read_field(field: bytes) -> tuple[str, MessageState]:
-    """Return the flags and the state in a field; a state that cannot be read is dropped as Relay's
-    other fields.
-    """
-    if len(field) > _FIELD_BYTES_MAX:
-        return "", NO_STATE
-    flags, _, text = b"".join(field.partition(b":")[2].split()).rpartition(b";")
-    state = NO_STATE
-    with contextlib.suppress(ValueError):
-        state = decode_state(b64decode(text, validate=True), bytes_max=STATE_BYTES_MAX)
-    return _kept(flags.decode("ascii", "ignore")), state
-
-
-def _normalized(mail: FoundMail, state: bytearray) -> Iterator[bytes]:
+def _normalized(mail: FoundMail) -> Iterator[bytes]:
     """Yield the octets with CRLF line ends and without Relay's fields. Raises BadMailError.
 
-    `state` gets the field with the message's state, if that is the first.
-
-    A CR before the LF belongs to the line end, but not if From line and first line end in LF alone.
+    A CR before the LF belongs to the line end.
     """
-    removed = b"\r"
-    in_header, is_dropped, is_first, position = True, False, True, 0
-    is_state = False
+    in_header, is_dropped, is_first = True, False, True
     last = b""
     for line in mail.lines():
         if is_first and not _FIELD.match(line):
@@ -290,10 +253,6 @@ def _normalized(mail: FoundMail, state: bytearray) -> Iterator[bytes]:
             raise BadMailError(
                 f"{mail.place}: found {found!r}, expected the header of a message, such as From:"
             )
-        if is_first and mail.from_line and not (mail.from_line + line).count(b"\r\n"):
-            removed = b""
-        if is_first or not line.startswith((b" ", b"\t")):
-            is_state = is_first and line.lower().startswith(STATE_FIELD.lower())
         is_first = False
         if in_header and not last.endswith(b"\n") and last:
             pass  # the rest of a very long line
@@ -302,12 +261,9 @@ def _normalized(mail: FoundMail, state: bytearray) -> Iterator[bytes]:
             if not line.startswith((b" ", b"\t")):
                 is_dropped = line[: len(_OWN_FIELD)].lower() == _OWN_FIELD
         last = line
-        position += len(line)
         if in_header and is_dropped:
-            if is_state and len(state) <= _FIELD_BYTES_MAX:
-                state += line
             continue
-        yield line[:-1].removesuffix(removed) + b"\r\n" if line.endswith(b"\n") else line
+        yield line[:-1].removesuffix(b"\r") + b"\r\n" if line.endswith(b"\n") else line
     if is_first:
         raise BadMailError(f"{mail.place}: found no octets, expected a message")
     if not last.endswith(b"\n"):

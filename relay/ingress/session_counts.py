@@ -28,7 +28,6 @@ class SessionCounts:
         self._errors = 0
         self._junk_commands = 0
         self._messages = 0
-        self._recipients = 0
         self._reserved = Reservation()
 
     def ended_by(self, reply: str, verb: str, *, trusted: bool) -> str:
@@ -49,8 +48,6 @@ class SessionCounts:
         settings = self._settings
         if 0 < settings.max_messages <= self._messages:
             return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
-        if 0 < settings.max_recipients_per_session <= self._recipients:
-            return "421 4.7.0 Too many recipients in one session, closing it"  # RFC 5321 7.8
         if not settings.max_rate_per_client:
             return ""
         allowed, _, period_s = settings.max_rate_per_client.partition("/")
@@ -65,17 +62,6 @@ class SessionCounts:
             return f"450 {reserved.status} {reserved.text}"  # RFC 5321 7.8
         self._reserved = reserved
         return ""
-
-    def recipient_rejection(self) -> str:
-        """Return the reply to RCPT of a stranger beyond the limit, else ""."""
-        if 0 < self._settings.max_recipients_per_session <= self._recipients:
-            # RFC 5321 4.5.3.1.10
-            return "452 4.5.3 Too many recipients in one session, send the rest in another"
-        return ""
-
-    def add_recipient(self) -> None:
-        """Count a recipient that was taken."""
-        self._recipients += 1
 
     def add_message(self) -> None:
         """Count a message that was accepted; errors before it do not count."""

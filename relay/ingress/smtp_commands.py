@@ -395,8 +395,6 @@ class SmtpCommandHandler:
         )  # fmt: skip
         if path.address in self._forward_paths:
             return "250 2.1.5 Ok, named already"
-        if not self._is_trusted and (rejection := self._counts.recipient_rejection()):
-            return rejection
         if len(self._forward_paths) >= self._listener.settings.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
@@ -412,7 +410,6 @@ class SmtpCommandHandler:
             await self.filters.rcpt(path.address, argument)
         self._forward_paths[path.address] = path
         self._expanded = expanded
-        self._counts.add_recipient()
         return "250 2.1.5 Ok"
 
     async def data(self, argument: str) -> str:

@@ -2,18 +2,15 @@
 role.
 
 The log is append-only. A line is written with one write(2); incomplete and damaged lines are
-skipped. Writing raises OSError. read_submissions() reads all of it in memory that grows with the
-number of unfinished submissions only, for `relay storage verify`.
+skipped. Writing raises OSError.
 """
 
 import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,6 @@ from relay.message.address import own_mailbox
 _DAY_US = 86_400_000_000
 _RECIPIENTS_MAX = 1000  # in a line
 NOT_ANSWERED = "not_answered"  # in a remark: the client does not know whether it will be sent
-_ENDS = frozenset(("cancelled", NOT_ANSWERED))  # remarks after which no file has to be there
 
 
 class SubmissionFacts(Struct, frozen=True):
@@ -371,34 +367,6 @@ _READ_BYTES_MAX = 1 << 20
 _DAY_CHARACTERS = 10
 
 
-class UnfinishedSubmission(Struct, frozen=True):
-    """A submission whose step 2 is recorded, and no end; its client may have a 202."""
-
-    account: str
-    draft_id: str
-    at_us: int
-
-
-@dataclass(slots=True)
-class LoggedSubmissions:
-    """`accepted`: requested submissions whose step 4 is recorded; `open`: the unfinished ones."""
-
-    accepted: set[str] = field(default_factory=set)
-    open: dict[str, UnfinishedSubmission] = field(default_factory=dict)
-
-
-def read_submissions(directory: Path, *, among: Collection[str]) -> LoggedSubmissions:
-    """Read the log of all roles. Raises OSError."""
-    found = LoggedSubmissions()
-    for _, files in groupby(_files(directory), key=lambda path: path.name[:_DAY_CHARACTERS]):
-        ended: set[str] = set()
-        for path in files:
-            _read_file(path, found, ended, among=among)
-        for submission_id in ended & found.open.keys():
-            del found.open[submission_id]
-    return found
-
-
 def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
     """Yield each step 4 since a time. Raises OSError."""
     for path in _files(directory):
@@ -406,27 +374,6 @@ def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
             for line in _lines(path):
                 if line.step == Step.ACCEPTED and line.at_us >= since_us:
                     yield line
-
-
-def _read_file(
-    path: Path, found: LoggedSubmissions, ended: set[str], *, among: Collection[str]
-) -> None:  # fmt: skip
-    names: dict[str, tuple[str, str]] = {}
-    for line in _lines(path):
-        submission_id, step = line.submission_id, line.step
-        if step == Step.CREATED:
-            names[submission_id] = line.account, line.graph_id
-        elif step == Step.NOTIFIED and submission_id in names:
-            account, draft_id = names.pop(submission_id)
-            found.open[submission_id] = UnfinishedSubmission(account, draft_id, line.at_us)
-        elif (
-            step in (Step.ACCEPTED, Step.REPORT)
-            or line.withdrawn
-            or not _ENDS.isdisjoint(line.detail)
-        ):
-            ended.add(submission_id)
-            if step == Step.ACCEPTED and submission_id in among:
-                found.accepted.add(submission_id)
 
 
 def _lines(path: Path) -> Iterator[LogLine]:

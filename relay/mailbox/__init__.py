@@ -44,7 +44,6 @@ On the disk:
 - `lock_file`: Dovecot's locks
 - `message_file`: file names: base name, flags, id; where a mailbox is
 - `index`: the index of a mailbox: search, change feed, ids of messages
-- `verify`: `relay storage verify` of mailboxes: kinds of faults, and their repairs
 
 Elsewhere: what is submitted and not yet sent, and the store as a whole: `relay/outbox`; which
 address has which mailbox: `relay/routing/route_table.py`; delivery attempts:

@@ -17,8 +17,6 @@ beginning. A submission is a hard link to the draft that was submitted.
 - `old_keys`: the records of keys that Relay 0.2.0 left
 - `on_disk`: preparing/, ready/, deferred/, restored/ and corrupt/: names, links and fsyncs
 - `store`: FileStore: mailboxes and outbox of a mail root: its parts, its start, its end
-- `check_submissions`: `.submissions/` against drafts, accounts and the submission log
-- `verifier`: `relay storage verify`: which mailboxes and submissions, in which order
 
 Elsewhere: drafts and folders: `relay/mailbox`; when a submission is converted and sent:
 `relay/pickup`; what the repeat of a request is answered: `relay/graph/idempotency.py`.

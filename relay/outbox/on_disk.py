@@ -143,7 +143,7 @@ class SubmissionDirectory:
             self.make()
             _log.error(
                 "submissions are lost: their directory was removed, and is made again",
-                directories=missing, see="relay storage verify",
+                directories=missing, see="relay log --state converting",
             )  # fmt: skip
 
     def forget(self) -> None:

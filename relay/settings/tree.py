@@ -177,10 +177,6 @@ class SmtpListener:
     max_errors: Annotated[int, Between(1, 100_000)] = field(default=20, metadata=RELOADED)
     # of a session, of a client that is not trusted; then 421; 0: no limit
     max_messages: Annotated[int, Between(0, 1_000_000)] = field(default=0, metadata=RELOADED)
-    # the same of a session; then 452, and 421 to MAIL; 0: no limit
-    max_recipients_per_session: Annotated[int, Between(0, 1_000_000)] = field(
-        default=0, metadata=RELOADED
-    )
     # messages accepted from such an address; then 450; "": no limit
     max_rate_per_client: Rate = field(default="", metadata=RELOADED)
     # how long a client may be silent, in seconds
@@ -265,15 +261,12 @@ class SpoolSettings:
     """The durable queue.
 
     `url` is "sqlite:PATH" with PATH relative to state_dir, or that of a PostgreSQL server
-    (relay/settings/postgres_url.py). `keep_size` 0 is no limit. `reserve_size` is the size of the
-    reserve file. `node` is this node's name there; "": the hostname.
+    (relay/settings/postgres_url.py). `node` is this node's name there; "": the hostname.
     """
 
     url: Annotated[str, Form.SPOOL_URL, Secret] = field(default=f"sqlite:{_SPOOL_FILE}", repr=False)
     node: Annotated[str, Form.NODE_NAME] = ""
     keep: PositiveSeconds = 14 * 86400.0
-    keep_size: Annotated[int, Size()] = 0
-    reserve_size: Annotated[int, Size()] = 16 * 1024 * 1024
 
     @property
     def is_file(self) -> bool:

@@ -21,7 +21,7 @@ engine the library of the other.
 - `tables`: what an engine supplies for rows, lists, queue commands and maintenance; which SQL works
   on both databases
 - `columns`: columns and values of rows, checksums of contents
-- `sqlite`: the engine on SQLite: its writer, its files, verify and recover
+- `sqlite`: the engine on SQLite: its writer, its files, verify
 - `postgres`: the engine on PostgreSQL, which several nodes share
 
 Elsewhere: which state may follow which: `relay/message/lifecycle.py`; when an entry is due again:

@@ -23,11 +23,9 @@ relay/spool/__init__.py, and add it to the fixture of tests/contract, which stat
 The caller holds the owner lock of the state_dir, so that a queue has one owner.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from enum import Enum, Flag, StrEnum, auto
+from enum import Flag, StrEnum, auto
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,15 +40,6 @@ from relay.spool.queue_commands import QueueAdmin
 from relay.spool.types import Claim, QueueCounts, Spool, SpoolError, SpoolLoad
 
 
-class Retention(Struct, frozen=True):
-    """How long the history of a finished message is kept, from its arrival, and the size that the
-    stored form may reach with it; 0: unlimited.
-    """
-
-    age_s: float
-    size_bytes: int = 0
-
-
 class RecordedRoot(Struct, frozen=True):
     """The mail root of a store as the spool knows it: its id, "" if none was recorded, and whether
     any mail was ever delivered locally.
@@ -63,9 +52,9 @@ class RecordedRoot(Struct, frozen=True):
 class SpoolMaintenance(Protocol):
     """Periodic work, in small transactions, so that mail does not wait for it."""
 
-    async def prune(self, keep: Retention) -> int:
-        """Remove some of the history of finished messages, oldest first, and some expired
-        submission keys; return how much, 0 when nothing is left.
+    async def prune(self, age_s: float) -> int:
+        """Remove some of the history of finished messages older than `age_s`, oldest first, and
+        some expired submission keys; return how much, 0 when nothing is left.
         """
         ...
 
@@ -282,45 +271,15 @@ class SpoolFault(StrEnum):
     COUNTERS = "counters"
 
 
-class VerifyMode(Enum):
-    """What may be done about a fault; the value is the text for its repair."""
-
-    REPAIR = "{}"
-    DRY_RUN = "would be {}"
-    READ_ONLY = "can be {} while no relay runs"  # the relay owns the spool
-
-
 class SpoolFinding(Struct, frozen=True):
-    """A fault and what was done about it; `action` is "" where nothing can be done."""
+    """A fault; `action` is what was done about it, or what can be."""
 
-    kind: SpoolFault
+    kind: str
     where: str
     found: str
     expected: str
-    repaired: bool
-    action: str
-
-
-@dataclass
-class RecoveryResult:
-    """The result of a recovery."""
-
-    faults: list[str]  # what was wrong
-    aside: str = ""  # where the damaged files are; "" where nothing was wrong
-    rows: Counter[str] = field(default_factory=Counter)  # copied, by table
-    # between which keys rows could not be read
-    holes: list[dict[str, Any]] = field(default_factory=list)
-    entries_waiting: int = 0  # in the new spool
-    without_content: int = 0  # entries, which are held
-    without_recipients: int = 0  # entries, which are held
-    recipients_lost: int | None = 0  # by the counters; None where these are lost too
-    log_damaged: bool = False  # commits of the write-ahead log may be missing
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything could be read."""
-        lost = self.holes or self.without_content or self.without_recipients
-        return not (lost or self.log_damaged)
+    repaired: bool = False
+    action: str = ""
 
 
 class BackupSize(Struct, frozen=True):
@@ -341,7 +300,7 @@ class BackupResult(Struct, frozen=True):
 
 
 class SpoolTools(Protocol):
-    """Checks and repairs of the stored form.
+    """Checks of the stored form.
 
     All methods raise SpoolError and OSError.
     """
@@ -349,20 +308,15 @@ class SpoolTools(Protocol):
     def verify(
         self,
         *,
-        mode: VerifyMode,
+        is_owner: bool,
         full: bool,
         recount: bool,
         clock: Clock,
         report: Callable[[SpoolFinding], None],
     ) -> dict[str, int]:
         """Check references, contents (with `full` every octet) and counters; call `report` with
-        each finding; return how many of each were checked. With `recount` counters are corrected.
-        """
-        ...
-
-    def recover(self, *, stamp: str) -> RecoveryResult:
-        """Copy what can be read of a damaged spool into a new one, while no relay runs. `stamp`
-        names the damaged files, which are kept. An interrupted recovery is continued.
+        each finding; return how many of each were checked. With `recount` counters are corrected,
+        if no relay can start (`is_owner`).
         """
         ...
 

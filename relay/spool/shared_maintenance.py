@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 
 from relay.base.clock import Clock, first_id_after, wall_offset_us
 from relay.spool.columns import LIVE_STATES
-from relay.spool.engine import Retention, SpoolMaintenance
+from relay.spool.engine import SpoolMaintenance
 from relay.spool.queue import stats
 from relay.spool.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import QueueCounts, SpoolUnavailableError
@@ -27,7 +27,6 @@ T = TypeVar("T")
 AT_ONCE = 200
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
 _COUNT_S_MAX = 30.0
-_FRESH_US = 3600 * 1_000_000  # of history that is kept even where the spool is too large
 
 
 class Removable(Struct, frozen=True):
@@ -62,10 +61,6 @@ class SharedMaintenance(SpoolMaintenance):
         """Return what changes when any owner has committed; None where that is not known."""
         raise NotImplementedError
 
-    def used_bytes(self, tables: Tables) -> int:
-        """Return how much the spool holds, without what new rows use first."""
-        raise NotImplementedError
-
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
         """Remove all rows of finished messages."""
         raise NotImplementedError
@@ -84,13 +79,11 @@ class SharedMaintenance(SpoolMaintenance):
             released += number
         return released
 
-    async def prune(self, keep: Retention) -> int:
+    async def prune(self, age_s: float) -> int:
         """SpoolMaintenance.prune. Time that is in doubt (Clock.confirmed_us) makes nothing old."""
         now_us = self._clock.confirmed_us()
-        before_us = now_us - int(keep.age_s * 1_000_000)
+        before_us = now_us - int(age_s * 1_000_000)
         keys = await self.change(lambda one: prune_keys(one, now_us))
-        if keep.size_bytes and await self._engine.read(self.used_bytes) > keep.size_bytes:
-            before_us = max(before_us, now_us - _FRESH_US)
         while True:
             messages, self._pruned_to = await self.change(
                 lambda one: self.prune_some(one, before_us, after=self._pruned_to)
@@ -123,7 +116,7 @@ class SharedMaintenance(SpoolMaintenance):
             )
             return asdict(would) | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):
-            if not await self.prune(Retention(age_s)):
+            if not await self.prune(age_s):
                 return {"ended": True}
         return {"ended": False}
 

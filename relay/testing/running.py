@@ -25,7 +25,7 @@ from relay.testing.waiting import Wanted
 Result = TypeVar("Result")
 _LOOPBACK = "127.0.0.1"
 # The state is in memory, which a reserve would only make scarce.
-_IN_MEMORY = {"spool": {"reserve_size": 0}, "pressure": {"disk_free": "8 MiB"}}
+_IN_MEMORY = {"pressure": {"disk_free": "8 MiB"}}
 
 
 @dataclass(frozen=True, slots=True)

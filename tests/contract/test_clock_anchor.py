@@ -8,7 +8,7 @@ import pytest
 from relay.base.clock import Clock, Ids, Machine, SystemClock
 from relay.delivery.retry import ClaimAction, claim_action
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.engine import Retention, SpoolEngine
+from relay.spool.engine import SpoolEngine
 from relay.spool.types import DueQuery, NewMessage, Selector, Settlement
 from tests.support.operator import command
 from tests.support.spools import message_of
@@ -101,7 +101,7 @@ class Site:
         await spool.accept(new_message(clock), submission_key=key, claim=False)
 
     async def _end_old_mail(self, spool: SpoolEngine, clock: Clock) -> None:
-        while await spool.maintenance.prune(Retention(KEEP_DAYS * 86400)):
+        while await spool.maintenance.prune(KEEP_DAYS * 86400):
             pass
         now_us, confirmed_us = clock.queue_us(), clock.confirmed_us()
         for claim in (await spool.claim_due(now_us, 1000, DueQuery())).claims:
@@ -134,10 +134,10 @@ async def test_history_and_keys_are_kept_while_the_time_is_in_doubt(spool, make,
     await spool.accept(make(), submission_key="draft.1")
     clock.now_us += 400 * DAY
     clock.doubtful_us = 400 * DAY
-    assert await spool.maintenance.prune(Retention(30)) == 0
+    assert await spool.maintenance.prune(30) == 0
     assert (await spool.accept(make(), submission_key="draft.1")).repeated
     clock.doubtful_us = 0
-    assert await spool.maintenance.prune(Retention(30)) == 2
+    assert await spool.maintenance.prune(30) == 2
     assert await spool.journey(done) is None
 
 
@@ -149,7 +149,7 @@ async def test_history_is_pruned_when_the_wall_clock_differs_from_queue_time(
     await finished(spool, make(received_us=clock.queue_us()))
     clock.advance(60)
     assert (await spool.maintenance.prune_many(30, dry_run=True))["messages"] == 1
-    assert await spool.maintenance.prune(Retention(30)) == 1
+    assert await spool.maintenance.prune(30) == 1
 
 
 @pytest.mark.parametrize("wrong_us", [400 * DAY, -400 * DAY])

@@ -6,7 +6,6 @@ import pytest
 
 from relay.journeys.message_list import ListedRecipient
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.engine import Retention
 from relay.spool.types import EntrySchedule, Settlement
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -18,7 +17,7 @@ KEY_KEPT_S = 8 * 86400
 HOUR_S = 3600.0
 
 
-EVER = Retention(1e9)
+EVER = 1e9
 
 
 async def finished(spool, make) -> str:
@@ -32,7 +31,7 @@ async def test_only_old_finished_messages_are_pruned(spool, make, clock) -> None
     waiting = await spool.accept(make())
     clock.advance(60)
     young = await finished(spool, make)
-    keep = Retention(30)
+    keep = 30
     would = await spool.maintenance.prune_many(30, dry_run=True)
     assert would == {"messages": 1, "submissions": 0, "kept": 0, "ended": True}
     assert await spool.maintenance.prune(keep) == 1
@@ -43,51 +42,13 @@ async def test_only_old_finished_messages_are_pruned(spool, make, clock) -> None
     assert (await spool.counts()).unaccounted == 0
 
 
-async def test_history_over_its_size_limit_is_pruned_early(spool, make, clock) -> None:
-    old = await finished(spool, make)
-    waiting = await spool.accept(make())
-    clock.advance(HOUR_S + 60)
-    young = await finished(spool, make)
-    assert await spool.maintenance.prune(Retention(1e9, size_bytes=1 << 30)) == 0
-    assert await spool.maintenance.prune(Retention(1e9, size_bytes=1)) == 1
-    assert await spool.journey(old) is None
-    assert await spool.journey(waiting.queue_id) is not None
-    assert await spool.journey(young) is not None  # younger than one hour
-
-
-async def test_a_size_limit_removes_the_oldest_history_only(spool, make, clock) -> None:
-    """What was removed does not count any more, though the files have not become smaller."""
-    keep = Retention(1e9, size_bytes=600_000)
-    names: list[str] = []
-
-    async def add(number: int) -> None:
-        for _ in range(number // 100):
-            names.extend(await asyncio.gather(*(finished(spool, make) for _ in range(100))))
-            clock.advance(1)
-
-    async def kept() -> int:
-        clock.advance(HOUR_S + 60)
-        while await spool.maintenance.prune(keep):
-            pass
-        there = [await spool.journey(name) is not None for name in names[::10]]
-        assert there == sorted(there)
-        return 10 * sum(there)
-
-    await add(3000)
-    first = await kept()
-    assert 200 < first < 2800
-    await add(600)
-    again = await kept()
-    assert abs(again - first) <= 400
-
-
 async def test_a_submission_key_is_pruned_when_it_expires(spool, make, clock) -> None:
     first = await spool.accept(make(), submission_key="draft.1")
     clock.advance(KEY_KEPT_S - 1)
     assert await spool.maintenance.prune(EVER) == 0
     assert (await spool.accept(make(), submission_key="draft.1")).queue_id == first.queue_id
     clock.advance(2)
-    would = await spool.maintenance.prune_many(EVER.age_s, dry_run=True)
+    would = await spool.maintenance.prune_many(EVER, dry_run=True)
     assert would == {"messages": 0, "submissions": 1, "kept": 0, "ended": True}
     assert await spool.maintenance.prune(EVER) == 1
     assert not (await spool.accept(make(), submission_key="draft.1")).repeated
@@ -97,7 +58,7 @@ async def test_a_submission_key_outlives_the_history_of_its_message(spool, make,
     (claim,) = (await spool.accept(make(), submission_key="draft.1")).claims
     await spool.settle(Settlement(claim, 5, {1: OK}))
     clock.advance(60)
-    assert await spool.maintenance.prune(Retention(30)) == 1
+    assert await spool.maintenance.prune(30) == 1
     assert await spool.journey(claim.message.id) is None
     again = await spool.accept(make(), submission_key="draft.1")
     assert (again.repeated, again.queue_id) == (True, claim.message.id)
@@ -107,7 +68,7 @@ async def test_a_submission_key_outlives_the_history_of_its_message(spool, make,
 async def test_a_jump_of_the_wall_clock_prunes_no_history(spool, make, clock, jumped_s) -> None:
     await finished(spool, make)
     clock.jumped_us = jumped_s * 1_000_000
-    assert await spool.maintenance.prune(Retention(HOUR_S)) == 0
+    assert await spool.maintenance.prune(HOUR_S) == 0
 
 
 async def test_captured_mail_has_its_own_expiry(spool, make, clock) -> None:
@@ -125,7 +86,7 @@ async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:
     due_us = clock.queue_us() + 10**12
     await spool.settle(Settlement(claim, 5, {}, EntrySchedule(due_us, due_us)))
     clock.advance(60)
-    assert await spool.maintenance.prune(Retention(0)) == 0
+    assert await spool.maintenance.prune(0) == 0
 
 
 async def test_clear_removes_everything_and_the_queue_goes_on(spool, make, development) -> None:

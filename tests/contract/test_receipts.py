@@ -7,7 +7,6 @@ import pytest
 from relay.journeys.events import Event, Step
 from relay.message.outcome import Delivered, Evidence
 from relay.message.receipt import OwedReceipt, ReceiptRequest
-from relay.spool.engine import Retention
 from relay.spool.rows.receipts import RECEIPTS_PER_MAILBOX_MAX
 from relay.spool.types import EntrySchedule, Selector, SentReceipt, Settlement
 from tests.support.operator import command
@@ -105,7 +104,7 @@ async def test_its_folder_is_kept_over_a_restart(make, open_spool) -> None:
 async def test_it_outlives_the_history_of_its_message(spool, deliver, make, clock) -> None:
     await deliver()
     clock.advance(30 * 86400)
-    while await spool.maintenance.prune(Retention(86400.0)):
+    while await spool.maintenance.prune(86400.0):
         pass
     (owed,) = await spool.receipts.owed()
     sent = SentReceipt(owed.key, Event(Step.REPORT, 7, {"kind": "read"}))

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
 from relay.message.outcome import Delivered, Evidence
-from relay.spool.engine import Retention
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import Selector, Settlement
 from tests.support.spools import changed_message
@@ -87,7 +86,7 @@ async def test_a_number_is_not_given_again_after_a_removal(
                 await development.clear()
             case "prune":
                 clock.advance(2.0)
-                assert await spool.maintenance.prune(Retention(1.0))
+                assert await spool.maintenance.prune(1.0)
             case "discard":
                 assert await development.discard(clock.time_us() + DAY_US)
         left = await all_events(spool)
@@ -118,7 +117,7 @@ async def test_only_what_was_removed_counts_as_removed(spool, record, clock) -> 
     clock.advance(3600.0)
     kept, _ = await record()
     before = await sequences(spool)
-    await spool.maintenance.prune(Retention(60.0))
+    await spool.maintenance.prune(60.0)
     found = await all_events(spool)
     assert [one.queue_id for _, one in found.events] == [kept]
     assert found.removed_to == before[1]

@@ -11,7 +11,6 @@ from relay.base.crashpoints import CrashPoints
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE
 from relay.observe.metrics import Metrics
-from relay.spool.engine import Retention
 from relay.spool.types import (
     DueQuery,
     PriorityLevel,
@@ -107,7 +106,7 @@ async def test_submission_keys_that_are_known_are_remembered_again(spool, make, 
     clock.advance(7 * 86400)
     assert set(await spool.renew_submission_keys(["known", "unknown"])) == {"known"}
     clock.advance(7 * 86400)
-    await spool.maintenance.prune(Retention(10 * 365 * 86400.0))
+    await spool.maintenance.prune(10 * 365 * 86400.0)
     assert (await spool.accept(make(), submission_key="known")).repeated
     assert not (await spool.accept(make(), submission_key="unknown")).repeated
 

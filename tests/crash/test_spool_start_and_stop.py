@@ -78,9 +78,6 @@ def test_verify_after_a_kill_keeps_the_spool_intact(relay: RelayProcess, point: 
     assert relay.stop() == 0
     die(relay, point, to="x@remote.test")
     assert relay.cli("storage", "verify").returncode == 0
-    assert [
-        one.name for one in (relay.folder / "state").glob("spool.sqlite?*") if one.is_file()
-    ] == []
     relay.start()
     assert len(relay.queue()) == 2
 
@@ -98,8 +95,9 @@ def test_a_missing_wal_prevents_the_start(relay: RelayProcess, messages: int) ->
         assert "its write-ahead log is missing or was cut short" in checked.stderr
         relay.start(wait=False)
         assert relay.wait_end() == DAMAGED
-    assert relay.cli("storage", "verify", "--dry-run").returncode == DAMAGED
-    assert relay.cli("storage", "recover").returncode == DAMAGED
+    assert relay.cli("storage", "verify").returncode == DAMAGED
+    for name in ("spool.sqlite", "spool.sqlite.last-commit"):
+        (relay.folder / "state" / name).rename(relay.folder / name)
     relay.start()
     assert relay.queue() == []
     assert relay.stop() == 0

@@ -64,8 +64,6 @@ def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
         (["send", "--from", "a@b.test", "--to", "nobody@example.test", "--body", "x"], DATA, "550"),
         (["serve"], UNAVAILABLE, "in use by process"),
         (["queue", "hold", "--all", "--until", "yesterday"], USAGE, "found 'yesterday'"),
-        (["storage", "verify", "nobody@example.test"], DATA, "no account and no mailbox"),
-        (["storage", "verify", "../../etc"], DATA, "no account and no mailbox"),
         (["export", "nobody@example.test", "x"], DATA, 'no mailbox "nobody@example.test"\n'),
         (["import", ".", "--mailbox", "nobody@example.test"], DATA, "--create` makes it"),
     ],

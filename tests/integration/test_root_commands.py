@@ -70,7 +70,6 @@ def files_of_root(relay: RelayProcess) -> list[str]:
         ("storage prune", OK),
         ("storage prune --older-than 0s", OK),
         ("storage backup COPY", OK),
-        ("storage recover", None),
         ("storage adopt new --yes", None),
         ("account list", OK),
         ("account add eve@example.test", OK),
@@ -78,7 +77,6 @@ def files_of_root(relay: RelayProcess) -> list[str]:
         ("account remove eve@example.test", OK),
         ("account unlock alice@example.test", UNAVAILABLE),
         ("import ONE.eml --mailbox alice@example.test", NO_PERMISSION),
-        ("export alice@example.test COPIED", NO_PERMISSION),
         ("policy check", OK),
         ("dkim keygen example.test s1", OK),
         ("dkim show", OK),
@@ -92,7 +90,7 @@ def test_no_file_of_root_is_left(
 ) -> None:
     relay, queue_id = stopped
     (tmp_path / "one.eml").write_text("Subject: x\n\nhi\n")
-    names = {"ID": queue_id, "COPY": tmp_path / "copy", "COPIED": tmp_path / "copied",
+    names = {"ID": queue_id, "COPY": tmp_path / "copy",
              "ONE.eml": tmp_path / "one.eml"}  # fmt: skip
     done = relay.cli(*(str(names.get(word, word)) for word in words.split()))
     assert code in (None, done.returncode), done
@@ -107,16 +105,6 @@ def test_a_service_can_take_the_lock_after_a_command(stopped: tuple[RelayProcess
     listed = relay.cli("queue", "list", "--json")
     assert [one["id"] for one in json.loads(listed.stdout)] == [queue_id]
     assert (lock.stat().st_uid, lock.stat().st_gid) == (SERVICE, SERVICE)
-
-
-def test_a_damaged_index_leaves_no_file_of_root(stopped: tuple[RelayProcess, str]) -> None:
-    relay, _ = stopped
-    index = relay.folder / "mail/example.test/alice/relay-index"
-    index.write_bytes(b"damaged")
-    verified = relay.cli("storage", "verify", "--full")
-    assert (verified.returncode, "internal error" in verified.stderr) == (OK, False)
-    assert not index.exists()
-    assert files_of_root(relay) == []
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])

@@ -402,6 +402,5 @@ def test_what_it_makes_is_in_order(relay, dovecot):
     for path in relay.home(OWNER).rglob("*"):  # where the tests run as root, Dovecot is another
         os.chown(path, owner.st_uid, owner.st_gid)
     os.chown(relay.home(OWNER), owner.st_uid, owner.st_gid)
-    found = relay.cli_json("storage", "verify", "--full")
-    assert (found["findings"], found["messages"]) == ([], 6)
+    assert relay.cli_json("storage", "verify", "--full")["findings"] == []
     assert dovecot.complaints() == []

@@ -12,7 +12,6 @@ from typing import Any
 
 from relay.base.files import disk_of
 from relay.base.pressure import Bounds, Measurements, Pressure, assess
-from relay.spool.engine import Retention
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import SpoolError
@@ -77,9 +76,7 @@ class SimulatedMaintenance:
         if counts:
             await self.count()
             if self._plan.history_s is not None:
-                while pruned := await self._spool.maintenance.prune(
-                    Retention(self._plan.history_s)
-                ):
+                while pruned := await self._spool.maintenance.prune(self._plan.history_s):
                     self._world.reached["history: pruned"] += pruned
         await self.measure()
 

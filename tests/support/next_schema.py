@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from relay.spool.sqlite import migrate, recover
+from relay.spool.sqlite import migrate
 
 VERSION = migrate.SCHEMA_VERSION
 NEXT = VERSION + 2
@@ -28,6 +28,5 @@ def use(patch: Callable[[object, str, Any], object] = setattr) -> None:
     assert made.count(_LAST_COLUMN) == 1
     text = migrate.Text(NEXT, "schema.sql", made.replace(_LAST_COLUMN, noted) + STEPS[1].sql)
     patch(migrate, "SCHEMA_VERSION", NEXT)
-    patch(recover, "SCHEMA_VERSION", NEXT)
     patch(migrate, "migrations", lambda: STEPS)
     patch(migrate, "schema", lambda: text)

@@ -24,6 +24,5 @@ Answers:
 - `query_sql`: conditions, sort orders and page tokens as SQL; which SQL index drives a query
 - `change_feed`: changes of messages in their order; which positions are still valid (410)
 - `folder_feed`: changes of folders
-- `consistency`: whether an index is sound and has the files, for `relay storage verify`
 - `seen_files`: which files a backup has seen already, in a table on the disk
 """

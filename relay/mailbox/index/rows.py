@@ -360,17 +360,6 @@ def state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[
     return (message_id, own_id)
 
 
-def state_ids_in(cursor: apsw.Cursor, folder_id: str) -> dict[str, tuple[str, ...]]:
-    """Return the ids that have the states of a folder's messages, by file name and base name."""
-    sql = "SELECT message_id, file_name FROM message JOIN folder ON folder = number WHERE id = ?"
-    by_name, by_base = {}, {}
-    for message_id, file_name in fetch(cursor, sql, (folder_id,)):
-        if name := parse_name(os.fsdecode(file_name)):
-            by_name[name.file_name] = state_ids(cursor, message_id, name)
-            by_base[name.base_name] = by_name[name.file_name]
-    return by_base | by_name
-
-
 def select_rows(
     cursor: apsw.Cursor, clauses: str, values: Sequence[Any] = ()
 ) -> Iterator[IndexedMessage]:

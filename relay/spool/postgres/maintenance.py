@@ -13,30 +13,10 @@ from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue import stats
 from relay.spool.shared_maintenance import SharedMaintenance
-from relay.spool.tables import OpenTransaction, QueueEngine, Tables
+from relay.spool.tables import OpenTransaction, QueueEngine
 from relay.spool.types import Claim, DueBatch
 
 T = TypeVar("T")
-# Of what a table holds, without the room of dead rows: as many rows as there are, each as large as
-# the newest ones, with their share of the indexes.
-_BYTES = (
-    "SELECT CAST(CASE WHEN s.n_live_tup > 0 THEN s.n_live_tup ELSE greatest(c.reltuples, 0) END"
-    " * (28 + coalesce((SELECT avg(size) FROM (SELECT {size} AS size FROM {table} t"
-    " ORDER BY {key} DESC LIMIT 100) AS newest), 0)) * (1 + CAST(pg_indexes_size(c.oid) AS float8)"
-    " / greatest(pg_table_size(c.oid), 8192)) AS BIGINT)"
-    " FROM pg_class c JOIN pg_stat_user_tables s ON s.relid = c.oid"
-    " WHERE c.oid = CAST('{table}' AS regclass)"
-)
-_DATA = "coalesce(pg_column_size({}), 0)"  # of a column that is stored outside of its row
-_TABLES = {
-    "message": ("id", "pg_column_size(t)"),
-    "recipient": ("message_id", "pg_column_size(t)"),
-    "event": ("message_id", "pg_column_size(t)"),
-    "entry": ("message_id", "pg_column_size(t)"),
-    "content": ("message_id", f"100 + {_DATA.format('data')} + {_DATA.format('header')}"),
-    "body": ("id", f"100 + {_DATA.format('data')}"),
-}
-_COUNT_ROWS_NOW = "SELECT pg_stat_force_next_flush()"  # n_live_tup of this session's changes
 _REMOVED = (
     "INSERT INTO counter VALUES (0, 0, ?, ?)"
     " ON CONFLICT (node, number, name) DO UPDATE"
@@ -70,13 +50,8 @@ class PostgresMaintenance(SharedMaintenance):
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
     async def change(self, operation: Operation[T]) -> T:
-        """SharedMaintenance.change, whose changes used_bytes() sees at once."""
-
-        def counted(transaction: WriteTransaction) -> T:
-            transaction.fetch(_COUNT_ROWS_NOW)
-            return operation(transaction)
-
-        return await self._writer.submit(counted, alone=True)
+        """SharedMaintenance.change, in a transaction of its own."""
+        return await self._writer.submit(operation, alone=True)
 
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
         """SharedMaintenance.take_over_some."""
@@ -108,14 +83,6 @@ class PostgresMaintenance(SharedMaintenance):
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
         return await self._bodies.sweep()
-
-    def used_bytes(self, tables: Tables) -> int:
-        """SharedMaintenance.used_bytes."""
-        parts = (
-            tables.fetch_one(_BYTES.format(table=table, key=key, size=size))
-            for table, (key, size) in _TABLES.items()
-        )
-        return sum(int(one[0]) for one in parts)
 
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
         """SharedMaintenance.remove_rows."""

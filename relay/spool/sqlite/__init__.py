@@ -22,8 +22,7 @@ Files and their care:
 - `migrate`: makes and upgrades the schema
 - `maintenance`: sweeps content files; what a development relay removes
 - `storage`: the stored form for commands: which of these modules does what
-- `verify`: what `relay storage verify` checks and repairs of the spool
-- `recover`: what is readable of a damaged spool, into a new one
+- `verify`: what `relay storage verify` checks in the spool
 - `backup`: a copy of a running spool
 
 Elsewhere: what is decided alike for both engines: `relay/spool/rows`, `relay/spool/queue` and

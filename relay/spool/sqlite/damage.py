@@ -4,7 +4,7 @@ SQLite says "malformed" of a damaged page, and also of a page that the disk did 
 the file is whole. The writer therefore opens the spool again, at once, after 1, 2, 4 ... and then
 each 60 s, and repeats what failed. The damage ends when that succeeds. It is recorded in a file: a
 start cannot repeat what failed in an earlier process, and the spool stays damaged until it was
-verified or recovered.
+verified or restored.
 
 See docs/design.md 4 (Damage) and docs/operation-repair.md (The spool is damaged).
 """
@@ -79,7 +79,7 @@ class Damage:
             self._do_again(self._repeat)
             self._end()
         except SpoolDamagedError as error:
-            self._set(str(error), do="relay storage recover")
+            self._set(str(error), do="relay restore")
         except (SpoolError, OSError):
             pass  # the disk does not read or write yet
         else:

@@ -24,6 +24,7 @@ from relay.spool.types import SpoolError, SpoolFullError
 _log = get_logger("spool")
 
 RESERVE_FILE = "ballast"
+RESERVE_FILE_PARTS = 4  # of what stays free on the disk beside it
 RESERVE_BYTES = 64 * 1024 * 1024
 _FULL_BYTES = 256 * 1024
 _BLOCK = b"\0" * 65536

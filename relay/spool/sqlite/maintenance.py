@@ -140,11 +140,6 @@ class Maintenance(SharedMaintenance):
         """SharedMaintenance.happened."""
         return await self._engine.count(_data_version)
 
-    def used_bytes(self, tables: Any) -> int:
-        """SharedMaintenance.used_bytes: new rows use the free pages of the file first."""
-        pragma = tables.cursor.connection.pragma
-        return int((pragma("page_count") - pragma("freelist_count")) * pragma("page_size"))
-
     def remove_rows(self, transaction: Any, queue_ids: Sequence[str]) -> None:
         """SharedMaintenance.remove_rows."""
         _remove_rows(transaction, queue_ids)

@@ -50,7 +50,7 @@ from relay.spool.sqlite.database import (
     open_database,
     read_anchor,
 )
-from relay.spool.sqlite.disk_space import RESERVE_FILE, ReserveFile
+from relay.spool.sqlite.disk_space import RESERVE_FILE, RESERVE_FILE_PARTS, ReserveFile
 from relay.spool.sqlite.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
@@ -97,7 +97,8 @@ def open_engine(
         submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
         reserve_file=ReserveFile(
-            path.with_name(RESERVE_FILE), size_bytes=settings.spool.reserve_size,
+            path.with_name(RESERVE_FILE),
+            size_bytes=settings.pressure.disk_free // RESERVE_FILE_PARTS,
             reserve_bytes=settings.pressure.disk_free,
         ),
     )  # fmt: skip

@@ -14,16 +14,13 @@ from relay.base.clock import Clock
 from relay.spool.engine import (
     BackupResult,
     BackupSize,
-    RecoveryResult,
     SpoolFinding,
     SpoolStorage,
     SpoolTools,
-    VerifyMode,
 )
 from relay.spool.sqlite.backup import accepted_since, back_up, backup_size, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
 from relay.spool.sqlite.migrate import check_files
-from relay.spool.sqlite.recover import recover_spool
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
     damage_mark_of,
@@ -67,7 +64,7 @@ class SqliteStorage(SpoolStorage, SpoolTools):
     def verify(
         self,
         *,
-        mode: VerifyMode,
+        is_owner: bool,
         full: bool,
         recount: bool,
         clock: Clock,
@@ -75,13 +72,14 @@ class SqliteStorage(SpoolStorage, SpoolTools):
     ) -> dict[str, int]:
         """SpoolTools.verify."""
         verifier = SpoolVerifier(
-            self._database, mode=mode, full=full, recount=recount, clock=clock, report=report
+            self._database,
+            is_owner=is_owner,
+            full=full,
+            recount=recount,
+            clock=clock,
+            report=report,
         )
         return verifier.run()
-
-    def recover(self, *, stamp: str) -> RecoveryResult:
-        """SpoolTools.recover."""
-        return recover_spool(self._database, stamp=stamp)
 
     def backup_size(self) -> BackupSize:
         """SpoolTools.backup_size."""

@@ -1,9 +1,10 @@
 """Check a spool for consistency: pages, references between rows, content files, counters.
 
-`relay storage verify` calls it. While a relay runs, the spool is only read. Otherwise faults whose
-repair loses nothing are repaired. No mail is deleted: what is not needed is moved to a directory.
+`relay storage verify` calls it. It repairs nothing. While no relay runs, a check without a fault
+ends the mark of a spool that was found damaged. With `recount` counters are corrected then, and
+contents that no entry needs are moved to a directory.
 
-See docs/names.md (Commands) and docs/operation-repair.md (Verify mailboxes and the spool).
+See docs/names.md (Commands) and docs/operation-repair.md (Verify the spool).
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.spool.engine import SpoolFault, SpoolFinding, VerifyMode
+from relay.spool.engine import SpoolFault, SpoolFinding
 from relay.spool.queue import stats
 from relay.spool.queue.holds import counted
 from relay.spool.queue.holds import recount as recount_holds
@@ -36,7 +37,8 @@ from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import SpoolDamagedError, translate_os_errors
 
-_RECOUNT = "once the cause is known, --recount corrects the counters"
+_RECOUNT = "once the cause is known, --recount corrects it while no relay runs"
+_STOP_FIRST = "a relay may run: stop it first"
 _WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
 _SHOWN_MAX = 1000  # of one kind
 _LIVE = "state <> 'final'"
@@ -46,9 +48,9 @@ _LOST_ROWS = {
     "a message that it belongs to": f"""
         SELECT message_id || '-' || number FROM entry e WHERE {_LIVE}
         AND NOT EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)""",
-    "an entry that it belongs to": """
-        SELECT message_id || ' recipient ' || number FROM recipient r WHERE entry <> 0
-        AND NOT EXISTS (SELECT 1 FROM entry e
+    "an entry that it belongs to": f"""
+        SELECT message_id || ' recipient ' || number FROM recipient r
+        WHERE entry <> 0 AND {_LIVE_RECIPIENTS} AND NOT EXISTS (SELECT 1 FROM entry e
             WHERE e.message_id = r.message_id AND e.number = r.entry)""",
     "an entry that is still in the queue": f"""
         SELECT r.message_id || ' recipient ' || r.number FROM recipient r
@@ -71,11 +73,6 @@ _ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_RECIPIENTS}
     AND NOT EXISTS (SELECT 1 FROM entry e
         WHERE e.message_id = r.message_id AND e.number = r.entry AND e.{_LIVE})"""
 _NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
-_MAKE_DUE = (
-    "UPDATE entry SET retry_us = iif(?1, ?2, NULL), epoch = epoch + 1, due_us ="
-    " iif(?1, ?2, coalesce((SELECT expires_us FROM message WHERE id = ?3), ?2))"
-    " WHERE message_id = ?3 AND number = ?4"
-)
 _UNNEEDED = (
     f"SELECT id FROM content EXCEPT SELECT content_id FROM entry WHERE {_LIVE} LIMIT {_SHOWN_MAX}"
 )
@@ -104,21 +101,22 @@ class SpoolVerifier:
         self,
         database: Path,
         *,
-        mode: VerifyMode,
+        is_owner: bool,
         full: bool,
         clock: Clock,
         report: Callable[[SpoolFinding], None],
         recount: bool = False,
     ) -> None:
-        """With REPAIR the caller holds the owner's lock. Only with `recount` counters are repaired
-        and recipients without an entry are ended: until then both are evidence of a loss.
+        """With `is_owner` the caller holds the owner's lock. Only with `recount` counters are
+        corrected and recipients without an entry are ended: until then both are evidence of a loss.
         """
         self._database = database
         self._contents = contents_of(database)
-        self._put_aside_folder = put_aside_of(database)
-        self._mode = mode
+        self._put_aside = put_aside_of(database)
+        self._is_owner = is_owner
         self._full = full
         self._recount = recount
+        self._may_write = is_owner and recount
         self._clock = clock
         self._report = report
 
@@ -147,7 +145,7 @@ class SpoolVerifier:
         If the previous owner was killed during a checkpoint, its record says that the log is
         needed, and a log that SQLite removed by itself would count as lost.
         """
-        if self._mode is not VerifyMode.REPAIR:
+        if not self._may_write:
             return None
         number = commits_of(connection) or 0
         last_commit = LastCommit(self._database, number, crash=CrashPoints())
@@ -155,12 +153,12 @@ class SpoolVerifier:
         return last_commit
 
     def _opened(self) -> apsw.Connection:
-        if self._mode is not VerifyMode.READ_ONLY:
+        if self._is_owner:
             with translate_os_errors(self._database.parent):
                 if fault := preview_log(self._database).fault:
                     raise SpoolDamagedError(fault)
         connection = open_database(self._database, read_only=True)
-        if self._mode is not VerifyMode.REPAIR:
+        if not self._may_write:
             return connection
         connection.close()  # the schema is current: nothing is migrated here
         return open_database(self._database)
@@ -171,12 +169,9 @@ class SpoolVerifier:
         faults = integrity_errors(connection, full=self._full or is_marked)
         for fault in faults:
             self._report_damage(fault)
-        if is_marked and not faults:
-            self._settle(
-                SpoolFault.DAMAGED_SPOOL, self._database,
-                found=mark.read_text(errors="replace").strip(),
-                expected="no such mark: every page can be read", cure="removed", act=mark.unlink,
-            )  # fmt: skip
+        if is_marked and not faults and self._is_owner:
+            with translate_os_errors(self._database.parent):
+                mark.unlink()
         return not faults
 
     def _look_into(self, connection: apsw.Connection) -> dict[str, int]:
@@ -184,7 +179,7 @@ class SpoolVerifier:
         self._clock.resume(read_anchor(connection))
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
-                self._settle(SpoolFault.LOST_ROW, where, found="none", expected=expected)
+                self._found(SpoolFault.LOST_ROW, where, "none", expected=expected)
         self._check_due()
         self._check_unneeded()
         for row in connection.execute(_FILES):
@@ -201,23 +196,19 @@ class SpoolVerifier:
     def _check_due(self) -> None:
         sql = f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}"
         for message_id, number, state in self._rows.fetch(sql):
-            is_tried = state in ("queued", "deferred")
-            values = (is_tried, self._clock.queue_us(), message_id, number)
-            self._settle(
-                SpoolFault.NEVER_DUE, f"{message_id}-{number}", found="no time to look at it",
-                expected=f"one, as it is {state}", cure="made due",
-                act=partial(self._rows.execute, _MAKE_DUE, values),
+            self._found(
+                SpoolFault.NEVER_DUE, f"{message_id}-{number}", "no time to look at it",
+                expected=f"one, as it is {state}",
             )  # fmt: skip
 
     def _check_unneeded(self) -> None:
-        """Export contents without an entry: each may be all that is left of a message."""
+        """Contents without an entry: each may be all that is left of a message."""
         for (content_id,) in self._rows.fetch(_UNNEEDED):
-            target = self._put_aside_folder / f"content-{content_id}.eml"
-            self._settle(
-                SpoolFault.UNNEEDED_CONTENT, f"content {content_id}",
-                found="no entry that needs it",
-                expected="one", cure=f"moved to {target}",
-                act=partial(self._export, content_id, target),
+            target = self._put_aside / f"content-{content_id}.eml"
+            self._correct(
+                SpoolFault.UNNEEDED_CONTENT, "no entry that needs it", "one",
+                cure=f"moved to {target}", act=partial(self._export, content_id, target),
+                where=f"content {content_id}",
             )  # fmt: skip
 
     def _check_file(self, *row: Any) -> None:
@@ -234,7 +225,7 @@ class SpoolVerifier:
             found = (error.strerror or str(error)).lower()
         # One that is not needed was delivered meanwhile.
         if found != expected and is_file_needed(self._rows, name):
-            self._settle(SpoolFault.LOST_CONTENT, path, found=found, expected=expected)
+            self._found(SpoolFault.LOST_CONTENT, path, found, expected=expected)
 
     def _check_inline(self, *row: Any) -> None:
         content_id, data, checksum = row
@@ -242,20 +233,17 @@ class SpoolVerifier:
         if found != checksum:
             entry = self._rows.fetch_one(_ENTRY_OF, (content_id,))
             where = f"content {content_id}" + (f" of {entry[0]}" if entry else "")
-            self._settle(
-                SpoolFault.LOST_CONTENT, where, found=_checksum_text(found),
-                expected=_checksum_text(checksum),
-            )  # fmt: skip
+            expected = _checksum_text(checksum)
+            self._found(SpoolFault.LOST_CONTENT, where, _checksum_text(found), expected=expected)
 
     def _check_entryless(self) -> None:
         """End recipients without an entry, once an operator knows the cause."""
         (number,) = self._rows.fetch_one(f"SELECT count(*) {_ENTRYLESS}")
         if number:
-            self._settle(
-                SpoolFault.LOST_ROW, self._database,
-                found=f"{number} recipients without an entry",
-                expected="0", cure="ended as cancelled", act=self._end_entryless,
-            )  # fmt: skip
+            found = f"{number} recipients without an entry"
+            self._correct(
+                SpoolFault.LOST_ROW, found, 0, cure="ended as cancelled", act=self._end_entryless
+            )
 
     def _end_entryless(self) -> None:
         rows = self._rows
@@ -287,26 +275,21 @@ class SpoolVerifier:
         sql = "UPDATE counter SET value = value - ? WHERE name = ?"
         correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
         if unaccounted:
-            self._settle_counter(f"{unaccounted} recipients unaccounted for", 0, correct)
+            found = f"{unaccounted} recipients unaccounted for"
+            self._correct(SpoolFault.COUNTERS, found, 0, cure="corrected", act=correct)
         for name, (held, expected) in counted(self._rows).items():
             if held != expected:
                 _, _, tenant = name.partition("/")
                 by = f"rules of {tenant}" if tenant else "rules"
                 recount = partial(recount_holds, self._rows)
-                self._settle_counter(f"{held} entries held by {by}", expected, recount)
+                found = f"{held} entries held by {by}"
+                self._correct(SpoolFault.COUNTERS, found, expected, cure="corrected", act=recount)
         return unaccounted
-
-    def _settle_counter(self, found: str, expected: int, correct: Callable[[], object]) -> None:
-        self._settle(
-            SpoolFault.COUNTERS, self._database, found=found, expected=str(expected),
-            cure="corrected" if self._recount else "", act=correct if self._recount else None,
-            advice="" if self._recount else _RECOUNT,
-        )  # fmt: skip
 
     def _export(self, content_id: int, target: Path) -> None:
         sql = "SELECT data, file, header FROM content WHERE id = ?"
         data, file, header = self._rows.fetch_one(sql, (content_id,))
-        self._put_aside_folder.mkdir(mode=0o700, exist_ok=True)
+        self._put_aside.mkdir(mode=0o700, exist_ok=True)
         with target.open("wb") as copy:
             target.chmod(0o600)
             copy.write((header or b"") + (data or b""))
@@ -314,33 +297,42 @@ class SpoolVerifier:
                 with (self._contents / file).open("rb") as body:
                     copyfileobj(body, copy)
         fsync_path(target)
-        fsync_path(self._put_aside_folder)
+        fsync_path(self._put_aside)
         self._rows.execute("DELETE FROM content WHERE id = ?", (content_id,))
         if file and not is_file_needed(self._rows, file):
             (self._contents / file).unlink(missing_ok=True)
 
-    def _report_damage(self, found: str) -> None:
-        expected = "pages that can be read"
-        self._settle(SpoolFault.DAMAGED_SPOOL, self._database, found=found, expected=expected)
-
-    def _settle(
+    def _correct(
         self,
         kind: SpoolFault,
-        where: Path | str,
-        *,
         found: str,
-        expected: str,
-        cure: str = "",
-        act: Callable[[], Any] | None = None,
-        advice: str = "",
+        expected: object,
+        *,
+        cure: str,
+        act: Callable[[], object],
+        where: str = "",
     ) -> None:
-        """Repair a fault where that is possible, and report it."""
-        is_mended = act is not None and self._mode is VerifyMode.REPAIR
-        if act is not None and is_mended:
+        """Report what --recount corrects, and do it if it may be done."""
+        action = _STOP_FIRST if self._recount else _RECOUNT
+        if self._may_write:
+            action = cure
             with translate_os_errors(self._database.parent):
                 act()
-        action = self._mode.value.format(cure) if cure else advice
-        self._report(SpoolFinding(kind, str(where), found, expected, is_mended, action))
+        self._report(
+            SpoolFinding(
+                kind, where or str(self._database), found, str(expected),
+                repaired=self._may_write, action=action,
+            )
+        )  # fmt: skip
+
+    def _report_damage(self, found: str) -> None:
+        expected = "pages that can be read"
+        self._found(SpoolFault.DAMAGED_SPOOL, self._database, found, expected=expected)
+
+    def _found(
+        self, kind: SpoolFault, where: Path | str, found: str, *, expected: str, action: str = ""
+    ) -> None:
+        self._report(SpoolFinding(kind, str(where), found, expected, action=action))
 
 
 def _checksum_text(checksum: int) -> str:

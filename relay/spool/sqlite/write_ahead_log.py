@@ -33,7 +33,6 @@ _FRAME = struct.Struct(">II8s8s")  # page, pages of the database after a commit,
 _SUMMED = 8  # octets of a frame's header; then its page
 _ORDERS = {0x377F0682: "<", 0x377F0683: ">"}  # of the octets in what is summed, by the magic
 _MAGIC = 0x377F0682 if sys.byteorder == "little" else 0x377F0683
-_VERSION = 3007000
 _MASK = 0xFFFFFFFF
 _PAGE_BYTES = 4096
 _PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
@@ -116,24 +115,6 @@ def preview_log(database: Path) -> LogPreview:
     return LogPreview(first, _fault(path, seen=seen, last=last) if last else "")
 
 
-def write_repaired_log(damaged: Path, target: Path, *, size: int) -> None:
-    """Write a log that consists of the good frames of a damaged one."""
-    last = _last_certain(damaged, 0, size=size)
-    with damaged.open("rb") as source, target.open("wb") as log:
-        head = _head(source)
-        frames = list(_good(source, head, last=last, size=size))
-        while frames and not frames[-1].ends_commit:
-            frames.pop()
-        salts = head.salts or (frames[0].salts if frames else bytes(8))
-        header = _HEADER.pack(_MAGIC, _VERSION, size, 0, salts, bytes(8))[:24]
-        order = _ORDERS[_MAGIC]
-        sums = _sums(header, bytes(8), order)
-        log.write(header + sums)
-        for frame in frames:
-            sums = _sums(frame.octets, sums, order)
-            log.write(frame.octets[:_SUMMED] + salts + sums + frame.octets[_SUMMED:])
-
-
 def _fault(path: Path, *, seen: int, last: int) -> str:
     return f"{path} is damaged: SQLite reads {seen} of its {last} pages, without those after them"
 
@@ -168,19 +149,6 @@ def _last_certain(path: Path, seen: int, *, size: int) -> int:
                 last = number if frame.follows(before.sums, head.order) else last
             before = frame
     return last
-
-
-def _good(source: BinaryIO, head: _Head, *, last: int, size: int) -> Iterator[_Frame]:
-    """Yield the frames that continue those before them, up to the last good run."""
-    salts, sums = head.salts, head.sums
-    for number, frame in _frames(source, 0, size=size):
-        is_first = not head.is_good and number == 1  # nothing before it is known
-        salts = salts or frame.salts
-        if frame.salts == salts and (is_first or frame.follows(sums, head.order)):
-            yield frame
-        elif number > last:
-            return
-        sums = frame.sums
 
 
 def _head(file: BinaryIO) -> _Head:

@@ -13,7 +13,6 @@ from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
 from relay.signing.keys import KeyRing, SigningKey
 from relay.signing.private_keys import new_key
-from relay.spool.engine import Retention
 from relay.spool.types import QueueCounts, SpoolError
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
@@ -84,14 +83,14 @@ async def test_gauges_continue_after_spool_errors() -> None:
 
 async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> None:
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
-    keep = Retention(86400 * 1.5)
+    keep = 86400 * 1.5
     clock = ManualClock()
     refusals = RecentRefusals()
     for days in (3, 0):
         at = rfc3339(clock.time_us() - days * 86_400_000_000)
         refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
     history = maintenance.PrunedHistory(spool, log, refusals, tmp_path / "dead-letter")
-    await run_until_over(spool, maintenance.prune_history(history, clock, keep=keep))
+    await run_until_over(spool, maintenance.prune_history(history, clock, keep_s=keep))
     assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]

@@ -13,7 +13,6 @@ from relay.cli.output import (
     step_lines,
 )
 from relay.cli.queue import entry_lines
-from relay.cli.storage import recover_lines
 from relay.cli.trace import diagnosis
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import describe
@@ -131,31 +130,6 @@ def test_expiry_is_no_attempt(tries, ending):
     attempts = [{"outcome": "deferred"}] * tries + [{"outcome": "expired"}]
     (line,) = recipient_lines([recipient("u@x.test", "expired", "5.4.7 late", attempts)])
     assert line.endswith(ending)
-
-
-def test_what_a_recovery_lost_is_printed():
-    key = ("06gzm4j313svxyka", 1)
-    reported = {
-        "faults": ["a page"], "aside": "A", "rows": {"entry": 7}, "entries_waiting": 7,
-        "without_content": 0, "without_recipients": 0, "recipients_lost": 9, "whole": False,
-        "log_damaged": True,
-        "holes": [
-            {"table": "event", "after": None, "before": None},
-            {"table": "entry", "after": key, "before": None},
-            {"table": "message", "after": key[:1], "before": ("06gzm4j7dp7rtn7a",)},
-        ],
-    }  # fmt: skip
-    lines = recover_lines(reported)
-    assert lines[1:6] == [
-        "recovered: 7 entry",
-        "lost: rows of event: none could be read",
-        "lost: rows of entry after 06gzm4j313svxyka 1",
-        "lost: rows of message after 06gzm4j313svxyka, before 06gzm4j7dp7rtn7a",
-        "the log is damaged: its readable part is recovered, the last changes may be lost",
-    ]
-    assert "lost from the queue: 9 recipients" in lines
-    nothing = recover_lines(reported | {"rows": {}, "recipients_lost": None})
-    assert {"recovered: nothing", "the number of lost recipients is unknown"} <= set(nothing)
 
 
 def test_an_event_counts_recipients_it_does_not_name():

@@ -264,8 +264,8 @@ def test_invalid_options_are_rejected(relay, queued, words, fault):
 
 @pytest.mark.parametrize(
     "words",
-    [["queue", "list"], ["storage", "verify"], ["storage", "verify", "--dry-run"],
-     ["storage", "recover"], ["storage", "prune"], ["storage", "backup", "copy"]],
+    [["queue", "list"], ["storage", "verify"], ["storage", "prune"],
+     ["storage", "backup", "copy"]],
 )  # fmt: skip
 def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, words):
     spool = load(config, {}).spool_file
@@ -358,9 +358,6 @@ def test_stats(relay, queued):
 def test_queue_commands_without_a_state_dir(relay, config):
     assert "there is no spool" in relay("stats").stdout
     assert relay("hold", "--all").stdout == "held 0 of 0 entries\n"
-    recovered = CliRunner().invoke(cli, ["storage", "recover", "--config", str(config)])
-    assert recovered.exception.code == DATA
-    assert "there is no" in str(recovered.exception)
 
 
 # -- lines

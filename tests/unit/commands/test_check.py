@@ -782,7 +782,7 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
         ("spool.sqlite", header(256), CheckResult.FAULT, "newer Relay (schema 256"),
         ("spool.sqlite", header(1, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
         ("spool.sqlite", header(10, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
-        ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay storage recover"),
+        ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay restore"),
         ("spool.sqlite.salvage", b"", CheckResult.FAULT, "recovery was interrupted"),
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,7 +83,6 @@ def not_ours() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("words", "secret"),
     [
-        ("storage verify", "accounts.toml"),
         ("storage verify", "state/spool.sqlite"),
         ("storage verify", "state"),
         ("storage backup copy", "state/spool.sqlite"),
@@ -172,36 +171,11 @@ def test_a_backup_of_the_spool_has_the_dead_letters(with_letters: Settings, tmp_
     assert {copy / one.removesuffix(": OK") for one in done.stdout.splitlines()} == summed
 
 
-def during(settings: Settings, ask: Callable[[], bool], *, dry_run: bool = False) -> list[bool]:
-    """Verify, and ask before each mailbox."""
-    answers: list[bool] = []
-    verify(
-        settings, VerifyOptions(dry_run=dry_run), environ={}, clock=SystemClock(),
-        on_mailbox=lambda _: answers.append(ask()),
-    )  # fmt: skip
-    return answers
-
-
-@pytest.mark.parametrize("state", ["state", "other"])
-def test_no_relay_starts_during_verify(stored, state):
-    assert during(stored, lambda: could_start(stored, state)) == [False]
-    assert could_start(stored, state)
-
-
-def test_a_dry_run_takes_no_lock_and_creates_nothing(stored, tmp_path):
-    assert during(stored, lambda: could_start(stored, "state"), dry_run=True) == [True]
-    shutil.rmtree(stored.state_dir)
-    shutil.rmtree(stored.mailboxes.root / ".submissions")
-    before = sorted(tmp_path.rglob("*"))
-    assert during(stored, lambda: True, dry_run=True) == [True]
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_a_damaged_key_of_srs_addresses_or_of_a_client_is_found(stored: Settings) -> None:
     def verified() -> list[tuple[str, ...]]:
-        result = verify(stored, VerifyOptions(), environ={}, clock=SystemClock())
-        findings = result.document["findings"]
-        assert result.counts.remaining == len(findings)
+        result = verify(stored, VerifyOptions(), clock=SystemClock())
+        findings = result["findings"]
+        assert result["remaining"] == len(findings)
         return [(one["kind"], one["where"], one["found"]) for one in findings]
 
     stored.state_dir.mkdir(exist_ok=True)
@@ -219,18 +193,32 @@ def test_a_damaged_key_of_srs_addresses_or_of_a_client_is_found(stored: Settings
 
 
 @pytest.mark.parametrize("state", ["state", "other"])
-def test_verify_works_while_a_relay_runs(stored, state):
-    submissions = stored.mailboxes.root / ".submissions"
-    relay = OwnerLock(stored.state_dir.with_name(state) / "run", submissions=submissions)
+def test_verify_works_while_a_relay_runs_and_else_none_can_start(stored, state):
+    starts: list[bool] = []
+
+    def verified() -> None:
+        record = stored.mailboxes.root / ".submissions/keys/1/slot"  # a finding
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_bytes(b"")
+        verify(
+            stored, VerifyOptions(), clock=SystemClock(),
+            on_finding=lambda _: starts.append(could_start(stored, state)),
+        )  # fmt: skip
+
+    verified()
+    assert (starts, could_start(stored, state)) == ([False], True)
+    relay = OwnerLock(
+        stored.state_dir.with_name(state) / "run",
+        submissions=stored.mailboxes.root / ".submissions",
+    )
     relay.take()
-    assert during(stored, lambda: True) == [True]
-    assert not could_start(stored, state)
+    verified()
     relay.give_back()
-    assert could_start(stored, state)
+    assert (len(starts), could_start(stored, state)) == (2, True)
 
 
 def test_verify_creates_nothing_without_mail(tmp_path):
     settings = written_settings(tmp_path, {})
     before = sorted(tmp_path.rglob("*"))
-    assert during(settings, lambda: True) == []
+    assert verify(settings, VerifyOptions(), clock=SystemClock())["findings"] == []
     assert sorted(tmp_path.rglob("*")) == before

@@ -67,12 +67,6 @@ async def codes(client: Client, *lines: str) -> list[str]:
     [
         ({"max_messages": 1}, (*MESSAGE, MAIL), [*SENT, "421"], [*SENT, "250"]),
         ({"max_messages": 1}, (MAIL, "RSET", MAIL), ["250"] * 3, ["250"] * 3),
-        (
-            {"max_recipients_per_session": 1},
-            (MAIL, BOB, BOB, ALICE, "RSET", MAIL),
-            ["250", "250", "250", "452", "250", "421"], ["250"] * 6,
-        ),
-        ({"max_recipients_per_session": 1}, (*MESSAGE, MAIL), [*SENT, "421"], [*SENT, "250"]),
         ({"max_rate_per_client": "1/60.0"}, (*MESSAGE, MAIL, "NOOP"), [*SENT, "450", "250"], [*SENT, "250", "250"]),
         ({"max_rate_per_client": "1/60.0"}, (MAIL, BOB, "BDAT 5 LAST\r\nabc", MAIL), ["250"] * 3 + ["450"], ["250"] * 4),
         ({"max_messages": 1}, (MAIL, BOB, "BDAT 5 LAST\r\nabc", MAIL), ["250"] * 3 + ["421"], ["250"] * 4),

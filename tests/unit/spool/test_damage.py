@@ -353,7 +353,7 @@ def test_it_is_opened_again_at_once_and_then_ever_less_often(path, monkeypatch) 
         assert found.text == ""
 
 
-def test_recover_is_advised_once_the_reopened_file_is_bad(path, capfd) -> None:
+def test_a_backup_is_advised_once_the_reopened_file_is_bad(path, capfd) -> None:
     found = damage.Damage(path, Metrics(), ManualClock(0))
     clock = found._clock
     found.found(SpoolDamagedError("malformed"), lambda: None)
@@ -361,16 +361,16 @@ def test_recover_is_advised_once_the_reopened_file_is_bad(path, capfd) -> None:
     clock.advance(1)
     text = "".join(capfd.readouterr())
     assert "spool damaged" in text
-    assert "recover" not in text
+    assert "restore" not in text
     for seconds in (2, 4):
         assert not found.retry(fails_with(SpoolDamagedError("its header is bad")))
         clock.advance(seconds)
     text = "".join(capfd.readouterr())
-    assert text.count("relay storage recover") == 1
+    assert text.count("relay restore") == 1
     assert "its header is bad" in text
     assert found.retry(lambda: None)
     found.found(SpoolDamagedError("malformed"), lambda: None)
-    assert "recover" not in "".join(capfd.readouterr()).partition("spool damaged")[2]
+    assert "restore" not in "".join(capfd.readouterr()).partition("spool damaged")[2]
 
 
 def test_a_start_that_finds_the_mark_of_an_earlier_run_advises_to_verify(path, capfd) -> None:
@@ -378,4 +378,4 @@ def test_a_start_that_finds_the_mark_of_an_earlier_run_advises_to_verify(path, c
     damage.Damage(path, Metrics(), ManualClock(0))
     text = "".join(capfd.readouterr())
     assert "relay storage verify" in text
-    assert "recover" not in text
+    assert "restore" not in text

@@ -8,7 +8,6 @@ import pytest
 from relay.base.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool import shared_maintenance
-from relay.spool.engine import Retention
 from relay.spool.shared_maintenance import SharedMaintenance
 from relay.spool.types import EntrySchedule, Settlement
 from tests.support.manual_clock import ManualClock
@@ -44,7 +43,7 @@ async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
         connection.execute(lost, (claim.message.id,))
     would = await spool.maintenance.prune_many(30, dry_run=True)
     assert would == {"messages": 1, "submissions": 0, "kept": 1, "ended": True}
-    assert await spool.maintenance.prune(Retention(30)) == 1
+    assert await spool.maintenance.prune(30) == 1
     assert await spool.journey(gone) is None
     assert await spool.journey(claim.message.id) is not None
 
@@ -62,7 +61,7 @@ async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, m
         SharedMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
     )
     removed = 0
-    while number := await spool.maintenance.prune(Retention(30)):
+    while number := await spool.maintenance.prune(30):
         removed += number
     assert removed == len(old)
     assert reads == sorted(set(reads))

@@ -54,7 +54,6 @@ def run(folder, *words, port=1, database="relay") -> subprocess.CompletedProcess
     [
         ("storage", "backup", "copy"),
         ("storage", "backup", "--dry-run", "copy"),
-        ("storage", "recover"),
     ],
 )
 def test_what_is_left_to_the_database(folder, words):

@@ -28,7 +28,7 @@ from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
 from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import Retention, SpoolEngine
+from relay.spool.engine import SpoolEngine
 from relay.spool.history.remote_reports import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.tables import numbered
@@ -156,7 +156,7 @@ async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> No
         await spool.settle(Settlement(claim, 9, {1: DELIVERED}, remote_report=about))
     await run_commands(spool, make)
     clock.advance(100 * 86400)
-    await spool.maintenance.prune(Retention(1.0))
+    await spool.maintenance.prune(1.0)
 
 
 async def run_claims(spool: SpoolEngine, make) -> None:
