@@ -27,7 +27,7 @@ from relay.outbox.idempotency import damaged_records
 from relay.outbox.on_disk import SubmissionDirectory
 from relay.settings.tree import Settings
 from relay.spool.engine import SpoolFinding, SpoolStorage
-from relay.spool.shared_spool import SUBMISSION_KEEP_S
+from relay.spool.shared.spool import SUBMISSION_KEEP_S
 from relay.spool.types import SpoolDamagedError, SpoolUnsupportedError
 
 _FINDINGS_MAX = 10_000  # of one document

@@ -42,7 +42,7 @@ from relay.signing.signer import Signer
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import CommandReport, QueueAdmin, QueueCommand
-from relay.spool.rows.accepted import CapturedMail
+from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import apsw
 
 from relay.message.lifecycle import FINAL
-from relay.spool.shared_maintenance import SharedMaintenance
+from relay.spool.shared.maintenance import SharedMaintenance
 from relay.spool.sqlite.writer import Batch
 from tests.simulation.disk import Disk
 from tests.simulation.rows import Message, read_finished

@@ -18,11 +18,11 @@ from zlib import crc32
 from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.columns import inline_content, verify_checksum
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import Bodies, StoredBody
-from relay.spool.rows.accepted import used_contents
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import inline_content, verify_checksum
+from relay.spool.shared.rows.accepted import used_contents
+from relay.spool.shared.tables import Tables
 from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError, translate_os_errors
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """Find due entries and claim them, in one transaction of the writer.
 
 An entry that another transaction has locked is passed over. Facts and recipients are looked for by
-whole keys, as in commit.sql. See relay/spool/rows/claimed.py for what is chosen.
+whole keys, as in commit.sql. See relay/spool/shared/rows/claimed.py for what is chosen.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +10,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from relay.message.nexthop import HopKind
-from relay.spool.columns import LIVE_STATES
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
-from relay.spool.queue.holds import end_hold, hold_damaged
-from relay.spool.rows import claimed
-from relay.spool.rows.claimed import (
+from relay.spool.shared.columns import LIVE_STATES
+from relay.spool.shared.queue.holds import end_hold, hold_damaged
+from relay.spool.shared.rows import claimed
+from relay.spool.shared.rows.claimed import (
     CLAIM_COLUMNS,
     CLAIMS_AT_ONCE,
     RECIPIENT_COLUMNS,

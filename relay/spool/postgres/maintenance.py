@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from relay.base.clock import Clock
-from relay.spool.columns import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import claim_keys, take_over
 from relay.spool.postgres.nodes import node_list
 from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.queue import stats
-from relay.spool.shared_maintenance import SharedMaintenance
-from relay.spool.tables import OpenTransaction, QueueEngine
+from relay.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
+from relay.spool.shared.maintenance import SharedMaintenance
+from relay.spool.shared.queue import stats
+from relay.spool.shared.tables import OpenTransaction, QueueEngine
 from relay.spool.types import Claim, DueBatch
 
 T = TypeVar("T")

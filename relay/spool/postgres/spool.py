@@ -23,10 +23,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.columns import NO_EVENTS
 from relay.spool.engine import News, RecordedRoot
-from relay.spool.group_commit import WAITING_MAX
-from relay.spool.history import recorded_events
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
@@ -41,10 +38,13 @@ from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
-from relay.spool.rows.accepted import CapturedMail
-from relay.spool.rows.receipts import count_receipts
-from relay.spool.shared_spool import SUBMISSION_KEEP_S, SharedSpool
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import NO_EVENTS
+from relay.spool.shared.group_commit import WAITING_MAX
+from relay.spool.shared.history import recorded_events
+from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.rows.receipts import count_receipts
+from relay.spool.shared.spool import SUBMISSION_KEEP_S, SharedSpool
+from relay.spool.shared.tables import Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,

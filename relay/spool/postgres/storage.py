@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.engine import BackupResult, SpoolStorage, unheld_text
 from relay.spool.postgres import require_driver
-from relay.spool.rows.accepted import RECIPIENTS_OF_KEYS
+from relay.spool.shared.rows.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Accept messages and settle delivery attempts: operations of the writer.
 
-What they decide is in relay.spool.rows; ordinary mail only adds rows to the commit. accept() ends
-step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3 and 7.
+What they decide is in relay.spool.shared.rows; ordinary mail only adds rows to the commit. accept()
+ends step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3, 7.
 """
 
 from collections import Counter
@@ -13,19 +13,19 @@ from msgspec import Struct
 
 from relay.message.content import Content
 from relay.message.nexthop import HopKind
-from relay.spool.columns import message_row
 from relay.spool.postgres.write_transaction import KnownKeyError, SettledEntry, WriteTransaction
-from relay.spool.queue.holds import count_holds, lack_of_room
-from relay.spool.queue.standing_holds import as_held_now, is_held_as_it_comes
-from relay.spool.rows.accepted import (
+from relay.spool.shared.columns import message_row
+from relay.spool.shared.queue.holds import count_holds, lack_of_room
+from relay.spool.shared.queue.standing_holds import as_held_now, is_held_as_it_comes
+from relay.spool.shared.rows.accepted import (
     AcceptedRows,
     CapturedMail,
     accepted_as,
     accepted_rows,
     used_contents,
 )
-from relay.spool.rows.receipts import note_receipt, record_sent
-from relay.spool.rows.settled import Recorded, record_beside, settled_rows, waiting_columns
+from relay.spool.shared.rows.receipts import note_receipt, record_sent
+from relay.spool.shared.rows.settled import Recorded, record_beside, settled_rows, waiting_columns
 from relay.spool.types import (
     NEVER_US,
     Accepted,

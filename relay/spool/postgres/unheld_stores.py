@@ -17,7 +17,7 @@ from relay.message.nexthop import LOCAL
 from relay.observe.logs import get_logger
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
-from relay.spool.tables import Tables
+from relay.spool.shared.tables import Tables
 from relay.spool.types import Key, Position, PriorityLevel
 
 UNHELD_S = 60.0

@@ -14,9 +14,9 @@ from msgspec.structs import astuple, replace
 
 from relay.base.clock import Anchor
 from relay.journeys.events import Event
-from relay.spool.columns import json_text
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables, statement
+from relay.spool.shared.columns import json_text
 from relay.spool.types import SpoolError
 
 T = TypeVar("T")

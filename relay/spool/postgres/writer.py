@@ -25,7 +25,6 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
     DEAD_S,
@@ -52,6 +51,7 @@ from relay.spool.postgres.write_transaction import (
     WaitingOperation,
     WriteTransaction,
 )
+from relay.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter
 from relay.spool.types import (
     Claim,
     NodeNameError,

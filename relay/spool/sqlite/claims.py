@@ -1,6 +1,6 @@
 """Find due entries and claim them for delivery.
 
-Which of the due ones are chosen is decided in relay/spool/rows/claimed.py.
+Which of the due ones are chosen is decided in relay/spool/shared/rows/claimed.py.
 
 find_due() reads by priority level, for a next hop or for a sender. It reads a bounded number of
 index rows however long the queue is, and reads tables only for the entries that it returns.
@@ -16,10 +16,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.spool.columns import LIVE_STATES
-from relay.spool.queue.holds import end_hold, hold_damaged
-from relay.spool.rows import claimed
-from relay.spool.rows.claimed import (
+from relay.spool.shared.columns import LIVE_STATES
+from relay.spool.shared.queue.holds import end_hold, hold_damaged
+from relay.spool.shared.rows import claimed
+from relay.spool.shared.rows.claimed import (
     CLAIM_COLUMNS,
     RECIPIENT_COLUMNS,
     claims_of,

@@ -35,7 +35,7 @@ from relay.base.files import (
     write_all,
 )
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
-from relay.spool.columns import verify_checksum
+from relay.spool.shared.columns import verify_checksum
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
 from relay.spool.types import SpoolError, SpoolUnavailableError, translate_os_errors
 

@@ -17,12 +17,12 @@ from msgspec.structs import astuple
 
 from relay.base.clock import Anchor
 from relay.observe.logs import inherit
+from relay.spool.shared.tables import Tables
 from relay.spool.sqlite.last_commit import RecordedCommit, check_commits, has_log, read_recorded
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import check_presence, is_openable
 from relay.spool.sqlite.write_ahead_log import check_log
-from relay.spool.tables import Tables
 from relay.spool.types import SpoolDamagedError, SpoolError, translate_os_errors
 
 SQLITE_VERSION_MIN = 3_051_003

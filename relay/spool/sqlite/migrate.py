@@ -21,7 +21,7 @@ import apsw
 from msgspec import Struct
 
 from relay.observe.logs import get_logger
-from relay.spool.columns import schema_difference
+from relay.spool.shared.columns import schema_difference
 from relay.spool.sqlite.disk_space import check_free_space
 from relay.spool.sqlite.last_commit import check_commits_unopened
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors

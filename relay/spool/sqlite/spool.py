@@ -23,11 +23,12 @@ from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
-from relay.spool.columns import inline_content
-from relay.spool.group_commit import WAITING_MAX
-from relay.spool.rows.accepted import CapturedMail
-from relay.spool.rows.receipts import count_receipts
-from relay.spool.shared_spool import SUBMISSION_KEEP_S, SharedSpool
+from relay.spool.shared.columns import inline_content
+from relay.spool.shared.group_commit import WAITING_MAX
+from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.rows.receipts import count_receipts
+from relay.spool.shared.spool import SUBMISSION_KEEP_S, SharedSpool
+from relay.spool.shared.tables import Tables
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
@@ -56,7 +57,6 @@ from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.tables import Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,

@@ -1,6 +1,6 @@
 """Accept messages and settle delivery attempts; each function runs inside one transaction.
 
-What they write is decided in relay/spool/rows (`accepted`, `settled`). accept() ends
+What they write is decided in relay/spool/shared/rows (`accepted`, `settled`). accept() ends
 step 5 of a message, settle() ends steps 6 and 7. The writer commits them. The state of a recipient
 changes only as the table in message.lifecycle allows, and epochs only grow. apsw's exceptions roll
 the transaction back.
@@ -14,15 +14,15 @@ from typing import Any
 from zlib import crc32
 
 from relay.message.content import Content
-from relay.spool.columns import (
+from relay.spool.shared.columns import (
     LIVE_STATES,
     MESSAGE_COLUMNS,
     REMOVED_EVENTS,
     message_row,
 )
-from relay.spool.queue.holds import count_holds, lack_of_room
-from relay.spool.queue.standing_holds import as_held_now
-from relay.spool.rows.accepted import (
+from relay.spool.shared.queue.holds import count_holds, lack_of_room
+from relay.spool.shared.queue.standing_holds import as_held_now
+from relay.spool.shared.rows.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
     CapturedMail,
@@ -30,8 +30,8 @@ from relay.spool.rows.accepted import (
     accepted_rows,
     used_contents,
 )
-from relay.spool.rows.receipts import note_receipt, record_sent
-from relay.spool.rows.settled import (
+from relay.spool.shared.rows.receipts import note_receipt, record_sent
+from relay.spool.shared.rows.settled import (
     Recorded,
     SettledRows,
     record_beside,

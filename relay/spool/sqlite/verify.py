@@ -22,11 +22,11 @@ from relay.base.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
-from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.spool.engine import SpoolFault, SpoolFinding
-from relay.spool.queue import stats
-from relay.spool.queue.holds import counted
-from relay.spool.queue.holds import recount as recount_holds
+from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.shared.queue import stats
+from relay.spool.shared.queue.holds import counted
+from relay.spool.shared.queue.holds import recount as recount_holds
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import open_database, read_anchor
 from relay.spool.sqlite.last_commit import LastCommit, commits_of

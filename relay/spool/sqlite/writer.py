@@ -23,8 +23,8 @@ from relay.base.clock import Clock, Timer
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
-from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS, json_text
-from relay.spool.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
+from relay.spool.shared.columns import NO_EVENTS, REMOVED_EVENTS, json_text
+from relay.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor
 from relay.spool.sqlite.disk_space import ReserveFile

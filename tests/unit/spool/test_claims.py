@@ -5,9 +5,9 @@ import pytest
 
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.history import remote_reports
-from relay.spool.queue.holds import DAMAGED_DUE_US
-from relay.spool.rows import claimed
+from relay.spool.shared.history import remote_reports
+from relay.spool.shared.queue.holds import DAMAGED_DUE_US
+from relay.spool.shared.rows import claimed
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.types import (

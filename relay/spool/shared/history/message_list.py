@@ -32,8 +32,8 @@ from relay.journeys.message_list import (
 )
 from relay.message.address import own_mailbox, shown_address
 from relay.message.lifecycle import RecipientState, message_state
-from relay.spool.columns import LOGIN, in_chunks
-from relay.spool.tables import QueueEngine, Tables, reads
+from relay.spool.shared.columns import LOGIN, in_chunks
+from relay.spool.shared.tables import QueueEngine, Tables, reads
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200

@@ -1,7 +1,7 @@
 """What an engine supplies: tables, by SQL that both databases understand; transactions; contents.
 
-What all engines do alike (relay.spool.rows, queue, history) reads and changes rows through these
-Protocols, in the thread that has the connection. A statement for them
+What all engines do alike (relay.spool.shared) reads and changes rows through these Protocols, in
+the thread that has the connection. A statement for them
 
 - marks each value with "?", in the order of the values;
 - may have SQLite's INDEXED BY, which another database leaves out, and which stands behind the table

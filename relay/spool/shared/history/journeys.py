@@ -17,9 +17,9 @@ from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
 from relay.message.content import Content
 from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
-from relay.spool.columns import MESSAGE_COLUMNS, read_facts
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
-from relay.spool.tables import QueueEngine, Tables, reads
+from relay.spool.shared.columns import MESSAGE_COLUMNS, read_facts
+from relay.spool.shared.tables import QueueEngine, Tables, reads
 from relay.spool.types import NO_EXTRA, SpoolError, readable_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"

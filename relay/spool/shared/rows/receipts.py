@@ -12,9 +12,9 @@ import msgspec
 from msgspec.structs import asdict
 
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
-from relay.spool.columns import json_text
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.tables import OpenTransaction, QueueEngine, Tables
+from relay.spool.shared.columns import json_text
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import Selector, SentReceipt
 
 TOTAL_MAX = 50_000  # later requests are not recorded

@@ -17,8 +17,8 @@ import msgspec
 from relay.journeys.events import Event, Step
 from relay.message.address import own_mailbox
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.columns import json_text
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.columns import json_text
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import DeliveredReport, Settlement
 
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one

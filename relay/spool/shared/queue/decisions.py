@@ -1,7 +1,7 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
 A dry run and the change itself decide by the same functions, on values that were read before
-(relay/spool/queue/entries.py). An entry that is being delivered is left alone. Every change
+(relay/spool/shared/queue/entries.py). An entry that is being delivered is left alone. Every change
 raises the epoch, so that a claim made before cannot be settled; and it has an event that says who
 changed the entry and why.
 
@@ -22,9 +22,6 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import Destination, HopKind, NextHop
-from relay.spool.columns import recipient_row
-from relay.spool.queue.entries import EntryChanges, EntryFacts, LoadedEntries
-from relay.spool.queue.holds import RELEASED, changed_extra, held_extra
 from relay.spool.queue_commands import (
     CommandResult,
     Operation,
@@ -34,6 +31,9 @@ from relay.spool.queue_commands import (
     has_been_restored,
     state_after,
 )
+from relay.spool.shared.columns import recipient_row
+from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries
+from relay.spool.shared.queue.holds import RELEASED, changed_extra, held_extra
 from relay.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient
 
 _OF_A_RULE = "a rule holds it"

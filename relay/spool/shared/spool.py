@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 from relay.base.clock import Clock, advanced_us, rfc3339, wall_offset_us
 from relay.observe.metrics import Metrics
 from relay.spool.engine import News, RecordedRoot
-from relay.spool.history.journeys import KeptMessages
-from relay.spool.history.message_list import MessageQueries
-from relay.spool.history.recorded_events import RecordedEvents
-from relay.spool.queue.admin import SpoolQueueAdmin
 from relay.spool.queue_commands import QueueCommand, ShownTimes
-from relay.spool.rows.accepted import CapturedMail, accepted_as
-from relay.spool.rows.claimed import late_recipients
-from relay.spool.rows.receipts import ReceiptRecords
-from relay.spool.shared_maintenance import SharedMaintenance
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.history.journeys import KeptMessages
+from relay.spool.shared.history.message_list import MessageQueries
+from relay.spool.shared.history.recorded_events import RecordedEvents
+from relay.spool.shared.maintenance import SharedMaintenance
+from relay.spool.shared.queue.admin import SpoolQueueAdmin
+from relay.spool.shared.rows.accepted import CapturedMail, accepted_as
+from relay.spool.shared.rows.claimed import late_recipients
+from relay.spool.shared.rows.receipts import ReceiptRecords
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import ClaimedRecipient, Key, NewMessage, QueueCounts, SpoolError
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.journeys.events import Event, Step
 from relay.message.envelope import domain_of
-from relay.spool.queue.holds import RELEASED
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.queue.holds import RELEASED
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, SpoolError
 
 STANDING_MAX = 1000

@@ -17,10 +17,10 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from relay.base.clock import Clock, first_id_after, wall_offset_us
-from relay.spool.columns import LIVE_STATES
 from relay.spool.engine import SpoolMaintenance
-from relay.spool.queue import stats
-from relay.spool.tables import OpenTransaction, QueueEngine, Tables
+from relay.spool.shared.columns import LIVE_STATES
+from relay.spool.shared.queue import stats
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import QueueCounts, SpoolUnavailableError
 
 T = TypeVar("T")

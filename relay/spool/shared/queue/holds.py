@@ -21,7 +21,7 @@ from relay.journeys.events import Event, Step
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.verdict import tenant_of_rule
 from relay.observe.logs import get_logger
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import Claim, HoldsFullError, Key, NewMessage, Unanswered
 
 HELD_BY_RULES = "held_by_rules"  # the counter

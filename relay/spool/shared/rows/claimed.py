@@ -14,8 +14,8 @@ from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
-from relay.spool.columns import LIVE_STATES, MESSAGE_COLUMNS, read_facts
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.columns import LIVE_STATES, MESSAGE_COLUMNS, read_facts
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     Claim,
     ClaimedRecipient,

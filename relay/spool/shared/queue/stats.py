@@ -19,8 +19,8 @@ from relay.journeys.events import Step
 from relay.message.envelope import domain_of
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
-from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.shared.tables import Tables
 from relay.spool.types import PriorityLevel, QueueCounts
 
 ENTRY_STATES = (

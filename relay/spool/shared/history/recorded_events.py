@@ -13,10 +13,10 @@ from relay.journeys.events import Event, RecordedEvent, Step
 from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
-from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS
-from relay.spool.history.journeys import is_shown
 from relay.spool.queue_commands import Operation
-from relay.spool.tables import QueueEngine, Tables, reads
+from relay.spool.shared.columns import NO_EVENTS, REMOVED_EVENTS
+from relay.spool.shared.history.journeys import is_shown
+from relay.spool.shared.tables import QueueEngine, Tables, reads
 
 _EVENTS = (
     "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"

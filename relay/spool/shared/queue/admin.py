@@ -32,30 +32,6 @@ from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.columns import PAY_REPORTS
-from relay.spool.queue.decisions import (
-    ChangeResult,
-    CommandTimes,
-    decide,
-    dry_run_entry,
-    in_flight_note,
-)
-from relay.spool.queue.entries import (
-    EntryListBuilder,
-    EntrySelection,
-    like,
-    load_entries,
-    put_back,
-    store_changes,
-    to_be_planned,
-)
-from relay.spool.queue.standing_holds import (
-    StandingHold,
-    StandingHolds,
-    end_new,
-    hold_new,
-    read_holds,
-)
 from relay.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
@@ -69,7 +45,37 @@ from relay.spool.queue_commands import (
     QueueCommand,
     ShownTimes,
 )
-from relay.spool.tables import Leftovers, OpenTransaction, QueueEngine, StoredContents, Tables
+from relay.spool.shared.columns import PAY_REPORTS
+from relay.spool.shared.queue.decisions import (
+    ChangeResult,
+    CommandTimes,
+    decide,
+    dry_run_entry,
+    in_flight_note,
+)
+from relay.spool.shared.queue.entries import (
+    EntryListBuilder,
+    EntrySelection,
+    like,
+    load_entries,
+    put_back,
+    store_changes,
+    to_be_planned,
+)
+from relay.spool.shared.queue.standing_holds import (
+    StandingHold,
+    StandingHolds,
+    end_new,
+    hold_new,
+    read_holds,
+)
+from relay.spool.shared.tables import (
+    Leftovers,
+    OpenTransaction,
+    QueueEngine,
+    StoredContents,
+    Tables,
+)
 from relay.spool.types import (
     FIRST_KEY,
     Claim,
